@@ -26,7 +26,7 @@ from will_it_fit.engine.fake_group import fake_group
 from will_it_fit.engine.trace import Options, trace_step
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.step import random_step
-from will_it_fit.tracing.trace import prepare
+from will_it_fit.tracing.prepare import prepare
 
 TABLE = rows.FOLDER / "times.csv"
 SMALL_UNIT_BYTES = 2**20  # an adapter's unit is smaller, a layer's larger

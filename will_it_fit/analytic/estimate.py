@@ -22,12 +22,14 @@ from math import ceil
 from typing import Any
 
 from will_it_fit.analytic.decoder import NotDescribed, described
+from will_it_fit.analytic.parameters import parameter_count
 from will_it_fit.analytic.setting import Setting, check_described
 from will_it_fit.analytic.step import TrainingStep
 from will_it_fit.cards.gpus import named
 from will_it_fit.engine.components import ACTIVATIONS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES, OVERHEAD, WEIGHTS
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
 from will_it_fit.scenario import strategies
+from will_it_fit.scenario.nested_fields import Parallel
 from will_it_fit.scenario.scenario import Scenario
 
 
@@ -139,10 +141,12 @@ def components(method: str, width: int, parameters: int, bits: int = 4) -> dict[
     return {**parts, ACTIVATIONS: activations, OVERHEAD: OVERHEAD_BYTES[method]}
 
 
-def on_each(parts: Mapping[str, int], strategy: str, gpus: int) -> dict[str, int]:
-    """One GPU's share of the memory by component."""
-    divided = [name for part in strategies.STRATEGIES[strategy].divides for name in PARTS[part]]
-    return {name: ceil(Fraction(size, gpus)) if name in divided else size for name, size in parts.items()}
+def on_each(parts: Mapping[str, int], parallel: Parallel) -> dict[str, int]:
+    """One GPU's share of the memory by component: FSDP divides, and so do matrices and layers on a mesh."""
+    kinds = parallel.kind.divides or (strategies.WEIGHTS, strategies.GRADIENTS, strategies.STATES)
+    among = parallel.gpus // parallel.replicate if parallel.kind.divides else parallel.tensor * parallel.pipeline
+    divided = [name for part in kinds for name in PARTS[part]]
+    return {name: ceil(Fraction(size, among)) if name in divided else size for name, size in parts.items()}
 
 
 def quoted_parameters(count: int, name: str | None = None) -> int:
@@ -165,7 +169,7 @@ def rule_of_thumb(scenario: Scenario, parameters: int) -> dict[str, Any]:
     answers = []
     for count in (quoted_parameters(parameters, scenario.model_name), parameters):
         parts = components(scenario.method, width, count, bits)
-        parts = on_each(parts, scenario.parallel.strategy, scenario.parallel.gpus)
+        parts = on_each(parts, scenario.parallel)
         answers.append({"parameters": count, "components": parts, "peak_allocated_bytes": sum(parts.values())})
     return {**answers[0], "exact_count": answers[1]}
 
@@ -180,10 +184,10 @@ class Estimated:
     Attributes
     ----------
     analytic, rule_of_thumb
-        Each with ``peak_allocated_bytes`` and ``components``; both None where the estimate does not describe the
-        architecture or a setting.
+        Each with ``peak_allocated_bytes`` and ``components``. The estimate is None where it does not describe the
+        architecture or a setting; the rule, too, where not even the parameters are known.
     reason
-        Why they are None, else None.
+        Why the estimate is None, else None.
     """
 
     scenario: Scenario
@@ -196,11 +200,21 @@ class Estimated:
         return {**vars(self), "scenario": self.scenario.to_mapping()}
 
 
+def _by_parameters(scenario: Scenario, reason: str) -> Estimated:
+    """What is left where a step is not described: the parameters, where the family is known, and the rule of thumb."""
+    try:
+        count = parameter_count(scenario.model)
+    except NotDescribed:
+        return Estimated(scenario, None, None, reason)
+    known = f"its {count / 1e9:.2f} billion parameters are exact, and its activations come from the trace alone"
+    return Estimated(scenario, None, rule_of_thumb(scenario, count), f"{reason}: {known}")
+
+
 def estimate(scenario: Scenario, where: object = "scenario", *, blocks: bool = True) -> Estimated:
     """The analytic estimate on the GPU that a scenario names, and the rule of thumb; ``blocks`` as there."""
     gpu = named(scenario.gpu, where)
     try:
         analytic = analytic_estimate(scenario, where, capability=gpu.capability if gpu else None, blocks=blocks)
     except NotDescribed as error:
-        return Estimated(scenario, None, None, str(error))
+        return _by_parameters(scenario, str(error))
     return Estimated(scenario, analytic, rule_of_thumb(scenario, analytic["parameters"]["total"]))

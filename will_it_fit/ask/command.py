@@ -135,6 +135,14 @@ def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str], 
         return _print(serve(asked, options.requests, options.weights), options.json)
     if options.all_gpus:
         return _print_cards(asked, options.json)
+    if options.divide or options.fewest:
+        from will_it_fit.ask.divisions import print_divisions, print_fewest
+
+        progress = _Progress()
+        try:
+            return (print_divisions if options.divide else print_fewest)(asked, progress, options.json)
+        finally:
+            progress.end()
     tensors = options.count is not None or options.layers
     if tensors and not (options.explain or options.json):
         words = [*words, "--explain"]
@@ -148,12 +156,14 @@ def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str], 
 
 
 _FORMS = ("--json", "--yaml", "--explain")  # of one answer
-_KINDS = ("--longest", "--largest-batch", "--all-gpus", "--compare", "--serve")  # of question
+_KINDS = ("--longest", "--largest-batch", "--all-gpus", "--divide", "--fewest", "--compare", "--serve")  # of question
 # Options that exclude each other, and why; the second goes.
 _APART = (
     ("--longest", "--quick", "what is shown as fitting is traced"),
     ("--largest-batch", "--quick", "what is shown as fitting is traced"),
     ("--all-gpus", "--quick", "what is shown as fitting is traced"),
+    ("--divide", "--quick", "what is shown as fitting is traced"),
+    ("--fewest", "--quick", "what is shown as fitting is traced"),
     ("--compare", "--quick", "the trace is compared"),
     ("--count", "--quick", "tensors are traced"),
     ("--layers", "--quick", "tensors are traced"),

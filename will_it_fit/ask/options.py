@@ -72,6 +72,8 @@ def parser() -> argparse.ArgumentParser:
     kinds.add_argument("--longest", action="store_true", help="the longest sequence that fits")
     kinds.add_argument("--largest-batch", action="store_true", help="the largest micro-batch that fits")
     kinds.add_argument("--all-gpus", action="store_true", help="every GPU of the catalogue")
+    kinds.add_argument("--divide", action="store_true", help="how to divide the step among the GPUs: meshes, ranked")
+    kinds.add_argument("--fewest", action="store_true", help="the least number of GPUs that hold the step, and how")
     kinds.add_argument("--compare", metavar="nvidia-smi=14.2GiB", help="explain the gap to your own measurement")
     kinds.add_argument("--serve", action="store_true", help="serving the model instead of training it")
     run = made.add_argument_group("the run", "hours, cost and energy, with --gpu or --all-gpus")

@@ -22,6 +22,7 @@ from will_it_fit.scenario.fields import BY_NAME
 from will_it_fit.scenario.model import configuration, size
 from will_it_fit.scenario.nested_fields import gpu_count
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.scenario.strategies import AXES
 
 _FILES = (".yaml", ".yml", ".json", ".py", ".ipynb", ".toml", ".jinja", ".j2")
 _LEARNED_POSITIONS = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm")
@@ -255,7 +256,7 @@ def _apply_options(fields: dict[str, Any], options: Options, gpu: Gpu | None) ->
 def _change_strategy(fields: dict[str, Any], strategy: str, gpu: Gpu | None) -> None:
     before = fields.get("parallel") or {}
     count = gpu.count if gpu and gpu.count > 1 else max(before.get("gpus", 1), gpu_count(fields.get("gpu")))
-    if strategy == "none":
+    if strategy == "none" and not any(before.get(axis, 1) != 1 for axis in AXES):
         fields["parallel"] = {"strategy": "none", "gpus": 1}
     elif count < 2:
         raise UserError(
@@ -265,7 +266,8 @@ def _change_strategy(fields: dict[str, Any], strategy: str, gpu: Gpu | None) -> 
             change={"gpu": f"2x{_kind(gpu, fields.get('gpu'))}"},
         )  # fmt: skip
     else:
-        kept = before if before.get("strategy") == strategy else {}
+        mesh = {axis: before[axis] for axis in AXES if axis in before}
+        kept = before if before.get("strategy") == strategy else mesh
         fields["parallel"] = {**kept, "strategy": strategy, "gpus": count}
 
 

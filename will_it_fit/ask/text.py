@@ -13,7 +13,7 @@ from will_it_fit.ask.options import suggested
 from will_it_fit.ask.question import Question
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, is_lower_bound, known
 from will_it_fit.common.text import GIB, gib, printable, yaml_text
-from will_it_fit.scenario.description import goes_without_saying
+from will_it_fit.scenario.description import goes_without_saying, say_way
 from will_it_fit.scenario.fields import BY_NAME, line
 from will_it_fit.scenario.model import PACKAGE_TITLES
 from will_it_fit.scenario.scenario import Scenario
@@ -65,7 +65,9 @@ def verdict_line(answer: Mapping[str, Any]) -> str:
     if (answer.get("phases_of_cycle") or {}).get("server"):
         return cycle_verdict(answer)
     parallel = answer["scenario"]["parallel"]
-    each = f" on each of {parallel['gpus']} GPUs with {parallel['strategy'].upper()}" if parallel["gpus"] > 1 else ""
+    each = (
+        f" on each of {parallel['gpus']} GPUs with {say_way(parallel, as_title=True)}" if parallel["gpus"] > 1 else ""
+    )
     has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} usable"
     if gpu["count"] > parallel["gpus"]:
         has += f" (of {gpu['count']} GPUs the step uses {parallel['gpus']})"

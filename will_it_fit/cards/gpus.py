@@ -120,8 +120,13 @@ def known() -> dict[str, Gpu]:
 
 
 @cache
+def _content() -> dict[str, Any]:
+    return read_yaml(CATALOGUE)
+
+
+@cache
 def _catalogue(*sections: str) -> dict[str, Gpu]:
-    content = read_yaml(CATALOGUE)
+    content = _content()
     return {
         name: _from_entry(name, entry, content["assumptions"])
         for section in sections
@@ -132,7 +137,7 @@ def _catalogue(*sections: str) -> dict[str, Gpu]:
 @cache
 def _apple() -> dict[str, Gpu]:
     """Apple's chips by the memory that they share with the system, which alone decides what Metal gives a GPU."""
-    content = read_yaml(CATALOGUE)
+    content = _content()
     kinds = content["apple"]
     cards = {}
     for size in kinds["sizes_gb"]:
@@ -185,7 +190,7 @@ def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
     gpu = checked_gpu(gpu, where)
     cards = known()
     if isinstance(gpu, str) and gpu not in cards:
-        assumptions = read_yaml(CATALOGUE)["assumptions"]
+        assumptions = _content()["assumptions"]
         gpu = read_gpu(gpu, {name: card.title for name, card in cards.items()}, assumptions["total_share"], where)
     if isinstance(gpu, str):
         return cards[gpu]
@@ -194,7 +199,7 @@ def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
         return replace(find(kind.get("name", kind), where), count=gpu["count"])
     if "name" in gpu:
         return find(gpu["name"], where)
-    context, source = _assumed_context(None, read_yaml(CATALOGUE)["assumptions"])
+    context, source = _assumed_context(None, _content()["assumptions"])
     total = int(gpu["vram_gib"] * GIB)
     return Gpu(f"{gpu['vram_gib']:g} GiB", "a GPU of this size", total, "as given", int(context * MIB), source, None)
 
@@ -242,7 +247,7 @@ def from_device(
     if listed:
         context, source = listed.context_bytes, listed.context_source
     else:
-        mib, source = _assumed_context(compute_capability, read_yaml(CATALOGUE)["assumptions"])
+        mib, source = _assumed_context(compute_capability, _content()["assumptions"])
         context = int(mib * MIB)
     held = 0
     if free_bytes is not None:

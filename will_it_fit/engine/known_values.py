@@ -115,6 +115,9 @@ class Values:
             return self._copied(*args)
         if self._stand_ins and any(self._stands_in(item) for item in _tensors(args, kwargs)):
             return self._on_host(func, args, kwargs)
+        if func is _aten.scatter_add_.default and (counts := self._even(*args)) is not None:
+            self.remember(args[0], counts)
+            return UNANSWERED
         if not self.carrying:
             return UNANSWERED
         kind = self._kind(func)
@@ -316,9 +319,6 @@ class Values:
         if known is not None:
             func(*known[0], **known[1])
             return
-        if func is _aten.scatter_add_.default and (counts := self._even(*args)) is not None:
-            self.remember(args[0], counts)
-            return
         if kind.dynamic and (indices := self._without_known_masks(args[1])) is not None:
             args = (args[0], indices, *args[2:])
         for place in kind.written:
@@ -333,11 +333,11 @@ class Values:
 
         None: it is no such count, or nobody needs it: only experts on several GPUs are sent as many tokens.
         """
-        held, added = self.known(counts), self.known(ones)
-        if not self.counts_evenly or held is None or added is None or counts.dim() != 1 or held.any():
+        of_numbers = not counts.dtype.is_floating_point and counts.dim() == ones.dim() == 1
+        if not self.counts_evenly or not of_numbers or self.known(chosen) is not None:
             return None
-        total, bins = int(added.sum()), held.numel()
-        return total // bins + (torch.arange(bins) < total % bins).to(held.dtype)
+        total, bins = ones.numel(), counts.numel()
+        return total // bins + (torch.arange(bins) < total % bins).to(counts.dtype)
 
     def _arguments(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """The arguments with the values of all tensors; None: some are not known."""

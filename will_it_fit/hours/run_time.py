@@ -135,7 +135,9 @@ class Run:
         sequences = self.rows * self.epochs
         if self.tokens_per_row is not None and scenario.packing != "none":
             sequences *= self.tokens_per_row / scenario.sequence_length
-        return ceil(sequences / (scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus))
+        return ceil(
+            sequences / (scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.rows_at_once)
+        )
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def spread(scenario: Scenario, gpus: int) -> tuple[Changes, str]:
     changes: Changes = {"parallel": {**kept, "strategy": DIVIDED, "gpus": gpus}, **_divisible(scenario)}
     price = f"the model is divided among {gpus} GPUs, and gathered layer by layer"
     price += "; a base of 4 bits, since one of 8 can't be divided" if "quantization" in changes else ""
-    before, rows, steps = scenario.parallel.gpus, scenario.micro_batch, scenario.gradient_accumulation
+    before, rows, steps = scenario.parallel.rows_at_once, scenario.micro_batch, scenario.gradient_accumulation
     if before * steps % gpus == 0:
         changes["gradient_accumulation"] = before * steps // gpus
     elif before * rows % gpus == 0:

@@ -22,6 +22,7 @@ from will_it_fit.planner.calibrated import alone, sharded, sweep
 from will_it_fit.planner.changes import COUNTS, as_method
 from will_it_fit.planner.feasibility import feasibility
 from will_it_fit.readers.request import parse_request
+from will_it_fit.scenario.description import say_way
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing import imports
 
@@ -73,7 +74,9 @@ def table(answer: Mapping[str, Any]) -> str:
     """The plan as text for a terminal."""
     scenario = answer["scenario"]
     parallel = scenario["parallel"]
-    spread = f", on each of {parallel['gpus']} GPUs with {parallel['strategy'].upper()}" if parallel["gpus"] > 1 else ""
+    spread = (
+        f", on each of {parallel['gpus']} GPUs with {say_way(parallel, as_title=True)}" if parallel["gpus"] > 1 else ""
+    )
     lines = [
         f"{scenario['model_name'] or scenario['model']['model_type']}, {scenario['precision']}{spread}:"
         f" the most rows of {scenario['sequence_length']} tokens / the longest row alone; below them everything fits",

@@ -111,7 +111,7 @@ def _timed(item: Suggestion, scenario: Scenario, gpu: Gpu, estimate: CalibratedE
     after = estimate.verify(changed)["times"][gpu.name]
 
     def seconds_per_token(step: Scenario, time: Mapping[str, Any]) -> float:
-        return time["seconds_per_step"] / (step.tokens * step.gradient_accumulation * step.parallel.gpus)
+        return time["seconds_per_step"] / (step.tokens * step.gradient_accumulation * step.parallel.rows_at_once)
 
     slower = seconds_per_token(changed, after) / seconds_per_token(scenario, before["time"]) - 1
     speed = f"{abs(slower):.0%} {'slower' if slower > 0 else 'faster'}" if abs(slower) >= 0.005 else "as fast"

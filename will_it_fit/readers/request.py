@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import language_model_only
 from will_it_fit.scenario.nested_fields import gpu_count
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.scenario.strategies import DIVIDED, NONE
 
 LIKE = ("trl", "peft", "axolotl")
 TOOL_DEFAULTS = data_path("tool_defaults.yaml")  # what `like` sets
@@ -69,7 +71,8 @@ def read_request(path: str | Path) -> ScenarioRequest:
 def parse_request(mapping: Mapping[str, Any], where: object = "scenario") -> ScenarioRequest:
     """A scenario's fields, with ``like`` among them or without.
 
-    A GPU with a count and no word of ``parallel`` is all of them, with FSDP2.
+    A GPU with a count, and neither a strategy nor a number of GPUs under ``parallel``, is all of them: with FSDP2, or
+    on the mesh that ``parallel`` names, if that has as many places.
 
     Raises
     ------
@@ -87,8 +90,8 @@ def parse_request(mapping: Mapping[str, Any], where: object = "scenario") -> Sce
     set_by_tool = like_fields(tool, named) if tool else {}
     given = {name for name, value in named.items() if value is not None}
     defaults = {name: value for name, value in set_by_tool.items() if name not in given}
-    if (count := gpu_count(named.get("gpu"))) > 1 and "parallel" not in given:
-        defaults["parallel"] = {**scenario_defaults()["parallel"], "strategy": "fsdp2", "gpus": count}
+    if (count := gpu_count(named.get("gpu"))) > 1 and not _says_how(named.get("parallel")):
+        defaults["parallel"] = {**scenario_defaults()["parallel"], **_all_of(count, named.get("parallel") or {})}
     scenario = Scenario.from_mapping(named, defaults, where)
     taken = {name: value for name, value in defaults.items() if name != "parallel"}
     values = {**scenario_defaults(), **defaults}
@@ -105,6 +108,18 @@ def parse_request(mapping: Mapping[str, Any], where: object = "scenario") -> Sce
     return ScenarioRequest(
         scenario, named, tool, taken, assumed_fields, warnings=left_out(named.get("model"), scenario, where)
     )
+
+
+def _says_how(parallel: Any) -> bool:
+    """Whether ``parallel`` names a strategy or a number of GPUs; what is no mapping is for the checks."""
+    return parallel is not None and (not isinstance(parallel, Mapping) or bool({"strategy", "gpus"} & set(parallel)))
+
+
+def _all_of(count: int, mesh: Mapping[str, Any]) -> dict[str, Any]:
+    """How all of so many GPUs take the step: FSDP2 beside a mesh, nothing beside one that has a place for each."""
+    places = [mesh.get(axis, 1) for axis in ("tensor", "pipeline")]
+    whole = all(isinstance(each, int) for each in places) and prod(places) == count
+    return {"strategy": NONE if whole or mesh.get("pipeline", 1) != 1 else DIVIDED, "gpus": count}
 
 
 def left_out(model: Any, scenario: Scenario, where: object) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from will_it_fit.common.text import yaml_text
 from will_it_fit.scenario.objectives import OBJECTIVES
+from will_it_fit.scenario.strategies import AXES, NONE
 
 MOST = 2**24  # of any count: beyond the longest context there is, and sizes of tensors still fit 64 bits
 ANY = ("*",)  # every value
@@ -214,13 +215,22 @@ def say_images(value: Mapping[str, Any] | None, _: Mapping[str, Any]) -> str:
     return f"{value['count'] or 1} image{many} of {value['height']} x {value['width']} in a row, {trained}"
 
 
+def say_way(parallel: Mapping[str, Any], *, as_title: bool = False) -> str:
+    """The strategy and the mesh: ``fsdp2 x tensor 2``; as a title ``FSDP2 x tensor 2``."""
+    strategy = parallel["strategy"]
+    mesh = [f"{axis} {parallel[axis]}" for axis in AXES if parallel.get(axis, 1) > 1]
+    if parallel.get("pipeline", 1) > 1:
+        mesh.append(f"schedule {parallel['schedule']}")
+    return " x ".join([*([strategy.upper() if as_title else strategy] if strategy != NONE else []), *mesh])
+
+
 def say_parallel(value: Mapping[str, Any], _: Mapping[str, Any]) -> str:
     if value["gpus"] < 2:
         return ""
     kept = "" if value.get("reshard_after_forward", True) else ", gathered weights kept until backward"
     offload = ", offloaded to the CPU" if value.get("offload", "none") != "none" else ""
     summed = ", gradients summed in fp32" if value.get("reduce_in_fp32") else ""
-    return f"{value['strategy']} on {value['gpus']} GPUs{kept}{summed}{offload}"
+    return f"{say_way(value)} on {value['gpus']} GPUs{kept}{summed}{offload}"
 
 
 def say_precision(value: str, scenario: Mapping[str, Any]) -> str:

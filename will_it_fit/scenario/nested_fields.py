@@ -17,7 +17,7 @@ from will_it_fit.scenario.description import ANY, MOST, described, say_generatio
 from will_it_fit.scenario.generation import Generation
 from will_it_fit.scenario.model import found_beside
 from will_it_fit.scenario.objectives import REFERENCES
-from will_it_fit.scenario.strategies import DIVIDED, NONE, STRATEGIES, Strategy
+from will_it_fit.scenario.strategies import DIVIDED, NONE, SCHEDULES, STRATEGIES, Strategy
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -161,6 +161,77 @@ class Parallel:
         words=("none", "cpu"),
         default="none",
     )
+    tensor: int = described(
+        "Among how many GPUs each layer's matrices are divided (tensor parallel), by transformers' plan for the"
+        " architecture. They take the same rows.",
+        least=1,
+        default=1,
+        example=2,
+        closed_form=(1,),
+    )
+    context: int = described(
+        "Among how many GPUs each row's tokens are divided (context parallel): accelerate's and PyTorch's ring"
+        " attention, with FSDP2 over these GPUs too.",
+        least=1,
+        default=1,
+        example=2,
+        closed_form=(1,),
+    )
+    pipeline: int = described(
+        "Among how many GPUs the layers are divided (pipeline parallel); `gradient_accumulation` is the number of"
+        " micro-batches.",
+        least=1,
+        default=1,
+        example=2,
+        closed_form=(1,),
+    )
+    expert: int = described(
+        "Among how many GPUs the experts of a mixture are divided (expert parallel); tokens go to theirs and come"
+        " back. They are some of the GPUs that share the rest of the model.",
+        least=1,
+        default=1,
+        example=2,
+        closed_form=(1,),
+    )
+    replicate: int = described(
+        "How many groups of GPUs hold the whole sharded model each (HSDP).",
+        least=1,
+        default=1,
+        example=2,
+        closed_form=(1,),
+    )
+    schedule: str = described(
+        "In which order a pipeline's stages take their micro-batches; with `interleaved` and `zero_bubble` each GPU has"
+        " two stages.",
+        words=tuple(SCHEDULES),
+        default="1f1b",
+        closed_form=ANY,
+    )
+
+    @property
+    def mesh(self) -> int:
+        """The product of what the mesh names: of tensor, context, pipeline and replicate."""
+        return self.tensor * self.context * self.pipeline * self.replicate
+
+    @property
+    def meshed(self) -> bool:
+        """Whether a mesh divides the step beside, or instead of, the strategy."""
+        return self.mesh > 1 or self.expert > 1
+
+    @property
+    def shard(self) -> int:
+        """Among how many GPUs FSDP alone shards: what the mesh leaves."""
+        return self.gpus // self.mesh
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many micro-batches the GPUs take at once; those of tensor, context and pipeline take the same rows."""
+        return self.gpus // (self.tensor * self.context * self.pipeline)
+
+    @property
+    def stages(self) -> int:
+        """Stages of the pipeline, over all GPUs."""
+        return self.pipeline * SCHEDULES[self.schedule]
 
     @property
     def kind(self) -> Strategy:

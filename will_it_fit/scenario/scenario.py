@@ -23,6 +23,7 @@ from will_it_fit.common.schema import problems
 from will_it_fit.scenario.contradictions import contradictions
 from will_it_fit.scenario.fields import ELSEWHERE, FIELDS, Fields, file_schema, scenario_defaults
 from will_it_fit.scenario.images import Images
+from will_it_fit.scenario.meshes import mesh_contradictions
 from will_it_fit.scenario.model import read_model, size
 from will_it_fit.scenario.nested_fields import PARTS, checked_adapter, checked_gpu, checked_lora
 from will_it_fit.scenario.objectives import OBJECTIVES, Objective
@@ -93,7 +94,7 @@ class Scenario(Fields):
         if whole["images"]:
             whole["images"].check(whole["model"], whole["sequence_length"], where)
         scenario = cls(**{f.name: whole[f.name] for f in fields(cls)})
-        if wrong := list(contradictions(scenario, where)):
+        if wrong := [*contradictions(scenario, where), *mesh_contradictions(scenario, where)]:
             raise UserError.several(wrong)
         if scenario.preference.reward_model:
             read_model(scenario.preference.reward_model, f"{where}: preference.reward_model")

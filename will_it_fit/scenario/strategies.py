@@ -50,3 +50,13 @@ STRATEGIES = {
     "zero2": Strategy("ZeRO-2", (GRADIENTS, STATES), zero=2),
     "zero3": Strategy("ZeRO-3", (WEIGHTS, GRADIENTS, STATES), zero=3),
 }
+# A pipeline's schedules, and how many stages each GPU has with them.
+SCHEDULES = {"1f1b": 1, "gpipe": 1, "interleaved": 2, "zero_bubble": 2}
+# What a mesh is divided by, as people say it, in the order in which neighbouring GPUs are apart: pipeline farthest.
+AXES = {
+    "pipeline": "pipeline",
+    "replicate": "replicas",
+    "context": "context",
+    "expert": "experts",
+    "tensor": "tensor",
+}

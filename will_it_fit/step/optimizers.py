@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.bitsandbytes_layers import keep_paged_states_outside
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step.meshes import mesh_of
 
 Parameters = Sequence[nn.Parameter]
 PROJECTED_EVERY = 200  # steps: GaLore's projections last so long
@@ -34,7 +36,18 @@ def build_optimizer(
     build = BUILDERS[scenario.optimizer]
     if build in BY_MATRICES:
         return build(*_matrices_and_others(model, trained), options, largest_steps)
-    return build(trained, **options)
+    return build(_by_mesh(trained), **options)
+
+
+def _by_mesh(trained: Parameters) -> Parameters | list[dict[str, Any]]:
+    """A group for each mesh where parameters lie on several, as transformers' Trainer makes them.
+
+    One call of a kernel can't take tensors of several meshes (``foreach``, ``fused``).
+    """
+    groups: dict[Any, list[nn.Parameter]] = defaultdict(list)
+    for parameter in trained:
+        groups[mesh_of(parameter)].append(parameter)
+    return [{"params": group} for group in groups.values()] if len(groups) > 1 else trained
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -3,7 +3,8 @@
 :func:`parallelize` needs the default process group to be there (``torch.distributed``): NCCL's or gloo's for training,
 :func:`will_it_fit.engine.fake_group.fake_group` for the trace. It calls what ``accelerate launch`` with the same
 settings would call: accelerate's ``fsdp2_prepare_model``, PyTorch's FSDP1 with PEFT's wrapping policy, PyTorch's DDP,
-accelerate's ``_prepare_deepspeed``. The optimizer is made afterwards, over the parameters that the wrapped model has
+accelerate's ``_prepare_deepspeed``; on a mesh what :mod:`will_it_fit.step.meshes` and :mod:`will_it_fit.step.pipeline`
+say. The optimizer is made afterwards, over the parameters that the wrapped model has
 (for DeepSpeed's ZeRO before, since it divides what the optimizer updates). The order::
 
     model = build_model(scenario, where_to_build(scenario, device), weights=folder)
@@ -30,6 +31,15 @@ from torch import nn
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import DTYPES, adapter_names
+from will_it_fit.step.meshes import (
+    accelerates_mesh,
+    by_plan,
+    clip_on_meshes,
+    divided_by_plan,
+    dividing_tokens,
+    mesh_of,
+)
+from will_it_fit.step.pipeline import pipeline_of
 
 
 def where_to_build(scenario: Scenario, device: str) -> str:
@@ -60,9 +70,13 @@ def parallelize(
         If the process group has another size than the scenario says.
     """
     strategy, device = scenario.parallel.strategy, torch.device(device)
-    if strategy == "none":
+    if strategy == "none" and not scenario.parallel.meshed:
         return model
     _check_group(scenario)
+    if scenario.parallel.pipeline > 1:
+        return pipeline_of(model, scenario, device)
+    if by_plan(scenario):
+        return divided_by_plan(model, scenario)
     if scenario.parallel.zero_stage:
         return _zero(model, scenario, device, optimizer)
     wrap = _ddp if scenario.parallel.kind.replicates else (_fsdp1, _fsdp2)[scenario.parallel.kind.fsdp - 1]
@@ -156,7 +170,10 @@ def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
     """Clip the gradients' norm over all GPUs to ``max_norm``; returns what it was, shape ()."""
     if type(model).__name__ == "FullyShardedDataParallel":
         return model.clip_grad_norm_(max_norm)
-    norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], max_norm)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if len({mesh_of(parameter.grad) for parameter in trained if parameter.grad is not None}) > 1:
+        return clip_on_meshes(trained, max_norm)
+    norm = nn.utils.clip_grad_norm_(trained, max_norm)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
@@ -190,12 +207,18 @@ def _fsdp2(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
     if scenario.parallel.reduce_in_fp32:
         policy = plugin.mixed_precision_policy or MixedPrecisionPolicy()
         plugin.mixed_precision_policy = dataclasses.replace(policy, reduce_dtype=torch.float32)
-    mesh = dist.device_mesh.init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("dp_shard",))
+    parallelism: Any = types.SimpleNamespace(fsdp_dim_names=["dp_shard"])
+    if scenario.parallel.meshed:
+        parallelism, mesh = accelerates_mesh(scenario, device)
+    else:
+        mesh = dist.device_mesh.init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("dp_shard",))
+    if scenario.parallel.context > 1:
+        dividing_tokens(model, parallelism, mesh)
     accelerator = types.SimpleNamespace(
         device=device,
         is_main_process=False,  # it would warn of what the scenario's notes say
         mixed_precision=scenario.autocast_precision or "no",
-        parallelism_config=types.SimpleNamespace(fsdp_dim_names=["dp_shard"]),
+        parallelism_config=parallelism,
         state=types.SimpleNamespace(fsdp_plugin=plugin),
         torch_device_mesh=mesh,
     )

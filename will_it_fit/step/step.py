@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import chain, repeat
 
 import torch
@@ -19,9 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.batches import IGNORED
+from will_it_fit.step.meshes import split_tokens
 from will_it_fit.step.model import autocast_dtype
 from will_it_fit.step.packing import full_packs
 from will_it_fit.step.parallel import backward, bare, clip_gradients, engine_step, exchanging, within_forward
+from will_it_fit.step.pipeline import Pipeline
 
 CHUNK_TOKENS = 256  # tokens whose logits exist at once with `loss: chunked`; 156 MB in fp32 for 152,064 words
 OFFLOADED_FROM = 1024  # bytes: smaller tensors stay on the GPU, as in TRL's and torchtune's OffloadActivations
@@ -125,6 +128,8 @@ def random_step(
     max_grad_norm: float | None,
 ) -> Callable[[], None]:
     """A whole training step on random tokens, to be traced or measured; on ``meta`` with two micro-batches at most."""
+    if isinstance(model, Pipeline):
+        return _pipeline_step(model, optimizer, scenario, device, max_grad_norm)
     config = bare(model).config
     vocabulary = config.get_text_config().vocab_size
     image_token = getattr(config, "image_token_id", None) if scenario.images else None
@@ -142,9 +147,25 @@ def random_step(
             if image_token is not None:
                 batch |= images_of(scenario, device, batch["input_ids"].shape, image_token)
             last, scale = number == count - 1, 1 / scenario.gradient_accumulation
-            with exchanging(model, last=last):
+            with exchanging(model, last=last), split_tokens(model, scenario, batch):
                 forward_backward(model, batch, scenario, loss_scale=scale, held=held, last=last)
             del batch
+        optimizer_step(model, optimizer, scenario, max_grad_norm=max_grad_norm)
+
+    return step
+
+
+def _pipeline_step(
+    model: Pipeline, optimizer: torch.optim.Optimizer, scenario: Scenario, device: str, max_grad_norm: float | None
+) -> Callable[[], None]:
+    """The same of a pipeline, which takes all micro-batches at once."""
+    rows = scenario.micro_batch * scenario.gradient_accumulation
+    vocabulary = model.config.get_text_config().vocab_size
+
+    def step() -> None:
+        batch = random_batch(replace(scenario, micro_batch=rows), device, vocabulary)
+        model.step(batch["input_ids"], batch["labels"])
+        del batch
         optimizer_step(model, optimizer, scenario, max_grad_norm=max_grad_norm)
 
     return step

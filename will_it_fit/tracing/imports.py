@@ -7,6 +7,7 @@ sharded tensors, which the trace of a step on one GPU does not run.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import warnings
@@ -46,6 +47,8 @@ def import_libraries(scenario: Scenario) -> None:
     _import_transformers([])
     if scenario.parallel.zero_stage:
         _import_whole_deepspeed()
+    if scenario.parallel.pipeline > 1:  # patched where it is imported (will_it_fit.engine.fake_pipeline)
+        import_module("torch.distributed.pipelining")
 
 
 def import_quietly(scenario: Scenario) -> None:
@@ -58,6 +61,10 @@ def import_quietly(scenario: Scenario) -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    # DTensor tells whoever trains on a mesh how to make its reductions one.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    logging.getLogger("torch.distributed.tensor.experimental").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="torch.distributed")
     warnings.filterwarnings("ignore", module="peft")  # a pattern for experts, which PEFT itself has made
 
 

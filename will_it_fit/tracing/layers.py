@@ -85,12 +85,13 @@ def depths(scenario: Scenario, *, often: bool = False) -> Depths | None:
     ``often``: at many sizes, so that the proof counts little.
 
     A compiler and packages' kernels ask for the card: their steps are traced whole. DDP sends gradients in buckets, and
-    ZeRO divides all weights together: both add up over layers. FSDP1 frees in an order of its own.
+    ZeRO divides all weights together: both add up over layers. FSDP1 frees in an order of its own. A pipeline's stages
+    are not alike.
     """
     parallel = scenario.parallel
     if scenario.images or scenario.aim.trainer or active_simulation():
         return None
-    if parallel.kind.replicates or parallel.zero_stage or parallel.kind.fsdp == 1:
+    if parallel.kind.replicates or parallel.zero_stage or parallel.kind.fsdp == 1 or parallel.pipeline > 1:
         return None
     key = next((name for name in _DEPTH if isinstance(scenario.model.get(name), int)), None)
     if key is None:

@@ -53,7 +53,7 @@ def measure(
     UserError
         If the device is not there or too small.
     """
-    if scenario.parallel.strategy != "none":
+    if scenario.parallel.strategy != "none" or scenario.parallel.meshed:
         raise UserError(
             "A step on several GPUs can't be measured by one process.",
             where="parallel",
@@ -110,7 +110,8 @@ def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
     from will_it_fit.step.model import build_model, parameter_count
     from will_it_fit.step.optimizers import build_optimizer
     from will_it_fit.step.step import random_step
-    from will_it_fit.tracing.trace import compiled_steps, labels
+    from will_it_fit.tracing.prepare import labels
+    from will_it_fit.tracing.trace import compiled_steps
 
     functions = ways_of(scenario, "cpu")
     model = build_model(scenario, "cpu")
@@ -160,7 +161,7 @@ def _objective_on_cpu(scenario: Scenario, timeline: bool) -> dict[str, Any]:
     from will_it_fit.engine.trainer import measure_trainer
     from will_it_fit.step.model import parameter_count
     from will_it_fit.step.objectives import UPDATES, build_trainer
-    from will_it_fit.tracing.trace import labels
+    from will_it_fit.tracing.prepare import labels
 
     counts: dict[str, int] = {}
 

@@ -3,6 +3,7 @@
 import pytest
 
 from will_it_fit.analytic.estimate import components, on_each, quoted_parameters, rule_of_thumb
+from will_it_fit.scenario.nested_fields import Parallel
 from will_it_fit.scenario.scenario import Scenario
 
 EXACT = 7_615_616_512
@@ -43,7 +44,8 @@ def test_beside_the_exact_count(method, precision, quoted, exact) -> None:
 def test_several_gpus_divide_what_people_say_they_divide() -> None:
     """Of 28 + 28 + 56 GB of weights, gradients and states; 8 of activations and 4 of overhead are each GPU's own."""
     parts = components("full", 4, 7 * GB)
-    each = {name: sum(on_each(parts, name, 4).values()) for name in ("ddp", "zero2", "zero3", "fsdp1", "fsdp2")}
+    names = ("ddp", "zero2", "zero3", "fsdp1", "fsdp2")
+    each = {name: sum(on_each(parts, Parallel(name, 4)).values()) for name in names}
     assert each == {"ddp": 124 * GB, "zero2": 61 * GB, "zero3": 40 * GB, "fsdp1": 40 * GB, "fsdp2": 40 * GB}
     parallel = {"strategy": "fsdp2", "gpus": 4}
     scenario = Scenario.from_mapping({"model": "qwen2.5-coder-7b", "method": "qlora", "parallel": parallel})

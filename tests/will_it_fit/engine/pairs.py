@@ -335,15 +335,27 @@ def reduce_scattered(_: Any, output_tensor: Any, input_tensor: Any, group: Any, 
     time.sleep(0.005)
 
 
-def start(folder: Path) -> tuple[int, int]:
-    """Become two processes with gloo; returns this one's rank, and the other's id (0 in the other)."""
+def start(folder: Path, count: int = 2) -> tuple[int, list[int]]:
+    """Become some processes with gloo; returns this one's rank, and the others' ids (in the first)."""
     torch.set_num_threads(1)
-    child = os.fork()  # the libraries are loaded once; no thread has been started yet
-    rank = 0 if child else 1
-    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2")
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    return rank, child
+    rank, children = 0, []
+    for number in range(1, count):  # the libraries are loaded once; no thread has been started yet
+        child = os.fork()
+        if not child:
+            rank, children = number, []
+            break
+        children.append(child)
+    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(count))
+    store = dist.FileStore(str(folder / "store"), count)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=60))
+    return rank, children
+
+
+def finish(folder: Path, rank: int, measured: dict[str, Any], children: list[int]) -> int:
+    """Write what a process measured, and end it; in the first whether all ended well."""
+    (folder / f"{rank}.json").write_text(json.dumps(measured))
+    dist.destroy_process_group()
+    return max((os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), default=0)
 
 
 def gloo_as_nccl() -> AbstractContextManager:
@@ -359,7 +371,7 @@ def gloo_as_nccl() -> AbstractContextManager:
 
 
 def main(folder: Path) -> int:
-    rank, child = start(folder)
+    rank, children = start(folder)
     flash_attention.__name__ = "scaled_dot_product_attention"  # context_parallel exchanges it by its name
     measured = {}
     with gloo_as_nccl():
@@ -371,9 +383,7 @@ def main(folder: Path) -> int:
                 measured[name] = figures(measure_step(taken.model, taken.optimizer, taken.step, taken.batch))
             if library:
                 library._destroy()
-    (folder / f"{rank}.json").write_text(json.dumps(measured))
-    dist.destroy_process_group()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0
+    return finish(folder, rank, measured, children)
 
 
 if __name__ == "__main__":

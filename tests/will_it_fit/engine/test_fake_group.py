@@ -12,7 +12,8 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.engine import fake_device, fake_group
 from will_it_fit.engine.errors import TraceError
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing.trace import prepare, trace
+from will_it_fit.tracing.prepare import prepare
+from will_it_fit.tracing.trace import trace
 
 FSDP1 = scenario("full", "fsdp1")
 FROZEN = scenario("lora", "fsdp1")  # in the root nothing is trained, so that only the end of backward gives it back

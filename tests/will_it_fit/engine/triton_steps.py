@@ -159,8 +159,10 @@ def interpreted() -> None:
         return result
 
     def first_configuration(tuner, *args, **kwargs):
-        tuner.nargs = dict(zip(tuner.arg_names, args, strict=False))
-        return tuner.fn.run(*args, **tuner.configs[0].all_kwargs(), **kwargs)
+        tuner.nargs, tuner.best_config = dict(zip(tuner.arg_names, args, strict=False)), tuner.configs[0]
+        result = tuner.fn.run(*args, **tuner.best_config.all_kwargs(), **kwargs)
+        tuner.nargs = None
+        return result
 
     kind.__call__ = call
     autotuner.Autotuner.run = first_configuration

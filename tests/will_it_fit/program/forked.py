@@ -39,10 +39,16 @@ class Fork:
         executable, *options, module = command[:4]
         assert (executable, options, stdin, stdout) == (sys.executable, ["-P", "-m"], subprocess.DEVNULL, stderr)
         self.returncode: int | None = None
+        failing, fails = os.pipe()
         self.pid = os.fork()
         if self.pid:
+            os.close(fails)
+            with os.fdopen(failing, "rb") as said:
+                if said.read():
+                    raise subprocess.SubprocessError("Exception occurred in preexec_fn.")
             return
         try:
+            os.close(failing)
             subprocess.Popen = _POPEN
             if start_new_session:
                 os.setsid()
@@ -50,7 +56,12 @@ class Fork:
             for number, file in ((0, nothing), (1, stdout.fileno()), (2, stdout.fileno())):
                 os.dup2(file, number)
             os.chdir(cwd)
-            preexec_fn()
+            try:
+                preexec_fn()
+            except BaseException:
+                os.write(fails, b"it failed")
+                raise
+            os.close(fails)
             os.environ.clear()
             os.environ.update(env)
             tempfile.tempdir = None

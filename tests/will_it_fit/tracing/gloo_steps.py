@@ -40,7 +40,7 @@ def measured_with_deepspeed() -> list[dict]:
     from will_it_fit.step.optimizers import build_optimizer
     from will_it_fit.step.parallel import parallelize
     from will_it_fit.step.step import random_step
-    from will_it_fit.tracing.trace import labels
+    from will_it_fit.tracing.prepare import labels
 
     _deepspeed_on_gloo()
     measured, linear = [], functional.linear
@@ -103,7 +103,7 @@ def main(folder: Path, kind: str = "") -> int:
     from will_it_fit.step.optimizers import build_optimizer
     from will_it_fit.step.parallel import parallelize
     from will_it_fit.step.step import random_step
-    from will_it_fit.tracing.trace import labels
+    from will_it_fit.tracing.prepare import labels
 
     clip = taken.clip_gradients
 

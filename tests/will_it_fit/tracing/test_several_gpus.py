@@ -20,7 +20,8 @@ from will_it_fit.engine.kernels import dispatch
 from will_it_fit.engine.replay import replay
 from will_it_fit.engine.trace import Options, trace_step
 from will_it_fit.step.step import random_step
-from will_it_fit.tracing.trace import prepare, trace
+from will_it_fit.tracing.prepare import prepare
+from will_it_fit.tracing.trace import trace
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from tests.repository import ROOT
 from tests.will_it_fit.tracing.gloo_steps import ZERO_STEPS
 from tests.will_it_fit.tracing.several_gpus import LLAMA, scenario, small_buckets
 from will_it_fit.common.errors import UserError
+from will_it_fit.tracing.ranks import Kind
 from will_it_fit.tracing.trace import trace
 
 PARAMETERS = 684928  # of the small Llama
@@ -36,7 +37,7 @@ def measured(tmp_path_factory):
 def test_two_processes_take_what_the_fake_group_says(number, rank, measured, monkeypatch):
     """To the byte, in every phase and in each process."""
     method, strategy, fields, buckets = ZERO_STEPS[number]
-    monkeypatch.setattr(will_it_fit.tracing.trace, "traced_rank", lambda _: rank)
+    monkeypatch.setattr(will_it_fit.tracing.trace, "kinds_of_ranks", lambda _: (Kind(rank, (rank,)),))
     with small_buckets() if buckets == "small" else nullcontext():
         report = trace(scenario(method, strategy, **fields), "cpu", timeline=False)
     assert report["resident_bytes"] == measured[rank][number]["resident_bytes"]
@@ -49,7 +50,7 @@ def test_of_zero2_the_last_process_is_followed(monkeypatch):
     step = scenario("full", "zero2", gpus=4)
     with small_buckets():
         followed = trace(step, "cpu", timeline=False)["phases"]
-        monkeypatch.setattr(will_it_fit.tracing.trace, "traced_rank", lambda _: 0)
+        monkeypatch.setattr(will_it_fit.tracing.trace, "kinds_of_ranks", lambda _: (Kind(0, (0,)),))
         first = trace(step, "cpu", timeline=False)["phases"]
     assert first["backward"] < followed["backward"]
     assert {phase: size for phase, size in first.items() if phase != "backward"}.items() <= followed.items()

@@ -1,0 +1,52 @@
+"""Parameters from the configuration alone are those of the model that transformers builds."""
+
+import pytest
+
+from tests.will_it_fit.decoders import DECODERS
+from tests.will_it_fit.families import FAMILIES
+from will_it_fit.analytic.decoder import NotDescribed
+from will_it_fit.analytic.estimate import estimate
+from will_it_fit.analytic.parameters import parameter_count
+from will_it_fit.scenario.model import MODELS
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step.model import skeleton
+
+UNKNOWN = {"zamba2", "gemma3n_text", "mimo-v2-flash"}  # layers that share weights; four residual streams; not tried
+
+
+def built(scenario: Scenario) -> int:
+    return sum(parameter.numel() for parameter in skeleton(scenario).parameters())
+
+
+def scenario(model) -> Scenario:
+    return Scenario.from_mapping({"model": model, "method": "full", "sequence_length": 128})
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - UNKNOWN))
+def test_a_familys_parameters_are_exact(family):
+    asked = scenario(FAMILIES[family])
+    assert parameter_count(asked.model) == built(asked)
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in MODELS.glob("*.json")} - UNKNOWN))
+def test_parameters_of_the_catalogue_are_exact(name):
+    asked = scenario(name)
+    assert parameter_count(asked.model) == built(asked)
+
+
+def test_a_step_that_is_not_described_has_its_parameters_and_says_where_the_rest_comes_from():
+    found = estimate(scenario("qwen3.5-9b"))
+    assert found.analytic is None and found.rule_of_thumb["exact_count"]["parameters"] == built(scenario("qwen3.5-9b"))
+    assert "does not describe the architecture qwen3_5_text: its 8.95 billion parameters are exact" in found.reason
+
+
+@pytest.mark.parametrize("model", [FAMILIES["zamba2"], DECODERS["bloom"]], ids=lambda model: model["model_type"])
+def test_a_family_that_is_not_known_has_no_figure(model):
+    found = estimate(scenario(model))
+    assert found.analytic is None and found.rule_of_thumb is None and found.reason.endswith(model["model_type"])
+
+
+def test_a_size_that_is_missing_is_named():
+    model = {key: value for key, value in FAMILIES["kimi_linear"].items() if key != "kv_lora_rank"}
+    with pytest.raises(NotDescribed, match="does not say kv_lora_rank"):
+        parameter_count(model)

@@ -1,0 +1,112 @@
+"""Meshes searched: all that a step can have, the order in which they are traced, what is shown as fitting."""
+
+import json
+
+import pytest
+
+from tests.will_it_fit.tracing.several_gpus import LLAMA, scenario
+from will_it_fit.ask import command
+from will_it_fit.cards.gpus import find
+from will_it_fit.planner import divisions
+from will_it_fit.planner.divisions import Order, divide, fewest, ways
+
+
+def small(gpus=4, **fields):
+    return scenario("full", "fsdp2", gpus=gpus, precision="bf16", sequence_length=64, **fields)
+
+
+def named(steps):
+    return {divisions.say_way(vars(step.parallel)) for step in steps}
+
+
+def test_every_way_is_a_step_and_the_others_are_left_out():
+    found = named(ways(small(), 4))
+    assert {
+        "ddp",
+        "fsdp2",
+        "fsdp2 x replicate 2",
+        "fsdp2 x tensor 2",
+        "fsdp2 x context 2",
+        "fsdp2 x context 4",
+    } <= found
+    assert "fsdp2 x tensor 4" not in found  # two heads of keys and values
+    assert not [way for way in found if "expert" in way]
+    assert "pipeline 2 x tensor 2 x schedule 1f1b" in found
+    assert not [way for way in named(ways(small().changed(method="lora"), 4)) if "tensor" in way or "pipeline" in way]
+
+
+def test_as_many_rows_make_an_update():
+    """Four GPUs with a micro-batch each: two, where two of them share their rows, take two after each other."""
+    for step in ways(small(), 4):
+        rows = step.micro_batch * step.gradient_accumulation * step.parallel.rows_at_once
+        assert rows == 2 * 4, step.parallel
+
+
+def test_the_order_knows_what_divides_what():
+    order = Order(small(), find("h100-80gb"))
+    sizes = {divisions.say_way(vars(step.parallel)): order.required_bytes(step) for step in ways(small(), 4)}
+    assert sizes["ddp"] > sizes["fsdp2 x replicate 2"] > sizes["fsdp2"]
+    seconds = {divisions.say_way(vars(step.parallel)): order.seconds_per_token(step) for step in ways(small(), 4)}
+    assert seconds["fsdp2 x tensor 2"] > seconds["ddp"] > 0
+
+
+def test_the_asked_way_comes_first_and_the_best_of_the_others_after_it():
+    said, shown = [], []
+    found = divide(small(), find("h100-80gb"), lambda what, left, _: said.append((what, left)), shown.append)
+    assert said[0] == ("fsdp2", 4) and said[-1][1] == 0
+    assert shown[0].way == "fsdp2" and found["asked"]["way"] == "fsdp2"
+    rows = found["divisions"]
+    assert len(rows) == 5 and found["considered"] == 7
+    assert [row["fits"] for row in rows] == [True] * 5
+    speeds = [row["tokens_per_second"] for row in rows]
+    assert speeds == sorted(speeds, reverse=True)
+
+
+def test_the_fewest_gpus_are_looked_for_from_one_on(monkeypatch):
+    """On a card that holds no whole model: the first number of GPUs on which a traced division fits."""
+    step = small(gpus=2)
+    card = find({"vram_gib": 0.03})
+    monkeypatch.setattr(divisions, "COUNTS", (1, 2, 4))
+    found = fewest(step, card)
+    assert found["counts"][-1] == (found["gpus"] or 4)
+    if found["gpus"]:
+        assert found["division"]["fits"] and found["division"]["parallel"]["gpus"] == found["gpus"]
+    assert all(not row["fits"] for row in found["tried"])
+    whole = fewest(step, find("h100-80gb"))
+    assert whole["gpus"] == 1 and whole["division"]["way"] == "one GPU"
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LLAMA))
+    return str(path)
+
+
+WORDS = ("-s", "64", "--method", "full", "--set", "precision=bf16", "--fresh")
+
+
+def test_the_command_line_ranks_divisions(model, capsys):
+    assert command.main([model, "--gpu", "2xh100", *WORDS, "--divide"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("FITS as asked, fsdp2: ")
+    assert "2 GPUs, the best first:" in text and "write: parallel: {strategy:" in text
+
+
+def test_the_command_line_names_the_fewest(model, capsys):
+    assert command.main([model, "--gpu", "h100", *WORDS, "--fewest", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gpus"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--divide"], "`--divide` needs a GPU"),
+        (["--gpu", "h100", "--divide"], "is for several GPUs"),
+        (["--gpu", "2xh100", "--divide", "--fewest"], "they are two questions"),
+        (["--gpu", "2xh100", "--divide", "--quick"], "what is shown as fitting is traced"),
+    ],
+)
+def test_questions_that_cant_be_asked(model, words, said):
+    with pytest.raises(command.UserError, match=said):
+        command.main([model, *WORDS, *words])

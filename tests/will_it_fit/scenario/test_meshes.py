@@ -1,0 +1,139 @@
+"""Meshes: what they are, how an answer says them, and those that no step can have."""
+
+import pytest
+
+from tests.will_it_fit.tracing.several_gpus import LLAMA
+from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.contradictions import TRAINING, contradictions
+from will_it_fit.scenario.description import say_parallel
+from will_it_fit.scenario.scenario import Scenario
+
+MOE = LLAMA | {"model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+
+
+def made(parallel, **fields):
+    mapping = {"model": LLAMA, "method": "full", "precision": "fp32", "sequence_length": 64, "micro_batch": 2}
+    return Scenario.from_mapping(mapping | fields | {"parallel": parallel})
+
+
+GOOD = {
+    "tensor alone": ({"strategy": "none", "gpus": 2, "tensor": 2}, {}, (1, 1)),
+    "shards beside": ({"strategy": "fsdp2", "gpus": 8, "tensor": 2}, {}, (4, 4)),
+    "replicas": ({"strategy": "fsdp2", "gpus": 8, "replicate": 2}, {}, (4, 8)),
+    "context": ({"strategy": "fsdp2", "gpus": 8, "context": 4}, {}, (2, 2)),
+    "pipeline": (
+        {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2},
+        {"gradient_accumulation": 2},
+        (1, 1),
+    ),
+    "experts": ({"strategy": "fsdp2", "gpus": 6, "expert": 3}, {"model": MOE}, (6, 6)),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_mesh_leaves_the_rest_to_fsdp(name):
+    parallel, fields, (shard, rows) = GOOD[name]
+    step = made(parallel, **fields)
+    assert (step.parallel.shard, step.parallel.rows_at_once) == (shard, rows)
+    assert Scenario.from_mapping(step.to_mapping()) == step
+
+
+# By name: parts of `parallel`, other fields, a word of the message, what to write.
+BAD = {
+    "product": ({"gpus": 6, "tensor": 4}, {"model": LLAMA | {"num_key_value_heads": 4}}, "is no multiple", "gpus: 8"),
+    "product without shards": ({"strategy": "none", "gpus": 4, "tensor": 2}, {}, "`parallel.gpus` says 4", "fsdp2"),
+    "more places than gpus": ({"strategy": "none", "gpus": 1, "tensor": 2}, {}, "`parallel.gpus` says 1", "gpus: 2"),
+    "heads": ({"gpus": 8, "tensor": 8}, {}, "does not divide the attention heads, 4", "tensor: 2"),
+    "heads of keys": ({"gpus": 4, "tensor": 4}, {}, "does not divide the heads of keys and values, 2", "tensor: 2"),
+    "columns": (
+        {"gpus": 2, "tensor": 2},
+        {"model": LLAMA | {"intermediate_size": 351}},
+        "does not divide the columns of the MLP, 351",
+        "tensor: 1",
+    ),
+    "tokens": ({"gpus": 2, "context": 2}, {"sequence_length": 62}, "can't be split", "sequence_length: 64"),
+    "sliding window": (
+        {"gpus": 2, "context": 2},
+        {"model": LLAMA | {"model_type": "mistral", "sliding_window": 32}},
+        "sliding-window",
+        "context: 1",
+    ),
+    "attention under context": (
+        {"gpus": 2, "context": 2},
+        {"attention": "eager"},
+        "needs scaled_dot",
+        "attention: sdpa",
+    ),
+    "context without fsdp": ({"strategy": "none", "gpus": 2, "context": 2}, {}, "needs `parallel.strategy", "fsdp2"),
+    "stages": (
+        {"strategy": "none", "gpus": 4, "pipeline": 4},
+        {"gradient_accumulation": 4},
+        "more stages than the model has layers, 3",
+        "pipeline: 3",
+    ),
+    "stages of interleaved": (
+        {"strategy": "none", "gpus": 2, "pipeline": 2, "schedule": "interleaved"},
+        {"gradient_accumulation": 2},
+        "A pipeline of 4 stages",
+        "pipeline: 1",
+    ),
+    "micro-batches": ({"strategy": "none", "gpus": 2, "pipeline": 2}, {}, "micro-batches", "gradient_accumulation: 2"),
+    "tied head": (
+        {"strategy": "none", "gpus": 2, "pipeline": 2},
+        {"gradient_accumulation": 2, "model": LLAMA | {"tie_word_embeddings": True}},
+        "tie_word_embeddings",
+        "pipeline: 1",
+    ),
+    "pipeline with fsdp": (
+        {"gpus": 4, "pipeline": 2},
+        {"gradient_accumulation": 2},
+        "transformers refuses FSDP inside a pipeline",
+        "strategy: none, gpus: 2",
+    ),
+    "pipeline with experts": (
+        {"gpus": 4, "pipeline": 2, "expert": 2},
+        {"gradient_accumulation": 2, "model": MOE},
+        "transformers refuses to send tokens to experts",
+        "expert: 1",
+    ),
+    "context with tensor": ({"gpus": 4, "context": 2, "tensor": 2}, {}, "imports a name", "tensor: 1"),
+    "experts": ({"gpus": 4, "expert": 4}, {"model": MOE}, "does not divide the experts, 6", "expert: 3"),
+    "experts on other gpus": ({"gpus": 4, "expert": 3}, {"model": MOE}, "has to be a multiple", "expert: 4"),
+    "no experts": ({"gpus": 2, "expert": 2}, {}, "this model has none", "expert: 1"),
+    "replicas of everything": ({"gpus": 4, "replicate": 4}, {}, "leaves no GPUs to shard among", "strategy: ddp"),
+    "replicas of parts of rows": ({"gpus": 4, "replicate": 2, "context": 2}, {}, "leaves no GPUs", "replicate: 1"),
+    "ddp": ({"strategy": "ddp", "gpus": 4, "tensor": 2}, {}, "not predicted together", "strategy: fsdp2"),
+    "schedule alone": ({"gpus": 2, "schedule": "gpipe"}, {}, "is of a pipeline", "schedule: 1f1b"),
+    "adapters": ({"gpus": 2, "tensor": 2}, {"method": "lora"}, "PEFT's adapters", "method: full"),
+    "offload": ({"gpus": 2, "tensor": 2, "offload": "cpu"}, {}, "accelerate's FSDP2", "offload: none"),
+    "gathered weights kept": (
+        {"gpus": 2, "tensor": 2, "reshard_after_forward": False},
+        {},
+        "is accelerate's",
+        "reshard_after_forward: true",
+    ),
+    "autocast": ({"gpus": 2, "tensor": 2}, {"precision": "bf16-mixed"}, "Autocast and a mesh", "precision: bf16"),
+    "packing": ({"gpus": 2, "context": 2}, {"packing": "rows"}, "`packing: rows` and a mesh", "packing: none"),
+    "loss": ({"strategy": "none", "gpus": 2, "tensor": 2}, {"loss": "chunked"}, "a mesh", "loss: full"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_mesh_that_no_step_can_have(name):
+    parallel, fields, said, write = BAD[name]
+    with pytest.raises(UserError) as caught:
+        made({"strategy": "fsdp2"} | parallel, **fields)
+    assert said in str(caught.value) and write in str(caught.value)
+
+
+def test_what_an_answer_says_of_a_mesh():
+    step = made({"strategy": "fsdp2", "gpus": 8, "tensor": 2, "replicate": 2})
+    assert say_parallel(step.to_mapping()["parallel"], {}) == "fsdp2 x replicate 2 x tensor 2 on 8 GPUs"
+    step = made({"strategy": "none", "gpus": 2, "pipeline": 2, "schedule": "gpipe"}, gradient_accumulation=2)
+    assert say_parallel(step.to_mapping()["parallel"], {}) == "pipeline 2 x schedule gpipe on 2 GPUs"
+
+
+def test_a_mesh_is_predicted_and_not_trained():
+    step = made({"strategy": "fsdp2", "gpus": 2, "context": 2})
+    (problem,) = contradictions(step, "training", TRAINING, {"on_out_of_memory": "stop"})
+    assert "can be predicted" in str(problem)

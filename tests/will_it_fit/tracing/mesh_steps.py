@@ -1,0 +1,121 @@
+"""Steps on meshes of two and four GPUs, as scenarios; measured in as many gloo processes by this program.
+
+python -m tests.will_it_fit.tracing.mesh_steps FOLDER 2
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from tests.will_it_fit.tracing.several_gpus import LLAMA
+from will_it_fit.scenario.scenario import Scenario
+
+LAYERS = LLAMA | {"num_hidden_layers": 4}
+EXPERTS = LLAMA | {
+    "model_type": "qwen3_moe",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 96,
+    "head_dim": 32,
+}
+LORA = {"method": "lora", "lora": {"rank": 8}}
+PIPELINE = {"strategy": "none", "pipeline": 2}
+# By name: parts of `parallel`, and other fields that differ.
+STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "tensor": ({"strategy": "none", "tensor": 2}, {}),
+    "tensor, checkpointed": ({"strategy": "none", "tensor": 2}, {"gradient_checkpointing": True}),
+    "context": ({"context": 2}, {}),
+    "context, LoRA": ({"context": 2}, LORA),
+    "context, two micro-batches": ({"context": 2}, {"gradient_accumulation": 2}),
+    "1f1b": (PIPELINE, {"gradient_accumulation": 4, "model": LAYERS}),
+    "gpipe": (PIPELINE | {"schedule": "gpipe"}, {"gradient_accumulation": 4, "model": LAYERS}),
+    "interleaved": (PIPELINE | {"schedule": "interleaved"}, {"gradient_accumulation": 4, "model": LAYERS}),
+    "zero bubble": (PIPELINE | {"schedule": "zero_bubble"}, {"gradient_accumulation": 4, "model": LAYERS}),
+    "expert": ({"expert": 2}, {"model": EXPERTS}),
+    "fsdp2 x tensor": ({"gpus": 4, "tensor": 2}, {}),
+    "replicate": ({"gpus": 4, "replicate": 2}, LORA),
+    "pipeline x tensor": (
+        {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2},
+        {"gradient_accumulation": 2, "model": LAYERS},
+    ),
+    "fsdp2 x context": ({"gpus": 4, "context": 2}, {}),
+    "context of four": ({"gpus": 4, "context": 4}, {}),
+    "tensor x expert": ({"gpus": 4, "tensor": 2, "expert": 4}, {"model": EXPERTS}),
+}
+
+
+def scenario(name: str) -> Scenario:
+    """A step of a small model."""
+    parallel, fields = STEPS[name]
+    mapping = {"model": LLAMA, "method": "full", "precision": "fp32", "sequence_length": 64, "micro_batch": 2}
+    mapping["gradient_checkpointing"] = False
+    return Scenario.from_mapping(mapping | {"parallel": {"strategy": "fsdp2", "gpus": 2, **parallel}} | fields)
+
+
+def in_turns(model: Any) -> None:
+    """Let routers choose experts in turns, so that each gets as many tokens as the trace assumes."""
+    import torch
+
+    for router in (module for name, module in model.named_modules() if name.endswith("mlp.gate")):
+
+        def choose(*args: Any, forward: Any = router.forward, experts: int = 4, **named: Any) -> tuple:
+            *scores, chosen = forward(*args, **named)
+            return *scores, (torch.arange(chosen.numel()) % experts).view_as(chosen)
+
+        router.forward = choose
+
+
+def main(folder: Path, count: int) -> int:
+    import torch
+    from torch.nn import functional
+
+    from tests.will_it_fit.engine.pairs import (
+        figures,
+        finish,
+        flash_attention,
+        flash_on_cpu,
+        gloo_as_nccl,
+        start,
+    )
+    from will_it_fit.engine.trace import Options, measure_step
+    from will_it_fit.step import step as taken
+    from will_it_fit.step.model import build_model
+    from will_it_fit.step.optimizers import build_optimizer
+    from will_it_fit.step.parallel import parallelize
+    from will_it_fit.tracing.prepare import labels
+
+    rank, children = start(folder, count)
+    flash_attention.__name__ = "scaled_dot_product_attention"  # context_parallel exchanges it by its name
+    clip, measured = taken.clip_gradients, {}
+
+    def clip_later(*arguments: Any) -> torch.Tensor:
+        import time
+
+        time.sleep(0.1)  # until gloo's thread has let go of its last buffer
+        return clip(*arguments)
+
+    with gloo_as_nccl(), mock.patch.object(taken, "clip_gradients", clip_later):
+        for name in STEPS:
+            step = scenario(name)
+            if step.parallel.gpus != count:
+                continue
+            with ExitStack() as stack:
+                if step.parallel.context > 1:  # PyTorch's ring knows no attention of the CPU
+                    stack.callback(flash_on_cpu()._destroy)
+                    stack.enter_context(mock.patch.object(functional, "scaled_dot_product_attention", flash_attention))
+                model = build_model(step, "cpu")
+                in_turns(model)
+                label = labels(model)
+                model = parallelize(model, step, "cpu")
+                optimizer = build_optimizer(model, step)
+                one_step = taken.random_step(model, optimizer, step, "cpu", max_grad_norm=1.0)
+                measured[name] = figures(measure_step(model, optimizer, one_step, options=Options(label=label)))
+    return finish(folder, rank, measured, children)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

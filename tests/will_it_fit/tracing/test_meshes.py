@@ -1,0 +1,118 @@
+"""Scenarios on meshes: each GPU's bytes against real processes, and what the answer says of GPUs that differ."""
+
+import json
+import subprocess
+
+import pytest
+
+from tests.repository import ROOT
+from tests.warm import launchers
+from tests.will_it_fit.tracing.mesh_steps import LAYERS, STEPS, scenario
+from will_it_fit.common.errors import UserError
+from will_it_fit.engine.report import make_report
+from will_it_fit.hours.step_time import speed_of
+from will_it_fit.tracing import trace as traces
+from will_it_fit.tracing.prepare import prepare
+from will_it_fit.tracing.ranks import kinds_of_ranks
+from will_it_fit.tracing.trace import Recorder, trace
+
+SIZES = {name: scenario(name).parallel.gpus for name in STEPS}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """By the number of GPUs and the rank, what as many processes measured of each step."""
+    found = {}
+    for count in sorted(set(SIZES.values())):
+        folder = tmp_path_factory.mktemp(f"meshes-{count}")
+        command = [f"{launchers()}/python", "-m", "tests.will_it_fit.tracing.mesh_steps", str(folder), str(count)]
+        subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+        found[count] = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
+    return found
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_each_process_takes_what_the_group_says(name, measured):
+    """To the byte, in every phase; each kind of GPU is traced once, and all of its kind have to be like it."""
+    step = scenario(name)
+    rows = trace(step, "cpu", timeline=False)["ranks"]
+    assert sorted(rank for row in rows for rank in row["ranks"]) == list(range(step.parallel.gpus))
+    for row in rows:
+        for rank in row["ranks"]:
+            assert row["phases"] == measured[SIZES[name]][rank][name]["phases"], rank
+
+
+def test_the_answer_is_that_of_the_gpu_that_needs_most():
+    answer = trace(scenario("1f1b"), timeline=False)
+    first, last = answer["ranks"]
+    assert (first["place"], last["place"]) == ("stage 1 of 2", "stage 2 of 2")
+    most = max(answer["ranks"], key=lambda row: row["required_bytes"])
+    assert all(answer[key] == most[key] for key in ("required_bytes", "peak_allocated_bytes", "peak_phase"))
+    (note,) = [note for note in answer["notes"] if "needs most" in note]
+    assert most["place"] in note and all(row["place"] in note for row in answer["ranks"])
+    peaks = [row["peak_allocated_bytes"] for row in answer["ranks"]]
+    assert Recorder()(scenario("1f1b")).peak_bytes() == pytest.approx(max(peaks), rel=1e-3)  # without rounding
+    assert min(peaks) < 0.95 * max(peaks)
+
+
+def test_gpus_that_are_alike_are_traced_once_and_said_together():
+    answer = trace(scenario("fsdp2 x tensor"), timeline=False)
+    (row,) = answer["ranks"]
+    assert row["ranks"] == [0, 1, 2, 3] and row["place"] == ""
+    assert not [note for note in answer["notes"] if "needs most" in note]
+
+
+def test_parts_between_the_first_and_the_last_are_alike():
+    first, between, last = kinds_of_ranks(scenario("context of four"))
+    assert (first.ranks, between.ranks, last.ranks) == ((0,), (1, 2), (3,))
+    assert [kind.one_text for kind in (first, between, last)] == [False, False, True]
+
+
+def test_interleaved_stages_are_named():
+    assert [kind.place for kind in kinds_of_ranks(scenario("interleaved"))] == [
+        "stages 1 and 3 of 4",
+        "stages 2 and 4 of 4",
+    ]
+
+
+def test_a_mesh_divides_what_it_says():
+    """Tensor halves matrices; a pipeline's halves hold half of the layers; replicas hold as much as two GPUs would."""
+    weights = {}
+    for name in ("tensor", "1f1b", "fsdp2 x tensor"):
+        answer = trace(scenario(name), "cpu", timeline=False)
+        weights[name] = answer["components"]["weights_fp32"], answer["parameters"]
+    tensor, whole = weights["tensor"]
+    assert whole * 2 < tensor < whole * 2.02  # 4 bytes of half of the elements, and the norms whole
+    assert weights["fsdp2 x tensor"][0] == pytest.approx(whole, rel=0.01)
+    pipeline, whole = weights["1f1b"]
+    assert pipeline == pytest.approx(whole * 2, rel=0.01)
+
+
+def test_an_architecture_without_a_plan_is_refused():
+    model = {"model_type": "gpt_neo", "num_layers": 2, "hidden_size": 64, "num_heads": 4, "vocab_size": 128}
+    model["attention_types"] = [[["global"], 2]]
+    with pytest.raises(UserError, match="transformers can't divide this architecture") as caught:
+        trace(scenario("tensor").changed(model=model), timeline=False)
+    assert caught.value.write == "parallel: {strategy: fsdp2, gpus: 2}"
+
+
+def test_a_note_says_that_experts_are_taken_to_be_chosen_evenly():
+    note = [note for note in trace(scenario("expert"), timeline=False)["notes"] if "experts" in note]
+    assert len(note) == 1 and "as many tokens" in note[0]
+
+
+def test_a_pipelines_time_has_its_wait():
+    speeds = {"h100-80gb": speed_of("h100-80gb")}
+    steps = {count: scenario("1f1b").changed(gradient_accumulation=count) for count in (2, 8)}
+    found = {count: trace(step, timeline=False, timed_on=speeds)["times"]["h100-80gb"] for count, step in steps.items()}
+    assert "pipeline's wait" in found[2]["basis"]
+    each = {count: time["seconds_per_step"] / count for count, time in found.items()}
+    assert each[2] > each[8]
+
+
+def test_layers_of_a_divided_model_are_composed():
+    """A deep model's step from shallow ones' is the step itself."""
+    deep = scenario("fsdp2 x tensor").changed(model=LAYERS | {"num_hidden_layers": 28})
+    kind = kinds_of_ranks(deep)[0]
+    whole, _ = traces._stepped(deep, "cpu", lambda each: prepare(each, "cpu"), kind, report=make_report)
+    assert trace(deep, "cpu", timeline=False)["phases"] == whole.phases

@@ -1,0 +1,81 @@
+"""``--divide`` and ``--fewest``: among how many GPUs, and divided how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from will_it_fit.ask.question import Question
+from will_it_fit.ask.text import card, step_line
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.text import gib, yaml_text
+from will_it_fit.planner import divisions
+
+
+def print_divisions(asked: Question, watch: Callable[..., None], as_json: bool) -> int:
+    """The asked way to divide a step, then the best ones in a table; exit status 0 where any fits."""
+    gpu = _gpu(asked, "--divide")
+    if asked.scenario.parallel.gpus < 2:
+        raise UserError(
+            "`--divide` is for several GPUs, and one was asked for.", where="the command line",
+            allowed="--gpu with a count, or --fewest", change={"gpu": f"8x{gpu.name}"},
+        )  # fmt: skip
+
+    def shown(one: divisions.Division) -> None:
+        word = "FITS" if one.fits else "DOES NOT FIT"
+        print(f"{word} as asked, {one.way}: {gib(one.required_bytes)} of {gib(gpu.usable_bytes)}")
+        print(f"for: {step_line(asked.scenario.to_mapping())}", flush=True)
+
+    found = divisions.divide(asked.scenario, gpu, watch, None if as_json else shown)
+    fits = any(row["fits"] for row in found["divisions"])
+    if as_json:
+        print(json.dumps(found | {"gpu": gpu.to_mapping()}, sort_keys=True))
+        return 0 if fits else 1
+    print(f"traced {len(found['divisions'])} of {found['considered']} ways on {found['gpus']} GPUs, the best first:")
+    for row in found["divisions"]:
+        print(_line(row))
+    if fits:
+        print(f"write: {_write(found['divisions'][0])}")
+    return 0 if fits else 1
+
+
+def print_fewest(asked: Question, watch: Callable[..., None], as_json: bool) -> int:
+    """The least number of GPUs that hold a step; exit status 0 where there is one."""
+    gpu = _gpu(asked, "--fewest")
+    found = divisions.fewest(asked.scenario, gpu, watch)
+    if as_json:
+        print(json.dumps(found | {"gpu": gpu.to_mapping()}, sort_keys=True))
+        return 0 if found["gpus"] else 1
+    if not found["gpus"]:
+        print(f"NOTHING FITS {card(gpu.to_mapping())}: up to {found['counts'][-1]} of them were tried")
+        return 1
+    one, of = found["division"], f"{gpu.title}{'s' * (found['gpus'] > 1)}"
+    print(f"{found['gpus']} {of} hold the step, {one['way']}: {gib(one['headroom_bytes'])} to spare on each")
+    print(_line(one))
+    for row in found["tried"]:
+        print(_line(row))
+    print(f"write: {_write(one)}")
+    return 0
+
+
+def _gpu(asked: Question, option: str) -> Any:
+    if asked.gpu is None:
+        raise UserError(
+            f"`{option}` needs a GPU.", where="the command line", allowed="--gpu NAME, or NxNAME",
+            change={"gpu": "8xh100-80gb"},
+        )  # fmt: skip
+    return asked.gpu
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    word = "fits" if row["fits"] else "does not fit"
+    speed = f"{row['tokens_per_second']:>10,.0f} tokens/s" if row["tokens_per_second"] else f"{'':>19}"
+    place = f"   {row['place']} needs most" if row["place"] else ""
+    needs = f"{row['parallel']['gpus']:>4} GPUs {gib(row['required_bytes']):>12}"
+    return f"  {row['way']:<38}{needs}  {word:<13}{speed}{place}"
+
+
+def _write(row: Mapping[str, Any]) -> str:
+    more = f", gradient_accumulation: {row['gradient_accumulation']}" if row["gradient_accumulation"] > 1 else ""
+    return f"parallel: {yaml_text(divisions.written(row))}{more}"

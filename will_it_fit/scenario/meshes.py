@@ -1,0 +1,329 @@
+"""Meshes that no step can have, with what divides and what to write.
+
+A mesh divides GPUs by tensor, context, pipeline and replicate; FSDP2 shards among what is left. Which of them go
+together is what the installed libraries combine: accelerate shards, replicates and divides tokens; transformers
+divides matrices and experts, with and without FSDP2; PyTorch's schedules run a pipeline. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from math import gcd
+from typing import Any, NamedTuple
+
+from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.optimizers import OPTIMIZERS
+from will_it_fit.scenario.strategies import AXES, DIVIDED, NONE, SCHEDULES
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # as configurations call how many there are
+
+
+class Problem(NamedTuple):
+    """``change`` are parts of ``parallel``, or fields of the scenario where ``field`` is another."""
+
+    text: str
+    allowed: str
+    change: dict[str, Any]
+    field: str = "parallel"
+
+
+def mesh_contradictions(scenario: Any, where: object) -> Iterator[UserError]:
+    """What is wrong with a scenario's mesh; nothing where it has none."""
+    parallel = scenario.parallel
+    if parallel.schedule != "1f1b" and parallel.pipeline == 1:
+        problems: Iterator[Problem] = iter([
+            Problem(f"`parallel.schedule: {parallel.schedule}` is of a pipeline, and `parallel.pipeline` says 1.",
+                    "schedule: 1f1b; or pipeline: 2, 3, ...", {"schedule": "1f1b"})
+        ])  # fmt: skip
+    elif not parallel.meshed:
+        return
+    else:
+        problems = _problems(scenario)
+    for problem in problems:
+        value = getattr(scenario, problem.field)
+        given = (
+            {"parallel": {**_written(parallel), **problem.change}} if problem.field == "parallel" else problem.change
+        )
+        yield UserError(
+            problem.text,
+            where=where,
+            found=_written(parallel) if problem.field == "parallel" else value,
+            allowed=problem.allowed,
+            change=given,
+        )
+
+
+def _written(parallel: Any) -> dict[str, Any]:
+    """The parts of ``parallel`` that somebody has written."""
+    return {
+        name: value
+        for name, value in asdict(parallel).items()
+        if name in ("strategy", "gpus") or value != type(parallel).__dataclass_fields__[name].default
+    }
+
+
+def _problems(scenario: Any) -> Iterator[Problem]:
+    parallel = scenario.parallel
+    yield from _number_of_gpus(parallel)
+    yield from _strategies(parallel)
+    yield from _together(parallel)
+    if parallel.tensor > 1:
+        yield from _tensor(scenario)
+    if parallel.context > 1:
+        yield from _context(scenario)
+    if parallel.pipeline > 1:
+        yield from _pipeline(scenario)
+    if parallel.expert > 1:
+        yield from _expert(scenario)
+    yield from _other_fields(scenario)
+
+
+def _number_of_gpus(parallel: Any) -> Iterator[Problem]:
+    """A mesh whose product is not the number of GPUs."""
+    said = " x ".join(f"{axis} {getattr(parallel, axis)}" for axis in AXES if _counts(parallel, axis))
+    if parallel.strategy == DIVIDED and parallel.mesh > 1 and parallel.gpus % parallel.mesh:
+        yield Problem(
+            f"A mesh of {said} has {parallel.mesh} places, and `parallel.gpus: {parallel.gpus}` is no multiple.",
+            f"gpus: {parallel.mesh}, {2 * parallel.mesh}, {3 * parallel.mesh}, ...; FSDP2 shards among the rest",
+            {"gpus": -(-parallel.gpus // parallel.mesh) * parallel.mesh},
+        )
+    if parallel.strategy == NONE and parallel.mesh != parallel.gpus:
+        yield Problem(
+            f"A mesh of {said or 'experts'} has {parallel.mesh} places, and `parallel.gpus` says {parallel.gpus}.",
+            f"gpus: {parallel.mesh}; or strategy fsdp2, which shards among more",
+            {"gpus": parallel.mesh} if parallel.mesh > parallel.gpus else {"strategy": DIVIDED},
+        )
+
+
+def _counts(parallel: Any, axis: str) -> bool:
+    return axis != "expert" and getattr(parallel, axis) > 1
+
+
+def _strategies(parallel: Any) -> Iterator[Problem]:
+    named = [axis for axis in AXES if getattr(parallel, axis) > 1]
+    if parallel.strategy not in (NONE, DIVIDED):
+        yield Problem(
+            f"`parallel.{named[0]}` and `parallel.strategy: {parallel.strategy}` are not predicted together.",
+            "strategy fsdp2, which shards among the rest; or none",
+            {"strategy": DIVIDED},
+        )
+    for axis in named:
+        if axis in ("context", "replicate", "expert") and parallel.strategy == NONE:
+            yield Problem(
+                f"`parallel.{axis}: {getattr(parallel, axis)}` needs `parallel.strategy: fsdp2`, which shards the model"
+                " over these GPUs.",
+                "strategy: fsdp2",
+                {"strategy": DIVIDED},
+            )
+    if parallel.replicate > 1 and parallel.strategy == DIVIDED and parallel.gpus == parallel.mesh:
+        alone = parallel.replicate == parallel.mesh
+        yield Problem(
+            f"`parallel.replicate: {parallel.replicate}` leaves no GPUs to shard among, and accelerate refuses"
+            " replicas of what is not sharded.",
+            "strategy ddp" if alone else "replicate: 1, or more GPUs",
+            {"strategy": "ddp", "replicate": 1} if alone else {"replicate": 1},
+        )
+
+
+# What the installed versions can't combine, and why.
+_APART = (
+    ("context", "tensor", "accelerate's tensor parallel imports a name that transformers 5.24 no longer has"),
+    ("context", "pipeline", "accelerate, whose context parallel this is, has no pipeline"),
+    ("context", "expert", "accelerate, whose context parallel this is, divides no experts"),
+    ("pipeline", "expert", "transformers refuses to send tokens to experts inside a pipeline"),
+    ("pipeline", "replicate", "transformers refuses FSDP inside a pipeline"),
+)
+
+
+def _together(parallel: Any) -> Iterator[Problem]:
+    for first, second, why in _APART:
+        if getattr(parallel, first) > 1 and getattr(parallel, second) > 1:
+            yield Problem(
+                f"`parallel.{first}: {getattr(parallel, first)}` and `parallel.{second}: {getattr(parallel, second)}`"
+                f" can't be combined: {why}.",
+                f"{first}: 1; or {second}: 1",
+                {second: 1},
+            )
+    if parallel.pipeline > 1 and parallel.strategy == DIVIDED:
+        yield Problem(
+            f"`parallel.pipeline: {parallel.pipeline}` and `parallel.strategy: fsdp2` can't be combined: transformers"
+            " refuses FSDP inside a pipeline.",
+            "strategy: none, with tensor x pipeline as many as gpus; or pipeline: 1",
+            {"strategy": NONE, "gpus": parallel.pipeline * parallel.tensor, "replicate": 1},
+        )
+    if (parallel.tensor > 1 or parallel.expert > 1) and parallel.offload != "none":
+        yield Problem(
+            "`parallel.offload: cpu` is predicted for accelerate's FSDP2, not for transformers' with a tensor or expert"
+            " plan.",
+            "offload: none; or tensor and expert: 1",
+            {"offload": "none"},
+        )
+    if (parallel.tensor > 1 or parallel.expert > 1) and not parallel.reshard_after_forward:
+        yield Problem(
+            "`parallel.reshard_after_forward: false` is accelerate's; transformers' FSDP2 with a tensor or expert plan"
+            " gives gathered weights back.",
+            "reshard_after_forward: true; or tensor and expert: 1",
+            {"reshard_after_forward": True},
+        )
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is not above another."""
+    return max(count for count in range(1, max(most, 1) + 1) if number % count == 0)
+
+
+def _divides(parallel: Any, axis: str, number: int | None, what: str, common: int = 0) -> Iterator[Problem]:
+    """``common``: what an axis has to divide besides."""
+    count = getattr(parallel, axis)
+    if number and number % count:
+        fits = [each for each in range(2, number + 1) if number % each == 0]
+        yield Problem(
+            f"`parallel.{axis}: {count}` does not divide {what}, {number}.",
+            f"a divisor of {number}: {', '.join(map(str, [1, *fits][:6]))}{', ...' if len(fits) > 5 else ''}",
+            {axis: _divisor(gcd(number, common), count)},
+        )
+
+
+def _tensor(scenario: Any) -> Iterator[Problem]:
+    parallel = scenario.parallel
+    heads = scenario.size("num_attention_heads")
+    keys = scenario.size("num_key_value_heads") or heads
+    columns = scenario.size("intermediate_size")
+    common = gcd(*(count for count in (heads, keys, columns) if count))
+    for count, what in (
+        (heads, "the attention heads"),
+        (keys, "the heads of keys and values"),
+        (columns, "the columns of the MLP"),
+    ):
+        yield from _divides(parallel, "tensor", count, what, common)
+    if scenario.method != "full":
+        yield Problem(
+            f"`parallel.tensor` and `method: {scenario.method}` can't be combined: PEFT's adapters don't know how"
+            " transformers has divided the matrices below them.",
+            "full; or tensor: 1",
+            {"method": "full"},
+            "method",
+        )
+
+
+def _context(scenario: Any) -> Iterator[Problem]:
+    parallel, tokens = scenario.parallel, scenario.sequence_length
+    parts = 2 * parallel.context
+    if tokens % parts:
+        yield Problem(
+            f"`sequence_length: {tokens}` can't be split by `parallel.context: {parallel.context}`: each GPU takes a"
+            f" part from the beginning and one from the end, so {parts} parts have to be alike.",
+            f"a multiple of {parts}",
+            {"sequence_length": -(-tokens // parts) * parts},
+            "sequence_length",
+        )
+    text = scenario.model.get("text_config") or scenario.model
+    kinds = set(text.get("layer_types") or ()) - {"full_attention"}
+    if kinds or (text.get("sliding_window") and text.get("use_sliding_window", True) and not text.get("layer_types")):
+        yield Problem(
+            "accelerate refuses context parallel for a model with sliding-window or chunked attention, whose mask it"
+            " would drop.",
+            "context: 1; or a model with full attention",
+            {"context": 1},
+        )
+    if scenario.attention != "sdpa":
+        yield Problem(
+            f"Context parallel needs scaled_dot_product_attention, and `attention` says {scenario.attention}.",
+            "sdpa",
+            {"attention": "sdpa"},
+            "attention",
+        )
+
+
+def _pipeline(scenario: Any) -> Iterator[Problem]:
+    parallel, layers = scenario.parallel, scenario.size("num_hidden_layers")
+    each = SCHEDULES[parallel.schedule]
+    if layers and parallel.stages > layers:
+        yield Problem(
+            f"A pipeline of {parallel.stages} stages (`parallel.pipeline: {parallel.pipeline}`, {each} on each GPU) has"
+            f" more stages than the model has layers, {layers}.",
+            f"pipeline: 1 to {max(layers // each, 1)}",
+            {"pipeline": max(layers // each, 1), "gpus": max(layers // each, 1) * parallel.tensor},
+        )
+    batches = scenario.gradient_accumulation
+    if batches < parallel.pipeline or (each > 1 and batches % parallel.pipeline):
+        multiple = -(-max(batches, 1) // parallel.pipeline) * parallel.pipeline
+        yield Problem(
+            f"`parallel.pipeline: {parallel.pipeline}` with `schedule: {parallel.schedule}` needs"
+            f" {'a multiple of as many' if each > 1 else 'at least as many'} micro-batches, and `gradient_accumulation`"
+            f" says {batches}.",
+            f"{parallel.pipeline} or {'a multiple' if each > 1 else 'more'}",
+            {"gradient_accumulation": multiple},
+            "gradient_accumulation",
+        )
+    if (scenario.model.get("text_config") or scenario.model).get("tie_word_embeddings"):
+        yield Problem(
+            "The output head of this model is its embedding (`tie_word_embeddings`), and a pipeline has the one on the"
+            " last stage and the other on the first.",
+            "pipeline: 1; or a model with a head of its own",
+            {"pipeline": 1},
+        )
+    if scenario.method != "full":
+        yield Problem(
+            f"`parallel.pipeline` and `method: {scenario.method}` are not predicted together.",
+            "full; or pipeline: 1",
+            {"method": "full"},
+            "method",
+        )
+
+
+def _expert(scenario: Any) -> Iterator[Problem]:
+    parallel = scenario.parallel
+    experts = next((scenario.size(name) for name in EXPERTS if scenario.size(name)), None)
+    if experts is None:
+        yield Problem("`parallel.expert` divides experts, and this model has none.", "expert: 1", {"expert": 1})
+        return
+    yield from _divides(parallel, "expert", experts, "the experts")
+    places = parallel.shard * parallel.tensor
+    if parallel.expert % parallel.tensor or places % parallel.expert:
+        yield Problem(
+            f"`parallel.expert: {parallel.expert}` has to be a multiple of `tensor` and divide the {places} GPUs that"
+            " share a model (shard x tensor): transformers divides experts among those.",
+            f"expert: {places}, or a divisor of it that is a multiple of {parallel.tensor}",
+            {"expert": places},
+        )
+    if scenario.method != "full":
+        yield Problem(
+            f"`parallel.expert` and `method: {scenario.method}` are not predicted together.",
+            "full; or expert: 1",
+            {"method": "full"},
+            "method",
+        )
+
+
+def _other_fields(scenario: Any) -> Iterator[Problem]:
+    """Fields that are not predicted with a mesh."""
+    rows = (
+        ("loss", scenario.loss == "full" or scenario.parallel.sharded, "full"),
+        ("packing", scenario.packing == "none", "none"),
+        ("attention_mask", scenario.attention_mask == "none", "none"),
+        ("loop", scenario.loop == "trainer", "trainer"),
+        ("objective", scenario.objective == "sft", "sft"),
+        ("compile", scenario.compile == "none", "none"),
+        ("kernels", scenario.kernels == "transformers", "transformers"),
+        ("activation_offload", not scenario.activation_offload, False),
+        ("optimizer", OPTIMIZERS[scenario.optimizer].elementwise or scenario.parallel.sharded, "adamw"),
+        ("images", scenario.images is None, None),
+    )
+    plain = scenario.autocast_precision is None or (scenario.parallel.context > 1 or scenario.parallel.replicate > 1)
+    if not plain:
+        yield Problem(
+            "Autocast and a mesh of tensor, pipeline or expert are not predicted together.",
+            "a precision of the weights, without autocast",
+            {"precision": scenario.compute_precision, "autocast": None},
+            "precision",
+        )
+    for field, goes, instead in rows:
+        if not goes:
+            yield Problem(
+                f"`{field}: {getattr(scenario, field)}` and a mesh (`parallel`) are not predicted together.",
+                f"{'null' if instead is None else str(instead).lower()}; or a `parallel` of strategy and gpus alone",
+                {field: instead},
+                field,
+            )

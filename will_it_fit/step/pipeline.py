@@ -1,0 +1,115 @@
+"""A model's layers on several GPUs: PyTorch's pipeline schedules over stages that transformers cuts.
+
+Each GPU holds one stage, or two with the schedules that interleave them: stage n is on GPU n modulo the pipeline's
+length. A step runs all of its micro-batches through the stages; the loss is on the last one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step.adapters import DTYPES
+from will_it_fit.step.meshes import by_plan, divided_by_plan
+
+_SCHEDULES = {
+    "1f1b": "Schedule1F1B",
+    "gpipe": "ScheduleGPipe",
+    "interleaved": "ScheduleInterleaved1F1B",
+    "zero_bubble": "ScheduleInterleavedZeroBubble",
+}
+
+
+class Stage(nn.Module):
+    """The part of a causal language model that one stage runs: hidden states in and out, or tokens in, logits out."""
+
+    def __init__(self, model: nn.Module, index: int, count: int, group: Any) -> None:
+        super().__init__()
+        from transformers.distributed.pipeline_parallel import apply_pipeline_parallelism
+
+        place = SimpleNamespace(get_local_rank=lambda: index, size=lambda: count, get_group=lambda: group)
+        self.model = apply_pipeline_parallelism(model, place)
+        self.index, self.count = index, count
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        """Tokens (rows x tokens) in the first stage, else hidden states (rows x tokens x width)."""
+        named = {"inputs_embeds": given} if self.index else {"input_ids": given}
+        output = self.model.base_model(**named, use_cache=False)
+        hidden = output.last_hidden_state
+        del output
+        return self.model.lm_head(hidden)  # the stand-in of a stage before the last gives them back
+
+
+class Pipeline(nn.Module):
+    """The stages of one GPU, with the schedule that runs them."""
+
+    def __init__(self, stages: list[Stage], schedule: Any) -> None:
+        super().__init__()
+        self.stages, self.schedule = nn.ModuleList(stages), schedule
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the whole model."""
+        return self.stages[0].model.config
+
+    def step(self, tokens: torch.Tensor, labels: torch.Tensor) -> None:
+        """Forward and backward of all micro-batches (rows x tokens, both of int64)."""
+        first, last = self.stages[0], self.stages[-1]
+        given = {"target": labels, "losses": []} if last.index == last.count - 1 else {}
+        self.schedule.step(*([tokens] if first.index == 0 else []), **given, return_outputs=False)
+
+
+def pipeline_of(model: nn.Module, scenario: Scenario, device: torch.device) -> Pipeline:
+    """The stages of this process's GPU; a tensor plan is applied before the layers are cut."""
+    from torch.distributed import device_mesh, pipelining
+
+    parallel = scenario.parallel
+    sizes = (parallel.pipeline, parallel.tensor)
+    group = device_mesh.init_device_mesh(device.type, sizes, mesh_dim_names=("pipeline", "tensor"))[
+        "pipeline"
+    ].get_group()
+    if by_plan(scenario):
+        model = divided_by_plan(model, scenario)
+    own = range(group.rank(), parallel.stages, parallel.pipeline)
+    models = [model, *(copy.deepcopy(model) for _ in own[1:])]
+    parts = [Stage(one, index, parallel.stages, group) for one, index in zip(models, own, strict=True)]
+    shapes = _shapes(scenario, model.config)
+    stages = [
+        pipelining.PipelineStage(
+            part,
+            part.index,
+            part.count,
+            device,
+            group=group,
+            input_args=shapes["hidden" if part.index else "tokens"],
+            output_args=shapes["hidden" if part.index < part.count - 1 else "logits"],
+        )
+        for part in parts
+    ]
+    kind = getattr(pipelining.schedules, _SCHEDULES[parallel.schedule])
+    several = parallel.stages > parallel.pipeline
+    schedule = kind(stages if several else stages[0], scenario.gradient_accumulation, loss_fn=_loss(model))
+    return Pipeline(parts, schedule)
+
+
+def _shapes(scenario: Scenario, config: Any) -> dict[str, torch.Tensor]:
+    """What goes in and out of stages: tensors without data, of which a stage keeps the shapes alone."""
+    shape, text = (scenario.micro_batch, scenario.sequence_length), config.get_text_config()
+    options = {"dtype": DTYPES[scenario.weight_precision], "device": "meta", "requires_grad": True}
+    return {
+        "tokens": torch.empty(shape, dtype=torch.long, device="meta"),
+        "hidden": torch.empty((*shape, text.hidden_size), **options),
+        "logits": torch.empty((*shape, text.vocab_size), **options),
+    }
+
+
+def _loss(model: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """transformers' own loss of the model."""
+    function, words = model.loss_function, model.config.get_text_config().vocab_size
+    return lambda logits, labels: function(logits=logits, labels=labels, vocab_size=words)

@@ -1,0 +1,182 @@
+"""A scenario on ``meta``, ready for its first step: what training builds, with the history of its loading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from will_it_fit.common.errors import UserError
+from will_it_fit.engine.attention import flash_attention_package
+from will_it_fit.engine.components import ADAPTERS, HOST
+from will_it_fit.engine.fake_deepspeed import name_states
+from will_it_fit.engine.fake_device import active
+from will_it_fit.engine.model_tensors import Label, component_of, quantization_state
+from will_it_fit.engine.report import History
+from will_it_fit.engine.trace import recorded
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step.adapters import adapter_names
+from will_it_fit.step.experts import on_host
+from will_it_fit.step.meshes import by_plan
+from will_it_fit.step.model import attention_name, build_model, notes, parameter_count
+from will_it_fit.step.optimizers import build_optimizer
+from will_it_fit.step.parallel import parallelize, zero_notes
+from will_it_fit.step.quantized import assert_quantized
+from will_it_fit.tracing.imports import import_libraries
+from will_it_fit.tracing.loading import Loader, host_copy_bytes, loading_history
+from will_it_fit.tracing.simulated_card import compile_parts
+from will_it_fit.tracing.step_errors import speaking_of
+
+ORDERS = 5  # of a loading that chance orders
+EVEN = "each GPU's experts are taken to get as many tokens as the others'; where a router sends more, they need more"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scenario on ``meta``, ready for its first step: arguments of :func:`~will_it_fit.engine.trace.trace_step`.
+
+    Attributes
+    ----------
+    model, optimizer, histories, label
+        FSDP's model is divided already; the history says how its parts came to the device.
+    wrap
+        For DDP and DeepSpeed, which wrap the model on its device: gives the wrapped model, and allocates. None: nothing
+        to do.
+    about
+        ``parameters`` of the base model, ``trainable_parameters``, and ``notes`` for people.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    histories: Sequence[History]
+    label: Label
+    wrap: Callable[[], nn.Module] | None
+    about: dict[str, Any]
+
+
+def prepare(
+    scenario: Scenario,
+    target: str = "cuda",
+    *,
+    loader: Loader | None = None,
+    orders: int | None = None,
+    attention_implementation: str | None = None,
+) -> Prepared:
+    """Build a scenario's model and optimizer on ``meta``, and what happens on the device until they are there.
+
+    Parameters
+    ----------
+    loader
+        How the model comes to the device; the installed versions' way when None.
+    orders
+        How many orders of loading to replay. None: several where threads load and chance decides, else one.
+    attention_implementation
+        What transformers calls the attention function that a program took; None: the scenario's.
+
+    For several GPUs the process has to belong to a group of as many (:mod:`will_it_fit.engine.fake_group`), for ZeRO
+    within :mod:`will_it_fit.engine.fake_deepspeed`.
+
+    Raises
+    ------
+    UserError
+        If the model can't be built.
+    """
+    if target not in ("cuda", "cpu"):
+        raise UserError("Unknown target of the trace.", found=target, allowed="cuda, cpu", write="target: cuda")
+    import_libraries(scenario)
+    name = attention_implementation or traced_attention(scenario, target)
+    model = build_model(scenario, "meta", attention_implementation=name)
+    if scenario.method == "qlora":
+        assert_quantized(model, scenario)
+    about = {
+        "notes": [
+            *notes(model, scenario),
+            *(zero_notes(scenario) if scenario.parallel.zero_stage else ()),
+            *([EVEN] if scenario.parallel.expert > 1 else ()),
+        ],
+        "parameters": parameter_count(model),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+    label = labels(model)
+    histories: list[History] = []
+    parallel = scenario.parallel
+    by_parts = by_plan(scenario) or parallel.pipeline > 1  # whose parts alone are loaded
+    if target == "cuda" and parallel.gpus == 1:
+        about["host_copy_bytes"] = host_copy_bytes(model, scenario)
+    if parallel.sharded or by_parts:
+        with speaking_of(scenario):
+            if by_parts:
+                model = parallelize(model, scenario, "meta")
+            model, history = recorded(lambda: _arrived(model) if by_parts else _divided(model, scenario))
+        histories = [history] if target == "cuda" else []
+        if parallel.offload == "cpu":
+            label = _offloaded(label)
+    compile_parts(model, scenario.compile, scenario.compile_mode)
+    optimizer = build_optimizer(model, scenario)
+    if target == "cuda" and not parallel.divided and not by_parts:
+        loader = loader or Loader.installed()
+        orders = orders or (ORDERS if loader.order_is_random(model, scenario) else 1)
+        seeds = range(loader.seed, loader.seed + orders)
+        histories = [loading_history(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds]
+    wrap = partial(parallelize, model, scenario, "meta") if parallel.kind.replicates else None
+    if parallel.zero_stage:
+        wrap = partial(_engine, model, scenario, optimizer, component_of(model, label))
+        if target == "cuda":
+            label = _on_host
+    return Prepared(model, optimizer, histories, label, wrap, about)
+
+
+def traced_attention(scenario: Scenario, target: str) -> str:
+    """What transformers calls the attention function that runs on a device."""
+    name = attention_name(scenario, torch.device(target))
+    return flash_attention_package() if name == "flash_attention_2" else name
+
+
+def labels(model: nn.Module) -> Label:
+    """What a scenario's model's parameters and buffers are for, as the core asks: PEFT's additions are adapters."""
+    added, away = adapter_names(model), {id(tensor) for tensor in on_host(model)}
+
+    def label(name: str, tensor: torch.Tensor) -> str | None:
+        if id(tensor) in away:
+            return HOST
+        return ADAPTERS if name.replace("_fsdp_wrapped_module.", "") in added else None
+
+    return label
+
+
+def _divided(model: nn.Module, scenario: Scenario) -> nn.Module:
+    """FSDP's model; the statistics of 4-bit weights come to the GPU first."""
+    states = [quantization_state(module) for module in model.modules()]
+    active().arrived(tensor for state in states for tensor in state.values())
+    return parallelize(model, scenario, "meta")
+
+
+def _arrived(model: nn.Module) -> nn.Module:
+    """A divided model with its parts on the GPU: ``from_pretrained`` divides it without data, and reads these alone."""
+    active().arrived([*model.parameters(), *model.buffers()])
+    return model
+
+
+def _engine(
+    model: nn.Module,
+    scenario: Scenario,
+    optimizer: torch.optim.Optimizer,
+    component: Callable[[str, torch.Tensor], str],
+) -> nn.Module:
+    engine = parallelize(model, scenario, "meta", optimizer)
+    name_states(active(), engine, component)
+    return engine
+
+
+def _on_host(name: str, tensor: torch.Tensor) -> str:
+    """DeepSpeed brings the model to the GPU itself."""
+    return HOST
+
+
+def _offloaded(label: Label) -> Label:
+    """What FSDP has divided lies on the host; what it leaves whole, such as packed bytes, on the GPU."""
+    return lambda name, tensor: HOST if hasattr(tensor, "device_mesh") else label(name, tensor)
