@@ -16,6 +16,8 @@ import yaml
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.description import MOST
+from will_it_fit.scenario.generation import CONTRADICTIONS as OF_GENERATION
+from will_it_fit.scenario.generation import Generation
 from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.objectives import SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
@@ -143,22 +145,12 @@ def _with_images(field: str) -> Contradiction:
     )
 
 
-# What vLLM alone has, with the value that says nothing.
-_OF_VLLM = {"mode": "colocate", "sleep_level": 0, "max_model_length": None, "completions": None, "cache_dtype": "auto",
-            "lora_slots": 0, "tensor_parallel": 1, "servers": 1}  # fmt: skip
+def _of_generation(row: tuple[Any, ...]) -> Contradiction:
+    wrong, *texts = row
+    return Contradiction(lambda s: s.generation != _NOTHING_SAID and wrong(s), *texts)
 
 
-def _of_vllm_alone(part: str) -> Contradiction:
-    quiet = _OF_VLLM[part]
-    return Contradiction(
-        lambda s: s.engine != "vllm" and getattr(s, part) != quiet,
-        "generation",
-        f"`generation.{part}: {{{part}}}` and `generation.engine: {{engine}}` {_APART}: only vLLM has it.",
-        "engine vllm; or leave it out",
-        f"generation: {{{{engine: {{engine}}, {part}: {'null' if quiet is None else quiet}}}}}",
-    )
-
-
+_NOTHING_SAID = Generation()
 # What no step can be.
 STEP = (
     *map(_by_trl, _BY_TRL),
@@ -214,34 +206,7 @@ STEP = (
     Contradiction(lambda s: s.engine != "none" and not s.aim.generates, "generation",
         f"`generation.engine: {{engine}}` and `objective: {{objective}}` {_APART}: this objective generates nothing.",
         "none; or objective grpo", "generation: {{engine: none}}"),
-    *map(_of_vllm_alone, _OF_VLLM),
-    Contradiction(lambda s: s.engine == "vllm" and s.method == "qlora", "generation",
-        f"`generation.engine: vllm` and `method: qlora` {_APART}: vLLM has no bitsandbytes from 0.28 on, and how it"
-        " packs weights before is not described.",
-        "transformers, none; or method lora", "generation: {{engine: transformers}}"),
-    Contradiction(lambda s: s.engine == "vllm" and s.gpu is None, "gpu",
-        "`generation.engine: vllm` takes a share of a card, and `gpu` names none.", "a card", "gpu: h100-80gb"),
-    Contradiction(lambda s: s.engine == "vllm" and s.sequence_length > (s.max_model_length or s.sequence_length),
-        "generation",
-        "Prompt and answer are {sequence_length} tokens, and vLLM refuses rows of more than {max_model_length}"
-        " (`generation.max_model_length`): generating fails.",
-        "{sequence_length} or more", "generation: {{engine: vllm, max_model_length: {sequence_length}}}"),
-    Contradiction(lambda s: s.mode == "server" and s.sleep_level, "generation",
-        f"`generation.sleep_level: {{sleep_level}}` and `mode: server` {_APART}: a server has its cards to itself, and"
-        " nobody puts it to sleep.",
-        "0; or mode colocate", "generation: {{engine: vllm, mode: server, sleep_level: 0}}"),
-    Contradiction(lambda s: s.mode == "colocate" and s.servers > 1, "generation",
-        "{servers} servers can't lie on one card: with `mode: colocate` there is one engine a card, in the training's"
-        " process.",
-        "1; or mode server", "generation: {{engine: vllm, servers: 1}}"),
-    Contradiction(lambda s: s.mode == "colocate" and s.tensor_parallel > 1, "generation",
-        "`generation.tensor_parallel: {tensor_parallel}` and `mode: colocate` need several trainings, and a cycle is"
-        " predicted for one.",
-        "1; or mode server", "generation: {{engine: vllm, tensor_parallel: 1}}"),
-    Contradiction(
-        lambda s: s.mode == "server" and s.gpu_count > 1 and s.tensor_parallel * s.servers >= s.gpu_count, "generation",
-        "`gpu` has {gpu_count} cards: one trains, so {servers} servers of {tensor_parallel} cards would share a card.",
-        "fewer servers, or more cards", "generation: {{engine: vllm, mode: server, servers: 1, tensor_parallel: 1}}"),
+    *map(_of_generation, OF_GENERATION),
     Contradiction(lambda s: s.vllm and not re.fullmatch(r"0\.(2[2-9]|3[01])(\.\d+)?", s.vllm), "versions",
         "`versions.vllm: {vllm}` is no version whose rules were read.", "0.22.0 to 0.31.0",
         "versions: {{vllm: 0.31.0}}"),

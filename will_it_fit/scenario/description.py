@@ -246,3 +246,8 @@ def say_of_adapters(words: Mapping[str, str]) -> Callable[[Any, Mapping[str, Any
 
 def say_generations(value: int, scenario: Mapping[str, Any]) -> str:
     return f"{value} answers to a prompt" if OBJECTIVES[scenario["objective"]].generates else ""
+
+
+def where_generated(say: Callable[[Any, Mapping[str, Any]], str]) -> Callable[[Any, Mapping[str, Any]], str]:
+    """What is said of a value where the objective generates its rows."""
+    return lambda value, scenario: say(value, scenario) if OBJECTIVES[scenario["objective"]].generates else ""

@@ -28,7 +28,7 @@ from will_it_fit.scenario.description import (
     say_quantization,
     switch,
 )
-from will_it_fit.scenario.generation import Generation, say_generation
+from will_it_fit.scenario.generation import GENERATION, Generation
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.nested_fields import (
@@ -86,12 +86,7 @@ class Fields:
     preference: Preference = described(
         "What an objective takes beside its rows.", example={"reference": "adapter_off"}, parts=Preference
     )
-    generation: Generation = described(
-        "How the answers of `objective: grpo` are generated.",
-        example={"engine": "transformers"},
-        said=lambda value, step: say_generation(value, step) if OBJECTIVES[step["objective"]].generates else "",
-        parts=Generation,
-    )
+    generation: Generation = GENERATION
     precision: str = described(
         "The dtype of the weights that are not quantized. `*-mixed`: fp32 weights under autocast.",
         words=(*PRECISIONS, "fp16-mixed", "bf16-mixed"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from will_it_fit.scenario.description import ANY, SAID_BY_OTHERS, described, fields_of, said, switch
+from will_it_fit.scenario.description import ANY, SAID_BY_OTHERS, described, fields_of, said, switch, where_generated
 
 ENGINES = ("none", "transformers", "vllm")
 
@@ -129,3 +129,49 @@ def say_generation(value: Mapping[str, Any], scenario: Mapping[str, Any]) -> str
     parts = fields_of(Generation)
     own = parts if value["engine"] == "vllm" else [part for part in parts if part.name in _OF_GENERATION]
     return ", ".join(filter(None, (said(part, value[part.name], scenario) for part in own)))
+
+
+GENERATION = described(
+    "How the answers of `objective: grpo` are generated.",
+    example={"engine": "transformers"},
+    said=where_generated(say_generation),
+    parts=Generation,
+)
+# What vLLM alone has, with the value that says nothing.
+_OF_VLLM = {"mode": "colocate", "sleep_level": 0, "max_model_length": None, "completions": None, "cache_dtype": "auto",
+            "lora_slots": 0, "tensor_parallel": 1, "servers": 1}  # fmt: skip
+# Rows of the one table of what doesn't go together (:mod:`will_it_fit.scenario.contradictions`).
+CONTRADICTIONS = (
+    *((lambda s, part=part, quiet=quiet: s.engine != "vllm" and getattr(s, part) != quiet, "generation",
+        f"`generation.{part}: {{{part}}}` and `generation.engine: {{engine}}` don't go together: only vLLM has it.",
+        "engine vllm; or leave it out",
+        f"generation: {{{{engine: {{engine}}, {part}: {'null' if quiet is None else quiet}}}}}")
+      for part, quiet in _OF_VLLM.items()),
+    (lambda s: s.engine == "vllm" and s.method == "qlora", "generation",
+        "`generation.engine: vllm` and `method: qlora` don't go together: vLLM has no bitsandbytes from 0.28 on, and"
+        " how it packs weights before is not described.",
+        "transformers, none; or method lora", "generation: {{engine: transformers}}"),
+    (lambda s: s.engine == "vllm" and s.gpu is None, "gpu",
+        "`generation.engine: vllm` takes a share of a card, and `gpu` names none.", "a card", "gpu: h100-80gb"),
+    (lambda s: s.engine == "vllm" and s.sequence_length > (s.max_model_length or s.sequence_length),
+        "generation",
+        "Prompt and answer are {sequence_length} tokens, and vLLM refuses rows of more than {max_model_length}"
+        " (`generation.max_model_length`): generating fails.",
+        "{sequence_length} or more", "generation: {{engine: vllm, max_model_length: {sequence_length}}}"),
+    (lambda s: s.mode == "server" and s.sleep_level, "generation",
+        "`generation.sleep_level: {sleep_level}` and `mode: server` don't go together: a server has its cards alone,"
+        " and nobody puts it to sleep.",
+        "0; or mode colocate", "generation: {{engine: vllm, mode: server, sleep_level: 0}}"),
+    (lambda s: s.mode == "colocate" and s.servers > 1, "generation",
+        "{servers} servers can't lie on one card: with `mode: colocate` there is one engine a card, in the training's"
+        " process.",
+        "1; or mode server", "generation: {{engine: vllm, servers: 1}}"),
+    (lambda s: s.mode == "colocate" and s.tensor_parallel > 1, "generation",
+        "`generation.tensor_parallel: {tensor_parallel}` and `mode: colocate` need several trainings, and a cycle is"
+        " predicted for one.",
+        "1; or mode server", "generation: {{engine: vllm, tensor_parallel: 1}}"),
+    (
+        lambda s: s.mode == "server" and s.gpu_count > 1 and s.tensor_parallel * s.servers >= s.gpu_count, "generation",
+        "`gpu` has {gpu_count} cards: one trains, so {servers} servers of {tensor_parallel} cards would share a card.",
+        "fewer servers, or more cards", "generation: {{engine: vllm, mode: server, servers: 1, tensor_parallel: 1}}"),
+)  # fmt: skip
