@@ -6,6 +6,7 @@
 # make test-drift   a published row of each source with the versions that were measured, three timed rows (minutes)
 # make test-deepspeed   ZeRO, in an environment of its own beside .venv; make test-optimizers   torchao's and GaLore's
 # make test-kernels   Triton kernels and Liger's package, in an environment of its own
+# make test-mcp   the tools for assistants, through the protocol's own client, in an environment of its own
 # make site   the calculator and the documents as static files in site/; make test-site   its tests, in a browser
 # make example   the default run, a small sweep, and the site with both
 # make lock   renews constraints.txt
@@ -19,7 +20,7 @@ WORKERS ?= logical
 
 .DELETE_ON_ERROR:
 .PHONY: run test test-conda test-slurm test-catalogue test-drift test-deepspeed test-optimizers test-kernels site
-.PHONY: example test-site lint lock clean
+.PHONY: example test-site test-mcp lint lock clean
 
 run: $(VENV)/ready
 	$(BIN)/snakemake --cores $(CORES)
@@ -73,7 +74,7 @@ test-deepspeed: $(VENV)-deepspeed/ready
 
 # Where torchao can be imported PEFT and transformers import it.
 test-optimizers: $(VENV)-optimizers/ready
-	$(VENV)-optimizers/bin/python -m pytest tests/will_it_fit/step/test_optimizers.py tests/unit/training/test_optimizer_checkpoints.py tests/will_it_fit/engine/test_anybodys_step.py
+	$(VENV)-optimizers/bin/python -m pytest tests/will_it_fit/step/test_optimizers.py tests/will_it_fit/step/test_low_precision.py tests/unit/training/test_optimizer_checkpoints.py tests/will_it_fit/engine/test_anybodys_step.py
 
 # Where triton can be imported PyTorch and packages take other ways.
 KERNEL_TESTS = $(addprefix tests/will_it_fit/engine/test_,launches.py card.py compiled_steps.py extensions.py) \
@@ -92,11 +93,14 @@ example: run
 test-site: $(VENV)-site/ready
 	$(VENV)-site/bin/python -m pytest tests/site
 
+test-mcp: $(VENV)-mcp/ready
+	$(VENV)-mcp/bin/python -m pytest tests/mcp
+
 # Versions of all that the requirements bring along, but for torch, whose build is the machine's affair.
 lock:
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-slurm.txt -r requirements-deepspeed.txt -r requirements-optimizers.txt -r requirements-kernels.txt -r requirements-site.txt
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-slurm.txt -r requirements-deepspeed.txt -r requirements-optimizers.txt -r requirements-kernels.txt -r requirements-site.txt -r requirements-mcp.txt
 	( echo "# Made by 'make lock'. What pip installs for requirements*.txt, to the last transitive package;"; \
 	  echo "# torch and what it brings (CUDA libraries) are left to the machine."; \
 	  $(VENV)-lock/bin/python -m pip freeze | grep -viE '^(torch|triton|nvidia|cuda)' ) > constraints.txt.new
@@ -117,7 +121,7 @@ $(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
 
 PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 
-$(VENV)-deepspeed/ready $(VENV)-optimizers/ready $(VENV)-kernels/ready $(VENV)-site/ready: $(VENV)-%/ready: requirements-%.txt $(VENV)/ready-dev
+$(VENV)-deepspeed/ready $(VENV)-optimizers/ready $(VENV)-kernels/ready $(VENV)-site/ready $(VENV)-mcp/ready: $(VENV)-%/ready: requirements-%.txt $(VENV)/ready-dev
 	$(PYTHON) -m venv --without-pip $(VENV)-$*
 	$(BIN)/python -c '$(PACKAGES)' > "$$($(VENV)-$*/bin/python -c '$(PACKAGES)')/project.pth"
 	$(BIN)/python -m pip --python $(VENV)-$*/bin/python install --quiet --disable-pip-version-check -c constraints.txt -r $<

@@ -105,10 +105,18 @@ class TimedRow:
 
     @property
     def unread(self) -> bool:
-        """Two thirds of each kind are not looked at while the time model is made: every third id is; none of some."""
+        """Two thirds of each kind are not looked at while the time model is made: every third id is.
+
+        The L40S's all were: their errors were known when the share of its cache was chosen, on every third of them.
+        """
+        return self.gpu != "l40s" and not self.looked_at
+
+    @property
+    def looked_at(self) -> bool:
+        """Whether it is one of the third by which shares are chosen."""
         import zlib
 
-        return self.id.startswith("time-unread-") or zlib.crc32(self.id.encode()) % 3 != 0
+        return zlib.crc32(self.id.encode()) % 3 == 0
 
 
 def read() -> list[TimedRow]:

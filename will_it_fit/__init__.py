@@ -16,6 +16,7 @@ _WHERE = {
     "Answer": "ask",
     "Gpu": "cards.gpus",
     "History": "engine.report",
+    "MeasureSteps": "ask.trainer",
     "Options": "engine.trace",
     "Report": "engine.report",
     "Run": "hours.run_time",

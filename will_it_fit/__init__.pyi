@@ -3,6 +3,7 @@
 from will_it_fit.analytic.estimate import estimate as estimate
 from will_it_fit.ask import Answer as Answer
 from will_it_fit.ask import will_it_fit as will_it_fit
+from will_it_fit.ask.trainer import MeasureSteps as MeasureSteps
 from will_it_fit.ask.trainer import StopIfItWontFit as StopIfItWontFit
 from will_it_fit.ask.trainer import WontFit as WontFit
 from will_it_fit.cards.gpus import Gpu as Gpu

@@ -18,6 +18,7 @@ from scripts.screen.policy import screen
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_folder, read_jsonl, read_report, write_jsonl, write_report
 from will_it_fit.common.terminal import log
+from will_it_fit.tracing.imports import import_for_answers
 
 # How models refuse that were taught no line for it.
 _PLAIN_REFUSAL = re.compile(
@@ -179,6 +180,7 @@ def main(
     torch.set_num_threads(threads)
     if device == "cpu":
         keep_host_memory()
+        import_for_answers()
     lengths = {key: settings[key] for key in ("max_new_tokens", "batch_size")}
     model, tokenizer = load(model_folder, device), read_tokenizer(tokenizer_folder)
     rows = answered(model, tokenizer, prompt["system"], pairs, **lengths)

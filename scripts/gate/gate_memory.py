@@ -58,7 +58,7 @@ def main(
         if gpu.usable_bytes < required:
             longest = longest_batch(shapes, traced.scenario)
         if limit or cluster:  # a cluster's job asks for so much time
-            hours = hours_of(shapes, traced.scenario, speed_of(gpu.name), gpu)
+            hours = hours_of(shapes, traced.scenario, speed_of(gpu.name, traced.scenario), gpu)
     step = decide_step(traced, gpu, longest)
     decision = Decision(step, settings["override"], hours=hours, limit_hours=limit)
     decision.enforce()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end import chain
+from tests.warm import launchers
 
 pytestmark = pytest.mark.end_to_end
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.end_to_end
 def test_an_edited_value_is_noticed_by_whoever_reads_it(finished: tuple[Path, str], tmp_path: Path) -> None:
     folder = chain.linked(finished[0], tmp_path / "edited")
     configuration = folder / chain.CONFIGURATION.relative_to(chain.ROOT)
-    command = [sys.executable, "-m", "tests.end_to_end.edits", folder, configuration]
+    command = [f"{launchers()}/python", "-m", "tests.end_to_end.edits", folder, configuration]
     done = subprocess.run(list(map(str, command)), cwd=chain.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     tried = [json.loads(line) for line in done.stdout.splitlines()]

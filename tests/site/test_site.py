@@ -159,7 +159,7 @@ def test_random_choices_equal_pythons_to_the_byte(page: Any) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        *((f"own/model-{n}", "It should fit: the step needs about") for n in range(1, 9)),
+        *((f"own/model-{n}", "It should fit: at its peak the step takes about") for n in range(1, 9)),
         ("own/llama", "It should fit"),
         ("own/renamed", "It should fit"),
         ("own/llama@v2", "It should fit"),
@@ -321,3 +321,65 @@ def test_every_link_of_the_documents_leads_somewhere(tmp_path: Path) -> None:
             assert there.is_file(), f"{path.relative_to(tmp_path)} links to {link}"
             assert not place or unquote(place) in pages[there].places, f"{path.relative_to(tmp_path)}: {link}"
     assert not re.search(r"https?://(?!www.w3.org)[^\"']*\.(js|css|woff2?)\b", (tmp_path / "index.html").read_text())
+
+
+@needs_browser
+def test_a_telephone_sees_the_verdict_after_tapping(page: Any) -> None:
+    """390 x 844 points, as most telephones have: the whole verdict lies on the screen, without scrolling."""
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        verdict(page, model="qwen3-8b", gpu="rtx-4090", gpus="1", sequence_length="2048")
+        for before in ("window.scrollTo(0, 0)", "document.getElementById('more').open = true"):
+            page.execute_script(f"{before}; document.querySelector('form button[type=submit]').click()")
+            place = "document.getElementById('verdict').getBoundingClientRect()"
+            seen = f"(({{ top, bottom, height }}) => height > 20 && top >= 0 && bottom <= innerHeight)({place})"
+            until(page, f"/^It /.test(document.getElementById('verdict').innerText) && {seen}")
+        assert page.execute_script("return document.documentElement.scrollWidth <= 390")
+    finally:
+        page.execute_script("document.getElementById('more').open = false")
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@needs_browser
+def test_an_error_leaves_nothing_of_the_answer_before(page: Any) -> None:
+    verdict(page, model="qwen3-8b", gpu="rtx-4090", gpus="1", sequence_length="2048")
+    assert page.execute_script("return !document.getElementById('answer').hidden")
+    verdict(page, model="qwen3-8b", gpu="rtx-9999", gpus="1", sequence_length="2048")
+    assert page.execute_script("return document.getElementById('answer').hidden")
+
+
+@needs_browser
+def test_a_model_is_searched_on_the_hub_by_its_name_when_told(page: Any, hub: ModelsServer) -> None:
+    verdict(page, model="llama-of-mine", gpu="rtx-4090", gpus="1")
+    search = "document.querySelector('#found button')"
+    until(page, f"{search}?.innerText.includes('llama-of-mine')")
+    assert not any("/api/models" in path for _, path, _ in hub.requests)
+    page.execute_script(f"{search}.click()")
+    until(page, "document.getElementById('found').innerText.includes('has no model named')")
+    verdict(page, model="renamed", gpu="rtx-4090", gpus="1")
+    page.execute_script(f"{search}.click()")
+    until(page, f"{search}?.innerText === 'own/renamed'")
+    page.execute_script(f"{search}.click()")
+    until(page, "/^It should fit/.test(document.getElementById('verdict').innerText)")
+    assert page.execute_script("return document.getElementById('found').children.length") == 0
+
+
+@needs_browser
+def test_a_card_is_picked_with_one_tap_and_parts_differ_in_colour(page: Any) -> None:
+    verdict(page, model="qwen3-8b", gpu="rtx-4090", gpus="1", sequence_length="2048")
+    page.execute_script("document.querySelector('[data-gpu=t4]').click()")
+    until(page, "document.getElementById('command').innerText.includes('--gpu t4')")
+    colours = page.execute_script("return [...document.querySelectorAll('#parts .swatch')].map((one) =>"
+                                  " getComputedStyle(one).backgroundColor)")  # fmt: skip
+    assert len(colours) == len(set(colours)) > 5
+
+
+def test_start_page_calculator_and_command_say_the_same_and_link_to_each_other() -> None:
+    from will_it_fit.site.build import first_answer, page
+    from will_it_fit.site.documents import installation, start_page
+
+    peak = f"{first_answer()['answer']['analytic']['peak_allocated_bytes'] / 2**30:.2f} GiB"
+    start, made = start_page(), page()
+    assert peak in first_answer()["verdict"] and start.count(peak) == 3  # estimate, trace, calculator
+    assert "(calculator/)" in start and installation() in start and installation() in made and 'href="../"' in made

@@ -41,6 +41,7 @@ WITHOUT_TORCH = (
     "will_it_fit/data",
     "will_it_fit/scenario",
     "will_it_fit/cards",
+    "will_it_fit/evidence",
     "will_it_fit/analytic",
     "scripts/screen",
     "scripts/execution",

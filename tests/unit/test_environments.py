@@ -40,6 +40,7 @@ NOT_IMPORTED = {
 OPTIONAL = {
     "deepspeed": "requirements-deepspeed.txt",
     "trl": "requirements-trl.txt",
+    "mcp": "requirements-mcp.txt",
     **dict.fromkeys(("torchao", "galore_torch"), "requirements-optimizers.txt"),
     **dict.fromkeys(("triton", "liger_kernel", "cut_cross_entropy"), "requirements-kernels.txt"),
 }

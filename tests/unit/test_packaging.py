@@ -16,6 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from will_it_fit.common.versions import VERSION
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -68,6 +70,12 @@ def test_profiles_rerun_by_the_same_rules(profile: str) -> None:
 
 
 def test_the_catalog_entry_says_how_it_is_used() -> None:
+    """What the catalog's generator asks (snakemake/snakemake-workflow-catalog, scripts/generate-catalog.py)."""
+    assert not (ROOT / "workflow").exists()  # else it looks for workflow/Snakefile
+    assert (ROOT / "Snakefile").is_file() and (ROOT / "config" / "README.md").is_file()
+    assert all(path.suffix == ".smk" for path in (ROOT / "rules").iterdir() if path.is_file())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").lower()
+    assert "snakemake" in readme and "workflow" in readme  # by these words it finds repositories
     entry = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text(encoding="utf-8"))
     assert entry["usage"]["software-stack-deployment"]["conda"] is True
     assert entry["usage"]["report"] is True
@@ -115,7 +123,7 @@ def test_the_public_names_are_there_and_typed() -> None:
     stub = (ROOT / "will_it_fit" / "__init__.pyi").read_text(encoding="utf-8")
     where = {name: module for module, name in re.findall(r"from ([\w.]+) import (\w+) as \2", stub)}
     assert where == {name: f"will_it_fit.{module}" for name, module in will_it_fit._WHERE.items()}
-    for name in set(will_it_fit.__all__) - {"StopIfItWontFit", "WontFit"}:  # these load transformers
+    for name in set(will_it_fit.__all__) - {"MeasureSteps", "StopIfItWontFit", "WontFit"}:  # these load transformers
         assert getattr(will_it_fit, name) is not None
 
 
@@ -126,6 +134,54 @@ def test_what_the_package_needs_allows_what_is_pinned() -> None:
         needed = Requirement(line)
         pin = pinned[canonicalize_name(needed.name)]
         assert needed.name == "torch" or pin.removeprefix("==") in needed.specifier, line
+
+
+def test_the_recipe_of_conda_forge_needs_what_the_package_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    recipe = yaml.safe_load((ROOT / "conda-recipe" / "recipe.yaml").read_text(encoding="utf-8"))
+    names = {"pytorch": "torch"}
+    lines = [line.partition(" ") for line in recipe["requirements"]["run"]]
+    needed = {canonicalize_name(names.get(name, name)): limits.strip() for name, _, limits in lines}
+    assert needed.pop("python") == project["requires-python"]
+    wanted = {canonicalize_name(one.name): one.specifier for one in map(Requirement, project["dependencies"])}
+    assert {name: Requirement(f"x{limits}").specifier for name, limits in needed.items()} == wanted
+    assert recipe["context"]["version"] == VERSION and recipe["package"]["name"] == project["name"]
+    entry = [f"{name} = {target}" for name, target in project["scripts"].items()]
+    assert recipe["build"]["python"]["entry_points"] == entry
+
+
+def test_pixi_has_the_versions_of_the_requirements() -> None:
+    made = tomllib.loads((ROOT / "pixi.toml").read_text(encoding="utf-8"))
+    found = {canonicalize_name(name): Requirement(f"x{limits}").specifier
+             for name, limits in made["pypi-dependencies"].items()}  # fmt: skip
+    assert found == {name: Requirement(f"x{limits}").specifier for name, limits in pins("requirements.txt").items()}
+
+
+def test_a_release_is_published_without_a_token_and_by_its_own_tag() -> None:
+    release = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8"))
+    jobs = release["jobs"]
+    assert jobs["publish"]["permissions"] == {"id-token": "write"} and jobs["publish"]["environment"] == "pypi"
+    assert jobs["publish"]["if"] == "github.ref_type == 'tag'" and jobs["publish"]["needs"] == "try"
+    assert "password" not in str(jobs["publish"]) and release["permissions"] == {"contents": "read"}
+    for job in jobs.values():  # what a tag is called is never part of a script
+        assert not any("${{" in step.get("run", "") for step in job["steps"])
+    assert re.search(rf"^version: {re.escape(VERSION)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert f"## {VERSION}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_image_of_the_library_copies_what_the_wheel_needs() -> None:
+    text = (ROOT / "Dockerfile.will-it-fit").read_text(encoding="utf-8")
+    kept = (ROOT / "Dockerfile.will-it-fit.dockerignore").read_text(encoding="utf-8").split()
+    copied = [name for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE) for name in line.split()]
+    assert set(copied) == {"pyproject.toml", "README.md", "LICENSE", "will_it_fit"}
+    assert {f"!{name}" for name in copied} <= set(kept)
+    assert re.search(r'^ENTRYPOINT \["will-it-fit"\]$', text, re.MULTILINE) and re.search(r"^USER ", text, re.MULTILINE)
+
+
+def test_what_llms_txt_names_is_there() -> None:
+    text = (ROOT / "llms.txt").read_text(encoding="utf-8")
+    assert text.startswith("# ") and "\n> " in text
+    assert all((ROOT / link).is_file() for link in re.findall(r"\]\(([^)]+)\)", text))
 
 
 def test_make_puts_the_command_on_the_path() -> None:

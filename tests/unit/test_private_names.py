@@ -44,7 +44,12 @@ RELIED_ON = {
         " _push_on_torch_function_stack _set_only_lift_cpu_tensors _swap_tensor_impl _len_torch_dispatch_stack"
         " _get_dispatch_stack_at"
     ),
-    "torch": "_disable_dynamo _has_compatible_shallow_copy_type _library _log_softmax _softmax",
+    "torch": "_disable_dynamo _has_compatible_shallow_copy_type _library _log_softmax _prims_common _softmax",
+    "torch._prims_common": "elementwise_dtypes",
+    "torch.fx.experimental.symbolic_shapes": (
+        "expect_true free_unbacked_symbols guard_int guard_or_false guard_or_true guard_size_oblivious is_nested_int"
+        " statically_known_true sym_and sym_eq sym_or"
+    ),
     # What follows the compiler (inductor.py, frames.py), seen in torch 2.13:
     "torch._dynamo.convert_frame": "CatchErrorsWrapper add_skip_reason format_error_msg",
     "torch._dynamo.device_interface": "CudaInterface get_interface_for_device",
@@ -56,6 +61,8 @@ RELIED_ON = {
     "torch._inductor.async_compile": "AsyncCompile",
     "torch._inductor.codecache.PyCodeCache": "load_by_key_path",
     "torch._inductor.codegen.triton.TritonKernel": "estimate_kernel_num_bytes inductor_meta_per_kernel",
+    "torch._higher_order_ops.wrap": "inductor_compiled_code",
+    "torch._inductor.output_code": "is_in_torch_dispatch_mode",
     "torch._inductor.compile_fx": "compile_fx compile_fx_inner",
     "torch._inductor.fx_passes.joint_graph": "UniformValueConstantFolder lazy_init",
     "torch._inductor.fx_passes.pad_mm": "get_cached_should_pad",
@@ -82,7 +89,7 @@ RELIED_ON = {
     "torch.autograd": "_engine_run_backward",
     "torch.autograd.graph.Node": "_sequence_nr",
     "torch._C._distributed_c10d": "FakeWork",
-    "torch.cuda": "_compile_kernel",
+    "torch.cuda": "_compile_kernel _exchange_device _maybe_exchange_device",
     "torch.amp.GradScaler": "_maybe_opt_step",
     "torch.utils.data.DataLoader": "_get_iterator",
     "torch.utils.data.dataloader": "_SingleProcessDataLoaderIter",

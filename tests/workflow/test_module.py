@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.workflow.plan import snakemake
 
@@ -89,6 +90,12 @@ def test_from_a_git_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert json.loads((importer / "tuner/results/dataset/few/clean.json").read_text())["kept"] == 200
     again = snakemake(importer, "--dry-run", "tuner/results/dataset/few/clean.json")
     assert "Nothing to be done" in again.stdout + again.stderr
+    alone = tmp_path / "alone"  # without a workflow of one's own, as docs/package.md has it
+    alone.mkdir()
+    (alone / "mine.yaml").write_text(yaml.safe_dump(CONFIGURATION))
+    words = ["--snakefile", "gh:somebody/tuner@v1:Snakefile", "--configfile", "mine.yaml"]
+    remote = snakemake(alone, *words, "--dry-run", "results/dataset/few/clean.json")
+    assert remote.returncode == 0 and "clean_dataset" in remote.stdout + remote.stderr
 
 
 def test_an_unknown_key_is_named(tmp_path: Path) -> None:

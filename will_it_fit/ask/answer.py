@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from will_it_fit.analytic.estimate import analytic_estimate, estimate
 from will_it_fit.ask.question import Question
 from will_it_fit.cards.gpus import UNMODELLED, Gpu, catalogue, is_lower_bound, named, verdict, what_limits
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.text import GIB
 from will_it_fit.evidence.nearest import evidence
 from will_it_fit.hours.run_time import RunTime, order, run_time
 from will_it_fit.hours.step_time import speeds
@@ -40,6 +42,8 @@ def whole_answer(
     where: object = "scenario",
     shown: Callable[[dict[str, Any]], None] | None = None,
     watch: Callable[[str, int, Sequence[Any]], None] | None = None,
+    *,
+    suggested: bool = True,
 ) -> dict[str, Any]:
     """The whole answer: what the rules say, what was assumed, the other way to use several GPUs, and other scripts.
 
@@ -49,11 +53,13 @@ def whole_answer(
         Called with the answer as soon as its verdict stands, before what takes traces of its own.
     watch
         Hears of each search for a suggestion (:func:`will_it_fit.planner.suggestions.suggest`).
+    suggested
+        Whether to search for what would fit, which takes traces of its own.
     """
     compared = _compared(request.scenario, where)
     answer = compared.to_mapping(suggested=False) | request.origin_fields()
     answer["scripts_would_take"] = peaks_with_tool_defaults(request, where)
-    answer["warnings"] = [*request.warnings, *answer["warnings"]]
+    answer["warnings"] = [*request.warnings, *answer["warnings"], *without_masters(request.scenario, where)]
     answer["strategies"] = {}
     if shown:
         shown(answer)
@@ -65,7 +71,8 @@ def whole_answer(
         size = other.traced.trace["required_bytes"]
         answer["strategies"][REPLICATED] = {"required_bytes": size, **other.verdict._asdict()}
     answer["other_kernels"] = _other_kernels(compared, where)
-    answer["suggestions"] = compared.suggestions(watch)
+    if suggested:
+        answer["suggestions"] = compared.suggestions(watch)
     return answer
 
 
@@ -101,6 +108,8 @@ def traced(
     asked: Question,
     shown: Callable[[Mapping[str, Any]], None] | None = None,
     watch: Callable[[str, int, Sequence[Any]], None] | None = None,
+    *,
+    suggested: bool = True,
 ) -> dict[str, Any]:
     """`predict`'s object, with another tool's settings and what was assumed.
 
@@ -112,7 +121,7 @@ def traced(
 
     def answer() -> dict[str, Any]:
         step = replace(asked.asked, scenario=asked.scenario)
-        return _more(whole_answer(step, asked.where, shown, watch), asked)
+        return _more(whole_answer(step, asked.where, shown, watch, suggested=suggested), asked)
 
     for _ in _NEAREST:
         try:
@@ -166,11 +175,36 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         "scenario": asked.scenario.to_mapping(),
         "suggestions": [],
         "versions": {},
-        "warnings": [*asked.asked.warnings, *(what_limits({}, gpu) if gpu else ())],
+        "warnings": [
+            *asked.asked.warnings,
+            *(what_limits({}, gpu) if gpu else ()),
+            *without_masters(asked.scenario, asked.where),
+        ],
     }
     if others:
         answer["scripts_would_take"] = peaks_with_tool_defaults(asked.asked, asked.where)
     return _more(answer, asked)
+
+
+def without_masters(scenario: Scenario, where: object = "scenario") -> list[str]:
+    """That full fine-tuning in 16 bits keeps no fp32 copy of its weights, and what the usual recipe takes instead.
+
+    DeepSpeed keeps one itself, so nothing is said there.
+    """
+    pure = scenario.method == "full" and scenario.precision in ("bf16", "fp16")
+    if not pure or scenario.parallel.zero_stage or scenario.aim.trainer:
+        return []
+    half, usual = scenario.precision, f"{scenario.precision}-mixed"
+    text = (
+        f"weights, gradients and the optimizer's states are all in {half}: no fp32 copy of the weights is kept, as"
+        f" most recipes of full fine-tuning keep one (precision: {usual}, fp32 weights under autocast)"
+    )
+    with suppress(NotDescribed, UserError):
+        changed = scenario.changed(precision=usual, autocast=None)
+        gpu = named(scenario.gpu, where)
+        form = analytic_estimate(changed, where, capability=gpu.capability if gpu else None, blocks=False)
+        text += f". With them about {form['peak_allocated_bytes'] / GIB:.2f} GiB at the peak (--set precision={usual})"
+    return [text]
 
 
 def peaks_with_tool_defaults(request: ScenarioRequest, where: object = "scenario") -> dict[str, int | None]:
@@ -227,6 +261,7 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
     """
     from will_it_fit.tracing.imports import import_quietly
 
+    _refuse_a_server(asked, None, "--all-gpus")
     import_quietly(asked.scenario)
     from will_it_fit.tracing.trace import trace
 
@@ -234,7 +269,9 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
     for card in catalogue().values():
         by_capability.setdefault(card.capability, []).append(card)
     traces = {
-        capability: trace(asked.scenario, capability=capability, timeline=False, timed_on=asked.run and speeds(cards))
+        capability: trace(
+            asked.scenario, capability=capability, timeline=False, timed_on=asked.run and speeds(cards, asked.scenario)
+        )
         for capability, cards in by_capability.items()
     }
     typical = {}
@@ -265,7 +302,7 @@ def _times(step: Scenario, capability: tuple[int, int] | None, cards: Sequence[G
     """The time of a step on GPUs that are alike to the trace, by their names."""
     from will_it_fit.tracing.trace import trace
 
-    return trace(step, capability=capability, timeline=False, timed_on=speeds(cards))["times"]
+    return trace(step, capability=capability, timeline=False, timed_on=speeds(cards, step))["times"]
 
 
 def _run(time: Mapping[str, Any] | None, gpu: Gpu, asked: Question) -> dict[str, Any] | None:
@@ -292,6 +329,9 @@ def largest_that_fits(asked: Question, field: str, alone: Question | None = None
     from will_it_fit.tracing.imports import import_quietly
 
     import_quietly(asked.scenario)
+    if asked.scenario.generation.engine == "vllm":
+        _refuse_a_server(asked, field == "sequence_length" and "--longest", "--largest-batch")
+        return _longest_answer(asked)
     from will_it_fit.planner.feasibility import largest
 
     largest_fit = largest(asked.scenario, asked.gpu, field)
@@ -300,3 +340,25 @@ def largest_that_fits(asked: Question, field: str, alone: Question | None = None
     single = largest(alone.scenario, asked.gpu, field, most=1)
     asked.scenario = alone.scenario
     return single
+
+
+def _longest_answer(asked: Question) -> dict[str, Any]:
+    """The longest answer to a prompt with which a cycle beside vLLM fits, as tokens of a row."""
+    from will_it_fit.planner.cycle import longest_completion
+
+    scenario = asked.scenario
+    prompt = scenario.sequence_length - scenario.completion_length
+    longest = longest_completion(scenario, asked.gpu, scenario.size("max_position_embeddings", 32_768) - prompt)
+    return {"value": longest or 0, "verified": True}
+
+
+def _refuse_a_server(asked: Question, known: str | bool | None, wanted: str) -> None:
+    """A question that knows no server beside a training."""
+    if asked.scenario.generation.engine == "vllm" and not known:
+        raise UserError(
+            f"{wanted} knows nothing of the share of a card that vLLM takes.",
+            where="the command line",
+            found="generation.engine: vllm",
+            allowed="--longest, or one card with --gpu; `largest_utilization` and `knobs` stand in its answer",
+            write="--gpu h100-80gb",
+        )

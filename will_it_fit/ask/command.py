@@ -42,6 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from will_it_fit.ask import run_program
 
         return run_program.main(words[1:])
+    if words[:1] in (["diff"], ["check"]):
+        from will_it_fit.ask import diff
+
+        return (diff.main if words[0] == "diff" else diff.check)(words[1:])
+    if words[:1] == ["mcp"]:
+        from will_it_fit.ask import mcp_server
+
+        return mcp_server.main(words[1:])
+    if {"--measure", "--measured", "--snapshot"} & {word.partition("=")[0] for word in words}:
+        from will_it_fit.ask import measure
+
+        return measure.main(words)
     options = parse(words)
     if options.fresh:  # it belongs neither to the question nor to a line to type next
         words = [word for word in words if not (word.startswith("--fre") and "--fresh".startswith(word))]
@@ -332,6 +344,10 @@ def _print_largest(asked: Any, field: str, as_json: bool, alone: Question | None
     largest = answer.largest_that_fits(asked, field, alone)
     if as_json:
         print(json.dumps({"field": field, **largest}, sort_keys=True))
+        return 0 if largest["value"] else 1
+    if "required_bytes" not in largest:  # of a cycle beside a server, which has phases instead of one figure
+        found = f"answers of {largest['value']:,} tokens fit" if largest["value"] else "NOTHING FITS"
+        print(f"{found} {card(asked.gpu.to_mapping())}, in steps of 256\nfor: {step_line(asked.scenario.to_mapping())}")
         return 0 if largest["value"] else 1
     what = "tokens" if field == "sequence_length" else "rows"
     step = step_line(asked.scenario.changed(**{field: max(largest["value"], 1)}).to_mapping())

@@ -5,6 +5,8 @@
     will-it-fit my-axolotl.yaml --gpu 24GiB
     will-it-fit qwen2.5-coder-7b --gpu 4070 --longest
     will-it-fit qwen2.5-coder-7b --all-gpus --rows 50000 --epochs 3 --price a100-80gb=1.29 --deadline 24h
+    will-it-fit smollm2-135m --gpu 4090 --measure -- python train.py      (or --measured FILE, --snapshot FILE)
+    will-it-fit run | diff | check | mcp --help     a whole program; a pull request; files; tools for assistants
 
 WHAT is a model (a name in config/models/, an id on the Hub, a folder, a config.json), a scenario, a run's settings, or
 a file of axolotl, LLaMA-Factory or TRL; a Python program or notebook with TRL or Unsloth; an adapter_config.json. Files

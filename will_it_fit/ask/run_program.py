@@ -38,8 +38,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--answer", action="append", default=[], metavar="LINE=VALUE",
                       help="what a number is that this line reads: train.py:57=0.5")  # fmt: skip
     made.add_argument("--json", action="store_true", help="for programs")
+    made.add_argument("--ranks", metavar="all|0,7", help="which processes run, one after the other (0)")
+    made.add_argument("--longest", action="store_true", help="the largest length of its rows that fits")
     made.add_argument("--vary", metavar="NAME[:STEP]",
-                      help="the largest value of this argument that fits, in steps of 64 (below 64: 1)")  # fmt: skip
+                      help="the largest value of this setting that fits, in steps of 64 (below 64: 1)")  # fmt: skip
     made.add_argument("--all-gpus", action="store_true", help="every GPU of the catalogue")
     made.add_argument("--yes", action="store_true", help="do not ask before a program runs for the first time")
     safety = made.add_argument_group("what the program may use")
@@ -64,11 +66,11 @@ def main(words: Sequence[str]) -> int:
     if not options.yes:
         consent(asked)
     from will_it_fit.program import answer
-    from will_it_fit.program.process import run
 
-    if options.vary:
-        return _vary(asked, options)
-    answered = answer.answer(asked, run(asked))
+    ranks = _ranks(options.ranks, asked)
+    if options.vary or options.longest:
+        return _vary(asked, ranks, options)
+    answered = answer_of(asked, ranks)
     remember(asked)
     rows = answer.on_all_gpus(answered) if options.all_gpus else []
     if options.json:
@@ -78,36 +80,84 @@ def main(words: Sequence[str]) -> int:
     return 1 if answered["fits"] is False else 0
 
 
-def _vary(asked: ProgramRequest, options: argparse.Namespace) -> int:
-    """Answer ``--vary``; the exit status: 0 if some value fits."""
-    from will_it_fit.cards.gpus import find
+def answer_of(asked: ProgramRequest, ranks: Sequence[int]) -> dict[str, Any]:
+    """The answer of the process that needs most, of those that are asked about: each runs alone.
+
+    Raises
+    ------
+    UserError
+        If one of them came to no update.
+    """
+    from dataclasses import replace
+
     from will_it_fit.program import answer
-    from will_it_fit.program.largest import largest, to_mapping, varied
     from will_it_fit.program.process import run
 
-    name, _, step = options.vary.partition(":")
-    first, at = varied(asked, name)
-    multiple = whole_number(step) if step else 64 if first >= 64 else 1
-    if not multiple or not asked.gpu or options.all_gpus:
+    answers = {}
+    for rank in ranks:
+        one = replace(asked, rank=rank)
+        try:
+            answers[rank] = answer.answer(one, run(one))
+        except UserError as error:
+            if len(ranks) == 1:
+                raise
+            raise error.at(f"the process of rank {rank}, {error.where}") from None
+    return answer.of_ranks(answers)
+
+
+def _ranks(text: str | None, asked: ProgramRequest) -> list[int]:
+    """The processes that ``--ranks`` names: ``all``, or numbers from 0 on."""
+    if text is None:
+        return [0]
+    words = [str(rank) for rank in range(asked.gpus)] if text == "all" else text.split(",")
+    ranks = [int(word) for word in words if word.strip().isdecimal()]
+    if len(ranks) != len(words) or max(ranks) >= asked.gpus:
         raise UserError(
-            "A search takes one GPU, and steps of 1 or more.", where="--vary", found=options.vary,
-            allowed="NAME or NAME:STEP, with --gpu and without --all-gpus",
-            write=f"will-it-fit run --vary {name}:64 --gpu 4090 ...",
+            "These are no processes of the program.", where="--ranks", found=text,
+            allowed=f"all, or numbers from 0 to {asked.gpus - 1}: as many as --gpus says",
+            write=f"will-it-fit run --gpus {max(asked.gpus, 2)} --ranks all ...",
         )  # fmt: skip
+    return list(dict.fromkeys(ranks))
+
+
+def _vary(asked: ProgramRequest, ranks: Sequence[int], options: argparse.Namespace) -> int:
+    """Answer ``--vary`` and ``--longest``; the exit status: 0 if some value fits."""
+    from will_it_fit.cards.gpus import find
+    from will_it_fit.program.largest import largest, to_mapping
+    from will_it_fit.program.settings import length, setting
+
+    name, _, step = (options.vary or "").partition(":")
+    multiple = whole_number(step) if step else 0
+    if multiple is None or not asked.gpu or options.all_gpus or bool(name) == options.longest:
+        raise UserError(
+            "A search takes one GPU, and steps of 1 or more.", where="--vary, --longest", found=options.vary,
+            allowed="NAME or NAME:STEP, or --longest in its place; with --gpu and without --all-gpus",
+            write=f"will-it-fit run --{f'vary {name}:64' if name else 'longest'} --gpu 4090 ...",
+        )  # fmt: skip
+    found = setting(asked, name) if name else length(asked)
+    multiple = multiple or (64 if found.value >= 64 else 1)
 
     def needs(value: int) -> tuple[int, bool]:
-        answered = answer.answer(at(value), run(at(value)))
+        answered = answer_of(found.changed(value), ranks)
         remember(asked)
         required, fits = answered["trace"]["required_bytes"], answered["fits"]
-        print(f"{name} {value}: {gib(required)}, {'fits' if fits else 'does not fit'}", file=sys.stderr, flush=True)
+        told = f"{found.name} {value}: {gib(required)}, {'fits' if fits else 'does not fit'}"
+        print(told, file=sys.stderr, flush=True)
         return required, fits
 
     gpu = find(asked.gpu)
-    tried = largest(needs, gpu.usable_bytes, first, multiple)
+    tried = largest(needs, gpu.usable_bytes, found.value, multiple)
+    if tried.is_flat:
+        raise UserError(
+            f"The program takes the same memory with {found.name} at {' and '.join(map(str, sorted(tried.required)))}.",
+            where=found.where, allowed="a setting that decides how large a batch is, and data with rows as long",
+            write=None if asked.batch else f"will-it-fit run --batch 8x{found.value} ...",
+        )  # fmt: skip
     if options.json:
-        print(json.dumps(to_mapping(tried, name, multiple) | {"gpu": gpu.to_mapping()}, sort_keys=True))
+        values = to_mapping(tried, found.name, multiple) | {"where": found.where, "gpu": gpu.to_mapping()}
+        print(json.dumps(values, sort_keys=True))
     else:
-        print(printable("\n".join(_varied(tried, name, gpu))))
+        print(printable("\n".join([*_varied(tried, found.name, gpu), f"{found.name} was found at: {found.where}"])))
     return 0 if tried.largest else 1
 
 
@@ -292,6 +342,9 @@ def text(answered: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {'':<20}{gib(size):>10} {word} PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True")
     peaks = ", ".join(f"{word} {gib(size)}" for name, word in _PHASES.items() if (size := trace["phases"].get(name)))
     lines.append(f"  {'by phase':<20}{peaks}")
+    if len(answered["ranks"]) > 1:
+        told = (f"rank {row['rank']} {gib(row['required_bytes'])}" for row in answered["ranks"])
+        lines.append(f"  {'required by rank':<20}{', '.join(told)}")
     if program["peak_line"]:
         below = f" (there {program['library_line']})" if program["library_line"] else ""
         lines.append(f"  {'the peak is made at':<20}{program['peak_line']}{below}")
@@ -321,7 +374,7 @@ def _time(answered: Mapping[str, Any]) -> list[str]:
 
 def _how_far(answered: Mapping[str, Any]) -> str:
     updates, gpus = answered["program"]["updates"], answered["gpus"]
-    on = f" on the first of {gpus} GPUs" if gpus > 1 else ""
+    on = f", as rank {answered['rank']} of {gpus} processes" if gpus > 1 else ""
     word = "stopped after" if answered["program"]["outcome"] == "stopped" else "ended after"
     return f"{word} {updates} update{'s' if updates > 1 else ''}{on}"
 
@@ -332,7 +385,8 @@ def _verdict(answered: Mapping[str, Any]) -> str:
     trace, gpu = answered["trace"], answered["gpu"]
     need = f"the program needs {gib(trace['required_bytes'])}"
     if answered["gpus"] > 1:
-        need += f" on each of {answered['gpus']} GPUs"
+        several = len(answered["ranks"]) > 1
+        need += f" on the GPU of rank {answered['rank']}" if several else f" on each of {answered['gpus']} GPUs"
     if gpu is None:
         return f"{need[0].upper()}{need[1:]}: {smallest(trace['required_bytes'])}"
     has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} usable"

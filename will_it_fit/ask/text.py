@@ -8,6 +8,7 @@ from typing import Any
 
 from will_it_fit.analytic.decoder import NotDescribed, describe
 from will_it_fit.ask import run_cost
+from will_it_fit.ask.cycle_text import cycle_lines, cycle_verdict
 from will_it_fit.ask.options import suggested
 from will_it_fit.ask.question import Question
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, is_lower_bound, known
@@ -61,6 +62,8 @@ def verdict_line(answer: Mapping[str, Any]) -> str:
     need = f"the step needs {'at least ' if at_least else ''}{gib(trace['required_bytes'])}"
     if gpu is None:
         return f"{need[0].upper()}{need[1:]}: {smallest(trace['required_bytes'])}"
+    if (answer.get("phases_of_cycle") or {}).get("server"):
+        return cycle_verdict(answer)
     parallel = answer["scenario"]["parallel"]
     each = f" on each of {parallel['gpus']} GPUs with {parallel['strategy'].upper()}" if parallel["gpus"] > 1 else ""
     has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} usable"
@@ -93,6 +96,8 @@ def _quick_verdict(answer: Mapping[str, Any]) -> str:
     if gpu is None:
         return f"{need[0].upper()}{need[1:]}: {smallest(analytic['enough_bytes'] or inf)}"
     has = f"{card(gpu)} has {gib(gpu['usable_bytes'])}"
+    if not gpu.get("is_modelled", True):
+        return f"{'DOES NOT FIT' if answer['fits'] is False else 'NO VERDICT'}: {need}; {has}"
     word = {True: "SHOULD FIT", False: "DOES NOT FIT", None: "TOO CLOSE TO CALL"}[answer["fits"]]
     return f"{word}: {need}; {has}" + ("; ask without --quick" if answer["fits"] is None else "")
 
@@ -271,8 +276,9 @@ def explanation(answer: Mapping[str, Any]) -> list[str]:
 
 def table(name: str, answer: dict[str, Any]) -> str:
     """The answer to a scenario's file as text for a terminal."""
-    lines = [*head(answer, file=name), *answers(answer), *evidence_lines(answer), *time_lines(answer)]
-    lines += other_kernels(answer)
+    lines = [*head(answer, file=name), *answers(answer)]
+    lines += cycle_lines(answer) if answer.get("phases_of_cycle") else []
+    lines += [*evidence_lines(answer), *time_lines(answer), *other_kernels(answer)]
     lines += other_ways(answer)
     trace = answer["trace"]
     lines += [f"  note: {note}" for note in trace["notes"]]
@@ -303,7 +309,13 @@ def reading_lines(asked: Question, answer: Mapping[str, Any]) -> list[str]:
 
 def first_text(asked: Question, answer: Mapping[str, Any]) -> str:
     """The verdict, and how it came about: all that stands as soon as the step is traced."""
-    lines = [*head(answer, "--like "), *answers(answer), *evidence_lines(answer), *time_lines(answer)]
+    lines = [
+        *head(answer, "--like "),
+        *answers(answer),
+        *(cycle_lines(answer) if answer.get("phases_of_cycle") else []),
+        *evidence_lines(answer),
+        *time_lines(answer),
+    ]
     lines += reading_lines(asked, answer)
     if answer["trace"]:
         lines += [f"  note: {note}" for note in answer["trace"]["notes"]]

@@ -4,6 +4,8 @@
     trainer = SFTTrainer(..., callbacks=[StopIfItWontFit()])
     trainer.train()          # raises WontFit, whose text is the answer, instead of running out of memory at step 900
 
+:class:`MeasureSteps` measures the first updates instead, and compares.
+
 What the model, its adapters and the arguments say is read from the objects themselves; ``sequence_length`` is that of
 the arguments' ``max_length`` unless it is given.
 """
@@ -15,9 +17,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from will_it_fit.ask import Answer, answered
+from will_it_fit.ask import Answer, _undisturbed, answered, measure
 from will_it_fit.ask.question import Question
 from will_it_fit.cards.gpus import GIB, Gpu, catalogue, find, from_device
+from will_it_fit.evidence.recorder import UPDATES, Recorder
 from will_it_fit.readers import trl
 from will_it_fit.readers.approximations import approximate
 from will_it_fit.readers.reading import keys
@@ -26,6 +29,46 @@ from will_it_fit.scenario.scenario import Scenario
 
 _KINDS = {"SFTConfig": "sft", "DPOConfig": "dpo", "RewardConfig": "reward", "KTOConfig": "kto", "GRPOConfig": "grpo"}
 _DTYPES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+
+
+class MeasureSteps(TrainerCallback):
+    """Measures the first updates on the GPU, and adds a row to your own table of measured steps.
+
+        trainer = SFTTrainer(..., callbacks=[MeasureSteps()])
+
+    Parameters
+    ----------
+    stop
+        Whether training ends then.
+    sequence_length
+        Tokens of the longest row of those updates; None: the arguments' ``max_length``.
+
+    Attributes
+    ----------
+    record, text
+        What was recorded, as ``--record`` has it, and the comparison in words. ``text`` stays None without a GPU.
+    """
+
+    def __init__(self, stop: bool = False, sequence_length: int | None = None) -> None:
+        self.stop, self.sequence_length = stop, sequence_length
+        self.record: dict[str, Any] | None = None
+        self.text: str | None = None
+        self._recorder = Recorder()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if self.record is not None:
+            return
+        self._recorder.after_update()
+        if len(self._recorder.updates) < UPDATES:
+            return
+        self.record = self._recorder.to_mapping()
+        control.should_training_stop = control.should_training_stop or self.stop
+        if self.record["device"] is not None:
+            with _undisturbed():
+                asked = question_of(args, model, _device(), self.sequence_length)
+                asked, step, answer = measure.compared(asked, self.record)
+                measure.keep(step)
+                self.text = measure.text(asked, step, answer, self.record)
 
 
 class WontFit(RuntimeError):

@@ -122,6 +122,8 @@ class Simulation:
         Programs that were to be run (``ldconfig``), and were not.
     missing
         C extensions that were to be imported, and have no entry in the table of :mod:`.extensions`.
+    index
+        Which of the machine's cards this process has.
     """
 
     card: Card
@@ -132,6 +134,12 @@ class Simulation:
     chosen: dict[str, tuple[int, str]] = field(default_factory=dict)
     programs: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    index: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """What a tensor on the card says of its device."""
+        return torch.device("cuda", self.index)
 
 
 active: list[Simulation] = []  # :mod:`.simulation` puts it in
@@ -163,15 +171,16 @@ class FakeStream:
         return lambda *args, **kwargs: 1.0 if name == "elapsed_time" else True
 
 
-def answers_of(card: Card) -> list[tuple[Any, str, Any]]:
-    """What ``torch.cuda`` says of the card."""
+def answers_of(card: Card, index: int = 0) -> list[tuple[Any, str, Any]]:
+    """What ``torch.cuda`` says of the card, which is the machine's card ``index``."""
     properties, stream = card.properties(), FakeStream()
     state = torch.zeros(16, dtype=torch.uint8, device="cpu")
     fixed = {
         **dict.fromkeys(("is_available", "is_initialized"), True),
         **dict.fromkeys(("_is_in_bad_fork", "is_current_stream_capturing"), False),
         **dict.fromkeys(("device_count", "_device_count_nvml"), 1),
-        **dict.fromkeys(("current_device", "_exchange_device", "_maybe_exchange_device", "initial_seed"), 0),
+        **dict.fromkeys(("current_device", "_exchange_device", "_maybe_exchange_device"), index),
+        "initial_seed": 0,
         **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"), 0),
         **dict.fromkeys(("utilization", "temperature", "power_draw", "clock_rate"), 0),
         **dict.fromkeys(("synchronize", "set_device", "set_stream", "_lazy_init", "_lazy_call", "init", "empty_cache")),

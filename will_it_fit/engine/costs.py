@@ -223,7 +223,10 @@ class CostRecorder:
             flops = _CPU_ATTENTION[func._overloadpacket](args, kwargs)
             yield Operator(name, ATTENTION, _dtype(inputs[0]), flops, touched_bytes(inputs + outputs))
         elif func._overloadpacket in flop_registry:
-            flops = int(flop_registry[func._overloadpacket](*args, **kwargs, out_val=output))
+            counted = [
+                value for argument, value in zip(schema.arguments, args, strict=False) if argument.name != "out_dtype"
+            ]
+            flops = int(flop_registry[func._overloadpacket](*counted, **kwargs, out_val=output))
             flops //= 2 if _is_causal(schema, args, kwargs) else 1
             inputs = [item for item in inputs if all(item is not other for other in _tensors(kwargs.values()))]
             factors = [item for item in args if isinstance(item, torch.Tensor) and item.dim() > 1]

@@ -32,7 +32,8 @@ from torch._dynamo import device_interface, trace_rules
 from torch._dynamo.variables import streams
 from torch._dynamo.variables import torch as dynamo_torch
 from torch._functorch import config as functorch_config
-from torch._inductor import async_compile, codecache, compile_fx, select_algorithm, utils
+from torch._higher_order_ops import wrap
+from torch._inductor import async_compile, codecache, compile_fx, output_code, select_algorithm, utils
 from torch._inductor import config as inductor_config
 from torch._inductor.codegen.triton import TritonKernel
 from torch._inductor.fx_passes import joint_graph, pad_mm
@@ -118,7 +119,8 @@ def followed(tracker: Tracker, target: str) -> Iterator[None]:
 
 def _seen_as(target: str, record: Compiled) -> list[tuple[Any, str, Any]]:
     """Fake tensors of tensors on ``meta`` lie on the target; all the rest of the compiler follows from that."""
-    device, folder = torch.device("cuda:0" if target == "cuda" else "cpu"), joint_graph.UniformValueConstantFolder
+    simulation, folder = active_simulation(), joint_graph.UniformValueConstantFolder
+    device = simulation.device if target == "cuda" else torch.device("cpu")
     describe, run = MetaTensorDescriber.describe_tensor, folder.run
     compile_graph, compile_inner = compile_fx.compile_fx, compile_fx.compile_fx_inner
 
@@ -255,7 +257,7 @@ def _wrappers(tracker: Tracker, target: str) -> list[tuple[Any, str, Any]]:
     """What a wrapper calls: it allocates on ``meta``, where the tracker hears it."""
     load, guards = codecache.PyCodeCache.load_by_key_path.__func__, torch._C._dynamo.guards
     check = guards.assert_size_stride
-    named = re.compile(rf"device\(type='{target}'(, index=0)?\)")
+    named = re.compile(rf"device\(type='{target}'(, index=\d+)?\)")
 
     def empty(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty_strided(size, stride, dtype=dtype, device="meta")
@@ -290,7 +292,14 @@ def _wrappers(tracker: Tracker, target: str) -> list[tuple[Any, str, Any]]:
         (guards, "assert_alignment", lambda *args: None),
         (guards, "assert_size_stride", compared),
         (codecache.PyCodeCache, "load_by_key_path", classmethod(load_by_key_path)),
+        (output_code, "is_in_torch_dispatch_mode", _in_a_programs_mode),
     ]
+
+
+def _in_a_programs_mode(*_: Any, **__: Any) -> bool:
+    """Whether a dispatch mode is on beside the engine's own: a wrapped region is called in another way under one."""
+    stack = map(torch._C._get_dispatch_stack_at, range(torch._C._len_torch_dispatch_stack()))
+    return any(type(mode).__module__.partition(".")[0] != __name__.partition(".")[0] for mode in stack)
 
 
 @contextmanager
@@ -322,7 +331,7 @@ def _for_inductor(simulation: Any) -> Iterator[None]:
     places += [
         (interface, "get_raw_stream", staticmethod(lambda index: 0)),
         (interface.Worker, "get_device_properties", staticmethod(lambda device=None: properties)),
-        (interface.Worker, "current_device", staticmethod(lambda: 0)),
+        (interface.Worker, "current_device", staticmethod(lambda: simulation.index)),
         (fake_tensor.FakeTensorMode, "avoid_device_init", True),
         (fake_tensor.FakeTensorMode, "dispatch", _moved(fake_tensor.FakeTensorMode.dispatch)),
         (fake_tensor, "init_gpu_context", lambda device: None),
@@ -339,7 +348,7 @@ def _for_inductor(simulation: Any) -> Iterator[None]:
         for function in caches:
             function.cache_clear()
         with accelerator(), _disable_current_modes(), as_it_was(), unheard():
-            for device in (torch.device("cuda", 0), None):  # patterns make constants, elsewhere than here on the GPU
+            for device in (simulation.device, None):  # patterns make constants, elsewhere than here on the GPU
                 joint_graph.lazy_init(device)
         yield
     for function in caches:
@@ -375,5 +384,14 @@ def _with_generator(tracker: Tracker, *args: Any, saving: bool, **kwargs: Any) -
     return (state, output) if saving else output
 
 
+def _compiled_region(tracker: Tracker, region: Any, inputs: Any, name: str | None = None) -> Any:
+    """What Inductor's ``wrap_inductor_compiled_regions`` hands to dispatch modes: a wrapper, which runs as ever."""
+    with tracker:
+        return region(inputs)
+
+
 rng_prims.run_and_save_rng_state.py_impl(Tracker)(partial(_with_generator, saving=True))
+
+
 rng_prims.run_with_rng_state.py_impl(Tracker)(partial(_with_generator, saving=False))
+wrap.inductor_compiled_code.py_impl(Tracker)(_compiled_region)

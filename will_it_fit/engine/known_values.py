@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_map_only
 from .errors import NoValues
 from .origins import calling_frame
 
-LIMIT = 65_536  # elements of an integer or boolean tensor whose values are carried
-FLOAT_LIMIT = 1_024  # of one in floating point that is computed of such
+LIMIT = 1_048_576  # elements of an integer or boolean tensor whose values are carried
+FLOAT_LIMIT = 1_048_576  # of one in floating point that is computed of such, as Gemma 4 pools the patches of an image
 # Libraries ask about values that don't decide what is allocated, or that a real batch answers in one way. By module, or
 # by module and function:
 ANSWERS: Mapping[str, bool] = {

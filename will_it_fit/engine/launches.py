@@ -167,7 +167,7 @@ def _driver(card: Card) -> SimpleNamespace:
     return SimpleNamespace(
         utils=SimpleNamespace(get_device_properties=lambda device: properties),
         get_current_target=lambda: target,
-        get_current_device=lambda: 0,
+        get_current_device=torch.cuda.current_device,
         set_current_device=lambda device: None,
         get_current_stream=lambda device=None: 0,
         get_device_capability=lambda device=0: card.capability,

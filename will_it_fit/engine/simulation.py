@@ -25,6 +25,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from types import FrameType, SimpleNamespace
@@ -60,6 +61,7 @@ def simulated(
     *,
     attended_keys: float | None = None,
     whole_program: bool = False,
+    index: int = 0,
 ) -> Iterator[Simulation]:
     """Let all that runs inside believe in a card, and whatever it launches do nothing.
 
@@ -80,6 +82,8 @@ def simulated(
         causal mask.
     whole_program
         Whether a program runs inside that imports what it needs: then :data:`_BEFORE` are imported when it asks.
+    index
+        Which of the machine's cards this process has: ``cuda:index``.
 
     Raises
     ------
@@ -96,9 +100,10 @@ def simulated(
             import_module(name)
     from .extensions import extensions  # its tables are made while it is imported
 
-    answers = answers_of(card)
+    answers = answers_of(card, index)
     torch.utils._device._device_constructors()  # `with torch.device(...)` keeps PyTorch's own functions, once
-    simulation = Simulation(card, choose or (lambda name, configurations: 0), pads, templates, attended_keys)
+    first: Callable[[str, list], int] = lambda name, configurations: 0  # noqa: E731
+    simulation = Simulation(card, choose or first, pads, templates, attended_keys, index=index)
     lifts = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:
         stack.enter_context(_forgotten_answers())
@@ -106,7 +111,7 @@ def simulated(
             truth = _as_it_is([(at, name, vars(at).get(name)) for at, name, _ in answers])
             stack.enter_context(running(dict.fromkeys(_BEFORE, truth)))
         stack.enter_context(patched(answers))
-        stack.enter_context(patched(_tensors(), hidden=True))
+        stack.enter_context(patched(_tensors(simulation), hidden=True))
         stack.enter_context(patched(_programs(simulation) + compiled_kernels()))
         if find_spec("triton") is not None:
             stack.enter_context(no_launches(simulation))
@@ -140,7 +145,7 @@ class _OnCard(TorchDispatchMode):
             return own(*args, **kwargs)
 
 
-def _tensors() -> list[tuple[Any, str, Any]]:
+def _tensors(simulation: Simulation) -> list[tuple[Any, str, Any]]:
     """What tensors say about themselves, and what makes generators."""
     of_generator = torch.Generator
 
@@ -154,7 +159,7 @@ def _tensors() -> list[tuple[Any, str, Any]]:
     def with_index(device: Any) -> Any:
         """PyTorch asks CUDA, which a build may lack, which card `cuda` is."""
         found = isinstance(device, (str, torch.device)) and str(device) == "cuda"
-        return torch.device("cuda", 0) if found else device
+        return simulation.device if found else device
 
     move = torch.Tensor.to
 
@@ -163,7 +168,7 @@ def _tensors() -> list[tuple[Any, str, Any]]:
         return move(tensor, *args, **kwargs)
 
     def cuda(tensor: torch.Tensor, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> torch.Tensor:
-        return move(tensor, torch.device("cuda", 0), non_blocking=non_blocking, **kwargs)
+        return move(tensor, simulation.device, non_blocking=non_blocking, **kwargs)
 
     def made(data: Any, *, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
         """It asks for CUDA before the dispatcher hears of it."""
@@ -184,9 +189,9 @@ def _tensors() -> list[tuple[Any, str, Any]]:
         (torch, "tensor", made),
         (torch.Tensor, "to", to),
         (torch.Tensor, "cuda", cuda),
-        (torch.Tensor, "device", property(_device)),
-        (torch.Tensor, "is_cuda", property(lambda tensor: _device(tensor, 2).type == "cuda")),
-        (torch.Tensor, "get_device", lambda tensor: 0 if tensor.is_meta else -1),
+        (torch.Tensor, "device", property(partial(_device, simulation))),
+        (torch.Tensor, "is_cuda", property(lambda tensor: _device(simulation, tensor, 2).type == "cuda")),
+        (torch.Tensor, "get_device", lambda tensor: simulation.index if tensor.is_meta else -1),
         (torch.Tensor, "record_stream", lambda tensor, stream: None),
         (torch, "Generator", Kind("Generator", (), {})),
     ]
@@ -203,10 +208,10 @@ def _set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
     torch._C._swap_tensor_impl(tensor, other)
 
 
-def _device(tensor: torch.Tensor, depth: int = 1) -> torch.device:
+def _device(simulation: Simulation, tensor: torch.Tensor, depth: int = 1) -> torch.device:
     """Where a tensor lies, as the module that asks would hear it on a machine with the card."""
     device = _DEVICE.__get__(tensor)
-    return torch.device("cuda", 0) if device.type == "meta" and _by_package(sys._getframe(depth)) else device
+    return simulation.device if device.type == "meta" and _by_package(sys._getframe(depth)) else device
 
 
 def _by_package(frame: FrameType) -> bool:

@@ -20,18 +20,21 @@ from typing import Any
 
 import torch
 
+from . import known_values
 from .errors import TraceError
 from .patching import device_lists, patched
 from .report import Report
 from .trace import Options, measure_step, trace_step
 
 MOST_UPDATES = 64
+MOST_SCORED = 2**24  # elements of a mask whose values are carried: 128 MiB on the host
 SCALARS = 1.0  # what a trainer reads to log it
 # What trainers ask before they go on, and a real batch answers in one way:
 ANSWERS = {
     "transformers.generation.stopping_criteria:__call__": False,  # no text ends before the longest that is allowed
     "trl.trainer.dpo_trainer:_compute_loss": True,
     "trl.trainer.grpo_trainer:_generate_single_turn": True,  # every token belongs to its completion
+    "trl.trainer.grpo_trainer:_generate_and_score_completions": True,  # each has a probability by vLLM
     "trl.trainer.grpo_trainer:_calculate_rewards": False,  # every text has a reward
 }
 
@@ -162,6 +165,8 @@ def _fused_head() -> list[tuple[Any, str, Any]]:
     places = [(kernels, name, InPlace()) for name in ("_forward_kernel", "_backward_kernel")]
     places += [(kernels, "triton", SimpleNamespace(cdiv=lambda count, size: -(-count // size)))]
     places += [(kernels, "_addmm_fp32", add_product)]
+    # Which tokens are scored decides shapes, of batches of any size.
+    places += [(known_values, "LIMIT", MOST_SCORED)]
     users = (kernels, *map(import_module, ("trl.trainer.utils", "trl.trainer.distillation_trainer")))
     return places + [(module, "_use_triton", lambda device: True) for module in users]
 

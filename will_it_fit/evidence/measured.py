@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -60,7 +60,7 @@ class Kinds(NamedTuple):
 def kinds_of(scenario: Scenario, capability: tuple[int, int] | None) -> Kinds:
     """The kinds of a scenario's step on a GPU of a compute capability; None: no GPU is named, or a size alone."""
     parallel = scenario.parallel
-    offloaded = [word for word in (parallel.offload, scenario.activation_offload and "activations") if word]
+    offloaded = [parallel.offload, scenario.experts.offload, "activations" if scenario.activation_offload else "none"]
     return Kinds(
         method=_method(scenario),
         layers=layers_of(scenario.model) + (" and images" if scenario.images else ""),
@@ -72,7 +72,7 @@ def kinds_of(scenario: Scenario, capability: tuple[int, int] | None) -> Kinds:
         platform=scenario.platform,
         kernels=scenario.kernels,
         preparation=scenario.kbit_preparation,
-        precision=scenario.precision + (" under autocast" if scenario.autocast else ""),
+        precision=", ".join(_precision(scenario)),
         optimizer="adamw" if scenario.optimizer == "adamw_fused" else scenario.optimizer,
         attention="eager" if scenario.attention == "eager" else "fused",
         checkpointing="yes" if scenario.gradient_checkpointing else "no",
@@ -80,6 +80,15 @@ def kinds_of(scenario: Scenario, capability: tuple[int, int] | None) -> Kinds:
         rows="packed" if scenario.packing != "none" else "padded" if scenario.attention_mask == "padding" else "apart",
         offload=" and ".join(word for word in offloaded if word != "none") or "none",
     )
+
+
+def _precision(scenario: Scenario) -> Iterator[str]:
+    yield scenario.precision + (" under autocast" if scenario.autocast else "")
+    for name in ("float8", "qat"):
+        if (value := getattr(scenario, name)) not in (None, "none", False):
+            yield f"{name} {value}"
+    if scenario.experts.quantized != "none":
+        yield f"experts in {scenario.experts.quantized}"
 
 
 def layers_of(model: Mapping[str, Any]) -> str:

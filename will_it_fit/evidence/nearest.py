@@ -11,10 +11,11 @@ a kind that some of the rows left agree in keeps those; a kind that none agrees 
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from will_it_fit.cards.gpus import Gpu, known
 from will_it_fit.evidence.measured import FITTED, UNREAD, Kinds, MeasuredStep, kinds_of, measured_steps
@@ -46,6 +47,9 @@ _WORDS = {
     "rows": "rows {0}",
     "offload": "offload {0}",
 }
+_SAME_CHIP = {"a100-40gb": "a100-80gb"}  # with slower memory, within the range
+LEAST = 0.1  # of a prediction: the least that a range leaves to either side
+FEW = 8  # measured times: fewer make no range
 _MOST = 4  # measured kinds that are named beside a difference
 _CARDS = {"a10g": "NVIDIA A10G", "h100-96gb": "NVIDIA H100 with 96 GB"}  # measured, and not in the catalogue
 
@@ -191,6 +195,57 @@ def nearest(kinds: Kinds, card: str | None, steps: Sequence[MeasuredStep]) -> Ev
     return Evidence(kinds, own or left, (), bool(own))
 
 
+class TimeShares(NamedTuple):
+    """What measured steps took as shares of the prediction, 19 of 20 of them; ``of``: which steps, in words."""
+
+    low: float
+    high: float
+    rows: int
+    of: str
+
+
+def time_shares(card: str, scenario: Scenario | None) -> TimeShares | None:
+    """How long measured steps of a card took, as shares of what was predicted for them.
+
+    Of steps on the same card that agree in their layers and objective, and in whether the compiler, several GPUs and
+    Windows are used: those of the same method where there are :data:`FEW`, else all. Rows to which the time model was
+    fitted say nothing and are left out, and so is the farthest twentieth. The measured steps are of few models and
+    programs, so the range is at least :data:`LEAST` to either side. None: there are fewer steps.
+
+    Parameters
+    ----------
+    scenario
+        None: a decoder's eager step on one GPU under Linux, of any method.
+    """
+    kinds = kinds_of(scenario, None) if scenario else None
+
+    def deciding(of: Kinds) -> tuple[object, ...]:
+        return of.layers, of.objective, of.compiled, of.parallel == "one GPU", of.platform
+
+    own = deciding(kinds) if kinds else ("attention", "sft", "no", True, "linux")
+    rows = [
+        step
+        for step in measured_steps()
+        if step.card == _SAME_CHIP.get(card, card) and step.time_error is not None and step.time_known != FITTED
+        and deciding(step.kinds) == own
+    ]  # fmt: skip
+    method = kinds and _method_class(kinds.method)
+    alike = [step for step in rows if _method_class(step.kinds.method) == method]
+    if few := len(alike) < FEW:
+        alike = rows
+    if len(alike) < FEW:
+        return None
+    shares = sorted((1 / (1 + step.time_error) for step in alike), key=lambda share: abs(math.log(share)))
+    kept = shares[: len(shares) - len(shares) // 20]
+    low, high = min(*kept, 1 - LEAST), max(*kept, 1 + LEAST)
+    return TimeShares(low, high, len(kept), "of any method" if few or method is None else method)
+
+
+def _method_class(method: str) -> str:
+    word = method.split(" ")[0]
+    return word if word in ("full", "lora", "qlora") else "other adapters"
+
+
 def _counted(words: Iterable[str]) -> dict[str, int]:
     """How often each occurs, the most frequent first."""
     counts: dict[str, int] = {}
@@ -225,8 +280,7 @@ def summary(steps: Iterable[MeasuredStep]) -> Iterator[Mapping[str, Any]]:
     groups: dict[tuple[str, ...], list[MeasuredStep]] = {}
     for step in steps:
         kinds = step.kinds
-        word = kinds.method.split(" ")[0]
-        key = (step.card, word if word in ("full", "lora", "qlora") else "other adapters",
+        key = (step.card, _method_class(kinds.method),
                kinds.parallel, kinds.program, kinds.platform, kinds.compiled)  # fmt: skip
         groups.setdefault(key, []).append(step)
     for key, rows in groups.items():

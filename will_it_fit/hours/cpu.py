@@ -26,10 +26,13 @@ from mmap import mmap
 from time import process_time
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from will_it_fit.evidence.nearest import TimeShares
+
 if TYPE_CHECKING:
     from will_it_fit.engine.costs import CostRecorder, Operator
     from will_it_fit.scenario.scenario import Scenario
 
+_MEASURED = TimeShares(0.75, 1.25, 9, "on one CPU")  # docs/time.md has the nine
 NEW_FROM_BYTES = 32 * 2**20  # glibc's largest M_MMAP_THRESHOLD on 64-bit systems
 ATTENTION = {False: 0.53, True: 0.60}  # forward, backward
 _PRODUCT, _COPY_BYTES, _UNPACKED = 1024, 64 * 2**20, (1536, 1024)
@@ -73,7 +76,7 @@ class Cpu:
     unpacked_bytes_per_second: float | None
     launch_seconds: float
     basis: str = "found by short probes on this CPU: a product, copies, an unpacking, small operators"
-    error: float | None = 0.25
+    measured: TimeShares | None = _MEASURED
     board_watts: None = None
     emulated: ClassVar[frozenset[str]] = frozenset()
     limits: ClassVar[Mapping[str, str]] = {"cpu": "Python and PyTorch, between operators"}

@@ -51,8 +51,8 @@ class RunHours:
     @classmethod
     def of(cls, steps: int, training: float, evaluation: float | None, speed: Speed, gpus: int) -> RunHours:
         """From the seconds of its parts; training takes so many GPUs, evaluation one (None: not known)."""
-        hours, error = (training + (evaluation or 0.0)) / 3600, speed.error
-        ends = None if error is None else (hours * (1 - error), hours * (1 + error))
+        hours, measured = (training + (evaluation or 0.0)) / 3600, speed.measured
+        ends = measured and (hours * measured.low, hours * measured.high)
         left_out = NOT_COUNTED if evaluation is not None else f"evaluation, {NOT_COUNTED}"
         watts = speed.board_watts
         kwh = (gpus * training + (evaluation or 0.0)) * watts / 3.6e6 if watts else None
@@ -185,9 +185,9 @@ def run_time(time: Mapping[str, Any], gpu: Gpu, scenario: Scenario, asked: Run) 
         Of its typical step (:meth:`Run.typical_step`): a :class:`will_it_fit.hours.step_time.StepTime` as a mapping.
     """
     gpus, steps = scenario.parallel.gpus, asked.steps(scenario)
-    speed = speed_of(gpu.name)
+    speed = speed_of(gpu.name, scenario)
     if time["range"] is None:  # also of a step whose kind was not compared on this GPU
-        speed = replace(speed, error=None)
+        speed = replace(speed, measured=None)
     whole = RunHours.of(steps, steps * time["seconds_per_step"], None, speed, gpus)
     hours, ends, kwh = whole.hours, whole.hours_range, whole.kwh_at_most
     price, grams, deadline = asked.price_of(gpu), asked.grams_per_kwh, asked.deadline_hours

@@ -16,14 +16,16 @@ What constants were fitted to, and how far off the model is on other rows: ``pyt
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from will_it_fit.cards.gpus import CATALOGUE, Gpu, find
 from will_it_fit.common.files import read_yaml
+from will_it_fit.evidence.nearest import TimeShares, time_shares
 from will_it_fit.hours.cpu import Cpu
+from will_it_fit.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
     from will_it_fit.engine.costs import CostRecorder, Operator
@@ -79,8 +81,8 @@ class Speed:
         What any kernel takes on the GPU.
     basis
         ``measured``: on rows of this GPU; ``measured: ...`` of its architecture; ``assumed``.
-    error
-        Share within which steps of this GPU's kind were predicted; None where none was measured.
+    measured
+        What steps of this kind took on this GPU, as shares of the prediction; None where too few were measured.
     """
 
     peak_flops: Mapping[str, float]
@@ -103,12 +105,20 @@ class Speed:
     collective_seconds: float
     shortest_kernel_seconds: float
     basis: str
-    error: float | None
+    measured: TimeShares | None = None
+
+
+def speed_of(name: str, scenario: Scenario | None = None) -> Speed | None:
+    """The speed of a GPU of config/gpus.yaml; None where the file has no peaks for it.
+
+    ``scenario``: the step that is timed, for what was measured of its kind; None: a step of any kind on one GPU.
+    """
+    speed = _speed(name)
+    return speed and replace(speed, measured=time_shares(name, scenario))
 
 
 @cache
-def speed_of(name: str) -> Speed | None:
-    """The speed of a GPU of config/gpus.yaml; None where the file has no peaks for it."""
+def _speed(name: str) -> Speed | None:
     content = read_yaml(CATALOGUE)
     peaks, shares = content["speeds"].get(name), content["speed_shares"]
     if peaks is None:
@@ -130,9 +140,9 @@ def speed_of(name: str) -> Speed | None:
     )
 
 
-def speeds(gpus: Iterable[Gpu]) -> dict[str, Speed | None]:
+def speeds(gpus: Iterable[Gpu], scenario: Scenario | None = None) -> dict[str, Speed | None]:
     """The speed of each GPU by its name."""
-    return {gpu.name: speed_of(gpu.name) for gpu in gpus}
+    return {gpu.name: speed_of(gpu.name, scenario) for gpu in gpus}
 
 
 @dataclass(frozen=True)
@@ -144,8 +154,8 @@ class StepTime:
     seconds_per_step
         From one step's beginning to the next one's.
     range
-        Lowest and highest, by the error that was seen on measured steps of the GPU's kind; None where no step was
-        measured on it.
+        Lowest and highest, as measured steps of the kind lay beside their predictions on the GPU
+        (:func:`will_it_fit.evidence.nearest.time_shares`); None where too few were measured on it.
     limited_by
         What most of the time goes into, in words.
     shares
@@ -203,7 +213,7 @@ def step_time(
     shares["cpu"] = max(0.0, 1 - sum(shares.values()))
     return StepTime(
         seconds_per_step=seconds,
-        range=None if speed.error is None else (seconds * (1 - speed.error), seconds * (1 + speed.error)),
+        range=speed.measured and (seconds * speed.measured.low, seconds * speed.measured.high),
         limited_by=words[max(shares, key=lambda kind: shares[kind])],
         shares={kind: round(value, 4) for kind, value in sorted(shares.items())},
         tokens_per_second=tokens / seconds if tokens else None,

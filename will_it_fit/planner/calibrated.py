@@ -54,7 +54,7 @@ class CalibratedEstimator:
         except NotDescribed:
             self.described = False
         # Where the scenario's time is known, that of the others is asked for as well.
-        self.timed_on = speeds([gpu]) if gpu and traced and traced.get("time") else {}
+        self.timed_on = speeds([gpu], scenario) if gpu and traced and traced.get("time") else {}
         if traced is not None:
             self.learn(scenario, traced)
 

@@ -10,6 +10,7 @@ from will_it_fit.common.text import gib
 from will_it_fit.evidence.nearest import evidence
 from will_it_fit.hours.step_time import NO_SPEED
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing.cycle import Cycle, cycle
 from will_it_fit.tracing.scenario_trace import Traced
 
 NOT_MEASURED = "not measured: the model is profiled by its configuration alone"
@@ -32,7 +33,9 @@ class Comparison:
     differences
         For each pair ``a_to_b`` the signed ``bytes`` (a - b) and ``share`` (a / b - 1).
     gpu, verdict
-        The GPU that the scenario names, and whether the step fits it.
+        The GPU that the scenario names, and whether the step fits it; with an engine beside, whether the cycle does.
+    cycle
+        Of a step that generates, on that GPU; None: of another step, or without a GPU.
     """
 
     traced: Traced
@@ -41,6 +44,7 @@ class Comparison:
     differences: Mapping[str, Mapping[str, float]]
     gpu: Gpu | None
     verdict: Verdict
+    cycle: Cycle | None = None
 
     @property
     def allocators(self) -> dict[str, Any]:
@@ -54,6 +58,7 @@ class Comparison:
         """What is particular about this GPU, what the trace warns of, what makes the step slower, and luck."""
         trace = self.traced.trace
         texts = what_limits(trace, self.gpu) if self.gpu else []
+        texts += self.cycle.warnings if self.cycle else []
         texts += [*trace.get("warnings", ()), *(trace.get("time") or {}).get("warnings", ())]
         if self.gpu and self.verdict.fits and self.gpu.usable_bytes < trace["required_bytes"]:
             texts.append(BY_LUCK.format(gib(self.gpu.usable_bytes), gib(trace["required_bytes"])))
@@ -61,10 +66,26 @@ class Comparison:
             texts.append(full)
         return texts
 
+    def _of_cycle(self) -> dict[str, Any] | None:
+        """The cycle's phases, and beside a server what to turn."""
+        if self.cycle is None:
+            return None
+        answer, trace = self.cycle.to_mapping(), self.traced.trace
+        if self.cycle.server:
+            from will_it_fit.planner.cycle import knobs, server_answers
+
+            answer |= server_answers(self.cycle, trace)
+            answer["knobs"] = [knob.to_mapping() for knob in knobs(self.cycle, trace)]
+        return answer
+
     def suggestions(self, watch: Callable[[str, int, Sequence[Any]], None] | None = None) -> list[dict[str, Any]]:
         """What to change where the step does not fit its GPU; ``watch`` hears of each search that begins."""
         if self.verdict.fits is not False or not self.gpu.is_modelled:  # nothing could be said to fit
             return []
+        if self.cycle and self.cycle.server:
+            from will_it_fit.planner.cycle import suggest_for_cycle
+
+            return [asdict(item) for item in suggest_for_cycle(self.cycle, self.traced.trace)]
         from will_it_fit.planner.suggestions import suggest
 
         return [asdict(item) for item in suggest(self.traced.scenario, self.gpu, self.traced.trace, watch)]
@@ -78,6 +99,7 @@ class Comparison:
             "differences": self.differences,
             "evidence": evidence(self.traced.scenario, self.gpu).to_mapping(),
             "gpu": self.gpu.to_mapping() if self.gpu else None,
+            "phases_of_cycle": self._of_cycle(),
             "reasons": self.reasons,
             "scenario": self.traced.scenario.to_mapping(),
             "suggestions": self.suggestions() if suggested else [],
@@ -111,13 +133,18 @@ def compare(
         if answer and name != "trace"
     }
     gpu = named(scenario.gpu, where)
+    of_cycle = cycle(scenario, traced.on(gpu), gpu) if gpu and scenario.aim.generates else None
+    judged = verdict(traced.on(gpu), gpu)
+    if of_cycle and of_cycle.server and judged.fits is not None:
+        judged = Verdict(of_cycle.fits is True, of_cycle.usable_bytes - of_cycle.peak.most_bytes)
     return Comparison(
         traced,
         answers,
         {name: reason for name, reason in reasons.items() if answers[name] is None} | untimed,
         differences,
         gpu,
-        verdict(traced.on(gpu), gpu),
+        judged,
+        of_cycle,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
+from will_it_fit.common.errors import UserError
 from will_it_fit.common.terminal import progress
 from will_it_fit.planner.largest_fit import Border, Borders, Traces, by_kernels, workspace_bytes
 from will_it_fit.scenario.scenario import Scenario
@@ -82,6 +83,14 @@ def feasibility(
         on every step of the search was replayed; ``expandable_segments``: the same figures with
         ``expandable_segments:True``; ``verified``: whether the borders themselves were traced.
     """
+    if beside := [base for base in bases.values() if base.generation.engine == "vllm"]:
+        raise UserError(
+            "A plan knows nothing of the share of a card that vLLM takes.",
+            where="generation.engine",
+            found=beside[0].generation.engine,
+            allowed="transformers, none; one cycle is asked about with will-it-fit and a GPU",
+            change={"generation": {"engine": "none"}},
+        )
     gpus = list(catalogue().values()) if gpus is None else list(gpus)
     tasks = [
         _Task(name, replace(base, gpu=None), tuple(group), tuple(verify))

@@ -21,8 +21,8 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
         ``trace`` as `predict` has it, for the whole program; ``training`` and ``evaluation`` with
         ``peak_allocated_bytes`` (None where the program does not evaluate); ``fits``, ``headroom_bytes``, ``gpu``;
         ``time`` of a step as `predict` has it, without the loading of data; None where it isn't known;
-        ``program`` with ``updates``, ``outcome``, ``peak_line``, ``reads``, ``written`` and ``made_up``; ``host``,
-        what the run took here (``peak_bytes``, ``seconds``); ``warnings``.
+        ``rank``, the process that this is of; ``program`` with ``updates``, ``outcome``, ``peak_line``, ``reads``,
+        ``written`` and ``made_up``; ``host``, what the run took here (``peak_bytes``, ``seconds``); ``warnings``.
 
     Raises
     ------
@@ -46,12 +46,28 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
         "headroom_bytes": judged.headroom_bytes,
         "gpu": gpu.to_mapping() if gpu else None,
         "gpus": asked.gpus,
+        "rank": asked.rank,
         "allocators": {"own": own, **verdicts_by_allocator(trace, gpu)},
         "time": found["time"],
         "program": program | {"name": asked.program, "arguments": list(asked.arguments), "network": found["network"]},
         "host": found["host"],
         "warnings": _warnings(found),
     }
+
+
+def of_ranks(answers: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    """The answer of the process that needs most, by the answers of those that ran.
+
+    ``rank`` says which it is. ``ranks`` has a mapping for each: ``rank``, ``required_bytes``, ``fits``,
+    ``peak_allocated_bytes``, ``peak_reserved_bytes`` and ``peak_phase``.
+    """
+    told = ("required_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "peak_phase")
+    rows = [
+        {"rank": rank, "fits": each["fits"], **{name: each["trace"][name] for name in told}}
+        for rank, each in answers.items()
+    ]
+    most = max(rows, key=lambda row: (row["required_bytes"], row["peak_allocated_bytes"], -row["rank"]))["rank"]
+    return answers[most] | {"rank": most, "ranks": rows}
 
 
 def on_all_gpus(found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -73,6 +89,10 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
                 f"{read['line']} decides by the value of a tensor, which nobody knows; {read['value']:g} was taken."
                 f" For another value: --answer {where}=VALUE"
             )
+    for line in found["received"]:
+        told.append(
+            f"{line} receives objects of another process, which did not run; the program went on with what it had"
+        )
     for name in found["made_up"]["weights"]:
         told.append(f"the weights of {name} are not at hand: its configuration gave their names and sizes")
     if names := found["made_up"]["data"]:
@@ -137,7 +157,10 @@ def _failed(asked: ProgramRequest, found: Mapping[str, Any], line: str | None) -
     text = f"{found.get('kind', '')} {found.get('text', '')} {found['problem']}"
     for words, problem, allowed, write in _REASONS:
         if any(word in text for word in words):
-            detail = found.get("text", "").splitlines()
-            return UserError(f"{problem.rstrip('.')}: {detail[0] if detail else found['problem']}.".replace("..", "."),
-                             where=line, allowed=allowed, write=write)  # fmt: skip
+            if asked.batch and write and "--batch" in write:
+                allowed, write = "the file in its place: rows are made up, and this is none", None
+            told = next(filter(None, map(str.strip, found.get("text", "").splitlines())), found["problem"])
+            return UserError(
+                f"{problem.rstrip('.')}: {told}.".replace("..", "."), where=line, allowed=allowed, write=write
+            )
     return UserError(found["problem"], where=line, allowed=found.get("hint") or None)

@@ -33,7 +33,7 @@ OWN = str(Path(__file__).parents[1])
 
 @dataclass
 class Running:
-    """A program that runs: what hears it."""
+    """A program that runs: what hears it; and lines that received an object of a process that doesn't run."""
 
     tracker: Any
     loop: Any
@@ -41,11 +41,12 @@ class Running:
     numbers: Any
     checkpoints: Any
     data: Any
+    received: list[str]
 
 
 @contextmanager
 def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None) -> Iterator[Running]:
-    """A machine with the request's cards, of which this process has the first.
+    """A machine with the request's cards, of which this process has one: that of its rank.
 
     ``attended_keys``: see :class:`~will_it_fit.engine.card.Simulation`.
     """
@@ -81,7 +82,7 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
     )  # fmt: skip
     with ExitStack() as stack:
         enter = stack.enter_context
-        enter(simulated(card, whole_program=True, attended_keys=attended_keys))
+        enter(simulated(card, whole_program=True, attended_keys=attended_keys, index=asked.rank))
         device = enter(fake_gpus(asked.gpus)) if asked.torchrun else None
         none = nn.Module()
         tracker, _ = make_tracker(none, options, on_gpu=True)
@@ -89,7 +90,7 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
         numbers = Numbers(asked.answers)
         tracker.values.asked = numbers.answer
         memory, loop = Memory(tracker, card, gpu.usable_bytes), Loop(tracker, asked.steps)
-        processes = group.Group(tracker, stack, asked.gpus, device)
+        processes = group.Group(tracker, stack, asked.gpus, asked.rank, device)
         stack.callback(processes.end)
         enter(patched(cuda.cuda_places(card, memory.answers(), asked.gpus, device)))
         enter(surroundings(tracker, none, options))  # the compiler takes what the card answers now for constants
@@ -121,7 +122,7 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
         )
         enter(patched(data.places()))
         enter(tracker)
-        yield Running(tracker, loop, memory, numbers, checkpoints, data)
+        yield Running(tracker, loop, memory, numbers, checkpoints, data, processes.received)
 
 
 def _has_triton() -> bool:
@@ -136,7 +137,7 @@ def run(asked: ProgramRequest) -> dict[str, Any]:
 
     warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")  # ours
     if asked.torchrun:
-        os.environ.update(torchrun_variables(asked.gpus))
+        os.environ.update(torchrun_variables(asked.gpus, asked.rank))
     gc.disable()  # as a trace: when cycles go is chance
     sys.argv = [asked.program, *asked.arguments]
     sys.path.insert(0, os.getcwd() if asked.module else str(Path(asked.program).resolve().parent))
@@ -150,6 +151,11 @@ def run(asked: ProgramRequest) -> dict[str, Any]:
         except SystemExit as error:
             if error.code not in (0, None) and not running.loop.updates:
                 raise
+        except Exception:
+            if not running.loop.has_enough():
+                raise
+            traceback.print_exc()
+            outcome = "stopped"
         running.loop.end()
     return _found(running, asked, outcome)
 
@@ -176,6 +182,7 @@ def _found(running: Running, asked: ProgramRequest, outcome: str) -> dict[str, A
         "expandable_segments": expandable,
         "peak_line": running.memory.peak_line,
         "library_line": running.memory.library_line,
+        "received": running.received,
         "made_up": {"weights": running.checkpoints.made_up, "data": running.data.made_up},
         "time": _time(running, asked),
         "reads": [read.to_mapping() for read in running.numbers.reads.values()],
@@ -209,11 +216,11 @@ def by_module(tensors: list[dict[str, Any]]) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def torchrun_variables(gpus: int) -> dict[str, str]:
-    """What ``torchrun --standalone --nproc_per_node=N`` tells its first process."""
-    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(gpus))
-    first = dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK"), "0")
-    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "none", **sizes, **first}
+def torchrun_variables(gpus: int, rank: int = 0) -> dict[str, str]:
+    """What ``torchrun --standalone --nproc_per_node=N`` tells one of its processes."""
+    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE"), str(gpus))
+    ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "ROLE_RANK"), str(rank)) | {"GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1"}
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "none", **sizes, **ranks}
 
 
 # --- when it takes too long, or fails -----------------------------------------------------------------------------

@@ -94,7 +94,7 @@ class Data:
                 return load(path, name, *args, split=split, **options)
             except Exception:
                 self.made_up.append(f"{path} {name or ''}".strip())
-                return self._data_set(f"{path} {name or ''}", split)
+                return self._data_set(f"{path} {name or ''}", split, streamed=bool(options.get("streaming")))
 
         return [(module, "load_dataset", load_dataset)]
 
@@ -151,9 +151,9 @@ class Data:
 
         return [(module, "get_encoding", get_encoding)]
 
-    def _data_set(self, name: str, split: Any) -> Any:
+    def _data_set(self, name: str, split: Any, streamed: bool) -> Any:
         """Rows in the columns that data sets of such a name have (:data:`_COLUMNS`)."""
-        from datasets import ClassLabel, Dataset, DatasetDict
+        from datasets import ClassLabel, Dataset, DatasetDict, IterableDatasetDict
 
         rows = max(ROWS, 8 * self._batch[0])
         columns = next(columns for words, columns in _COLUMNS if re.search(words, name, re.IGNORECASE))
@@ -161,7 +161,9 @@ class Data:
         if "label" in columns:
             made = made.cast_column("label", ClassLabel(names=["no", "yes"]))
         self.made_up[-1] += f" ({', '.join(columns)})"
-        return made if split is not None else DatasetDict({"train": made, "validation": made, "test": made})
+        made = made.to_iterable_dataset() if streamed else made
+        parts = IterableDatasetDict if streamed else DatasetDict
+        return made if split is not None else parts({"train": made, "validation": made, "test": made})
 
     def _value(self, column: str) -> Any:
         short = {"label": 0, "prompt": "Why? ", "instruction": "Why?", "question": "Why?", "input": ""}

@@ -1,7 +1,7 @@
 """Where a program's tensors lie: on the card, on the host, or on its own ``meta``.
 
-What lies on the card is on ``meta`` really. A program hears ``cuda:0`` of it, and PyTorch the truth. Two kinds of
-tensors of the host need care:
+What lies on the card is on ``meta`` really. A program hears ``cuda:0``, or what its card is, and PyTorch the truth. Two
+kinds of tensors of the host need care:
 
 * A program's own ``meta`` tensors, which a model is built of before its weights come, take no memory of the card.
 * Large tensors in floating point that a model is built of on the host stand for themselves with one element, so that a
@@ -61,8 +61,9 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
         device = _DEVICE.__get__(tensor)
         if device.type != "meta" or tracker.lies_on_host(tensor) or asking_package(depth + 1) in _TRUTH:
             return device
-        return torch.device("cuda", 0) if _is_followed(tracker) else device
+        return here if _is_followed(tracker) else device
 
+    here = torch.device("cuda", torch.cuda.current_device())
     move, of_context = torch.Tensor.to, _device.DeviceContext.__torch_function__
 
     def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

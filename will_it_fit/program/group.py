@@ -1,4 +1,4 @@
-"""The group of processes that a program starts: this process is its first, and nobody else runs."""
+"""The group of processes that a program starts: this process is one of it, and nobody else runs."""
 
 from __future__ import annotations
 
@@ -17,20 +17,31 @@ from will_it_fit.engine.fake_device import FakeDevice
 from will_it_fit.engine.fake_group import BACKEND, fake_gpus
 from will_it_fit.engine.tracker import Tracker
 
+from .places import described, frames_above
+
 
 class Group:
     """Starts PyTorch's group where the program does, with collectives that do nothing.
 
     Parameters
     ----------
+    gpus, rank
+        How many processes there are, and which of them this one is.
     stack
         Keeps what a group needs in place until the program has ended.
     device
         Of the GPUs, where the program runs under ``torchrun``; None: one GPU, and a group only if the program asks.
+
+    Attributes
+    ----------
+    received
+        Lines of the program that received an object from another process: they went on with what they had.
     """
 
-    def __init__(self, tracker: Tracker, stack: ExitStack, gpus: int, device: FakeDevice | None) -> None:
+    def __init__(self, tracker: Tracker, stack: ExitStack, gpus: int, rank: int, device: FakeDevice | None) -> None:
         self._tracker, self._stack, self._gpus, self._device = tracker, stack, gpus, device
+        self._rank = rank
+        self.received: list[str] = []
         self._start = dist.init_process_group
 
     def start(self, *args: Any, **options: Any) -> None:
@@ -46,16 +57,16 @@ class Group:
         if self._device is None:
             self._device = self._stack.enter_context(fake_gpus(1))
             self._tracker.take_device(self._device)
-        self._start(BACKEND, store=FakeStore(), rank=0, world_size=self._gpus)
+        self._start(BACKEND, store=FakeStore(), rank=self._rank, world_size=self._gpus)
 
     def spawn(self, function: Any, args: tuple = (), nprocs: int = 1, *_: Any, **__: Any) -> None:
-        """In the place of ``torch.multiprocessing.spawn``: the first process's part runs here."""
+        """In the place of ``torch.multiprocessing.spawn``: the part of one process runs here."""
         if nprocs not in (1, self._gpus):
             raise UserError(
                 f"The program starts {nprocs} processes of its own, and the number simulated is {self._gpus}.",
                 write=f"will-it-fit run --gpus {nprocs} ...",
             )
-        function(0, *args)
+        function(self._rank, *args)
 
     def places(self) -> list[tuple[Any, str, Any]]:
         """Patches for the time of the program."""
@@ -70,8 +81,15 @@ class Group:
         def gathered(found: list, item: Any, *_: Any, **__: Any) -> None:
             found[:] = [item] * len(found)
 
-        def scattered(found: list, items: Any, *_: Any, **__: Any) -> None:
-            found[0] = items[0]
+        def scattered(found: list, items: Any, src: int = 0, *_: Any, **__: Any) -> None:
+            if items:
+                found[0] = items[self._rank]
+            else:
+                self._receives()
+
+        def broadcast(items: list, src: int | None = None, *_: Any, **__: Any) -> None:
+            if (src or 0) != self._rank:
+                self._receives()
 
         # Old names of collectives warn since PyTorch 2.13, where Dynamo then breaks and can't go on.
         renamed = {"all_gather_into_tensor": "all_gather_single", "reduce_scatter_tensor": "reduce_scatter_single"}
@@ -80,7 +98,7 @@ class Group:
             "new_group": subgroup,
             "is_nccl_available": lambda: True,
             "get_backend": lambda *_: "nccl",
-            "broadcast_object_list": lambda *_, **__: None,
+            "broadcast_object_list": broadcast,
             "all_gather_object": gathered,
             "gather_object": lambda item, found=None, *_, **__: found is not None and gathered(found, item),
             "scatter_object_list": scattered,
@@ -91,6 +109,11 @@ class Group:
         places += [(processes, "spawn", self.spawn), (processes.spawn, "spawn", self.spawn)]
         places += [(DistributedDataParallel, "__init__", ddp)]
         return [place for place in places if hasattr(place[0], place[1])]
+
+    def _receives(self) -> None:
+        line = described(next(frames_above(3), None))
+        if line not in self.received:
+            self.received.append(line)
 
     def end(self) -> None:
         """End the group that the program has left."""

@@ -1,4 +1,4 @@
-"""The largest value of one of a program's own arguments at which it fits: the program runs at each value that is tried.
+"""The largest value of a program's setting at which it fits: the program runs at each value that is tried.
 
 What a program needs grows with a length or a number of rows, nearly evenly. So a straight line through the two nearest
 values says where to look next, and only values that were run are given.
@@ -6,21 +6,17 @@ values says where to look next, and only values that were run are given.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 
 from will_it_fit.common.errors import UserError
-
-from .request import ProgramRequest
 
 MOST_RUNS = 12
 
 
 @dataclass
 class Tried:
-    """Runs of a program at values of an argument.
+    """Runs of a program at values of a setting.
 
     Attributes
     ----------
@@ -44,6 +40,11 @@ class Tried:
     @property
     def too_large(self) -> int | None:
         return min((value for value, fits in self.fits.items() if not fits), default=None)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the program takes the same at two values or more: then the setting does not decide its memory."""
+        return len(self.required) > 1 and len(set(self.required.values())) == 1
 
 
 def largest(run: Callable[[int], tuple[int, bool]], usable_bytes: int, first: int, multiple: int) -> Tried:
@@ -70,7 +71,7 @@ def largest(run: Callable[[int], tuple[int, bool]], usable_bytes: int, first: in
                 raise
             tried.refused[value], tried.fits[value] = error.problem, False
         low, high = tried.largest or 0, tried.too_large
-        if high is not None and high - low <= multiple:
+        if (high is not None and high - low <= multiple) or tried.is_flat:
             break
         value = _next(tried, usable_bytes, low, high, multiple)
     return tried
@@ -89,36 +90,6 @@ def _next(tried: Tried, usable_bytes: int, low: int, high: int | None, multiple:
     least = low + multiple
     most = max(least, high - multiple) if high is not None else 4 * max(low, multiple)
     return min(max(int(guess) // multiple * multiple, least), most)
-
-
-# --- arguments -----------------------------------------------------------------------------------------------------
-
-
-def varied(asked: ProgramRequest, name: str) -> tuple[int, Callable[[int], ProgramRequest]]:
-    """The value of a program's argument, and the request with another one: ``--name=8``, ``--name 8`` or ``name=8``.
-
-    Raises
-    ------
-    UserError
-        If the argument isn't there, or is no whole number.
-    """
-    words = asked.arguments
-    for index, word in enumerate(words):
-        if joined := re.fullmatch(rf"(-{{0,2}}{re.escape(name)}=)(\d+)", word):
-            return int(joined[2]), partial(_with, asked, index, joined[1])
-        following = words[index + 1] if index + 1 < len(words) else ""
-        if word.startswith("-") and word.lstrip("-") == name and following.isdigit():
-            return int(following), partial(_with, asked, index + 1, "")
-    raise UserError(
-        "The program is not given this argument as a whole number.", where="--vary", found=name,
-        allowed="an argument of the program, with the value to begin with",
-        write=f"will-it-fit run --vary {name} --gpu 4090 {asked.program} --{name}=1024",
-    )  # fmt: skip
-
-
-def _with(asked: ProgramRequest, index: int, before: str, value: int) -> ProgramRequest:
-    words = asked.arguments
-    return replace(asked, arguments=(*words[:index], f"{before}{value}", *words[index + 1 :]))
 
 
 def to_mapping(tried: Tried, name: str, multiple: int) -> Mapping[str, object]:

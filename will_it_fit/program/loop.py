@@ -73,6 +73,12 @@ class Loop:
         self.updates += 1
         self.launches.append(len(self._tracker.costs.calls))
 
+    def has_enough(self) -> bool:
+        """Whether the updates that were asked for are taken, where the program can't go on after them."""
+        if self._stepped:
+            self._finish_update()
+        return self.updates >= self._steps
+
     def _stop(self) -> None:
         self.end()
         raise Enough

@@ -53,6 +53,9 @@ def run(asked: ProgramRequest, output: Any = None) -> dict[str, Any]:
         folder = Path.cwd() if asked.in_place else Path(place, "work")
         if not asked.in_place:
             shadow(Path.cwd(), folder)
+            for name, text in asked.files.items():
+                (folder / name).unlink()  # a large one is a link
+                (folder / name).write_text(text, encoding="utf-8", errors="surrogateescape")
         before = _state(folder)
         Path(place, "tmp").mkdir()
         request.write_text(asked.to_json(), encoding="utf-8")

@@ -31,8 +31,10 @@ class ProgramRequest:
     module
         Whether it is started as ``python -m``.
     gpus, torchrun
-        How many processes with a GPU each ``torchrun`` would start; the first of them runs. Without ``torchrun`` the
-        program is started alone, and one GPU is there.
+        How many processes with a GPU each ``torchrun`` would start on one machine; one of them runs. Without
+        ``torchrun`` the program is started alone, and one GPU is there.
+    rank
+        Which of the processes runs.
     gpu
         The card, as the catalogue names it.
     steps
@@ -43,6 +45,8 @@ class ProgramRequest:
         Rows and tokens of made up batches, ``(8, 1024)``, where the program's data set isn't at hand; None: its own.
     network, in_place
         Whether the program may use the network, and whether it runs in the folder it was asked in.
+    files
+        Files below the folder with another text, by their paths in it; not together with ``in_place``.
     writable
         Folders elsewhere in which it may write too.
     limits
@@ -54,12 +58,14 @@ class ProgramRequest:
     module: bool = False
     gpus: int = 1
     torchrun: bool = False
+    rank: int = 0
     gpu: str | None = None
     steps: int = STEPS
     answers: Mapping[str, float] = field(default_factory=dict)
     batch: tuple[int, int] | None = None
     network: bool = False
     in_place: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
     writable: tuple[str, ...] = ()
     limits: Limits = Limits()
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.readers import common
+from will_it_fit.readers import common, grpo
 from will_it_fit.readers.reading import TOO_HIGH, TOO_LOW, Reading, Values, begin, keys
 
 TABLE = ("axolotl",)
@@ -42,7 +42,14 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     _loss(get, reading)
     _parallel(get, reading, gpus)
     if get("rl"):
-        common.preference(reading, _OBJECTIVES.get(str(get("rl")), "grpo"), "rl", reading.fields["micro_batch"])
+        kind, rows = str(get("rl")), reading.fields["micro_batch"]
+        answers = kind == "grpo"
+        objective = _OBJECTIVES.get(kind, "grpo")
+        if common.preference(reading, objective, "rl", rows, answers=answers) and answers:
+            grpo.set_cycle(_of_blocks(get), reading)
+    if get("vllm") and reading.fields.get("objective") != "grpo":
+        why = "vLLM runs on a GPU too, beside training where its mode is colocate"
+        reading.approximates("vllm", get("vllm"), TOO_LOW, why)
     common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))
     if get("activation_offloading") or str(get("gradient_checkpointing")).startswith("offload"):
         common.offloaded(reading, "activation_offloading")
@@ -51,6 +58,19 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
         reading.approximates("bf16", get("bf16", "auto"), TOO_LOW, why, "head_fp32")
     reading.pad(reading.fields)
     return reading
+
+
+def _of_blocks(get: Values) -> grpo.Get:
+    """TRL's settings by their names, from the blocks ``trl`` and ``vllm``."""
+    server = {"vllm_gpu_memory_utilization": "gpu_memory_utilization", "vllm_max_model_length": "max_model_len",
+              "vllm_tensor_parallel_size": "tensor_parallel_size"}  # fmt: skip
+    trl, vllm = get("trl") or {}, get("vllm") or {}
+    known = {**trl, **{name: vllm[key] for name, key in server.items() if key in vllm}}
+
+    def value(name: str, default: Any = None) -> Any:
+        return default if known.get(name) is None else known[name]
+
+    return value
 
 
 def _is_half(reading: Reading) -> bool:

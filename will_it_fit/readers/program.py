@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.readers import trl
+from will_it_fit.readers import grpo, trl
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, Reading, keys
 
 _UNKNOWN = object()
@@ -94,6 +94,7 @@ class _Calls(ast.NodeVisitor):
         self.trainer: str | None = None
         self.unsloth: set[str] = set()
         self.prepared = False
+        self.shared: float | None = None  # what vLLM takes of a card where Unsloth brings it along
         for node in ast.walk(tree):
             if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
                 value = self.value(node.value)
@@ -150,6 +151,7 @@ class _Calls(ast.NodeVisitor):
                 self.unsloth.add(owner)
                 self.settings.setdefault("load_in_4bit", True)  # unsloth: loader.py, its default
             self.take(node, _LOADED)
+            self.take_engine(node)
             self.settings.setdefault("dtype", "auto")  # transformers 5: as the model's files say
             words = {word.arg: word.value for word in node.keywords}
             named = words.get("model_name") or words.get("pretrained_model_name_or_path")
@@ -180,6 +182,13 @@ class _Calls(ast.NodeVisitor):
                 self.settings[key] = value
                 self.lines[key] = word.value.lineno
 
+    def take_engine(self, node: ast.Call) -> None:
+        """Unsloth's ``fast_inference``: a server over the model's own weights."""
+        values = {word.arg: self.value(word.value) for word in node.keywords}
+        if values.get("fast_inference") is True:
+            share = values.get("gpu_memory_utilization", 0.5)  # unsloth: loader.py, its default
+            self.shared = share if isinstance(share, float) else 0.5
+
     def reading(self, path: Path, gpus: int | None) -> Reading:
         settings = dict(self.settings)
         unsloth = settings.get("gradient_checkpointing") == "unsloth"
@@ -197,15 +206,19 @@ class _Calls(ast.NodeVisitor):
         if self.prepared and not self.unsloth and reading.fields.get("method") == "qlora":
             reading.set(kbit_preparation="peft")
         if self.unsloth:
-            _unsloth(reading, unsloth)
+            _unsloth(reading, unsloth, self.shared)
         return reading
 
 
-def _unsloth(reading: Reading, offloads: bool) -> None:
+def _unsloth(reading: Reading, offloads: bool, utilization: float | None) -> None:
     """Unsloth's kernels are its own: what PyTorch's need is the upper end."""
     reading.tool = f"Unsloth and {reading.tool}"
     why = "its kernels are its own and keep less: this is the upper end of a range"
     reading.approximates("unsloth", True, TOO_HIGH, why, "step")
+    if reading.fields.get("objective") == "grpo":
+        reading.remarks.pop()
+        grpo.of_unsloth(reading, utilization)
+        return
     if offloads:
         reading.approximates(
             "use_gradient_checkpointing", "unsloth", TOO_HIGH, "layers' inputs wait on the host", "activations"

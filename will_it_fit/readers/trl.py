@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.readers import common
-from will_it_fit.readers.reading import EITHER_WAY, TOO_LOW, Reading, Values, begin, keys
+from will_it_fit.readers import common, grpo
+from will_it_fit.readers.reading import EITHER_WAY, Reading, Values, begin, keys
 
 TABLE = ("trl", "transformers")
 
@@ -28,7 +28,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
     reading.set(model=f"{name}@{revision}" if revision and revision != "main" else name)
     length = get("max_length") or get("max_seq_length") or 1024
     if trainer in ("grpo", "rloo"):
-        length = get("max_prompt_length", 512) + get("max_completion_length", 512)
+        length = get("max_prompt_length", grpo.PROMPT_TOKENS) + get("max_completion_length", grpo.ANSWER_TOKENS)
     reading.set(
         sequence_length=length,
         micro_batch=get("per_device_train_batch_size", 8),
@@ -56,31 +56,12 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
     if trainer in ("dpo", "reward", "kto", "grpo", "rloo"):
         kind = "grpo" if trainer == "rloo" else trainer
         if common.preference(reading, kind, "trainer", reading.fields["micro_batch"], answers=True) and kind == "grpo":
-            reinforcement(get, reading)
+            grpo.set_cycle(get, reading)
         if trainer == "rloo":
             reading.approximates("trainer", trainer, EITHER_WAY, "RLOO's step is read as GRPO's", "logits")
     common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))
     reading.pad(reading.fields)
     return reading
-
-
-def reinforcement(get: Values, reading: Reading) -> None:
-    """What TRL's GRPOConfig says of answers: how many, how long, compared with what, how often learned from."""
-    adapters, compared = reading.fields["method"] != "full", get("beta", 0.0) != 0.0
-    reading.set(
-        preference={
-            "generations": get("num_generations", 8),
-            "completion_length": get("max_completion_length", 512),
-            "reference": ("adapter_off" if adapters else "model") if compared else None,
-        },
-        generation={
-            "engine": "none" if get("use_vllm") else "transformers",
-            "steps_per_generation": get("steps_per_generation"),
-            "iterations": get("num_iterations", 1),
-        },
-    )
-    if get("use_vllm"):
-        reading.approximates("use_vllm", True, TOO_LOW, "vLLM takes its share of the GPU where its mode is colocate")
 
 
 def _trainer(get: Values, named: str) -> str:

@@ -142,6 +142,22 @@ def _with_images(field: str) -> Contradiction:
     )
 
 
+# What vLLM alone has, with the value that says nothing.
+_OF_VLLM = {"mode": "colocate", "sleep_level": 0, "max_model_length": None, "completions": None, "cache_dtype": "auto",
+            "lora_slots": 0, "tensor_parallel": 1, "servers": 1}  # fmt: skip
+
+
+def _of_vllm_alone(part: str) -> Contradiction:
+    quiet = _OF_VLLM[part]
+    return Contradiction(
+        lambda s: s.engine != "vllm" and getattr(s, part) != quiet,
+        "generation",
+        f"`generation.{part}: {{{part}}}` and `generation.engine: {{engine}}` {_APART}: only vLLM has it.",
+        "engine vllm; or leave it out",
+        f"generation: {{{{engine: {{engine}}, {part}: {'null' if quiet is None else quiet}}}}}",
+    )
+
+
 # What no step can be.
 STEP = (
     *map(_by_trl, _BY_TRL),
@@ -197,6 +213,37 @@ STEP = (
     Contradiction(lambda s: s.engine != "none" and not s.aim.generates, "generation",
         f"`generation.engine: {{engine}}` and `objective: {{objective}}` {_APART}: this objective generates nothing.",
         "none; or objective grpo", "generation: {{engine: none}}"),
+    *map(_of_vllm_alone, _OF_VLLM),
+    Contradiction(lambda s: s.engine == "vllm" and s.method == "qlora", "generation",
+        f"`generation.engine: vllm` and `method: qlora` {_APART}: vLLM has no bitsandbytes from 0.28 on, and how it"
+        " packs weights before is not described.",
+        "transformers, none; or method lora", "generation: {{engine: transformers}}"),
+    Contradiction(lambda s: s.engine == "vllm" and s.gpu is None, "gpu",
+        "`generation.engine: vllm` takes a share of a card, and `gpu` names none.", "a card", "gpu: h100-80gb"),
+    Contradiction(lambda s: s.engine == "vllm" and s.sequence_length > (s.max_model_length or s.sequence_length),
+        "generation",
+        "Prompt and answer are {sequence_length} tokens, and vLLM refuses rows of more than {max_model_length}"
+        " (`generation.max_model_length`): generating fails.",
+        "{sequence_length} or more", "generation: {{engine: vllm, max_model_length: {sequence_length}}}"),
+    Contradiction(lambda s: s.mode == "server" and s.sleep_level, "generation",
+        f"`generation.sleep_level: {{sleep_level}}` and `mode: server` {_APART}: a server has its cards to itself, and"
+        " nobody puts it to sleep.",
+        "0; or mode colocate", "generation: {{engine: vllm, mode: server, sleep_level: 0}}"),
+    Contradiction(lambda s: s.mode == "colocate" and s.servers > 1, "generation",
+        "{servers} servers can't lie on one card: with `mode: colocate` there is one engine a card, in the training's"
+        " process.",
+        "1; or mode server", "generation: {{engine: vllm, servers: 1}}"),
+    Contradiction(lambda s: s.mode == "colocate" and s.tensor_parallel > 1, "generation",
+        "`generation.tensor_parallel: {tensor_parallel}` and `mode: colocate` need several trainings, and a cycle is"
+        " predicted for one.",
+        "1; or mode server", "generation: {{engine: vllm, tensor_parallel: 1}}"),
+    Contradiction(
+        lambda s: s.mode == "server" and s.gpu_count > 1 and s.tensor_parallel * s.servers >= s.gpu_count, "generation",
+        "`gpu` has {gpu_count} cards: one trains, so {servers} servers of {tensor_parallel} cards would share a card.",
+        "fewer servers, or more cards", "generation: {{engine: vllm, mode: server, servers: 1, tensor_parallel: 1}}"),
+    Contradiction(lambda s: s.vllm and not re.fullmatch(r"0\.(2[2-9]|3[01])(\.\d+)?", s.vllm), "versions",
+        "`versions.vllm: {vllm}` is no version whose rules were read.", "0.22.0 to 0.31.0",
+        "versions: {{vllm: 0.31.0}}"),
     Contradiction(lambda s: s.aim.trainer and s.answer >= s.sequence_length, "preference",
         "`preference.completion_length: {answer}` leaves no token of `sequence_length: {sequence_length}` for the"
         " prompt.",
@@ -282,6 +329,10 @@ STEP = (
         f"`parallel.reshard_after_forward: false` and `parallel.strategy: {{strategy}}` {_APART}: nothing is sharded,"
         " so nothing is gathered that could be given back.",
         "reshard_after_forward: true; or strategy fsdp1, fsdp2", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),
+    Contradiction(lambda s: s.reduce_in_fp32 and s.fsdp != 2, "parallel",
+        f"`parallel.reduce_in_fp32` and `parallel.strategy: {{strategy}}` {_APART}: FSDP2 alone is told the dtype"
+        " of its sums here.",
+        "reduce_in_fp32: false; or strategy fsdp2", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),
     Contradiction(lambda s: s.gpus > s.gpu_count, "gpu",
         "`parallel.gpus: {gpus}` is more than `gpu` has.",
         "a count of {gpus} or more, or fewer `parallel.gpus`", "gpu: {{{gpu_kind}, count: {gpus}}}"),
@@ -289,6 +340,13 @@ STEP = (
         "`parallel.gpus: {gpus}` is too many: FSDP shards weights by rows, and this model's have {rows}, so"
         " further GPUs would stay empty.",
         "2 to {rows}", "parallel: {{strategy: {strategy}, gpus: {rows}}}"),
+    Contradiction(lambda s: s.float8 != "none" and s.qat != "none", "qat",
+        f"`float8: {{float8}}` and `qat: {{qat}}` {_APART}: each exchanges the same layers.",
+        "none; or float8 none", "qat: none"),
+    *(Contradiction(lambda s, name=name: vars(s)[name] != "none" and (s.method != "full" or s.strategy != NONE
+        or s.compile != "none" or s.aim.trainer or s.images), name,
+        f"`{name}: {{{name}}}` is predicted for full fine-tuning on text, on one GPU and without the compiler.",
+        "none; or method full, strategy none, compile none", f"{name}: none") for name in ("float8", "qat")),
     Contradiction(lambda s: s.packed_experts == "bitsandbytes" and (s.method != "qlora" or s.int8), "experts",
         "`experts.quantized: bitsandbytes` packs experts in 4 bits, as `quantization` says; this base has other bits.",
         "none; or method qlora and quantization.type nf4, fp4", "experts: {{quantized: none}}"),
@@ -368,6 +426,9 @@ TRAINING = (
     Contradiction(lambda s: not s.trained, "parallel",
         "The memory of {strategy_title} can be predicted. FSDP2 and DDP can be trained.",
         "fsdp2, which shards the same; ddp", "parallel: {{strategy: fsdp2, gpus: {gpus}}}"),
+    Contradiction(lambda s: s.reduce_in_fp32, "parallel",
+        "A step with `parallel.reduce_in_fp32` can be predicted, and is not trained yet.",
+        "reduce_in_fp32: false", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),
     Contradiction(lambda s: s.offload != "none", "parallel",
         "A step with `parallel.offload: cpu` can be predicted, and is not trained yet.",
         "offload: none", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),

@@ -219,7 +219,8 @@ def say_parallel(value: Mapping[str, Any], _: Mapping[str, Any]) -> str:
         return ""
     kept = "" if value.get("reshard_after_forward", True) else ", gathered weights kept until backward"
     offload = ", offloaded to the CPU" if value.get("offload", "none") != "none" else ""
-    return f"{value['strategy']} on {value['gpus']} GPUs{kept}{offload}"
+    summed = ", gradients summed in fp32" if value.get("reduce_in_fp32") else ""
+    return f"{value['strategy']} on {value['gpus']} GPUs{kept}{summed}{offload}"
 
 
 def say_precision(value: str, scenario: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from will_it_fit.scenario.description import (
     say_quantization,
     switch,
 )
-from will_it_fit.scenario.generation import Generation
+from will_it_fit.scenario.generation import Generation, say_generation
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.nested_fields import (
@@ -87,7 +87,10 @@ class Fields:
         "What an objective takes beside its rows.", example={"reference": "adapter_off"}, parts=Preference
     )
     generation: Generation = described(
-        "How the answers of `objective: grpo` are generated.", example={"engine": "transformers"}, parts=Generation
+        "How the answers of `objective: grpo` are generated.",
+        example={"engine": "transformers"},
+        said=lambda value, step: say_generation(value, step) if OBJECTIVES[step["objective"]].generates else "",
+        parts=Generation,
     )
     precision: str = described(
         "The dtype of the weights that are not quantized. `*-mixed`: fp32 weights under autocast.",
@@ -182,7 +185,7 @@ class Fields:
     )
     images: Images | None = described(
         "Images in each row of a vision-language model, whose configuration is then taken with its vision tower"
-        " (`gemma3`, `llava`, `qwen2_vl`, `qwen2_5_vl`, `qwen3_vl`): predicted, and not trained. Their tokens are"
+        " (`gemma3`, `gemma4`, `llava`, Qwen's VL models and Qwen3.5): predicted, and not trained. Their tokens are"
         " part of `sequence_length`. `null`: rows of text, and the language model alone.",
         nullable=True,
         example={"count": 1, "height": 896, "width": 896, "trained": "language"},
@@ -260,6 +263,29 @@ class Fields:
         default="adamw",
         said="{}",
         closed_form=tuple(name for name, one in OPTIMIZERS.items() if one.in_closed_form),
+    )
+    float8: str = described(
+        "Products of linear layers in 8 bits, by one of torchao's recipes. Weights stay in their dtype. Predicted where"
+        " `requirements-optimizers.txt` is installed, and not trained.",
+        words=("none", "tensorwise", "rowwise", "rowwise_with_gw_hp"),
+        default="none",
+        example="rowwise",
+        said={
+            "none": "",
+            "tensorwise": "float8 by tensors",
+            "rowwise": "float8 by rows",
+            "rowwise_with_gw_hp": "float8 by rows, gradients of weights in 16 bits",
+        },
+        in_training=False,
+    )
+    qat: str = described(
+        "Weights and inputs rounded to 4 bits and back in each forward pass, as torchao's quantization-aware training"
+        " does. Predicted where `requirements-optimizers.txt` is installed, and not trained.",
+        words=("none", "mxfp4", "nvfp4"),
+        default="none",
+        example="mxfp4",
+        said={"none": "", "mxfp4": "QAT in mxfp4", "nvfp4": "QAT in nvfp4"},
+        in_training=False,
     )
     loss: str = described(
         "`chunked` computes the logits a few tokens at a time: for large vocabularies the largest saving of all."

@@ -15,10 +15,14 @@ _IMAGES = {"images": {"count": 1, "height": 896, "width": 896, "trained": "langu
 _FIXED = ("gemma3", "llava")
 _FIXED_SIZE, _FIXED_PATCH = 224, 14
 # A picture of any size becomes patches, of which merge x merge together are a token; the usual patch.
-_GRIDS = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}
+_GRIDS = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16, "qwen3_vl_moe": 16, "qwen3_5": 16, "qwen3_5_moe": 16}
+# A picture of any size becomes patches, which are filled up to the most that the model takes; pool x pool together are
+# a token (models/gemma4/image_processing_gemma4.py).
+_PADDED = {"gemma4": 16}
+_POOL, _SOFT_TOKENS = 3, 280
 _EXAMPLE_SIZE = 448  # pixels: few enough tokens for rows of 512
 _MERGE, _FRAMES = 2, 2  # a picture counts as two frames
-FAMILIES = (*_FIXED, *_GRIDS)
+FAMILIES = (*_FIXED, *_GRIDS, *_PADDED)
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,15 @@ class Images:
                 allowed=f"{height} x {width}" if kind in _FIXED else f"multiples of {self._step(model)}",
                 change={"images": {"count": self.count, "height": height, "width": width, "trained": self.trained}},
             )
+        if kind in _PADDED and self.tokens(model) > (most := self._most_tokens(model)):
+            small = _EXAMPLE_SIZE // self._step(model) * self._step(model)
+            raise UserError(
+                f"A model of type {kind} takes no images of this size: its processor makes them smaller.",
+                where=where,
+                found=f"{self.height} x {self.width}, {self.tokens(model)} tokens",
+                allowed=f"at most {most} tokens of {self._step(model)} x {self._step(model)} pixels",
+                change={"images": {"count": self.count, "height": small, "width": small, "trained": self.trained}},
+            )
         needed = 1 + self.count * (self.tokens(model) + 1)
         if needed > sequence_length:
             raise UserError(
@@ -116,11 +129,21 @@ class Images:
         if model["model_type"] in _FIXED:
             return images, 3, self.height, self.width
         patch = self._patch(model)
+        if model["model_type"] in _PADDED:
+            return images, self.patches(model)[2], 3 * patch * patch
         return images * (self.height // patch) * (self.width // patch), 3 * _FRAMES * patch * patch
+
+    def patches(self, model: Mapping[str, Any]) -> tuple[int, int, int] | None:
+        """Patches of one image in height and width, and how many the model takes with those that fill it up; None: the
+        batch does not say where a patch is."""
+        if model["model_type"] not in _PADDED:
+            return None
+        patch, pool = self._patch(model), self._pool(model)
+        return self.height // patch, self.width // patch, self._most_tokens(model) * pool * pool
 
     def grid(self, model: Mapping[str, Any]) -> tuple[int, int, int] | None:
         """Patches of one image in time, height and width, where the batch says them (``image_grid_thw``)."""
-        if model["model_type"] in _FIXED:
+        if model["model_type"] not in _GRIDS:
             return None
         return 1, self.height // self._patch(model), self.width // self._patch(model)
 
@@ -132,7 +155,15 @@ class Images:
         return max(step, round(self.height / step) * step), max(step, round(self.width / step) * step)
 
     def _patch(self, model: Mapping[str, Any]) -> int:
-        return model["vision_config"].get("patch_size") or _GRIDS[model["model_type"]]
+        return model["vision_config"].get("patch_size") or (_GRIDS | _PADDED)[model["model_type"]]
+
+    def _pool(self, model: Mapping[str, Any]) -> int:
+        return model["vision_config"].get("pooling_kernel_size") or _POOL
+
+    def _most_tokens(self, model: Mapping[str, Any]) -> int:
+        return model.get("vision_soft_tokens_per_image") or _SOFT_TOKENS
 
     def _step(self, model: Mapping[str, Any]) -> int:
+        if model["model_type"] in _PADDED:
+            return self._patch(model) * self._pool(model)
         return self._patch(model) * (model["vision_config"].get("spatial_merge_size") or _MERGE)

@@ -152,6 +152,10 @@ class Parallel:
         default=True,
         closed_form=ANY,
     )
+    reduce_in_fp32: bool = switch(
+        "FSDP2 sums 16-bit gradients in fp32, as torchtitan and axolotl's recipes do: each layer's sum takes twice as"
+        " much while it is exchanged. Predicted, and not trained.",
+    )
     offload: str = described(
         "`cpu`: FSDP keeps sharded weights, gradients and states on the host.",
         words=("none", "cpu"),
@@ -190,6 +194,15 @@ class Versions:
         example="0.42.0",
         said="bitsandbytes {}",
         closed_form=(None,),
+    )
+    vllm: str | None = described(
+        "Whose rules the engine beside a reinforcement step follows; `null`: 0.31.0, the newest that TRL 1.16 admits."
+        " From 0.22 on.",
+        types=("string",),
+        nullable=True,
+        example="0.26.0",
+        said="vLLM {}",
+        closed_form=ANY,
     )
 
 

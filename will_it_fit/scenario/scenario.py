@@ -262,6 +262,8 @@ def check_packages(scenario: Scenario, where: object = "scenario") -> None:
         ("parallel.strategy", strategy, zero, "strategy fsdp2, which needs none and divides what zero3 divides (with"
          " reshard_after_forward: false it gathers weights as seldom as zero2)", "deepspeed"),
         ("objective", objective, scenario.aim.trainer and "trl", "objective sft", "trl"),
+        ("float8", scenario.float8, None if scenario.float8 == "none" else "torchao", "float8 none", "optimizers"),
+        ("qat", scenario.qat, None if scenario.qat == "none" else "torchao", "qat none", "optimizers"),
         ("compile", scenario.compile, None if scenario.compile == "none" else "triton", "compile none", "kernels"),
     )  # fmt: skip
     for field, value, package, instead, requirements in needed:

@@ -7,9 +7,8 @@ library, PyYAML and jsonschema alone: what a browser can load.
 from __future__ import annotations
 
 import json
-import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -23,7 +22,7 @@ from will_it_fit.analytic.kernels import kernels_of
 from will_it_fit.ask import text
 from will_it_fit.ask.answer import peaks_with_tool_defaults, quick
 from will_it_fit.ask.command import parse, scenario_yaml
-from will_it_fit.ask.question import Options, Question, question, said_by
+from will_it_fit.ask.question import Question, question
 from will_it_fit.ask.run_cost import parse_run_options
 from will_it_fit.ask.text import WORDS, card, other_tools, smallest, step_line
 from will_it_fit.cards.gpus import Gpu, catalogue
@@ -36,6 +35,7 @@ from will_it_fit.hours.step_time import speed_of
 from will_it_fit.planner.changes import apply, moves
 from will_it_fit.planner.largest_fit import LONGEST, steps
 from will_it_fit.scenario.hub import FETCH, HubId, explained
+from will_it_fit.site.choice import beside_the_file, choice_of, named_fields, options_of, run_words, words_of
 
 MOST_CHANGES = 4
 MOST_REPLAYS = 2  # of changes, for which the peak alone is too close to call
@@ -43,7 +43,8 @@ _STATES = {True: "fits", False: "too-large", None: "close"}
 # What the estimate does not describe, and what comes nearest of what it does.
 _NEAR = (("gradient_checkpointing", "reentrant", True), ("loss", "liger", "chunked"),
          ("attention_mask", "padding", "none"))  # fmt: skip
-_COLOUR = {component: COLOURS[group] for group, components in GROUPS.items() for component in components}
+_GROUP = {component: group for group, components in GROUPS.items() for component in components}
+_PALER = 0.3  # of the way to white, from one part of a group to the next
 # What huggingface_hub calls the Hub's refusals, by the code in its answer.
 _REFUSALS = {"GatedRepo": "GatedRepoError", "RepoNotFound": "RepositoryNotFoundError",
              "RevisionNotFound": "RevisionNotFoundError", "EntryNotFound": "RemoteEntryNotFoundError"}  # fmt: skip
@@ -102,11 +103,11 @@ def _reply(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     fetched = request.get("fetched") or {}
     token = FETCH.set(lambda hub, where: _kept(hub, where, fetched, folder))
     try:
-        request, added = _beside_the_file(request, folder)
-        words, options = _words(request, folder), _options(request)
+        request, added = beside_the_file(request, folder)
+        words, options = words_of(request, folder), options_of(request)
         asked = question([str(folder / words[0]) if request.get("file") else words[0]], options)
         if request["ask"] == "answer":
-            return _answer(asked, words, _run(request, asked)) | {"added": added}
+            return _answer(asked, words, run_words(request, asked)) | {"added": added}
         if request["ask"] == "others":
             return {
                 "others": other_tools(
@@ -121,44 +122,6 @@ def _reply(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return {"longest": _longest(asked, request["rows"])}
     finally:
         FETCH.reset(token)
-
-
-def _beside_the_file(request: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, Any], list[str]]:
-    """A choice with a file: what the file says wins over the form, but for changes that the page itself offered.
-
-    Returns
-    -------
-    tuple
-        The choice without what the file says, and a sentence for each field of the form: added to the file, in place
-        of its value, or left aside.
-    """
-    if not request.get("file"):
-        return request, []
-    path = folder / _file_name(request["file"])
-    path.write_text(request["file"]["text"], encoding="utf-8")
-    said = said_by(path)
-    settings = dict(request.get("settings") or {})
-    form = {name: request.get(name) for name in ("gpu", "method", "strategy", "sequence_length", "micro_batch")}
-    form |= settings
-    kept, added = dict(request), []
-    for name, value in form.items():
-        field = {"strategy": "parallel"}.get(name, name)
-        if value in (None, ""):
-            continue
-        text, own = f"{name}: {yaml_text(value)}", said.get(field, said.get(field.partition(".")[0]))
-        if own is None:
-            added.append(f"the form adds {text}")
-        elif name in (request.get("over") or ()):
-            added.append(f"in place of what the file says, {text}")
-        else:
-            added.append(f"the file says {own}, and the form's {text} is left aside")
-            if name in settings:
-                del settings[name]
-            else:
-                kept[name] = None
-            if name == "gpu":
-                kept["gpus"] = 1
-    return kept | {"settings": settings}, added
 
 
 def _kept(hub: HubId, where: object, fetched: Mapping[str, Any], folder: Path) -> Path:
@@ -181,64 +144,18 @@ def _place(hub: HubId) -> dict[str, str]:
     return {"id": f"{hub.name}@{revision}", "path": f"{hub.name}/resolve/{revision}/config.json"}
 
 
-def _options(request: Mapping[str, Any]) -> Options:
-    gpu, count = request.get("gpu") or None, request.get("gpus") or 1
-    settings = request.get("settings") or {}
-    return Options(
-        gpu=f"{count}x{gpu}" if gpu and count > 1 else gpu,
-        method=request.get("method") or None,
-        sequence_length=request.get("sequence_length"),
-        micro_batch=request.get("micro_batch"),
-        strategy=request.get("strategy") or None,
-        settings=[f"{name}={yaml_text(value)}" for name, value in settings.items()],
-    )
-
-
-def _words(request: Mapping[str, Any], folder: Path) -> list[str]:
-    """The command line that asks the same; a pasted file is written first."""
-    file, options = request.get("file"), _options(request)
-    what = (request.get("model") or "").strip()
-    if file:
-        what = _file_name(file)
-        (folder / what).write_text(file["text"], encoding="utf-8")
-    elif not what:
-        raise UserError("No model is named.", allowed="a name, an id on the Hub, or a file", write="Qwen/Qwen3-8B")
-    flags = {"--gpu": options.gpu, "--method": options.method, "-s": options.sequence_length,
-             "-b": options.micro_batch, "--strategy": options.strategy}  # fmt: skip
-    given = [[flag, str(value)] for flag, value in flags.items() if value is not None]
-    return [what, *(word for pair in [*given, *(["--set", one] for one in options.settings)] for word in pair)]
-
-
-def _file_name(file: Mapping[str, str]) -> str:
-    """What to call a file: its own name, or for pasted text what it looks like."""
-    if name := re.sub(r"[^\w.-]+", "-", file.get("name") or "").strip(".-"):
-        return name
-    if file["text"].lstrip().startswith("{"):
-        return "config.json"
-    return "train.py" if re.search(r"^(?:from|import) \w", file["text"], re.MULTILINE) else "config.yaml"
-
-
-def _run(request: Mapping[str, Any], asked: Question) -> list[str]:
-    """What the command line says about the whole run; the price is that of the chosen GPU."""
-    given = dict(request.get("run") or {})
-    if price := given.get("price"):
-        if asked.gpu is None:
-            raise UserError("A price needs a GPU: choose one.", allowed="a GPU of the list", write="rtx-4090")
-        given["price"] = f"{asked.gpu.name}={price}"
-    return [word for name, value in sorted(given.items()) for word in (f"--{name.replace('_', '-')}", str(value))]
-
-
 def _hours(asked: Question, run: Run | None) -> str:
     """What can be told about hours, cost and energy without the trace, and what the trace adds."""
     gpu = asked.gpu
     if gpu is None:
         return "Hours, cost and energy depend on the GPU: choose one."
-    speed = speed_of(gpu.name)
+    speed = speed_of(gpu.name, asked.scenario)
     if speed is None:
         return f"Hours, cost and energy are not known: config/gpus.yaml has no speed of {gpu.name}."
     held = "No step was measured on this GPU: its hours compare settings, and are not for planning."
-    if speed.error is not None:
-        held = f"On measured steps of this kind of GPU, the predicted time was at most {100 * speed.error:.0f} % off."
+    if measured := speed.measured:
+        shares = f"{measured.low:.2f} to {measured.high:.2f}"
+        held = f"{measured.rows} measured steps on this GPU ({measured.of}) took {shares} times as long as predicted."
     if run is None:
         asks = "Fill in the rows of your data, and the command asks for them."
         return f"Hours, cost and energy come from the traced step. {asks} {held}"
@@ -251,13 +168,14 @@ def _hours(asked: Question, run: Run | None) -> str:
     return f"{known} Hours and cost come from the traced step: the command above gives them. {held}"
 
 
-def _answer(asked: Question, words: list[str], run_words: list[str]) -> dict[str, Any]:
+def _answer(asked: Question, words: list[str], run_options: list[str]) -> dict[str, Any]:
     estimated = quick(asked, others=False)
     near, instead = _nearest(asked)
     shown = quick(near, others=False) if instead else estimated
-    run = parse_run_options(parse([*words, *run_words]))
+    run = parse_run_options(parse([*words, *run_options]))
     rule = (shown["rule_of_thumb"] or {}).get("peak_allocated_bytes")
     parts = sorted((shown["analytic"] or {"components": {}})["components"].items(), key=lambda item: -item[1])
+    colours = _colours([name for name, size in parts if size >= 2**20])
     return {
         "answer": estimated,
         "state": _state(estimated),
@@ -271,14 +189,26 @@ def _answer(asked: Question, words: list[str], run_words: list[str]) -> dict[str
         "assumed": {name: yaml_text(value) for name, value in asked.asked.assumed.items() if value is not None},
         "peak_bytes": shown["analytic"]["peak_allocated_bytes"] if shown["analytic"] else None,
         "parts": [
-            {"title": WORDS.get(name, name), "bytes": size, "shown": gib(size), "colour": _COLOUR[name]}
+            {"title": WORDS.get(name, name), "bytes": size, "shown": gib(size), "colour": colours[name]}
             for name, size in parts
             if size >= 2**20
         ],
         "read": text.reading_lines(asked, estimated),
-        "command": shlex.join(["will-it-fit", *words, *run_words]),
+        "command": shlex.join(["will-it-fit", *words, *run_options]),
         "yaml": scenario_yaml(estimated["scenario"], asked.model),
     }
+
+
+def _colours(names: list[str]) -> dict[str, str]:
+    """A colour for each part, another one for each: parts of one group are paler from one to the next."""
+    colours, taken = {}, dict.fromkeys(COLOURS, 0)
+    for name in names:
+        group = _GROUP[name]
+        white = 1 - (1 - _PALER) ** taken[group]
+        channels = (int(COLOURS[group][place : place + 2], 16) for place in (1, 3, 5))
+        colours[name] = "#" + "".join(f"{round(value + (255 - value) * white):02x}" for value in channels)
+        taken[group] += 1
+    return colours
 
 
 def _evidence(shown: Mapping[str, Any]) -> str:
@@ -322,10 +252,13 @@ def _sentence(answer: Mapping[str, Any]) -> str:
     analytic, gpu = answer["analytic"], answer["gpu"]
     if gpu is None:
         return f"At its peak the step takes about {gib(analytic['peak_allocated_bytes'])}: {_enough(analytic)}."
-    needed = analytic.get("required_bytes", analytic["peak_allocated_bytes"])
+    if "required_bytes" in analytic:
+        size = f"the step needs about {gib(analytic['required_bytes'])}"
+    else:  # it lies far from what the GPU has, and the peak is what the command says too
+        size = f"at its peak the step takes about {gib(analytic['peak_allocated_bytes'])}"
     word = {True: "It should fit", False: "It does not fit", None: "Too close to call"}[answer["fits"]]
     each = f" on each of {gpu['count']} GPUs" if answer["scenario"]["parallel"]["gpus"] > 1 else ""
-    return f"{word}: the step needs about {gib(needed)}{each}. {_room(gpu)}"
+    return f"{word}: {size}{each}. {_room(gpu)}"
 
 
 def _enough(analytic: Mapping[str, Any]) -> str:
@@ -390,32 +323,12 @@ def _what_would_fit(asked: Question, words: list[str]) -> list[dict[str, Any]]:
                 continue
             if fits:
                 command = text.suggested(words, changes)
-                fields = [f"{name}.{part}" if part else name for name, part in _named(changes)]
-                choices.append({"cost": move.cost, "command": command, "choice": _choice(command), "fields": fields})
+                fields = [f"{name}.{part}" if part else name for name, part in named_fields(changes)]
+                choices.append({"cost": move.cost, "command": command, "choice": choice_of(command), "fields": fields})
                 break
         if len(choices) == MOST_CHANGES:
             break
     return choices
-
-
-def _named(changes: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The fields of a change as the form names them, with their parts."""
-    for name, value in changes.items():
-        if name == "parallel":
-            yield "strategy", ""
-        elif isinstance(value, Mapping) and name != "gpu":
-            yield from ((name, part) for part in value)
-        else:
-            yield name, ""
-
-
-def _choice(command: str) -> dict[str, Any]:
-    """A command line as the form's choice."""
-    options = parse(shlex.split(command)[1:])
-    settings = dict(setting.split("=", 1) for setting in options.set)
-    return {"model": options.what[0], "gpu": options.gpu, "gpus": 1, "method": options.method or "",
-            "strategy": options.strategy or "", "sequence_length": options.sequence_length,
-            "micro_batch": options.micro_batch, "settings": settings}  # fmt: skip
 
 
 def _longest(asked: Question, rows: int) -> dict[str, Any] | None:

@@ -16,7 +16,8 @@ from typing import Any
 
 from will_it_fit.ask.options import METHODS
 from will_it_fit.cards.gpus import catalogue
-from will_it_fit.common.files import atomic_folder, read_yaml
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import atomic_folder, read_yaml, write_text
 from will_it_fit.common.terminal import command
 from will_it_fit.common.text import yaml_text
 from will_it_fit.common.versions import VERSION
@@ -26,13 +27,14 @@ from will_it_fit.scenario.fields import FIELDS, scenario_defaults
 from will_it_fit.scenario.hub import MODELS
 from will_it_fit.scenario.strategies import STRATEGIES
 from will_it_fit.site.answer import reply
-from will_it_fit.site.documents import documents
+from will_it_fit.site.documents import documents, installation, with_address
 from will_it_fit.site.python import ROOT, archive, pyodide
 
 SOURCES = data_path("site")
 CHOSEN = {"model": "qwen2.5-coder-7b", "gpu": "rtx-4090", "gpus": 1, "method": "", "strategy": "",
           "sequence_length": 2048, "micro_batch": 1, "settings": {}}  # fmt: skip
 SWEEP = ROOT / "results" / "tiny-sweep"  # of tests/config/sweep.yaml
+PICKS = ("t4", "rtx-3090", "rtx-4090", "rtx-5090", "l40s", "a100-80gb", "h100-80gb")  # offered beside the list
 ROWS = (1, 2, 4, 8, 16, 32)  # micro-batches whose longest rows are shown
 # Fields that the form has above, or that need more than one word.
 _ABOVE = ("model", "model_name", "method", "sequence_length", "micro_batch", "adapter", "parallel", "gpu")
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--without-documents", action="store_true", help="the calculator alone")
     options = parser.parse_args(arguments)
+    if address := os.environ.get("SITE_URL"):
+        _fill_in(ROOT / "README.md", address)
     with atomic_folder(options.output) as folder:
         if not options.without_documents:
             run, sweep = (
@@ -58,6 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         calculator(folder / "calculator", options.cache)
     print(f"{options.output}: python -m http.server -d {options.output} serves it")
     return 0
+
+
+def _fill_in(readme: Path, address: str) -> None:
+    """Write the site's address into the README.
+
+    Raises
+    ------
+    UserError
+        If it is no address of the web.
+    """
+    if not re.fullmatch(r"https?://[^\s<>()\"']+", address):
+        raise UserError("SITE_URL is no address.", where="the environment", found=address, allowed="https://...",
+                        write="SITE_URL=https://owner.github.io/SecureCLI-Tuner make site")  # fmt: skip
+    text = readme.read_text(encoding="utf-8")
+    if (filled := with_address(text, address)) != text:
+        write_text(readme, filled)
 
 
 def default_run() -> Path:
@@ -94,8 +114,10 @@ def page() -> str:
         first=first,
         first_json=_inside_script(first),
         gpus=list(catalogue().values()),
+        installation=installation(),
         hub=os.environ.get("HF_ENDPOINT") or "https://huggingface.co",
         methods=METHODS,
+        picks=[(name, catalogue()[name].title.removeprefix("NVIDIA ").removeprefix("GeForce ")) for name in PICKS],
         models=sorted(path.stem for path in MODELS.glob("*.json")),
         settings=list(_settings(FIELDS, defaults)),
         strategies=list(STRATEGIES),

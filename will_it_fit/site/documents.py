@@ -21,6 +21,7 @@ from will_it_fit.site.python import ROOT
 SOURCES = data_path("site")
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)")
+_PLACE = re.compile(r"<!-- site: begin -->.*?<!-- site: end -->", re.DOTALL)
 MORE = "More"  # where a document goes that will_it_fit/data/site/pages.yaml doesn't name
 
 
@@ -101,11 +102,28 @@ def sections(titles: Mapping[str, str]) -> dict[str, dict[str, str]]:
     return {section: pages for section, pages in in_order.items() if pages}
 
 
+def with_address(readme: str, address: str) -> str:
+    """The README with the site's address in the place that it has for it."""
+    there = f"[the calculator]({address.rstrip('/')}/calculator/)"
+    line = f"Without installing anything: {there} answers in a browser, and sends nothing."
+    return _PLACE.sub(lambda _: f"<!-- site: begin -->\n{line}\n<!-- site: end -->", readme)
+
+
+def installation() -> str:
+    """The lines that install the command, as the README has them."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.search(r"```bash\n(.*?)\n```", readme, re.DOTALL)[1]
+    server, repository = os.environ.get("GITHUB_SERVER_URL"), os.environ.get("GITHUB_REPOSITORY")
+    return lines.replace("REPOSITORY_URL", f"{server}/{repository}") if server and repository else lines
+
+
 def start_page() -> str:
-    """The start page: the README's first question and its answer, as a terminal shows them."""
+    """The start page: the README's first question and its answer, as a terminal shows them, and how to get there."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     command, answer = re.search(r"```bash\n(will-it-fit [^\n]+)\n```\n+```\w*\n(.*?)```", readme, re.DOTALL).groups()
-    return (SOURCES / "index.md").read_text(encoding="utf-8").replace("TERMINAL", f"$ {command}\n{answer.rstrip()}")
+    page = (SOURCES / "index.md").read_text(encoding="utf-8").replace("INSTALLATION", installation())
+    peak = re.search(r"^  analytic estimate +([\d.]+ GiB)", answer, re.MULTILINE)[1]
+    return page.replace("PEAK", peak).replace("TERMINAL", f"$ {command}\n{answer.rstrip()}")
 
 
 def _pipes(text: str) -> str:
@@ -147,4 +165,6 @@ def _settings(pages: Mapping[str, Mapping[str, str]]) -> str:
         for section, names in pages.items()
     ]
     form = (SOURCES / "zensical.toml").read_text(encoding="utf-8")
+    if address := os.environ.get("SITE_URL"):
+        form = form.replace("[project]\n", f"[project]\nsite_url = {json.dumps(address)}\n", 1)
     return form.replace("nav = []", "nav = [\n" + "\n".join(order) + "\n]")

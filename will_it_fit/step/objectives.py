@@ -22,6 +22,7 @@ from will_it_fit.step.model import build_model
 from will_it_fit.step.reinforcement import (
     Cycle,
     RewardRows,
+    beside_vllm,
     first_and_last_token,
     reward,
     reward_model,
@@ -86,6 +87,8 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
         without_an_end(trainer, trainer.model.config.get_text_config().vocab_size)
         if device == "meta":
             first_and_last_token(trainer.model)
+    if scenario.generation.engine == "vllm":
+        beside_vllm(trainer)
     trainer.beside = beside + ([] if reference is None else [reference])
     _silence(trainer)
     return trainer
@@ -103,7 +106,7 @@ def _generated(scenario: Scenario, device: str, attention: str | None) -> tuple[
     own: dict[str, Any] = {"reward_funcs": judge or reward}
     if judge is not None:
         own["reward_processing_classes"] = RewardRows(scenario)
-    if scenario.generation.engine == "none":
+    if scenario.generation.engine != "transformers":
         own["rollout_func"] = rollout(scenario)
     return own, [] if judge is None else [judge]
 

@@ -16,6 +16,7 @@ model is built on the device.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import types
 import warnings
@@ -174,6 +175,7 @@ def _fsdp2(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
     import torch.distributed as dist
     from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+    from torch.distributed.fsdp import MixedPrecisionPolicy
 
     _statistics_to(model, device)
     plugin = FullyShardedDataParallelPlugin(
@@ -185,6 +187,9 @@ def _fsdp2(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
     )
     if scenario.autocast_precision is not None:
         plugin.set_mixed_precision(scenario.autocast_precision)
+    if scenario.parallel.reduce_in_fp32:
+        policy = plugin.mixed_precision_policy or MixedPrecisionPolicy()
+        plugin.mixed_precision_policy = dataclasses.replace(policy, reduce_dtype=torch.float32)
     mesh = dist.device_mesh.init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("dp_shard",))
     accelerator = types.SimpleNamespace(
         device=device,

@@ -154,7 +154,7 @@ def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
                 change={"method": "lora"},
             )
         wrong = [
-            name for name in dense if name not in skipped and unwrapped(f"{name}.weight").split(".")[-2] not in skipped
+            name for name in dense if not {name, unwrapped(name), unwrapped(f"{name}.weight").split(".")[-2]} & skipped
         ]
         wrong += [name for name, module in packed.items() if not _holds(module, bits)]
         if wrong or not packed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil, gcd
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -154,3 +155,12 @@ def _lengthen(cache: Any, tokens: int) -> None:
                 setattr(layer, name, known.new_empty((*known.shape[:2], held, known.shape[3])))
         if hasattr(layer, "cumulative_length"):
             layer.cumulative_length = tokens
+
+
+def beside_vllm(trainer: Any) -> None:
+    """Let TRL's trainer correct for what vLLM computes otherwise: it then takes its own log-probabilities always.
+
+    The engine itself isn't there, and neither are its weights to load.
+    """
+    trainer.use_vllm, trainer._last_loaded_step = True, -1
+    trainer.vllm_generation = SimpleNamespace(sync_weights=lambda: None)

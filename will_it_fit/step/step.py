@@ -184,6 +184,13 @@ def images_of(scenario: Scenario, device: str, shape: torch.Size, image_token: i
         rows[:, start : start + count] = image_token
     pixels = torch.empty(images.pixels(model, len(rows)), device=device)
     batch = {"input_ids": rows.to(device), "pixel_values": pixels if pixels.is_meta else pixels.normal_()}
+    if (patches := images.patches(model)) is not None:  # where each patch is, and which only fill the image up
+        height, width, most = patches
+        places = torch.full((most, 2), -1)
+        places[: height * width, 0] = torch.arange(width).repeat(height)
+        places[: height * width, 1] = torch.arange(height).repeat_interleave(width)
+        batch["image_position_ids"] = places.expand(len(pixels), -1, -1).contiguous().to(device)
+        batch["mm_token_type_ids"] = (rows == image_token).long().to(device)
     grid = images.grid(model)
     if grid is not None:  # which place each token has in height, width and time
         batch["image_grid_thw"] = torch.tensor([grid] * (len(rows) * images.count)).to(device)

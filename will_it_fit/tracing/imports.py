@@ -1,7 +1,7 @@
 """What a trace imports of PyTorch's neighbours, and what it leaves out because no trace runs it.
 
-transformers, PEFT and bitsandbytes take some seconds to import. A good part of that is scipy, the compiler and sharded
-tensors, which the trace of a step on one GPU does not run.
+transformers, PEFT and bitsandbytes take some seconds to import. A good part of that is scipy, sympy, the compiler and
+sharded tensors, which the trace of a step on one GPU does not run.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -21,9 +22,12 @@ from typing import Any
 from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.scenario import Scenario
 
+NEIGHBOURS = ("bitsandbytes", "peft")  # of transformers, which a trace needs
 COMPILER, SHARDED_TENSORS = "torch._dynamo", "torch.distributed.tensor"
+SYMBOLIC_SHAPES = "torch.fx.experimental.symbolic_shapes"  # which imports sympy
 # Whether the process answers one question and ends: command lines say so before they ask. Then a step on one GPU that
-# is not compiled goes without the compiler and sharded tensors: stand-ins answer for both until a step needs them.
+# is not compiled goes without the compiler, sharded tensors and symbolic shapes: stand-ins answer for them until a step
+# needs them.
 ends_with_its_answer = False
 _DISABLED = "__dynamo_disable"  # where torch/_compile.py keeps what the compiler made of a function
 
@@ -36,7 +40,7 @@ def import_libraries(scenario: Scenario) -> None:
     is not installed is missed where it is needed.
     """
     if not _is_plain(scenario):
-        for name in (COMPILER, SHARDED_TENSORS):
+        for name in (COMPILER, SHARDED_TENSORS, SYMBOLIC_SHAPES):
             if isinstance(module := sys.modules.get(name), _StandIn):
                 module.import_itself()
     _import_transformers([])
@@ -57,6 +61,13 @@ def import_quietly(scenario: Scenario) -> None:
     warnings.filterwarnings("ignore", module="peft")  # a pattern for experts, which PEFT itself has made
 
 
+def import_for_answers() -> None:
+    """Import transformers where a model of plain weights is asked on the CPU and nothing is compiled or divided."""
+    if "transformers" not in sys.modules:
+        gc.set_threshold(100_000, 50, 50)
+        _import_with_stand_ins(neighbours=())
+
+
 def _is_plain(scenario: Scenario) -> bool:
     """Whether a step needs neither the compiler, packages' kernels nor sharded tensors."""
     possible = KERNEL_PACKAGES if scenario.packages is None else scenario.packages
@@ -65,20 +76,22 @@ def _is_plain(scenario: Scenario) -> bool:
     return scenario.compile == "none" and own_kernels and scenario.parallel.gpus == 1 and not scenario.aim.trainer
 
 
-def _import_with_stand_ins() -> None:
-    for name in (COMPILER, SHARDED_TENSORS):
+def _import_with_stand_ins(neighbours: Sequence[str] = NEIGHBOURS) -> None:
+    for name, kind in ((COMPILER, _StandIn), (SHARDED_TENSORS, _StandIn), (SYMBOLIC_SHAPES, _NothingSymbolic)):
         if name not in sys.modules:
             parent, _, last = name.rpartition(".")
-            sys.modules[name] = _StandIn(name, str(Path(import_module(parent).__path__[0], last)))
+            sys.modules[name] = kind(name, str(Path(import_module(parent).__path__[0], last)))
             setattr(sys.modules[parent], last, sys.modules[name])
     from will_it_fit.engine.importing import hidden
 
+    _promote_types_without_sympy()
     with hidden(["trio"]):  # which the Hub's client imports where it is there, and does not need
         import transformers.utils
         from transformers.utils import import_utils
 
         places = (transformers.utils, import_utils)
-        _import_transformers([(place, "is_torch_distributed_available", lambda: False) for place in places])
+        nothing_divided = [(place, "is_torch_distributed_available", lambda: False) for place in places]
+        _import_transformers(nothing_divided, neighbours)
 
 
 def _import_whole_deepspeed() -> None:
@@ -89,7 +102,7 @@ def _import_whole_deepspeed() -> None:
         import_module("deepspeed.runtime.zero.muon.original_muon")
 
 
-def _import_transformers(more: list[tuple[Any, str, Any]]) -> None:
+def _import_transformers(more: list[tuple[Any, str, Any]], neighbours: Sequence[str] = NEIGHBOURS) -> None:
     import torch
     import transformers  # by itself, so that an error names it
     import transformers.utils
@@ -104,9 +117,28 @@ def _import_transformers(more: list[tuple[Any, str, Any]]) -> None:
     with patched([*places, (import_utils, "create_import_structure_from_path", once), *more]):
         import transformers.modeling_utils
 
-        for name in ("bitsandbytes", "peft"):
+        for name in neighbours:
             with suppress(ImportError):
                 import_module(name)
+
+
+def _promote_types_without_sympy() -> None:
+    """PyTorch asks each argument of an operator on ``meta`` whether it is one of sympy's, and imports it to ask."""
+    from torch import _prims_common
+
+    promote, nothing = _prims_common.elementwise_dtypes, ModuleType("sympy")
+    nothing.Basic = type("Basic", (), {})
+
+    def elementwise_dtypes(*arguments: Any, **named: Any) -> Any:
+        if "sympy" in sys.modules:
+            return promote(*arguments, **named)
+        sys.modules["sympy"] = nothing
+        try:
+            return promote(*arguments, **named)
+        finally:
+            del sys.modules["sympy"]
+
+    _prims_common.elementwise_dtypes = elementwise_dtypes
 
 
 class _StandIn(ModuleType):
@@ -157,3 +189,35 @@ class _StandIn(ModuleType):
         if name == "config" and self.__name__ == COMPILER:
             return import_module(f"{COMPILER}.config")
         return getattr(self.import_itself(), name)
+
+
+def _is_plain_number(value: Any) -> bool:
+    """Whether a value is a plain number, a sequence of such, or a tensor whose sizes are."""
+    parts = getattr(value, "shape", value)
+    return type(value) in (bool, int) or (isinstance(parts, (list, tuple)) and all(map(_is_plain_number, parts)))
+
+
+# What functions of symbolic shapes give that PyTorch's operators on `meta` call (`_meta_registrations.py`, `_refs`).
+_OF_PLAIN_NUMBERS = {
+    **dict.fromkeys(("expect_true", "guard_int", "guard_or_false", "guard_or_true"), lambda value: value),
+    **dict.fromkeys(("guard_size_oblivious", "statically_known_true"), lambda value: value),
+    "free_unbacked_symbols": lambda value: frozenset(),
+    "is_nested_int": lambda value: False,
+    "sym_and": lambda *values: all(values),
+    "sym_eq": lambda one, other: one == other if isinstance(one, int) else [*one] == [*other],
+    "sym_or": lambda *values: any(values),
+}
+_FOR_SYMBOLS = ("guarding_hint_or_throw", "has_guarding_hint")  # imported beside them, and never called then
+
+
+class _NothingSymbolic(_StandIn):
+    """The module of symbolic shapes, where sizes and conditions are plain numbers. With others it imports itself."""
+
+    def _answer(self, name: str, *values: Any) -> Any:
+        if name in _OF_PLAIN_NUMBERS and all(map(_is_plain_number, values)):
+            return _OF_PLAIN_NUMBERS[name](*values)
+        return getattr(self.import_itself(), name)(*values)
+
+    def __getattr__(self, name: str) -> Any:
+        known = name in _OF_PLAIN_NUMBERS or name in _FOR_SYMBOLS
+        return partial(self._answer, name) if known else super().__getattr__(name)

@@ -85,6 +85,14 @@ def measure(
             allowed="transformers; liger with device cpu; the trace predicts the others",
             write="kernels: transformers",
         )
+    if scenario.qat == "nvfp4" and device == "cpu":
+        raise UserError(
+            "torchao's NVFP4 layers multiply with scales that PyTorch knows on GPUs alone.",
+            where="qat",
+            found=scenario.qat,
+            allowed="none, mxfp4; the trace predicts nvfp4",
+            write="qat: none",
+        )
     check_packages(scenario)
     result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline, timed)
     from will_it_fit.step.model import attention_kernel

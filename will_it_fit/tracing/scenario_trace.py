@@ -62,7 +62,7 @@ def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = F
 
     gpu = named(scenario.gpu, where)
     capability = gpu.capability if gpu else None
-    timed_on = speeds([gpu] if gpu else [])
+    timed_on = speeds([gpu] if gpu else [], scenario)
     answer = trace(
         scenario,
         capability=capability,

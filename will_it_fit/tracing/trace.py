@@ -276,9 +276,9 @@ def _times(
         for name, speed in timed_on.items()
     }
     times = {name: time.to_mapping() if time else None for name, time in step_times.items()}
-    if scenario.compile != "none":  # the error of a card's range was seen on steps without the compiler
+    if scenario.compile != "none":  # the shares were fitted on steps without the compiler
         for time in filter(None, times.values()):
-            time |= {"range": None, "basis": f"{time['basis']}; without the compiler"}
+            time |= {"basis": f"{time['basis']}; without the compiler"}
     return times
 
 
@@ -319,6 +319,11 @@ class Recorder:
 def record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
     """The events of one training step, recorded anew."""
     return Recorder()(scenario, capability)
+
+
+def step_record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Record:
+    """What a step did, allocation by allocation; :class:`Unlike` where chance decides about the loading."""
+    return _followed(scenario, "cuda", prepare, Composed(), capability=capability, costs=False, report=_as_record)[0]
 
 
 def _followed(

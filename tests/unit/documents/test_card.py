@@ -384,3 +384,13 @@ def test_a_model_that_learned_nothing_of_use_to_others_is_said_so(write: Callabl
     content["execution"]["compared"] |= {"verdict": "worse"}
     intro = write("MODEL_CARD.md", content).split("## Model Details")[0]
     assert intro.count("not demonstrably different from the base") == 2 and "**worse than the base**" in intro
+
+
+def test_the_measured_steps_that_are_like_the_runs_own_are_named(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["training_memory"]["evidence"] = {"text": "Like 3 measured runs on a Tesla T4: allocated within 0.1 %"}
+    assert "**Measured steps.** Like 3 measured runs on a Tesla T4: allocated within 0.1 %." in write(
+        "MODEL_CARD.md", content
+    )
+    del content["training_memory"]["evidence"]  # of a report of an earlier version
+    assert "**Measured steps.**" not in write("MODEL_CARD.md", content)

@@ -71,11 +71,13 @@ def test_each_step_takes_as_long_as_its_batch_and_the_fullest_gpu_decides() -> N
 
 
 def test_hours_range_and_energy() -> None:
-    hours = RunHours.of(10, 3000.0, 600.0, replace(T4, error=0.5, board_watts=100), gpus=2)
+    hours = RunHours.of(
+        10, 3000.0, 600.0, replace(T4, measured=T4.measured._replace(low=0.5, high=1.5), board_watts=100), gpus=2
+    )
     assert (hours.hours, hours.hours_range) == (1.0, (0.5, 1.5))
     assert hours.kwh_at_most == pytest.approx((2 * 3000 + 600) * 100 / 3.6e6)
     assert "10 training steps in 50.0 minutes, evaluation in at most 10.0 minutes" in hours.line
-    unknown = RunHours.of(10, 3000.0, None, replace(T4, error=None), gpus=1)
+    unknown = RunHours.of(10, 3000.0, None, replace(T4, measured=None), gpus=1)
     assert unknown.hours_range is None and "not counted: evaluation, fetching" in unknown.line
     assert "don't plan by it" in unknown.line
 
@@ -123,7 +125,7 @@ def test_the_check_of_a_run_refuses_what_takes_too_long() -> None:
         checked.enforce()
     replace(checked, override=True).enforce()
     assert replace(checked, override=True).overridden == ["the run within 9 hours"]
-    assert not replace(checked, limit_hours=11.0).fits  # it may take longer: the upper end of the range is 13.5
-    assert replace(checked, limit_hours=14.0).fits and replace(checked, hours=None).fits
-    assert "hours: 14" in checked.refusal().write
-    assert check_resources.to_mapping(checked)["hours"]["line"].startswith("takes 10.0 hours (6.5 hours to 13.5 hours)")
+    assert not replace(checked, limit_hours=11.0).fits  # it may take longer: the upper end of the range is 14.2
+    assert replace(checked, limit_hours=14.5).fits and replace(checked, hours=None).fits
+    assert "hours: 15" in checked.refusal().write
+    assert check_resources.to_mapping(checked)["hours"]["line"].startswith("takes 10.0 hours (9.0 hours to 14.2 hours)")

@@ -418,3 +418,24 @@ def test_the_answer_in_python_is_typed_and_shows_itself(model) -> None:
     tight = will_it_fit(model, gpu="0.55GiB", sequence_length=4096, micro_batch=8, method="lora")
     assert tight.fits is False and tight.headroom_bytes < 0
     assert tight.suggestions[0].command.startswith("will-it-fit ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"method": "full"}, True),
+        ({"method": "full", "precision": "bf16-mixed"}, False),
+        ({"method": "full", "precision": "fp32"}, False),
+        ({"method": "lora"}, False),
+        ({"method": "full", "parallel": {"strategy": "zero3", "gpus": 8}, "autocast": "bf16"}, False),
+    ],
+)
+def test_full_fine_tuning_in_16_bits_says_that_it_keeps_no_fp32_weights(fields, said) -> None:
+    from will_it_fit.ask.answer import without_masters
+    from will_it_fit.scenario.scenario import Scenario
+
+    texts = without_masters(Scenario.from_mapping({"model": "llama-3.1-8b", **fields}))
+    assert bool(texts) == said
+    if said:  # 8.03 billion weights, gradients and two states in fp32, with 16-bit copies and activations
+        assert float(texts[0].partition("about ")[2].partition(" GiB")[0]) > 4 * 4 * 8.03e9 / 2**30
+        assert "--set precision=bf16-mixed" in texts[0]

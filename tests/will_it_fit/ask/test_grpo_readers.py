@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.will_it_fit.ask.test_readers import asked, said
+from will_it_fit.common.errors import UserError
 
 needs_trl = pytest.mark.skipif("not __import__('importlib').util.find_spec('trl')")
 TRL = {"model_name_or_path": "meta-llama/Llama-3.2-1B", "dataset_name": "x", "num_generations": 4,
@@ -30,3 +31,76 @@ def test_a_file_of_trl_is_its_own_step_and_not_supervised_fine_tuning(tmp_path: 
 def test_beta_brings_a_reference(adapters: bool, reference: str, tmp_path: Path) -> None:
     found = asked(tmp_path, TRL | {"beta": 0.04, "use_peft": adapters, "steps_per_generation": 4, "num_iterations": 2})
     said(found, preference={"reference": reference}, generation={"steps_per_generation": 4, "iterations": 2})
+
+
+@needs_trl
+def test_vllm_of_trl_takes_its_share_and_sleeps(tmp_path: Path) -> None:
+    server = {"use_vllm": True, "vllm_gpu_memory_utilization": 0.4, "vllm_enable_sleep_mode": True,
+              "vllm_max_model_length": 2048, "dtype": "bfloat16"}  # fmt: skip
+    found = asked(tmp_path, TRL | server, gpu="h100-80gb")
+    said(
+        found,
+        generation={
+            "engine": "vllm", "mode": "colocate", "utilization": 0.4, "sleep_level": 2, "max_model_length": 2048,
+        },
+    )  # fmt: skip
+    assert not found.reading.remarks
+    found = asked(tmp_path, TRL | {"use_vllm": True, "vllm_mode": "server"}, gpu="h100-80gb")
+    said(found, generation={"engine": "vllm", "mode": "server", "utilization": 0.9, "sleep_level": 0})
+
+
+@needs_trl
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ({"use_peft": True, "load_in_4bit": True}, "use_vllm"),
+        ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size"),
+    ],
+)
+def test_what_of_vllm_is_not_described_says_that_the_answer_is_too_low(more: dict, key: str, tmp_path: Path) -> None:
+    found = asked(tmp_path, TRL | {"use_vllm": True} | more, gpu="h100-80gb")
+    said(found, objective="grpo", generation={"engine": "none"})
+    assert {remark.key: remark.errs for remark in found.reading.remarks} == {key: "too low"}
+
+
+@needs_trl
+def test_axolotls_blocks_are_trls_settings(tmp_path: Path) -> None:
+    content = {
+        "base_model": "meta-llama/Llama-3.2-1B", "datasets": [{"path": "x"}], "rl": "grpo", "micro_batch_size": 4,
+        "gradient_accumulation_steps": 2, "sequence_len": 1024, "adapter": "lora", "lora_target_linear": True,
+        "trl": {"beta": 0.01, "num_generations": 4, "max_completion_length": 256, "use_vllm": True,
+                "vllm_mode": "colocate"},
+        "vllm": {"gpu_memory_utilization": 0.45, "max_model_len": 2048},
+    }  # fmt: skip
+    found = asked(tmp_path, content, gpu="h100-80gb")
+    said(
+        found,
+        objective="grpo",
+        preference={"generations": 4, "completion_length": 256, "reference": "adapter_off"},
+        generation={"engine": "vllm", "utilization": 0.45, "max_model_length": 2048},
+    )
+
+
+NOTEBOOK = """
+from unsloth import FastLanguageModel
+model, tokenizer = FastLanguageModel.from_pretrained(
+    model_name="unsloth/Llama-3.2-1B-Instruct", max_seq_length=1024, load_in_4bit=False, fast_inference=True,
+    gpu_memory_utilization=0.6)
+model = FastLanguageModel.get_peft_model(model, r=32, target_modules=["q_proj", "v_proj"])
+from trl import GRPOConfig, GRPOTrainer
+args = GRPOConfig(per_device_train_batch_size=4, num_generations=4, max_prompt_length=256, max_completion_length=768)
+trainer = GRPOTrainer(model=model, args=args)
+"""
+
+
+@needs_trl
+def test_a_notebook_of_unsloth_is_trls_cycle_and_says_what_unsloth_does_otherwise(tmp_path: Path) -> None:
+    found = asked(tmp_path, NOTEBOOK, name="program.py")
+    said(found, objective="grpo", sequence_length=1024, preference={"generations": 4, "completion_length": 768})
+    assert {"unsloth", "gpu_memory_utilization"} <= {remark.key for remark in found.reading.remarks}
+
+
+@needs_trl
+def test_a_group_that_the_batch_cuts_is_refused_as_trl_refuses_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="doesn't divide"):
+        asked(tmp_path, TRL | {"num_generations": 6})

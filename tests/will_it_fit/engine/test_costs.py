@@ -36,6 +36,17 @@ def test_a_product_and_its_gradient():
     assert products[0].dtype == "float32"
 
 
+def test_a_product_with_sums_in_another_dtype_counts_the_same():
+    recorder = CostRecorder(0)
+    recorder.mark("forward", 0)
+    total, left, right = (
+        torch.empty(4, 4, dtype=dtype, device="meta") for dtype in (torch.float32, *2 * [torch.bfloat16])
+    )
+    recorder.note(torch.ops.aten.addmm.dtype_out, (total, left, right, torch.float32), {"out": total}, total)
+    (product,) = recorder.operators
+    assert product.kind == PRODUCT and product.flops == 2 * 4**3
+
+
 def test_the_last_update_of_a_program_that_trains_for_several_is_taken_alone():
     with torch.device("meta"):
         model = nn.Linear(INNER, COLUMNS, bias=False)

@@ -12,8 +12,8 @@ import pytest
 from will_it_fit.ask.command import parse
 from will_it_fit.ask.question import Options, Question, question
 from will_it_fit.common.errors import UserError
-from will_it_fit.evidence.measured import UNREAD, Kinds, MeasuredStep, kinds_of, measured_steps, read, write
-from will_it_fit.evidence.nearest import evidence, nearest
+from will_it_fit.evidence.measured import UNREAD, Kinds, MeasuredStep, kinds_of, measured_steps, published, read, write
+from will_it_fit.evidence.nearest import evidence, nearest, time_shares
 from will_it_fit.scenario.scenario import Scenario
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "evidence.md"
@@ -99,3 +99,30 @@ def test_a_table_of_another_form_and_a_cell_without_a_number_are_refused(tmp_pat
     with pytest.raises(UserError, match="line 2") as caught:
         read(path)
     assert "no number" in str(caught.value)
+
+
+def test_a_range_of_time_holds_nineteen_of_twenty_rows_of_its_kind() -> None:
+    step = {"model": "qwen2.5-coder-0.5b", "method": "lora"}
+    for card, fields in (
+        ("a100-80gb", step), ("a100-80gb", step | {"parallel": {"strategy": "fsdp2", "gpus": 2}}), ("t4", step),
+        ("l40s", step | {"adapter": {"peft_type": "IA3"}}), ("rtx-4080", step | {"platform": "windows"}),
+    ):  # fmt: skip
+        scenario = Scenario.from_mapping(fields)
+        found, own = time_shares(card, scenario), kinds_of(scenario, None)
+        rows = [
+            row for row in published()
+            if row.card == card and row.time_error is not None and row.time_known != "fitted"
+            and (row.kinds.parallel == "one GPU") == (own.parallel == "one GPU") and row.kinds.platform == own.platform
+        ]  # fmt: skip
+        outside = [row for row in rows if not found.low <= 1 / (1 + row.time_error) <= found.high]
+        assert len(rows) >= 12 and len(outside) <= 0.08 * len(rows), [row.id for row in outside]
+        assert found.low <= 0.9 and found.high >= 1.1
+
+
+def test_a_card_or_a_kind_without_measured_times_has_no_range() -> None:
+    step = {"model": "qwen2.5-coder-0.5b", "method": "lora"}
+    assert time_shares("rtx-4090", Scenario.from_mapping(step)) is None
+    assert time_shares("rtx-4080", Scenario.from_mapping(step)) is None  # measured under Windows
+    assert time_shares("v100-16gb", None) is None  # an encoder was
+    assert time_shares("a100-80gb", Scenario.from_mapping(step | {"compile": "layers"})) is None
+    assert time_shares("a100-40gb", None) == time_shares("a100-80gb", None)

@@ -41,6 +41,13 @@ def test_a_compiled_program_takes_less_than_without_the_compiler(tmp_path):
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+def test_a_region_that_is_wrapped_for_modes_takes_the_same(tmp_path):
+    wrapped = COMPILED.replace(".cuda())", ".cuda(), options={'wrap_inductor_compiled_regions': True})")
+    one, other = (answered(tmp_path, program(tmp_path, text)) for text in (COMPILED, wrapped))
+    assert other["trace"]["compiled"]["graphs"] == 2 and one["trace"]["phases"] == other["trace"]["phases"]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_a_graph_break_is_told(tmp_path):
     broken = COMPILED.replace("        return nn", "        torch._dynamo.graph_break()\n        return nn")
     answer = answered(tmp_path, program(tmp_path, broken))
@@ -55,6 +62,24 @@ def test_what_a_compiled_function_asks_the_card_is_a_constant(tmp_path):
     whole = COMPILED.replace("        return nn", asks).replace("Block().cuda()", "Block().cuda(), fullgraph=True")
     answer = answered(tmp_path, "--gpu", "h100-80gb", program(tmp_path, whole))
     assert answer["trace"]["compiled"]["graphs"] == 2 and not answer["trace"]["compiled"]["breaks"]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+def test_a_process_that_is_not_the_first_compiles_for_its_own_card(tmp_path):
+    own = """import os, torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+torch.cuda.set_device(device)
+dist.init_process_group("nccl", device_id=device)
+"""
+    text = own + COMPILED.replace("self.up(inputs)", "self.up(inputs + torch.ones(256, device=inputs.device))")
+    text = text.replace("torch.compile(Block().cuda())", "DistributedDataParallel(torch.compile(Block().to(device)))")
+    name = program(tmp_path, text.replace('device="cuda"', "device=device"))
+    answers = [answered(tmp_path, "--gpus", "2", "--ranks", rank, name) for rank in ("0", "1")]
+    assert [answer["rank"] for answer in answers] == [0, 1]
+    assert answers[0]["trace"]["compiled"] == answers[1]["trace"]["compiled"]
+    assert answers[0]["trace"]["phases"] == answers[1]["trace"]["phases"]
 
 
 @pytest.mark.skipif(find_spec("triton") is not None, reason="Triton is installed")

@@ -7,9 +7,7 @@ import json
 import pytest
 
 from tests.will_it_fit.program.test_run import asked, refused
-from will_it_fit.common.errors import UserError
-from will_it_fit.program.largest import MOST_RUNS, largest, varied
-from will_it_fit.program.request import ProgramRequest
+from will_it_fit.program.largest import MOST_RUNS, largest
 
 PROGRAM = """import argparse
 import torch
@@ -46,20 +44,13 @@ def test_the_border_is_found_and_was_run(needs, first, multiple, expected):
 
 
 def test_a_search_ends_where_nothing_is_too_large():
-    tried = largest(lambda value: (10, True), 1000, 8, 1)
+    tried = largest(lambda value: (value, True), 1000, 8, 1)
     assert len(tried.fits) == MOST_RUNS and tried.too_large is None and tried.largest == max(tried.fits)
 
 
-@pytest.mark.parametrize("words", [("--length=8", "x"), ("--length", "8"), ("length=8",), ("x", "-length=8")])
-def test_an_argument_of_a_program_takes_another_value(words):
-    value, at = varied(ProgramRequest("train.py", words), "length")
-    assert value == 8 and at(16).arguments == tuple(word.replace("8", "16") for word in words)
-
-
-@pytest.mark.parametrize("words", [(), ("--lengths=8",), ("--length=long",), ("--length",), ("length", "8")])
-def test_an_argument_that_is_not_there_is_named(words):
-    with pytest.raises(UserError, match="whole number"):
-        varied(ProgramRequest("train.py", words), "length")
+def test_a_search_ends_where_a_setting_decides_nothing():
+    tried = largest(lambda value: (10, True), 1000, 8, 1)
+    assert tried.is_flat and len(tried.fits) == 2
 
 
 def test_a_programs_largest_length(tmp_path):

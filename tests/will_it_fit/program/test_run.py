@@ -61,40 +61,6 @@ def test_a_loop_stops_after_its_second_update(tmp_path):
     assert decided == [f"loop.py:{compares} in <module>"]
 
 
-def test_the_same_step_as_a_trace_takes_the_same_bytes(tmp_path):
-    """The engine traces the step that the program's loop takes."""
-    text = """
-        import torch
-        from torch import nn
-        with PLACE:
-            model = nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256))
-            batch = torch.empty(64, 256)
-        optimizer = torch.optim.AdamW(model.parameters())
-        def step(batch):
-            with torch.autocast("cuda", dtype=torch.bfloat16):
-                loss = (model(batch) - batch).pow(2).mean()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    """
-    lines = "\n".join(line[8:] for line in text.splitlines())
-    loop = "for _ in range(9):\n    step(torch.empty(64, 256, device='cuda'))\n"
-    alone = lines.replace("    batch = torch.empty(64, 256)\n", "")
-    answer = answered(tmp_path, program(tmp_path, alone.replace("PLACE", "torch.device('cuda')") + loop))
-    traced = """
-        import json
-        from will_it_fit.engine.trace import Options, trace_step
-        report = trace_step(model, optimizer, step, batch, Options(capability=(8, 0)))
-        print(json.dumps(report.phases))
-    """
-    head = "from will_it_fit.engine.patching import on_meta\n" + lines.replace("PLACE", "on_meta()")
-    code = head + "\n".join(line[8:] for line in traced.splitlines())
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    phases = json.loads(done.stdout)
-    for phase in ("forward", "backward", "optimizer"):
-        assert answer["trace"]["phases"][phase] == phases[phase]
-
-
 def test_what_programs_ask_a_card_is_answered(tmp_path):
     answer = answered(tmp_path, str(PROGRAMS / "asks.py"))
     assert answer["program"]["updates"] == 2 and answer["evaluation"] is None
@@ -142,43 +108,6 @@ def test_the_answer_in_words(tmp_path):
 
 
 # --- libraries -----------------------------------------------------------------------------------------------------
-
-TRAINER = """
-import torch
-from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, GPT2Config, Trainer, TrainingArguments
-
-class Rows(Dataset):
-    def __len__(self):
-        return 64
-    def __getitem__(self, index):
-        ids = torch.arange(128)
-        return {"input_ids": ids, "labels": ids}
-
-def make(workers, use_cpu=False):
-    model = AutoModelForCausalLM.from_config(GPT2Config(n_layer=2, n_embd=256, n_head=4, vocab_size=5000))
-    arguments = TrainingArguments(
-        "out", per_device_train_batch_size=8, bf16=True, max_steps=2, report_to=[], save_strategy="no", logging_steps=1,
-        dataloader_num_workers=workers, dataloader_pin_memory=False, use_cpu=use_cpu,
-        gradient_checkpointing=CHECKPOINTING,
-    )
-    return Trainer(model, arguments, train_dataset=Rows())
-"""
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_trainer_script_equals_the_trace_of_its_trainer(tmp_path, checkpointing):
-    made = TRAINER.replace("CHECKPOINTING", str(checkpointing))
-    answer = answered(tmp_path, program(tmp_path, made + "make(2).train()\n"), fresh=not checkpointing)
-    code = "import json\nfrom will_it_fit.engine.trainer import trace_trainer\n"
-    code += "from will_it_fit.engine.trace import Options\n" + made
-    code += "def on_meta():\n    with torch.device('meta'):\n        return make(0, use_cpu=True)\n"
-    code += "print(json.dumps(trace_trainer(on_meta, Options(capability=(8, 0))).phases))\n"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    phases = json.loads(done.stdout.splitlines()[-1])
-    for phase in ("forward", "backward", "optimizer"):
-        assert answer["trace"]["phases"][phase] == phases[phase]
-
 
 LORA = """
 import torch
@@ -279,11 +208,38 @@ def test_data_that_is_not_at_hand_is_made_up_where_somebody_asks_for_it(tmp_path
     assert answer["trace"]["components_by_phase"]["backward"]["logits_and_loss"] >= 4 * 4 * 64 * 5000
 
 
+STREAMED = """
+import datasets, torch
+rows = datasets.load_dataset("nobody/an-unknown-text", split="train", streaming=True)
+assert isinstance(rows, datasets.IterableDataset) and len(next(iter(rows))["text"]) > 64
+weight = torch.nn.Parameter(torch.zeros(8, device="cuda"))
+optimizer = torch.optim.SGD([weight])
+for _ in range(3):
+    weight.sum().backward()
+    optimizer.step()
+"""
+
+
+def test_a_data_set_that_is_streamed_is_made_up_too(tmp_path):
+    answer = answered(tmp_path, "--batch", "4x64", program(tmp_path, STREAMED))
+    assert answer["program"]["made_up"]["data"] == ["nobody/an-unknown-text (text)"]
+    missing = STREAMED.replace("import datasets", "open('tokenizer.json')\nimport datasets")
+    told = refused(tmp_path, "--batch", "4x64", program(tmp_path, missing))
+    assert "the file in its place" in told and "--batch" not in told
+
+
+def test_what_follows_the_updates_that_were_asked_for_does_not_matter(tmp_path):
+    name = program(tmp_path, (PROGRAMS / "loop.py").read_text().replace("    model.eval()", "    raise ValueError"))
+    assert answered(tmp_path, "--steps", "1", name)["program"]["updates"] == 1
+    assert "ValueError" in refused(tmp_path, name)
+
+
 # --- what is refused, and in which words ---------------------------------------------------------------------------
 
 REFUSED = {
     "import jax": ("written for JAX", "program.py:1"),
     "import a_package_that_is_not_there": ("a_package_that_is_not_there", "will-it-fit installed in it"),
+    "raise ImportError('\\n  install torchao')": ("not installed here: install torchao.", "program.py:1"),
     "print('nothing to train')": ("no optimizer of PyTorch's took a step", "torch.optim.Optimizer"),
     "import numpy as np\nnp.memmap('data/train.bin', mode='r')": ("data is not at hand", "--batch 8x1024"),
     "import socket\nsocket.create_connection(('192.0.2.1', 80), 3)": ("network", "program.py:2"),
@@ -292,6 +248,8 @@ REFUSED = {
     "with open('x', 'wb') as file:\n    file.truncate(2**36)": ("larger file", "--file-size"),
     "import torch\nx = torch.randn(9, device='cuda')\nprint(x[x > 0].shape)": ("tensor's value", "program.py:3"),
     "import torch.multiprocessing as m\nm.spawn(print, nprocs=8)": ("8 processes", "--gpus 8"),
+    "import os\nprint(os.environ['HF_TOKEN'])": ("needs a token", "program.py:2", "--network"),
+    "import torch\ngraph = torch.cuda.CUDAGraph()": ("CUDA graphs", "private pools", "program.py:2"),
 }  # fmt: skip
 
 

@@ -49,6 +49,10 @@ class _Handler(QuietHandler):
     def do_GET(self) -> None:
         path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
         self.server.requests.append((self.command, path, self.headers["Authorization"]))
+        if path == "/api/models":  # the Hub's search
+            word = urllib.parse.parse_qs(urllib.parse.urlparse(self.path).query)["search"][0].lower()
+            body = json.dumps([{"id": name} for name in self.server.models if word in name.lower()]).encode()
+            return self.answer(body, Content_Type="application/json")
         found = re.match(r"^/([^/]+/[^/]+)/resolve/([^/]+)/(.+)$", path)
         held = self.server.models.get(found[1]) if found else None
         if held is None:

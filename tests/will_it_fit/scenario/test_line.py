@@ -19,6 +19,14 @@ STEPS = (
     {"model": MODEL},
     {"model": MODEL, "method": "lora", "gpu": "2xrtx-3090", "parallel": {"strategy": "fsdp2", "gpus": 2}},
     {"model": MODEL, "objective": "grpo", "micro_batch": 8},
+    {
+        "model": MODEL,
+        "objective": "grpo",
+        "micro_batch": 8,
+        "method": "lora",
+        "gpu": "h100-80gb",
+        "generation": {"engine": "vllm"},
+    },
     {"model": MODEL, "adapter": {"peft_type": "IA3"}},
 )
 

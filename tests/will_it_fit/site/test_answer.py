@@ -43,7 +43,7 @@ def test_it_is_the_answer_of_the_command_line() -> None:
     assert all(f"{tool} {size / 2**30:.2f}" in line.lower() for tool, size in others.items() if size)
     assert f"says {same.details['rule_of_thumb']['peak_allocated_bytes'] / 2**30:.2f} GiB" in found["rule"]
     assert found["command"] == "will-it-fit qwen2.5-coder-7b --gpu rtx-4090 -s 2048 -b 1 --set lora.rank=64"
-    assert found["verdict"].startswith("It should fit: the step needs about 10.8")
+    assert found["verdict"].startswith("It should fit: at its peak the step takes about 10.8")
     small = 2**20  # what is smaller has no row
     assert sum(part["bytes"] for part in found["parts"]) == sum(
         size for size in same.components.values() if size >= small
@@ -95,7 +95,7 @@ def test_hours_come_from_the_command_that_traces_and_what_is_known_without_it_is
     options = parser().parse_args(shlex.split(found["command"])[1:])
     assert parse_run_options(options) == Run(50000, 3.0, {"l40s": 0.35}, 24.0, 380.0)
     assert "37,500 steps" in found["hours"] and "no longer than 2.3 s" in found["hours"]  # 86,400 s / 37,500
-    assert "0.35 kWh in an hour" in found["hours"] and "of this kind of GPU" in found["hours"]
+    assert "0.35 kWh in an hour" in found["hours"] and "measured steps on this GPU" in found["hours"]
     assert "No step was measured on this GPU" in ask(run=asked)["hours"]
     assert "no speed of" in ask(gpu="24GiB", run=asked)["hours"]
     assert "choose one" in ask(gpu="")["hours"]

@@ -114,3 +114,20 @@ def test_the_reference_names_every_field_option_and_public_name() -> None:
     engine = reference.engine()
     assert all(f"## `{name}`" in engine for name in ("trace_step", "Report", "trace_trainer", "StepError"))
     assert "**Parameters**" in engine and ":class:" not in engine
+
+
+def test_the_readme_gets_the_sites_address_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from will_it_fit.site.build import _fill_in
+    from will_it_fit.site.documents import with_address
+
+    text = (python.ROOT / "README.md").read_text(encoding="utf-8")
+    filled = with_address(text, "https://somebody.example/tuner/")
+    assert "[the calculator](https://somebody.example/tuner/calculator/)" in filled
+    outside = lambda page: page.partition("<!-- site: begin -->")[0] + page.partition("<!-- site: end -->")[2]  # noqa: E731
+    assert outside(filled) == outside(text) and with_address(filled, "https://somebody.example/tuner") == filled
+    copy = tmp_path / "README.md"
+    copy.write_text(text, encoding="utf-8")
+    _fill_in(copy, "https://somebody.example/tuner")
+    assert copy.read_text(encoding="utf-8") == filled
+    with pytest.raises(UserError, match="no address"):
+        _fill_in(copy, "javascript:alert(1)")

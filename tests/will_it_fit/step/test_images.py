@@ -57,6 +57,18 @@ MODELS = {
         "vision_config": GRID | {"deepstack_visual_indexes": [0], "num_position_embeddings": 64, "patch_size": 14},
         "image_token_id": 290,
     },
+    "gemma4": {
+        "text_config": TEXT | {"model_type": "gemma4_text", "num_attention_heads": 4, "global_head_dim": 32,
+                               "num_global_key_value_heads": 1, "layer_types": ["sliding_attention", "full_attention"],
+                               "sliding_window": 16, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0,
+                               "enable_moe_block": False, "attention_k_eq_v": True},
+        "vision_config": {"model_type": "gemma4_vision", "hidden_size": 32, "intermediate_size": 48, "head_dim": 16,
+                          "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "patch_size": 14,
+                          "global_head_dim": 16, "pooling_kernel_size": 2, "position_embedding_size": 64},
+        "audio_config": None,
+        "vision_soft_tokens_per_image": 9,
+        "image_token_id": 290,
+    },
 }  # fmt: skip
 
 
@@ -151,3 +163,31 @@ def test_a_size_that_is_missing_and_a_training():
     assert estimate(asked).analytic is None
     (problem,) = contradictions(asked, "training", TRAINING, {"on_out_of_memory": "stop"})
     assert problem.write == "images: null"
+
+
+def test_gemma_4_takes_as_many_tokens_as_its_processor_leaves():
+    """Patches are filled up to the most tokens times pool x pool; what is larger is made smaller before."""
+    asked = scenario("gemma4", images={"count": 1})
+    assert asked.images.tokens(asked.model) == 4 and asked.images.pixels(asked.model, 2) == (2, 9 * 4, 3 * 14 * 14)
+    with pytest.raises(UserError, match="makes them smaller") as caught:
+        scenario("gemma4", images={"count": 1, "height": 28 * 4, "width": 28 * 3})
+    assert "at most 9 tokens of 28 x 28 pixels" in caught.value.allowed
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "qwen3-vl-4b", "gemma-4-31b", "qwen3.5-9b"])
+@pytest.mark.parametrize("place", ["name", "folder", "file"])
+def test_without_images_the_answer_says_so_and_gives_the_line(name, place, tmp_path):
+    """Qwen2.5-VL's rotary positions of three axes load, and become those of text."""
+    from will_it_fit.ask.question import Options, question
+    from will_it_fit.scenario.hub import MODELS
+
+    file = tmp_path / name / "config.json"
+    file.parent.mkdir()
+    file.write_text((MODELS / f"{name}.json").read_text())
+    what = {"name": name, "folder": str(file.parent), "file": str(file)}[place]
+    asked = question([what], Options(sequence_length=2048))
+    (warning,) = asked.asked.warnings
+    assert "the language model alone" in warning and "images: {count: 1, height: 4" in warning
+    line = warning.partition("--set '")[2].partition("'")[0]
+    whole = question([what], Options(sequence_length=2048, settings=[line]))
+    assert whole.scenario.images and not whole.asked.warnings

@@ -11,7 +11,11 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-STEPS = [("lora", "fsdp2"), ("full", "fsdp2"), ("lora", "ddp"), ("full", "ddp")]
+# Method, strategy, and the fields that differ.
+STEPS = [
+    *[(method, strategy, {}) for strategy in ("fsdp2", "ddp") for method in ("lora", "full")],
+    ("full", "fsdp2", {"precision": "bf16", "parallel": {"strategy": "fsdp2", "gpus": 2, "reduce_in_fp32": True}}),
+]
 # Of DeepSpeed's, with the fields that differ; the last word: with DeepSpeed's own sizes of buckets, or small ones.
 ZERO_STEPS = [
     ("full", "zero2", {}, "own"),
@@ -115,8 +119,8 @@ def main(folder: Path, kind: str = "") -> int:
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", DS_ACCELERATOR="cpu")
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     measured = measured_with_deepspeed() if kind == "zero" else []
-    for method, strategy in STEPS if not kind else ():
-        step = scenario(method, strategy)
+    for method, strategy, fields in STEPS if not kind else ():
+        step = scenario(method, strategy, **fields)
         model = build_model(step, "cpu")
         label, begin, one_step = labels(model), None, None
         if strategy == "ddp":

@@ -12,6 +12,7 @@ from tests.repository import ROOT
 from tests.warm import launchers
 from tests.will_it_fit.tracing.gloo_steps import STEPS
 from tests.will_it_fit.tracing.several_gpus import scenario
+from will_it_fit.common.errors import UserError
 from will_it_fit.engine.allocator import MIB, OutOfMemory
 from will_it_fit.engine.capacities import capacities
 from will_it_fit.engine.fake_group import fake_group
@@ -31,10 +32,11 @@ def measured(tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("number", range(len(STEPS)), ids=["-".join(step) for step in STEPS])
+@pytest.mark.parametrize("number", range(len(STEPS)), ids=["-".join([*step[:2], *step[2]]) for step in STEPS])
 def test_two_processes_take_what_the_fake_group_says(number, measured):
     """To the byte, in every phase. On a busy machine gloo's thread may hold a finished buffer into the next phase."""
-    report = trace(scenario(*STEPS[number]), "cpu", timeline=False)
+    method, strategy, fields = STEPS[number]
+    report = trace(scenario(method, strategy, **fields), "cpu", timeline=False)
     steps = [measured[rank][number] for rank in range(2)]
     assert min(step["resident_bytes"] for step in steps) == report["resident_bytes"]
     for phase, predicted in report["phases"].items():
@@ -93,6 +95,17 @@ def test_gathered_weights_can_be_kept_or_offloaded():
     assert not {"weights_fp32", "adapters", "optimizer_states"} & {
         name for name, size in offloaded["components"].items() if size > 1000
     }
+
+
+def test_sums_of_16_bit_gradients_in_fp32_take_twice_as_much():
+    sizes = {}
+    for wide in (False, True):
+        parallel = {"strategy": "fsdp2", "gpus": 2, "reduce_in_fp32": wide}
+        report = trace(scenario("full", "fsdp2", precision="bf16", parallel=parallel), timeline=False)
+        sizes[wide] = report["components"]["collective_buffers"]
+    assert sizes[True] - sizes[False] == 369152  # one layer's gradients in bf16, once more
+    with pytest.raises(UserError, match="FSDP2 alone"):
+        scenario("full", "ddp", parallel={"strategy": "ddp", "gpus": 2, "reduce_in_fp32": True})
 
 
 def test_packed_bytes_are_not_divided_and_a_note_says_so():

@@ -162,6 +162,8 @@ function arrange(chosen) {
     option.dataset.text ??= option.textContent;
     option.textContent = byFile ? "as the file says" : option.dataset.text;
   }
+  const [sharded] = $("strategy").options;
+  sharded.textContent = byFile ? "as the file says" : chosen.gpus > 1 ? "fsdp2 (default)" : "none: one GPU";
   const count = Object.keys(chosen.settings).length;
   $("changed").textContent = count ? `(${count} set)` : "";
   $("of-the-run").textContent = chosen.run.rows ? `(${Number(chosen.run.rows).toLocaleString("en")} rows)` : "";
@@ -175,7 +177,8 @@ const marked = (text) => text.split("`").map((part, index) => (index % 2 ? made(
 function say(state, sentences) {
   $("verdict").className = `verdict ${state}`;
   $("verdict").replaceChildren(...sentences.map((one) => made("p", marked(one))));
-  $("answer").classList.add("old");
+  $("answer").hidden = true; // nothing of an earlier answer stays beside this
+  $("found").replaceChildren();
 }
 
 function progress(text) {
@@ -194,11 +197,11 @@ function show(found) {
       problem, ...(value ? [`Found: ${value}${where ? ` (${where})` : ""}`] : []),
       ...(allowed ? [`Allowed: ${allowed}.`] : []), ...(write ? [`For example: ${write}`] : []),
     ]);
-    return say("error", sentences);
+    say("error", sentences);
+    return searchHub();
   }
   say(found.state, [found.verdict]);
   $("answer").hidden = false;
-  $("answer").classList.remove("old");
   $("step").textContent = `For: ${found.step}`;
   for (const id of ["exactness", "evidence", "rule", "hours"]) $(id).textContent = found[id];
   $("command").textContent = found.command;
@@ -210,6 +213,29 @@ function show(found) {
   $("assumed").textContent = Object.entries(found.assumed).map(([name, value]) => `${name}: ${value}`).join("; ") ||
     "nothing: the file decides all of it";
   if (found.peak_bytes) showParts(found);
+}
+
+// A name without an owner that is not listed: the Hub's models of that name, to choose from.
+async function searchHub() {
+  const name = $("model").value.trim();
+  if (document.forms.form.source.value === "file" || !/^[\w.-]{3,}$/.test(name)) return;
+  const look = made("button", `Search the Hugging Face Hub for ${name}`, { type: "button" });
+  $("found").replaceChildren(made("p", [look]));
+  look.addEventListener("click", async () => {
+    let models = null;
+    try {
+      const words = new URLSearchParams({ search: name, sort: "downloads", direction: "-1", limit: "8" });
+      const answer = await fetch(`${HUB}/api/models?${words}`, { signal: AbortSignal.timeout(Number(wait)) });
+      if (answer.ok) models = (await answer.json()).map(({ id }) => id).filter((id) => /^[\w.-]+\/[\w.-]+$/.test(id));
+    } catch { /* it does not answer */ }
+    const said = models === null ? "The Hub does not answer." : models.length ? "On the Hub:" : `The Hub has no model named ${name}.`;
+    const picks = (models ?? []).map((id) => {
+      const pick = made("button", id, { type: "button", className: "choice" });
+      pick.addEventListener("click", () => { $("model").value = id; answer(true); });
+      return made("li", [pick]);
+    });
+    $("found").replaceChildren(made("p", said), made("ul", picks));
+  });
 }
 
 const showRead = (lines) => $("read").replaceChildren(...lines.map((line) => made("li", line.trim())));
@@ -266,7 +292,16 @@ async function copy(text, what) {
 function listen() {
   const form = document.forms.form;
   let later;
-  form.addEventListener("submit", (event) => (event.preventDefault(), answer(true)));
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    document.activeElement?.blur?.(); // a telephone's keyboard would cover what comes
+    $("verdict").scrollIntoView({ block: "start" });
+    await answer(true);
+    $("verdict").scrollIntoView({ block: "nearest" });
+  });
+  for (const pick of document.querySelectorAll("[data-gpu]")) {
+    pick.addEventListener("click", () => choose({ gpu: pick.dataset.gpu }));
+  }
   form.addEventListener("input", ({ target }) => {
     if (target.id === "text") fileName = "", over = [];
     clearTimeout(later);

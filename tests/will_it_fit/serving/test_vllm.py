@@ -1,0 +1,88 @@
+"""vLLM's budget by its rules: graphs as its logs count them, weights as its own model has them, regimes of versions."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from validation.vllm_logs import main, rows
+from will_it_fit.analytic.decoder import describe
+from will_it_fit.common.text import GIB
+from will_it_fit.serving.kv_cache import kv_cache, layers_of
+from will_it_fit.serving.vllm import NON_TORCH_BYTES, Server, release, sampler_bytes_a_logit
+
+TABLE = json.loads(Path("validation/data/vllm_cache_groups.json").read_text())["rows"]
+MODELS = Path("will_it_fit/data/models")
+
+
+def server(name="llama-3.1-8b", **fields) -> Server:
+    model = json.loads((MODELS / f"{name}.json").read_text())
+    parameters = describe(model).parameter_counts()["total"]
+    return Server(**{"model": model, "parameters": parameters, "total_bytes": 80 * GIB, "utilization": 0.9,
+                     "requests": 256, "longest": 8192, **fields})  # fmt: skip
+
+
+@pytest.mark.parametrize(("requests", "graphs"), [(8, 5 + 4), (32, 11 + 7), (64, 19 + 11), (128, 35 + 19), (256, 86)])
+def test_graphs_are_captured_for_so_many_sizes(requests, graphs):
+    assert server(requests=requests).graphs() == graphs
+    assert server(requests=requests, cuda_graphs=False).graph_bytes() == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-7b", "llama-3.1-8b", "llama-3.2-3b", "qwen3-4b", "gemma-2-2b"])
+def test_weights_are_those_of_vllms_own_model(name):
+    if name not in TABLE:
+        pytest.skip("not in the table")
+    assert server(name).weights() == pytest.approx(TABLE[name]["weights_bytes"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("tokens", "seen"), [(20_000, 2.060), (29_000, 2.987)])
+def test_a_profile_run_takes_what_vllms_forward_pass_does(tokens, seen):
+    assert server(tokens_at_once=tokens, requests=1).activations() / GIB == pytest.approx(seen, abs=0.005)
+
+
+def test_a_budget_is_shared_out():
+    one = server()
+    low, high = one.cache_bytes()
+    known = one.budget_bytes - one.weights() - one.activations() - NON_TORCH_BYTES
+    assert high <= known < high + one.cache().block_bytes
+    assert known - low == pytest.approx(one.believed_bytes()[1], abs=one.cache().block_bytes)
+    assert replace(one, cuda_graphs=False).cache_bytes() == (high, high)
+
+
+def test_a_slot_for_an_adapter_is_weights_and_fp8_halves_a_token():
+    one = server()
+    assert replace(one, lora_rank=16).weights() - one.weights() == 16 * 2 * 32 * (
+        2 * 4096 + 2 * (4096 + 1024) + 2 * 4096 + 3 * (4096 + 14336)
+    )
+    assert 2 * replace(one, cache_dtype="fp8").cache().block_bytes == one.cache().block_bytes
+
+
+def test_versions_differ_in_what_their_sampler_holds():
+    assert [sampler_bytes_a_logit(version) for version in ("0.10.2", "0.22.0", "0.26.0", "0.31.0")] == [38.9, 14, 2, 2]
+    assert release("0.31.0") == (0, 31) and server(version="0.10.2").believed_bytes() == (0, 0)
+
+
+LOGS = [row for row in rows("development") if row["catalogued"] and row["kv_gib"] and row["tokens"]]
+
+
+@pytest.mark.parametrize("row", LOGS, ids=lambda row: row["id"])
+def test_tokens_follow_from_the_memory_that_a_log_prints(row):
+    model = json.loads((MODELS / f"{row['catalogued']}.json").read_text())
+    numbers = 1 if row["kv_dtype"].startswith("fp8") else 2
+    cache = kv_cache(layers_of(model, number_bytes=numbers, tensor_parallel=int(row["tp"])))
+    longest = int(row["max_model_len"])
+    half = 0.005 * GIB  # the log has two digits
+    low, high = (cache.blocks(int(float(row["kv_gib"]) * GIB + sign * half)) for sign in (-1, 1))
+    assert cache.tokens(low, longest, 1) <= int(row["tokens"]) <= cache.tokens(high, longest, 1)
+
+
+def test_development_logs_are_as_near_as_the_document_says(capsys):
+    main("development")
+    printed = capsys.readouterr().out.splitlines()
+    text = " ".join(Path("docs/grpo.md").read_text().split())
+    found = re.match(r"cache: (\d+) logs, median ([\d.]+) %, worst ([\d.]+) %", printed[-2])
+    assert f"Of {found[1]} with enough flags" in text
+    assert f"{found[2]} % in the median and by {found[3]} % at worst" in text
+    assert printed[-1] == "graphs: 10 of 10 in their range"

@@ -1,0 +1,72 @@
+"""Products in fewer bits, by torchao's own layers: what is predicted is what a CPU measures, to the byte."""
+
+from importlib.util import find_spec
+
+import pytest
+
+from tests.will_it_fit.decoders import DECODERS
+from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing.measure import measure
+from will_it_fit.tracing.trace import trace
+
+needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="`make test-optimizers` runs it")
+ON_A_CPU = [{"float8": "tensorwise"}, {"float8": "rowwise"}, {"float8": "rowwise_with_gw_hp"}, {"qat": "mxfp4"}]
+
+
+def scenario(**fields) -> Scenario:
+    common = {
+        "model": DECODERS["qwen2"],
+        "method": "full",
+        "precision": "bf16",
+        "sequence_length": 64,
+        "micro_batch": 2,
+    }
+    return Scenario.from_mapping({**common, **fields})
+
+
+@needs_torchao
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("fields", ON_A_CPU, ids=str)
+def test_a_step_is_traced_to_the_byte(fields, checkpointing):
+    asked = scenario(**fields, gradient_checkpointing=checkpointing)
+    predicted, measured = trace(asked, "cpu", timeline=False), measure(asked, "cpu", timeline=False)
+    assert predicted["phases"] == measured["phases"]
+    assert predicted["components"] == measured["components"]
+
+
+@needs_torchao
+def test_it_takes_no_less_than_16_bits_and_says_why():
+    plain, small = trace(scenario(), "cpu", timeline=False), trace(scenario(float8="rowwise"), "cpu", timeline=False)
+    assert small["peak_allocated_bytes"] >= plain["peak_allocated_bytes"]
+    assert any("without the compiler" in note for note in small["notes"])
+
+
+@needs_torchao
+def test_nvfp4_is_traced_and_needs_a_gpu_to_be_measured():
+    asked = scenario(qat="nvfp4")
+    assert trace(asked, timeline=False)["peak_allocated_bytes"] > 0
+    with pytest.raises(UserError, match="NVFP4 layers") as caught:
+        measure(asked, "cpu")
+    assert "mxfp4" in caught.value.allowed
+
+
+@pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao is installed here")
+def test_without_torchao_the_requirement_is_named():
+    with pytest.raises(UserError, match="needs the package torchao") as caught:
+        trace(scenario(float8="rowwise"), timeline=False)
+    assert "requirements-optimizers.txt" in caught.value.write
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"float8": "rowwise", "method": "qlora"}, "full fine-tuning"),
+        ({"qat": "nvfp4", "parallel": {"strategy": "fsdp2", "gpus": 2}}, "on one GPU"),
+        ({"float8": "rowwise", "qat": "mxfp4"}, "exchanges the same layers"),
+        ({"float8": "blockwise"}, "float8"),
+    ],
+)
+def test_what_it_is_not_predicted_with_is_refused(fields, says):
+    with pytest.raises(UserError, match=says):
+        scenario(**fields)

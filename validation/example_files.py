@@ -1,0 +1,119 @@
+"""Which of another tool's example files get an answer: each is read, and its step traced with two layers.
+
+    python -m validation.example_files FOLDER [--under examples] [--gpu 80GiB]
+
+FOLDER is a checkout of axolotl or LLaMA-Factory. No configuration is fetched: what config/models/ lacks is stood in for
+(validation/data/example_stand_ins.yaml). The last lines count answers and reasons; docs/other-tools.md has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from will_it_fit.ask.question import Options, question
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_yaml
+from will_it_fit.scenario.hub import FETCH, MODELS, HubId
+from will_it_fit.scenario.model import ALIASES
+
+STAND_INS = Path(__file__).parent / "data" / "example_stand_ins.yaml"
+LAYERS = 2
+_COUNTS = ("num_hidden_layers", *ALIASES["num_hidden_layers"], "n_layers")
+# Lists with one entry for a layer.
+_BY_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers", "hybrid_override_pattern")
+
+
+def stand_in(hub: HubId, folder: Path) -> Path:
+    """A configuration that stands for a model's, as a file.
+
+    Raises
+    ------
+    UserError
+        If no row of the table is for it.
+    """
+    for pattern, name in read_yaml(STAND_INS):
+        if re.search(pattern, hub.name, re.I):
+            if (MODELS / f"{name}.json").is_file():
+                return MODELS / f"{name}.json"
+            path = folder / f"{name}.json"
+            path.write_text(json.dumps({"model_type": name} | _defaults(name)), encoding="utf-8")
+            return path
+    raise UserError("Nothing stands for this model here.", where=str(STAND_INS), found=hub.name)
+
+
+def _defaults(kind: str) -> dict[str, Any]:
+    """The sizes of a model_type's default configuration, whose class writes them itself."""
+    import transformers
+
+    return {key: value for key, value in transformers.AutoConfig.for_model(kind).to_dict().items()
+            if isinstance(value, (int, float, str, bool, dict, list)) and not key.startswith("_")}  # fmt: skip
+
+
+def shallow(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with two layers, of its language model too."""
+    changed = dict(model)
+    for name in _COUNTS:
+        if isinstance(changed.get(name), int):
+            changed[name] = min(changed[name], LAYERS)
+    for name in _BY_LAYER:
+        if isinstance(changed.get(name), (list, str)):
+            changed[name] = changed[name][:LAYERS]
+    if isinstance(changed.get("text_config"), Mapping):
+        changed["text_config"] = shallow(changed["text_config"])
+    return changed
+
+
+def outcome(path: Path, gpu: str) -> str:
+    """``answer``, or the first line of the reason."""
+    from will_it_fit.tracing.trace import trace
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            asked = question([path], Options(gpu=gpu))
+            scenario = replace(asked.scenario, model=shallow(asked.scenario.model))
+            trace(scenario, capability=(9, 0), timeline=False)
+    except UserError as error:
+        return str(error).partition("\n")[0] + _more(error)
+    except Exception as error:
+        return f"CRASHED: {type(error).__name__}: {str(error)[:120]}"
+    return "answer"
+
+
+def _more(error: UserError) -> str:
+    return f" [{str(error.found)[:80]}]" if error.found else ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--under", default="examples")
+    parser.add_argument("--gpu", default="80GiB")
+    options = parser.parse_args(arguments)
+    import tempfile
+
+    files = sorted(path for path in (options.folder / options.under).rglob("*.y*ml"))
+    reasons: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        FETCH.set(lambda hub, where: stand_in(hub, Path(folder)))
+        for path in files:
+            said = outcome(path, options.gpu)
+            reasons[said] += 1
+            print(f"{path.relative_to(options.folder)}: {said}", flush=True)
+    print(f"\n{len(files)} files, {reasons.pop('answer', 0)} with an answer")
+    for said, count in reasons.most_common():
+        print(f"{count:>4}  {said}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

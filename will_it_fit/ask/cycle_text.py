@@ -1,0 +1,59 @@
+"""A reinforcement step's cycle in words: the verdict, a line for each phase, what to turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from will_it_fit.common.text import GIB, gib, yaml_text
+
+
+def cycle_verdict(answer: Mapping[str, Any]) -> str:
+    """The first line: the phase that needs the most, whose most of it is, and whether the card has it."""
+    cycle = answer["phases_of_cycle"]
+    most = f"{cycle['peak_phase']} needs up to {gib(cycle['required_bytes'])}, most of it the {cycle['peak_owner']}"
+    card = f"the {answer['gpu']['title']}" if answer["gpu"]["compute_capability"] is not None else "the card"
+    has = f"{card} has {gib(cycle['usable_bytes'])} in all"
+    left = cycle["usable_bytes"] - cycle["required_bytes"]
+    if cycle["fits"]:
+        return f"FITS: {most}; {has}, {gib(left)} to spare"
+    if cycle["fits"] is None:
+        return f"TOO CLOSE TO CALL: {most}; {has}. What vLLM's CUDA graphs take decides (cuda_graphs: false settles it)"
+    return f"DOES NOT FIT: {most}; {has}, short by {gib(-left)}"
+
+
+def cycle_lines(answer: Mapping[str, Any]) -> list[str]:
+    """The phases, what the server's cache holds, and what to turn."""
+    cycle = answer["phases_of_cycle"]
+    lines = ["the cycle, in GiB:"]
+    for phase in cycle["phases"]:
+        place = "" if phase["card"] == "trainer" else " (a server's card)"
+        parts = (
+            f"{name.removesuffix('_bytes').replace('_', ' ')} {_between(size)}"
+            for name, size in phase["owners"].items()
+            if size[1] >= GIB / 100
+        )
+        lines.append(f"  {phase['phase'] + place:<30}{_between([phase['least_bytes'], phase['most_bytes']]):>13}"
+                     f"   {', '.join(parts)}")  # fmt: skip
+    server = cycle.get("server")
+    if not server:
+        return lines
+    low, high = server["rows_at_once"]
+    at_once = f"{low}" if low == high else f"{low} to {high}"
+    lines.append(
+        f"the server: {gib(server['budget_bytes'])} of the card, {at_once} rows of {server['row_tokens']:,} tokens at"
+        f" once (the cache holds {cycle['most_answers_at_once']}); rows of {cycle['longest_row_tokens']:,} tokens would"
+        " still run all at once"
+    )
+    if cycle["largest_utilization"] is not None:
+        lines.append(f"the largest utilization with which the cycle fits for sure: {cycle['largest_utilization']:g}")
+    for knob in cycle["knobs"]:
+        parts = ", ".join(f"{name}: {yaml_text(value)}" for name, value in knob["changes"]["generation"].items())
+        word = "fits" if knob["fits"] else "does not fit for sure"
+        lines.append(f"  saves {gib(knob['saves_bytes'])}: generation {{{parts}}}; {word}\n      {knob['cost']}")
+    return lines
+
+
+def _between(size: list[int]) -> str:
+    low, high = (f"{each / GIB:.2f}" for each in size)
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,268 @@
+"""Your own measurement beside the prediction: three updates of your program, or a memory snapshot of PyTorch.
+
+    will-it-fit config.yml --gpu 4090 --measure -- python train.py    runs the program until its third update
+    will-it-fit config.yml --gpu 4090 --measured run.json             a record of another machine (--record run.json)
+    will-it-fit config.yml --gpu 4090 --snapshot mem.pickle           the first event that differs from the trace
+
+A measured run becomes a row of your own table of measured steps, which later answers name
+(:mod:`will_it_fit.evidence.measured`). Nothing is sent. The program saves nothing: it ends after its third update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from will_it_fit.ask.options import Parser, check
+from will_it_fit.ask.options import parser as all_options
+from will_it_fit.ask.question import Options, Question, question
+from will_it_fit.cards.gpus import from_device
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import write_json
+from will_it_fit.common.schema import validate
+from will_it_fit.common.text import gib, printable, size_text
+from will_it_fit.evidence import recorder
+from will_it_fit.evidence.measured import UNREAD, MeasuredStep, kinds_of, own_table, read, write
+
+_SITE = """import importlib.util, sys
+spec = importlib.util.spec_from_file_location("will_it_fit_recorder", {recorder!r})
+recorder = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(recorder)
+recorder.install()
+sys.path.remove({folder!r})      # another sitecustomize of the program's own environment comes now
+sys.modules.pop("sitecustomize", None)
+try:
+    import sitecustomize
+except ImportError:
+    pass
+"""
+_CLOSE = 0.02  # of the measured peak: what needs no cause
+_SIZE = {"type": ["integer", "null"], "minimum": 0}
+_RECORD = {
+    "type": "object",
+    "properties": {
+        "form": {"enum": [1]},
+        "platform": {"type": "string"},
+        "versions": {"type": "object", "additionalProperties": {"type": "string"}},
+        "device": {
+            "type": ["object", "null"],
+            "properties": {
+                "name": {"type": "string"}, "total_bytes": {"type": "integer"},
+                "capability": {"type": "array", "items": {"type": "integer"}},
+                "beside_allocator_bytes": {"type": "integer"}, "gpus": {"type": "integer", "minimum": 1},
+            },
+            "required": ["name", "total_bytes", "capability", "beside_allocator_bytes"],
+        },
+        "updates": {"type": "array", "items": {"type": "object", "properties": {
+            "seconds": {"type": ["number", "null"]}, "allocated_bytes": _SIZE, "reserved_bytes": _SIZE,
+        }, "required": ["seconds", "allocated_bytes", "reserved_bytes"]}},
+    },
+    "required": ["form", "updates", "device", "versions"],
+}  # fmt: skip
+
+
+def _options() -> argparse.ArgumentParser:
+    made = Parser(prog="will-it-fit", add_help=False, allow_abbrev=False)
+    made.add_argument("--measure", action="store_true", help="run the program behind -- and compare")
+    made.add_argument("--record", type=Path, metavar="FILE", help="keep what was recorded")
+    made.add_argument("--measured", type=Path, metavar="FILE", help="a record instead of a run")
+    made.add_argument("--snapshot", type=Path, metavar="FILE", help="of torch.cuda.memory._dump_snapshot")
+    return made
+
+
+def main(words: Sequence[str]) -> int:
+    """``--measure``, ``--measured`` and ``--snapshot``; exit status 0, or 1 where the prediction was too low."""
+    cut = words.index("--") if "--" in words else len(words)
+    program = list(words[cut + 1 :])
+    own, rest = _options().parse_known_args(list(words[:cut]))
+    given = [name for name in ("measure", "measured", "snapshot") if getattr(own, name)]
+    if len(given) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]} are two questions.", where="the command line",
+                        allowed="one of them", write=f"will-it-fit ... --{given[0]}")  # fmt: skip
+    if own.measure and not program:
+        raise UserError("--measure has no program to run.", where="the command line", allowed="a command behind --",
+                        write="will-it-fit config.yml --measure -- python train.py")  # fmt: skip
+    made = all_options()
+    check(rest, made)
+    asked = _question(made.parse_args(rest))
+    if own.snapshot:
+        return _snapshot(asked, own.snapshot)
+    record = read_record(own.measured) if own.measured else run(program)
+    if own.record:
+        write_json(own.record, record)
+    asked, step, answer = compared(asked, record)
+    keep(step)
+    print(printable(text(asked, step, answer, record)))
+    return 1 if step.allocated_error < -_CLOSE else 0
+
+
+def _question(options: argparse.Namespace) -> Question:
+    return question(options.what, Options(
+        gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
+        micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
+        like=options.like,
+    ))  # fmt: skip
+
+
+def _snapshot(asked: Question, path: Path) -> int:
+    from will_it_fit.engine.periods import Unlike
+    from will_it_fit.tracing.snapshot import compare_snapshot, read_snapshot
+    from will_it_fit.tracing.trace import step_record
+
+    read_snapshot(path)  # before the trace, which takes longer
+    try:
+        record = step_record(asked.scenario, asked.gpu and asked.gpu.capability)
+    except Unlike as error:
+        raise UserError(f"The step's events are not known one by one: {error}.", where="--snapshot",
+                        allowed="one GPU, and transformers 5.4 or newer") from None  # fmt: skip
+    found = compare_snapshot(record, path)
+    print(printable(str(found)))
+    return 0 if found.trace is None and found.snapshot is None else 1
+
+
+def run(program: Sequence[str]) -> dict[str, Any]:
+    """Run a program until its third update, and give its record.
+
+    Raises
+    ------
+    UserError
+        If it can't be started, or ends before.
+    """
+    with TemporaryDirectory() as folder:
+        site, target = Path(folder) / "site", Path(folder) / "record.json"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(_SITE.format(recorder=recorder.__file__, folder=str(site)))
+        before = os.environ.get("PYTHONPATH")
+        environment = {
+            **os.environ, recorder.TARGET: str(target),
+            "PYTHONPATH": f"{site}{os.pathsep}{before}" if before else str(site),
+        }  # fmt: skip
+        try:
+            status = subprocess.run(program, env=environment, stdout=sys.stderr).returncode
+        except OSError as error:
+            raise UserError("The program can't be started.", where="--measure", found=f"{program[0]}: {error.strerror}",
+                            write="will-it-fit config.yml --measure -- python train.py") from None  # fmt: skip
+        if target.is_file():
+            return _whole(json.loads(target.read_text(encoding="utf-8")), f"the program (its status was {status})")
+    return _whole({"updates": []}, f"the program (its status was {status})")
+
+
+def _whole(record: dict[str, Any], where: object) -> dict[str, Any]:
+    count = len(record["updates"])
+    if count < recorder.UPDATES:
+        raise UserError(
+            f"The run ended after {count} update{'s' if count != 1 else ''}, and {recorder.UPDATES} are needed: the"
+            " first one makes the optimizer's states, and the time is that of the others.",
+            where=where, allowed=f"a program whose PyTorch optimizer makes {recorder.UPDATES} updates",
+            write="more rows, or a smaller gradient accumulation",
+        )  # fmt: skip
+    return record
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record from its file, checked."""
+    wrong = {"where": str(path), "allowed": "a file that --record wrote"}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("The file isn't there.", **wrong) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"The file is no record: {type(error).__name__}.", **wrong) from None
+    if not isinstance(content, dict):
+        raise UserError("The file is no record: it holds no keys.", **wrong)
+    validate(content, _RECORD, str(path))
+    return _whole(content, path)
+
+
+def compared(asked: Question, record: Mapping[str, Any]) -> tuple[Question, MeasuredStep, dict[str, Any]]:
+    """The question for the very card that a record was made on, the row that the record is, and the answer.
+
+    Raises
+    ------
+    UserError
+        If the run used no GPU.
+    """
+    from will_it_fit.ask.answer import traced
+
+    device = record["device"]
+    if device is None:
+        raise UserError(
+            "The run used no GPU, so there is no GPU memory to compare.", where="--measure",
+            allowed="a program that trains on CUDA", write="--measured FILE, with a record of another machine",
+        )  # fmt: skip
+    card = from_device(device["name"], device["total_bytes"], tuple(device["capability"]))
+    if asked.gpu is None:
+        asked = replace(asked, gpu=card, scenario=asked.scenario.changed(gpu=_setting(card)))
+    answer = traced(asked, suggested=False)
+    updates, trace, time = record["updates"], answer["trace"], answer.get("time")
+    allocated, reserved = (max(one[name] for one in updates) for name in ("allocated_bytes", "reserved_bytes"))
+    seconds = statistics.median(one["seconds"] for one in updates if one["seconds"] is not None)
+    scenario, platform = asked.scenario, "windows" if record.get("platform", "").startswith("win") else "linux"
+    versions = {name: record["versions"].get(name, "") for name in ("torch", "transformers", "peft", "bitsandbytes")}
+    form = answer["analytic"]
+    step = MeasuredStep(
+        id=f"own-{datetime.now(UTC):%Y%m%dT%H%M%S%f}",
+        source="measured here",
+        card=card.name,
+        kinds=kinds_of(scenario, card.capability)._replace(platform=platform),
+        model=asked.model or scenario.model["model_type"],
+        parameters=round(trace["parameters"] / 1e6, 1),
+        micro_batch=scenario.micro_batch,
+        sequence_length=scenario.sequence_length,
+        **versions,
+        allocated_bytes=allocated,
+        reserved_bytes=reserved,
+        step_seconds=round(seconds, 6),
+        allocated_error=round(trace["peak_allocated_bytes"] / allocated - 1, 6),
+        reserved_error=round(trace["peak_reserved_bytes"] / reserved - 1, 6),
+        time_error=round(time["seconds_per_step"] / seconds - 1, 6) if time else None,
+        form_error=round(form["peak_allocated_bytes"] / allocated - 1, 6) if form else None,
+        memory_known=UNREAD,
+        time_known=UNREAD if time else "",
+    )  # fmt: skip
+    return asked, step, answer
+
+
+def _setting(card: Any) -> Any:
+    from will_it_fit.cards.gpus import known
+
+    return card.name if card.name in known() else {"vram_gib": card.total_bytes / 2**30}
+
+
+def keep(step: MeasuredStep) -> Path:
+    """Add a row to your own table."""
+    path = own_table()
+    write(path, [*(read(path) if path.is_file() else ()), step])
+    return path
+
+
+def text(asked: Question, step: MeasuredStep, answer: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """What was measured beside what was predicted, the card's own figures, and where the difference may come from."""
+    from will_it_fit.ask.explain_measurement import difference
+
+    trace, time, device = answer["trace"], answer.get("time"), record["device"]
+    rows = [
+        ("allocated", gib(step.allocated_bytes), gib(trace["peak_allocated_bytes"]), step.allocated_error),
+        ("reserved", gib(step.reserved_bytes), gib(trace["peak_reserved_bytes"]), step.reserved_error),
+    ]
+    if time:
+        rows.append(("a step", f"{step.step_seconds:.4g} s", f"{time['seconds_per_step']:.4g} s", step.time_error))
+    lines = [f"{'':<12}{'measured':>12}{'predicted':>12}{'difference':>12}"]
+    lines += [f"{name:<12}{own:>12}{other:>12}{100 * error:>+10.2f} %" for name, own, other, error in rows]
+    usable = (answer["gpu"] or {}).get("context_bytes")
+    context = f"  (predicted: {size_text(usable)})" if usable else ""
+    lines.append(f"beside the allocator, with the CUDA context: {size_text(device['beside_allocator_bytes'])}{context}")
+    if abs(step.allocated_error) > _CLOSE:
+        lines += ["", difference(asked, answer, f"allocated={step.allocated_bytes / 2**20:.0f}MiB"), ""]
+    lines.append(f"kept as a row of {own_table()}; later answers name it")
+    return "\n".join(lines)

@@ -1,0 +1,67 @@
+"""A GRPO training's settings by TRL's names: how answers are generated, compared and learned from.
+
+TRL's own files and programs have them at their top, axolotl's in the block ``trl`` with the server's in ``vllm``.
+Defaults are those of TRL 1.16 (``trl/trainer/grpo_config.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from will_it_fit.readers.reading import EITHER_WAY, TOO_LOW, Reading
+
+Get = Callable[..., Any]
+ANSWER_TOKENS, PROMPT_TOKENS = 512, 512  # TRL's `max_completion_length`; a prompt has no limit since TRL 1
+
+
+def set_cycle(get: Get, reading: Reading) -> None:
+    """Set ``preference`` and ``generation`` of a reading whose objective is ``grpo``."""
+    adapters, compared = reading.fields["method"] != "full", get("beta", 0.0) != 0.0
+    reading.set(
+        preference={
+            "generations": get("num_generations", 8),
+            "completion_length": get("max_completion_length", ANSWER_TOKENS),
+            "reference": ("adapter_off" if adapters else "model") if compared else None,
+        },
+        generation={
+            "engine": "transformers",
+            "steps_per_generation": get("steps_per_generation"),
+            "iterations": get("num_iterations", 1),
+        },
+    )
+    if get("use_vllm"):
+        _beside_vllm(get, reading)
+
+
+def _beside_vllm(get: Get, reading: Reading) -> None:
+    generation, mode = reading.fields["generation"], get("vllm_mode", "colocate")
+    generation["engine"] = "none"
+    if reading.fields["method"] == "qlora":
+        why = "how vLLM packs a 4-bit model is not described, so its share of the GPU is left out"
+        reading.approximates("use_vllm", True, TOO_LOW, why)
+        return
+    cards = get("vllm_tensor_parallel_size", 1)
+    if mode == "colocate" and cards > 1:
+        reading.approximates("vllm_tensor_parallel_size", cards, TOO_LOW, "a cycle is predicted for one GPU")
+        return
+    generation |= {"engine": "vllm", "mode": mode, "tensor_parallel": cards}
+    longest = get("vllm_max_model_length")
+    if longest:
+        generation["max_model_length"] = longest
+    if mode == "server":
+        if not get("vllm_gpu_memory_utilization"):
+            generation["utilization"] = 0.9  # of `trl vllm-serve`, trl/scripts/vllm_serve.py
+        reading.notes.append("the server's own settings are those of its command, which this file doesn't have")
+        return
+    generation["utilization"] = get("vllm_gpu_memory_utilization", 0.3)
+    generation["sleep_level"] = 2 if get("vllm_enable_sleep_mode") else 0
+
+
+def of_unsloth(reading: Reading, utilization: float | None) -> None:
+    """Say what Unsloth does otherwise than TRL in a cycle."""
+    why = "Unsloth computes log-probabilities in its own chunks; this is the step of TRL's trainer"
+    reading.approximates("unsloth", True, EITHER_WAY, why, "logits")
+    if utilization is not None:
+        why = "vLLM holds the one copy of the weights, and takes a share of the memory that is free: not described"
+        reading.approximates("gpu_memory_utilization", utilization, TOO_LOW, why)

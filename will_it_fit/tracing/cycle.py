@@ -1,0 +1,258 @@
+"""A reinforcement step's whole cycle: what each phase holds of each card, and whose it is.
+
+The trainer's part is its trace. An engine's is vLLM's own arithmetic (:mod:`will_it_fit.serving.vllm`). In the order of
+a cycle: load, weight sync, generate, sleep, old and reference log-probabilities, rewards, update. TRL syncs and wakes
+in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from will_it_fit.cards.gpus import Gpu
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.text import gib
+from will_it_fit.engine.components import OPTIMIZER_STATES
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.serving.vllm import NEWEST, NON_TORCH_BYTES, Range, Server, merging_bytes, release, sending_bytes
+
+TRAINER, SERVER = "trainer", "server"  # the cards
+# The trainer's phases by the trace's names, in a cycle's order.
+_TRACED = {
+    "generation": "generate",
+    "old_log_probabilities": "old log-probabilities",
+    "reference_log_probabilities": "reference log-probabilities",
+    "rewards": "rewards",
+}
+_UPDATE = ("forward", "backward", "optimizer")
+_STAYS = ("weights_", "quantization_state", "adapters", OPTIMIZER_STATES, "workspaces")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What lies on a card in a phase, by owner; each figure lowest and highest.
+
+    Attributes
+    ----------
+    owners
+        ``trainer``: its allocator. ``server weights``, ``server cache``: vLLM's pools. ``server activations``,
+        ``CUDA graphs``, ``CUDA context``: of each process.
+    """
+
+    name: str
+    card: str
+    owners: Mapping[str, Range]
+
+    @property
+    def least_bytes(self) -> int:
+        """All owners together, where vLLM measures in favour."""
+        return sum(low for low, _ in self.owners.values())
+
+    @property
+    def most_bytes(self) -> int:
+        """All owners together, where it doesn't."""
+        return sum(high for _, high in self.owners.values())
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        owners = {f"{name.replace(' ', '_')}_bytes": list(size) for name, size in self.owners.items()}
+        return {"phase": self.name, "card": self.card, "owners": owners, "least_bytes": self.least_bytes,
+                "most_bytes": self.most_bytes}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """All phases of a cycle, and what a server's cache holds; ``server`` is None without vLLM."""
+
+    scenario: Scenario
+    gpu: Gpu
+    phases: tuple[Phase, ...]
+    server: Server | None
+
+    @property
+    def peak(self) -> Phase:
+        """The phase that needs the most of a card."""
+        return max(self.phases, key=lambda phase: phase.most_bytes)
+
+    @property
+    def owner(self) -> str:
+        """Who has the most of it."""
+        return max(self.peak.owners, key=lambda name: self.peak.owners[name][1])
+
+    @property
+    def usable_bytes(self) -> int:
+        """Of the card, contexts included."""
+        return self.gpu.total_bytes - self.gpu.held_bytes
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether every phase does; None: what vLLM measures at its start decides."""
+        if self.peak.most_bytes <= self.usable_bytes:
+            return True
+        least = max(phase.least_bytes for phase in self.phases)
+        return None if least <= self.usable_bytes else False
+
+    @property
+    def warnings(self) -> list[str]:
+        """What of the server's version the figures leave out."""
+        if not (self.server and self.scenario.generation.sleep_level) or release(self.server.version) > (0, 26):
+            return []
+        return [
+            "before 0.27 vLLM misjudges its weights where sleep mode is on: one card ended 4 GiB above its share"
+            " (a newer vLLM, or a lower utilization)"
+        ]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        answer: dict[str, Any] = {
+            "phases": [phase.to_mapping() for phase in self.phases],
+            "peak_phase": self.peak.name,
+            "peak_owner": self.owner,
+            "peak_card": self.peak.card,
+            "required_bytes": self.peak.most_bytes,
+            "usable_bytes": self.usable_bytes,
+            "fits": self.fits,
+        }
+        if self.server:
+            rows, server = self.scenario.sequence_length, self.server
+            answer["server"] = {
+                "budget_bytes": server.budget_bytes,
+                "cache_bytes": list(server.cache_bytes()),
+                "rows_at_once": list(server.concurrent(rows)),
+                "row_tokens": rows,
+                "groups": [
+                    [group.layer.kind, group.layers, group.block_tokens, group.page_bytes]
+                    for group in server.cache().groups
+                ],
+                "cuda_graphs": server.graphs(),
+            }
+        return answer
+
+
+def server_of(scenario: Scenario, gpu: Gpu, parameters: int) -> Server | None:
+    """vLLM as TRL starts it for a scenario; None with another engine."""
+    own = scenario.generation
+    if own.engine != "vllm":
+        return None
+    rows = scenario.micro_batch * scenario.steps_per_generation
+    rank = scenario.lora.rank if scenario.lora else int((scenario.adapter or {}).get("r", 0))
+    longest = own.max_model_length or scenario.size("max_position_embeddings") or scenario.sequence_length
+    return Server(
+        scenario.model,
+        parameters,
+        gpu.total_bytes,
+        own.utilization,
+        own.completions or rows,
+        longest,
+        own.batched_tokens,
+        own.cache_dtype,
+        own.block_tokens,
+        own.tensor_parallel,
+        own.cuda_graphs,
+        own.lora_slots * rank,
+        version=scenario.versions.vllm or NEWEST,
+    )
+
+
+def cycle(scenario: Scenario, trace: Mapping[str, Any], gpu: Gpu) -> Cycle:
+    """A scenario's cycle on a card.
+
+    Parameters
+    ----------
+    trace
+        Of the scenario, for this card (:func:`will_it_fit.tracing.trace.trace`).
+
+    Raises
+    ------
+    UserError
+        If the server can't start: its share leaves no block, or more than the trainer leaves.
+    """
+    server = server_of(scenario, gpu, trace["parameters"])
+    if server is not None:
+        _refuse_a_start(scenario, gpu, server, trace["phases"]["load"])
+    return Cycle(scenario, gpu, tuple(_phases(scenario, trace, gpu, server)), server)
+
+
+def _phases(scenario: Scenario, trace: Mapping[str, Any], gpu: Gpu, server: Server | None) -> Iterator[Phase]:
+    peaks = trace["phases"]
+    # What the allocator needs beyond its tensors where the trace is highest.
+    unused = max((trace["required_bytes"] or 0) - trace["peak_allocated_bytes"], 0)
+    parts = trace["components_by_phase"]["optimizer"]
+    stays = sum(size for name, size in parts.items() if name.startswith(_STAYS))
+    level, beside = scenario.generation.sleep_level, server is not None and scenario.generation.mode == "colocate"
+    context = (gpu.context_bytes, gpu.context_bytes)
+
+    def on_card(name: str, trainer: int, *, awake: str = "all", computes: bool = False) -> Phase:
+        owners = {TRAINER: (trainer, trainer), "CUDA context": context}
+        if beside:
+            owners |= _of_server(server, awake if level else "all", computes=computes)
+        return Phase(name, TRAINER, owners)
+
+    yield on_card("load", peaks["load"], computes=True)
+    if server is not None:
+        sends = sending_bytes() if scenario.generation.mode == "server" else 0
+        sends += merging_bytes(scenario.model) if scenario.method != "full" and not server.lora_rank else 0
+        yield on_card("weight sync", stays + sends, awake="weights")
+        yield on_card("generate", stays, computes=True)
+        if beside and level:
+            yield on_card("sleep", stays, awake="none")
+    for name, title in _TRACED.items():
+        if name in peaks:
+            yield on_card(title, peaks[name] + unused, awake="none")
+    yield on_card("update", max(peaks[name] for name in _UPDATE if name in peaks) + unused, awake="none")
+    if server is not None and not beside:
+        for name, computes in (("load", True), ("weight sync", False), ("generate", True)):
+            yield Phase(name, SERVER, {"CUDA context": context, **_of_server(server, "all", computes=computes)})
+
+
+def _of_server(server: Server, awake: str, *, computes: bool) -> dict[str, Range]:
+    """What vLLM holds; asleep its graphs alone. ``awake``: ``all``, ``weights`` or ``none``."""
+    low, high = server.graph_bytes()
+    owners: dict[str, Range] = {"CUDA graphs": (low, high + (NON_TORCH_BYTES if server.graphs() else 0))}
+    if awake != "none":
+        owners["server weights"] = (server.weights(),) * 2
+    if awake == "all":
+        owners["server cache"] = server.cache_bytes()
+    if computes:
+        owners["server activations"] = (server.activations(),) * 2
+    return owners
+
+
+def _refuse_a_start(scenario: Scenario, gpu: Gpu, server: Server, loaded: int) -> None:
+    """vLLM's own two refusals at its start, and what to write."""
+    least = server.least_budget_bytes()
+    share = _share(least, gpu.total_bytes)
+    beside = loaded + gpu.context_bytes if scenario.generation.mode == "colocate" else gpu.context_bytes
+    free = gpu.total_bytes - gpu.held_bytes - beside
+    if server.budget_bytes < least:
+        shorter = {"max_model_length": scenario.sequence_length}
+        fewer = replace(server, longest=scenario.sequence_length).least_budget_bytes()
+        change = {"utilization": share} if least <= free else shorter
+        raise UserError(
+            f"vLLM can't start: `utilization: {server.utilization:g}` is {gib(server.budget_bytes)} of this card. Its"
+            f" weights, a profile run, CUDA graphs and the cache of one row of {server.longest:,} tokens need"
+            f" {gib(least)}, {gib(least - server.budget_bytes)} more. The phase load fails.",
+            where="generation.utilization",
+            found=server.utilization,
+            allowed=f"{share:g} or more; with max_model_length {scenario.sequence_length}"
+            f" {_share(fewer, gpu.total_bytes):g} or more",
+            change={"generation": {"engine": "vllm", **change}},
+        )
+    if server.budget_bytes > free:
+        most = int(100 * free / gpu.total_bytes) / 100
+        raise UserError(
+            f"vLLM can't start: `utilization: {server.utilization:g}` asks for {gib(server.budget_bytes)}, and beside"
+            f" the trainer and the CUDA context {gib(max(free, 0))} are free, {gib(server.budget_bytes - free)} less."
+            " The phase load fails.",
+            where="generation.utilization",
+            found=server.utilization,
+            allowed=f"at most {most:g}",
+            change={"generation": {"engine": "vllm", "utilization": max(most, 0.01)}},
+        )
+
+
+def _share(size: int, total: int) -> float:
+    """The share of a card that is so much, in hundredths, rounded up."""
+    return -(-100 * size // total) / 100
