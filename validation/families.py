@@ -1,0 +1,97 @@
+"""``python -m validation.families``: the families' table of docs/memory-core.md, as Markdown.
+
+Each family is a model of its configuration's default sizes with few layers, one period of them where they alternate.
+Its LoRA step without checkpointing is traced on an H100: by the packages that its code asks for, where they are
+installed here, and by transformers' own loop. Nobody measured these rows: they show how far the two ways lie apart.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from will_it_fit.analytic.decoder import NotDescribed
+from will_it_fit.analytic.parameters import parameter_count
+from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step.kernel_packages import packages_of
+from will_it_fit.tracing.trace import trace
+
+MIB = 2**20
+LAYERS, TOKENS = 4, 2048
+_LINEAR = ["linear_attention"] * 3 + ["full_attention"]
+_CONVOLUTION = ["conv", "conv", "full_attention", "conv"]
+_SLIDING = ["sliding_attention"] * 3 + ["full_attention"]
+# What a default configuration says for more layers than these.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3_5_text": {"layer_types": _LINEAR},
+    "qwen3_5_moe_text": {"layer_types": _LINEAR},
+    "qwen3_next": {"layer_types": _LINEAR},
+    "kimi_linear": {"layer_types": _LINEAR, "mlp_layer_types": ["dense", *["sparse"] * 3]},
+    "olmo_hybrid": {"layer_types": _LINEAR},
+    "lfm2": {"layer_types": _CONVOLUTION},
+    "lfm2_moe": {"layer_types": _CONVOLUTION},
+    "lfm3": {"layer_types": _CONVOLUTION},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"]},
+    "granitemoehybrid": {"layer_types": _LINEAR},
+    "falcon_h1": {},
+    "bamba": {"attn_layer_indices": [3]},
+    "mamba2": {},
+    "gemma4_text": {"layer_types": _SLIDING},
+    "glm4_moe": {},
+    "glm4_moe_lite": {"mlp_layer_types": ["dense", *["sparse"] * 3]},
+    "deepseek_v3": {"first_k_dense_replace": 1},
+    "llama4_text": {},
+    "minimax": {"layer_types": ["full_attention", "linear_attention"] * 2},
+    "ernie4_5_moe": {"moe_layer_end_index": LAYERS - 1},
+    "seed_oss": {},
+    "olmo3": {"layer_types": _SLIDING},
+    "mistral4": {},
+    "gpt_oss": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+}
+
+
+def scenario(family: str, packages: list[str]) -> Scenario:
+    """A LoRA step of a family's model with few layers."""
+    import transformers
+
+    given = {"num_hidden_layers": LAYERS, **FAMILIES[family]}
+    sizes = transformers.AutoConfig.for_model(family, **given).to_dict()
+    model = {key: value for key, value in sizes.items() if value is not None} | {"model_type": family}
+    step = {"method": "lora", "sequence_length": TOKENS, "gradient_checkpointing": False, "gpu": "h100-80gb"}
+    return Scenario.from_mapping({"model": model, **step, "packages": packages})
+
+
+def row(family: str) -> list[str]:
+    """The cells of a family: parameters, the same by the closed form, by packages, by the loop."""
+    asked = scenario(family, [])
+    packages = packages_of(asked)
+    loop = trace(asked, capability=(9, 0), timeline=False)
+    try:
+        exact = "equal" if parameter_count(asked.model) == loop["parameters"] else "DIFFERENT"
+    except NotDescribed as error:
+        exact = str(error)
+    taken = ["-", "-"]
+    if packages:
+        other = trace(scenario(family, packages), capability=(9, 0), timeline=False)
+        least = "bounds" in other
+        taken = [", ".join(packages), f"{'at least ' if least else ''}{other['peak_allocated_bytes'] / MIB:,.0f}"]
+    cells = [f"{loop['parameters'] / 1e6:,.0f}", exact, *taken, f"{loop['peak_allocated_bytes'] / MIB:,.0f}"]
+    return [family, *cells]
+
+
+def main(families: list[str]) -> None:
+    """Print the table, row by row."""
+    print(
+        "| family | parameters (millions) | closed form | packages | by them (MiB) | by transformers' own code (MiB) |"
+    )
+    print("| --- | ---: | --- | --- | ---: | ---: |")
+    for family in families or FAMILIES:
+        try:
+            print(f"| {' | '.join(row(family))} |", flush=True)
+        except UserError as error:
+            print(f"| {family} | {error.problem} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
