@@ -219,6 +219,11 @@ class Parallel:
         return self.mesh > 1 or self.expert > 1
 
     @property
+    def by_plan(self) -> bool:
+        """Whether transformers divides the model, by a plan for tensors or experts."""
+        return self.tensor > 1 or self.expert > 1
+
+    @property
     def shard(self) -> int:
         """Among how many GPUs FSDP alone shards: what the mesh leaves."""
         return self.gpus // self.mesh

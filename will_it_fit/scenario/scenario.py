@@ -25,7 +25,7 @@ from will_it_fit.scenario.fields import ELSEWHERE, FIELDS, Fields, file_schema, 
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.meshes import mesh_contradictions
 from will_it_fit.scenario.model import read_model, size
-from will_it_fit.scenario.nested_fields import PARTS, checked_adapter, checked_gpu, checked_lora
+from will_it_fit.scenario.nested_fields import PARTS, Parallel, checked_adapter, checked_gpu, checked_lora
 from will_it_fit.scenario.objectives import OBJECTIVES, Objective
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 
@@ -94,7 +94,10 @@ class Scenario(Fields):
         if whole["images"]:
             whole["images"].check(whole["model"], whole["sequence_length"], where)
         scenario = cls(**{f.name: whole[f.name] for f in fields(cls)})
-        if wrong := [*contradictions(scenario, where), *mesh_contradictions(scenario, where)]:
+        wrong = list(contradictions(scenario, where))
+        if scenario.parallel.meshed or scenario.parallel.schedule != Parallel.schedule:
+            wrong += mesh_contradictions(scenario, where)
+        if wrong:
             raise UserError.several(wrong)
         if scenario.preference.reward_model:
             read_model(scenario.preference.reward_model, f"{where}: preference.reward_model")
@@ -137,6 +140,11 @@ class Scenario(Fields):
     def steps_per_generation(self) -> int:
         """Micro-batches that one generation serves."""
         return self.generation.steps_per_generation or self.gradient_accumulation
+
+    @property
+    def lowers_products(self) -> bool:
+        """Whether products run in fewer bits than their weights have."""
+        return self.float8 != "none" or self.qat != "none"
 
     @property
     def mixed(self) -> bool:

@@ -16,7 +16,7 @@ multiples of 16, which the products in 8 bits need.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from torch import nn
 
@@ -54,12 +54,11 @@ def _layers_of(model: nn.Module, multiple: int) -> Callable[[nn.Module, str], bo
     return wanted
 
 
-def low_precision_notes(scenario: Scenario) -> Iterator[str]:
+def low_precision_note(scenario: Scenario) -> str:
     """What a person should know of products in fewer bits."""
-    if scenario.float8 != "none" or scenario.qat != "none":
-        what = "float8" if scenario.float8 != "none" else f"QAT in {scenario.qat}"
-        yield (
-            f"{what} is followed without the compiler, which people run it with: it fuses the casts, and needs less at"
-            " a time. Weights, gradients and states keep their dtype, so the step takes hardly less than without it."
-            " cuBLASLt's workspace of products in 8 bits is not counted"
-        )
+    what = "float8" if scenario.float8 != "none" else f"QAT in {scenario.qat}"
+    return (
+        f"{what} is followed without the compiler, which people run it with: it fuses the casts, and needs less at a"
+        " time. Weights, gradients and states keep their dtype, so the step takes hardly less than without it."
+        " cuBLASLt's workspace of products in 8 bits is not counted"
+    )

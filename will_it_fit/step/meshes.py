@@ -24,11 +24,6 @@ _IGNORED = -100  # the label that transformers' loss leaves out
 _CONTEXT = "context_mesh"  # what a model divided by tokens remembers of its mesh
 
 
-def by_plan(scenario: Scenario) -> bool:
-    """Whether transformers divides the model: by a plan for tensors or experts."""
-    return scenario.parallel.tensor > 1 or scenario.parallel.expert > 1
-
-
 def divided_by_plan(model: nn.Module, scenario: Scenario) -> nn.Module:
     """transformers' tensor, expert and FSDP2 plans, as ``from_pretrained(distributed_config=...)`` applies them.
 
@@ -86,14 +81,11 @@ def dividing_tokens(model: nn.Module, plan: Any, mesh: Any) -> None:
 
 
 @contextmanager
-def split_tokens(model: nn.Module, scenario: Scenario, batch: dict[str, torch.Tensor]) -> Iterator[None]:
+def split_tokens(model: nn.Module, batch: dict[str, torch.Tensor]) -> Iterator[None]:
     """Around a micro-batch: each GPU gets its part of the tokens, and attention goes around the ring.
 
     As the Trainer's ``_prepare_context_parallel_inputs``: shifted labels and positions are added to the batch.
     """
-    if scenario.parallel.context == 1:
-        yield
-        return
     from torch.distributed.tensor.experimental import context_parallel
 
     rows, tokens = batch["input_ids"].shape

@@ -24,7 +24,7 @@ from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import DTYPES, adapter_names, add_adapters, left_out, outside_language
 from will_it_fit.step.experts import pack_experts
-from will_it_fit.step.low_precision import exchange_products, low_precision_notes
+from will_it_fit.step.low_precision import exchange_products, low_precision_note
 from will_it_fit.step.quantized import (
     bitsandbytes_config,
     exchange_layers,
@@ -95,7 +95,8 @@ def build_model(
         else:
             _materialize(model, device)
     pack_experts(model, scenario)
-    exchange_products(model, scenario)
+    if scenario.lowers_products:
+        exchange_products(model, scenario)
     for config in (model.config, model.config.get_text_config()):
         config.use_cache = scenario.use_cache
     if scenario.images and scenario.images.trained == "language":
@@ -241,7 +242,9 @@ def notes(model: nn.Module, scenario: Scenario) -> list[str]:
     if OPTIMIZERS[scenario.optimizer].package == "galore_torch":
         texts.append("figures are those of a step with GaLore's projections, every 200th; cuSOLVER's workspaces for"
                      " their decompositions come on top")  # fmt: skip
-    return [*texts, *low_precision_notes(scenario), *quantization_notes(model, scenario)]
+    if scenario.lowers_products:
+        texts.append(low_precision_note(scenario))
+    return [*texts, *quantization_notes(model, scenario)]
 
 
 # --- what transformers makes of the model: its configuration, and the attention that it can run ---------------

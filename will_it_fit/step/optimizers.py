@@ -36,7 +36,7 @@ def build_optimizer(
     build = BUILDERS[scenario.optimizer]
     if build in BY_MATRICES:
         return build(*_matrices_and_others(model, trained), options, largest_steps)
-    return build(_by_mesh(trained), **options)
+    return build(_by_mesh(trained) if scenario.parallel.meshed else trained, **options)
 
 
 def _by_mesh(trained: Parameters) -> Parameters | list[dict[str, Any]]:

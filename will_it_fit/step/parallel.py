@@ -33,11 +33,9 @@ from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import DTYPES, adapter_names
 from will_it_fit.step.meshes import (
     accelerates_mesh,
-    by_plan,
     clip_on_meshes,
     divided_by_plan,
     dividing_tokens,
-    mesh_of,
 )
 from will_it_fit.step.pipeline import pipeline_of
 
@@ -75,7 +73,7 @@ def parallelize(
     _check_group(scenario)
     if scenario.parallel.pipeline > 1:
         return pipeline_of(model, scenario, device)
-    if by_plan(scenario):
+    if scenario.parallel.by_plan:
         return divided_by_plan(model, scenario)
     if scenario.parallel.zero_stage:
         return _zero(model, scenario, device, optimizer)
@@ -171,7 +169,8 @@ def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
     if type(model).__name__ == "FullyShardedDataParallel":
         return model.clip_grad_norm_(max_norm)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if len({mesh_of(parameter.grad) for parameter in trained if parameter.grad is not None}) > 1:
+    meshes = {getattr(parameter.grad, "device_mesh", None) for parameter in trained if parameter.grad is not None}
+    if len(meshes) > 1:
         return clip_on_meshes(trained, max_norm)
     norm = nn.utils.clip_grad_norm_(trained, max_norm)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

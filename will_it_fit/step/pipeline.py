@@ -16,7 +16,7 @@ from torch import nn
 
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import DTYPES
-from will_it_fit.step.meshes import by_plan, divided_by_plan
+from will_it_fit.step.meshes import divided_by_plan
 
 _SCHEDULES = {
     "1f1b": "Schedule1F1B",
@@ -74,7 +74,7 @@ def pipeline_of(model: nn.Module, scenario: Scenario, device: torch.device) -> P
     group = device_mesh.init_device_mesh(device.type, sizes, mesh_dim_names=("pipeline", "tensor"))[
         "pipeline"
     ].get_group()
-    if by_plan(scenario):
+    if scenario.parallel.by_plan:
         model = divided_by_plan(model, scenario)
     own = range(group.rank(), parallel.stages, parallel.pipeline)
     models = [model, *(copy.deepcopy(model) for _ in own[1:])]

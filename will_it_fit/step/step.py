@@ -147,7 +147,8 @@ def random_step(
             if image_token is not None:
                 batch |= images_of(scenario, device, batch["input_ids"].shape, image_token)
             last, scale = number == count - 1, 1 / scenario.gradient_accumulation
-            with exchanging(model, last=last), split_tokens(model, scenario, batch):
+            parts = split_tokens(model, batch) if scenario.parallel.context > 1 else nullcontext()
+            with exchanging(model, last=last), parts:
                 forward_backward(model, batch, scenario, loss_scale=scale, held=held, last=last)
             del batch
         optimizer_step(model, optimizer, scenario, max_grad_norm=max_grad_norm)

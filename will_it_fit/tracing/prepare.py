@@ -21,7 +21,6 @@ from will_it_fit.engine.trace import recorded
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import adapter_names
 from will_it_fit.step.experts import on_host
-from will_it_fit.step.meshes import by_plan
 from will_it_fit.step.model import attention_name, build_model, notes, parameter_count
 from will_it_fit.step.optimizers import build_optimizer
 from will_it_fit.step.parallel import parallelize, zero_notes
@@ -104,7 +103,7 @@ def prepare(
     label = labels(model)
     histories: list[History] = []
     parallel = scenario.parallel
-    by_parts = by_plan(scenario) or parallel.pipeline > 1  # whose parts alone are loaded
+    by_parts = parallel.by_plan or parallel.pipeline > 1  # whose parts alone are loaded
     if target == "cuda" and parallel.gpus == 1:
         about["host_copy_bytes"] = host_copy_bytes(model, scenario)
     if parallel.sharded or by_parts:

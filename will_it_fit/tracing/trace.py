@@ -96,7 +96,7 @@ def trace(
         "report": partial(make_report, asked=Asked({*sizes, *usable_sizes(capability)}, both_allocators)),
     }
     reports, kinds = [], kinds_of_ranks(scenario)
-    with ranks_in_turn():
+    with ranks_in_turn() if scenario.parallel.pipeline > 1 else nullcontext():
         for kind, templates in product(kinds, ways(scenario, target)):
             with machine_in_place(scenario, target, capability, templates) as kernels:
                 own, about = _followed(scenario, target, partial(prepare, target=target), Composed(), kind, **settings)
@@ -161,7 +161,7 @@ class Recorder:
     def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
         settings = {"capability": capability, "costs": False, "report": recording}
         recordings = []
-        with ranks_in_turn():
+        with ranks_in_turn() if scenario.parallel.pipeline > 1 else nullcontext():
             for kind, way in product(kinds_of_ranks(scenario), ways(scenario, "cuda")):
                 composed = self._composed.setdefault((way, kind.rank), Composed(often=True))
                 with machine_in_place(scenario, "cuda", capability, way, missing=LOOP):
