@@ -170,15 +170,20 @@ class Tracker(TorchDispatchMode, Record):
 
     def identities(self, tensor: torch.Tensor) -> list[int]:
         """The ids of the storages that a tensor consists of."""
-        identities = (self._ids.get(part.untyped_storage()._cdata) for part in parts(tensor))
-        return [identity for identity in identities if identity is not None]
+        keys = [part.untyped_storage()._cdata for part in parts(tensor)]
+        identities = [self._ids.get(key) or (self._host[key].identity if key in self._host else 0) for key in keys]
+        return [identity for identity in identities if identity]
 
-    def leave_on_host(self, tensor: torch.Tensor) -> None:
-        """Say that a tensor on ``meta`` lies in the host's memory; so does what is made of such tensors alone."""
+    def leave_on_host(self, tensor: torch.Tensor, source: torch.Tensor | None = None) -> None:
+        """Say that a tensor on ``meta`` lies in the host's memory; so does what is made of such tensors alone.
+
+        ``source``: the followed tensor of the host that it stands for, which gets the names that it is given.
+        """
+        identities = self.identities(source) if source is not None else []
         for part in parts(tensor):
             storage = part.untyped_storage()
             end = _End(storage, lambda end: self._host.pop(end.key, None))
-            end.identity, end.key = 0, storage._cdata
+            end.identity, end.key = identities[0] if identities else 0, storage._cdata
             self._host[end.key] = end
 
     def lies_on_host(self, tensor: torch.Tensor) -> bool:
@@ -235,14 +240,14 @@ class Tracker(TorchDispatchMode, Record):
             self._host.pop(part.untyped_storage()._cdata, None)
         self.add(tensor, LOADING)
 
-    def left(self, tensor: torch.Tensor) -> None:
-        """A tensor on ``meta`` is brought from the device to the host."""
+    def left(self, tensor: torch.Tensor, source: torch.Tensor | None = None) -> None:
+        """A tensor on ``meta`` is brought from the device to the host, where it is ``source``."""
         for part in parts(tensor):
             identity = self._ids.pop(part.untyped_storage()._cdata, None)
             if identity is not None:
                 del self._ends[identity]
                 self._free(identity)
-        self.leave_on_host(tensor)
+        self.leave_on_host(tensor, source)
 
     def now(self) -> int:
         """Index of the next event."""
@@ -371,7 +376,7 @@ class Tracker(TorchDispatchMode, Record):
         if values is not None:
             values.after(func, args, kwargs, output)
             if func is _TO_COPY and "cpu" in self._devices and output.is_meta and output.dtype == args[0].dtype:
-                self.left(output)  # where the device is the CPU it is one tensor, and not two
+                self.left(output, args[0])  # where the device is the CPU it is one tensor, and not two
         if self.costs is not None and self.costs.on:
             self.costs.note(func, args, kwargs, output, self._device.stream_now.id if self._device else 0)
         held += [self.allocate(count, TEMPORARIES) for count in later]
