@@ -27,6 +27,13 @@ STEPS = (
         "gpu": "h100-80gb",
         "generation": {"engine": "vllm"},
     },
+    {
+        "model": MODEL,
+        "method": "full",
+        "gpu": "2xh100-80gb",
+        "gradient_accumulation": 2,
+        "parallel": {"pipeline": 2, "gpus": 2},
+    },
     {"model": MODEL, "adapter": {"peft_type": "IA3"}},
 )
 
