@@ -16,10 +16,10 @@ else:
     PROJECT = Path(".snakemake", "securecli-tuner", commit).resolve()
     if not PROJECT.exists():
         PROJECT.parent.mkdir(parents=True, exist_ok=True)
-        partial = tempfile.mkdtemp(dir=PROJECT.parent)
+        unpacked = tempfile.mkdtemp(dir=PROJECT.parent)  # a name of Snakemake's own, such as partial, would replace it
         archive = subprocess.run([*git, "archive", commit], check=True, capture_output=True).stdout
-        subprocess.run(["tar", "-x", "-C", partial], input=archive, check=True)
-        os.rename(partial, PROJECT)
+        subprocess.run(["tar", "-x", "-C", unpacked], input=archive, check=True)
+        os.rename(unpacked, PROJECT)
 
 sys.path.insert(0, str(PROJECT))
 # What was asked for, for provenance: jobs inherit it, and have command lines of their own.
