@@ -89,6 +89,13 @@ def test_from_a_git_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert json.loads((importer / "tuner/results/dataset/few/clean.json").read_text())["kept"] == 200
     again = snakemake(importer, "--dry-run", "tuner/results/dataset/few/clean.json")
     assert "Nothing to be done" in again.stdout + again.stderr
+    # As the main file, where nothing is unpacked yet: names of the workflow are Snakemake's own names then.
+    (tmp_path / "main").mkdir()
+    (tmp_path / "main" / "few.yaml").write_text(json.dumps(CONFIGURATION))
+    main = snakemake(
+        tmp_path / "main", "--snakefile", "gh:somebody/tuner@v1:Snakefile", "--configfile", "few.yaml", "-n"
+    )
+    assert main.returncode == 0 and "render_documents" in main.stdout, (main.stdout + main.stderr)[-3000:]
 
 
 def test_an_unknown_key_is_named(tmp_path: Path) -> None:
