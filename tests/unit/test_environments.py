@@ -42,8 +42,9 @@ OPTIONAL = {
     "trl": "requirements-trl.txt",
     "mcp": "requirements-mcp.txt",
     **dict.fromkeys(("torchao", "galore_torch"), "requirements-optimizers.txt"),
-    **dict.fromkeys(("triton", "liger_kernel", "cut_cross_entropy"), "requirements-kernels.txt"),
+    **dict.fromkeys(("triton", "liger_kernel", "cut_cross_entropy", "fla"), "requirements-kernels.txt"),
 }
+PACKAGES = {"fla": "fla-core"}  # whose name is not that of what they bring
 # Where something of the library stands in for what a program imports, or follows an import of the program's own.
 EXTENSIONS = ("causal_conv1d_cuda", "flash_attn_2_cuda", "flash_attn_interface", "selective_scan_cuda", "wkv_cuda")
 STOOD_IN = {
@@ -169,6 +170,6 @@ def test_the_snakefile_needs_nothing_beside_snakemake() -> None:
 
 @pytest.mark.parametrize("package", OPTIONAL)
 def test_an_optional_package_has_requirements_of_its_own(package: str) -> None:
-    name = canonicalize_name(package)
+    name = canonicalize_name(PACKAGES.get(package, package))
     assert name in requirements(OPTIONAL[package])
     assert name not in {**requirements(), **requirements("requirements-dev.txt")}

@@ -24,6 +24,14 @@ def speaking_of(scenario: Scenario) -> Iterator[None]:
             change={"attention": "sdpa"},
         ) from error
     except StepError as error:
+        if "differ in dtype" in str(error) and "int8" in str(error):
+            raise UserError(
+                "This architecture multiplies by the weights of a quantized layer itself, and they are packed.",
+                where=f"model (model_type {scenario.model['model_type']}), {error.inner or error.line}",
+                found=f"method {scenario.method}",
+                allowed="lora, or full",
+                change={"method": "lora"},
+            ) from error
         if "differ in dtype" in str(error):
             raise UserError(
                 f"The step fails: {error.problem}",

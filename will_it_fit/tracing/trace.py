@@ -188,7 +188,8 @@ def record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Rec
 
 def step_record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Record:
     """What a step did, allocation by allocation; :class:`Unlike` where chance decides about the loading."""
-    return _followed(scenario, "cuda", prepare, Composed(), capability=capability, costs=False, report=_as_record)[0]
+    settings = {"capability": capability, "costs": False, "report": _as_record}
+    return _followed(scenario, "cuda", prepare, Composed(), kinds_of_ranks(scenario)[0], **settings)[0]
 
 
 def _followed(

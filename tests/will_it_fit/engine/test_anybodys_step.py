@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from will_it_fit.engine import kernels
+from will_it_fit.engine import attention
 from will_it_fit.engine.errors import CompiledError, TraceError, ValuesNeeded
 from will_it_fit.engine.known_values import LIMIT
 from will_it_fit.engine.patching import device_lists, on_meta, patched
@@ -389,7 +389,7 @@ def keep(*operators):
 @pytest.mark.parametrize("capability, kernel", [((8, 0), "flash"), ((8, 6), "efficient")])
 def test_a_policy_on_attention_is_heeded_on_a_gpu(capability, kernel, monkeypatch):
     if kernel == "efficient":
-        monkeypatch.setitem(kernels._BACKENDS, "flash", (SDPBackend.FLASH_ATTENTION, lambda: False))
+        monkeypatch.setitem(attention._BACKENDS, "flash", (SDPBackend.FLASH_ATTENTION, lambda: False))
     operator = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention").default
     plain, nothing, kept = (attending(each, capability) for each in (None, keep(), keep(operator)))
     small = 8 * 512  # seeds of dropout, for each of the layers

@@ -1,16 +1,13 @@
 """vLLM's budget by its rules: graphs as its logs count them, weights as its own model has them, regimes of versions."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from validation.vllm_logs import main, rows
 from will_it_fit.analytic.decoder import describe
 from will_it_fit.common.text import GIB
-from will_it_fit.serving.kv_cache import kv_cache, layers_of
 from will_it_fit.serving.vllm import NON_TORCH_BYTES, Server, release, sampler_bytes_a_logit
 
 TABLE = json.loads(Path("validation/data/vllm_cache_groups.json").read_text())["rows"]
@@ -62,27 +59,3 @@ def test_a_slot_for_an_adapter_is_weights_and_fp8_halves_a_token():
 def test_versions_differ_in_what_their_sampler_holds():
     assert [sampler_bytes_a_logit(version) for version in ("0.10.2", "0.22.0", "0.26.0", "0.31.0")] == [38.9, 14, 2, 2]
     assert release("0.31.0") == (0, 31) and server(version="0.10.2").believed_bytes() == (0, 0)
-
-
-LOGS = [row for row in rows("development") if row["catalogued"] and row["kv_gib"] and row["tokens"]]
-
-
-@pytest.mark.parametrize("row", LOGS, ids=lambda row: row["id"])
-def test_tokens_follow_from_the_memory_that_a_log_prints(row):
-    model = json.loads((MODELS / f"{row['catalogued']}.json").read_text())
-    numbers = 1 if row["kv_dtype"].startswith("fp8") else 2
-    cache = kv_cache(layers_of(model, number_bytes=numbers, tensor_parallel=int(row["tp"])))
-    longest = int(row["max_model_len"])
-    half = 0.005 * GIB  # the log has two digits
-    low, high = (cache.blocks(int(float(row["kv_gib"]) * GIB + sign * half)) for sign in (-1, 1))
-    assert cache.tokens(low, longest, 1) <= int(row["tokens"]) <= cache.tokens(high, longest, 1)
-
-
-def test_development_logs_are_as_near_as_the_document_says(capsys):
-    main("development")
-    printed = capsys.readouterr().out.splitlines()
-    text = " ".join(Path("docs/grpo.md").read_text().split())
-    found = re.match(r"cache: (\d+) logs, median ([\d.]+) %, worst ([\d.]+) %", printed[-2])
-    assert f"Of {found[1]} with enough flags" in text
-    assert f"{found[2]} % in the median and by {found[3]} % at worst" in text
-    assert printed[-1] == "graphs: 10 of 10 in their range"

@@ -183,7 +183,7 @@ def test_two_traces_are_equal():
 @pytest.mark.parametrize("fields", [{}, {"method": "full", "precision": "bf16-mixed", "attention": "eager"}], ids=str)
 def test_remembering_shapes_changes_nothing(fields, monkeypatch):
     quick = trace(scenario(**fields))
-    monkeypatch.setattr(tracker_module, "Shapes", lambda outputs: None)
+    monkeypatch.setattr(tracker_module, "Shapes", lambda *_: None)
     assert trace(scenario(**fields)) == quick
 
 
@@ -251,8 +251,11 @@ def test_other_models_are_refused_in_words(model, says, write):
 
 
 def test_a_state_space_model_takes_no_adapters_on_all_its_layers():
-    with pytest.raises(UserError, match="Mamba-based"):
-        trace(scenario({"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 300}))
+    model = {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 300}
+    assert "out_proj" in trace(scenario(model, method="lora"), timeline=False)["notes"][0]
+    with pytest.raises(UserError, match="multiplies by the weights of a quantized layer itself") as caught:
+        trace(scenario(model))
+    assert caught.value.change == {"method": "lora"}
 
 
 @pytest.mark.parametrize("kind", ["recurrent_gemma", "rwkv"])
