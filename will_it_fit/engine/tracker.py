@@ -103,6 +103,7 @@ class Tracker(TorchDispatchMode, Record):
         self._next = first_id
         self._ids: dict[int, int] = {}  # by the storage's address
         self._ends: dict[int, _End] = {}
+        self._same: dict[int, _End] = {}  # of tensors on `meta` that are one with a followed one of the CPU
         self._phase = ""
         self.phase_of: Callable[[Any], str | None] | None = None  # of a module that is called (`steps.phases`)
         self.on_card: Callable[..., Any] | None = None  # what an operator is where a card is simulated: `card.on_card`
@@ -170,20 +171,15 @@ class Tracker(TorchDispatchMode, Record):
 
     def identities(self, tensor: torch.Tensor) -> list[int]:
         """The ids of the storages that a tensor consists of."""
-        keys = [part.untyped_storage()._cdata for part in parts(tensor)]
-        identities = [self._ids.get(key) or (self._host[key].identity if key in self._host else 0) for key in keys]
-        return [identity for identity in identities if identity]
+        identities = (self._ids.get(part.untyped_storage()._cdata) for part in parts(tensor))
+        return [identity for identity in identities if identity is not None]
 
-    def leave_on_host(self, tensor: torch.Tensor, source: torch.Tensor | None = None) -> None:
-        """Say that a tensor on ``meta`` lies in the host's memory; so does what is made of such tensors alone.
-
-        ``source``: the followed tensor of the host that it stands for, which gets the names that it is given.
-        """
-        identities = self.identities(source) if source is not None else []
+    def leave_on_host(self, tensor: torch.Tensor) -> None:
+        """Say that a tensor on ``meta`` lies in the host's memory; so does what is made of such tensors alone."""
         for part in parts(tensor):
             storage = part.untyped_storage()
             end = _End(storage, lambda end: self._host.pop(end.key, None))
-            end.identity, end.key = identities[0] if identities else 0, storage._cdata
+            end.identity, end.key = 0, storage._cdata
             self._host[end.key] = end
 
     def lies_on_host(self, tensor: torch.Tensor) -> bool:
@@ -240,14 +236,29 @@ class Tracker(TorchDispatchMode, Record):
             self._host.pop(part.untyped_storage()._cdata, None)
         self.add(tensor, LOADING)
 
-    def left(self, tensor: torch.Tensor, source: torch.Tensor | None = None) -> None:
-        """A tensor on ``meta`` is brought from the device to the host, where it is ``source``."""
+    def left(self, tensor: torch.Tensor) -> None:
+        """A tensor on ``meta`` is brought from the device to the host."""
         for part in parts(tensor):
             identity = self._ids.pop(part.untyped_storage()._cdata, None)
             if identity is not None:
                 del self._ends[identity]
                 self._free(identity)
-        self.leave_on_host(tensor, source)
+        self.leave_on_host(tensor)
+
+    def stands_for(self, tensor: torch.Tensor, source: torch.Tensor) -> None:
+        """A tensor on ``meta`` is a followed one of the CPU, where the CPU is the device: one tensor, and not two."""
+        storage, identity = tensor.untyped_storage(), self._ids[source.untyped_storage()._cdata]
+        key = storage._cdata
+        own = self._ids.pop(key, None)
+        if own is not None:
+            del self._ends[own]
+            self._free(own)
+        end = _End(storage, self._no_more)
+        end.identity, end.key = identity, key
+        self._ids[key], self._same[key] = identity, end
+
+    def _no_more(self, end: _End) -> None:
+        del self._ids[end.key], self._same[end.key]
 
     def now(self) -> int:
         """Index of the next event."""
@@ -375,8 +386,9 @@ class Tracker(TorchDispatchMode, Record):
         self.workspaces.note(func, args, output, len(self.events))
         if values is not None:
             values.after(func, args, kwargs, output)
-            if func is _TO_COPY and "cpu" in self._devices and output.is_meta and output.dtype == args[0].dtype:
-                self.left(output, args[0])  # where the device is the CPU it is one tensor, and not two
+            moved = func is _TO_COPY and "cpu" in self._devices and output.is_meta and not args[0].is_meta
+            if moved and output.dtype == args[0].dtype and self.identities(args[0]):
+                self.stands_for(output, args[0])
         if self.costs is not None and self.costs.on:
             self.costs.note(func, args, kwargs, output, self._device.stream_now.id if self._device else 0)
         held += [self.allocate(count, TEMPORARIES) for count in later]
@@ -404,6 +416,7 @@ class Tracker(TorchDispatchMode, Record):
         """Stop following what is still alive, so that its later end is not recorded."""
         self._ends.clear()
         self._ids.clear()
+        self._same.clear()
         self._host.clear()
         self._exchanges.close()
 
