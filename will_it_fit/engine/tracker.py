@@ -387,8 +387,11 @@ class Tracker(TorchDispatchMode, Record):
         if values is not None:
             values.after(func, args, kwargs, output)
             moved = func is _TO_COPY and "cpu" in self._devices and output.is_meta and not args[0].is_meta
-            if moved and output.dtype == args[0].dtype and self.identities(args[0]):
-                self.stands_for(output, args[0])
+            if moved and output.dtype == args[0].dtype:  # where the CPU is the device nothing is copied
+                if self.identities(args[0]):
+                    self.stands_for(output, args[0])
+                else:
+                    self.left(output)
         if self.costs is not None and self.costs.on:
             self.costs.note(func, args, kwargs, output, self._device.stream_now.id if self._device else 0)
         held += [self.allocate(count, TEMPORARIES) for count in later]
