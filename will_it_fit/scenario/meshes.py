@@ -8,7 +8,6 @@ divides matrices and experts, with and without FSDP2; PyTorch's schedules run a 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -42,25 +41,14 @@ def mesh_contradictions(scenario: Any, where: object) -> Iterator[UserError]:
         problems = _problems(scenario)
     for problem in problems:
         value = getattr(scenario, problem.field)
-        given = (
-            {"parallel": {**_written(parallel), **problem.change}} if problem.field == "parallel" else problem.change
-        )
+        given = {"parallel": {**parallel.written, **problem.change}} if problem.field == "parallel" else problem.change
         yield UserError(
             problem.text,
             where=where,
-            found=_written(parallel) if problem.field == "parallel" else value,
+            found=parallel.written if problem.field == "parallel" else value,
             allowed=problem.allowed,
             change=given,
         )
-
-
-def _written(parallel: Any) -> dict[str, Any]:
-    """The parts of ``parallel`` that somebody has written."""
-    return {
-        name: value
-        for name, value in asdict(parallel).items()
-        if name in ("strategy", "gpus") or value != type(parallel).__dataclass_fields__[name].default
-    }
 
 
 def _problems(scenario: Any) -> Iterator[Problem]:
@@ -152,19 +140,26 @@ def _together(parallel: Any) -> Iterator[Problem]:
             "strategy: none, with tensor x pipeline as many as gpus; or pipeline: 1",
             {"strategy": NONE, "gpus": parallel.pipeline * parallel.tensor, "replicate": 1},
         )
-    if (parallel.tensor > 1 or parallel.expert > 1) and parallel.offload != "none":
+    if parallel.by_plan and parallel.offload != "none":
         yield Problem(
             "`parallel.offload: cpu` is predicted for accelerate's FSDP2, not for transformers' with a tensor or expert"
             " plan.",
             "offload: none; or tensor and expert: 1",
             {"offload": "none"},
         )
-    if (parallel.tensor > 1 or parallel.expert > 1) and not parallel.reshard_after_forward:
+    if parallel.by_plan and not parallel.reshard_after_forward:
         yield Problem(
             "`parallel.reshard_after_forward: false` is accelerate's; transformers' FSDP2 with a tensor or expert plan"
             " gives gathered weights back.",
             "reshard_after_forward: true; or tensor and expert: 1",
             {"reshard_after_forward": True},
+        )
+    if parallel.by_plan and parallel.reduce_in_fp32:
+        yield Problem(
+            "`parallel.reduce_in_fp32: true` is predicted for accelerate's FSDP2, not for transformers' with a tensor"
+            " or expert plan.",
+            "reduce_in_fp32: false; or tensor and expert: 1",
+            {"reduce_in_fp32": False},
         )
 
 
