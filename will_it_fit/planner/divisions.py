@@ -15,7 +15,7 @@ from will_it_fit.cards.gpus import Gpu, verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.step_time import Speed, speed_of
 from will_it_fit.scenario.description import say_way
-from will_it_fit.scenario.meshes import EXPERTS
+from will_it_fit.scenario.model import EXPERT_COUNTS
 from will_it_fit.scenario.nested_fields import Parallel
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import AXES, DIVIDED, NONE, REPLICATED
@@ -164,7 +164,7 @@ def _parameters(scenario: Scenario) -> int:
         return describe(scenario.model).parameter_counts()["total"]
     except NotDescribed:
         hidden, layers = scenario.size("hidden_size") or 1, scenario.size("num_hidden_layers") or 1
-        experts = next((scenario.size(name) for name in EXPERTS if scenario.size(name)), 1)
+        experts = next((scenario.size(name) for name in EXPERT_COUNTS if scenario.size(name)), 1)
         inner = scenario.size("moe_intermediate_size") or scenario.size("intermediate_size") or 4 * hidden
         return layers * (4 * hidden**2 + 3 * hidden * inner * experts) + 2 * hidden * (scenario.size("vocab_size") or 0)
 

@@ -2,7 +2,7 @@
 
 A mesh divides GPUs by tensor, context, pipeline and replicate; FSDP2 shards among what is left. Which of them go
 together is what the installed libraries combine: accelerate shards, replicates and divides tokens; transformers
-divides matrices and experts, with and without FSDP2; PyTorch's schedules run a pipeline. Standard library only.
+divides matrices and experts, with and without FSDP2; PyTorch's schedules run a pipeline.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from math import gcd
 from typing import Any, NamedTuple
 
 from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.model import EXPERT_COUNTS
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import AXES, DIVIDED, NONE, SCHEDULES
-
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # as configurations call how many there are
 
 
 class Problem(NamedTuple):
@@ -180,6 +179,17 @@ def _divides(parallel: Any, axis: str, number: int | None, what: str, common: in
         )
 
 
+def _adapters(scenario: Any, axis: str, why: str) -> Iterator[Problem]:
+    """Adapters on what an axis divides; ``why`` they don't go together, behind their names."""
+    if scenario.method != "full":
+        yield Problem(
+            f"`parallel.{axis}` and `method: {scenario.method}` {why}",
+            f"full; or {axis}: 1",
+            {"method": "full"},
+            "method",
+        )
+
+
 def _tensor(scenario: Any) -> Iterator[Problem]:
     parallel = scenario.parallel
     heads = scenario.size("num_attention_heads")
@@ -192,14 +202,11 @@ def _tensor(scenario: Any) -> Iterator[Problem]:
         (columns, "the columns of the MLP"),
     ):
         yield from _divides(parallel, "tensor", count, what, common)
-    if scenario.method != "full":
-        yield Problem(
-            f"`parallel.tensor` and `method: {scenario.method}` can't be combined: PEFT's adapters don't know how"
-            " transformers has divided the matrices below them.",
-            "full; or tensor: 1",
-            {"method": "full"},
-            "method",
-        )
+    yield from _adapters(
+        scenario,
+        "tensor",
+        "can't be combined: PEFT's adapters don't know how transformers has divided the matrices below them.",
+    )
 
 
 def _context(scenario: Any) -> Iterator[Problem]:
@@ -259,18 +266,12 @@ def _pipeline(scenario: Any) -> Iterator[Problem]:
             "pipeline: 1; or a model with a head of its own",
             {"pipeline": 1},
         )
-    if scenario.method != "full":
-        yield Problem(
-            f"`parallel.pipeline` and `method: {scenario.method}` are not predicted together.",
-            "full; or pipeline: 1",
-            {"method": "full"},
-            "method",
-        )
+    yield from _adapters(scenario, "pipeline", "are not predicted together.")
 
 
 def _expert(scenario: Any) -> Iterator[Problem]:
     parallel = scenario.parallel
-    experts = next((scenario.size(name) for name in EXPERTS if scenario.size(name)), None)
+    experts = next((scenario.size(name) for name in EXPERT_COUNTS if scenario.size(name)), None)
     if experts is None:
         yield Problem("`parallel.expert` divides experts, and this model has none.", "expert: 1", {"expert": 1})
         return
@@ -283,13 +284,7 @@ def _expert(scenario: Any) -> Iterator[Problem]:
             f"expert: {places}, or a divisor of it that is a multiple of {parallel.tensor}",
             {"expert": places},
         )
-    if scenario.method != "full":
-        yield Problem(
-            f"`parallel.expert` and `method: {scenario.method}` are not predicted together.",
-            "full; or expert: 1",
-            {"method": "full"},
-            "method",
-        )
+    yield from _adapters(scenario, "expert", "are not predicted together.")
 
 
 def _other_fields(scenario: Any) -> Iterator[Problem]:
