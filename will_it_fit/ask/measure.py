@@ -259,8 +259,8 @@ def text(asked: Question, step: MeasuredStep, answer: Mapping[str, Any], record:
         rows.append(("a step", f"{step.step_seconds:.4g} s", f"{time['seconds_per_step']:.4g} s", step.time_error))
     lines = [f"{'':<12}{'measured':>12}{'predicted':>12}{'difference':>12}"]
     lines += [f"{name:<12}{own:>12}{other:>12}{100 * error:>+10.2f} %" for name, own, other, error in rows]
-    usable = (answer["gpu"] or {}).get("context_bytes")
-    context = f"  (predicted: {size_text(usable)})" if usable else ""
+    known = (answer["gpu"] or {}).get("context_bytes")
+    context = f"  (predicted: {size_text(known)})" if known else ""
     lines.append(f"beside the allocator, with the CUDA context: {size_text(device['beside_allocator_bytes'])}{context}")
     if abs(step.allocated_error) > _CLOSE:
         lines += ["", difference(asked, answer, f"allocated={step.allocated_bytes / 2**20:.0f}MiB"), ""]

@@ -103,7 +103,8 @@ class Tracker(TorchDispatchMode, Record):
         self._next = first_id
         self._ids: dict[int, int] = {}  # by the storage's address
         self._ends: dict[int, _End] = {}
-        self._same: dict[int, _End] = {}  # of tensors on `meta` that are one with a followed one of the CPU
+        # Tensors on `meta` that are one with a followed one of the CPU, whose storage lives as long as theirs.
+        self._same: dict[int, tuple[_End, torch.UntypedStorage]] = {}
         self._phase = ""
         self.phase_of: Callable[[Any], str | None] | None = None  # of a module that is called (`steps.phases`)
         self.on_card: Callable[..., Any] | None = None  # what an operator is where a card is simulated: `card.on_card`
@@ -239,23 +240,24 @@ class Tracker(TorchDispatchMode, Record):
     def left(self, tensor: torch.Tensor) -> None:
         """A tensor on ``meta`` is brought from the device to the host."""
         for part in parts(tensor):
-            identity = self._ids.pop(part.untyped_storage()._cdata, None)
-            if identity is not None:
-                del self._ends[identity]
-                self._free(identity)
+            self._leave(part.untyped_storage()._cdata)
         self.leave_on_host(tensor)
+
+    def _leave(self, key: int) -> None:
+        """Follow a storage no longer; what stands for another one ends nothing."""
+        identity = self._ids.pop(key, None)
+        if self._same.pop(key, None) is None and identity is not None:
+            del self._ends[identity]
+            self._free(identity)
 
     def stands_for(self, tensor: torch.Tensor, source: torch.Tensor) -> None:
         """A tensor on ``meta`` is a followed one of the CPU, where the CPU is the device: one tensor, and not two."""
-        storage, identity = tensor.untyped_storage(), self._ids[source.untyped_storage()._cdata]
+        storage, followed = tensor.untyped_storage(), source.untyped_storage()
         key = storage._cdata
-        own = self._ids.pop(key, None)
-        if own is not None:
-            del self._ends[own]
-            self._free(own)
+        self._leave(key)
         end = _End(storage, self._no_more)
-        end.identity, end.key = identity, key
-        self._ids[key], self._same[key] = identity, end
+        end.identity, end.key = self._ids[followed._cdata], key
+        self._ids[key], self._same[key] = end.identity, (end, followed)
 
     def _no_more(self, end: _End) -> None:
         del self._ids[end.key], self._same[end.key]

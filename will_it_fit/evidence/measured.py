@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import atomic_open
 from will_it_fit.data import data_path
+from will_it_fit.scenario.model import EXPERT_COUNTS
 from will_it_fit.scenario.scenario import Scenario
 
 PUBLISHED = data_path("measured_steps.csv")
@@ -29,7 +30,7 @@ _HYBRID = (
 )  # fmt: skip
 _HYBRID_KEYS = ("linear_num_value_heads", "linear_attn_config", "mamba_d_state", "mamba_num_heads", "conv_L_cache",
                 "block_types", "hybrid_override_pattern")  # fmt: skip
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_EXPERTS = (*EXPERT_COUNTS, "moe_num_experts")
 
 
 class Kinds(NamedTuple):

@@ -11,7 +11,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import yaml_text
 from will_it_fit.planner.suggestions import Suggestion
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing.cycle import Cycle, cycle
+from will_it_fit.tracing.cycle import Cycle, cycle, share_of
 
 LENGTH_STEP = 256  # tokens: the answer of :func:`longest_completion` is a multiple
 
@@ -106,7 +106,7 @@ def _turns(known: Cycle) -> Iterator[tuple[dict[str, Any], str]]:
     rows = known.scenario.sequence_length
     longest = {} if own.max_model_length else {"max_model_length": rows}
     least = replace(server, longest=own.max_model_length or rows).least_budget_bytes()
-    share = -(-100 * least // known.gpu.total_bytes) / 100
+    share = share_of(least, known.gpu.total_bytes)
     if share < own.utilization:
         yield {"utilization": share, **longest}, "the cache holds one row for sure, so answers wait for each other"
 

@@ -15,7 +15,8 @@ from will_it_fit.cards.gpus import Gpu, verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.step_time import Speed, speed_of
 from will_it_fit.scenario.description import say_way
-from will_it_fit.scenario.meshes import EXPERTS
+from will_it_fit.scenario.model import EXPERT_COUNTS
+from will_it_fit.scenario.nested_fields import Parallel
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import AXES, DIVIDED, NONE, REPLICATED
 
@@ -79,7 +80,8 @@ def _meshes(scenario: Scenario, gpus: int) -> Iterator[dict[str, Any]]:
         yield {"strategy": NONE, "gpus": 1}
         return
     kept = asdict(scenario.parallel)
-    plain = {name: kept[name] for name in ("reshard_after_forward", "offload")} if scenario.parallel.sharded else {}
+    names = ("reshard_after_forward", "reduce_in_fp32", "offload")
+    plain = {name: kept[name] for name in names} if scenario.parallel.sharded else {}
     divisors = [count for count in range(1, gpus + 1) if gpus % count == 0]
     yield {"strategy": REPLICATED, "gpus": gpus}
     for replicate in divisors:
@@ -162,7 +164,7 @@ def _parameters(scenario: Scenario) -> int:
         return describe(scenario.model).parameter_counts()["total"]
     except NotDescribed:
         hidden, layers = scenario.size("hidden_size") or 1, scenario.size("num_hidden_layers") or 1
-        experts = next((scenario.size(name) for name in EXPERTS if scenario.size(name)), 1)
+        experts = next((scenario.size(name) for name in EXPERT_COUNTS if scenario.size(name)), 1)
         inner = scenario.size("moe_intermediate_size") or scenario.size("intermediate_size") or 4 * hidden
         return layers * (4 * hidden**2 + 3 * hidden * inner * experts) + 2 * hidden * (scenario.size("vocab_size") or 0)
 
@@ -267,6 +269,5 @@ def _traced(step: Scenario, gpu: Gpu) -> list[Division]:
 
 def written(division: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a division's ``parallel`` that have to be written."""
-    parallel = division["parallel"]
-    shown = ("strategy", "gpus", *(axis for axis in AXES if parallel[axis] > 1))
-    return {name: parallel[name] for name in shown}
+    own = Parallel(**division["parallel"]).written
+    return {name: own[name] for name in ("strategy", "gpus", *AXES, *own) if name in own}

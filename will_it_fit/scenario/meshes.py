@@ -2,21 +2,19 @@
 
 A mesh divides GPUs by tensor, context, pipeline and replicate; FSDP2 shards among what is left. Which of them go
 together is what the installed libraries combine: accelerate shards, replicates and divides tokens; transformers
-divides matrices and experts, with and without FSDP2; PyTorch's schedules run a pipeline. Standard library only.
+divides matrices and experts, with and without FSDP2; PyTorch's schedules run a pipeline.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from math import gcd
 from typing import Any, NamedTuple
 
 from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.model import EXPERT_COUNTS
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import AXES, DIVIDED, NONE, SCHEDULES
-
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # as configurations call how many there are
 
 
 class Problem(NamedTuple):
@@ -42,25 +40,14 @@ def mesh_contradictions(scenario: Any, where: object) -> Iterator[UserError]:
         problems = _problems(scenario)
     for problem in problems:
         value = getattr(scenario, problem.field)
-        given = (
-            {"parallel": {**_written(parallel), **problem.change}} if problem.field == "parallel" else problem.change
-        )
+        given = {"parallel": {**parallel.written, **problem.change}} if problem.field == "parallel" else problem.change
         yield UserError(
             problem.text,
             where=where,
-            found=_written(parallel) if problem.field == "parallel" else value,
+            found=parallel.written if problem.field == "parallel" else value,
             allowed=problem.allowed,
             change=given,
         )
-
-
-def _written(parallel: Any) -> dict[str, Any]:
-    """The parts of ``parallel`` that somebody has written."""
-    return {
-        name: value
-        for name, value in asdict(parallel).items()
-        if name in ("strategy", "gpus") or value != type(parallel).__dataclass_fields__[name].default
-    }
 
 
 def _problems(scenario: Any) -> Iterator[Problem]:
@@ -152,19 +139,26 @@ def _together(parallel: Any) -> Iterator[Problem]:
             "strategy: none, with tensor x pipeline as many as gpus; or pipeline: 1",
             {"strategy": NONE, "gpus": parallel.pipeline * parallel.tensor, "replicate": 1},
         )
-    if (parallel.tensor > 1 or parallel.expert > 1) and parallel.offload != "none":
+    if parallel.by_plan and parallel.offload != "none":
         yield Problem(
             "`parallel.offload: cpu` is predicted for accelerate's FSDP2, not for transformers' with a tensor or expert"
             " plan.",
             "offload: none; or tensor and expert: 1",
             {"offload": "none"},
         )
-    if (parallel.tensor > 1 or parallel.expert > 1) and not parallel.reshard_after_forward:
+    if parallel.by_plan and not parallel.reshard_after_forward:
         yield Problem(
             "`parallel.reshard_after_forward: false` is accelerate's; transformers' FSDP2 with a tensor or expert plan"
             " gives gathered weights back.",
             "reshard_after_forward: true; or tensor and expert: 1",
             {"reshard_after_forward": True},
+        )
+    if parallel.by_plan and parallel.reduce_in_fp32:
+        yield Problem(
+            "`parallel.reduce_in_fp32: true` is predicted for accelerate's FSDP2, not for transformers' with a tensor"
+            " or expert plan.",
+            "reduce_in_fp32: false; or tensor and expert: 1",
+            {"reduce_in_fp32": False},
         )
 
 
@@ -185,6 +179,17 @@ def _divides(parallel: Any, axis: str, number: int | None, what: str, common: in
         )
 
 
+def _adapters(scenario: Any, axis: str, why: str) -> Iterator[Problem]:
+    """Adapters on what an axis divides; ``why`` they don't go together, behind their names."""
+    if scenario.method != "full":
+        yield Problem(
+            f"`parallel.{axis}` and `method: {scenario.method}` {why}",
+            f"full; or {axis}: 1",
+            {"method": "full"},
+            "method",
+        )
+
+
 def _tensor(scenario: Any) -> Iterator[Problem]:
     parallel = scenario.parallel
     heads = scenario.size("num_attention_heads")
@@ -197,14 +202,11 @@ def _tensor(scenario: Any) -> Iterator[Problem]:
         (columns, "the columns of the MLP"),
     ):
         yield from _divides(parallel, "tensor", count, what, common)
-    if scenario.method != "full":
-        yield Problem(
-            f"`parallel.tensor` and `method: {scenario.method}` can't be combined: PEFT's adapters don't know how"
-            " transformers has divided the matrices below them.",
-            "full; or tensor: 1",
-            {"method": "full"},
-            "method",
-        )
+    yield from _adapters(
+        scenario,
+        "tensor",
+        "can't be combined: PEFT's adapters don't know how transformers has divided the matrices below them.",
+    )
 
 
 def _context(scenario: Any) -> Iterator[Problem]:
@@ -264,18 +266,12 @@ def _pipeline(scenario: Any) -> Iterator[Problem]:
             "pipeline: 1; or a model with a head of its own",
             {"pipeline": 1},
         )
-    if scenario.method != "full":
-        yield Problem(
-            f"`parallel.pipeline` and `method: {scenario.method}` are not predicted together.",
-            "full; or pipeline: 1",
-            {"method": "full"},
-            "method",
-        )
+    yield from _adapters(scenario, "pipeline", "are not predicted together.")
 
 
 def _expert(scenario: Any) -> Iterator[Problem]:
     parallel = scenario.parallel
-    experts = next((scenario.size(name) for name in EXPERTS if scenario.size(name)), None)
+    experts = next((scenario.size(name) for name in EXPERT_COUNTS if scenario.size(name)), None)
     if experts is None:
         yield Problem("`parallel.expert` divides experts, and this model has none.", "expert: 1", {"expert": 1})
         return
@@ -288,13 +284,7 @@ def _expert(scenario: Any) -> Iterator[Problem]:
             f"expert: {places}, or a divisor of it that is a multiple of {parallel.tensor}",
             {"expert": places},
         )
-    if scenario.method != "full":
-        yield Problem(
-            f"`parallel.expert` and `method: {scenario.method}` are not predicted together.",
-            "full; or expert: 1",
-            {"method": "full"},
-            "method",
-        )
+    yield from _adapters(scenario, "expert", "are not predicted together.")
 
 
 def _other_fields(scenario: Any) -> Iterator[Problem]:

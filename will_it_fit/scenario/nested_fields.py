@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from will_it_fit.common.errors import UserError
@@ -207,6 +207,15 @@ class Parallel:
         default="1f1b",
         closed_form=ANY,
     )
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The strategy, the number of GPUs, and what else is not the default."""
+        return {
+            one.name: value
+            for one in fields(self)
+            if (value := getattr(self, one.name)) != one.default or one.name in ("strategy", "gpus")
+        }
 
     @property
     def mesh(self) -> int:

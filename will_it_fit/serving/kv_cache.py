@@ -14,8 +14,6 @@ from typing import Any
 from will_it_fit.common.errors import UserError
 
 FULL, SLIDING, LATENT, STATE = "full_attention", "sliding_attention", "latent_attention", "linear_attention"
-# By vLLM's names.
-KINDS = {"FullAttentionSpec": FULL, "SlidingWindowSpec": SLIDING, "MLAAttentionSpec": LATENT, "MambaSpec": STATE}
 STATES_OF_REQUEST = 2  # with prefix caching, which is on: those of the last whole block, and those that change
 CACHE_BYTES = {"auto": 2, "bf16": 2, "fp16": 2, "fp8": 1}  # of a number
 BLOCK_TOKENS = 16  # vLLM's default on CUDA

@@ -19,7 +19,6 @@ from will_it_fit.common.text import GIB, MIB
 from will_it_fit.serving.kv_cache import BLOCK_TOKENS, CACHE_BYTES, KvCache, kv_cache, layers_of
 
 NEWEST = "0.31.0"
-OLDEST = "0.22.0"  # that TRL 1.16 admits (trl/import_utils.py)
 TOKENS_AT_ONCE = 4096  # `max_num_batched_tokens` that TRL passes (trl/generation/vllm_generation.py)
 NON_TORCH_BYTES = 50 * MIB  # cuBLAS and kernels beside PyTorch's allocator: 0.03 to 0.14 GiB in logs of one GPU
 # CUDA graphs in logs that were used for the rule: 0.04 GiB with one graph, 1.15 with 134 of them.

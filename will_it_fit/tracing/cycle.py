@@ -223,7 +223,7 @@ def _of_server(server: Server, awake: str, *, computes: bool) -> dict[str, Range
 def _refuse_a_start(scenario: Scenario, gpu: Gpu, server: Server, loaded: int) -> None:
     """vLLM's own two refusals at its start, and what to write."""
     least = server.least_budget_bytes()
-    share = _share(least, gpu.total_bytes)
+    share = share_of(least, gpu.total_bytes)
     beside = loaded + gpu.context_bytes if scenario.generation.mode == "colocate" else gpu.context_bytes
     free = gpu.total_bytes - gpu.held_bytes - beside
     if server.budget_bytes < least:
@@ -237,7 +237,7 @@ def _refuse_a_start(scenario: Scenario, gpu: Gpu, server: Server, loaded: int) -
             where="generation.utilization",
             found=server.utilization,
             allowed=f"{share:g} or more; with max_model_length {scenario.sequence_length}"
-            f" {_share(fewer, gpu.total_bytes):g} or more",
+            f" {share_of(fewer, gpu.total_bytes):g} or more",
             change={"generation": {"engine": "vllm", **change}},
         )
     if server.budget_bytes > free:
@@ -253,6 +253,6 @@ def _refuse_a_start(scenario: Scenario, gpu: Gpu, server: Server, loaded: int) -
         )
 
 
-def _share(size: int, total: int) -> float:
+def share_of(size: int, total: int) -> float:
     """The share of a card that is so much, in hundredths, rounded up."""
     return -(-100 * size // total) / 100

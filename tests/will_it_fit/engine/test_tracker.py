@@ -223,6 +223,33 @@ def test_what_lay_on_the_host_arrives():
     assert tracker.events == [(1, 32)]
 
 
+def test_what_is_moved_to_a_device_that_is_the_cpu_lives_as_long_as_either():
+    with Tracker(("meta", "cpu")) as tracker:
+        tensor = torch.ones(8)
+        moved = tensor.to("meta")
+        assert alive(tracker) == 32
+        del tensor
+        assert alive(tracker) == 32
+        del moved
+        assert alive(tracker) == 0
+        tensor = torch.ones(8)
+        moved = tensor.to("meta")
+        del moved
+        assert alive(tracker) == 32
+
+
+def test_what_stands_for_a_tensor_of_the_cpu_leaves_alone():
+    with Tracker(("meta", "cpu")) as tracker:
+        tensor = torch.ones(8)
+        moved = tensor.to("meta")
+        tracker.left(moved)
+        assert alive(tracker) == 32
+        del moved
+        del tensor
+        assert alive(tracker) == 0
+        assert not tracker.ids
+
+
 WORDS = torch.arange(256)[:, None] % 7
 PICKED = {
     "gather": lambda x: x.gather(1, WORDS),

@@ -42,6 +42,18 @@ def test_as_many_rows_make_an_update():
         assert rows == 2 * 4, step.parallel
 
 
+def test_what_is_written_is_what_was_traced():
+    """How FSDP gathers, sums and offloads stays with every division of the same kind, and in what is written."""
+    own = {"reshard_after_forward": False, "reduce_in_fp32": True, "offload": "cpu"}
+    step = small().changed(parallel={"strategy": "fsdp2", "gpus": 4, **own})
+    found = {divisions.say_way(vars(each.parallel)): each.parallel for each in ways(step, 4)}
+    assert found["fsdp2"] == step.parallel
+    wide = divisions.written({"parallel": vars(found["fsdp2 x context 2"])})
+    assert wide == {"strategy": "fsdp2", "gpus": 4, "context": 2, **own}
+    assert list(wide)[:3] == ["strategy", "gpus", "context"]
+    assert divisions.written({"parallel": vars(found["ddp"])}) == {"strategy": "ddp", "gpus": 4}
+
+
 def test_the_order_knows_what_divides_what():
     order = Order(small(), find("h100-80gb"))
     sizes = {divisions.say_way(vars(step.parallel)): order.required_bytes(step) for step in ways(small(), 4)}

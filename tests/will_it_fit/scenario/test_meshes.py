@@ -106,6 +106,12 @@ BAD = {
     "schedule alone": ({"gpus": 2, "schedule": "gpipe"}, {}, "is of a pipeline", "schedule: 1f1b"),
     "adapters": ({"gpus": 2, "tensor": 2}, {"method": "lora"}, "PEFT's adapters", "method: full"),
     "offload": ({"gpus": 2, "tensor": 2, "offload": "cpu"}, {}, "accelerate's FSDP2", "offload: none"),
+    "wide sums": (
+        {"gpus": 2, "tensor": 2, "reduce_in_fp32": True},
+        {"precision": "bf16"},
+        "accelerate's FSDP2",
+        "reduce_in_fp32: false",
+    ),
     "gathered weights kept": (
         {"gpus": 2, "tensor": 2, "reshard_after_forward": False},
         {},

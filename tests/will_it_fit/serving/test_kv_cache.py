@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.serving.kv_cache import FULL, KINDS, SLIDING, Layer, kv_cache, layers_of
+from will_it_fit.serving.kv_cache import FULL, LATENT, SLIDING, STATE, Layer, kv_cache, layers_of
 
+# By vLLM's names.
+KINDS = {"FullAttentionSpec": FULL, "SlidingWindowSpec": SLIDING, "MLAAttentionSpec": LATENT, "MambaSpec": STATE}
 TABLE = json.loads(Path("validation/data/vllm_cache_groups.json").read_text())
 AT_ONCE = LONGEST = 8192  # as the table was made
 STATES = [name for name, row in TABLE["rows"].items() if any(group[0] == "MambaSpec" for group in row["groups"])]
