@@ -23,7 +23,7 @@ from will_it_fit.engine.patching import patched
 from will_it_fit.engine.report import Report
 from will_it_fit.engine.trace import Options, trace_step
 from will_it_fit.step.step import random_step
-from will_it_fit.tracing.loading import Loader
+from will_it_fit.tracing.loaders import Loader
 from will_it_fit.tracing.prepare import prepare
 
 # How each session on the T4 brought its models to the GPU: as the stated versions of transformers and peft do, but for

@@ -14,7 +14,8 @@ from will_it_fit.engine.report import alive_after
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.model import build_model
 from will_it_fit.tracing import loading
-from will_it_fit.tracing.loading import Loader, loading_history
+from will_it_fit.tracing.loaders import Loader
+from will_it_fit.tracing.loading import loading_history
 
 ROWS = {row.id: row for row in read("t4")}
 

@@ -143,7 +143,8 @@ def compare_steps(before: Question | None, after: Question) -> StepDifference:
         for name in BY_NAME
         if (one := _shown(before, name)) != (other := _shown(after, name)) and name not in ("gpu", "model_name")
     ]
-    first = _answer(before) if settings or before.gpu != after.gpu else last
+    same = before.scenario == after.scenario and before.gpu == after.gpu
+    first = last if same else _answer(before)  # a model's file may have changed under its name
     if 1 < len(settings) <= _MOST_SETTINGS:
         settings = list(_shares(before, after, settings, first, last))
     elif settings:

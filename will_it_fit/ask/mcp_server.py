@@ -59,13 +59,18 @@ _ANSWER = {
 }  # fmt: skip
 
 
-def _asked(given: Mapping[str, Any]) -> Question:
-    """The question that the fields of a step are."""
+def _options(given: Mapping[str, Any]) -> Options:
+    """The fields of a step beside its model."""
     settings = [f"{name}={yaml_text(value)}" for name, value in (given.get("settings") or {}).items()]
-    return question([given["model"]], Options(
+    return Options(
         gpu=given.get("gpu"), method=given.get("method"), sequence_length=given.get("sequence_length"),
         micro_batch=given.get("micro_batch"), like=given.get("like"), settings=settings,
-    ))  # fmt: skip
+    )  # fmt: skip
+
+
+def _asked(given: Mapping[str, Any]) -> Question:
+    """The question that the fields of a step are."""
+    return question([given["model"]], _options(given))
 
 
 def _short(answered: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +117,7 @@ def what_fits(given: Mapping[str, Any]) -> dict[str, Any]:
         )
         return {"fits": bool(cards), "gpus": cards[:_MOST], "changes": [], "next": next_step}
     answered = answer.traced(asked)
-    words = [given["model"], "--gpu", asked.gpu.name]
+    words = [given["model"], *_options(given).words]
     changes = [
         {"changes": one["changes"], "cost": one["cost"], "headroom_bytes": one["headroom_bytes"],
          "command": suggested(words, one["changes"])}

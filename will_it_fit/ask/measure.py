@@ -46,6 +46,7 @@ try:
 except ImportError:
     pass
 """
+_MEASURED = ("allocated_bytes", "reserved_bytes")  # of each update, above 0 where it used the GPU
 _CLOSE = 0.02  # of the measured peak: what needs no cause
 _SIZE = {"type": ["integer", "null"], "minimum": 0}
 _RECORD = {
@@ -195,7 +196,7 @@ def compared(asked: Question, record: Mapping[str, Any]) -> tuple[Question, Meas
     from will_it_fit.ask.answer import traced
 
     device = record["device"]
-    if device is None:
+    if device is None or not all(one[name] for one in record["updates"] for name in _MEASURED):
         raise UserError(
             "The run used no GPU, so there is no GPU memory to compare.", where="--measure",
             allowed="a program that trains on CUDA", write="--measured FILE, with a record of another machine",
@@ -205,7 +206,7 @@ def compared(asked: Question, record: Mapping[str, Any]) -> tuple[Question, Meas
         asked = replace(asked, gpu=card, scenario=asked.scenario.changed(gpu=_setting(card)))
     answer = traced(asked, suggested=False)
     updates, trace, time = record["updates"], answer["trace"], answer.get("time")
-    allocated, reserved = (max(one[name] for one in updates) for name in ("allocated_bytes", "reserved_bytes"))
+    allocated, reserved = (max(one[name] for one in updates) for name in _MEASURED)
     seconds = statistics.median(one["seconds"] for one in updates if one["seconds"] is not None)
     scenario, platform = asked.scenario, "windows" if record.get("platform", "").startswith("win") else "linux"
     versions = {name: record["versions"].get(name, "") for name in ("torch", "transformers", "peft", "bitsandbytes")}

@@ -62,6 +62,14 @@ class Options:
         parallel = ["parallel"] if self.strategy is not None else []
         return [*fields, *parallel, *(text.partition("=")[0].strip() for text in self.settings)]
 
+    @property
+    def words(self) -> list[str]:
+        """The options as they are typed."""
+        flags = {"--gpu": self.gpu, "--method": self.method, "-s": self.sequence_length, "-b": self.micro_batch,
+                 "--strategy": self.strategy, "--from": self.tool, "--like": self.like}  # fmt: skip
+        typed = [(flag, str(value)) for flag, value in flags.items() if value is not None]
+        return [word for pair in (*typed, *(("--set", one) for one in self.settings)) for word in pair]
+
 
 @dataclass
 class Question:

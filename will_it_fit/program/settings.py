@@ -139,7 +139,7 @@ def _in_program(asked: ProgramRequest, name: str) -> Iterator[Setting]:
     text = _text_of(path)
     try:
         nodes = list(ast.walk(ast.parse(text)))
-    except SyntaxError:  # said before it runs
+    except (SyntaxError, UnicodeError):  # said before it runs, or not written in UTF-8
         return
     defaults = [default for node in nodes if (default := _default(node, name))]
     if len(defaults) == 1:

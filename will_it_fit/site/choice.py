@@ -67,17 +67,14 @@ def options_of(request: Mapping[str, Any]) -> Options:
 
 def words_of(request: Mapping[str, Any], folder: Path) -> list[str]:
     """The command line that asks the same; a pasted file is written first."""
-    file, options = request.get("file"), options_of(request)
+    file = request.get("file")
     what = (request.get("model") or "").strip()
     if file:
         what = file_name(file)
         (folder / what).write_text(file["text"], encoding="utf-8")
     elif not what:
         raise UserError("No model is named.", allowed="a name, an id on the Hub, or a file", write="Qwen/Qwen3-8B")
-    flags = {"--gpu": options.gpu, "--method": options.method, "-s": options.sequence_length,
-             "-b": options.micro_batch, "--strategy": options.strategy}  # fmt: skip
-    given = [[flag, str(value)] for flag, value in flags.items() if value is not None]
-    return [what, *(word for pair in [*given, *(["--set", one] for one in options.settings)] for word in pair)]
+    return [what, *options_of(request).words]
 
 
 def file_name(file: Mapping[str, str]) -> str:

@@ -26,7 +26,8 @@ from will_it_fit.step.optimizers import build_optimizer
 from will_it_fit.step.parallel import parallelize, zero_notes
 from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.tracing.imports import import_libraries
-from will_it_fit.tracing.loading import Loader, host_copy_bytes, loading_history
+from will_it_fit.tracing.loaders import Loader
+from will_it_fit.tracing.loading import host_copy_bytes, loading_history
 from will_it_fit.tracing.simulated_card import compile_parts
 from will_it_fit.tracing.step_errors import speaking_of
 

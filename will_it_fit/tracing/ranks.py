@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ def answers_for(kind: Kind) -> Mapping[str, bool]:
     return {} if kind.one_text is None else {_PACKED: kind.one_text}
 
 
-def add_ranks(answer: dict[str, Any], kinds: Sequence[Kind], reports: Sequence[Report]) -> None:
+def add_ranks(answer: dict[str, Any], followed: Iterable[tuple[Kind, Report]]) -> None:
     """Add ``ranks`` to an answer, which is that of the GPU that needs most: a row for each kind of GPU.
 
     A row has ``rank``, the one that was traced, ``ranks`` that are like it, ``place``, ``peak_allocated_bytes``,
@@ -100,7 +100,7 @@ def add_ranks(answer: dict[str, Any], kinds: Sequence[Kind], reports: Sequence[R
             "phases": dict(report.phases),
             "components": dict(report.components),
         }
-        for kind, report in zip(kinds, reports, strict=True)
+        for kind, report in followed
     ]
     answer["ranks"] = rows
     most = max(rows, key=lambda row: (row["required_bytes"] or 0, row["peak_allocated_bytes"]))

@@ -21,7 +21,6 @@ from will_it_fit.cards.gpus import usable_sizes
 from will_it_fit.engine.costs import CostRecorder
 from will_it_fit.engine.fake_deepspeed import fake_deepspeed
 from will_it_fit.engine.fake_group import fake_group
-from will_it_fit.engine.fake_pipeline import ranks_in_turn
 from will_it_fit.engine.interpolate import Asked, Recording
 from will_it_fit.engine.periods import Unlike
 from will_it_fit.engine.record import Record
@@ -95,27 +94,26 @@ def trace(
         "costs": bool(timed_on) and any(timed_on.values()),
         "report": partial(make_report, asked=Asked({*sizes, *usable_sizes(capability)}, both_allocators)),
     }
-    reports, kinds = [], kinds_of_ranks(scenario)
-    with ranks_in_turn() if scenario.parallel.pipeline > 1 else nullcontext():
-        for kind, templates in product(kinds, ways(scenario, target)):
-            with machine_in_place(scenario, target, capability, templates) as kernels:
-                own, about = _followed(scenario, target, partial(prepare, target=target), Composed(), kind, **settings)
-            reports.append(own)
-    report, costs = max(reports, key=_needs), [each.costs for each in reports]
+    followed: list[tuple[Kind, Report]] = []
+    for kind, templates in product(kinds_of_ranks(scenario), ways(scenario, target)):
+        with machine_in_place(scenario, target, capability, templates) as kernels:
+            own, about = _followed(scenario, target, partial(prepare, target=target), Composed(), kind, **settings)
+        followed.append((kind, own))
+    most, report = max(followed, key=lambda each: _needs(each[1]))
     answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
     if scenario.parallel.meshed:
-        add_ranks(answer, kinds, reports)
+        add_ranks(answer, followed)
         peaks = [report.peak_allocated_bytes]
     else:
-        peaks = [each.peak_allocated_bytes for each in reports]
+        peaks = [each.peak_allocated_bytes for _, each in followed]
     if kernels.differing:  # the machine has another version, with whose kernels the step would need less
         with machine_in_place(scenario, target, capability, False, unlike=kernels.differing):
             own = partial(prepare, target=target)
-            least, _ = _followed(scenario, target, own, Composed(), kinds[0], **settings)
+            least, _ = _followed(scenario, target, own, Composed(), most, **settings)
         peaks.append(least.peak_allocated_bytes)
     add_kernels(answer, scenario, kernels, capability, peaks)
     if timed_on:
-        answer["times"] = _times(scenario, costs, timed_on)
+        answer["times"] = _times(scenario, [each.costs for _, each in followed], timed_on)
     return answer
 
 
@@ -161,11 +159,10 @@ class Recorder:
     def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
         settings = {"capability": capability, "costs": False, "report": recording}
         recordings = []
-        with ranks_in_turn() if scenario.parallel.pipeline > 1 else nullcontext():
-            for kind, way in product(kinds_of_ranks(scenario), ways(scenario, "cuda")):
-                composed = self._composed.setdefault((way, kind.rank), Composed(often=True))
-                with machine_in_place(scenario, "cuda", capability, way, missing=LOOP):
-                    recordings.append(_followed(scenario, "cuda", self._prepare, composed, kind, **settings)[0])
+        for kind, way in product(kinds_of_ranks(scenario), ways(scenario, "cuda")):
+            composed = self._composed.setdefault((way, kind.rank), Composed(often=True))
+            with machine_in_place(scenario, "cuda", capability, way, missing=LOOP):
+                recordings.append(_followed(scenario, "cuda", self._prepare, composed, kind, **settings)[0])
         return max(recordings, key=Recording.peak_bytes) if len(recordings) > 1 else recordings[0]
 
     def _prepare(self, scenario: Scenario) -> Prepared:

@@ -87,6 +87,13 @@ def test_the_working_tree_is_compared_without_a_head_and_nothing_changed_is_said
     assert "1024 -> 2048" in answered(capsys, "main", "--file", "configs/train.yml")[1]
 
 
+def test_a_model_that_changed_under_its_name_takes_what_it_takes(repository, capsys) -> None:
+    model = json.loads(Path("configs/small.json").read_text())
+    Path("configs/small.json").write_text(json.dumps(model | {"num_hidden_layers": 4}))
+    found = json.loads(answered(capsys, "main", "--file", "configs/train.yml", "--json")[1])
+    assert found["settings"] == [] and found["more_bytes"] > 0
+
+
 def test_a_comment_has_no_markdown_of_the_files_making(repository, capsys) -> None:
     commit("configs/own.yml", {"model": "small.json", "sequence_length": 256, "model_name": "x` | <img src=y>"})
     commit("configs/own.yml", {"model": "small.json", "sequence_length": 512, "model_name": "z` | <b>"})

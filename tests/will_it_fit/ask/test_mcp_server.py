@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from will_it_fit.ask import answer
 from will_it_fit.ask.mcp_server import TOOLS, called
 from will_it_fit.common.schema import problems
 
@@ -30,9 +31,9 @@ STEP = {"model": "smollm2-135m", "sequence_length": 128}
     ],
 )
 def test_a_wrong_call_is_refused_with_what_to_write(name: str, arguments: dict, said: str) -> None:
-    answer, refused = called(name, arguments)
-    assert refused and answer["next"]
-    first = answer["refused"][0]
+    found, refused = called(name, arguments)
+    assert refused and found["next"]
+    first = found["refused"][0]
     assert said in first["problem"] and (first["write"] or first["allowed"])
 
 
@@ -42,8 +43,19 @@ def test_an_answer_is_of_the_form_that_the_tool_states() -> None:
         ("explain_difference", {"before": STEP, "measured": "oom=2GiB"}),
         ("explain_difference", {"before": STEP, "after": STEP | {"settings": {"lora.rank": 64}}}),
     ):
-        answer, refused = called(name, arguments)
-        assert not refused and problems(answer, TOOLS[name][2], name) == []
+        found, refused = called(name, arguments)
+        assert not refused and problems(found, TOOLS[name][2], name) == []
+
+
+def test_a_change_comes_with_the_command_of_the_very_step(monkeypatch) -> None:
+    change = {"changes": {"micro_batch": 2}, "cost": "more passes", "headroom_bytes": 1}
+    monkeypatch.setattr(answer, "traced", lambda asked: {"fits": False, "suggestions": [change]})
+    asked = {"gpu": "2x3090", "method": "lora", "micro_batch": 4, "settings": {"lora.rank": 64}}
+    found, refused = called("what_fits", STEP | asked)
+    assert not refused
+    assert found["changes"][0]["command"] == (
+        "will-it-fit smollm2-135m --gpu 2x3090 --method lora -s 128 -b 2 --set lora.rank=64"
+    )
 
 
 @pytest.mark.skipif(find_spec("mcp") is not None, reason="the package is here")

@@ -76,6 +76,10 @@ def test_the_programs_own_sitecustomize_still_runs(monkeypatch) -> None:
 def test_a_run_without_a_gpu_and_a_program_that_does_not_start_are_refused() -> None:
     with pytest.raises(UserError, match="used no GPU"):
         main(["smollm2-135m", "--measure", "--", sys.executable, "train.py", "5", "0"])
+    for size in (0, None):  # CUDA was there, and the program trained on the CPU
+        updates = [{**one, "allocated_bytes": size} for one in RECORD["updates"]]
+        with pytest.raises(UserError, match="used no GPU"):
+            main([*STEP, "--measured", kept(RECORD | {"updates": updates})])
     for words, said in ((["--measure"], "no program to run"), (["--measure", "--", "./nothing"], "can't be started"),
                         (["--measure", "--snapshot", "x"], "two questions")):  # fmt: skip
         with pytest.raises(UserError, match=said):

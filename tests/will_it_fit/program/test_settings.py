@@ -86,6 +86,14 @@ def test_arguments_come_before_the_programs_own_text_and_made_up_rows_follow(tmp
     assert length(ProgramRequest("train.py", batch=(8, 512))).changed(64).batch == (8, 64)
 
 
+def test_a_program_in_another_encoding_says_nothing_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_bytes(b"# coding: latin-1\nname = '\xe9'\nblock_size = 1024\n")
+    assert length(ProgramRequest("train.py", ("--max_length=512",))).name == "max_length"
+    with pytest.raises(UserError, match="how long its rows are"):
+        length(ProgramRequest("train.py"))
+
+
 def test_a_length_that_stands_elsewhere_is_not_changed(tmp_path, monkeypatch):
     (tmp_path / "train.py").write_text("block_size = 1024\n")
     (tmp_path / "here").mkdir()

@@ -10,7 +10,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.engine import tracker as tracker_module
 from will_it_fit.readers.request import read_request
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing.loading import Loader
+from will_it_fit.tracing.loaders import Loader
 from will_it_fit.tracing.prepare import ORDERS
 from will_it_fit.tracing.trace import record, trace
 
