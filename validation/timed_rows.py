@@ -135,7 +135,7 @@ def read() -> list[TimedRow]:
 
 
 def _measured(row: TimedRow) -> rows.Row | None:
-    """The row of the same step whose memory was measured; None where there is none."""
+    """Find the row that has the measured memory of the same step. Returns None if no table has such a row."""
     if not row.id.startswith(("time-t4-", "time-peft-", "time-unread-", "time-torchtitan-")):
         return None
     kind = row.id.split("-")[1]

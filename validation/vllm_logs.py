@@ -3,9 +3,10 @@
     python -m validation.vllm_logs development      the rows that helped to find the rules
     python -m validation.vllm_logs "held out"       rows that were drawn before any of their figures was read
 
-`validation/data/vllm_logs.csv` has 44 logs with their addresses. 22 had been read when the draw was made. Of the other
-22, eleven were held out: `random.Random(37).sample` over their ids in alphabetical order. Weights are the log's own,
-for many are quantized. A log that leaves out a flag or names no model of the catalogue can't be asked for its cache.
+`validation/data/vllm_logs.csv` has 44 logs, 31 of them with an address. 22 had been read when the draw was made. Of the
+other 22, eleven were held out: `random.Random(37).sample` over their ids in alphabetical order. Weights are the log's
+own, for many are quantized. A log that leaves out a flag or names no model of the catalogue can't be asked for its
+cache.
 """
 
 from __future__ import annotations

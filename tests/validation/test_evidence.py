@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from validation import evidence
-from will_it_fit.evidence.measured import COLUMNS, published
+from will_it_fit.evidence.measured import published
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
 
@@ -17,10 +17,11 @@ def test_the_librarys_table_is_made_of_the_measurements() -> None:
 
 def test_every_row_has_a_source_a_card_a_name_of_its_own_and_a_figure() -> None:
     rows = published()
-    assert len({row.id for row in rows}) == len(rows) > 450
+    assert len({row.id for row in rows}) == len(rows)
     assert all(row.source and row.card and all(row.kinds) for row in rows)
     assert all(row.allocated_bytes or row.reserved_bytes or row.step_seconds for row in rows)
-    assert set(COLUMNS) >= {"memory_known", "time_known", "form_error"}
+    assert all(row.memory_known for row in rows if row.allocated_error is not None or row.reserved_error is not None)
+    assert all(row.time_known for row in rows if row.time_error is not None)
 
 
 def test_the_rows_of_the_rtx_4080_are_in_it_with_the_published_errors() -> None:

@@ -248,7 +248,7 @@ def _refuse_two_tools(before: Question, after: Question, file: str, titles: Sequ
     if tools[0] != tools[1]:
         raise UserError(
             f"The two versions of the file are of two tools: {tools[0]} in {titles[0]}, {tools[1]} in {titles[1]}."
-            " Each tool has its own defaults, so their difference is no change of a setting.",
+            " Each tool has its own defaults, so a comparison would not show what somebody changed.",
             where=file, allowed="two versions for the same tool",
             write=f"will-it-fit {file}",
         )  # fmt: skip

@@ -113,7 +113,7 @@ def _ranks(text: str | None, asked: ProgramRequest) -> list[int]:
     ranks = [int(word) for word in words if word.strip().isdecimal()]
     if len(ranks) != len(words) or max(ranks) >= asked.gpus:
         raise UserError(
-            "These are no processes of the program.", where="--ranks", found=text,
+            "`--ranks` names a process that the program does not have.", where="--ranks", found=text,
             allowed=f"all, or numbers from 0 to {asked.gpus - 1}: as many as --gpus says",
             write=f"will-it-fit run --gpus {max(asked.gpus, 2)} --ranks all ...",
         )  # fmt: skip

@@ -20,7 +20,8 @@ PATCHES = {
     "PipelineStage._send_meta": "a stage sends its outputs' shapes as bytes, which nobody gets",
     "PipelineStage._recv_meta": "a stage unpacks its inputs' shapes from bytes that nobody has sent",
 }
-_outputs: dict[int, Any] = {}  # what each stage is told of its inputs, by the stage; within one traced group of ranks
+# By the number of a stage: the shapes of its inputs, which the stage before it sent. One group of ranks shares them.
+_outputs: dict[int, Any] = {}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import atomic_open
 from will_it_fit.data import data_path
+from will_it_fit.scenario.description import say_way
 from will_it_fit.scenario.model import EXPERT_COUNTS
 from will_it_fit.scenario.scenario import Scenario
 
@@ -44,7 +45,7 @@ class Kinds(NamedTuple):
     objective: str  # sft, dpo, ...
     program: str  # a Trainer, a loop of one's own, or a program whose model is not transformers'
     compiled: str  # no, layers, model
-    parallel: str  # one GPU; the strategy and the number of GPUs
+    parallel: str  # one GPU; the strategy, the mesh and the number of GPUs
     capability: str  # compute capability of the GPU, which decides the kernels; not CUDA
     platform: str  # linux, windows
     kernels: str  # whose: transformers, packages, liger, unsloth
@@ -68,7 +69,7 @@ def kinds_of(scenario: Scenario, capability: tuple[int, int] | None) -> Kinds:
         objective=scenario.objective,
         program="a Trainer" if scenario.loop == "trainer" else "a loop of its own",
         compiled={"none": "no"}.get(scenario.compile, scenario.compile),
-        parallel="one GPU" if parallel.gpus == 1 else f"{parallel.strategy} on {parallel.gpus} GPUs",
+        parallel="one GPU" if parallel.gpus == 1 else f"{say_way(asdict(parallel))} on {parallel.gpus} GPUs",
         capability=f"{capability[0]}.{capability[1]}" if capability else "",
         platform=scenario.platform,
         kernels=scenario.kernels,

@@ -158,7 +158,7 @@ def _failed(asked: ProgramRequest, found: Mapping[str, Any], line: str | None) -
     for words, problem, allowed, write in _REASONS:
         if any(word in text for word in words):
             if asked.batch and write and "--batch" in write:
-                allowed, write = "the file in its place: rows are made up, and this is none", None
+                allowed, write = "the missing file at that path: rows that are made up do not replace it", None
             told = next(filter(None, map(str.strip, found.get("text", "").splitlines())), found["problem"])
             return UserError(
                 f"{problem.rstrip('.')}: {told}.".replace("..", "."), where=line, allowed=allowed, write=write

@@ -240,7 +240,7 @@ def say_precision(value: str, scenario: Mapping[str, Any]) -> str:
 
 
 def say_of_adapters(words: Mapping[str, str]) -> Callable[[Any, Mapping[str, Any]], str]:
-    """What is said of a value where there are adapters."""
+    """Describe a value if the method trains adapters; else the description is empty."""
     return lambda value, scenario: "" if scenario["method"] == "full" else words[value]
 
 
@@ -249,5 +249,5 @@ def say_generations(value: int, scenario: Mapping[str, Any]) -> str:
 
 
 def where_generated(say: Callable[[Any, Mapping[str, Any]], str]) -> Callable[[Any, Mapping[str, Any]], str]:
-    """What is said of a value where the objective generates its rows."""
+    """Describe a value if the objective generates rows; else the description is empty."""
     return lambda value, scenario: say(value, scenario) if OBJECTIVES[scenario["objective"]].generates else ""

@@ -52,7 +52,8 @@ STRATEGIES = {
 }
 # A pipeline's schedules, and how many stages each GPU has with them.
 SCHEDULES = {"1f1b": 1, "gpipe": 1, "interleaved": 2, "zero_bubble": 2}
-# What a mesh is divided by, as people say it, in the order in which neighbouring GPUs are apart: pipeline farthest.
+# The axes of a mesh, outermost first, and the word that texts use for each. On the outermost axis, the ranks of
+# neighbours differ most.
 AXES = {
     "pipeline": "pipeline",
     "replicate": "replicas",

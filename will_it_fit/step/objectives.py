@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
     try:
         # A trainer that generates loads its reference by the model's id, and there is none.
         loading = [(import_module(kind.__module__), "create_model_from_path", lambda *_, **__: reference)]
-        with patched(loading if scenario.aim.generates else []):
+        with patched(loading if scenario.aim.generates else []), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are using 'rollout_func'")  # nobody who asks has written it
             trainer = kind(
                 model=model,
                 args=configuration(**_arguments(scenario, device, folder)),

@@ -23,7 +23,7 @@ STEP = {"model": "smollm2-135m", "sequence_length": 128}
         ("will_it_fit", {}, "A key is missing: model"),
         ("will_it_fit", STEP | {"seq_len": 5}, "Unknown key: seq_len"),
         ("will_it_fit", STEP | {"settings": "rank"}, "Wrong value for settings"),
-        ("will_it_fit", {"model": "no-such-model-at-all"}, ""),
+        ("will_it_fit", {"model": "no-such-model-at-all"}, "neither the name of a known configuration"),
         ("explain_difference", {"before": STEP, "after": STEP | {"gup": 1}}, "Unknown key: after.gup"),
         ("explain_difference", {"before": STEP, "after": STEP, "measured": "oom=1GiB"}, "a second step"),
         ("explain_difference", {"before": STEP, "measured": "much"}, "`--compare` takes a figure"),

@@ -4,12 +4,13 @@ import inspect
 
 import pytest
 import torch
+import torch.distributed.pipelining.stage  # whose functions are patched where they are imported, too
 import transformers.distributed.tensor_parallel  # noqa: F401  whose plans are patched where they are imported
 from torch import distributed as dist
 
 from tests.will_it_fit.tracing.several_gpus import scenario
 from will_it_fit.common.errors import UserError
-from will_it_fit.engine import fake_device, fake_group
+from will_it_fit.engine import fake_device, fake_group, fake_pipeline
 from will_it_fit.engine.errors import TraceError
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.prepare import prepare
@@ -91,6 +92,12 @@ def test_the_table_has_every_patch():
         names = {name for _, name, _ in fake_group._patches(device)}
     assert names == set(PATCHES)
     assert len(fake_group.PATCHES) == len(names) + 1  # and torch.meta
+
+
+def test_the_pipelines_table_has_every_patch_and_each_is_of_something_that_is_there():
+    patches = fake_pipeline.pipeline_patches()
+    assert all(callable(getattr(place, name)) for place, name, _ in patches)
+    assert [f"{place.__name__}.{name}" for place, name, _ in patches] == list(fake_pipeline.PATCHES)
 
 
 @pytest.mark.parametrize("name", [name for name in PATCHES if PATCHES[name][2]])

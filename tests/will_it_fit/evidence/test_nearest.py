@@ -81,6 +81,19 @@ def test_hybrid_layers_experts_and_images_are_kinds() -> None:
     assert layers_of({"model_type": "llama"}) == "attention"
 
 
+def test_a_mesh_is_a_kind_of_its_own() -> None:
+    meshes = ({}, {"tensor": 2}, {"context": 2}, {"replicate": 2}, {"strategy": "none", "pipeline": 4})
+    step = {"model": "llama-3.1-8b", "method": "full", "gradient_accumulation": 4}
+    found = [
+        kinds_of(Scenario.from_mapping(step | {"parallel": {"strategy": "fsdp2", "gpus": 4} | mesh}), None).parallel
+        for mesh in meshes
+    ]
+    assert found == [
+        "fsdp2 on 4 GPUs", "fsdp2 x tensor 2 on 4 GPUs", "fsdp2 x context 2 on 4 GPUs",
+        "fsdp2 x replicate 2 on 4 GPUs", "pipeline 4 x schedule 1f1b on 4 GPUs",
+    ]  # fmt: skip
+
+
 def test_a_table_reads_as_it_was_written_and_your_own_is_read_too(tmp_path, monkeypatch) -> None:
     path = tmp_path / "own" / "measured_steps.csv"
     write(path, [STEP])

@@ -74,18 +74,22 @@ def test_the_asked_way_comes_first_and_the_best_of_the_others_after_it():
     assert speeds == sorted(speeds, reverse=True)
 
 
-def test_the_fewest_gpus_are_looked_for_from_one_on(monkeypatch):
-    """On a card that holds no whole model: the first number of GPUs on which a traced division fits."""
-    step = small(gpus=2)
-    card = find({"vram_gib": 0.03})
+@pytest.mark.parametrize(("gib", "gpus"), [(0.7, 1), (0.62, 2), (0.6, 4), (0.52, None)])
+def test_the_fewest_gpus_are_looked_for_from_one_on(gib, gpus, monkeypatch):
+    """The first number of GPUs on which a traced division fits: 2 and 4 where the card holds no whole model."""
+    step = small(gpus=2, model=LLAMA | {"hidden_size": 512, "intermediate_size": 1408, "vocab_size": 4096})
+    card = find({"vram_gib": gib})
     monkeypatch.setattr(divisions, "COUNTS", (1, 2, 4))
     found = fewest(step, card)
-    assert found["counts"][-1] == (found["gpus"] or 4)
-    if found["gpus"]:
-        assert found["division"]["fits"] and found["division"]["parallel"]["gpus"] == found["gpus"]
-    assert all(not row["fits"] for row in found["tried"])
-    whole = fewest(step, find("h100-80gb"))
-    assert whole["gpus"] == 1 and whole["division"]["way"] == "one GPU"
+    assert found["gpus"] == gpus and found["counts"] == [count for count in (1, 2, 4) if count <= (gpus or 4)]
+    assert all(not row["fits"] and row["required_bytes"] > card.usable_bytes for row in found["tried"])
+    if gpus in (2, 4):
+        assert found["tried"][0]["way"] == "one GPU"
+    if gpus is None:
+        assert found["division"] is None
+    else:
+        assert found["division"]["fits"] and found["division"]["parallel"]["gpus"] == gpus
+        assert found["division"]["required_bytes"] <= card.usable_bytes
 
 
 @pytest.fixture

@@ -83,4 +83,4 @@ def test_a_process_that_fails_is_named(tmp_path):
 @pytest.mark.parametrize("words", [("--ranks", "all,1"), ("--gpus", "2", "--ranks", "2"), ("--ranks", "1")])
 def test_ranks_that_are_not_there(tmp_path, words):
     told = refused(tmp_path, *words, program(tmp_path, UNEVEN))
-    assert "no processes of the program" in told and "--ranks all" in told
+    assert "a process that the program does not have" in told and "--ranks all" in told

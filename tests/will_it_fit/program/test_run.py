@@ -225,7 +225,7 @@ def test_a_data_set_that_is_streamed_is_made_up_too(tmp_path):
     assert answer["program"]["made_up"]["data"] == ["nobody/an-unknown-text (text)"]
     missing = STREAMED.replace("import datasets", "open('tokenizer.json')\nimport datasets")
     told = refused(tmp_path, "--batch", "4x64", program(tmp_path, missing))
-    assert "the file in its place" in told and "--batch" not in told
+    assert "the missing file at that path" in told and "--batch" not in told
 
 
 def test_what_follows_the_updates_that_were_asked_for_does_not_matter(tmp_path):

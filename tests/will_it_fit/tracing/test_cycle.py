@@ -1,5 +1,7 @@
 """A cycle beside vLLM: whose what is in each phase, what to turn, and what can't start."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.will_it_fit.decoders import DECODERS
@@ -35,6 +37,11 @@ def scenario(**generation) -> Scenario:
 @pytest.fixture(scope="module")
 def known():
     return trace(scenario(), capability=GPU.capability, timeline=False)
+
+
+def test_trl_says_nothing_of_what_the_asker_did_not_write(recwarn):
+    trace(scenario(), capability=GPU.capability, timeline=False)
+    assert not [each for each in recwarn if "rollout_func" in str(each.message)]
 
 
 def of(known, **generation):
@@ -125,7 +132,16 @@ def test_the_cache_holds_so_many_rows_and_rows_so_long(known):
 def test_the_longest_answer_is_traced():
     tight = Scenario.from_mapping(scenario(utilization=0.3).to_mapping() | {"sequence_length": 300})
     assert longest_completion(tight, GPU, 512) == 512
-    assert longest_completion(tight, find({"vram_gib": 1.2}), 512) in (None, 256)
+    assert longest_completion(tight, find({"vram_gib": 1.2}), 512) is None
+
+
+@pytest.mark.parametrize(("holds", "longest"), [(1000, 768), (768, 768), (255, None), (5000, 2048)])
+def test_the_longest_answer_is_the_last_multiple_that_fits(monkeypatch, holds, longest):
+    monkeypatch.setattr("will_it_fit.tracing.trace.trace", lambda *_, **__: {})
+    monkeypatch.setattr(
+        "will_it_fit.planner.cycle.cycle", lambda step, *_: SimpleNamespace(fits=step.completion_length <= holds)
+    )
+    assert longest_completion(scenario(), GPU, 2048) == longest
 
 
 def test_an_answer_names_the_phase_and_its_owner(known):

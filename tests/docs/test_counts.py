@@ -1,0 +1,72 @@
+"""Counts that pages state: each is that of the tables and tests which it counts."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from tests.will_it_fit.analytic.test_parameters import UNKNOWN
+from tests.will_it_fit.engine.pairs import BUILDS
+from tests.will_it_fit.families import FAMILIES
+from tests.will_it_fit.serving.test_kv_cache import DESCRIBED
+from tests.will_it_fit.tracing.mesh_steps import STEPS
+from tests.will_it_fit.tracing.test_snapshot import PLANTED
+from validation.families import FAMILIES as TABLE
+from will_it_fit.analytic.certainty import ROWS
+from will_it_fit.ask.mcp_server import TOOLS
+from will_it_fit.evidence.measured import published
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def page(name: str) -> str:
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
+def test_programs_that_ran_and_those_that_did_not() -> None:
+    text = (ROOT / "docs" / "run.md").read_text(encoding="utf-8").partition("## Programs")[2]
+    ran, failed = (re.findall(r"^\| (?!---|program)(.+?) \| (.+?) \|", table, re.MULTILINE)
+                   for table in text.split("These programs came to no update:"))  # fmt: skip
+    ran = [what for name, what in ran if name.removesuffix(" *") != "the same"]
+    helped = [what for what in ran if "of its own options" in what]
+    names = [name for cell, _ in failed for name in re.findall(r"`([^`]+)`", cell)]
+    assert len(helped) == 1
+    said = f"Of {len(ran) + len(names)} known programs {len(ran) - 1} ran, and another one with two of its own options."
+    assert said in page("README.md")
+
+
+def test_measured_steps() -> None:
+    least = len(published()) // 10 * 10
+    for name in ("README.md", "CHANGELOG.md"):
+        assert re.search(rf"more than {least} (measured )?steps", page(name)), name
+
+
+def test_families() -> None:
+    core = page("docs/memory-core.md")
+    assert f"| {len(FAMILIES)} families of 2025 and 2026 by transformers' own code |" in core
+    assert f"| parameters of {len(set(FAMILIES) - UNKNOWN)} of these families, and of the catalogue but" in core
+    rows = re.findall(r"^\| (\w+) \| [\d,]+ \| equal \|", (ROOT / "docs/memory-core.md").read_text(), re.MULTILINE)
+    assert rows == list(TABLE)
+
+
+def test_models_whose_cache_vllm_divides_itself() -> None:
+    models = {json.dumps(row["config"], sort_keys=True) for row in DESCRIBED.values()}
+    assert f"gives them for {len(models)} models" in page("docs/grpo.md")
+
+
+def test_ways_to_divide() -> None:
+    text = page("docs/several-gpus.md")
+    assert f"took a small model's step on {len(STEPS)} meshes" in text
+    assert f"took a small decoder's step in {len(BUILDS)} ways" in text
+
+
+def test_differences_that_were_planted_and_steps_that_were_drawn() -> None:
+    assert f"was found in {PLANTED} of {PLANTED} with one planted" in page("docs/measure.md")
+    drawn = len(ROWS.read_text(encoding="utf-8").splitlines()) - 1
+    assert f"It takes {drawn} steps that were drawn at random" in page("docs/evidence.md")
+
+
+def test_tools_for_assistants() -> None:
+    assert len(TOOLS) == 3 and "`will-it-fit mcp` has three tools" in page("CHANGELOG.md")
+    assert [f"| `{name}` |" in page("docs/assistants.md") for name in TOOLS] == [True] * 3
