@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.attention import flash_attention_package
 from will_it_fit.engine.components import ADAPTERS, HOST
+from will_it_fit.engine.errors import AttentionKernelError, StepError
 from will_it_fit.engine.fake_deepspeed import name_states
 from will_it_fit.engine.fake_device import active
 from will_it_fit.engine.model_tensors import Label, component_of, quantization_state
@@ -29,7 +31,6 @@ from will_it_fit.tracing.imports import import_libraries
 from will_it_fit.tracing.loaders import Loader
 from will_it_fit.tracing.loading import host_copy_bytes, loading_history
 from will_it_fit.tracing.simulated_card import compile_parts
-from will_it_fit.tracing.step_errors import speaking_of
 
 ORDERS = 5  # of a loading that chance orders
 EVEN = "each GPU's experts are taken to get as many tokens as the others'; where a router sends more, they need more"
@@ -180,3 +181,41 @@ def _on_host(name: str, tensor: torch.Tensor) -> str:
 def _offloaded(label: Label) -> Label:
     """What FSDP has divided lies on the host; what it leaves whole, such as packed bytes, on the GPU."""
     return lambda name, tensor: HOST if hasattr(tensor, "device_mesh") else label(name, tensor)
+
+
+@contextmanager
+def speaking_of(scenario: Scenario) -> Iterator[None]:
+    """Turn the core's errors into those of a scenario, whose fields they name."""
+    try:
+        yield
+    except AttentionKernelError as error:
+        raise UserError(
+            error.problem,
+            where="attention",
+            found=scenario.attention,
+            allowed="sdpa, which takes the kernel that fits, or eager",
+            change={"attention": "sdpa"},
+        ) from error
+    except StepError as error:
+        if "differ in dtype" in str(error) and "int8" in str(error):
+            raise UserError(
+                "This architecture multiplies by the weights of a quantized layer itself, and they are packed.",
+                where=f"model (model_type {scenario.model['model_type']}), {error.inner or error.line}",
+                found=f"method {scenario.method}",
+                allowed="lora, or full",
+                change={"method": "lora"},
+            ) from error
+        if "differ in dtype" in str(error):
+            raise UserError(
+                f"The step fails: {error.problem}",
+                where=f"precision, adapter_precision and kbit_preparation; {error.inner or error.line}",
+                found=f"precision {scenario.precision}, adapter_precision {scenario.adapter_precision},"
+                f" kbit_preparation {scenario.kbit_preparation}, autocast {scenario.autocast}",
+                allowed="autocast, which casts the operands, or one dtype for all",
+                change={"autocast": "fp16" if scenario.weight_precision == "fp16" else "bf16"},
+            ) from error
+        raise UserError(  # an architecture may ask for values, which meta tensors don't have
+            f"The step of this architecture can't be traced. {error.problem}",
+            where=f"model (model_type {scenario.model['model_type']}), {error.inner or error.line}",
+            allowed="a decoder whose forward pass doesn't depend on the values of its tensors",
+        ) from error

@@ -36,10 +36,9 @@ from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.step.step import MICRO_BATCHES, random_step
 from will_it_fit.tracing.layers import SHALLOW, Composed, Traced, size_apart
 from will_it_fit.tracing.loading import host_copy_bytes, loading_history
-from will_it_fit.tracing.prepare import Prepared, labels, prepare, traced_attention
+from will_it_fit.tracing.prepare import Prepared, labels, prepare, speaking_of, traced_attention
 from will_it_fit.tracing.ranks import Kind, add_ranks, answers_for, kinds_of_ranks
 from will_it_fit.tracing.simulated_card import add_kernels, machine_in_place, ways
-from will_it_fit.tracing.step_errors import speaking_of
 
 
 def trace(
