@@ -45,6 +45,8 @@ class Training:
         Of a GPU's step, before context parallel divides the tokens; a pipeline cuts the rows into micro-batches.
     batches
         How many of them; by default as many as the pipeline is long.
+    compiled_loss
+        ``--training.compile`` of 2025 compiles the loss too.
     """
 
     sizes: Sizes
@@ -58,6 +60,7 @@ class Training:
     batches: int = 0
     selective: bool = False
     compiled: bool = False
+    compiled_loss: bool = False
     float8: bool = False
     expandable: bool = False
 
@@ -241,6 +244,7 @@ def trace(training: Training, place: int = 0, *, costs: bool = False) -> Report:
         whole = nn.ModuleList(models) if len(models) > 1 else models[0]
         optimizer = torch.optim.AdamW(parameters, foreach=True)
         schedule = _schedule(training, models, mesh, place) if training.pipeline > 1 else None
+        loss_of = torch.compile(_loss) if training.compiled_loss else _loss
 
         def step(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
             optimizer.zero_grad()
@@ -248,7 +252,7 @@ def trace(training: Training, place: int = 0, *, costs: bool = False) -> Report:
             with _around(training, mesh, models, [inputs, labels]):
                 if schedule is None:
                     scores = models[0](inputs)
-                    loss = _loss(scores, labels)
+                    loss = loss_of(scores, labels)
                     del scores
                     loss.backward()
                 else:
