@@ -1,9 +1,11 @@
 """Tensors that are divided on a mesh (``DTensor``), inside what ``torch.compile`` compiles.
 
-While the compiler sees the program's tensors on the target, a mesh of the simulated group has to be one of such devices
-too: DTensor brings whatever lies elsewhere to its mesh. And a mesh is an input of what is compiled. Where random numbers
-are drawn again in the backward pass, PyTorch 2.13 hands the generator's state over behind the mesh, and then takes the one
-for the other. Its own CUDA generators go another way, and don't meet this.
+While the compiler sees the program's tensors on the target, a mesh of the simulated group has to be one of such
+devices too: DTensor brings whatever lies elsewhere to its mesh.
+
+And a mesh is an input of what is compiled. Where random numbers are drawn again in the backward pass, PyTorch 2.13
+hands the generator's state over behind the mesh, and then takes the one for the other. Its own CUDA generators go
+another way, and don't meet this.
 """
 
 from __future__ import annotations
