@@ -40,6 +40,12 @@ BY_CLASS = {
     "Cohere2Config": {"architectures": ["Cohere2ForCausalLM"]},
     "Qwen3NextConfig": {"architectures": ["Qwen3NextForCausalLM"]},
     "FalconH1Config": {"architectures": ["FalconH1ForCausalLM"]},
+    "Lfm2Config": {"architectures": ["Lfm2ForCausalLM"], "conv_dim": 2560, "conv_dim_out": 2560, "block_dim": 2560,
+                   "num_hidden_layers": 32, "layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
+    "NemotronHConfig": {"architectures": ["NemotronHForCausalLM"], "hybrid_override_pattern": "M-M-M-M*-" * 4,
+                        "num_hidden_layers": 36},
+    "GraniteMoeHybridConfig": {"architectures": ["GraniteMoeHybridForCausalLM"], "num_hidden_layers": 40,
+                               "layer_types": (["mamba"] * 9 + ["attention"]) * 4},
 }  # fmt: skip
 WAYS = {"": {}, "fp8": {"kv_cache_dtype": "fp8"}}  # by what stands behind a model's name
 

@@ -2,7 +2,8 @@
 
     python -m scripts.documents.draw_cycle docs/images/grpo-cycle.png "awake=ANSWER.json" "asleep=ANSWER.json" ...
 
-A panel for each answer: bars from phase to phase, in the order of a cycle, and a line where the card ends.
+A panel for each answer: bars from phase to phase in the order of a cycle, with their seconds, and a line where the card
+ends.
 """
 
 import json
@@ -51,13 +52,20 @@ def draw_cycle(answers: Mapping[str, Mapping[str, Any]]) -> Any:
             axes.text(place, below + 1, f"{below:.1f}", ha="center", fontsize=8)
         axes.axhline(cycle["usable_bytes"] / GIB, color=INK, linewidth=1, linestyle="--")
         axes.set_title(title)
-        axes.set_xticks(range(len(phases)), [phase["phase"].replace(" ", "\n", 1) for phase in phases], rotation=90)
+        seconds = (cycle.get("time") or {}).get("seconds_by_phase", {})
+        axes.set_xticks(range(len(phases)), [_label(phase["phase"], seconds) for phase in phases], rotation=90)
         axes.tick_params(axis="x", length=0, labelsize=8)
     panels[0].set_ylabel("GiB of the trainer's card")
     panels[0].text(-0.45, cycle["usable_bytes"] / GIB - 3.2, "the card", color=FAINT, fontsize=8)
     names = [owner.removesuffix("_bytes").replace("_", " ") for owner in shown]
     figure.legend(list(shown.values()), names, loc="outside lower center", ncols=len(names))
     return figure
+
+
+def _label(phase: str, seconds: Mapping[str, float]) -> str:
+    """A phase over two lines, with the seconds that it takes in a cycle."""
+    takes = f", {seconds[phase]:.2g} s" if phase in seconds else ""
+    return phase.replace(" ", "\n", 1) + takes
 
 
 def main(arguments: Sequence[str]) -> None:

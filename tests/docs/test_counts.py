@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.will_it_fit.analytic.test_parameters import UNKNOWN
 from tests.will_it_fit.engine.pairs import BUILDS
 from tests.will_it_fit.families import FAMILIES
-from tests.will_it_fit.serving.test_kv_cache import DESCRIBED
+from tests.will_it_fit.serving.test_kv_cache import TABLE as CACHES
 from tests.will_it_fit.tracing.mesh_steps import STEPS
 from tests.will_it_fit.tracing.test_snapshot import PLANTED
 from validation.families import FAMILIES as TABLE
@@ -51,7 +51,7 @@ def test_families() -> None:
 
 
 def test_models_whose_cache_vllm_divides_itself() -> None:
-    models = {json.dumps(row["config"], sort_keys=True) for row in DESCRIBED.values()}
+    models = {json.dumps(row["config"], sort_keys=True) for row in CACHES["rows"].values()}
     assert f"gives them for {len(models)} models" in page("docs/grpo.md")
 
 

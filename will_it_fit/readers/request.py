@@ -21,6 +21,7 @@ from will_it_fit.scenario.fields import BY_NAME, UNSAID, scenario_defaults
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import language_model_only
 from will_it_fit.scenario.nested_fields import gpu_count
+from will_it_fit.scenario.objectives import OBJECTIVES
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import DIVIDED, NONE
 
@@ -90,7 +91,9 @@ def parse_request(mapping: Mapping[str, Any], where: object = "scenario") -> Sce
     set_by_tool = like_fields(tool, named) if tool else {}
     given = {name for name, value in named.items() if value is not None}
     defaults = {name: value for name, value in set_by_tool.items() if name not in given}
-    if (count := gpu_count(named.get("gpu"))) > 1 and not _says_how(named.get("parallel")):
+    own = OBJECTIVES.get(str(named.get("objective")))
+    divides = own is None or own.trainer is None  # a trainer of TRL's takes one GPU, and a server perhaps the others
+    if divides and (count := gpu_count(named.get("gpu"))) > 1 and not _says_how(named.get("parallel")):
         defaults["parallel"] = {**scenario_defaults()["parallel"], **_all_of(count, named.get("parallel") or {})}
     scenario = Scenario.from_mapping(named, defaults, where)
     taken = {name: value for name, value in defaults.items() if name != "parallel"}

@@ -59,6 +59,7 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
         steps=scenario.steps_per_generation,
         **asdict(scenario.versions),
         answer=scenario.completion_length,
+        beyond=scenario.sequence_length - (scenario.generation.max_model_length or 0),
         half_length=max(scenario.sequence_length // 2, 1),
         sharded=parallel.sharded,
         zero=parallel.zero_stage,

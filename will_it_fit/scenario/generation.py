@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -162,7 +163,7 @@ class Generation:
         said=lambda value, _: f"{value} slots for adapters" if value else "",
     )
     tensor_parallel: int = described(
-        "Cards among which a server's model is divided.",
+        "Cards among which vLLM's model is divided. With `mode: colocate` each has a training of its own.",
         least=1,
         default=1,
         example=2,
@@ -242,16 +243,20 @@ CONTRADICTIONS = (
         "engine vllm; or leave it out",
         f"generation: {{{{engine: {{engine}}, {part}: {'null' if quiet is None else quiet}}}}}")
       for part, quiet in _OF_VLLM.items()),
-    (lambda s: s.engine == "vllm" and s.method == "qlora", "generation",
-        "`generation.engine: vllm` and `method: qlora` don't go together: vLLM has no bitsandbytes from 0.28 on, and"
-        " how it packs weights before is not described.",
-        "transformers, none; or method lora", "generation: {{engine: transformers}}"),
+    (lambda s: s.engine == "vllm" and s.method == "qlora" and not re.match(r"0\.2[2-7](\.|$)", str(s.vllm)), "versions",
+        "`generation.engine: vllm` and `method: qlora` don't go together in this version: vLLM has no bitsandbytes from"
+        " 0.28 on.",
+        "versions.vllm 0.22.0 to 0.27.0; engine transformers; or method lora", "versions: {{vllm: 0.27.0}}"),
+    (lambda s: s.engine == "vllm" and s.method == "qlora" and s.int8, "quantization",
+        "`generation.engine: vllm` and `quantization.type: int8` don't go together: TRL refuses it, since vLLM packs no"
+        " weights into 8 bits while it loads.",
+        "nf4", "quantization: {{type: nf4}}"),
     (lambda s: s.engine == "vllm" and s.gpu is None, "gpu",
         "`generation.engine: vllm` takes a share of a card, and `gpu` names none.", "a card", "gpu: h100-80gb"),
     (lambda s: s.engine == "vllm" and s.sequence_length > (s.max_model_length or s.sequence_length),
         "generation",
         "Prompt and answer are {sequence_length} tokens, and vLLM refuses rows of more than {max_model_length}"
-        " (`generation.max_model_length`): generating fails.",
+        " (`generation.max_model_length`), {beyond} less: the phase generate fails.",
         "{sequence_length} or more", "generation: {{engine: vllm, max_model_length: {sequence_length}}}"),
     (lambda s: s.mode == "server" and s.sleep_level, "generation",
         "`generation.sleep_level: {sleep_level}` and `mode: server` don't go together: a server has its cards alone,"
@@ -261,10 +266,10 @@ CONTRADICTIONS = (
         "{servers} servers can't lie on one card: with `mode: colocate` there is one engine a card, in the training's"
         " process.",
         "1; or mode server", "generation: {{engine: vllm, servers: 1}}"),
-    (lambda s: s.mode == "colocate" and s.tensor_parallel > 1, "generation",
-        "`generation.tensor_parallel: {tensor_parallel}` and `mode: colocate` need several trainings, and a cycle is"
-        " predicted for one.",
-        "1; or mode server", "generation: {{engine: vllm, tensor_parallel: 1}}"),
+    (lambda s: s.mode == "colocate" and s.tensor_parallel > s.gpu_count, "generation",
+        "`generation.tensor_parallel: {tensor_parallel}` with `mode: colocate` needs a card with a training for each"
+        " part, and `gpu` has {gpu_count}.",
+        "gpu {tensor_parallel}xNAME; or tensor_parallel 1", "generation: {{engine: vllm, tensor_parallel: 1}}"),
     (
         lambda s: s.mode == "server" and s.gpu_count > 1 and s.tensor_parallel * s.servers >= s.gpu_count, "generation",
         "`gpu` has {gpu_count} cards: one trains, so {servers} servers of {tensor_parallel} cards would share a card.",

@@ -104,7 +104,7 @@ def layers_of(model: Mapping[str, Any], *, number_bytes: int = 2, tensor_paralle
     Raises
     ------
     UserError
-        If a layer keeps states instead of keys and values, which is not described.
+        If a layer keeps states of a kind that is not described.
     """
     text = model.get("text_config") or model
     count, kind = text["num_hidden_layers"], str(text.get("model_type"))
@@ -119,15 +119,17 @@ def layers_of(model: Mapping[str, Any], *, number_bytes: int = 2, tensor_paralle
         window = 0
     layers = []
     for name in _kinds(text, kind, count, window):
-        if name == STATE and text.get("linear_num_value_heads"):
-            layers.append(Layer(STATE, 0, state_bytes=_delta_net_bytes(text, tensor_parallel)))
+        states = name not in (FULL, SLIDING) and _state_bytes(text, tensor_parallel)
+        if states:
+            layers.append(Layer(STATE, 0, state_bytes=states))
             continue
         if name not in (FULL, SLIDING):
             raise UserError(
                 f"vLLM's cache of a layer of the kind {name} is not described.",
                 where="model",
                 found=f"model_type {kind}",
-                allowed="keys and values, of all tokens, of a window or as latent vectors; states of gated delta nets",
+                allowed="keys and values, of all tokens, of a window or as latent vectors; states of gated delta nets,"
+                " of Mamba 2 and of short convolutions",
             )
         layers.append(Layer(name, size, window if name == SLIDING else 0))
     return layers
@@ -163,6 +165,29 @@ def kv_cache(layers: Sequence[Layer], block_tokens: int = BLOCK_TOKENS, *, align
     return KvCache(tuple(groups))
 
 
+def _state_bytes(text: Mapping[str, Any], tensor_parallel: int) -> int | None:
+    """A layer's states, of the kind that the model has; None: a kind that is not described."""
+    if text.get("linear_num_value_heads"):
+        return _delta_net_bytes(text, tensor_parallel)
+    if text.get("conv_L_cache"):  # a short convolution keeps its last inputs
+        return 2 * (text["conv_L_cache"] - 1) * (text.get("conv_dim") or text["hidden_size"]) // tensor_parallel
+    names = next((names for names in _MAMBA_2 if names[0] in text and names[2] in text), None)
+    if names is None:
+        return None
+    heads, head, state, groups, kernel = (text[name] for name in names)
+    groups += 0 if groups % tensor_parallel == 0 else tensor_parallel - groups
+    inputs = (heads * head + 2 * groups * state) // tensor_parallel * (kernel - 1)
+    ssm = 2 if str(text.get("mamba_ssm_cache_dtype", "float32")).endswith("16") else 4
+    return 2 * inputs + ssm * (heads // tensor_parallel) * head * state
+
+
+# Mamba 2 by its configurations: heads, their size, the state's, groups, the convolution's kernel.
+_MAMBA_2 = (
+    ("mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups", "mamba_d_conv"),  # Falcon-H1, Bamba, Granite
+    ("mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups", "conv_kernel"),  # Nemotron-H
+)
+
+
 def _delta_net_bytes(text: Mapping[str, Any], tensor_parallel: int) -> int:
     """A gated delta net's states: the last inputs of its convolution in 16 bits, and a matrix for each head in fp32.
 
@@ -176,9 +201,15 @@ def _delta_net_bytes(text: Mapping[str, Any], tensor_parallel: int) -> int:
 
 
 def _kinds(text: Mapping[str, Any], family: str, count: int, window: int) -> list[str]:
+    pattern = text.get("hybrid_override_pattern") or text.get("layers_block_type")
+    if family == "nemotron_h" and pattern:  # letters or words; layers without attention and states keep nothing
+        words = {"M": "mamba", "mamba": "mamba", STATE: "mamba", "*": FULL, "attention": FULL, FULL: FULL}
+        return [words[sign] for sign in pattern if sign in words]
+    if family == "falcon_h1":  # both in each layer
+        return ["mamba", FULL] * count
     listed = text.get("layer_types")
     if listed:
-        return [FULL if name == SLIDING and not window else name for name in listed]
+        return [FULL if name == "attention" or (name == SLIDING and not window) else name for name in listed]
     known_states = ("mamba", "linear_", "conv_", "ssm_", "layers_block_type", "attn_layer_indices")
     if any(str(key).startswith(known_states) for key in text):
         return ["state"] * count

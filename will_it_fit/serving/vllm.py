@@ -191,6 +191,18 @@ class Server:
         return tuple(min(max(cache.blocks(size) - 1, 0) // each, self.requests) for size in self.cache_bytes())
 
 
+def nf4_bytes(model: Mapping[str, Any], parameters: int) -> int:
+    """Weights that vLLM packs with bitsandbytes while it loads: 4 bits and a fp32 scale for 64 numbers.
+
+    ``model_loader/bitsandbytes_loader.py`` of 0.10 to 0.27: scales of scales are unpacked again. Embeddings and the
+    head stay in 16 bits.
+    """
+    text = model.get("text_config") or model
+    tables = text["vocab_size"] * text["hidden_size"] * (1 if text.get("tie_word_embeddings") else 2)
+    packed = parameters - tables
+    return packed // 2 + packed // 64 * 4 + tables * WIDTH
+
+
 def merging_bytes(model: Mapping[str, Any]) -> int:
     """What adapters take while they are merged for the server: a layer's product and its scaled copy, in fp32.
 

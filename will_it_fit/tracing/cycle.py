@@ -18,7 +18,16 @@ from will_it_fit.engine.components import OPTIMIZER_STATES
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
 from will_it_fit.hours.step_time import speed_of
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.serving.vllm import NEWEST, NON_TORCH_BYTES, Range, Server, merging_bytes, release, sending_bytes
+from will_it_fit.serving.vllm import (
+    NEWEST,
+    NON_TORCH_BYTES,
+    Range,
+    Server,
+    merging_bytes,
+    nf4_bytes,
+    release,
+    sending_bytes,
+)
 from will_it_fit.tracing.cycle_time import CycleTime, cycle_time
 
 TRAINER, SERVER = "trainer", "server"  # the cards
@@ -104,7 +113,19 @@ class Cycle:
 
     @property
     def warnings(self) -> list[str]:
-        """What of the server's version the figures leave out."""
+        """What of the server's version, and of several trainings, the figures leave out."""
+        return [*self._of_version(), *self._of_trainings()]
+
+    def _of_trainings(self) -> list[str]:
+        trainings = trainings_of(self.scenario)
+        if trainings == 1:
+            return []
+        return [
+            f"each of the {trainings} cards trains a copy of the model (DDP): the buckets of its gradients, as large as"
+            " these, are not counted, and neither is what NCCL holds"
+        ]
+
+    def _of_version(self) -> list[str]:
         if not (self.server and self.scenario.generation.sleep_level) or release(self.server.version) > (0, 26):
             return []
         return [
@@ -140,19 +161,26 @@ class Cycle:
         return answer
 
 
+def trainings_of(scenario: Scenario) -> int:
+    """Trainings whose answers one engine generates: with a model that is divided among their cards, all of them."""
+    own = scenario.generation
+    return own.tensor_parallel if own.mode == "colocate" else 1
+
+
 def server_of(scenario: Scenario, gpu: Gpu, parameters: int) -> Server | None:
     """vLLM as TRL starts it for a scenario; None with another engine."""
     own = scenario.generation
     if own.engine != "vllm":
         return None
     rank = scenario.lora.rank if scenario.lora else int((scenario.adapter or {}).get("r", 0))
+    packed = nf4_bytes(scenario.model, parameters) // own.tensor_parallel if scenario.method == "qlora" else None
     longest = own.max_model_length or scenario.size("max_position_embeddings") or scenario.sequence_length
     return Server(
         scenario.model,
         parameters,
         gpu.total_bytes,
         own.utilization,
-        own.completions or scenario.answers_at_once,
+        own.completions or scenario.answers_at_once * trainings_of(scenario),
         longest,
         own.batched_tokens,
         own.cache_dtype,
@@ -160,6 +188,7 @@ def server_of(scenario: Scenario, gpu: Gpu, parameters: int) -> Server | None:
         own.tensor_parallel,
         own.cuda_graphs,
         own.lora_slots * rank,
+        packed,
         version=scenario.versions.vllm or NEWEST,
     )
 

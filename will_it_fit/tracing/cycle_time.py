@@ -148,8 +148,9 @@ def cycle_time(
     tokens, made = rows * scenario.completion_length, None
     if server is not None:
         rates = rates_of(speed, capability)
-        prompts = -(-rows // scenario.answers_to_a_prompt)
-        shared = -(-rows // own.servers)
+        together = rows * (own.tensor_parallel if own.mode == "colocate" else 1)
+        prompts = -(-together // scenario.answers_to_a_prompt)
+        shared = -(-together // own.servers)
         made = generating(
             server,
             rates,

