@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_yaml
-from will_it_fit.readers import axolotl, companion_files, llama_factory, program, trl
+from will_it_fit.common.files import read_toml, read_yaml
+from will_it_fit.readers import axolotl, companion_files, llama_factory, program, swift, torchtitan, trl
 from will_it_fit.readers.reading import Reading, keys
 from will_it_fit.scenario.fields import BY_NAME
 
@@ -48,6 +48,8 @@ READERS = {
         (("model_name_or_path",), *(("model", hint) for hint in llama_factory.NEWER_HINTS)),
     ),
     "trl": Reader(trl.read, (("model_name_or_path",),)),
+    "torchtitan": Reader(torchtitan.read, (("training", "parallelism"), ("training", "job"))),
+    "swift": Reader(swift.read, ((swift.COMMAND,),)),
     "accelerate": Reader(
         companion_files.read_accelerate, (("distributed_type",), ("compute_environment",)), beside=True
     ),
@@ -63,7 +65,7 @@ _RUN = {"training", "memory", "dataset", "scenario_defaults", "evaluation", "mer
 
 
 def mapping_of(path: Path) -> Mapping[str, Any]:
-    """A file's content, YAML or JSON.
+    """A file's content, YAML, JSON or TOML; of a script for the shell its training command.
 
     Raises
     ------
@@ -72,13 +74,16 @@ def mapping_of(path: Path) -> Mapping[str, Any]:
     """
     if path.suffix in (".jinja", ".j2"):
         raise UserError("This is a template, not a configuration.", where=path, allowed="the rendered file")
-    content = read_yaml(path)
+    if path.suffix in (".sh", ".bash"):
+        return swift.command_of(path)
+    content = read_toml(path) if path.suffix == ".toml" else read_yaml(path)
     if not isinstance(content, Mapping):
         raise UserError(
             "The file is no configuration: it holds no keys.",
             where=path,
             found=type(content).__name__ if content is not None else "an empty file",
-            allowed="a file of axolotl, LLaMA-Factory, TRL or accelerate, a scenario, or a config.json",
+            allowed="a file of axolotl, LLaMA-Factory, TRL, torchtitan or accelerate, a script of ms-swift, a scenario,"
+            " or a config.json",
             write="model: qwen2.5-coder-7b",
         )
     return content
@@ -94,6 +99,8 @@ def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
     """
     if "model_type" in mapping and ("hidden_size" in mapping or "architectures" in mapping or "text_config" in mapping):
         return "model"
+    if path.suffix == ".toml" and isinstance(mapping.get("training"), Mapping):
+        return "torchtitan"
     if any(isinstance(mapping.get(section), Mapping) for section in _RUN):
         return "run"
     tools = [name for name, reader in READERS.items() if reader.can_read(mapping)]
@@ -118,8 +125,9 @@ def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
         "No tool is known that writes such a file.",
         where=path,
         found=", ".join(list(map(str, mapping))[:8]),
-        allowed="a file of axolotl (base_model), LLaMA-Factory (model_name_or_path, stage) or TRL (model_name_or_path,"
-        " dataset_name); of accelerate, DeepSpeed or PEFT beside a model; a scenario (model); a config.json",
+        allowed="a file of axolotl (base_model), LLaMA-Factory (model_name_or_path, stage), TRL (model_name_or_path,"
+        " dataset_name) or torchtitan (training, parallelism);"
+        " of accelerate, DeepSpeed or PEFT beside a model; a scenario (model); a config.json",
         write="model: qwen2.5-coder-7b",
     )
 
@@ -157,6 +165,6 @@ def _without_traceback(read: Callable[[], Reading], path: Path, tool: str) -> Re
         ) from None  # fmt: skip
 
 
-def read_program(path: Path, gpus: int | None) -> Reading:
-    """Read a Python program or a notebook."""
-    return _without_traceback(lambda: program.read(path, gpus), path, "the program's trainer")
+def read_program(path: Path, gpus: int | None, part: str | None = None) -> Reading:
+    """Read a Python program or a notebook; ``part``: which of the configurations of a torchtitan registry."""
+    return _without_traceback(lambda: program.read(path, gpus, part), path, "the program's trainer")
