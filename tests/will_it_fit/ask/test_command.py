@@ -214,7 +214,7 @@ def test_the_largest_batch_is_one_that_is_confirmed(model, capsys) -> None:
     assert fits(rows) and not fits(rows + 1)
 
 
-@pytest.mark.parametrize("objective", ["dpo", "grpo"])
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
 def test_the_time_of_another_objective_has_its_own_reason(objective) -> None:
     scenario = Scenario.from_mapping({
         "model": TINY, "gpu": "rtx-4090", "objective": objective, "micro_batch": 8, "sequence_length": 64,

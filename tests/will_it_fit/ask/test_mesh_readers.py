@@ -1,4 +1,4 @@
-"""Files that divide a step on a mesh: torchtitan's, accelerate's, axolotl's, and commands of ms-swift and Megatron."""
+"""Files that divide a step on a mesh: torchtitan's, accelerate's, axolotl's, and commands of Megatron."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_axolotls_combination_that_is_refused_names_its_key(tmp_path):
         asked(tmp_path, sharded | {"dp_shard_size": 2, "context_parallel_size": 2, "tensor_parallel_size": 2})
 
 
-# --- ms-swift and Megatron -------------------------------------------------------------------------------------------
+# --- Megatron ----------- -------------------------------------------------------------------------------------------
 
 
 def script(folder: Path, tuner: str = "full", more: str = "", before: str = "") -> Question:
@@ -280,24 +280,3 @@ def test_pretrain_gpt_says_its_model_by_sizes(tmp_path):
     found = question([path], Options())
     assert found.scenario.model["num_hidden_layers"] == 4 and found.scenario.model["intermediate_size"] == 1024
     said(found, micro_batch=2, sequence_length=512, parallel={"strategy": "none", "gpus": 2, "tensor": 2})
-
-
-def test_a_command_of_ms_swift_is_a_trainers(tmp_path):
-    path = tmp_path / "sft.sh"
-    path.write_text(
-        "NPROC_PER_NODE=4 swift sft --model Qwen/Qwen2.5-7B-Instruct --tuner_type lora --torch_dtype bfloat16"
-        " --per_device_train_batch_size 2 --gradient_accumulation_steps $(expr 16 / 4) --target_modules all-linear"
-        " --max_length 4096 --attn_impl flash_attn --deepspeed zero3 --sequence_parallel_size 4\n",
-        encoding="utf-8",
-    )
-    found = question([path], Options())
-    said(found, method="lora", micro_batch=2, gradient_accumulation=4, attention="flash", autocast="bf16")
-    assert found.reading.fields["parallel"] == {"strategy": "zero3", "gpus": 4}
-    assert remarks(found)["sequence_parallel_size"] == "too high"
-
-
-def test_a_script_without_a_training_is_refused(tmp_path):
-    path = tmp_path / "export.sh"
-    path.write_text("swift export --model x --merge_lora true\n", encoding="utf-8")
-    with pytest.raises(UserError, match="No command of ms-swift or Megatron"):
-        question([path], Options())
