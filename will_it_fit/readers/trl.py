@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.readers import common, grpo
-from will_it_fit.readers.reading import EITHER_WAY, Reading, Values, begin, checked, keys
+from will_it_fit.readers.reading import Reading, Values, begin, checked, keys
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 
 TABLE = ("trl", "transformers")
