@@ -123,7 +123,7 @@ _SWITCHES: dict[str, dict[str, Any]] = {
     **{word: {"quantization": {"type": "int8"}} for word in ("8bit", "load_in_8bit", "int8")},
     **{word: {"attention": "flash"} for word in ("flash_attention", "flash_attn", "fa2")},
     **{word: {"gradient_checkpointing": False} for word in ("no_gradient_checkpointing", "no_checkpointing")},
-    **{word: {"objective": word} for word in ("dpo", "orpo", "kto", "grpo")},
+    **{word: {"objective": word} for word in ("dpo", "orpo", "kto", "grpo", "rloo")},
 }
 _EXAMPLE = "qwen2.5-coder-7b"
 _STRATEGIES = {"fsdp": "fsdp2", "deepspeed": "zero3", "zero": "zero3", "dp": "ddp", "single": "none"}
