@@ -23,6 +23,7 @@ from .origins import calling_frame
 
 LIMIT = 1_048_576  # elements of an integer or boolean tensor whose values are carried
 FLOAT_LIMIT = 1_048_576  # of one in floating point that is computed of such, as Gemma 4 pools the patches of an image
+FILLED_LIMIT = 4096  # of one in floating point that is made of one number: an optimizer's states are made so, and large
 # Libraries ask about values that don't decide what is allocated, or that a real batch answers in one way. By module, or
 # by module and function:
 ANSWERS: Mapping[str, bool] = {
@@ -147,7 +148,7 @@ class Values:
         if func in _FILLED:
             value = _FILLED[func]
             filled = args[-1] if value is None else value
-            if isinstance(output, torch.Tensor) and isinstance(filled, (int, float, bool)):
+            if _carried_filled(output) and isinstance(filled, (int, float, bool)):
                 self.remember(output, torch.full(output.shape, filled, dtype=output.dtype))
             return
         moved = {**kwargs, "device": "cpu"} if "device" in kwargs else kwargs
@@ -414,6 +415,13 @@ def _small(output: Any) -> bool:
         item.numel() <= (FLOAT_LIMIT if item.dtype.is_floating_point else LIMIT) and not item.dtype.is_complex
         for item in _listed(output)
         if isinstance(item, torch.Tensor)
+    )
+
+
+def _carried_filled(output: Any) -> bool:
+    """Whether the values of what is made of one number are carried."""
+    return isinstance(output, torch.Tensor) and (
+        not output.dtype.is_floating_point or output.numel() <= FILLED_LIMIT
     )
 
 
