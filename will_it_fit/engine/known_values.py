@@ -105,6 +105,11 @@ class Values:
         self._source_ends: dict[int, _End] = {}
         self._kinds: dict[Any, _Kind] = {}
 
+    @property
+    def idle(self) -> bool:
+        """Whether no value is known, and nothing on the host stands for a tensor."""
+        return not self.carrying and not self._stand_ins
+
     # --- what a tracker asks -------------------------------------------------------------------------------------
 
     def before(self, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -148,7 +153,7 @@ class Values:
         if func in _FILLED:
             value = _FILLED[func]
             filled = args[-1] if value is None else value
-            if _carried_filled(output) and isinstance(filled, (int, float, bool)):
+            if type(filled) in (int, float, bool) and (output.numel() <= FILLED_LIMIT or carried(output)):
                 self.remember(output, torch.full(output.shape, filled, dtype=output.dtype))
             return
         moved = {**kwargs, "device": "cpu"} if "device" in kwargs else kwargs
@@ -415,13 +420,6 @@ def _small(output: Any) -> bool:
         item.numel() <= (FLOAT_LIMIT if item.dtype.is_floating_point else LIMIT) and not item.dtype.is_complex
         for item in _listed(output)
         if isinstance(item, torch.Tensor)
-    )
-
-
-def _carried_filled(output: Any) -> bool:
-    """Whether the values of what is made of one number are carried."""
-    return isinstance(output, torch.Tensor) and (
-        not output.dtype.is_floating_point or output.numel() <= FILLED_LIMIT
     )
 
 
