@@ -253,8 +253,9 @@ def _deepspeed_file(text: str, beside: Path, key: str) -> dict[str, Any]:
 
 
 def offloaded(reading: Reading, key: str) -> None:
-    """Activations that wait on the host."""
-    if knows("activation_offload") and reading.fields.get("objective", "sft") == "sft":
+    """Activations that wait on the host; to be called when objective and GPUs are set."""
+    alone = (reading.fields.get("parallel") or {}).get("strategy", "none") in ("none", "ddp")
+    if knows("activation_offload") and alone and reading.fields.get("objective", "sft") == "sft":
         reading.set(activation_offload=True)
     else:
         reading.approximates(key, True, TOO_HIGH, "what backward needs waits on the host", "activations")
