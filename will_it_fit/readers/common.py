@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -140,7 +141,7 @@ def adapters(
     if targets is not None:
         # The vision tower is left out, and the language model's layers then lie at the top.
         targets = [targets] if isinstance(targets, str) else targets
-        targets = [target.replace("language_model.", "") for target in targets]
+        targets = [re.sub(r"\b(language|text)_model\\?\.", "", target) for target in targets]
         adapter["target_modules"] = targets if listed else targets[0]
     reading.set(adapter=adapter)
 
