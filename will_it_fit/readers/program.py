@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.readers import grpo, trl
+from will_it_fit.readers import grpo, torchtitan, trl
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, Reading, keys
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 
@@ -57,8 +57,8 @@ def source(path: Path) -> str:
     return "\n".join(re.sub(r"^(\s*)[!%].*", r"\1pass", line) for line in lines)
 
 
-def read(path: Path, gpus: int | None = None) -> Reading:
-    """The scenario's fields of a program."""
+def read(path: Path, gpus: int | None = None, part: str | None = None) -> Reading:
+    """The scenario's fields of a program; ``part``: a function of a torchtitan registry."""
     try:
         tree = ast.parse(source(path))
     except SyntaxError as error:
@@ -66,6 +66,8 @@ def read(path: Path, gpus: int | None = None) -> Reading:
             "The program is not Python.", where=f"{path}, line {error.lineno}", found=(error.text or "").strip()[:80],
             allowed="a Python file or a notebook",
         ) from None  # fmt: skip
+    if torchtitan.is_registry(tree):
+        return torchtitan.read_registry(tree, path, part, gpus)
     calls = _Calls(tree)
     if not calls.settings and not calls.trainer:
         raise UserError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.readers import common, grpo
-from will_it_fit.readers.reading import Reading, Values, begin, keys
+from will_it_fit.readers.reading import Reading, Values, begin, checked, keys
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 
 TABLE = ("trl", "transformers")
@@ -123,5 +123,7 @@ def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
     elif get("fsdp"):
         words = get("fsdp") if isinstance(get("fsdp"), str) else " ".join(map(str, get("fsdp")))
         common.fsdp(reading, get("fsdp_config") or {}, 1, gpus, words if "offload" in words else "")
-    elif (gpus or 1) > 1:
+    elif (gpus or 1) > 1 and not get("parallelism_config"):
         common.parallel(reading, "ddp", gpus)
+    if divided := checked("parallelism_config", get("parallelism_config"), reading.file, "keys below it"):
+        common.mesh(reading, "parallelism_config", divided, gpus)
