@@ -38,6 +38,8 @@ RELIED_ON = {
     "peft.tuners.tuners_utils.BaseTunerLayer": "_disable_adapters _move_adapter_to_device_of_base_layer",
     "trl.kernels.chunked_logprob": "_addmm_fp32 _use_triton",
     "trl.trainer.grpo_trainer.GRPOTrainer": "_last_loaded_step",
+    "trl.trainer.rloo_trainer.RLOOTrainer": "_generate_single_turn",
+    "trl.experimental.online_dpo.OnlineDPOTrainer": "_generate",
     "torch.Tensor": "_indices _is_view _nnz _values",
     "torch.UntypedStorage": "_cdata",
     "torch._C": (
