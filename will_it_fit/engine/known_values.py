@@ -23,6 +23,7 @@ from .origins import calling_frame
 
 LIMIT = 1_048_576  # elements of an integer or boolean tensor whose values are carried
 FLOAT_LIMIT = 1_048_576  # of one in floating point that is computed of such, as Gemma 4 pools the patches of an image
+FILLED_LIMIT = 4096  # of one in floating point that is made of one number: an optimizer's states are made so, and large
 # Libraries ask about values that don't decide what is allocated, or that a real batch answers in one way. By module, or
 # by module and function:
 ANSWERS: Mapping[str, bool] = {
@@ -105,6 +106,11 @@ class Values:
         self._source_ends: dict[int, _End] = {}
         self._kinds: dict[Any, _Kind] = {}
 
+    @property
+    def idle(self) -> bool:
+        """Whether no value is known, and nothing on the host stands for a tensor."""
+        return not self.carrying and not self._stand_ins
+
     # --- what a tracker asks -------------------------------------------------------------------------------------
 
     def before(self, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -148,7 +154,7 @@ class Values:
         if func in _FILLED:
             value = _FILLED[func]
             filled = args[-1] if value is None else value
-            if isinstance(output, torch.Tensor) and isinstance(filled, (int, float, bool)):
+            if type(filled) in (int, float, bool) and (output.numel() <= FILLED_LIMIT or carried(output)):
                 self.remember(output, torch.full(output.shape, filled, dtype=output.dtype))
             return
         moved = {**kwargs, "device": "cpu"} if "device" in kwargs else kwargs

@@ -203,8 +203,9 @@ def trace_step(
         If the model isn't on ``meta``, or the step runs what ``torch.compile`` has compiled.
     """
     options = options or Options()
-    if options.capability is None and (simulation := active_simulation()):
-        options = replace(options, capability=simulation.card.capability)
+    if simulation := active_simulation():
+        simulation.forget_choices()
+        options = replace(options, capability=options.capability or simulation.card.capability)
     _refuse_values(model, optimizer)
     on_gpu = options.target == "cuda"
     tracker, seen = make_tracker(model, options, on_gpu)
