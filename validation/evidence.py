@@ -35,7 +35,7 @@ from will_it_fit.scenario.scenario import Scenario
 _CARDS = {"Tesla T4": "t4", "A100-SXM4-80GB": "a100-80gb", "NVIDIA L40S": "l40s", "NVIDIA GeForce RTX 4080": "rtx-4080",
           "H100 96 GB": "h100-96gb", "8 x H100": "h100-80gb", "h100-96gb-500w": "h100-96gb"}  # fmt: skip
 _OTHER_CAPABILITIES = {"a10g": (8, 6), "h100-96gb": (9, 0)}  # of cards that the catalogue does not have
-_TITANS_CARDS = {"h200": "h200-141gb", "b200": "b200-180gb"}  # by the beginning of a row's name
+_TITANS_CARDS = {"h200": "h200", "b200": "b200"}  # by the beginning of a row's name
 _TITANS_MILLIONS = {"8B": 8030.3, "70B": 70553.7, "405B": 405853.4}
 VERSIONS = ("torch", "transformers", "peft", "bitsandbytes")
 # Programs whose models are their own, not transformers'.

@@ -202,6 +202,13 @@ def _tensor(scenario: Any) -> Iterator[Problem]:
         (columns, "the columns of the MLP"),
     ):
         yield from _divides(parallel, "tensor", count, what, common)
+    if (scenario.model.get("text_config") or scenario.model).get("tie_word_embeddings"):
+        yield Problem(
+            "The output head of this model is its embedding (`tie_word_embeddings`). transformers' plan divides the"
+            " head and leaves the embedding whole, and both of one tensor is not predicted.",
+            "tensor: 1; or a model with a head of its own",
+            {"tensor": 1},
+        )
     yield from _adapters(
         scenario,
         "tensor",

@@ -13,6 +13,7 @@ from will_it_fit import readers
 from will_it_fit.ask.question import Options, Question, question
 from will_it_fit.common.errors import UserError
 
+LARGE = "meta-llama/Llama-3.1-8B"  # with a head of its own
 TITAN = """
 [job]
 dump_folder = "./outputs"
@@ -202,7 +203,7 @@ ACCELERATE = {"distributed_type": "FSDP", "num_processes": 8, "fsdp_config": {"f
 )
 def test_accelerates_block_makes_a_mesh(tmp_path, given, mesh):
     beside = ACCELERATE | {"parallelism_config": sizes(**given)}
-    found = asked(tmp_path, TRL | {"loss_type": "nll"}, beside, tool="trl")
+    found = asked(tmp_path, TRL | {"model_name_or_path": LARGE, "loss_type": "nll"}, beside, tool="trl")
     said(found, parallel={"strategy": "fsdp2", **mesh})
 
 
@@ -226,7 +227,7 @@ def test_the_block_stands_in_a_file_of_trl_too(tmp_path):
 
 
 def test_axolotls_sizes_make_a_mesh(tmp_path):
-    sharded = AXOLOTL | {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
+    sharded = AXOLOTL | {"base_model": LARGE, "fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
     found = asked(tmp_path, sharded | {"dp_shard_size": 2, "dp_replicate_size": 2, "tensor_parallel_size": 2})
     said(found, parallel={"strategy": "fsdp2", "gpus": 8, "tensor": 2, "replicate": 2})
     found = asked(tmp_path, sharded | {"dp_shard_size": 2, "context_parallel_size": 2, "flash_attention": True})
@@ -238,7 +239,7 @@ def test_axolotls_sizes_make_a_mesh(tmp_path):
 
 
 def test_axolotls_combination_that_is_refused_names_its_key(tmp_path):
-    sharded = AXOLOTL | {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
+    sharded = AXOLOTL | {"base_model": LARGE, "fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
     with pytest.raises(UserError, match="can't be combined: accelerate's tensor parallel"):
         asked(tmp_path, sharded | {"dp_shard_size": 2, "context_parallel_size": 2, "tensor_parallel_size": 2})
 
@@ -274,7 +275,8 @@ def test_pretrain_gpt_says_its_model_by_sizes(tmp_path):
     path = tmp_path / "pretrain.sh"
     path.write_text(
         "torchrun --nproc_per_node 2 pretrain_gpt.py --num-layers 4 --hidden-size 256 --num-attention-heads 8"
-        " --seq-length 512 --micro-batch-size 2 --global-batch-size 2 --tensor-model-parallel-size 2 --bf16\n",
+        " --seq-length 512 --micro-batch-size 2 --global-batch-size 2 --tensor-model-parallel-size 2 --bf16"
+        " --untie-embeddings-and-output-weights\n",
         encoding="utf-8",
     )
     found = question([path], Options())

@@ -111,6 +111,12 @@ BAD = {
         "stay whole",
         "method: full",
     ),
+    "one tensor": (
+        {"gpus": 2, "tensor": 2},
+        {"model": LLAMA | {"tie_word_embeddings": True}},
+        "The output head of this model",
+        "tensor: 1",
+    ),
     "offload": ({"gpus": 2, "tensor": 2, "offload": "cpu"}, {}, "accelerate's FSDP2", "offload: none"),
     "wide sums": (
         {"gpus": 4, "tensor": 2, "reduce_in_fp32": True},
