@@ -94,6 +94,7 @@ class Values:
         self.carrying = False  # whether any value is known, or was
         self.reading = False  # whether Python is about to read a whole tensor
         self.counts_evenly = False  # whether counts of choices that nobody knows are taken to be even
+        self.chosen_share = 1.0  # of what is counted, from the first on: which part alone is chosen
         self.asked: Callable[[torch.dtype], float | None] | None = None  # gives numbers in the place of `scalars`
         self._scalars = scalars
         self._answers = {**ANSWERS, **(answers or {})}
@@ -335,15 +336,16 @@ class Values:
             self._known.pop(tensor.untyped_storage()._cdata, None)
 
     def _even(self, counts: torch.Tensor, dim: int, chosen: torch.Tensor, ones: torch.Tensor) -> torch.Tensor | None:
-        """How often each of several is chosen where nobody knows, as a router's experts: equally often.
+        """How often each of several is chosen where nobody knows, as a router's experts: those that are, equally often.
 
         None: it is no such count, or nobody needs it: only experts on several GPUs are sent as many tokens.
         """
         of_numbers = not counts.dtype.is_floating_point and counts.dim() == ones.dim() == 1
         if not self.counts_evenly or not of_numbers or self.known(chosen) is not None:
             return None
-        total, bins = ones.numel(), counts.numel()
-        return total // bins + (torch.arange(bins) < total % bins).to(counts.dtype)
+        total, places = ones.numel(), torch.arange(counts.numel())
+        bins = max(1, round(counts.numel() * self.chosen_share))
+        return (total // bins + (places < total % bins)).to(counts.dtype) * (places < bins)
 
     def _arguments(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """The arguments with the values of all tensors; None: some are not known."""
