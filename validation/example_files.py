@@ -125,7 +125,7 @@ def _refused(traced: Callable[[], Any]) -> dict[str, Any] | None:
     try:
         traced()
     except UserError as error:
-        if error.change and set(error.change) <= {"attention", "autocast"}:
+        if error.change and set(error.change) <= {"attention", "autocast", "method"}:
             return dict(error.change)
         raise
     return None

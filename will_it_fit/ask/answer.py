@@ -104,6 +104,10 @@ def _other_kernels(compared: Comparison, where: object) -> list[dict[str, Any]]:
 _NEAREST: dict[tuple[str, Any], tuple[str, str]] = {
     ("attention", "sdpa"): (TOO_HIGH, "this kernel takes what ours does not; read as sdpa"),
     ("attention", "eager"): (TOO_HIGH, "this architecture's own attention, read as eager"),
+    ("method", "lora"): (
+        EITHER_WAY,
+        "bitsandbytes packs no layer of this architecture, so its weights count whole",
+    ),
     ("autocast", "bf16"): (EITHER_WAY, "products of different dtypes are cast; counted under autocast"),
 }
 

@@ -361,8 +361,10 @@ def _resolve(fields: dict[str, Any], reading: Reading, where: str) -> None:
     fields["model"] = model
     fields.setdefault("model_name", name)
     length = fields.get("sequence_length")
-    positions = size(model, "max_position_embeddings")
+    text = model["text_config"] if isinstance(model.get("text_config"), Mapping) else model
+    positions = size(text, "max_position_embeddings")
     is_file = reading.tool and isinstance(length, int) and positions
     if is_file and length > positions and model.get("model_type") not in _LEARNED_POSITIONS:
-        model["max_position_embeddings"] = length
+        longer = {**text, "max_position_embeddings": length}
+        fields["model"] = longer if text is model else {**model, "text_config": longer}
         reading.notes.append(f"{length} tokens are more than the model's {positions} positions; counted all the same")

@@ -40,6 +40,9 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     reading.pads = not (get("sample_packing") or get("batch_flattening"))
     common.optimizer(reading, "optimizer", get("optimizer", "adamw_torch_fused"))
     _loss(get, reading)
+    for key in ("overrides_of_model_config", "model_config"):  # the newer name and the older one
+        if (get(key) or {}).get("output_router_logits"):
+            common.router_loss(reading, key)
     _parallel(get, reading, gpus)
     if get("rl"):
         kind, rows = str(get("rl")), reading.fields["micro_batch"]

@@ -308,6 +308,14 @@ def offloaded(reading: Reading, key: str) -> None:
         reading.approximates(key, True, TOO_HIGH, "what backward needs waits on the host", "activations")
 
 
+def router_loss(reading: Reading, key: str) -> None:
+    """The loss that spreads tokens over experts; to be called when the loss is set."""
+    if reading.fields.get("loss", "full") == "full":
+        reading.set(experts={**reading.fields.get("experts", {}), "router_loss": True})
+    else:
+        reading.approximates(key, True, TOO_LOW, "the routers' logits are kept for a loss of their own")
+
+
 def compiled(reading: Reading, torch_compile: Any, mode: Any) -> None:
     """``torch_compile`` of a trainer, which compiles the whole model; to be called when objective and GPUs are set."""
     if not torch_compile:

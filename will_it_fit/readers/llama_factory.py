@@ -55,6 +55,8 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
         reading.approximates(
             "use_unsloth", True, TOO_HIGH, "Unsloth's kernels keep less, and move activations to the host"
         )
+    if get("moe_aux_loss_coef"):
+        common.router_loss(reading, "moe_aux_loss_coef")
     stage = get("stage", "sft")
     if stage in _OBJECTIVES:
         objective = "orpo" if get("pref_loss") in ("orpo", "simpo") else _OBJECTIVES[stage]

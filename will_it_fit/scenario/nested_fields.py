@@ -86,6 +86,10 @@ class Experts:
         example="host",
         said={"none": "", "host": "experts on the host"},
     )
+    router_loss: bool = switch(
+        "The loss that spreads tokens over experts is added (`output_router_logits`): the routers' logits are kept.",
+        on="a routers' loss",
+    )
 
 
 @dataclass(frozen=True)

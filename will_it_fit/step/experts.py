@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -131,6 +132,9 @@ def expert_notes(model: nn.Module, scenario: Scenario) -> Iterator[str]:
             f" on load {packed / 2**30:.1f} (--set experts.quantized=bitsandbytes, as axolotl's quantize_moe_experts"
             " and Unsloth do)"
         )
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if scenario.experts.router_loss and not hasattr(sys.modules[type(base).__module__], "load_balancing_loss_func"):
+        yield "`experts.router_loss` adds nothing: transformers has no routers' loss for this architecture"
     if scenario.experts.quantized == "mxfp4":
         yield (
             "mxfp4 is kept, and a layer's experts are unpacked to run. transformers 5.24 says that it does not train"

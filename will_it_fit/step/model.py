@@ -254,6 +254,8 @@ def configuration(scenario: Scenario) -> transformers.PretrainedConfig:
     """The transformers configuration of a scenario's model."""
     fields = {key: value for key, value in scenario.model.items() if key not in ("model_type", "quantization_config")}
     kind = scenario.model["model_type"]
+    if scenario.experts.router_loss:
+        fields["output_router_logits"] = True
     try:
         config = transformers.AutoConfig.for_model(kind, **fields)
     except ValueError as error:

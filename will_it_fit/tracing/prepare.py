@@ -196,6 +196,16 @@ def speaking_of(scenario: Scenario) -> Iterator[None]:
             allowed="sdpa, which takes the kernel that fits, or eager",
             change={"attention": "sdpa"},
         ) from error
+    except ValueError as error:
+        if "Context parallelism does not support" not in str(error):
+            raise
+        raise UserError(
+            "accelerate divides rows among GPUs only where every layer attends to all of a row.",
+            where=f"parallel.context; model (model_type {scenario.model['model_type']})",
+            found=str(error).partition(" (")[0],
+            allowed="context: 1, or a model of full attention alone",
+            change={"parallel": {"context": 1}},
+        ) from error
     except StepError as error:
         if "differ in dtype" in str(error) and "int8" in str(error):
             raise UserError(
@@ -203,7 +213,7 @@ def speaking_of(scenario: Scenario) -> Iterator[None]:
                 where=f"model (model_type {scenario.model['model_type']}), {error.inner or error.line}",
                 found=f"method {scenario.method}",
                 allowed="lora, or full",
-                change={"method": "lora"},
+                write="method: lora",
             ) from error
         if "differ in dtype" in str(error):
             raise UserError(

@@ -466,3 +466,15 @@ def test_target_modules_of_a_whole_model_are_those_of_its_language_model(tmp_pat
         targets = f"model.{name}layers.[\\d]+.self_attn.q_proj"
         found = asked(tmp_path, {**given, "lora_target_modules": targets})
         assert found.scenario.adapter["target_modules"] == "model.layers.[\\d]+.self_attn.q_proj"
+
+
+@pytest.mark.parametrize("more, router_loss", [({}, True), ({"cut_cross_entropy": True}, False)])
+def test_a_routers_loss_is_read_or_said_to_be_missing(more, router_loss, tmp_path) -> None:
+    """Two tools' keys; a loss that runs past the model's own keeps no routers' logits here."""
+    axolotl = {"base_model": "Qwen/Qwen3-30B-A3B", "sequence_len": 256, "micro_batch_size": 1, "datasets": []}
+    found = asked(tmp_path, {**axolotl, "model_config": {"output_router_logits": True}, **more})
+    assert found.scenario.experts.router_loss is router_loss
+    assert any(one.key == "model_config" and one.errs == "too low" for one in found.reading.remarks) is not router_loss
+    factory = {"model_name_or_path": "Qwen/Qwen3-30B-A3B", "stage": "sft", "finetuning_type": "lora", "do_train": True}
+    assert asked(tmp_path, {**factory, "moe_aux_loss_coef": 0.01}).scenario.experts.router_loss
+    assert not asked(tmp_path, factory).scenario.experts.router_loss

@@ -38,6 +38,17 @@ def test_a_quantized_base_is_traced_to_the_byte(family):
     compare(asked(family, "qlora", attention_mask="padding", micro_batch=3, autocast="bf16"))
 
 
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_5_moe_text", "lfm2_moe", "granitemoehybrid"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_routers_loss_is_traced_to_the_byte(family, method):
+    compare(asked(family, method, experts={"router_loss": True}))
+
+
+def test_an_architecture_without_a_routers_loss_says_so():
+    with_loss = trace(asked("glm4_moe", "lora", experts={"router_loss": True}), "cpu", timeline=False)
+    assert any("router_loss` adds nothing" in note for note in with_loss["notes"])
+
+
 @pytest.mark.parametrize(("model", "says"), [
     ({**FAMILIES["qwen3_5_text"], "layer_types": ["linear_attention"] * 3}, ["`model.layer_types`", "3 entries"]),
     ({**FAMILIES["kimi_linear"], "mlp_layer_types": ["dense"]}, ["`model.mlp_layer_types`", "num_hidden_layers: 1"]),
