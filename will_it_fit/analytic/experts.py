@@ -18,15 +18,15 @@ from will_it_fit.engine.components import WEIGHT_CASTS
 ROWS = ("e", "t")  # each token as often as it has experts
 
 
-def experts(net: Network, x: Tensor, layer: Layer) -> Tensor:
-    """Route the tokens, run the experts, sum what each token gets."""
+def experts(net: Network, x: Tensor, layer: Layer, size: str = "i") -> Tensor:
+    """Route the tokens, run the experts, sum what each token gets; ``size``: the width of one."""
     net.what = "experts"
     shares, indices = routed(net, x, layer)
     rows = net.elementwise(x, dims=(*ROWS, "h"), saved=[indices])
     up = merged(net, layer.up, layer.up_adapter) if layer.up_adapter else layer.up  # cached until the layer is done
-    joined = grouped(net, rows, up, "i+i")
+    joined = grouped(net, rows, up, f"{size}+{size}")
     del rows
-    gate, second = net.split(joined, ("i", "i"))
+    gate, second = net.split(joined, (size, size))
     del joined
     hidden = net.multiply(activated(net, gate), second)
     del gate, second

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
-from will_it_fit.analytic.decoder import Decoder, NotDescribed
+from will_it_fit.analytic.decoder import Decoder, Heads, NotDescribed
 from will_it_fit.engine.components import weights
 from will_it_fit.engine.cuda_rules import (
     BIAS_ALIGNMENT,
@@ -17,6 +18,7 @@ from will_it_fit.engine.cuda_rules import (
 )
 from will_it_fit.engine.cuda_rules import attention_kernel as kernel_of_attention
 from will_it_fit.scenario.fields import FIELDS
+from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.scenario import Scenario
 
 CHUNK_TOKENS = 256  # will_it_fit/step/step.py: tokens whose logits exist at once with `loss: chunked`
@@ -90,6 +92,8 @@ class Setting:
 
         PEFT's k-bit preparation turns all of them to fp32, TRL's norms and biases alone.
         """
+        if group == "fp32":  # transformers keeps some routers so
+            return 4
         prepared = {"none": (), "peft": (group,), "trl": ("norms", "biases")}[self.scenario.kbit_preparation]
         return 4 if group in prepared else self.dense_width
 
@@ -109,6 +113,16 @@ class Setting:
             return [(self.adapter_width, self.share(elements), times) for _, elements, times in shapes]
         shapes = self.decoder.weight_shapes()
         return [(self.dense_width, self.share(elements), times) for _, elements, _, times in shapes]
+
+    @property
+    def packages(self) -> frozenset[str]:
+        """The packages whose kernels run on the target machine: what it is said to have, or what is installed here."""
+        asked = self.decoder.packages
+        if self.scenario.packages is not None:
+            return asked & frozenset(self.scenario.packages)
+        if self.scenario.kernels == "packages":
+            return asked
+        return frozenset(name for name in asked if find_spec(KERNEL_PACKAGES[name]) is not None)
 
     # --- several GPUs ---
 
@@ -133,21 +147,24 @@ class Setting:
 
     @property
     def windowed(self) -> bool:
-        """Whether attention gets a mask, since some layers might not look back over the whole text.
+        """Whether some layers' attention gets a mask, since it might not look back over the whole text."""
+        return self.looks_back(self.decoder.heads)
+
+    def looks_back(self, heads: Heads) -> bool:
+        """Whether an attention gets a mask for its window.
 
         Source: transformers masking_utils.py, _ignore_causal_mask_sdpa (a window as long as the text makes one too).
         """
-        return 0 < self.decoder.window <= self.scenario.sequence_length
+        return 0 < heads.window <= self.scenario.sequence_length
 
     @property
     def packed(self) -> bool:
         """Whether rows share a sequence: the batch brings positions of each row, and masks for all layers."""
         return self.scenario.packing != "none"
 
-    @property
-    def masked(self) -> bool:
-        """Whether attention gets a mask."""
-        return self.packed or self.windowed
+    def masked(self, heads: Heads) -> bool:
+        """Whether an attention gets a mask."""
+        return self.packed or self.looks_back(heads)
 
     @property
     def packing_masks(self) -> int:
@@ -169,28 +186,28 @@ class Setting:
             return 4
         return WIDTH[self.scenario.compute_precision]
 
-    @property
-    def grouped(self) -> bool:
+    def grouped(self, heads: Heads) -> bool:
         """Whether several query heads share a key head."""
-        return self.decoder.sizes["H"] != self.decoder.sizes["K"]
+        return self.decoder.sizes[heads.count] != self.decoder.sizes[heads.groups]
 
     def attention_dtype(self, width: int) -> str:
         """The dtype that attention computes in on queries whose elements take ``width`` bytes."""
         return self.scenario.compute_precision if self.autocast or width == 2 else "fp32"
 
-    def attention_kernel(self, width: int) -> str:
+    def attention_kernel(self, width: int, heads: Heads | None = None) -> str:
         """What runs on queries whose elements take ``width`` bytes: eager, or a kernel of the fused attention."""
         if self.scenario.attention != "sdpa":
             return self.scenario.attention
         if not self.decoder.family.sdpa:
             return "eager"
-        head = self.decoder.sizes["d"]
+        heads = heads or self.decoder.heads
+        masked = self.masked(heads)
         return kernel_of_attention(
             self.attention_dtype(width),
-            head,
-            head,
-            grouped=self.grouped and not self.masked,  # with a mask transformers repeats keys and values
-            masked=self.masked,
+            self.decoder.sizes[heads.head],
+            self.decoder.sizes[heads.value_head],
+            grouped=self.grouped(heads) and not masked,  # with a mask transformers repeats keys and values
+            masked=masked,
             capability=self.capability,
             enabled=PLATFORMS[self.scenario.platform],
         )
@@ -200,7 +217,7 @@ class Setting:
         scenario, decoder = self.scenario, self.decoder
         length, head = scenario.sequence_length, decoder.sizes["d"]
         learned = scenario.tokens - scenario.micro_batch  # the first token of a row is no target
-        flash_length, flash_head = flash_padding(length, head)
+        flash_length = flash_padding(length, head)[0]
         sizes = {
             **decoder.sizes,
             "1": 1,
@@ -214,7 +231,7 @@ class Setting:
             "s8": up(length, BIAS_ALIGNMENT),
             "s32": up(length, LOG_SUM_EXP_ALIGNMENT),
             "s128": flash_length,
-            "d32": flash_head,
+            **decoder.of_step(length, scenario.micro_batch),
         }
         for matrix in decoder.matrices:
             sizes[f"{matrix.outputs}·{matrix.inputs}/{BLOCKSIZE}"] = -(-decoder.elements(matrix) // BLOCKSIZE)

@@ -1,7 +1,7 @@
 """The whole training step on sizes: embeddings, decoder layers, loss, backward pass, optimizer.
 
-Layers are alike. Where blocks don't matter three of them are run and the rest is multiplication: what the second layer
-left behind counts once more for each layer that is not run.
+Layers repeat, alone or in groups. Where blocks don't matter three repetitions are run and the rest is multiplication:
+what the second left behind counts once more for each that is not run.
 
 Sources: transformers 5.24 (models/*/modeling_*.py, loss/loss_utils.py), will_it_fit/step/step.py.
 """
@@ -20,7 +20,7 @@ from will_it_fit.analytic.sharding import Sharding, Unit, marked, units_of
 from will_it_fit.engine.components import GRADIENTS, INPUTS, TEMPORARIES, WEIGHT_CASTS
 from will_it_fit.engine.cuda_rules import embedding_backward_bytes
 
-LAYERS_RUN = 3
+PERIODS_RUN = 3
 
 
 class TrainingStep(Network):
@@ -34,9 +34,10 @@ class TrainingStep(Network):
 
     def __init__(self, setting: Setting, *, blocks: bool) -> None:
         super().__init__(setting, blocks=blocks)
-        count = setting.decoder.sizes["L"]
-        self.skipped = 0 if blocks else max(0, count - LAYERS_RUN)  # every layer's blocks are its own
-        self.layers = [Layer(self) for _ in range(count - self.skipped)]
+        self.before, self.period = setting.decoder.period
+        repetitions = (setting.decoder.sizes["L"] - self.before) // self.period
+        self.skipped = 0 if blocks else max(0, repetitions - PERIODS_RUN)  # every layer's blocks are its own
+        self.layers = self._layers()
         self.resident = 0
         self._shared: list[Tensor] = []  # what every layer reads
         self._held: list[Tensor] = []  # what the model's code keeps a name for, until the forward pass ends
@@ -51,6 +52,19 @@ class TrainingStep(Network):
         self.head = self.embedding if self.decoder.tied else self.base_parameter("output_head", "V", "h")
         self.sharding = Sharding(self, setting) if setting.sharded else None
         self.units: list[Unit] = self._units() if self.sharding else []
+
+    def _layers(self) -> list[Layer]:
+        """The layers that are run."""
+        count, left_out = self.decoder.sizes["L"], self.skipped * self.period
+        if not self.decoder.plans:
+            self._run_layer = decoder_layer
+            return [Layer(self) for _ in range(count - left_out)]
+        from will_it_fit.analytic.mixers import HybridLayer, run_layer
+
+        self._run_layer = run_layer
+        first = self.before + PERIODS_RUN * self.period
+        plans = self.decoder.plans
+        return [HybridLayer(self, plan) for plan in (plans[:first] + plans[first + left_out :] if left_out else plans)]
 
     def _units(self) -> list[Unit]:
         """What FSDP2 gathers together, in the order of the forward pass: the embedding if untied, layers, the rest."""
@@ -117,10 +131,13 @@ class TrainingStep(Network):
                 x = marked(self.nodes, x, lambda: sharding.before_backward(first))
             sharding.after_forward(first)
         self._share(x.width)
+        before = self.live
         for index, layer in enumerate(self.layers):
-            self._last_layer = len(self.nodes)
-            before = self.live.copy()
-            run = lambda x, layer=layer: decoder_layer(self, x, layer)  # noqa: E731
+            if index == self.before + (PERIODS_RUN - 1) * self.period:
+                self._last_layer = len(self.nodes)
+            if index == self.before + self.period:
+                before = self.live.copy()
+            run = lambda x, layer=layer: self._run_layer(self, x, layer)  # noqa: E731
             unit = self.units[index + (not decoder.tied)] if sharding else None
             if sharding:
                 sharding.before_forward(unit)
@@ -129,7 +146,7 @@ class TrainingStep(Network):
             if sharding:
                 x = marked(self.nodes, x, lambda unit=unit: sharding.before_backward(unit))
                 sharding.after_forward(unit)
-            if index == 1 and self.skipped:
+            if self.skipped and index == self.before + 2 * self.period - 1:
                 self._repeat(before)
         if not checkpointing:  # only a layer that runs again reads the mask again
             self._shared = [tensor for tensor in self._shared if "t" not in tensor.dims]
@@ -299,7 +316,9 @@ class TrainingStep(Network):
         self.look()
         for term, kept in self._between.items():
             self.count(term, -kept)
-        grown = [parameter.grad.storage for parameter in self.layers[-1].parameters if parameter.grad is not None]
+        first = self.before + (PERIODS_RUN - 1) * self.period
+        parameters = [each for layer in self.layers[first : first + self.period] for each in layer.parameters]
+        grown = [parameter.grad.storage for parameter in parameters if parameter.grad is not None]
         if self.sharding and self.units[-2].share:
             grown = [self.units[-2].share]
         for storage in grown:
