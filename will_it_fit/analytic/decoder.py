@@ -103,6 +103,16 @@ class Decoder:
         return ()
 
     @property
+    def router(self) -> str:
+        """How experts are chosen (:func:`will_it_fit.analytic.experts.routed`)."""
+        return "softmax"
+
+    @property
+    def scaled_logits(self) -> bool:
+        """Whether logits are multiplied by a number."""
+        return False
+
+    @property
     def packages(self) -> frozenset[str]:
         """Whose kernels the model's code takes where it can."""
         return frozenset()
@@ -279,7 +289,7 @@ def describe(model: Mapping[str, Any]) -> Decoder:
     kind = model["model_type"]
     family = FAMILIES.get(kind)
     if family is None:
-        from will_it_fit.analytic.hybrids import hybrid
+        from will_it_fit.analytic.plans import hybrid
 
         return hybrid(model)
     if model.get("quantization_config"):

@@ -1,34 +1,16 @@
-"""Decoders whose layers are of several kinds, from the configuration alone: every weight of every layer by name.
+"""Decoders whose layers are of several kinds: every weight of every layer by name and size.
 
-A layer is a *mixer* of tokens and an MLP. Mixers: attention with heads of its own, latent attention, linear attention by
-the delta rule, state spaces, short convolutions. :mod:`will_it_fit.analytic.mixers` says what they do in a step.
-
-Symbols beside those of :mod:`will_it_fit.analytic.decoder`:
-
-====  =====================================================
-m, S  width of one expert, and of what every token goes through beside the experts
-E, e  experts, and those of a token
-x, y  linear attention: elements of a token's keys, and of its values; of a state space: of its inner width
-X     its keys, repeated for the heads of its values
-N     its heads; u, w: their keys' size and values' size
-G     groups x states of a state space; n its state
-A, B  queries and keys of a second kind of attention, whose heads are D large, and J share keys
-q, l  latent attention: width of queries, of keys and values; P: of both and what is rotated
-====  =====================================================
-
-Source: transformers 5.24, models/<model_type>/modeling_<model_type>.py.
+A layer is a *mixer* of tokens and an MLP: its :class:`Plan`. :mod:`will_it_fit.analytic.plans` has the families, and
+:mod:`will_it_fit.analytic.mixers` what mixers and MLPs do in a step.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from will_it_fit.analytic.decoder import OUTSIDE_OF_LAYERS, Decoder, Heads, Matrix, NotDescribed, asked_names
-from will_it_fit.analytic.families import Family
-from will_it_fit.analytic.parameters import Sizes, kinds_of_layers
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.nested_fields import Lora
 
@@ -49,21 +31,25 @@ class Weight:
     bias: bool = False
     adapted: bool = True
 
-    def takes_adapter(self, family: Family) -> bool:
+    def takes_adapter(self, adapts_experts: bool) -> bool:
         """Whether PEFT can adapt it: linear layers, and parameters of experts in some families."""
-        experts = bool(family.experts) and self.name in ("gate", "gate_up_proj", "experts.down_proj")
-        return self.group == "linear" or experts
+        return self.group == "linear" or (adapts_experts and self.name in ("gate", "gate_up_proj", "experts.down_proj"))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A layer: what it does, by the names of functions of :mod:`mixers`, and its weights in order."""
+    """A layer: what it does, by the names of functions of :mod:`mixers`, and its weights in order.
 
+    ``layer``: how mixer and MLP go together; ``options``: what they do beside.
+    """
+
+    layer: str
     mixer: str
     mlp: str
     weights: tuple[Weight, ...]
-    heads: Heads = Heads()
-    options: frozenset[str] = frozenset()  # what a mixer does beside
+    heads: Heads
+    options: frozenset[str] = frozenset()
+    rotary: float = 1.0  # share of a head that is rotated; 0: none
 
 
 @dataclass(frozen=True)
@@ -74,7 +60,10 @@ class Hybrid(Decoder):
     outside: tuple[Weight, ...] = ()  # beside embedding, head and last norm
     chunk: int = 64  # tokens of a chunk of linear attention or of a state space
     kernel: int = 4  # tokens that a convolution looks at
-    packages: frozenset[str] = frozenset()  # whose kernels the model's code takes where it can
+    packages: frozenset[str] = frozenset()  # type: ignore[assignment]
+    adapts_experts: bool = False  # whether PEFT adapts experts where all linear layers are asked for
+    router: str = "softmax"  # type: ignore[assignment]
+    scaled_logits: bool = False  # type: ignore[assignment]
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
@@ -110,7 +99,7 @@ class Hybrid(Decoder):
             "bc": rows * self.chunk,
             "nc": rows * chunks,
             "C": self.chunk,
-            "z": rows * (length + self.kernel - 1),
+            "tf": rows * (length + self.kernel - 1),
             "f": self.kernel,
         }
 
@@ -154,11 +143,11 @@ class Hybrid(Decoder):
             If a name matches nothing.
         """
         weights = [w for plan in self.plans for w in plan.weights] + list(self.outside)
-        names = dict.fromkeys(w.name for w in weights if w.takes_adapter(self.family))
+        names = dict.fromkeys(w.name for w in weights if w.takes_adapter(self.adapts_experts))
         if lora.target_modules == "all-linear":
             return tuple(name for name in names if any(w.name == name and w.adapted for w in weights))
         wanted = asked_names(lora)
-        found = tuple(name for name in names if name.rsplit(".", 1)[-1] in wanted)
+        found = tuple(name for name in names if wanted & self._names_of(name))
         if not found and not wanted & OUTSIDE_OF_LAYERS:
             near = [near for name in wanted for near in difflib.get_close_matches(name, sorted(names), n=1)]
             raise UserError(
@@ -170,6 +159,12 @@ class Hybrid(Decoder):
             )
         return found
 
+    def _names_of(self, name: str) -> set[str]:
+        """What a user may call a weight: by the last part of its name; experts that are adapted by their old names."""
+        if self.adapts_experts and name == "gate_up_proj":
+            return {"gate_proj", "up_proj"}
+        return {name.rsplit(".", 1)[-1]}
+
     def adapter_shapes(self, lora: Lora) -> list[tuple[str, int, int]]:
         """As in the base class."""
         if beyond := OUTSIDE_OF_LAYERS & asked_names(lora):
@@ -177,7 +172,7 @@ class Hybrid(Decoder):
         targets, counts = set(self.targets(lora)), {}
         for weights in (self.outside, *(plan.weights for plan in self.plans)):
             for weight in weights:
-                if weight.name not in targets or not weight.takes_adapter(self.family):
+                if weight.name not in targets or not weight.takes_adapter(self.adapts_experts):
                     continue
                 for part, elements in self._adapter(weight, lora.rank):
                     key = f"{weight.name} {part}", elements
@@ -191,168 +186,3 @@ class Hybrid(Decoder):
         else:
             outputs, inputs = (self.value(symbol) for symbol in weight.dims)
         return ("A", rank * inputs), ("B", rank * outputs)
-
-
-# --- parts that families share --------------------------------------------------------------------------------------
-
-
-def _linear(name: str, outputs: str, inputs: str = "h", *, bias: bool = False, adapted: bool = True) -> Weight:
-    return Weight(name, "linear", (outputs, inputs), bias, adapted)
-
-
-def _norm(name: str, size: str = "h") -> Weight:
-    return Weight(name, "norms", (size,))
-
-
-def _projections(
-    heads: Heads, *, gated: bool = False, qkv: bool = False, output: bool = False, last: str = "o_proj"
-) -> tuple[Weight, ...]:
-    """Queries, keys and values, and the way back; ``gated``: the queries' matrix brings a gate too."""
-    queries = f"{heads.queries}+{heads.queries}" if gated else heads.queries
-    return (
-        _linear("q_proj", queries, bias=qkv),
-        _linear("k_proj", heads.keys, bias=qkv),
-        _linear("v_proj", heads.values, bias=qkv),
-        _linear(last, "h", heads.out, bias=output),
-    )
-
-
-def _head_norms(head: str = "d", queries: str = "q_norm", keys: str = "k_norm") -> tuple[Weight, ...]:
-    return _norm(queries, head), _norm(keys, head)
-
-
-def _mlp(width: str = "i", prefix: str = "", *, adapted: bool = True, names: str = "gate_proj up_proj down_proj"):
-    gate, up, down = names.split()
-    return (
-        _linear(prefix + gate, width, adapted=adapted),
-        _linear(prefix + up, width, adapted=adapted),
-        _linear(prefix + down, "h", width, adapted=adapted),
-    )
-
-
-def _experts(router: Weight, *, gated: bool = True) -> tuple[Weight, ...]:
-    width = "m+m" if gated else "m"
-    up = Weight("gate_up_proj" if gated else "experts.up_proj", "experts", ("E", width, "h"))
-    return router, up, Weight("experts.down_proj", "experts", ("E", "h", "m"))
-
-
-_BOTH_NORMS = (_norm("input_layernorm"), _norm("post_attention_layernorm"))
-
-
-def _grouped_sizes(c: Sizes) -> dict[str, int]:
-    """Symbols of attention, MLP and the ends of the model."""
-    head, heads = c.head(), c.num_attention_heads
-    groups = c.get("num_key_value_heads", None) or heads
-    sizes = {"h": c.hidden_size, "V": c.vocab_size, "L": c.num_hidden_layers, "d": head, "H": heads, "K": groups}
-    return sizes | {"a": heads * head, "k": groups * head, "i": c.get("intermediate_size", None) or 0}
-
-
-def _delta_sizes(c: Sizes) -> dict[str, int]:
-    heads, keys = c.linear_num_value_heads, c.linear_num_key_heads
-    u, w = c.linear_key_head_dim, c.linear_value_head_dim
-    return {"N": heads, "u": u, "w": w, "x": keys * u, "X": heads * u, "y": heads * w}
-
-
-def _hybrid(
-    c: Sizes, plans: Sequence[Plan], sizes: Mapping[str, int], *, family: Family, tied: bool = False, **others: Any
-) -> Hybrid:
-    kind = c.model["model_type"]
-    return Hybrid(
-        family=family,
-        model_type=kind,
-        sizes=sizes,
-        attention=(),
-        mlp=(),
-        tied=bool(c.get("tie_word_embeddings", tied)),
-        activation=str(c.get("hidden_act", None) or c.get("hidden_activation", "silu")),
-        qk_norm=False,
-        rotary=others.pop("rotary", 1.0),
-        softcap=False,
-        logit_softcap=bool(c.get("final_logit_softcapping", None)),
-        embedding_dropout=0.0,
-        residual_dropout=0.0,
-        attention_dropout=float(c.get("attention_dropout", 0.0)),
-        positions=0,
-        window=0,
-        experts=sizes.get("E", 0),
-        plans=tuple(plans),
-        **others,
-    )
-
-
-def _partial(c: Sizes, usual: float = 1.0) -> float:
-    """The share of a head that is rotated."""
-    rope = c.get("rope_parameters", None) or {}
-    return float(rope.get("partial_rotary_factor", c.get("partial_rotary_factor", usual)))
-
-
-# --- families -------------------------------------------------------------------------------------------------------
-
-
-def _qwen(c: Sizes) -> Hybrid:
-    """Qwen3-Next, Qwen3.5: three layers of linear attention by the gated delta rule, one of gated attention."""
-    old, routed = c.model["model_type"] == "qwen3_next", c.get("num_experts", None) is not None
-    projected = (
-        (_linear("in_proj_qkvz", "x+x+y+y"), _linear("in_proj_ba", "N+N"))
-        if old
-        else (
-            _linear("in_proj_qkv", "x+x+y"),
-            _linear("in_proj_z", "y"),
-            _linear("in_proj_b", "N"),
-            _linear("in_proj_a", "N"),
-        )
-    )
-    delta = (
-        *(Weight(name, "other", ("N",)) for name in ("dt_bias", "A_log")),
-        Weight("conv1d", "other", ("x+x+y", "f")),
-        Weight("norm", "norms", ("w",)),
-        *projected,
-        _linear("out_proj", "h", "y"),
-    )
-    attention = (*_projections(Heads(), gated=True), *_head_norms())
-    sizes = _grouped_sizes(c) | _delta_sizes(c)
-    if routed:
-        mlp = (*_experts(Weight("gate", "router", ("E", "h"))), *_mlp("S", "shared_expert."))
-        mlp += (_linear("shared_expert_gate", "1"),)
-        sizes |= {"E": c.num_experts, "e": c.num_experts_per_tok, "m": c.moe_intermediate_size}
-        sizes |= {"S": c.shared_expert_intermediate_size}
-    else:
-        mlp = _mlp()
-    kinds = {
-        "linear_attention": Plan("delta", "routed" if routed else "gated", (*delta, *mlp, *_BOTH_NORMS)),
-        "full_attention": Plan(
-            "grouped",
-            "routed" if routed else "gated",
-            (*attention, *mlp, *_BOTH_NORMS),
-            options=frozenset({"gated", "normed"}),
-        ),
-    }
-    sizes |= {"f": c.get("linear_conv_kernel_dim", 4), "1": 1}
-    return _hybrid(
-        c,
-        [kinds[kind] for kind in kinds_of_layers(c)],
-        sizes,
-        family=Family({}, norm="gemma"),
-        rotary=_partial(c, 0.25),
-        kernel=c.get("linear_conv_kernel_dim", 4),
-        packages=frozenset({"fla", "causal-conv1d"}),
-    )
-
-
-_HYBRIDS: dict[str, Callable[[Sizes], Hybrid]] = {
-    **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), _qwen),
-}
-
-
-def hybrid(model: Mapping[str, Any]) -> Hybrid:
-    """Describe a decoder of several kinds of layers.
-
-    Raises
-    ------
-    NotDescribed
-        For a family that is not known here, or a configuration that leaves a size out.
-    """
-    kind = model["model_type"]
-    if kind not in _HYBRIDS:
-        raise NotDescribed(f"the analytic estimate does not describe the architecture {kind}")
-    return _HYBRIDS[kind](Sizes(model))

@@ -12,9 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from will_it_fit.analytic.experts import experts
+from will_it_fit.analytic.experts import routed as routed_shares
 from will_it_fit.analytic.graph import Parameter, Tensor
 from will_it_fit.analytic.hybrids import Plan, Weight
-from will_it_fit.analytic.layers import Adapter, Linear, Network, activated, attended, half_turned, linear, norm
+from will_it_fit.analytic.layers import (
+    Adapter,
+    Linear,
+    Network,
+    activated,
+    attended,
+    expanded,
+    half_turned,
+    linear,
+    norm,
+)
 from will_it_fit.analytic.operations import (
     assigned,
     by_package,
@@ -41,9 +52,33 @@ class HybridLayer:
         self._biases: dict[str, Parameter] = {}
         self.parts = {weight.name: self._part(weight) for weight in plan.weights}
         self.parts |= self._biases
+        self.between = {"routed_biased": clamped, "routed_beside_squared": squared_rows}.get(plan.mlp)
+        self.up_bias, self.down_bias = self.parts.get("gate_up_proj_bias"), self.parts.get("down_proj_bias")
         self.router, self.router_adapter = self.parts.get("gate"), self._adapters.get("gate")
-        self.up, self.up_adapter = self.parts.get("gate_up_proj"), self._adapters.get("gate_up_proj")
+        self.gated = "gate_up_proj" in self.parts
+        up = "gate_up_proj" if self.gated else "experts.up_proj"
+        self.up, self.up_adapter = self.parts.get(up), self._adapters.get(up)
         self.down, self.down_adapter = self.parts.get("experts.down_proj"), self._adapters.get("experts.down_proj")
+
+    @property
+    def head_norms(self) -> list[Parameter]:
+        """Those of queries and keys."""
+        return [self.parts[w.name] for w in self.plan.weights if w.group == "norms" and w.dims == ("d",)]
+
+    @property
+    def mlp_names(self) -> tuple[str, ...]:
+        """Of gate, up and down."""
+        return ("w1", "w3", "w2") if "w1" in self.parts else ("gate_proj", "up_proj", "down_proj")
+
+    @property
+    def last(self) -> Linear:
+        """The matrix that an attention ends with."""
+        return self.parts["o_proj"] if "o_proj" in self.parts else self.parts["out_proj"]
+
+    @property
+    def norms(self) -> list[Parameter]:
+        """Those of the residual stream, in order."""
+        return [self.parts[w.name] for w in self.plan.weights if w.group == "norms" and w.dims == ("h",)]
 
     def __getitem__(self, name: str) -> Linear | Parameter:
         return self.parts[name]
@@ -62,7 +97,7 @@ class HybridLayer:
         return Linear(matrix, base, bias, adapter)
 
     def _adapter(self, weight: Weight) -> Adapter | None:
-        if weight.name not in self._targets or not weight.takes_adapter(self._net.decoder.family):
+        if weight.name not in self._targets or not weight.takes_adapter(self._net.decoder.adapts_experts):
             return None
         width = self._net.setting.adapter_width
         if weight.group == "experts":
@@ -73,14 +108,33 @@ class HybridLayer:
         return Parameter(("r", inputs), width, True), Parameter((outputs, "r"), width, True)
 
 
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
 def run_layer(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
-    """Norm, mixer, norm, MLP, each added to the residual stream."""
-    mixer, mlp, width = _MIXERS[layer.plan.mixer], _MLPS[layer.plan.mlp], x.width
-    out = mixer(net, norm(net, x, layer["input_layernorm"]), layer, width)
+    """One layer, as its plan has it."""
+    return _LAYERS[layer.plan.layer](net, x, layer)
+
+
+def plain(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
+    """Norm, mixer, norm, MLP, each added to the residual stream; in some models times a number."""
+    plan, width, (first, second) = layer.plan, x.width, layer.norms
+    scaled = plan.layer == "scaled"
+    out = _MIXERS[plan.mixer](net, norm(net, x, first), layer, width)
     net.what = "residual stream"
-    x = net.add(x, out)
+    x = net.add(x, net.elementwise(out) if scaled else out)
     del out
-    out = mlp(net, norm(net, x, layer["post_attention_layernorm"]), layer)
+    out = _MLPS[plan.mlp](net, norm(net, x, second), layer)
+    net.what = "residual stream"
+    return net.add(x, net.elementwise(out) if scaled else out)
+
+
+def single(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
+    """A norm and one part, added to the residual stream (Nemotron)."""
+    plan, width = layer.plan, x.width
+    normed = norm(net, x, layer["norm."])
+    out = _MIXERS[plan.mixer](net, normed, layer, width) if plan.mixer else _MLPS[plan.mlp](net, normed, layer)
+    del normed
     net.what = "residual stream"
     return net.add(x, out)
 
@@ -89,36 +143,35 @@ def run_layer(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
 
 
 def grouped(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
-    """Attention with heads of its own; the output through a gate, and queries and keys through norms, where it has them."""
+    """Attention with heads of its own; a gate for its output, and norms of queries and keys, where it has them."""
     net.what = "attention"
     heads, options = layer.plan.heads, layer.plan.options
+    q_norm, k_norm = [p for p in layer.head_norms] if "normed" in options else (None, None)
     gate = None
     if "gated" in options:
-        joined = linear(net, x, layer["q_proj"])
-        q, gate = net.split(joined, (heads.queries, heads.queries))
-        del joined
-        gate = net.elementwise(gate)
+        both = linear(net, x, layer["q_proj"])
+        q, gate = net.split(both, (heads.queries, heads.queries))
+        del both
+        gate = copied(net, gate)
     else:
         q = linear(net, x, layer["q_proj"])
-    if "normed" in options:
-        q = norm(net, q, layer["q_norm"])
-        k = norm(net, linear(net, x, layer["k_proj"]), layer["k_norm"])
-    else:
-        k = linear(net, x, layer["k_proj"])
+    q = norm(net, q, q_norm) if q_norm else q
+    k = linear(net, x, layer["k_proj"])
+    k = norm(net, k, k_norm) if k_norm else k
     v = linear(net, x, layer["v_proj"])
-    if net.decoder.rotary:
-        q, k = turned(net, q, width, heads.queries), turned(net, k, width, heads.keys)
+    if layer.plan.rotary:
+        q, k = turned(net, q, width, heads.queries, layer), turned(net, k, width, heads.keys, layer)
     out = attended(net, q, k, v, heads)
     del q, k, v
     if gate is not None:
         out = net.multiply(out, kept(net, gate))
         del gate
-    return linear(net, out, layer[layer.plan.weights[3].name] if "o_proj" not in layer.parts else layer["o_proj"])
+    return linear(net, out, layer.last)
 
 
-def turned(net: Network, x: Tensor, width: int, size: str) -> Tensor:
+def turned(net: Network, x: Tensor, width: int, size: str, layer: HybridLayer) -> Tensor:
     """Rotary position embedding of a part of each head, or of all of it."""
-    share = net.decoder.rotary
+    share = layer.plan.rotary
     wide = max(x.width, width)
     if share == 1:
         return net.add(net.elementwise(x, wide), net.elementwise(half_turned(net, x), wide))
@@ -286,27 +339,190 @@ def delta_rule_of_package(net: Network, q: Tensor, k: Tensor, v: Tensor, decay: 
     return out
 
 
+# --- latent attention -------------------------------------------------------------------------------------------------
+
+
+def latent(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
+    """Queries, keys and values through narrow vectors; a part of each head is rotated, its keys the same for all."""
+    net.what = "attention"
+    heads = layer.plan.heads
+    net.symbols |= {"Hz": net.value("H") * net.value("z"), "Hp": net.value("H") * (net.value("d") - net.value("z"))}
+    if "q_proj" in layer.parts:
+        q = linear(net, x, layer["q_proj"])
+    else:
+        q = norm(net, linear(net, x, layer["q_a_proj"]), layer["q_a_layernorm"])
+        q = linear(net, q, layer["q_b_proj"])
+    passed, rotated = net.split(q, ("Hp", "Hz"))
+    del q
+    narrow = linear(net, x, layer["kv_a_proj_with_mqa"])
+    keys, shared = net.split(narrow, ("l", "z"))
+    del narrow
+    keys = norm(net, keys, layer["kv_a_layernorm"])
+    rotated, shared = interleaved(net, rotated, width), interleaved(net, shared, width)
+    q = joined(net, (passed, rotated), ("t", heads.queries))
+    del passed, rotated
+    both = linear(net, keys, layer["kv_b_proj"])
+    part, v = net.split(both, ("Hp", "P"))
+    k = net.tensor(("t", heads.keys), both.width)
+    k = assigned(net, k, part)
+    k = assigned(net, k, spread(net, shared, ("t", "Hz")))
+    del part, both, shared, keys
+    out = attended(net, q, k, v, heads)
+    del q, k, v
+    return linear(net, out, layer["o_proj"])
+
+
+def spread(net: Network, x: Tensor, dims: tuple[str, ...]) -> Tensor:
+    """A view of the same elements for all heads; the gradient is summed."""
+    return Tensor(x.storage, dims, x.width, net.node([x.edge], net.like(x)) if x.edge is not None else None)
+
+
+def interleaved(net: Network, x: Tensor, width: int) -> Tensor:
+    """Rotary position embedding of pairs that lie side by side, or of halves that are put together again."""
+    wide = max(x.width, width)
+    size = x.dims[-1]
+    half = f"{size}/2"
+    net.symbols.setdefault(half, net.value(size) // 2)
+    first, second = viewed(net, x, ("t", half)), viewed(net, x, ("t", half))
+    one = net.add(net.elementwise(first, wide), net.elementwise(second, wide))
+    two = net.add(net.elementwise(second, wide), net.elementwise(first, wide))
+    return joined(net, (one, two), x.dims)
+
+
+# --- attention with sinks ---------------------------------------------------------------------------------------------
+
+
+def with_sinks(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
+    """Attention whose scores have one more column, in memory (gpt-oss)."""
+    net.what = "attention"
+    heads = layer.plan.heads
+    q, k, v = (linear(net, x, layer[name]) for name in ("q_proj", "k_proj", "v_proj"))
+    q, k = interleaved(net, q, width), interleaved(net, k, width)
+    k, v = expanded(net, k, heads), expanded(net, v, heads)
+    net.symbols.setdefault("s+1", net.value("s") + 1)
+    with net.purpose("attention scores"):
+        scores = net.batched(q, k, ("H", "t", "s"))
+        scores = net.elementwise(scores)
+        scores = net.elementwise(scores)
+        scores = joined(net, (scores,), ("H", "t", "s+1"))
+        scores = net.elementwise(scores)
+        shares = net.softmax(scores, scores.width)
+        del scores
+        shares = copied(net, viewed(net, shares, ("H", "t", "s")))
+    out = net.batched(shares, v, ("t", "a"))
+    del shares, q, k, v
+    return linear(net, copied(net, out), layer["o_proj"])
+
+
 # --- MLPs -------------------------------------------------------------------------------------------------------------
 
 
-def gated(net: Network, x: Tensor, layer: HybridLayer, prefix: str = "") -> Tensor:
+def gated(net: Network, x: Tensor, layer: HybridLayer, names: tuple[str, ...] = ()) -> Tensor:
     """Gate, up, down."""
     net.what = "MLP"
-    gate = activated(net, linear(net, x, layer[f"{prefix}gate_proj"]))
-    out = net.multiply(gate, linear(net, x, layer[f"{prefix}up_proj"]))
+    gate_proj, up_proj, down_proj = (layer[name] for name in names or layer.mlp_names)
+    gate = activated(net, linear(net, x, gate_proj))
+    out = net.multiply(gate, linear(net, x, up_proj))
     del gate
+    return linear(net, out, down_proj)
+
+
+def shared_names(prefix: str) -> tuple[str, ...]:
+    """Of an MLP that every token goes through."""
+    return tuple(f"{prefix}.{name}_proj" for name in ("gate", "up", "down"))
+
+
+def fused(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
+    """Gate and up in one matrix, down."""
+    net.what = "MLP"
+    both = linear(net, x, layer["input_linear"])
+    gate, up = net.split(both, ("S", "S"))
+    out = net.multiply(activated(net, gate), up)
+    del both, gate, up
+    return linear(net, out, layer["output_linear"])
+
+
+def squared(net: Network, x: Tensor, layer: HybridLayer, prefix: str = "") -> Tensor:
+    """Up, the square of what is positive, down."""
+    net.what = "MLP"
+    out = squares(net, linear(net, x, layer[f"{prefix}up_proj"]))
     return linear(net, out, layer[f"{prefix}down_proj"])
 
 
+def squares(net: Network, x: Tensor) -> Tensor:
+    """What is positive, squared: the first is kept."""
+    positive = kept(net, x)
+    return net.elementwise(positive, saved=[positive])
+
+
 def routed(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
-    """Experts, and beside them one that every token goes through, by a gate of its own (Qwen)."""
-    shared = gated(net, x, layer, "shared_expert.")
+    """Experts alone."""
+    return experts(net, x, layer, "m")
+
+
+def squared_rows(net: Network, made: Tensor, size: str) -> Tensor:
+    """What experts without a gate do between their matrices."""
+    return squares(net, made)
+
+
+def clamped(net: Network, made: Tensor, size: str) -> Tensor:
+    """gpt-oss' gate: both halves clamped, the sigmoid of one, and one more than the other."""
+    gate, up = net.split(made, (size, size))
+    gate = net.elementwise(gate, saved=[gate])
+    up = net.elementwise(up, saved=[up])
+    opened = net.multiply(gate, kept(net, net.elementwise(gate)))
+    return net.multiply(net.elementwise(up), opened)
+
+
+def routed_beside_gated(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
+    """Experts, and beside them an MLP that every token goes through, by a gate of its own (Qwen)."""
+    shared = gated(net, x, layer, shared_names("shared_expert"))
     out = experts(net, x, layer, "m")
     net.what = "experts"
     gate = kept(net, linear(net, x, layer["shared_expert_gate"]))
-    shared = net.multiply(shared, gate)
-    return net.add(out, shared)
+    return net.add(out, net.multiply(shared, gate))
 
 
-_MIXERS: dict[str, Callable] = {"delta": delta, "grouped": grouped}
-_MLPS: dict[str, Callable] = {"gated": gated, "routed": routed}
+def routed_beside(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
+    """Experts, and an MLP that every token goes through (DeepSeek, GLM, Kimi)."""
+    out = experts(net, x, layer, "m")
+    return net.add(out, gated(net, x, layer, shared_names("shared_experts")))
+
+
+def routed_beside_fused(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
+    """The same with gate and up in one matrix (Granite)."""
+    out = experts(net, x, layer, "m")
+    return net.add(out, fused(net, x, layer))
+
+
+def routed_beside_squared(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
+    """Experts without a gate, on narrower vectors in some models, and an MLP that every token goes through."""
+    if "fc1_latent_proj" in layer.parts:
+        shares = routed_shares(net, x, layer)
+        out = experts(net, linear(net, x, layer["fc1_latent_proj"]), layer, "m", shares)
+        out = linear(net, out, layer["fc2_latent_proj"])
+    else:
+        out = experts(net, x, layer, "m")
+    return net.add(out, squared(net, x, layer, "shared_experts."))
+
+
+_LAYERS: dict[str, Callable] = {"plain": plain, "scaled": plain, "single": single}
+_MIXERS: dict[str, Callable] = {
+    "delta": delta,
+    "grouped": grouped,
+    "latent": latent,
+    "short": short,
+    "state_space": state_space,
+    "with_sinks": with_sinks,
+}
+_MLPS: dict[str, Callable] = {
+    "fused": fused,
+    "gated": gated,
+    "routed": routed,
+    "routed_beside": routed_beside,
+    "routed_beside_fused": routed_beside_fused,
+    "routed_beside_gated": routed_beside_gated,
+    "routed_beside_squared": routed_beside_squared,
+    "routed_biased": routed,
+    "squared": squared,
+}

@@ -81,7 +81,7 @@ def convolved(net: Network, x: Tensor, layer: HybridLayer, name: str, channels: 
             return [own, *of_weights()]
 
         return net.operation(("t", channels), width, inputs, of_kernel, [x])
-    longer = net.operation(("z", channels), width, inputs, lambda grad: [net.tensor(*shape), *of_weights()], [x])
+    longer = net.operation(("tf", channels), width, inputs, lambda grad: [net.tensor(*shape), *of_weights()], [x])
     cut = viewed(net, longer, ("t", channels))
     del longer
     return net.elementwise(cut, saved=[cut]) if silu else cut

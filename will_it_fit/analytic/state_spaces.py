@@ -75,11 +75,11 @@ def scan(net: Network, x: Tensor, dt: Tensor, before: Tensor, after: Tensor, lay
     within = net.batched(scores, copied(net, x), rows)
     falling = kept(net, net.elementwise(total))
     scaled = net.multiply(before, falling)
-    states = net.batched(copied(net, x), copied(net, scaled), ("nc", "N", "w", "n"))
-    first = net.tensor(("b", "N", "w", "n"), 4)
-    states = joined(net, (first, states), ("nc+b", "N", "w", "n"))
+    states = net.batched(copied(net, x), copied(net, scaled), ("nc", "N", "w", "g"))
+    first = net.tensor(("b", "N", "w", "g"), 4)
+    states = joined(net, (first, states), ("nc+b", "N", "w", "g"))
     states = net.elementwise(states, saved=[states])
-    between = net.batched(copied(net, after), copied(net, viewed(net, states, ("nc", "N", "w", "n"))), rows)
+    between = net.batched(copied(net, after), copied(net, viewed(net, states, ("nc", "N", "w", "g"))), rows)
     between = net.multiply(between, kept(net, total))
     out = copied(net, net.add(within, between))
     return net.add(out, rest)
@@ -89,7 +89,7 @@ def repeated(net: Network, x: Tensor) -> Tensor:
     """One of each group's states for every head, in fp32; the gradient is summed to the groups."""
     wide = net.cast(x, 4)
     narrow = wide.dims
-    return net.operation(("t", "N", "n"), 4, [wide], lambda grad: [net.tensor(narrow, 4)])
+    return net.operation(("t", "N", "g"), 4, [wide], lambda grad: [net.tensor(narrow, 4)])
 
 
 def padded(net: Network, x: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def scan_of_package(net: Network, projected: Tensor, layer: HybridLayer) -> Tens
     last, width = layer["out_proj"], projected.width
     if net.setting.quantized:
         raise NotDescribed("mamba-ssm's kernel can't read a quantized out_proj")
-    shape, states = (projected.dims, width), ("nc", "N", "w", "n")
+    shape, states = (projected.dims, width), ("nc", "N", "w", "g")
     norm = layer.parts.get("norm")
     parts = [layer[name] for name in ("conv1d", "conv1d.bias", "dt_bias", "A_log", "D") if name in layer.parts]
     parts += [norm] if norm is not None else []
@@ -140,7 +140,7 @@ def scan_of_package(net: Network, projected: Tensor, layer: HybridLayer) -> Tens
     def forward_states() -> list[Tensor]:
         small = [net.tensor(("tc", "N"), 4) for _ in range(2)]
         own = net.tensor(states, 4)
-        passed, final = net.tensor(states, width), net.tensor(("b", "N", "w", "n"), 4)
+        passed, final = net.tensor(states, width), net.tensor(("b", "N", "w", "g"), 4)
         del own
         scores = net.tensor(("tc", "C"), 4)
         del scores
@@ -151,12 +151,12 @@ def scan_of_package(net: Network, projected: Tensor, layer: HybridLayer) -> Tens
         again += [net.tensor(("t", "y+G+G"), width), net.tensor(("t", "y"), width)]
         small = [net.tensor(("tc", "N"), 4) for _ in range(2)]
         own = net.tensor(states, 4)
-        passed, final = net.tensor(states, 4), net.tensor(("b", "N", "w", "n"), 4)
+        passed, final = net.tensor(states, 4), net.tensor(("b", "N", "w", "g"), 4)
         del own
         of_states = net.tensor(states, 4)
         narrow = [net.tensor(states, width), net.tensor(states, width)]
         del of_states, passed
-        for dims in (("t", "o", "n"), ("t", "o", "n"), ("tc", "o", "C")):
+        for dims in (("t", "o", "g"), ("t", "o", "g"), ("tc", "o", "C")):
             split = net.tensor(dims, 4)
             del split
         del narrow, small, final

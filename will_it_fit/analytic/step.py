@@ -237,6 +237,8 @@ class TrainingStep(Network):
     def _logits(self, x: Tensor) -> Tensor:
         """Output head, and a soft cap where the model has one."""
         out = product(self, x, self.head, "V")
+        if self.decoder.scaled_logits:
+            out = self.elementwise(out)
         if self.decoder.logit_softcap:
             out = self.elementwise(out)
             out = self.tanh(out)
