@@ -33,6 +33,7 @@ from will_it_fit.analytic.operations import (
     copied,
     joined,
     kept,
+    multiplied,
     root_normed,
     summed,
     viewed,
@@ -252,8 +253,8 @@ def delta_rule(net: Network, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, bet
     mask = net.tensor(("C", "C"), 1)
     pairs = net.elementwise(pairs, saved=[mask])
     pairs = kept(net, pairs)
-    system = net.multiply(net.batched(k_beta, k, pairs.dims), pairs)
-    within = net.multiply(net.batched(q, k, pairs.dims), pairs)
+    system = net.multiply(multiplied(net, k_beta, k, pairs.dims), pairs)
+    within = net.multiply(multiplied(net, q, k, pairs.dims), pairs)
     del pairs
     decayed = net.multiply(k_beta, kept(net, total))
     values, keys = solved(net, system, v_beta), solved(net, system, decayed)
@@ -268,13 +269,13 @@ def delta_rule(net: Network, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, bet
     for _ in range(net.value("nc") // net.value("b")):
         piece = lambda whole, *dims: viewed(net, whole, dims)  # noqa: E731
         fresh = net.add(
-            piece(values, "bc", "y"), net.elementwise(net.batched(piece(keys, "bc", "X"), state, ("bc", "y")))
+            piece(values, "bc", "y"), net.elementwise(multiplied(net, piece(keys, "bc", "X"), state, ("bc", "y")))
         )
-        before = net.batched(piece(q, "bc", "X"), state, ("bc", "y"))
-        own = net.batched(piece(within, "bc", "N", "C"), fresh, ("bc", "y"))
+        before = multiplied(net, piece(q, "bc", "X"), state, ("bc", "y"))
+        own = multiplied(net, piece(within, "bc", "N", "C"), fresh, ("bc", "y"))
         out = assigned(net, out, net.add(before, own))
         del before, own
-        update = net.batched(piece(k, "bc", "X"), fresh, state.dims)
+        update = multiplied(net, piece(k, "bc", "X"), fresh, state.dims)
         state = net.add(net.multiply(state, piece(last, "b", "N")), update)
         del update
     del values, keys, q, k, within, state, fresh, last
@@ -401,15 +402,15 @@ def with_sinks(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tenso
     k, v = expanded(net, k, heads), expanded(net, v, heads)
     net.symbols.setdefault("s+1", net.value("s") + 1)
     with net.purpose("attention scores"):
-        scores = net.batched(q, k, ("H", "t", "s"))
+        scores = multiplied(net, q, k, ("H", "t", "s"))
         scores = net.elementwise(scores)
         scores = net.elementwise(scores)
         scores = joined(net, (scores,), ("H", "t", "s+1"))
         scores = net.elementwise(scores)
         shares = net.softmax(scores, scores.width)
         del scores
-        shares = copied(net, viewed(net, shares, ("H", "t", "s")))
-    out = net.batched(shares, v, ("t", "a"))
+        shares = viewed(net, shares, ("H", "t", "s"))
+    out = multiplied(net, shares, v, ("t", "a"))
     del shares, q, k, v
     return linear(net, copied(net, out), layer["o_proj"])
 

@@ -58,6 +58,13 @@ def joined(net: Network, parts: tuple[Tensor, ...], dims: tuple[str, ...]) -> Te
     return net.operation(dims, max(part.width for part in parts), list(parts), views)
 
 
+def multiplied(net: Network, x: Tensor, y: Tensor, dims: tuple[str, ...]) -> Tensor:
+    """x times y in batches; under autocast in 16 bits."""
+    if net.setting.autocast:
+        x, y = net.cast(x, 2), net.cast(y, 2)
+    return net.batched(x, y, dims)
+
+
 def by_package(net: Network, name: str) -> bool:
     """Whether a package of the target machine runs in the place of transformers' own code."""
     return name in net.setting.packages
@@ -67,10 +74,10 @@ def convolved(net: Network, x: Tensor, layer: HybridLayer, name: str, channels: 
     """A causal convolution of each channel over a few tokens, and an activation."""
     weight, bias = layer[name], layer.parts.get(f"{name}.bias")
     shape, width = (x.dims, x.width), x.width
-    inputs = [x, weight, *([bias] if bias else [])]
+    weights = [weight, *([bias] if bias else [])]
 
     def of_weights() -> list:
-        return [net.gradient(p.dims, p.width) if p.trained else None for p in inputs[1:]]
+        return [net.gradient(p.dims, p.width) if p.trained else None for p in weights]
 
     if by_package(net, "causal-conv1d"):
 
@@ -80,8 +87,13 @@ def convolved(net: Network, x: Tensor, layer: HybridLayer, name: str, channels: 
             del wide, narrow
             return [own, *of_weights()]
 
-        return net.operation(("t", channels), width, inputs, of_kernel, [x])
-    longer = net.operation(("tf", channels), width, inputs, lambda grad: [net.tensor(*shape), *of_weights()], [x])
+        return net.operation(("t", channels), width, [x, *weights], of_kernel, [x])
+    x = net.cast(x, weight.width)
+    x = net.cast(x, 2) if net.setting.autocast else x
+    shape = (x.dims, x.width)
+    longer = net.operation(
+        ("tf", channels), x.width, [x, *weights], lambda grad: [net.tensor(*shape), *of_weights()], [x]
+    )
     cut = viewed(net, longer, ("t", channels))
     del longer
     return net.elementwise(cut, saved=[cut]) if silu else cut

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.graph import Parameter, Tensor
 from will_it_fit.analytic.layers import Network, linear
-from will_it_fit.analytic.operations import by_package, convolved, copied, joined, kept, root_normed, viewed
+from will_it_fit.analytic.operations import by_package, convolved, copied, joined, kept, multiplied, root_normed, viewed
 
 if TYPE_CHECKING:
     from will_it_fit.analytic.mixers import HybridLayer
@@ -70,16 +70,16 @@ def scan(net: Network, x: Tensor, dt: Tensor, before: Tensor, after: Tensor, lay
     before, after = padded(net, before), padded(net, after)
     total = net.elementwise(decay)
     weights = segments(net, decay, pairs)
-    scores = net.batched(copied(net, after), copied(net, before), pairs)
+    scores = multiplied(net, copied(net, after), copied(net, before), pairs)
     scores = net.multiply(scores, weights)
-    within = net.batched(scores, copied(net, x), rows)
+    within = multiplied(net, scores, copied(net, x), rows)
     falling = kept(net, net.elementwise(total))
     scaled = net.multiply(before, falling)
-    states = net.batched(copied(net, x), copied(net, scaled), ("nc", "N", "w", "g"))
+    states = multiplied(net, copied(net, x), copied(net, scaled), ("nc", "N", "w", "g"))
     first = net.tensor(("b", "N", "w", "g"), 4)
     states = joined(net, (first, states), ("nc+b", "N", "w", "g"))
     states = net.elementwise(states, saved=[states])
-    between = net.batched(copied(net, after), copied(net, viewed(net, states, ("nc", "N", "w", "g"))), rows)
+    between = multiplied(net, copied(net, after), copied(net, viewed(net, states, ("nc", "N", "w", "g"))), rows)
     between = net.multiply(between, kept(net, total))
     out = copied(net, net.add(within, between))
     return net.add(out, rest)
@@ -117,7 +117,8 @@ def segments(net: Network, decay: Tensor, pairs: tuple[str, ...]) -> Tensor:
         del total
         return [result]
 
-    spread = net.operation(pairs, 4, [decay], lambda grad: [net.tensor(decay.dims, 4)])
+    narrow = decay.dims
+    spread = net.operation(pairs, 4, [decay], lambda grad: [net.tensor(narrow, 4)])
     spread = net.elementwise(spread)
     total = net.operation(pairs, 4, [spread], of_sums)
     masked = net.elementwise(total)
