@@ -51,7 +51,7 @@ class Matrix:
 class Heads:
     """An attention's sizes, by their symbols: elements of a token's queries, keys, values and output, of heads.
 
-    ``window``: tokens that it looks back; 0: all.
+    ``window``: tokens that it looks back; 0: all. ``rotated``: elements of a head's cosines and sines.
     """
 
     queries: str = "a"
@@ -63,6 +63,7 @@ class Heads:
     count: str = "H"
     groups: str = "K"
     window: int = 0
+    rotated: str = "d"
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,16 @@ class Decoder:
     def plans(self) -> tuple[Any, ...]:
         """How each layer differs from the others; empty: they are all alike."""
         return ()
+
+    @property
+    def rotations(self) -> tuple[str, ...]:
+        """Symbols of the widths of cosines and sines, by kind of attention."""
+        return ("d",) if self.rotary else ()
+
+    @property
+    def kinds_of_masks(self) -> int:
+        """Masks that layers share where scores are in memory."""
+        return 1
 
     @property
     def router(self) -> str:

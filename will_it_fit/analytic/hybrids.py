@@ -14,6 +14,7 @@ from will_it_fit.analytic.decoder import OUTSIDE_OF_LAYERS, Decoder, Heads, Matr
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.nested_fields import Lora
 
+ATTENTION = ("grouped", "latent", "with_sinks")  # mixers that read a mask
 FP32 = "fp32"  # a group of weights: kept so, whatever the model is loaded in
 
 
@@ -76,6 +77,16 @@ class Hybrid(Decoder):
     def heads(self) -> Heads:
         """An attention with a window, where a layer has one."""
         return max((plan.heads for plan in self.plans), key=lambda heads: heads.window)
+
+    @property
+    def rotations(self) -> tuple[str, ...]:
+        """As in the base class."""
+        return tuple(dict.fromkeys(plan.heads.rotated for plan in self.plans if plan.rotary))
+
+    @property
+    def kinds_of_masks(self) -> int:
+        """As in the base class."""
+        return len({plan.heads.window > 0 for plan in self.plans if plan.mixer in ATTENTION})
 
     @property
     def period(self) -> tuple[int, int]:

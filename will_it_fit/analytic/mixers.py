@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from will_it_fit.analytic.delta_rules import delta, kimi_delta
 from will_it_fit.analytic.experts import experts
 from will_it_fit.analytic.experts import routed as routed_shares
 from will_it_fit.analytic.graph import Parameter, Tensor
@@ -28,14 +29,11 @@ from will_it_fit.analytic.layers import (
 )
 from will_it_fit.analytic.operations import (
     assigned,
-    by_package,
-    convolved,
     copied,
     joined,
     kept,
     multiplied,
     root_normed,
-    summed,
     viewed,
 )
 from will_it_fit.analytic.state_spaces import short, state_space
@@ -64,7 +62,9 @@ class HybridLayer:
     @property
     def head_norms(self) -> list[Parameter]:
         """Those of queries and keys."""
-        return [self.parts[w.name] for w in self.plan.weights if w.group == "norms" and w.dims == ("d",)]
+        return [
+            self.parts[w.name] for w in self.plan.weights if w.group == "norms" and w.dims == (self.plan.heads.head,)
+        ]
 
     @property
     def mlp_names(self) -> tuple[str, ...]:
@@ -140,6 +140,57 @@ def single(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
     return net.add(x, out)
 
 
+def sandwich(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
+    """What mixer and MLP give is normalized too, before it is added; Gemma 4 adds inputs of each layer besides."""
+    width, weights = x.width, layer.parts
+    out = _MIXERS[layer.plan.mixer](net, norm(net, x, weights["input_layernorm"]), layer, width)
+    out = norm(net, out, weights["post_attention_layernorm"])
+    net.what = "residual stream"
+    x = net.add(x, out)
+    out = _MLPS[layer.plan.mlp](net, norm(net, x, weights["pre_feedforward_layernorm"]), layer)
+    if "router.proj" in weights:
+        out = net.add(norm(net, out, weights["post_feedforward_layernorm_1"]), gemma_experts(net, x, layer))
+    out = norm(net, out, weights["post_feedforward_layernorm"])
+    net.what = "residual stream"
+    x = net.add(x, out)
+    del out
+    if "per_layer_input_gate" in weights:
+        gate = activated(net, linear(net, x, weights["per_layer_input_gate"]))
+        gate = net.multiply(gate, viewed(net, net.inputs_of_layers, ("t", "p4")))
+        out = norm(net, linear(net, gate, weights["per_layer_projection"]), weights["post_per_layer_input_norm"])
+        net.what = "residual stream"
+        x = net.add(x, out)
+        del gate, out
+    if x.edge is None or layer.plan.layer != "sandwich":
+        return x
+    return Tensor(x.storage, x.dims, x.width, net.node([x.edge], net.like(x)))  # times a number, in place
+
+
+def side_by_side(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
+    """A state space and attention on the same norm's output, each times numbers (Falcon-H1)."""
+    width, weights = x.width, layer.parts
+    normed = norm(net, x, weights["input_layernorm"])
+    space = net.elementwise(state_space(net, net.elementwise(normed), layer, width))
+    attention = net.elementwise(grouped(net, net.elementwise(normed), layer, width))
+    net.what = "residual stream"
+    out = net.add(space, attention)
+    del space, attention
+    x = net.add(x, out)
+    del out, normed
+    out = gated(net, norm(net, x, weights["pre_ff_layernorm"]), layer)
+    net.what = "residual stream"
+    return net.add(x, out)
+
+
+def inputs_of_layers(net: Network, x: Tensor, outside: HybridLayer) -> Tensor:
+    """What each token brings to each layer besides (Gemma 4): rows of an embedding, and a projection of the others."""
+    net.what = "inputs of each layer"
+    rows = net.elementwise(net.rows(outside["embed_tokens_per_layer"], "t"))
+    own = net.elementwise(linear(net, x, outside["per_layer_model_projection"]))
+    own = norm(net, own, outside["per_layer_projection_norm"])
+    return net.elementwise(net.add(own, rows))
+
+
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
@@ -147,8 +198,7 @@ def grouped(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
     """Attention with heads of its own; a gate for its output, and norms of queries and keys, where it has them."""
     net.what = "attention"
     heads, options = layer.plan.heads, layer.plan.options
-    q_norm, k_norm = [p for p in layer.head_norms] if "normed" in options else (None, None)
-    gate = None
+    norms, gate = layer.head_norms, None
     if "gated" in options:
         both = linear(net, x, layer["q_proj"])
         q, gate = net.split(both, (heads.queries, heads.queries))
@@ -156,18 +206,35 @@ def grouped(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
         gate = copied(net, gate)
     else:
         q = linear(net, x, layer["q_proj"])
-    q = norm(net, q, q_norm) if q_norm else q
-    k = linear(net, x, layer["k_proj"])
-    k = norm(net, k, k_norm) if k_norm else k
-    v = linear(net, x, layer["v_proj"])
+    q = norm(net, q, norms[0]) if norms else q
+    k, v = keys_and_values(net, x, layer, norms[1] if len(norms) > 1 else None)
     if layer.plan.rotary:
-        q, k = turned(net, q, width, heads.queries, layer), turned(net, k, width, heads.keys, layer)
+        q = turned(net, q, width, heads.queries, layer)
+        k = k if "reuses" in options else turned(net, k, width, heads.keys, layer)
+    if "stores" in options:
+        net.shared_keys[heads.head] = k, v
     out = attended(net, q, k, v, heads)
     del q, k, v
     if gate is not None:
         out = net.multiply(out, kept(net, gate))
         del gate
     return linear(net, out, layer.last)
+
+
+def keys_and_values(net: Network, x: Tensor, layer: HybridLayer, k_norm: Parameter | None) -> tuple[Tensor, Tensor]:
+    """A layer's own, or those of an earlier one; in some layers of Gemma 4 values are keys before their norm."""
+    options = layer.plan.options
+    if "reuses" in options:
+        return net.shared_keys[layer.plan.heads.head]
+    k = linear(net, x, layer["k_proj"])
+    k = net.elementwise(k) if "scaled_keys" in options else k
+    if "normed_values" not in options:
+        k = norm(net, k, k_norm) if k_norm else k
+        return k, linear(net, x, layer["v_proj"])
+    v = linear(net, x, layer["v_proj"]) if "v_proj" in layer.parts else k
+    k = norm(net, k, k_norm)
+    with net.purpose("norms"):
+        return k, net.cast(root_normed(net, net.cast(v, 4), layer.plan.heads.groups), v.width)
 
 
 def turned(net: Network, x: Tensor, width: int, size: str, layer: HybridLayer) -> Tensor:
@@ -184,162 +251,6 @@ def turned(net: Network, x: Tensor, width: int, size: str, layer: HybridLayer) -
     return joined(net, (out, rest), x.dims)
 
 
-# --- linear attention by the gated delta rule -------------------------------------------------------------------------
-
-
-def delta(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
-    """Project, convolve, run the rule, normalize by a gate, project."""
-    net.what = "linear attention"
-    if "in_proj_qkvz" in layer.parts:
-        both = linear(net, x, layer["in_proj_qkvz"])
-        scores = linear(net, x, layer["in_proj_ba"])
-        q, k, v, z = net.split(both, ("x", "x", "y", "y"))
-        b, a = net.split(scores, ("N", "N"))
-        b, a = net.elementwise(b), net.elementwise(a)
-        q, k, v, z = (net.elementwise(part) for part in (q, k, v, z))
-        mixed = joined(net, (q, k, v), ("t", "x+x+y"))
-        del both, scores, q, k, v
-    else:
-        mixed = linear(net, x, layer["in_proj_qkv"])
-        z = linear(net, x, layer["in_proj_z"])
-        b, a = linear(net, x, layer["in_proj_b"]), linear(net, x, layer["in_proj_a"])
-    mixed = convolved(net, mixed, layer, "conv1d", "x+x+y", silu=True)
-    q, k, v = net.split(mixed, ("x", "x", "y"))
-    beta = kept(net, b)
-    wide = net.add(net.cast(a, 4), layer_constant(net, ("N",)))
-    decay = net.elementwise(net.elementwise(wide, saved=[wide]))
-    del wide
-    rule = delta_rule_of_package if by_package(net, "fla") else delta_rule
-    out = rule(net, q, k, v, decay, beta)
-    del mixed, q, k, v, decay, beta, b, a
-    source = out.width
-    with net.purpose("norms"):
-        out = net.multiply(net.cast(root_normed(net, net.cast(out, 4), "N"), source), layer["norm"])
-        wide = net.cast(z, 4)
-        out = net.cast(net.multiply(out, net.elementwise(wide, saved=[wide])), source)
-        del wide
-    return linear(net, out, layer["out_proj"])
-
-
-def layer_constant(net: Network, dims: tuple[str, ...]) -> Tensor:
-    """A small tensor without a gradient."""
-    return net.tensor(dims, 4)
-
-
-def unit(net: Network, x: Tensor) -> Tensor:
-    """Each head's vector at length one."""
-    squares = net.multiply(x, x)
-    root = kept(net, net.elementwise(summed(net, squares, (x.dims[0], "N"))))
-    del squares
-    return net.multiply(x, root)
-
-
-def delta_rule(net: Network, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor) -> Tensor:
-    """The rule in chunks, as transformers' own code has it: in fp32, every chunk's state and values kept."""
-    source = q.width
-    if net.value("x") != net.value("X"):
-        q, k = net.elementwise(q, dims=("t", "X")), net.elementwise(k, dims=("t", "X"))
-    q, k, v = net.elementwise(q, 4), net.elementwise(k, 4), net.elementwise(v, 4)
-    beta = net.cast(beta, 4)
-    q, k = unit(net, q), unit(net, k)
-    q = net.elementwise(q)
-    q, k, v = (net.elementwise(part, dims=("tc", size)) for part, size in ((q, "X"), (k, "X"), (v, "y")))
-    beta, decay = (net.elementwise(part, dims=("tc", "N")) for part in (beta, decay))
-    v_beta, k_beta = net.multiply(v, beta), net.multiply(k, beta)
-    del v
-    total = net.elementwise(decay)
-    del decay
-    pairs = net.elementwise(total, dims=("tc", "N", "C"))
-    mask = net.tensor(("C", "C"), 1)
-    pairs = net.elementwise(pairs, saved=[mask])
-    pairs = kept(net, pairs)
-    system = net.multiply(multiplied(net, k_beta, k, pairs.dims), pairs)
-    within = net.multiply(multiplied(net, q, k, pairs.dims), pairs)
-    del pairs
-    decayed = net.multiply(k_beta, kept(net, total))
-    values, keys = solved(net, system, v_beta), solved(net, system, decayed)
-    del system, decayed, v_beta, k_beta
-    state = net.tensor(("b", "N", "u", "w"), 4)
-    out = net.tensor(("tc", "y"), 4)
-    q = net.multiply(q, kept(net, total))
-    k = net.multiply(k, kept(net, net.elementwise(total)))
-    last = viewed(net, total, ("nc", "N"))
-    last = kept(net, last)
-    del total
-    for _ in range(net.value("nc") // net.value("b")):
-        piece = lambda whole, *dims: viewed(net, whole, dims)  # noqa: E731
-        fresh = net.add(
-            piece(values, "bc", "y"), net.elementwise(multiplied(net, piece(keys, "bc", "X"), state, ("bc", "y")))
-        )
-        before = multiplied(net, piece(q, "bc", "X"), state, ("bc", "y"))
-        own = multiplied(net, piece(within, "bc", "N", "C"), fresh, ("bc", "y"))
-        out = assigned(net, out, net.add(before, own))
-        del before, own
-        update = multiplied(net, piece(k, "bc", "X"), fresh, state.dims)
-        state = net.add(net.multiply(state, piece(last, "b", "N")), update)
-        del update
-    del values, keys, q, k, within, state, fresh, last
-    return net.elementwise(net.elementwise(out), source, dims=("t", "y"))
-
-
-def solved(net: Network, system: Tensor, right: Tensor) -> Tensor:
-    """The solution of a triangular system."""
-    pairs, shape = (system.dims, 4), (right.dims, 4)
-
-    def backward(grad: Tensor) -> list:
-        of_right = net.tensor(*shape)
-        outer = net.tensor(*pairs)
-        negated = net.tensor(*pairs)
-        del outer
-        lower = net.tensor(*pairs)
-        del negated
-        return [lower, of_right]
-
-    return net.operation(right.dims, 4, [system, right], backward, [system], saves_output=True)
-
-
-def delta_rule_of_package(net: Network, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor) -> Tensor:
-    """The same by flash-linear-attention: inputs, norms and one matrix a chunk kept, states made again.
-
-    Source: fla 0.5, ops/gated_delta_rule/chunk.py (ChunkGatedDeltaRuleFunction).
-    """
-    width = q.width
-    q, k, v = net.elementwise(q), net.elementwise(k), net.elementwise(v)
-    sizes = {"x": ("t", "x"), "X": ("t", "X"), "y": ("t", "y"), "N": ("t", "N"), "A": ("t", "N", "C")}
-    states = (("nc", "N", "u", "w"), width)
-    shapes = [(part.dims, part.width) for part in (q, k, v, decay, beta)]
-
-    def prepared() -> list[Tensor]:
-        return [net.tensor(sizes["X"], width), net.tensor(sizes["y"], width)]
-
-    def backward(grad: Tensor) -> list:
-        made = prepared()
-        hidden, fresh = net.tensor(*states), net.tensor(sizes["y"], width)
-        own = net.tensor(sizes["y"], width)
-        of_states, of_values = net.tensor(*states), net.tensor(sizes["y"], width)
-        del own
-        repeated = [net.tensor(sizes["X"], width) for _ in range(3)]
-        repeated += [net.tensor(sizes["N"], 4)]
-        del hidden, fresh, of_states
-        narrow = [net.tensor(sizes["x"], width) for _ in range(2)]
-        dv = net.tensor(sizes["y"], width)
-        repeated += [net.tensor(sizes["X"], width)]
-        del made, of_values, repeated, narrow
-        return [net.tensor(*shapes[0]), net.tensor(*shapes[1]), dv, net.tensor(*shapes[3]), net.tensor(*shapes[4])]
-
-    def saved() -> list[Tensor]:
-        return [net.tensor(sizes["N"], 4), net.tensor(sizes["A"], width)]
-
-    unit_q, unit_k = net.tensor(sizes["x"], width), net.tensor(sizes["x"], width)
-    roots = [net.tensor(sizes["N"], 4) for _ in range(2)]
-    inner = saved()
-    made = prepared()
-    hidden, fresh = net.tensor(*states), net.tensor(sizes["y"], width)
-    out = net.operation(("t", "y"), width, [q, k, v, decay, beta], backward, [unit_q, unit_k, v, beta, *roots, *inner])
-    del made, hidden, fresh
-    return out
-
-
 # --- latent attention -------------------------------------------------------------------------------------------------
 
 
@@ -354,13 +265,15 @@ def latent(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
         q = norm(net, linear(net, x, layer["q_a_proj"]), layer["q_a_layernorm"])
         q = linear(net, q, layer["q_b_proj"])
     passed, rotated = net.split(q, ("Hp", "Hz"))
-    del q
+    if layer.plan.rotary:
+        del q
     narrow = linear(net, x, layer["kv_a_proj_with_mqa"])
     keys, shared = net.split(narrow, ("l", "z"))
     del narrow
     keys = norm(net, keys, layer["kv_a_layernorm"])
-    rotated, shared = interleaved(net, rotated, width), interleaved(net, shared, width)
-    q = joined(net, (passed, rotated), ("t", heads.queries))
+    if layer.plan.rotary:
+        rotated, shared = interleaved(net, rotated, width), interleaved(net, shared, width)
+        q = joined(net, (passed, rotated), ("t", heads.queries))
     del passed, rotated
     both = linear(net, keys, layer["kv_b_proj"])
     part, v = net.split(both, ("Hp", "P"))
@@ -422,6 +335,11 @@ def gated(net: Network, x: Tensor, layer: HybridLayer, names: tuple[str, ...] = 
     """Gate, up, down."""
     net.what = "MLP"
     gate_proj, up_proj, down_proj = (layer[name] for name in names or layer.mlp_names)
+    if layer.plan.layer == "side_by_side":  # Falcon-H1: each times a number, up before gate
+        up = linear(net, x, up_proj)
+        out = net.multiply(up, activated(net, net.elementwise(linear(net, x, gate_proj))))
+        del up
+        return net.elementwise(linear(net, out, down_proj))
     gate = activated(net, linear(net, x, gate_proj))
     out = net.multiply(gate, linear(net, x, up_proj))
     del gate
@@ -507,9 +425,30 @@ def routed_beside_squared(net: Network, x: Tensor, layer: HybridLayer) -> Tensor
     return net.add(out, squared(net, x, layer, "shared_experts."))
 
 
-_LAYERS: dict[str, Callable] = {"plain": plain, "scaled": plain, "single": single}
+def gemma_experts(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
+    """Gemma 4's experts beside its MLP: a router with a norm of its own, norms before and after."""
+    with net.purpose("norms"):
+        routing = net.cast(root_normed(net, net.cast(x, 4), "1"), x.width)
+    routing = net.elementwise(net.multiply(routing, layer["router.scale"]))
+    scores = net.softmax(net.cast(linear(net, routing, layer["router.proj"]), 4), 4)
+    del routing
+    indices = net.tensor(("e", "t"), 8)
+    shares = net.elementwise(scores, dims=("e", "t"), saved=[indices])
+    shares = net.multiply(shares, Parameter(("1",), 4, layer["router.per_expert_scale"].trained))
+    out = experts(net, norm(net, x, layer["pre_feedforward_layernorm_2"]), layer, "m", (shares, indices))
+    return norm(net, out, layer["post_feedforward_layernorm_2"])
+
+
+_LAYERS: dict[str, Callable] = {
+    "plain": plain,
+    "sandwich": sandwich,
+    "scaled": plain,
+    "side_by_side": side_by_side,
+    "single": single,
+}
 _MIXERS: dict[str, Callable] = {
     "delta": delta,
+    "kimi_delta": kimi_delta,
     "grouped": grouped,
     "latent": latent,
     "short": short,

@@ -374,11 +374,115 @@ def _gpt_oss(c: Sizes) -> Hybrid:
     return _hybrid(c, plans, sizes, sdpa=False, router="chosen_first")
 
 
+def _gemma(c: Sizes) -> Hybrid:
+    """Gemma 4: sliding attention, and full attention with larger heads; keys and values that later layers take."""
+    count, kinds = c.num_hidden_layers, kinds_of_layers(c)
+    same, extra = c.get("attention_k_eq_v", False), c.get("hidden_size_per_layer_input", 0)
+    large, shared = c.get("global_head_dim", None) or 512, c.get("num_kv_shared_layers", 0)
+    groups = (c.get("num_global_key_value_heads", None) or c.num_key_value_heads) if same else c.num_key_value_heads
+    sizes = _sizes(c) | {"D": large, "J": groups, "A": c.num_attention_heads * large, "B": groups * large}
+    sizes |= {
+        "p4": extra,
+        "Lp": count * extra,
+        "U": c.get("vocab_size_per_layer_input", 0),
+        "i2": 2 * c.intermediate_size,
+    }
+    sliding = Heads(window=c.get("sliding_window", 512))
+    full = Heads("A", "B", "B", "A", "D", "D", "H", "J", rotated="D")
+    routed = c.get("enable_moe_block", False)
+    sizes |= {"E": c.num_experts, "e": c.top_k_experts, "m": c.moe_intermediate_size} if routed else {}
+    first = count - shared
+    plans = []
+    for index, kind in enumerate(kinds):
+        reuses = index >= first > 0 and bool(shared)
+        stores = not reuses and bool(shared) and kind not in kinds[index + 1 : first]
+        plans.append(
+            _gemma_layer(sliding if kind == "sliding_attention" else full, reuses, stores, same, extra, routed, c)
+        )
+    outside = (
+        Weight("embed_tokens_per_layer", "embeddings", ("U", "Lp")),
+        _linear("per_layer_model_projection", "Lp"),
+        *_norms("per_layer_projection_norm", size="p4"),
+    )
+    activation = str(c.get("hidden_activation", "gelu_pytorch_tanh"))
+    others = {"outside": outside if extra else (), "activation": activation, "tied": True, "scaled": True}
+    return _hybrid(c, plans, sizes, norm="gemma", **others)
+
+
+def _gemma_layer(heads: Heads, reuses: bool, stores: bool, same: bool, extra: int, routed: bool, c: Sizes) -> Plan:
+    projections = [w for w in _projections(heads) if not reuses or w.name in ("q_proj", "o_proj")]
+    projections = [w for w in projections if w.name != "v_proj" or not same or heads.window]
+    norms = _norms("q_norm", *(() if reuses else ("k_norm",)), size=heads.head)
+    weights = (*projections, *norms, *_mlp("i2" if reuses and c.get("use_double_wide_mlp", False) else "i"))
+    weights += _BOTH + _norms("pre_feedforward_layernorm", "post_feedforward_layernorm")
+    if extra:
+        weights += (_linear("per_layer_input_gate", "p4"), _linear("per_layer_projection", "h", "p4"))
+        weights += _norms("post_per_layer_input_norm")
+    if routed:
+        weights += _experts()[1:] + (_linear("router.proj", "E"), Weight("router.scale", "other", ("h",)))
+        weights += (Weight("router.per_expert_scale", "other", ("E",)),)
+        weights += _norms(*(f"{name}_feedforward_layernorm_{n}" for name, n in (("post", 1), ("post", 2), ("pre", 2))))
+    options = {"normed", "normed_values"} | ({"reuses"} if reuses else set()) | ({"stores"} if stores else set())
+    return Plan("sandwich", "grouped", "gated", weights, heads, frozenset(options))
+
+
+# --- others -------------------------------------------------------------------------------------------------------------
+
+
+def _kimi(c: Sizes) -> Hybrid:
+    """Kimi-Linear: delta attention with a decay for each channel, latent attention without positions, experts."""
+    latent, own, heads = _latent(c)
+    count, head = c.linear_num_heads, c.linear_head_dim
+    wide = count * head
+    sizes = _sizes(c) | own | {"N": count, "u": head, "w": head, "y": wide, "x": wide, "X": wide}
+    width = c.get("num_shared_experts", 1) * c.moe_intermediate_size
+    sizes |= _routed(c, "num_experts", "moe_intermediate_size", shared=width)
+    delta = (
+        *(_linear(f"delta.{name}_proj", "y") for name in "qkv"),
+        Weight("conv1d", "other", ("y+y+y", "f")),
+        Weight("dt_bias", FP32, ("y",)),
+        Weight("A_log", "other", ("N",)),
+        _linear("f_a_proj", "u"),
+        _linear("f_b_proj", "y", "u"),
+        _linear("b_proj", "N"),
+        _linear("g_a_proj", "u"),
+        _linear("g_b_proj", "y", "u"),
+        *_norms("o_norm", size="u"),
+        _linear("delta.o_proj", "h", "y"),
+    )
+    plans = []
+    for index, kind in enumerate(kinds_of_layers(c)):
+        dense = c.mlp_layer_types[index] == "dense"
+        mlp = _mlp() if dense else (*_experts(FP32), *_mlp("S", "shared_experts."))
+        mixer, weights = ("latent", latent) if kind == "full_attention" else ("kimi_delta", delta)
+        run = "gated" if dense else "routed_beside"
+        plans.append(Plan("plain", mixer, run, (*weights, *mlp, *_BOTH), heads, rotary=0.0))
+    kernel = c.get("linear_conv_kernel_dim", 4)
+    return _hybrid(c, plans, sizes, kernel=kernel, packages=_FLA, router="grouped_scores")
+
+
+def _falcon(c: Sizes) -> Hybrid:
+    """Falcon-H1: a state space and attention side by side in every layer."""
+    inner = c.get("mamba_d_ssm", None) or c.get("mamba_expand", 2) * c.hidden_size
+    space = _state_space(
+        convolution=c.get("mamba_conv_bias", True), normed=c.get("mamba_rms_norm", False), adapted=False
+    )
+    weights = (*space, *_projections(Heads()), *_mlp(), *_norms("input_layernorm", "pre_ff_layernorm"))
+    plan = Plan("side_by_side", "", "", weights, Heads(), frozenset({"scaled_keys"}))
+    chunk, kernel = c.get("mamba_chunk_size", 256), c.get("mamba_d_conv", 4)
+    sizes = _sizes(c) | _mamba_of(c, inner)
+    others = {"chunk": chunk, "kernel": kernel, "packages": _MAMBA, "scaled": True, "scaled_logits": True}
+    return _hybrid(c, [plan] * c.num_hidden_layers, sizes, **others)
+
+
 _HYBRIDS: dict[str, Callable[[Sizes], Hybrid]] = {
     **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), _qwen),
     **dict.fromkeys(("deepseek_v3", "glm4_moe_lite"), _deepseek),
     **dict.fromkeys(("lfm2", "lfm2_moe"), _lfm),
     "bamba": _bamba,
+    "falcon_h1": _falcon,
+    "gemma4_text": _gemma,
+    "kimi_linear": _kimi,
     "glm4_moe": _glm,
     "gpt_oss": _gpt_oss,
     "granitemoehybrid": _granite,

@@ -14,6 +14,7 @@ from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.graph import Parameter, Tensor
 from will_it_fit.analytic.layers import Network, linear
 from will_it_fit.analytic.operations import by_package, convolved, copied, joined, kept, multiplied, root_normed, viewed
+from will_it_fit.engine.components import WEIGHT_CASTS
 
 if TYPE_CHECKING:
     from will_it_fit.analytic.mixers import HybridLayer
@@ -28,6 +29,8 @@ def state_space(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tens
     """Mamba 2: project, convolve, scan in chunks, gate, normalize, project."""
     net.what = "state space"
     projected = linear(net, x, layer["in_proj"])
+    if layer.plan.layer == "side_by_side":  # Falcon-H1: times a number for each part
+        projected = net.elementwise(projected)
     if by_package(net, "mamba-ssm"):
         return scan_of_package(net, projected, layer)
     gate, mixed, dt = net.split(projected, ("y", "y+G+G", "N"))
@@ -42,9 +45,9 @@ def state_space(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tens
 
 def gated_after(net: Network, out: Tensor, gate: Tensor, layer: HybridLayer) -> Tensor:
     """Times the activated gate, in fp32, and normalized where the model does it."""
-    wide = net.cast(gate, 4)
     if "norm" not in layer.parts:
         return net.multiply(out, net.elementwise(gate, saved=[gate]))
+    wide = net.cast(gate, 4)
     with net.purpose("norms"):
         wide = net.multiply(out, net.elementwise(wide, saved=[wide]))
         return net.multiply(root_normed(net, wide, "1"), layer["norm"])
@@ -168,10 +171,12 @@ def scan_of_package(net: Network, projected: Tensor, layer: HybridLayer) -> Tens
         del of_last, again
         return [result, own, *weights]
 
+    copy = net.tensor(last.weight.dims, width, WEIGHT_CASTS, "16-bit copies of weights")
+    copy = copy if last.weight.width != width else None
     mixed = net.tensor(("t", "y+G+G"), width)
     held = forward_states()
     inner = net.tensor(("t", "y"), width)
-    out = net.operation(("t", "h"), width, [projected, last.weight, *parts], backward, [projected, inner])
+    out = net.operation(("t", "h"), width, [projected, last.weight, *parts], backward, [projected, inner, copy])
     del mixed, held
     return out
 

@@ -39,6 +39,8 @@ class TrainingStep(Network):
         self.skipped = 0 if blocks else max(0, repetitions - PERIODS_RUN)  # every layer's blocks are its own
         self.layers = self._layers()
         self.resident = 0
+        self.shared_keys: dict[str, tuple[Tensor, Tensor]] = {}  # keys and values that later layers take (Gemma 4)
+        self.inputs_of_layers: Tensor | None = None
         self._shared: list[Tensor] = []  # what every layer reads
         self._held: list[Tensor] = []  # what the model's code keeps a name for, until the forward pass ends
         self._outputs: Tensor | None = None  # logits that a manual loop keeps a name for
@@ -59,9 +61,12 @@ class TrainingStep(Network):
         if not self.decoder.plans:
             self._run_layer = decoder_layer
             return [Layer(self) for _ in range(count - left_out)]
+        from will_it_fit.analytic.hybrids import Plan
         from will_it_fit.analytic.mixers import HybridLayer, run_layer
 
         self._run_layer = run_layer
+        outside = Plan("", "", "", self.decoder.outside, self.decoder.heads)
+        self.outside = HybridLayer(self, outside) if self.decoder.outside else None
         first = self.before + PERIODS_RUN * self.period
         plans = self.decoder.plans
         return [HybridLayer(self, plan) for plan in (plans[:first] + plans[first + left_out :] if left_out else plans)]
@@ -130,6 +135,10 @@ class TrainingStep(Network):
             if not decoder.tied:  # a tied embedding belongs to the last unit, whose backward pass began at the logits
                 x = marked(self.nodes, x, lambda: sharding.before_backward(first))
             sharding.after_forward(first)
+        if self.decoder.plans and self.outside:
+            from will_it_fit.analytic.mixers import inputs_of_layers
+
+            self.inputs_of_layers = inputs_of_layers(self, x, self.outside)
         self._share(x.width)
         before = self.live
         for index, layer in enumerate(self.layers):
@@ -171,10 +180,10 @@ class TrainingStep(Network):
         decoder, family = self.decoder, self.decoder.family
         self.what = "residual stream"
         weight = self.embedding
-        x = self._rows(weight, "t")
+        x = self.rows(weight, "t")
         self._held = [x]
         if decoder.positions:
-            positions = self._rows(self.base_parameter("embeddings", "p", "h"), "t" if self.setting.packed else "s")
+            positions = self.rows(self.base_parameter("embeddings", "p", "h"), "t" if self.setting.packed else "s")
             self._held.append(positions)
             x = self.add(x, positions)
             del positions
@@ -188,7 +197,7 @@ class TrainingStep(Network):
                 self._shared.append(self.tensor(("t", "h"), 1))
         return x
 
-    def _rows(self, weight: Parameter, symbol: str) -> Tensor:
+    def rows(self, weight: Parameter, symbol: str) -> Tensor:
         """One row of an embedding for each of ``symbol`` indices."""
         words, hidden = weight.dims
         sizes = embedding_backward_bytes(self.value(symbol), self.value(words), self.value(hidden))
@@ -210,14 +219,13 @@ class TrainingStep(Network):
     def _share(self, width: int) -> None:
         """Positions, cosines and sines, and the mask where scores are in memory or a window needs one."""
         self.what = "positions and mask"
-        rotations = range(2 if self.decoder.rotary else 0)
         if self.setting.packed:  # the batch has brought positions, which differ from row to row, and the mask
-            self._shared += [self.tensor(("t", "d"), width) for _ in rotations]
+            self._shared += [self.tensor(("t", size), width) for size in self.decoder.rotations for _ in range(2)]
             return
         self._shared.append(self.tensor(("s",), 8))
-        self._shared += [self.tensor(("s", "d"), width) for _ in rotations]
+        self._shared += [self.tensor(("s", size), width) for size in self.decoder.rotations for _ in range(2)]
         if self.setting.attention_kernel(width) == "eager":
-            self._shared.append(self.tensor(("t", "s"), width))
+            self._shared += [self.tensor(("t", "s"), width) for _ in range(self.decoder.kinds_of_masks)]
         elif self.setting.windowed:
             self._shared.append(self.tensor(("s", "s"), 1))
 
@@ -302,6 +310,8 @@ class TrainingStep(Network):
         if self.accumulating:  # a tied weight's gradient joins the others
             self.embedding.grad = None
         self._shared.clear()
+        self.shared_keys.clear()
+        self.inputs_of_layers = None
         del held
         self.look()
 
