@@ -383,6 +383,8 @@ def described(scenario: Scenario, where: object = "scenario") -> Decoder:
     decoder = describe(scenario.model)
     if scenario.lora:
         decoder.targets(scenario.lora, where)
+    if decoder.plans:
+        _check_hybrid(scenario)
     if decoder.positions and scenario.sequence_length > decoder.positions:
         raise UserError(
             f"`sequence_length` is beyond the {decoder.positions} positions of the model.",
@@ -392,3 +394,16 @@ def described(scenario: Scenario, where: object = "scenario") -> Decoder:
             change={"sequence_length": decoder.positions},
         )
     return decoder
+
+
+def _check_hybrid(scenario: Scenario) -> None:
+    """Refuse what is not described of layers of several kinds."""
+    kind, refused = scenario.model["model_type"], None
+    if scenario.parallel.sharded:
+        refused = "FSDP2"
+    elif scenario.packing != "none":
+        refused = f"packing: {scenario.packing}"
+    elif kind == "gpt_oss" and scenario.attention not in ("sdpa", "eager"):
+        refused = f"attention: {scenario.attention}"
+    if refused:
+        raise NotDescribed(f"the analytic estimate does not describe {refused} with the layers of {kind}")

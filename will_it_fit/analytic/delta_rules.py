@@ -26,7 +26,7 @@ from will_it_fit.analytic.operations import (
 )
 
 if TYPE_CHECKING:
-    from will_it_fit.analytic.mixers import HybridLayer
+    from will_it_fit.analytic.hybrid_layers import HybridLayer
 
 
 # --- linear attention by the gated delta rule -------------------------------------------------------------------------

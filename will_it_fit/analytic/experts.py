@@ -57,14 +57,14 @@ def through_gate(net: Network, made: Tensor, size: str) -> Tensor:
 def routed(net: Network, x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
     """The share of each of a token's experts, and which these are."""
     kind, source = net.decoder.router, x.width
-    if kind == "grouped_scores":
+    if kind in ("grouped_scores", "softmax_fp32"):
         x = net.cast(x, 4)
     router = merged(net, layer.router, layer.router_adapter) if layer.router_adapter else layer.router
     logits = product(net, x, router, "E") if isinstance(router, Parameter) else net.matmul(x, router, "E")
     indices = net.tensor(ROWS, 8)
-    if kind == "softmax":
-        scores = net.softmax(net.cast(logits, 4), 4)
-        return net.cast(net.elementwise(scores, dims=ROWS, saved=[indices]), logits.width), indices
+    if kind.startswith("softmax"):
+        scores = net.softmax(logits, 2) if kind == "softmax_16_bits" else net.softmax(net.cast(logits, 4), 4)
+        return net.cast(net.elementwise(scores, dims=ROWS, saved=[indices]), source), indices
     if kind == "chosen_first":
         best = net.elementwise(logits, dims=ROWS, saved=[indices])
         return net.cast(net.softmax(best, best.width), source), indices

@@ -1,7 +1,7 @@
 """Decoders whose layers are of several kinds: every weight of every layer by name and size.
 
 A layer is a *mixer* of tokens and an MLP: its :class:`Plan`. :mod:`will_it_fit.analytic.plans` has the families, and
-:mod:`will_it_fit.analytic.mixers` what mixers and MLPs do in a step.
+:mod:`will_it_fit.analytic.hybrid_layers` what they do in a step.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Plan:
-    """A layer: what it does, by the names of functions of :mod:`mixers`, and its weights in order.
+    """A layer: what it does, by the names of functions of :mod:`hybrid_layers`, and its weights in order.
 
     ``layer``: how mixer and MLP go together; ``options``: what they do beside.
     """
@@ -151,20 +151,27 @@ class Hybrid(Decoder):
         Raises
         ------
         UserError
-            If a name matches nothing.
+            If a name matches nothing, or with dropout on experts.
         """
         weights = [w for plan in self.plans for w in plan.weights] + list(self.outside)
         names = dict.fromkeys(w.name for w in weights if w.takes_adapter(self.adapts_experts))
-        if lora.target_modules == "all-linear":
-            return tuple(name for name in names if any(w.name == name and w.adapted for w in weights))
+        adapted = {w.name for w in weights if w.adapted}
         wanted = asked_names(lora)
-        found = tuple(name for name in names if wanted & self._names_of(name))
+        if lora.target_modules == "all-linear":
+            found = tuple(name for name in names if name in adapted)
+        else:
+            found = tuple(name for name in names if name in adapted and wanted & self._names_of(name))
+        problem, near = None, []
         if not found and not wanted & OUTSIDE_OF_LAYERS:
+            problem = "`lora.target_modules` matches no linear layer of this model."
             near = [near for name in wanted for near in difflib.get_close_matches(name, sorted(names), n=1)]
+        elif lora.dropout and self.adapts_experts and {"gate", "gate_up_proj", "experts.down_proj"} & set(found):
+            problem = "PEFT has no dropout for adapters of experts, which are parameters and no layers."
+        if problem:
             raise UserError(
-                "`lora.target_modules` matches no linear layer of this model.",
+                problem,
                 where=where,
-                found=lora.target_modules,
+                found=lora.target_modules if not lora.dropout else {"dropout": lora.dropout},
                 allowed=f"all-linear, or a list of {', '.join(sorted(names))}",
                 change={"lora": {"target_modules": near or "all-linear"}},
             )

@@ -8,7 +8,7 @@ from will_it_fit.analytic.graph import Tensor
 from will_it_fit.analytic.layers import Network, through_the_mean, through_the_product
 
 if TYPE_CHECKING:
-    from will_it_fit.analytic.mixers import HybridLayer
+    from will_it_fit.analytic.hybrid_layers import HybridLayer
 
 
 def viewed(net: Network, x: Tensor, dims: tuple[str, ...]) -> Tensor:

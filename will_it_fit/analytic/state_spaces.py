@@ -17,7 +17,7 @@ from will_it_fit.analytic.operations import by_package, convolved, copied, joine
 from will_it_fit.engine.components import WEIGHT_CASTS
 
 if TYPE_CHECKING:
-    from will_it_fit.analytic.mixers import HybridLayer
+    from will_it_fit.analytic.hybrid_layers import HybridLayer
 
 MULTIPROCESSORS = 132  # of an H100: mamba-ssm splits sums of gradients among them
 

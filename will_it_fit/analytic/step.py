@@ -61,15 +61,19 @@ class TrainingStep(Network):
         if not self.decoder.plans:
             self._run_layer = decoder_layer
             return [Layer(self) for _ in range(count - left_out)]
+        from will_it_fit.analytic.hybrid_layers import HybridLayer, run_layer
         from will_it_fit.analytic.hybrids import Plan
-        from will_it_fit.analytic.mixers import HybridLayer, run_layer
 
         self._run_layer = run_layer
+        targets = set(self.decoder.targets(self.scenario.lora)) if self.scenario.lora else set()
         outside = Plan("", "", "", self.decoder.outside, self.decoder.heads)
-        self.outside = HybridLayer(self, outside) if self.decoder.outside else None
+        self.outside = HybridLayer(self, outside, targets) if self.decoder.outside else None
         first = self.before + PERIODS_RUN * self.period
         plans = self.decoder.plans
-        return [HybridLayer(self, plan) for plan in (plans[:first] + plans[first + left_out :] if left_out else plans)]
+        return [
+            HybridLayer(self, plan, targets)
+            for plan in (plans[:first] + plans[first + left_out :] if left_out else plans)
+        ]
 
     def _units(self) -> list[Unit]:
         """What FSDP2 gathers together, in the order of the forward pass: the embedding if untied, layers, the rest."""
@@ -136,7 +140,7 @@ class TrainingStep(Network):
                 x = marked(self.nodes, x, lambda: sharding.before_backward(first))
             sharding.after_forward(first)
         if self.decoder.plans and self.outside:
-            from will_it_fit.analytic.mixers import inputs_of_layers
+            from will_it_fit.analytic.hybrid_layers import inputs_of_layers
 
             self.inputs_of_layers = inputs_of_layers(self, x, self.outside)
         self._share(x.width)

@@ -110,6 +110,8 @@ def serve(asked: Question, requests: int, weights: str | None) -> Serving:
         )  # fmt: skip
     try:
         decoder = describe(scenario.model)
+        if decoder.plans:
+            raise NotDescribed("its layers keep states of several kinds")
     except NotDescribed as error:
         raise UserError(
             f"What serving this architecture takes is not described: {error}.", where=asked.where,
