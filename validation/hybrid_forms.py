@@ -124,7 +124,11 @@ def compared(question: Mapping[str, Any]) -> dict[str, Any]:
     """What the form and the trace say; empty where the form does not describe the step."""
     from will_it_fit.tracing.trace import trace
 
-    scenario = scenario_of(question)
+    nothing = {"resident_trace": "", "peak_form": "", "peak_trace": ""}
+    try:
+        scenario = scenario_of(question)
+    except UserError:  # longer than the model's positions
+        return {**question, **nothing}
     try:
         form = analytic_estimate(scenario, capability=CAPABILITY)["peak_allocated_bytes"]
     except NotDescribed:

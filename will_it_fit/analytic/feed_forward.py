@@ -107,13 +107,13 @@ def every_expert(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
     scores = product(net, x, layer["gate"], "E")
     scores = net.cast(kept(net, net.cast(net.elementwise(scores), 4)), source)
     inputs = net.multiply(net.elementwise(x, dims=(*rows, "h")), net.elementwise(scores))
-    both = net.matmul(inputs, layer["gate_up_proj"], "m+m")
+    both = product(net, inputs, layer["gate_up_proj"], "m+m")
     del inputs
     gate, up = net.split(both, ("m", "m"))
     del both
     hidden = net.multiply(up, activated(net, gate))
     del gate, up
-    out = net.matmul(hidden, layer["experts.down_proj"], "h")
+    out = product(net, hidden, layer["experts.down_proj"], "h")
     del hidden
     shared = gated(net, x, layer, shared_names("shared_expert"))
     net.what = "experts"

@@ -44,9 +44,7 @@ class HybridLayer:
     @property
     def head_norms(self) -> list[Parameter]:
         """Those of queries and keys."""
-        return [
-            self.parts[w.name] for w in self.plan.weights if w.group == "norms" and w.dims == (self.plan.heads.head,)
-        ]
+        return [self.parts[w.name] for w in self.plan.weights if w.name in HEAD_NORMS]
 
     @property
     def mlp_names(self) -> tuple[str, ...]:
@@ -115,7 +113,7 @@ def plain(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
 def single(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
     """A norm and one part, added to the residual stream (Nemotron)."""
     plan, width = layer.plan, x.width
-    normed = norm(net, x, layer["norm."])
+    normed = norm(net, net.cast(x, layer["norm."].width), layer["norm."])
     x = net.cast(x, 4) if "residual_in_fp32" in plan.options else x
     out = _MIXERS[plan.mixer](net, normed, layer, width) if plan.mixer else _MLPS[plan.mlp](net, normed, layer)
     del normed
