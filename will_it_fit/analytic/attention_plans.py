@@ -102,7 +102,7 @@ def gemma(c: Sizes) -> Hybrid:
     plans = []
     for index, kind in enumerate(kinds):
         reuses = index >= first > 0 and bool(shared)
-        stores = not reuses and bool(shared) and kind not in kinds[index + 1 : first]
+        stores = not reuses and kind not in kinds[index + 1 : first]
         plans.append(
             _gemma_layer(sliding if kind == "sliding_attention" else full, reuses, stores, same, extra, routed, c)
         )

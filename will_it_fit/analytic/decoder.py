@@ -299,12 +299,12 @@ def describe(model: Mapping[str, Any]) -> Decoder:
     """
     kind = model["model_type"]
     family = FAMILIES.get(kind)
+    if model.get("quantization_config"):
+        raise NotDescribed("the analytic estimate does not describe weights that come quantized")
     if family is None:
         from will_it_fit.analytic.plans import hybrid
 
         return hybrid(model)
-    if model.get("quantization_config"):
-        raise NotDescribed("the analytic estimate does not describe weights that come quantized")
     if model.get("mlp_only_layers") or model.get("decoder_sparse_step", 1) != 1:
         raise NotDescribed("the analytic estimate does not describe experts in some layers only")
 

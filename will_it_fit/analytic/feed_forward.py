@@ -108,7 +108,6 @@ def every_expert(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
     scores = net.cast(kept(net, net.cast(net.elementwise(scores), 4)), source)
     inputs = net.multiply(net.elementwise(x, dims=(*rows, "h")), net.elementwise(scores))
     both = product(net, inputs, layer["gate_up_proj"], "m+m")
-    del inputs
     gate, up = net.split(both, ("m", "m"))
     del both
     hidden = net.multiply(up, activated(net, gate))
@@ -117,7 +116,9 @@ def every_expert(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
     del hidden
     shared = gated(net, x, layer, shared_names("shared_expert"))
     net.what = "experts"
-    return net.add(shared, summed(net, out, x.dims))
+    total = net.add(shared, summed(net, out, x.dims))
+    del inputs, out  # the model's code holds them to the end
+    return total
 
 
 def routed_beside_fused(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:

@@ -248,6 +248,8 @@ class TrainingStep(Network):
 
     def _logits(self, x: Tensor) -> Tensor:
         """Output head, and a soft cap where the model has one."""
+        if self.decoder.plans and not self.setting.autocast:  # Mamba 2's residual stream is in fp32
+            x = self.cast(x, self.head.width)
         out = product(self, x, self.head, "V")
         if self.decoder.scaled_logits:
             out = self.elementwise(out)
