@@ -48,8 +48,10 @@ PACKAGES = {
     **dict.fromkeys(("nemotron_h", "granitemoehybrid", "falcon_h1", "bamba", "mamba2"), "causal-conv1d mamba-ssm"),
 }
 # In the order in which people use them: the first are drawn more often.
-FIRST = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "gemma4_text", "gpt_oss", "lfm2", "lfm2_moe", "nemotron_h",
-         "granitemoehybrid", "glm4_moe", "glm4_moe_lite", "deepseek_v3", "kimi_linear", "falcon_h1", "bamba")  # fmt: skip
+FIRST = (
+    "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "gemma4_text", "gpt_oss", "lfm2", "lfm2_moe", "nemotron_h",
+    "granitemoehybrid", "glm4_moe", "glm4_moe_lite", "deepseek_v3", "kimi_linear", "falcon_h1", "bamba",
+)  # fmt: skip
 QUESTION = ("family", "sizes", "method", "precision", "sequence_length", "micro_batch", "checkpointing", "packages",
             "rank", "optimizer", "attention")  # fmt: skip
 COLUMNS = (*QUESTION, "resident_trace", "peak_form", "peak_trace")

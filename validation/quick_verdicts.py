@@ -6,8 +6,8 @@ python -m validation.quick_verdicts --judge --count 300 --seed 2         verdict
 
 Questions are drawn at random: models of config/models/, most of them with two to six of their layers so that a trace
 takes a second, every method, and a GPU of any size from 16 % below to 19 % above what the closed form says is needed.
-The rows that ``will_it_fit/analytic/certainty.py`` reads come from seeds 1 to 4, and of hybrids from seed 5. Seed 300 was set before the first
-row was drawn, and kept for the end.
+The rows that ``will_it_fit/analytic/certainty.py`` reads come from seeds 1 to 4, and those of hybrids from seeds 5 and
+6. Seed 300 was set before the first row was drawn, and kept for the end.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ MOST_BYTES = 180 * 2**30  # steps beyond this are drawn anew: no GPU known has i
 NEAR = 0.25  # powers of two to either side of what is needed
 SPOTS = 8  # sizes below the border of which each row says whether they suffice
 COLUMNS = (
-    "seed", "model", "layers", "hybrid", "experts", "parameters", "method", "strategy", "gpus", "precision", "optimizer",
-    "expandable", "micro_batch", "sequence_length", "gradient_accumulation", "loss", "checkpointing", "attention",
+    "seed", "model", "layers", "hybrid", "experts", "parameters", "method", "strategy", "gpus", "precision",
+    "optimizer", "expandable", "micro_batch", "sequence_length", "gradient_accumulation", "loss", "checkpointing", "attention",
     "kbit_preparation", "capability", "peak_form", "required_form", "lowest_form", "highest_form", "peak_trace",
     "required_trace", "least_trace",
 )  # fmt: skip

@@ -165,7 +165,7 @@ def exaone(c: Sizes) -> Hybrid:
     return hybrid_of(c, plans, sizes_of(c))
 
 
-# --- experts and others -------------------------------------------------------------------------------------------------
+# --- experts and others -----------------------------------------------------------------------------------------------
 
 
 def like_llama(c: Sizes) -> Hybrid:

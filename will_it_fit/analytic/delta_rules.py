@@ -185,7 +185,7 @@ def delta_rule_of_package(net: Network, q: Tensor, k: Tensor, v: Tensor, decay: 
     return out
 
 
-# --- Kimi's ---------------------------------------------------------------------------------------------------------------
+# --- Kimi's -----------------------------------------------------------------------------------------------------------
 
 
 def kimi_delta(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
