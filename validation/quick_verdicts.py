@@ -43,9 +43,9 @@ NEAR = 0.25  # powers of two to either side of what is needed
 SPOTS = 8  # sizes below the border of which each row says whether they suffice
 COLUMNS = (
     "seed", "model", "layers", "hybrid", "experts", "parameters", "method", "strategy", "gpus", "precision",
-    "optimizer", "expandable", "micro_batch", "sequence_length", "gradient_accumulation", "loss", "checkpointing", "attention",
-    "kbit_preparation", "capability", "peak_form", "required_form", "lowest_form", "highest_form", "peak_trace",
-    "required_trace", "least_trace",
+    "optimizer", "expandable", "micro_batch", "sequence_length", "gradient_accumulation", "loss", "checkpointing",
+    "attention", "kbit_preparation", "capability", "peak_form", "required_form", "lowest_form", "highest_form",
+    "peak_trace", "required_trace", "least_trace",
 )  # fmt: skip
 
 
