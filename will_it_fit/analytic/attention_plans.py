@@ -126,7 +126,7 @@ def _gemma_layer(heads: Heads, reuses: bool, stores: bool, same: bool, extra: in
         weights += (linear("per_layer_input_gate", "p4"), linear("per_layer_projection", "h", "p4"))
         weights += norms_of("post_per_layer_input_norm")
     if routed:
-        weights += experts_of()[1:] + (linear("router.proj", "E"), Weight("router.scale", "other", ("h",)))
+        weights += (*experts_of()[1:], linear("router.proj", "E"), Weight("router.scale", "other", ("h",)))
         weights += (Weight("router.per_expert_scale", "other", ("E",)),)
         weights += norms_of(
             *(f"{name}_feedforward_layernorm_{n}" for name, n in (("post", 1), ("post", 2), ("pre", 2)))
