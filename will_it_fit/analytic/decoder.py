@@ -403,6 +403,8 @@ def _check_hybrid(scenario: Scenario) -> None:
         refused = "FSDP2"
     elif scenario.packing != "none":
         refused = f"packing: {scenario.packing}"
+    elif scenario.kbit_preparation != "none" and describe(scenario.model).experts:
+        refused = f"experts in fp32 (kbit_preparation: {scenario.kbit_preparation})"
     elif kind == "gpt_oss" and scenario.attention not in ("sdpa", "eager"):
         refused = f"attention: {scenario.attention}"
     if refused:

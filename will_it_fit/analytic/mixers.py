@@ -168,6 +168,7 @@ def with_sinks(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tenso
         scores = net.elementwise(scores)
         scores = joined(net, (scores,), ("H", "t", "s+1"))
         scores = net.elementwise(scores)
+        scores = net.cast(scores, 4) if net.setting.autocast else scores
         shares = net.softmax(scores, scores.width)
         del scores
         shares = viewed(net, shares, ("H", "t", "s"))

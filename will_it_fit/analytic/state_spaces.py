@@ -84,8 +84,9 @@ def scan(net: Network, x: Tensor, dt: Tensor, before: Tensor, after: Tensor, lay
     states = net.elementwise(states, saved=[states])
     between = multiplied(net, copied(net, after), copied(net, viewed(net, states, ("nc", "N", "w", "g"))), rows)
     between = net.multiply(between, kept(net, total))
-    out = copied(net, net.add(within, between))
-    return net.add(out, rest)
+    out = net.add(copied(net, net.add(within, between)), rest)
+    whole = net.value("tc") == net.value("t")
+    return Tensor(out.storage, ("t", "y"), out.width, out.edge) if whole else viewed(net, out, ("t", "y"))
 
 
 def repeated(net: Network, x: Tensor) -> Tensor:

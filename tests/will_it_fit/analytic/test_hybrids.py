@@ -87,12 +87,12 @@ def test_layers_that_repeat_are_run_three_times(family) -> None:
 
 def test_each_term_is_named() -> None:
     terms = analytic_estimate(step(FAMILIES["qwen3_5_text"], gradient_checkpointing=False), capability=H100)["terms"]
-    assert {"linear attention", "attention", "MLP", "norms", "residual stream"} <= {term["what"] for term in terms}
+    assert {"linear attention", "attention", "MLP", "norms", "adapters"} <= {term["what"] for term in terms}
 
 
 @pytest.mark.parametrize(("fields", "says"), [
     ({"parallel": {"strategy": "fsdp2", "gpus": 2}}, "FSDP2 with the layers of lfm2"),
-    ({"packing": "mask"}, "with the layers of lfm2"),
+    ({"packing": "rows"}, "packing: rows with the layers of lfm2"),
 ])  # fmt: skip
 def test_what_is_not_described_of_such_layers_is_named(fields, says) -> None:
     with pytest.raises(NotDescribed, match=says):
@@ -103,6 +103,11 @@ def test_weights_that_come_quantized_are_refused() -> None:
     quantized = FAMILIES["gpt_oss"] | {"quantization_config": {"quant_method": "mxfp4"}}
     with pytest.raises(NotDescribed, match="come quantized"):
         describe(quantized)
+
+
+def test_experts_that_are_prepared_in_fp32_are_refused() -> None:
+    with pytest.raises(NotDescribed, match="experts in fp32"):
+        analytic_estimate(step(FAMILIES["lfm2_moe"], "qlora", kbit_preparation="trl"))
 
 
 def test_mamba_ssm_cannot_read_a_quantized_matrix() -> None:
