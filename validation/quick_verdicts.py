@@ -25,8 +25,9 @@ from validation.families import FAMILIES
 from validation.hybrid_forms import CATALOGUE, PACKAGES, model_of
 from will_it_fit.analytic.allocations import form_events, variations
 from will_it_fit.analytic.certainty import Needs, follows_allocations
-from will_it_fit.analytic.decoder import NotDescribed, describe
+from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
+from will_it_fit.analytic.setting import describe
 from will_it_fit.cards.gpus import catalogue
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_json

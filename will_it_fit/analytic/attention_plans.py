@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from will_it_fit.analytic.decoder import Heads
 from will_it_fit.analytic.hybrids import FP32, Hybrid, Plan, Weight
-from will_it_fit.analytic.parameters import Sizes, kinds_of_layers
 from will_it_fit.analytic.plan_parts import (
     BOTH_NORMS,
+    Sizes,
     experts_of,
     hybrid_of,
+    kinds_of_layers,
     latent_parts,
     linear,
     mlp_of,

@@ -20,7 +20,7 @@ from functools import cache, cached_property
 from typing import NamedTuple
 
 from will_it_fit.analytic.allocations import form_events, variations
-from will_it_fit.analytic.decoder import describe
+from will_it_fit.analytic.setting import describe
 from will_it_fit.data import data_path
 from will_it_fit.engine.allocator import LARGE_SEGMENT
 from will_it_fit.engine.capacities import capacities, served_at

@@ -8,11 +8,10 @@ Sources: transformers 5.24 (models/qwen3_5/modeling_qwen3_5.py, models/kimi_line
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from will_it_fit.analytic.graph import Parameter, Tensor
 from will_it_fit.analytic.layers import Network, linear
 from will_it_fit.analytic.operations import (
+    HybridLayer,
     assigned,
     by_package,
     convolved,
@@ -24,10 +23,6 @@ from will_it_fit.analytic.operations import (
     summed,
     viewed,
 )
-
-if TYPE_CHECKING:
-    from will_it_fit.analytic.hybrid_layers import HybridLayer
-
 
 # --- linear attention by the gated delta rule -------------------------------------------------------------------------
 

@@ -23,9 +23,9 @@ from fractions import Fraction
 from math import ceil
 from typing import Any
 
-from will_it_fit.analytic.decoder import NotDescribed, described
+from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.parameters import parameter_count
-from will_it_fit.analytic.setting import Setting, check_described
+from will_it_fit.analytic.setting import Setting, check_described, described
 from will_it_fit.analytic.step import TrainingStep
 from will_it_fit.cards.gpus import named
 from will_it_fit.engine.components import ACTIVATIONS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES, OVERHEAD, WEIGHTS

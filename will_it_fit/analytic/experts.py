@@ -11,6 +11,8 @@ Sources: transformers 5.24 (integrations/moe.py, grouped_mm_experts_forward; mod
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from will_it_fit.analytic.graph import Parameter, Tensor
 from will_it_fit.analytic.layers import Adapter, Layer, Network, activated, product
 from will_it_fit.engine.components import WEIGHT_CASTS
@@ -19,7 +21,12 @@ ROWS = ("e", "t")  # each token as often as it has experts
 
 
 def experts(
-    net: Network, x: Tensor, layer: Layer, size: str = "i", chosen: tuple[Tensor, Tensor] | None = None
+    net: Network,
+    x: Tensor,
+    layer: Layer,
+    size: str = "i",
+    chosen: tuple[Tensor, Tensor] | None = None,
+    between: Callable[[Network, Tensor, str], Tensor] | None = None,
 ) -> Tensor:
     """Route the tokens, run the experts, sum what each token gets.
 
@@ -29,6 +36,8 @@ def experts(
         The symbol of the width of one expert.
     chosen
         What :func:`routed` gave, where the tokens were routed by other vectors than the experts get.
+    between
+        What an expert does between its matrices, where that is not :func:`through_gate`.
     """
     net.what = "experts"
     width, tokens = x.width, x.dims
@@ -37,7 +46,7 @@ def experts(
     up = merged(net, layer.up, layer.up_adapter) if layer.up_adapter else layer.up  # cached until the layer is done
     made = biased(net, grouped(net, rows, up, f"{size}+{size}" if layer.gated else size), layer.up_bias)
     del rows
-    hidden = layer.between(net, made, size) if layer.between else through_gate(net, made, size)
+    hidden = (between or through_gate)(net, made, size)
     del made
     down = merged(net, layer.down, layer.down_adapter) if layer.down_adapter else layer.down
     out = biased(net, grouped(net, hidden, down, tokens[-1]), layer.down_bias)

@@ -5,16 +5,11 @@ Sources: transformers 5.24 (models/*/modeling_*.py, integrations/moe.py).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from will_it_fit.analytic.experts import experts
 from will_it_fit.analytic.experts import routed as routed_shares
 from will_it_fit.analytic.graph import Parameter, Tensor
 from will_it_fit.analytic.layers import Network, activated, dropped, linear, norm, product
-from will_it_fit.analytic.operations import kept, root_normed, summed
-
-if TYPE_CHECKING:
-    from will_it_fit.analytic.hybrid_layers import HybridLayer
+from will_it_fit.analytic.operations import HybridLayer, kept, root_normed, summed
 
 
 def gated(net: Network, x: Tensor, layer: HybridLayer, names: tuple[str, ...] = ()) -> Tensor:
@@ -64,6 +59,11 @@ def squares(net: Network, x: Tensor) -> Tensor:
 def routed(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
     """Experts alone."""
     return experts(net, x, layer, "m")
+
+
+def routed_biased(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
+    """Experts with biases and a gate of their own (gpt-oss)."""
+    return experts(net, x, layer, "m", between=clamped)
 
 
 def squared_rows(net: Network, made: Tensor, size: str) -> Tensor:
@@ -131,10 +131,10 @@ def routed_beside_squared(net: Network, x: Tensor, layer: HybridLayer) -> Tensor
     """Experts without a gate, on narrower vectors in some models, and an MLP that every token goes through."""
     if "fc1_latent_proj" in layer.parts:
         shares = routed_shares(net, x, layer)
-        out = experts(net, linear(net, x, layer["fc1_latent_proj"]), layer, "m", shares)
+        out = experts(net, linear(net, x, layer["fc1_latent_proj"]), layer, "m", shares, squared_rows)
         out = linear(net, out, layer["fc2_latent_proj"])
     else:
-        out = experts(net, x, layer, "m")
+        out = experts(net, x, layer, "m", between=squared_rows)
     return net.add(out, squared(net, x, layer, "shared_experts."))
 
 

@@ -367,7 +367,7 @@ class Graph(Ledger):
 
     def split(self, x: Tensor, parts: tuple[str, ...]) -> tuple[Tensor, ...]:
         """Views of one tensor; their gradients are put together again into one of its size."""
-        edge = self.node([x.edge], self.like(x)) if x.edge is not None else None
+        edge = self.node([x.edge], self.like(x)) if x.edge else None
         return tuple(Tensor(x.storage, (*x.dims[:-1], name), x.width, edge) for name in parts)
 
     def checkpointed(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -379,8 +379,7 @@ class Graph(Ledger):
 
     def node(self, edges: list, backward: Backward) -> Node:
         """A node of the tape that keeps nothing."""
-        node = Node(edges, [], backward, self._checkpoint)
-        self._record(node)
+        self._record(node := Node(edges, [], backward, self._checkpoint))
         return node
 
     def _record(self, node: Node) -> None:

@@ -13,81 +13,9 @@ from collections.abc import Callable
 
 from will_it_fit.analytic import feed_forward, mixers, state_spaces
 from will_it_fit.analytic.delta_rules import delta, kimi_delta
-from will_it_fit.analytic.graph import Parameter, Tensor
-from will_it_fit.analytic.hybrids import Plan, Weight
-from will_it_fit.analytic.layers import Adapter, Linear, Network, activated, linear, norm
-from will_it_fit.analytic.operations import viewed
-
-HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
-
-
-class HybridLayer:
-    """The parameters of one layer, by their names, as its plan has them."""
-
-    def __init__(self, net: Network, plan: Plan, targets: set[str]) -> None:
-        self.plan, self._net, self._targets = plan, net, targets
-        self.parameters: list[Parameter] = []
-        self._adapters: dict[str, Adapter | None] = {}
-        self._biases: dict[str, Parameter] = {}
-        self.parts = {weight.name: self._part(weight) for weight in plan.weights}
-        self.parts |= self._biases
-        self.between = {"routed_biased": feed_forward.clamped, "routed_beside_squared": feed_forward.squared_rows}.get(
-            plan.mlp
-        )
-        self.up_bias, self.down_bias = self.parts.get("gate_up_proj_bias"), self.parts.get("down_proj_bias")
-        self.router, self.router_adapter = self.parts.get("gate"), self._adapters.get("gate")
-        self.gated = "gate_up_proj" in self.parts
-        up = "gate_up_proj" if self.gated else "experts.up_proj"
-        self.up, self.up_adapter = self.parts.get(up), self._adapters.get(up)
-        self.down, self.down_adapter = self.parts.get("experts.down_proj"), self._adapters.get("experts.down_proj")
-
-    @property
-    def head_norms(self) -> list[Parameter]:
-        """Those of queries and keys."""
-        return [self.parts[w.name] for w in self.plan.weights if w.name in HEAD_NORMS]
-
-    @property
-    def mlp_names(self) -> tuple[str, ...]:
-        """Of gate, up and down."""
-        return ("w1", "w3", "w2") if "w1" in self.parts else ("gate_proj", "up_proj", "down_proj")
-
-    @property
-    def last(self) -> Linear:
-        """The matrix that an attention ends with."""
-        return self.parts["o_proj"] if "o_proj" in self.parts else self.parts["out_proj"]
-
-    @property
-    def norms(self) -> list[Parameter]:
-        """Those of the residual stream, in order."""
-        return [self.parts[w.name] for w in self.plan.weights if w.group == "norms" and w.dims == ("h",)]
-
-    def __getitem__(self, name: str) -> Linear | Parameter:
-        return self.parts[name]
-
-    def _part(self, weight: Weight) -> Linear | Parameter:
-        net = self._net
-        base = net.base_parameter(weight.group, *weight.dims)
-        bias = net.base_parameter("biases", weight.dims[0]) if weight.bias else None
-        adapter = self._adapters[weight.name] = self._adapter(weight)
-        self.parameters += [part for part in (base, bias, *(adapter or ())) if part]
-        if weight.group != "linear":
-            if bias is not None:
-                self._biases[f"{weight.name}.bias"] = bias
-            return base
-        matrix = next(m for m in net.decoder.matrices if m.name == weight.name and m.inputs == weight.dims[1])
-        return Linear(matrix, base, bias, adapter)
-
-    def _adapter(self, weight: Weight) -> Adapter | None:
-        if weight.name not in self._targets or not weight.takes_adapter(self._net.decoder.adapts_experts):
-            return None
-        width = self._net.setting.adapter_width
-        if weight.group == "experts":
-            experts, outputs, inputs = weight.dims
-            rank = "r+r" if weight.name == "gate_up_proj" else "r"
-            return Parameter((experts, rank, inputs), width, True), Parameter((outputs, rank, experts), width, True)
-        outputs, inputs = weight.dims
-        return Parameter(("r", inputs), width, True), Parameter((outputs, "r"), width, True)
-
+from will_it_fit.analytic.graph import Tensor
+from will_it_fit.analytic.layers import Network, activated, linear, norm
+from will_it_fit.analytic.operations import HybridLayer, viewed
 
 # --- layers -----------------------------------------------------------------------------------------------------------
 
@@ -227,6 +155,6 @@ _MLPS: dict[str, Callable] = {
     "routed_beside_fused": feed_forward.routed_beside_fused,
     "routed_beside_gated": feed_forward.routed_beside_gated,
     "routed_beside_squared": feed_forward.routed_beside_squared,
-    "routed_biased": feed_forward.routed,
+    "routed_biased": feed_forward.routed_biased,
     "squared": feed_forward.squared,
 }

@@ -7,8 +7,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from will_it_fit.analytic.decoder import described
-from will_it_fit.analytic.setting import CHUNK_TOKENS, Setting
+from will_it_fit.analytic.setting import CHUNK_TOKENS, Setting, described
 from will_it_fit.engine.cuda_rules import (
     DEFAULT_CAPABILITY,
     Capability,

@@ -93,7 +93,7 @@ class Layer:
         self.parameters = [p for x in self.attention + self.mlp for p in (x.weight, x.bias, *(x.adapter or ())) if p]
         self.parameters += self.norms + self.qk_norms
         if decoder.experts:
-            self.gated, self.between, self.up_bias, self.down_bias = True, None, None, None
+            self.gated, self.up_bias, self.down_bias = True, None, None
             self.router = net.base_parameter("router", "E", "h")
             self.router_adapter = adapter("gate", ("E", "r"), ("r", "h"))
             self.up = net.base_parameter("experts", "E", "i+i", "h")

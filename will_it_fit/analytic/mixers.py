@@ -7,14 +7,9 @@ Source: transformers 5.24 (models/*/modeling_*.py).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from will_it_fit.analytic.graph import Parameter, Tensor
 from will_it_fit.analytic.layers import Network, attended, dropped, expanded, half_turned, linear, norm
-from will_it_fit.analytic.operations import assigned, copied, joined, kept, multiplied, root_normed, viewed
-
-if TYPE_CHECKING:
-    from will_it_fit.analytic.hybrid_layers import HybridLayer
+from will_it_fit.analytic.operations import HybridLayer, assigned, copied, joined, kept, multiplied, root_normed, viewed
 
 
 def grouped(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:

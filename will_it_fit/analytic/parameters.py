@@ -12,47 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from will_it_fit.analytic.decoder import NotDescribed, describe
-from will_it_fit.scenario.model import size
-
-
-class Sizes:
-    """A configuration's sizes by name; one that is missing and has no usual value is an error that names it."""
-
-    def __init__(self, model: Mapping[str, Any]) -> None:
-        self.model = model
-
-    def __getattr__(self, name: str) -> Any:
-        found = size(self.model, name)
-        if found is None:
-            raise NotDescribed(f"the configuration does not say {name}, which its parameters depend on")
-        return found
-
-    def get(self, name: str, usual: Any) -> Any:
-        """A size that files leave out, with what transformers takes then."""
-        found = size(self.model, name)
-        return usual if found is None else found
-
-    def head(self) -> int:
-        """Elements of an attention head."""
-        return self.get("head_dim", None) or self.hidden_size // self.num_attention_heads
-
-
-_LETTERS = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}  # of Nemotron's older files
-_RATIOS = {0: "sliding_attention", 4: "compressed_sparse_attention", 128: "heavily_compressed_attention"}
-
-
-def kinds_of_layers(c: Sizes) -> list[str]:
-    """What each layer is: listed, or by an older key from which transformers makes the list."""
-    if listed := c.get("layer_types", None) or c.get("layers_block_type", None):
-        return listed
-    if pattern := c.get("hybrid_override_pattern", None):
-        return [_LETTERS[letter] for letter in pattern]
-    if ratios := c.get("compress_ratios", None):
-        return [_RATIOS[ratio] for ratio in ratios]
-    every = c.full_attention_interval
-    return ["linear_attention" if (index + 1) % every else "full_attention" for index in range(c.num_hidden_layers)]
-
+from will_it_fit.analytic.plan_parts import RATIOS, Sizes, kinds_of_layers
+from will_it_fit.analytic.setting import describe
 
 Layer = Callable[[Sizes, int], int]  # parameters of one layer, by its index
 
@@ -152,16 +113,6 @@ def _deepseek(c: Sizes, index: int) -> int:
     return layer
 
 
-def lfm_width(c: Sizes) -> int:
-    """LFM2 takes two thirds of the configuration's width, rounded up to whole blocks."""
-    width = c.get("intermediate_size", None) or c.block_ff_dim
-    if c.get("block_auto_adjust_ff_dim", True):
-        width = int(c.get("block_ffn_dim_multiplier", 1.0) * int(2 * width / 3))
-        block = c.get("block_multiple_of", 256)
-        width = block * -(-width // block)
-    return width
-
-
 def _jamba(c: Sizes, index: int) -> int:
     attends = index % c.attn_layer_period == c.attn_layer_offset
     routed = c.num_experts > 1 and index % c.get("expert_layer_period", 2) == c.get("expert_layer_offset", 1)
@@ -183,7 +134,7 @@ def _deepseek_v4(c: Sizes, index: int) -> int:
     rank = c.o_lora_rank
     attention = n + h * narrow + narrow + narrow * n * d + h * d + d + rank * n * d + h * c.o_groups * rank
     if kind != "sliding_attention":
-        rates = c.get("compress_rates", {kind: rate for rate, kind in _RATIOS.items()})
+        rates = c.get("compress_rates", {kind: rate for rate, kind in RATIOS.items()})
         rate, wide = rates[kind], 2 * d if kind == "compressed_sparse_attention" else d
         attention += wide * (rate + 2 * h) + d
     if kind == "compressed_sparse_attention":

@@ -22,10 +22,58 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from will_it_fit.analytic.decoder import Heads
+from will_it_fit.analytic.decoder import Heads, NotDescribed
 from will_it_fit.analytic.families import Family
 from will_it_fit.analytic.hybrids import Hybrid, Plan, Weight
-from will_it_fit.analytic.parameters import Sizes
+from will_it_fit.scenario.model import size
+
+
+class Sizes:
+    """A configuration's sizes by name; one that is missing and has no usual value is an error that names it."""
+
+    def __init__(self, model: Mapping[str, Any]) -> None:
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        found = size(self.model, name)
+        if found is None:
+            raise NotDescribed(f"the configuration does not say {name}, which its parameters depend on")
+        return found
+
+    def get(self, name: str, usual: Any) -> Any:
+        """A size that files leave out, with what transformers takes then."""
+        found = size(self.model, name)
+        return usual if found is None else found
+
+    def head(self) -> int:
+        """Elements of an attention head."""
+        return self.get("head_dim", None) or self.hidden_size // self.num_attention_heads
+
+
+_LETTERS = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}  # of Nemotron's older files
+RATIOS = {0: "sliding_attention", 4: "compressed_sparse_attention", 128: "heavily_compressed_attention"}
+
+
+def kinds_of_layers(c: Sizes) -> list[str]:
+    """What each layer is: listed, or by an older key from which transformers makes the list."""
+    if listed := c.get("layer_types", None) or c.get("layers_block_type", None):
+        return listed
+    if pattern := c.get("hybrid_override_pattern", None):
+        return [_LETTERS[letter] for letter in pattern]
+    if ratios := c.get("compress_ratios", None):
+        return [RATIOS[ratio] for ratio in ratios]
+    every = c.full_attention_interval
+    return ["linear_attention" if (index + 1) % every else "full_attention" for index in range(c.num_hidden_layers)]
+
+
+def lfm_width(c: Sizes) -> int:
+    """LFM2 takes two thirds of the configuration's width, rounded up to whole blocks."""
+    width = c.get("intermediate_size", None) or c.block_ff_dim
+    if c.get("block_auto_adjust_ff_dim", True):
+        width = int(c.get("block_ffn_dim_multiplier", 1.0) * int(2 * width / 3))
+        block = c.get("block_multiple_of", 256)
+        width = block * -(-width // block)
+    return width
 
 
 def linear(name: str, outputs: str, inputs: str = "h", *, bias: bool = False, adapted: bool = True) -> Weight:

@@ -14,12 +14,14 @@ from typing import Any
 from will_it_fit.analytic import attention_plans as attention
 from will_it_fit.analytic.decoder import Heads, NotDescribed
 from will_it_fit.analytic.hybrids import FP32, Hybrid, Plan, Weight
-from will_it_fit.analytic.parameters import Sizes, kinds_of_layers, lfm_width
 from will_it_fit.analytic.plan_parts import (
     BOTH_NORMS,
+    Sizes,
     experts_of,
     hybrid_of,
+    kinds_of_layers,
     latent_parts,
+    lfm_width,
     linear,
     mlp_of,
     norms_of,

@@ -1,11 +1,15 @@
-"""What a scenario decides for the analytic estimate: widths, adapters, the attention kernel; what it can't describe."""
+"""What a scenario decides for the analytic estimate: its decoder, widths, attention's kernel; what is not described."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
-from will_it_fit.analytic.decoder import Decoder, Heads, NotDescribed
+from will_it_fit.analytic.decoder import Decoder, Heads, Matrix, NotDescribed
+from will_it_fit.analytic.families import FAMILIES, Family
+from will_it_fit.common.errors import UserError
 from will_it_fit.engine.components import weights
 from will_it_fit.engine.cuda_rules import (
     BIAS_ALIGNMENT,
@@ -18,11 +22,147 @@ from will_it_fit.engine.cuda_rules import (
 )
 from will_it_fit.engine.cuda_rules import attention_kernel as kernel_of_attention
 from will_it_fit.scenario.fields import FIELDS
-from will_it_fit.scenario.model import KERNEL_PACKAGES
+from will_it_fit.scenario.model import KERNEL_PACKAGES, size
 from will_it_fit.scenario.scenario import Scenario
 
 CHUNK_TOKENS = 256  # will_it_fit/step/step.py: tokens whose logits exist at once with `loss: chunked`
 BLOCKSIZE, NESTED_BLOCKSIZE = 64, 256  # bitsandbytes: 4-bit weights to a scale, scales to a scale of theirs
+
+
+# --- which decoder ----------------------------------------------------------------------------------------------------
+
+
+def _window(model: Mapping[str, Any], read: Callable[[str], Any]) -> int:
+    """Tokens that attention looks back in some layers; 0: all. A window of null means all, not the class's default."""
+    used = model.get("use_sliding_window", not str(model["model_type"]).startswith("qwen"))
+    if not used or model.get("sliding_window", 1) is None:
+        return 0
+    return read("sliding_window") or 0
+
+
+def describe(model: Mapping[str, Any]) -> Decoder:
+    """Describe a decoder from its transformers configuration.
+
+    Raises
+    ------
+    NotDescribed
+        For a family that the table does not know, or a configuration whose layers differ from each other.
+    """
+    kind = model["model_type"]
+    family = FAMILIES.get(kind)
+    if model.get("quantization_config"):
+        raise NotDescribed("the analytic estimate does not describe weights that come quantized")
+    if family is None:
+        from will_it_fit.analytic.plans import hybrid  # for dense decoders it would be of no use
+
+        return hybrid(model)
+    if model.get("mlp_only_layers") or model.get("decoder_sparse_step", 1) != 1:
+        raise NotDescribed("the analytic estimate does not describe experts in some layers only")
+
+    def read(name: str, default: Any = None) -> Any:
+        return size(model, name, family.defaults.get(name, default))
+
+    hidden, heads = read("hidden_size"), read("num_attention_heads")
+    groups = read("num_key_value_heads") or heads
+    head = model.get("head_dim") or family.own_head_dim or hidden // heads
+    intermediate = read(family.expert_width) or 4 * hidden
+    experts = int(model.get("num_local_experts") or read(family.experts)) if family.experts else 0
+    flag = lambda key: key if isinstance(key, bool) else bool(read(key, False))  # noqa: E731
+    sizes = {
+        **({"E": experts, "e": read("num_experts_per_tok")} if experts else {}),
+        "h": hidden,
+        "i": intermediate,
+        "a": heads * head,
+        "k": groups * head,
+        "V": read("vocab_size"),
+        "L": read("num_hidden_layers"),
+        "H": heads,
+        "K": groups,
+        "d": head,
+    }
+    attention, mlp = _matrices(family, flag, dense=not experts)
+    rotary = family.rotary
+    if rotary and kind in ("phi", "phi3"):
+        parameters = model.get("rope_parameters") or {}
+        rotary = parameters.get("partial_rotary_factor", model.get("partial_rotary_factor", rotary))
+    dropout = [float(read(key, 0.0) or 0.0) if key else 0.0 for key in (*family.dropout, "", "")]
+    attention_dropout = read("attn_pdrop" if kind == "gpt2" else "attention_dropout", 0.0) or 0.0
+    return Decoder(
+        family=family,
+        model_type=kind,
+        sizes=sizes,
+        attention=attention,
+        mlp=mlp,
+        tied=bool(model.get("tie_word_embeddings", family.defaults["tie_word_embeddings"])),
+        activation=str(model.get(family.activation) or family.defaults.get(family.activation) or "silu"),
+        qk_norm=flag(family.qk_norm),
+        rotary=float(rotary),
+        softcap=bool(read("attn_logit_softcapping")),
+        logit_softcap=bool(read("final_logit_softcapping")),
+        embedding_dropout=dropout[0],
+        residual_dropout=dropout[1],
+        attention_dropout=float(attention_dropout),
+        positions=read("max_position_embeddings") if family.positions else 0,
+        window=_window(model, read),
+        experts=experts,
+    )
+
+
+def _matrices(
+    family: Family, flag: Callable[[str | bool], bool], dense: bool
+) -> tuple[tuple[Matrix, ...], tuple[Matrix, ...]]:
+    """The matrices of a layer's attention and of its MLP; experts have theirs elsewhere."""
+    output, up, down, gate = family.names
+    qkv, bias = flag(family.qkv_bias), flag(family.mlp_bias)
+    if family.fused_qkv:
+        attention = (Matrix(family.fused_qkv, "a+k+k", "h", qkv),)
+    else:
+        attention = tuple(Matrix(f"{x}_proj", width, "h", qkv) for x, width in (("q", "a"), ("k", "k"), ("v", "k")))
+    attention += (Matrix(output, "h", "a", flag(family.o_bias)),)
+    last = Matrix(down, "h", "i", bias)
+    if not dense:
+        return attention, ()
+    if family.fused_gate_up:
+        return attention, (Matrix(family.fused_gate_up, "i+i", "h", bias), last)
+    if family.gated:
+        return attention, (Matrix(gate, "i", "h", bias), Matrix(up, "i", "h", bias), last)
+    return attention, (Matrix(up, "i", "h", bias), last)
+
+
+def described(scenario: Scenario, where: object = "scenario") -> Decoder:
+    """The decoder of a scenario, with the checks that need its layers: target modules, learned positions."""
+    decoder = describe(scenario.model)
+    if scenario.lora:
+        decoder.targets(scenario.lora, where)
+    if decoder.plans:
+        _check_hybrid(scenario)
+    if decoder.positions and scenario.sequence_length > decoder.positions:
+        raise UserError(
+            f"`sequence_length` is beyond the {decoder.positions} positions of the model.",
+            where=where,
+            found=scenario.sequence_length,
+            allowed=f"1 to {decoder.positions}",
+            change={"sequence_length": decoder.positions},
+        )
+    return decoder
+
+
+def _check_hybrid(scenario: Scenario) -> None:
+    """Refuse what is not described of layers of several kinds."""
+    kind, refused = scenario.model["model_type"], None
+    if scenario.parallel.sharded:
+        refused = "FSDP2"
+    elif scenario.packing != "none":
+        refused = f"packing: {scenario.packing}"
+    elif scenario.kbit_preparation != "none" and describe(scenario.model).experts:
+        refused = f"experts in fp32 (kbit_preparation: {scenario.kbit_preparation})"
+    elif kind == "gpt_oss" and scenario.attention not in ("sdpa", "eager"):
+        refused = f"attention: {scenario.attention}"
+    if refused:
+        raise NotDescribed(f"the analytic estimate does not describe {refused} with the layers of {kind}")
+
+
+# --- what a scenario means for it --------------------------------------------------------------------------------
 
 
 def check_described(scenario: Scenario) -> None:

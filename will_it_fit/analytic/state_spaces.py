@@ -8,16 +8,21 @@ Sources: transformers 5.24 (models/bamba/modeling_bamba.py and its relatives, mo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.graph import Parameter, Tensor
 from will_it_fit.analytic.layers import Network, linear
-from will_it_fit.analytic.operations import by_package, convolved, copied, joined, kept, multiplied, root_normed, viewed
+from will_it_fit.analytic.operations import (
+    HybridLayer,
+    by_package,
+    convolved,
+    copied,
+    joined,
+    kept,
+    multiplied,
+    root_normed,
+    viewed,
+)
 from will_it_fit.engine.components import WEIGHT_CASTS
-
-if TYPE_CHECKING:
-    from will_it_fit.analytic.hybrid_layers import HybridLayer
 
 MULTIPROCESSORS = 132  # of an H100: mamba-ssm splits sums of gradients among them
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from will_it_fit.analytic.decoder import NotDescribed, describe
+from will_it_fit.analytic.decoder import NotDescribed
+from will_it_fit.analytic.setting import describe
 from will_it_fit.ask.question import Question
 from will_it_fit.ask.text import card, smallest
 from will_it_fit.cards.gpus import Gpu

@@ -9,9 +9,10 @@ import pytest
 from tests.will_it_fit.families import FAMILIES
 from validation.hybrid_forms import PACKAGES, few_layers, model_of
 from will_it_fit.analytic.certainty import Needs, kind_of, over_peak, peak_bound
-from will_it_fit.analytic.decoder import NotDescribed, describe
+from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.analytic.plans import _HYBRIDS
+from will_it_fit.analytic.setting import describe
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.model import build_model
