@@ -127,9 +127,9 @@ class Decoder:
         return frozenset()
 
     @property
-    def period(self) -> tuple[int, int]:
-        """Layers before the first of a kind that repeats, and layers until they repeat."""
-        return 0, 1
+    def period(self) -> tuple[int, int, int]:
+        """Layers before those that repeat, layers of one repetition, and how often they come."""
+        return 0, 1, self.sizes["L"]
 
     def value(self, symbol: str) -> int:
         """A symbol's number; ``k+a`` is a sum."""

@@ -12,8 +12,10 @@ from will_it_fit.analytic.graph import Parameter, Tensor
 from will_it_fit.analytic.layers import Network, linear
 from will_it_fit.analytic.operations import (
     HybridLayer,
+    as_often,
     assigned,
     by_package,
+    chunks_run,
     convolved,
     copied,
     joined,
@@ -106,7 +108,8 @@ def delta_rule(net: Network, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, bet
     last = viewed(net, total, ("nc", "N"))
     last = kept(net, last)
     del total
-    for _ in range(net.value("nc") // net.value("b")):
+    for number in range(chunks_run(net)):
+        before_it = net.live.copy() if number == 1 else None
         piece = lambda whole, *dims: viewed(net, whole, dims)  # noqa: E731
         fresh = net.add(
             piece(values, "bc", "y"), net.elementwise(multiplied(net, piece(keys, "bc", "X"), state, ("bc", "y")))
@@ -118,6 +121,7 @@ def delta_rule(net: Network, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, bet
         update = multiplied(net, piece(k, "bc", "X"), fresh, state.dims)
         state = net.add(net.multiply(state, piece(last, "b", "N")), update)
         del update
+        state = as_often(net, state, before_it) if before_it is not None else state
     del values, keys, q, k, within, state, fresh, last
     return net.elementwise(net.elementwise(out), source, dims=("t", "y"))
 
@@ -245,7 +249,8 @@ def kimi_rule(net: Network, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta
     state = net.tensor(("b", "N", "u", "u"), 4)
     out = net.tensor(rows, 4)
     piece = lambda whole, *dims: viewed(net, whole, dims)  # noqa: E731
-    for _ in range(net.value("nc") // net.value("b")):
+    for number in range(chunks_run(net)):
+        before_it = net.live.copy() if number == 1 else None
         q_i, k_i, g_i = piece(q, "bc", "y"), piece(k, "bc", "y"), piece(decay, "bc", "y")
         before = multiplied(net, net.multiply(q_i, kept(net, g_i)), state, ("bc", "y"))
         within = net.multiply(outer(net, q_i, k_i, ("bc", "y", "C")), piece(falls, "bc", "y", "C"))
@@ -256,6 +261,7 @@ def kimi_rule(net: Network, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta
         update = multiplied(net, net.multiply(k_i, late), fresh, state.dims)
         state = net.add(net.multiply(state, kept(net, viewed(net, g_i, ("b", "y")))), update)
         del before, late, update
+        state = as_often(net, state, before_it) if before_it is not None else state
     del falls, scores, values, keys, q, k, v, v_beta, k_beta, state, fresh, within, decay, beta, q_i, k_i, g_i
     return net.elementwise(net.cast(copied(net, out), source), dims=("t", "y"))
 

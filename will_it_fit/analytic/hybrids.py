@@ -89,18 +89,17 @@ class Hybrid(Decoder):
         return len({plan.heads.window > 0 for plan in self.plans if plan.mixer in ATTENTION})
 
     @property
-    def period(self) -> tuple[int, int]:
-        """Layers before the first repetition, and layers of one: the choice that repeats most."""
-        count = len(self.plans)
-        best = (0, 0, 1)
-        for length in range(1, count // 4 + 1):
+    def period(self) -> tuple[int, int, int]:
+        """As in the base class: the choice that leaves out most layers."""
+        count, best = len(self.plans), (0, max(len(self.plans), 1), 1)
+        for length in range(1, count // 2 + 1):
             same = [self.plans[at] == self.plans[at + length] for at in range(count - length)]
             run = 0
             for at, alike in enumerate([*same, False]):
-                if not alike and run:
-                    best = max(best, (run // length * length, -(at - run), -length), key=lambda one: (one[0], one[2]))
+                if not alike and run // length * length > (best[2] - 1) * best[1]:
+                    best = at - run, length, run // length + 1
                 run = run + 1 if alike else 0
-        return (-best[1], -best[2]) if best[0] else (0, max(count, 1))
+        return best
 
     def of_step(self, length: int, rows: int) -> dict[str, int]:
         """Tokens rounded up to whole chunks, chunks, and what a convolution adds to both ends."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from will_it_fit.analytic.graph import Parameter, Tensor
+from collections import Counter
+
+from will_it_fit.analytic.graph import Parameter, Storage, Tensor, Term
 from will_it_fit.analytic.hybrids import Plan, Weight
 from will_it_fit.analytic.layers import Adapter, Linear, Network, through_the_mean, through_the_product
 
@@ -126,6 +128,34 @@ def multiplied(net: Network, x: Tensor, y: Tensor, dims: tuple[str, ...]) -> Ten
     if net.setting.autocast:
         x, y = net.cast(x, 2), net.cast(y, 2)
     return net.batched(x, y, dims)
+
+
+CHUNKS_RUN = 4
+
+
+def chunks_run(net: Network) -> int:
+    """How many chunks are run of those that follow each other; :func:`as_often` stands for the rest."""
+    count = net.value("nc") // net.value("b")
+    return count if net.events is not None else min(count, CHUNKS_RUN)
+
+
+def as_often(net: Network, state: Tensor, before: Counter[Term]) -> Tensor:
+    """The state, with what one chunk has left since ``before`` as often as there are chunks that are not run."""
+    times = net.value("nc") // net.value("b") - chunks_run(net)
+    if not times:
+        return state
+    left = {term: net.live[term] - before[term] for term in set(net.live) | set(before)}
+
+    def rest() -> list[Tensor]:
+        kept = [
+            term._replace(formula=f"{n * times}·{term.formula}", size=n * times * term.size)
+            for term, n in left.items()
+            if n > 0
+        ]
+        return [Tensor(Storage(net, term), state_dims, 4) for term in kept]
+
+    state_dims = state.dims
+    return net.operation(state.dims, state.width, [state], net.like(state), after=rest)
 
 
 def by_package(net: Network, name: str) -> bool:

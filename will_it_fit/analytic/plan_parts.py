@@ -182,7 +182,7 @@ def rotated_share(c: Sizes, usual: float = 1.0) -> float:
     return float(rope.get("partial_rotary_factor") or c.get("partial_rotary_factor", usual))
 
 
-BOTH_NORMS = norms_of("input_layernorm", "post_attention_layernorm")
+BOTH_NORMS = (Weight("input_layernorm", "norms", ("h",)), Weight("post_attention_layernorm", "norms", ("h",)))
 
 
 def latent_parts(c: Sizes) -> tuple[tuple[Weight, ...], dict[str, int], Heads]:

@@ -34,8 +34,7 @@ class TrainingStep(Network):
 
     def __init__(self, setting: Setting, *, blocks: bool) -> None:
         super().__init__(setting, blocks=blocks)
-        self.before, self.period = setting.decoder.period
-        repetitions = (setting.decoder.sizes["L"] - self.before) // self.period
+        self.before, self.period, repetitions = setting.decoder.period
         self.skipped = 0 if blocks else max(0, repetitions - PERIODS_RUN)  # every layer's blocks are its own
         self.layers = self._layers()
         self.resident = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -79,11 +80,24 @@ def test_layers_that_repeat_are_run_three_times(family) -> None:
     layers = {"num_hidden_layers": 6 * period}
     if "layer_types" in whole:
         layers["layer_types"] = whole["layer_types"][:period] * 6
-    for checkpointing in (True, False):
-        asked = step(whole | layers, "full", sequence_length=128, gradient_checkpointing=checkpointing)
+    for more, checkpointing in itertools.product((layers, {}), (True, False)):
+        asked = step(whole | more, "full", sequence_length=128, gradient_checkpointing=checkpointing)
         short, long = (analytic_estimate(asked, capability=H100, blocks=blocks) for blocks in (False, True))
         assert short["peak_allocated_bytes"] == pytest.approx(long["peak_allocated_bytes"], rel=0.002)
         assert short["parameters"] == long["parameters"]
+
+
+@pytest.mark.parametrize(("kinds", "period"), [
+    ("aaab", (0, 1, 3)),
+    ("aaabaaabaaab", (0, 4, 3)),
+    ("daaaaaa", (1, 1, 6)),
+    ("ab", (0, 2, 1)),
+    ("abacababab", (4, 2, 3)),
+])  # fmt: skip
+def test_the_repetition_that_leaves_out_most_layers_is_found(kinds, period) -> None:
+    whole = describe(FAMILIES["lfm2"])
+    plans = tuple(replace(whole.plans[0], mixer=kind) for kind in kinds)
+    assert replace(whole, plans=plans).period == period
 
 
 def test_each_term_is_named() -> None:
