@@ -25,6 +25,7 @@ from will_it_fit.scenario.fields import FIELDS
 from will_it_fit.scenario.model import KERNEL_PACKAGES, size
 from will_it_fit.scenario.scenario import Scenario
 
+LARGEST_GROUPED_HEAD = 256  # elements
 CHUNK_TOKENS = 256  # will_it_fit/step/step.py: tokens whose logits exist at once with `loss: chunked`
 BLOCKSIZE, NESTED_BLOCKSIZE = 64, 256  # bitsandbytes: 4-bit weights to a scale, scales to a scale of theirs
 
@@ -342,11 +343,13 @@ class Setting:
             return "eager"
         heads = heads or self.decoder.heads
         masked = self.masked(heads)
+        head, value_head = self.decoder.sizes[heads.head], self.decoder.sizes[heads.value_head]
+        # With a mask, or with large heads, transformers repeats keys and values (sdpa_attention.py, use_gqa_in_sdpa).
         return kernel_of_attention(
             self.attention_dtype(width),
-            self.decoder.sizes[heads.head],
-            self.decoder.sizes[heads.value_head],
-            grouped=self.grouped(heads) and not masked,  # with a mask transformers repeats keys and values
+            head,
+            value_head,
+            grouped=self.grouped(heads) and not masked and head == value_head <= LARGEST_GROUPED_HEAD,
             masked=masked,
             capability=self.capability,
             enabled=PLATFORMS[self.scenario.platform],
