@@ -1,9 +1,10 @@
 """Which of another tool's example files get an answer: each is read, and its step traced with a few layers.
 
-    python -m validation.example_files FOLDER [--under examples] [--gpu 80GiB]
+    python -m validation.example_files FOLDER [--under examples] [--kind sh] [--gpu 80GiB]
 
-FOLDER is a checkout of axolotl or LLaMA-Factory. No configuration is fetched: what config/models/ lacks is stood in for
-(validation/data/example_stand_ins.yaml). The last lines count answers and reasons; docs/other-tools.md has them.
+FOLDER is a checkout of axolotl, LLaMA-Factory, ms-swift or verl; the last two have shell scripts. No configuration is
+fetched: what config/models/ lacks is stood in for (validation/data/example_stand_ins.yaml). The last lines count
+answers and reasons; docs/other-tools.md has them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from will_it_fit.scenario.model import ALIASES
 STAND_INS = Path(__file__).parent / "data" / "example_stand_ins.yaml"
 LAYERS = 2
 _COUNTS = ("num_hidden_layers", *ALIASES["num_hidden_layers"], "n_layers")
+# What says of each layer which kind it is; the first layer of a kind.
+_KINDS = ("layer_types", "layers_block_type", "hybrid_override_pattern")
+_OFFSETS = ("attn_layer_offset", "expert_layer_offset")
 # Lists with one entry for a layer.
 _BY_LAYER = (
     "layer_types",
@@ -49,12 +53,14 @@ def stand_in(hub: HubId, folder: Path) -> Path:
     UserError
         If no row of the table is for it.
     """
-    for pattern, name in read_yaml(STAND_INS):
+    for number, (pattern, named) in enumerate(read_yaml(STAND_INS)):
         if re.search(pattern, hub.name, re.I):
-            if (MODELS / f"{name}.json").is_file():
-                return MODELS / f"{name}.json"
-            path = folder / f"{name}.json"
-            path.write_text(json.dumps({"model_type": name} | _defaults(name)), encoding="utf-8")
+            changes = named if isinstance(named, dict) else {"model_type": named}
+            kind = changes["model_type"]
+            if (MODELS / f"{kind}.json").is_file():
+                return MODELS / f"{kind}.json"
+            path = folder / f"{number}-{kind}.json"
+            path.write_text(json.dumps(_changed(_defaults(kind), changes)), encoding="utf-8")
             return path
     raise UserError("Nothing stands for this model here.", where=str(STAND_INS), found=hub.name)
 
@@ -67,11 +73,23 @@ def _defaults(kind: str) -> dict[str, Any]:
             if isinstance(value, (int, float, str, bool, dict, list)) and not key.startswith("_")}  # fmt: skip
 
 
+def _changed(sizes: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes with some of them others, in their parts too."""
+    found = dict(sizes)
+    for name, value in changes.items():
+        parts = isinstance(value, dict) and isinstance(found.get(name), dict)
+        found[name] = _changed(found[name], value) if parts else value
+    return found
+
+
 def shallow(model: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with two layers, or as many as show each kind of layer; of its language model too."""
-    changed, kinds = dict(model), model.get("layer_types") or []
+    changed, kinds = dict(model), next((model[name] for name in _KINDS if model.get(name)), [])
     every = [kinds.index(kind) + 1 for kind in dict.fromkeys(kinds)]
+    every += [1 + (changed.get(name) or 0) for name in _OFFSETS]
     depth = max([LAYERS, *every, changed.get("full_attention_interval") or 0])
+    if changed.get("num_kv_shared_layers"):  # the last layers take keys and values of those before, of each kind
+        changed["num_kv_shared_layers"], depth = depth, 2 * depth
     for name in _COUNTS:
         if isinstance(changed.get(name), int):
             changed[name] = min(changed[name], depth)
@@ -121,11 +139,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--under", default="examples")
+    parser.add_argument("--kind", default="yaml", choices=("yaml", "sh"))
     parser.add_argument("--gpu", default="80GiB")
     options = parser.parse_args(arguments)
     import tempfile
 
-    files = sorted(path for path in (options.folder / options.under).rglob("*.y*ml"))
+    pattern = "*.sh" if options.kind == "sh" else "*.y*ml"
+    files = sorted((options.folder / options.under).rglob(pattern))
     reasons: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         FETCH.set(lambda hub, where: stand_in(hub, Path(folder)))

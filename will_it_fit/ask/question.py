@@ -24,7 +24,7 @@ from will_it_fit.scenario.nested_fields import gpu_count
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import AXES
 
-_FILES = (".yaml", ".yml", ".json", ".py", ".ipynb", ".toml", ".jinja", ".j2")
+_FILES = (".yaml", ".yml", ".json", ".py", ".ipynb", ".sh", ".toml", ".jinja", ".j2")
 _LEARNED_POSITIONS = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm")
 # Formats of weights that are quantized already, and how they are counted.
 _QUANTIZED = {
@@ -159,6 +159,11 @@ def _main(what: str, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any],
     path = Path(what).expanduser()
     if path.is_file():
         return _file(path, tool, gpu)
+    registry, _, part = what.rpartition(":")  # a function of a program: torchtitan's registries hold several
+    if registry.endswith(".py") and Path(registry).expanduser().is_file():
+        count = gpu.count if gpu and gpu.count > 1 else None
+        reading = readers.read_program(Path(registry).expanduser(), count, part)
+        return dict(reading.fields), what, reading
     if path.is_dir():
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
             return _file(path / "adapter_config.json", tool, gpu)
@@ -177,6 +182,9 @@ def _file(path: Path, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any]
     count = gpu.count if gpu and gpu.count > 1 else None
     if path.suffix in (".py", ".ipynb"):
         reading = readers.read_program(path, count)
+        return dict(reading.fields), str(path), reading
+    if path.suffix == ".sh":
+        reading = readers.read_script(path, count)
         return dict(reading.fields), str(path), reading
     mapping = readers.mapping_of(path)
     kind = tool or readers.kind_of(mapping, path)

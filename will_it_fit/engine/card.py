@@ -38,6 +38,8 @@ class Card:
         Of the second-level cache.
     shared_memory_bytes
         What a block may have as an option; None: what its capability allows.
+    platform
+        What its PyTorch is built for, ``linux`` or ``windows``: it decides which attention kernels there are.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Card:
     memory_bytes: int
     l2_bytes: int
     shared_memory_bytes: int | None = None
+    platform: str = "linux"
 
     def __post_init__(self) -> None:
         if self.shared_memory_bytes is None:
@@ -122,6 +125,8 @@ class Simulation:
         Programs that were to be run (``ldconfig``), and were not.
     missing
         C extensions that were to be imported, and have no entry in the table of :mod:`.extensions`.
+    tuners
+        Autotuners of Triton that have chosen here, with what they knew before.
     index
         Which of the machine's cards this process has.
     """
@@ -134,7 +139,13 @@ class Simulation:
     chosen: dict[str, tuple[int, str]] = field(default_factory=dict)
     programs: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    tuners: list[tuple[Any, dict]] = field(default_factory=list)
     index: int = 0
+
+    def forget_choices(self) -> None:
+        """Let autotuners compare anew, as in a process that starts: a step then never depends on those before it."""
+        for tuner, _ in self.tuners:
+            tuner.cache = {}
 
     @property
     def device(self) -> torch.device:

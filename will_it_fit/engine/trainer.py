@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from . import known_values
+from .costs import MEMORY, Operator, launch, touched_bytes
 from .errors import TraceError
 from .patching import device_lists, patched
 from .report import Report
@@ -36,6 +37,9 @@ ANSWERS = {
     "trl.trainer.grpo_trainer:_generate_single_turn": True,  # every token belongs to its completion
     "trl.trainer.grpo_trainer:_generate_and_score_completions": True,  # each has a probability by vLLM
     "trl.trainer.grpo_trainer:_calculate_rewards": False,  # every text has a reward
+    "trl.trainer.rloo_trainer:_generate_single_turn": True,
+    "trl.trainer.rloo_trainer:_calculate_rewards": False,
+    "trl.trainer.distillation_trainer:_generate_single_turn": True,
 }
 
 
@@ -99,8 +103,10 @@ def measure_trainer(
 
 # Methods of TRL's trainers that generate, and the phase of what they call. A forward pass without gradients within the
 # third is the policy's before the update, or the reference's.
-_METHODS = {"_generate_single_turn": "generation", "_calculate_rewards": "rewards"}
-_LOG_PROBABILITIES = "_get_per_token_logps_and_entropies"
+_METHODS = {"_generate_single_turn": "generation", "_generate": "generation", "_calculate_rewards": "rewards",
+            "_calculate_rewards_from_functions": "rewards"}  # fmt: skip
+_LOG_PROBABILITIES = ("_get_per_token_logps_and_entropies", "_forward")
+_TEACHER = "_get_last_hidden_state"  # of the teacher where there are no gradients
 
 
 @contextmanager
@@ -132,7 +138,8 @@ def _cycle(trainer: Any) -> Iterator[Callable[[Any], str | None]]:
         return "reference_log_probabilities" if frozen else "old_log_probabilities"
 
     places = [(name, lambda _, phase=phase: phase) for name, phase in _METHODS.items()]
-    places.append((_LOG_PROBABILITIES, of_log_probabilities))
+    places += [(name, of_log_probabilities) for name in _LOG_PROBABILITIES]
+    places.append((_TEACHER, lambda _: None if torch.is_grad_enabled() else "teacher"))
     known = [(kind, name, within(phase, getattr(kind, name))) for name, phase in places if hasattr(kind, name)]
     with patched(known):
         yield lambda module: inside[-1] if inside else None
@@ -150,10 +157,16 @@ def _fused_head() -> list[tuple[Any, str, Any]]:
     kernels = import_module("trl.kernels.chunked_logprob")
 
     class InPlace:
-        """A kernel that is launched over a grid, and allocates nothing."""
+        """A kernel that is launched over a grid, and allocates nothing; it reads its first tensor, or writes it too."""
+
+        def __init__(self, name: str, passes: int) -> None:
+            self._name, self._passes = name, passes
 
         def __getitem__(self, grid: Any) -> Callable[..., None]:
-            return lambda *args, **kwargs: None
+            def launched(tile: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+                launch(Operator(self._name, MEMORY, "", 0, self._passes * touched_bytes((tile,))))
+
+            return launched
 
     def add_product(into: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
         """``into += left @ right``, where cuBLAS adds products of 16-bit numbers to fp32 without a copy of them."""
@@ -162,7 +175,8 @@ def _fused_head() -> list[tuple[Any, str, Any]]:
         else:
             into.addmm_(left, right)
 
-    places = [(kernels, name, InPlace()) for name in ("_forward_kernel", "_backward_kernel")]
+    passes = {"_forward_kernel": 1, "_backward_kernel": 2}
+    places = [(kernels, name, InPlace(name, count)) for name, count in passes.items()]
     places += [(kernels, "triton", SimpleNamespace(cdiv=lambda count, size: -(-count // size)))]
     places += [(kernels, "_addmm_fp32", add_product)]
     # Which tokens are scored decides shapes, of batches of any size.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from will_it_fit.analytic.certainty import OTHER_KERNELS
-from will_it_fit.cards.gpus import GIB, Gpu, catalogue, known, verdict
+from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import yaml_text
 from will_it_fit.planner.calibrated import CalibratedEstimator
@@ -227,7 +227,8 @@ def _more_gpus(scenario: Scenario, gpu: Gpu) -> Suggestion | None:
     """The fewest GPUs of the kind that hold the scenario as it is, divided with FSDP2."""
     if scenario.parallel.strategy not in (NONE, DIVIDED):
         return None
-    kind: dict[str, Any] = {"name": gpu.name} if gpu.name in known() else {"vram_gib": gpu.total_bytes / GIB}
+    kind = replace(gpu, count=1).setting
+    kind = {"name": kind} if isinstance(kind, str) else kind
     estimate: CalibratedEstimator | None = None
     for count in COUNTS:
         if count <= max(gpu.count, scenario.parallel.gpus):

@@ -63,6 +63,13 @@ def _problems(scenario: Any) -> Iterator[Problem]:
         yield from _pipeline(scenario)
     if parallel.expert > 1:
         yield from _expert(scenario)
+    if parallel.by_plan and parallel.reduce_in_fp32 and scenario.compute_precision != "bf16":
+        yield Problem(
+            "`parallel.reduce_in_fp32: true` with a tensor or expert plan is transformers' `fsdp_mixed_precision`, and"
+            f" gathers weights in bf16, and this step computes in {scenario.compute_precision}.",
+            "reduce_in_fp32: false; or bf16",
+            {"reduce_in_fp32": False},
+        )
     yield from _other_fields(scenario)
 
 
@@ -152,13 +159,6 @@ def _together(parallel: Any) -> Iterator[Problem]:
             " gives gathered weights back.",
             "reshard_after_forward: true; or tensor and expert: 1",
             {"reshard_after_forward": True},
-        )
-    if parallel.by_plan and parallel.reduce_in_fp32:
-        yield Problem(
-            "`parallel.reduce_in_fp32: true` is predicted for accelerate's FSDP2, not for transformers' with a tensor"
-            " or expert plan.",
-            "reduce_in_fp32: false; or tensor and expert: 1",
-            {"reduce_in_fp32": False},
         )
 
 
@@ -266,7 +266,6 @@ def _pipeline(scenario: Any) -> Iterator[Problem]:
             "pipeline: 1; or a model with a head of its own",
             {"pipeline": 1},
         )
-    yield from _adapters(scenario, "pipeline", "are not predicted together.")
 
 
 def _expert(scenario: Any) -> Iterator[Problem]:
@@ -284,7 +283,11 @@ def _expert(scenario: Any) -> Iterator[Problem]:
             f"expert: {places}, or a divisor of it that is a multiple of {parallel.tensor}",
             {"expert": places},
         )
-    yield from _adapters(scenario, "expert", "are not predicted together.")
+    yield from _adapters(
+        scenario,
+        "expert",
+        "are not predicted together: PEFT adds adapters after transformers has sharded the model, and they stay whole.",
+    )
 
 
 def _other_fields(scenario: Any) -> Iterator[Problem]:
@@ -301,14 +304,6 @@ def _other_fields(scenario: Any) -> Iterator[Problem]:
         ("optimizer", OPTIMIZERS[scenario.optimizer].elementwise or scenario.parallel.sharded, "adamw"),
         ("images", scenario.images is None, None),
     )
-    plain = scenario.autocast_precision is None or (scenario.parallel.context > 1 or scenario.parallel.replicate > 1)
-    if not plain:
-        yield Problem(
-            "Autocast and a mesh of tensor, pipeline or expert are not predicted together.",
-            "a precision of the weights, without autocast",
-            {"precision": scenario.compute_precision, "autocast": None},
-            "precision",
-        )
     for field, goes, instead in rows:
         if not goes:
             yield Problem(

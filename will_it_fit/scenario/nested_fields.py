@@ -13,10 +13,9 @@ from typing import Any
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.schema import problems
-from will_it_fit.scenario.description import ANY, MOST, described, say_generations, switch
-from will_it_fit.scenario.generation import Generation
+from will_it_fit.scenario.description import ANY, MOST, described, switch
+from will_it_fit.scenario.generation import Generation, Preference
 from will_it_fit.scenario.model import found_beside
-from will_it_fit.scenario.objectives import REFERENCES
 from will_it_fit.scenario.strategies import DIVIDED, NONE, SCHEDULES, STRATEGIES, Strategy
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -86,38 +85,6 @@ class Experts:
         default="none",
         example="host",
         said={"none": "", "host": "experts on the host"},
-    )
-
-
-@dataclass(frozen=True)
-class Preference:
-    """What an objective takes beside its rows; a reference of None is what TRL takes by default."""
-
-    reference: str | None = described(
-        "What answers are compared with: the model with its adapters off, a second model, or numbers that"
-        " were computed before. `null`: as TRL decides; for `grpo` nothing.",
-        words=REFERENCES,
-        nullable=True,
-        example="adapter_off",
-        said="reference {}",
-        closed_form=ANY,
-    )
-    generations: int = described("`grpo`: answers to a prompt.", least=2, default=8, said=say_generations)
-    completion_length: int | None = described(
-        "Tokens of a row that are the answer; `null`: half of them.",
-        least=1,
-        nullable=True,
-        example=256,
-        said="{} tokens of answer",
-    )
-    reward_model: str | None = described(
-        "`grpo`: a model that judges the answers and lies beside the one that is trained: a name in `config/models/`."
-        " `null`: functions judge them, on the host.",
-        types=("string",),
-        nullable=True,
-        example="qwen2.5-0.5b",
-        said="judged by {}",
-        closed_form=(None,),
     )
 
 
@@ -390,6 +357,7 @@ _GPU = {
         "name": {"type": "string", "minLength": 1, "examples": ["rtx-3090"]},
         "vram_gib": {"type": "number", "exclusiveMinimum": 0, "examples": [24]},
         "count": {"type": "integer", "minimum": 1, "maximum": MOST, "examples": [2]},
+        "context_mib": {"type": "number", "minimum": 0, "examples": [530]},
     },
 }
 
@@ -401,7 +369,7 @@ def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
     -------
     str, dict or None
         A name (looked up in config/gpus.yaml by who needs the GPU), ``{vram_gib: number}`` or ``{name: text}``; with
-        ``count`` where there are several.
+        ``count`` where there are several, and ``context_mib``, what your card holds beside the allocator.
 
     Raises
     ------
@@ -439,5 +407,5 @@ def _counted_gpu(gpu: dict[str, Any], where: object) -> str | dict[str, Any]:
                 where=where, found=gpu if "count" in gpu else gpu["name"], allowed="one number, of at least 1",
                 change={"gpu": f"{gpu.get('count') or 2}x{name}"},
             )  # fmt: skip
-        gpu = {"name": name, "count": count} if count > 1 else {"name": name}
+        gpu = {**gpu, "name": name} | ({"count": count} if count > 1 else {})
     return gpu["name"] if list(gpu) == ["name"] else gpu

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from will_it_fit.cards.gpus import usable_sizes
+from will_it_fit.common.text import gib
 from will_it_fit.engine.costs import CostRecorder
 from will_it_fit.engine.fake_deepspeed import fake_deepspeed
 from will_it_fit.engine.fake_group import fake_group
@@ -36,7 +37,7 @@ from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.step.step import MICRO_BATCHES, random_step
 from will_it_fit.tracing.layers import SHALLOW, Composed, Traced, size_apart
 from will_it_fit.tracing.loading import host_copy_bytes, loading_history
-from will_it_fit.tracing.prepare import Prepared, labels, prepare, speaking_of, traced_attention
+from will_it_fit.tracing.prepare import EVEN, Prepared, labels, prepare, speaking_of, traced_attention
 from will_it_fit.tracing.ranks import Kind, add_ranks, answers_for, kinds_of_ranks
 from will_it_fit.tracing.simulated_card import add_kernels, machine_in_place, ways
 
@@ -79,7 +80,9 @@ def trace(
         See :class:`~will_it_fit.engine.report.Report`; also ``attention``, the kernel that runs (eager where the
         architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``,
         ``host_copy_bytes`` while it loads (for one GPU) and ``target``; with ``timed_on`` also ``times``, by name a
-        :class:`~will_it_fit.hours.step_time.StepTime` or None where the card's speed is not known.
+        :class:`~will_it_fit.hours.step_time.StepTime` or None where the card's speed is not known. A step that
+        generates has ``phase_seconds`` instead, by name what :func:`will_it_fit.tracing.cycle_time.trainer_seconds`
+        gives.
 
     Raises
     ------
@@ -111,9 +114,27 @@ def trace(
             least, _ = _followed(scenario, target, own, Composed(), most, **settings)
         peaks.append(least.peak_allocated_bytes)
     add_kernels(answer, scenario, kernels, capability, peaks)
+    if scenario.parallel.expert > 1:
+        _add_unlucky(answer, scenario, target, most, settings)
     if timed_on:
         answer["times"] = _times(scenario, [each.costs for _, each in followed], timed_on)
+    if timed_on and scenario.aim.generates and report.costs:
+        answer["phase_seconds"] = _phase_seconds(scenario, report.costs, timed_on)
     return answer
+
+
+def _add_unlucky(
+    answer: dict[str, Any], scenario: Scenario, target: str, kind: Kind, settings: Mapping[str, Any]
+) -> None:
+    """Say what a GPU takes whose experts get all tokens: ``bounds``, and the note that says what is assumed."""
+    share = 1 / scenario.parallel.expert
+    asked = {**settings, "timeline": False, "origins": False, "costs": False, "chosen_share": share}
+    with machine_in_place(scenario, target, asked["capability"], False):
+        unlucky, _ = _followed(scenario, target, partial(prepare, target=target), Composed(), kind, **asked)
+    even, whole = answer["peak_allocated_bytes"], unlucky.peak_allocated_bytes
+    missing = f"{EVEN}: {gib(max(even, whole))} where one GPU's experts get all tokens, and {gib(even)} here"
+    answer.setdefault("bounds", {"lowest_bytes": even, "highest_bytes": max(even, whole), "missing": missing})
+    answer["notes"] = [missing if note == EVEN else note for note in answer["notes"]]
 
 
 def _needs(report: Report) -> tuple[int, int]:
@@ -141,6 +162,17 @@ def _times(
         for time in filter(None, times.values()):
             time |= {"basis": f"{time['basis']}; without the compiler"}
     return times
+
+
+def _phase_seconds(
+    scenario: Scenario, costs: CostRecorder, timed_on: Mapping[str, Speed | None]
+) -> dict[str, dict[str, float]]:
+    """What the phases of a trainer that generates take on the cards whose speed is known, by their names."""
+    from will_it_fit.step.reinforcement import Cycle
+    from will_it_fit.tracing.cycle_time import trainer_seconds
+
+    taken = Cycle.of(scenario, whole=False)
+    return {name: trainer_seconds(costs, speed, scenario, taken) for name, speed in timed_on.items() if speed}
 
 
 class Recorder:
@@ -267,7 +299,8 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
     from will_it_fit.step.objectives import build_trainer
 
     about: dict[str, Any] = {}
-    settings |= {"costs": False}  # of two updates, which a time of one can't be made of
+    if not scenario.aim.generates:  # of two updates, which a time of one can't be made of
+        settings |= {"costs": False}
     options = Options(
         target=target,
         expandable_segments=scenario.allocator.expandable_segments,
