@@ -215,7 +215,8 @@ def minimax_m2(c: Sizes) -> Hybrid:
     weights = (*projections(Heads()), *norms_of("q_norm", size="a"), *norms_of("k_norm", size="k"))
     sizes = sizes_of(c) | routed_sizes(c, "num_local_experts", "intermediate_size")
     plan = Plan("plain", "grouped", "routed", (*weights, *experts_of(), *BOTH_NORMS), Heads(), rotary=rotated_share(c))
-    return hybrid_of(c, [plan] * c.num_hidden_layers, sizes, router="sigmoid")
+    names = {"adapts_experts": True, "expert_names": ("w1", "w3", "w2")}
+    return hybrid_of(c, [plan] * c.num_hidden_layers, sizes, router="sigmoid", **names)
 
 
 def llama4(c: Sizes) -> Hybrid:

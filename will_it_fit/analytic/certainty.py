@@ -164,7 +164,9 @@ class Needs:
 
     @cached_property
     def about_bytes(self) -> int:
-        """What is most likely needed, in bytes."""
+        """What is most likely needed, in bytes; of layers of several kinds the peak and what fragments mostly take."""
+        if describe(self.scenario.model).plans:
+            return round(self.peak_bytes * (1 + (FIRST_GUESS_EXPANDABLE if self._expandable else FIRST_GUESS)))
         return capacities(self._variations[0], expandable_segments=self._expandable).required_bytes
 
     def smallest(self, sizes: Iterable[int]) -> int | None:

@@ -63,6 +63,7 @@ class Hybrid(Decoder):
     kernel: int = 4  # tokens that a convolution looks at
     packages: frozenset[str] = frozenset()  # type: ignore[assignment]
     adapts_experts: bool = False  # whether PEFT adapts experts where all linear layers are asked for
+    expert_names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")  # that targets of adapters go by
     router: str = "softmax"  # type: ignore[assignment]
     scaled_logits: bool = False  # type: ignore[assignment]
 
@@ -178,8 +179,8 @@ class Hybrid(Decoder):
 
     def _names_of(self, name: str) -> set[str]:
         """What a user may call a weight: by the last part of its name; experts that are adapted by their old names."""
-        if self.adapts_experts and name == "gate_up_proj":
-            return {"gate_proj", "up_proj"}
+        if self.adapts_experts and name in ("gate_up_proj", "experts.down_proj"):
+            return set(self.expert_names[:2] if name == "gate_up_proj" else self.expert_names[2:])
         return {name.rsplit(".", 1)[-1]}
 
     def adapter_shapes(self, lora: Lora) -> list[tuple[str, int, int]]:
