@@ -21,8 +21,9 @@ from validation import torchtitan_rows as torchtitan_pages
 from validation.rows import FOLDER, MIB, SOURCES, Row
 from validation.timed_rows import TimedRow, scenario_of
 from validation.timed_rows import read as timed_rows
-from will_it_fit.analytic.decoder import NotDescribed, describe
+from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
+from will_it_fit.analytic.setting import describe
 from will_it_fit.cards.gpus import known
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_json

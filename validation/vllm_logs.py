@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
-from will_it_fit.analytic.decoder import describe
+from will_it_fit.analytic.setting import describe
 from will_it_fit.common.text import GIB
 from will_it_fit.data import data_path
 from will_it_fit.serving.vllm import Server

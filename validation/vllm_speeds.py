@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
-from will_it_fit.analytic.decoder import describe
+from will_it_fit.analytic.setting import describe
 from will_it_fit.cards.gpus import find
 from will_it_fit.data import data_path
 from will_it_fit.hours.step_time import speed_of

@@ -14,7 +14,8 @@ from scripts.runs.run_scenarios import (
     training_scenario,
     training_step_as_gated,
 )
-from will_it_fit.analytic.decoder import NotDescribed, describe
+from will_it_fit.analytic.decoder import NotDescribed
+from will_it_fit.analytic.setting import describe
 from will_it_fit.cards.gpus import find
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_json, read_report

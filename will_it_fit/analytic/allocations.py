@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from random import Random
 
 from will_it_fit.analytic import state
-from will_it_fit.analytic.decoder import described
 from will_it_fit.analytic.graph import Parameter
-from will_it_fit.analytic.setting import CHUNK_TOKENS, Setting, check_described
+from will_it_fit.analytic.setting import CHUNK_TOKENS, Setting, check_described, described
 from will_it_fit.analytic.step import TrainingStep
 from will_it_fit.engine.allocator import SMALL, Event
 from will_it_fit.engine.cuda_rules import (

@@ -19,14 +19,13 @@ L     layers
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from will_it_fit.analytic.families import Family
 from will_it_fit.common.errors import UserError
-from will_it_fit.scenario.model import size
 from will_it_fit.scenario.nested_fields import Lora
-from will_it_fit.scenario.scenario import Scenario
 
 # What adapters may also be on, by the last part of its name, in the families below.
 OUTSIDE_OF_LAYERS = {"embed_tokens", "lm_head", "wpe", "wte"}
@@ -47,137 +46,22 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class Family:
-    """How a family of decoders deviates from Llama. Source: transformers 5.24, models/<model_type>/."""
+class Heads:
+    """An attention's sizes, by their symbols: elements of a token's queries, keys, values and output, of heads.
 
-    defaults: Mapping[str, Any]
-    qkv_bias: bool | str = False  # a key of the configuration, or always / never
-    o_bias: bool | str = False
-    mlp_bias: bool | str = False
-    head_bias: bool = False
-    norm: str = "rms"  # rms | gemma (fp32 until after the weight) | layer (weight and bias, one kernel)
-    norm_bias: bool = False
-    norms: int = 2  # per layer
-    post_norms: bool = False  # attention and MLP outputs are normalized too (Gemma 2, 3)
-    qk_norm: bool | str = False
-    parallel: bool = False  # attention and MLP read the same norm's output (Phi)
-    gated: bool = True
-    fused_qkv: str | None = None  # name of the one matrix
-    fused_gate_up: str | None = None
-    names: tuple[str, str, str, str] = ("o_proj", "up_proj", "down_proj", "gate_proj")
-    own_head_dim: int | None = None  # default head size where it isn't hidden size / heads
-    positions: bool = False  # learned position embeddings
-    scaled_embedding: bool = False  # the embedding is multiplied by a number (Gemma)
-    activation: str = "hidden_act"  # the key of the configuration
-    experts: str | None = None  # the key of their number
-    expert_width: str = "intermediate_size"
-    expert_names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")  # that targets of adapters go by
-    conv1d: bool = False  # weights stored transposed (GPT-2)
-    rotary: float = 1.0  # share of a head that is rotated; 0: none
-    sdpa: bool = True  # whether attention can go through scaled_dot_product_attention; else it is eager
-    softmax_fp32: bool = True  # of eager attention's scores
-    holds_parts: bool = False  # its code keeps names for embeddings and attention's output to the end (GPT-2)
-    dropout: tuple[str, ...] = ()  # keys: after embedding, after attention and MLP
+    ``window``: tokens that it looks back; 0: all. ``rotated``: elements of a head's cosines and sines.
+    """
 
-
-# Sizes that a configuration may leave out, as transformers' configuration classes fill them in.
-_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_KEYS += ("num_key_value_heads", "max_position_embeddings", "tie_word_embeddings", "hidden_act")
-
-
-def _sizes(*values: Any, **others: Any) -> dict[str, Any]:
-    return {**dict(zip(_KEYS, values, strict=True)), **others}
-
-
-_NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0}
-_WINDOW = {"sliding_window": 4096}
-_CAPPED = {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "hidden_activation": "gelu_pytorch_tanh"}
-_UNCAPPED = {**_CAPPED, "final_logit_softcapping": None, "attn_logit_softcapping": None}
-_LLAMA = _sizes(32000, 4096, 11008, 32, 32, None, 2048, False, "silu")
-_QWEN2 = _sizes(151936, 4096, 22016, 32, 32, 32, 32768, False, "silu")
-_MISTRAL = _sizes(32000, 4096, 14336, 32, 32, 8, 131072, False, "silu", **_WINDOW)
-_GEMMA = _sizes(256000, 3072, 24576, 28, 16, 16, 8192, True, "gelu_pytorch_tanh")
-_GEMMA2 = _sizes(256000, 2304, 9216, 26, 8, 4, 8192, True, "gelu_pytorch_tanh", **_WINDOW, **_CAPPED)
-_GEMMA3 = _sizes(262208, 2304, 9216, 26, 8, 4, 131072, True, "gelu_pytorch_tanh", **_WINDOW, **_UNCAPPED)
-_PHI = _sizes(51200, 2048, 8192, 24, 32, None, 2048, False, "gelu_new", partial_rotary_factor=0.5, **_NO_DROPOUT)
-_PHI3 = _sizes(32064, 3072, 8192, 32, 32, None, 4096, False, "silu", resid_pdrop=0.0)
-_GPT2 = _sizes(50257, 768, None, 12, 12, None, 1024, True, None, activation_function="gelu_new")
-_GPT2 |= {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
-_MIXTRAL = {**_MISTRAL, "num_local_experts": 8, "num_experts_per_tok": 2}
-_QWEN3_MOE = _sizes(151936, 2048, 6144, 24, 32, 4, 32768, False, "silu", moe_intermediate_size=768)
-_QWEN3_MOE |= {"num_experts": 128, "num_experts_per_tok": 8}
-_SMOLLM3 = _sizes(128256, 2048, 11008, 36, 16, 4, 32768, True, "silu")
-_STARCODER2 = _sizes(49152, 3072, 12288, 30, 24, 2, 4096, True, "gelu_pytorch_tanh", use_bias=True)
-
-_GEMMA_LIKE = {"norm": "gemma", "own_head_dim": 256, "scaled_embedding": True, "qkv_bias": "attention_bias"}
-_GEMMA_LIKE |= {"o_bias": "attention_bias"}
-FAMILIES: dict[str, Family] = {
-    "llama": Family(_LLAMA, qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
-    "mistral": Family(_MISTRAL),
-    "qwen2": Family(_QWEN2, qkv_bias=True),
-    "qwen3": Family(_QWEN2, qkv_bias="attention_bias", o_bias="attention_bias", qk_norm=True, own_head_dim=128),
-    "smollm3": Family(_SMOLLM3, qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
-    "gemma": Family(_GEMMA, **_GEMMA_LIKE),
-    "gemma2": Family(_GEMMA2, sdpa=False, norms=4, post_norms=True, activation="hidden_activation", **_GEMMA_LIKE),
-    "gemma3_text": Family(
-        _GEMMA3, norms=4, post_norms=True, activation="hidden_activation", qk_norm=True, **_GEMMA_LIKE
-    ),
-    "phi": Family(
-        _PHI,
-        qkv_bias=True,
-        o_bias=True,
-        mlp_bias=True,
-        head_bias=True,
-        norm="layer",
-        norm_bias=True,
-        norms=1,
-        qk_norm="qk_layernorm",
-        parallel=True,
-        gated=False,
-        names=("dense", "fc1", "fc2", ""),
-        rotary=0.5,
-        dropout=("embd_pdrop", "resid_pdrop"),
-    ),
-    "phi3": Family(_PHI3, fused_qkv="qkv_proj", fused_gate_up="gate_up_proj", dropout=("", "resid_pdrop")),
-    "starcoder2": Family(
-        _STARCODER2,
-        qkv_bias="use_bias",
-        o_bias="use_bias",
-        mlp_bias="use_bias",
-        norm="layer",
-        norm_bias=True,
-        gated=False,
-        names=("o_proj", "c_fc", "c_proj", ""),
-        dropout=("embedding_dropout", "residual_dropout"),
-    ),
-    "gpt2": Family(
-        _GPT2,
-        qkv_bias=True,
-        o_bias=True,
-        mlp_bias=True,
-        norm="layer",
-        norm_bias=True,
-        gated=False,
-        fused_qkv="c_attn",
-        names=("c_proj", "c_fc", "c_proj", ""),
-        positions=True,
-        activation="activation_function",
-        conv1d=True,
-        softmax_fp32=False,
-        holds_parts=True,
-        rotary=0.0,
-        dropout=("embd_pdrop", "resid_pdrop"),
-    ),
-    "mixtral": Family(_MIXTRAL, experts="num_local_experts", expert_names=("w1", "w3", "w2")),
-    "qwen3_moe": Family(
-        _QWEN3_MOE,
-        qkv_bias="attention_bias",
-        o_bias="attention_bias",
-        qk_norm=True,
-        experts="num_experts",
-        expert_width="moe_intermediate_size",
-    ),
-}
+    queries: str = "a"
+    keys: str = "k"
+    values: str = "k"
+    out: str = "a"
+    head: str = "d"
+    value_head: str = "d"
+    count: str = "H"
+    groups: str = "K"
+    window: int = 0
+    rotated: str = "d"
 
 
 @dataclass(frozen=True)
@@ -207,6 +91,46 @@ class Decoder:
         """The linear layers of one decoder layer, in order."""
         return self.attention + self.mlp
 
+    @property
+    def heads(self) -> Heads:
+        """The attention of every layer."""
+        return Heads(window=self.window)
+
+    @property
+    def plans(self) -> tuple[Any, ...]:
+        """How each layer differs from the others; empty: they are all alike."""
+        return ()
+
+    @property
+    def rotations(self) -> tuple[str, ...]:
+        """Symbols of the widths of cosines and sines, by kind of attention."""
+        return ("d",) if self.rotary else ()
+
+    @property
+    def kinds_of_masks(self) -> int:
+        """Masks that layers share where scores are in memory."""
+        return 1
+
+    @property
+    def router(self) -> str:
+        """How experts are chosen (:func:`will_it_fit.analytic.experts.routed`)."""
+        return "softmax"
+
+    @property
+    def scaled_logits(self) -> bool:
+        """Whether logits are multiplied by a number."""
+        return False
+
+    @property
+    def packages(self) -> frozenset[str]:
+        """Whose kernels the model's code takes where it can."""
+        return frozenset()
+
+    @property
+    def period(self) -> tuple[int, int, int]:
+        """Layers before those that repeat, layers of one repetition, and how often they come."""
+        return 0, 1, self.sizes["L"]
+
     def value(self, symbol: str) -> int:
         """A symbol's number; ``k+a`` is a sum."""
         return sum(self.sizes[part] for part in symbol.split("+"))
@@ -214,6 +138,10 @@ class Decoder:
     def elements(self, matrix: Matrix) -> int:
         """Elements of a linear layer's weight."""
         return self.value(matrix.outputs) * self.value(matrix.inputs)
+
+    def of_step(self, length: int, rows: int) -> dict[str, int]:
+        """Further symbols, of sizes that also depend on the step."""
+        return {}
 
     def weight_shapes(self) -> list[tuple[str, int, str, int]]:
         """Every base parameter as (group, elements, where, how many such).
@@ -245,6 +173,23 @@ class Decoder:
             shapes.append(("biases", self.sizes["V"], "output head bias", 1))
         return shapes
 
+    def arrivals(self, attention_first: bool) -> list[tuple[str, int]]:
+        """Every base parameter as (group, elements), in the order in which loading brings them: of their names.
+
+        ``mlp`` comes before ``self_attn``, but GPT's ``attn`` and ``attention`` before ``mlp``.
+        """
+        layers, once, each = self.sizes["L"], [], []
+        for group, elements, name, times in self.weight_shapes():
+            if group in ("embeddings", "output_head") or name in ("final norm", "output head bias"):
+                once += [(name, group, elements)] * times
+            else:
+                each.append((name, group, elements, times // layers))
+        attention = {matrix.name for matrix in self.attention}
+        each.sort(key=lambda item: ((item[0].removesuffix(" bias") in attention) != attention_first, item[0], item[2]))
+        once.sort(key=lambda item: item[0] != "output head")
+        one_layer = [(group, elements) for _, group, elements, times in each for _ in range(times)]
+        return [(group, elements) for _, group, elements in once] + one_layer * layers
+
     def parameter_counts(self) -> dict[str, int]:
         """Parameters by group, and ``total``; ``linear`` is what 4-bit quantization packs."""
         counts: dict[str, int] = {}
@@ -268,7 +213,7 @@ class Decoder:
         if self.experts:
             gate, up, down = self.family.expert_names
             names |= {"gate": "gate", gate: "gate_up_proj", up: "gate_up_proj", down: "down_proj"}
-        wanted = set(names) if lora.target_modules == "all-linear" else _asked(lora)
+        wanted = set(names) if lora.target_modules == "all-linear" else asked_names(lora)
         matrices = tuple(dict.fromkeys(name for alias, name in names.items() if alias in wanted))
         problem = None
         if not matrices and not wanted & OUTSIDE_OF_LAYERS:
@@ -299,7 +244,7 @@ class Decoder:
         NotDescribed
             With adapters of embeddings or of the output head.
         """
-        if beyond := OUTSIDE_OF_LAYERS & _asked(lora):
+        if beyond := OUTSIDE_OF_LAYERS & asked_names(lora):
             raise NotDescribed(f"the analytic estimate does not describe adapters of {', '.join(sorted(beyond))}")
         layers, rank, targets = self.sizes["L"], lora.rank, self.targets(lora)
         shapes = [
@@ -328,118 +273,7 @@ class Decoder:
         return sum(elements * times for _, elements, times in self.adapter_shapes(lora))
 
 
-def _asked(lora: Lora) -> set[str]:
+def asked_names(lora: Lora) -> set[str]:
     """Last parts of the names that are listed; empty for all-linear."""
     listed = () if lora.target_modules == "all-linear" else lora.target_modules
     return {name.rsplit(".", 1)[-1] for name in listed}
-
-
-def _window(model: Mapping[str, Any], read: Callable[[str], Any]) -> int:
-    """Tokens that attention looks back in some layers; 0: all. A window of null means all, not the class's default."""
-    used = model.get("use_sliding_window", not str(model["model_type"]).startswith("qwen"))
-    if not used or model.get("sliding_window", 1) is None:
-        return 0
-    return read("sliding_window") or 0
-
-
-def describe(model: Mapping[str, Any]) -> Decoder:
-    """Describe a decoder from its transformers configuration.
-
-    Raises
-    ------
-    NotDescribed
-        For a family that the table does not know, or a configuration whose layers differ from each other.
-    """
-    kind = model["model_type"]
-    family = FAMILIES.get(kind)
-    if family is None:
-        raise NotDescribed(f"the analytic estimate does not describe the architecture {kind}")
-    if model.get("quantization_config"):
-        raise NotDescribed("the analytic estimate does not describe weights that come quantized")
-    if model.get("mlp_only_layers") or model.get("decoder_sparse_step", 1) != 1:
-        raise NotDescribed("the analytic estimate does not describe experts in some layers only")
-
-    def read(name: str, default: Any = None) -> Any:
-        return size(model, name, family.defaults.get(name, default))
-
-    hidden, heads = read("hidden_size"), read("num_attention_heads")
-    groups = read("num_key_value_heads") or heads
-    head = model.get("head_dim") or family.own_head_dim or hidden // heads
-    intermediate = read(family.expert_width) or 4 * hidden
-    experts = int(model.get("num_local_experts") or read(family.experts)) if family.experts else 0
-    flag = lambda key: key if isinstance(key, bool) else bool(read(key, False))  # noqa: E731
-    sizes = {
-        **({"E": experts, "e": read("num_experts_per_tok")} if experts else {}),
-        "h": hidden,
-        "i": intermediate,
-        "a": heads * head,
-        "k": groups * head,
-        "V": read("vocab_size"),
-        "L": read("num_hidden_layers"),
-        "H": heads,
-        "K": groups,
-        "d": head,
-    }
-    attention, mlp = _matrices(family, flag, dense=not experts)
-    rotary = family.rotary
-    if rotary and kind in ("phi", "phi3"):
-        parameters = model.get("rope_parameters") or {}
-        rotary = parameters.get("partial_rotary_factor", model.get("partial_rotary_factor", rotary))
-    dropout = [float(read(key, 0.0) or 0.0) if key else 0.0 for key in (*family.dropout, "", "")]
-    attention_dropout = read("attn_pdrop" if kind == "gpt2" else "attention_dropout", 0.0) or 0.0
-    return Decoder(
-        family=family,
-        model_type=kind,
-        sizes=sizes,
-        attention=attention,
-        mlp=mlp,
-        tied=bool(model.get("tie_word_embeddings", family.defaults["tie_word_embeddings"])),
-        activation=str(model.get(family.activation) or family.defaults.get(family.activation) or "silu"),
-        qk_norm=flag(family.qk_norm),
-        rotary=float(rotary),
-        softcap=bool(read("attn_logit_softcapping")),
-        logit_softcap=bool(read("final_logit_softcapping")),
-        embedding_dropout=dropout[0],
-        residual_dropout=dropout[1],
-        attention_dropout=float(attention_dropout),
-        positions=read("max_position_embeddings") if family.positions else 0,
-        window=_window(model, read),
-        experts=experts,
-    )
-
-
-def _matrices(
-    family: Family, flag: Callable[[str | bool], bool], dense: bool
-) -> tuple[tuple[Matrix, ...], tuple[Matrix, ...]]:
-    """The matrices of a layer's attention and of its MLP; experts have theirs elsewhere."""
-    output, up, down, gate = family.names
-    qkv, bias = flag(family.qkv_bias), flag(family.mlp_bias)
-    if family.fused_qkv:
-        attention = (Matrix(family.fused_qkv, "a+k+k", "h", qkv),)
-    else:
-        attention = tuple(Matrix(f"{x}_proj", width, "h", qkv) for x, width in (("q", "a"), ("k", "k"), ("v", "k")))
-    attention += (Matrix(output, "h", "a", flag(family.o_bias)),)
-    last = Matrix(down, "h", "i", bias)
-    if not dense:
-        return attention, ()
-    if family.fused_gate_up:
-        return attention, (Matrix(family.fused_gate_up, "i+i", "h", bias), last)
-    if family.gated:
-        return attention, (Matrix(gate, "i", "h", bias), Matrix(up, "i", "h", bias), last)
-    return attention, (Matrix(up, "i", "h", bias), last)
-
-
-def described(scenario: Scenario, where: object = "scenario") -> Decoder:
-    """The decoder of a scenario, with the checks that need its layers: target modules, learned positions."""
-    decoder = describe(scenario.model)
-    if scenario.lora:
-        decoder.targets(scenario.lora, where)
-    if decoder.positions and scenario.sequence_length > decoder.positions:
-        raise UserError(
-            f"`sequence_length` is beyond the {decoder.positions} positions of the model.",
-            where=where,
-            found=scenario.sequence_length,
-            allowed=f"1 to {decoder.positions}",
-            change={"sequence_length": decoder.positions},
-        )
-    return decoder

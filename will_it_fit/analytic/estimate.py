@@ -2,13 +2,15 @@
 
 Weights, gradients and optimizer states are sums over the decoder's matrices (:mod:`state`). Activations follow from the
 rules of automatic differentiation (:mod:`graph`): an operation keeps for its backward what its derivative needs. So the
-layers are written down as transformers computes them, in operations on *sizes* (:mod:`layers`, :mod:`experts`,
-and the step around them, :mod:`step`). Terms come out as formulas such as ``2·t·h``, and the phases' peaks as sums.
+layers are written down as transformers computes them, in operations on *sizes* (:mod:`layers`, :mod:`experts`; those of
+several kinds: :mod:`hybrid_layers`; the step around them: :mod:`step`). Terms come out as formulas such as ``2·t·h``,
+and the phases' peaks as sums.
 
 Symbols in formulas: t tokens in the micro-batch, s sequence length, b rows, h hidden, i intermediate, d head size, H
 heads, a = H·d, k key-value heads x head size, V vocabulary, p positions, r rank, E experts, e experts of a token,
 n target tokens, c of them in a chunk, W an attention kernel's workspace; s32, s128 and d32 are rounded up as kernels
-do; the leading factor is bytes.
+do; the leading factor is bytes. Symbols of layers of several kinds: :mod:`plan_parts`; tc tokens and nc chunks of
+linear attention, C tokens of a chunk, f tokens that a convolution looks at.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ from fractions import Fraction
 from math import ceil
 from typing import Any
 
-from will_it_fit.analytic.decoder import NotDescribed, described
+from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.parameters import parameter_count
-from will_it_fit.analytic.setting import Setting, check_described
+from will_it_fit.analytic.setting import Setting, check_described, described
 from will_it_fit.analytic.step import TrainingStep
 from will_it_fit.cards.gpus import named
 from will_it_fit.engine.components import ACTIVATIONS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES, OVERHEAD, WEIGHTS
-from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
+from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY, WIDTH, Capability
 from will_it_fit.scenario import strategies
 from will_it_fit.scenario.nested_fields import Parallel
 from will_it_fit.scenario.scenario import Scenario
@@ -206,7 +208,11 @@ def _by_parameters(scenario: Scenario, reason: str) -> Estimated:
         count = parameter_count(scenario.model)
     except NotDescribed:
         return Estimated(scenario, None, None, reason)
-    known = f"its {count / 1e9:.2f} billion parameters are exact, and its activations come from the trace alone"
+    weights = count * WIDTH[scenario.weight_precision] if scenario.method != "qlora" else count // 2
+    known = (
+        f"its {count / 1e9:.2f} billion parameters are exact, and its activations come from the trace alone."
+        f" Lower bound: the weights take {weights / 2**30:.1f} GiB"
+    )
     return Estimated(scenario, None, rule_of_thumb(scenario, count), f"{reason}: {known}")
 
 

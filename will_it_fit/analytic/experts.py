@@ -11,6 +11,8 @@ Sources: transformers 5.24 (integrations/moe.py, grouped_mm_experts_forward; mod
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from will_it_fit.analytic.graph import Parameter, Tensor
 from will_it_fit.analytic.layers import Adapter, Layer, Network, activated, product
 from will_it_fit.engine.components import WEIGHT_CASTS
@@ -18,34 +20,75 @@ from will_it_fit.engine.components import WEIGHT_CASTS
 ROWS = ("e", "t")  # each token as often as it has experts
 
 
-def experts(net: Network, x: Tensor, layer: Layer) -> Tensor:
-    """Route the tokens, run the experts, sum what each token gets."""
+def experts(
+    net: Network,
+    x: Tensor,
+    layer: Layer,
+    size: str = "i",
+    chosen: tuple[Tensor, Tensor] | None = None,
+    between: Callable[[Network, Tensor, str], Tensor] | None = None,
+) -> Tensor:
+    """Route the tokens, run the experts, sum what each token gets.
+
+    Parameters
+    ----------
+    size
+        The symbol of the width of one expert.
+    chosen
+        What :func:`routed` gave, where the tokens were routed by other vectors than the experts get.
+    between
+        What an expert does between its matrices, where that is not :func:`through_gate`.
+    """
     net.what = "experts"
-    shares, indices = routed(net, x, layer)
-    rows = net.elementwise(x, dims=(*ROWS, "h"), saved=[indices])
+    width, tokens = x.width, x.dims
+    shares, indices = chosen or routed(net, x, layer)
+    rows = net.elementwise(x, dims=(*ROWS, x.dims[-1]), saved=[indices])
     up = merged(net, layer.up, layer.up_adapter) if layer.up_adapter else layer.up  # cached until the layer is done
-    joined = grouped(net, rows, up, "i+i")
+    made = biased(net, grouped(net, rows, up, f"{size}+{size}" if layer.gated else size), layer.up_bias)
     del rows
-    gate, second = net.split(joined, ("i", "i"))
-    del joined
-    hidden = net.multiply(activated(net, gate), second)
-    del gate, second
+    hidden = (between or through_gate)(net, made, size)
+    del made
     down = merged(net, layer.down, layer.down_adapter) if layer.down_adapter else layer.down
-    out = grouped(net, hidden, down, "h")
+    out = biased(net, grouped(net, hidden, down, tokens[-1]), layer.down_bias)
     del hidden
     weighted = net.multiply(out, shares)
     ordered = net.elementwise(weighted, saved=[indices])
     del weighted, out
-    return net.elementwise(ordered, dims=("t", "h"))
+    return net.cast(net.elementwise(ordered, dims=tokens), width)
+
+
+def through_gate(net: Network, made: Tensor, size: str) -> Tensor:
+    """The activated gate times the rest."""
+    gate, second = net.split(made, (size, size))
+    return net.multiply(activated(net, gate), second)
 
 
 def routed(net: Network, x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
     """The share of each of a token's experts, and which these are."""
+    kind, source = net.decoder.router, x.width
+    if kind in ("grouped_scores", "softmax_fp32"):
+        x = net.cast(x, 4)
     router = merged(net, layer.router, layer.router_adapter) if layer.router_adapter else layer.router
     logits = product(net, x, router, "E") if isinstance(router, Parameter) else net.matmul(x, router, "E")
-    shares = net.softmax(net.cast(logits, 4), 4)
     indices = net.tensor(ROWS, 8)
-    return net.cast(net.elementwise(shares, dims=ROWS, saved=[indices]), logits.width), indices
+    if kind.startswith("softmax"):
+        scores = net.softmax(logits, 2) if kind == "softmax_16_bits" else net.softmax(net.cast(logits, 4), 4)
+        return net.cast(net.elementwise(scores, dims=ROWS, saved=[indices]), source), indices
+    if kind == "chosen_first":
+        best = net.elementwise(logits, dims=ROWS, saved=[indices])
+        return net.cast(net.softmax(best, best.width), source), indices
+    scores = net.operation(logits.dims, logits.width, [logits], net.like(logits), saves_output=True)
+    choice = net.tensor(scores.dims, 4)
+    del choice
+    return net.elementwise(scores, dims=ROWS, saved=[indices]), indices
+
+
+def biased(net: Network, x: Tensor, bias: Parameter | None) -> Tensor:
+    """Plus the bias of the expert that each row belongs to."""
+    if bias is None:
+        return x
+    backward = lambda grad: [net.gradient(bias.dims, bias.width)]  # noqa: E731
+    return net.add(x, net.operation(x.dims, bias.width, [bias], backward))
 
 
 def grouped(net: Network, x: Tensor, weight: Parameter | Tensor, outputs: str) -> Tensor:

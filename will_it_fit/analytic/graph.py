@@ -367,10 +367,7 @@ class Graph(Ledger):
 
     def split(self, x: Tensor, parts: tuple[str, ...]) -> tuple[Tensor, ...]:
         """Views of one tensor; their gradients are put together again into one of its size."""
-        edge = None
-        if x.edge is not None:
-            edge = Node([x.edge], [], self.like(x), self._checkpoint)
-            self._record(edge)
+        edge = self.node([x.edge], self.like(x)) if x.edge else None
         return tuple(Tensor(x.storage, (*x.dims[:-1], name), x.width, edge) for name in parts)
 
     def checkpointed(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -379,6 +376,11 @@ class Graph(Ledger):
         out = run(x)
         self._checkpoint = None
         return out
+
+    def node(self, edges: list, backward: Backward) -> Node:
+        """A node of the tape that keeps nothing."""
+        self._record(node := Node(edges, [], backward, self._checkpoint))
+        return node
 
     def _record(self, node: Node) -> None:
         """Put a node on the tape; while a part runs again, only what it keeps is of interest."""

@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from will_it_fit.analytic.decoder import described
-from will_it_fit.analytic.setting import CHUNK_TOKENS, Setting
+from will_it_fit.analytic.decoder import NotDescribed
+from will_it_fit.analytic.setting import CHUNK_TOKENS, Setting, described
 from will_it_fit.engine.cuda_rules import (
     DEFAULT_CAPABILITY,
     Capability,
@@ -32,6 +32,8 @@ def kernels_of(scenario: Scenario, capability: Capability | None) -> tuple[Any, 
         For what the estimate does not describe.
     """
     decoder, capability = described(scenario), capability or DEFAULT_CAPABILITY
+    if decoder.plans:
+        raise NotDescribed("which kernels layers of several kinds take is not described")
     longest = scenario.size("max_position_embeddings") or LONGEST
     kernels: list[Any] = [cublas_workspace_bytes(capability)]
     for length, rows in _sizes(scenario, decoder.window, longest):

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from will_it_fit.analytic.decoder import Decoder, Matrix
+from will_it_fit.analytic.decoder import Decoder, Heads, Matrix
 from will_it_fit.analytic.graph import Graph, Parameter, Tensor
 from will_it_fit.analytic.setting import BLOCKSIZE, Setting
 from will_it_fit.engine.components import TEMPORARIES, WEIGHT_CASTS
-from will_it_fit.engine.cuda_rules import BIAS_ALIGNMENT, HALF_TO_FLOAT, efficient_workspace_bytes
+from will_it_fit.engine.cuda_rules import BIAS_ALIGNMENT, HALF_TO_FLOAT, efficient_workspace_bytes, flash_padding
 from will_it_fit.scenario.scenario import Scenario
 
 Adapter = tuple[Parameter, Parameter]  # A and B
@@ -93,6 +93,7 @@ class Layer:
         self.parameters = [p for x in self.attention + self.mlp for p in (x.weight, x.bias, *(x.adapter or ())) if p]
         self.parameters += self.norms + self.qk_norms
         if decoder.experts:
+            self.gated, self.up_bias, self.down_bias = True, None, None
             self.router = net.base_parameter("router", "E", "h")
             self.router_adapter = adapter("gate", ("E", "r"), ("r", "h"))
             self.up = net.base_parameter("experts", "E", "i+i", "h")
@@ -187,8 +188,8 @@ def norm(net: Network, x: Tensor, weight: Parameter) -> Tensor:
         wide = net.cast(x, 4)
         square = net.tensor(wide.dims, 4)
         del square
-        root = net.operation(("t",), 4, [wide], lambda grad, dims=wide.dims: _through_the_mean(net, dims), [wide])
-        out = net.operation(wide.dims, 4, [wide, root], lambda grad: _through_the_product(net, grad), [wide, root])
+        root = net.operation(("t",), 4, [wide], lambda grad, dims=wide.dims: through_the_mean(net, dims), [wide])
+        out = net.operation(wide.dims, 4, [wide, root], lambda grad: through_the_product(net, grad), [wide, root])
         del wide, root
         if kind == "rms":
             return net.multiply(net.cast(out, source), weight)
@@ -204,7 +205,7 @@ def _layer_norm(net: Network, x: Tensor, weight: Parameter) -> Tensor:
     return net.operation(x.dims, max(x.width, weight.width), [x, weight], backward, [x])
 
 
-def _through_the_product(net: Network, grad: Tensor) -> list:
+def through_the_product(net: Network, grad: Tensor) -> list:
     """The backward of x * rsqrt(mean(x * x)), of its outer product: for x, and for the root by one of x's size."""
     direct = net.tensor(grad.dims, 4)
     other = net.tensor(grad.dims, 4)
@@ -212,7 +213,7 @@ def _through_the_product(net: Network, grad: Tensor) -> list:
     return [direct, net.tensor(("t",), 4)]
 
 
-def _through_the_mean(net: Network, dims: tuple[str, ...]) -> list:
+def through_the_mean(net: Network, dims: tuple[str, ...]) -> list:
     """And of the root of the mean of squares."""
     spread = net.tensor(dims, 4)
     power = net.tensor(dims, 4)
@@ -277,10 +278,15 @@ def attention(net: Network, x: Tensor, layer: Layer, hidden_width: int) -> Tenso
         k = normed(net, linear(net, x, projections[1]), layer, 1)
         v = linear(net, x, projections[2])
     q, k = rotated(net, q, hidden_width), rotated(net, k, hidden_width)
-    kernel = net.setting.attention_kernel(q.width)
-    run = {"eager": eager, "math": formula}.get(kernel, fused)
-    out = linear(net, run(net, q, k, v), output)
+    out = linear(net, attended(net, q, k, v, net.decoder.heads), output)
     return dropped(net, out) if net.decoder.residual_dropout else out
+
+
+def attended(net: Network, q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
+    """What queries get of keys and values, by the kernel that takes them."""
+    kernel = net.setting.attention_kernel(q.width, heads)
+    run = {"eager": eager, "math": formula}.get(kernel, fused)
+    return run(net, q, k, v, heads)
 
 
 def normed(net: Network, x: Tensor, layer: Layer, index: int) -> Tensor:
@@ -315,52 +321,53 @@ def half_turned(net: Network, x: Tensor) -> Tensor:
     return out
 
 
-def expanded(net: Network, x: Tensor) -> Tensor:
+def expanded(net: Network, x: Tensor, heads: Heads, size: str | None = None) -> Tensor:
     """Keys or values repeated for every query head that shares them."""
-    return net.elementwise(x, dims=("t", "a")) if net.setting.grouped else x
+    return net.elementwise(x, dims=("t", size or heads.queries)) if net.setting.grouped(heads) else x
 
 
-def fused(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def fused(net: Network, q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
     """Attention in one kernel: keeps its inputs, its output and the log-sum-exp of each row."""
     setting, length = net.setting, net.scenario.sequence_length
-    flash = setting.attention_kernel(q.width) == "flash"
+    flash = setting.attention_kernel(q.width, heads) == "flash"
     if setting.autocast:
         q, k, v = net.cast(q, 2), net.cast(k, 2), net.cast(v, 2)
     if not flash:
-        k, v = expanded(net, k), expanded(net, v)
-    shapes, width = [(x.dims, x.width) for x in (q, k, v)], q.width
+        k, v = expanded(net, k, heads), expanded(net, v, heads, heads.out)
+    shapes, width, head = [(x.dims, x.width) for x in (q, k, v)], q.width, net.value(heads.head)
     workspace = partial(
         efficient_workspace_bytes,
-        head=net.value("d"),
+        head=head,
         dtype=setting.attention_dtype(width),
         capability=setting.capability,
     )
-    net.symbols |= {"W": workspace(length, length), "W64": workspace(64, 64), "W128": workspace(128, 128)}
+    padded, scratched = f"{heads.head}32", f"W{'' if heads.head == 'd' else heads.head}"
+    net.symbols |= {scratched: workspace(length, length), padded: flash_padding(length, head)[1]}
     bias = []
     if setting.packed:  # pad_bias
         if length % BIAS_ALIGNMENT:
             bias = [net.tensor(("t", "s8"), width)]
-    elif setting.windowed:  # convert_boolean_attn_mask
+    elif setting.looks_back(heads):  # convert_boolean_attn_mask
         bias = [net.tensor(("t", "s8"), width)]
         opposite = net.tensor(("t", "s"), 1)
         del opposite
-    sums = net.tensor(("H", "t") if flash else ("H", "b", "s32"), 4)
+    sums = net.tensor((heads.count, "t") if flash else (heads.count, "b", "s32"), 4)
 
     def backward(grad: Tensor) -> list:
         grads = [net.tensor(*shape) for shape in shapes]
         if flash:
-            scratch = [net.tensor(("H", "b", "s128"), 4), net.tensor(("H", "b", "s128", "d32"), 4)]
-            scratch += [net.tensor(("t", "a"), width) for _ in range(2 if setting.grouped else 0)]
+            scratch = [net.tensor((heads.count, "b", "s128"), 4), net.tensor((heads.count, "b", "s128", padded), 4)]
+            scratch += [net.tensor(("t", heads.queries), width) for _ in range(2 if setting.grouped(heads) else 0)]
         else:
-            scratch = [net.tensor(("H", "t"), 4), net.tensor(("H", "b", "W"), 1)]
+            scratch = [net.tensor((heads.count, "t"), 4), net.tensor((heads.count, "b", scratched), 1)]
         while scratch:
             del scratch[0]
         return grads
 
-    return net.operation(("t", "a"), width, [q, k, v], backward, [q, k, v, sums, *bias], saves_output=True)
+    return net.operation(("t", heads.out), width, [q, k, v], backward, [q, k, v, sums, *bias], saves_output=True)
 
 
-def formula(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def formula(net: Network, q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
     """scaled_dot_product_attention without a kernel that takes its inputs: in fp32, scores in memory.
 
     Source: aten/src/ATen/native/transformers/attention.cpp, _scaled_dot_product_attention_math.
@@ -368,29 +375,30 @@ def formula(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if net.setting.autocast:
         q, k, v = net.cast(q, 2), net.cast(k, 2), net.cast(v, 2)
     width = q.width
-    q, k, v = net.cast(q, 4), net.cast(expanded(net, k), 4), net.cast(expanded(net, v), 4)
+    q, k = net.cast(q, 4), net.cast(expanded(net, k, heads), 4)
+    v = net.cast(expanded(net, v, heads, heads.out), 4)
     with net.purpose("attention scores"):
         mask = net.tensor(("s", "s"), 4)
         q, k = net.elementwise(q), net.elementwise(k)  # each times the square root of the scale
-        scores = net.batched(q, k, ("H", "t", "s"))
+        scores = net.batched(q, k, (heads.count, "t", "s"))
         del q, k
         soft = net.softmax(scores, 4)
         del scores, mask
-    out = net.batched(soft, v, ("t", "a"))
+    out = net.batched(soft, v, ("t", heads.out))
     del soft, v
     return net.elementwise(net.cast(out, width))  # made contiguous
 
 
-def eager(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def eager(net: Network, q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
     """Attention in single steps, the scores of every head in memory."""
     decoder, autocast = net.decoder, net.setting.autocast
     compute = 2 if autocast else q.width
-    k, v = expanded(net, k), expanded(net, v)
+    k, v = expanded(net, k, heads), expanded(net, v, heads, heads.out)
     if decoder.family.fused_qkv and decoder.rotary and net.scenario.micro_batch > 1:
         v = net.elementwise(v)  # bmm copies a part of the one matrix's output, and queries and keys left it before
     ql, kl = net.cast(q, compute), net.cast(k, compute)
     with net.purpose("attention scores"):
-        weights = net.batched(ql, kl, ("H", "t", "s"))
+        weights = net.batched(ql, kl, (heads.count, "t", "s"))
         del ql, kl
         weights = net.elementwise(weights)  # scaled
         if decoder.softcap:
@@ -405,6 +413,6 @@ def eager(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if decoder.attention_dropout:
             soft = dropped(net, soft)
         soft, v = net.cast(soft, compute), net.cast(v, compute)
-    out = net.batched(soft, v, ("t", "a"))
+    out = net.batched(soft, v, ("t", heads.out))
     del soft
     return net.elementwise(out)  # made contiguous

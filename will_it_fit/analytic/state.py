@@ -73,31 +73,19 @@ def load(ledger: Ledger, setting: Setting) -> None:
     """
     if setting.sharded:
         return _load_shares(ledger, setting)
-    layers, dense = setting.decoder.sizes["L"], setting.dense_width
-    once, each = [], []
-    for group, elements, name, times in setting.decoder.weight_shapes():
-        packed = group == "linear" and setting.quantized
-        if group in ("embeddings", "output_head") or name in ("final norm", "output head bias"):
-            once.append((name, elements, packed, times, group))
-        else:
-            each.append((name, elements, packed, times // layers, group))
-    # By the modules' names: `mlp` comes before `self_attn`, and GPT's `attn` and `attention` before `mlp`.
-    attention = {matrix.name for matrix in setting.decoder.attention}
-    first = setting.scenario.model["model_type"].startswith("gpt")
-    each.sort(key=lambda item: ((item[0].removesuffix(" bias") in attention) != first, item))
-    order = sorted(once, key=lambda item: item[0] != "output head") + each * layers
-    ledger.free(
-        ledger.allocate(sum((elements // 2 if packed else elements * dense) * n for _, elements, packed, n, _ in order))
-    )
+    dense = setting.dense_width
+    order = setting.decoder.arrivals(setting.scenario.model["model_type"].startswith("gpt"))
+    packed = [setting.quantized and group == "linear" for group, _ in order]
+    sizes = [elements // 2 if pack else elements * dense for pack, (_, elements) in zip(packed, order, strict=True)]
+    ledger.free(ledger.allocate(sum(sizes)))
     whole: list[tuple[int, int, str]] = []  # what is not packed: how to free it, its elements and group
-    for _, elements, packed, times, group in order:
-        for _ in range(times):
-            arrived = ledger.allocate(elements * dense)
-            if packed:
-                _quantize(ledger, setting, elements)
-                ledger.free(arrived)
-            else:
-                whole.append((arrived, elements, group))
+    for pack, (group, elements) in zip(packed, order, strict=True):
+        arrived = ledger.allocate(elements * dense)
+        if pack:
+            _quantize(ledger, setting, elements)
+            ledger.free(arrived)
+        else:
+            whole.append((arrived, elements, group))
     preparation = setting.scenario.kbit_preparation
     if preparation != "none" and dense < 4:
         for place, (arrived, elements, group) in enumerate(whole):

@@ -1,7 +1,7 @@
 """The whole training step on sizes: embeddings, decoder layers, loss, backward pass, optimizer.
 
-Layers are alike. Where blocks don't matter three of them are run and the rest is multiplication: what the second layer
-left behind counts once more for each layer that is not run.
+Layers repeat, alone or in groups. Where blocks don't matter three repetitions are run and the rest is multiplication:
+what the second left behind counts once more for each that is not run.
 
 Sources: transformers 5.24 (models/*/modeling_*.py, loss/loss_utils.py), will_it_fit/step/step.py.
 """
@@ -20,7 +20,7 @@ from will_it_fit.analytic.sharding import Sharding, Unit, marked, units_of
 from will_it_fit.engine.components import GRADIENTS, INPUTS, TEMPORARIES, WEIGHT_CASTS
 from will_it_fit.engine.cuda_rules import embedding_backward_bytes
 
-LAYERS_RUN = 3
+PERIODS_RUN = 3
 
 
 class TrainingStep(Network):
@@ -34,10 +34,12 @@ class TrainingStep(Network):
 
     def __init__(self, setting: Setting, *, blocks: bool) -> None:
         super().__init__(setting, blocks=blocks)
-        count = setting.decoder.sizes["L"]
-        self.skipped = 0 if blocks else max(0, count - LAYERS_RUN)  # every layer's blocks are its own
-        self.layers = [Layer(self) for _ in range(count - self.skipped)]
+        self.before, self.period, repetitions = setting.decoder.period
+        self.skipped = 0 if blocks else max(0, repetitions - PERIODS_RUN)  # every layer's blocks are its own
+        self.layers = self._layers()
         self.resident = 0
+        self.shared_keys: dict[str, tuple[Tensor, Tensor]] = {}  # keys and values that later layers take (Gemma 4)
+        self.inputs_of_layers: Tensor | None = None
         self._shared: list[Tensor] = []  # what every layer reads
         self._held: list[Tensor] = []  # what the model's code keeps a name for, until the forward pass ends
         self._outputs: Tensor | None = None  # logits that a manual loop keeps a name for
@@ -51,6 +53,26 @@ class TrainingStep(Network):
         self.head = self.embedding if self.decoder.tied else self.base_parameter("output_head", "V", "h")
         self.sharding = Sharding(self, setting) if setting.sharded else None
         self.units: list[Unit] = self._units() if self.sharding else []
+
+    def _layers(self) -> list[Layer]:
+        """The layers that are run."""
+        count, left_out = self.decoder.sizes["L"], self.skipped * self.period
+        if not self.decoder.plans:
+            self._run_layer = decoder_layer
+            return [Layer(self) for _ in range(count - left_out)]
+        from will_it_fit.analytic.hybrid_layers import HybridLayer, run_layer
+        from will_it_fit.analytic.hybrids import Plan
+
+        self._run_layer = run_layer
+        targets = set(self.decoder.targets(self.scenario.lora)) if self.scenario.lora else set()
+        outside = Plan("", "", "", self.decoder.outside, self.decoder.heads)
+        self.outside = HybridLayer(self, outside, targets) if self.decoder.outside else None
+        first = self.before + PERIODS_RUN * self.period
+        plans = self.decoder.plans
+        return [
+            HybridLayer(self, plan, targets)
+            for plan in (plans[:first] + plans[first + left_out :] if left_out else plans)
+        ]
 
     def _units(self) -> list[Unit]:
         """What FSDP2 gathers together, in the order of the forward pass: the embedding if untied, layers, the rest."""
@@ -116,11 +138,18 @@ class TrainingStep(Network):
             if not decoder.tied:  # a tied embedding belongs to the last unit, whose backward pass began at the logits
                 x = marked(self.nodes, x, lambda: sharding.before_backward(first))
             sharding.after_forward(first)
+        if self.decoder.plans and self.outside:
+            from will_it_fit.analytic.hybrid_layers import inputs_of_layers
+
+            self.inputs_of_layers = inputs_of_layers(self, x, self.outside)
         self._share(x.width)
+        before = self.live
         for index, layer in enumerate(self.layers):
-            self._last_layer = len(self.nodes)
-            before = self.live.copy()
-            run = lambda x, layer=layer: decoder_layer(self, x, layer)  # noqa: E731
+            if index == self.before + (PERIODS_RUN - 1) * self.period:
+                self._last_layer = len(self.nodes)
+            if index == self.before + self.period:
+                before = self.live.copy()
+            run = lambda x, layer=layer: self._run_layer(self, x, layer)  # noqa: E731
             unit = self.units[index + (not decoder.tied)] if sharding else None
             if sharding:
                 sharding.before_forward(unit)
@@ -129,7 +158,7 @@ class TrainingStep(Network):
             if sharding:
                 x = marked(self.nodes, x, lambda unit=unit: sharding.before_backward(unit))
                 sharding.after_forward(unit)
-            if index == 1 and self.skipped:
+            if self.skipped and index == self.before + 2 * self.period - 1:
                 self._repeat(before)
         if not checkpointing:  # only a layer that runs again reads the mask again
             self._shared = [tensor for tensor in self._shared if "t" not in tensor.dims]
@@ -154,10 +183,10 @@ class TrainingStep(Network):
         decoder, family = self.decoder, self.decoder.family
         self.what = "residual stream"
         weight = self.embedding
-        x = self._rows(weight, "t")
+        x = self.rows(weight, "t")
         self._held = [x]
         if decoder.positions:
-            positions = self._rows(self.base_parameter("embeddings", "p", "h"), "t" if self.setting.packed else "s")
+            positions = self.rows(self.base_parameter("embeddings", "p", "h"), "t" if self.setting.packed else "s")
             self._held.append(positions)
             x = self.add(x, positions)
             del positions
@@ -171,7 +200,7 @@ class TrainingStep(Network):
                 self._shared.append(self.tensor(("t", "h"), 1))
         return x
 
-    def _rows(self, weight: Parameter, symbol: str) -> Tensor:
+    def rows(self, weight: Parameter, symbol: str) -> Tensor:
         """One row of an embedding for each of ``symbol`` indices."""
         words, hidden = weight.dims
         sizes = embedding_backward_bytes(self.value(symbol), self.value(words), self.value(hidden))
@@ -193,14 +222,13 @@ class TrainingStep(Network):
     def _share(self, width: int) -> None:
         """Positions, cosines and sines, and the mask where scores are in memory or a window needs one."""
         self.what = "positions and mask"
-        rotations = range(2 if self.decoder.rotary else 0)
         if self.setting.packed:  # the batch has brought positions, which differ from row to row, and the mask
-            self._shared += [self.tensor(("t", "d"), width) for _ in rotations]
+            self._shared += [self.tensor(("t", size), width) for size in self.decoder.rotations for _ in range(2)]
             return
         self._shared.append(self.tensor(("s",), 8))
-        self._shared += [self.tensor(("s", "d"), width) for _ in rotations]
+        self._shared += [self.tensor(("s", size), width) for size in self.decoder.rotations for _ in range(2)]
         if self.setting.attention_kernel(width) == "eager":
-            self._shared.append(self.tensor(("t", "s"), width))
+            self._shared += [self.tensor(("t", "s"), width) for _ in range(self.decoder.kinds_of_masks)]
         elif self.setting.windowed:
             self._shared.append(self.tensor(("s", "s"), 1))
 
@@ -219,7 +247,11 @@ class TrainingStep(Network):
 
     def _logits(self, x: Tensor) -> Tensor:
         """Output head, and a soft cap where the model has one."""
+        if self.decoder.plans and not self.setting.autocast:  # Mamba 2's residual stream is in fp32
+            x = self.cast(x, self.head.width)
         out = product(self, x, self.head, "V")
+        if self.decoder.scaled_logits:
+            out = self.elementwise(out)
         if self.decoder.logit_softcap:
             out = self.elementwise(out)
             out = self.tanh(out)
@@ -283,6 +315,8 @@ class TrainingStep(Network):
         if self.accumulating:  # a tied weight's gradient joins the others
             self.embedding.grad = None
         self._shared.clear()
+        self.shared_keys.clear()
+        self.inputs_of_layers = None
         del held
         self.look()
 
@@ -299,7 +333,9 @@ class TrainingStep(Network):
         self.look()
         for term, kept in self._between.items():
             self.count(term, -kept)
-        grown = [parameter.grad.storage for parameter in self.layers[-1].parameters if parameter.grad is not None]
+        first = self.before + (PERIODS_RUN - 1) * self.period
+        parameters = [each for layer in self.layers[first : first + self.period] for each in layer.parameters]
+        grown = [parameter.grad.storage for parameter in parameters if parameter.grad is not None]
         if self.sharding and self.units[-2].share:
             grown = [self.units[-2].share]
         for storage in grown:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from will_it_fit.analytic.certainty import Needs, peak_bound
+from will_it_fit.analytic.certainty import Needs, kind_of, peak_bound
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate, estimate
 from will_it_fit.ask.question import Question
@@ -154,7 +154,9 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
     estimated = estimate(asked.scenario, asked.where, blocks=False)
     gpu, analytic, fits, headroom = asked.gpu, estimated.analytic, None, None
     if analytic:
-        analytic = {**analytic, "bound": peak_bound(asked.scenario.method, analytic["parameters"]["total"])._asdict()}
+        hybrid = kind_of(asked.scenario).hybrid
+        bound = peak_bound(asked.scenario.method, analytic["parameters"]["total"], hybrid=hybrid)
+        analytic = {**analytic, "bound": bound._asdict()}
     needs = analytic and Needs(asked.scenario, analytic["peak_allocated_bytes"], gpu and gpu.capability)
     if needs and gpu is None:
         analytic = {**analytic, "enough_bytes": needs.smallest(card.usable_bytes for card in catalogue().values())}

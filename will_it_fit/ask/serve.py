@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from will_it_fit.analytic.decoder import NotDescribed, describe
+from will_it_fit.analytic.decoder import NotDescribed
+from will_it_fit.analytic.setting import describe
 from will_it_fit.ask.question import Question
 from will_it_fit.ask.text import card, smallest
 from will_it_fit.cards.gpus import Gpu
@@ -110,6 +111,8 @@ def serve(asked: Question, requests: int, weights: str | None) -> Serving:
         )  # fmt: skip
     try:
         decoder = describe(scenario.model)
+        if decoder.plans:
+            raise NotDescribed("its layers keep states of several kinds")
     except NotDescribed as error:
         raise UserError(
             f"What serving this architecture takes is not described: {error}.", where=asked.where,

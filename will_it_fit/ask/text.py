@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any
 
-from will_it_fit.analytic.decoder import NotDescribed, describe
+from will_it_fit.analytic.decoder import NotDescribed
+from will_it_fit.analytic.setting import describe
 from will_it_fit.ask import run_cost
 from will_it_fit.ask.cycle_text import cycle_lines, cycle_verdict
 from will_it_fit.ask.options import suggested

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from will_it_fit.analytic.decoder import NotDescribed, describe
+from will_it_fit.analytic.decoder import NotDescribed
+from will_it_fit.analytic.setting import describe
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, is_unified
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import gib

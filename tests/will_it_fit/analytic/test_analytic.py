@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.repository import ROOT
-from will_it_fit.analytic.decoder import FAMILIES, NotDescribed, describe
+from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.analytic.setting import CHUNK_TOKENS
+from will_it_fit.analytic.families import FAMILIES
+from will_it_fit.analytic.setting import CHUNK_TOKENS, describe
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.description import Field
 from will_it_fit.scenario.fields import FIELDS as SCENARIO_FIELDS

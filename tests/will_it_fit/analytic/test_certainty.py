@@ -6,7 +6,7 @@ import pytest
 
 from will_it_fit.analytic import certainty
 from will_it_fit.analytic.allocations import BRIEF, form_events, variations
-from will_it_fit.analytic.certainty import Needs, follows_allocations, kind_of, over_peak, over_variations
+from will_it_fit.analytic.certainty import Kind, Needs, follows_allocations, kind_of, over_peak, over_variations
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.engine.allocator import LARGE_SEGMENT, MIB, SMALL
@@ -127,7 +127,7 @@ def test_every_row_lies_within_what_is_said_of_its_kind() -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) > 100
     for row in rows:
-        kind = row["method"], row["strategy"], row["expandable"] == "1"
+        kind = Kind(row["method"], row["strategy"], row["expandable"] == "1", row["hybrid"] == "1")
         peak = int(row["peak_form"])
         share = over_peak(kind)
         assert peak * share.low <= int(row["least_trace"]) and int(row["required_trace"]) <= peak * share.high

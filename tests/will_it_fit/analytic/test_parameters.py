@@ -35,9 +35,11 @@ def test_parameters_of_the_catalogue_are_exact(name):
 
 
 def test_a_step_that_is_not_described_has_its_parameters_and_says_where_the_rest_comes_from():
-    found = estimate(scenario("qwen3.5-9b"))
-    assert found.analytic is None and found.rule_of_thumb["exact_count"]["parameters"] == built(scenario("qwen3.5-9b"))
-    assert "does not describe the architecture qwen3_5_text: its 8.95 billion parameters are exact" in found.reason
+    found = estimate(scenario("deepseek-v3.2"))
+    count = built(scenario("deepseek-v3.2"))
+    assert found.analytic is None and found.rule_of_thumb["exact_count"]["parameters"] == count
+    assert "does not describe the architecture deepseek_v32: its 671.88 billion parameters are exact" in found.reason
+    assert found.reason.endswith(f"Lower bound: the weights take {2 * count / 2**30:.1f} GiB")
 
 
 @pytest.mark.parametrize("model", [FAMILIES["zamba2"], DECODERS["bloom"]], ids=lambda model: model["model_type"])

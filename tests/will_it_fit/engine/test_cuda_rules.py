@@ -2,9 +2,8 @@
 
 import pytest
 
-from will_it_fit.analytic.decoder import describe
 from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.analytic.setting import Setting
+from will_it_fit.analytic.setting import Setting, describe
 from will_it_fit.analytic.step import TrainingStep
 from will_it_fit.engine.components import GROUPS, grouped, weights
 from will_it_fit.engine.cuda_rules import (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from will_it_fit.analytic.decoder import describe
+from will_it_fit.analytic.setting import describe
 from will_it_fit.common.text import GIB
 from will_it_fit.serving.vllm import NON_TORCH_BYTES, Server, nf4_bytes, release, sampler_bytes_a_logit
 
