@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .collectives import of_process_group
 from .components import COLLECTIVES
 from .costs import COLLECTIVE, Operator, launch
 from .errors import TraceError
@@ -312,9 +313,8 @@ def _for_collectives(device: FakeDevice, function: Callable) -> Callable:
 
 def _exchanged_bucket(state, bucket):  # DDP reads the annotations, and takes none or its own
     """A communication hook of DDP: the bucket as it is, and what its all-reduce sends."""
-    size, gpus = bucket.buffer().nbytes, state.size()
-    sent = 2 * size * (gpus - 1) // gpus
-    launch(Operator("c10d::allreduce_", COLLECTIVE, "", 0, sent), DDP_STREAM)
+    size, group = bucket.buffer().nbytes, of_process_group(state)
+    launch(Operator("c10d::allreduce_", COLLECTIVE, "", 0, size, group=group), DDP_STREAM)
     future: torch.futures.Future = torch.futures.Future()
     future.set_result(bucket.buffer())
     return future

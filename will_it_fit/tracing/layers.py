@@ -1,9 +1,12 @@
-"""Which shallow models a deep model's step can be composed from: its layers repeat, as the built modules say.
+"""Which smaller steps a deep model's step can be composed from: its layers repeat, as the built modules say.
 
 The whole model is built on ``meta`` without weights to quantize or adapters, and its forward pass runs once. Layers are
 alike if all their modules, tensors and plain attributes are, and if their forward passes allocate the same. So it does
 not matter what sets two layers apart, or whether the configuration names it. The models with fewer layers are built in
 the same way, and have to be what is left of the whole one without some periods in the middle.
+
+A pipeline's stage is a model of its own. Its layers are those of one GPU, and its micro-batches repeat too once the
+pipeline is full. So a stage's step is composed from shallow stages, and from steps of few micro-batches.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 Traced = tuple[Record, dict[str, Any]]  # and what is known of the model
 Stepped = Callable[[Scenario, Callable[[Record], bool] | None], Traced]
 SHALLOW = range(3)  # periods that the shallow models have more than the first of them
+_FILLING = 4  # micro-batches beyond those that fill a pipeline, until they repeat
 WORTH = 0.65  # of the layers: composing pays if the shallow models have fewer together
 
 
@@ -79,24 +83,47 @@ class Depths:
         return replace(scenario, model={**model, self.key: layers})
 
 
-def depths(scenario: Scenario, *, often: bool = False) -> Depths | None:
+@dataclass(frozen=True)
+class StageDepths(Depths):
+    """The same of the stages that one of a pipeline's GPUs has, in a model whose layers are all alike.
+
+    ``whole`` are the layers of the smallest of its ``own`` stages; the others lose as many. Other GPUs' stages have a
+    layer each: what they hold does not matter here.
+    """
+
+    own: tuple[int, ...] = ()
+
+    def at(self, scenario: Scenario, layers: int) -> Scenario:
+        """The scenario in which the smallest of the GPU's own stages has so many layers."""
+        given = scenario.parallel.layers_of_stages(scenario.model[self.key])
+        few = tuple(count - self.whole + layers if stage in self.own else 1 for stage, count in enumerate(given))
+        model = {
+            name: value[: sum(few)] if isinstance(value, list) and len(value) == sum(given) else value
+            for name, value in scenario.model.items()
+        }
+        parallel = replace(scenario.parallel, stage_layers=few)
+        return replace(scenario, model={**model, self.key: sum(few)}, parallel=parallel)
+
+
+def depths(scenario: Scenario, *, often: bool = False, place: int = 0) -> Depths | None:
     """How a scenario's step is composed; None: it has to be traced whole.
 
-    ``often``: at many sizes, so that the proof counts little.
+    ``often``: at many sizes, so that the proof counts little. ``place``: which of a pipeline's GPUs.
 
     A compiler and packages' kernels ask for the card: their steps are traced whole. DDP sends gradients in buckets, and
-    ZeRO divides all weights together: both add up over layers. FSDP1 frees in an order of its own. A pipeline's stages
-    are not alike.
+    ZeRO divides all weights together: both add up over layers. FSDP1 frees in an order of its own.
     """
     parallel = scenario.parallel
     if scenario.images or scenario.aim.trainer or active_simulation():
         return None
-    if parallel.kind.replicates or parallel.zero_stage or parallel.kind.fsdp == 1 or parallel.pipeline > 1:
+    if parallel.kind.replicates or parallel.zero_stage or parallel.kind.fsdp == 1:
         return None
     key = next((name for name in _DEPTH if isinstance(scenario.model.get(name), int)), None)
     if key is None:
         return None
     whole, least = scenario.model[key], _least(scenario)
+    if parallel.pipeline > 1:
+        return _of_stages(scenario, key, least, often, place)
     if not Depths(whole, least, 1, key).pays(often):
         return None
     with suppress(UserError, TraceError):  # who traces the whole model says what is wrong
@@ -115,15 +142,42 @@ def depths(scenario: Scenario, *, often: bool = False) -> Depths | None:
     return None
 
 
+def _of_stages(scenario: Scenario, key: str, least: int, often: bool, place: int) -> StageDepths | None:
+    """The same of a pipeline's GPU."""
+    parallel, count = scenario.parallel, scenario.model[key]
+    own = tuple(range(place, parallel.stages, parallel.pipeline))
+    given = parallel.layers_of_stages(count)
+    plan = StageDepths(min(given[stage] for stage in own), least, 1, key, own)
+    if not plan.pays(often):
+        return None
+    with suppress(UserError, TraceError):
+        if len({*(_layers(scenario, count, allocating=True) or (None, 0))}) == 1:
+            return plan
+    return None
+
+
+def full_pipeline(scenario: Scenario) -> list[int]:
+    """Micro-batches of the steps from which a pipeline's step of more is composed; the third one is the proof.
+
+    Empty: it does not pay, or micro-batches do not repeat one by one. 1F1B begins with a forward pass for each stage
+    behind; from the second backward pass on, which finds gradients, all are alike.
+    """
+    parallel = scenario.parallel
+    first = parallel.pipeline + _FILLING
+    counts = [first + number for number in SHALLOW]
+    one_by_one = parallel.pipeline > 1 and parallel.stages == parallel.pipeline
+    return counts if one_by_one and sum(counts) <= WORTH * scenario.gradient_accumulation else []
+
+
 def _least(scenario: Scenario) -> int:
     """Periods of the shallowest model.
 
     Its first and last layers are others than those between. So are their neighbours without checkpointing, and where
-    parts of the next layer are fetched before it runs.
+    parts of the next layer are fetched before it runs. A pipeline's first backward pass is another than those behind.
     """
     if scenario.parallel.divided:
         return 5
-    return 3 if scenario.gradient_checkpointing else 4
+    return (3 if scenario.gradient_checkpointing else 4) + (scenario.parallel.pipeline > 1)
 
 
 def _period(layers: Sequence[Hashable], least: int) -> tuple[int, int] | None:
@@ -241,6 +295,8 @@ class Composed:
     ----------
     often
         Whether many sizes will be asked.
+    place
+        Which of a pipeline's GPUs it is.
 
     Attributes
     ----------
@@ -248,8 +304,8 @@ class Composed:
         What the traces of the shallow models know of operators together.
     """
 
-    def __init__(self, *, often: bool = False) -> None:
-        self._often = often
+    def __init__(self, *, often: bool = False, place: int = 0) -> None:
+        self._often, self._place = often, place
         self.outputs: dict[tuple, Any] = {}
         self._plan: tuple[Scenario, Depths | None] | None = None
         self._proven: dict[tuple[int, int], Composer] = {}
@@ -264,9 +320,23 @@ class Composed:
         stepped
             The same of a scenario that is traced, until its first steps are enough.
         """
+        counts = full_pipeline(scenario)
+        if not counts:
+            return self._of_layers(scenario, stepped)
+        with suppress(UserError, Unlike):
+            steps = (replace(scenario, gradient_accumulation=count) for count in counts)
+            (few, about), (many, _), (proof, _) = [self._of_layers(s, stepped) or stepped(s, None) for s in steps]
+            composer = Composer(few, many)
+            if composer.proven_by(proof):
+                return composer.at(scenario.gradient_accumulation - counts[1]), about
+        return self._of_layers(scenario, stepped)
+
+    def _of_layers(self, scenario: Scenario, stepped: Stepped) -> Traced | None:
+        """The same at this number of micro-batches."""
         like = size_apart(scenario)
         if self._plan is None or self._plan[0] != like:
-            self._plan, self._proven, self._seen = (like, depths(scenario, often=self._often)), {}, {}
+            plan = depths(scenario, often=self._often, place=self._place)
+            self._plan, self._proven, self._seen = (like, plan), {}, {}
             self._second_steps = SecondSteps()
         plan = self._plan[1]
         if plan is None:
