@@ -295,6 +295,8 @@ def _written(
 def _refuse_beyond(record: Record) -> None:
     if record.origins is not None or record.compiled is not None or record.kernels_run or record.workspaces.taken:
         raise Unlike("the record holds what is not composed")
+    if record.stashes is not None and record.stashes.delayed(record.events) not in (None, record.events):
+        raise Unlike("collectives hold what the program has let go of")
 
 
 def _refuse(shorter: Record, longer: Record) -> None:

@@ -143,7 +143,7 @@ def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
         *_fsdp1_patches(device),
         *_fsdp2_patches(device),
         *_ddp_patches(device),
-        *_mesh_patches(),
+        *_mesh_patches(device),
     ]
 
 
@@ -255,25 +255,27 @@ def _ddp_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
 class _Held(dist.Work):
     """The work of a send or receipt: NCCL's and gloo's hold its tensors as long as it lives."""
 
-    def __init__(self, tensors: list[torch.Tensor]) -> None:
+    def __init__(self, device: FakeDevice, tensors: list[torch.Tensor]) -> None:
         super().__init__()
-        self._tensors = tensors
+        self._device, self._tensors = device, tensors
 
     def wait(self, timeout: Any = None) -> bool:
+        if self._device.listener:
+            self._device.listener.waited_for_work()
         return True
 
     def is_completed(self) -> bool:
         return True
 
 
-def _mesh_patches() -> list[tuple[Any, str, Any]]:
+def _mesh_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
     """For what runs on meshes of several dimensions."""
     from torch.distributed.tensor import _dispatch, _random
 
     def held(function: Callable) -> Callable:
         def call(group: Any, tensors: list[torch.Tensor], *arguments: Any) -> _Held:
             function(group, tensors, *arguments)
-            return _Held(tensors)
+            return _Held(device, tensors)
 
         return call
 

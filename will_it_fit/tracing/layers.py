@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -70,6 +71,10 @@ class Depths:
         """Periods that the model has more than the second one."""
         return (self.whole - self.shallow[1]) // self.period
 
+    def beyond(self, scenario: Scenario) -> Fraction:
+        """The same of the whole model, which may have more than the part that is composed."""
+        return Fraction(self.more)
+
     def pays(self, often: bool) -> bool:
         """Whether composing takes less than tracing the whole step; ``often``: at many sizes, with one proof."""
         return sum(self.shallow[: 2 if often else 3]) <= WORTH * self.whole and self.shallow[-1] <= self.whole
@@ -92,6 +97,11 @@ class StageDepths(Depths):
     """
 
     own: tuple[int, ...] = ()
+
+    def beyond(self, scenario: Scenario) -> Fraction:
+        """The same of the whole model: layers of other GPUs' stages too."""
+        second = self.at(scenario, self.shallow[1])
+        return Fraction(scenario.model[self.key] - second.model[self.key], len(self.own))
 
     def at(self, scenario: Scenario, layers: int) -> Scenario:
         """The scenario in which the smallest of the GPU's own stages has so many layers."""
@@ -354,7 +364,7 @@ class Composed:
                 self._proven[known.structure] = known
             if not between:
                 self._seen.setdefault(known.structure, []).append(_Size(_extent(scenario), known, few, many))
-            return known.at(plan.more), _about(few, many, plan.more, scenario)
+            return known.at(plan.more), _about(few, many, plan.beyond(scenario), scenario)
         self._plan = like, None  # other sizes of this step won't be composed either
         return None
 
@@ -433,8 +443,8 @@ def _extent(scenario: Scenario) -> tuple[int, ...]:
     return scenario.sequence_length, scenario.micro_batch, scenario.gradient_accumulation
 
 
-def _about(few: dict[str, Any], many: dict[str, Any], more: int, scenario: Scenario) -> dict[str, Any]:
+def _about(few: dict[str, Any], many: dict[str, Any], more: Fraction, scenario: Scenario) -> dict[str, Any]:
     """What is known of the deep model: numbers grow with the layers. Notes that do are taken from the model itself."""
-    found = {name: value + (value - few[name]) * more for name, value in many.items() if isinstance(value, int)}
+    found = {name: int(value + (value - few[name]) * more) for name, value in many.items() if isinstance(value, int)}
     same = few["notes"] == many["notes"]
     return found | {"notes": many["notes"] if same else notes(build_model(scenario, "meta"), scenario)}
