@@ -6,6 +6,7 @@ but its own part, so what one GPU sends is a share of the whole tensor (NCCL's `
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
@@ -39,8 +40,12 @@ class Group(NamedTuple):
 
     def on_one_node(self, gpus_per_node: int) -> int:
         """How many of them share a node, on the node that has most of them."""
-        nodes = [rank // gpus_per_node for rank in self.ranks]
-        return max(map(nodes.count, {*nodes}))
+        return _most_on_a_node(self.ranks, gpus_per_node)
+
+
+@cache
+def _most_on_a_node(ranks: tuple[int, ...], gpus_per_node: int) -> int:
+    return max(Counter(rank // gpus_per_node for rank in ranks).values())
 
 
 def everybody(gpus: int) -> Group:

@@ -258,10 +258,11 @@ class _Held(dist.Work):
     def __init__(self, device: FakeDevice, tensors: list[torch.Tensor]) -> None:
         super().__init__()
         self._device, self._tensors = device, tensors
+        self._started = device.listener.last_started() if device.listener else None
 
     def wait(self, timeout: Any = None) -> bool:
         if self._device.listener:
-            self._device.listener.waited_for_work()
+            self._device.listener.waited_for_work(self._started)
         return True
 
     def is_completed(self) -> bool:

@@ -25,6 +25,7 @@ from will_it_fit.cards.gpus import CATALOGUE, Gpu, find
 from will_it_fit.common.files import read_yaml
 from will_it_fit.evidence.nearest import TimeShares, time_shares
 from will_it_fit.hours.cpu import Cpu
+from will_it_fit.hours.links import collective_seconds, exchanges
 from will_it_fit.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ class Speed:
         Dense floating-point operations a second by dtype, tensor cores where they are used; fp32 without TF32, which is
         PyTorch's default.
     memory_bytes_per_second, link_bytes_per_second
-        Of the GPU's memory; of its link to other GPUs, one way.
+        Of the GPU's memory; of its link to other GPUs of its node, one way.
+    gpus_per_node, network_bytes_per_second
+        How many GPUs share a node; what each of them sends to other nodes, one way.
     cache_bytes
         Of the last level that all multiprocessors share.
     multiprocessors
@@ -106,6 +109,8 @@ class Speed:
     shortest_kernel_seconds: float
     basis: str
     measured: TimeShares | None = None
+    gpus_per_node: int = 8
+    network_bytes_per_second: float = 12.5e9
 
 
 def speed_of(name: str, scenario: Scenario | None = None) -> Speed | None:
@@ -121,6 +126,7 @@ def speed_of(name: str, scenario: Scenario | None = None) -> Speed | None:
 def _speed(name: str) -> Speed | None:
     content = read_yaml(CATALOGUE)
     peaks, shares = content["speeds"].get(name), content["speed_shares"]
+    node = content["nodes"].get(name) or content["nodes"]["assumed"]
     if peaks is None:
         return None
     half = peaks.get("bf16_tflops")
@@ -136,6 +142,8 @@ def _speed(name: str) -> Speed | None:
         multiprocessors=peaks["multiprocessors"],
         board_watts=peaks["watts"],
         emulated=frozenset() if half else frozenset({"bfloat16"}),
+        gpus_per_node=node["gpus"],
+        network_bytes_per_second=node["network_gb_s"] * 1e9,
         **{**shares["assumed"], **shares.get(name, {})},
     )
 
@@ -168,6 +176,8 @@ class StepTime:
         What makes this step slow on this GPU, and what to write instead.
     seconds_per_micro_batch
         Of the step's first micro-batch, without the update; of a step with one micro-batch the whole step.
+    exchanges
+        What this GPU exchanges in the step, by the group that talks (:func:`will_it_fit.hours.links.exchanges`).
     """
 
     seconds_per_step: float
@@ -178,6 +188,7 @@ class StepTime:
     basis: str
     warnings: Sequence[str]
     seconds_per_micro_batch: float
+    exchanges: Sequence[Mapping[str, Any]] = ()
 
     def to_mapping(self) -> dict[str, Any]:
         return asdict(self)
@@ -236,6 +247,7 @@ def step_time(
         basis=speed.basis,
         warnings=list(_slow_dtypes(costs, speed)),
         seconds_per_micro_batch=micro_batch,
+        exchanges=[] if isinstance(speed, Cpu) else exchanges(costs, speed, one, micro_batches_left_out),
     )
 
 
@@ -284,7 +296,7 @@ def simulate(costs: CostRecorder, speed: Speed | Cpu) -> tuple[float, dict[str, 
 def kernel_time(operator: Operator, speed: Speed) -> tuple[float, str]:
     """Seconds of a kernel on the GPU, and what limits it, a key of :data:`LIMITS`."""
     if operator.kind == "collectives":
-        return operator.bytes / (speed.link_bytes_per_second * speed.link), "collectives"
+        return collective_seconds(operator, speed), "collectives"
     bandwidth = speed.memory_bytes_per_second * speed.memory
     if operator.bytes < speed.cache_bytes:
         bandwidth *= speed.cached
