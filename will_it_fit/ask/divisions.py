@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from will_it_fit.ask.question import Question
@@ -36,7 +36,10 @@ def print_divisions(asked: Question, watch: Callable[..., None], as_json: bool) 
     for row in found["divisions"]:
         print(_line(row))
     if fits:
-        print(f"write: {_write(found['divisions'][0])}")
+        best = found["divisions"][0]
+        print(f"write: {_write(best)}")
+        print(*exchange_lines(best["exchanges"]), sep="\n")
+    print(*_left_out(found), sep="\n")
     return 0 if fits else 1
 
 
@@ -56,7 +59,32 @@ def print_fewest(asked: Question, watch: Callable[..., None], as_json: bool) -> 
     for row in found["tried"]:
         print(_line(row))
     print(f"write: {_write(one)}")
+    print(*_left_out(found), sep="\n")
     return 0
+
+
+def exchange_lines(exchanges: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a GPU exchanges in a step, a line for each group that talks."""
+    lines = []
+    for row in exchanges:
+        where = "in a node" if row["on_node"] == row["gpus"] else f"{row['on_node']} in a node, over the network"
+        lines.append(
+            f"  {row['axis']}, {row['gpus']} GPUs, {where}: {row['sent_bytes'] / 1e9:,.2f} GB sent by each in"
+            f" {row['collectives']:,} collectives, {row['seconds']:.3g} s"
+        )
+    return ["exchanged in a step:", *lines] if lines else []
+
+
+def _left_out(found: Mapping[str, Any]) -> Iterator[str]:
+    """The ways that were not traced, and why."""
+    if found.get("ruled_out"):
+        rows = ", ".join(f"{row['way']} (at least {gib(row['at_least_bytes'])})" for row in found["ruled_out"])
+        yield f"can't fit, since weights, gradients and states alone are too much: {rows}"
+    if found["not_traced"]:
+        rows = ", ".join(f"{row['way']} (roughly {gib(row['rough_bytes'])})" for row in found["not_traced"])
+        yield f"not traced, since a rough estimate puts them behind the others: {rows}"
+    if found.get("refused"):
+        yield f"the installed libraries can't run: {', '.join(found['refused'])}"
 
 
 def _gpu(asked: Question, option: str) -> Any:
