@@ -1,9 +1,10 @@
 """Which of another tool's example files get an answer: each is read, and its step traced with a few layers.
 
-    python -m validation.example_files FOLDER [--under examples] [--gpu 80GiB]
+    python -m validation.example_files FOLDER [--under examples] [--kind sh] [--gpu 80GiB]
 
-FOLDER is a checkout of axolotl or LLaMA-Factory. No configuration is fetched: what config/models/ lacks is stood in for
-(validation/data/example_stand_ins.yaml). The last lines count answers and reasons; docs/other-tools.md has them.
+FOLDER is a checkout of axolotl, LLaMA-Factory, ms-swift or verl; the last two have shell scripts. No configuration is
+fetched: what config/models/ lacks is stood in for (validation/data/example_stand_ins.yaml). The last lines count
+answers and reasons; docs/other-tools.md has them.
 """
 
 from __future__ import annotations
@@ -121,11 +122,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--under", default="examples")
+    parser.add_argument("--kind", default="yaml", choices=("yaml", "sh"))
     parser.add_argument("--gpu", default="80GiB")
     options = parser.parse_args(arguments)
     import tempfile
 
-    files = sorted(path for path in (options.folder / options.under).rglob("*.y*ml"))
+    pattern = "*.sh" if options.kind == "sh" else "*.y*ml"
+    files = sorted((options.folder / options.under).rglob(pattern))
     reasons: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         FETCH.set(lambda hub, where: stand_in(hub, Path(folder)))

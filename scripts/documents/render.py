@@ -24,6 +24,7 @@ from scripts.documents.validate import check_card, check_document
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, write_report, write_text
 from will_it_fit.common.terminal import log
+from will_it_fit.data import data_path
 
 SHOWN_CHARACTERS = 240  # of one request or answer
 
@@ -223,7 +224,8 @@ def _sourced_wording(environment: Any, html: bool) -> None:
     class SourcedWording(Extension):
         def filter_stream(self, stream: Any) -> Any:
             for token in stream:
-                yield self._sourced(token, stream.filename) if token.type == "data" else token
+                words = token.type == "data" and not stream.filename.endswith(".css")
+                yield self._sourced(token, stream.filename) if words else token
 
         def _sourced(self, token: Any, filename: str) -> Any:
             def mark(found: re.Match[str]) -> str:
@@ -245,7 +247,7 @@ def environment(folder: Path, html: bool) -> Any:
     from markupsafe import Markup
 
     made = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader([folder, data_path("site")]),  # the calculator's drawing.css
         undefined=StrictUndefined,
         autoescape=True,
         finalize=partial(_finalize, html=html),
@@ -400,7 +402,8 @@ def write_documents(
 
 def main(inputs: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequence[str]) -> None:
     inputs = dict(inputs)
-    inputs.pop("macros", None)
+    for name in ("macros", "styles"):  # which templates include
+        inputs.pop(name, None)
     made_of = {name: list(inputs.pop(name, [])) for name in ("templates", "figures", "others")}
     files = {name: _sourced(content, inputs[name]) for name, content in gather(inputs).items()}
     write_documents(context=derive(files, from_rule(settings), inputs), outputs=outputs, **made_of)

@@ -147,7 +147,13 @@ def test_random_choices_equal_pythons_to_the_byte(page: Any) -> None:
     requests = [random_choice(dice) for _ in range(CHOICES)]
     requests += [
         requests[0] | more
-        for more in ({"ask": "gpus"}, {"ask": "others"}, {"ask": "changes"}, {"ask": "longest", "rows": 2})
+        for more in (
+            {"ask": "gpus"},
+            {"ask": "others"},
+            {"ask": "methods"},
+            {"ask": "changes"},
+            {"ask": "longest", "rows": 2},
+        )
     ]
     found = in_browser(page, requests)
     differ = [request for request, text in zip(requests, found, strict=True) if text != in_python(request)]
@@ -199,7 +205,9 @@ def test_typing_asks_at_once_and_the_hub_only_when_told(page: Any, hub: ModelsSe
 def test_the_border_is_a_picture_with_a_table_beside_it_and_both_choose(page: Any, folder: Path) -> None:
     verdict(page, model="qwen3-8b", gpu="rtx-4090", gpus="1", sequence_length="512", micro_batch="1")
     tracks = "[...document.querySelectorAll('#border .track')]"
-    until(page, "!document.querySelector('.old') && document.querySelector('.chosen').innerText.includes('4090')")
+    until(
+        page, "!document.querySelector('.old') && document.querySelector('#cards .chosen').innerText.includes('4090')"
+    )
     pieces = page.execute_script(f"return {tracks}.map((one) => [...one.children].map((each) => each.offsetWidth))")
     assert [fits for fits, _, _ in pieces] == sorted(fits for fits, _, _ in pieces)  # fewer rows, longer ones
     label = page.execute_script("return document.querySelector('#border .map').getAttribute('aria-label')")
@@ -373,6 +381,17 @@ def test_a_card_is_picked_with_one_tap_and_parts_differ_in_colour(page: Any) -> 
     colours = page.execute_script("return [...document.querySelectorAll('#parts .swatch')].map((one) =>"
                                   " getComputedStyle(one).backgroundColor)")  # fmt: skip
     assert len(colours) == len(set(colours)) > 5
+
+
+@needs_browser
+def test_another_method_and_its_smallest_card_are_chosen_with_one_click(page: Any) -> None:
+    verdict(page, model="qwen3-8b", gpu="t4", gpus="1", sequence_length="1024")
+    rows = "[...document.querySelectorAll('#methods tbody tr')]"
+    until(page, f"!document.querySelector('.old') && {rows}.length === 3")
+    words = page.execute_script(f"return {rows}.map((row) => row.innerText)")
+    assert [text.split()[0] for text in words] == ["full", "lora", "qlora"] and "does not fit" in words[0]
+    page.execute_script(f"{rows}[1].querySelector('td:last-child button').click()")
+    until(page, "document.getElementById('command').innerText.includes('--gpu rtx-5090 --method lora')")
 
 
 def test_start_page_calculator_and_command_say_the_same_and_link_to_each_other() -> None:

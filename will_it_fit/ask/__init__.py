@@ -114,8 +114,9 @@ def will_it_fit(
         for name, value in fields.items()
         for part, item in (value.items() if isinstance(value, Mapping) else [("", value)])
     ]
-    asked = question(words, Options(gpu=gpu, method=method, strategy=strategy, settings=settings, like=like))
-    return answered(with_run(asked, run) if run else asked, words, quick=quick)
+    options = Options(gpu=gpu, method=method, strategy=strategy, settings=settings, like=like)
+    asked = question(words, options)
+    return answered(with_run(asked, run) if run else asked, [*words, *options.words], quick=quick)
 
 
 def answered(asked: Any, words: Sequence[str], *, quick: bool = False) -> Answer:

@@ -225,7 +225,7 @@ def _more(answer: dict[str, Any], asked: Question) -> dict[str, Any]:
     if asked.run and asked.gpu:
         time, step = answer.get("time"), asked.run.typical_step(asked.scenario)
         if time and step != asked.scenario:
-            time = _times(step, asked.gpu.capability, [asked.gpu])[asked.gpu.name]
+            time = _time_of(step, asked.gpu)
         answer["run"] = _run(time, asked.gpu, asked)
         late = answer["fits"] and (answer["run"] or {}).get("in_time") is False
         answer["sooner"] = _sooner(answer, asked) if late and asked.scenario.aim.trainer is None else []
@@ -296,6 +296,16 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
     if asked.run:
         rows.sort(key=lambda row: order(row["fits"], row["run"] and RunTime(**row["run"])))
     return rows
+
+
+def _time_of(step: Scenario, gpu: Gpu) -> Mapping[str, Any] | None:
+    """The time of a step on a GPU; of one that generates, of an update with its share of the cycle."""
+    if not step.aim.generates:
+        return _times(step, gpu.capability, [gpu])[gpu.name]
+    from will_it_fit.tracing.cycle import cycle
+
+    timed = cycle(step, scenario_trace.traced(step).trace, gpu).time
+    return timed.of_an_update() if timed else None
 
 
 def _times(step: Scenario, capability: tuple[int, int] | None, cards: Sequence[Gpu]) -> Mapping[str, Any]:

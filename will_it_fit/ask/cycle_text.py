@@ -35,6 +35,7 @@ def cycle_lines(answer: Mapping[str, Any]) -> list[str]:
         )
         lines.append(f"  {phase['phase'] + place:<30}{_between([phase['least_bytes'], phase['most_bytes']]):>13}"
                      f"   {', '.join(parts)}")  # fmt: skip
+    lines += _time_lines(cycle["time"]) if cycle["time"] else []
     server = cycle.get("server")
     if not server:
         return lines
@@ -50,8 +51,22 @@ def cycle_lines(answer: Mapping[str, Any]) -> list[str]:
     for knob in cycle["knobs"]:
         parts = ", ".join(f"{name}: {yaml_text(value)}" for name, value in knob["changes"]["generation"].items())
         word = "fits" if knob["fits"] else "does not fit for sure"
-        lines.append(f"  saves {gib(knob['saves_bytes'])}: generation {{{parts}}}; {word}\n      {knob['cost']}")
+        slower = knob["more_seconds"]
+        time = "" if slower is None or abs(slower) < 0.005 else f"; {slower:+.3g} s a cycle"
+        lines.append(f"  saves {gib(knob['saves_bytes'])}: generation {{{parts}}}; {word}\n      {knob['cost']}{time}")
     return lines
+
+
+def _time_lines(time: Mapping[str, Any]) -> list[str]:
+    """Seconds of a cycle by phase, and how fast answers come."""
+    parts = ", ".join(f"{phase} {seconds:.3g}" for phase, seconds in time["seconds_by_phase"].items())
+    updates = f"{time['updates_per_cycle']:g} update{'s' * (time['updates_per_cycle'] != 1)}"
+    lines = [f"a cycle of {updates} takes {time['seconds_per_cycle']:.3g} s: {parts}"]
+    rate = time["answer_tokens_per_second_of_generation"]
+    if rate:
+        waves = f", in {time['waves']} waves" if (time["waves"] or 1) > 1 else ""
+        lines.append(f"  while it generates {rate:,.0f} tokens a second{waves}; each answer counts as the longest")
+    return [*lines, f"  not counted: {time['not_counted']}"]
 
 
 def _between(size: list[int]) -> str:

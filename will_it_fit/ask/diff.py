@@ -106,12 +106,16 @@ class StepDifference:
         gpu = self.after["gpu"]
         if gpu is None:
             return ""
-        spare = self.after["headroom_bytes"]
-        if self.after["fits"]:
+        fits, spare = self.after["fits"], self.after["headroom_bytes"]
+        if self.before["gpu"] != gpu:  # another card, or the first that is named
+            word = "fits" if fits else "does not fit"
+        elif fits:
             word = "still fits" if self.before["fits"] else "fits now"
-            return f": it {word} on {card(gpu)}, {size_text(spare)} to spare"
-        word = "no longer fits" if self.before["fits"] else "does not fit, as before,"
-        return f": it {word} on {card(gpu)}, short by {size_text(-spare)}"
+        else:
+            word = "no longer fits" if self.before["fits"] else "does not fit, as before,"
+        return f": it {word} on {card(gpu)}, " + (
+            f"{size_text(spare)} to spare" if fits else f"short by {size_text(-spare)}"
+        )
 
     def lines(self) -> list[str]:
         """The causes, one a line."""

@@ -26,11 +26,11 @@ from typing import Any
 from will_it_fit.ask.options import Parser, check
 from will_it_fit.ask.options import parser as all_options
 from will_it_fit.ask.question import Options, Question, question
-from will_it_fit.cards.gpus import from_device
+from will_it_fit.cards.gpus import GIVEN, MIB, Gpu, find, from_device
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import write_json
 from will_it_fit.common.schema import validate
-from will_it_fit.common.text import gib, printable, size_text
+from will_it_fit.common.text import gib, printable, size_text, yaml_text
 from will_it_fit.evidence import recorder
 from will_it_fit.evidence.measured import UNREAD, MeasuredStep, kinds_of, own_table, read, write
 
@@ -203,7 +203,7 @@ def compared(asked: Question, record: Mapping[str, Any]) -> tuple[Question, Meas
         )  # fmt: skip
     card = from_device(device["name"], device["total_bytes"], tuple(device["capability"]))
     if asked.gpu is None:
-        asked = replace(asked, gpu=card, scenario=asked.scenario.changed(gpu=_setting(card)))
+        asked = replace(asked, gpu=card, scenario=asked.scenario.changed(gpu=card.setting))
     answer = traced(asked, suggested=False)
     updates, trace, time = record["updates"], answer["trace"], answer.get("time")
     allocated, reserved = (max(one[name] for one in updates) for name in _MEASURED)
@@ -234,17 +234,24 @@ def compared(asked: Question, record: Mapping[str, Any]) -> tuple[Question, Meas
     return asked, step, answer
 
 
-def _setting(card: Any) -> Any:
-    from will_it_fit.cards.gpus import known
-
-    return card.name if card.name in known() else {"vram_gib": card.total_bytes / 2**30}
-
-
 def keep(step: MeasuredStep) -> Path:
     """Add a row to your own table."""
     path = own_table()
     write(path, [*(read(path) if path.is_file() else ()), step])
     return path
+
+
+def _beside(found: int, gpu: Gpu | None) -> list[str]:
+    """What the card held beside PyTorch's allocator, and how later questions count it."""
+    if gpu is None:
+        return [f"beside the allocator, with the CUDA context: {size_text(found)}"]
+    predicted = size_text(gpu.context_bytes)
+    lines = [f"beside the allocator, with the CUDA context: {size_text(found)}  (predicted: {predicted})"]
+    if abs(found - gpu.context_bytes) >= MIB:
+        own = replace(gpu, context_bytes=-(-found // MIB) * MIB, context_source=GIVEN, count=1)
+        write = f'write `gpu: {yaml_text(own.setting)}` in a file, or --gpu "{yaml_text(own.setting)}"'
+        lines.append(f"{write}: {size_text(find(own.setting).usable_bytes)} are usable then")
+    return lines
 
 
 def text(asked: Question, step: MeasuredStep, answer: Mapping[str, Any], record: Mapping[str, Any]) -> str:
@@ -260,9 +267,7 @@ def text(asked: Question, step: MeasuredStep, answer: Mapping[str, Any], record:
         rows.append(("a step", f"{step.step_seconds:.4g} s", f"{time['seconds_per_step']:.4g} s", step.time_error))
     lines = [f"{'':<12}{'measured':>12}{'predicted':>12}{'difference':>12}"]
     lines += [f"{name:<12}{own:>12}{other:>12}{100 * error:>+10.2f} %" for name, own, other, error in rows]
-    known = (answer["gpu"] or {}).get("context_bytes")
-    context = f"  (predicted: {size_text(known)})" if known else ""
-    lines.append(f"beside the allocator, with the CUDA context: {size_text(device['beside_allocator_bytes'])}{context}")
+    lines += _beside(device["beside_allocator_bytes"], asked.gpu)
     if abs(step.allocated_error) > _CLOSE:
         lines += ["", difference(asked, answer, f"allocated={step.allocated_bytes / 2**20:.0f}MiB"), ""]
     lines.append(f"kept as a row of {own_table()}; later answers name it")

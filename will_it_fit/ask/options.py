@@ -7,9 +7,10 @@
     will-it-fit run | diff | check | mcp --help; or behind WHAT: --measure -- python train.py, --snapshot FILE
 
 WHAT is a model (a name in config/models/, an id on the Hub, a folder, a config.json), a scenario, a run's settings, or
-a file of axolotl, LLaMA-Factory or TRL; a Python program or notebook with TRL or Unsloth; an adapter_config.json. Files
-of accelerate, DeepSpeed or PEFT may follow. Nothing is executed. Exit status: 0 fits (or no GPU is named), 1 does not
-fit, not by the deadline, or with --quick is too close to call, 2 something is wrong in the question, 3 no answer.
+a file of axolotl, LLaMA-Factory, TRL, ms-swift or verl (a shell script too); a Python program or notebook with TRL or
+Unsloth; an adapter_config.json. Files of accelerate, DeepSpeed or PEFT may follow. Nothing is executed. Exit status: 0
+fits (or no GPU is named), 1 does not fit, not by the deadline, or with --quick is too close to call, 2 something is
+wrong in the question, 3 no answer.
 """
 
 from __future__ import annotations

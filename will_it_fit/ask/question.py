@@ -24,7 +24,7 @@ from will_it_fit.scenario.model import configuration, size
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import AXES
 
-_FILES = (".yaml", ".yml", ".json", ".py", ".ipynb", ".toml", ".jinja", ".j2")
+_FILES = (".yaml", ".yml", ".json", ".py", ".ipynb", ".sh", ".toml", ".jinja", ".j2")
 _LEARNED_POSITIONS = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm")
 # Formats of weights that are quantized already, and how they are counted.
 _QUANTIZED = {
@@ -177,6 +177,9 @@ def _file(path: Path, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any]
     count = gpu.count if gpu and gpu.count > 1 else None
     if path.suffix in (".py", ".ipynb"):
         reading = readers.read_program(path, count)
+        return dict(reading.fields), str(path), reading
+    if path.suffix == ".sh":
+        reading = readers.read_script(path, count)
         return dict(reading.fields), str(path), reading
     mapping = readers.mapping_of(path)
     kind = tool or readers.kind_of(mapping, path)

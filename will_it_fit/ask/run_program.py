@@ -349,6 +349,7 @@ def text(answered: Mapping[str, Any]) -> list[str]:
         below = f" (there {program['library_line']})" if program["library_line"] else ""
         lines.append(f"  {'the peak is made at':<20}{program['peak_line']}{below}")
     lines += _time(answered)
+    lines.append(f"  {'evidence':<20}{answered['evidence']['text']}")
     lines += explanation({"trace": trace, "analytic": None})
     lines.append("the same by module:")
     modules = sorted(trace["modules"].items(), key=lambda item: -item[1])[:8]

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from will_it_fit.ask import Answer, _undisturbed, answered, measure
 from will_it_fit.ask.question import Question
-from will_it_fit.cards.gpus import GIB, Gpu, catalogue, find, from_device
+from will_it_fit.cards.gpus import Gpu, find, from_device
 from will_it_fit.evidence.recorder import UPDATES, Recorder
 from will_it_fit.readers import trl
 from will_it_fit.readers.approximations import approximate
@@ -131,7 +131,7 @@ def question_of(args: Any, model: Any, card: Gpu | None, sequence_length: int | 
         fields["adapter"] = plain | {"peft_type": adapter["peft_type"].value}
     fields["model_name"] = base.config.name_or_path or base.config.model_type
     if card is not None:
-        fields["gpu"] = card.name if card.name in catalogue() else {"vram_gib": card.total_bytes / GIB}
+        fields["gpu"] = card.setting
     fields = approximate(fields, reading)
     scenario = Scenario.from_mapping(fields, where="the trainer")
     return Question(ScenarioRequest(scenario, {}), scenario, "the trainer", card, reading, model=fields["model_name"])

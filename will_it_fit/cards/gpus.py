@@ -27,6 +27,7 @@ UNMODELLED = {
     "mps": "Metal's kernels and MPS' allocator are not modelled. The allocated bytes are those of CUDA's kernels on"
     " the same step; what MPS keeps beside them is not known, nor whether each kernel and optimizer exists there",
 }
+GIVEN = "as given"  # by the scenario, not by the catalogue
 EXPANDABLE_LINE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"  # 2.9 and later also know PYTORCH_ALLOC_CONF
 
 
@@ -91,9 +92,12 @@ class Gpu:
     @property
     def setting(self) -> str | dict[str, Any]:
         """How a scenario names it."""
-        nameless = self.compute_capability is None and self.is_modelled
-        kind = {"vram_gib": self.total_bytes / GIB} if nameless else {"name": self.name}
-        return {**kind, "count": self.count} if self.count > 1 else kind.get("name", kind)
+        kind: dict[str, Any] = {"name": self.name} if self.name in known() else {"vram_gib": self.total_bytes / GIB}
+        own: dict[str, Any] = {"count": self.count} if self.count > 1 else {}
+        if self.context_source == GIVEN:
+            whole, rest = divmod(self.context_bytes, MIB)
+            own["context_mib"] = self.context_bytes / MIB if rest else whole
+        return {**kind, **own} if own else kind.get("name", kind)
 
     @property
     def capability(self) -> tuple[int, int] | None:
@@ -178,12 +182,13 @@ def _assumed_context(capability: float | None, assumptions: Mapping[str, float])
 
 def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
     """The GPU of a name, as config/gpus.yaml has it or as people write it (:mod:`will_it_fit.cards.gpu_names`), or of a
-    size, ``{vram_gib: number}``; ``{..., count: 2}``: several.
+    size, ``{vram_gib: number}``; ``{..., count: 2}``: several; ``{..., context_mib: 530}``: yours holds so much beside
+    the allocator.
 
     Raises
     ------
     UserError
-        If the name is unknown, if it means several GPUs, or if the count is less than 1.
+        If the name is unknown, if it means several GPUs, if the count is less than 1, or if nothing is left.
     """
     if isinstance(gpu, str) and gpu.lstrip().startswith("{"):
         gpu = _mapping(gpu, where)
@@ -194,14 +199,22 @@ def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
         gpu = read_gpu(gpu, {name: card.title for name, card in cards.items()}, assumptions["total_share"], where)
     if isinstance(gpu, str):
         return cards[gpu]
-    if "count" in gpu:
-        kind = {key: value for key, value in gpu.items() if key != "count"}
-        return replace(find(kind.get("name", kind), where), count=gpu["count"])
-    if "name" in gpu:
-        return find(gpu["name"], where)
+    own: dict[str, Any] = {"count": gpu["count"]} if "count" in gpu else {}
+    if "context_mib" in gpu:
+        own |= {"context_bytes": int(gpu["context_mib"] * MIB), "context_source": GIVEN}
+    if own or "name" in gpu:
+        kind = {key: value for key, value in gpu.items() if key in ("name", "vram_gib")}
+        card = replace(find(kind.get("name", kind), where), **own)
+        if card.context_bytes >= card.total_bytes:
+            raise UserError(
+                f"`context_mib` leaves nothing of {card.title}.", where=where, found=gpu["context_mib"],
+                allowed="what the card holds beside PyTorch's allocator, mostly 300 to 600",
+                change={"gpu": {**kind, "context_mib": 530}},
+            )  # fmt: skip
+        return card
     context, source = _assumed_context(None, _content()["assumptions"])
     total = int(gpu["vram_gib"] * GIB)
-    return Gpu(f"{gpu['vram_gib']:g} GiB", "a GPU of this size", total, "as given", int(context * MIB), source, None)
+    return Gpu(f"{gpu['vram_gib']:g} GiB", "a GPU of this size", total, GIVEN, int(context * MIB), source, None)
 
 
 def _mapping(text: str, where: object) -> Any:

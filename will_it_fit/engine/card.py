@@ -38,6 +38,8 @@ class Card:
         Of the second-level cache.
     shared_memory_bytes
         What a block may have as an option; None: what its capability allows.
+    platform
+        What its PyTorch is built for, ``linux`` or ``windows``: it decides which attention kernels there are.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Card:
     memory_bytes: int
     l2_bytes: int
     shared_memory_bytes: int | None = None
+    platform: str = "linux"
 
     def __post_init__(self) -> None:
         if self.shared_memory_bytes is None:

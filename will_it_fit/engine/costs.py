@@ -183,6 +183,13 @@ class CostRecorder:
         ]
         return part
 
+    def in_phases(self) -> Iterator[tuple[str, CostRecorder]]:
+        """Each phase in order with its launches, those without any left out."""
+        ends = [*(first for _, first in self.phases[1:]), len(self.calls)]
+        for (phase, first), end in zip(self.phases, ends, strict=True):
+            if end > first:
+                yield phase, self.between(first, end)
+
     def by_phase(self) -> dict[str, dict[str, dict[str, int]]]:
         """Sums of the step: by phase and kind ``launches``, ``flops`` and ``bytes``."""
         ends = [*(first for _, first in self.phases[1:]), len(self.calls)]
@@ -272,6 +279,12 @@ def launch(operator: Operator, stream: int = 0) -> None:
     """Record a kernel that a stand-in takes the place of, where somebody records."""
     if _RECORDER is not None:
         _RECORDER.launch(operator, stream)
+
+
+def begin(phase: str) -> None:
+    """Say that a part of a phase begins, where somebody records."""
+    if _RECORDER is not None and _RECORDER.on:
+        _RECORDER.phases.append((phase, len(_RECORDER.calls)))
 
 
 def memory_kernel(name: str, *tensors: torch.Tensor) -> None:

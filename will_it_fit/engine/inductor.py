@@ -238,7 +238,8 @@ def attention(
     aten, mask, scale = torch.ops.aten, attn_mask, scale_and_groups.get("scale")
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(mask.logical_not(), float("-inf"))
-    kernel = cuda_kernel(query, key, value, mask, active_simulation().card.capability)
+    card = active_simulation().card
+    kernel = cuda_kernel(query, key, value, mask, card.capability, card.platform)
     if kernel == SDPBackend.MATH:
         given = (query, key, value, mask, dropout_p, is_causal)
         return aten._scaled_dot_product_attention_math(*given, **scale_and_groups)[0]

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from . import known_values
+from .costs import MEMORY, Operator, launch, touched_bytes
 from .errors import TraceError
 from .patching import device_lists, patched
 from .report import Report
@@ -150,10 +151,16 @@ def _fused_head() -> list[tuple[Any, str, Any]]:
     kernels = import_module("trl.kernels.chunked_logprob")
 
     class InPlace:
-        """A kernel that is launched over a grid, and allocates nothing."""
+        """A kernel that is launched over a grid, and allocates nothing; it reads its first tensor, or writes it too."""
+
+        def __init__(self, name: str, passes: int) -> None:
+            self._name, self._passes = name, passes
 
         def __getitem__(self, grid: Any) -> Callable[..., None]:
-            return lambda *args, **kwargs: None
+            def launched(tile: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+                launch(Operator(self._name, MEMORY, "", 0, self._passes * touched_bytes((tile,))))
+
+            return launched
 
     def add_product(into: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
         """``into += left @ right``, where cuBLAS adds products of 16-bit numbers to fp32 without a copy of them."""
@@ -162,7 +169,8 @@ def _fused_head() -> list[tuple[Any, str, Any]]:
         else:
             into.addmm_(left, right)
 
-    places = [(kernels, name, InPlace()) for name in ("_forward_kernel", "_backward_kernel")]
+    passes = {"_forward_kernel": 1, "_backward_kernel": 2}
+    places = [(kernels, name, InPlace(name, count)) for name, count in passes.items()]
     places += [(kernels, "triton", SimpleNamespace(cdiv=lambda count, size: -(-count // size)))]
     places += [(kernels, "_addmm_fp32", add_product)]
     # Which tokens are scored decides shapes, of batches of any size.

@@ -48,6 +48,7 @@ _WORDS = {
     "offload": "offload {0}",
 }
 _SAME_CHIP = {"a100-40gb": "a100-80gb"}  # with slower memory, within the range
+WHOLE_PROGRAM = "modded-nanogpt"  # the program of the measured rows that `run` ran, unchanged
 LEAST = 0.1  # of a prediction: the least that a range leaves to either side
 FEW = 8  # measured times: fewer make no range
 _MOST = 4  # measured kinds that are named beside a difference
@@ -120,7 +121,8 @@ class Evidence:
     def text(self, figures: Iterable[str] = ("allocated", "reserved", "time")) -> str:
         """One sentence for people; with ``estimate`` among the figures it says which are the trace's."""
         if not self.rows:
-            return f"No measured step resembles this one: {'; '.join(map(str, self.differences))}"
+            kind = "step" if self.kinds.program else "program"
+            return f"No measured {kind} resembles this one: {'; '.join(map(str, self.differences))}"
         traced = "the trace's " if "estimate" in figures else ""
         said = [phrase for figure in figures if (phrase := self._phrase(figure, traced))]
         return f"Like {self._runs()}: {', '.join(said) or 'measured, and not predicted yet'}{self._known()}"
@@ -130,10 +132,12 @@ class Evidence:
         titles = [_title(card) for card in cards]
         where = titles[0] if len(titles) == 1 else f"{', '.join(titles[:-1])} and {titles[-1]}"
         system = ", Windows" if self.kinds.platform == "windows" else ""
-        method = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}.get(
-            self.kinds.method, self.kinds.method
-        )
-        return f"{count} measured run{'s' if count > 1 else ''} on {where} ({method}{system}, {self._sizes()})"
+        known = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+        methods = dict.fromkeys(row.kinds.method for row in self.rows)
+        what = [" and ".join(known.get(method, method) for method in methods) + system]
+        what += [", ".join(sorted({row.model for row in self.rows}))] if not self.kinds.program else []
+        what += [self._sizes()] if self._sizes() else []
+        return f"{count} measured run{'s' if count > 1 else ''} on {where} ({', '.join(what)})"
 
     def _sizes(self) -> str:
         sizes = sorted({row.parameters for row in self.rows if row.parameters})
@@ -170,6 +174,19 @@ def evidence(scenario: Scenario, gpu: Gpu | None) -> Evidence:
     if gpu and gpu.name in known() and gpu.capability is None:
         kinds = kinds._replace(capability="not CUDA")
     return nearest(kinds, gpu and gpu.name, measured_steps())
+
+
+def program_evidence(gpus: int, compiled: bool, gpu: Gpu | None) -> Evidence:
+    """The measured programs that are like one that is run whole: nobody knows what it trains, and how."""
+    steps = [step for step in measured_steps() if step.kinds.program == WHOLE_PROGRAM]
+    on = "one GPU" if gpus == 1 else f"on {gpus} GPUs"
+    alike = (step.kinds.parallel for step in steps if step.kinds.parallel.endswith(on))
+    kinds = Kinds(*[""] * len(Kinds._fields))._replace(
+        compiled="model" if compiled else "no",
+        parallel=next(alike, on),
+        capability=".".join(map(str, gpu.capability)) if gpu and gpu.capability else "",
+    )
+    return nearest(kinds, gpu and gpu.name, steps)
 
 
 def nearest(kinds: Kinds, card: str | None, steps: Sequence[MeasuredStep]) -> Evidence:

@@ -124,15 +124,23 @@ class Run:
     def typical_step(self, scenario: Scenario) -> Scenario:
         """The step whose time counts: a batch's time grows with its tokens, so the mean length gives the mean time.
 
-        Packs are full whatever the rows; there the mean length says how many of them there are.
+        Packs are full whatever the rows; there the mean length says how many of them there are. Where answers are
+        generated, they are shorter and their prompts as long.
         """
         if self.tokens_per_row is None or scenario.packing != "none":
             return scenario
-        return replace(scenario, sequence_length=max(1, round(self.tokens_per_row)))
+        length = max(1, round(self.tokens_per_row))
+        if not scenario.aim.generates:
+            return replace(scenario, sequence_length=length)
+        answer = max(1, scenario.completion_length - (scenario.sequence_length - length))
+        preference = replace(scenario.preference, completion_length=answer)
+        return replace(scenario, sequence_length=length, preference=preference)
 
     def steps(self, scenario: Scenario) -> int:
-        """Updates of the whole run."""
+        """Updates of the whole run. Where answers are generated a row is a prompt, which has several."""
         sequences = self.rows * self.epochs
+        if scenario.aim.generates:
+            sequences *= scenario.preference.generations * scenario.generation.iterations
         if self.tokens_per_row is not None and scenario.packing != "none":
             sequences *= self.tokens_per_row / scenario.sequence_length
         return ceil(

@@ -66,6 +66,12 @@ class Comparison:
             texts.append(full)
         return texts
 
+    @property
+    def time(self) -> Mapping[str, Any] | None:
+        """Of a step; of a step that generates, an update's with its share of the cycle."""
+        timed = self.cycle.time if self.cycle else None
+        return timed.of_an_update() if timed else self.traced.trace.get("time")
+
     def _of_cycle(self) -> dict[str, Any] | None:
         """The cycle's phases, and beside a server what to turn."""
         if self.cycle is None:
@@ -103,7 +109,7 @@ class Comparison:
             "reasons": self.reasons,
             "scenario": self.traced.scenario.to_mapping(),
             "suggestions": self.suggestions() if suggested else [],
-            "time": self.traced.trace.get("time"),
+            "time": self.time,
             "versions": self.traced.versions,
             "warnings": self.warnings,
         }
@@ -124,7 +130,6 @@ def compare(
         "measurement": dict(measurement) if measurement else None,
     }
     reasons = {"analytic": estimated.reason or "", "measurement": NOT_MEASURED}
-    untimed = {} if trace.get("time") else {"time": untimed_because(scenario)}
     # A measurement on the CPU is compared with the trace of the same step on the CPU.
     own = (measurement or {}).get("trace_on_the_same_device")
     differences = {
@@ -137,6 +142,8 @@ def compare(
     judged = verdict(traced.on(gpu), gpu)
     if of_cycle and of_cycle.server and judged.fits is not None:
         judged = Verdict(of_cycle.fits is True, of_cycle.usable_bytes - of_cycle.peak.most_bytes)
+    timed = trace.get("time") or (of_cycle and of_cycle.time)
+    untimed = {} if timed else {"time": untimed_because(scenario)}
     return Comparison(
         traced,
         answers,
@@ -152,8 +159,11 @@ def untimed_because(scenario: Scenario) -> str:
     """Why the time of a step is not known."""
     if scenario.gpu is None:
         return NO_GPU
-    if scenario.objective != "sft":
-        return f"not known: only steps of supervised fine-tuning are timed, and this objective is {scenario.objective}"
+    if scenario.aim.trainer and not scenario.aim.generates:
+        return (
+            "not known: steps of supervised fine-tuning and cycles that generate are timed, and this objective is"
+            f" {scenario.objective}"
+        )
     return NO_SPEED
 
 

@@ -28,6 +28,8 @@ class Knob:
         At the peak of the whole cycle; 0: another phase is as high.
     required_bytes
         Of the cycle with the change.
+    more_seconds
+        Of the cycle with the change; below 0: it is faster. None: not timed.
     """
 
     changes: Mapping[str, Any]
@@ -35,6 +37,7 @@ class Knob:
     saves_bytes: int
     required_bytes: int
     fits: bool
+    more_seconds: float | None = None
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -91,7 +94,8 @@ def knobs(known: Cycle, trace: Mapping[str, Any]) -> list[Knob]:
         other = with_generation(known, trace, **changes)
         saves = known.peak.most_bytes - other.peak.most_bytes if other else 0
         if saves > 0:
-            found.append(Knob({"generation": changes}, cost, saves, other.peak.most_bytes, other.fits is True))
+            slower = other.time.whole - known.time.whole if other.time and known.time else None
+            found.append(Knob({"generation": changes}, cost, saves, other.peak.most_bytes, other.fits is True, slower))
     return sorted(found, key=lambda knob: -knob.saves_bytes)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from will_it_fit.analytic.certainty import OTHER_KERNELS
-from will_it_fit.cards.gpus import GIB, Gpu, catalogue, known, verdict
+from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import yaml_text
 from will_it_fit.planner.calibrated import CalibratedEstimator
@@ -251,7 +251,8 @@ def _divided(scenario: Scenario, gpu: Gpu, count: int, allowed: Callable[[Scenar
 
 
 def _kind(gpu: Gpu) -> dict[str, Any]:
-    return {"name": gpu.name} if gpu.name in known() else {"vram_gib": gpu.total_bytes / GIB}
+    kind = replace(gpu, count=1).setting
+    return {"name": kind} if isinstance(kind, str) else kind
 
 
 def _more_gpus(scenario: Scenario, gpu: Gpu, allowed: Callable[[Scenario], bool]) -> Suggestion | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from will_it_fit.cards.gpus import catalogue, find, verdict, verdicts_by_allocator
 from will_it_fit.common.errors import UserError
+from will_it_fit.evidence.nearest import program_evidence
 from will_it_fit.program.request import ProgramRequest
 
 TRAINING = ("forward", "backward", "optimizer")
@@ -21,6 +22,7 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
         ``trace`` as `predict` has it, for the whole program; ``training`` and ``evaluation`` with
         ``peak_allocated_bytes`` (None where the program does not evaluate); ``fits``, ``headroom_bytes``, ``gpu``;
         ``time`` of a step as `predict` has it, without the loading of data; None where it isn't known;
+        ``evidence``, the measured programs that are like this one;
         ``rank``, the process that this is of; ``program`` with ``updates``, ``outcome``, ``peak_line``, ``reads``,
         ``written`` and ``made_up``; ``host``, what the run took here (``peak_bytes``, ``seconds``); ``warnings``.
 
@@ -33,7 +35,7 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
         raise refusal(asked, found)
     gpu = find(asked.gpu) if asked.gpu else None
     trace = dict(found["trace"])
-    phases = trace["phases"]
+    phases, graphs = trace["phases"], (trace.get("compiled") or {}).get("graphs")
     judged = verdict(trace, gpu)
     own = "expandable_segments" if found["expandable_segments"] else "default"
     told = ("updates", "outcome", "peak_line", "library_line", "reads", "written", "made_up")
@@ -49,6 +51,7 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
         "rank": asked.rank,
         "allocators": {"own": own, **verdicts_by_allocator(trace, gpu)},
         "time": found["time"],
+        "evidence": program_evidence(asked.gpus, bool(graphs), gpu).to_mapping(("allocated", "reserved")),
         "program": program | {"name": asked.program, "arguments": list(asked.arguments), "network": found["network"]},
         "host": found["host"],
         "warnings": _warnings(found),

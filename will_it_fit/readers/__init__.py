@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
-from will_it_fit.readers import axolotl, companion_files, llama_factory, program, trl
+from will_it_fit.readers import axolotl, companion_files, llama_factory, ms_swift, program, trl, verl
 from will_it_fit.readers.reading import Reading, keys
+from will_it_fit.readers.shell import commands
 from will_it_fit.scenario.fields import BY_NAME
 
 Read = Callable[[Mapping[str, Any], Path, int | None], Reading]
@@ -48,6 +49,8 @@ READERS = {
         (("model_name_or_path",), *(("model", hint) for hint in llama_factory.NEWER_HINTS)),
     ),
     "trl": Reader(trl.read, (("model_name_or_path",),)),
+    "ms-swift": Reader(ms_swift.read, ms_swift.MARKS),
+    "verl": Reader(verl.read, verl.MARKS),
     "accelerate": Reader(
         companion_files.read_accelerate, (("distributed_type",), ("compute_environment",)), beside=True
     ),
@@ -57,6 +60,8 @@ READERS = {
     "peft": Reader(companion_files.read_adapter, (("peft_type",),), beside=True),
 }
 TOOLS = tuple(name for name, reader in READERS.items() if not reader.beside)
+# Tools whose settings stand in the command of a shell script.
+SCRIPTS = {"ms-swift": ms_swift.from_command, "verl": verl.from_command}
 # How the pipeline's own settings become a step. The pipeline sets it (scripts/ask), since the library knows no run.
 step_of_a_run: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 _RUN = {"training", "memory", "dataset", "scenario_defaults", "evaluation", "merging"}  # sections of a run's settings
@@ -78,7 +83,7 @@ def mapping_of(path: Path) -> Mapping[str, Any]:
             "The file is no configuration: it holds no keys.",
             where=path,
             found=type(content).__name__ if content is not None else "an empty file",
-            allowed="a file of axolotl, LLaMA-Factory, TRL or accelerate, a scenario, or a config.json",
+            allowed="a file of axolotl, LLaMA-Factory, TRL, ms-swift, verl or accelerate, a scenario, or a config.json",
             write="model: qwen2.5-coder-7b",
         )
     return content
@@ -118,8 +123,9 @@ def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
         "No tool is known that writes such a file.",
         where=path,
         found=", ".join(list(map(str, mapping))[:8]),
-        allowed="a file of axolotl (base_model), LLaMA-Factory (model_name_or_path, stage) or TRL (model_name_or_path,"
-        " dataset_name); of accelerate, DeepSpeed or PEFT beside a model; a scenario (model); a config.json",
+        allowed="a file of axolotl (base_model), LLaMA-Factory (model_name_or_path, stage), TRL (model_name_or_path,"
+        " dataset_name), ms-swift (tuner_type) or verl (actor_rollout_ref);"
+        " of accelerate, DeepSpeed or PEFT beside a model; a scenario (model); a config.json",
         write="model: qwen2.5-coder-7b",
     )
 
@@ -155,6 +161,32 @@ def _without_traceback(read: Callable[[], Reading], path: Path, tool: str) -> Re
             f"A value in this file is not of a kind that {tool} takes: {error}.", where=path,
             allowed="for each key the kind of value that the tool documents",
         ) from None  # fmt: skip
+
+
+def read_script(path: Path, gpus: int | None) -> Reading:
+    """Read a shell script: its first command that trains.
+
+    Raises
+    ------
+    UserError
+        If it has none; the last command of a known tool says why.
+    """
+    refused = None
+    for command in commands(path.read_text(encoding="utf-8")):
+        for tool, from_command in SCRIPTS.items():
+            try:
+                settings = from_command(command, path)
+            except UserError as error:
+                refused = error
+                continue
+            if settings is not None:
+                reading = read_tool(path, tool, settings, gpus)
+                reading.line = "{key}={value}" if tool == "verl" else "--{key} {value}"
+                return reading
+    raise refused or UserError(
+        "No command that trains was found in this script.", where=path,
+        allowed="swift sft, swift pt, swift rlhf; python -m verl.trainer.main_ppo",
+    )  # fmt: skip
 
 
 def read_program(path: Path, gpus: int | None) -> Reading:

@@ -45,9 +45,10 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
         kind, rows = str(get("rl")), reading.fields["micro_batch"]
         answers = kind == "grpo"
         objective = _OBJECTIVES.get(kind, "grpo")
-        if common.preference(reading, objective, "rl", rows, answers=answers) and answers:
-            grpo.set_cycle(_of_blocks(get), reading)
-    if get("vllm") and reading.fields.get("objective") != "grpo":
+        predicted = common.preference(reading, objective, "rl", rows, answers=answers)
+        if answers:
+            (grpo.set_cycle if predicted else grpo.beside_several)(_of_blocks(get), reading)
+    if get("vllm") and str(get("rl")) != "grpo":
         why = "vLLM runs on a GPU too, beside training where its mode is colocate"
         reading.approximates("vllm", get("vllm"), TOO_LOW, why)
     common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))

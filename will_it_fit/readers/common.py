@@ -65,8 +65,8 @@ _ATTENTION = {
 }  # fmt: skip
 _DTYPES = {"bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "fp16": "fp16", "half": "fp16", "float32": "fp32",
            "fp32": "fp32", "float": "fp32", "auto": "bf16"}  # fmt: skip
-# DeepSpeed's configurations that come with axolotl and LLaMA-Factory, by their names: files that need not lie here.
-_ZERO_BY_NAME = {"zero1": 1, "zero2": 2, "zero3": 3, "ds_z0": 0, "ds_z2": 2, "ds_z3": 3}
+# DeepSpeed's configurations that come with the tools, by their names: files that need not lie here.
+_ZERO_BY_NAME = {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "ds_z0": 0, "ds_z2": 2, "ds_z3": 3}
 DEFAULT_GPUS = 2  # where a file divides a model and doesn't say among how many
 
 
@@ -249,6 +249,10 @@ def _deepspeed_file(text: str, beside: Path, key: str) -> dict[str, Any]:
         offload = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
     elif "offload_params" in stem:
         offload = {"offload_param": {"device": "cpu"}}
+    elif stem == "zero2_offload":  # ms-swift's
+        offload = {"offload_optimizer": {"device": "cpu"}}
+    elif stem == "zero3_offload":
+        offload = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
     return {"zero_optimization": {"stage": known, **offload}}
 
 

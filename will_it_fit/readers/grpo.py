@@ -58,6 +58,14 @@ def _beside_vllm(get: Get, reading: Reading) -> None:
     generation["sleep_level"] = 2 if get("vllm_enable_sleep_mode") else 0
 
 
+def beside_several(get: Get, reading: Reading) -> None:
+    """Say what vLLM takes beside a training of several GPUs, whose cycle is not predicted."""
+    if get("use_vllm") and get("vllm_mode", "colocate") == "colocate":
+        share = get("vllm_gpu_memory_utilization", 0.3)
+        why = f"vLLM takes {share:g} of each card beside, while it is awake; a cycle is predicted for one trainer"
+        reading.approximates("use_vllm", True, TOO_LOW, why)
+
+
 def of_unsloth(reading: Reading, utilization: float | None) -> None:
     """Say what Unsloth does otherwise than TRL in a cycle."""
     why = "Unsloth computes log-probabilities in its own chunks; this is the step of TRL's trainer"

@@ -105,6 +105,7 @@ class Reading:
     own: Mapping[str, Any] = field(default_factory=dict)  # the file's keys and values
     table: Keys | None = None
     pads: bool = False  # whether the tool pads the rows of a batch, which then carries a mask
+    line: str = "{key}: {value}"  # how the file writes a setting
 
     def pad(self, fields: dict[str, Any]) -> None:
         """Give a step the mask of padded rows: a batch of several rows has one, a row alone and FlashAttention none."""
@@ -127,7 +128,7 @@ class Reading:
         for part in (error.field or "").split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         plain = isinstance(value, (int, float, list)) and not isinstance(value, bool)
-        write = f"{key}: {yaml_text(value)}" if plain or error.field == "model" else None
+        write = self.line.format(key=key, value=yaml_text(value)) if plain or error.field == "model" else None
         return error.with_values(where=f"{self.file}: {key}", write=write)
 
     def key_of(self, field: str) -> str | None:
@@ -203,9 +204,9 @@ _WHOLE = """sequence_len micro_batch_size gradient_accumulation_steps lora_r lor
 _MAPPINGS = """bnb_config_kwargs gradient_checkpointing_kwargs fsdp_config peft_config quant_config dist_config
     kernel_config optim_config lora_rank_pattern deepspeed_config zero_optimization""".split()
 _TEXTS = """base_model model_name_or_path model adapter finetuning_type stage optimizer optim attn_implementation
-    flash_attn pref_loss loss_type rl oft_target bnb_4bit_quant_type quantization_type quantization_method
+    flash_attn pref_loss rl oft_target bnb_4bit_quant_type quantization_type quantization_method
     revision_of_model model_revision distributed_type""".split()
-_NAMES = "lora_target_modules lora_target plugins fsdp lora_modules_to_save additional_target".split()
+_NAMES = "loss_type lora_target_modules lora_target plugins fsdp lora_modules_to_save additional_target".split()
 KINDS = {
     **dict.fromkeys(_WHOLE, "a whole number"),
     **dict.fromkeys(("lora_dropout", "module_dropout"), "a number"),

@@ -55,8 +55,9 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
     _parallel(get, reading, gpus)
     if trainer in ("dpo", "reward", "kto", "grpo", "rloo"):
         kind = "grpo" if trainer == "rloo" else trainer
-        if common.preference(reading, kind, "trainer", reading.fields["micro_batch"], answers=True) and kind == "grpo":
-            grpo.set_cycle(get, reading)
+        predicted = common.preference(reading, kind, "trainer", reading.fields["micro_batch"], answers=True)
+        if kind == "grpo":
+            (grpo.set_cycle if predicted else grpo.beside_several)(get, reading)
         if trainer == "rloo":
             reading.approximates("trainer", trainer, EITHER_WAY, "RLOO's step is read as GRPO's", "logits")
     common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))

@@ -383,7 +383,7 @@ class Fields:
     )
     gpu: str | dict[str, float] | None = described(
         "The GPU: a name as people write it (`4090`, `A100 80GB`, `24GiB`; `config/gpus.yaml` lists them),"
-        " `{vram_gib: 24}`, or null. Several of a kind: `2x3090`, or `{name: rtx-3090, count: 2}`.",
+        " `{vram_gib: 24}`, or null. Several: `{name: rtx-3090, count: 2}`. Yours has less: `{..., context_mib: 600}`.",
         types=("string", "object"),
         nullable=True,
         example="rtx-4090",

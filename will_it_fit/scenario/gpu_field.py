@@ -38,6 +38,7 @@ _GPU = {
         "name": {"type": "string", "minLength": 1, "examples": ["rtx-3090"]},
         "vram_gib": {"type": "number", "exclusiveMinimum": 0, "examples": [24]},
         "count": {"type": "integer", "minimum": 1, "maximum": MOST, "examples": [2]},
+        "context_mib": {"type": "number", "minimum": 0, "examples": [530]},
     },
 }
 
@@ -49,7 +50,7 @@ def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
     -------
     str, dict or None
         A name (looked up in config/gpus.yaml by who needs the GPU), ``{vram_gib: number}`` or ``{name: text}``; with
-        ``count`` where there are several.
+        ``count`` where there are several, and ``context_mib``, what your card holds beside the allocator.
 
     Raises
     ------
@@ -87,5 +88,5 @@ def _counted_gpu(gpu: dict[str, Any], where: object) -> str | dict[str, Any]:
                 where=where, found=gpu if "count" in gpu else gpu["name"], allowed="one number, of at least 1",
                 change={"gpu": f"{gpu.get('count') or 2}x{name}"},
             )  # fmt: skip
-        gpu = {"name": name, "count": count} if count > 1 else {"name": name}
+        gpu = {**gpu, "name": name} | ({"count": count} if count > 1 else {})
     return gpu["name"] if list(gpu) == ["name"] else gpu

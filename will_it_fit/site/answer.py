@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -34,6 +34,7 @@ from will_it_fit.hours.run_time import Run
 from will_it_fit.hours.step_time import speed_of
 from will_it_fit.planner.changes import apply, moves
 from will_it_fit.planner.largest_fit import LONGEST, steps
+from will_it_fit.scenario.fields import BY_NAME
 from will_it_fit.scenario.hub import FETCH, HubId, explained
 from will_it_fit.site.choice import beside_the_file, choice_of, named_fields, options_of, run_words, words_of
 
@@ -69,9 +70,9 @@ def reply(request: str) -> str:
     Parameters
     ----------
     request
-        JSON: ``ask`` (``answer``, ``others``, ``gpus``, ``changes``, or ``longest`` with ``rows``), the choice
-        (``model``, or ``file`` with ``name`` and ``text``, and ``over``: names of what the page changed, which alone
-        wins over the file; ``gpu``, ``gpus``, ``method``, ``sequence_length``,
+        JSON: ``ask`` (``answer``, ``others``, ``methods``, ``gpus``, ``changes``, or ``longest`` with ``rows``), the
+        choice (``model``, or ``file`` with ``name`` and ``text``, and ``over``: names of what the page changed, which
+        alone wins over the file; ``gpu``, ``gpus``, ``method``, ``sequence_length``,
         ``micro_batch``, ``strategy``, ``settings``; ``run``, what is asked about hours and cost: ``rows``, ``epochs``,
         ``price``, ``deadline``, ``grams_per_kwh``), and ``fetched``: what the Hub answered, by id.
 
@@ -115,6 +116,8 @@ def _reply(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 )
             }
         asked, _ = _nearest(asked)
+        if request["ask"] == "methods":
+            return {"methods": _by_method(asked)}
         if request["ask"] == "gpus":
             return {"gpus": _on_all_gpus(asked)}
         if request["ask"] == "changes":
@@ -283,25 +286,58 @@ def _needs(asked: Question, gpu: Gpu, **changes: int) -> Needs:
     return Needs(scenario, form["peak_allocated_bytes"], gpu.capability)
 
 
+def _on_each(asked: Question, cards: Iterable[Gpu]) -> dict[str, Needs]:
+    """The estimate on each card, by its name, computed once for all that run the same kernels."""
+    by_kernels: dict[Any, Needs] = {}
+    found = {}
+    for gpu in cards:
+        kernels = kernels_of(asked.scenario, gpu.capability)
+        if kernels not in by_kernels:
+            by_kernels[kernels] = _needs(asked, gpu)
+        found[gpu.name] = by_kernels[kernels]
+    return found
+
+
 def _on_all_gpus(asked: Question) -> list[dict[str, Any]]:
-    """The estimate on each GPU of the catalogue, computed once for all that run the same kernels."""
-    known: dict[Any, Needs] = {}
+    """The estimate on each GPU of the catalogue."""
+    try:
+        found = _on_each(asked, catalogue().values())
+    except NotDescribed:
+        return []
     rows = []
     for gpu in catalogue().values():
-        try:
-            kernels = kernels_of(asked.scenario, gpu.capability)
-            if kernels not in known:
-                known[kernels] = _needs(asked, gpu)
-        except NotDescribed:
-            return []
-        needs = known[kernels]
+        needs = found[gpu.name]
         # Only the GPU that was asked about is replayed: that takes a browser seconds.
         replayed = asked.gpu is not None and gpu.name == asked.gpu.name
         fits = needs.fits(gpu.usable_bytes) if replayed else needs.roughly(gpu.usable_bytes)
         peak, state = needs.peak_bytes, _STATES[fits]
         rows.append({
-            "name": gpu.name, "title": gpu.title.removeprefix("NVIDIA "), "state": state,
+            "name": gpu.name, "title": _short(gpu), "state": state,
             "peak": gib(peak), "usable": gib(gpu.usable_bytes), "share": round(peak / gpu.usable_bytes, 3),
+        })  # fmt: skip
+    return rows
+
+
+def _short(gpu: Gpu) -> str:
+    return gpu.title.removeprefix("NVIDIA ")
+
+
+def _by_method(asked: Question) -> list[dict[str, Any]]:
+    """The same step by each method: its peak, its verdict on the GPU, and the smallest card that should hold it."""
+    cards = sorted((gpu for gpu in catalogue().values() if gpu.capability), key=lambda gpu: gpu.usable_bytes)
+    rows = []
+    for method in BY_NAME["method"].words:
+        try:
+            step = replace(asked, scenario=apply(asked.scenario, {"method": method}))
+            found = _on_each(step, [*cards, *([asked.gpu] if asked.gpu else [])])
+        except (NotDescribed, UserError):
+            continue
+        least = next((gpu for gpu in cards if found[gpu.name].roughly(gpu.usable_bytes)), None)
+        needs = found[(asked.gpu or least or cards[-1]).name]
+        rows.append({
+            "method": method, "chosen": method == asked.scenario.method, "peak": gib(needs.peak_bytes),
+            "state": _STATES[needs.roughly(asked.gpu.usable_bytes)] if asked.gpu else "size",
+            "least": least and {"name": least.name, "title": _short(least), "usable": gib(least.usable_bytes)},
         })  # fmt: skip
     return rows
 

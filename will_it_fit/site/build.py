@@ -133,7 +133,9 @@ def first_answer() -> dict[str, Any]:
         return json.loads(reply(json.dumps({**CHOSEN, **request})))
 
     longest = [ask(ask="longest", rows=rows)["longest"] for rows in ROWS]
-    return ask(ask="answer") | ask(ask="others") | ask(ask="gpus") | {"longest": longest, "rows": ROWS}
+    kinds = ("answer", "others", "methods", "gpus")
+    answers = {name: value for kind in kinds for name, value in ask(ask=kind).items()}
+    return answers | {"longest": longest, "rows": ROWS}
 
 
 def _settings(fields: Sequence[Field], defaults: dict[str, Any], above: str = "") -> Iterator[dict[str, Any]]:

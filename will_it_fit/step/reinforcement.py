@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from will_it_fit.engine.costs import begin
 from will_it_fit.scenario.model import read_model
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.model import build_model
 from will_it_fit.step.step import MICRO_BATCHES
 
 WORD = 2  # the id of the one word that texts consist of
+LAST_TOKEN = "last_token"  # where a trace's costs of it begin
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def first_and_last_token(model: nn.Module) -> None:
         length = tokens.shape[1] + count - 2  # of what the last but one token leaves behind
         _lengthen(cache, length - 1)
         tokens = tokens.new_full((len(tokens), length), WORD)
+        begin(LAST_TOKEN)
         last = inputs | {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "past_key_values": cache}
         return own(*args, generation_config=generation_config, **last, max_new_tokens=1)
 

@@ -15,8 +15,11 @@ from will_it_fit.cards.gpus import Gpu
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import gib
 from will_it_fit.engine.components import OPTIMIZER_STATES
+from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
+from will_it_fit.hours.step_time import speed_of
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.serving.vllm import NEWEST, NON_TORCH_BYTES, Range, Server, merging_bytes, release, sending_bytes
+from will_it_fit.tracing.cycle_time import CycleTime, cycle_time
 
 TRAINER, SERVER = "trainer", "server"  # the cards
 # The trainer's phases by the trace's names, in a cycle's order.
@@ -64,12 +67,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class Cycle:
-    """All phases of a cycle, and what a server's cache holds; ``server`` is None without vLLM."""
+    """All phases of a cycle, and what a server's cache holds; ``server`` is None without vLLM.
+
+    ``time``: None where the trace was not timed on the card.
+    """
 
     scenario: Scenario
     gpu: Gpu
     phases: tuple[Phase, ...]
     server: Server | None
+    time: CycleTime | None = None
 
     @property
     def peak(self) -> Phase:
@@ -114,6 +121,7 @@ class Cycle:
             "required_bytes": self.peak.most_bytes,
             "usable_bytes": self.usable_bytes,
             "fits": self.fits,
+            "time": self.time.to_mapping() if self.time else None,
         }
         if self.server:
             rows, server = self.scenario.sequence_length, self.server
@@ -172,7 +180,10 @@ def cycle(scenario: Scenario, trace: Mapping[str, Any], gpu: Gpu) -> Cycle:
     server = server_of(scenario, gpu, trace["parameters"])
     if server is not None:
         _refuse_a_start(scenario, gpu, server, trace["phases"]["load"])
-    return Cycle(scenario, gpu, tuple(_phases(scenario, trace, gpu, server)), server)
+    time, speed, seconds = None, speed_of(gpu.name), trace.get("phase_seconds")
+    if speed and seconds:
+        time = cycle_time(scenario, seconds, speed, server, gpu.capability or DEFAULT_CAPABILITY)
+    return Cycle(scenario, gpu, tuple(_phases(scenario, trace, gpu, server)), server, time)
 
 
 def _phases(scenario: Scenario, trace: Mapping[str, Any], gpu: Gpu, server: Server | None) -> Iterator[Phase]:

@@ -73,4 +73,6 @@ def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = F
     )
     if gpu:
         answer["time"] = answer.pop("times")[gpu.name]
+        if "phase_seconds" in answer:
+            answer["phase_seconds"] = answer["phase_seconds"].get(gpu.name)
     return Traced(scenario, answer, capability, versions())

@@ -110,7 +110,7 @@ def machine_in_place(
         with kernels_in_place(scenario, packages) as kernels:
             yield kernels
         return
-    card = _asked_card(scenario, capability)
+    card = replace(_asked_card(scenario, capability), platform=scenario.platform)
     for name in (name for name, way in packages.items() if way == PACKAGE):
         _heard.setdefault(name, card.name if KERNEL_PACKAGES[name] not in sys.modules else "no card")
     try:

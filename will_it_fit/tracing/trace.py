@@ -79,7 +79,9 @@ def trace(
         See :class:`~will_it_fit.engine.report.Report`; also ``attention``, the kernel that runs (eager where the
         architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``,
         ``host_copy_bytes`` while it loads (for one GPU) and ``target``; with ``timed_on`` also ``times``, by name a
-        :class:`~will_it_fit.hours.step_time.StepTime` or None where the card's speed is not known.
+        :class:`~will_it_fit.hours.step_time.StepTime` or None where the card's speed is not known. A step that
+        generates has ``phase_seconds`` instead, by name what :func:`will_it_fit.tracing.cycle_time.trainer_seconds`
+        gives.
 
     Raises
     ------
@@ -115,6 +117,8 @@ def trace(
     add_kernels(answer, scenario, kernels, capability, peaks)
     if timed_on:
         answer["times"] = _times(scenario, [each.costs for _, each in followed], timed_on)
+    if timed_on and scenario.aim.generates and report.costs:
+        answer["phase_seconds"] = _phase_seconds(scenario, report.costs, timed_on)
     return answer
 
 
@@ -143,6 +147,17 @@ def _times(
         for time in filter(None, times.values()):
             time |= {"basis": f"{time['basis']}; without the compiler"}
     return times
+
+
+def _phase_seconds(
+    scenario: Scenario, costs: CostRecorder, timed_on: Mapping[str, Speed | None]
+) -> dict[str, dict[str, float]]:
+    """What the phases of a trainer that generates take on the cards whose speed is known, by their names."""
+    from will_it_fit.step.reinforcement import Cycle
+    from will_it_fit.tracing.cycle_time import trainer_seconds
+
+    taken = Cycle.of(scenario, whole=False)
+    return {name: trainer_seconds(costs, speed, scenario, taken) for name, speed in timed_on.items() if speed}
 
 
 class Recorder:
@@ -270,7 +285,8 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
     from will_it_fit.step.objectives import build_trainer
 
     about: dict[str, Any] = {}
-    settings |= {"costs": False}  # of two updates, which a time of one can't be made of
+    if not scenario.aim.generates:  # of two updates, which a time of one can't be made of
+        settings |= {"costs": False}
     options = Options(
         target=target,
         expandable_segments=scenario.allocator.expandable_segments,

@@ -49,8 +49,8 @@ def test_the_planner_is_a_map_of_the_rows_that_were_traced_without_a_script(writ
     bars = [[float(width) for width in re.findall(r"width: ([\d.]+)%", row)] for row in re.findall("<tr.*", lora)]
     step = 100 / math.log2(end / 64)  # of a doubling, on the axis from 64 tokens to the longest row of all
     assert bars[1] == [pytest.approx(3 * step, abs=0.01), pytest.approx(step, abs=0.01)]
-    assert '<span class="fits" style="width: 0.00%">' in qlora and '<td class="number">none</td>' in qlora
-    assert page.count('<tr class="own">') == 3
+    assert '<i class="fits" style="width: 0.00%">' in qlora and '<td class="number">none</td>' in qlora
+    assert page.count('<tr class="chosen">') == 3
 
 
 @needs_browser

@@ -214,7 +214,7 @@ def test_the_largest_batch_is_one_that_is_confirmed(model, capsys) -> None:
     assert fits(rows) and not fits(rows + 1)
 
 
-@pytest.mark.parametrize("objective", ["dpo", "grpo"])
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
 def test_the_time_of_another_objective_has_its_own_reason(objective) -> None:
     scenario = Scenario.from_mapping({
         "model": TINY, "gpu": "rtx-4090", "objective": objective, "micro_batch": 8, "sequence_length": 64,
@@ -411,14 +411,16 @@ def test_a_difference_is_put_into_causes_that_make_as_much(model, capsys) -> Non
     assert "That explains it" in text
 
 
-def test_the_answer_in_python_is_typed_and_shows_itself(model) -> None:
+def test_the_answer_in_python_is_typed_and_shows_itself(model, capsys) -> None:
     answer = will_it_fit(model, gpu="t4", sequence_length=64, lora={"rank": 4})
     assert answer.fits and answer.required_bytes > answer.components["weights_4bit"] > 0
     assert answer.details["scenario"]["lora"]["rank"] == 4 and str(answer).startswith("FITS")
     assert "<b>FITS" in answer._repr_html_()
     tight = will_it_fit(model, gpu="0.55GiB", sequence_length=4096, micro_batch=8, method="lora")
     assert tight.fits is False and tight.headroom_bytes < 0
-    assert tight.suggestions[0].command.startswith("will-it-fit ")
+    program, *words = shlex.split(tight.suggestions[0].command)
+    status, _ = run(capsys, *words)
+    assert program == "will-it-fit" and status == 0, "the command has the whole question, changed"
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,17 @@ def test_the_exit_status_follows_the_rule(repository, capsys) -> None:
     assert status == 0 and "fits now" in out and " less " in out
 
 
+def test_a_card_that_only_the_later_version_names_is_no_change_of_the_verdict(repository, capsys) -> None:
+    step = {"model": "./small.json", "method": "lora", "sequence_length": 256}
+    commit("configs/step.yml", step)
+    commit("configs/step.yml", step | {"gpu": "8GiB"})
+    _, out = answered(capsys, "main~1", "main", "--file", "configs/step.yml")
+    assert ": it fits on a GPU of 8 GiB" in out and "fits now" not in out
+    commit("configs/step.yml", step | {"gpu": "0.3GiB"})
+    _, out = answered(capsys, "main~1", "main", "--file", "configs/step.yml")
+    assert ": it does not fit on" in out and "fit, as before" not in out and "no longer" not in out
+
+
 def test_the_working_tree_is_compared_without_a_head_and_nothing_changed_is_said(repository, capsys) -> None:
     status, out = answered(capsys, "main", "--file", "configs/train.yml")
     assert status == 0 and "takes as much as before" in out

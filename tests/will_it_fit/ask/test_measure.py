@@ -99,6 +99,15 @@ def test_a_record_becomes_a_row_and_later_answers_name_it(own: Path, capsys) -> 
     assert row.id in json.loads(capsys.readouterr().out)["evidence"]["rows"]
 
 
+def test_what_the_card_held_beside_the_allocator_is_counted_when_it_is_written(capsys) -> None:
+    main([*STEP, "--measured", kept(RECORD)])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("write `gpu: "))
+    assert "`gpu: {name: rtx-4080, context_mib: 382}`" in line
+    setting = line.partition('--gpu "')[2].partition('"')[0]
+    assert main([*STEP, "--gpu", setting]) == 0
+    assert "has 15.23 GiB usable" in capsys.readouterr().out and "15.23 GiB are usable then" in line
+
+
 def test_a_peak_that_was_larger_is_explained_and_fails(capsys) -> None:
     updates = [{**one, "allocated_bytes": 2 * one["allocated_bytes"]} for one in RECORD["updates"]]
     assert main([*STEP, "--measured", kept(RECORD | {"updates": updates})]) == 1

@@ -329,3 +329,17 @@ def test_every_card_says_where_its_size_comes_from() -> None:
     for name, card in cards.items():
         assert card.name == name and card.total_source and card.usable_bytes > 0
         assert not card.pool_bytes or card.system_source.startswith("assumed")
+
+
+def test_what_your_card_holds_beside_the_allocator_can_be_said() -> None:
+    card = find("{name: rtx4090, context_mib: 530}")
+    assert card.usable_bytes == find("rtx-4090").total_bytes - 530 * MIB and card.context_source == "as given"
+    assert card.setting == {"name": "rtx-4090", "context_mib": 530} and find(card.setting) == card
+    several = find({"name": "2x3090", "context_mib": 300.5})
+    assert (several.count, several.context_bytes) == (2, int(300.5 * MIB)) and find(several.setting) == several
+    assert find({"vram_gib": 24, "context_mib": 0}).usable_bytes == 24 * GIB
+    with pytest.raises(UserError, match="leaves nothing of Tesla T4") as caught:
+        find({"name": "t4", "context_mib": 16_000})
+    assert "context_mib: 530" in caught.value.write
+    with pytest.raises(UserError, match="context_mib"):
+        find({"name": "t4", "context_mib": -1})

@@ -11,9 +11,10 @@ import pytest
 
 from will_it_fit.ask.command import parse
 from will_it_fit.ask.question import Options, Question, question
+from will_it_fit.cards.gpus import find
 from will_it_fit.common.errors import UserError
 from will_it_fit.evidence.measured import UNREAD, Kinds, MeasuredStep, kinds_of, measured_steps, published, read, write
-from will_it_fit.evidence.nearest import evidence, nearest, time_shares
+from will_it_fit.evidence.nearest import evidence, nearest, program_evidence, time_shares
 from will_it_fit.scenario.scenario import Scenario
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "evidence.md"
@@ -139,3 +140,13 @@ def test_a_card_or_a_kind_without_measured_times_has_no_range() -> None:
     assert time_shares("v100-16gb", None) is None  # an encoder was
     assert time_shares("a100-80gb", Scenario.from_mapping(step | {"compile": "layers"})) is None
     assert time_shares("a100-40gb", None) == time_shares("a100-80gb", None)
+
+
+@pytest.mark.parametrize(("gpus", "compiled", "card", "said"), [
+    (8, True, "h100-80gb", r"Like 16 measured runs on an H100 80GB HBM3 \(full fine-tuning, modded-nanogpt\): "),
+    (8, False, "h100-80gb", r"No measured program resembles this one: compile no \(measured: model\)"),
+    (1, True, "a100-80gb", r"No measured program resembles this one: one GPU \(measured: ddp on 8 GPUs\); "),
+])  # fmt: skip
+def test_a_program_is_like_the_programs_that_were_run_whole(gpus, compiled, card, said):
+    """What it trains is not known; the rows of scenarios say nothing of it."""
+    assert re.match(said, program_evidence(gpus, compiled, find(card)).text(("allocated", "reserved")))

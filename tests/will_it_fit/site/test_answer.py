@@ -79,6 +79,19 @@ def test_every_gpu_and_the_longest_rows_agree_with_the_answer() -> None:
     assert ask(micro_batch=4, sequence_length=longest["may_fit"] + 64)["state"] == "too-large"
 
 
+def test_each_method_has_its_peak_and_the_smallest_card_that_should_hold_it() -> None:
+    rows = {row["method"]: row for row in ask(ask="methods")["methods"]}
+    assert list(rows) == ["full", "lora", "qlora"] and [row["chosen"] for row in rows.values()] == [False, False, True]
+    for method, row in rows.items():
+        assert row["peak"] in ask(method=method)["verdict"] or row["state"] == "close"
+        cards = {card["name"]: card for card in ask(ask="gpus", method=method, gpu="")["gpus"]}
+        least = cards[row["least"]["name"]]
+        holding = [float(card["usable"].split()[0]) for card in cards.values() if card["state"] == "fits"]
+        assert least["state"] == "fits" and float(least["usable"].split()[0]) == min(holding)
+    assert ask(ask="methods", model="llama-3.1-70b")["methods"][0]["least"] is None
+    assert ask(ask="methods", gpu="")["methods"][0]["state"] == "size"
+
+
 def test_what_is_not_described_is_counted_as_what_comes_nearest_and_says_so() -> None:
     found = ask(settings={"gradient_checkpointing": "reentrant"})
     assert found["state"] == "unknown" and found["answer"]["analytic"] is None

@@ -67,6 +67,19 @@ def test_a_compiled_scenario_is_followed(how, method):
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+def test_a_compiled_step_on_windows_has_no_flash_attention():
+    """The difference is that of the eager step: the scores of grouped keys, which nothing fuses."""
+    peaks = [
+        trace(scenario(compile=how, method="full", sequence_length=512, platform=platform), timeline=False)[
+            "peak_allocated_bytes"
+        ]
+        for how in ("none", "layers")
+        for platform in ("linux", "windows")
+    ]
+    assert peaks[1] > peaks[0] and peaks[3] > peaks[2]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_a_compiled_step_has_a_time_and_is_faster():
     """A larger model than the other tests': of a tiny one the CPU's launches are all that takes time."""
     wide = DECODERS["qwen2"] | {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 2}

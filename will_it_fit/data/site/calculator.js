@@ -2,6 +2,7 @@
 // Nothing is computed here. The address (#...) holds the whole choice.
 const $ = (id) => document.getElementById(id);
 const { made, swatch } = drawing; // of drawing.js
+const LATER = ["methods-block", "border-block", "cards-block"]; // what details() fills
 const { content, dataset: { wait } } = document.querySelector("meta[name=hub]");
 const HUB = content.replace(/\/$/, "");
 const ROWS = JSON.parse($("first").textContent).rows; // micro-batches whose longest rows are shown
@@ -145,6 +146,8 @@ async function details(chosen, mine, found) {
   if (mine === latest) await showChanges(changes, chosen);
   const { others } = await asked("others");
   if (mine === latest) showRead([...found.added, ...found.read, ...others]);
+  const { methods = [] } = await asked("methods");
+  if (mine === latest) showMethods(methods);
   const { gpus = [] } = await asked("gpus");
   if (mine === latest) showCards(gpus, found.answer.gpu?.name);
   const bands = [];
@@ -207,8 +210,8 @@ function show(found) {
   $("command").textContent = found.command;
   $("yaml").textContent = found.yaml;
   showRead([...found.added, ...found.read]);
-  for (const id of ["parts-block", "border-block", "cards-block"]) $(id).hidden = !found.peak_bytes;
-  for (const id of ["border-block", "cards-block"]) $(id).classList.add("old"); // until details() has the new ones
+  for (const id of ["parts-block", ...LATER]) $(id).hidden = !found.peak_bytes;
+  for (const id of LATER) $(id).classList.add("old"); // until details() has the new ones
   $("changes-block").hidden = true; // details() shows it again
   $("assumed").textContent = Object.entries(found.assumed).map(([name, value]) => `${name}: ${value}`).join("; ") ||
     "nothing: the file decides all of it";
@@ -249,6 +252,17 @@ function showParts({ parts, peak_bytes: peak, answer: { gpu } }) {
 
 const STATES = { fits: "should fit", close: "too close to call", "too-large": "does not fit" };
 
+function showMethods(methods) {
+  $("methods-block").hidden = methods.length < 2;
+  $("methods-block").classList.remove("old");
+  $("methods").tBodies[0].replaceChildren(...methods.map(({ method, peak, state, least, chosen }) => made("tr", [
+    made("td", [chosen ? method : drawing.chooser(method, () => choose({ method })), " ",
+      made("span", STATES[state] ?? "", { className: "note word" })]),
+    made("td", peak, { className: "number" }),
+    made("td", least ? [drawing.chooser(least.title, () => choose({ gpu: least.name, method })), ` ${least.usable}`] : "none alone"),
+  ], { className: `${state}${chosen ? " chosen" : ""}` })));
+}
+
 function showCards(cards, chosen) {
   $("cards-block").hidden = !cards.length;
   $("cards-block").classList.remove("old");
@@ -266,7 +280,7 @@ function showBorder(bands, { sequence_length: length, micro_batch: rows }) {
   drawing.borderTable($("longest").tBodies[0], shown);
 }
 
-const FIELD = { gpu: "gpu", length: "sequence_length", rows: "micro_batch" }; // of the form's inputs
+const FIELD = { gpu: "gpu", length: "sequence_length", rows: "micro_batch", method: "method" }; // of the form's inputs
 
 function choose(fields) {
   for (const [id, value] of Object.entries(fields)) $(id).value = value, over.push(FIELD[id]);
@@ -323,7 +337,7 @@ if (!linked) { // the answer to what stands in the form, made with the page
   show(first);
   showRead([...first.added, ...first.read, ...first.others]);
   for (const draw of [ // one after the other, so that the page answers a finger in between
-    () => showCards(first.gpus, first.answer.gpu.name), () => showBorder(first.longest, first.answer.scenario),
+    () => showMethods(first.methods), () => showCards(first.gpus, first.answer.gpu.name), () => showBorder(first.longest, first.answer.scenario),
   ]) {
     await new Promise((done) => setTimeout(done));
     draw();

@@ -117,5 +117,5 @@ const drawing = (() => {
     ])));
   }
 
-  return { made, styled, swatch, bar, legend, cards, border, borderTable };
+  return { made, styled, swatch, chooser, bar, legend, cards, border, borderTable };
 })();
