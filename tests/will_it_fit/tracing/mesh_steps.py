@@ -35,6 +35,7 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gpipe": (PIPELINE | {"schedule": "gpipe"}, {"gradient_accumulation": 4, "model": LAYERS}),
     "interleaved": (PIPELINE | {"schedule": "interleaved"}, {"gradient_accumulation": 4, "model": LAYERS}),
     "zero bubble": (PIPELINE | {"schedule": "zero_bubble"}, {"gradient_accumulation": 4, "model": LAYERS}),
+    "uneven stages": (PIPELINE | {"stage_layers": [3, 1]}, {"gradient_accumulation": 4, "model": LAYERS}),
     "expert": ({"expert": 2}, {"model": EXPERTS}),
     "fsdp2 x tensor": ({"gpus": 4, "tensor": 2}, {}),
     "replicate": ({"gpus": 4, "replicate": 2}, LORA),
