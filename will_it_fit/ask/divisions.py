@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from will_it_fit.ask.question import Question
+from will_it_fit.ask.several_gpus_text import exchange_lines
 from will_it_fit.ask.text import card, step_line
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import gib, yaml_text
@@ -61,18 +62,6 @@ def print_fewest(asked: Question, watch: Callable[..., None], as_json: bool) -> 
     print(f"write: {_write(one)}")
     print(*_left_out(found), sep="\n")
     return 0
-
-
-def exchange_lines(exchanges: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a GPU exchanges in a step, a line for each group that talks."""
-    lines = []
-    for row in exchanges:
-        where = "in a node" if row["on_node"] == row["gpus"] else f"{row['on_node']} in a node, over the network"
-        lines.append(
-            f"  {row['axis']}, {row['gpus']} GPUs, {where}: {row['sent_bytes'] / 1e9:,.2f} GB sent by each in"
-            f" {row['collectives']:,} collectives, {row['seconds']:.3g} s"
-        )
-    return ["exchanged in a step:", *lines] if lines else []
 
 
 def _left_out(found: Mapping[str, Any]) -> Iterator[str]:
