@@ -29,5 +29,5 @@ def checkpoint_lines(answer: Mapping[str, Any]) -> list[str]:
         f"saving a full state dict: {gib(found['saved_bytes'])} on rank 0's host, {gib(found['saving_gpu_bytes'])} more"
         f" on each GPU; without cpu_offload {gib(found['saving_on_gpu_bytes'])} more on each GPU",
         f"loading: {gib(found['loading_host_bytes'])} of each process, or of rank 0 alone with"
-        f" cpu_ram_efficient_loading; {gib(found['file_pages_bytes'])} of file pages on each host, which can be dropped",
+        f" cpu_ram_efficient_loading; {gib(found['file_pages_bytes'])} of file pages on each host, which may go",
     ]

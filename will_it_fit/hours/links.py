@@ -9,13 +9,13 @@ That share was measured inside a node (config/gpus.yaml, ``speed_shares``).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from will_it_fit.engine.collectives import POINT_TO_POINT, kind_of
 
 if TYPE_CHECKING:
     from will_it_fit.engine.costs import CostRecorder, Operator
-    from will_it_fit.hours.step_time import Speed
 
 # What libraries call the dimensions of their meshes: transformers 5.24, accelerate 1.15, PyTorch's FSDP2.
 AXES_OF = {
@@ -34,14 +34,30 @@ AXES_OF = {
 }
 
 
-def collective_seconds(operator: Operator, speed: Speed) -> float:
+@dataclass(frozen=True)
+class Links:
+    """What a GPU sends to others, as is reached, one way.
+
+    Attributes
+    ----------
+    node_bytes_per_second, network_bytes_per_second
+        To GPUs of its node; to those of other nodes.
+    gpus_per_node
+        How many GPUs share a node; ranks fill one node after the other.
+    """
+
+    node_bytes_per_second: float
+    network_bytes_per_second: float
+    gpus_per_node: int
+
+
+def collective_seconds(operator: Operator, links: Links) -> float:
     """Seconds of a collective, send or receipt, by the group that it connects and where that group's GPUs are."""
-    link = speed.link_bytes_per_second * speed.link
-    network = speed.network_bytes_per_second * speed.link
+    link, network = links.node_bytes_per_second, links.network_bytes_per_second
     group, sent = operator.group, operator.moved_bytes
     if group is None:
         return sent / link
-    near = group.on_one_node(speed.gpus_per_node)
+    near = group.on_one_node(links.gpus_per_node)
     if near == group.size:
         return sent / link
     kind = kind_of(operator.name)
@@ -54,7 +70,7 @@ def collective_seconds(operator: Operator, speed: Speed) -> float:
 
 
 def exchanges(
-    costs: CostRecorder, speed: Speed, micro_batch: CostRecorder | None = None, left_out: int = 0
+    costs: CostRecorder, links: Links, micro_batch: CostRecorder | None = None, left_out: int = 0
 ) -> list[dict[str, Any]]:
     """What a GPU exchanges in a step, a row for each group that talks, the longest first.
 
@@ -81,7 +97,7 @@ def exchanges(
                 {
                     "axis": AXES_OF.get(name, name),
                     "gpus": size,
-                    "on_node": operator.group.on_one_node(speed.gpus_per_node),
+                    "on_node": operator.group.on_one_node(links.gpus_per_node),
                     "collectives": 0,
                     "sent_bytes": 0.0,
                     "seconds": 0.0,
@@ -89,7 +105,7 @@ def exchanges(
             )
             row["collectives"] += times
             row["sent_bytes"] += times * operator.moved_bytes
-            row["seconds"] += times * collective_seconds(operator, speed)
+            row["seconds"] += times * collective_seconds(operator, links)
     for row in rows.values():
         row["sent_bytes"] = round(row["sent_bytes"])
     return sorted(rows.values(), key=lambda row: -row["seconds"])

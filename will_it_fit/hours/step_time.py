@@ -25,7 +25,7 @@ from will_it_fit.cards.gpus import CATALOGUE, Gpu, find
 from will_it_fit.common.files import read_yaml
 from will_it_fit.evidence.nearest import TimeShares, time_shares
 from will_it_fit.hours.cpu import Cpu
-from will_it_fit.hours.links import collective_seconds, exchanges
+from will_it_fit.hours.links import Links, collective_seconds, exchanges
 from will_it_fit.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -111,6 +111,12 @@ class Speed:
     measured: TimeShares | None = None
     gpus_per_node: int = 8
     network_bytes_per_second: float = 12.5e9
+
+    @property
+    def links(self) -> Links:
+        """What is reached of the links to other GPUs: one share inside a node and between nodes."""
+        reached = self.link_bytes_per_second * self.link, self.network_bytes_per_second * self.link
+        return Links(*reached, self.gpus_per_node)
 
 
 def speed_of(name: str, scenario: Scenario | None = None) -> Speed | None:
@@ -247,7 +253,7 @@ def step_time(
         basis=speed.basis,
         warnings=list(_slow_dtypes(costs, speed)),
         seconds_per_micro_batch=micro_batch,
-        exchanges=[] if isinstance(speed, Cpu) else exchanges(costs, speed, one, micro_batches_left_out),
+        exchanges=[] if isinstance(speed, Cpu) else exchanges(costs, speed.links, one, micro_batches_left_out),
     )
 
 
@@ -296,7 +302,7 @@ def simulate(costs: CostRecorder, speed: Speed | Cpu) -> tuple[float, dict[str, 
 def kernel_time(operator: Operator, speed: Speed) -> tuple[float, str]:
     """Seconds of a kernel on the GPU, and what limits it, a key of :data:`LIMITS`."""
     if operator.kind == "collectives":
-        return collective_seconds(operator, speed), "collectives"
+        return collective_seconds(operator, speed.links), "collectives"
     bandwidth = speed.memory_bytes_per_second * speed.memory
     if operator.bytes < speed.cache_bytes:
         bandwidth *= speed.cached

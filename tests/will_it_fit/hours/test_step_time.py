@@ -151,7 +151,7 @@ NODES = replace(CARD, link_bytes_per_second=400e9, network_bytes_per_second=50e9
 )
 def test_a_collective_takes_what_its_group_and_the_links_between_them_say(name, ranks, seconds):
     operator = Operator(name, COLLECTIVE, "", 0, 8 * 10**9, group=Group("tp", tuple(ranks)))
-    assert collective_seconds(operator, NODES) == pytest.approx(seconds)
+    assert collective_seconds(operator, NODES.links) == pytest.approx(seconds)
 
 
 def test_what_is_exchanged_is_said_by_the_group_that_talks():
