@@ -268,7 +268,7 @@ def _slow_dtypes(costs: CostRecorder, speed: Speed) -> Iterator[str]:
 
 
 def simulate(costs: CostRecorder, speed: Speed | Cpu) -> tuple[float, dict[str, float]]:
-    """Seconds of a step, and the GPU's seconds on the computing stream by what limits each kernel."""
+    """Seconds of a step, and the GPU's seconds on the computing stream by what limits each kernel, or is waited for."""
     if isinstance(speed, Cpu):
         return speed.simulate(costs)
     timed = [kernel_time(operator, speed) for operator in costs.operators]
@@ -287,6 +287,8 @@ def simulate(costs: CostRecorder, speed: Speed | Cpu) -> tuple[float, dict[str, 
             if waiter is None:
                 cpu = max(cpu, end)
             else:
+                if waiter == 0:  # what others send is not there yet
+                    busy["collectives"] += max(end - max(cpu, free[0]), 0.0)
                 free[waiter] = max(free.get(waiter, 0.0), end)
         seconds, limit = timed[index]
         cpu += launch[index]

@@ -25,6 +25,7 @@ TRACED = 5  # ways beside each other; as many again, the smallest first, where n
 TRACED_TO_SUGGEST = 3
 TRACED_OF_COUNT = 2  # ways on each number of GPUs that `fewest` looks at
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # of GPUs that `fewest` looks at: whole machines beyond eight
+NEAR = 1.05  # a pipeline whose layers were moved is traced where it may need so many times what a GPU has
 _STATES = {"adamw": 2, "adamw_fused": 2}  # optimizers whose states are known: of the weights' dtype, by weight
 # For the order alone, where the catalogue has no speed: an H100's dense bf16 products and its NVLink, a second.
 _FLOPS, _LINK = 989e12, 450e9
@@ -301,7 +302,9 @@ class _Search:
             return None
         division, ranks = traced
         self.found.append(division)
-        even = evened(step, ranks) if step.parallel.pipeline > 1 and step.parallel.stage_layers is None else None
+        even = None
+        if step.parallel.pipeline > 1 and step.parallel.stage_layers is None:
+            even = evened(step, ranks, most_bytes=None if division.fits else NEAR * self._gpu.usable_bytes)
         if even and (better := _traced(even, self._gpu)) and better[0].required_bytes < division.required_bytes:
             self.found.append(better[0])
         return division
@@ -315,10 +318,11 @@ class _Search:
         return list(steps[most:])
 
 
-def evened(step: Scenario, ranks: Sequence[Mapping[str, Any]]) -> Scenario | None:
+def evened(step: Scenario, ranks: Sequence[Mapping[str, Any]], most_bytes: float | None = None) -> Scenario | None:
     """A pipeline's step with layers moved from the stage that needs most; None: no layer moves.
 
-    ``ranks``: of the even step's trace, a row for each stage. What a layer takes is roughly its share of the
+    ``ranks``: of the even step's trace, a row for each stage. ``most_bytes``: None too where a stage would need more.
+    What a layer takes is roughly its share of the
     parameters, with gradients and states, and its inputs of the micro-batches in flight. So the answer is for tracing.
     """
     mesh, width = step.parallel, 4 if step.weight_precision == "fp32" else 2
@@ -340,7 +344,7 @@ def evened(step: Scenario, ranks: Sequence[Mapping[str, Any]]) -> Scenario | Non
         for stage, by in ((most, -1), (least, 1)):
             given[stage] += by
             needs[stage] += by * each[stage]
-    if tuple(given) == mesh.layers_of_stages(layers):
+    if tuple(given) == mesh.layers_of_stages(layers) or (most_bytes and max(needs) > most_bytes):
         return None
     return step.changed(parallel={**asdict(mesh), "stage_layers": given})
 

@@ -42,6 +42,7 @@ Stepped = Callable[[Scenario, Callable[[Record], bool] | None], Traced]
 SHALLOW = range(3)  # periods that the shallow models have more than the first of them
 _FILLING = 4  # micro-batches beyond those that fill a pipeline, until they repeat
 WORTH = 0.65  # of the layers: composing pays if the shallow models have fewer together
+_WORTH_OF_STAGES = 0.8  # the same of a pipeline's stage, which takes many micro-batches
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,13 @@ class Depths:
 class StageDepths(Depths):
     """The same of the stages that one of a pipeline's GPUs has, in a model whose layers are all alike.
 
-    ``whole`` are the layers of the smallest of its ``own`` stages; the others lose as many. Other GPUs' stages have a
-    layer each: what they hold does not matter here.
+    ``whole`` are the layers of the smallest of its ``own`` stages; the others lose as many. Other GPUs' have one each.
     """
 
     own: tuple[int, ...] = ()
+
+    def pays(self, often: bool) -> bool:
+        return sum(self.shallow) <= max(_WORTH_OF_STAGES, WORTH) * self.whole and self.shallow[-1] <= self.whole
 
     def beyond(self, scenario: Scenario) -> Fraction:
         """The same of the whole model: layers of other GPUs' stages too."""
@@ -352,7 +355,7 @@ class Composed:
         if plan is None:
             return None
         with suppress(UserError, Unlike):
-            traced = partial(self._second_steps.traced if self._often else _whole, stepped)
+            traced = partial(self._second_steps.traced, stepped) if self._often else lambda each: stepped(each, None)
             shorter, few = traced(plan.at(scenario, plan.shallow[0]))
             between = self._between(scenario, shorter, few)
             longer, many = between or traced(plan.at(scenario, plan.shallow[1]))
@@ -393,10 +396,6 @@ class Composed:
             with suppress(Unlike):
                 return Composer(shorter, longer, proven)
         return None
-
-
-def _whole(stepped: Stepped, shallow: Scenario) -> Traced:
-    return stepped(shallow, None)
 
 
 class SecondSteps:

@@ -55,7 +55,9 @@ def test_streams_run_beside_each_other_unless_one_waits():
     beside = launches((SENT, 1), (SLOW, 0))
     assert simulate(beside, CARD)[0] == pytest.approx(2 + 10)
     waiting = launches((SENT, 1), (SLOW, 0), waits=[(1, 0, 1, 1)])
-    assert simulate(waiting, CARD)[0] == pytest.approx(1 + 5 + 10)
+    seconds, busy = simulate(waiting, CARD)
+    assert seconds == pytest.approx(1 + 5 + 10)
+    assert busy["collectives"] == pytest.approx(5) and busy["memory"] == pytest.approx(10)
 
 
 def test_the_program_may_wait_for_a_stream():
