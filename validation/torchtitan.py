@@ -1,211 +1,282 @@
-"""torchtitan's Llama 3.1 8B under FSDP2, as ``docs/performance.md`` of its commit 9dec370 measured it.
+"""torchtitan's training of Llama 3.1 as its pages measured it: its parallelisms, on a simulated group of H100.
 
-Written from its settings, not run from its code: fp32 weights gathered in bf16, gradients exchanged in fp32, RMSNorm in
-fp32, selective checkpointing by operator (attention and every second matrix product are kept), logits in fp32, AdamW.
-Each GPU makes its share of the weights itself, so that nothing has to come from the host. Without the compiler, or with
-each layer compiled, as its ``--training.compile`` does:
+Written from its settings at commit 9dec370, not run from its code: fp32 weights gathered in bf16 or, with float8, in 8
+bits; gradients exchanged in fp32; AdamW; and its plans for tensor, sequence and loss parallel, context parallel and
+pipelines, in the order in which it applies them. Each GPU makes its share of the weights itself, so that nothing has to
+come from the host. With the compiler each layer is compiled, as its ``--training.compile`` does:
 
-    python -m validation.torchtitan 8 128      # the compiled rows; needs requirements-kernels.txt
+    python -m validation.torchtitan 8 128      # the compiled rows of 8 and 128 GPUs; needs requirements-kernels.txt
 """
 
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed import init_device_mesh
+from torch.distributed import DeviceMesh, init_device_mesh, pipelining
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn import functional
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
-from torch.utils.flop_counter import register_flop_formula
 
-from will_it_fit.engine import cuda_rules
+from validation.torchtitan_llama import LLAMAS, Llama, Sizes, selective
 from will_it_fit.engine.card import H100
-from will_it_fit.engine.costs import BACKWARD_ATTENTION
 from will_it_fit.engine.fake_group import fake_group
 from will_it_fit.engine.report import Report
 from will_it_fit.engine.simulation import simulated
 from will_it_fit.engine.trace import Options, trace_step
 from will_it_fit.scenario.scenario import Scenario
 
-# --- attention as one operator, which the policy of checkpointing can name; shapes: batch, heads, tokens, head size ---
+AXES = ("pipeline", "shard", "context", "tensor")  # a mesh's axes, from the outermost to the innermost
 
 
-@torch.library.custom_op("securecli::flash", mutates_args=())
-def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    raise NotImplementedError("on `meta` alone")
+@dataclass(frozen=True)
+class Training:
+    """One run: a model, a mesh, and what its command says.
+
+    Attributes
+    ----------
+    rows, tokens
+        Of a GPU's step, before context parallel divides the tokens; a pipeline cuts the rows into micro-batches.
+    batches
+        How many of them; by default as many as the pipeline is long.
+    compiled_loss
+        ``--training.compile`` of 2025 compiles the loss too.
+    """
+
+    sizes: Sizes
+    rows: int
+    tokens: int = 8192
+    shard: int = 1
+    tensor: int = 1
+    context: int = 1
+    pipeline: int = 1
+    interleaved: bool = False
+    batches: int = 0
+    selective: bool = False
+    compiled: bool = False
+    compiled_loss: bool = False
+    float8: bool = False
+    expandable: bool = False
+
+    @property
+    def gpus(self) -> int:
+        """All places of the mesh."""
+        return self.shard * self.tensor * self.context * self.pipeline
+
+    @property
+    def stages(self) -> int:
+        """Of the pipeline."""
+        return self.pipeline * (2 if self.interleaved else 1)
 
 
-@_flash.register_fake
-def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return _like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
+# --- dividing a model, in torchtitan's order --------------------------------------------------------------------------
 
 
-@torch.library.custom_op("securecli::flash_backward", mutates_args=())
-def _flash_backward(
-    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    raise NotImplementedError("on `meta` alone")
+def _mesh(training: Training) -> DeviceMesh:
+    sizes = {axis: getattr(training, axis) for axis in AXES if getattr(training, axis) > 1}
+    mesh = init_device_mesh("meta", tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+    if shared := tuple(axis for axis in ("shard", "context") if axis in sizes):
+        mesh[shared]._flatten("sharded")
+    return mesh
 
 
-@_flash_backward.register_fake
-def _(
-    grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    batch, heads, tokens, head = query.shape
-    padded, wide = cuda_rules.flash_padding(tokens, head)
-    rows = query.new_empty((batch, heads, padded), dtype=torch.float32)
-    sums = query.new_empty((batch, padded, heads, wide), dtype=torch.float32)
-    return _like(query), _like(key), _like(value), rows, sums
+def _in_float8(model: nn.Module, gathered: bool) -> None:
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    config = Float8LinearConfig(enable_fsdp_float8_all_gather=gathered)
+    convert_to_float8_training(model, config=config, module_filter_fn=lambda _, name: name != "head")
 
 
-_flash.one_kernel = _flash_backward.one_kernel = True  # where a card is simulated, their shapes are all that runs
+def _divide_matrices(model: Llama, mesh: DeviceMesh, float8: bool) -> None:
+    """Tensor, sequence and loss parallel; with float8 what is gathered is cast before."""
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor import parallel as plans
 
+    ends = {
+        "embedding": plans.RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
+        "norm": plans.SequenceParallel(),
+        "head": plans.ColwiseParallel(input_layouts=Shard(1), output_layouts=Shard(-1), use_local_output=False),
+    }
+    present = {name: plan for name, plan in ends.items() if getattr(model, name) is not None}
+    plans.parallelize_module(model, mesh, present)
+    columns, rows, inputs = plans.ColwiseParallel, plans.RowwiseParallel, plans.PrepareModuleInput
+    if float8:
+        from torchao.float8 import float8_tensor_parallel as eight
 
-@register_flop_formula(torch.ops.securecli.flash)
-def _flash_flops(query: tuple[int, ...], key: tuple[int, ...], *_: Any, **__: Any) -> int:
-    return 2 * query[0] * query[1] * query[2] * key[2] * query[3]  # causal: half of two products
-
-
-@register_flop_formula(torch.ops.securecli.flash_backward)
-def _flash_backward_flops(_: Any, query: tuple[int, ...], key: tuple[int, ...], *__: Any, **___: Any) -> int:
-    return int(BACKWARD_ATTENTION * _flash_flops(query, key))
-
-
-def _like(tensor: torch.Tensor) -> torch.Tensor:
-    """The kernels' layout: batch, tokens, heads, head size."""
-    return tensor.new_empty(tensor.transpose(1, 2).shape).transpose(1, 2)
-
-
-def _backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor, ...]:
-    query, key, value, *_ = ctx.saved_tensors
-    return _flash_backward(grad.transpose(1, 2).contiguous().transpose(1, 2), query, key, value)[:3]
-
-
-_flash.register_autograd(_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs, *output))
-
-
-# --- the model --------------------------------------------------------------------------------------------------------
-
-
-class _Norm(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        wide = hidden.float()
-        scale = torch.rsqrt(torch.pow(wide, 2).mean(-1, keepdim=True).add_(1e-5))
-        return wide.mul(scale).type_as(hidden).mul(self.weight)
-
-
-class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int, key_heads: int) -> None:
-        super().__init__()
-        self.heads, self.key_heads, self.head = heads, key_heads, width // heads
-        self.query, self.out = (nn.Linear(width, width, bias=False) for _ in range(2))
-        self.key, self.value = (nn.Linear(width, key_heads * self.head, bias=False) for _ in range(2))
-
-    def forward(self, hidden: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-        batch, tokens, _ = hidden.shape
-        query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
-        query, key, value = (x.view(batch, tokens, -1, self.head) for x in (query, key, value))
-        query, key = (torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2)) for x in (query, key))
-        rotation = rotation[:tokens].view(1, tokens, 1, self.head // 2)
-        query, key = (torch.view_as_real(x * rotation).flatten(3).type_as(hidden) for x in (query, key))
-        key, value = (self._repeated(x) for x in (key, value))
-        mixed, _ = _flash(*(x.transpose(1, 2) for x in (query, key, value)))
-        return self.out(mixed.transpose(1, 2).contiguous().view(batch, tokens, -1))
-
-    def _repeated(self, x: torch.Tensor) -> torch.Tensor:
-        batch, tokens = x.shape[:2]
-        groups = x.unsqueeze(3).expand(batch, tokens, self.key_heads, self.heads // self.key_heads, self.head)
-        return groups.reshape(batch, tokens, self.heads, self.head)
-
-
-class _Layer(nn.Module):
-    def __init__(self, width: int, inner: int, heads: int, key_heads: int) -> None:
-        super().__init__()
-        self.attention, self.norm, self.norm_of_mlp = _Attention(width, heads, key_heads), _Norm(width), _Norm(width)
-        self.gate, self.up = (nn.Linear(width, inner, bias=False) for _ in range(2))
-        self.down = nn.Linear(inner, width, bias=False)
-
-    def forward(self, hidden: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-        hidden = hidden + self.attention(self.norm(hidden), rotation)
-        normed = self.norm_of_mlp(hidden)
-        return hidden + self.down(functional.silu(self.gate(normed)) * self.up(normed))
-
-
-class _Llama(nn.Module):
-    def __init__(self, scenario: Scenario) -> None:
-        super().__init__()
-        sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-        width, inner, heads, key_heads = (scenario.size(name) for name in sizes)
-        self.embedding = nn.Embedding(scenario.size("vocab_size"), width)
-        rotation = torch.empty(scenario.sequence_length, width // heads // 2, dtype=torch.complex64)
-        self.register_buffer("rotation", rotation, persistent=False)
-        self.layers = nn.ModuleList(
-            _Layer(width, inner, heads, key_heads) for _ in range(scenario.size("num_hidden_layers"))
-        )
-        self.norm, self.head = _Norm(width), nn.Linear(width, scenario.size("vocab_size"), bias=False)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        hidden = self.embedding(tokens)
-        for layer in self.layers:
-            hidden = layer(hidden, self.rotation)
-        return self.head(self.norm(hidden)).float()
-
-
-def _selective() -> Any:
-    """What checkpointing keeps: attention, and every second matrix product."""
-    products: dict[bool, int] = defaultdict(int)
-
-    def policy(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-        kept = operator is torch.ops.securecli.flash.default
-        if operator is torch.ops.aten.mm.default:
-            products[context.is_recompute] += 1
-            kept = products[context.is_recompute] % 2 == 1
-        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
-
-    return create_selective_checkpoint_contexts(policy)
-
-
-def step_of_torchtitan(scenario: Scenario, *, costs: bool = False, compiled: bool = False) -> Report:
-    """Trace its step on the GPUs that the scenario names, H100; ``compiled``: with each layer compiled."""
-    gpus = scenario.parallel.gpus
-    options_of_trace = Options(capability=(9, 0), costs=costs, compiled="follow" if compiled else "refuse")
-    with simulated(H100) if compiled else nullcontext(), fake_group(gpus):
-        with torch.device("meta"):
-            model = _Llama(scenario)
-            batch = torch.empty((2, scenario.micro_batch, scenario.sequence_length), dtype=torch.long)
-        options = {
-            "mesh": init_device_mesh("meta", (gpus,)),
-            "mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
+        columns, rows, inputs = eight.Float8ColwiseParallel, eight.Float8RowwiseParallel, eight.PrepareFloat8ModuleInput
+    for layer in model.layers:
+        layouts = {"input_layouts": (Shard(1), None), "desired_input_layouts": (Replicate(), None)}
+        plan = {
+            "norm": plans.SequenceParallel(),
+            "attention": inputs(**layouts),
+            "attention.out": rows(output_layouts=Shard(1)),
+            "norm_of_mlp": plans.SequenceParallel(),
+            "mlp": inputs(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),)),
+            "mlp.gate": columns(),
+            "mlp.up": columns(),
+            "mlp.down": rows(output_layouts=Shard(1)),
         }
-        last = len(model.layers) - 1
-        for index, layer in enumerate(model.layers):
-            layer = checkpoint_wrapper(layer, context_fn=_selective, preserve_rng_state=False)
-            layer = torch.compile(layer, fullgraph=True) if compiled else layer
-            model.layers[index] = fully_shard(layer, reshard_after_forward=index < last, **options)
-        fully_shard(model, **options)
-        optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+        plan |= {f"attention.{name}": columns() for name in ("query", "key", "value")}
+        plans.parallelize_module(layer, mesh, plan)
+
+
+def _prepared(model: Llama, training: Training, mesh: DeviceMesh) -> Llama:
+    """Divided, checkpointed, compiled and sharded."""
+    if training.tensor > 1:
+        _divide_matrices(model, mesh["tensor"], training.float8)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    options = {"mp_policy": policy}
+    if training.shard * training.context > 1:
+        options["mesh"] = mesh["sharded"]
+    last = len(model.layers) - 1
+    for index, layer in enumerate(model.layers):
+        chosen = {"context_fn": selective} if training.selective else {}
+        layer = checkpoint_wrapper(layer, preserve_rng_state=False, **chosen)
+        layer = torch.compile(layer, fullgraph=True) if training.compiled else layer
+        given_back = training.pipeline == 1 and index < last
+        model.layers[index] = fully_shard(layer, reshard_after_forward=given_back, **options)
+    fully_shard(model, reshard_after_forward=False, **options)  # FSDP2 of that time left a root gathered anyway
+    return model
+
+
+def _parts(training: Training, place: int) -> list[range]:
+    """The layers of each stage of a GPU: the first and the last stage have one less than others where some remain."""
+    each, more = divmod(training.sizes.layers, training.stages)
+    counts = [each + (0 < stage <= more) for stage in range(training.stages)]
+    ends = list(accumulate(counts[:-1]))
+    stages = [range(start, end) for start, end in zip([0, *ends], [*ends, training.sizes.layers], strict=True)]
+    return stages[place :: training.pipeline]
+
+
+# --- its step ---------------------------------------------------------------------------------------------------------
+
+
+def _loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(scores.flatten(0, 1).float(), labels.flatten(0, 1))
+
+
+@contextmanager
+def _around(training: Training, mesh: DeviceMesh, models: list[Llama], batch: list[torch.Tensor]) -> Any:
+    """Loss parallel with tensor parallel, and each GPU's part of the tokens with context parallel."""
+    from torch.distributed.tensor.experimental import context_parallel
+    from torch.distributed.tensor.parallel import loss_parallel
+
+    with ExitStack() as stack:
+        if training.tensor > 1:
+            stack.enter_context(loss_parallel())
+        if training.context > 1:
+            buffers = [*batch, *(model.rotation for model in models)]
+            places = [1] * len(batch) + [0] * len(models)
+            stack.enter_context(
+                context_parallel(
+                    mesh["context"], buffers=buffers, buffer_seq_dims=places, no_restore_buffers=set(batch)
+                )
+            )
+        yield
+
+
+def _clip(parameters: list[nn.Parameter], stages: DeviceMesh | None) -> None:
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters], foreach=True)
+    if stages is not None:
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm **= 2
+        torch.distributed.all_reduce(norm, group=stages.get_group())
+        norm **= 0.5
+    nn.utils.clip_grads_with_norm_(parameters, 1.0, norm, foreach=True)
+
+
+def _schedule(training: Training, models: list[Llama], mesh: DeviceMesh, place: int) -> Any:
+    group = mesh["pipeline"].get_group()
+    batches = training.batches or training.pipeline
+    tokens = training.tokens // training.context
+    shape = (training.rows // batches, tokens)
+    options = {"dtype": torch.bfloat16, "device": "meta", "requires_grad": True}
+    given = {
+        "tokens": torch.empty(shape, dtype=torch.long, device="meta"),
+        "hidden": torch.empty((shape[0], tokens // training.tensor, training.sizes.width), **options),
+        "scores": torch.empty((*shape, training.sizes.words // training.tensor), **options),
+    }
+    stages = []
+    for index, model in zip(range(place, training.stages, training.pipeline), models, strict=True):
+        last = index == training.stages - 1
+        stages.append(
+            pipelining.PipelineStage(
+                model,
+                index,
+                training.stages,
+                torch.device("meta"),
+                group=group,
+                input_args=given["hidden" if index else "tokens"],
+                output_args=given["scores" if last else "hidden"],
+            )
+        )
+    kind = pipelining.ScheduleInterleaved1F1B if training.interleaved else pipelining.Schedule1F1B
+    return kind(stages if training.interleaved else stages[0], batches, loss_fn=_loss)
+
+
+def trace(training: Training, place: int = 0, *, costs: bool = False) -> Report:
+    """Trace one GPU's step, on an H100; ``place``: of its stage in the pipeline."""
+    options = Options(
+        capability=(9, 0),
+        costs=costs,
+        compiled="follow" if training.compiled else "refuse",
+        expandable_segments=training.expandable,
+    )
+    rank = place * training.gpus // training.pipeline
+    card = simulated(H100) if training.compiled else nullcontext()
+    with card, fake_group(training.gpus, rank):
+        mesh = _mesh(training)
+        with torch.device("meta"):
+            build = partial(Llama, training.sizes, training.tokens, whole_attention=training.selective)
+            models = [build(part=part) for part in _parts(training, place)]
+            batch = torch.empty((2, training.rows, training.tokens), dtype=torch.long)
+        for model in models:
+            if training.float8:
+                _in_float8(model, gathered=training.shard * training.context > 1)
+            _prepared(model, training, mesh)
+        parameters = [parameter for model in models for parameter in model.parameters()]
+        whole = nn.ModuleList(models) if len(models) > 1 else models[0]
+        optimizer = torch.optim.AdamW(parameters, foreach=True)
+        schedule = _schedule(training, models, mesh, place) if training.pipeline > 1 else None
+        loss_of = torch.compile(_loss) if training.compiled_loss else _loss
 
         def step(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
             optimizer.zero_grad()
             inputs, labels = batch
-            logits = model(inputs)
-            loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(0, 1))
-            del logits
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            with _around(training, mesh, models, [inputs, labels]):
+                if schedule is None:
+                    scores = models[0](inputs)
+                    loss = loss_of(scores, labels)
+                    del scores
+                    loss.backward()
+                else:
+                    last = {"target": labels, "losses": []} if place == training.pipeline - 1 else {}
+                    schedule.step(*([inputs] if place == 0 else []), **last)
+            _clip(parameters, mesh["pipeline"] if schedule else None)
             optimizer.step()
+            if training.float8 and training.shard * training.context > 1:
+                from torchao.float8 import precompute_float8_dynamic_scale_for_fsdp
 
-        return trace_step(model, optimizer, step, tuple(batch.unbind()), options_of_trace)
+                for model in models:
+                    precompute_float8_dynamic_scale_for_fsdp(model)
+
+        return trace_step(whole, optimizer, step, tuple(batch.unbind()), options)
+
+
+def training_of(gpus: int, **given: Any) -> Training:
+    """Llama 3.1 8B on so many GPUs, sharded, with selective checkpointing."""
+    return Training(LLAMAS["8B"], rows=2, shard=gpus, selective=True, **given)
+
+
+def step_of_torchtitan(scenario: Scenario, *, costs: bool = False, compiled: bool = False) -> Report:
+    """Trace its step on the GPUs that the scenario names, H100; ``compiled``: with each layer compiled."""
+    return trace(training_of(scenario.parallel.gpus, compiled=compiled), costs=costs)
 
 
 def scenario_of(gpus: int) -> Scenario:

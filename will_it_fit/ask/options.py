@@ -7,10 +7,9 @@
     will-it-fit run | diff | check | mcp --help; or behind WHAT: --measure -- python train.py, --snapshot FILE
 
 WHAT is a model (a name in config/models/, an id on the Hub, a folder, a config.json), a scenario, a run's settings, or
-a file of axolotl, LLaMA-Factory, TRL, ms-swift or verl (a shell script too); a Python program or notebook with TRL or
+a file of axolotl, LLaMA-Factory, TRL, torchtitan, ms-swift or verl (a script too); a program or notebook with TRL or
 Unsloth; an adapter_config.json. Files of accelerate, DeepSpeed or PEFT may follow. Nothing is executed. Exit status: 0
-fits (or no GPU is named), 1 does not fit, not by the deadline, or with --quick is too close to call, 2 something is
-wrong in the question, 3 no answer.
+fits (or no GPU named), 1 does not fit, not in time, or with --quick too close to call, 2 a wrong question, 3 no answer.
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ _SWITCHES: dict[str, dict[str, Any]] = {
     **{word: {"quantization": {"type": "int8"}} for word in ("8bit", "load_in_8bit", "int8")},
     **{word: {"attention": "flash"} for word in ("flash_attention", "flash_attn", "fa2")},
     **{word: {"gradient_checkpointing": False} for word in ("no_gradient_checkpointing", "no_checkpointing")},
-    **{word: {"objective": word} for word in ("dpo", "orpo", "kto", "grpo")},
+    **{word: {"objective": word} for word in ("dpo", "orpo", "kto", "grpo", "rloo")},
 }
 _EXAMPLE = "qwen2.5-coder-7b"
 _STRATEGIES = {"fsdp": "fsdp2", "deepspeed": "zero3", "zero": "zero3", "dp": "ddp", "single": "none"}

@@ -159,6 +159,11 @@ def _main(what: str, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any],
     path = Path(what).expanduser()
     if path.is_file():
         return _file(path, tool, gpu)
+    registry, _, part = what.rpartition(":")  # a function of a program: torchtitan's registries hold several
+    if registry.endswith(".py") and Path(registry).expanduser().is_file():
+        count = gpu.count if gpu and gpu.count > 1 else None
+        reading = readers.read_program(Path(registry).expanduser(), count, part)
+        return dict(reading.fields), what, reading
     if path.is_dir():
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
             return _file(path / "adapter_config.json", tool, gpu)

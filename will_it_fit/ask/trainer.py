@@ -27,7 +27,8 @@ from will_it_fit.readers.reading import keys
 from will_it_fit.readers.request import ScenarioRequest
 from will_it_fit.scenario.scenario import Scenario
 
-_KINDS = {"SFTConfig": "sft", "DPOConfig": "dpo", "RewardConfig": "reward", "KTOConfig": "kto", "GRPOConfig": "grpo"}
+_KINDS = {"SFTConfig": "sft", "DPOConfig": "dpo", "RewardConfig": "reward", "KTOConfig": "kto", "GRPOConfig": "grpo",
+          "RLOOConfig": "rloo"}  # fmt: skip
 _DTYPES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 

@@ -150,6 +150,19 @@ def read_yaml(path: str | os.PathLike) -> Any:
         raise UserError(f"This is not YAML: {problem}.", where=place) from None
 
 
+def read_toml(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a TOML file; a :class:`UserError` names the file and the place where it is broken."""
+    import tomllib
+
+    try:
+        with open(path, "rb") as handle:
+            return tomllib.load(handle)
+    except OSError as error:
+        raise UserError(f"The file can't be read: {error.strerror}.", where=path) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"This is not TOML: {error}.", where=path) from None
+
+
 def yaml_value(text: str, where: object) -> Any:
     """A value that came as text, such as an option's, as a YAML file would have it; what is no YAML stays text.
 

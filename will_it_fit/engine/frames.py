@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .accelerator import accelerator
 from .autocast import MetaAutocast
 from .card import active_simulation
+from .compiled_meshes import meshes_of
 from .patching import as_it_was, patched
 from .tracker import Tracker
 
@@ -127,8 +128,8 @@ def real_autocast(target: str) -> list[tuple[Any, str, Any]]:
     return [(kind, "__enter__", entered), (kind, "__exit__", left)]
 
 
-def frames(record: Compiled) -> list[tuple[Any, str, Any]]:
-    """Dynamo sees PyTorch's own functions while it compiles and while it checks its guards."""
+def frames(record: Compiled, target: str) -> list[tuple[Any, str, Any]]:
+    """Dynamo sees PyTorch's own functions while it compiles for a target and while it checks its guards."""
     set_eval_frame, compile_frame = eval_frame._maybe_set_eval_frame, convert_frame.CatchErrorsWrapper.__call__
     simulates, of_error = active_simulation() is not None, convert_frame.format_error_msg
     state = SimpleNamespace(compiling=False, inside=None, error="")
@@ -160,9 +161,8 @@ def frames(record: Compiled) -> list[tuple[Any, str, Any]]:
             with ExitStack() as stack:  # nothing that the compiler does is the program's
                 if simulates:
                     stack.enter_context(accelerator())
-                stack.enter_context(_disable_current_modes())
-                stack.enter_context(as_it_was())
-                stack.enter_context(unheard())
+                for context in (meshes_of(target), _disable_current_modes(), as_it_was(), unheard()):
+                    stack.enter_context(context)
                 return compile_frame(*args, **kwargs)
         finally:
             state.compiling = before

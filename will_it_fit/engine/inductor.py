@@ -32,6 +32,7 @@ from torch._dynamo import device_interface, trace_rules
 from torch._dynamo.variables import streams
 from torch._dynamo.variables import torch as dynamo_torch
 from torch._functorch import config as functorch_config
+from torch._functorch import partitioners
 from torch._higher_order_ops import wrap
 from torch._inductor import async_compile, codecache, compile_fx, output_code, select_algorithm, utils
 from torch._inductor import config as inductor_config
@@ -48,6 +49,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from .accelerator import accelerator
 from .attention import cuda_kernel
 from .card import active_simulation
+from .compiled_meshes import states_before_meshes
 from .errors import CompiledError, TraceError
 from .extensions import IN_PYTHON
 from .frames import Compiled, frames, real_autocast, unheard
@@ -107,7 +109,7 @@ def followed(tracker: Tracker, target: str) -> Iterator[None]:
         if target == "cuda":
             stack.enter_context(_for_inductor(simulation))
         stack.enter_context(patched(real_autocast(target), hidden=True))
-        stack.enter_context(patched(frames(record)))
+        stack.enter_context(patched(frames(record, target)))
         with record.hearing():
             yield
         for text in record.told():
@@ -153,6 +155,7 @@ def _seen_as(target: str, record: Compiled) -> list[tuple[Any, str, Any]]:
         (folder, "run", fold),
         (MetaTensorDescriber, "describe_tensor", describe_tensor),
         (compile_fx, "compile_fx", outer),
+        (partitioners, "functionalize_rng_ops", states_before_meshes(partitioners.functionalize_rng_ops)),
     ]
 
 

@@ -20,7 +20,7 @@ from .replay import Events, Replay, replay
 
 # The last in whole programs alone, and those before it in trainers that generate (:mod:`.trainer`).
 PHASES = ("load", "forward", "backward", "optimizer", "generation", "rewards", "old_log_probabilities",
-          "reference_log_probabilities", "evaluation")  # fmt: skip
+          "reference_log_probabilities", "teacher", "evaluation")  # fmt: skip
 _OUTSIDE = {"inputs": "forward", "between": "optimizer"}  # of no module, the autograd engine or an optimizer
 TIMELINE_POINTS = 2000
 

@@ -37,6 +37,9 @@ ANSWERS = {
     "trl.trainer.grpo_trainer:_generate_single_turn": True,  # every token belongs to its completion
     "trl.trainer.grpo_trainer:_generate_and_score_completions": True,  # each has a probability by vLLM
     "trl.trainer.grpo_trainer:_calculate_rewards": False,  # every text has a reward
+    "trl.trainer.rloo_trainer:_generate_single_turn": True,
+    "trl.trainer.rloo_trainer:_calculate_rewards": False,
+    "trl.trainer.distillation_trainer:_generate_single_turn": True,
 }
 
 
@@ -100,8 +103,10 @@ def measure_trainer(
 
 # Methods of TRL's trainers that generate, and the phase of what they call. A forward pass without gradients within the
 # third is the policy's before the update, or the reference's.
-_METHODS = {"_generate_single_turn": "generation", "_calculate_rewards": "rewards"}
-_LOG_PROBABILITIES = "_get_per_token_logps_and_entropies"
+_METHODS = {"_generate_single_turn": "generation", "_generate": "generation", "_calculate_rewards": "rewards",
+            "_calculate_rewards_from_functions": "rewards"}  # fmt: skip
+_LOG_PROBABILITIES = ("_get_per_token_logps_and_entropies", "_forward")
+_TEACHER = "_get_last_hidden_state"  # of the teacher where there are no gradients
 
 
 @contextmanager
@@ -133,7 +138,8 @@ def _cycle(trainer: Any) -> Iterator[Callable[[Any], str | None]]:
         return "reference_log_probabilities" if frozen else "old_log_probabilities"
 
     places = [(name, lambda _, phase=phase: phase) for name, phase in _METHODS.items()]
-    places.append((_LOG_PROBABILITIES, of_log_probabilities))
+    places += [(name, of_log_probabilities) for name in _LOG_PROBABILITIES]
+    places.append((_TEACHER, lambda _: None if torch.is_grad_enabled() else "teacher"))
     known = [(kind, name, within(phase, getattr(kind, name))) for name, phase in places if hasattr(kind, name)]
     with patched(known):
         yield lambda module: inside[-1] if inside else None

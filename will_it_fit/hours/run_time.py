@@ -139,7 +139,7 @@ class Run:
     def steps(self, scenario: Scenario) -> int:
         """Updates of the whole run. Where answers are generated a row is a prompt, which has several."""
         sequences = self.rows * self.epochs
-        if scenario.aim.generates:
+        if scenario.aim.grouped:
             sequences *= scenario.preference.generations * scenario.generation.iterations
         if self.tokens_per_row is not None and scenario.packing != "none":
             sequences *= self.tokens_per_row / scenario.sequence_length

@@ -330,7 +330,8 @@ def evened(step: Scenario, ranks: Sequence[Mapping[str, Any]], most_bytes: float
     if mesh.stages != mesh.pipeline or len(ranks) != mesh.stages:
         return None
     ends = 2 * (step.size("vocab_size") or 0) * (step.size("hidden_size") or 1)
-    of_weights = (_parameters(step)[0] - ends) / layers * 4 * width / mesh.tensor
+    kept = {"full": 4 * width, "lora": width, "qlora": 0.6}[step.method]
+    of_weights = (_parameters(step)[0] - ends) / layers * kept / mesh.tensor
     of_inputs = step.tokens * (step.size("hidden_size") or 1) * width
     needs = [float(row["required_bytes"]) for row in ranks]
     each = [

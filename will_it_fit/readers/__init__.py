@@ -12,8 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_yaml
-from will_it_fit.readers import axolotl, companion_files, llama_factory, ms_swift, program, trl, verl
+from will_it_fit.common.files import read_toml, read_yaml
+from will_it_fit.readers import (
+    axolotl,
+    companion_files,
+    llama_factory,
+    megatron,
+    ms_swift,
+    program,
+    torchtitan,
+    trl,
+    verl,
+)
 from will_it_fit.readers.reading import Reading, keys
 from will_it_fit.readers.shell import commands
 from will_it_fit.scenario.fields import BY_NAME
@@ -49,8 +59,10 @@ READERS = {
         (("model_name_or_path",), *(("model", hint) for hint in llama_factory.NEWER_HINTS)),
     ),
     "trl": Reader(trl.read, (("model_name_or_path",),)),
+    "torchtitan": Reader(torchtitan.read, (("training", "parallelism"), ("training", "job"))),
     "ms-swift": Reader(ms_swift.read, ms_swift.MARKS),
     "verl": Reader(verl.read, verl.MARKS),
+    "megatron": Reader(megatron.read, megatron.MARKS),
     "accelerate": Reader(
         companion_files.read_accelerate, (("distributed_type",), ("compute_environment",)), beside=True
     ),
@@ -61,14 +73,14 @@ READERS = {
 }
 TOOLS = tuple(name for name, reader in READERS.items() if not reader.beside)
 # Tools whose settings stand in the command of a shell script.
-SCRIPTS = {"ms-swift": ms_swift.from_command, "verl": verl.from_command}
+SCRIPTS = {"ms-swift": ms_swift.from_command, "verl": verl.from_command, "megatron": megatron.from_command}
 # How the pipeline's own settings become a step. The pipeline sets it (scripts/ask), since the library knows no run.
 step_of_a_run: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 _RUN = {"training", "memory", "dataset", "scenario_defaults", "evaluation", "merging"}  # sections of a run's settings
 
 
 def mapping_of(path: Path) -> Mapping[str, Any]:
-    """A file's content, YAML or JSON.
+    """A file's content, YAML, JSON or TOML.
 
     Raises
     ------
@@ -77,13 +89,14 @@ def mapping_of(path: Path) -> Mapping[str, Any]:
     """
     if path.suffix in (".jinja", ".j2"):
         raise UserError("This is a template, not a configuration.", where=path, allowed="the rendered file")
-    content = read_yaml(path)
+    content = read_toml(path) if path.suffix == ".toml" else read_yaml(path)
     if not isinstance(content, Mapping):
         raise UserError(
             "The file is no configuration: it holds no keys.",
             where=path,
             found=type(content).__name__ if content is not None else "an empty file",
-            allowed="a file of axolotl, LLaMA-Factory, TRL, ms-swift, verl or accelerate, a scenario, or a config.json",
+            allowed="a file of axolotl, LLaMA-Factory, TRL, torchtitan, ms-swift, verl or accelerate, a scenario, or a"
+            " config.json",
             write="model: qwen2.5-coder-7b",
         )
     return content
@@ -99,6 +112,8 @@ def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
     """
     if "model_type" in mapping and ("hidden_size" in mapping or "architectures" in mapping or "text_config" in mapping):
         return "model"
+    if path.suffix == ".toml" and isinstance(mapping.get("training"), Mapping):
+        return "torchtitan"
     if any(isinstance(mapping.get(section), Mapping) for section in _RUN):
         return "run"
     tools = [name for name, reader in READERS.items() if reader.can_read(mapping)]
@@ -124,7 +139,7 @@ def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
         where=path,
         found=", ".join(list(map(str, mapping))[:8]),
         allowed="a file of axolotl (base_model), LLaMA-Factory (model_name_or_path, stage), TRL (model_name_or_path,"
-        " dataset_name), ms-swift (tuner_type) or verl (actor_rollout_ref);"
+        " dataset_name), torchtitan (training, parallelism), ms-swift (tuner_type) or verl (actor_rollout_ref);"
         " of accelerate, DeepSpeed or PEFT beside a model; a scenario (model); a config.json",
         write="model: qwen2.5-coder-7b",
     )
@@ -185,10 +200,10 @@ def read_script(path: Path, gpus: int | None) -> Reading:
                 return reading
     raise refused or UserError(
         "No command that trains was found in this script.", where=path,
-        allowed="swift sft, swift pt, swift rlhf; python -m verl.trainer.main_ppo",
+        allowed="swift sft, swift pt, swift rlhf; megatron sft, pretrain_gpt.py; python -m verl.trainer.main_ppo",
     )  # fmt: skip
 
 
-def read_program(path: Path, gpus: int | None) -> Reading:
-    """Read a Python program or a notebook."""
-    return _without_traceback(lambda: program.read(path, gpus), path, "the program's trainer")
+def read_program(path: Path, gpus: int | None, part: str | None = None) -> Reading:
+    """Read a Python program or a notebook; ``part``: which of the configurations of a torchtitan registry."""
+    return _without_traceback(lambda: program.read(path, gpus, part), path, "the program's trainer")

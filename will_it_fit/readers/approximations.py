@@ -15,7 +15,7 @@ from will_it_fit.scenario.fields import BY_NAME
 from will_it_fit.scenario.model import EXPERT_COUNTS, LIGER_MODELS, LIGER_WRITTEN_OUT
 from will_it_fit.scenario.objectives import OBJECTIVES
 from will_it_fit.scenario.optimizers import OPTIMIZERS
-from will_it_fit.scenario.strategies import DIVIDED, NONE, STRATEGIES, WEIGHTS, Strategy
+from will_it_fit.scenario.strategies import AXES, DIVIDED, NONE, STRATEGIES, WEIGHTS, Strategy
 
 Fields = Mapping[str, Any]
 GONE = object()  # the value of a field that goes
@@ -56,6 +56,12 @@ def _as_fsdp2(fields: Fields) -> dict[str, Any]:
 
 def _divides(fields: Fields) -> bool:
     return bool(_strategy(fields).divides)
+
+
+def _meshed(fields: Fields) -> bool:
+    """Whether a step is divided on a mesh that its strategy goes with."""
+    parallel = fields.get("parallel") or {}
+    return parallel.get("strategy", NONE) in (NONE, DIVIDED) and any(parallel.get(axis, 1) != 1 for axis in AXES)
 
 
 def _optimizer_in_few_bits(fields: Fields) -> bool:
@@ -112,7 +118,7 @@ def _liger_followed(fields: Fields) -> bool:
     kind = fields["model"].get("model_type")
     known = kind in LIGER_WRITTEN_OUT or (kind in LIGER_MODELS and find_spec("liger_kernel") is not None)
     text = _supervised(fields) and not fields.get("images")
-    return known and text and not _divides(fields) and _value(fields, "loss") == "liger"
+    return known and text and not (_divides(fields) or _meshed(fields)) and _value(fields, "loss") == "liger"
 
 
 TABLE = (
@@ -145,12 +151,29 @@ TABLE = (
         "kernels", lambda f: "liger", TOO_HIGH, "Liger's fused norms and MLP keep less",
     ),
     Approximation(
-        lambda f: _value(f, "kernels") == "unsloth" and (_divides(f) or f.get("images") or not _supervised(f)),
+        lambda f: _value(f, "kernels") == "unsloth"
+        and (_divides(f) or _meshed(f) or f.get("images") or not _supervised(f)),
         lambda f: {"kernels": GONE},
     ),
     Approximation(
         lambda f: _value(f, "loss") != "full" and WEIGHTS in _strategy(f).divides, lambda f: {"loss": "full"},
         "loss", lambda f: f["loss"], TOO_HIGH, "a loss in chunks is not described where weights are divided", "logits",
+    ),
+    Approximation(
+        lambda f: _value(f, "loss") != "full" and WEIGHTS not in _strategy(f).divides and _meshed(f),
+        lambda f: {"loss": "full"},
+        "loss", lambda f: f["loss"], TOO_HIGH, "a loss in chunks is not described on a mesh", "logits",
+    ),
+    Approximation(
+        lambda f: "attention_mask" in f and _meshed(f) and _value(f, "attention") != "flash",
+        lambda f: {"attention_mask": GONE},
+        "packing", lambda f: False, TOO_LOW, "the mask of padded rows is not described on a mesh",
+    ),
+    Approximation(
+        lambda f: f.get("activation_offload") and (WEIGHTS in _strategy(f).divides or _meshed(f)),
+        lambda f: {"activation_offload": GONE},
+        "activation_offloading", lambda f: True, TOO_HIGH,
+        "activations on the host are not described where weights are divided", "activations",
     ),
     Approximation(
         lambda f: _optimizer_in_few_bits(f) and _divides(f), lambda f: {"optimizer": BY_NAME["optimizer"].default},

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.readers import common, grpo
-from will_it_fit.readers.reading import TOO_HIGH, TOO_LOW, Reading, Values, begin, keys
+from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Values, begin, keys
 
 TABLE = ("axolotl",)
 _ATTENTION_FLAGS = {
@@ -168,3 +168,13 @@ def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
         common.fsdp(reading, get("fsdp_config") or {}, version, count, words if "offload" in words else "")
     elif (gpus or get("world_size") or 1) > 1 or get("ddp"):
         common.parallel(reading, "ddp", count)
+    names = {"replicate": "dp_replicate_size", "tensor": "tensor_parallel_size", "expert": "expert_parallel_size"}
+    names["context"] = "context_parallel_size" if "context_parallel_size" in get else "sequence_parallel_degree"
+    parts = {axis: get(key, 1) for axis, key in names.items()}
+    divided = next((names[axis] for axis, size in parts.items() if size > 1), "")
+    common.axes(reading, divided, parts, gpus or get("world_size"), get("dp_shard_size", 1))
+    for axis, whose in (("context", "ring attention"), ("expert", "exchange of tokens")):
+        if parts[axis] > 1:
+            library = "PyTorch's" if axis == "context" else "transformers'"
+            why = f"axolotl's own {whose} is read as {library}"
+            reading.approximates(names[axis], parts[axis], EITHER_WAY, why)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,47 @@ def parallel(reading: Reading, strategy: str, gpus: int | None, **parts: Any) ->
         reading.notes.append(f"{strategy} on one GPU divides nothing: read as one GPU")
         return
     reading.set(parallel={"strategy": strategy, "gpus": gpus, **parts})
+
+
+# The axes of accelerate's `ParallelismConfig`, by their names in files: parts of our `parallel`.
+_AXES = {"dp_replicate_size": "replicate", "tp_size": "tensor", "cp_size": "context"}
+
+
+def mesh(reading: Reading, key: str, config: Mapping[str, Any], gpus: int | None) -> None:
+    """accelerate's ``ParallelismConfig``, beside an FSDP2 that was read; its keys may begin with the block's name."""
+    where = f"{reading.file}: {key}"
+    sizes = {str(name).removeprefix("parallelism_config_"): value for name, value in config.items()}
+    sizes = {
+        name: checked(name, value, where, "a whole number") or 1
+        for name, value in sizes.items()
+        if name in (*_AXES, "dp_shard_size", "sp_size")
+    }
+    if sizes.pop("sp_size", 1) > 1:
+        why = "a row's tokens are divided among GPUs by Ulysses, which is not described"
+        reading.approximates(f"{key}: sp_size", config, TOO_HIGH, why)
+    axes(reading, key, {_AXES[name]: size for name, size in sizes.items() if name in _AXES}, gpus,
+         sizes.get("dp_shard_size", 1))  # fmt: skip
+
+
+def axes(reading: Reading, key: str, parts: Mapping[str, int], gpus: int | None, shard: int = 1) -> None:
+    """Divide a step that was read as FSDP2 further; ``parts``: of ``parallel``. Without FSDP2 it is said."""
+    parts = {axis: size for axis, size in parts.items() if size > 1}
+    if not parts:
+        return
+    before = reading.fields.get("parallel") or {}
+    if before.get("strategy", "fsdp2") != "fsdp2":
+        why = f"{', '.join(parts)}: divided among GPUs, which is described with FSDP2 alone"
+        reading.approximates(key, dict(parts), TOO_HIGH, why)
+        return
+    places = prod(size for axis, size in parts.items() if axis != "expert")
+    own = {name: value for name, value in before.items() if name not in ("strategy", "gpus")}
+    if "tensor" in parts or "expert" in parts:  # transformers' FSDP2 has no such settings
+        for name, usual in (("reshard_after_forward", True), ("offload", "none")):
+            if own.pop(name, usual) != usual:
+                reading.approximates(key, usual, EITHER_WAY, f"{name} is not described with tensor or expert parallel")
+    if "context" in parts:
+        reading.set(attention="sdpa")  # the ring takes the kernels of scaled_dot_product_attention
+    parallel(reading, "fsdp2", gpus or places * max(shard, 1), **own, **parts)
 
 
 def fsdp(reading: Reading, config: Mapping[str, Any], version: int, gpus: int | None, words: str = "") -> None:

@@ -15,7 +15,7 @@ PEFT = "0.21.2"
 _HARMLESS = {
     "compute_environment", "debug", "downcast_bf16", "enable_cpu_affinity", "machine_rank", "main_process_ip",
     "main_process_port", "main_training_function", "num_machines", "rdzv_backend", "same_network", "tpu_env",
-    "tpu_use_cluster", "tpu_use_sudo", "use_cpu", "gpu_ids", "dynamo_config",
+    "tpu_use_cluster", "tpu_use_sudo", "use_cpu", "gpu_ids", "dynamo_config", "use_parallelism_config",
 }  # fmt: skip
 
 
@@ -24,14 +24,12 @@ def read_accelerate(mapping: Mapping[str, Any], file: Path, gpus: int | None = N
     reading = Reading("accelerate", ACCELERATE, file, own=mapping)
     mapping = {key: checked(str(key), value, file) for key, value in mapping.items()}
     for key, value in mapping.items():
-        if key in ("distributed_type", "num_processes", "fsdp_config", "deepspeed_config"):
+        if key in ("distributed_type", "num_processes", "fsdp_config", "deepspeed_config", "parallelism_config"):
             reading.understood[key] = "parallel"
         elif key == "mixed_precision":
             reading.understood[key] = "autocast"
-        elif key in ("parallelism_config", "fp8_config", "megatron_lm_config") and value:
-            reading.approximates(
-                key, value, "either way", "layers or tokens are divided otherwise, or products are in 8 bits"
-            )
+        elif key in ("fp8_config", "megatron_lm_config") and value:
+            reading.approximates(key, value, "either way", "layers are divided otherwise, or products are in 8 bits")
         elif key not in _HARMLESS:
             reading.unknown[key] = None
     count = gpus or mapping.get("num_processes")
@@ -48,6 +46,8 @@ def read_accelerate(mapping: Mapping[str, Any], file: Path, gpus: int | None = N
         common.deepspeed(reading, named or own, file.parent, count, "deepspeed_config")
     elif kind in ("MULTI_GPU", "MULTI_NPU") and (count or 1) > 1:
         common.parallel(reading, "ddp", count)
+    divided = checked("parallelism_config", mapping.get("parallelism_config"), file, "keys below it")
+    common.mesh(reading, "parallelism_config", divided or {}, count)
     mixed = common.dtype(mapping.get("mixed_precision", "no"))
     if mixed in ("bf16", "fp16"):
         reading.set(autocast=mixed)

@@ -1,7 +1,8 @@
-"""A GRPO training's settings by TRL's names: how answers are generated, compared and learned from.
+"""The settings of a training that generates, by TRL's names: how answers are generated, compared and learned from.
 
 TRL's own files and programs have them at their top, axolotl's in the block ``trl`` with the server's in ``vllm``.
-Defaults are those of TRL 1.16 (``trl/trainer/grpo_config.py``).
+Defaults are those of TRL 1.16 (``trl/trainer/grpo_config.py``, ``rloo_config.py``, ``distillation_config.py``,
+``trl/experimental/online_dpo``).
 """
 
 from __future__ import annotations
@@ -10,26 +11,42 @@ from collections.abc import Callable
 from typing import Any
 
 from will_it_fit.readers.reading import EITHER_WAY, TOO_LOW, Reading
+from will_it_fit.scenario.objectives import OBJECTIVES
 
 Get = Callable[..., Any]
+_BETA, _GENERATIONS = {"grpo": 0.0, "rloo": 0.05}, {"grpo": 8, "rloo": 2}
+_SHORT_ANSWER_TOKENS = 64  # online DPO's `max_new_tokens`; its `max_length` of 512 is prompt and answer
 ANSWER_TOKENS, PROMPT_TOKENS = 512, 512  # TRL's `max_completion_length`; a prompt has no limit since TRL 1
 
 
+def answer_tokens(get: Get, objective: str) -> int:
+    """Of an answer at most."""
+    if OBJECTIVES[objective].anew:
+        return get("max_new_tokens", _SHORT_ANSWER_TOKENS)
+    return get("max_completion_length", ANSWER_TOKENS)
+
+
+def row_tokens(get: Get, objective: str) -> int:
+    """Of a prompt and its answer at most."""
+    if OBJECTIVES[objective].anew:
+        return get("max_length", ANSWER_TOKENS)
+    return get("max_prompt_length", PROMPT_TOKENS) + answer_tokens(get, objective)
+
+
 def set_cycle(get: Get, reading: Reading) -> None:
-    """Set ``preference`` and ``generation`` of a reading whose objective is ``grpo``."""
-    adapters, compared = reading.fields["method"] != "full", get("beta", 0.0) != 0.0
-    reading.set(
-        preference={
-            "generations": get("num_generations", 8),
-            "completion_length": get("max_completion_length", ANSWER_TOKENS),
-            "reference": ("adapter_off" if adapters else "model") if compared else None,
-        },
-        generation={
-            "engine": "transformers",
-            "steps_per_generation": get("steps_per_generation"),
-            "iterations": get("num_iterations", 1),
-        },
-    )
+    """Set ``preference`` and ``generation`` of a reading whose objective generates."""
+    objective = reading.fields["objective"]
+    aim, adapters = OBJECTIVES[objective], reading.fields["method"] != "full"
+    preference = {"completion_length": answer_tokens(get, objective)}
+    generation: dict[str, Any] = {"engine": "transformers"}
+    if aim.grouped:
+        compared = get("beta", _BETA[objective]) != 0.0
+        preference |= {"generations": get("num_generations", _GENERATIONS[objective])}
+        preference |= {"reference": ("adapter_off" if adapters else "model") if compared else None}
+        generation |= {"steps_per_generation": get("steps_per_generation"), "iterations": get("num_iterations", 1)}
+    if aim.taught:
+        preference |= {"teacher": get("teacher_model_name_or_path")}
+    reading.set(preference=preference, generation=generation)
     if get("use_vllm"):
         _beside_vllm(get, reading)
 

@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.readers import grpo, trl
+from will_it_fit.readers import grpo, torchtitan, trl
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, Reading, keys
+from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 
 _UNKNOWN = object()
 # What a call configures: names of classes and methods, and which trainer's defaults they bring.
 _ARGUMENTS = {
     "SFTConfig": "sft", "DPOConfig": "dpo", "RewardConfig": "reward", "KTOConfig": "kto", "GRPOConfig": "grpo",
-    "RLOOConfig": "rloo", "TrainingArguments": "transformers", "Seq2SeqTrainingArguments": "transformers",
+    "RLOOConfig": "rloo", "DistillationConfig": "distillation",
+    "OnlineDPOConfig": "online_dpo", "TrainingArguments": "transformers", "Seq2SeqTrainingArguments": "transformers",
     "ORPOConfig": "dpo", "CPOConfig": "dpo", "UnslothTrainingArguments": "transformers",
 }  # fmt: skip
 _TRAINERS = {"SFTTrainer": "sft", "DPOTrainer": "dpo", "RewardTrainer": "reward", "KTOTrainer": "kto",
-             "GRPOTrainer": "grpo", "RLOOTrainer": "rloo", "ORPOTrainer": "dpo", "UnslothTrainer": "sft"}  # fmt: skip
+             "GRPOTrainer": "grpo", "RLOOTrainer": "rloo", "DistillationTrainer": "distillation",
+             "OnlineDPOTrainer": "online_dpo", "ORPOTrainer": "dpo", "UnslothTrainer": "sft"}  # fmt: skip
 _MODELS = {"AutoModelForCausalLM", "AutoModelForImageTextToText", "FastLanguageModel", "FastModel", "FastVisionModel",
            "LlamaForCausalLM", "AutoPeftModelForCausalLM"}  # fmt: skip
 _UNSLOTH = {"FastLanguageModel", "FastModel", "FastVisionModel"}
@@ -54,8 +57,8 @@ def source(path: Path) -> str:
     return "\n".join(re.sub(r"^(\s*)[!%].*", r"\1pass", line) for line in lines)
 
 
-def read(path: Path, gpus: int | None = None) -> Reading:
-    """The scenario's fields of a program."""
+def read(path: Path, gpus: int | None = None, part: str | None = None) -> Reading:
+    """The scenario's fields of a program; ``part``: a function of a torchtitan registry."""
     try:
         tree = ast.parse(source(path))
     except SyntaxError as error:
@@ -63,6 +66,8 @@ def read(path: Path, gpus: int | None = None) -> Reading:
             "The program is not Python.", where=f"{path}, line {error.lineno}", found=(error.text or "").strip()[:80],
             allowed="a Python file or a notebook",
         ) from None  # fmt: skip
+    if torchtitan.is_registry(tree):
+        return torchtitan.read_registry(tree, path, part, gpus)
     calls = _Calls(tree)
     if not calls.settings and not calls.trainer:
         raise UserError(
@@ -215,7 +220,7 @@ def _unsloth(reading: Reading, offloads: bool, utilization: float | None) -> Non
     reading.tool = f"Unsloth and {reading.tool}"
     why = "its kernels are its own and keep less: this is the upper end of a range"
     reading.approximates("unsloth", True, TOO_HIGH, why, "step")
-    if reading.fields.get("objective") == "grpo":
+    if OBJECTIVES[reading.fields.get("objective", SUPERVISED)].generates:
         reading.remarks.pop()
         grpo.of_unsloth(reading, utilization)
         return

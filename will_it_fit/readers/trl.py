@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.readers import common, grpo
-from will_it_fit.readers.reading import EITHER_WAY, Reading, Values, begin, keys
+from will_it_fit.readers.reading import Reading, Values, begin, checked, keys
+from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 
 TABLE = ("trl", "transformers")
 
@@ -18,7 +19,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
     Parameters
     ----------
     trainer
-        ``sft``, ``dpo``, ``reward``, ``kto``, ``grpo`` or ``rloo``; ``transformers``: its own Trainer, whose defaults
+        An objective; ``transformers``: its own Trainer, whose defaults
         differ (no checkpointing, no mixed precision, the model in the dtype of its files).
     """
     get, reading = begin(mapping, keys(*TABLE), file)
@@ -27,8 +28,8 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
     name, revision = get("model_name_or_path"), get("model_revision")
     reading.set(model=f"{name}@{revision}" if revision and revision != "main" else name)
     length = get("max_length") or get("max_seq_length") or 1024
-    if trainer in ("grpo", "rloo"):
-        length = get("max_prompt_length", grpo.PROMPT_TOKENS) + get("max_completion_length", grpo.ANSWER_TOKENS)
+    if trainer in OBJECTIVES and OBJECTIVES[trainer].generates:
+        length = grpo.row_tokens(get, trainer)
     reading.set(
         sequence_length=length,
         micro_batch=get("per_device_train_batch_size", 8),
@@ -53,13 +54,10 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
     if get("activation_offloading"):
         common.offloaded(reading, "activation_offloading")
     _parallel(get, reading, gpus)
-    if trainer in ("dpo", "reward", "kto", "grpo", "rloo"):
-        kind = "grpo" if trainer == "rloo" else trainer
-        predicted = common.preference(reading, kind, "trainer", reading.fields["micro_batch"], answers=True)
-        if kind == "grpo":
+    if trainer in OBJECTIVES and trainer != SUPERVISED:
+        predicted = common.preference(reading, trainer, "trainer", reading.fields["micro_batch"], answers=True)
+        if OBJECTIVES[trainer].generates:
             (grpo.set_cycle if predicted else grpo.beside_several)(get, reading)
-        if trainer == "rloo":
-            reading.approximates("trainer", trainer, EITHER_WAY, "RLOO's step is read as GRPO's", "logits")
     common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))
     reading.pad(reading.fields)
     return reading
@@ -69,6 +67,8 @@ def _trainer(get: Values, named: str) -> str:
     """A file says by its keys alone which command it is for."""
     if named != "sft":
         return named
+    if "teacher_model_name_or_path" in get:
+        return "distillation"
     if "num_generations" in get or "max_completion_length" in get:
         return "grpo"
     return "dpo" if "precompute_ref_log_probs" in get or get("loss_type") in ("sigmoid", "ipo", "hinge") else "sft"
@@ -123,5 +123,7 @@ def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
     elif get("fsdp"):
         words = get("fsdp") if isinstance(get("fsdp"), str) else " ".join(map(str, get("fsdp")))
         common.fsdp(reading, get("fsdp_config") or {}, 1, gpus, words if "offload" in words else "")
-    elif (gpus or 1) > 1:
+    elif (gpus or 1) > 1 and not get("parallelism_config"):
         common.parallel(reading, "ddp", gpus)
+    if divided := checked("parallelism_config", get("parallelism_config"), reading.file, "keys below it"):
+        common.mesh(reading, "parallelism_config", divided, gpus)

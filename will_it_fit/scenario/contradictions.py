@@ -17,7 +17,7 @@ import yaml
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.description import MOST
 from will_it_fit.scenario.generation import CONTRADICTIONS as OF_GENERATION
-from will_it_fit.scenario.generation import Generation
+from will_it_fit.scenario.generation import OF_ANSWERS, Generation
 from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.objectives import SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
@@ -189,23 +189,7 @@ STEP = (
     Contradiction(lambda s: s.reference == "adapter_off" and s.method == "full", "preference",
         f"`preference.reference: adapter_off` and `method: full` {_APART}: there is no adapter to turn off.",
         "model, precomputed, null", "preference: {{reference: model}}"),
-    Contradiction(lambda s: s.reference and not s.aim.references, "preference",
-        f"`preference.reference: {{reference}}` and `objective: {{objective}}` {_APART}: this objective has"
-        " no reference.",
-        "null; or objective dpo, kto", "preference: {{reference: null}}"),
-    Contradiction(lambda s: s.reference == "precomputed" and s.aim.generates, "preference",
-        f"`preference.reference: precomputed` and `objective: grpo` {_APART}: its answers are new in each step.",
-        "adapter_off, null", "preference: {{reference: null}}"),
-    Contradiction(lambda s: s.reference == "model" and s.aim.generates and s.method != "full", "preference",
-        f"`preference.reference: model` and `method: {{method}}` {_APART} in `objective: grpo`: TRL turns the adapters"
-        " off instead of loading a second model.",
-        "adapter_off, null", "preference: {{reference: adapter_off}}"),
-    Contradiction(lambda s: s.reward_model and not s.aim.generates, "preference",
-        f"`preference.reward_model` and `objective: {{objective}}` {_APART}: nothing is generated that it could judge.",
-        "null; or objective grpo", "preference: {{reward_model: null}}"),
-    Contradiction(lambda s: s.engine != "none" and not s.aim.generates, "generation",
-        f"`generation.engine: {{engine}}` and `objective: {{objective}}` {_APART}: this objective generates nothing.",
-        "none; or objective grpo", "generation: {{engine: none}}"),
+    *(Contradiction(*row) for row in OF_ANSWERS),
     *map(_of_generation, OF_GENERATION),
     Contradiction(lambda s: s.vllm and not re.fullmatch(r"0\.(2[2-9]|3[01])(\.\d+)?", s.vllm), "versions",
         "`versions.vllm: {vllm}` is no version whose rules were read.", "0.22.0 to 0.31.0",
@@ -217,10 +201,6 @@ STEP = (
     Contradiction(lambda s: s.micro_batch < s.aim.least_rows, "micro_batch",
         "TRL refuses `objective: kto` with one row at a time: it estimates its KL term from the other rows.",
         "2 or more", "micro_batch: 2"),
-    Contradiction(lambda s: s.aim.generates and s.micro_batch * s.steps % s.generations, "micro_batch",
-        "TRL refuses `objective: grpo` where `preference.generations: {generations}` doesn't divide `micro_batch` times"
-        " the micro-batches of a generation ({steps}): an answer is judged beside all others to its prompt.",
-        "a multiple of {generations}", "micro_batch: {generations}"),
     Contradiction(lambda s: s.method == "qlora" and s.is_mixed, "precision",
         f"`precision: {{precision}}` and `method: qlora` {_APART}: mixed precision casts fp32 weights in each step, and"
         " a quantized base has none. The precision is that of the weights that are not quantized; `autocast` may be set"

@@ -247,7 +247,7 @@ def say_of_adapters(words: Mapping[str, str]) -> Callable[[Any, Mapping[str, Any
 
 
 def say_generations(value: int, scenario: Mapping[str, Any]) -> str:
-    return f"{value} answers to a prompt" if OBJECTIVES[scenario["objective"]].generates else ""
+    return f"{value} answers to a prompt" if OBJECTIVES[scenario["objective"]].grouped else ""
 
 
 def where_generated(say: Callable[[Any, Mapping[str, Any]], str]) -> Callable[[Any, Mapping[str, Any]], str]:

@@ -75,13 +75,13 @@ class Fields:
         closed_form=ANY,
     )
     objective: str = described(
-        "What the training aims at. `sft`: the next token. The others are steps of TRL's trainers, predicted where"
-        " `requirements-trl.txt` is installed, and not trained: `dpo`, `orpo` and `reward` take pairs of rows"
-        " (`micro_batch` counts pairs), `kto` single rows, `grpo` rows that `generation` generates.",
+        "What the training aims at. `sft`: the next token. The others are steps of TRL's trainers, predicted with"
+        " `requirements-trl.txt`, and not trained: `dpo`, `orpo` and `reward` take pairs (`micro_batch` counts them),"
+        " `kto` rows, `grpo`, `rloo` and `distillation` answers that `generation` generates, `online_dpo` two each.",
         words=tuple(OBJECTIVES),
         default=SUPERVISED,
         example="dpo",
-        said=lambda value, _: "" if value == "sft" else value.upper(),
+        said=lambda value, _: "" if value == "sft" else value.upper().replace("_", " "),
     )
     preference: Preference = described(
         "What an objective takes beside its rows.", example={"reference": "adapter_off"}, parts=Preference

@@ -1,4 +1,4 @@
-"""How the answers of a reinforcement step are generated: a field of a scenario with parts."""
+"""How the answers of a step are generated, compared and judged: two fields of a scenario with parts."""
 
 from __future__ import annotations
 
@@ -6,9 +6,64 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from will_it_fit.scenario.description import ANY, SAID_BY_OTHERS, described, fields_of, said, switch, where_generated
+from will_it_fit.scenario.description import (
+    ANY,
+    SAID_BY_OTHERS,
+    described,
+    fields_of,
+    said,
+    say_generations,
+    switch,
+    where_generated,
+)
+from will_it_fit.scenario.objectives import REFERENCES
 
 ENGINES = ("none", "transformers", "vllm")
+_APART = "don't go together"
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What an objective takes beside its rows; a reference of None is what TRL takes by default."""
+
+    reference: str | None = described(
+        "What answers are compared with: the model with its adapters off, a second model, or numbers that"
+        " were computed before. `null`: as TRL decides; for `grpo` and `rloo` nothing.",
+        words=REFERENCES,
+        nullable=True,
+        example="adapter_off",
+        said="reference {}",
+        closed_form=ANY,
+    )
+    generations: int = described(
+        "`grpo` and `rloo`: answers to a prompt. `online_dpo` always has two.", least=2, default=8, said=say_generations
+    )
+    completion_length: int | None = described(
+        "Tokens of a row that are the answer; `null`: half of them.",
+        least=1,
+        nullable=True,
+        example=256,
+        said="{} tokens of answer",
+    )
+    reward_model: str | None = described(
+        "`grpo`, `rloo` and `online_dpo`: a model that judges the answers and lies beside the one that is trained: a"
+        " name in `config/models/`."
+        " `null`: functions judge them, on the host.",
+        types=("string",),
+        nullable=True,
+        example="qwen2.5-0.5b",
+        said="judged by {}",
+        closed_form=(None,),
+    )
+    teacher: str | None = described(
+        "`distillation`: the model whose distribution the answers are compared with, and which lies beside: a name in"
+        " `config/models/`.",
+        types=("string",),
+        nullable=True,
+        example="qwen2.5-7b",
+        said="taught by {}",
+        closed_form=(None,),
+    )
 
 
 @dataclass(frozen=True)
@@ -132,7 +187,7 @@ def say_generation(value: Mapping[str, Any], scenario: Mapping[str, Any]) -> str
 
 
 GENERATION = described(
-    "How the answers of `objective: grpo` are generated.",
+    "How answers are generated, where the objective generates some.",
     example={"engine": "transformers"},
     said=where_generated(say_generation),
     parts=Generation,
@@ -140,7 +195,47 @@ GENERATION = described(
 # What vLLM alone has, with the value that says nothing.
 _OF_VLLM = {"mode": "colocate", "sleep_level": 0, "max_model_length": None, "completions": None, "cache_dtype": "auto",
             "lora_slots": 0, "tensor_parallel": 1, "servers": 1}  # fmt: skip
-# Rows of the one table of what doesn't go together (:mod:`will_it_fit.scenario.contradictions`).
+# Rows of the one table of what doesn't go together (:mod:`will_it_fit.scenario.contradictions`): of answers,
+OF_ANSWERS = (
+    (lambda s: s.reference and not s.aim.references, "preference",
+        f"`preference.reference: {{reference}}` and `objective: {{objective}}` {_APART}: this objective has"
+        " no reference.",
+        "null; or objective dpo, kto", "preference: {{reference: null}}"),
+    (lambda s: s.reference == "precomputed" and s.aim.generates, "preference",
+        f"`preference.reference: precomputed` and `objective: {{objective}}` {_APART}: its answers are new in each"
+        " step.",
+        "adapter_off, null", "preference: {{reference: null}}"),
+    (lambda s: s.reference == "model" and s.aim.generates and s.method != "full", "preference",
+        f"`preference.reference: model` and `method: {{method}}` {_APART} in `objective: {{objective}}`: TRL turns the"
+        " adapters off instead of loading a second model.",
+        "adapter_off, null", "preference: {{reference: adapter_off}}"),
+    (lambda s: s.reward_model and not s.aim.generates, "preference",
+        f"`preference.reward_model` and `objective: {{objective}}` {_APART}: nothing is generated that it could judge.",
+        "null; or objective grpo", "preference: {{reward_model: null}}"),
+    (lambda s: s.reward_model and s.aim.taught, "preference",
+        f"`preference.reward_model` and `objective: {{objective}}` {_APART}: the teacher judges the answers.",
+        "null; or objective grpo", "preference: {{reward_model: null}}"),
+    (lambda s: s.aim.taught and not s.teacher, "preference",
+        "`objective: {objective}` needs a teacher, whose distribution its answers are compared with.",
+        "a name in config/models/, a path to a config.json", "preference: {{teacher: qwen2.5-7b}}"),
+    (lambda s: s.teacher and not s.aim.taught, "preference",
+        f"`preference.teacher` and `objective: {{objective}}` {_APART}: nothing is compared with a teacher's"
+        " distribution.",
+        "null; or objective distillation", "preference: {{teacher: null}}"),
+    (lambda s: s.engine != "none" and not s.aim.generates, "generation",
+        f"`generation.engine: {{engine}}` and `objective: {{objective}}` {_APART}: this objective generates nothing.",
+        "none; or objective grpo", "generation: {{engine: none}}"),
+    (lambda s: s.aim.generates and not s.aim.grouped and (s.steps_per_generation or s.iterations > 1), "generation",
+        f"`generation.steps_per_generation`, `generation.iterations` and `objective: {{objective}}` {_APART}: TRL"
+        " generates for each update, or for each micro-batch.",
+        "null and 1; or objective grpo", "generation: {{steps_per_generation: null, iterations: 1}}"),
+    (lambda s: s.aim.grouped and s.micro_batch * s.steps % s.generations, "micro_batch",
+        "TRL refuses `objective: {objective}` where `preference.generations: {generations}` doesn't divide"
+        " `micro_batch` times the micro-batches of a generation ({steps}): an answer is judged beside all others to its"
+        " prompt.",
+        "a multiple of {generations}", "micro_batch: {generations}"),
+)  # fmt: skip
+# and of an engine.
 CONTRADICTIONS = (
     *((lambda s, part=part, quiet=quiet: s.engine != "vllm" and getattr(s, part) != quiet, "generation",
         f"`generation.{part}: {{{part}}}` and `generation.engine: {{engine}}` don't go together: only vLLM has it.",

@@ -280,7 +280,6 @@ def _pipeline(scenario: Any) -> Iterator[Problem]:
             "pipeline: 1; or a model with a head of its own",
             {"pipeline": 1},
         )
-    yield from _adapters(scenario, "pipeline", "are not predicted together.")
 
 
 def _layers_of_stages(parallel: Any, layers: int) -> Iterator[Problem]:
@@ -316,7 +315,11 @@ def _expert(scenario: Any) -> Iterator[Problem]:
             f"expert: {places}, or a divisor of it that is a multiple of {parallel.tensor}",
             {"expert": places},
         )
-    yield from _adapters(scenario, "expert", "are not predicted together.")
+    yield from _adapters(
+        scenario,
+        "expert",
+        "are not predicted together: PEFT adds adapters after transformers has sharded the model, and they stay whole.",
+    )
 
 
 def _other_fields(scenario: Any) -> Iterator[Problem]:
@@ -333,14 +336,6 @@ def _other_fields(scenario: Any) -> Iterator[Problem]:
         ("optimizer", OPTIMIZERS[scenario.optimizer].elementwise or scenario.parallel.sharded, "adamw"),
         ("images", scenario.images is None, None),
     )
-    plain = scenario.autocast_precision is None or (scenario.parallel.context > 1 or scenario.parallel.replicate > 1)
-    if not plain:
-        yield Problem(
-            "Autocast and a mesh of tensor, pipeline or expert are not predicted together.",
-            "a precision of the weights, without autocast",
-            {"precision": scenario.compute_precision, "autocast": None},
-            "precision",
-        )
     for field, goes, instead in rows:
         if not goes:
             yield Problem(

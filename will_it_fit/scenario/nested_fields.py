@@ -11,10 +11,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.scenario.description import ANY, described, say_generations, switch
-from will_it_fit.scenario.generation import Generation
+from will_it_fit.scenario.description import ANY, described, switch
+from will_it_fit.scenario.generation import Generation, Preference
 from will_it_fit.scenario.model import found_beside
-from will_it_fit.scenario.objectives import REFERENCES
 from will_it_fit.scenario.strategies import DIVIDED, NONE, SCHEDULES, STRATEGIES, Strategy, even_stages
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -84,38 +83,6 @@ class Experts:
         default="none",
         example="host",
         said={"none": "", "host": "experts on the host"},
-    )
-
-
-@dataclass(frozen=True)
-class Preference:
-    """What an objective takes beside its rows; a reference of None is what TRL takes by default."""
-
-    reference: str | None = described(
-        "What answers are compared with: the model with its adapters off, a second model, or numbers that"
-        " were computed before. `null`: as TRL decides; for `grpo` nothing.",
-        words=REFERENCES,
-        nullable=True,
-        example="adapter_off",
-        said="reference {}",
-        closed_form=ANY,
-    )
-    generations: int = described("`grpo`: answers to a prompt.", least=2, default=8, said=say_generations)
-    completion_length: int | None = described(
-        "Tokens of a row that are the answer; `null`: half of them.",
-        least=1,
-        nullable=True,
-        example=256,
-        said="{} tokens of answer",
-    )
-    reward_model: str | None = described(
-        "`grpo`: a model that judges the answers and lies beside the one that is trained: a name in `config/models/`."
-        " `null`: functions judge them, on the host.",
-        types=("string",),
-        nullable=True,
-        example="qwen2.5-0.5b",
-        said="judged by {}",
-        closed_form=(None,),
     )
 
 

@@ -26,6 +26,12 @@ class Objective:
         Of a micro-batch.
     generates
         Its rows are answers that the model itself has generated.
+    grouped
+        Several answers to a prompt are judged beside each other. One generation may serve many updates.
+    anew
+        Answers are generated for each micro-batch.
+    taught
+        A second model, which is not trained, says how likely each token is.
     scores
         A head of one number replaces the output head.
     judged
@@ -39,6 +45,9 @@ class Objective:
     references: tuple[str, ...] = ()
     least_rows: int = 1
     generates: bool = False
+    grouped: bool = False
+    anew: bool = False
+    taught: bool = False
     scores: bool = False
     judged: bool = False
     module: str = "trl"
@@ -51,5 +60,11 @@ OBJECTIVES = {
     "orpo": Objective("ORPO", texts_in_a_row=2, module="trl.experimental.orpo"),
     "kto": Objective("KTO", references=REFERENCES, least_rows=2, judged=True),
     "reward": Objective("Reward", texts_in_a_row=2, scores=True),
-    "grpo": Objective("GRPO", references=("adapter_off", "model"), generates=True),
-}
+    "grpo": Objective("GRPO", references=("adapter_off", "model"), generates=True, grouped=True),
+    "rloo": Objective("RLOO", references=("adapter_off", "model"), generates=True, grouped=True),
+    "online_dpo": Objective(
+        "OnlineDPO", texts_in_a_row=2, references=("adapter_off", "model"), generates=True, anew=True,
+        module="trl.experimental.online_dpo",
+    ),
+    "distillation": Objective("Distillation", generates=True, taught=True),
+}  # fmt: skip

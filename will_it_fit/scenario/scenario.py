@@ -100,8 +100,9 @@ class Scenario(Fields):
             wrong += mesh_contradictions(scenario, where)
         if wrong:
             raise UserError.several(wrong)
-        if scenario.preference.reward_model:
-            read_model(scenario.preference.reward_model, f"{where}: preference.reward_model")
+        for part in ("reward_model", "teacher"):
+            if name := getattr(scenario.preference, part):
+                read_model(name, f"{where}: preference.{part}")
         return scenario
 
     def to_mapping(self) -> dict[str, Any]:
@@ -136,7 +137,17 @@ class Scenario(Fields):
     @property
     def steps_per_generation(self) -> int:
         """Micro-batches that one generation serves."""
-        return self.generation.steps_per_generation or self.gradient_accumulation
+        return 1 if self.aim.anew else self.generation.steps_per_generation or self.gradient_accumulation
+
+    @property
+    def answers_at_once(self) -> int:
+        """Answers of one generation."""
+        return self.micro_batch * self.steps_per_generation * self.aim.texts_in_a_row
+
+    @property
+    def answers_to_a_prompt(self) -> int:
+        """Answers of a generation that share their prompt."""
+        return self.preference.generations if self.aim.grouped else self.aim.texts_in_a_row
 
     @property
     def lowers_products(self) -> bool:

@@ -23,11 +23,14 @@ from will_it_fit.step.model import build_model
 from will_it_fit.step.reinforcement import (
     Cycle,
     RewardRows,
+    answers_from_elsewhere,
     beside_vllm,
     first_and_last_token,
     reward,
     reward_model,
     rollout,
+    teacher,
+    whole_answers,
     without_an_end,
 )
 from will_it_fit.step.step import MICRO_BATCHES
@@ -53,12 +56,12 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
     else:
         own["peft_config"] = _adapters(scenario)
     reference = _reference(scenario, device, attention_implementation)
-    if reference is not None and not scenario.aim.generates:
+    if reference is not None and not scenario.aim.grouped:
         own["ref_model"] = reference
     try:
-        # A trainer that generates loads its reference by the model's id, and there is none.
+        # A trainer whose answers are judged in groups loads its reference by the model's id, and there is none.
         loading = [(import_module(kind.__module__), "create_model_from_path", lambda *_, **__: reference)]
-        with patched(loading if scenario.aim.generates else []), warnings.catch_warnings():
+        with patched(loading if scenario.aim.grouped else []), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'")  # nobody who asks has written it
             trainer = kind(
                 model=model,
@@ -89,7 +92,11 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
         without_an_end(trainer, trainer.model.config.get_text_config().vocab_size)
         if device == "meta":
             first_and_last_token(trainer.model)
-    if scenario.generation.engine == "vllm":
+            if scenario.aim.anew:
+                whole_answers(trainer)
+    elif scenario.aim.generates and scenario.objective != "grpo":
+        answers_from_elsewhere(trainer, scenario)
+    if scenario.generation.engine == "vllm" and scenario.objective == "grpo":
         beside_vllm(trainer)
     trainer.beside = beside + ([] if reference is None else [reference])
     _silence(trainer)
@@ -103,12 +110,15 @@ def _trainer(scenario: Scenario) -> tuple[type, type]:
 
 
 def _generated(scenario: Scenario, device: str, attention: str | None) -> tuple[dict[str, Any], list[torch.nn.Module]]:
-    """What a trainer that generates takes besides, and the model among it that judges the answers."""
+    """What a trainer that generates takes besides, and the model among it that judges the answers, or teaches."""
+    if scenario.aim.taught:
+        model = teacher(scenario, device, attention)
+        return {"teacher_model": model}, [model]
     judge = reward_model(scenario, device, attention)
     own: dict[str, Any] = {"reward_funcs": judge or reward}
     if judge is not None:
         own["reward_processing_classes"] = RewardRows(scenario)
-    if scenario.generation.engine != "transformers":
+    if scenario.generation.engine != "transformers" and scenario.objective == "grpo":
         own["rollout_func"] = rollout(scenario)
     return own, [] if judge is None else [judge]
 
@@ -122,9 +132,10 @@ def _arguments(scenario: Scenario, device: str, folder: Path) -> dict[str, Any]:
     else:
         cycle = Cycle.of(scenario, whole=device != "meta")
         accumulated, updates = cycle.accumulation, cycle.updates
-        own |= {"num_generations": preference.generations, "max_completion_length": scenario.completion_length}
-        own |= {"steps_per_generation": cycle.steps, "num_iterations": cycle.iterations}
-        own["beta"] = 0.0 if preference.reference is None else 0.04
+        own |= _lengths(scenario)
+        if scenario.aim.grouped:
+            own |= {"num_generations": preference.generations, "steps_per_generation": cycle.steps}
+            own |= {"num_iterations": cycle.iterations, "beta": 0.0 if preference.reference is None else 0.04}
     return own | {
         "output_dir": str(folder),
         "max_steps": updates,
@@ -144,6 +155,13 @@ def _arguments(scenario: Scenario, device: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def _lengths(scenario: Scenario) -> dict[str, int]:
+    """How long answers may be, by the names that the trainer has for it."""
+    if scenario.aim.anew:
+        return {"max_new_tokens": scenario.completion_length, "max_length": scenario.sequence_length}
+    return {"max_completion_length": scenario.completion_length}
+
+
 def _adapters(scenario: Scenario) -> Any:
     config = peft_config(scenario)
     if scenario.aim.scores:
@@ -158,7 +176,7 @@ def _reference(scenario: Scenario, device: str, attention: str | None) -> torch.
     wanted, dense = scenario.preference.reference, scenario.method == "full"
     if "model" not in scenario.aim.references or not (wanted == "model" or dense):
         return None
-    if scenario.aim.generates and wanted is None:  # `beta` is 0
+    if scenario.aim.grouped and wanted is None:  # `beta` is 0
         return None
     model = build_model(scenario, device, attention_implementation=attention, for_trainer=True)
     return model.requires_grad_(False).eval()

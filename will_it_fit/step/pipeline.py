@@ -86,6 +86,8 @@ def pipeline_of(model: nn.Module, scenario: Scenario, device: torch.device) -> P
     group = device_mesh.init_device_mesh(device.type, sizes, mesh_dim_names=("pipeline", "tensor"))[
         "pipeline"
     ].get_group()
+    if scenario.method != "full":
+        model = model.get_base_model()  # with PEFT's layers in it
     if scenario.parallel.by_plan:
         model = divided_by_plan(model, scenario)
     own = range(group.rank(), parallel.stages, parallel.pipeline)
@@ -114,11 +116,12 @@ def pipeline_of(model: nn.Module, scenario: Scenario, device: torch.device) -> P
 def _shapes(scenario: Scenario, config: Any) -> dict[str, torch.Tensor]:
     """What goes in and out of stages: tensors without data, of which a stage keeps the shapes alone."""
     shape, text = (scenario.micro_batch, scenario.sequence_length), config.get_text_config()
+    computed = DTYPES[scenario.autocast_precision or scenario.weight_precision]  # the head is a product, under autocast
     options = {"dtype": DTYPES[scenario.weight_precision], "device": "meta", "requires_grad": True}
     return {
         "tokens": torch.empty(shape, dtype=torch.long, device="meta"),
         "hidden": torch.empty((*shape, text.hidden_size), **options),
-        "logits": torch.empty((*shape, text.vocab_size), **options),
+        "logits": torch.empty((*shape, text.vocab_size), **options | {"dtype": computed}),
     }
 
 

@@ -52,7 +52,7 @@ class Cycle:
         accumulation = scenario.gradient_accumulation
         aligned = accumulation % (steps * iterations) == 0
         if not whole and not scenario.preference.reward_model and scenario.generation.engine != "transformers":
-            generations = scenario.preference.generations
+            generations = scenario.preference.generations if scenario.aim.grouped else 1
             least = generations // gcd(scenario.micro_batch, generations)  # groups of answers are not cut
             steps = min(steps, least * ceil(MICRO_BATCHES / least))
             iterations = min(iterations, MICRO_BATCHES)
@@ -101,6 +101,21 @@ def reward_model(scenario: Scenario, device: str, attention: str | None) -> nn.M
     return model.requires_grad_(False).eval()
 
 
+def teacher(scenario: Scenario, device: str, attention: str | None) -> nn.Module | None:
+    """The model that answers are compared with, in the dtype of the scenario's weights; None: no objective that has
+    one."""
+    name = scenario.preference.teacher
+    if name is None:
+        return None
+    config, _ = read_model(name, "preference.teacher")
+    own = Scenario.from_mapping(
+        {"model": config, "method": "full", "precision": scenario.weight_precision}
+        | {"sequence_length": scenario.sequence_length, "attention": scenario.attention}
+    )
+    model = build_model(own, device, attention_implementation=attention, for_trainer=True)
+    return model.requires_grad_(False).eval()
+
+
 class RewardRows:
     """A tokenizer whose rows are all of one length: those of a prompt with its answer."""
 
@@ -114,6 +129,36 @@ class RewardRows:
         return {"input_ids": torch.full(shape, WORD), "attention_mask": torch.ones(shape, dtype=torch.long)}
 
 
+def answers_from_elsewhere(trainer: Any, scenario: Scenario) -> None:
+    """Let a trainer that takes no function for it get answers as another process would generate them."""
+    answer = scenario.completion_length
+
+    def single_turn(prompt_ids: list, *_: Any, **__: Any) -> list[list[int]]:
+        return [[WORD] * answer for _ in prompt_ids]
+
+    def pairs(model: nn.Module, prompts: list, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        """Online DPO: prompts with their masks, two answers to each with theirs."""
+        shape, device = (2 * len(prompts), scenario.sequence_length - answer), trainer.accelerator.device
+        words = [torch.full(each, WORD, device=device) for each in (shape, (shape[0], answer))]
+        prompt, made = words
+        return prompt, torch.ones_like(prompt), made, torch.ones_like(made), None
+
+    if scenario.aim.anew:
+        trainer._generate = pairs
+    else:
+        trainer._generate_single_turn = single_turn
+
+
+def whole_answers(trainer: Any) -> None:
+    """Online DPO on ``meta``: let it know that no generated answer is cut, as its mask would say."""
+
+    def generate(*args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
+        prompt, prompt_mask, made, _, images = type(trainer)._generate(trainer, *args, **kwargs)  # its phase is heard
+        return prompt, prompt_mask, made, torch.ones_like(made), images
+
+    trainer._generate = generate
+
+
 def without_an_end(trainer: Any, vocabulary: int) -> None:
     """Let no answer end before its longest: the end is a token that no model writes."""
     trainer.eos_token_ids = [vocabulary]
@@ -125,7 +170,8 @@ def first_and_last_token(model: nn.Module) -> None:
     """Let ``generate`` write the first token of its answers and the last, since those between take less.
 
     Keys and values grow by a token each time, and those of a layer are copied while the others lie beside. So the most
-    is held at the prompt, whose activations are the largest, or at the last token.
+    is held at the prompt, whose activations are the largest, or at the last token. Where no keys and values are kept,
+    a token goes through all before it, beside what the token before has left: then the last two are written.
     """
     own = model.generate
 
@@ -137,12 +183,14 @@ def first_and_last_token(model: nn.Module) -> None:
         first = own(*args, generation_config=generation_config, **inputs, **wanted)
         cache, tokens = first.past_key_values, first.sequences
         del first
-        length = tokens.shape[1] + count - 2  # of what the last but one token leaves behind
-        _lengthen(cache, length - 1)
+        written = 2 if cache is None else 1
+        length = tokens.shape[1] + count - 1 - written  # of what is there before the last tokens
+        if cache is not None:
+            _lengthen(cache, length - 1)
         tokens = tokens.new_full((len(tokens), length), WORD)
         begin(LAST_TOKEN)
         last = inputs | {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "past_key_values": cache}
-        return own(*args, generation_config=generation_config, **last, max_new_tokens=1)
+        return own(*args, generation_config=generation_config, **last, max_new_tokens=written)
 
     model.generate = generate
 

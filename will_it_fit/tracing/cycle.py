@@ -28,6 +28,7 @@ _TRACED = {
     "old_log_probabilities": "old log-probabilities",
     "reference_log_probabilities": "reference log-probabilities",
     "rewards": "rewards",
+    "teacher": "teacher",
 }
 _UPDATE = ("forward", "backward", "optimizer")
 _STAYS = ("weights_", "quantization_state", "adapters", OPTIMIZER_STATES, "workspaces")
@@ -144,7 +145,6 @@ def server_of(scenario: Scenario, gpu: Gpu, parameters: int) -> Server | None:
     own = scenario.generation
     if own.engine != "vllm":
         return None
-    rows = scenario.micro_batch * scenario.steps_per_generation
     rank = scenario.lora.rank if scenario.lora else int((scenario.adapter or {}).get("r", 0))
     longest = own.max_model_length or scenario.size("max_position_embeddings") or scenario.sequence_length
     return Server(
@@ -152,7 +152,7 @@ def server_of(scenario: Scenario, gpu: Gpu, parameters: int) -> Server | None:
         parameters,
         gpu.total_bytes,
         own.utilization,
-        own.completions or rows,
+        own.completions or scenario.answers_at_once,
         longest,
         own.batched_tokens,
         own.cache_dtype,

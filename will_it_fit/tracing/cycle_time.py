@@ -106,8 +106,8 @@ def trainer_seconds(costs: CostRecorder, speed: Speed, scenario: Scenario, taken
     Returns
     -------
     dict
-        ``generate``, ``old_log_probabilities``, ``reference_log_probabilities`` and ``rewards``, where there are such,
-        and ``update``.
+        ``generate``, ``old_log_probabilities``, ``reference_log_probabilities``, ``rewards`` and ``teacher``, where
+        there are such, and ``update``.
     """
     parts = [(phase, simulate(own, speed)[0]) for phase, own in costs.in_phases()]
     total: dict[str, float] = {}
@@ -120,7 +120,7 @@ def trainer_seconds(costs: CostRecorder, speed: Speed, scenario: Scenario, taken
     if "generation" in total:
         more = (scenario.completion_length - 1) * total.get("last_token", 0.0)
         found["generate"] = (total["generation"] + more) / generations * steps / taken.steps
-    for phase in ("old_log_probabilities", "reference_log_probabilities", "rewards"):
+    for phase in ("old_log_probabilities", "reference_log_probabilities", "rewards", "teacher"):
         if phase in total:
             found[phase] = total[phase] / generations * steps / taken.steps
     passes = sum(total.get(name, 0.0) for name in ("forward", "backward", "between", "inputs")) / micro_batches
@@ -142,14 +142,13 @@ def cycle_time(
     server
         The engine; None: another than vLLM.
     """
-    own, steps = scenario.generation, scenario.steps_per_generation
-    rows = scenario.micro_batch * steps
+    own, steps, rows = scenario.generation, scenario.steps_per_generation, scenario.answers_at_once
     updates = steps * own.iterations / scenario.gradient_accumulation
     seconds = {name.replace("_", " ").replace("log p", "log-p"): each for name, each in trainer.items()}
     tokens, made = rows * scenario.completion_length, None
     if server is not None:
         rates = rates_of(speed, capability)
-        prompts = -(-rows // scenario.preference.generations)
+        prompts = -(-rows // scenario.answers_to_a_prompt)
         shared = -(-rows // own.servers)
         made = generating(
             server,

@@ -16,6 +16,8 @@ FACTORS = {
     "method": ["full", "lora", "qlora"],
     "strategy": list(STRATEGIES),
     "offload": ["none", "cpu"],
+    "mesh": [(), ("tensor",), ("context",)],
+    "activation_offload": [False, True],
     "quantization": [None, "nf4", "int8"],
     "loss": ["full", "chunked", "liger"],
     "kernels": ["transformers", "liger", "unsloth"],
@@ -41,7 +43,13 @@ def fields(row: dict) -> dict:
         "kbit_preparation": "peft",
         "lora": {"rank": 8, "dropout": 0.1, "target_modules": row["targets"]},
         "model": MODELS[row["model"]],
-        "parallel": {"strategy": row["strategy"], "gpus": 2, "offload": row["offload"]},
+        **({"activation_offload": True} if row["activation_offload"] else {}),
+        "parallel": {
+            "strategy": row["strategy"],
+            "gpus": 2,
+            "offload": row["offload"],
+            **dict.fromkeys(row["mesh"], 2),
+        },
     }
 
 

@@ -104,3 +104,36 @@ def test_a_notebook_of_unsloth_is_trls_cycle_and_says_what_unsloth_does_otherwis
 def test_a_group_that_the_batch_cuts_is_refused_as_trl_refuses_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="doesn't divide"):
         asked(tmp_path, TRL | {"num_generations": 6})
+
+
+PROGRAMS = {
+    "rloo": (
+        "from trl import RLOOConfig, RLOOTrainer\n"
+        "args = RLOOConfig(num_generations=4, per_device_train_batch_size=4, max_completion_length=128)\n"
+        "RLOOTrainer(model='meta-llama/Llama-3.2-1B', args=args)",
+        {"sequence_length": 640, "preference": {"generations": 4, "reference": "model"}, "method": "full"},
+    ),
+    "distillation": (
+        "from trl import DistillationConfig, DistillationTrainer\n"
+        "args = DistillationConfig(teacher_model_name_or_path='qwen2.5-7b', use_vllm=True, max_completion_length=64,\n"
+        "                          vllm_gpu_memory_utilization=0.25)\n"
+        "DistillationTrainer(model='qwen2.5-0.5b', args=args)",
+        {"preference": {"teacher": "qwen2.5-7b", "completion_length": 64},
+         "generation": {"engine": "vllm", "utilization": 0.25}},
+    ),
+    "online_dpo": (
+        "from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer\n"
+        "args = OnlineDPOConfig(max_new_tokens=32, per_device_train_batch_size=2)\n"
+        "OnlineDPOTrainer(model='meta-llama/Llama-3.2-1B', args=args)",
+        {"sequence_length": 512, "preference": {"completion_length": 32}, "micro_batch": 2},
+    ),
+}  # fmt: skip
+
+
+@needs_trl
+@pytest.mark.parametrize("objective", PROGRAMS)
+def test_programs_of_trls_other_trainers_that_generate(objective: str, tmp_path: Path) -> None:
+    text, fields = PROGRAMS[objective]
+    found = asked(tmp_path, text, name="program.py", gpu="h100-80gb")
+    said(found, objective=objective, **fields)
+    assert not found.reading.remarks

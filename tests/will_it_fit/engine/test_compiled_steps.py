@@ -58,6 +58,33 @@ def perceptron(autocast: bool = False, compiled_optimizer: bool = False, breaks:
     return model, optimizer, step, batch
 
 
+def divided(device: str):
+    """Two layers of a group of two processes, each compiled, with PyTorch's tensor and sequence parallel plan."""
+    from torch.distributed import init_device_mesh
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+    from torch.distributed.tensor import Replicate, Shard, parallel
+
+    mesh = init_device_mesh(device, (2,), mesh_dim_names=("tensor",))
+    with torch.device(device):
+        model, batch = nn.Sequential(*(Perceptron() for _ in range(2))), torch.zeros(4, 80, 64)
+    for index, layer in enumerate(model):
+        whole = {"input_layouts": Shard(1), "desired_input_layouts": Replicate()}
+        plan = {"": parallel.PrepareModuleInput(**whole), "first": parallel.ColwiseParallel(output_layouts=Shard(1))}
+        plan |= {"norm": parallel.SequenceParallel(), "scale": parallel.SequenceParallel()}
+        plan |= {"second": parallel.RowwiseParallel(input_layouts=Shard(1), output_layouts=Shard(1))}
+        parallel.parallelize_module(layer, mesh, plan)
+        model[index] = checkpoint_wrapper(layer, preserve_rng_state=False)
+        model[index].compile(dynamic=False)
+    optimizer = torch.optim.SGD(model.parameters(), foreach=False)
+
+    def step(inputs):
+        model(inputs[:, :40]).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return model, optimizer, step, batch
+
+
 def decoder(family: str, how: str, checkpointing: bool):
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -483,3 +510,19 @@ def test_a_stand_in_in_python_is_compiled_as_its_package_would_be():
     assert report.compiled == {"graphs": 2, "breaks": {}, "skipped_frames": {}}
     (said,) = report.warnings
     assert "FlashAttention-3" in said
+
+
+def test_a_layer_divided_on_a_mesh_allocates_what_it_does_when_it_runs():
+    """Compiled DTensors: in a group of one real process and one that is not there, and in the simulated group."""
+    from torch import distributed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    with fake_group(2):
+        traced, report = followed(partial(divided, "meta"))
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        ran = measured(partial(divided, "cpu"))
+    finally:
+        distributed.destroy_process_group()
+    assert report.compiled["graphs"] == 4 and not report.compiled["breaks"]
+    assert without_scratch(traced) == without_scratch(ran)

@@ -134,6 +134,12 @@ BAD = {
     "ddp": ({"strategy": "ddp", "gpus": 4, "tensor": 2}, {}, "not predicted together", "strategy: fsdp2"),
     "schedule alone": ({"gpus": 2, "schedule": "gpipe"}, {}, "is of a pipeline", "schedule: 1f1b"),
     "adapters": ({"gpus": 2, "tensor": 2}, {"method": "lora"}, "PEFT's adapters", "method: full"),
+    "adapters and experts": (
+        {"gpus": 2, "expert": 2},
+        {"model": MOE, "method": "lora"},
+        "stay whole",
+        "method: full",
+    ),
     "offload": ({"gpus": 2, "tensor": 2, "offload": "cpu"}, {}, "accelerate's FSDP2", "offload: none"),
     "wide sums": (
         {"gpus": 2, "tensor": 2, "reduce_in_fp32": True},
@@ -147,7 +153,6 @@ BAD = {
         "is accelerate's",
         "reshard_after_forward: true",
     ),
-    "autocast": ({"gpus": 2, "tensor": 2}, {"precision": "bf16-mixed"}, "Autocast and a mesh", "precision: bf16"),
     "packing": ({"gpus": 2, "context": 2}, {"packing": "rows"}, "`packing: rows` and a mesh", "packing: none"),
     "loss": ({"strategy": "none", "gpus": 2, "tensor": 2}, {"loss": "chunked"}, "a mesh", "loss: full"),
 }

@@ -23,11 +23,13 @@ EXPERTS = LLAMA | {
     "head_dim": 32,
 }
 LORA = {"method": "lora", "lora": {"rank": 8}}
+AUTOCAST = {"precision": "bf16-mixed"}
 PIPELINE = {"strategy": "none", "pipeline": 2}
 # By name: parts of `parallel`, and other fields that differ.
 STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor": ({"strategy": "none", "tensor": 2}, {}),
     "tensor, checkpointed": ({"strategy": "none", "tensor": 2}, {"gradient_checkpointing": True}),
+    "tensor, autocast": ({"strategy": "none", "tensor": 2}, AUTOCAST),
     "context": ({"context": 2}, {}),
     "context, LoRA": ({"context": 2}, LORA),
     "context, two micro-batches": ({"context": 2}, {"gradient_accumulation": 2}),
@@ -36,8 +38,16 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "interleaved": (PIPELINE | {"schedule": "interleaved"}, {"gradient_accumulation": 4, "model": LAYERS}),
     "zero bubble": (PIPELINE | {"schedule": "zero_bubble"}, {"gradient_accumulation": 4, "model": LAYERS}),
     "uneven stages": (PIPELINE | {"stage_layers": [3, 1]}, {"gradient_accumulation": 4, "model": LAYERS}),
+    "1f1b, autocast": (PIPELINE, {"gradient_accumulation": 4, "model": LAYERS, **AUTOCAST}),
+    "1f1b, LoRA": (PIPELINE, {"gradient_accumulation": 4, "model": LAYERS, **LORA}),
+    "interleaved, LoRA": (
+        PIPELINE | {"schedule": "interleaved"},
+        {"gradient_accumulation": 4, "model": LAYERS, **LORA},
+    ),
     "expert": ({"expert": 2}, {"model": EXPERTS}),
+    "expert, autocast": ({"expert": 2}, {"model": EXPERTS, **AUTOCAST}),
     "fsdp2 x tensor": ({"gpus": 4, "tensor": 2}, {}),
+    "fsdp2 x tensor, autocast": ({"gpus": 4, "tensor": 2}, AUTOCAST),
     "replicate": ({"gpus": 4, "replicate": 2}, LORA),
     "pipeline x tensor": (
         {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2},
