@@ -40,7 +40,6 @@ _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 Traced = tuple[Record, dict[str, Any]]  # and what is known of the model
 Stepped = Callable[[Scenario, Callable[[Record], bool] | None], Traced]
 SHALLOW = range(3)  # periods that the shallow models have more than the first of them
-_FILLING = 4  # micro-batches beyond those that fill a pipeline, until they repeat
 WORTH = 0.65  # of the layers: composing pays if the shallow models have fewer together
 _WORTH_OF_STAGES = 0.8  # the same of a pipeline's stage, which takes many micro-batches
 
@@ -176,7 +175,7 @@ def full_pipeline(scenario: Scenario) -> list[int]:
     behind; from the second backward pass on, which finds gradients, all are alike.
     """
     parallel = scenario.parallel
-    first = parallel.pipeline + _FILLING
+    first = 5 * parallel.pipeline - 4  # enough for two and three stages, as tried; the proof decides
     counts = [first + number for number in SHALLOW]
     one_by_one = parallel.pipeline > 1 and parallel.stages == parallel.pipeline
     return counts if one_by_one and sum(counts) <= WORTH * scenario.gradient_accumulation else []

@@ -118,7 +118,7 @@ PIPELINE = {"strategy": "none", "gpus": 2, "pipeline": 2}
         (PIPELINE, {"layers": 4, "gradient_accumulation": 9}),
         (PIPELINE | {"schedule": "gpipe"}, {"layers": 4, "gradient_accumulation": 9}),
         (PIPELINE, {"layers": 12, "gradient_accumulation": 8}),
-        ({"strategy": "none", "gpus": 3, "pipeline": 3}, {"layers": 6, "gradient_accumulation": 10}),
+        ({"strategy": "none", "gpus": 3, "pipeline": 3}, {"layers": 3, "gradient_accumulation": 14}),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
