@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any
 
 from validation import other_rows, rows, times
+from validation import torchtitan_rows as torchtitan_pages
 from validation.rows import FOLDER, MIB, SOURCES, Row
 from validation.timed_rows import TimedRow, scenario_of
 from validation.timed_rows import read as timed_rows
@@ -28,11 +29,14 @@ from will_it_fit.common.files import read_json
 from will_it_fit.common.terminal import command
 from will_it_fit.evidence.measured import FITTED, PUBLISHED, READ, UNREAD, Kinds, MeasuredStep, kinds_of, write
 from will_it_fit.evidence.nearest import summary
+from will_it_fit.scenario.description import say_way
 from will_it_fit.scenario.scenario import Scenario
 
 _CARDS = {"Tesla T4": "t4", "A100-SXM4-80GB": "a100-80gb", "NVIDIA L40S": "l40s", "NVIDIA GeForce RTX 4080": "rtx-4080",
           "H100 96 GB": "h100-96gb", "8 x H100": "h100-80gb", "h100-96gb-500w": "h100-96gb"}  # fmt: skip
 _OTHER_CAPABILITIES = {"a10g": (8, 6), "h100-96gb": (9, 0)}  # of cards that the catalogue does not have
+_TITANS_CARDS = {"h200": "h200-141gb", "b200": "b200-180gb"}  # by the beginning of a row's name
+_TITANS_MILLIONS = {"8B": 8030.3, "70B": 70553.7, "405B": 405853.4}
 VERSIONS = ("torch", "transformers", "peft", "bitsandbytes")
 # Programs whose models are their own, not transformers'.
 OWN_PROGRAMS = {"torchtitan": "torchtitan", "fitcheck": "a loop of its own", "canifinetune": "a loop of its own",
@@ -206,6 +210,36 @@ def compiled_rows() -> Iterator[MeasuredStep]:
             )  # fmt: skip
 
 
+def torchtitan_rows() -> Iterator[MeasuredStep]:
+    """torchtitan's pages, but for the four rows that older tables have."""
+    older = {"table1-fsdp", "table1-compile", "table3-fsdp", "table3-compile"}
+    for one in torchtitan_pages.highest(torchtitan_pages.read()):
+        row = torchtitan_pages.ROWS[one.id]
+        if one.id in older or one.error_percent is None or row.settings is None:
+            continue
+        given = {"tensor": 1, "context": 1, "pipeline": 1, "tokens": 8192, **row.settings}
+        gpus = given["shard"] * given["tensor"] * given["context"] * given["pipeline"]
+        card = next((card for start, card in _TITANS_CARDS.items() if one.id.startswith(start)), "h100-96gb")
+        mesh = {name: given[name] for name in ("tensor", "context", "pipeline")}
+        schedule = "interleaved" if given.get("interleaved") else "1f1b"
+        way = say_way({"strategy": "fsdp2", "gpus": gpus, **mesh, "schedule": schedule})
+        precision = "bf16-mixed" + (", float8 tensorwise" if given.get("float8") else "")
+        yield MeasuredStep(
+            id=f"torchtitan-{one.id}",
+            source=f"pytorch/torchtitan@b5bcd76:{row.page}, line {row.line}",
+            card=card,
+            kinds=_kinds(card, program="torchtitan", compiled="layers" if given.get("compiled") else "no",
+                         parallel=f"{way} on {gpus} GPUs", precision=precision, rows="packed", checkpointing="yes"),
+            model=f"meta-llama/Llama-3.1-{given['llama']}",
+            parameters=_TITANS_MILLIONS[given["llama"]],
+            micro_batch=given["rows"],
+            sequence_length=given["tokens"],
+            reserved_bytes=round(float(one.published_gib) * 2**30),
+            reserved_error=_share(round(one.error_percent, 4)),
+            memory_known=UNREAD if one.half == "unread" else READ,
+        )  # fmt: skip
+
+
 def litgpt_rows() -> Iterator[MeasuredStep]:
     """litgpt's recipes on an A10G; three states less than its states alone, and is left out with the reason there."""
     traced = {row["config"]: row for row in read_json(FOLDER / "litgpt.json")["rows"]}
@@ -275,7 +309,7 @@ def _with_try(step: MeasuredStep, tried: other_rows.Tried) -> MeasuredStep:
 def table() -> list[MeasuredStep]:
     """Every row, in the order of the sources."""
     known_memory = {step.id: step for step in memory_rows()}
-    return [*timed(known_memory), *compiled_rows(), *litgpt_rows(), *single_rows()]
+    return [*timed(known_memory), *compiled_rows(), *torchtitan_rows(), *litgpt_rows(), *single_rows()]
 
 
 def markdown(steps: list[MeasuredStep]) -> str:

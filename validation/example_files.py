@@ -30,6 +30,9 @@ from will_it_fit.scenario.model import ALIASES
 STAND_INS = Path(__file__).parent / "data" / "example_stand_ins.yaml"
 LAYERS = 2
 _COUNTS = ("num_hidden_layers", *ALIASES["num_hidden_layers"], "n_layers")
+# What says of each layer which kind it is; the first layer of a kind.
+_KINDS = ("layer_types", "layers_block_type", "hybrid_override_pattern")
+_OFFSETS = ("attn_layer_offset", "expert_layer_offset")
 # Lists with one entry for a layer.
 _BY_LAYER = (
     "layer_types",
@@ -50,12 +53,14 @@ def stand_in(hub: HubId, folder: Path) -> Path:
     UserError
         If no row of the table is for it.
     """
-    for pattern, name in read_yaml(STAND_INS):
+    for number, (pattern, named) in enumerate(read_yaml(STAND_INS)):
         if re.search(pattern, hub.name, re.I):
-            if (MODELS / f"{name}.json").is_file():
-                return MODELS / f"{name}.json"
-            path = folder / f"{name}.json"
-            path.write_text(json.dumps({"model_type": name} | _defaults(name)), encoding="utf-8")
+            changes = named if isinstance(named, dict) else {"model_type": named}
+            kind = changes["model_type"]
+            if (MODELS / f"{kind}.json").is_file():
+                return MODELS / f"{kind}.json"
+            path = folder / f"{number}-{kind}.json"
+            path.write_text(json.dumps(_changed(_defaults(kind), changes)), encoding="utf-8")
             return path
     raise UserError("Nothing stands for this model here.", where=str(STAND_INS), found=hub.name)
 
@@ -68,11 +73,23 @@ def _defaults(kind: str) -> dict[str, Any]:
             if isinstance(value, (int, float, str, bool, dict, list)) and not key.startswith("_")}  # fmt: skip
 
 
+def _changed(sizes: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes with some of them others, in their parts too."""
+    found = dict(sizes)
+    for name, value in changes.items():
+        parts = isinstance(value, dict) and isinstance(found.get(name), dict)
+        found[name] = _changed(found[name], value) if parts else value
+    return found
+
+
 def shallow(model: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with two layers, or as many as show each kind of layer; of its language model too."""
-    changed, kinds = dict(model), model.get("layer_types") or []
+    changed, kinds = dict(model), next((model[name] for name in _KINDS if model.get(name)), [])
     every = [kinds.index(kind) + 1 for kind in dict.fromkeys(kinds)]
+    every += [1 + (changed.get(name) or 0) for name in _OFFSETS]
     depth = max([LAYERS, *every, changed.get("full_attention_interval") or 0])
+    if changed.get("num_kv_shared_layers"):  # the last layers take keys and values of those before, of each kind
+        changed["num_kv_shared_layers"], depth = depth, 2 * depth
     for name in _COUNTS:
         if isinstance(changed.get(name), int):
             changed[name] = min(changed[name], depth)

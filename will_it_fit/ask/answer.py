@@ -67,9 +67,13 @@ def whole_answer(
         if watch:
             watch("the same with DDP", 0, [])
         parallel = {"strategy": REPLICATED, "gpus": request.scenario.parallel.gpus}
-        other = _compared(request.scenario.changed(parallel=parallel), where)
-        size = other.traced.trace["required_bytes"]
-        answer["strategies"][REPLICATED] = {"required_bytes": size, **other.verdict._asdict()}
+        try:
+            other = _compared(request.scenario.changed(parallel=parallel), where)
+        except UserError as error:  # such as DDP's own, where a step doesn't use all that it trains
+            answer["warnings"].append(f"the same with DDP has no answer: {error.problem}")
+        else:
+            size = other.traced.trace["required_bytes"]
+            answer["strategies"][REPLICATED] = {"required_bytes": size, **other.verdict._asdict()}
     answer["other_kernels"] = _other_kernels(compared, where)
     if suggested:
         answer["suggestions"] = compared.suggestions(watch)

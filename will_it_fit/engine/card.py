@@ -125,6 +125,8 @@ class Simulation:
         Programs that were to be run (``ldconfig``), and were not.
     missing
         C extensions that were to be imported, and have no entry in the table of :mod:`.extensions`.
+    tuners
+        Autotuners of Triton that have chosen here, with what they knew before.
     index
         Which of the machine's cards this process has.
     """
@@ -137,7 +139,13 @@ class Simulation:
     chosen: dict[str, tuple[int, str]] = field(default_factory=dict)
     programs: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    tuners: list[tuple[Any, dict]] = field(default_factory=list)
     index: int = 0
+
+    def forget_choices(self) -> None:
+        """Let autotuners compare anew, as in a process that starts: a step then never depends on those before it."""
+        for tuner, _ in self.tuners:
+            tuner.cache = {}
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,9 @@ go over it behind the third record. Who calls this has to know that a step has n
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +26,8 @@ _ALLOCATED, _FREED, _EMPTIED = 1, 2, 0
 _SMALL = 4096  # bytes: what a few layers' numbers take together is less
 
 
-_Columns = tuple[list[int], list[int], list[int], list[tuple[str, int]], list[int]]
+_About = tuple[Hashable, ...]
+_Columns = tuple[list[int], list[int], list[int], list[_About], list[int]]
 
 
 class _Events:
@@ -35,9 +38,11 @@ class _Events:
         self.kinds: list[int] = []
         self.sizes: list[int] = []
         self.targets: list[int] = []  # of a free: the place of the allocation; else -1
-        self.about: list[tuple[str, int]] = []  # of an allocation or what frees it: component and stream
+        # Of an allocation or what frees it: component and stream; and the workspaces of cuDNN and cuFFT behind it.
+        self.about: list[_About] = []
         self.reused: list[int] = []  # `Record.reusable`, or -1
         places: dict[int, int] = {}
+        workspaces = _by_event(record)
         for place, (identity, size) in enumerate(record.events):
             target, about, reused = -1, ("", 0), -1
             if identity > 0:
@@ -48,11 +53,11 @@ class _Events:
                 target = places.pop(-identity, -1)
                 if target < 0:
                     raise Unlike("something is freed that nobody allocated")
-                about = self.about[target]
+                about = self.about[target][:2]
             self.kinds.append(_ALLOCATED if identity > 0 else _FREED if identity < 0 else _EMPTIED)
             self.sizes.append(size)
             self.targets.append(target)
-            self.about.append(about)
+            self.about.append((*about, *workspaces.get(place, ())))
             self.reused.append(reused)
 
     @cached_property
@@ -64,8 +69,19 @@ class _Events:
         """What each event is: what it is about, and the size if that is one of the ``fixed`` ones."""
         found: list[Hashable] = []
         for kind, size, target, about in zip(self.kinds, self.sizes, self.targets, self.about, strict=True):
-            found.append((_FREED, found[target]) if target >= 0 else (kind, about, size if size in fixed else None))
+            freed = target >= 0
+            found.append((_FREED, found[target], about) if freed else (kind, about, size if size in fixed else None))
         return found
+
+
+def _by_event(record: Record) -> dict[int, list[int | None]]:
+    """The workspaces of cuDNN and cuFFT (``Workspaces.taken``), by the event behind which they are taken."""
+    found: dict[int, list[int | None]] = {}
+    for at, most in record.workspaces.taken:
+        if not at:
+            raise Unlike("a workspace is taken before anything is allocated")
+        found.setdefault(at - 1, []).append(most)
+    return found
 
 
 class Composer:
@@ -103,8 +119,8 @@ class Composer:
         """Whether the model with one period of layers more has the record that is composed for it."""
         found, own = self.at(1), _Events(record)
         alike = self._columns(1) == (own.kinds, own.sizes, own.targets, own.about, own.reused)
-        told = found.marks, found.warnings, _told(found.costs)
-        return alike and told == (record.marks, record.warnings, _told(record.costs))
+        told = found.marks, found.warnings, found.kernels_run, _told(found.costs)
+        return alike and told == (record.marks, record.warnings, record.kernels_run, _told(record.costs))
 
     def grows_like(self, other: Composer) -> bool:
         """Whether the longer record has the same beside the shorter one's, byte for byte, at another size of the step.
@@ -125,8 +141,8 @@ class Composer:
         """
         before, after = self.shorter.record, self.longer.record
         own = _Events(shorter)
-        told = shorter.warnings, shorter.workspaces.cudnn_bytes, shorter.costs
-        known = before.warnings, before.workspaces.cudnn_bytes, None
+        told = shorter.warnings, shorter.workspaces.cudnn_bytes, shorter.kernels_run, shorter.costs
+        known = before.warnings, before.workspaces.cudnn_bytes, before.kernels_run, None
         if own.structure != self.structure[0] or told != known or len(before.marks) != len(after.marks):
             raise Unlike("the events are others")
         places = self._periods.in_shorter()
@@ -141,7 +157,7 @@ class Composer:
                 shorter.marks, after.marks, before.marks, strict=True
             )
         ]
-        record.warnings = dict(after.warnings)
+        record.warnings, record.kernels_run = dict(after.warnings), Counter(after.kernels_run)
         record.workspaces.cudnn_bytes = after.workspaces.cudnn_bytes
         return record
 
@@ -166,6 +182,8 @@ class Composer:
         record.marks = [(*mark, end) for mark, end in self._phases.at(*ends, more)]
         record.warnings = dict(after.warnings)
         record.workspaces.cudnn_bytes = after.workspaces.cudnn_bytes
+        few, many = before.kernels_run, after.kernels_run
+        record.kernels_run = Counter({name: count + (count - few[name]) * more for name, count in many.items()})
         record.costs = self._costs and self._costs.at(more)
         return record
 
@@ -235,7 +253,7 @@ class SecondStep:
         return [place for span in spans for place in span if self.both.kinds[place] == _ALLOCATED]
 
     def _told(self, place: int) -> Hashable:
-        return self.both.about[place], self.both.sizes[place]
+        return self.both.about[place][:2], self.both.sizes[place]
 
     def same_as(self, other: SecondStep) -> bool:
         """Whether at another size of the step the same event of the first one tells each event of the second."""
@@ -256,25 +274,54 @@ class SecondStep:
         known = both.record
         told = first.marks, first.warnings, first.workspaces.cudnn_bytes, first.costs
         same = [mark for mark in known.marks if mark[1] < 1], known.warnings, known.workspaces.cudnn_bytes, None
-        if told != same or any(mine != others[:end] for mine, others in columns):
+        launches = {name: 2 * count for name, count in first.kernels_run.items()}
+        if launches != known.kernels_run or told != same or any(mine != others[:end] for mine, others in columns):
             raise Unlike("the events are others")
         sizes = [own.sizes[source] if source >= 0 else 0 for source in self._sources]
         record = _written(both.kinds, sizes, both.targets, both.about, both.reused)
         record.marks, record.warnings = list(known.marks), dict(known.warnings)
+        record.kernels_run = Counter(known.kernels_run)
         record.workspaces.cudnn_bytes = known.workspaces.cudnn_bytes
         return record
 
 
-def _written(
-    kinds: list[int], sizes: list[int], targets: list[int], about: list[tuple[str, int]], reused: list[int]
-) -> Record:
+class SecondSteps:
+    """Traces of one scenario's shallow models, without the second step where the first one tells it."""
+
+    def __init__(self) -> None:
+        self._seen: list[SecondStep] = []
+        self._proven: list[SecondStep] = []  # told in the same way at two sizes
+
+    def traced(self, stepped: Callable[..., tuple[Record, Any]], shallow: Any) -> tuple[Record, Any]:
+        """The record of both steps, and what is known of the model."""
+        told: list[Record] = []
+
+        def enough(first: Record) -> bool:
+            for second in self._proven:
+                with suppress(Unlike):
+                    told.append(second.behind(first))
+                    return True
+            return False
+
+        record, about = stepped(shallow, enough)
+        if told:
+            return told[0], about
+        with suppress(Unlike):
+            second = SecondStep(record)
+            if any(second.same_as(other) for other in self._seen):
+                self._proven.append(second)
+            self._seen.append(second)
+        return record, about
+
+
+def _written(kinds: list[int], sizes: list[int], targets: list[int], about: list[_About], reused: list[int]) -> Record:
     """A record of columns."""
     record, ids, identity = Record(), [0] * len(kinds), 0
     for place, kind in enumerate(kinds):
         if kind == _ALLOCATED:
             identity += 1
             ids[place] = identity
-            component, stream = about[place]
+            component, stream = about[place][:2]
             record.events.append((identity, sizes[place]))
             record.components[identity] = component
             if stream:
@@ -289,11 +336,12 @@ def _written(
             ids[target] = 0
         else:
             record.events.append((0, 0))
+    record.workspaces.taken = ((place + 1, most) for place, (_, _, *behind) in enumerate(about) for most in behind)
     return record
 
 
 def _refuse_beyond(record: Record) -> None:
-    if record.origins is not None or record.compiled is not None or record.kernels_run or record.workspaces.taken:
+    if record.origins is not None or record.compiled is not None:
         raise Unlike("the record holds what is not composed")
     if record.stashes is not None and record.stashes.delayed(record.events) not in (None, record.events):
         raise Unlike("collectives hold what the program has let go of")

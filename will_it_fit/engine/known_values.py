@@ -23,6 +23,7 @@ from .origins import calling_frame
 
 LIMIT = 1_048_576  # elements of an integer or boolean tensor whose values are carried
 FLOAT_LIMIT = 1_048_576  # of one in floating point that is computed of such, as Gemma 4 pools the patches of an image
+FILLED_LIMIT = 4096  # of one in floating point that is made of one number: an optimizer's states are made so, and large
 # Libraries ask about values that don't decide what is allocated, or that a real batch answers in one way. By module, or
 # by module and function:
 ANSWERS: Mapping[str, bool] = {
@@ -93,6 +94,7 @@ class Values:
         self.carrying = False  # whether any value is known, or was
         self.reading = False  # whether Python is about to read a whole tensor
         self.counts_evenly = False  # whether counts of choices that nobody knows are taken to be even
+        self.chosen_share = 1.0  # of what is counted, from the first on: which part alone is chosen
         self.asked: Callable[[torch.dtype], float | None] | None = None  # gives numbers in the place of `scalars`
         self._scalars = scalars
         self._answers = {**ANSWERS, **(answers or {})}
@@ -103,6 +105,11 @@ class Values:
         self._sources: dict[int, torch.Tensor] = {}  # on the CPU, by the address of what stands for them on `meta`
         self._source_ends: dict[int, _End] = {}
         self._kinds: dict[Any, _Kind] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether no value is known, and nothing on the host stands for a tensor."""
+        return not self.carrying and not self._stand_ins
 
     # --- what a tracker asks -------------------------------------------------------------------------------------
 
@@ -147,7 +154,7 @@ class Values:
         if func in _FILLED:
             value = _FILLED[func]
             filled = args[-1] if value is None else value
-            if isinstance(output, torch.Tensor) and isinstance(filled, (int, float, bool)):
+            if type(filled) in (int, float, bool) and (output.numel() <= FILLED_LIMIT or carried(output)):
                 self.remember(output, torch.full(output.shape, filled, dtype=output.dtype))
             return
         moved = {**kwargs, "device": "cpu"} if "device" in kwargs else kwargs
@@ -329,15 +336,16 @@ class Values:
             self._known.pop(tensor.untyped_storage()._cdata, None)
 
     def _even(self, counts: torch.Tensor, dim: int, chosen: torch.Tensor, ones: torch.Tensor) -> torch.Tensor | None:
-        """How often each of several is chosen where nobody knows, as a router's experts: equally often.
+        """How often each of several is chosen where nobody knows, as a router's experts: those that are, equally often.
 
         None: it is no such count, or nobody needs it: only experts on several GPUs are sent as many tokens.
         """
         of_numbers = not counts.dtype.is_floating_point and counts.dim() == ones.dim() == 1
         if not self.counts_evenly or not of_numbers or self.known(chosen) is not None:
             return None
-        total, bins = ones.numel(), counts.numel()
-        return total // bins + (torch.arange(bins) < total % bins).to(counts.dtype)
+        total, places = ones.numel(), torch.arange(counts.numel())
+        bins = max(1, round(counts.numel() * self.chosen_share))
+        return (total // bins + (places < total % bins)).to(counts.dtype) * (places < bins)
 
     def _arguments(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """The arguments with the values of all tensors; None: some are not known."""

@@ -43,12 +43,11 @@ def no_launches(simulation: Simulation) -> Iterator[None]:
     from triton.runtime import autotuner, driver, jit
 
     kind = autotuner.Autotuner
-    caches: dict[int, tuple[Any, dict]] = {}
     places = [
         (jit.JITFunction, "run", _launch),
         (triton.testing, "do_bench", _benchmark),
         (triton.testing, "do_bench_cudagraph", _benchmark),
-        (kind, "run", _tuned(kind.run, caches)),
+        (kind, "run", _tuned(kind.run, simulation)),
         (kind, "prune_configs", _ordered(kind.prune_configs, simulation)),
         (kind, "do_bench", property(lambda tuner: _benchmark)),
     ]
@@ -63,7 +62,7 @@ def no_launches(simulation: Simulation) -> Iterator[None]:
             yield
         finally:
             driver._active = before
-            for tuner, cache in caches.values():
+            for tuner, cache in simulation.tuners:
                 tuner.cache = cache
 
 
@@ -115,12 +114,14 @@ def _launched(name: str, language: str, tensors: list[torch.Tensor], given: Mapp
     launched_kernel(language, name, tensors, given)
 
 
-def _tuned(original: Callable, caches: dict[int, tuple[Any, dict]]) -> Callable:
+def _tuned(original: Callable, simulation: Simulation) -> Callable:
     """``Autotuner.run`` with a memory of its own for what is chosen here."""
+    met: set[int] = set()
 
     def run(tuner: Any, *args: Any, **kwargs: Any) -> Any:
-        if id(tuner) not in caches:
-            caches[id(tuner)] = (tuner, tuner.cache)
+        if id(tuner) not in met:
+            met.add(id(tuner))
+            simulation.tuners.append((tuner, tuner.cache))
             tuner.cache = {}
         return original(tuner, *args, **kwargs)
 

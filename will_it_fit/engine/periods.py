@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-LEAST_REPEATS = 3  # in the longer sequence: one in the middle, with a neighbour on either side
+LEAST_REPEATS = 2  # in the longer sequence; of two, the sequence after it has to show that a number grows evenly
 ALIKE = 3  # elements that have to agree behind a stretch that is left out
 
 
@@ -114,15 +114,17 @@ def _rows(rows: torch.Tensor, before: torch.Tensor, more: int) -> list[torch.Ten
     """A run's numbers by repeat: the first ones are counted from the front, the last from the back.
 
     Between them the middle one goes on by an even step. That step, and what one repeat more adds, are taken from
-    neighbours that lie in the middle too, in both sequences; where there are none, front and back have to agree.
+    neighbours that lie in the middle too, in both sequences; where there are none, front and back have to agree. Of
+    two repeats each is an end: they say the step, and the one of the shorter sequence what one repeat more adds.
     """
     count = len(rows)
     middle = (count - 1) // 2
     by_front, by_back = rows[:-1] - before, rows[1:] - before  # of repeats 0 and on, of repeats 1 and on
-    onward, back = rows[middle + 1] - rows[middle], rows[middle] - rows[middle - 1]
-    if middle + 1 < count - 1:
+    onward = rows[middle + 1] - rows[middle]
+    if middle + 1 < count - 1 or count == LEAST_REPEATS:
         step, growth = onward, by_front[middle]
     else:
+        back = rows[middle] - rows[middle - 1]
         step = torch.where(by_front[middle] + onward == by_back[middle - 1], onward, back)
         growth = by_front[middle]
         if bool((growth + step != by_back[middle - 1]).any()):

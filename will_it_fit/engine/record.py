@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -107,9 +107,15 @@ class Workspaces:
         self._transforms: list[tuple[int, int]] = []  # likewise cuFFT, with the most that its work area may take
 
     @property
-    def taken(self) -> bool:
-        """Whether the step takes any."""
-        return bool(self._convolutions or self._transforms)
+    def taken(self) -> list[tuple[int, int | None]]:
+        """In order: the event after which one is taken, and the most that cuFFT's may be; None: it is cuDNN's."""
+        return sorted([*((at, None) for at in self._convolutions), *self._transforms], key=lambda one: one[0])
+
+    @taken.setter
+    def taken(self, taken: Iterable[tuple[int, int | None]]) -> None:
+        taken = list(taken)
+        self._convolutions = [at for at, most in taken if most is None]
+        self._transforms = [(at, most) for at, most in taken if most is not None]
 
     def note(self, func: Any, args: Sequence[Any], output: Any, at: int) -> None:
         """Hear of an operator that has run; ``at``: the number of events before it."""

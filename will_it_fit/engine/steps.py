@@ -41,7 +41,8 @@ def take_steps(
 ) -> None:
     """Take some steps under the tracker, which gets a mark for each phase.
 
-    The garbage collector is off: cycles of objects would hold tensors until it happens to run.
+    The garbage collector is off: cycles of objects would hold tensors until it happens to run. What is there before the
+    steps is left out of collections: libraries and the model are many objects, and hold no tensor of a step.
     """
     number, device = 0, active()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -61,6 +62,7 @@ def take_steps(
 
     copy, enabled = partial(_copy, tracker), gc.isenabled()
     gc.disable()
+    gc.freeze()
     try:
         with ExitStack() as stack:
             if tracker.origins is not None:
@@ -96,6 +98,7 @@ def take_steps(
         raise step_error(error) from error
     finally:
         tracker.close()
+        gc.unfreeze()
         if enabled:
             gc.enable()
 

@@ -110,6 +110,9 @@ class Options:
     answers
         What ``if tensor`` gives in a function of a library, by ``module:function`` or ``module``, where the value
         decides about what is allocated: beside :data:`~will_it_fit.engine.known_values.ANSWERS`.
+    chosen_share
+        Of a router's experts on several GPUs, from the first on, which part gets all tokens: 1 is an even choice, and
+        one through the number of GPUs sends all tokens to the first of them.
     compiled
         How functions that ``torch.compile`` has compiled are taken: refused; followed through the compiler, ``follow``,
         for a GPU where its card is simulated (:func:`~will_it_fit.engine.simulation.simulated`); or with a warning,
@@ -144,6 +147,7 @@ class Options:
     label: Label | None = None
     scalars: float | None = None
     answers: Mapping[str, bool] = field(default_factory=dict)
+    chosen_share: float = 1.0
     compiled: str = "refuse"
     timeline: bool = False
     origins: bool = False
@@ -199,8 +203,9 @@ def trace_step(
         If the model isn't on ``meta``, or the step runs what ``torch.compile`` has compiled.
     """
     options = options or Options()
-    if options.capability is None and (simulation := active_simulation()):
-        options = replace(options, capability=simulation.card.capability)
+    if simulation := active_simulation():
+        simulation.forget_choices()
+        options = replace(options, capability=options.capability or simulation.card.capability)
     _refuse_values(model, optimizer)
     on_gpu = options.target == "cuda"
     tracker, seen = make_tracker(model, options, on_gpu)
@@ -265,6 +270,7 @@ def make_tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Trac
     )
     tracker.values = Values(options.scalars, options.answers, host_is_device=not on_gpu)
     tracker.values.counts_evenly = active() is not None  # experts on several GPUs
+    tracker.values.chosen_share = options.chosen_share
     if active_simulation() is not None:
         tracker.on_card, tracker.values.carrying = on_card, True  # packages ask whether a gradient is 1
     tracker.phase_of = options.phase_of

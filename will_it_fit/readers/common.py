@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from math import prod
@@ -141,7 +142,7 @@ def adapters(
     if targets is not None:
         # The vision tower is left out, and the language model's layers then lie at the top.
         targets = [targets] if isinstance(targets, str) else targets
-        targets = [target.replace("language_model.", "") for target in targets]
+        targets = [re.sub(r"\b(language|text)_model\\?\.", "", target) for target in targets]
         adapter["target_modules"] = targets if listed else targets[0]
     reading.set(adapter=adapter)
 
@@ -299,8 +300,9 @@ def _deepspeed_file(text: str, beside: Path, key: str) -> dict[str, Any]:
 
 
 def offloaded(reading: Reading, key: str) -> None:
-    """Activations that wait on the host."""
-    if knows("activation_offload") and reading.fields.get("objective", "sft") == "sft":
+    """Activations that wait on the host; to be called when objective and GPUs are set."""
+    alone = (reading.fields.get("parallel") or {}).get("strategy", "none") in ("none", "ddp")
+    if knows("activation_offload") and alone and reading.fields.get("objective", "sft") == "sft":
         reading.set(activation_offload=True)
     else:
         reading.approximates(key, True, TOO_HIGH, "what backward needs waits on the host", "activations")

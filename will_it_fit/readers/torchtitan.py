@@ -159,16 +159,18 @@ def _parallel(get: Values, reading: Reading, degrees: _Degrees, gpus: int | None
         parts.pop("replicate", None)
         common.parallel(reading, "ddp", count, **parts)
         return
+    if sharded and degrees.pipeline == 1:
+        parts["reduce_in_fp32"] = True
     if sharded and degrees.tensor == degrees.expert == degrees.pipeline == 1:
         never = get("parallelism.fsdp_reshard_after_forward") == "never"
-        parts |= {"reduce_in_fp32": True} | ({"reshard_after_forward": False} if never else {})
+        parts |= {"reshard_after_forward": False} if never else {}
         parts |= {"offload": "cpu"} if get("training.enable_cpu_offload") else {}
     elif sharded and get("training.enable_cpu_offload"):
         reading.approximates("training.enable_cpu_offload", True, TOO_HIGH, "weights and states lie on the host")
     if degrees.tensor > 1:
         why = (
-            "torchtitan divides hidden states along the row and the scores along the words, and gathers weights in 16"
-            " bits; transformers' plan, by which this is read, does neither"
+            "torchtitan divides hidden states along the row and the scores along the words; transformers' plan, by"
+            " which this is read, does neither"
         )
         key = next(name for name, _ in get.items() if name.endswith("tensor_parallel_degree"))
         reading.approximates(key, degrees.tensor, TOO_HIGH, why)

@@ -75,6 +75,13 @@ def _problems(scenario: Any) -> Iterator[Problem]:
         yield from _pipeline(scenario)
     if parallel.expert > 1:
         yield from _expert(scenario)
+    if parallel.by_plan and parallel.reduce_in_fp32 and scenario.compute_precision != "bf16":
+        yield Problem(
+            "`parallel.reduce_in_fp32: true` with a tensor or expert plan is transformers' `fsdp_mixed_precision`, and"
+            f" gathers weights in bf16, and this step computes in {scenario.compute_precision}.",
+            "reduce_in_fp32: false; or bf16",
+            {"reduce_in_fp32": False},
+        )
     yield from _other_fields(scenario)
 
 
@@ -164,13 +171,6 @@ def _together(parallel: Any) -> Iterator[Problem]:
             " gives gathered weights back.",
             "reshard_after_forward: true; or tensor and expert: 1",
             {"reshard_after_forward": True},
-        )
-    if parallel.by_plan and parallel.reduce_in_fp32:
-        yield Problem(
-            "`parallel.reduce_in_fp32: true` is predicted for accelerate's FSDP2, not for transformers' with a tensor"
-            " or expert plan.",
-            "reduce_in_fp32: false; or tensor and expert: 1",
-            {"reduce_in_fp32": False},
         )
 
 

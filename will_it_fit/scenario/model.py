@@ -163,7 +163,11 @@ def configuration(text: str, where: object) -> tuple[dict[str, Any], str]:
 # What a multimodal model's language model is, where transformers has no class of that type for it alone.
 _LANGUAGE_MODELS = {
     "gemma3": "gemma3_text",
+    "glm4v": "glm4",
+    "glm4v_text": "glm4",
     "kimi_k2": "deepseek_v3",  # transformers/models/kimi_k25/configuration_kimi_k25.py
+    "paddleocr_vl": "ernie4_5",
+    "paddleocr_vl_text": "ernie4_5",
     "qwen2_vl": "qwen2",
     "qwen2_vl_text": "qwen2",
     "qwen2_5_vl": "qwen2",

@@ -42,6 +42,7 @@ def divided_by_plan(model: nn.Module, scenario: Scenario) -> nn.Module:
             tp_size=parallel.tensor,
             tp_plan="auto" if parallel.tensor > 1 else None,
             fsdp_size=parallel.shard if sharded else 1,
+            fsdp_mixed_precision=parallel.reduce_in_fp32,
             dp_replicate_size=parallel.replicate,
             pp_size=parallel.pipeline,
             ep_size=parallel.expert,

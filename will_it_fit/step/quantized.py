@@ -134,9 +134,11 @@ def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
     UserError
         If a linear layer that should be quantized is not.
     """
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
     bits = 8 if scenario.quantization and scenario.quantization.type == "int8" else 4
     packed, added = quantized_layers(model), adapter_names(model)
-    skipped = set(getattr(model, "modules_not_quantized", ()) or ()) | set(_output_heads(model))
+    skipped = [*(getattr(model, "modules_not_quantized", ()) or ()), *_output_heads(model)]
     dense = {
         name: module
         for name, module in model.named_modules()
@@ -153,9 +155,8 @@ def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
                 allowed="full, lora",
                 change={"method": "lora"},
             )
-        wrong = [
-            name for name in dense if not {name, unwrapped(name), unwrapped(f"{name}.weight").split(".")[-2]} & skipped
-        ]
+        # A pattern may be a part of many names, such as those that DeepSeek-V4 keeps in 16 or 32 bits.
+        wrong = [name for name in dense if should_convert_module(_name_in_base(name), skipped)]
         wrong += [name for name, module in packed.items() if not _holds(module, bits)]
         if wrong or not packed:
             raise UserError(
@@ -169,6 +170,10 @@ def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
         f"linear_{bits}bit_parameters": sum(weights_of(module.weight) for module in packed.values()),
         "linear_dense_layers": len(dense),
     }
+
+
+def _name_in_base(layer: str) -> str:
+    return unwrapped(f"{layer}.weight").removesuffix(".weight")
 
 
 def _holds(layer: nn.Module, bits: int) -> bool:

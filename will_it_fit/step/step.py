@@ -232,6 +232,8 @@ def chunked_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     decoder = causal.get_decoder()
+    if decoder is causal:  # Llama 4's finds itself (transformers 5.24)
+        decoder = causal.model
     output = decoder(**inputs)
     kind, hidden = type(output), output.last_hidden_state
     del output

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,8 +26,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.card import active_simulation
 from will_it_fit.engine.components import WORKSPACES
-from will_it_fit.engine.composed import Composer, SecondStep
+from will_it_fit.engine.composed import Composer, SecondSteps
 from will_it_fit.engine.errors import TraceError
+from will_it_fit.engine.launches import FLUSHED_BYTES
 from will_it_fit.engine.periods import Unlike
 from will_it_fit.engine.record import Record
 from will_it_fit.engine.trace import Options, trace_step
@@ -36,6 +37,7 @@ from will_it_fit.step.model import build_model, notes, skeleton
 
 _DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # as configurations write it
 _LONGEST_PERIOD = 8
+_LONG = 3  # layers of a period that has its neighbours in itself: fewer of them are enough
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 Traced = tuple[Record, dict[str, Any]]  # and what is known of the model
 Stepped = Callable[[Scenario, Callable[[Record], bool] | None], Traced]
@@ -122,11 +124,11 @@ def depths(scenario: Scenario, *, often: bool = False, place: int = 0) -> Depths
 
     ``often``: at many sizes, so that the proof counts little. ``place``: which of a pipeline's GPUs.
 
-    A compiler and packages' kernels ask for the card: their steps are traced whole. DDP sends gradients in buckets, and
-    ZeRO divides all weights together: both add up over layers. FSDP1 frees in an order of its own.
+    A compiler may fuse over layers: its steps are traced whole. DDP sends gradients in buckets, and ZeRO divides all
+    weights together: both add up over layers. FSDP1 frees in an order of its own.
     """
     parallel = scenario.parallel
-    if scenario.images or scenario.aim.trainer or active_simulation():
+    if scenario.images or scenario.aim.trainer or scenario.compile != "none":
         return None
     if parallel.kind.replicates or parallel.zero_stage or parallel.kind.fsdp == 1:
         return None
@@ -135,8 +137,8 @@ def depths(scenario: Scenario, *, often: bool = False, place: int = 0) -> Depths
         return None
     whole, least = scenario.model[key], _least(scenario)
     if parallel.pipeline > 1:
-        return _of_stages(scenario, key, least, often, place)
-    if not Depths(whole, least, 1, key).pays(often):
+        return _of_stages(scenario, key, least.short, often, place)
+    if not Depths(whole, least.short, 1, key).pays(often):
         return None
     with suppress(UserError, TraceError):  # who traces the whole model says what is wrong
         plan = None
@@ -181,25 +183,32 @@ def full_pipeline(scenario: Scenario) -> list[int]:
     return counts if one_by_one and sum(counts) <= WORTH * scenario.gradient_accumulation else []
 
 
-def _least(scenario: Scenario) -> int:
-    """Periods of the shallowest model.
+class _Least(NamedTuple):
+    """Periods of the shallowest model: of few layers, and of :data:`_LONG` or more."""
 
-    Its first and last layers are others than those between. So are their neighbours without checkpointing, and where
-    parts of the next layer are fetched before it runs. A pipeline's first backward pass is another than those behind.
+    short: int
+    long: int
+
+
+def _least(scenario: Scenario) -> _Least:
+    """Its first and last layers are others than those between. So are their neighbours without checkpointing, and where
+    parts of the next layer are fetched before it runs. Packages' kernels are tuned in the first layers that run them. A
+    pipeline's first backward pass is another than those behind.
     """
+    long = 3 if active_simulation() else 2
     if scenario.parallel.divided:
-        return 5
-    return (3 if scenario.gradient_checkpointing else 4) + (scenario.parallel.pipeline > 1)
+        return _Least(5, long)
+    return _Least((3 if scenario.gradient_checkpointing else 4) + (scenario.parallel.pipeline > 1), long)
 
 
-def _period(layers: Sequence[Hashable], least: int) -> tuple[int, int] | None:
+def _period(layers: Sequence[Hashable], least: _Least) -> tuple[int, int] | None:
     """Layers of the shallowest model, and of a period; None: they don't repeat."""
     whole, found = len(layers), []
     for period in range(1, _LONGEST_PERIOD + 1):
         lead = whole - 1 - period  # the last layer may be another
         while lead > 0 and layers[lead - 1] == layers[lead - 1 + period]:
             lead -= 1
-        first = lead + max(least * period, period + 1)
+        first = lead + max((least.long if period >= _LONG else least.short) * period, period + 1)
         found.append((first + (whole - first) % period, period))
     first, period = min(found, key=sum)
     return (first, period) if first < whole else None
@@ -249,8 +258,10 @@ def _allocating(model: nn.Module, scenario: Scenario, lists: Sequence[nn.ModuleL
     step = lambda: model(torch.empty(shape, dtype=torch.long, device="meta"), use_cache=False) and None  # noqa: E731
     record = trace_step(model, None, step, options=Options(steps=1, report=lambda tracker, *_, **__: tracker))
     tensors = {identity for identity, component in record.components.items() if component != WORKSPACES}
+    # What Triton's benchmarks clear is the first layer's alone, whose kernels are tuned.
+    of_layers = lambda identity, size: identity in tensors and size != FLUSHED_BYTES  # noqa: E731
     return [
-        tuple(size for first, last in found for identity, size in record.events[first:last] if identity in tensors)
+        tuple(size for first, last in found for known, size in record.events[first:last] if of_layers(known, size))
         for found in spans.values()
     ]
 
@@ -278,14 +289,15 @@ def _described(layer: nn.Module) -> dict[tuple[str, str], Hashable]:
 
 
 def _without_index(layers: list[tuple[dict[tuple[str, str], Any], ...]]) -> list[Hashable]:
-    """The same without numbers that count the layers."""
+    """The same without numbers that count the layers, or those layers that have such a module."""
 
     def counts(part: int, key: tuple[str, str]) -> bool:
-        values = [layer[part].get(key) for layer in layers]
-        whole = all(type(value) is int for value in values)
-        return whole and all(value == values[0] + index for index, value in enumerate(values))
+        values = {index: layer[part][key] for index, layer in enumerate(layers) if key in layer[part]}
+        whole = all(type(value) is int for value in values.values())
+        return whole and len(values) > 1 and len({value - index for index, value in values.items()}) == 1
 
-    index = {(part, key) for part, found in enumerate(layers[0]) for key in found if counts(part, key)}
+    keys = {(part, key) for layer in layers for part, found in enumerate(layer) for key in found}
+    index = {(part, key) for part, key in keys if counts(part, key)}
     return [
         tuple(
             frozenset(item for item in found.items() if (part, item[0]) not in index)
@@ -395,35 +407,6 @@ class Composed:
             with suppress(Unlike):
                 return Composer(shorter, longer, proven)
         return None
-
-
-class SecondSteps:
-    """Traces of one scenario's shallow models, without the second step where the first one tells it."""
-
-    def __init__(self) -> None:
-        self._seen: list[SecondStep] = []
-        self._proven: list[SecondStep] = []  # told in the same way at two sizes
-
-    def traced(self, stepped: Stepped, shallow: Scenario) -> Traced:
-        """The record of both steps, and what is known of the model."""
-        told: list[Record] = []
-
-        def enough(first: Record) -> bool:
-            for second in self._proven:
-                with suppress(Unlike):
-                    told.append(second.behind(first))
-                    return True
-            return False
-
-        record, about = stepped(shallow, enough)
-        if told:
-            return told[0], about
-        with suppress(Unlike):
-            second = SecondStep(record)
-            if any(second.same_as(other) for other in self._seen):
-                self._proven.append(second)
-            self._seen.append(second)
-        return record, about
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from will_it_fit.cards.gpus import usable_sizes
+from will_it_fit.common.text import gib
 from will_it_fit.engine.costs import CostRecorder
 from will_it_fit.engine.fake_deepspeed import fake_deepspeed
 from will_it_fit.engine.fake_group import fake_group
@@ -36,7 +37,7 @@ from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.step.step import MICRO_BATCHES, random_step
 from will_it_fit.tracing.layers import SHALLOW, Composed, Traced, size_apart
 from will_it_fit.tracing.loading import host_copy_bytes, loading_history
-from will_it_fit.tracing.prepare import Prepared, labels, prepare, speaking_of, traced_attention
+from will_it_fit.tracing.prepare import EVEN, Prepared, labels, prepare, speaking_of, traced_attention
 from will_it_fit.tracing.ranks import Kind, add_ranks, answers_for, kinds_of_ranks
 from will_it_fit.tracing.simulated_card import add_kernels, machine_in_place, ways
 
@@ -115,11 +116,27 @@ def trace(
             least, _ = _followed(scenario, target, own, Composed(place=most.stage), most, **settings)
         peaks.append(least.peak_allocated_bytes)
     add_kernels(answer, scenario, kernels, capability, peaks)
+    if scenario.parallel.expert > 1:
+        _add_unlucky(answer, scenario, target, most, settings)
     if timed_on:
         answer["times"] = _times(scenario, [each.costs for _, each in followed], timed_on)
     if timed_on and scenario.aim.generates and report.costs:
         answer["phase_seconds"] = _phase_seconds(scenario, report.costs, timed_on)
     return answer
+
+
+def _add_unlucky(
+    answer: dict[str, Any], scenario: Scenario, target: str, kind: Kind, settings: Mapping[str, Any]
+) -> None:
+    """Say what a GPU takes whose experts get all tokens: ``bounds``, and the note that says what is assumed."""
+    share = 1 / scenario.parallel.expert
+    asked = {**settings, "timeline": False, "origins": False, "costs": False, "chosen_share": share}
+    with machine_in_place(scenario, target, asked["capability"], False):
+        unlucky, _ = _followed(scenario, target, partial(prepare, target=target), Composed(), kind, **asked)
+    even, whole = answer["peak_allocated_bytes"], unlucky.peak_allocated_bytes
+    missing = f"{EVEN}: {gib(max(even, whole))} where one GPU's experts get all tokens, and {gib(even)} here"
+    answer.setdefault("bounds", {"lowest_bytes": even, "highest_bytes": max(even, whole), "missing": missing})
+    answer["notes"] = [missing if note == EVEN else note for note in answer["notes"]]
 
 
 def _needs(report: Report) -> tuple[int, int]:

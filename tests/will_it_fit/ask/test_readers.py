@@ -442,3 +442,27 @@ def test_a_gpu_as_text_keeps_its_count(tmp_path) -> None:
         question(words, Options(settings=["gpu=2xh100-80gb", "parallel={strategy: fsdp2, gpus: 8}"]))
     with pytest.raises(UserError, match="two numbers of GPUs"):
         question(words, Options(settings=["gpu={name: 2xh100-80gb, count: 8}"]))
+
+
+@pytest.mark.parametrize("divided, offloaded", [({}, True), ({"fsdp_version": 2, "fsdp_config": {"x": 1}}, False)])
+def test_offloaded_activations_of_a_divided_model_are_read_as_an_upper_bound(divided, offloaded, tmp_path) -> None:
+    """Where the model is divided, the step keeps its activations on the GPU: the answer says that it is too high."""
+    given = {
+        "base_model": "Qwen/Qwen2.5-0.5B",
+        "sequence_len": 256,
+        "micro_batch_size": 1,
+        "activation_offloading": True,
+    }
+    found = asked(tmp_path, {**given, "datasets": [], "gradient_checkpointing": True, **divided})
+    assert found.scenario.activation_offload is offloaded
+    remarks = [one for one in found.reading.remarks if one.key == "activation_offloading"]
+    assert [one.errs for one in remarks] == ([] if offloaded else ["too high"])
+
+
+def test_target_modules_of_a_whole_model_are_those_of_its_language_model(tmp_path) -> None:
+    """Whatever the text model is called; a full stop may be escaped."""
+    given = {"base_model": "Qwen/Qwen2.5-0.5B", "sequence_len": 256, "datasets": [], "adapter": "lora", "lora_r": 8}
+    for name in ("language_model.", "text_model.", "language_model\\."):
+        targets = f"model.{name}layers.[\\d]+.self_attn.q_proj"
+        found = asked(tmp_path, {**given, "lora_target_modules": targets})
+        assert found.scenario.adapter["target_modules"] == "model.layers.[\\d]+.self_attn.q_proj"

@@ -142,9 +142,9 @@ BAD = {
     ),
     "offload": ({"gpus": 2, "tensor": 2, "offload": "cpu"}, {}, "accelerate's FSDP2", "offload: none"),
     "wide sums": (
-        {"gpus": 2, "tensor": 2, "reduce_in_fp32": True},
-        {"precision": "bf16"},
-        "accelerate's FSDP2",
+        {"gpus": 4, "tensor": 2, "reduce_in_fp32": True},
+        {"precision": "fp16"},
+        "gathers weights in bf16",
         "reduce_in_fp32: false",
     ),
     "gathered weights kept": (

@@ -48,6 +48,7 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "expert, autocast": ({"expert": 2}, {"model": EXPERTS, **AUTOCAST}),
     "fsdp2 x tensor": ({"gpus": 4, "tensor": 2}, {}),
     "fsdp2 x tensor, autocast": ({"gpus": 4, "tensor": 2}, AUTOCAST),
+    "fsdp2 x tensor, sums in fp32": ({"gpus": 4, "tensor": 2, "reduce_in_fp32": True}, AUTOCAST),
     "replicate": ({"gpus": 4, "replicate": 2}, LORA),
     "pipeline x tensor": (
         {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2},
@@ -58,25 +59,27 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor x expert": ({"gpus": 4, "tensor": 2, "expert": 4}, {"model": EXPERTS}),
 }
 
+UNLUCKY = "expert, all to the first"  # the first GPU's experts get all tokens
+
 
 SAVED = "context"  # the step after which a full state dict is gathered
 
 
 def scenario(name: str) -> Scenario:
     """A step of a small model."""
-    parallel, fields = STEPS[name]
+    parallel, fields = STEPS["expert" if name == UNLUCKY else name]
     mapping = {"model": LLAMA, "method": "full", "precision": "fp32", "sequence_length": 64, "micro_batch": 2}
     mapping["gradient_checkpointing"] = False
     return Scenario.from_mapping(mapping | {"parallel": {"strategy": "fsdp2", "gpus": 2, **parallel}} | fields)
 
 
-def in_turns(model: Any) -> None:
-    """Let routers choose experts in turns, so that each gets as many tokens as the trace assumes."""
+def in_turns(model: Any, among: int = 4) -> None:
+    """Let routers choose ``among`` the first experts in turns: each of these gets as many tokens as the others."""
     import torch
 
     for router in (module for name, module in model.named_modules() if name.endswith("mlp.gate")):
 
-        def choose(*args: Any, forward: Any = router.forward, experts: int = 4, **named: Any) -> tuple:
+        def choose(*args: Any, forward: Any = router.forward, experts: int = among, **named: Any) -> tuple:
             *scores, chosen = forward(*args, **named)
             return *scores, (torch.arange(chosen.numel()) % experts).view_as(chosen)
 
@@ -114,7 +117,7 @@ def main(folder: Path, count: int) -> int:
         return clip(*arguments)
 
     with gloo_as_nccl(), mock.patch.object(taken, "clip_gradients", clip_later):
-        for name in STEPS:
+        for name in (*STEPS, UNLUCKY):
             step = scenario(name)
             if step.parallel.gpus != count:
                 continue
@@ -123,7 +126,7 @@ def main(folder: Path, count: int) -> int:
                     stack.callback(flash_on_cpu()._destroy)
                     stack.enter_context(mock.patch.object(functional, "scaled_dot_product_attention", flash_attention))
                 model = build_model(step, "cpu")
-                in_turns(model)
+                in_turns(model, 2 if name == UNLUCKY else 4)
                 label = labels(model)
                 model = parallelize(model, step, "cpu")
                 optimizer = build_optimizer(model, step)

@@ -139,6 +139,25 @@ def test_meshes(parallel, fields):
     assert composed
 
 
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [("qwen3.5-9b", "full"), ("qwen3.5-9b", "qlora"), ("qwen3-next-80b-a3b", "qlora")],
+)
+def test_hybrid_layers_with_convolutions(model, method):
+    """Three layers of four attend linearly, in transformers' own loops; the convolutions' workspaces are there too."""
+    given, whole, composed = both(scenario(model, layers=20, method=method, packages=[]))
+    assert given == whole and composed
+    assert json.loads(given)["peak_allocated_range_bytes"][1] is None
+
+
+def test_hybrid_layers_with_the_kernels_of_packages():
+    """Triton's kernels are tuned in the first layer that runs them, of every trace."""
+    pytest.importorskip("fla")
+    given, whole, composed = both(scenario("qwen3.5-9b", layers=24, method="qlora", packages=["fla"]))
+    assert given == whole and composed
+    assert json.loads(given)["triton_kernels"]
+
+
 def test_on_a_cpu_too():
     given, whole, composed = both(scenario(method="lora"), "cpu")
     assert given == whole and composed
@@ -150,7 +169,9 @@ def test_on_a_cpu_too():
         ("qwen2.5-coder-7b", 28, [3, 4, 5]),
         ("gemma-2-2b", 26, [6, 8, 10]),  # whole periods are left out
         ("gpt-oss-20b", 24, [6, 8, 10]),
-        ("gemma-3-27b", 62, [20, 26, 32]),  # five of six look back a window only; 62 end with two of those
+        ("gemma-3-27b", 62, [14, 20, 26]),  # five of six look back a window only; 62 end with two of those
+        ("qwen3.5-27b", 64, [8, 12, 16]),  # three of four attend linearly
+        ("qwen3.5-397b-a17b", 60, [8, 12, 16]),
     ],
 )
 def test_the_period_is_that_of_the_built_layers(model, count, expected):

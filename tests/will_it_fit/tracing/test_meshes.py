@@ -7,7 +7,7 @@ import pytest
 
 from tests.repository import ROOT
 from tests.warm import launchers
-from tests.will_it_fit.tracing.mesh_steps import LAYERS, SAVED, STEPS, scenario
+from tests.will_it_fit.tracing.mesh_steps import LAYERS, SAVED, STEPS, UNLUCKY, scenario
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.report import make_report
 from will_it_fit.hours.step_time import speed_of
@@ -69,6 +69,14 @@ def test_what_saving_and_loading_take():
         > 4 * trace(with_adapters, timeline=False)["trainable_parameters"] - 1
     )
     assert checkpoint(scenario("1f1b")) is None
+
+
+def test_the_range_of_experts_ends_where_one_gpu_gets_all_tokens(measured):
+    bounds = trace(scenario("expert"), "cpu", timeline=False)["bounds"]
+    even, (unlucky, lucky) = measured[2][0]["expert"], [one[UNLUCKY] for one in measured[2]]
+    assert bounds["lowest_bytes"] == max(even["phases"].values())
+    assert bounds["highest_bytes"] == max(unlucky["phases"].values())
+    assert max(lucky["phases"].values()) < bounds["lowest_bytes"] < bounds["highest_bytes"]
 
 
 def test_the_answer_is_that_of_the_gpu_that_needs_most():
