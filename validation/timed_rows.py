@@ -178,7 +178,7 @@ def adapters_outside_fsdp(costs: CostRecorder) -> None:
     """``foak`` takes adapters out of FSDP's units (``lora_adapters_switch_ddp_from_fsdp``): nothing gathers them."""
     costs.operators[:] = [
         operator._replace(kind=MEMORY, bytes=0)
-        if operator.kind == COLLECTIVE and 4 < operator.bytes < SMALL_UNIT_BYTES
+        if operator.kind == COLLECTIVE and 4 < operator.moved_bytes < SMALL_UNIT_BYTES
         else operator
         for operator in costs.operators
     ]

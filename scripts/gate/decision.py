@@ -134,8 +134,12 @@ def decide_step(traced: Traced, gpu: Gpu | None, longest: Scenario | None = None
                 fits, step = True, real
         if not fits:
             from will_it_fit.planner.suggestions import suggest
+            from will_it_fit.scenario.contradictions import TRAINING, contradictions
 
-            suggestions = [*_processes_to_end(traced, gpu), *suggest(scenario, gpu, step)]
+            def trains(division: Scenario) -> bool:
+                return not any(contradictions(division, "training", TRAINING))
+
+            suggestions = [*_processes_to_end(traced, gpu), *suggest(scenario, gpu, step, allowed=trains)]
     effective_batch = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
     return StepDecision(gpu, verdict(step, gpu), reason, effective_batch, step, configured, suggestions)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from will_it_fit.ask.question import Question
+from will_it_fit.ask.several_gpus_text import exchange_lines
 from will_it_fit.ask.text import card, step_line
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import gib, yaml_text
@@ -36,7 +37,10 @@ def print_divisions(asked: Question, watch: Callable[..., None], as_json: bool) 
     for row in found["divisions"]:
         print(_line(row))
     if fits:
-        print(f"write: {_write(found['divisions'][0])}")
+        best = found["divisions"][0]
+        print(f"write: {_write(best)}")
+        print(*exchange_lines(best["exchanges"]), sep="\n")
+    print(*_left_out(found), sep="\n")
     return 0 if fits else 1
 
 
@@ -56,7 +60,20 @@ def print_fewest(asked: Question, watch: Callable[..., None], as_json: bool) -> 
     for row in found["tried"]:
         print(_line(row))
     print(f"write: {_write(one)}")
+    print(*_left_out(found), sep="\n")
     return 0
+
+
+def _left_out(found: Mapping[str, Any]) -> Iterator[str]:
+    """The ways that were not traced, and why."""
+    if found.get("ruled_out"):
+        rows = ", ".join(f"{row['way']} (at least {gib(row['at_least_bytes'])})" for row in found["ruled_out"])
+        yield f"can't fit, since weights, gradients and states alone are too much: {rows}"
+    if found["not_traced"]:
+        rows = ", ".join(f"{row['way']} (roughly {gib(row['rough_bytes'])})" for row in found["not_traced"])
+        yield f"not traced, since a rough estimate puts them behind the others: {rows}"
+    if found.get("refused"):
+        yield f"the installed libraries can't run: {', '.join(found['refused'])}"
 
 
 def _gpu(asked: Question, option: str) -> Any:

@@ -12,6 +12,7 @@ from will_it_fit.ask import run_cost
 from will_it_fit.ask.cycle_text import cycle_lines, cycle_verdict
 from will_it_fit.ask.options import suggested
 from will_it_fit.ask.question import Question
+from will_it_fit.ask.several_gpus_text import checkpoint_lines, exchange_lines
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, is_lower_bound, known
 from will_it_fit.common.text import GIB, gib, printable, yaml_text
 from will_it_fit.scenario.description import goes_without_saying, say_way
@@ -232,7 +233,7 @@ def time_lines(answer: Mapping[str, Any]) -> list[str]:
     ]
     if not time["range"]:
         lines.append("  not validated on this GPU: use it to compare settings, not to plan")
-    return lines
+    return [*lines, *exchange_lines(time.get("exchanges") or ())]
 
 
 def other_ways(answer: Mapping[str, Any]) -> list[str]:
@@ -282,6 +283,7 @@ def table(name: str, answer: dict[str, Any]) -> str:
     lines = [*head(answer, file=name), *answers(answer)]
     lines += cycle_lines(answer) if answer.get("phases_of_cycle") else []
     lines += [*evidence_lines(answer), *time_lines(answer), *other_kernels(answer)]
+    lines += checkpoint_lines(answer)
     lines += other_ways(answer)
     trace = answer["trace"]
     lines += [f"  note: {note}" for note in trace["notes"]]
@@ -318,6 +320,7 @@ def first_text(asked: Question, answer: Mapping[str, Any]) -> str:
         *(cycle_lines(answer) if answer.get("phases_of_cycle") else []),
         *evidence_lines(answer),
         *time_lines(answer),
+        *checkpoint_lines(answer),
     ]
     lines += reading_lines(asked, answer)
     if answer["trace"]:

@@ -11,7 +11,8 @@ go over it behind the third record. Who calls this has to know that a step has n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -111,6 +112,7 @@ class Composer:
         if like is not None and like.structure != self.structure:
             raise Unlike("the events are others")
         self._periods = like._periods if like is not None else _aligned(self.shorter, self.longer)
+        self._phases = _Places([mark[:2] for mark in shorter.marks], [mark[:2] for mark in longer.marks])
         self._costs = _Costs(shorter.costs, longer.costs) if shorter.costs and longer.costs else None
 
     def proven_by(self, record: Record) -> bool:
@@ -141,7 +143,7 @@ class Composer:
         own = _Events(shorter)
         told = shorter.warnings, shorter.workspaces.cudnn_bytes, shorter.kernels_run, shorter.costs
         known = before.warnings, before.workspaces.cudnn_bytes, before.kernels_run, None
-        if own.structure != self.structure[0] or told != known:
+        if own.structure != self.structure[0] or told != known or len(before.marks) != len(after.marks):
             raise Unlike("the events are others")
         places = self._periods.in_shorter()
         sizes, reused = (
@@ -176,10 +178,8 @@ class Composer:
         """
         before, after = self.shorter.record, self.longer.record
         record = _written(*self._columns(more))
-        record.marks = [
-            (phase, step, end + (end - first) * more)
-            for (phase, step, end), (_, _, first) in zip(after.marks, before.marks, strict=True)
-        ]
+        ends = ([mark[2] for mark in marks] for marks in (before.marks, after.marks))
+        record.marks = [(*mark, end) for mark, end in self._phases.at(*ends, more)]
         record.warnings = dict(after.warnings)
         record.workspaces.cudnn_bytes = after.workspaces.cudnn_bytes
         few, many = before.kernels_run, after.kernels_run
@@ -201,6 +201,19 @@ class Composer:
         sizes, targets, reused = numbers
         kinds, about = self.longer.kinds, self.longer.about
         return [kinds[place] for place in places], sizes, targets, [about[place] for place in places], reused
+
+
+class _Places:
+    """Where phases begin in longer records: phases may repeat too."""
+
+    def __init__(self, shorter: list[Any], longer: list[Any]) -> None:
+        self._names, self._periods = longer, Periods(shorter, longer)
+
+    def at(self, shorter: list[int], longer: list[int], more: int) -> list[tuple[Any, int]]:
+        """Each phase with its place, from its places in the two records."""
+        places = self._periods.extended(torch.tensor(shorter), torch.tensor(longer), more).tolist()
+        sources = self._periods.source(more).tolist()
+        return [(self._names[source], place) for source, place in zip(sources, places, strict=True)]
 
 
 class SecondStep:
@@ -272,6 +285,35 @@ class SecondStep:
         return record
 
 
+class SecondSteps:
+    """Traces of one scenario's shallow models, without the second step where the first one tells it."""
+
+    def __init__(self) -> None:
+        self._seen: list[SecondStep] = []
+        self._proven: list[SecondStep] = []  # told in the same way at two sizes
+
+    def traced(self, stepped: Callable[..., tuple[Record, Any]], shallow: Any) -> tuple[Record, Any]:
+        """The record of both steps, and what is known of the model."""
+        told: list[Record] = []
+
+        def enough(first: Record) -> bool:
+            for second in self._proven:
+                with suppress(Unlike):
+                    told.append(second.behind(first))
+                    return True
+            return False
+
+        record, about = stepped(shallow, enough)
+        if told:
+            return told[0], about
+        with suppress(Unlike):
+            second = SecondStep(record)
+            if any(second.same_as(other) for other in self._seen):
+                self._proven.append(second)
+            self._seen.append(second)
+        return record, about
+
+
 def _written(kinds: list[int], sizes: list[int], targets: list[int], about: list[_About], reused: list[int]) -> Record:
     """A record of columns."""
     record, ids, identity = Record(), [0] * len(kinds), 0
@@ -301,13 +343,13 @@ def _written(kinds: list[int], sizes: list[int], targets: list[int], about: list
 def _refuse_beyond(record: Record) -> None:
     if record.origins is not None or record.compiled is not None:
         raise Unlike("the record holds what is not composed")
+    if record.stashes is not None and record.stashes.delayed(record.events) not in (None, record.events):
+        raise Unlike("collectives hold what the program has let go of")
 
 
 def _refuse(shorter: Record, longer: Record) -> None:
     for record in (shorter, longer):
         _refuse_beyond(record)
-    if [mark[:2] for mark in shorter.marks] != [mark[:2] for mark in longer.marks]:
-        raise Unlike("the phases differ")
     if shorter.warnings != longer.warnings:
         raise Unlike("the warnings differ")
 
@@ -339,8 +381,7 @@ class _Costs:
 
     def __init__(self, shorter: CostRecorder, longer: CostRecorder) -> None:
         self.shorter, self.longer = shorter, longer
-        if [phase for phase, _ in shorter.phases] != [phase for phase, _ in longer.phases]:
-            raise Unlike("the phases differ")
+        self._phases = _Places([phase for phase, _ in shorter.phases], [phase for phase, _ in longer.phases])
         fixed = {*shorter.operators} & {*longer.operators}
         self._calls = Periods(_calls(shorter, fixed), _calls(longer, fixed))
         self._waits = Periods([wait[1:3] for wait in shorter.waits], [wait[1:3] for wait in longer.waits])
@@ -358,10 +399,8 @@ class _Costs:
                 found.operators.append(operator)
             found.calls.append(known[operator])
             found.streams.append(self.longer.streams[source])
-        found.phases = [
-            (phase, end + (end - first) * more)
-            for (phase, end), (_, first) in zip(self.longer.phases, self.shorter.phases, strict=True)
-        ]
+        ends = ([end for _, end in costs.phases] for costs in (self.shorter, self.longer))
+        found.phases = self._phases.at(*ends, more)
         places = self._waits.extended(_places(self.shorter), _places(self.longer), more).tolist()
         for source, (now, launches) in zip(self._waits.source(more).tolist(), places, strict=True):
             found.waits.append((now, *self.longer.waits[source][1:3], launches))
@@ -376,7 +415,7 @@ _SHAPE = 4  # numbers of an operator's shape
 def _calls(costs: CostRecorder, fixed: set[Operator]) -> list[Hashable]:
     """What is launched; of operators whose numbers grow with the layers only the name and kind."""
     tokens: list[Hashable] = [
-        operator if operator in fixed else (operator.name, operator.kind, operator.dtype, len(operator.shape))
+        operator if operator in fixed else (*operator[:3], len(operator.shape), operator.group)
         for operator in costs.operators
     ]
     return [(tokens[index], stream) for index, stream in zip(costs.calls, costs.streams, strict=True)]

@@ -1,4 +1,4 @@
-"""What each operator of a step costs: floating-point operations, bytes moved, bytes sent to other GPUs.
+"""What each operator of a step costs: floating-point operations, bytes moved, what collectives exchange.
 
 A :class:`CostRecorder` sits beside the tracker and notes one :class:`Operator` for each kernel that a GPU would launch.
 Views and allocations launch none. Model layers are alike, so a cost is computed once for each operator and shapes.
@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import flop_registry
 
+from .collectives import EXCHANGES, Group, everybody, group_of, sent_share, whole_bytes
+
 PRODUCT, ATTENTION, MEMORY, COLLECTIVE = "products", "attention", "memory", "collectives"
 KINDS = (PRODUCT, ATTENTION, MEMORY, COLLECTIVE)
 BACKWARD_ATTENTION = 2.5
@@ -28,7 +30,6 @@ _NO_KERNEL = (
     "aten::promote_types", "aten::_has_compatible_shallow_copy_type", "profiler::",
 )  # fmt: skip
 _OVERWRITTEN = ("aten::copy_", "aten::fill_", "aten::zero_")  # the first argument is written and not read
-_EXCHANGES = ("c10d", "_c10d_functional")  # namespaces of collectives, sends and receipts
 _MADE = ("aten::zeros", "aten::new_zeros", "aten::ones_like", "aten::zeros_like", "aten::full", "aten::arange")
 # Only what is picked is read, however large the table.
 _PICKED = (
@@ -51,11 +52,14 @@ class Operator(NamedTuple):
     flops
         Multiplications and additions.
     bytes
-        Read and written; of a collective, sent by this GPU; of a receipt, received.
+        Read and written; of a collective, of the whole tensor that it gathers, sums or exchanges; of a send or receipt,
+        of what is moved.
     shape
         Of a product ``(matrices, rows, columns, inner)``; else ``()``.
     made_bytes
         Of the largest tensor that it makes anew.
+    group
+        Of a collective: the GPUs that it connects.
     """
 
     name: str
@@ -65,6 +69,12 @@ class Operator(NamedTuple):
     bytes: int
     shape: tuple[int, ...] = ()
     made_bytes: int = 0
+    group: Group | None = None
+
+    @property
+    def moved_bytes(self) -> float:
+        """Read and written; of a collective, what this GPU sends."""
+        return float(self.bytes * sent_share(self.name, self.group.size)) if self.group else self.bytes
 
 
 class CostRecorder:
@@ -100,7 +110,7 @@ class CostRecorder:
 
     def __init__(self, last_step: int, gpus: int = 1) -> None:
         self.on = False
-        self._last, self._gpus = last_step, gpus
+        self._last, self._everybody = last_step, everybody(gpus)
         self._known: dict[tuple, tuple[int, ...]] = {}
         self._quiet: set[Any] = set()
         self.operators: list[Operator] = []
@@ -123,8 +133,8 @@ class CostRecorder:
         if func in self._quiet:
             self.without_kernel += 1
             return
-        gpus = group_size(func, args) if func.namespace in _EXCHANGES else None
-        key = (func, _shapes(args), _shapes(kwargs.values()) if kwargs else (), gpus)
+        group = group_of(func, args) or self._everybody if func.namespace in EXCHANGES else None
+        key = (func, _shapes(args), _shapes(kwargs.values()) if kwargs else (), group)
         indices = self._known.get(key)
         if indices is None:
             if _launches_nothing(func):
@@ -132,7 +142,9 @@ class CostRecorder:
                 self.without_kernel += 1
                 return
             made = _made_bytes(func, output)
-            costs = [operator._replace(made_bytes=made) for operator in self._cost(func, args, kwargs, output)]
+            costs = [
+                operator._replace(made_bytes=made, group=group) for operator in self._cost(func, args, kwargs, output)
+            ]
             indices = self._known[key] = tuple(range(len(self.operators), len(self.operators) + len(costs)))
             self.operators += costs
         self._launched(indices, stream)
@@ -195,7 +207,7 @@ class CostRecorder:
             operator = self.operators[index]
             kinds = sums_of.setdefault(label, {})
             sums = kinds.setdefault(operator.kind, {"bytes": 0, "flops": 0, "launches": 0})
-            sums["bytes"] += operator.bytes
+            sums["bytes"] += round(operator.moved_bytes)
             sums["flops"] += operator.flops
             sums["launches"] += 1
         return sums_of
@@ -216,9 +228,10 @@ class CostRecorder:
         inputs, outputs = list(_tensors([*args, *kwargs.values()])), list(_tensors(written)) or list(_tensors([output]))
         if not inputs and not outputs:
             return
-        if func.namespace in _EXCHANGES:
-            if sent := _sent_bytes(name, inputs, outputs, group_size(func, args) or self._gpus):
-                yield Operator(name, COLLECTIVE, "", 0, sent)
+        if func.namespace in EXCHANGES:
+            sizes = ([touched_bytes([item]) for item in tensors] for tensors in (inputs, outputs))
+            if whole := whole_bytes(name, *sizes):
+                yield Operator(name, COLLECTIVE, "", 0, whole)
         elif name == "bitsandbytes::gemm_4bit":  # with many rows: decoded to 16 bits, then multiplied
             inner, weights = args[0], prod(args[2])
             width, dtype = inner.element_size(), _dtype(inner)
@@ -246,32 +259,6 @@ class CostRecorder:
         else:
             read = [item for item in inputs if name not in _OVERWRITTEN or all(item is not other for other in outputs)]
             yield Operator(name, MEMORY, "", 0, touched_bytes(read) + touched_bytes(outputs))
-
-
-def group_size(func: Any, args: Sequence) -> int | None:
-    """How many GPUs a collective connects: those of the group among its arguments; None: it names none."""
-    from torch.distributed import ProcessGroup, distributed_c10d
-
-    for argument, value in zip(func._schema.arguments, args, strict=False):
-        if argument.name == "process_group" and isinstance(value, torch.ScriptObject):
-            return ProcessGroup.unbox(value).size()
-        if argument.name == "group_name" and isinstance(value, str):
-            return distributed_c10d._resolve_process_group(value).size()
-    return None
-
-
-def _sent_bytes(name: str, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], gpus: int) -> int:
-    """What a collective sends from each of so many GPUs; a send or receipt moves all of its tensors."""
-    name = name.partition("::")[2].replace("_", "")
-    if name in ("send", "recv"):
-        return touched_bytes(inputs)
-    whole = max((touched_bytes([item]) for item in (*inputs, *outputs)), default=0)
-    if name == "alltoall":  # lists, a tensor for each GPU
-        whole = touched_bytes(outputs)
-    elif not any(word in name for word in ("gather", "reduce", "broadcast", "alltoall", "scatter")):
-        return 0
-    # A ring sends all but its own part; an all-reduce does so twice.
-    return whole * (2 if "allreduce" in name else 1) * (gpus - 1) // gpus
 
 
 _RECORDER: CostRecorder | None = None

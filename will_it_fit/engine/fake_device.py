@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import torch
 
+from .stashes import Started
+
 
 class Listener(Protocol):
     """What :class:`FakeDevice` tells a tracker."""
@@ -34,7 +36,9 @@ class Listener(Protocol):
 
     def stream_waits(self, waiter: int | None, stream: int, launches: int) -> None: ...
 
-    def waited_for_work(self) -> None: ...
+    def last_started(self) -> Started | None: ...
+
+    def waited_for_work(self, started: Started | None = None) -> None: ...
 
 
 class FakeStream:

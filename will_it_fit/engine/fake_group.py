@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .collectives import of_process_group
 from .components import COLLECTIVES
 from .costs import COLLECTIVE, Operator, launch
 from .errors import TraceError
@@ -142,7 +143,7 @@ def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
         *_fsdp1_patches(device),
         *_fsdp2_patches(device),
         *_ddp_patches(device),
-        *_mesh_patches(),
+        *_mesh_patches(device),
     ]
 
 
@@ -254,25 +255,28 @@ def _ddp_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
 class _Held(dist.Work):
     """The work of a send or receipt: NCCL's and gloo's hold its tensors as long as it lives."""
 
-    def __init__(self, tensors: list[torch.Tensor]) -> None:
+    def __init__(self, device: FakeDevice, tensors: list[torch.Tensor]) -> None:
         super().__init__()
-        self._tensors = tensors
+        self._device, self._tensors = device, tensors
+        self._started = device.listener.last_started() if device.listener else None
 
     def wait(self, timeout: Any = None) -> bool:
+        if self._device.listener:
+            self._device.listener.waited_for_work(self._started)
         return True
 
     def is_completed(self) -> bool:
         return True
 
 
-def _mesh_patches() -> list[tuple[Any, str, Any]]:
+def _mesh_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
     """For what runs on meshes of several dimensions."""
     from torch.distributed.tensor import _dispatch, _random
 
     def held(function: Callable) -> Callable:
         def call(group: Any, tensors: list[torch.Tensor], *arguments: Any) -> _Held:
             function(group, tensors, *arguments)
-            return _Held(tensors)
+            return _Held(device, tensors)
 
         return call
 
@@ -312,9 +316,8 @@ def _for_collectives(device: FakeDevice, function: Callable) -> Callable:
 
 def _exchanged_bucket(state, bucket):  # DDP reads the annotations, and takes none or its own
     """A communication hook of DDP: the bucket as it is, and what its all-reduce sends."""
-    size, gpus = bucket.buffer().nbytes, state.size()
-    sent = 2 * size * (gpus - 1) // gpus
-    launch(Operator("c10d::allreduce_", COLLECTIVE, "", 0, sent), DDP_STREAM)
+    size, group = bucket.buffer().nbytes, of_process_group(state)
+    launch(Operator("c10d::allreduce_", COLLECTIVE, "", 0, size, group=group), DDP_STREAM)
     future: torch.futures.Future = torch.futures.Future()
     future.set_result(bucket.buffer())
     return future

@@ -57,8 +57,16 @@ class Stashes:
         """Note a collective."""
         self._started.append(Started(moment, launches, tuple(kept)))
 
-    def waited(self, moment: int) -> None:
-        """The program waits for a work: for the last one where it is called without ``async_op``, else the oldest."""
+    @property
+    def last(self) -> Started | None:
+        """The one that was started last."""
+        return self._started[-1] if self._started else None
+
+    def waited(self, moment: int, started: Started | None = None) -> None:
+        """The program waits for a work: the ``started`` one, else the last without ``async_op``, or the oldest."""
+        if started is not None:
+            started.released = moment if started.released is None else started.released
+            return
         last = self._started[-1:]
         waits = last if last and not last[0].kept and last[0].released is None else self._started
         found = next((each for each in waits if each.released is None and (each.kept or waits is last)), None)

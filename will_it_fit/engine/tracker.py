@@ -31,6 +31,7 @@ from .known_values import UNANSWERED, Values
 from .model_tensors import made_of_others, parts, weights_like
 from .record import Record
 from .shapes import Shapes, in_place
+from .stashes import Started
 
 
 class Kernels(Protocol):
@@ -415,10 +416,14 @@ class Tracker(TorchDispatchMode, Record):
         quiet = self.values is None or self.values.idle
         return quiet and type(tensor) is torch.Tensor and tensor.untyped_storage()._cdata in self._ids
 
-    def waited_for_work(self) -> None:
-        """The program calls ``wait`` of a collective's work."""
+    def last_started(self) -> Started | None:
+        """The collective that was started last."""
+        return self.stashes.last if self.stashes is not None else None
+
+    def waited_for_work(self, started: Started | None = None) -> None:
+        """The program calls ``wait`` of a collective's work; None: it is not known which."""
         if self.stashes is not None:
-            self.stashes.waited(self.now())
+            self.stashes.waited(self.now(), started)
 
     def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """Run an operator; on ``meta`` with the shapes that the device's own would have."""

@@ -99,7 +99,7 @@ class Cpu:
         rate = self.copied_bytes_per_second
         if "dequantize_4bit" in operator.name:
             rate = self.unpacked_bytes_per_second or rate
-        seconds = operator.bytes / rate
+        seconds = operator.moved_bytes / rate
         if operator.made_bytes >= NEW_FROM_BYTES:
             seconds += operator.made_bytes / self.new_bytes_per_second
         if operator.flops:

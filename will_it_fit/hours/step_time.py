@@ -25,6 +25,7 @@ from will_it_fit.cards.gpus import CATALOGUE, Gpu, find
 from will_it_fit.common.files import read_yaml
 from will_it_fit.evidence.nearest import TimeShares, time_shares
 from will_it_fit.hours.cpu import Cpu
+from will_it_fit.hours.links import Links, collective_seconds, exchanges
 from will_it_fit.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ class Speed:
         Dense floating-point operations a second by dtype, tensor cores where they are used; fp32 without TF32, which is
         PyTorch's default.
     memory_bytes_per_second, link_bytes_per_second
-        Of the GPU's memory; of its link to other GPUs, one way.
+        Of the GPU's memory; of its link to other GPUs of its node, one way.
+    gpus_per_node, network_bytes_per_second
+        How many GPUs share a node; what each of them sends to other nodes, one way.
     cache_bytes
         Of the last level that all multiprocessors share.
     multiprocessors
@@ -106,6 +109,14 @@ class Speed:
     shortest_kernel_seconds: float
     basis: str
     measured: TimeShares | None = None
+    gpus_per_node: int = 8
+    network_bytes_per_second: float = 12.5e9
+
+    @property
+    def links(self) -> Links:
+        """What is reached of the links to other GPUs: one share inside a node and between nodes."""
+        reached = self.link_bytes_per_second * self.link, self.network_bytes_per_second * self.link
+        return Links(*reached, self.gpus_per_node)
 
 
 def speed_of(name: str, scenario: Scenario | None = None) -> Speed | None:
@@ -121,6 +132,7 @@ def speed_of(name: str, scenario: Scenario | None = None) -> Speed | None:
 def _speed(name: str) -> Speed | None:
     content = read_yaml(CATALOGUE)
     peaks, shares = content["speeds"].get(name), content["speed_shares"]
+    node = content["nodes"].get(name) or content["nodes"]["assumed"]
     if peaks is None:
         return None
     half = peaks.get("bf16_tflops")
@@ -136,6 +148,8 @@ def _speed(name: str) -> Speed | None:
         multiprocessors=peaks["multiprocessors"],
         board_watts=peaks["watts"],
         emulated=frozenset() if half else frozenset({"bfloat16"}),
+        gpus_per_node=node["gpus"],
+        network_bytes_per_second=node["network_gb_s"] * 1e9,
         **{**shares["assumed"], **shares.get(name, {})},
     )
 
@@ -168,6 +182,8 @@ class StepTime:
         What makes this step slow on this GPU, and what to write instead.
     seconds_per_micro_batch
         Of the step's first micro-batch, without the update; of a step with one micro-batch the whole step.
+    exchanges
+        What this GPU exchanges in the step, by the group that talks (:func:`will_it_fit.hours.links.exchanges`).
     """
 
     seconds_per_step: float
@@ -178,6 +194,7 @@ class StepTime:
     basis: str
     warnings: Sequence[str]
     seconds_per_micro_batch: float
+    exchanges: Sequence[Mapping[str, Any]] = ()
 
     def to_mapping(self) -> dict[str, Any]:
         return asdict(self)
@@ -236,6 +253,7 @@ def step_time(
         basis=speed.basis,
         warnings=list(_slow_dtypes(costs, speed)),
         seconds_per_micro_batch=micro_batch,
+        exchanges=[] if isinstance(speed, Cpu) else exchanges(costs, speed.links, one, micro_batches_left_out),
     )
 
 
@@ -250,7 +268,7 @@ def _slow_dtypes(costs: CostRecorder, speed: Speed) -> Iterator[str]:
 
 
 def simulate(costs: CostRecorder, speed: Speed | Cpu) -> tuple[float, dict[str, float]]:
-    """Seconds of a step, and the GPU's seconds on the computing stream by what limits each kernel."""
+    """Seconds of a step, and the GPU's seconds on the computing stream by what limits each kernel, or is waited for."""
     if isinstance(speed, Cpu):
         return speed.simulate(costs)
     timed = [kernel_time(operator, speed) for operator in costs.operators]
@@ -269,6 +287,8 @@ def simulate(costs: CostRecorder, speed: Speed | Cpu) -> tuple[float, dict[str, 
             if waiter is None:
                 cpu = max(cpu, end)
             else:
+                if waiter == 0:  # what others send is not there yet
+                    busy["collectives"] += max(end - max(cpu, free[0]), 0.0)
                 free[waiter] = max(free.get(waiter, 0.0), end)
         seconds, limit = timed[index]
         cpu += launch[index]
@@ -284,7 +304,7 @@ def simulate(costs: CostRecorder, speed: Speed | Cpu) -> tuple[float, dict[str, 
 def kernel_time(operator: Operator, speed: Speed) -> tuple[float, str]:
     """Seconds of a kernel on the GPU, and what limits it, a key of :data:`LIMITS`."""
     if operator.kind == "collectives":
-        return operator.bytes / (speed.link_bytes_per_second * speed.link), "collectives"
+        return collective_seconds(operator, speed.links), "collectives"
     bandwidth = speed.memory_bytes_per_second * speed.memory
     if operator.bytes < speed.cache_bytes:
         bandwidth *= speed.cached

@@ -1,7 +1,8 @@
 """How to divide a step among GPUs: the meshes that it can have, the best of them traced, ranked by time and room.
 
-A rough estimate orders all meshes, since each takes seconds to trace; it decides which are traced, and no verdict. What
-is shown as fitting has been traced on that very GPU, all of its kinds of ranks.
+Each mesh takes seconds to trace. So what a GPU has to hold in any case rules out those that can't fit, without a
+trace, and a rough estimate orders the others. The estimate decides which are traced, and no verdict: an answer names
+those that were not. What is shown as fitting has been traced on that very GPU, all of its kinds of ranks.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from will_it_fit.scenario.nested_fields import Parallel
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import AXES, DIVIDED, NONE, REPLICATED
 
-TRACED = 5
+TRACED = 5  # ways beside each other; as many again, the smallest first, where none of them fits
+TRACED_TO_SUGGEST = 3
+TRACED_OF_COUNT = 2  # ways on each number of GPUs that `fewest` looks at
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # of GPUs that `fewest` looks at: whole machines beyond eight
-NEAR = 1.3  # estimates that are so many times too large may still fit: they are traced
+NEAR = 1.05  # a pipeline whose layers were moved is traced where it may need so many times what a GPU has
+_STATES = {"adamw": 2, "adamw_fused": 2}  # optimizers whose states are known: of the weights' dtype, by weight
 # For the order alone, where the catalogue has no speed: an H100's dense bf16 products and its NVLink, a second.
 _FLOPS, _LINK = 989e12, 450e9
 _REACHED = 0.5  # of the products' peak
@@ -45,6 +49,8 @@ class Division:
         Of the GPU that needs most, ``place`` among the others ("": all are alike).
     seconds_per_step, tokens_per_second
         None where the GPU's speed is not known; tokens of all GPUs together.
+    exchanges
+        What a GPU exchanges in a step, by the group that talks (:func:`will_it_fit.hours.links.exchanges`).
     """
 
     way: str
@@ -57,6 +63,7 @@ class Division:
     place: str
     seconds_per_step: float | None
     tokens_per_second: float | None
+    exchanges: Sequence[Mapping[str, Any]] = ()
 
     def to_mapping(self) -> dict[str, Any]:
         return asdict(self)
@@ -99,10 +106,27 @@ class Order:
 
     def __init__(self, scenario: Scenario, gpu: Gpu) -> None:
         self._gpu, self._speed = gpu, speed_of(gpu.name)
-        self._parameters = _parameters(scenario)
+        self._parameters, self._exact = _parameters(scenario)
+
+    def least_bytes(self, step: Scenario) -> int:
+        """What some GPU holds in any case: the mean share of weights, gradients and states; 0: it is not known.
+
+        At the end of the backward pass all gradients are there, and from the second step on the states. What is whole
+        on each GPU, activations and logits come on top.
+        """
+        if not self._exact or step.method == "qlora" or step.parallel.offload != "none" or step.parallel.zero_stage:
+            return 0
+        width, mesh = 4 if step.weight_precision == "fp32" else 2, step.parallel
+        each = 2 + _STATES.get(step.optimizer, 0) if step.method == "full" else 1
+        copies = mesh.gpus if mesh.kind.replicates else mesh.replicate
+        return self._parameters * each * width * copies // mesh.gpus
+
+    def rules_out(self, step: Scenario) -> bool:
+        """Whether a step can't fit, however it runs."""
+        return self.least_bytes(step) > self._gpu.usable_bytes
 
     def required_bytes(self, step: Scenario) -> float:
-        """What a GPU holds: its part of the model, gradients and states, a gathered layer, activations, logits."""
+        """Roughly what a GPU holds: its part of the model with gradients and states, a gathered layer, activations."""
         mesh, width = step.parallel, 4 if step.weight_precision == "fp32" else 2
         layers, hidden = step.size("num_hidden_layers") or 1, step.size("hidden_size") or 1
         matrices = mesh.tensor * mesh.pipeline
@@ -159,15 +183,16 @@ def _rates(speed: Speed | None) -> tuple[float, float]:
     return (speed.peak_flops["bfloat16"], speed.link_bytes_per_second) if speed else (_FLOPS, _LINK)
 
 
-def _parameters(scenario: Scenario) -> int:
-    """Parameters of the model; of an architecture without a description roughly, from its width and layers."""
+def _parameters(scenario: Scenario) -> tuple[int, bool]:
+    """Parameters of the model, and whether they are exact; roughly from its width and layers where no rule knows it."""
     try:
-        return describe(scenario.model).parameter_counts()["total"]
+        return describe(scenario.model).parameter_counts()["total"], True
     except NotDescribed:
         hidden, layers = scenario.size("hidden_size") or 1, scenario.size("num_hidden_layers") or 1
         experts = next((scenario.size(name) for name in EXPERT_COUNTS if scenario.size(name)), 1)
         inner = scenario.size("moe_intermediate_size") or scenario.size("intermediate_size") or 4 * hidden
-        return layers * (4 * hidden**2 + 3 * hidden * inner * experts) + 2 * hidden * (scenario.size("vocab_size") or 0)
+        words = scenario.size("vocab_size") or 0
+        return layers * (4 * hidden**2 + 3 * hidden * inner * experts) + 2 * hidden * words, False
 
 
 def divide(
@@ -175,29 +200,38 @@ def divide(
 ) -> dict[str, Any]:
     """The best ways to divide a step among the GPUs that it has.
 
-    The asked way is traced first, and ``shown`` is called with it; then the best of the others by the rough order.
+    The asked way is traced first, and ``shown`` is called with it; then the best of the others by the rough order, and
+    where none fits, more of them. Where a pipeline's stages differ, other numbers of layers are tried for them.
 
     Returns
     -------
     dict
         ``asked``, a :class:`Division` as a mapping; ``divisions``, all that were traced, those that fit first, the
-        fastest of them before the others; ``considered``, how many meshes the step can have; ``gpus``.
+        fastest of them before the others; ``considered``, how many meshes the step can have; ``ruled_out``, with
+        ``way`` and ``at_least_bytes`` that a GPU holds in any case; ``not_traced``, with ``way`` and ``rough_bytes``;
+        ``refused``, ways that the installed libraries can't run; ``gpus``.
     """
-    gpus = scenario.parallel.gpus
-    steps = Order(scenario, gpu).sorted(ways(scenario, gpus))
-    others = [step for step in steps if step.parallel != scenario.parallel][: TRACED - 1]
-    found: list[Division] = []
-    for left, step in zip(range(len(others), -1, -1), [scenario, *others], strict=True):
-        if watch:
-            watch(say_way(asdict(step.parallel)), left, found)
-        found += _traced(step, gpu)
-        if step is scenario and found and shown:
-            shown(found[0])
+    order = Order(scenario, gpu)
+    steps = order.sorted(ways(scenario, scenario.parallel.gpus))
+    others = [step for step in steps if step.parallel != scenario.parallel]
+    possible = [step for step in others if not order.rules_out(step)]
+    search = _Search(gpu, watch)
+    asked = search.trace(scenario, left=min(len(possible), TRACED - 1))
+    if asked and shown:
+        shown(asked)
+    left = search.several(possible, TRACED - 1)
+    if not any(one.fits for one in search.found):
+        left = search.several(sorted(left, key=order.required_bytes), TRACED, until_one_fits=True)
     return {
-        "asked": next((one.to_mapping() for one in found if one.parallel == asdict(scenario.parallel)), None),
-        "divisions": [one.to_mapping() for one in sorted(found, key=_rank)],
+        "asked": asked and asked.to_mapping(),
+        "divisions": [one.to_mapping() for one in sorted(search.found, key=_rank)],
         "considered": len(steps),
-        "gpus": gpus,
+        "ruled_out": [
+            {"way": _named(step), "at_least_bytes": order.least_bytes(step)} for step in others if order.rules_out(step)
+        ],
+        "not_traced": [{"way": _named(step), "rough_bytes": round(order.required_bytes(step))} for step in left],
+        "refused": search.refused,
+        "gpus": scenario.parallel.gpus,
     }
 
 
@@ -208,21 +242,117 @@ def fewest(scenario: Scenario, gpu: Gpu, watch: Watch | None = None) -> dict[str
     -------
     dict
         ``gpus`` and ``division`` as a mapping, both None where none was found; ``tried``, the divisions that were
-        traced and don't fit; ``counts``, the numbers that were looked at.
+        traced and don't fit; ``counts``, the numbers that were looked at; ``not_traced``, on fewer GPUs, as
+        :func:`divide` gives them.
     """
-    order, tried, counts = Order(scenario, gpu), [], []
+    order, search, counts, skipped = Order(scenario, gpu), _Search(gpu, watch), [], []
+    found = None
     for count in COUNTS:
         counts.append(count)
-        steps = sorted(ways(scenario, count), key=order.required_bytes)
-        near = [step for step in steps if order.required_bytes(step) <= NEAR * gpu.usable_bytes][:2]
-        for step in near:
-            if watch:
-                watch(f"{count} GPUs, {say_way(asdict(step.parallel)) or 'whole'}", 0, tried)
-            for one in _traced(step, gpu):
-                if one.fits:
-                    return {"gpus": count, "division": one.to_mapping(), "tried": tried, "counts": counts}
-                tried.append(one.to_mapping())
-    return {"gpus": None, "division": None, "tried": tried, "counts": counts}
+        steps = [step for step in ways(scenario, count) if not order.rules_out(step)]
+        left = search.several(sorted(steps, key=order.required_bytes), TRACED_OF_COUNT, until_one_fits=True)
+        found = next((one for one in search.found if one.fits), None)
+        if found:
+            break
+        skipped += [
+            {"way": f"{count} GPUs, {_named(step)}", "rough_bytes": round(order.required_bytes(step))} for step in left
+        ]
+    return {
+        "gpus": found and found.parallel["gpus"],
+        "division": found and found.to_mapping(),
+        "tried": [one.to_mapping() for one in search.found if one is not found],
+        "counts": counts,
+        "not_traced": skipped,
+    }
+
+
+def fitting(scenario: Scenario, gpu: Gpu, count: int, allowed: Callable[[Scenario], bool]) -> Division | None:
+    """The first way to divide a step among so many GPUs that fits, of the best few by the rough order.
+
+    ``allowed``: asked of each way before it is traced.
+    """
+    order, search = Order(scenario, gpu), _Search(gpu)
+    steps = [step for step in ways(scenario, count) if step.parallel != scenario.parallel and not order.rules_out(step)]
+    search.several(list(filter(allowed, order.sorted(steps))), TRACED_TO_SUGGEST, until_one_fits=True)
+    return next((one for one in search.found if one.fits), None)
+
+
+class _Search:
+    """Ways that are traced one after the other.
+
+    Attributes
+    ----------
+    found
+        The divisions so far.
+    refused
+        Ways that the installed libraries can't run.
+    """
+
+    def __init__(self, gpu: Gpu, watch: Watch | None = None) -> None:
+        self._gpu, self._watch = gpu, watch
+        self.found: list[Division] = []
+        self.refused: list[str] = []
+
+    def trace(self, step: Scenario, left: int = 0) -> Division | None:
+        """A step's division; None where the installed libraries can't run it. ``left``: as many come behind it."""
+        if self._watch:
+            self._watch(f"{step.parallel.gpus} GPUs, {_named(step)}", left, self.found)
+        traced = _traced(step, self._gpu)
+        if traced is None:
+            self.refused.append(_named(step))
+            return None
+        division, ranks = traced
+        self.found.append(division)
+        even = None
+        if step.parallel.pipeline > 1 and step.parallel.stage_layers is None:
+            even = evened(step, ranks, most_bytes=None if division.fits else NEAR * self._gpu.usable_bytes)
+        if even and (better := _traced(even, self._gpu)) and better[0].required_bytes < division.required_bytes:
+            self.found.append(better[0])
+        return division
+
+    def several(self, steps: Sequence[Scenario], most: int, *, until_one_fits: bool = False) -> list[Scenario]:
+        """Trace the first steps; returns those that were not."""
+        for number, step in enumerate(steps[:most]):
+            self.trace(step, min(len(steps), most) - number - 1)
+            if until_one_fits and any(one.fits for one in self.found):
+                return list(steps[number + 1 :])
+        return list(steps[most:])
+
+
+def evened(step: Scenario, ranks: Sequence[Mapping[str, Any]], most_bytes: float | None = None) -> Scenario | None:
+    """A pipeline's step with layers moved from the stage that needs most; None: no layer moves.
+
+    ``ranks``: of the even step's trace, a row for each stage. ``most_bytes``: None too where a stage would need more.
+    What a layer takes is roughly its share of the
+    parameters, with gradients and states, and its inputs of the micro-batches in flight. So the answer is for tracing.
+    """
+    mesh, width = step.parallel, 4 if step.weight_precision == "fp32" else 2
+    layers = step.size("num_hidden_layers")
+    if mesh.stages != mesh.pipeline or len(ranks) != mesh.stages:
+        return None
+    ends = 2 * (step.size("vocab_size") or 0) * (step.size("hidden_size") or 1)
+    kept = {"full": 4 * width, "lora": width, "qlora": 0.6}[step.method]
+    of_weights = (_parameters(step)[0] - ends) / layers * kept / mesh.tensor
+    of_inputs = step.tokens * (step.size("hidden_size") or 1) * width
+    needs = [float(row["required_bytes"]) for row in ranks]
+    each = [
+        of_weights + of_inputs * min(mesh.stages - stage, step.gradient_accumulation) for stage in range(len(needs))
+    ]
+    given = list(mesh.layers_of_stages(layers))
+    while True:
+        most, least = needs.index(max(needs)), needs.index(min(needs))
+        if given[most] == 1 or needs[least] + each[least] >= needs[most]:
+            break
+        for stage, by in ((most, -1), (least, 1)):
+            given[stage] += by
+            needs[stage] += by * each[stage]
+    if tuple(given) == mesh.layers_of_stages(layers) or (most_bytes and max(needs) > most_bytes):
+        return None
+    return step.changed(parallel={**asdict(mesh), "stage_layers": given})
+
+
+def _named(step: Scenario) -> str:
+    return say_way(asdict(step.parallel)) or "one GPU"
 
 
 def _rank(one: Division) -> tuple[bool, float, int]:
@@ -232,8 +362,8 @@ def _rank(one: Division) -> tuple[bool, float, int]:
     return False, -(one.tokens_per_second or 0.0), -(one.headroom_bytes or 0)
 
 
-def _traced(step: Scenario, gpu: Gpu) -> list[Division]:
-    """A step's division on a GPU; none where the installed libraries can't run it."""
+def _traced(step: Scenario, gpu: Gpu) -> tuple[Division, list[dict[str, Any]]] | None:
+    """A step's division on a GPU, and a row for each kind of rank; None where the installed libraries can't run it."""
     from will_it_fit.tracing.imports import import_quietly
 
     import_quietly(step)  # before the trace's module, which imports transformers whole
@@ -248,24 +378,24 @@ def _traced(step: Scenario, gpu: Gpu) -> list[Division]:
             sizes=[gpu.usable_bytes],
         )
     except UserError:
-        return []
+        return None
     fits, headroom = verdict(answer, gpu)[:2]
     rows = answer.get("ranks") or [{"place": "", "required_bytes": 0}]
     time = (answer.get("times") or {}).get(gpu.name) or {}
-    return [
-        Division(
-            way=say_way(asdict(step.parallel)) or "one GPU",
-            parallel=asdict(step.parallel),
-            gradient_accumulation=step.gradient_accumulation,
-            fits=fits,
-            headroom_bytes=headroom,
-            peak_allocated_bytes=answer["peak_allocated_bytes"],
-            required_bytes=answer["required_bytes"],
-            place=max(rows, key=lambda row: row["required_bytes"] or 0)["place"],
-            seconds_per_step=time.get("seconds_per_step"),
-            tokens_per_second=time.get("tokens_per_second"),
-        )
-    ]
+    division = Division(
+        way=_named(step),
+        parallel=asdict(step.parallel),
+        gradient_accumulation=step.gradient_accumulation,
+        fits=fits,
+        headroom_bytes=headroom,
+        peak_allocated_bytes=answer["peak_allocated_bytes"],
+        required_bytes=answer["required_bytes"],
+        place=max(rows, key=lambda row: row["required_bytes"] or 0)["place"],
+        seconds_per_step=time.get("seconds_per_step"),
+        tokens_per_second=time.get("tokens_per_second"),
+        exchanges=time.get("exchanges", ()),
+    )
+    return division, rows
 
 
 def written(division: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import yaml_text
 from will_it_fit.planner.calibrated import CalibratedEstimator
 from will_it_fit.planner.changes import COUNTS, Changes, Move, apply, moves, spread
+from will_it_fit.planner.divisions import fitting, written
 from will_it_fit.planner.largest_fit import Borders
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import DIVIDED, NONE
@@ -52,18 +53,25 @@ Watch = Callable[[str, int, Sequence[Suggestion]], None]
 
 
 def suggest(
-    scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = None, watch: Watch | None = None
+    scenario: Scenario,
+    gpu: Gpu,
+    traced: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
+    allowed: Callable[[Scenario], bool] = lambda step: True,
 ) -> list[Suggestion]:
     """Changes that make a scenario fit a GPU, in order of what they cost; the trace verifies each.
 
-    At most :data:`SUGGESTIONS` changes of the step, then more GPUs of the kind and a bigger one. What takes one trace
-    is tried first, the mildest change before the others; then several changes together; and a shorter length, whose
-    border takes several traces, only where fewer stand.
+    At most :data:`SUGGESTIONS` changes of the step, then another division of several GPUs
+    (:mod:`will_it_fit.planner.divisions`), more GPUs of the kind and a bigger one. What takes one trace is tried first,
+    the mildest change before the others; then several changes together; and a shorter length, whose border takes
+    several traces, only where fewer stand.
 
     Parameters
     ----------
     watch
         Called before each search, with what is tried, how many searches are left at most after it, and what was found.
+    allowed
+        Asked of each division before it is traced, such as whether a training has it.
     """
     estimate = CalibratedEstimator(scenario, gpu, traced)
     fits = lambda candidate: estimate(candidate) <= gpu.usable_bytes  # noqa: E731
@@ -73,10 +81,10 @@ def suggest(
     quick = [move for move in possible if "sequence_length" not in move.options[0]]
     long = [move for move in possible if move not in quick]
     order = {move.name: place for place, move in enumerate(possible)}
-    fitting: list[Suggestion] = []
+    found: list[Suggestion] = []
 
     def mildest() -> str | None:
-        return min((item.move for item in fitting), key=lambda name: order.get(name, 0), default=None)
+        return min((item.move for item in found), key=lambda name: order.get(name, 0), default=None)
 
     def one(move: Move) -> Callable[[], Suggestion | None]:
         return lambda: _verified(scenario, move, gpu, estimate, fits)
@@ -86,23 +94,25 @@ def suggest(
         ("several changes", lambda: _combined(scenario, gpu, estimate, fits, cheaper_than=mildest())),
         *((move.name, one(move)) for move in long),
     ]
-    others = [("more GPUs", lambda: _more_gpus(scenario, gpu)),
+    others = [("more GPUs", lambda: _more_gpus(scenario, gpu, allowed)),
               ("a bigger GPU", lambda: _bigger_gpu(scenario, gpu, estimate))]  # fmt: skip
-    places = {"more_gpus": len(order), "bigger_gpu": len(order) + 1}
+    if scenario.parallel.gpus > 1:
+        others.insert(0, ("another division", lambda: _divided(scenario, gpu, scenario.parallel.gpus, allowed)))
+    places = {name: len(order) + place for place, name in enumerate(("division", "more_gpus", "bigger_gpu"))}
     while searches or others:
-        changes_only = [item for item in fitting if item.move not in places]
+        changes_only = [item for item in found if item.move not in places]
         name, search = (searches if searches and len(changes_only) < SUGGESTIONS else others).pop(0)
         if len(changes_only) == SUGGESTIONS:
             searches.clear()
         if watch:
-            watch(name, len(searches) + len(others), fitting)
+            watch(name, len(searches) + len(others), found)
         answer = search()
         if answer and estimate.timed_on and scenario.aim.trainer is None and answer.move not in places:
             answer = _timed(answer, scenario, gpu, estimate)  # no other objective has a time
         if answer:
-            fitting.append(answer)
-            fitting.sort(key=lambda item: order.get(item.move, places.get(item.move, -1)))
-    return fitting
+            found.append(answer)
+            found.sort(key=lambda item: order.get(item.move, places.get(item.move, -1)))
+    return found
 
 
 def _timed(item: Suggestion, scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> Suggestion:
@@ -223,18 +233,38 @@ def _bigger_gpu(scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> 
     return None
 
 
-def _more_gpus(scenario: Scenario, gpu: Gpu) -> Suggestion | None:
-    """The fewest GPUs of the kind that hold the scenario as it is, divided with FSDP2."""
+def _divided(scenario: Scenario, gpu: Gpu, count: int, allowed: Callable[[Scenario], bool]) -> Suggestion | None:
+    """The scenario as it is on so many GPUs, divided in the best way that fits."""
+    found = fitting(scenario, gpu, count, allowed)
+    if found is None:
+        return None
+    changes: Changes = {"parallel": written(found.to_mapping())}
+    if found.gradient_accumulation != scenario.gradient_accumulation:
+        changes["gradient_accumulation"] = found.gradient_accumulation
+    if count > scenario.parallel.gpus:
+        changes["gpu"] = {**_kind(gpu), "count": count}
+    write = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items())
+    same = count == scenario.parallel.gpus
+    cost = f"{'the same' if same else count} GPUs, divided as {found.way}: another exchange between them"
+    sizes = found.peak_allocated_bytes, found.required_bytes, found.headroom_bytes
+    return Suggestion("division" if same else "more_gpus", changes, write, cost, *sizes)
+
+
+def _kind(gpu: Gpu) -> dict[str, Any]:
+    kind = replace(gpu, count=1).setting
+    return {"name": kind} if isinstance(kind, str) else kind
+
+
+def _more_gpus(scenario: Scenario, gpu: Gpu, allowed: Callable[[Scenario], bool]) -> Suggestion | None:
+    """The fewest GPUs of the kind that hold the scenario as it is: with FSDP2 alone, or divided in another way."""
     if scenario.parallel.strategy not in (NONE, DIVIDED):
         return None
-    kind = replace(gpu, count=1).setting
-    kind = {"name": kind} if isinstance(kind, str) else kind
     estimate: CalibratedEstimator | None = None
     for count in COUNTS:
         if count <= max(gpu.count, scenario.parallel.gpus):
             continue
         changes, price = spread(scenario, count)
-        changes["gpu"] = {**kind, "count": count}
+        changes["gpu"] = {**_kind(gpu), "count": count}
         try:
             candidate = apply(scenario, changes)
         except UserError:  # such as a loss that FSDP has no place for
@@ -245,6 +275,8 @@ def _more_gpus(scenario: Scenario, gpu: Gpu) -> Suggestion | None:
                 traced = estimate.verify(candidate)
                 if verdict(traced, gpu).fits:
                     return _suggestion("more_gpus", changes, f"{count} such GPUs: {price}", traced, gpu)
+        if count == COUNTS[-1]:  # FSDP2 alone is not enough on any number
+            return _divided(scenario, gpu, count, allowed)
     return None
 
 

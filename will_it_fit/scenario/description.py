@@ -221,6 +221,8 @@ def say_way(parallel: Mapping[str, Any], *, as_title: bool = False) -> str:
     mesh = [f"{axis} {parallel[axis]}" for axis in AXES if parallel.get(axis, 1) > 1]
     if parallel.get("pipeline", 1) > 1:
         mesh.append(f"schedule {parallel['schedule']}")
+    if parallel.get("stage_layers"):
+        mesh.append(f"layers {'+'.join(map(str, parallel['stage_layers']))}")
     return " x ".join([*([strategy.upper() if as_title else strategy] if strategy != NONE else []), *mesh])
 
 

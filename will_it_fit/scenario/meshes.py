@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.model import EXPERT_COUNTS
 from will_it_fit.scenario.optimizers import OPTIMIZERS
-from will_it_fit.scenario.strategies import AXES, DIVIDED, NONE, SCHEDULES
+from will_it_fit.scenario.strategies import AXES, DIVIDED, NONE, SCHEDULES, even_stages
 
 
 class Problem(NamedTuple):
@@ -29,11 +29,8 @@ class Problem(NamedTuple):
 def mesh_contradictions(scenario: Any, where: object) -> Iterator[UserError]:
     """What is wrong with a scenario's mesh; nothing where it has none."""
     parallel = scenario.parallel
-    if parallel.schedule != "1f1b" and parallel.pipeline == 1:
-        problems: Iterator[Problem] = iter([
-            Problem(f"`parallel.schedule: {parallel.schedule}` is of a pipeline, and `parallel.pipeline` says 1.",
-                    "schedule: 1f1b; or pipeline: 2, 3, ...", {"schedule": "1f1b"})
-        ])  # fmt: skip
+    if parallel.pipelined and parallel.pipeline == 1:
+        problems: Iterator[Problem] = _without_a_pipeline(parallel)
     elif not parallel.meshed:
         return
     else:
@@ -48,6 +45,21 @@ def mesh_contradictions(scenario: Any, where: object) -> Iterator[UserError]:
             allowed=problem.allowed,
             change=given,
         )
+
+
+def _without_a_pipeline(parallel: Any) -> Iterator[Problem]:
+    for name, plain, said in (("schedule", "1f1b", "1f1b"), ("stage_layers", None, "null")):
+        if getattr(parallel, name) != plain:
+            yield Problem(
+                f"`parallel.{name}: {_listed(getattr(parallel, name))}` is of a pipeline, and `parallel.pipeline` says"
+                " 1.",
+                f"{name}: {said}; or pipeline: 2, 3, ...",
+                {name: plain},
+            )
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _problems(scenario: Any) -> Iterator[Problem]:
@@ -255,6 +267,8 @@ def _pipeline(scenario: Any) -> Iterator[Problem]:
             f"pipeline: 1 to {max(layers // each, 1)}",
             {"pipeline": max(layers // each, 1), "gpus": max(layers // each, 1) * parallel.tensor},
         )
+    elif layers and parallel.stage_layers is not None:
+        yield from _layers_of_stages(parallel, layers)
     batches = scenario.gradient_accumulation
     if batches < parallel.pipeline or (each > 1 and batches % parallel.pipeline):
         multiple = -(-max(batches, 1) // parallel.pipeline) * parallel.pipeline
@@ -273,6 +287,24 @@ def _pipeline(scenario: Any) -> Iterator[Problem]:
             "pipeline: 1; or a model with a head of its own",
             {"pipeline": 1},
         )
+
+
+def _layers_of_stages(parallel: Any, layers: int) -> Iterator[Problem]:
+    """Stages that are not as many as the pipeline's, or whose layers are not the model's."""
+    given, even = parallel.stage_layers, list(even_stages(layers, parallel.stages))
+    if not all(isinstance(count, int) and not isinstance(count, bool) and count > 0 for count in given):
+        wrong = "every stage has one layer or more, as a whole number"
+    elif len(given) != parallel.stages:
+        wrong = f"it names {len(given)} stages, and the pipeline has {parallel.stages}"
+    elif sum(given) != layers:
+        wrong = f"its layers are {sum(given)}, and the model has {layers}"
+    else:
+        return
+    yield Problem(
+        f"`parallel.stage_layers: {list(given)}` does not fit the model: {wrong}.",
+        f"null; or {parallel.stages} numbers whose sum is {layers}",
+        {"stage_layers": even},
+    )
 
 
 def _expert(scenario: Any) -> Iterator[Problem]:

@@ -22,10 +22,11 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.schema import problems
 from will_it_fit.scenario.contradictions import contradictions
 from will_it_fit.scenario.fields import ELSEWHERE, FIELDS, Fields, file_schema, scenario_defaults
+from will_it_fit.scenario.gpu_field import checked_gpu
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.meshes import mesh_contradictions
 from will_it_fit.scenario.model import read_model, size
-from will_it_fit.scenario.nested_fields import PARTS, Parallel, checked_adapter, checked_gpu, checked_lora
+from will_it_fit.scenario.nested_fields import PARTS, checked_adapter, checked_lora
 from will_it_fit.scenario.objectives import OBJECTIVES, Objective
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 
@@ -95,7 +96,7 @@ class Scenario(Fields):
             whole["images"].check(whole["model"], whole["sequence_length"], where)
         scenario = cls(**{f.name: whole[f.name] for f in fields(cls)})
         wrong = list(contradictions(scenario, where))
-        if scenario.parallel.meshed or scenario.parallel.schedule != Parallel.schedule:
+        if scenario.parallel.meshed or scenario.parallel.pipelined:
             wrong += mesh_contradictions(scenario, where)
         if wrong:
             raise UserError.several(wrong)
@@ -106,15 +107,11 @@ class Scenario(Fields):
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain, sorted values; ``Scenario.from_mapping`` gives the same scenario back."""
-        values = asdict(self)
-        if self.lora and not isinstance(self.lora.target_modules, str):
-            values["lora"]["target_modules"] = list(self.lora.target_modules)
-        values["packages"] = None if self.packages is None else list(self.packages)
-        return {key: _sorted(values[key]) for key in sorted(values)}
+        return _plain(asdict(self))
 
     def changed(self, **changes: Any) -> Scenario:
         """The same scenario but for some fields, checked again; a field with parts as a value or as a mapping."""
-        changes = {key: asdict(value) if is_dataclass(value) else value for key, value in changes.items()}
+        changes = {key: _plain(asdict(value)) if is_dataclass(value) else value for key, value in changes.items()}
         return Scenario.from_mapping({**self.to_mapping(), **changes}, where="changed scenario")
 
     @property
@@ -231,10 +228,11 @@ def _asks_for_images(value: Any) -> bool:
     return isinstance(value, Mapping) and value != scenario_defaults()["images"]
 
 
-def _sorted(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """As JSON has it: sorted mappings, and lists."""
     if isinstance(value, dict):
-        return {key: _sorted(value[key]) for key in sorted(value)}
-    return value
+        return {key: _plain(value[key]) for key in sorted(value)}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _with_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ How a model is wrapped: :mod:`will_it_fit.step.parallel`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 WEIGHTS, GRADIENTS, STATES = "weights", "gradients", "optimizer states"
@@ -61,3 +62,18 @@ AXES = {
     "expert": "experts",
     "tensor": "tensor",
 }
+
+
+def even_stages(layers: int, stages: int) -> tuple[int, ...]:
+    """How many of a model's layers each stage of a pipeline has where nobody says it: the first ones take the rest.
+
+    As transformers' ``PipelineStage.layer_range_for_rank`` (5.24) cuts them.
+    """
+    each, rest = divmod(layers, stages)
+    return tuple(each + (stage < rest) for stage in range(stages))
+
+
+def span_of(stage: int, stage_layers: Sequence[int]) -> range:
+    """Which of the model's layers a stage has, counted from 0."""
+    first = sum(stage_layers[:stage])
+    return range(first, first + stage_layers[stage])

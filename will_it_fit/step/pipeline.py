@@ -1,4 +1,4 @@
-"""A model's layers on several GPUs: PyTorch's pipeline schedules over stages that transformers cuts.
+"""A model's layers on several GPUs: PyTorch's pipeline schedules over stages, cut as transformers cuts them.
 
 Each GPU holds one stage, or two with the schedules that interleave them: stage n is on GPU n modulo the pipeline's
 length. A step runs all of its micro-batches through the stages; the loss is on the last one.
@@ -7,14 +7,14 @@ length. A step runs all of its micro-batches through the stages; the loss is on 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.scenario.strategies import span_of
 from will_it_fit.step.adapters import DTYPES
 from will_it_fit.step.meshes import divided_by_plan
 
@@ -29,13 +29,10 @@ _SCHEDULES = {
 class Stage(nn.Module):
     """The part of a causal language model that one stage runs: hidden states in and out, or tokens in, logits out."""
 
-    def __init__(self, model: nn.Module, index: int, count: int, group: Any) -> None:
+    def __init__(self, model: nn.Module, index: int, stage_layers: Sequence[int]) -> None:
         super().__init__()
-        from transformers.distributed.pipeline_parallel import apply_pipeline_parallelism
-
-        place = SimpleNamespace(get_local_rank=lambda: index, size=lambda: count, get_group=lambda: group)
-        self.model = apply_pipeline_parallelism(model, place)
-        self.index, self.count = index, count
+        self.model = _cut(model, span_of(index, stage_layers), index == 0, index == len(stage_layers) - 1)
+        self.index, self.count = index, len(stage_layers)
 
     def forward(self, given: torch.Tensor) -> torch.Tensor:
         """Tokens (rows x tokens) in the first stage, else hidden states (rows x tokens x width)."""
@@ -65,6 +62,21 @@ class Pipeline(nn.Module):
         self.schedule.step(*([tokens] if first.index == 0 else []), **given, return_outputs=False)
 
 
+def _cut(model: nn.Module, own: range, is_first: bool, is_last: bool) -> nn.Module:
+    """The model with one stage's parts: as ``apply_pipeline_parallelism`` of transformers cuts, at layers of choice."""
+    from transformers.distributed.pipeline_parallel import PipelineIdentityLayer
+
+    base = model.base_model
+    if not is_first:
+        base.embed_tokens = PipelineIdentityLayer()
+    for index in range(len(base.layers)):
+        if index not in own:
+            base.layers[index] = PipelineIdentityLayer()
+    if not is_last:
+        base.norm = model.lm_head = PipelineIdentityLayer()
+    return model
+
+
 def pipeline_of(model: nn.Module, scenario: Scenario, device: torch.device) -> Pipeline:
     """The stages of this process's GPU; a tensor plan is applied before the layers are cut."""
     from torch.distributed import device_mesh, pipelining
@@ -80,7 +92,8 @@ def pipeline_of(model: nn.Module, scenario: Scenario, device: torch.device) -> P
         model = divided_by_plan(model, scenario)
     own = range(group.rank(), parallel.stages, parallel.pipeline)
     models = [model, *(copy.deepcopy(model) for _ in own[1:])]
-    parts = [Stage(one, index, parallel.stages, group) for one, index in zip(models, own, strict=True)]
+    stage_layers = parallel.layers_of_stages(scenario.size("num_hidden_layers"))
+    parts = [Stage(one, index, stage_layers) for one, index in zip(models, own, strict=True)]
     shapes = _shapes(scenario, model.config)
     stages = [
         pipelining.PipelineStage(

@@ -1,9 +1,12 @@
-"""Which shallow models a deep model's step can be composed from: its layers repeat, as the built modules say.
+"""Which smaller steps a deep model's step can be composed from: its layers repeat, as the built modules say.
 
 The whole model is built on ``meta`` without weights to quantize or adapters, and its forward pass runs once. Layers are
 alike if all their modules, tensors and plain attributes are, and if their forward passes allocate the same. So it does
 not matter what sets two layers apart, or whether the configuration names it. The models with fewer layers are built in
 the same way, and have to be what is left of the whole one without some periods in the middle.
+
+A pipeline's stage is a model of its own. Its layers are those of one GPU, and its micro-batches repeat too once the
+pipeline is full. So a stage's step is composed from shallow stages, and from steps of few micro-batches.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import itertools
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +26,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.card import active_simulation
 from will_it_fit.engine.components import WORKSPACES
-from will_it_fit.engine.composed import Composer, SecondStep
+from will_it_fit.engine.composed import Composer, SecondSteps
 from will_it_fit.engine.errors import TraceError
 from will_it_fit.engine.launches import FLUSHED_BYTES
 from will_it_fit.engine.periods import Unlike
@@ -39,6 +43,7 @@ Traced = tuple[Record, dict[str, Any]]  # and what is known of the model
 Stepped = Callable[[Scenario, Callable[[Record], bool] | None], Traced]
 SHALLOW = range(3)  # periods that the shallow models have more than the first of them
 WORTH = 0.65  # of the layers: composing pays if the shallow models have fewer together
+_WORTH_OF_STAGES = 0.8  # the same of a pipeline's stage, which takes many micro-batches
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,10 @@ class Depths:
         """Periods that the model has more than the second one."""
         return (self.whole - self.shallow[1]) // self.period
 
+    def beyond(self, scenario: Scenario) -> Fraction:
+        """The same of the whole model, which may have more than the part that is composed."""
+        return Fraction(self.more)
+
     def pays(self, often: bool) -> bool:
         """Whether composing takes less than tracing the whole step; ``often``: at many sizes, with one proof."""
         return sum(self.shallow[: 2 if often else 3]) <= WORTH * self.whole and self.shallow[-1] <= self.whole
@@ -81,24 +90,54 @@ class Depths:
         return replace(scenario, model={**model, self.key: layers})
 
 
-def depths(scenario: Scenario, *, often: bool = False) -> Depths | None:
+@dataclass(frozen=True)
+class StageDepths(Depths):
+    """The same of the stages that one of a pipeline's GPUs has, in a model whose layers are all alike.
+
+    ``whole`` are the layers of the smallest of its ``own`` stages; the others lose as many. Other GPUs' have one each.
+    """
+
+    own: tuple[int, ...] = ()
+
+    def pays(self, often: bool) -> bool:
+        return sum(self.shallow) <= max(_WORTH_OF_STAGES, WORTH) * self.whole and self.shallow[-1] <= self.whole
+
+    def beyond(self, scenario: Scenario) -> Fraction:
+        """The same of the whole model: layers of other GPUs' stages too."""
+        second = self.at(scenario, self.shallow[1])
+        return Fraction(scenario.model[self.key] - second.model[self.key], len(self.own))
+
+    def at(self, scenario: Scenario, layers: int) -> Scenario:
+        """The scenario in which the smallest of the GPU's own stages has so many layers."""
+        given = scenario.parallel.layers_of_stages(scenario.model[self.key])
+        few = tuple(count - self.whole + layers if stage in self.own else 1 for stage, count in enumerate(given))
+        model = {
+            name: value[: sum(few)] if isinstance(value, list) and len(value) == sum(given) else value
+            for name, value in scenario.model.items()
+        }
+        parallel = replace(scenario.parallel, stage_layers=few)
+        return replace(scenario, model={**model, self.key: sum(few)}, parallel=parallel)
+
+
+def depths(scenario: Scenario, *, often: bool = False, place: int = 0) -> Depths | None:
     """How a scenario's step is composed; None: it has to be traced whole.
 
-    ``often``: at many sizes, so that the proof counts little.
+    ``often``: at many sizes, so that the proof counts little. ``place``: which of a pipeline's GPUs.
 
-    A compiler may fuse over layers: its steps are traced whole. DDP sends gradients in buckets, and
-    ZeRO divides all weights together: both add up over layers. FSDP1 frees in an order of its own. A pipeline's stages
-    are not alike.
+    A compiler may fuse over layers: its steps are traced whole. DDP sends gradients in buckets, and ZeRO divides all
+    weights together: both add up over layers. FSDP1 frees in an order of its own.
     """
     parallel = scenario.parallel
     if scenario.images or scenario.aim.trainer or scenario.compile != "none":
         return None
-    if parallel.kind.replicates or parallel.zero_stage or parallel.kind.fsdp == 1 or parallel.pipeline > 1:
+    if parallel.kind.replicates or parallel.zero_stage or parallel.kind.fsdp == 1:
         return None
     key = next((name for name in _DEPTH if isinstance(scenario.model.get(name), int)), None)
     if key is None:
         return None
     whole, least = scenario.model[key], _least(scenario)
+    if parallel.pipeline > 1:
+        return _of_stages(scenario, key, least.short, often, place)
     if not Depths(whole, least.short, 1, key).pays(often):
         return None
     with suppress(UserError, TraceError):  # who traces the whole model says what is wrong
@@ -117,6 +156,33 @@ def depths(scenario: Scenario, *, often: bool = False) -> Depths | None:
     return None
 
 
+def _of_stages(scenario: Scenario, key: str, least: int, often: bool, place: int) -> StageDepths | None:
+    """The same of a pipeline's GPU."""
+    parallel, count = scenario.parallel, scenario.model[key]
+    own = tuple(range(place, parallel.stages, parallel.pipeline))
+    given = parallel.layers_of_stages(count)
+    plan = StageDepths(min(given[stage] for stage in own), least, 1, key, own)
+    if not plan.pays(often):
+        return None
+    with suppress(UserError, TraceError):
+        if len({*(_layers(scenario, count, allocating=True) or (None, 0))}) == 1:
+            return plan
+    return None
+
+
+def full_pipeline(scenario: Scenario) -> list[int]:
+    """Micro-batches of the steps from which a pipeline's step of more is composed; the third one is the proof.
+
+    Empty: it does not pay, or micro-batches do not repeat one by one. 1F1B begins with a forward pass for each stage
+    behind; from the second backward pass on, which finds gradients, all are alike.
+    """
+    parallel = scenario.parallel
+    first = 5 * parallel.pipeline - 4  # enough for two and three stages, as tried; the proof decides
+    counts = [first + number for number in SHALLOW]
+    one_by_one = parallel.pipeline > 1 and parallel.stages == parallel.pipeline
+    return counts if one_by_one and sum(counts) <= WORTH * scenario.gradient_accumulation else []
+
+
 class _Least(NamedTuple):
     """Periods of the shallowest model: of few layers, and of :data:`_LONG` or more."""
 
@@ -126,12 +192,13 @@ class _Least(NamedTuple):
 
 def _least(scenario: Scenario) -> _Least:
     """Its first and last layers are others than those between. So are their neighbours without checkpointing, and where
-    parts of the next layer are fetched before it runs. Packages' kernels are tuned in the first layers that run them.
+    parts of the next layer are fetched before it runs. Packages' kernels are tuned in the first layers that run them. A
+    pipeline's first backward pass is another than those behind.
     """
     long = 3 if active_simulation() else 2
     if scenario.parallel.divided:
         return _Least(5, long)
-    return _Least(3 if scenario.gradient_checkpointing else 4, long)
+    return _Least((3 if scenario.gradient_checkpointing else 4) + (scenario.parallel.pipeline > 1), long)
 
 
 def _period(layers: Sequence[Hashable], least: _Least) -> tuple[int, int] | None:
@@ -252,6 +319,8 @@ class Composed:
     ----------
     often
         Whether many sizes will be asked.
+    place
+        Which of a pipeline's GPUs it is.
 
     Attributes
     ----------
@@ -259,8 +328,8 @@ class Composed:
         What the traces of the shallow models know of operators together.
     """
 
-    def __init__(self, *, often: bool = False) -> None:
-        self._often = often
+    def __init__(self, *, often: bool = False, place: int = 0) -> None:
+        self._often, self._place = often, place
         self.outputs: dict[tuple, Any] = {}
         self._plan: tuple[Scenario, Depths | None] | None = None
         self._proven: dict[tuple[int, int], Composer] = {}
@@ -275,15 +344,29 @@ class Composed:
         stepped
             The same of a scenario that is traced, until its first steps are enough.
         """
+        counts = full_pipeline(scenario)
+        if not counts:
+            return self._of_layers(scenario, stepped)
+        with suppress(UserError, Unlike):
+            steps = (replace(scenario, gradient_accumulation=count) for count in counts)
+            (few, about), (many, _), (proof, _) = [self._of_layers(s, stepped) or stepped(s, None) for s in steps]
+            composer = Composer(few, many)
+            if composer.proven_by(proof):
+                return composer.at(scenario.gradient_accumulation - counts[1]), about
+        return self._of_layers(scenario, stepped)
+
+    def _of_layers(self, scenario: Scenario, stepped: Stepped) -> Traced | None:
+        """The same at this number of micro-batches."""
         like = size_apart(scenario)
         if self._plan is None or self._plan[0] != like:
-            self._plan, self._proven, self._seen = (like, depths(scenario, often=self._often)), {}, {}
+            plan = depths(scenario, often=self._often, place=self._place)
+            self._plan, self._proven, self._seen = (like, plan), {}, {}
             self._second_steps = SecondSteps()
         plan = self._plan[1]
         if plan is None:
             return None
         with suppress(UserError, Unlike):
-            traced = partial(self._second_steps.traced if self._often else _whole, stepped)
+            traced = partial(self._second_steps.traced, stepped) if self._often else lambda each: stepped(each, None)
             shorter, few = traced(plan.at(scenario, plan.shallow[0]))
             between = self._between(scenario, shorter, few)
             longer, many = between or traced(plan.at(scenario, plan.shallow[1]))
@@ -295,7 +378,7 @@ class Composed:
                 self._proven[known.structure] = known
             if not between:
                 self._seen.setdefault(known.structure, []).append(_Size(_extent(scenario), known, few, many))
-            return known.at(plan.more), _about(few, many, plan.more, scenario)
+            return known.at(plan.more), _about(few, many, plan.beyond(scenario), scenario)
         self._plan = like, None  # other sizes of this step won't be composed either
         return None
 
@@ -326,39 +409,6 @@ class Composed:
         return None
 
 
-def _whole(stepped: Stepped, shallow: Scenario) -> Traced:
-    return stepped(shallow, None)
-
-
-class SecondSteps:
-    """Traces of one scenario's shallow models, without the second step where the first one tells it."""
-
-    def __init__(self) -> None:
-        self._seen: list[SecondStep] = []
-        self._proven: list[SecondStep] = []  # told in the same way at two sizes
-
-    def traced(self, stepped: Stepped, shallow: Scenario) -> Traced:
-        """The record of both steps, and what is known of the model."""
-        told: list[Record] = []
-
-        def enough(first: Record) -> bool:
-            for second in self._proven:
-                with suppress(Unlike):
-                    told.append(second.behind(first))
-                    return True
-            return False
-
-        record, about = stepped(shallow, enough)
-        if told:
-            return told[0], about
-        with suppress(Unlike):
-            second = SecondStep(record)
-            if any(second.same_as(other) for other in self._seen):
-                self._proven.append(second)
-            self._seen.append(second)
-        return record, about
-
-
 @dataclass(frozen=True)
 class _Size:
     """A size at which the first two shallow models were traced, and what is known of them."""
@@ -374,8 +424,8 @@ def _extent(scenario: Scenario) -> tuple[int, ...]:
     return scenario.sequence_length, scenario.micro_batch, scenario.gradient_accumulation
 
 
-def _about(few: dict[str, Any], many: dict[str, Any], more: int, scenario: Scenario) -> dict[str, Any]:
+def _about(few: dict[str, Any], many: dict[str, Any], more: Fraction, scenario: Scenario) -> dict[str, Any]:
     """What is known of the deep model: numbers grow with the layers. Notes that do are taken from the model itself."""
-    found = {name: value + (value - few[name]) * more for name, value in many.items() if isinstance(value, int)}
+    found = {name: int(value + (value - few[name]) * more) for name, value in many.items() if isinstance(value, int)}
     same = few["notes"] == many["notes"]
     return found | {"notes": many["notes"] if same else notes(build_model(scenario, "meta"), scenario)}

@@ -27,12 +27,15 @@ class Kind:
         What sets them apart, such as ``stage 1 of 4``, counted from 1; "" where all GPUs are alike.
     one_text
         Whether the positions of a row follow each other there; None: transformers is not asked.
+    stage
+        Which of a pipeline's GPUs they are, from 0.
     """
 
     rank: int
     ranks: tuple[int, ...]
     place: str = ""
     one_text: bool | None = None
+    stage: int = 0
 
 
 def kinds_of_ranks(scenario: Scenario) -> tuple[Kind, ...]:
@@ -48,7 +51,7 @@ def kinds_of_ranks(scenario: Scenario) -> tuple[Kind, ...]:
     if parallel.pipeline > 1:
         each = parallel.gpus // parallel.pipeline
         return tuple(
-            Kind(stage * each, everybody[stage * each : (stage + 1) * each], _stages(stage, scenario))
+            Kind(stage * each, everybody[stage * each : (stage + 1) * each], _stages(stage, scenario), stage=stage)
             for stage in range(parallel.pipeline)
         )
     if parallel.context > 1:

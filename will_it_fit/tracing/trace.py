@@ -99,7 +99,9 @@ def trace(
     followed: list[tuple[Kind, Report]] = []
     for kind, templates in product(kinds_of_ranks(scenario), ways(scenario, target)):
         with machine_in_place(scenario, target, capability, templates) as kernels:
-            own, about = _followed(scenario, target, partial(prepare, target=target), Composed(), kind, **settings)
+            own, about = _followed(
+                scenario, target, partial(prepare, target=target), Composed(place=kind.stage), kind, **settings
+            )
         followed.append((kind, own))
     most, report = max(followed, key=lambda each: _needs(each[1]))
     answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
@@ -111,7 +113,7 @@ def trace(
     if kernels.differing:  # the machine has another version, with whose kernels the step would need less
         with machine_in_place(scenario, target, capability, False, unlike=kernels.differing):
             own = partial(prepare, target=target)
-            least, _ = _followed(scenario, target, own, Composed(), most, **settings)
+            least, _ = _followed(scenario, target, own, Composed(place=most.stage), most, **settings)
         peaks.append(least.peak_allocated_bytes)
     add_kernels(answer, scenario, kernels, capability, peaks)
     if scenario.parallel.expert > 1:
@@ -191,7 +193,7 @@ class Recorder:
         settings = {"capability": capability, "costs": False, "report": recording}
         recordings = []
         for kind, way in product(kinds_of_ranks(scenario), ways(scenario, "cuda")):
-            composed = self._composed.setdefault((way, kind.rank), Composed(often=True))
+            composed = self._composed.setdefault((way, kind.rank), Composed(often=True, place=kind.stage))
             with machine_in_place(scenario, "cuda", capability, way, missing=LOOP):
                 recordings.append(_followed(scenario, "cuda", self._prepare, composed, kind, **settings)[0])
         return max(recordings, key=Recording.peak_bytes) if len(recordings) > 1 else recordings[0]
@@ -217,7 +219,8 @@ def record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Rec
 def step_record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Record:
     """What a step did, allocation by allocation; :class:`Unlike` where chance decides about the loading."""
     settings = {"capability": capability, "costs": False, "report": _as_record}
-    return _followed(scenario, "cuda", prepare, Composed(), kinds_of_ranks(scenario)[0], **settings)[0]
+    kind = kinds_of_ranks(scenario)[0]
+    return _followed(scenario, "cuda", prepare, Composed(place=kind.stage), kind, **settings)[0]
 
 
 def _followed(

@@ -162,7 +162,7 @@ def test_an_all_reduce_of_ddp_sends_all_but_a_part_twice(gpus):
     with fake_group(gpus):
         costs = trace_step(model, None, None, batch, Options(begin=begin, costs=True)).costs
     sent = [
-        costs.operators[index].bytes
+        costs.operators[index].moved_bytes
         for index, stream in zip(costs.calls, costs.streams, strict=True)
         if costs.operators[index].kind == COLLECTIVE and stream == DDP_STREAM
     ]

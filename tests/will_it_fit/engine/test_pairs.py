@@ -64,7 +64,7 @@ def sent(name: str, rank: int = 0) -> dict[str, int]:
     for index in costs.calls:
         operator = costs.operators[index]
         if operator.kind == COLLECTIVE:
-            totals[operator.name.partition("::")[2]] += operator.bytes
+            totals[operator.name.partition("::")[2]] += round(operator.moved_bytes)
     return dict(totals)
 
 
@@ -97,7 +97,7 @@ def test_collectives_are_counted_by_the_group_that_talks():
                 dist.all_gather_into_tensor(whole, torch.empty(64, device="meta"), group=group)
                 dist.all_reduce(torch.empty(64, device="meta"), group=group)
                 dist.all_to_all_single(torch.empty(64, device="meta"), torch.empty(64, device="meta"), group=group)
-        costs[axis] = [operator.bytes for operator in recorder.operators if operator.kind == COLLECTIVE]
+        costs[axis] = [operator.moved_bytes for operator in recorder.operators if operator.kind == COLLECTIVE]
     assert costs == {"inner": [256, 256, 128], "outer": [768, 384, 192], None: [1792, 448, 224]}
 
 

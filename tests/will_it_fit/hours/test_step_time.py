@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 from will_it_fit.cards.gpus import catalogue
+from will_it_fit.engine.collectives import Group
 from will_it_fit.engine.costs import COLLECTIVE, MEMORY, PRODUCT, CostRecorder, Operator
+from will_it_fit.hours.links import collective_seconds
 from will_it_fit.hours.step_time import kernel_time, simulate, speed_of, step_time
 
 CARD = replace(
@@ -53,7 +55,9 @@ def test_streams_run_beside_each_other_unless_one_waits():
     beside = launches((SENT, 1), (SLOW, 0))
     assert simulate(beside, CARD)[0] == pytest.approx(2 + 10)
     waiting = launches((SENT, 1), (SLOW, 0), waits=[(1, 0, 1, 1)])
-    assert simulate(waiting, CARD)[0] == pytest.approx(1 + 5 + 10)
+    seconds, busy = simulate(waiting, CARD)
+    assert seconds == pytest.approx(1 + 5 + 10)
+    assert busy["collectives"] == pytest.approx(5) and busy["memory"] == pytest.approx(10)
 
 
 def test_the_program_may_wait_for_a_stream():
@@ -127,3 +131,37 @@ def test_micro_batches_that_a_trace_leaves_out_are_added():
     one = short.seconds_per_step / 2
     assert short.seconds_per_micro_batch == pytest.approx(one, rel=0.01)
     assert long.seconds_per_step == pytest.approx(8 * one, rel=0.01)
+
+
+# --- GPUs that talk to each other ---------------------------------------------------------------------------------
+
+NODES = replace(CARD, link_bytes_per_second=400e9, network_bytes_per_second=50e9, gpus_per_node=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "seconds"),
+    [
+        ("c10d::_allgather_base_", range(8), 7 / 400),  # inside a node: seven of eight parts over its links
+        ("c10d::allreduce_", range(8), 2 * 7 / 400),
+        ("c10d::_allgather_base_", range(0, 64, 8), 7 / 50),  # one of each node: through one adapter
+        ("c10d::_allgather_base_", range(32), 8 * 31 / 32 / 400),  # eight adapters together are as fast as the links
+        ("c10d::_allgather_base_", [0, 1, 8, 9], 8 * 3 / 4 / 100),
+        ("c10d::alltoall_base_", range(16), 8 * 8 / 16 / 50),  # what goes to the other node, through one's own
+        ("c10d::send", range(4), 8 / 400),
+        ("c10d::send", range(0, 32, 8), 8 / 50),
+    ],
+)
+def test_a_collective_takes_what_its_group_and_the_links_between_them_say(name, ranks, seconds):
+    operator = Operator(name, COLLECTIVE, "", 0, 8 * 10**9, group=Group("tp", tuple(ranks)))
+    assert collective_seconds(operator, NODES.links) == pytest.approx(seconds)
+
+
+def test_what_is_exchanged_is_said_by_the_group_that_talks():
+    near, far = Group("tp", (0, 1)), Group("fsdp", (0, 8, 16, 24))
+    sums = Operator("c10d::allreduce_", COLLECTIVE, "", 0, 10**9, group=near)
+    gathered = Operator("c10d::_allgather_base_", COLLECTIVE, "", 0, 4 * 10**9, group=far)
+    step = launches((sums, 0), (SLOW, 0), (sums, 0), (gathered, 1))
+    shard, tensor = step_time(step, NODES).exchanges
+    assert (shard["axis"], shard["gpus"], shard["on_node"], shard["sent_bytes"]) == ("shard", 4, 1, 3 * 10**9)
+    assert (tensor["axis"], tensor["on_node"], tensor["collectives"]) == ("tensor", 2, 2)
+    assert tensor["sent_bytes"] == 2 * 10**9 and tensor["seconds"] == pytest.approx(2 / 400)

@@ -26,6 +26,11 @@ GOOD = {
         {"gradient_accumulation": 2},
         (1, 1),
     ),
+    "uneven stages": (
+        {"strategy": "none", "gpus": 2, "pipeline": 2, "stage_layers": [2, 1]},
+        {"gradient_accumulation": 2},
+        (1, 1),
+    ),
     "experts": ({"strategy": "fsdp2", "gpus": 6, "expert": 3}, {"model": MOE}, (6, 6)),
 }
 
@@ -76,6 +81,30 @@ BAD = {
         {"gradient_accumulation": 2},
         "A pipeline of 4 stages",
         "pipeline: 1",
+    ),
+    "layers of other stages": (
+        {"strategy": "none", "gpus": 2, "pipeline": 2, "stage_layers": [1, 1, 1]},
+        {"gradient_accumulation": 2},
+        "names 3 stages, and the pipeline has 2",
+        "stage_layers: [2, 1]",
+    ),
+    "too few layers": (
+        {"strategy": "none", "gpus": 2, "pipeline": 2, "stage_layers": [1, 1]},
+        {"gradient_accumulation": 2},
+        "its layers are 2, and the model has 3",
+        "stage_layers: [2, 1]",
+    ),
+    "a stage without layers": (
+        {"strategy": "none", "gpus": 2, "pipeline": 2, "stage_layers": [3, 0]},
+        {"gradient_accumulation": 2},
+        "every stage has one layer or more",
+        "stage_layers: [2, 1]",
+    ),
+    "layers of stages alone": (
+        {"gpus": 2, "stage_layers": [2, 1]},
+        {},
+        "is of a pipeline",
+        "stage_layers: null",
     ),
     "micro-batches": ({"strategy": "none", "gpus": 2, "pipeline": 2}, {}, "micro-batches", "gradient_accumulation: 2"),
     "tied head": (

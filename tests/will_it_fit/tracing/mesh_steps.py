@@ -37,6 +37,7 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gpipe": (PIPELINE | {"schedule": "gpipe"}, {"gradient_accumulation": 4, "model": LAYERS}),
     "interleaved": (PIPELINE | {"schedule": "interleaved"}, {"gradient_accumulation": 4, "model": LAYERS}),
     "zero bubble": (PIPELINE | {"schedule": "zero_bubble"}, {"gradient_accumulation": 4, "model": LAYERS}),
+    "uneven stages": (PIPELINE | {"stage_layers": [3, 1]}, {"gradient_accumulation": 4, "model": LAYERS}),
     "1f1b, autocast": (PIPELINE, {"gradient_accumulation": 4, "model": LAYERS, **AUTOCAST}),
     "1f1b, LoRA": (PIPELINE, {"gradient_accumulation": 4, "model": LAYERS, **LORA}),
     "interleaved, LoRA": (
@@ -59,6 +60,9 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 UNLUCKY = "expert, all to the first"  # the first GPU's experts get all tokens
+
+
+SAVED = "context"  # the step after which a full state dict is gathered
 
 
 def scenario(name: str) -> Scenario:
@@ -99,6 +103,7 @@ def main(folder: Path, count: int) -> int:
     from will_it_fit.step.model import build_model
     from will_it_fit.step.optimizers import build_optimizer
     from will_it_fit.step.parallel import parallelize
+    from will_it_fit.tracing.checkpoints import gathering
     from will_it_fit.tracing.prepare import labels
 
     rank, children = start(folder, count)
@@ -127,6 +132,11 @@ def main(folder: Path, count: int) -> int:
                 optimizer = build_optimizer(model, step)
                 one_step = taken.random_step(model, optimizer, step, "cpu", max_grad_norm=1.0)
                 measured[name] = figures(measure_step(model, optimizer, one_step, options=Options(label=label)))
+            if name == SAVED:
+                for cpu_offload in (True, False):
+                    step, options = gathering(model, cpu_offload, []), Options(label=label, steps=1)
+                    report = measure_step(model, None, step, options=options)
+                    measured[f"saved, {cpu_offload}"] = report.peak_allocated_bytes
     return finish(folder, rank, measured, children)
 
 

@@ -43,7 +43,10 @@ def both(step: Scenario, target: str = "cuda") -> tuple[str, str, bool]:
         original = record.side_effect
         record.side_effect = lambda *arguments: seen.append(original(*arguments)) or seen[-1]
         given = json.dumps(trace(step, target, **how), sort_keys=True)
-    with mock.patch.object(layers, "depths", return_value=None):
+    with (
+        mock.patch.object(layers, "depths", return_value=None),
+        mock.patch.object(layers, "full_pipeline", lambda _: []),
+    ):
         whole = json.dumps(trace(step, target, **how), sort_keys=True)
     return given, whole, seen[0] is not None
 
@@ -97,6 +100,43 @@ def test_the_bytes_of_the_whole_step(row):
 def test_others(fields, count):
     given, whole, composed = both(scenario(layers=count, **fields))
     assert given == whole and composed
+
+
+PIPELINE = {"strategy": "none", "gpus": 2, "pipeline": 2}
+
+
+@pytest.mark.parametrize(
+    ("parallel", "fields"),
+    [
+        ({"strategy": "fsdp2", "gpus": 3}, {"layers": 9}),  # what a sum sends is no whole number of bytes
+        ({"strategy": "none", "gpus": 2, "tensor": 2}, {"layers": 9}),
+        ({"strategy": "fsdp2", "gpus": 4, "context": 2}, {"layers": 9}),
+        ({"strategy": "fsdp2", "gpus": 4, "replicate": 2}, {"layers": 9}),
+        (PIPELINE, {"layers": 14, "gradient_accumulation": 2, "gradient_checkpointing": False}),
+        (PIPELINE | {"gpus": 4, "tensor": 2}, {"layers": 14, "gradient_accumulation": 2}),
+        (PIPELINE | {"stage_layers": [8, 6]}, {"layers": 14, "gradient_accumulation": 2}),
+        (PIPELINE, {"layers": 4, "gradient_accumulation": 9}),
+        (PIPELINE | {"schedule": "gpipe"}, {"layers": 4, "gradient_accumulation": 9}),
+        (PIPELINE, {"layers": 12, "gradient_accumulation": 8}),
+        ({"strategy": "none", "gpus": 3, "pipeline": 3}, {"layers": 3, "gradient_accumulation": 14}),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_meshes(parallel, fields):
+    """Of a pipeline each stage's layers, its micro-batches, or both."""
+    step = scenario(method="full", model="qwen2.5-coder-7b", parallel=parallel, **fields)
+    small = {
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "vocab_size": 512,
+        "hidden_size": 256,
+        "intermediate_size": 640,
+        "num_attention_heads": 4,
+    }
+    step = step.changed(model={**step.model, **small, "num_key_value_heads": 2})
+    given, whole, composed = both(step)
+    assert given == whole
+    assert composed
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ import pytest
 
 from tests.repository import ROOT
 from tests.warm import launchers
-from tests.will_it_fit.tracing.mesh_steps import LAYERS, STEPS, UNLUCKY, scenario
+from tests.will_it_fit.tracing.mesh_steps import LAYERS, SAVED, STEPS, UNLUCKY, scenario
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.report import make_report
 from will_it_fit.hours.step_time import speed_of
 from will_it_fit.tracing import trace as traces
+from will_it_fit.tracing.checkpoints import checkpoint, saving
 from will_it_fit.tracing.prepare import prepare
 from will_it_fit.tracing.ranks import kinds_of_ranks
 from will_it_fit.tracing.trace import Recorder, trace
@@ -44,6 +45,30 @@ def test_each_process_takes_what_the_group_says(name, measured):
     for row in rows:
         found = [measured[SIZES[name]][rank][name]["phases"] for rank in row["ranks"]]
         assert row["phases"] == {phase: min(one[phase] for one in found) for phase in found[0]}, row["ranks"]
+
+
+@pytest.mark.parametrize("cpu_offload", [True, False])
+def test_a_full_state_dict_takes_what_the_group_says(cpu_offload, measured):
+    """To the byte; with ``cpu_offload`` rank 0 keeps all of it on its host, which here is the device."""
+    for rank in (0, 1):
+        peak, resident, saved = saving(scenario(SAVED), "cpu", cpu_offload=cpu_offload, rank=rank)
+        if cpu_offload and rank == 0:
+            peak = resident + saved
+        assert measured[2][rank][f"saved, {cpu_offload}"] == peak
+
+
+def test_what_saving_and_loading_take():
+    step = scenario("fsdp2 x context").changed(precision="bf16", gradient_checkpointing=True)
+    found, whole = checkpoint(step), trace(step, timeline=False)["parameters"] * 2
+    assert found.saved_bytes == found.file_pages_bytes == whole
+    assert found.saving_gpu_bytes < whole / 5 < whole <= found.saving_on_gpu_bytes < 1.02 * whole
+    assert found.loading_host_bytes < 1024  # the weights are pages of their files
+    with_adapters = scenario("context, LoRA").changed(precision="bf16")
+    assert (
+        checkpoint(with_adapters).loading_host_bytes
+        > 4 * trace(with_adapters, timeline=False)["trainable_parameters"] - 1
+    )
+    assert checkpoint(scenario("1f1b")) is None
 
 
 def test_the_range_of_experts_ends_where_one_gpu_gets_all_tokens(measured):

@@ -1,0 +1,33 @@
+"""What an answer says of several GPUs beside the memory of one: what they exchange, how they save and load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from will_it_fit.common.text import gib
+
+
+def exchange_lines(exchanges: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a GPU exchanges in a step, a line for each group that talks."""
+    lines = []
+    for row in exchanges:
+        where = "in a node" if row["on_node"] == row["gpus"] else f"{row['on_node']} in a node, over the network"
+        lines.append(
+            f"  {row['axis']}, {row['gpus']} GPUs, {where}: {row['sent_bytes'] / 1e9:,.2f} GB sent by each in"
+            f" {row['collectives']:,} collectives, {row['seconds']:.3g} s"
+        )
+    return ["exchanged in a step:", *lines] if lines else []
+
+
+def checkpoint_lines(answer: Mapping[str, Any]) -> list[str]:
+    """What saving a full state dict and loading take, where FSDP2 divides the model."""
+    found = (answer.get("trace") or {}).get("checkpoint")
+    if found is None:
+        return []
+    return [
+        f"saving a full state dict: {gib(found['saved_bytes'])} on rank 0's host, {gib(found['saving_gpu_bytes'])} more"
+        f" on each GPU; without cpu_offload {gib(found['saving_on_gpu_bytes'])} more on each GPU",
+        f"loading: {gib(found['loading_host_bytes'])} of each process, or of rank 0 alone with"
+        f" cpu_ram_efficient_loading; {gib(found['file_pages_bytes'])} of file pages on each host, which may go",
+    ]
