@@ -61,6 +61,8 @@ RELIED_ON = {
     "torch._dynamo.variables.torch": "constant_fold_functions",
     "torch._dynamo.utils": "graph_break_reasons",
     "torch._dynamo.variables.streams": "SymbolicStreamState",
+    "torch._functorch._aot_autograd.graph_compile": "is_opaque_node is_sym_node",
+    "torch.distributed.device_mesh.DeviceMesh": "_device_type",
     "torch._functorch.config": "enable_autograd_cache fake_tensor_allow_meta graphsafe_rng_functionalization",
     "torch._inductor.async_compile": "AsyncCompile",
     "torch._inductor.codecache.PyCodeCache": "load_by_key_path",

@@ -19,8 +19,8 @@ from will_it_fit.readers.approximations import approximate
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, Reading
 from will_it_fit.readers.request import DECIDING, ScenarioRequest, left_out, parse_request
 from will_it_fit.scenario.fields import BY_NAME
-from will_it_fit.scenario.gpu_field import gpu_count
 from will_it_fit.scenario.model import configuration, size
+from will_it_fit.scenario.nested_fields import gpu_count
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import AXES
 

@@ -20,11 +20,8 @@ def exchange_lines(exchanges: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["exchanged in a step:", *lines] if lines else []
 
 
-def checkpoint_lines(answer: Mapping[str, Any]) -> list[str]:
-    """What saving a full state dict and loading take, where FSDP2 divides the model."""
-    found = (answer.get("trace") or {}).get("checkpoint")
-    if found is None:
-        return []
+def checkpoint_lines(found: Mapping[str, Any]) -> list[str]:
+    """What saving a full state dict and loading take."""
     return [
         f"saving a full state dict: {gib(found['saved_bytes'])} on rank 0's host, {gib(found['saving_gpu_bytes'])} more"
         f" on each GPU; without cpu_offload {gib(found['saving_on_gpu_bytes'])} more on each GPU",

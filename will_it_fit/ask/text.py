@@ -233,7 +233,14 @@ def time_lines(answer: Mapping[str, Any]) -> list[str]:
     ]
     if not time["range"]:
         lines.append("  not validated on this GPU: use it to compare settings, not to plan")
-    return [*lines, *exchange_lines(time.get("exchanges") or ())]
+    exchanged = time.get("exchanges")
+    return [*lines, *exchange_lines(exchanged)] if exchanged else lines
+
+
+def _checkpoint(answer: Mapping[str, Any]) -> list[str]:
+    """What saving and loading take, where FSDP2 divides the model."""
+    found = (answer.get("trace") or {}).get("checkpoint")
+    return checkpoint_lines(found) if found else []
 
 
 def other_ways(answer: Mapping[str, Any]) -> list[str]:
@@ -283,7 +290,7 @@ def table(name: str, answer: dict[str, Any]) -> str:
     lines = [*head(answer, file=name), *answers(answer)]
     lines += cycle_lines(answer) if answer.get("phases_of_cycle") else []
     lines += [*evidence_lines(answer), *time_lines(answer), *other_kernels(answer)]
-    lines += checkpoint_lines(answer)
+    lines += _checkpoint(answer)
     lines += other_ways(answer)
     trace = answer["trace"]
     lines += [f"  note: {note}" for note in trace["notes"]]
@@ -320,7 +327,7 @@ def first_text(asked: Question, answer: Mapping[str, Any]) -> str:
         *(cycle_lines(answer) if answer.get("phases_of_cycle") else []),
         *evidence_lines(answer),
         *time_lines(answer),
-        *checkpoint_lines(answer),
+        *_checkpoint(answer),
     ]
     lines += reading_lines(asked, answer)
     if answer["trace"]:

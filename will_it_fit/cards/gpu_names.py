@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.scenario.gpu_field import counted
+from will_it_fit.scenario.nested_fields import counted
 
 _MAKERS = {"nvidia", "geforce", "tesla", "quadro", "amd", "instinct", "radeon", "gpu", "gpus", "graphics", "card"}
 _SERIES = {"rtx", "gtx", "ada", "generation", "pcie", "sxm", "sxm2", "sxm4", "hbm3"}

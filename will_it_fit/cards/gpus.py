@@ -17,7 +17,7 @@ from will_it_fit.common.files import read_yaml
 from will_it_fit.common.text import GIB, MIB
 from will_it_fit.data import data_path
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
-from will_it_fit.scenario.gpu_field import checked_gpu
+from will_it_fit.scenario.nested_fields import checked_gpu
 
 CATALOGUE = data_path("gpus.yaml")
 # PyTorch's allocators that are not replayed, and what an answer can't say of them.

@@ -18,9 +18,9 @@ from will_it_fit.common.files import read_yaml
 from will_it_fit.common.text import yaml_text
 from will_it_fit.data import data_path
 from will_it_fit.scenario.fields import BY_NAME, UNSAID, scenario_defaults
-from will_it_fit.scenario.gpu_field import gpu_count
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import language_model_only
+from will_it_fit.scenario.nested_fields import gpu_count
 from will_it_fit.scenario.objectives import OBJECTIVES
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import DIVIDED, NONE

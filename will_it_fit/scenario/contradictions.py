@@ -152,6 +152,12 @@ def _of_generation(row: tuple[Any, ...]) -> Contradiction:
     return Contradiction(lambda s: s.generation != _NOTHING_SAID and wrong(s), *texts)
 
 
+def _of_answers(row: tuple[Any, ...]) -> Contradiction:
+    wrong, *texts = row
+    said = lambda s: s.aim.trainer or s.reference or s.reward_model or s.teacher or s.engine != "none"  # noqa: E731
+    return Contradiction(lambda s: said(s) and wrong(s), *texts)
+
+
 _NOTHING_SAID = Generation()
 # What no step can be.
 STEP = (
@@ -191,7 +197,7 @@ STEP = (
     Contradiction(lambda s: s.reference == "adapter_off" and s.method == "full", "preference",
         f"`preference.reference: adapter_off` and `method: full` {_APART}: there is no adapter to turn off.",
         "model, precomputed, null", "preference: {{reference: model}}"),
-    *(Contradiction(*row) for row in OF_ANSWERS),
+    *map(_of_answers, OF_ANSWERS),
     *map(_of_generation, OF_GENERATION),
     Contradiction(lambda s: s.vllm and not re.fullmatch(r"0\.(2[2-9]|3[01])(\.\d+)?", s.vllm), "versions",
         "`versions.vllm: {vllm}` is no version whose rules were read.", "0.22.0 to 0.31.0",

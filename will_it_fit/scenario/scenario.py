@@ -22,11 +22,10 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.schema import problems
 from will_it_fit.scenario.contradictions import contradictions
 from will_it_fit.scenario.fields import ELSEWHERE, FIELDS, Fields, file_schema, scenario_defaults
-from will_it_fit.scenario.gpu_field import checked_gpu
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.meshes import mesh_contradictions
 from will_it_fit.scenario.model import read_model, size
-from will_it_fit.scenario.nested_fields import PARTS, checked_adapter, checked_lora
+from will_it_fit.scenario.nested_fields import PARTS, checked_adapter, checked_gpu, checked_lora
 from will_it_fit.scenario.objectives import OBJECTIVES, Objective
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 
