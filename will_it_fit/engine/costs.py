@@ -110,7 +110,7 @@ class CostRecorder:
 
     def __init__(self, last_step: int, gpus: int = 1) -> None:
         self.on = False
-        self._last, self._everybody = last_step, everybody(gpus)
+        self._last, self._gpus = last_step, gpus
         self._known: dict[tuple, tuple[int, ...]] = {}
         self._quiet: set[Any] = set()
         self.operators: list[Operator] = []
@@ -133,7 +133,7 @@ class CostRecorder:
         if func in self._quiet:
             self.without_kernel += 1
             return
-        group = group_of(func, args) or self._everybody if func.namespace in EXCHANGES else None
+        group = group_of(func, args) or everybody(self._gpus) if func.namespace in EXCHANGES else None
         key = (func, _shapes(args), _shapes(kwargs.values()) if kwargs else (), group)
         indices = self._known.get(key)
         if indices is None:

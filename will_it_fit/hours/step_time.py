@@ -244,6 +244,7 @@ def step_time(
     total = sum(busy.values())
     shares = {kind: value / max(seconds, total) for kind, value in busy.items()}
     shares["cpu"] = max(0.0, 1 - sum(shares.values()))
+    exchanged = not isinstance(speed, Cpu) and any(operator.group for operator in costs.operators)
     return StepTime(
         seconds_per_step=seconds,
         range=speed.measured and (seconds * speed.measured.low, seconds * speed.measured.high),
@@ -253,7 +254,7 @@ def step_time(
         basis=speed.basis,
         warnings=list(_slow_dtypes(costs, speed)),
         seconds_per_micro_batch=micro_batch,
-        exchanges=[] if isinstance(speed, Cpu) else exchanges(costs, speed.links, one, micro_batches_left_out),
+        exchanges=exchanges(costs, speed.links, one, micro_batches_left_out) if exchanged else [],
     )
 
 

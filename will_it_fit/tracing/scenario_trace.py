@@ -58,7 +58,6 @@ def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = F
     from will_it_fit.tracing.imports import import_quietly
 
     import_quietly(scenario)  # before the trace's module, which imports transformers whole
-    from will_it_fit.tracing.checkpoints import checkpoint
     from will_it_fit.tracing.trace import trace
 
     gpu = named(scenario.gpu, where)
@@ -72,8 +71,11 @@ def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = F
         both_allocators=True,
         sizes=[gpu.usable_bytes] if gpu else (),
     )
-    if (beside := checkpoint(scenario)) is not None:
-        answer["checkpoint"] = beside.to_mapping()
+    if scenario.parallel.kind.fsdp:
+        from will_it_fit.tracing.checkpoints import checkpoint
+
+        if (beside := checkpoint(scenario)) is not None:
+            answer["checkpoint"] = beside.to_mapping()
     if gpu:
         answer["time"] = answer.pop("times")[gpu.name]
         if "phase_seconds" in answer:
