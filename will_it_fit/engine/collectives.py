@@ -12,8 +12,6 @@ from fractions import Fraction
 from functools import cache
 from typing import Any, NamedTuple
 
-import torch
-
 EXCHANGES = ("c10d", "_c10d_functional")  # namespaces of collectives, sends and receipts
 POINT_TO_POINT = ("send", "recv")
 _DESCRIBED = "mesh_"  # as torch.distributed.device_mesh describes the groups that it makes
@@ -55,6 +53,7 @@ def everybody(gpus: int) -> Group:
 
 def group_of(func: Any, args: Sequence) -> Group | None:
     """The group among a collective's arguments; None: it names none."""
+    import torch
     from torch.distributed import ProcessGroup, distributed_c10d
 
     for argument, value in zip(func._schema.arguments, args, strict=False):

@@ -413,8 +413,9 @@ class Tracker(TorchDispatchMode, Record):
 
     def _follows(self, tensor: Any) -> bool:
         """Whether a view of it, as half of all operators give one, is no news: it is followed, and has no values."""
-        quiet = self.values is None or self.values.idle
-        return quiet and type(tensor) is torch.Tensor and tensor.untyped_storage()._cdata in self._ids
+        quiet = self.values is not None and self.values.idle  # on `meta` alone: what is measured is looked at whole
+        plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
+        return quiet and plain and tensor.untyped_storage()._cdata in self._ids
 
     def last_started(self) -> Started | None:
         """The collective that was started last."""

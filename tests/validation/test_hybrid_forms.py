@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 
@@ -159,3 +160,15 @@ def test_a_few_layers_keep_what_each_of_them_is() -> None:
     model = {"num_hidden_layers": 6, "first_k_dense_replace": 3, "layer_types": list("abcdef")}
     kept = few_layers(model, range(2, 5))
     assert (kept["layer_types"], kept["first_k_dense_replace"], kept["num_hidden_layers"]) == (list("cde"), 1, 3)
+
+
+@pytest.mark.skipif(find_spec("fla") is None, reason="`make test-kernels` runs it")
+@pytest.mark.parametrize("family", ["qwen3_5_text", "kimi_linear"])
+def test_the_closed_form_of_flash_linear_attention_is_held_within_five_percent(family) -> None:
+    """Of what the step adds to the weights, with four layers of the family's usual sizes."""
+    fields = {"method": "lora", "sequence_length": 600, "gradient_checkpointing": False, "packages": ["fla"]}
+    asked = Scenario.from_mapping({"model": model_of(family, "default"), **fields})
+    form = analytic_estimate(asked, capability=(9, 0))["peak_allocated_bytes"]
+    found = trace(asked, capability=(9, 0), timeline=False)
+    peak = found["peak_allocated_bytes"]
+    assert abs(form - peak) <= 0.05 * (peak - found["resident_bytes"])
