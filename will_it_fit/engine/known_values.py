@@ -106,11 +106,6 @@ class Values:
         self._source_ends: dict[int, _End] = {}
         self._kinds: dict[Any, _Kind] = {}
 
-    @property
-    def idle(self) -> bool:
-        """Whether no value is known, and nothing on the host stands for a tensor."""
-        return not self.carrying and not self._stand_ins
-
     # --- what a tracker asks -------------------------------------------------------------------------------------
 
     def before(self, func: Any, args: tuple, kwargs: dict) -> Any:

@@ -110,7 +110,6 @@ class Tracker(TorchDispatchMode, Record):
         self.phase_of: Callable[[Any], str | None] | None = None  # of a module that is called (`steps.phases`)
         self.on_card: Callable[..., Any] | None = None  # what an operator is where a card is simulated: `card.on_card`
         self._operators: set[Any] = set()  # that were met
-        self._views: set[Any] = set()  # those of them that give views alone
         self.kernels_launched = 0  # operators and kernels of compilers, but for views
         self.expecting = False  # whether tensors may be met that existed before, and belong to no model
 
@@ -354,10 +353,6 @@ class Tracker(TorchDispatchMode, Record):
         kwargs = kwargs or {}
         if types and any(made_of_others(kind) for kind in types):
             return NotImplemented  # it comes again with the tensors that they consist of
-        if func in self._views and self._follows(args[0]) and self._device is None and self.on_card is None:
-            if self.costs is not None and self.costs.on:
-                self.costs.note(func, args, kwargs, None)
-            return func(*args, **kwargs)
         if func is _COPY and not isinstance(args[1], torch.Tensor):  # `tensor.copy_(5)`
             func, args = torch.ops.aten.fill_.Scalar, args[:2]
         if self.on_card is not None and (own := self.on_card(func, args, kwargs, self.lies_on_host)) is not None:
@@ -365,8 +360,6 @@ class Tracker(TorchDispatchMode, Record):
                 return own(*args, **kwargs)
         if func not in self._operators:
             self._operators.add(func)
-            if func.is_view:
-                self._views.add(func)
             if self.on_meta and (text := opaque(func)):
                 self.warn(text)
         if self._device is not None and (answer := self._exchanges.answer(func, args, kwargs)) is not None:
@@ -410,12 +403,6 @@ class Tracker(TorchDispatchMode, Record):
         for identity in held:
             self.free(identity)
         return output
-
-    def _follows(self, tensor: Any) -> bool:
-        """Whether a view of it, as half of all operators give one, is no news: it is followed, and has no values."""
-        quiet = self.values is not None and self.values.idle  # on `meta` alone: what is measured is looked at whole
-        plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
-        return quiet and plain and tensor.untyped_storage()._cdata in self._ids
 
     def last_started(self) -> Started | None:
         """The collective that was started last."""
