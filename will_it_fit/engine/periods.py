@@ -114,8 +114,8 @@ def _rows(rows: torch.Tensor, before: torch.Tensor, more: int) -> list[torch.Ten
     """A run's numbers by repeat: the first ones are counted from the front, the last from the back.
 
     Between them the middle one goes on by an even step. That step, and what one repeat more adds, are taken from
-    neighbours that lie in the middle too, in both sequences; where there are none, front and back have to agree. Of
-    two repeats each is an end: they say the step, and the one of the shorter sequence what one repeat more adds.
+    neighbours that lie in the middle too, in both sequences. Without such neighbours front and back have to agree. With
+    two repeats each is an end: they say the step, and the shorter sequence's says what one repeat more adds.
     """
     count = len(rows)
     middle = (count - 1) // 2

@@ -269,7 +269,7 @@ def fewest(scenario: Scenario, gpu: Gpu, watch: Watch | None = None) -> dict[str
 def fitting(scenario: Scenario, gpu: Gpu, count: int, allowed: Callable[[Scenario], bool]) -> Division | None:
     """The first way to divide a step among so many GPUs that fits, of the best few by the rough order.
 
-    ``allowed``: asked of each way before it is traced.
+    ``allowed`` says of a way whether it may be traced.
     """
     order, search = Order(scenario, gpu), _Search(gpu)
     steps = [step for step in ways(scenario, count) if step.parallel != scenario.parallel and not order.rules_out(step)]

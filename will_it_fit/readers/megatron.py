@@ -24,7 +24,7 @@ _WORDS = 128256  # of the tokenizer where a command names none: Llama 3's
 
 
 def from_command(command: Command, script: Path) -> Mapping[str, Any] | None:
-    """A command's flags with underscores, and its number of processes; None: it is no training of Megatron's."""
+    """A command's flags with underscores, and its number of processes; None: Megatron does not train here."""
     words = command.words
     first = next((at for at, word in enumerate(words) if word.startswith("--")), len(words))
     names = [word.rpartition("/")[2] for word in words]

@@ -30,7 +30,7 @@ _UTILIZATION = 0.9
 
 
 def from_command(command: Command, script: Path) -> Mapping[str, Any] | None:
-    """The settings of a command that trains; None: it is no command of ms-swift.
+    """The settings of a command that trains; None: ms-swift is not called.
 
     Raises
     ------

@@ -139,7 +139,7 @@ def _expanded(words: list[str], variables: Mapping[str, str], arrays: Mapping[st
         whole = re.fullmatch(rf'"?\$\{{({_NAME})\[[@*]\]\}}"?', word)
         if whole:
             found += arrays.get(whole[1], [word])
-        elif re.fullmatch(r'"?\$[@*]"?', word):  # arguments, of which there are none
+        elif re.fullmatch(r'"?\$[@*]"?', word):  # the script has no arguments
             continue
         elif re.fullmatch(rf"\$(?:{_NAME}|\{{{_NAME}\}})", word):  # unquoted: as many words as the value has
             found += _filled(word, variables).split() or []

@@ -72,7 +72,7 @@ def _model(get: Values, file: Path) -> Any:
     if (found := known.get(f"{name} {flavor}")) is None:
         own = [words.partition(" ")[2] for words in known if words.startswith(f"{name} ")]
         raise UserError(
-            "This flavor of torchtitan's is no model that is known by name here.",
+            "No model here has the sizes of this flavor of torchtitan's.",
             where=f"{file}: model.flavor",
             found=f"{name} {flavor}",
             allowed=", ".join(own or known),

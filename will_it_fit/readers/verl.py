@@ -32,7 +32,7 @@ _WHOLE = (f"{_ACTOR}.ppo_micro_batch_size_per_gpu", f"{_ACTOR}.ppo_micro_batch_s
 
 
 def from_command(command: Command, script: Path) -> Mapping[str, Any] | None:
-    """The settings of a command that trains; None: it is no command of verl.
+    """The settings of a command that trains; None: verl is not called.
 
     Raises
     ------

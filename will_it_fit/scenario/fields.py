@@ -382,8 +382,8 @@ class Fields:
         parts=Versions,
     )
     gpu: str | dict[str, float] | None = described(
-        "The GPU: a name as people write it (`4090`, `A100 80GB`, `24GiB`; `config/gpus.yaml` lists them),"
-        " `{vram_gib: 24}`, or null. Several: `{name: rtx-3090, count: 2}`. Yours has less: `{..., context_mib: 600}`.",
+        "A name as people write it (`4090`, `A100 80GB`, `24GiB`; `config/gpus.yaml` lists them), `{vram_gib: 24}`, or"
+        " null. Beside `name`: `count: 2`, two of them; `context_mib: 600`, what yours holds beside the allocator.",
         types=("string", "object"),
         nullable=True,
         example="rtx-4090",

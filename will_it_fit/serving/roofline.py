@@ -129,7 +129,7 @@ def _row_read(server: Server, context: float) -> float:
 
 
 def _experts(server: Server) -> tuple[int, int, int]:
-    """Parameters of all routed experts, how many a layer has, and how many a token takes; 0 where there are none."""
+    """Parameters of all routed experts, how many a layer has, and how many a token takes; without experts 0."""
     text = server.text
     count = next((text[name] for name in ("num_experts", "num_local_experts", "n_routed_experts") if text.get(name)), 0)
     chosen = text.get("num_experts_per_tok") or 0

@@ -122,7 +122,7 @@ def test_a_pipeline_cuts_torchtitans_rows(tmp_path):
 def test_what_torchtitan_combines_and_the_libraries_do_not_is_refused_in_the_files_words(tmp_path):
     with pytest.raises(UserError, match=r"`parallel.pipeline: 2` and `parallel.strategy: fsdp2`"):
         titan(tmp_path, "pipeline_parallel_degree = 2")
-    with pytest.raises(UserError, match="is no model that is known") as caught:
+    with pytest.raises(UserError, match="No model here has the sizes") as caught:
         titan(tmp_path, flavor="debugmodel")
     assert "8B, 70B, 405B" in str(caught.value) and 'flavor = "8B"' in str(caught.value)
     with pytest.raises(UserError, match="takes a whole number") as caught:
