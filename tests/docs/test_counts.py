@@ -15,6 +15,7 @@ from tests.will_it_fit.tracing.test_snapshot import PLANTED
 from validation.families import FAMILIES as TABLE
 from will_it_fit.analytic.certainty import ROWS
 from will_it_fit.ask.mcp_server import TOOLS
+from will_it_fit.cards.gpus import GIB
 from will_it_fit.evidence.measured import published
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,3 +73,19 @@ def test_differences_that_were_planted_and_steps_that_were_drawn() -> None:
 def test_tools_for_assistants() -> None:
     assert len(TOOLS) == 3 and "`will-it-fit mcp` has three tools" in page("CHANGELOG.md")
     assert [f"| `{name}` |" in page("docs/assistants.md") for name in TOOLS] == [True] * 3
+
+
+def test_the_step_that_calculators_are_compared_on() -> None:
+    (row,) = (row for row in published() if row.id == "canifinetune-10")
+    text = page("docs/calculators.md")
+    for who, share in (("measured", 0.0), ("will-it-fit, the trace", 1.0)):
+        sizes = [
+            size * (1 + share * error) / GIB
+            for size, error in (
+                (row.allocated_bytes, row.allocated_error),
+                (row.reserved_bytes, row.reserved_error),
+            )
+        ]
+        assert f"| {who} | {sizes[0]:.2f} GiB allocated, {sizes[1]:.2f} GiB reserved |" in text
+    for said, share in re.findall(r"\| (?:about )?([\d.]+) GB \| (\d+) % \|", text):
+        assert round(100 * float(said) * 1e9 / row.allocated_bytes) == int(share)
