@@ -109,7 +109,7 @@ def _moves_among_gpus(scenario: Scenario) -> Iterator[Move]:
     parallel = scenario.parallel
 
     def with_parallel(**changes: Any) -> list[Changes]:
-        return [{"parallel": {**asdict(parallel), **changes}, **_divisible(scenario)}]
+        return [{"parallel": {**parallel.written, **changes}, **_divisible(scenario)}]
 
     if not parallel.reshard_after_forward:
         cost = "half as much again of communication"
@@ -215,7 +215,7 @@ def _moves_for_speed(scenario: Scenario, capability: tuple[int, int] | None) -> 
 
 def spread(scenario: Scenario, gpus: int) -> tuple[Changes, str]:
     """What to change to divide a step among GPUs with FSDP2, and its price: the effective batch stays if it can."""
-    kept = asdict(scenario.parallel) if scenario.parallel.strategy == DIVIDED else {}
+    kept = scenario.parallel.written if scenario.parallel.strategy == DIVIDED else {}
     changes: Changes = {"parallel": {**kept, "strategy": DIVIDED, "gpus": gpus}, **_divisible(scenario)}
     price = f"the model is divided among {gpus} GPUs, and gathered layer by layer"
     price += "; a base of 4 bits, since one of 8 can't be divided" if "quantization" in changes else ""

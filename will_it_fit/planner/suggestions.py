@@ -71,7 +71,7 @@ def suggest(
     watch
         Called before each search, with what is tried, how many searches are left at most after it, and what was found.
     allowed
-        Asked of each division before it is traced, such as whether a training has it.
+        Says of a division whether it may be suggested; the gate allows those that the training has.
     """
     estimate = CalibratedEstimator(scenario, gpu, traced)
     fits = lambda candidate: estimate(candidate) <= gpu.usable_bytes  # noqa: E731

@@ -265,6 +265,20 @@ def test_two_gpus_that_are_there_are_used_before_anything_is_given_up() -> None:
     assert names.index("spread") < names.index("lora")
 
 
+def test_another_division_of_the_same_gpus_is_suggested_and_fits() -> None:
+    """Of a step that FSDP2 shards already; what may not be suggested, such as what no training has, is left out."""
+    model = {**LLAMA_3_LAYERS, "hidden_size": 1024, "intermediate_size": 4096}
+    parallel = {"strategy": "fsdp2", "gpus": 4}
+    scenario = make(model=model, method="full", micro_batch=1, sequence_length=1024, parallel=parallel)
+    gpu = replace(card(int(0.9 * required(scenario))), count=4)
+    (found,) = [item for item in suggest(scenario, gpu) if item.move == "division"]
+    changed = apply(scenario, found.changes)
+    assert changed.parallel.gpus == 4 and changed.parallel != scenario.parallel and "gpu" not in found.changes
+    assert required(changed) == found.required_bytes <= gpu.usable_bytes
+    assert "the same GPUs, divided as" in found.cost
+    assert not [item for item in suggest(scenario, gpu, allowed=lambda step: False) if item.move == "division"]
+
+
 TWO = {"parallel": {"strategy": "fsdp2", "gpus": 2, "reshard_after_forward": False}}
 
 
