@@ -2,7 +2,8 @@
 
 A mesh divides GPUs by tensor, context, pipeline and replicate; FSDP2 shards among what is left. Which of them go
 together is what the installed libraries combine: accelerate shards, replicates and divides tokens; transformers
-divides matrices and experts, with and without FSDP2; PyTorch's schedules run a pipeline.
+divides matrices and experts, with and without FSDP2; torchtitan's plan for its models adds sequence and loss parallel;
+DeepSpeed's Ulysses runs under its ZeRO; PyTorch's schedules run a pipeline.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.model import EXPERT_COUNTS
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import AXES, DIVIDED, NONE, SCHEDULES, even_stages
+
+
+_OF_TITAN = ("sequence_parallel", "loss_parallel")
 
 
 class Problem(NamedTuple):
@@ -31,6 +35,8 @@ def mesh_contradictions(scenario: Any, where: object) -> Iterator[UserError]:
     parallel = scenario.parallel
     if parallel.pipelined and parallel.pipeline == 1:
         problems: Iterator[Problem] = _without_a_pipeline(parallel)
+    elif parallel.by_titan and parallel.tensor == 1:
+        problems = _without_matrices(parallel)
     elif not parallel.meshed:
         return
     else:
@@ -58,6 +64,16 @@ def _without_a_pipeline(parallel: Any) -> Iterator[Problem]:
             )
 
 
+def _without_matrices(parallel: Any) -> Iterator[Problem]:
+    for name in _OF_TITAN:
+        if getattr(parallel, name):
+            yield Problem(
+                f"`parallel.{name}` divides what the GPUs of `tensor` would hold alike, and `parallel.tensor` says 1.",
+                f"{name}: false; or tensor: 2, 4, ...",
+                {name: False},
+            )
+
+
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
@@ -69,13 +85,15 @@ def _problems(scenario: Any) -> Iterator[Problem]:
     yield from _together(parallel)
     if parallel.tensor > 1:
         yield from _tensor(scenario)
+    if parallel.by_titan:
+        yield from _by_titan(scenario)
     if parallel.context > 1:
         yield from _context(scenario)
     if parallel.pipeline > 1:
         yield from _pipeline(scenario)
     if parallel.expert > 1:
         yield from _expert(scenario)
-    if parallel.by_plan and parallel.reduce_in_fp32 and scenario.compute_precision != "bf16":
+    if parallel.by_plan and not parallel.by_titan and parallel.reduce_in_fp32 and scenario.compute_precision != "bf16":
         yield Problem(
             "`parallel.reduce_in_fp32: true` with a tensor or expert plan is transformers' `fsdp_mixed_precision`, and"
             f" gathers weights in bf16, and this step computes in {scenario.compute_precision}.",
@@ -158,6 +176,8 @@ def _together(parallel: Any) -> Iterator[Problem]:
             "strategy: none, with tensor x pipeline as many as gpus; or pipeline: 1",
             {"strategy": NONE, "gpus": parallel.pipeline * parallel.tensor, "replicate": 1},
         )
+    if parallel.by_titan:
+        return
     if parallel.by_plan and parallel.offload != "none":
         yield Problem(
             "`parallel.offload: cpu` is predicted for accelerate's FSDP2, not for transformers' with a tensor or expert"
@@ -228,6 +248,53 @@ def _tensor(scenario: Any) -> Iterator[Problem]:
     )
 
 
+def _by_titan(scenario: Any) -> Iterator[Problem]:
+    """Sequence and loss parallel, by torchtitan's plan for transformers' models."""
+    parallel, named = scenario.parallel, [name for name in _OF_TITAN if getattr(scenario.parallel, name)]
+    for axis in ("pipeline", "context", "expert"):
+        if getattr(parallel, axis) > 1 and (axis, "tensor") not in [row[:2] for row in _APART]:
+            yield Problem(
+                f"`parallel.{named[0]}` and `parallel.{axis}: {getattr(parallel, axis)}` are not predicted together:"
+                " the plan is followed for dense models whose layers are all on each GPU.",
+                f"{axis}: 1; or {' and '.join(named)}: false",
+                dict.fromkeys(named, False),
+            )
+    if not parallel.sequence_parallel:
+        return
+    tokens, count = scenario.sequence_length, parallel.tensor
+    if tokens % count:
+        yield Problem(
+            f"`sequence_length: {tokens}` can't be divided among `parallel.tensor: {count}` (sequence_parallel).",
+            f"a multiple of {count}",
+            {"sequence_length": -(-tokens // count) * count},
+            "sequence_length",
+        )
+    if scenario.attention == "eager":
+        yield Problem(
+            "With `parallel.sequence_parallel` transformers makes a mask for a GPU's part of the tokens, and attention"
+            " runs on all of them. `attention: eager` needs that mask.",
+            "sdpa, mem_efficient, flash",
+            {"attention": "sdpa"},
+            "attention",
+        )
+    yield from _full_attention(
+        scenario, {"sequence_parallel": False}, "transformers would make its mask for a GPU's part of the tokens"
+    )
+
+
+def _full_attention(scenario: Any, change: dict[str, Any], why: str) -> Iterator[Problem]:
+    """A model with layers that attend to a part of the row."""
+    text = scenario.model.get("text_config") or scenario.model
+    kinds = set(text.get("layer_types") or ()) - {"full_attention"}
+    if kinds or (text.get("sliding_window") and text.get("use_sliding_window", True) and not text.get("layer_types")):
+        name = next(iter(change))
+        yield Problem(
+            f"`parallel.{name}` is not for a model with sliding-window or chunked attention: {why}.",
+            f"{name}: {str(change[name]).lower()}; or a model with full attention",
+            change,
+        )
+
+
 def _context(scenario: Any) -> Iterator[Problem]:
     parallel, tokens = scenario.parallel, scenario.sequence_length
     parts = 2 * parallel.context
@@ -239,15 +306,7 @@ def _context(scenario: Any) -> Iterator[Problem]:
             {"sequence_length": -(-tokens // parts) * parts},
             "sequence_length",
         )
-    text = scenario.model.get("text_config") or scenario.model
-    kinds = set(text.get("layer_types") or ()) - {"full_attention"}
-    if kinds or (text.get("sliding_window") and text.get("use_sliding_window", True) and not text.get("layer_types")):
-        yield Problem(
-            "accelerate refuses context parallel for a model with sliding-window or chunked attention, whose mask it"
-            " would drop.",
-            "context: 1; or a model with full attention",
-            {"context": 1},
-        )
+    yield from _full_attention(scenario, {"context": 1}, "accelerate refuses it, since it would drop the mask")
     if scenario.attention != "sdpa":
         yield Problem(
             f"Context parallel needs scaled_dot_product_attention, and `attention` says {scenario.attention}.",

@@ -140,6 +140,26 @@ class Parallel:
         example=2,
         closed_form=(1,),
     )
+    sequence_parallel: bool = switch(
+        "Beside `tensor`: norms and what goes from layer to layer are divided along the row, by torchtitan's plan for"
+        " transformers' models. Predicted, and not trained.",
+        example=True,
+        on="sequence parallel",
+    )
+    loss_parallel: bool = switch(
+        "Beside `tensor`: logits stay divided among its GPUs, and the loss is taken on the parts, by the same plan."
+        " Predicted, and not trained.",
+        example=True,
+        on="loss parallel",
+    )
+    ulysses: int = described(
+        "Beside ZeRO: among how many GPUs each row's tokens are divided, and the heads while attention runs (Ulysses,"
+        " DeepSpeed's, which accelerate calls `sp_size`). Predicted, and not trained.",
+        least=1,
+        default=1,
+        example=2,
+        closed_form=(1,),
+    )
     context: int = described(
         "Among how many GPUs each row's tokens are divided (context parallel): accelerate's and PyTorch's ring"
         " attention, with FSDP2 over these GPUs too.",
@@ -202,8 +222,8 @@ class Parallel:
 
     @property
     def mesh(self) -> int:
-        """The product of what the mesh names: of tensor, context, pipeline and replicate."""
-        return self.tensor * self.context * self.pipeline * self.replicate
+        """The product of what the mesh names: of tensor, context, Ulysses, pipeline and replicate."""
+        return self.tensor * self.context * self.ulysses * self.pipeline * self.replicate
 
     @property
     def meshed(self) -> bool:
@@ -217,8 +237,13 @@ class Parallel:
 
     @property
     def by_plan(self) -> bool:
-        """Whether transformers divides the model, by a plan for tensors or experts."""
+        """Whether a plan for tensors or experts divides the model."""
         return self.tensor > 1 or self.expert > 1
+
+    @property
+    def by_titan(self) -> bool:
+        """Whether the plan is torchtitan's, and its FSDP2 and mixed precision too; else it is transformers'."""
+        return self.sequence_parallel or self.loss_parallel
 
     @property
     def shard(self) -> int:
@@ -227,8 +252,8 @@ class Parallel:
 
     @property
     def rows_at_once(self) -> int:
-        """How many micro-batches the GPUs take at once; those of tensor, context and pipeline take the same rows."""
-        return self.gpus // (self.tensor * self.context * self.pipeline)
+        """How many micro-batches the GPUs take at once; those that divide a row or the layers take the same rows."""
+        return self.gpus // (self.tensor * self.context * self.ulysses * self.pipeline)
 
     @property
     def stages(self) -> int:

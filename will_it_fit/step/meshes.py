@@ -2,6 +2,9 @@
 
 * ``tensor`` and ``expert``, with FSDP2 or without: transformers' ``DistributedConfig`` with the architecture's own
   plans, as ``from_pretrained`` applies it.
+* ``tensor`` with ``sequence_parallel`` or ``loss_parallel``, which transformers 5.24 has no plan for: the plan and the
+  units of FSDP2 that torchtitan gave transformers' models in April 2026 (``transformers_modeling_backend``), in
+  PyTorch's styles. Mixed precision is FSDP2's there, and autocast runs where nothing is sharded.
 * ``context`` and ``replicate``: accelerate's ``ParallelismConfig``, whose mesh its FSDP2 shards on. A micro-batch runs
   inside PyTorch's ``context_parallel``, as transformers' Trainer calls it.
 """
@@ -10,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from torch.nn import functional
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step.adapters import DTYPES
 
 _IGNORED = -100  # the label that transformers' loss leaves out
 _CONTEXT = "context_mesh"  # what a model divided by tokens remembers of its mesh
@@ -58,6 +62,122 @@ def divided_by_plan(model: nn.Module, scenario: Scenario) -> nn.Module:
             allowed="fsdp2 without tensor and expert",
             change={"parallel": {"strategy": "fsdp2", "gpus": parallel.gpus}},
         ) from None
+
+
+# --- torchtitan's plan for transformers' models -----------------------------------------------------------------------
+
+_COLUMNS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.fc1")
+_ROWS = ("self_attn.o_proj", "self_attn.dense", "mlp.down_proj", "mlp.fc2")
+_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+
+
+def divided_as_titan_does(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Module:
+    """Tensor, sequence and loss parallel, then FSDP2 over what the mesh leaves.
+
+    Raises
+    ------
+    UserError
+        If a layer has parameters that the plan does not know.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    parallel = scenario.parallel
+    sizes = {"replicate": parallel.replicate, "shard": parallel.shard, "tensor": parallel.tensor}
+    sizes = {axis: size for axis, size in sizes.items() if size > 1}
+    mesh = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+    _divide_matrices(model, scenario, mesh["tensor"])
+    if parallel.sharded:
+        _shard_units(model, scenario, mesh[tuple(axis for axis in sizes if axis != "tensor")])
+    return model
+
+
+def _divide_matrices(model: nn.Module, scenario: Scenario, mesh: Any) -> None:
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor import parallel as styles
+
+    parallel, base = scenario.parallel, model.base_model
+    between = Shard(1) if parallel.sequence_parallel else Replicate()
+    scores = Shard(-1) if parallel.loss_parallel else Replicate()
+    ends = {
+        "embed_tokens": styles.RowwiseParallel(input_layouts=Replicate(), output_layouts=between),
+        **({"norm": styles.SequenceParallel()} if parallel.sequence_parallel else {}),
+    }
+    styles.parallelize_module(base, mesh, ends)
+    head = styles.ColwiseParallel(
+        input_layouts=between, output_layouts=scores, use_local_output=not parallel.loss_parallel
+    )
+    styles.parallelize_module(model, mesh, {"lm_head": head})
+    columns, rows, inputs = _styles(scenario)
+    plan: dict[str, Any] = {name: columns() for name in _COLUMNS}
+    plan |= {name: rows(output_layouts=between) for name in _ROWS}
+    plan |= {name: styles.SequenceParallel(sequence_dim=2, use_local_output=True) for name in _HEAD_NORMS}
+    if parallel.sequence_parallel:
+        layouts = {"hidden_states": between}, {"hidden_states": Replicate()}
+        plan["self_attn"] = inputs(input_kwarg_layouts=layouts[0], desired_input_kwarg_layouts=layouts[1])
+        plan["mlp"] = inputs(input_layouts=(between,), desired_input_layouts=(Replicate(),))
+        plan |= {name: styles.SequenceParallel() for name in _NORMS}
+    for layer in base.layers:
+        present = {name for name, _ in layer.named_modules()}
+        _refuse_unknown_parts(layer, scenario)
+        styles.parallelize_module(layer, mesh, {name: style for name, style in plan.items() if name in present})
+
+
+def _styles(scenario: Scenario) -> tuple[Any, Any, Any]:
+    """Of products by columns, by rows, and of what goes into them; scaled by tensors, float8 is what they exchange."""
+    from torch.distributed.tensor import parallel as styles
+
+    if scenario.float8 != "tensorwise":
+        return styles.ColwiseParallel, styles.RowwiseParallel, styles.PrepareModuleInput
+    from torchao.float8 import float8_tensor_parallel as eight
+
+    return eight.Float8ColwiseParallel, eight.Float8RowwiseParallel, eight.PrepareFloat8ModuleInput
+
+
+def _refuse_unknown_parts(layer: nn.Module, scenario: Scenario) -> None:
+    known = (*_COLUMNS, *_ROWS, *_NORMS, *_HEAD_NORMS)
+    for name, _ in layer.named_parameters():
+        if name.rpartition(".")[0] not in known:
+            raise UserError(
+                "torchtitan's plan for sequence and loss parallel does not know this architecture's layers: they have"
+                f" {name}.",
+                where=f"parallel, model_type {scenario.model['model_type']}",
+                found="sequence_parallel or loss_parallel",
+                allowed="a dense decoder such as llama, qwen2, qwen3 or mistral; or both false",
+                change={"parallel": {**scenario.parallel.written, "sequence_parallel": False, "loss_parallel": False}},
+            )
+
+
+def _shard_units(model: nn.Module, scenario: Scenario, mesh: Any) -> None:
+    """FSDP2 as torchtitan's ``apply_fsdp``: embedding, each layer, and norm with head, which stay gathered."""
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+
+    parallel, dtype = scenario.parallel, DTYPES.get(scenario.autocast_precision)
+    summed = torch.float32 if parallel.reduce_in_fp32 else None
+    options: dict[str, Any] = {"mesh": mesh}
+    options["mp_policy"] = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=summed, cast_forward_inputs=False)
+    if parallel.offload == "cpu":
+        options["offload_policy"] = CPUOffloadPolicy()
+    again = {"reshard_after_forward": parallel.reshard_after_forward}
+    base = model.base_model
+    for unit in (base.embed_tokens, *base.layers):
+        fully_shard(unit, **options, **again)
+    fully_shard([base.norm, model.lm_head], **options, reshard_after_forward=False)
+    fully_shard(model, **options)
+
+
+@contextmanager
+def whole_rows(batch: dict[str, torch.Tensor], scenario: Scenario) -> Iterator[None]:
+    """Around a micro-batch of a model divided as torchtitan does: positions of whole rows, and loss parallel."""
+    from torch.distributed.tensor.parallel import loss_parallel
+
+    tokens = batch["input_ids"]
+    batch["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    with loss_parallel() if scenario.parallel.loss_parallel else nullcontext():
+        yield
+
+
+# --- accelerate's mesh ------------------------------------------------------------------------------------------------
 
 
 def accelerates_mesh(scenario: Scenario, device: torch.device) -> tuple[Any, Any]:

@@ -34,6 +34,7 @@ from will_it_fit.step.adapters import DTYPES, adapter_names
 from will_it_fit.step.meshes import (
     accelerates_mesh,
     clip_on_meshes,
+    divided_as_titan_does,
     divided_by_plan,
     dividing_tokens,
 )
@@ -73,6 +74,8 @@ def parallelize(
     _check_group(scenario)
     if scenario.parallel.pipeline > 1:
         return pipeline_of(model, scenario, device)
+    if scenario.parallel.by_titan:
+        return divided_as_titan_does(model, scenario, device)
     if scenario.parallel.by_plan:
         return divided_by_plan(model, scenario)
     if scenario.parallel.zero_stage:

@@ -22,14 +22,21 @@ EXPERTS = LLAMA | {
     "moe_intermediate_size": 96,
     "head_dim": 32,
 }
+NORMS_IN_HEADS = LLAMA | {"model_type": "qwen3", "head_dim": 32}
 LORA = {"method": "lora", "lora": {"rank": 8}}
 AUTOCAST = {"precision": "bf16-mixed"}
 PIPELINE = {"strategy": "none", "pipeline": 2}
+SEQUENCE = {"strategy": "none", "tensor": 2, "sequence_parallel": True}
+DIVIDED = {"gpus": 4, "tensor": 2, "sequence_parallel": True}
 # By name: parts of `parallel`, and other fields that differ.
 STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor": ({"strategy": "none", "tensor": 2}, {}),
     "tensor, checkpointed": ({"strategy": "none", "tensor": 2}, {"gradient_checkpointing": True}),
     "tensor, autocast": ({"strategy": "none", "tensor": 2}, AUTOCAST),
+    "tensor, sequence": (SEQUENCE, {}),
+    "tensor, sequence, loss": (SEQUENCE | {"loss_parallel": True}, {"gradient_checkpointing": True}),
+    "tensor, loss": (SEQUENCE | {"sequence_parallel": False, "loss_parallel": True}, {}),
+    "tensor, sequence, loss, autocast": (SEQUENCE | {"loss_parallel": True}, AUTOCAST),
     "context": ({"context": 2}, {}),
     "context, LoRA": ({"context": 2}, LORA),
     "context, two micro-batches": ({"context": 2}, {"gradient_accumulation": 2}),
@@ -49,6 +56,12 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fsdp2 x tensor": ({"gpus": 4, "tensor": 2}, {}),
     "fsdp2 x tensor, autocast": ({"gpus": 4, "tensor": 2}, AUTOCAST),
     "fsdp2 x tensor, sums in fp32": ({"gpus": 4, "tensor": 2, "reduce_in_fp32": True}, AUTOCAST),
+    "fsdp2 x tensor, sequence": (DIVIDED | {"reshard_after_forward": False}, {"gradient_accumulation": 2}),
+    "fsdp2 x tensor, sequence, loss": (DIVIDED | {"loss_parallel": True}, {"model": NORMS_IN_HEADS}),
+    "fsdp2 x tensor, sequence, loss, autocast": (
+        DIVIDED | {"loss_parallel": True, "reduce_in_fp32": True},
+        AUTOCAST | {"gradient_checkpointing": True},
+    ),
     "replicate": ({"gpus": 4, "replicate": 2}, LORA),
     "pipeline x tensor": (
         {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2},
