@@ -156,10 +156,11 @@ def fake_deepspeed(device: FakeDevice, target: str = "cuda") -> Iterator[None]:
 
     with quiet():
         from deepspeed.comm import comm
+        from deepspeed.runtime.sequence_parallel import parallel_state_sp
         from deepspeed.utils import groups, logger
 
     environment = {name: os.environ.get(name) for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
-    kept = [(module, dict(vars(module))) for module in (comm, groups)]
+    kept = [(module, dict(vars(module))) for module in (comm, groups, parallel_state_sp)]
     level = logger.level
     os.environ.update(LOCAL_RANK="0", RANK=str(dist.get_rank()), WORLD_SIZE=str(device.gpus))
     logger.setLevel("ERROR")

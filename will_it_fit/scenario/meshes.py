@@ -87,6 +87,8 @@ def _problems(scenario: Any) -> Iterator[Problem]:
         yield from _tensor(scenario)
     if parallel.by_titan:
         yield from _by_titan(scenario)
+    if parallel.ulysses > 1:
+        yield from _ulysses(scenario)
     if parallel.context > 1:
         yield from _context(scenario)
     if parallel.pipeline > 1:
@@ -106,10 +108,11 @@ def _problems(scenario: Any) -> Iterator[Problem]:
 def _number_of_gpus(parallel: Any) -> Iterator[Problem]:
     """A mesh whose product is not the number of GPUs."""
     said = " x ".join(f"{axis} {getattr(parallel, axis)}" for axis in AXES if _counts(parallel, axis))
-    if parallel.strategy == DIVIDED and parallel.mesh > 1 and parallel.gpus % parallel.mesh:
+    if parallel.strategy != NONE and parallel.mesh > 1 and parallel.gpus % parallel.mesh:
         yield Problem(
             f"A mesh of {said} has {parallel.mesh} places, and `parallel.gpus: {parallel.gpus}` is no multiple.",
-            f"gpus: {parallel.mesh}, {2 * parallel.mesh}, {3 * parallel.mesh}, ...; FSDP2 shards among the rest",
+            f"gpus: {parallel.mesh}, {2 * parallel.mesh}, {3 * parallel.mesh}, ...;"
+            f" {parallel.kind.title} shards among the rest",
             {"gpus": -(-parallel.gpus // parallel.mesh) * parallel.mesh},
         )
     if parallel.strategy == NONE and parallel.mesh != parallel.gpus:
@@ -126,6 +129,21 @@ def _counts(parallel: Any, axis: str) -> bool:
 
 def _strategies(parallel: Any) -> Iterator[Problem]:
     named = [axis for axis in AXES if getattr(parallel, axis) > 1]
+    if parallel.ulysses > 1:
+        if not parallel.zero_stage:
+            yield Problem(
+                f"`parallel.ulysses: {parallel.ulysses}` needs DeepSpeed's ZeRO, whose attention exchanges the heads.",
+                "strategy: zero2, zero3; or context, which goes with fsdp2",
+                {"strategy": "zero3"},
+            )
+        if len(named) > 1:
+            yield Problem(
+                f"`parallel.ulysses: {parallel.ulysses}` can't be combined with {' and '.join(_others(named))}:"
+                " accelerate leaves the groups to DeepSpeed, which has no others.",
+                f"{', '.join(f'{axis}: 1' for axis in _others(named))}",
+                dict.fromkeys(_others(named), 1),
+            )
+        return
     if parallel.strategy not in (NONE, DIVIDED):
         yield Problem(
             f"`parallel.{named[0]}` and `parallel.strategy: {parallel.strategy}` are not predicted together.",
@@ -148,6 +166,10 @@ def _strategies(parallel: Any) -> Iterator[Problem]:
             "strategy ddp" if alone else "replicate: 1, or more GPUs",
             {"strategy": "ddp", "replicate": 1} if alone else {"replicate": 1},
         )
+
+
+def _others(named: list[str]) -> list[str]:
+    return [axis for axis in named if axis != "ulysses"]
 
 
 # What the installed versions can't combine, and why.
@@ -316,6 +338,29 @@ def _context(scenario: Any) -> Iterator[Problem]:
         )
 
 
+def _ulysses(scenario: Any) -> Iterator[Problem]:
+    parallel, tokens, count = scenario.parallel, scenario.sequence_length, scenario.parallel.ulysses
+    heads = scenario.size("num_attention_heads")
+    keys = scenario.size("num_key_value_heads") or heads
+    yield from _divides(parallel, "ulysses", heads, "the attention heads")
+    if keys and keys % count and count % keys:
+        yield from _divides(parallel, "ulysses", keys, "the heads of keys and values", heads or 0)
+    if tokens % count:
+        yield Problem(
+            f"`sequence_length: {tokens}` can't be divided among `parallel.ulysses: {count}`.",
+            f"a multiple of {count}",
+            {"sequence_length": -(-tokens // count) * count},
+            "sequence_length",
+        )
+    if scenario.attention == "eager":
+        yield Problem(
+            "DeepSpeed refuses `attention: eager` under Ulysses, which would need a mask of whole rows.",
+            "sdpa, flash",
+            {"attention": "sdpa"},
+            "attention",
+        )
+
+
 def _pipeline(scenario: Any) -> Iterator[Problem]:
     parallel, layers = scenario.parallel, scenario.size("num_hidden_layers")
     each = SCHEDULES[parallel.schedule]
@@ -391,7 +436,7 @@ def _expert(scenario: Any) -> Iterator[Problem]:
 def _other_fields(scenario: Any) -> Iterator[Problem]:
     """Fields that are not predicted with a mesh."""
     rows = (
-        ("loss", scenario.loss == "full" or scenario.parallel.sharded, "full"),
+        ("loss", scenario.loss == "full" or scenario.parallel.divided, "full"),
         ("packing", scenario.packing == "none", "none"),
         ("attention_mask", scenario.attention_mask == "none", "none"),
         ("loop", scenario.loop == "trainer", "trainer"),
@@ -399,7 +444,7 @@ def _other_fields(scenario: Any) -> Iterator[Problem]:
         ("compile", scenario.compile == "none", "none"),
         ("kernels", scenario.kernels == "transformers", "transformers"),
         ("activation_offload", not scenario.activation_offload, False),
-        ("optimizer", OPTIMIZERS[scenario.optimizer].elementwise or scenario.parallel.sharded, "adamw"),
+        ("optimizer", OPTIMIZERS[scenario.optimizer].elementwise or scenario.parallel.divided, "adamw"),
         ("images", scenario.images is None, None),
     )
     for field, goes, instead in rows:

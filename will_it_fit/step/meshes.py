@@ -5,6 +5,7 @@
 * ``tensor`` with ``sequence_parallel`` or ``loss_parallel``, which transformers 5.24 has no plan for: the plan and the
   units of FSDP2 that torchtitan gave transformers' models in April 2026 (``transformers_modeling_backend``), in
   PyTorch's styles. Mixed precision is FSDP2's there, and autocast runs where nothing is sharded.
+* ``ulysses``: DeepSpeed's attention for transformers' models under its ZeRO, as accelerate's ``sp_size`` calls it.
 * ``context`` and ``replicate``: accelerate's ``ParallelismConfig``, whose mesh its FSDP2 shards on. A micro-batch runs
   inside PyTorch's ``context_parallel``, as transformers' Trainer calls it.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from will_it_fit.step.adapters import DTYPES
 
 _IGNORED = -100  # the label that transformers' loss leaves out
 _CONTEXT = "context_mesh"  # what a model divided by tokens remembers of its mesh
+HEADS = "exchanging_attention"  # and one under Ulysses of its attention
 
 
 def divided_by_plan(model: nn.Module, scenario: Scenario) -> nn.Module:
@@ -218,6 +221,76 @@ def split_tokens(model: nn.Module, batch: dict[str, torch.Tensor]) -> Iterator[N
     mesh = getattr(model, _CONTEXT)
     with context_parallel(mesh, buffers=parts, buffer_seq_dims=[1] * len(parts), no_restore_buffers=set(parts)):
         yield
+
+
+# --- DeepSpeed's Ulysses ----------------------------------------------------------------------------------------------
+
+
+def exchanging_heads(model: nn.Module, scenario: Scenario) -> tuple[Any, dict[str, Any]]:
+    """As accelerate's ``_prepare_deepspeed`` with ``sp_size``: the groups that DeepSpeed's engine is told, and
+    attention that exchanges heads for tokens, by the name of the kernel that it stands for.
+
+    DeepSpeed puts that attention into transformers' table for good; here :func:`parts_of_rows` puts it there while a
+    micro-batch runs.
+    """
+    from accelerate.big_modeling import _refuse_recurrent_layers_under_sequence_parallelism
+    from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    try:
+        _refuse_recurrent_layers_under_sequence_parallelism(model)
+    except ValueError as error:
+        raise UserError(
+            "accelerate refuses Ulysses for a model whose layers carry a state along the row.",
+            where=f"parallel.ulysses; model (model_type {scenario.model['model_type']})",
+            found=str(error).partition(" (")[0],
+            allowed="ulysses: 1, or a model of full attention alone",
+            change={"parallel": {"ulysses": 1}},
+        ) from None
+    name = model.config._attn_implementation
+    groups = UlyssesSPAttentionHF.register_with_transformers(
+        model,
+        core_attn_implementation=name,
+        sequence_parallel_size=scenario.parallel.ulysses,
+        micro_batch_size=scenario.micro_batch,
+        disable_in_eval=True,
+    )
+    return groups, {name: ALL_ATTENTION_FUNCTIONS._local_mapping.pop(name)}
+
+
+@contextmanager
+def parts_of_rows(model: nn.Module, batch: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Around a micro-batch under Ulysses: each GPU gets its part of the rows, as DeepSpeed's
+    ``UlyssesSPDataLoaderAdapter`` gives it.
+    """
+    from deepspeed.runtime.sequence_parallel import parallel_state_sp as groups
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    rows, tokens = batch["input_ids"].shape
+    count, rank = groups.get_sequence_parallel_world_size(), groups.get_sequence_parallel_rank()
+    labels = functional.pad(batch.pop("labels"), (0, 1), value=_IGNORED)
+    batch["shift_labels"] = labels[:, 1:]
+    batch["position_ids"] = torch.arange(tokens, device=labels.device).expand(rows, -1)
+    del labels
+    for name, whole in batch.items():
+        batch[name] = whole.chunk(count, dim=1)[rank].clone()
+    del whole
+    attention = getattr(model, HEADS)
+    for name, function in attention.items():
+        ALL_ATTENTION_FUNCTIONS[name] = function
+    try:
+        yield
+    finally:
+        for name in attention:
+            del ALL_ATTENTION_FUNCTIONS[name]
+
+
+def loss_of_parts(model: nn.Module, batch: dict[str, torch.Tensor], parallel: Any) -> torch.Tensor:
+    """The loss over a row's parts, as the Trainer takes it under Ulysses."""
+    from transformers.integrations.deepspeed import deepspeed_sp_compute_loss
+
+    plan = SimpleNamespace(sp_backend="deepspeed", sp_size=parallel.ulysses)
+    return deepspeed_sp_compute_loss(None, model, batch, False, plan)
 
 
 def mesh_of(tensor: torch.Tensor) -> Any:

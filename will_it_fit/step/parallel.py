@@ -32,11 +32,13 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import DTYPES, adapter_names
 from will_it_fit.step.meshes import (
+    HEADS,
     accelerates_mesh,
     clip_on_meshes,
     divided_as_titan_does,
     divided_by_plan,
     dividing_tokens,
+    exchanging_heads,
 )
 from will_it_fit.step.pipeline import pipeline_of
 
@@ -307,8 +309,14 @@ def _zero(
         for name, parameter in model.named_parameters():
             if name not in added:
                 parameter.data = parameter.data.to(dtype)
-        deepspeed.zero.Init(module=model, config_dict_or_path=configuration)
-    return deepspeed.initialize(model=model, optimizer=optimizer, config=configuration)[0]
+        alone = {name: value for name, value in configuration.items() if name != "train_batch_size"}
+        deepspeed.zero.Init(module=model, config_dict_or_path=alone)  # it knows no groups, and checks the product
+    if scenario.parallel.ulysses == 1:
+        return deepspeed.initialize(model=model, optimizer=optimizer, config=configuration)[0]
+    groups, attention = exchanging_heads(model, scenario)
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, config=configuration, mpu=groups)[0]
+    setattr(engine, HEADS, attention)
+    return engine
 
 
 def zero_configuration(scenario: Scenario) -> dict[str, Any]:
@@ -319,7 +327,7 @@ def zero_configuration(scenario: Scenario) -> dict[str, Any]:
     """
     from accelerate.utils import DeepSpeedPlugin
 
-    stage, gpus = scenario.parallel.zero_stage, scenario.parallel.gpus
+    stage, at_once = scenario.parallel.zero_stage, scenario.parallel.rows_at_once
     accumulation = scenario.gradient_accumulation
     plugin = DeepSpeedPlugin(zero_stage=stage, gradient_accumulation_steps=accumulation, zero3_init_flag=stage == 3)
     plugin.set_mixed_precision(scenario.autocast_precision or "no")
@@ -328,7 +336,7 @@ def zero_configuration(scenario: Scenario) -> dict[str, Any]:
         must_match=False,
         gradient_clipping=1.0,
         train_micro_batch_size_per_gpu=scenario.micro_batch,
-        train_batch_size=scenario.micro_batch * accumulation * gpus,
+        train_batch_size=scenario.micro_batch * accumulation * at_once,
     )
     return plugin.deepspeed_config
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.batches import IGNORED
-from will_it_fit.step.meshes import split_tokens, whole_rows
+from will_it_fit.step.meshes import loss_of_parts, parts_of_rows, split_tokens, whole_rows
 from will_it_fit.step.model import autocast_dtype
 from will_it_fit.step.packing import full_packs
 from will_it_fit.step.parallel import backward, bare, clip_gradients, engine_step, exchanging, within_forward
@@ -69,6 +69,8 @@ def forward_backward(
     with _autocast(scenario, device), waiting:
         if scenario.loss == "chunked":
             loss = within_forward(model, chunked_loss, batch)
+        elif scenario.parallel.ulysses > 1:
+            loss = loss_of_parts(model, batch, scenario.parallel)
         else:
             output = model(**batch)
             loss = output.loss
@@ -159,6 +161,8 @@ def _divided(model: nn.Module, batch: dict[str, torch.Tensor], scenario: Scenari
     """Around a micro-batch: what the mesh makes of it."""
     if scenario.parallel.context > 1:
         return split_tokens(model, batch)
+    if scenario.parallel.ulysses > 1:
+        return parts_of_rows(model, batch)
     return whole_rows(batch, scenario) if scenario.parallel.by_titan else nullcontext()
 
 
