@@ -36,13 +36,13 @@ from will_it_fit.scenario.nested_fields import (
     Allocator,
     Experts,
     Lora,
-    Parallel,
     Preference,
     Quantization,
     Versions,
 )
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
+from will_it_fit.scenario.parallel import Parallel
 from will_it_fit.scenario.strategies import DIVIDED
 
 _NO_ADAPTERS = {"full": Excluded("method full trains every weight and has no adapters", "method: lora")}

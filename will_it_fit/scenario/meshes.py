@@ -10,24 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import gcd
-from typing import Any, NamedTuple
+from typing import Any
 
 from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.divided_rows import OF_TITAN, Problem, context, divides, sequence_and_loss, ulysses
 from will_it_fit.scenario.model import EXPERT_COUNTS
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import AXES, DIVIDED, NONE, SCHEDULES, even_stages
-
-
-_OF_TITAN = ("sequence_parallel", "loss_parallel")
-
-
-class Problem(NamedTuple):
-    """``change`` are parts of ``parallel``, or fields of the scenario where ``field`` is another."""
-
-    text: str
-    allowed: str
-    change: dict[str, Any]
-    field: str = "parallel"
 
 
 def mesh_contradictions(scenario: Any, where: object) -> Iterator[UserError]:
@@ -65,7 +54,7 @@ def _without_a_pipeline(parallel: Any) -> Iterator[Problem]:
 
 
 def _without_matrices(parallel: Any) -> Iterator[Problem]:
-    for name in _OF_TITAN:
+    for name in OF_TITAN:
         if getattr(parallel, name):
             yield Problem(
                 f"`parallel.{name}` divides what the GPUs of `tensor` would hold alike, and `parallel.tensor` says 1.",
@@ -86,11 +75,11 @@ def _problems(scenario: Any) -> Iterator[Problem]:
     if parallel.tensor > 1:
         yield from _tensor(scenario)
     if parallel.by_titan:
-        yield from _by_titan(scenario)
+        yield from sequence_and_loss(scenario)
     if parallel.ulysses > 1:
-        yield from _ulysses(scenario)
+        yield from ulysses(scenario)
     if parallel.context > 1:
-        yield from _context(scenario)
+        yield from context(scenario)
     if parallel.pipeline > 1:
         yield from _pipeline(scenario)
     if parallel.expert > 1:
@@ -216,23 +205,6 @@ def _together(parallel: Any) -> Iterator[Problem]:
         )
 
 
-def _divisor(number: int, most: int) -> int:
-    """The largest divisor of a number that is not above another."""
-    return max(count for count in range(1, max(most, 1) + 1) if number % count == 0)
-
-
-def _divides(parallel: Any, axis: str, number: int | None, what: str, common: int = 0) -> Iterator[Problem]:
-    """``common``: what an axis has to divide besides."""
-    count = getattr(parallel, axis)
-    if number and number % count:
-        fits = [each for each in range(2, number + 1) if number % each == 0]
-        yield Problem(
-            f"`parallel.{axis}: {count}` does not divide {what}, {number}.",
-            f"a divisor of {number}: {', '.join(map(str, [1, *fits][:6]))}{', ...' if len(fits) > 5 else ''}",
-            {axis: _divisor(gcd(number, common), count)},
-        )
-
-
 def _adapters(scenario: Any, axis: str, why: str) -> Iterator[Problem]:
     """Adapters on what an axis divides; ``why`` they don't go together, behind their names."""
     if scenario.method != "full":
@@ -255,7 +227,7 @@ def _tensor(scenario: Any) -> Iterator[Problem]:
         (keys, "the heads of keys and values"),
         (columns, "the columns of the MLP"),
     ):
-        yield from _divides(parallel, "tensor", count, what, common)
+        yield from divides(parallel, "tensor", count, what, common)
     if (scenario.model.get("text_config") or scenario.model).get("tie_word_embeddings"):
         yield Problem(
             "The output head of this model is its embedding (`tie_word_embeddings`). transformers' plan divides the"
@@ -268,97 +240,6 @@ def _tensor(scenario: Any) -> Iterator[Problem]:
         "tensor",
         "can't be combined: PEFT's adapters don't know how transformers has divided the matrices below them.",
     )
-
-
-def _by_titan(scenario: Any) -> Iterator[Problem]:
-    """Sequence and loss parallel, by torchtitan's plan for transformers' models."""
-    parallel, named = scenario.parallel, [name for name in _OF_TITAN if getattr(scenario.parallel, name)]
-    for axis in ("pipeline", "context", "expert"):
-        if getattr(parallel, axis) > 1 and (axis, "tensor") not in [row[:2] for row in _APART]:
-            yield Problem(
-                f"`parallel.{named[0]}` and `parallel.{axis}: {getattr(parallel, axis)}` are not predicted together:"
-                " the plan is followed for dense models whose layers are all on each GPU.",
-                f"{axis}: 1; or {' and '.join(named)}: false",
-                dict.fromkeys(named, False),
-            )
-    if not parallel.sequence_parallel:
-        return
-    tokens, count = scenario.sequence_length, parallel.tensor
-    if tokens % count:
-        yield Problem(
-            f"`sequence_length: {tokens}` can't be divided among `parallel.tensor: {count}` (sequence_parallel).",
-            f"a multiple of {count}",
-            {"sequence_length": -(-tokens // count) * count},
-            "sequence_length",
-        )
-    if scenario.attention == "eager":
-        yield Problem(
-            "With `parallel.sequence_parallel` transformers makes a mask for a GPU's part of the tokens, and attention"
-            " runs on all of them. `attention: eager` needs that mask.",
-            "sdpa, mem_efficient, flash",
-            {"attention": "sdpa"},
-            "attention",
-        )
-    yield from _full_attention(
-        scenario, {"sequence_parallel": False}, "transformers would make its mask for a GPU's part of the tokens"
-    )
-
-
-def _full_attention(scenario: Any, change: dict[str, Any], why: str) -> Iterator[Problem]:
-    """A model with layers that attend to a part of the row."""
-    text = scenario.model.get("text_config") or scenario.model
-    kinds = set(text.get("layer_types") or ()) - {"full_attention"}
-    if kinds or (text.get("sliding_window") and text.get("use_sliding_window", True) and not text.get("layer_types")):
-        name = next(iter(change))
-        yield Problem(
-            f"`parallel.{name}` is not for a model with sliding-window or chunked attention: {why}.",
-            f"{name}: {str(change[name]).lower()}; or a model with full attention",
-            change,
-        )
-
-
-def _context(scenario: Any) -> Iterator[Problem]:
-    parallel, tokens = scenario.parallel, scenario.sequence_length
-    parts = 2 * parallel.context
-    if tokens % parts:
-        yield Problem(
-            f"`sequence_length: {tokens}` can't be split by `parallel.context: {parallel.context}`: each GPU takes a"
-            f" part from the beginning and one from the end, so {parts} parts have to be alike.",
-            f"a multiple of {parts}",
-            {"sequence_length": -(-tokens // parts) * parts},
-            "sequence_length",
-        )
-    yield from _full_attention(scenario, {"context": 1}, "accelerate refuses it, since it would drop the mask")
-    if scenario.attention != "sdpa":
-        yield Problem(
-            f"Context parallel needs scaled_dot_product_attention, and `attention` says {scenario.attention}.",
-            "sdpa",
-            {"attention": "sdpa"},
-            "attention",
-        )
-
-
-def _ulysses(scenario: Any) -> Iterator[Problem]:
-    parallel, tokens, count = scenario.parallel, scenario.sequence_length, scenario.parallel.ulysses
-    heads = scenario.size("num_attention_heads")
-    keys = scenario.size("num_key_value_heads") or heads
-    yield from _divides(parallel, "ulysses", heads, "the attention heads")
-    if keys and keys % count and count % keys:
-        yield from _divides(parallel, "ulysses", keys, "the heads of keys and values", heads or 0)
-    if tokens % count:
-        yield Problem(
-            f"`sequence_length: {tokens}` can't be divided among `parallel.ulysses: {count}`.",
-            f"a multiple of {count}",
-            {"sequence_length": -(-tokens // count) * count},
-            "sequence_length",
-        )
-    if scenario.attention == "eager":
-        yield Problem(
-            "DeepSpeed refuses `attention: eager` under Ulysses, which would need a mask of whole rows.",
-            "sdpa, flash",
-            {"attention": "sdpa"},
-            "attention",
-        )
 
 
 def _pipeline(scenario: Any) -> Iterator[Problem]:
@@ -417,7 +298,7 @@ def _expert(scenario: Any) -> Iterator[Problem]:
     if experts is None:
         yield Problem("`parallel.expert` divides experts, and this model has none.", "expert: 1", {"expert": 1})
         return
-    yield from _divides(parallel, "expert", experts, "the experts")
+    yield from divides(parallel, "expert", experts, "the experts")
     places = parallel.shard * parallel.tensor
     if parallel.expert % parallel.tensor or places % parallel.expert:
         yield Problem(
@@ -441,7 +322,9 @@ def _other_fields(scenario: Any) -> Iterator[Problem]:
         ("attention_mask", scenario.attention_mask == "none", "none"),
         ("loop", scenario.loop == "trainer", "trainer"),
         ("objective", scenario.objective == "sft", "sft"),
-        ("compile", scenario.compile == "none", "none"),
+        ("compile", scenario.compile == "none" or _compiled_by_layers(scenario), "none"),
+        ("float8", scenario.float8 == "none" or _in_eight_bits(scenario), "none"),
+        ("qat", scenario.qat == "none", "none"),
         ("kernels", scenario.kernels == "transformers", "transformers"),
         ("activation_offload", not scenario.activation_offload, False),
         ("optimizer", OPTIMIZERS[scenario.optimizer].elementwise or scenario.parallel.divided, "adamw"),
@@ -455,3 +338,14 @@ def _other_fields(scenario: Any) -> Iterator[Problem]:
                 {field: instead},
                 field,
             )
+
+
+def _compiled_by_layers(scenario: Any) -> bool:
+    """Whether the libraries compile a mesh's layers: accelerate and torchtitan do, before FSDP2 shards them."""
+    parallel = scenario.parallel
+    return scenario.compile == "layers" and parallel.sharded and (parallel.by_titan or not parallel.by_plan)
+
+
+def _in_eight_bits(scenario: Any) -> bool:
+    """Whether torchao's layers can be divided so: by FSDP2, and by torchtitan's plan with or without it."""
+    return scenario.parallel.by_titan or (scenario.parallel.sharded and not scenario.parallel.by_plan)

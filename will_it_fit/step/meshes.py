@@ -90,6 +90,7 @@ def divided_as_titan_does(model: nn.Module, scenario: Scenario, device: torch.de
     sizes = {axis: size for axis, size in sizes.items() if size > 1}
     mesh = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
     _divide_matrices(model, scenario, mesh["tensor"])
+    compile_parts(model, scenario)
     if parallel.sharded:
         _shard_units(model, scenario, mesh[tuple(axis for axis in sizes if axis != "tensor")])
     return model
@@ -312,3 +313,20 @@ def clip_on_meshes(parameters: list[nn.Parameter], max_norm: float) -> torch.Ten
     for group in by_mesh.values():
         nn.utils.clip_grads_with_norm_(group, max_norm, whole)
     return whole
+
+
+def compile_parts(model: nn.Module, scenario: Scenario) -> None:
+    """Compile a model in place, as ``model.compile(mode=...)`` does: the whole, or each of its decoder's layers.
+
+    What a layer is the model itself says, where it tells FSDP and accelerate what not to split. FSDP2 shards what is
+    compiled already, as accelerate's regional compilation and torchtitan have it.
+    """
+    how, mode = scenario.compile, scenario.compile_mode
+    if how == "model":
+        model.compile(mode=mode)
+    elif how == "layers":
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        names = set(base._no_split_modules or ())
+        for module in base.modules():
+            if type(module).__name__ in names:
+                module.compile(mode=mode)

@@ -35,6 +35,7 @@ from will_it_fit.step.meshes import (
     HEADS,
     accelerates_mesh,
     clip_on_meshes,
+    compile_parts,
     divided_as_titan_does,
     divided_by_plan,
     dividing_tokens,
@@ -231,6 +232,7 @@ def _fsdp2(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
     for each in {id(one): one for one in (model, base)}.values():  # a language model alone has no block of the tower
         if getattr(each, "_no_split_modules", None):
             each._no_split_modules = [name for name in each._no_split_modules if name in present]
+    compile_parts(model, scenario)
     model.state_dict = dict  # taken before sharding, and not used: each process has loaded its own weights
     try:
         model = fsdp2_prepare_model(accelerator, model)

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.batches import IGNORED
+from will_it_fit.step.low_precision import scales_for_the_next_step
 from will_it_fit.step.meshes import loss_of_parts, parts_of_rows, split_tokens, whole_rows
 from will_it_fit.step.model import autocast_dtype
 from will_it_fit.step.packing import full_packs
@@ -117,6 +118,7 @@ def optimizer_step(
         scaler.update()
     else:
         optimizer.step()
+    scales_for_the_next_step(model, scenario)
     optimizer.zero_grad(set_to_none=True)
     return norm
 
