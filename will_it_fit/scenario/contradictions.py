@@ -300,8 +300,8 @@ STEP = (
         "none; or float8 none", "qat: none"),
     Contradiction(lambda s: s.float8 != "none" and (s.method != "full" or s.fsdp == 1 or s.zero or s.aim.trainer
         or s.images or (s.compile != "none" and not s.meshed and s.fsdp != 2)), "float8",
-        "`float8: {float8}` is predicted for full fine-tuning on text: on one GPU without the compiler, with DDP and with"
-        " FSDP2.",
+        "`float8: {float8}` is predicted for full fine-tuning on text: on one GPU without the compiler, with DDP and"
+        " with FSDP2.",
         "none; or method full, strategy none, ddp, fsdp2", "float8: none"),
     Contradiction(lambda s: s.qat != "none" and (s.method != "full" or s.strategy != NONE
         or s.compile != "none" or s.aim.trainer or s.images), "qat",

@@ -319,8 +319,8 @@ WRONG = {
         "activation_offload: false",
     ),
     "a compiled step over divided weights": (
-        {"compile": "layers", "parallel": {"strategy": "fsdp2", "gpus": 2}},
-        "on one GPU and with DDP",
+        {"compile": "model", "parallel": {"strategy": "fsdp2", "gpus": 2}},
+        "by layers with FSDP2",
         "compile: none",
     ),
     "experts in 4 bits beside a base in 16": (
