@@ -18,7 +18,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.hours.step_time import Speed, speed_of
 from will_it_fit.scenario.description import say_way
 from will_it_fit.scenario.model import EXPERT_COUNTS
-from will_it_fit.scenario.parallel import Parallel
+from will_it_fit.scenario.nested_fields import Parallel
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import AXES, DIVIDED, NONE, REPLICATED
 

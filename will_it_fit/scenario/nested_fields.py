@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from will_it_fit.common.errors import UserError
@@ -16,114 +16,195 @@ from will_it_fit.common.schema import problems
 from will_it_fit.scenario.description import ANY, MOST, described, switch
 from will_it_fit.scenario.generation import Generation, Preference
 from will_it_fit.scenario.model import found_beside
-from will_it_fit.scenario.parallel import Parallel
-
-PRECISIONS = ("fp32", "fp16", "bf16")
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adapters: B (out x rank) times A (rank x in), scaled by alpha / rank, beside each target module."""
-
-    rank: int = described("The rank of both factors.", least=1, default=16)
-    alpha: int = described("The update is scaled by alpha / rank.", least=1, default=32)
-    dropout: float = described("Dropout on the adapter's input while training.", below=1.0, default=0.0)
-    target_modules: str | tuple[str, ...] = described(
-        "`all-linear`, or the names of the layers that get an adapter.",
-        types=("string", "array"),
-        default="all-linear",
-    )  # "all-linear" (every linear layer but the output head) or names
+from will_it_fit.scenario.strategies import DIVIDED, NONE, SCHEDULES, STRATEGIES, Strategy, even_stages
+from will_it_fit.scenario.value_fields import Allocator, Experts, Lora, Quantization, Versions
 
 
 @dataclass(frozen=True)
-class Quantization:
-    """How bitsandbytes packs the base of ``method: qlora``; ``compute`` is None where 4-bit layers compute in the
-    dtype of the other weights. Of ``type: int8`` (LLM.int8) there is one kind only.
-    """
+class Parallel:
+    """How a step is spread over several GPUs."""
 
-    type: str = described(
-        "The 4-bit data type; `int8`: 8 bits, as LLM.int8 packs them (`load_in_8bit`).",
-        words=("nf4", "fp4", "int8"),
-        default="nf4",
-        closed_form=("nf4", "fp4"),
+    strategy: str = described(
+        "`ddp`: the whole model on each GPU. `fsdp2`, and the older `fsdp1`: weights, gradients and states"
+        " sharded, each layer gathered while it runs. `zero2`, `zero3`: DeepSpeed's ZeRO, predicted"
+        " where `requirements-deepspeed.txt` is installed, and not trained.",
+        words=tuple(STRATEGIES),
+        default=NONE,
+        example=DIVIDED,
+        closed_form=tuple(name for name, one in STRATEGIES.items() if one.in_closed_form),
     )
-    double: bool = switch(
-        "Quantize the scales of 4-bit weights too: 0.373 bits a weight less.",
+    gpus: int = described("How many GPUs.", least=1, default=1, example=2)
+    reshard_after_forward: bool = switch(
+        "FSDP gives gathered weights back after the forward pass; `false`: keeps them until backward, which"
+        " saves a third of the communication.",
         default=True,
         closed_form=ANY,
     )
-    storage: str = described(
-        "The dtype that packed weights are stored as; `bf16` lets FSDP shard them.",
-        words=("uint8", *PRECISIONS),
-        default="uint8",
-        closed_form=ANY,
+    reduce_in_fp32: bool = switch(
+        "FSDP2 sums 16-bit gradients in fp32, as torchtitan and axolotl's recipes do: each layer's sum takes twice as"
+        " much while it is exchanged. Predicted, and not trained.",
     )
-    compute: str | None = described(
-        "The dtype that 4-bit layers compute in; `null`: the weights' own.",
-        words=PRECISIONS,
-        nullable=True,
-        example="bf16",
-    )
-
-
-@dataclass(frozen=True)
-class Experts:
-    """How the experts of a layer lie in memory, where they are one tensor and no linear layers."""
-
-    quantized: str = described(
-        "`bitsandbytes`: packed on load as `quantization` says, and unpacked while their layer runs, as axolotl's"
-        " `quantize_moe_experts` and Unsloth do. `mxfp4`: kept as gpt-oss' files have them (`dequantize: false`)."
-        " `none`: in 16 bits, as bitsandbytes leaves them. Predicted, and not trained.",
-        words=("none", "bitsandbytes", "mxfp4"),
-        default="none",
-        example="bitsandbytes",
-        said={"none": "", "bitsandbytes": "experts packed too", "mxfp4": "experts kept in mxfp4"},
+    float8_all_gather: bool = switch(
+        "With `float8: tensorwise`, FSDP2 casts weights before it gathers them: torchao's"
+        " `enable_fsdp_float8_all_gather`. Predicted, and not trained.",
+        example=True,
     )
     offload: str = described(
-        "`host`: frozen experts lie on the host, and a layer's come to the GPU while it runs.",
-        words=("none", "host"),
+        "`cpu`: FSDP keeps sharded weights, gradients and states on the host.",
+        words=("none", "cpu"),
         default="none",
-        example="host",
-        said={"none": "", "host": "experts on the host"},
     )
-    router_loss: bool = switch(
-        "The loss that spreads tokens over experts is added (`output_router_logits`): the routers' logits are kept.",
-        on="a routers' loss",
+    tensor: int = described(
+        "Among how many GPUs each layer's matrices are divided (tensor parallel), by transformers' plan for the"
+        " architecture. They take the same rows.",
+        least=1,
+        default=1,
+        example=2,
+        closed_form=(1,),
     )
-
-
-@dataclass(frozen=True)
-class Allocator:
-    """Settings of PyTorch's caching allocator."""
-
-    expandable_segments: bool = switch(
-        "`PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`: less memory unused.",
-        on="expandable segments",
+    sequence_parallel: bool = switch(
+        "Beside `tensor`: norms and what goes from layer to layer are divided along the row, by torchtitan's plan for"
+        " transformers' models. Predicted, and not trained.",
+        example=True,
+        on="sequence parallel",
+    )
+    loss_parallel: bool = switch(
+        "Beside `tensor`: logits stay divided among its GPUs, and the loss is taken on the parts, by the same plan."
+        " Predicted, and not trained.",
+        example=True,
+        on="loss parallel",
+    )
+    ulysses: int = described(
+        "Beside ZeRO: among how many GPUs each row's tokens are divided, and the heads while attention runs (Ulysses,"
+        " DeepSpeed's, which accelerate calls `sp_size`). Predicted, and not trained.",
+        least=1,
+        default=1,
+        example=2,
+        closed_form=(1,),
+    )
+    context: int = described(
+        "Among how many GPUs each row's tokens are divided (context parallel): accelerate's and PyTorch's ring"
+        " attention, with FSDP2 over these GPUs too.",
+        least=1,
+        default=1,
+        example=2,
+        closed_form=(1,),
+    )
+    pipeline: int = described(
+        "Among how many GPUs the layers are divided (pipeline parallel); `gradient_accumulation` is the number of"
+        " micro-batches.",
+        least=1,
+        default=1,
+        example=2,
+        closed_form=(1,),
+    )
+    expert: int = described(
+        "Among how many GPUs the experts of a mixture are divided (expert parallel); tokens go to theirs and come"
+        " back. They are some of the GPUs that share the rest of the model.",
+        least=1,
+        default=1,
+        example=2,
+        closed_form=(1,),
+    )
+    replicate: int = described(
+        "How many groups of GPUs hold the whole sharded model each (HSDP).",
+        least=1,
+        default=1,
+        example=2,
+        closed_form=(1,),
+    )
+    schedule: str = described(
+        "In which order a pipeline's stages take their micro-batches; with `interleaved` and `zero_bubble` each GPU has"
+        " two stages.",
+        words=tuple(SCHEDULES),
+        default="1f1b",
+        closed_form=ANY,
+    )
+    stage_layers: tuple[int, ...] | None = described(
+        "How many layers each stage of a pipeline has, the first stage's first; `null`: as even as they go. The last"
+        " stage has the logits too, so fewer layers there may save memory.",
+        types=("array",),
+        nullable=True,
+        example=[17, 15],
         closed_form=ANY,
     )
 
+    def __post_init__(self) -> None:
+        if self.stage_layers is not None:
+            object.__setattr__(self, "stage_layers", tuple(self.stage_layers))
 
-@dataclass(frozen=True)
-class Versions:
-    """Versions of libraries that are meant instead of those installed."""
+    @property
+    def written(self) -> dict[str, Any]:
+        """The strategy, the number of GPUs, and what else is not the default."""
+        return {
+            one.name: value
+            for one in fields(self)
+            if (value := getattr(self, one.name)) != one.default or one.name in ("strategy", "gpus")
+        }
 
-    bitsandbytes: str | None = described(
-        "Before 0.43.2 its 4-bit layers kept their inputs: predicted, and not trained.",
-        types=("string",),
-        nullable=True,
-        example="0.42.0",
-        said="bitsandbytes {}",
-        closed_form=(None,),
-    )
-    vllm: str | None = described(
-        "Whose rules the engine beside a reinforcement step follows; `null`: 0.31.0, the newest that TRL 1.16 admits."
-        " From 0.22 on.",
-        types=("string",),
-        nullable=True,
-        example="0.26.0",
-        said="vLLM {}",
-        closed_form=ANY,
-    )
+    @property
+    def mesh(self) -> int:
+        """The product of what the mesh names: of tensor, context, Ulysses, pipeline and replicate."""
+        return self.tensor * self.context * self.ulysses * self.pipeline * self.replicate
+
+    @property
+    def meshed(self) -> bool:
+        """Whether a mesh divides the step beside, or instead of, the strategy."""
+        return self.mesh > 1 or self.expert > 1
+
+    @property
+    def pipelined(self) -> bool:
+        """Whether anything is said of a pipeline."""
+        return self.pipeline > 1 or self.schedule != Parallel.schedule or self.stage_layers is not None
+
+    @property
+    def by_plan(self) -> bool:
+        """Whether a plan for tensors or experts divides the model."""
+        return self.tensor > 1 or self.expert > 1
+
+    @property
+    def by_titan(self) -> bool:
+        """Whether the plan is torchtitan's, and its FSDP2 and mixed precision too; else it is transformers'."""
+        return self.sequence_parallel or self.loss_parallel
+
+    @property
+    def shard(self) -> int:
+        """Among how many GPUs FSDP alone shards: what the mesh leaves."""
+        return self.gpus // self.mesh
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many micro-batches the GPUs take at once; those that divide a row or the layers take the same rows."""
+        return self.gpus // (self.tensor * self.context * self.ulysses * self.pipeline)
+
+    @property
+    def stages(self) -> int:
+        """Stages of the pipeline, over all GPUs."""
+        return self.pipeline * SCHEDULES[self.schedule]
+
+    def layers_of_stages(self, layers: int) -> tuple[int, ...]:
+        """How many of a model's layers each stage has."""
+        return self.stage_layers or even_stages(layers, self.stages)
+
+    @property
+    def kind(self) -> Strategy:
+        """What the strategy does with the model."""
+        return STRATEGIES[self.strategy]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP, the one or the other, divides weights, gradients and optimizer states."""
+        return self.kind.fsdp > 0
+
+    @property
+    def zero_stage(self) -> int:
+        """The stage of DeepSpeed's ZeRO; 0 without it."""
+        return self.kind.zero
+
+    @property
+    def divided(self) -> bool:
+        """Whether FSDP or ZeRO divides anything among the GPUs."""
+        return self.sharded or self.zero_stage > 0
 
 
 # The fields with parts that are values of their own; a mapping of these parts makes one.

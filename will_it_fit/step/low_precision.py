@@ -46,12 +46,11 @@ def exchange_products(model: nn.Module, scenario: Scenario) -> None:
         quantize_(model, config, filter_fn=wanted)
 
 
-def scales_for_the_next_step(model: nn.Module, scenario: Scenario) -> None:
+def scales_for_the_next_step(model: nn.Module) -> None:
     """After an update, where weights are cast before they are gathered: as accelerate's hook and torchtitan's loop."""
-    if scenario.parallel.float8_all_gather:
-        from torchao.float8 import precompute_float8_dynamic_scale_for_fsdp
+    from torchao.float8 import precompute_float8_dynamic_scale_for_fsdp
 
-        precompute_float8_dynamic_scale_for_fsdp(model)
+    precompute_float8_dynamic_scale_for_fsdp(model)
 
 
 def _layers_of(model: nn.Module, multiple: int) -> Callable[[nn.Module, str], bool]:

@@ -256,7 +256,9 @@ def exchanging_heads(model: nn.Module, scenario: Scenario) -> tuple[Any, dict[st
         micro_batch_size=scenario.micro_batch,
         disable_in_eval=True,
     )
-    return groups, {name: ALL_ATTENTION_FUNCTIONS._local_mapping.pop(name)}
+    attention = {name: ALL_ATTENTION_FUNCTIONS[name]}
+    del ALL_ATTENTION_FUNCTIONS[name]
+    return groups, attention
 
 
 @contextmanager

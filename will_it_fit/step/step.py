@@ -118,7 +118,8 @@ def optimizer_step(
         scaler.update()
     else:
         optimizer.step()
-    scales_for_the_next_step(model, scenario)
+    if scenario.parallel.float8_all_gather:
+        scales_for_the_next_step(model)
     optimizer.zero_grad(set_to_none=True)
     return norm
 

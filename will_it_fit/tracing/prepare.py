@@ -116,7 +116,7 @@ def prepare(
         histories = [history] if target == "cuda" else []
         if parallel.offload == "cpu":
             label = _offloaded(label)
-    if not parallel.sharded:
+    if scenario.compile != "none" and not parallel.sharded:
         compile_parts(model, scenario)
     optimizer = build_optimizer(model, scenario)
     if target == "cuda" and not parallel.divided and not by_parts:
