@@ -56,6 +56,7 @@ _FILLED = {  # made without the values of their first argument
     _aten.fill_.Scalar: None,
     _aten.zero_.default: 0,
 }
+_COPY, _TO_COPY, _SCATTER_ADD = _aten.copy_.default, _aten._to_copy.default, _aten.scatter_add_.default
 UNANSWERED = object()
 
 
@@ -112,14 +113,14 @@ class Values:
 
     def before(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """What an operator gives, where that is not the device's affair; :data:`UNANSWERED`: run it."""
-        if func is _aten._to_copy.default:
+        if func is _TO_COPY:
             if kwargs.get("device") is not None and torch.device(kwargs["device"]).type != args[0].device.type:
                 return self._moved(args[0], kwargs)
-        elif func is _aten.copy_.default and args[0].is_meta != args[1].is_meta:
+        elif func is _COPY and args[0].is_meta != args[1].is_meta:
             return self._copied(*args)
         if self._stand_ins and any(self._stands_in(item) for item in _tensors(args, kwargs)):
             return self._on_host(func, args, kwargs)
-        if func is _aten.scatter_add_.default and (counts := self._even(*args)) is not None:
+        if func is _SCATTER_ADD and (counts := self._even(*args)) is not None:
             self.remember(args[0], counts)
             return UNANSWERED
         if not self.carrying:
@@ -133,7 +134,7 @@ class Values:
 
     def after(self, func: Any, args: tuple, kwargs: dict, output: Any) -> None:
         """Carry the values of what an operator has made of known ones."""
-        if func is _aten._to_copy.default and output.is_meta and not args[0].is_meta:
+        if func is _TO_COPY and output.is_meta and not args[0].is_meta:
             if carried(args[0]) and not self._stands_in(args[0]):
                 self.remember(output, args[0].to(output.dtype, copy=True))
             if self._host_is_device:  # the tensor itself, for as long as either lives
@@ -264,7 +265,7 @@ class Values:
             raise NoValues(func._schema.name)
         if kind.view:
             return UNANSWERED
-        if func is _aten.copy_.default and args[0].is_meta:
+        if func is _COPY and args[0].is_meta:
             return args[0]
         if kind.written:
             return args[kind.written[0]]
