@@ -98,6 +98,7 @@ RELIED_ON = {
     "torch._C._distributed_c10d": "FakeWork",
     "torch.cuda": "_compile_kernel _exchange_device _maybe_exchange_device",
     "torch.amp.GradScaler": "_maybe_opt_step",
+    "torch.nn.init": "_no_grad_trunc_normal_",
     "torch.utils.data.DataLoader": "_get_iterator",
     "torch.utils.data.dataloader": "_SingleProcessDataLoaderIter",
     "torch.distributed.Backend": "_plugins",

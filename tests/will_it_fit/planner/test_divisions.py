@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.will_it_fit.pairwise import each_night
 from tests.will_it_fit.tracing.several_gpus import LLAMA, scenario
 from will_it_fit.ask import command
 from will_it_fit.cards.gpus import find
@@ -80,13 +81,19 @@ def test_the_asked_way_comes_first_and_the_best_of_the_others_after_it():
 WIDE = LLAMA | {"hidden_size": 512, "intermediate_size": 1408, "vocab_size": 4096}
 
 
-def test_what_a_gpu_holds_in_any_case_rules_a_way_out():
-    """The bound is below each trace; so nothing that fits is ruled out, and the answer says how much it is."""
+@pytest.mark.parametrize("gpus", [2, pytest.param(4, marks=each_night)])
+def test_what_a_gpu_holds_in_any_case_is_below_each_trace(gpus):
+    """So nothing that fits is ruled out."""
     step = small(model=WIDE)
     order = Order(step, find("h100-80gb"))
-    for way in ways(step, 4):
+    for way in ways(step, gpus):
         traced = divisions._traced(way, find("h100-80gb"))[0]
         assert 0 < order.least_bytes(way) <= traced.peak_allocated_bytes, traced.way
+
+
+def test_what_a_gpu_holds_in_any_case_rules_a_way_out():
+    """And the answer says how much it is."""
+    step = small(model=WIDE)
     card = find({"vram_gib": 0.56})  # of which 0.06 are usable
     found = divide(step, card)
     assert {row["way"] for row in found["ruled_out"]} == {"ddp"}
