@@ -101,9 +101,9 @@ def _meshes(scenario: Scenario, gpus: int) -> Iterator[dict[str, Any]]:
                 yield {"strategy": DIVIDED, "gpus": gpus, "replicate": replicate, axis: count, **plain}
         for count in divisors:
             yield {"strategy": DIVIDED, "gpus": gpus, "replicate": replicate, "tensor": count, **_ALONG_ROWS, **plain}
-    yield {"strategy": NONE, "gpus": gpus, "tensor": gpus, **_ALONG_ROWS}
     for tensor in divisors:
-        yield {"strategy": NONE, "gpus": gpus, "tensor": tensor, "pipeline": gpus // tensor}
+        for more in ({}, _ALONG_ROWS):
+            yield {"strategy": NONE, "gpus": gpus, "tensor": tensor, "pipeline": gpus // tensor, **more}
         yield {"strategy": DIVIDED, "gpus": gpus, "tensor": tensor, "expert": gpus}
 
 

@@ -326,6 +326,9 @@ def router_loss(reading: Reading, key: str) -> None:
         reading.approximates(key, True, TOO_LOW, "the routers' logits are kept for a loss of their own")
 
 
+_PLANS = ("tensor", "expert")  # axes that transformers' plans divide
+
+
 def compiled(reading: Reading, torch_compile: Any, mode: Any, *, layers: bool = False) -> None:
     """``torch_compile`` of a trainer, which compiles the whole model; to be called when objective and GPUs are set.
 
@@ -335,7 +338,7 @@ def compiled(reading: Reading, torch_compile: Any, mode: Any, *, layers: bool = 
         return
     fields, divided = reading.fields, reading.fields.get("parallel") or {}
     strategy, titan = divided.get("strategy", "none"), divided.get("sequence_parallel") or divided.get("loss_parallel")
-    by_plan = any(divided.get(axis, 1) > 1 for axis in ("tensor", "expert", "pipeline")) and not titan
+    by_plan = divided.get("pipeline", 1) > 1 or (not titan and any(divided.get(axis, 1) > 1 for axis in _PLANS))
     together = strategy == "fsdp2" if layers and (titan or strategy == "fsdp2") else strategy in ("none", "ddp")
     known = together and not by_plan and fields.get("objective", "sft") == "sft"
     if known and find_spec("triton") is not None:

@@ -167,14 +167,14 @@ def _parallel(get: Values, reading: Reading, degrees: _Degrees, gpus: int | None
         parts |= {"offload": "cpu"} if get("training.enable_cpu_offload") else {}
     elif sharded and get("training.enable_cpu_offload"):
         reading.approximates("training.enable_cpu_offload", True, TOO_HIGH, "weights and states lie on the host")
-    if degrees.tensor > 1 and degrees.pipeline == degrees.expert == degrees.context == 1:
+    if degrees.tensor > 1 and degrees.expert == degrees.context == 1:
         off = get("parallelism.disable_loss_parallel", get("training.disable_loss_parallel"))
         parts["sequence_parallel"] = get("parallelism.enable_sequence_parallel", True)
         parts["loss_parallel"] = get("parallelism.enable_loss_parallel", not off)
     elif degrees.tensor > 1:
         why = (
-            "torchtitan divides hidden states along the row and the scores along the words; beside a pipeline, context"
-            " and experts transformers' plan is taken, which does neither"
+            "torchtitan divides hidden states along the row and the scores along the words; beside context and experts"
+            " transformers' plan is taken, which does neither"
         )
         key = next(name for name, _ in get.items() if name.endswith("tensor_parallel_degree"))
         reading.approximates(key, degrees.tensor, TOO_HIGH, why)

@@ -38,14 +38,13 @@ def divides(parallel: Any, axis: str, number: int | None, what: str, common: int
 def sequence_and_loss(scenario: Any) -> Iterator[Problem]:
     """Sequence and loss parallel, by torchtitan's plan for transformers' models."""
     parallel, named = scenario.parallel, [name for name in OF_TITAN if getattr(scenario.parallel, name)]
-    for axis in ("pipeline", "expert"):
-        if getattr(parallel, axis) > 1:
-            yield Problem(
-                f"`parallel.{named[0]}` and `parallel.{axis}: {getattr(parallel, axis)}` are not predicted together:"
-                " the plan is followed for dense models whose layers are all on each GPU.",
-                f"{axis}: 1; or {' and '.join(named)}: false",
-                dict.fromkeys(named, False),
-            )
+    if parallel.expert > 1:
+        yield Problem(
+            f"`parallel.{named[0]}` and `parallel.expert: {parallel.expert}` are not predicted together: the plan is"
+            " followed for dense models.",
+            f"expert: 1; or {' and '.join(named)}: false",
+            dict.fromkeys(named, False),
+        )
     if not parallel.sequence_parallel:
         return
     tokens, count = scenario.sequence_length, parallel.tensor

@@ -348,4 +348,5 @@ def _compiled_by_layers(scenario: Any) -> bool:
 
 def _in_eight_bits(scenario: Any) -> bool:
     """Whether torchao's layers can be divided so: by FSDP2, and by torchtitan's plan with or without it."""
-    return scenario.parallel.by_titan or (scenario.parallel.sharded and not scenario.parallel.by_plan)
+    parallel = scenario.parallel
+    return parallel.pipeline == 1 and (parallel.by_titan or (parallel.sharded and not parallel.by_plan))

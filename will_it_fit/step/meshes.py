@@ -12,9 +12,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,17 +90,19 @@ def divided_as_titan_does(model: nn.Module, scenario: Scenario, device: torch.de
     sizes = {"replicate": parallel.replicate, "shard": parallel.shard, "tensor": parallel.tensor}
     sizes = {axis: size for axis, size in sizes.items() if size > 1}
     mesh = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
-    _divide_matrices(model, scenario, mesh["tensor"])
+    divide_matrices(model, scenario, mesh["tensor"])
     compile_parts(model, scenario)
     if parallel.sharded:
         _shard_units(model, scenario, mesh[tuple(axis for axis in sizes if axis != "tensor")])
     return model
 
 
-def _divide_matrices(model: nn.Module, scenario: Scenario, mesh: Any) -> None:
+def divide_matrices(model: nn.Module, scenario: Scenario, mesh: Any) -> None:
+    """The plan itself, over the dimension of a mesh that divides matrices."""
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor import parallel as styles
 
+    _refuse_unknown_parts(model, scenario)
     parallel, base = scenario.parallel, model.base_model
     between = Shard(1) if parallel.sequence_parallel else Replicate()
     scores = Shard(-1) if parallel.loss_parallel else Replicate()
@@ -123,7 +126,6 @@ def _divide_matrices(model: nn.Module, scenario: Scenario, mesh: Any) -> None:
         plan |= {name: styles.SequenceParallel() for name in _NORMS}
     for layer in base.layers:
         present = {name for name, _ in layer.named_modules()}
-        _refuse_unknown_parts(layer, scenario)
         styles.parallelize_module(layer, mesh, {name: style for name, style in plan.items() if name in present})
 
 
@@ -138,10 +140,11 @@ def _styles(scenario: Scenario) -> tuple[Any, Any, Any]:
     return eight.Float8ColwiseParallel, eight.Float8RowwiseParallel, eight.PrepareFloat8ModuleInput
 
 
-def _refuse_unknown_parts(layer: nn.Module, scenario: Scenario) -> None:
-    known = (*_COLUMNS, *_ROWS, *_NORMS, *_HEAD_NORMS)
-    for name, _ in layer.named_parameters():
-        if name.rpartition(".")[0] not in known:
+def _refuse_unknown_parts(model: nn.Module, scenario: Scenario) -> None:
+    known = {*_COLUMNS, *_ROWS, *_NORMS, *_HEAD_NORMS, "embed_tokens", "norm", "lm_head"}
+    for name, _ in model.named_parameters():
+        own = re.sub(r"^(model\.)?(layers\.\d+\.)?", "", name).rpartition(".")[0]
+        if own not in known:
             raise UserError(
                 "torchtitan's plan for sequence and loss parallel does not know this architecture's layers: they have"
                 f" {name}.",
@@ -173,12 +176,19 @@ def _shard_units(model: nn.Module, scenario: Scenario, mesh: Any) -> None:
 @contextmanager
 def whole_rows(batch: dict[str, torch.Tensor], scenario: Scenario) -> Iterator[None]:
     """Around a micro-batch of a model divided as torchtitan does: positions of whole rows, and loss parallel."""
-    from torch.distributed.tensor.parallel import loss_parallel
-
     tokens = batch["input_ids"]
     batch["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    with loss_parallel() if scenario.parallel.loss_parallel else nullcontext():
+    with dividing_loss(scenario.parallel):
         yield
+
+
+def dividing_loss(parallel: Any) -> AbstractContextManager:
+    """PyTorch's ``loss_parallel``, forward and backward, where a step has it."""
+    if not parallel.loss_parallel:
+        return nullcontext()
+    from torch.distributed.tensor.parallel import loss_parallel
+
+    return loss_parallel()
 
 
 # --- accelerate's mesh ------------------------------------------------------------------------------------------------

@@ -122,6 +122,8 @@ def test_a_pipeline_cuts_torchtitans_rows(tmp_path):
     degrees = 'data_parallel_shard_degree = 1\npipeline_parallel_degree = 2\npipeline_parallel_schedule = "1F1B"'
     found = titan(tmp_path, f"{degrees}\npipeline_parallel_microbatch_size = 1", gpu="2x80GiB")
     said(found, micro_batch=1, gradient_accumulation=2, parallel={"strategy": "none", "gpus": 2, "pipeline": 2})
+    found = titan(tmp_path, f"{degrees}\ntensor_parallel_degree = 2", gpu="4x80GiB")
+    said(found, parallel={"tensor": 2, "pipeline": 2, "sequence_parallel": True, "loss_parallel": True})
 
 
 def test_what_torchtitan_combines_and_the_libraries_do_not_is_refused_in_the_files_words(tmp_path):
@@ -307,7 +309,8 @@ def test_a_command_of_megatron_makes_a_mesh(tmp_path):
     found = script(tmp_path, before="CUDA_VISIBLE_DEVICES=0,1 ")
     said(found, micro_batch=1, gradient_accumulation=4, gradient_checkpointing=True, precision="bf16-mixed",
          sequence_length=2048, parallel={"strategy": "none", "gpus": 4, "tensor": 2, "pipeline": 2})  # fmt: skip
-    assert remarks(found)["sequence_parallel"] == "too high" and not found.reading.unknown
+    said(found, parallel={"sequence_parallel": True, "loss_parallel": True})
+    assert "sequence_parallel" not in remarks(found) and not found.reading.unknown
     assert any("2 replicas of 4 GPUs" in note for note in found.reading.notes)
 
 

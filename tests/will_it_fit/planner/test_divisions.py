@@ -70,7 +70,7 @@ def test_the_asked_way_comes_first_and_the_best_of_the_others_after_it():
     assert said[0] == ("4 GPUs, fsdp2", 4) and said[-1][1] == 0
     assert shown[0].way == "fsdp2" and found["asked"]["way"] == "fsdp2"
     rows = found["divisions"]
-    assert len(rows) == 5 and found["considered"] == 8
+    assert len(rows) == 5 and found["considered"] == 9
     assert [row["fits"] for row in rows] == [True] * 5
     traced, others = {row["way"] for row in rows}, {row["way"] for row in found["not_traced"]}
     assert not traced & others and traced | others == named(ways(small(), 4)) and found["ruled_out"] == []

@@ -168,11 +168,17 @@ BAD = {
     ),
     "sequence parallel alone": ({"gpus": 2, "sequence_parallel": True}, {}, "`parallel.tensor` says 1", "false"),
     "loss parallel alone": ({"gpus": 2, "loss_parallel": True}, {}, "`parallel.tensor` says 1", "false"),
-    "sequence parallel in a pipeline": (
-        {"strategy": "none", "gpus": 4, "tensor": 2, "pipeline": 2, "sequence_parallel": True},
-        {"gradient_accumulation": 2},
-        "whose layers are all on each GPU",
+    "sequence parallel of experts": (
+        {"gpus": 6, "tensor": 2, "expert": 6, "sequence_parallel": True},
+        {"model": MOE},
+        "the plan is followed for dense models",
         "sequence_parallel: false",
+    ),
+    "float8 in a pipeline": (
+        {"strategy": "none", "gpus": 4, "tensor": 2, "pipeline": 2, "sequence_parallel": True},
+        {"gradient_accumulation": 2, "float8": "rowwise"},
+        "`float8: rowwise` and a mesh",
+        "float8: none",
     ),
     "tokens of sequence parallel": (
         {"gpus": 2, "tensor": 2, "sequence_parallel": True},

@@ -67,6 +67,15 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2},
         {"gradient_accumulation": 2, "model": LAYERS},
     ),
+    "pipeline x tensor, sequence, loss": (
+        {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2, "sequence_parallel": True, "loss_parallel": True},
+        {"gradient_accumulation": 2, "model": LAYERS},
+    ),
+    "interleaved x tensor, sequence, autocast": (
+        {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2, "sequence_parallel": True}
+        | {"schedule": "interleaved"},
+        {"gradient_accumulation": 4, "model": LAYERS, **AUTOCAST},
+    ),
     "fsdp2 x context": ({"gpus": 4, "context": 2}, {}),
     "context of four": ({"gpus": 4, "context": 4}, {}),
     "tensor x expert": ({"gpus": 4, "tensor": 2, "expert": 4}, {"model": EXPERTS}),
