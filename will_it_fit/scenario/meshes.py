@@ -221,16 +221,34 @@ def _tensor(scenario: Any) -> Iterator[Problem]:
             "tensor: 1; or a model with a head of its own",
             {"tensor": 1},
         )
-    yield from _adapters(
-        scenario,
-        "tensor",
-        "can't be combined: PEFT's adapters don't know how transformers has divided the matrices below them.",
-    )
+    if scenario.method == "qlora":
+        yield Problem(
+            "`parallel.tensor` and `method: qlora` can't be combined: transformers' plan divides matrices, and"
+            " bitsandbytes has packed these into bytes without rows.",
+            "lora, full; or tensor: 1",
+            {"method": "lora"},
+            "method",
+        )
+    elif scenario.adapter and str(scenario.adapter["peft_type"]).upper() != "LORA":
+        yield Problem(
+            f"`parallel.tensor` and adapters of the type {scenario.adapter['peft_type']} can't be combined: of PEFT's"
+            " methods LoRA alone divides its factors as the matrices beside them.",
+            "peft_type LORA; or tensor: 1",
+            {"adapter": {"peft_type": "LORA", "r": 16, "target_modules": "all-linear"}},
+            "adapter",
+        )
+    elif scenario.method == "lora" and parallel.pipeline > 1:
+        yield Problem(
+            "`parallel.tensor`, `parallel.pipeline` and `method: lora` are not predicted together.",
+            "full; or tensor: 1; or pipeline: 1",
+            {"method": "full"},
+            "method",
+        )
 
 
 def _context(scenario: Any) -> Iterator[Problem]:
     parallel, tokens = scenario.parallel, scenario.sequence_length
-    parts = 2 * parallel.context
+    parts = parallel.parts_of_a_row
     if tokens % parts:
         yield Problem(
             f"`sequence_length: {tokens}` can't be split by `parallel.context: {parallel.context}`: each GPU takes a"

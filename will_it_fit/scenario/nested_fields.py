@@ -230,6 +230,23 @@ class Parallel:
         """How many micro-batches the GPUs take at once; those of tensor, context and pipeline take the same rows."""
         return self.gpus // (self.tensor * self.context * self.pipeline)
 
+    def rows_of(self, rank: int) -> int:
+        """Which share of a step's rows a GPU takes, of :attr:`rows_at_once`, from 0.
+
+        In the libraries' meshes GPUs of tensor and context are neighbours, and those of a pipeline are farthest apart.
+        """
+        return rank // (self.tensor * self.context) % self.rows_at_once
+
+    @property
+    def averaged(self) -> int:
+        """Over how many GPUs gradients are averaged: where a row's tokens are divided, over those that share it too."""
+        return self.gpus // (self.tensor * self.pipeline)
+
+    @property
+    def parts_of_a_row(self) -> int:
+        """Into how many parts of one length a row is cut: with ``context`` each GPU takes two, else 1."""
+        return 2 * self.context if self.context > 1 else 1
+
     @property
     def stages(self) -> int:
         """Stages of the pipeline, over all GPUs."""

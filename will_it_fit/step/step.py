@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain, repeat
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,6 +82,17 @@ def forward_backward(
     return loss.detach()
 
 
+def divided_rows(
+    model: nn.Module, batch: dict[str, Any], scenario: Scenario, learned: int
+) -> AbstractContextManager:
+    """The context of a micro-batch's passes in which each GPU has its part of the tokens (``parallel.context``).
+
+    ``learned``: tokens of the batch that the loss counts. Without such a division nothing is changed. With it the
+    losses of the GPUs that share the rows add up to the mean loss.
+    """
+    return split_tokens(model, batch, learned) if scenario.parallel.context > 1 else nullcontext()
+
+
 def optimizer_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -147,8 +159,8 @@ def random_step(
             if image_token is not None:
                 batch |= images_of(scenario, device, batch["input_ids"].shape, image_token)
             last, scale = number == count - 1, 1 / scenario.gradient_accumulation
-            parts = split_tokens(model, batch) if scenario.parallel.context > 1 else nullcontext()
-            with exchanging(model, last=last), parts:
+            learned = scenario.micro_batch * (length - 1)  # the first token of a row predicts nothing before it
+            with exchanging(model, last=last), divided_rows(model, batch, scenario, learned):
                 forward_backward(model, batch, scenario, loss_scale=scale, held=held, last=last)
             del batch
         optimizer_step(model, optimizer, scenario, max_grad_norm=max_grad_norm)

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from multiprocessing import connection
 
 import pytest
 import safetensors.torch
@@ -74,8 +75,13 @@ def forked(monkeypatch, tmp_path):
         ranks = [context.Process(target=work_as, args=(n, gpus, port, tmp_path / "work.json")) for n in range(gpus)]
         for process in ranks:
             process.start()
-        for process in ranks:
-            process.join()
+        while not all(process.exitcode == 0 for process in ranks):
+            connection.wait([process.sentinel for process in ranks if process.exitcode is None])
+            if any(process.exitcode for process in ranks):  # the others wait for it
+                for process in ranks:
+                    process.terminate()
+                    process.join()
+                break
         ends = {rank: process.exitcode for rank, process in enumerate(ranks) if process.exitcode}
         if ends:
             raise processes._failure(tmp_path, ends, resumed)
@@ -83,8 +89,8 @@ def forked(monkeypatch, tmp_path):
     monkeypatch.setattr(train, "launch", launch)
 
 
-def several(step, strategy="fsdp2", gpus=2):
-    return {**step, "parallel": {"strategy": strategy, "gpus": gpus}}
+def several(step, strategy="fsdp2", gpus=2, **mesh):
+    return {**step, "parallel": {"strategy": strategy, "gpus": gpus, **mesh}}
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +138,35 @@ def test_two_processes_take_the_steps_of_one(place, tmp_path, forked, alone, str
     for name, tensor in written.items():
         torch.testing.assert_close(tensor, adapter[name], rtol=1e-3, atol=1e-4)
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+MESHES = {
+    "tensor": ("none", 2, {"tensor": 2}, 4),
+    "context": ("fsdp2", 2, {"context": 2}, 4),
+    "fsdp2 x tensor": ("fsdp2", 4, {"tensor": 2}, 2),
+}
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_mesh_takes_the_steps_of_one_process(place, tmp_path, forked, alone, name):
+    """GPUs of a tensor or context group take the same rows; every third step leaves a share of the rows empty."""
+    strategy, gpus, mesh, rows = MESHES[name]
+    step = several({**LORA, "micro_batch": rows // 2, "gradient_accumulation": 2}, strategy, gpus, **mesh)
+    report, curve = run(place, tmp_path / "run", step)
+    single, expected, adapter = alone("lora")
+    for row, other in zip(curve, expected, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3)
+        assert (row["rows"], row["answer_tokens"], row["tokens"]) == tuple(
+            other[key] for key in ("rows", "answer_tokens", "tokens")
+        )
+        assert row["computed_tokens"] == row["tokens"] + row["padding_tokens"]
+    assert report["validation_loss"] == pytest.approx(single["validation_loss"], rel=1e-5)
+    assert report["effective_batch"] == single["effective_batch"] == 4
+    written = safetensors.torch.load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert written.keys() == adapter.keys()
+    for key, tensor in written.items():
+        torch.testing.assert_close(tensor, adapter[key], rtol=1e-3, atol=1e-4)
 
 
 def test_each_process_packs_its_own_rows_behind_the_prefix(place, tmp_path, forked):
