@@ -14,7 +14,7 @@ from scripts.common.resource_table import Stage
 from will_it_fit.hours.step_time import Speed
 from will_it_fit.scenario.scenario import Scenario
 
-# For each step of a training and each share of its rows: rows (or packs) and tokens of the longest, of each micro-batch.
+# For each step of a training and each share of its rows: rows (or packs) of each micro-batch, tokens of the longest.
 Shapes = Sequence[Sequence[Sequence[tuple[int, int]]]]
 
 

@@ -37,10 +37,11 @@ def plan_steps(rows: int, rows_per_step: int, epochs: int, max_steps: int | None
 
 
 def planned_steps(rows: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int) -> Iterator[list[list]]:
-    """For each step of a run, in order, the micro-batches of each share (:func:`will_it_fit.step.packing.micro_batches`).
+    """For each step of a run, in order, the micro-batches of each share of its rows.
 
-    A GPU's share is :meth:`Parallel.rows_of`; those of a tensor or context group take the same one. A step's rows are
-    dealt out like cards: rows of like length lie beside each other, so that all shares have as much to do.
+    :func:`will_it_fit.step.packing.micro_batches` makes them. A GPU's share is :meth:`Parallel.rows_of`; those of a
+    tensor or context group take the same one. A step's rows are dealt out like cards: rows of like length lie beside
+    each other, so that all shares have as much to do.
     """
     from will_it_fit.step.batches import epoch_batches
     from will_it_fit.step.packing import micro_batches

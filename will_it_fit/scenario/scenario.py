@@ -190,9 +190,9 @@ class Scenario(Fields):
 def rows_in_a_step(step: Scenario, loop: Mapping[str, Any]) -> int:
     """Rows whose answers make one optimizer step.
 
-    Without packing it is micro-batch times accumulation times GPUs, of which those of a tensor or context group count
-    once: they take the same rows. A pack holds as many rows as fit, so there it is a setting: steps of as many rows, not
-    of as many packs, are alike. Each GPU takes its share of them.
+    Without packing it is micro-batch times accumulation times GPUs. Those of a tensor or context group take the same
+    rows and count once. A pack holds as many rows as fit, so there it is a setting: steps of as many rows, not of as
+    many packs, are alike. Each GPU takes its share of them.
     """
     gpus, packed = step.parallel.rows_at_once, step.packing != "none"
     product = step.micro_batch * step.gradient_accumulation * gpus

@@ -82,9 +82,7 @@ def forward_backward(
     return loss.detach()
 
 
-def divided_rows(
-    model: nn.Module, batch: dict[str, Any], scenario: Scenario, learned: int
-) -> AbstractContextManager:
+def divided_rows(model: nn.Module, batch: dict[str, Any], scenario: Scenario, learned: int) -> AbstractContextManager:
     """The context of a micro-batch's passes in which each GPU has its part of the tokens (``parallel.context``).
 
     ``learned``: tokens of the batch that the loss counts. Without such a division nothing is changed. With it the
@@ -152,13 +150,17 @@ def random_step(
     )  # outputs that live until the next ones are there
     count = min(scenario.gradient_accumulation, MICRO_BATCHES if device == "meta" else scenario.gradient_accumulation)
 
+    # A micro-batch's share of the step's tokens, times the GPUs over which gradients are averaged.
+    parallel = scenario.parallel
+    scale = parallel.averaged / (parallel.rows_at_once * scenario.gradient_accumulation)
+
     def step() -> None:
         length = next(lengths)
         for number in range(count):
             batch = random_batch(scenario, device, vocabulary, length=length)
             if image_token is not None:
                 batch |= images_of(scenario, device, batch["input_ids"].shape, image_token)
-            last, scale = number == count - 1, 1 / scenario.gradient_accumulation
+            last = number == count - 1
             learned = scenario.micro_batch * (length - 1)  # the first token of a row predicts nothing before it
             with exchanging(model, last=last), divided_rows(model, batch, scenario, learned):
                 forward_backward(model, batch, scenario, loss_scale=scale, held=held, last=last)

@@ -200,6 +200,7 @@ def measure_as(rank, size, port, path):
     from tests.will_it_fit.engine.pairs import gloo_as_nccl
     from will_it_fit.engine.trace import Options, measure_step
     from will_it_fit.step import step as taken
+    from will_it_fit.step.batches import padded_length
     from will_it_fit.step.optimizers import build_optimizer
 
     join(rank, size, port)
@@ -225,7 +226,8 @@ def measure_as(rank, size, port, path):
 
         taken.clip_gradients = clip_later
         found = {"phases": measure_step(model, optimizer, step, options=Options()).phases}
-        write_json(path.with_name(f"measured-{rank}.json"), found | {"tokens": len(longest.input_ids)})
+        tokens = padded_length([len(longest.input_ids)], scenario.parallel.parts_of_a_row)
+        write_json(path.with_name(f"measured-{rank}.json"), found | {"tokens": tokens})
 
 
 @pytest.mark.parametrize("name", MESHES)

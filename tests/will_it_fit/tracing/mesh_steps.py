@@ -90,6 +90,7 @@ def in_turns(model: Any, among: int = 4) -> None:
 
 def main(folder: Path, count: int) -> int:
     import torch
+
     from tests.will_it_fit.engine.pairs import (
         figures,
         finish,
