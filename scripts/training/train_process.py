@@ -149,6 +149,7 @@ def train(work: TrainingJob, group: Group = ALONE) -> None:
     report["packing"] = {"exactness": exactness, "kind": scenario.packing, "prefix_tokens": data.prefix}
     report |= {**about, "base": about_base(description), "validation_loss": loss, "versions": versions()}
     report["peak_allocated_bytes"] = max(peaks) if device == "cuda" else None  # of the GPU with most
+    report["ranks"] = [{"rank": rank, "peak_allocated_bytes": peak} for rank, peak in enumerate(peaks)]
     adapter = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
     write_report(Path(work.outputs["report"]), report, *adapter, curve_path)
 

@@ -181,9 +181,9 @@ def test_two_processes_take_the_host_memory_that_is_checked(number, processes) -
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which keeps each process's peak")
 @pytest.mark.parametrize("number", range(len(gloo_hosts.CASES)), ids=["-".join(case) for case in gloo_hosts.CASES])
 def test_processes_peak_below_what_is_said_of_their_host(number, processes) -> None:
-    """Resident memory, files' pages included. What the larger model adds is 65 to 105 % of what is said.
+    """Resident memory, files' pages included. What the larger model adds is 60 to 105 % of what is said.
 
-    Less, where the kernel or transformers drops pages of the files before the peak.
+    Less, where the kernel or transformers drops pages of the files before the peak, and where DDP sends little.
     """
     step = gloo_hosts.scenario(gloo_hosts.llama(**gloo_hosts.SIZES), *gloo_hosts.CASES[number])
     found = trace(step, "cpu", timeline=False)
@@ -191,7 +191,7 @@ def test_processes_peak_below_what_is_said_of_their_host(number, processes) -> N
     said = tensors + found["parameters"] * 4
     for process in processes[number]:
         grown = process["peak of the large"] - process["peak of the small"]
-        assert 0.65 * said <= grown <= 1.05 * said
+        assert 0.6 * said <= grown <= 1.05 * said
         assert process["peak of the large"] <= hosts.PROCESS_BYTES + said
 
 
