@@ -7,7 +7,7 @@ divides matrices and experts, with and without FSDP2; PyTorch's schedules run a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -229,11 +229,11 @@ def _tensor(scenario: Any) -> Iterator[Problem]:
             {"method": "lora"},
             "method",
         )
-    elif scenario.adapter and str(scenario.adapter["peft_type"]).upper() != "LORA":
+    elif other := _beyond_factors(scenario.adapter or {}):
         yield Problem(
-            f"`parallel.tensor` and adapters of the type {scenario.adapter['peft_type']} can't be combined: of PEFT's"
-            " methods LoRA alone divides its factors as the matrices beside them.",
-            "peft_type LORA; or tensor: 1",
+            f"`parallel.tensor` and an adapter with {other} can't be combined: of PEFT's adapters LoRA's factors alone"
+            " are divided as the matrices beside them.",
+            "peft_type LORA without it; or tensor: 1",
             {"adapter": {"peft_type": "LORA", "r": 16, "target_modules": "all-linear"}},
             "adapter",
         )
@@ -244,6 +244,15 @@ def _tensor(scenario: Any) -> Iterator[Problem]:
             {"method": "full"},
             "method",
         )
+
+
+def _beyond_factors(adapter: Mapping[str, Any]) -> str:
+    """What an adapter's PEFT configuration has beside LoRA's factors; "" for nothing."""
+    kind = str(adapter.get("peft_type", "LORA")).upper()
+    if kind != "LORA":
+        return f"peft_type {kind}"
+    named = ("use_dora", "modules_to_save", "target_parameters", "trainable_token_indices")
+    return ", ".join(name for name in named if adapter.get(name))
 
 
 def _context(scenario: Any) -> Iterator[Problem]:

@@ -73,6 +73,10 @@ def divided_by_plan(model: nn.Module, scenario: Scenario) -> nn.Module:
         ) from None
 
 
+# transformers' ways to divide a layer whose output is whole on each GPU; None: the layer is not divided.
+_WITH_WHOLE_ADAPTERS = (None, "colwise_gather_output", "colwise_rep", "rowwise_rep", "rowwise_split_input")
+
+
 @contextmanager
 def _adapters_aside(base: nn.Module) -> Iterator[None]:
     """transformers' plans name the layers that LoRA has wrapped."""
@@ -92,6 +96,7 @@ def _divide_adapters(base: nn.Module) -> None:
     """Divide adapters as the layers that they are beside, by PEFT's own rule (``LoraModel._create_and_replace``).
 
     Of a layer whose rows are divided B is, of one whose columns are divided A; the other factor is whole on each GPU.
+    So are both beside a layer whose output is whole on each GPU.
     """
     from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.model import add_lora_tp_hooks_dtensor, get_tp_plan_and_mesh
@@ -100,6 +105,8 @@ def _divide_adapters(base: nn.Module) -> None:
         if not isinstance(layer, LoraLayer):
             continue
         style, mesh = get_tp_plan_and_mesh(base, name)
+        if style not in ("colwise", "rowwise", *_WITH_WHOLE_ADAPTERS):
+            raise ValueError(f"PEFT knows no adapter beside {name}, which its plan divides by `{style}`")
         factors = {"colwise": layer.lora_B, "rowwise": layer.lora_A}.get(style, {})
         for adapter, factor in factors.items():
             label = f"{name}.{adapter}"

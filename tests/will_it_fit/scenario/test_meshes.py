@@ -137,7 +137,13 @@ BAD = {
     "other adapters": (
         {"gpus": 2, "tensor": 2},
         {"method": "lora", "adapter": {"peft_type": "IA3", "target_modules": ["k_proj"]}},
-        "LoRA alone divides its factors",
+        "peft_type IA3 can't be combined",
+        "peft_type: LORA",
+    ),
+    "more than factors": (
+        {"gpus": 2, "tensor": 2},
+        {"method": "lora", "adapter": {"peft_type": "LORA", "use_dora": True, "target_modules": "all-linear"}},
+        "an adapter with use_dora",
         "peft_type: LORA",
     ),
     "adapters in stages": (
