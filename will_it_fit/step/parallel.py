@@ -36,6 +36,7 @@ from will_it_fit.step.meshes import (
     clip_on_meshes,
     divided_by_plan,
     dividing_tokens,
+    mesh_of,
 )
 from will_it_fit.step.pipeline import pipeline_of
 
@@ -185,9 +186,9 @@ def _ddp(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Modul
 
 
 def _brought(model: nn.Module, device: torch.device) -> nn.Module:
-    """What is left whole, such as packed bytes, comes to the device too; the parts of the rest are there."""
+    """What is left whole, such as packed bytes, comes to the device too; parts are where their mesh has put them."""
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type != device.type:
+        if tensor.device.type != device.type and mesh_of(tensor) is None:
             tensor.data = tensor.data.to(device)
     return model
 
