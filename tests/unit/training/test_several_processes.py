@@ -161,9 +161,10 @@ def test_two_processes_take_the_steps_of_one(place, tmp_path, forked, alone, str
 
 
 MESHES = {
-    "tensor": ("none", 2, {"tensor": 2}, 2),
-    "context": ("fsdp2", 2, {"context": 2}, 2),
-    "fsdp2 x tensor": ("fsdp2", 4, {"tensor": 2}, 1),
+    "tensor": ("none", 2, {"tensor": 2}, (2, 2)),
+    "context": ("fsdp2", 2, {"context": 2}, (2, 2)),
+    "fsdp2 x tensor": ("fsdp2", 4, {"tensor": 2}, (1, 2)),
+    "replicate": ("fsdp2", 4, {"replicate": 2}, (1, 1)),
 }
 
 
@@ -173,8 +174,8 @@ def test_a_mesh_takes_the_steps_of_one_process(place, tmp_path, forked, alone, n
 
     One process is killed behind the first checkpoint, and the run resumed from it.
     """
-    strategy, gpus, mesh, rows = MESHES[name]
-    step = several({**LORA, "micro_batch": rows, "gradient_accumulation": 2}, strategy, gpus, **mesh)
+    strategy, gpus, mesh, (rows, batches) = MESHES[name]
+    step = several({**LORA, "micro_batch": rows, "gradient_accumulation": batches}, strategy, gpus, **mesh)
     forked["kill behind"] = tmp_path / "run" / "checkpoints"
     with pytest.raises(UserError, match=r"rank 1 died \(SIGKILL\)"):
         run(place, tmp_path / "run", step)
