@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.batches import IGNORED
-from will_it_fit.step.meshes import split_tokens
+from will_it_fit.step.low_precision import scales_for_the_next_step
+from will_it_fit.step.meshes import loss_of_parts, parts_of_rows, split_tokens, whole_rows
 from will_it_fit.step.model import autocast_dtype
 from will_it_fit.step.packing import full_packs
 from will_it_fit.step.parallel import backward, bare, clip_gradients, engine_step, exchanging, within_forward
@@ -70,6 +71,8 @@ def forward_backward(
     with _autocast(scenario, device), waiting:
         if scenario.loss == "chunked":
             loss = within_forward(model, chunked_loss, batch)
+        elif scenario.parallel.ulysses > 1:
+            loss = loss_of_parts(model, batch, scenario.parallel)
         else:
             output = model(**batch)
             loss = output.loss
@@ -83,12 +86,16 @@ def forward_backward(
 
 
 def divided_rows(model: nn.Module, batch: dict[str, Any], scenario: Scenario, learned: int) -> AbstractContextManager:
-    """The context of a micro-batch's passes in which each GPU has its part of the tokens (``parallel.context``).
+    """Around a micro-batch's passes: what the mesh makes of it, such as the part of the tokens that a GPU has.
 
-    ``learned``: tokens of the batch that the loss counts. Without such a division nothing is changed. With it the
-    losses of the GPUs that share the rows add up to the mean loss.
+    ``learned``: tokens of the batch that the loss counts. With ``parallel.context`` the losses of the GPUs that share
+    the rows add up to the mean loss.
     """
-    return split_tokens(model, batch, learned) if scenario.parallel.context > 1 else nullcontext()
+    if scenario.parallel.context > 1:
+        return split_tokens(model, batch, learned)
+    if scenario.parallel.ulysses > 1:
+        return parts_of_rows(model, batch)
+    return whole_rows(batch, scenario) if scenario.parallel.by_titan else nullcontext()
 
 
 def optimizer_step(
@@ -125,6 +132,8 @@ def optimizer_step(
         scaler.update()
     else:
         optimizer.step()
+    if scenario.parallel.float8_all_gather:
+        scales_for_the_next_step(model)
     optimizer.zero_grad(set_to_none=True)
     return norm
 
@@ -309,6 +318,7 @@ def on_host(model: nn.Module) -> AbstractContextManager:
 def _autocast(scenario: Scenario, device: str) -> AbstractContextManager:
     """Mixed precision; on ``meta``, where PyTorch has none, the trace emulates it."""
     dtype = autocast_dtype(scenario)
-    if scenario.parallel.zero_stage:  # it casts the weights instead, and accelerate turns no autocast on
+    parallel = scenario.parallel  # ZeRO casts the weights instead, and torchtitan leaves it to FSDP2
+    if parallel.zero_stage or (parallel.by_titan and parallel.sharded):
         dtype = None
     return nullcontext() if dtype is None else torch.autocast(device, dtype)
