@@ -9,6 +9,7 @@ from typing import Any
 from scripts.documents.traced_values import mark_sources, sourced
 from will_it_fit.engine import components
 from will_it_fit.engine.components import grouped
+from will_it_fit.scenario.nested_fields import Parallel
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 
 # What the groups of memory components are called.
@@ -92,7 +93,8 @@ def step_hours(time: Mapping[str, Any] | None, step: Mapping[str, Any]) -> dict[
     """A step's time, with the hours for :data:`ROWS` of its length."""
     if time is None:
         return None
-    hours = ROWS / (step["micro_batch"] * step["gradient_accumulation"] * step["parallel"]["gpus"]) / 3600
+    at_once = Parallel(**step["parallel"]).rows_at_once
+    hours = ROWS / (step["micro_batch"] * step["gradient_accumulation"] * at_once) / 3600
     ends = time["range"] and [hours * end for end in time["range"]]
     return {**time, "rows": ROWS, "hours": hours * time["seconds_per_step"], "hours_range": ends}
 

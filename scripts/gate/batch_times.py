@@ -14,7 +14,7 @@ from scripts.common.resource_table import Stage
 from will_it_fit.hours.step_time import Speed
 from will_it_fit.scenario.scenario import Scenario
 
-# For each step of a training and each GPU: rows (or packs) and tokens of the longest, of each micro-batch.
+# For each step of a training and each share of its rows: rows (or packs) of each micro-batch, tokens of the longest.
 Shapes = Sequence[Sequence[Sequence[tuple[int, int]]]]
 
 
@@ -34,14 +34,16 @@ def batch_shapes(train: str, scenario: Scenario, loop: Mapping[str, Any]) -> Sha
         If the rows of a step need more micro-batches than it was predicted with.
     """
     from scripts.training.loop import planned_steps, refuse_more_batches
-    from will_it_fit.step.batches import read_rows
+    from will_it_fit.step.batches import padded_length, read_rows
     from will_it_fit.step.packing import common_prefix
 
     rows = read_rows(train)
     prefix = common_prefix(rows) if scenario.packing == "shared_prefix" else 0
+    parts = scenario.parallel.parts_of_a_row
 
     def shape(packs: Sequence[Any]) -> tuple[int, int]:
-        return len(packs), max(prefix + sum(len(row.input_ids) - prefix for row in pack) for pack in packs)
+        lengths = (prefix + sum(len(row.input_ids) - prefix for row in pack) for pack in packs)
+        return len(packs), padded_length(lengths, parts)
 
     shapes = [
         [[shape(packs) for packs in share] for share in shares]

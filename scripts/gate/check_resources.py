@@ -23,16 +23,11 @@ from will_it_fit.common.text import gib
 from will_it_fit.hours.step_time import Speed, speed_of
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing import imports
+from will_it_fit.tracing.hosts import LAUNCHER_BYTES, PROCESS_BYTES, loading_bytes, started_bytes
 from will_it_fit.tracing.scenario_trace import Traced
 
-# Beside tensors, in bytes: Python, the libraries, and freed memory that glibc keeps. 0.4 to 1.0 GB in the stages of the
-# default run; the merge, which streams and loads no transformers, takes 0.25 GB in all.
-PROCESS_BYTES, MERGE_BYTES = 1_000_000_000, 300_000_000
-# The job that starts a process for each GPU and waits holds torch and accelerate: 0.23 to 0.45 GB were seen.
-LAUNCHER_BYTES = 500_000_000
-# DDP sends rank 0's weights to the others when it wraps the model, in buckets of which two are under way: PyTorch 2.13
-# nn/parallel/distributed.py `broadcast_bucket_size`, csrc/distributed/c10d/comm.cpp `kMaxInFlight`.
-DDP_BROADCAST_BYTES = 2 * 250 * 2**20
+# The merge streams and loads no transformers: 0.25 GB in all.
+MERGE_BYTES = 300_000_000
 GPU, HOST = "GPU", "host memory"
 NO_HOURS = "how long the run takes is not known, since the speed of its GPU or CPU is not"
 
@@ -102,9 +97,11 @@ def training_stages(
     traced: Traced, longest: Scenario, decision: StepDecision, machine: Machine, stored: str
 ) -> list[Stage]:
     """The training step as configured, and at the longest batch of the data; ``stored``: the dtype of the base."""
+    import torch
+
     from will_it_fit.tracing.trace import trace
 
-    configured, rows = traced.scenario, []
+    configured, rows, dtype = traced.scenario, [], getattr(torch, stored)
     processes = 1 if machine.gpu else configured.parallel.gpus  # each has a GPU of its own; on the CPU they share
     for name, step in (("training step, as configured", configured), ("training step, longest batch", longest)):
         if machine.gpu and step == configured:
@@ -119,7 +116,7 @@ def training_stages(
         size, needs = f"{step.micro_batch} x {step.sequence_length} tokens", machine.needed(traced_step)
         if processes > 1:
             size += " in each process"
-            needs = processes * max(needs, PROCESS_BYTES + started_bytes(step, traced_step, stored)) + LAUNCHER_BYTES
+            needs = processes * max(needs, PROCESS_BYTES + started_bytes(step, traced_step, dtype)) + LAUNCHER_BYTES
         rows.append(judged(name, machine.place, needs, machine.has_bytes, "traced", size, processes=processes))
     if refused(rows[:1]) and rows[1:] and not refused(rows[1:]):
         rows[0] = replace(rows[0], verdict=NOT_REACHED)
@@ -192,26 +189,6 @@ def comparison_stage(stored: int, dtype: str, adapter_bytes: int, requests: int,
     return judged(name, place, sizes[computed_in], free[place], "computed", f"in {computed_in}")
 
 
-def started_bytes(step: Scenario, traced_step: Mapping[str, Any], stored: str) -> int:
-    """Tensors that each process of several holds on the CPU until its model is sharded, or the same in all.
-
-    Under FSDP that is the whole model and its share of it; under DDP the model, and rank 0's weights beside it.
-    """
-    left = traced_step["phases"]["load"]
-    if step.parallel.kind.replicates:
-        return left + min(left, DDP_BROADCAST_BYTES)
-    return left + whole_model_bytes(step, stored)
-
-
-def whole_model_bytes(step: Scenario, stored: str) -> int:
-    """Host memory of a model that FSDP takes from the CPU; ``stored`` is the dtype of its files, such as float32."""
-    import torch
-
-    from will_it_fit.tracing.loading import built_on_host_bytes
-
-    return built_on_host_bytes(step, getattr(torch, stored))
-
-
 def host_stages(
     source: str, base_bytes: int, largest_bytes: int, there: bool, machine: Machine, step: Scenario, stored: str
 ) -> list[Stage]:
@@ -223,11 +200,12 @@ def host_stages(
         detail = "the whole model, unpacked" if whole else "as it arrives"
         rows.append(judged("fetching the base", HOST, needs, machine.host_bytes, "estimated", detail))
     if machine.gpu is not None:
+        import torch
+
         processes = step.parallel.gpus
-        needs, detail = PROCESS_BYTES + 2 * largest_bytes, "tensor by tensor"
-        if step.parallel.sharded:
-            needs += whole_model_bytes(step, stored)
-            detail = "the whole model, before it is sharded"
+        needs = PROCESS_BYTES + loading_bytes(step, getattr(torch, stored), largest_bytes)
+        by_parts = step.parallel.sharded or step.parallel.by_plan
+        detail = "the whole model, before it is divided" if by_parts else "tensor by tensor"
         if processes > 1:
             needs = processes * needs + LAUNCHER_BYTES
             detail += ", in each process"

@@ -140,7 +140,7 @@ def decide_step(traced: Traced, gpu: Gpu | None, longest: Scenario | None = None
                 return not any(contradictions(division, "training", TRAINING))
 
             suggestions = [*_processes_to_end(traced, gpu), *suggest(scenario, gpu, step, allowed=trains)]
-    effective_batch = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
+    effective_batch = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.rows_at_once
     return StepDecision(gpu, verdict(step, gpu), reason, effective_batch, step, configured, suggestions)
 
 

@@ -16,6 +16,7 @@ from will_it_fit.hours.step_time import speed_of
 from will_it_fit.tracing.scenario_trace import Traced
 
 SIZES = ("peak_allocated_bytes", "required_bytes")
+RANK = ("place", "ranks", *SIZES)  # of each kind of GPU on a mesh
 
 
 def to_mapping(decision: Decision) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def to_mapping(decision: Decision) -> dict[str, Any]:
         "hours": decision.hours.to_mapping() if decision.hours else None,
         "overridden": bool(decision.overridden),
         "override": decision.override,
+        "ranks": [{key: row[key] for key in RANK} for row in step.step.get("ranks", ())],
         "reason": step.reason,
         "suggestions": [asdict(item) for item in step.suggestions],
     }

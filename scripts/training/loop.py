@@ -14,6 +14,7 @@ from scripts.training.processes import ALONE, Group, sharded_like
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import atomic_folder, read_jsonl, read_report, write_jsonl, write_report
 from will_it_fit.common.terminal import log
+from will_it_fit.scenario.nested_fields import Parallel
 from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
 
 if TYPE_CHECKING:
@@ -36,21 +37,23 @@ def plan_steps(rows: int, rows_per_step: int, epochs: int, max_steps: int | None
 
 
 def planned_steps(rows: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int) -> Iterator[list[list]]:
-    """For each step of a run, in order, the micro-batches of each GPU (:func:`will_it_fit.step.packing.micro_batches`).
+    """For each step of a run, in order, the micro-batches of each share of its rows.
 
-    A step's rows are dealt out like cards: rows of like length lie beside each other, so that all get as much to do.
+    :func:`will_it_fit.step.packing.micro_batches` makes them. A GPU's share is :meth:`Parallel.rows_of`; those of a
+    tensor or context group take the same one. A step's rows are dealt out like cards: rows of like length lie beside
+    each other, so that all shares have as much to do.
     """
     from will_it_fit.step.batches import epoch_batches
     from will_it_fit.step.packing import micro_batches
 
-    count, gpus = rows_in_a_step(scenario, loop), scenario.parallel.gpus
+    count, number = rows_in_a_step(scenario, loop), scenario.parallel.rows_at_once
     per_epoch, total = plan_steps(len(rows), count, loop["epochs"], loop["max_steps"])
     steps: list[list[Row]] = []
     for step in range(total):
         if step % per_epoch == 0:
             steps = epoch_batches(rows, count, seed, step // per_epoch, by_length=scenario.packing == "none")
-        rows_by_rank = [steps[step % per_epoch][rank::gpus] for rank in range(gpus)]
-        yield [micro_batches(rank_rows, scenario, prefix) if rank_rows else [] for rank_rows in rows_by_rank]
+        dealt = [steps[step % per_epoch][share::number] for share in range(number)]
+        yield [micro_batches(share, scenario, prefix) if share else [] for share in dealt]
 
 
 def check_rows(rows: list[Row], held_out: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int) -> None:
@@ -167,32 +170,44 @@ def _trained(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def validation_loss(
-    model: Any, rows: list[Row], batch_size: int, pad_token_id: int, group: Group = ALONE, sharded: bool = False
+    model: Any,
+    rows: list[Row],
+    batch_size: int,
+    pad_token_id: int,
+    group: Group = ALONE,
+    scenario: Scenario | None = None,
 ) -> float:
     """Mean negative log-likelihood of an answer token over the rows, in nats.
 
-    ``sharded``: by FSDP, so that only the whole forward pass, in all processes at once, has all weights.
+    ``scenario``: how several processes divide the step. Of a divided model only the whole forward pass, in all
+    processes at once, has all weights.
     """
     import torch
 
     from will_it_fit.step.batches import answer_tokens, collate, epoch_batches
     from will_it_fit.step.parallel import bare
     from will_it_fit.step.quantized import without_noise
-    from will_it_fit.step.step import chunked_loss
+    from will_it_fit.step.step import chunked_loss, divided_rows
 
     device, total, tokens = next(model.parameters()).device, 0.0, 0.0
+    parallel = scenario.parallel if scenario else Parallel()
+    shares, share = parallel.rows_at_once, parallel.rows_of(group.rank)
     batches = epoch_batches(rows, batch_size, seed=0, epoch=0)
     with torch.no_grad(), without_noise(bare(model)):
-        for first in range(0, len(batches), group.size):
-            own = first + group.rank < len(batches)  # a process without a batch computes another's, for nothing
-            batch = batches[first + group.rank if own else first]
-            learned = answer_tokens(batch) if own else 0
-            tensors = collate(batch, pad_token_id, device)
-            loss = model(**tensors, use_cache=False).loss if sharded else chunked_loss(bare(model), tensors)
-            total += float(loss) * learned
-            tokens += learned
+        for first in range(0, len(batches), shares):
+            own = first + share < len(batches)  # a process without a batch computes another's, for nothing
+            batch = batches[first + share if own else first]
+            learned = answer_tokens(batch)
+            tensors = collate(batch, pad_token_id, device, parts=parallel.parts_of_a_row)
+            if parallel.sharded or parallel.meshed:
+                with divided_rows(model, tensors, scenario, learned):
+                    loss = model(**tensors, use_cache=False).loss
+            else:
+                loss = chunked_loss(bare(model), tensors)
+            total += float(loss) * learned * own
+            tokens += learned * own
     total, tokens = group.sums(total, tokens)
-    return total / tokens
+    return total * parallel.context / tokens  # the losses of those that share a row's tokens add up to its own
 
 
 class Fitted(NamedTuple):
@@ -255,7 +270,7 @@ class Fit:
             rate = learning_rate_at(step, total, loop["learning_rate"], loop["warmup_ratio"])
             set_learning_rate(self.optimizer, rate)
             loss, own = self._gradients(step, shares)
-            loss, computed = group.sums(loss, own)
+            loss, computed = (value / self.scenario.parallel.tensor for value in group.sums(loss, own))
             if not math.isfinite(loss):  # before it can spoil the weights
                 raise _not_finite("loss", loss, step, self.checkpoint)
             norm = self._update(step)
@@ -273,14 +288,14 @@ class Fit:
         return Fitted(curve, start, seconds + time.monotonic() - begun)
 
     def _gradients(self, step: int, shares: list[list]) -> tuple[float, int]:
-        """Forward and backward passes of a step: this process's loss, and the tokens that it computed.
+        """Forward and backward passes of a step: this process's part of the loss, and the tokens that it computed.
 
         With ``on_out_of_memory: halve`` a step that the device can't hold is taken again, and the later ones are taken,
         in micro-batches of half the size: as many rows, the same gradient.
         """
         import torch
 
-        micros, rounds = shares[self.group.rank], max(map(len, shares))
+        micros, rounds = shares[self.scenario.parallel.rows_of(self.group.rank)], max(map(len, shares))
         batch = _rows(shares)
         while True:
             if self.half:  # what was found too large for the device is not tried again
@@ -311,7 +326,7 @@ class Fit:
         from will_it_fit.step.batches import answer_tokens
         from will_it_fit.step.packing import collate_packs
         from will_it_fit.step.parallel import bare, exchanging
-        from will_it_fit.step.step import forward_backward
+        from will_it_fit.step.step import divided_rows, forward_backward
 
         model, scaler = self.model, self.scaler
         learned, loss, computed = answer_tokens(batch), 0.0, 0
@@ -319,12 +334,14 @@ class Fit:
             own = number < len(micros)
             packs = micros[number] if own else [[min(batch, key=lambda row: len(row.input_ids))]]
             # Each micro-batch counts by its answer tokens: accumulation gives the gradient of the whole batch.
-            share = answer_tokens([row for pack in packs for row in pack]) / learned if own else 0.0
-            weight = share * self.group.size  # DDP and FSDP take the mean of the GPUs' gradients
+            answers = answer_tokens([row for pack in packs for row in pack])
+            share = answers / learned if own else 0.0
+            weight = share * self.scenario.parallel.averaged  # DDP and FSDP take the mean of the GPUs' gradients
             scale = weight if scaler is None else scaler.scale(torch.tensor(weight, device=self.device))
             config = bare(model).config
             tensors = collate_packs(packs, self.scenario, self.prefix, self.pad_token_id, config, self.device)
-            with exchanging(model, last=number == rounds - 1):
+            last = number == rounds - 1
+            with exchanging(model, last=last), divided_rows(model, tensors, self.scenario, answers):
                 loss += share * float(forward_backward(model, tensors, self.scenario, loss_scale=scale))
             computed += tensors["input_ids"].numel()
         return loss, computed

@@ -108,7 +108,7 @@ def launch(module: str, work: Mapping[str, Any], gpus: int, resumed: str) -> Non
         "num_processes": gpus,
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    with tempfile.TemporaryDirectory(prefix="training-") as made, _signals_kept(), _in_project():
+    with tempfile.TemporaryDirectory(prefix="training-") as made, _signals_kept(), _environment(work["device"]):
         folder = Path(made)
         write_json(folder / "work.json", {**work, "folder": made})
         arguments += ["--multi_gpu", "--module", module, str(folder / "work.json")]
@@ -230,16 +230,23 @@ def _signals_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _in_project() -> Iterator[None]:
-    """Let the processes find the project's modules wherever they start."""
+def _environment(device: str) -> Iterator[None]:
+    """Let the processes find the project's modules wherever they start, and on the CPU no GPU.
+
+    transformers divides a model on the accelerator that it finds.
+    """
     from scripts.common.code_digests import ROOT
 
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [before])])
+    changed = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    if device == "cpu":
+        changed["CUDA_VISIBLE_DEVICES"] = ""
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

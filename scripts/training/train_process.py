@@ -117,8 +117,9 @@ def train(work: TrainingJob, group: Group = ALONE) -> None:
     model, about = _model(work, scenario, description["title"])
     if scenario.parallel.kind.replicates:
         _order_buckets(model, scenario, data, device)
-    if group.rank:  # dropout draws other numbers in each process; the adapters are the same in all
-        torch.manual_seed(work.seed + group.rank)
+    # Dropout draws other numbers in each process, but in those that compute the same rows together by a tensor plan.
+    if draw := group.rank // scenario.parallel.tensor:
+        torch.manual_seed(work.seed + draw)
     exactness = None
     if scenario.packing != "none":
         exactness = self_test(model, scenario, data.rows, data.shared, data.pad_token_id)
@@ -138,7 +139,7 @@ def train(work: TrainingJob, group: Group = ALONE) -> None:
         write_jsonl(curve_path, fitted.curve)
     # A 4-bit weight is unpacked once a batch, so on the CPU large ones pay; on a GPU, no more rows than were gated.
     batch_size = 64 if device == "cpu" else scenario.micro_batch
-    loss = validation_loss(model, data.held_out, batch_size, data.pad_token_id, group, scenario.parallel.sharded)
+    loss = validation_loss(model, data.held_out, batch_size, data.pad_token_id, group, scenario)
     peaks = group.collected(torch.cuda.max_memory_allocated() if device == "cuda" else None)
     if group.rank:
         return
@@ -148,6 +149,7 @@ def train(work: TrainingJob, group: Group = ALONE) -> None:
     report["packing"] = {"exactness": exactness, "kind": scenario.packing, "prefix_tokens": data.prefix}
     report |= {**about, "base": about_base(description), "validation_loss": loss, "versions": versions()}
     report["peak_allocated_bytes"] = max(peaks) if device == "cuda" else None  # of the GPU with most
+    report["ranks"] = [{"rank": rank, "peak_allocated_bytes": peak} for rank, peak in enumerate(peaks)]
     adapter = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
     write_report(Path(work.outputs["report"]), report, *adapter, curve_path)
 
@@ -284,8 +286,9 @@ def save_adapter(model: Any, folder: Path, base: str, group: Group = ALONE) -> N
 
     model, tensors = bare(model), None
     if group.size > 1:
-        added = adapter_names(model)
-        tensors = {name: full_tensor(value) if name in added else value for name, value in model.state_dict().items()}
+        # Of a model that transformers has divided PEFT would gather all that it is given, in rank 0 alone.
+        saved = adapter_names(model) | {name for name, value in model.named_parameters() if value.requires_grad}
+        tensors = {name: full_tensor(value) for name, value in model.state_dict().items() if name in saved}
     if group.rank:
         return
     with atomic_folder(folder.with_name(folder.name + ".new")) as partial:

@@ -20,6 +20,19 @@ def exchange_lines(exchanges: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["exchanged in a step:", *lines] if lines else []
 
 
+def host_lines(host: Mapping[str, Any]) -> list[str]:
+    """What the processes of a host take of its memory."""
+    count, process = host["processes"], host["process_bytes"]
+    each = [f"{gib(process + host['loading_bytes'])} each while they load", f"{gib(process + host['step_bytes'])} then"]
+    return [
+        f"host memory: {count} processes on a host, {', '.join(each)}; with the job that starts them"
+        f" {gib(host['peak_bytes'])} at most, while {_WHILE[host['peak_phase']]}"
+    ]
+
+
+_WHILE = {"loading": "they load", "step": "they train", "saving": "rank 0 saves a full state dict"}
+
+
 def checkpoint_lines(found: Mapping[str, Any]) -> list[str]:
     """What saving a full state dict and loading take."""
     return [

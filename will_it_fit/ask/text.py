@@ -12,7 +12,7 @@ from will_it_fit.ask import run_cost
 from will_it_fit.ask.cycle_text import cycle_lines, cycle_verdict
 from will_it_fit.ask.options import suggested
 from will_it_fit.ask.question import Question
-from will_it_fit.ask.several_gpus_text import checkpoint_lines, exchange_lines
+from will_it_fit.ask.several_gpus_text import checkpoint_lines, exchange_lines, host_lines
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, is_lower_bound, known
 from will_it_fit.common.text import GIB, gib, printable, yaml_text
 from will_it_fit.scenario.description import goes_without_saying, say_way
@@ -239,8 +239,9 @@ def time_lines(answer: Mapping[str, Any]) -> list[str]:
 
 def _checkpoint(answer: Mapping[str, Any]) -> list[str]:
     """What saving and loading take, where FSDP2 divides the model."""
-    found = (answer.get("trace") or {}).get("checkpoint")
-    return checkpoint_lines(found) if found else []
+    traced = answer.get("trace") or {}
+    found, host = traced.get("checkpoint"), traced.get("host")
+    return [*(checkpoint_lines(found) if found else ()), *(host_lines(host) if host else ())]
 
 
 def other_ways(answer: Mapping[str, Any]) -> list[str]:

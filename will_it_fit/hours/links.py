@@ -44,11 +44,19 @@ class Links:
         To GPUs of its node; to those of other nodes.
     gpus_per_node
         How many GPUs share a node; ranks fill one node after the other.
+    to_each
+        A GPU has a link to each other GPU of its node, and the figure is one link's (AMD's Infinity Fabric). Else all
+        go through one switch, as fast as the GPU's links together (NVLink).
     """
 
     node_bytes_per_second: float
     network_bytes_per_second: float
     gpus_per_node: int
+    to_each: bool = False
+
+    def within(self, near: int) -> float:
+        """What a GPU sends at once to the ``near`` - 1 others of a group that share its node."""
+        return self.node_bytes_per_second * (max(near - 1, 1) if self.to_each else 1)
 
 
 def collective_seconds(operator: Operator, links: Links) -> float:
@@ -57,12 +65,12 @@ def collective_seconds(operator: Operator, links: Links) -> float:
     group, sent = operator.group, operator.moved_bytes
     if group is None:
         return sent / link
-    near = group.on_one_node(links.gpus_per_node)
+    near, kind = group.on_one_node(links.gpus_per_node), kind_of(operator.name)
+    if kind in POINT_TO_POINT:  # the slowest of a pipeline's hops
+        return sent / (link if near == group.size else min(link, network))
+    link = links.within(near)
     if near == group.size:
         return sent / link
-    kind = kind_of(operator.name)
-    if kind in POINT_TO_POINT:  # the slowest of a pipeline's hops
-        return sent / min(link, network)
     if "alltoall" in kind:
         each = operator.bytes / group.size
         return max(each * (near - 1) / link, each * (group.size - near) / network)

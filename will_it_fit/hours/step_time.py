@@ -110,13 +110,14 @@ class Speed:
     basis: str
     measured: TimeShares | None = None
     gpus_per_node: int = 8
+    link_to_each: bool = False
     network_bytes_per_second: float = 12.5e9
 
     @property
     def links(self) -> Links:
         """What is reached of the links to other GPUs: one share inside a node and between nodes."""
         reached = self.link_bytes_per_second * self.link, self.network_bytes_per_second * self.link
-        return Links(*reached, self.gpus_per_node)
+        return Links(*reached, self.gpus_per_node, self.link_to_each)
 
 
 def speed_of(name: str, scenario: Scenario | None = None) -> Speed | None:
@@ -128,11 +129,17 @@ def speed_of(name: str, scenario: Scenario | None = None) -> Speed | None:
     return speed and replace(speed, measured=time_shares(name, scenario))
 
 
+def node_of(name: str | None) -> Mapping[str, Any]:
+    """How a card's node is built, or is assumed to be: ``gpus`` in it, ``network_gb_s`` of each to other nodes."""
+    nodes = read_yaml(CATALOGUE)["nodes"]
+    return nodes.get(name) or nodes["assumed"]
+
+
 @cache
 def _speed(name: str) -> Speed | None:
     content = read_yaml(CATALOGUE)
     peaks, shares = content["speeds"].get(name), content["speed_shares"]
-    node = content["nodes"].get(name) or content["nodes"]["assumed"]
+    node = node_of(name)
     if peaks is None:
         return None
     half = peaks.get("bf16_tflops")
@@ -149,6 +156,7 @@ def _speed(name: str) -> Speed | None:
         board_watts=peaks["watts"],
         emulated=frozenset() if half else frozenset({"bfloat16"}),
         gpus_per_node=node["gpus"],
+        link_to_each=peaks.get("link_to_each", False),
         network_bytes_per_second=node["network_gb_s"] * 1e9,
         **{**shares["assumed"], **shares.get(name, {})},
     )

@@ -394,10 +394,10 @@ TRAINING = (
     Contradiction(lambda s: not s.trained, "parallel",
         "The memory of {strategy_title} can be predicted. FSDP2 and DDP can be trained.",
         "fsdp2, which shards the same; ddp", "parallel: {{strategy: fsdp2, gpus: {gpus}}}"),
-    Contradiction(lambda s: s.meshed, "parallel",
-        "The memory of a mesh (tensor, context, pipeline, expert, replicate) can be predicted. FSDP2 and DDP alone can"
-        " be trained.",
-        "strategy and gpus alone", "parallel: {{strategy: fsdp2, gpus: {gpus}}}"),
+    Contradiction(lambda s: s.pipeline > 1 or s.expert > 1, "parallel",
+        "The memory of `parallel.pipeline` and `parallel.expert` can be predicted. FSDP2, DDP, `tensor`, `context` and"
+        " `replicate` can be trained.",
+        "pipeline: 1, expert: 1", "parallel: {{strategy: fsdp2, gpus: {gpus}}}"),
     Contradiction(lambda s: s.sequence_parallel or s.loss_parallel or s.float8_all_gather, "parallel",
         "Steps with `sequence_parallel`, `loss_parallel` or `float8_all_gather` can be predicted, and are not trained.",
         "false", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),
@@ -407,13 +407,14 @@ TRAINING = (
     Contradiction(lambda s: s.offload != "none", "parallel",
         "A step with `parallel.offload: cpu` can be predicted, and is not trained yet.",
         "offload: none", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),
-    Contradiction(lambda s: s.sharded and s.cast == "fp16", "mixed",
-        "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has sharded.",
+    Contradiction(lambda s: (s.sharded or s.meshed) and s.cast == "fp16", "mixed",
+        "fp16 under autocast needs its gradients scaled, which is not done for gradients that lie in parts on several"
+        " GPUs.",
         "bf16, which needs no scale; or strategy ddp", "{mixed}: {mixed_in_bf16}"),
     Contradiction(lambda s: s.device == "cpu" and not OPTIMIZERS[s.optimizer].on_cpu, "optimizer",
         f"`optimizer: {{optimizer}}` and `device: cpu` {_APART}: bitsandbytes has no kernel of it for the CPU.",
         "adamw, adamw_fused; or device: cuda", "optimizer: adamw"),
-    Contradiction(lambda s: s.strategy != NONE and s.on_out_of_memory == "halve", "on_out_of_memory",
+    Contradiction(lambda s: s.gpus > 1 and s.on_out_of_memory == "halve", "on_out_of_memory",
         "A GPU that runs out of memory can't repeat its step: the other GPUs are already waiting for it.",
         "stop; or one GPU", "on_out_of_memory: stop"),
 )  # fmt: skip

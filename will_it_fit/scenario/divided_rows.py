@@ -84,7 +84,7 @@ def _full_attention(scenario: Any, change: dict[str, Any], why: str) -> Iterator
 def context(scenario: Any) -> Iterator[Problem]:
     """accelerate's context parallel."""
     parallel, tokens = scenario.parallel, scenario.sequence_length
-    parts = 2 * parallel.context
+    parts = parallel.parts_of_a_row
     if tokens % parts:
         yield Problem(
             f"`sequence_length: {tokens}` can't be split by `parallel.context: {parallel.context}`: each GPU takes a"

@@ -8,7 +8,7 @@ DeepSpeed's Ulysses runs under its ZeRO; PyTorch's schedules run a pipeline.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import gcd
 from typing import Any
 
@@ -235,11 +235,46 @@ def _tensor(scenario: Any) -> Iterator[Problem]:
             "tensor: 1; or a model with a head of its own",
             {"tensor": 1},
         )
-    yield from _adapters(
-        scenario,
-        "tensor",
-        "can't be combined: PEFT's adapters don't know how transformers has divided the matrices below them.",
-    )
+    if scenario.method == "qlora":
+        yield Problem(
+            "`parallel.tensor` and `method: qlora` can't be combined: transformers' plan divides matrices, and"
+            " bitsandbytes has packed these into bytes without rows.",
+            "lora, full; or tensor: 1",
+            {"method": "lora"},
+            "method",
+        )
+    elif other := _beyond_factors(scenario.adapter or {}):
+        yield Problem(
+            f"`parallel.tensor` and an adapter with {other} can't be combined: of PEFT's adapters LoRA's factors alone"
+            " are divided as the matrices beside them.",
+            "peft_type LORA without it; or tensor: 1",
+            {"adapter": {"peft_type": "LORA", "r": 16, "target_modules": "all-linear"}},
+            "adapter",
+        )
+    elif scenario.method == "lora" and parallel.by_titan:
+        yield Problem(
+            "`parallel.sequence_parallel` or `loss_parallel` and `method: lora` can't be combined: torchtitan's plan"
+            " knows no adapters.",
+            "full; or both false",
+            {"method": "full"},
+            "method",
+        )
+    elif scenario.method == "lora" and parallel.pipeline > 1:
+        yield Problem(
+            "`parallel.tensor`, `parallel.pipeline` and `method: lora` are not predicted together.",
+            "full; or tensor: 1; or pipeline: 1",
+            {"method": "full"},
+            "method",
+        )
+
+
+def _beyond_factors(adapter: Mapping[str, Any]) -> str:
+    """What an adapter's PEFT configuration has beside LoRA's factors; "" for nothing."""
+    kind = str(adapter.get("peft_type", "LORA")).upper()
+    if kind != "LORA":
+        return f"peft_type {kind}"
+    named = ("use_dora", "modules_to_save", "target_parameters", "trainable_token_indices")
+    return ", ".join(name for name in named if adapter.get(name))
 
 
 def _pipeline(scenario: Any) -> Iterator[Problem]:

@@ -177,6 +177,23 @@ class Parallel:
         """How many micro-batches the GPUs take at once; those that divide a row or the layers take the same rows."""
         return self.gpus // (self.tensor * self.context * self.ulysses * self.pipeline)
 
+    def rows_of(self, rank: int) -> int:
+        """Which share of a step's rows a GPU takes, of :attr:`rows_at_once`, from 0.
+
+        In the libraries' meshes GPUs of tensor and context are neighbours, and those of a pipeline are farthest apart.
+        """
+        return rank // (self.tensor * self.context * self.ulysses) % self.rows_at_once
+
+    @property
+    def averaged(self) -> int:
+        """Over how many GPUs gradients of own tokens are averaged; with ``context`` over those that share a row too."""
+        return self.gpus // (self.tensor * self.ulysses * self.pipeline)
+
+    @property
+    def parts_of_a_row(self) -> int:
+        """Into how many parts of one length a row is cut: with ``context`` each GPU takes two, else 1."""
+        return 2 * self.context if self.context > 1 else 1
+
     @property
     def stages(self) -> int:
         """Stages of the pipeline, over all GPUs."""

@@ -191,15 +191,17 @@ class Scenario(Fields):
 def rows_in_a_step(step: Scenario, loop: Mapping[str, Any]) -> int:
     """Rows whose answers make one optimizer step.
 
-    Without packing it is micro-batch times accumulation times GPUs. A pack holds as many rows as fit, so there it is a
-    setting: steps of as many rows, not of as many packs, are alike. Each GPU takes its share of them.
+    Without packing it is micro-batch times accumulation times GPUs. Those of a tensor or context group take the same
+    rows and count once. A pack holds as many rows as fit, so there it is a setting: steps of as many rows, not of as
+    many packs, are alike. Each GPU takes its share of them.
     """
-    gpus, packed = step.parallel.gpus, step.packing != "none"
+    gpus, packed = step.parallel.rows_at_once, step.packing != "none"
     product = step.micro_batch * step.gradient_accumulation * gpus
     rows = loop.get("rows_per_step")
     if not packed and rows not in (None, product):
         raise UserError(
-            "`rows_per_step` is not micro_batch x gradient_accumulation x GPUs.",
+            "`rows_per_step` is not micro_batch x gradient_accumulation x GPUs"
+            f"{', those that take the same rows counted once' if step.parallel.meshed else ''}.",
             where="training.rows_per_step",
             found=rows,
             allowed=f"null, or {product}; another number only with packing, where a pack holds several rows",

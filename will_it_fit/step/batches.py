@@ -7,7 +7,7 @@ fill a quarter, and a batch of such rows is padded to its own longest row, not t
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,10 +59,15 @@ def epoch_batches(
     return [[rows[index] for index in batch] for batch in batches]
 
 
+def padded_length(lengths: Iterable[int], parts: int = 1) -> int:
+    """Tokens of a padded row: the longest, up to the next multiple of ``parts``."""
+    return -(-max(lengths) // parts) * parts
+
+
 def collate(
-    rows: Sequence[Row], pad_token_id: int, device: torch.device | str, *, mask: bool = False
+    rows: Sequence[Row], pad_token_id: int, device: torch.device | str, *, mask: bool = False, parts: int = 1
 ) -> dict[str, torch.Tensor]:
-    """Pad on the right to the longest row.
+    """Pad on the right to the longest row; with ``parts`` to a length that so many parts of a row have in common.
 
     By default there is no attention mask: a causal model never looks to the right, and without a mask the fused
     attention kernels can be used. ``mask`` adds one, for a step whose memory was predicted with it.
@@ -72,7 +77,7 @@ def collate(
     dict
         ``input_ids`` and ``labels`` (and ``attention_mask``), each of shape (rows, longest) and dtype int64.
     """
-    longest = max(len(row.input_ids) for row in rows)
+    longest = padded_length((len(row.input_ids) for row in rows), parts)
     shape = (len(rows), longest)
     input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
     labels = torch.full(shape, IGNORED, dtype=torch.long)

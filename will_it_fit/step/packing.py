@@ -110,7 +110,8 @@ def collate_packs(
     """
     if scenario.packing == "none":
         rows = [row for pack in packs for row in pack]
-        return collate(rows, pad_token_id, device, mask=scenario.attention_mask == "padding")
+        masked, parts = scenario.attention_mask == "padding", scenario.parallel.parts_of_a_row
+        return collate(rows, pad_token_id, device, mask=masked, parts=parts)
     longest = max(prefix + sum(len(row.input_ids) - prefix for row in pack) for pack in packs)
     shape = (len(packs), longest)
     input_ids = torch.full(shape, pad_token_id, dtype=torch.long)

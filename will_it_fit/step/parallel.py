@@ -40,13 +40,15 @@ from will_it_fit.step.meshes import (
     divided_by_plan,
     dividing_tokens,
     exchanging_heads,
+    mesh_of,
 )
 from will_it_fit.step.pipeline import pipeline_of
 
 
 def where_to_build(scenario: Scenario, device: str) -> str:
-    """The device to build a model on that is to be parallelized on ``device``."""
-    return "cpu" if scenario.parallel.divided and device != "meta" else device
+    """The device to build a model on that is to be parallelized on ``device``: the CPU, if that gets a part alone."""
+    by_parts = scenario.parallel.divided or scenario.parallel.by_plan
+    return "cpu" if by_parts and device != "meta" else device
 
 
 def parallelize(
@@ -80,7 +82,7 @@ def parallelize(
     if scenario.parallel.by_titan:
         return divided_as_titan_does(model, scenario, device)
     if scenario.parallel.by_plan:
-        return divided_by_plan(model, scenario)
+        return _brought(divided_by_plan(model, scenario), device)
     if scenario.parallel.zero_stage:
         return _zero(model, scenario, device, optimizer)
     wrap = _ddp if scenario.parallel.kind.replicates else (_fsdp1, _fsdp2)[scenario.parallel.kind.fsdp - 1]
@@ -189,6 +191,14 @@ def _ddp(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Modul
     return DistributedDataParallel(model, device_ids=[device.index or 0] if device.type == "cuda" else None)
 
 
+def _brought(model: nn.Module, device: torch.device) -> nn.Module:
+    """What is left whole, such as packed bytes, comes to the device too; parts are where their mesh has put them."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type != device.type and mesh_of(tensor) is None:
+            tensor.data = tensor.data.to(device)
+    return model
+
+
 def _fsdp2(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Module:
     """accelerate's ``fsdp2_prepare_model``, with the plugin that ``accelerate launch`` makes for these settings.
 
@@ -238,10 +248,7 @@ def _fsdp2(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
         model = fsdp2_prepare_model(accelerator, model)
     finally:
         del model.state_dict
-    for parameter in model.parameters():  # packed bytes, which it leaves alone
-        if parameter.device != device and not hasattr(parameter, "device_mesh"):
-            parameter.data = parameter.data.to(device)
-    return model
+    return _brought(model, device)
 
 
 def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Module:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain, repeat
+from typing import Any
 
 import torch
 from torch import nn
@@ -84,6 +85,19 @@ def forward_backward(
     return loss.detach()
 
 
+def divided_rows(model: nn.Module, batch: dict[str, Any], scenario: Scenario, learned: int) -> AbstractContextManager:
+    """Around a micro-batch's passes: what the mesh makes of it, such as the part of the tokens that a GPU has.
+
+    ``learned``: tokens of the batch that the loss counts. With ``parallel.context`` the losses of the GPUs that share
+    the rows add up to the mean loss.
+    """
+    if scenario.parallel.context > 1:
+        return split_tokens(model, batch, learned)
+    if scenario.parallel.ulysses > 1:
+        return parts_of_rows(model, batch)
+    return whole_rows(batch, scenario) if scenario.parallel.by_titan else nullcontext()
+
+
 def optimizer_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -145,28 +159,24 @@ def random_step(
     )  # outputs that live until the next ones are there
     count = min(scenario.gradient_accumulation, MICRO_BATCHES if device == "meta" else scenario.gradient_accumulation)
 
+    # A micro-batch's share of the step's tokens, times the GPUs over which gradients are averaged.
+    parallel = scenario.parallel
+    scale = parallel.averaged / (parallel.rows_at_once * scenario.gradient_accumulation)
+
     def step() -> None:
         length = next(lengths)
         for number in range(count):
             batch = random_batch(scenario, device, vocabulary, length=length)
             if image_token is not None:
                 batch |= images_of(scenario, device, batch["input_ids"].shape, image_token)
-            last, scale = number == count - 1, 1 / scenario.gradient_accumulation
-            with exchanging(model, last=last), _divided(model, batch, scenario):
+            last = number == count - 1
+            learned = scenario.micro_batch * (length - 1)  # the first token of a row predicts nothing before it
+            with exchanging(model, last=last), divided_rows(model, batch, scenario, learned):
                 forward_backward(model, batch, scenario, loss_scale=scale, held=held, last=last)
             del batch
         optimizer_step(model, optimizer, scenario, max_grad_norm=max_grad_norm)
 
     return step
-
-
-def _divided(model: nn.Module, batch: dict[str, torch.Tensor], scenario: Scenario) -> AbstractContextManager:
-    """Around a micro-batch: what the mesh makes of it."""
-    if scenario.parallel.context > 1:
-        return split_tokens(model, batch)
-    if scenario.parallel.ulysses > 1:
-        return parts_of_rows(model, batch)
-    return whole_rows(batch, scenario) if scenario.parallel.by_titan else nullcontext()
 
 
 def _pipeline_step(

@@ -8,7 +8,7 @@ from will_it_fit.cards.gpus import Gpu, named, was_asked
 from will_it_fit.common.files import read_report
 from will_it_fit.common.versions import versions
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
-from will_it_fit.hours.step_time import speeds
+from will_it_fit.hours.step_time import node_of, speeds
 from will_it_fit.scenario.scenario import Scenario
 
 
@@ -71,11 +71,15 @@ def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = F
         both_allocators=True,
         sizes=[gpu.usable_bytes] if gpu else (),
     )
-    if scenario.parallel.kind.fsdp:
+    if scenario.parallel.gpus > 1:
         from will_it_fit.tracing.checkpoints import checkpoint
+        from will_it_fit.tracing.hosts import host_of
 
-        if (beside := checkpoint(scenario)) is not None:
+        beside = checkpoint(scenario)
+        if beside is not None:
             answer["checkpoint"] = beside.to_mapping()
+        host = host_of(scenario, node_of(gpu and gpu.name)["gpus"], beside and beside.saved_bytes)
+        answer["host"] = host.to_mapping()
     if gpu:
         answer["time"] = answer.pop("times")[gpu.name]
         if "phase_seconds" in answer:

@@ -17,13 +17,15 @@ CASES = [
     ("bf16", "lora", "fsdp2"),
     ("fp32", "qlora", "fsdp2"),
     ("fp32", "lora", "ddp"),
+    ("bf16", "lora", "tensor"),
 ]
 
 
 def scenario(model: dict, precision: str, method: str, strategy: str, gpus: int = 2) -> Scenario:
     """A short step, so that weights are most of it."""
     fields = {"model": model, "precision": precision, "method": method, "sequence_length": 8}
-    return Scenario.from_mapping({**fields, "parallel": {"strategy": strategy, "gpus": gpus}})
+    way = {"strategy": "none", "tensor": gpus} if strategy == "tensor" else {"strategy": strategy}
+    return Scenario.from_mapping({**fields, "parallel": {**way, "gpus": gpus}})
 
 
 def llama(**sizes: int) -> dict:
@@ -36,6 +38,12 @@ def own_bytes() -> int:
     """Memory of this process that no file could bring back."""
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous"))
+
+
+def peak_resident_bytes() -> int:
+    """Most that lay in memory of this process so far, pages of files included."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def main(folder: Path) -> int:
@@ -75,6 +83,7 @@ def main(folder: Path) -> int:
             found["divided"] = own_bytes() - before
             random_step(whole, build_optimizer(whole, step, learning_rate=1e-4), step, "cpu", max_grad_norm=1.0)()
             found["process"] = own_bytes()
+            found[f"peak of the {name}"] = peak_resident_bytes()
         (folder / f"{number}-{rank}.json").write_text(json.dumps(found))
         dist.destroy_process_group()
         status = os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) if other else 0

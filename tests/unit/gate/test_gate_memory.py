@@ -174,6 +174,35 @@ def test_the_longest_batch_is_that_of_the_data(tmp_path) -> None:
     assert (found.micro_batch, 30 <= found.sequence_length <= 64) == (1, True)
 
 
+def mesh_step(**parallel) -> Scenario:
+    fields = {"model": LLAMA_3_LAYERS, "sequence_length": 64, "micro_batch": 4, "method": "lora"}
+    return Scenario.from_mapping({**fields, "parallel": {"strategy": "fsdp2", "gpus": 2, **parallel}})
+
+
+def test_rows_that_are_cut_into_parts_are_as_long_as_the_parts_have_in_common(tmp_path) -> None:
+    """Two GPUs with four parts of each row, and all six rows: 30 tokens are padded to 32."""
+    import pandas
+
+    rows = [{"input_ids": [1] * n, "labels": [-100] * (n - 2) + [1, 2]} for n in (5, 30, 9, 12, 7, 8)]
+    pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
+    loop = {"epochs": 1, "max_steps": None, "rows_per_step": None, "seed": 1}
+    step = mesh_step(context=2)
+    shapes = batch_shapes(str(tmp_path / "train.parquet"), step, loop)
+    assert [len(shares) for shares in shapes] == [1, 1]  # one share of the rows, for both GPUs
+    longest = longest_batch(shapes, step)
+    assert (longest.micro_batch, longest.sequence_length) == (4, 32)
+
+
+def test_a_mesh_is_judged_by_the_gpu_that_needs_most(tmp_path) -> None:
+    step = mesh_step(context=2)
+    traced = Traced(step, trace(step, timeline=False))
+    need = traced.trace["required_bytes"]
+    written = gated(tmp_path, traced, need + 2**20, [30] * 8)
+    assert written["fits"] and written["effective_batch"] == 4
+    assert [row["ranks"] for row in written["ranks"]] == [[0], [1]]
+    assert max(row["required_bytes"] for row in written["ranks"]) == written["required_bytes"] == need
+
+
 def test_on_a_cluster_the_gpu_is_the_one_that_the_job_asks_for() -> None:
     gpus = ["a100-40gb", "t4"]
     assert chosen_gpu("auto", gpus, 10**9).name == "t4"

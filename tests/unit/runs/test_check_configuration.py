@@ -106,6 +106,9 @@ def test_the_rows_of_a_packed_step_are_given_and_those_of_another_follow():
         check_configuration.check(run(training={"packing": "none", "rows_per_step": 7}))
 
 
+PLAIN = {"loss": "full", "packing": "none", "rows_per_step": None, "method": "lora"}
+
+
 @pytest.mark.parametrize(
     ("training", "words"),
     [
@@ -134,6 +137,22 @@ def test_the_rows_of_a_packed_step_are_given_and_those_of_another_follow():
         (
             {"parallel": {"strategy": "ddp", "gpus": 2}, "on_out_of_memory": "halve"},
             ["already waiting", "on_out_of_memory: stop"],
+        ),
+        (
+            {"parallel": {"strategy": "none", "gpus": 2, "tensor": 2}, **PLAIN, "method": "qlora"},
+            ["without rows", "method: lora"],
+        ),
+        (
+            {"parallel": {"strategy": "fsdp2", "gpus": 2, "context": 2}, **PLAIN, "packing": "rows"},
+            ["`packing: rows` and a mesh", "packing: none"],
+        ),
+        (
+            {"parallel": {"strategy": "none", "gpus": 2, "tensor": 2}, **PLAIN, "on_out_of_memory": "halve"},
+            ["already waiting", "on_out_of_memory: stop"],
+        ),
+        (
+            {"parallel": {"strategy": "fsdp2", "gpus": 4, "expert": 2}, **PLAIN},
+            ["this model has none", "expert: 1"],
         ),
         ({"device": "cpu", "optimizer": "paged_adamw_8bit"}, ["no kernel", "training.optimizer", "optimizer: adamw"]),
     ],

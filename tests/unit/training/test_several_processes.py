@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from multiprocessing import connection
 
 import pytest
 import safetensors.torch
@@ -14,9 +15,12 @@ import torch
 
 from scripts.training import processes, train
 from scripts.training import train_process as worker
+from scripts.training.loop import Checkpoint, Fit
 from tests.unit.training.prepared import LOOP, STEP, describe, encode, save_model
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, write_json
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing.trace import trace
 
 TWENTY = {**LOOP, "epochs": 7, "max_steps": 20, "save_every_steps": 7}
 LORA = {**STEP, "method": "lora"}
@@ -52,18 +56,26 @@ def run(place, folder, step, loop=TWENTY):
     return report, [json.loads(line) for line in outputs["curve"].read_text().splitlines()]
 
 
-def work_as(rank, size, port, path):
+def join(rank, size, port):
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank)}
     os.environ["WORLD_SIZE"] = str(size)
+
+
+def work_as(rank, size, port, path):
+    join(rank, size, port)
     with processes.started(path) as (work, group):
         worker.train(worker.TrainingJob(**work), group)
 
 
 @pytest.fixture
 def forked(monkeypatch, tmp_path):
-    """Processes that begin with the modules loaded: ``accelerate launch`` takes ten seconds to get so far."""
+    """Processes that begin with the modules loaded: ``accelerate launch`` takes ten seconds to get so far.
+
+    Gives what they do, ``work``, and ``kill behind``: rank 1 is killed, once, when this folder has a checkpoint.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LOADED)
+    orders = {"work": work_as}
 
     def launch(module, work, gpus, resumed):
         assert module == "scripts.training.train_process"
@@ -71,20 +83,34 @@ def forked(monkeypatch, tmp_path):
         (tmp_path / "messages").unlink(missing_ok=True)
         with socket.create_server(("localhost", 0)) as free:
             port = free.getsockname()[1]
-        ranks = [context.Process(target=work_as, args=(n, gpus, port, tmp_path / "work.json")) for n in range(gpus)]
+        arguments = [(rank, gpus, port, tmp_path / "work.json") for rank in range(gpus)]
+        ranks = [context.Process(target=orders["work"], args=given) for given in arguments]
         for process in ranks:
             process.start()
-        for process in ranks:
-            process.join()
+        if folder := orders.pop("kill behind", None):
+            wait_for_checkpoint(folder)
+            ranks[1].kill()
+        while any(process.exitcode is None for process in ranks):
+            connection.wait([process.sentinel for process in ranks if process.exitcode is None])
+            if any(process.exitcode for process in ranks):  # the others wait for it
+                for process in ranks:
+                    process.terminate()
+                    process.join()
         ends = {rank: process.exitcode for rank, process in enumerate(ranks) if process.exitcode}
         if ends:
             raise processes._failure(tmp_path, ends, resumed)
 
     monkeypatch.setattr(train, "launch", launch)
+    return orders
 
 
-def several(step, strategy="fsdp2", gpus=2):
-    return {**step, "parallel": {"strategy": strategy, "gpus": gpus}}
+def wait_for_checkpoint(folder):
+    while not [path for path in folder.glob("*/state.pt") if not path.parent.name.startswith(".")]:
+        time.sleep(0.01)  # a hidden folder is a checkpoint that is still being written
+
+
+def several(step, strategy="fsdp2", gpus=2, **mesh):
+    return {**step, "parallel": {"strategy": strategy, "gpus": gpus, **mesh}}
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +160,93 @@ def test_two_processes_take_the_steps_of_one(place, tmp_path, forked, alone, str
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+MESHES = {
+    "tensor": ("none", 2, {"tensor": 2}, (2, 2)),
+    "context": ("fsdp2", 2, {"context": 2}, (2, 2)),
+    "fsdp2 x tensor": ("fsdp2", 4, {"tensor": 2}, (1, 2)),
+    "replicate": ("fsdp2", 4, {"replicate": 2}, (1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_mesh_takes_the_steps_of_one_process(place, tmp_path, forked, alone, name):
+    """GPUs of a tensor or context group take the same rows; every third step leaves a share of the rows empty.
+
+    One process is killed behind the first checkpoint, and the run resumed from it.
+    """
+    strategy, gpus, mesh, (rows, batches) = MESHES[name]
+    step = several({**LORA, "micro_batch": rows, "gradient_accumulation": batches}, strategy, gpus, **mesh)
+    forked["kill behind"] = tmp_path / "run" / "checkpoints"
+    with pytest.raises(UserError, match=r"rank 1 died \(SIGKILL\)"):
+        run(place, tmp_path / "run", step)
+    report, curve = run(place, tmp_path / "run", step)
+    assert report["resumed_from_step"] in (7, 14)
+    single, expected, adapter = alone("lora")
+    for row, other in zip(curve, expected, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3)
+        for key in ("rows", "answer_tokens", "tokens"):
+            assert row[key] == other[key]
+        assert row["computed_tokens"] == row["tokens"] + row["padding_tokens"]
+    assert report["validation_loss"] == pytest.approx(single["validation_loss"], rel=1e-5)
+    assert report["effective_batch"] == single["effective_batch"] == 4
+    written = safetensors.torch.load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert written.keys() == adapter.keys()
+    for key, tensor in written.items():
+        torch.testing.assert_close(tensor, adapter[key], rtol=1e-3, atol=1e-4)
+
+
+def measure_as(rank, size, port, path):
+    """The training's own step of full micro-batches, with the tracker beside it."""
+    from tests.will_it_fit.engine.pairs import gloo_as_nccl
+    from will_it_fit.engine.trace import Options, measure_step
+    from will_it_fit.step import step as taken
+    from will_it_fit.step.batches import padded_length
+    from will_it_fit.step.optimizers import build_optimizer
+
+    join(rank, size, port)
+    clip = taken.clip_gradients
+
+    def clip_later(*arguments):
+        time.sleep(0.1)  # until gloo's thread has let go of its last buffer
+        return clip(*arguments)
+
+    with processes.started(path) as (work, group), gloo_as_nccl():
+        job = worker.TrainingJob(**work)
+        scenario = worker.Scenario.from_mapping(job.scenario)
+        data = worker.Data.read(job, scenario)
+        model, _ = worker._model(job, scenario, "small")
+        optimizer = build_optimizer(model, scenario, largest_steps=False)
+        fit = Fit(model, optimizer, data.rows, scenario, job.loop, job.seed, data.pad_token_id, Checkpoint(path, group))
+        longest = max(data.rows, key=lambda row: len(row.input_ids))
+        share = [[[longest]] * scenario.micro_batch] * scenario.gradient_accumulation
+
+        def step():
+            fit._gradients(0, [share] * scenario.parallel.rows_at_once)
+            fit._update(0)
+
+        taken.clip_gradients = clip_later
+        found = {"phases": measure_step(model, optimizer, step, options=Options()).phases}
+        tokens = padded_length([len(longest.input_ids)], scenario.parallel.parts_of_a_row)
+        write_json(path.with_name(f"measured-{rank}.json"), found | {"tokens": tokens})
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_the_trainings_own_step_takes_the_bytes_of_the_trace(place, tmp_path, forked, name):
+    """Each rank, in every phase: the trace that the gate judges says what the loop's step takes."""
+    strategy, gpus, mesh, _ = MESHES[name]
+    step = several({**LORA, "gradient_accumulation": 2}, strategy, gpus, **mesh)
+    forked["work"] = measure_as
+    with pytest.raises((UserError, FileNotFoundError)):  # no adapter is written
+        run(place, tmp_path / "run", step)
+    measured = [json.loads((tmp_path / f"measured-{rank}.json").read_text()) for rank in range(gpus)]
+    scenario = {**step, "model": json.loads((place["base"] / "config.json").read_text())}
+    scenario["sequence_length"] = measured[0]["tokens"]
+    for row in trace(Scenario.from_mapping(scenario), "cpu", timeline=False)["ranks"]:
+        found = [measured[rank]["phases"] for rank in row["ranks"]]
+        assert row["phases"] == {phase: min(one[phase] for one in found) for phase in found[0]}, row["ranks"]
+
+
 def test_each_process_packs_its_own_rows_behind_the_prefix(place, tmp_path, forked):
     packed = {**LORA, "packing": "shared_prefix", "micro_batch": 1, "sequence_length": 256, "loss": "chunked"}
     loop = {**TWENTY, "max_steps": 6, "rows_per_step": 4}
@@ -158,9 +271,7 @@ def test_a_killed_process_is_named_and_the_run_resumes_to_the_same_bits(place, t
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def kill():
-        saved = tmp_path / "killed" / "checkpoints"
-        while not [path for path in saved.glob("*/state.pt") if not path.parent.name.startswith(".")]:
-            time.sleep(0.01)  # a hidden folder is a checkpoint that is still being written
+        wait_for_checkpoint(tmp_path / "killed" / "checkpoints")
         for path in map(str, filter(str.isdigit, os.listdir("/proc"))):
             environment = read(f"/proc/{path}/environ")
             if b"\0RANK=1\0" in environment and str(tmp_path.name).encode() in read(f"/proc/{path}/cmdline"):

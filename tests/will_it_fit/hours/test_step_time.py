@@ -156,6 +156,23 @@ def test_a_collective_takes_what_its_group_and_the_links_between_them_say(name, 
     assert collective_seconds(operator, NODES.links) == pytest.approx(seconds)
 
 
+@pytest.mark.parametrize(
+    ("name", "ranks", "seconds"),
+    [
+        ("c10d::_allgather_base_", range(8), 7 / (7 * 64)),  # over seven links at once
+        ("c10d::_allgather_base_", range(2), 4 / 64),
+        ("c10d::send", range(4), 8 / 64),  # to one other, over one link
+        ("c10d::_allgather_base_", range(16), 8 * 15 / 16 / 400),  # eight adapters are slower than seven links
+    ],
+)
+def test_a_group_of_cards_with_a_link_to_each_other_uses_as_many_as_it_has(name, ranks, seconds):
+    """The MI300X: 64 GB/s one way on each of seven links."""
+    assert speed_of("mi300x").links.to_each and not speed_of("h200").links.to_each
+    card = replace(NODES, link_bytes_per_second=64e9, link_to_each=True)
+    operator = Operator(name, COLLECTIVE, "", 0, 8 * 10**9, group=Group("tp", tuple(ranks)))
+    assert collective_seconds(operator, card.links) == pytest.approx(seconds)
+
+
 def test_what_is_exchanged_is_said_by_the_group_that_talks():
     near, far = Group("tp", (0, 1)), Group("fsdp", (0, 8, 16, 24))
     sums = Operator("c10d::allreduce_", COLLECTIVE, "", 0, 10**9, group=near)

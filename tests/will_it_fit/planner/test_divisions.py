@@ -33,7 +33,11 @@ def test_every_way_is_a_step_and_the_others_are_left_out():
     assert "fsdp2 x tensor 4" not in found  # two heads of keys and values
     assert not [way for way in found if "expert" in way]
     assert {"pipeline 2 x tensor 2 x schedule 1f1b", "fsdp2 x tensor 2 x sequence x loss"} <= found
-    assert not [way for way in named(ways(small().changed(method="lora"), 4)) if "tensor" in way or "pipeline" in way]
+    with_adapters = named(ways(small().changed(method="lora"), 4))
+    assert "fsdp2 x tensor 2" in with_adapters
+    assert not [way for way in with_adapters if "pipeline" in way or "sequence" in way or "loss" in way]
+    packed = named(ways(small().changed(method="qlora"), 4))
+    assert not [way for way in packed if "tensor" in way or "pipeline" in way]
 
 
 def test_as_many_rows_make_an_update():

@@ -140,7 +140,25 @@ BAD = {
     "replicas of parts of rows": ({"gpus": 4, "replicate": 2, "context": 2}, {}, "leaves no GPUs", "replicate: 1"),
     "ddp": ({"strategy": "ddp", "gpus": 4, "tensor": 2}, {}, "not predicted together", "strategy: fsdp2"),
     "schedule alone": ({"gpus": 2, "schedule": "gpipe"}, {}, "is of a pipeline", "schedule: 1f1b"),
-    "adapters": ({"gpus": 2, "tensor": 2}, {"method": "lora"}, "PEFT's adapters", "method: full"),
+    "packed weights": ({"gpus": 2, "tensor": 2}, {"method": "qlora"}, "bytes without rows", "method: lora"),
+    "other adapters": (
+        {"gpus": 2, "tensor": 2},
+        {"method": "lora", "adapter": {"peft_type": "IA3", "target_modules": ["k_proj"]}},
+        "peft_type IA3 can't be combined",
+        "peft_type: LORA",
+    ),
+    "more than factors": (
+        {"gpus": 2, "tensor": 2},
+        {"method": "lora", "adapter": {"peft_type": "LORA", "use_dora": True, "target_modules": "all-linear"}},
+        "an adapter with use_dora",
+        "peft_type: LORA",
+    ),
+    "adapters in stages": (
+        {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2},
+        {"method": "lora", "gradient_accumulation": 2},
+        "not predicted together",
+        "method: full",
+    ),
     "adapters and experts": (
         {"gpus": 2, "expert": 2},
         {"model": MOE, "method": "lora"},
@@ -263,7 +281,34 @@ def test_what_an_answer_says_of_a_mesh():
     assert say_parallel(step.to_mapping()["parallel"], {}) == "fsdp2 x tensor 2 x sequence x loss on 4 GPUs"
 
 
-def test_a_mesh_is_predicted_and_not_trained():
-    step = made({"strategy": "fsdp2", "gpus": 2, "context": 2})
+TRAINED = {"tensor": 2}, {"context": 2}, {"replicate": 2, "gpus": 4}, {"tensor": 2, "gpus": 4}
+NOT_TRAINED = {"strategy": "none", "pipeline": 2}, {"tensor": 2, "offload": "none", "reduce_in_fp32": True}
+
+
+@pytest.mark.parametrize("mesh", TRAINED)
+def test_meshes_that_the_pipeline_trains(mesh):
+    step = made({"strategy": "fsdp2", "gpus": 2} | mesh, method="lora")
+    assert not list(contradictions(step, "training", TRAINING, {"on_out_of_memory": "stop"}))
+
+
+@pytest.mark.parametrize("mesh", NOT_TRAINED)
+def test_meshes_that_are_predicted_and_not_trained(mesh):
+    step = made({"strategy": "fsdp2", "gpus": 2} | mesh, precision="bf16", gradient_accumulation=2)
     (problem,) = contradictions(step, "training", TRAINING, {"on_out_of_memory": "stop"})
     assert "can be predicted" in str(problem)
+
+
+def test_which_rows_each_gpu_takes():
+    """The libraries' meshes: GPUs of tensor and context are neighbours, those of a pipeline farthest apart."""
+    shares = {
+        ("fsdp2", 4, "tensor"): [0, 0, 1, 1],
+        ("fsdp2", 4, "context"): [0, 0, 1, 1],
+        ("none", 2, "tensor"): [0, 0],
+    }
+    for (strategy, gpus, axis), expected in shares.items():
+        parallel = made({"strategy": strategy, "gpus": gpus, axis: 2}).parallel
+        assert [parallel.rows_of(rank) for rank in range(gpus)] == expected
+        averaged = {"tensor": gpus // 2, "context": gpus}[axis]
+        assert parallel.averaged == averaged
+    staged = made({"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2}, gradient_accumulation=2).parallel
+    assert {staged.rows_of(rank) for rank in range(4)} == {0}

@@ -6,7 +6,6 @@ python -m tests.will_it_fit.tracing.mesh_steps FOLDER 2 [float8]
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,6 +32,8 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor": ({"strategy": "none", "tensor": 2}, {}),
     "tensor, checkpointed": ({"strategy": "none", "tensor": 2}, {"gradient_checkpointing": True}),
     "tensor, autocast": ({"strategy": "none", "tensor": 2}, AUTOCAST),
+    "tensor, LoRA": ({"strategy": "none", "tensor": 2}, LORA),
+    "tensor, LoRA, checkpointed": ({"strategy": "none", "tensor": 2}, LORA | {"gradient_checkpointing": True}),
     "tensor, sequence": (SEQUENCE, {}),
     "tensor, sequence, loss": (SEQUENCE | {"loss_parallel": True}, {"gradient_checkpointing": True}),
     "tensor, loss": (SEQUENCE | {"sequence_parallel": False, "loss_parallel": True}, {}),
@@ -56,6 +57,7 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fsdp2 x tensor": ({"gpus": 4, "tensor": 2}, {}),
     "fsdp2 x tensor, autocast": ({"gpus": 4, "tensor": 2}, AUTOCAST),
     "fsdp2 x tensor, sums in fp32": ({"gpus": 4, "tensor": 2, "reduce_in_fp32": True}, AUTOCAST),
+    "fsdp2 x tensor, LoRA": ({"gpus": 4, "tensor": 2}, LORA),
     "fsdp2 x tensor, sequence": (DIVIDED | {"reshard_after_forward": False}, {"gradient_accumulation": 2}),
     "fsdp2 x tensor, sequence, loss": (DIVIDED | {"loss_parallel": True}, {"model": NORMS_IN_HEADS}),
     "fsdp2 x tensor, sequence, loss, autocast": (
@@ -139,13 +141,10 @@ def float8_as_bytes() -> None:
 
 def main(folder: Path, count: int, kind: str = "") -> int:
     import torch
-    from torch.nn import functional
 
     from tests.will_it_fit.engine.pairs import (
         figures,
         finish,
-        flash_attention,
-        flash_on_cpu,
         gloo_as_nccl,
         start,
     )
@@ -158,7 +157,6 @@ def main(folder: Path, count: int, kind: str = "") -> int:
     from will_it_fit.tracing.prepare import labels
 
     rank, children = start(folder, count)
-    flash_attention.__name__ = "scaled_dot_product_attention"  # context_parallel exchanges it by its name
     clip, measured = taken.clip_gradients, {}
     if kind == "float8":
         float8_as_bytes()
@@ -174,17 +172,13 @@ def main(folder: Path, count: int, kind: str = "") -> int:
             step = scenario(name)
             if step.parallel.gpus != count:
                 continue
-            with ExitStack() as stack:
-                if step.parallel.context > 1:  # PyTorch's ring knows no attention of the CPU
-                    stack.callback(flash_on_cpu()._destroy)
-                    stack.enter_context(mock.patch.object(functional, "scaled_dot_product_attention", flash_attention))
-                model = build_model(step, "cpu")
-                in_turns(model, 2 if name == UNLUCKY else 4)
-                label = labels(model)
-                model = parallelize(model, step, "cpu")
-                optimizer = build_optimizer(model, step)
-                one_step = taken.random_step(model, optimizer, step, "cpu", max_grad_norm=1.0)
-                measured[name] = figures(measure_step(model, optimizer, one_step, options=Options(label=label)))
+            model = build_model(step, "cpu")
+            in_turns(model, 2 if name == UNLUCKY else 4)
+            label = labels(model)
+            model = parallelize(model, step, "cpu")
+            optimizer = build_optimizer(model, step)
+            one_step = taken.random_step(model, optimizer, step, "cpu", max_grad_norm=1.0)
+            measured[name] = figures(measure_step(model, optimizer, one_step, options=Options(label=label)))
             if name == SAVED:
                 for cpu_offload in (True, False):
                     step, options = gathering(model, cpu_offload, []), Options(label=label, steps=1)

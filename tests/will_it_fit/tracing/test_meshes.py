@@ -8,9 +8,11 @@ import pytest
 from tests.repository import ROOT
 from tests.warm import launchers
 from tests.will_it_fit.tracing.mesh_steps import EXPERTS, LAYERS, LLAMA, SAVED, STEPS, UNLUCKY, scenario
+from will_it_fit.ask.several_gpus_text import host_lines
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.report import make_report
 from will_it_fit.hours.step_time import speed_of
+from will_it_fit.tracing import scenario_trace
 from will_it_fit.tracing import trace as traces
 from will_it_fit.tracing.checkpoints import checkpoint, saving
 from will_it_fit.tracing.prepare import prepare
@@ -69,6 +71,16 @@ def test_what_saving_and_loading_take():
         > 4 * trace(with_adapters, timeline=False)["trainable_parameters"] - 1
     )
     assert checkpoint(scenario("1f1b")) is None
+
+
+def test_an_answer_says_what_a_host_takes():
+    step = scenario("fsdp2 x context").changed(precision="bf16", gpu={"name": "h100-80gb", "count": 4})
+    traced = scenario_trace.traced(step).trace
+    host, beside = traced["host"], traced["checkpoint"]
+    assert (host["processes"], host["saving_bytes"]) == (4, beside["saved_bytes"])
+    assert host["loading_bytes"] >= beside["loading_host_bytes"]
+    (line,) = host_lines(host)
+    assert line.startswith("host memory: 4 processes on a host") and "at most, while" in line
 
 
 def test_the_range_of_experts_ends_where_one_gpu_gets_all_tokens(measured):
