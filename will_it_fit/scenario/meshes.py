@@ -322,11 +322,7 @@ def _other_fields(scenario: Any) -> Iterator[Problem]:
         ("attention_mask", scenario.attention_mask == "none", "none"),
         ("loop", scenario.loop == "trainer", "trainer"),
         ("objective", scenario.objective == "sft", "sft"),
-        (
-            "compile",
-            scenario.compile == "none" or _compiled_by_layers(scenario),
-            "none",
-        ),
+        ("compile", scenario.compile == "none" or _compiled_by_layers(scenario), "none"),
         ("float8", scenario.float8 == "none" or _by_layers(scenario.parallel), "none"),
         ("qat", scenario.qat == "none", "none"),
         ("kernels", scenario.kernels == "transformers", "transformers"),
