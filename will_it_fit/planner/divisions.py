@@ -164,8 +164,9 @@ class Order:
             sent += 3 * self._parameters * width / (mesh.tensor * mesh.pipeline)
         if mesh.kind.replicates or mesh.replicate > 1:
             sent += 2 * self._parameters * width / (mesh.shard if mesh.kind.divides else 1) / mesh.tensor
-        if mesh.tensor > 1:  # four all-reduces of each layer's tokens
+        if mesh.tensor > 1:  # four all-reduces of each layer's tokens, and all logits
             sent += 8 * layers / mesh.pipeline * step.tokens * hidden * width
+            sent += 0 if mesh.loss_parallel else step.tokens * (step.size("vocab_size") or 0) * width
         if mesh.context > 1:
             sent += 6 * layers * step.tokens / mesh.context * hidden * width
         if mesh.expert > 1:
@@ -339,16 +340,15 @@ class _Search:
 
     def _next(self, left: Sequence[Scenario]) -> Scenario | None:
         """The step that is worth tracing next; ``left`` are sorted by the rough order."""
-        order, usable = self._order, self._gpu.usable_bytes
-        fit = sum(bool(one.fits) for one in self.found)
-        if not fit and self._traced >= TRACED:
-            return min(left, key=order.required_bytes)
-        if fit < TRACED:
-            return left[0]
-        least = min(self._errors)
-        small = [step for step in left if order.required_bytes(step) * least <= usable]
-        first = min(small, key=order.seconds_per_token, default=None)
-        return first if first is not None and order.seconds_per_token(first) < self._fastest else None
+        order, fit = self._order, sum(bool(one.fits) for one in self.found)
+        most = self._gpu.usable_bytes / min(self._errors, default=1.0)
+        small = [step for step in left if order.required_bytes(step) <= most]
+        if fit >= TRACED:
+            first = min(small, key=order.seconds_per_token, default=None)
+            return first if first is not None and order.seconds_per_token(first) < self._fastest else None
+        if small and (fit or self._traced < TRACED):
+            return small[0]
+        return min(left, key=order.required_bytes)
 
     def several(self, steps: Sequence[Scenario], most: int, *, until_one_fits: bool = False) -> list[Scenario]:
         """Trace the first steps; returns those that were not."""

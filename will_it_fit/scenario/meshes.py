@@ -358,7 +358,7 @@ def _other_fields(scenario: Any) -> Iterator[Problem]:
         ("loop", scenario.loop == "trainer", "trainer"),
         ("objective", scenario.objective == "sft", "sft"),
         ("compile", scenario.compile == "none" or _compiled_by_layers(scenario), "none"),
-        ("float8", scenario.float8 == "none" or _in_eight_bits(scenario), "none"),
+        ("float8", scenario.float8 == "none" or _by_layers(scenario.parallel), "none"),
         ("qat", scenario.qat == "none", "none"),
         ("kernels", scenario.kernels == "transformers", "transformers"),
         ("activation_offload", not scenario.activation_offload, False),
@@ -376,12 +376,10 @@ def _other_fields(scenario: Any) -> Iterator[Problem]:
 
 
 def _compiled_by_layers(scenario: Any) -> bool:
-    """Whether the libraries compile a mesh's layers: accelerate and torchtitan do, before FSDP2 shards them."""
-    parallel = scenario.parallel
-    return scenario.compile == "layers" and parallel.sharded and (parallel.by_titan or not parallel.by_plan)
+    """Whether compiled layers are followed on such a mesh: those that FSDP2 shards afterwards."""
+    return scenario.compile == "layers" and scenario.parallel.sharded and _by_layers(scenario.parallel)
 
 
-def _in_eight_bits(scenario: Any) -> bool:
-    """Whether torchao's layers can be divided so: by FSDP2, and by torchtitan's plan with or without it."""
-    parallel = scenario.parallel
+def _by_layers(parallel: Any) -> bool:
+    """Whether the libraries exchange or compile layers on such a mesh: before FSDP2, and after torchtitan's plan."""
     return parallel.pipeline == 1 and (parallel.by_titan or (parallel.sharded and not parallel.by_plan))

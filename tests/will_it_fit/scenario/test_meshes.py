@@ -258,6 +258,12 @@ BAD = {
     ),
     "a whole model compiled": ({"gpus": 2, "context": 2}, {"compile": "model"}, "a mesh", "compile: none"),
     "compiled by transformers' plan": ({"gpus": 2, "tensor": 2}, {"compile": "layers"}, "a mesh", "compile: none"),
+    "compiled without shards": (
+        {"strategy": "none", "gpus": 2, "tensor": 2, "sequence_parallel": True},
+        {"compile": "layers"},
+        "a mesh",
+        "compile: none",
+    ),
     "packing": ({"gpus": 2, "context": 2}, {"packing": "rows"}, "`packing: rows` and a mesh", "packing: none"),
     "loss": ({"strategy": "none", "gpus": 2, "tensor": 2}, {"loss": "chunked"}, "a mesh", "loss: full"),
 }
