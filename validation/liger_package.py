@@ -86,7 +86,7 @@ def step_of(row: Mapping[str, str], bench: nn.Module) -> Callable[[], None]:
         loss = _chunked(kind, bench)
     elif kind == "heads_and_jsd":
         fused = _module("transformers.fused_linear_jsd").LigerFusedLinearJSD(0.5, 1.0)
-        loss = lambda: fused(bench.input, bench.student.weight, bench.other, bench.teacher.weight, None)  # noqa: E731
+        loss = lambda: fused(bench.input, bench.student.weight, bench.other, bench.teacher.weight)  # noqa: E731
     elif kind == "head_and_cross_entropy":
         fused = _module("transformers.fused_linear_cross_entropy").LigerFusedLinearCrossEntropyLoss()
         loss = lambda: fused(bench.other.weight, bench.input, bench.target)  # noqa: E731

@@ -147,9 +147,7 @@ RELIED_ON = {
     "transformers.PreTrainedModel": "_from_config _no_split_modules _supports_flash_attn _supports_sdpa",
     "transformers.TrainingArguments": "_setup_devices",
     "transformers.modeling_utils": "_is_hf_initialized",
-    "transformers.quantizers.base.HfQuantizer": (
-        "_process_model_after_weight_loading _process_model_before_weight_loading"
-    ),
+    "transformers.quantizers.base.HfQuantizer": "_process_model_before_weight_loading",
     f"{ZERO}.partition_parameters.AllGatherHandle": "_AllGatherHandle__param",
     f"{ZERO}.partition_parameters.Init": "_all_gather _convert_to_zero_parameters",
 }
