@@ -40,6 +40,7 @@ FlashAttention-2                output, fp32 log-sum-exp; backward: gradients, f
 ``_fft_c2c``, ``_fft_r2c``,     the plan's work area, for the call: ATen ``native/cuda/SpectralOps.cpp``,
 ``_fft_c2r``                    ``_exec_fft``; cuFFT alone knows its size, at most 8 complex numbers for each of the
                                 signals: cuFFT API reference, "Fourier Transform Setup". A range, as with cuDNN
+sums, means, norms, maxima      parts of an output that blocks of threads share: :mod:`will_it_fit.engine.reductions`
 ``_softmax``, ``_log_softmax``  before 1.11 kept their input besides their output: ``tools/autograd/derivatives.yaml``
                                 of 1.10, ``_softmax_backward_data(grad, result, dim, self)``
 ==============================  ==================================================================================
