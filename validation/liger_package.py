@@ -46,7 +46,8 @@ COMMITS = {
     "distill_jsd": "aa2d23dc7f", "kto": "ee5aaf26b9", "distill_cosine": "08906d3d9c", "layer_norm h100": "6a2c49130e",
     **dict.fromkeys(("grpo_token", "grpo_sequence"), "78125679ab"), "tvd": "5c9cecc85c", "jsd b200": "8ef203a42d",
 }  # fmt: skip
-MEMORY_FIRST = {"kl_div", "jsd", "tvd"}  # whose scripts measure it before speed
+MEMORY_FIRST = {"kl_div h100", "jsd h100", "tvd h100"}  # whose scripts measure it before speed
+BASELINE_FIRST = {"jsd b200"}
 
 
 def commit_of(row: Mapping[str, str]) -> str:
@@ -209,7 +210,8 @@ def results(rows: Iterable[Mapping[str, str]]) -> Iterator[dict[str, Any]]:
                 head = int(first["outputs"] or 0) * int(first["hidden_size"] or 0) * 2
                 script = measured(
                     [_runs(row) for row in sizes.values()],
-                    speed_first=module not in MEMORY_FIRST,
+                    speed_first=f"{module} {gpu}" not in MEMORY_FIRST,
+                    baseline_first=f"{module} {gpu}" in BASELINE_FIRST,
                     before=[head] * 2 if module == "heads_and_jsd" else (),  # it gives both models the same weights
                     left=left_behind(first),
                 )

@@ -156,6 +156,7 @@ def measured(
     sizes: Sequence[tuple[str, Run, Run]],
     *,
     speed_first: bool = True,
+    baseline_first: bool = False,
     before: Sequence[int] = (),
     left: Sequence[int] = (),
 ) -> Iterator[tuple[str, int, int]]:
@@ -167,6 +168,8 @@ def measured(
         A name, and the runs with Liger's kernels and without, in the script's order.
     speed_first
         Whether it measures speed before memory.
+    baseline_first
+        Whether the run without Liger's kernels comes before the other.
     before
         See :meth:`Process.memory`.
     left
@@ -177,16 +180,16 @@ def measured(
     tuple
         The name, and the bytes with Liger's kernels and without.
     """
-    process = Process()
+    process, columns = Process(), (2, 1) if baseline_first else (1, 2)
     for forward_only in (True, False) if speed_first else ():
-        for column in (1, 2):
+        for column in columns:
             for size in sizes:
                 process.speed(size[column], forward_only=forward_only, before=before)
             if forward_only and column == 1:
                 process.holds(left)
     if not speed_first:
         process.holds(left)
-    for column in (1, 2):
+    for column in columns:
         for size in sizes:
             process.memory(size[column], f"{column} {size[0]}", before)
     peaks: Mapping[str, int] = process.peaks()
