@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .cuda_rules import threads_of_processor
 from .errors import TraceError
-from .reductions import threads_of_processor
 
 # Bytes of shared memory that a block may ask for, by compute capability: CUDA C++ Programming Guide, table "Technical
 # Specifications per Compute Capability", the maximum per thread block (KiB).

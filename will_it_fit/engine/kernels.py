@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import costs, cuda_rules, reductions
+from . import costs, cuda_rules
 from .attention import DTYPES, attention_on, backward_temporaries
 from .bitsandbytes_layers import int8_products
 from .card import active_simulation
@@ -53,7 +53,7 @@ class CudaKernels:
         self.capability = capability or DEFAULT_CAPABILITY
         simulation = active_simulation()
         self._processors = (
-            simulation.card.multiprocessors if simulation else reductions.most_processors(self.capability)
+            simulation.card.multiprocessors if simulation else cuda_rules.most_processors(self.capability)
         )
         self._keeps_lt = cuda_rules.keeps_cublaslt_workspace(torch_version)
         self._softmax_keeps_input = cuda_rules.softmax_keeps_its_input(torch_version)
@@ -92,17 +92,17 @@ class CudaKernels:
             return [], backward_temporaries(name, args, self.capability)
         if not self._keeps_lt and _has_bias(name, args, kwargs or {}):
             return [], [cuda_rules.CUBLASLT_WORKSPACE_BYTES]
-        kind = reductions.kind_of(name, func._schema.overload_name)
+        kind = cuda_rules.kind_of(name, func._schema.overload_name)
         if kind is not None and args[0].dim() and not args[0].is_complex():
             return [], self._of_reduction(func, kind, args, kwargs or {})
         return [], []
 
-    def _of_reduction(self, func: Any, kind: reductions.Kind, args: Sequence, kwargs: dict) -> list[int]:
+    def _of_reduction(self, func: Any, kind: cuda_rules.Kind, args: Sequence, kwargs: dict) -> list[int]:
         """A copy where the input is summed in another dtype, and what the blocks of threads leave for each other."""
         asked = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
         given, dims, copied = args[0], asked.get("dim"), []
         dtype = asked.get("dtype") or given.dtype
-        if kind is reductions.SUM and not (dtype.is_floating_point or asked.get("dtype")):
+        if kind is cuda_rules.SUM and not (dtype.is_floating_point or asked.get("dtype")):
             dtype = torch.int64
         strides = given.stride()
         if dtype != given.dtype and not (given.element_size() == 2 and dtype == torch.float32):
@@ -112,7 +112,7 @@ class CudaKernels:
         every = range(given.dim())
         gone = every if dims is None or dims == [] else (dims,) if isinstance(dims, int) else dims
         return copied + list(
-            reductions.reduction_bytes(
+            cuda_rules.reduction_bytes(
                 tuple(given.shape), strides, frozenset(every[index] for index in gone), summed.itemsize,
                 dtype.itemsize, kind, self.capability, self._processors,
             )

@@ -5,16 +5,16 @@ import torch
 
 from will_it_fit.cards.gpus import catalogue
 from will_it_fit.engine.card import A100, H100
-from will_it_fit.engine.cuda_rules import cublas_workspace_bytes
-from will_it_fit.engine.kernels import CudaKernels
-from will_it_fit.engine.reductions import (
+from will_it_fit.engine.cuda_rules import (
     MOMENTS,
     SUM,
     WITH_INDEX,
+    cublas_workspace_bytes,
     most_processors,
     reduction_bytes,
     threads_of_processor,
 )
+from will_it_fit.engine.kernels import CudaKernels
 from will_it_fit.engine.simulation import simulated
 from will_it_fit.engine.trace import Options, trace_step
 from will_it_fit.hours.step_time import speed_of
