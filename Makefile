@@ -2,7 +2,8 @@
 # make test  linters, unit tests, dry runs, the whole chain; on all cores, WORKERS=1 for one
 # make test-conda   the chain in conda environments
 # make test-slurm   a sweep on a real one-node Slurm, a job killed and requeued
-# make test-catalogue   each model of config/models/ traced whole, each published size of a module (minutes)
+# make test-catalogue   each model of config/models/ traced whole, each published size of a module, each case of the
+#                       tests that take a part of theirs in `make test` (minutes)
 # make test-drift   a published row of each source with the versions that were measured, three timed rows (minutes)
 # make test-deepspeed   ZeRO, in an environment of its own beside .venv; make test-optimizers   torchao's and GaLore's
 # make test-kernels   Triton kernels and Liger's package, in an environment of its own
@@ -46,6 +47,8 @@ test-slurm: $(VENV)/ready-dev
 
 test-catalogue: $(VENV)-kernels/liger-kernel
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=load tests/nightly/test_catalogue.py tests/nightly/test_every_size.py
+	EVERY_CASE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist=load \
+	  $$(grep -rl --include='test_*.py' each_night tests/will_it_fit tests/unit)
 	LIGER_CHECKOUT=$< $(VENV)-kernels/bin/python -m pytest tests/nightly/test_liger_commits.py
 
 # The history of Liger-Kernel: each published row runs the package of its commit. `LIGER=path` takes a clone that is

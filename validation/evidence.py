@@ -222,6 +222,7 @@ def torchtitan_rows() -> Iterator[MeasuredStep]:
         gpus = given["shard"] * given["tensor"] * given["context"] * given["pipeline"]
         card = next((card for start, card in _TITANS_CARDS.items() if one.id.startswith(start)), "h100-96gb")
         mesh = {name: given[name] for name in ("tensor", "context", "pipeline")}
+        mesh |= dict.fromkeys(("sequence_parallel", "loss_parallel"), given["tensor"] > 1)
         schedule = "interleaved" if given.get("interleaved") else "1f1b"
         way = say_way({"strategy": "fsdp2", "gpus": gpus, **mesh, "schedule": schedule})
         precision = "bf16-mixed" + (", float8 tensorwise" if given.get("float8") else "")

@@ -41,8 +41,8 @@ def asks_for_execution(arguments: Sequence[str]) -> bool:
 def threads_beside(cores: int | None) -> int:
     """Threads of a job that leaves a core to another: all cores but one, at most eight; None: not on this machine.
 
-    Training takes all of them. Evaluations and checks of a small model gain little from a second core, and two of them
-    at the same time gain all of it.
+    Evaluations and checks of a small model gain little from a second core, and two of them at the same time gain all of
+    it.
     """
     return 8 if cores is None else max(1, min(8, cores - 1))
 

@@ -49,8 +49,16 @@ def training_step_as_gated(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the loop around the training step."""
-    return {key: value for key, value in settings["training"].items() if key not in STEP}
+    """The settings of the loop around the training step; not its threads, which shape no adapter."""
+    return {key: value for key, value in settings["training"].items() if key not in STEP | {"threads"}}
+
+
+def training_threads(settings: Mapping[str, Any], beside: int) -> int:
+    """Threads of the training's job, at least one for each process; Snakemake gives no more than it has cores.
+
+    ``beside``: of a job that leaves a core to another (:func:`scripts.runs.job_functions.threads_beside`).
+    """
+    return max(settings["training"]["threads"] or beside, gpus_of_training(settings))
 
 
 def step_grouping(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
+
+from tests.warm import launchers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,7 +18,7 @@ def test_the_readme_shows_what_the_command_prints(tmp_path: Path) -> None:
     command, shown = re.search(r"```bash\nwill-it-fit ([^\n]+)\n```\n+```text\n(.*?)```", readme, re.DOTALL).groups()
     own = {"WILL_IT_FIT_CACHE": "", "WILL_IT_FIT_MEASURED": str(tmp_path / "none.csv"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.ask", *shlex.split(command)],
+        [f"{launchers()}/python", "-m", "scripts.ask", *shlex.split(command)],
         cwd=ROOT, env=os.environ | own, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

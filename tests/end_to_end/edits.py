@@ -27,14 +27,14 @@ ENDINGS = (".json", ".jsonl")
 PATIENCE_SECONDS = 60
 
 
-def jobs(*configurations: Path) -> Iterator[Any]:
+def jobs(*configurations: Path, cores: int = 1) -> Iterator[Any]:
     """The jobs with a script of the workflow in the working directory, as Snakemake resolves them."""
     from snakemake.api import SnakemakeApi
     from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
 
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
         workflow = api.workflow(
-            resource_settings=ResourceSettings(cores=1),
+            resource_settings=ResourceSettings(cores=cores),
             config_settings=ConfigSettings(configfiles=list(configurations)),
             snakefile=Path("Snakefile"),
         )

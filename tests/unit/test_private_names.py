@@ -28,6 +28,7 @@ ZERO = "deepspeed.runtime.zero"
 RELIED_ON = {
     "argparse.ArgumentParser": "_actions",
     "liger_kernel.transformers.monkey_patch": "_apply_liger_kernel_to_instance",
+    "accelerate.big_modeling": ("_attach_context_parallel_hooks _refuse_recurrent_layers_under_sequence_parallelism"),
     "accelerate.state.AcceleratorState": "_reset_state",
     "accelerate.state.GradientState": "_reset_state",
     "bitsandbytes.autograd": "_functions",
@@ -97,6 +98,7 @@ RELIED_ON = {
     "torch._C._distributed_c10d": "FakeWork",
     "torch.cuda": "_compile_kernel _exchange_device _maybe_exchange_device",
     "torch.amp.GradScaler": "_maybe_opt_step",
+    "torch.nn.init": "_no_grad_trunc_normal_",
     "torch.utils.data.DataLoader": "_get_iterator",
     "torch.utils.data.dataloader": "_SingleProcessDataLoaderIter",
     "torch.distributed.Backend": "_plugins",
@@ -108,7 +110,6 @@ RELIED_ON = {
     f"{FSDP2}._fsdp_param.FSDPParam": "_init_sharded_param _sharded_param_data all_gather_inputs offload_to_cpu",
     f"{FSDP2}._fsdp_param_group": "foreach_reduce",
     f"{FSDP2}._fsdp_param_group.FSDPParamGroup": "_validate_cpu_offload_params _validate_no_meta_params",
-    "accelerate.big_modeling": "_attach_context_parallel_hooks",
     "torch.distributed": "_functional_collectives",
     "torch.distributed.tensor.experimental": "_attention",
     "torch.distributed.distributed_c10d": "_resolve_process_group",
@@ -145,9 +146,12 @@ RELIED_ON = {
         "_device_has_foreach_support _get_foreach_kernels_supported_devices _get_fused_kernels_supported_devices"
     ),
     "transformers.PreTrainedModel": "_from_config _no_split_modules _supports_flash_attn _supports_sdpa",
+    "transformers.PretrainedConfig": "_attn_implementation",
     "transformers.TrainingArguments": "_setup_devices",
     "transformers.modeling_utils": "_is_hf_initialized",
     "transformers.quantizers.base.HfQuantizer": "_process_model_before_weight_loading",
+    "deepspeed.runtime.sequence_parallel.ulysses_sp": "_dim_zero_all_to_all",
+    "torch.distributed.ProcessGroup": "_set_group_desc",
     f"{ZERO}.partition_parameters.AllGatherHandle": "_AllGatherHandle__param",
     f"{ZERO}.partition_parameters.Init": "_all_gather _convert_to_zero_parameters",
 }

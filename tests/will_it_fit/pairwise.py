@@ -1,11 +1,20 @@
-"""Rows in which every value of each factor meets every value of each other one, instead of the full product."""
+"""A part of a product's cases for each run of the tests, and the whole product each night.
+
+Rows in which every value of each factor meets every value of each other one, instead of the full product; and the mark
+of cases that only the night takes.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
 from typing import Any
 
+import pytest
+
+# A case that differs from others of its test in sizes and pairs alone.
+each_night = pytest.mark.skipif("EVERY_CASE" not in os.environ, reason="each night: `make test-catalogue`")
 Row = dict[str, Any]
 
 

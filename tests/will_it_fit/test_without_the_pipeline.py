@@ -26,5 +26,5 @@ def test_the_librarys_tests_are_collected_without_snakemake_and_without_the_pipe
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     collected = int(done.stdout.strip().splitlines()[-1].split()[0])
     assert collected > 1000
-    command[3] = "tests/unit/runs"  # of the pipeline: what is refused is refused
+    command[3] = "tests/unit/runs/test_runs.py"  # of the pipeline: what is refused is refused
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode != 0

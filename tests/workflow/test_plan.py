@@ -144,8 +144,9 @@ ORDER = """
 import json
 from pathlib import Path
 from tests.end_to_end.edits import jobs
-for job in jobs(Path("config/config.yaml")):
+for job in jobs(Path("config/config.yaml"), cores=2):
     said = {"rule": job.rule.name, "priority": job.rule.priority, "before_gate": job.resources.get("before_gate", 0)}
+    said["threads"] = job.threads
     print(json.dumps({**said, "inputs": list(map(str, job.input)), "outputs": list(map(str, job.output))}))
 """
 
@@ -163,6 +164,8 @@ def test_nothing_that_costs_comes_before_the_runs_price(project):
     assert not [job for job in early if job["priority"] < 99 or job["before_gate"] != 1]
     late = [job for job in jobs if job["rule"] in ("evaluate_base", "fetch_weights", "measure_memory", "train_adapter")]
     assert len(late) == 4 and not [job for job in late if job["priority"] >= 99]
+    threads = {job["rule"]: job["threads"] for job in jobs}
+    assert threads["train_adapter"] == threads["evaluate_base"] == 1  # of two cores: at the same time
     priority = {job["rule"]: job["priority"] for job in jobs}
     assert priority["fetch_weights"] == priority["train_adapter"] > priority["evaluate_base"] == priority["plan_memory"]
     (download,) = [job["before_gate"] for job in late if job["rule"] == "fetch_weights"]

@@ -25,7 +25,7 @@ from typing import Any
 
 from will_it_fit.analytic.families import Family
 from will_it_fit.common.errors import UserError
-from will_it_fit.scenario.nested_fields import Lora
+from will_it_fit.scenario.value_fields import Lora
 
 # What adapters may also be on, by the last part of its name, in the families below.
 OUTSIDE_OF_LAYERS = {"embed_tokens", "lm_head", "wpe", "wte"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from will_it_fit.analytic.decoder import OUTSIDE_OF_LAYERS, Decoder, Heads, Matrix, NotDescribed, asked_names
 from will_it_fit.common.errors import UserError
-from will_it_fit.scenario.nested_fields import Lora
+from will_it_fit.scenario.value_fields import Lora
 
 ATTENTION = ("grouped", "latent", "with_sinks")  # mixers that read a mask
 FP32 = "fp32"  # a group of weights: kept so, whatever the model is loaded in

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 EXCHANGES = ("c10d", "_c10d_functional")  # namespaces of collectives, sends and receipts
 POINT_TO_POINT = ("send", "recv")
-_DESCRIBED = "mesh_"  # as torch.distributed.device_mesh describes the groups that it makes
+DESCRIBED = "mesh_"  # as torch.distributed.device_mesh describes the groups that it makes
 _SENDING = ("gather", "reduce", "broadcast", "alltoall", "scatter")
 
 
@@ -69,7 +69,7 @@ def of_process_group(group: Any) -> Group:
     from torch.distributed import get_process_group_ranks
 
     name = group.group_desc
-    own = name.removeprefix(_DESCRIBED) if name.startswith(_DESCRIBED) else ""
+    own = name.removeprefix(DESCRIBED) if name.startswith(DESCRIBED) else ""
     return Group(own, tuple(get_process_group_ranks(group)))
 
 

@@ -20,7 +20,10 @@ from .known_values import Values
 from .model_tensors import those_on_meta
 from .stashes import Stashes
 
-_functional = torch.ops._c10d_functional
+_functional, _aten = torch.ops._c10d_functional, torch.ops.aten
+_COPY, _TO_COPY, _SCALAR = _aten.copy_.default, _aten._to_copy.default, _aten._local_scalar_dense.default
+_TO_HOST = frozenset((_COPY, _TO_COPY, _SCALAR))  # operators that may bring a tensor to the host
+_NAMESPACES = frozenset(("c10d", "_c10d_functional"))  # of what exchanges
 # Functional collectives whose work holds what it sends until somebody waits for it (PyTorch 2.8's
 # ``ProcessGroupNCCL.cpp``, ``TensorShelf``; gloo's work holds it as well).
 _SENDING = frozenset(
@@ -61,8 +64,10 @@ class Exchanges:
 
     def answer(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """What an operator gives that isn't for the kernels of this GPU; None: it is for them."""
-        if active_fake_mode() is not None:  # DTensor works out shapes
+        if torch._C._len_torch_dispatch_stack() and active_fake_mode() is not None:  # DTensor works out shapes
             return func(*args, **kwargs)
+        if func not in _TO_HOST and func.namespace not in _NAMESPACES and not self._tracker.holds_on_host:
+            return None
         if func is _functional.wait_tensor.default:  # what it waits for is there; on `meta` it copies
             self._sent.pop(args[0].untyped_storage()._cdata, None)
             return args[0]
@@ -70,7 +75,7 @@ class Exchanges:
             from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
             return AsyncCollectiveTensor(args[0])
-        if func is torch.ops.aten.copy_.default and args[1].is_meta and not args[0].is_meta:  # DDP's sizes of buckets
+        if func is _COPY and args[1].is_meta and not args[0].is_meta:  # DDP's sizes of buckets
             return args[0]
         return self._to_host(func, args, kwargs)
 
@@ -83,7 +88,7 @@ class Exchanges:
                 return known.to(kwargs.get("dtype") or known.dtype, copy=True)
             if values.reading:
                 return None
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is _SCALAR:
             return None
         tensors = list(those_on_meta(args)) if copied or tracker.holds_on_host else []
         if copied and tensors:
@@ -99,6 +104,8 @@ class Exchanges:
 
     def made(self, func: Any, args: tuple, output: Any) -> list[int]:
         """Note what an operator that has run exchanges; returns ids that are held until it returns."""
+        if func.namespace not in _NAMESPACES:
+            return []
         if func in _SENDING:
             for item in output if isinstance(output, (tuple, list)) else (output,):
                 key = item.untyped_storage()._cdata
@@ -153,6 +160,6 @@ def _asked_by_a_program() -> bool:
 
 def _leaves_the_device(func: Any, args: tuple, kwargs: dict) -> bool:
     """Whether an operator copies a tensor from ``meta`` to the CPU."""
-    if func is not torch.ops.aten._to_copy.default or kwargs.get("device") is None:
+    if func is not _TO_COPY or kwargs.get("device") is None:
         return False
     return args[0].device.type == "meta" and torch.device(kwargs["device"]).type == "cpu"

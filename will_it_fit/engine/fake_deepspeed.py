@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .collectives import DESCRIBED
 from .components import COLLECTIVES, GRADIENTS, OPTIMIZER_STATES, UNSHARDED
 from .fake_device import FakeDevice
 from .fake_group import BACKEND
@@ -36,7 +37,25 @@ PATCHES = {
     "torch.zeros_like": "ZeRO-2 keeps shapes as tensors on `meta`, which nothing is allocated for",
     "DeepSpeedZeroOptimizer.setup_buckets": "ZeRO-2's buffers for the exchange of gradients get their name",
     "assert_ints_same_as_other_ranks": "ZeRO-3 compares the order of layers across processes by values",
+    "_dim_zero_all_to_all": "Ulysses exchanges heads in an operator of its own, into which a tracker does not see",
+    "initialize_sequence_parallel": "the GPUs that share rows under Ulysses get their group's name",
 }
+
+
+class _Exchanged(torch.autograd.Function):
+    """Heads for tokens, there and back: what DeepSpeed's ``dim_zero_all_to_all`` allocates and sends."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, group: Any) -> torch.Tensor:
+        from torch import distributed as dist
+
+        ctx.group, output = group, torch.empty_like(tensor)
+        dist.all_to_all_single(output, tensor, group=group)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _Exchanged.forward(ctx, gradient.contiguous(), ctx.group), None
 
 
 def _accelerator(device: FakeDevice, *, synchronous: bool) -> Any:
@@ -156,16 +175,18 @@ def fake_deepspeed(device: FakeDevice, target: str = "cuda") -> Iterator[None]:
 
     with quiet():
         from deepspeed.comm import comm
+        from deepspeed.runtime.sequence_parallel import parallel_state_sp
         from deepspeed.utils import groups, logger
 
     environment = {name: os.environ.get(name) for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
-    kept = [(module, dict(vars(module))) for module in (comm, groups)]
+    kept = [(module, dict(vars(module))) for module in (comm, groups, parallel_state_sp)]
     level = logger.level
     os.environ.update(LOCAL_RANK="0", RANK=str(dist.get_rank()), WORLD_SIZE=str(device.gpus))
     logger.setLevel("ERROR")
     try:
         with patched(_patches(device, target)), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+            for module in ("torch.distributed", "transformers.integrations.deepspeed"):
+                warnings.filterwarnings("ignore", category=FutureWarning, module=module)
             yield
     finally:
         logger.setLevel(level)
@@ -178,6 +199,7 @@ def fake_deepspeed(device: FakeDevice, target: str = "cuda") -> Iterator[None]:
 def _patches(device: FakeDevice, target: str) -> list[tuple[Any, str, Any]]:
     """What is exchanged, as :func:`will_it_fit.engine.patching.patched` takes it; why: :data:`PATCHES`."""
     from deepspeed.accelerator import real_accelerator
+    from deepspeed.runtime.sequence_parallel import parallel_state_sp, ulysses_sp
     from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer as Zero2
 
@@ -226,7 +248,11 @@ def _patches(device: FakeDevice, target: str) -> list[tuple[Any, str, Any]]:
             for buffer in bucket.buffer:
                 device.named(buffer, COLLECTIVES)
 
-    gather, zeros = init._all_gather, torch.zeros_like
+    def initialize_sequence_parallel(sequence_parallel_size: int) -> None:
+        initialize(sequence_parallel_size)
+        parallel_state_sp.get_sequence_parallel_group()._set_group_desc(f"{DESCRIBED}ulysses")
+
+    gather, zeros, initialize = init._all_gather, torch.zeros_like, parallel_state_sp.initialize_sequence_parallel
     buckets = Zero2.setup_buckets
     one, several = partition_parameters.AllGatherHandle, partition_parameters.AllGatherCoalescedHandle
     return [
@@ -241,4 +267,6 @@ def _patches(device: FakeDevice, target: str) -> list[tuple[Any, str, Any]]:
         (torch, "zeros_like", zeros_like),
         (Zero2, "setup_buckets", set_up_buckets),
         (partitioned_param_coordinator, "assert_ints_same_as_other_ranks", lambda ints: None),
+        (ulysses_sp, "_dim_zero_all_to_all", lambda group, tensor: _Exchanged.apply(tensor.contiguous(), group)),
+        (parallel_state_sp, "initialize_sequence_parallel", initialize_sequence_parallel),
     ]

@@ -35,6 +35,10 @@ _REDUCED_WHERE_THEY_STAND = (
 )
 _SOFTMAX = ("aten::_softmax", "aten::_log_softmax")
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "bitsandbytes::gemm_4bit")
+_ONE_TEMPORARY = ("aten::_softmax_backward_data", "aten::embedding_dense_backward")
+_CONCERNED = frozenset(
+    (*_BACKWARD_OF_ATTENTION, *_REDUCED_WHERE_THEY_STAND, *_SOFTMAX, *_PRODUCTS, *_ONE_TEMPORARY)
+)  # by the methods of CudaKernels
 
 
 class CudaKernels:
@@ -58,6 +62,10 @@ class CudaKernels:
         self._keeps_lt = cuda_rules.keeps_cublaslt_workspace(torch_version)
         self._softmax_keeps_input = cuda_rules.softmax_keeps_its_input(torch_version)
         self._workspaces: set[tuple[bool, str]] = set()
+
+    def concerns(self, func: Any) -> bool:
+        """Whether an operator may need something."""
+        return func._schema.name in _CONCERNED
 
     def persistent(self, func: Any, args: Sequence, kwargs: dict | None = None) -> list[int]:
         """Return the bytes that this call is the first to need and that stay until the process ends."""

@@ -45,6 +45,7 @@ ANSWERS: Mapping[str, bool] = {
 }
 _DYNAMIC = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 _aten = torch.ops.aten
+_INDEXED = (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default)
 _FILLED = {  # made without the values of their first argument
     _aten.zeros_like.default: 0,
     _aten.ones_like.default: 1,
@@ -55,6 +56,7 @@ _FILLED = {  # made without the values of their first argument
     _aten.fill_.Scalar: None,
     _aten.zero_.default: 0,
 }
+_COPY, _TO_COPY, _SCATTER_ADD = _aten.copy_.default, _aten._to_copy.default, _aten.scatter_add_.default
 UNANSWERED = object()
 
 
@@ -96,6 +98,7 @@ class Values:
         self.counts_evenly = False  # whether counts of choices that nobody knows are taken to be even
         self.chosen_share = 1.0  # of what is counted, from the first on: which part alone is chosen
         self.asked: Callable[[torch.dtype], float | None] | None = None  # gives numbers in the place of `scalars`
+        self.chooses: Callable[[Any, tuple], Any] | None = None  # by values that nobody knows; None: refused
         self._scalars = scalars
         self._answers = {**ANSWERS, **(answers or {})}
         self._host_is_device = host_is_device
@@ -110,14 +113,14 @@ class Values:
 
     def before(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """What an operator gives, where that is not the device's affair; :data:`UNANSWERED`: run it."""
-        if func is _aten._to_copy.default:
+        if func is _TO_COPY:
             if kwargs.get("device") is not None and torch.device(kwargs["device"]).type != args[0].device.type:
                 return self._moved(args[0], kwargs)
-        elif func is _aten.copy_.default and args[0].is_meta != args[1].is_meta:
+        elif func is _COPY and args[0].is_meta != args[1].is_meta:
             return self._copied(*args)
         if self._stand_ins and any(self._stands_in(item) for item in _tensors(args, kwargs)):
             return self._on_host(func, args, kwargs)
-        if func is _aten.scatter_add_.default and (counts := self._even(*args)) is not None:
+        if func is _SCATTER_ADD and (counts := self._even(*args)) is not None:
             self.remember(args[0], counts)
             return UNANSWERED
         if not self.carrying:
@@ -131,7 +134,7 @@ class Values:
 
     def after(self, func: Any, args: tuple, kwargs: dict, output: Any) -> None:
         """Carry the values of what an operator has made of known ones."""
-        if func is _aten._to_copy.default and output.is_meta and not args[0].is_meta:
+        if func is _TO_COPY and output.is_meta and not args[0].is_meta:
             if carried(args[0]) and not self._stands_in(args[0]):
                 self.remember(output, args[0].to(output.dtype, copy=True))
             if self._host_is_device:  # the tensor itself, for as long as either lives
@@ -176,8 +179,10 @@ class Values:
             return answer
         if func is _aten.equal.default and (answer := self._answer()) is not None:
             return answer
-        if func in (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default) and self._answer():
-            return func(args[0], _without_masks(args[1]), *args[2:])
+        if func in _INDEXED and self._answer():
+            return func(args[0], without_masks(args[1]), *args[2:])
+        if self.chooses is not None and (chosen := self.chooses(func, args)) is not None:
+            return chosen
         raise NoValues(func._schema.name) from error
 
     def remember(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
@@ -255,12 +260,12 @@ class Values:
         if func is _aten._local_scalar_dense.default:
             return self._number(func, args[0].dtype)
         if func is _aten.index.Tensor and self._answer():
-            args = (args[0], _without_masks(args[1]))
+            args = (args[0], without_masks(args[1]))
         elif kind.dynamic:
             raise NoValues(func._schema.name)
         if kind.view:
             return UNANSWERED
-        if func is _aten.copy_.default and args[0].is_meta:
+        if func is _COPY and args[0].is_meta:
             return args[0]
         if kind.written:
             return args[kind.written[0]]
@@ -281,7 +286,7 @@ class Values:
         if known is not None:
             value = func(*known[0], **known[1])
             return tree_map_only(torch.Tensor, self._on_meta, value)
-        if func in (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default):
+        if func in _INDEXED:
             indices = self._without_known_masks(args[1])
             return UNANSWERED if indices is None else func(args[0], indices, *args[2:], **kwargs)
         if func is _aten.masked_select.default and (mask := self.known(args[1])) is not None:
@@ -325,10 +330,8 @@ class Values:
             args = (args[0], indices, *args[2:])
         for place in kind.written:
             if place < len(args):
-                for tensor in _tensors((args[place],), {}):
-                    self._known.pop(tensor.untyped_storage()._cdata, None)
-        for tensor in _tensors((), {name: value for name, value in kwargs.items() if "out" in name}):
-            self._known.pop(tensor.untyped_storage()._cdata, None)
+                self.forget(_tensors((args[place],), {}))
+        self.forget(_tensors((), {name: value for name, value in kwargs.items() if "out" in name}))
 
     def _even(self, counts: torch.Tensor, dim: int, chosen: torch.Tensor, ones: torch.Tensor) -> torch.Tensor | None:
         """How often each of several is chosen where nobody knows, as a router's experts: those that are, equally often.
@@ -392,11 +395,8 @@ class Values:
         kind = self._kinds.get(func)
         if kind is None:
             schema = func._schema
-            written = tuple(
-                place
-                for place, argument in enumerate(schema.arguments)
-                if argument.alias_info is not None and argument.alias_info.is_write
-            )
+            aliases = [argument.alias_info for argument in schema.arguments]
+            written = tuple(place for place, alias in enumerate(aliases) if alias is not None and alias.is_write)
             kind = self._kinds[func] = _Kind(
                 dynamic=not _DYNAMIC.isdisjoint(func.tags),
                 written=written,
@@ -432,12 +432,12 @@ def _tensors(args: Any, kwargs: dict) -> Iterator[torch.Tensor]:
             yield from _tensors(item, {})
 
 
-def _without_masks(indices: Any) -> list[torch.Tensor | None]:
-    """Indices that pick what boolean ones would pick if all of them were true."""
+def without_masks(indices: Any, share: float = 1.0) -> list[torch.Tensor | None]:
+    """Indices that pick as much as boolean ones would, of which a share is true."""
     found: list[torch.Tensor | None] = []
     for index in indices:
         if index is None or index.dtype != torch.bool:
             found.append(index)
         else:
-            found += [torch.empty(index.numel(), dtype=torch.long, device="meta")] * index.dim()
+            found += [torch.empty(round(share * index.numel()), dtype=torch.long, device="meta")] * index.dim()
     return found

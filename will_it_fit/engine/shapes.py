@@ -13,6 +13,7 @@ from .origins import short
 # Gradients that autograd writes into zeros. Under a dispatch mode and on `meta` it makes a second tensor of each; on a
 # device it writes in place (`areAnyTensorSubclassLike` in autograd's FunctionsManual.cpp and native/ReduceOps.cpp).
 _ATEN = torch.ops.aten
+_SPARSE_MASK = _ATEN.sparse_mask.default
 _INTO_ZEROS = {
     _ATEN.scatter_add.default: _ATEN.scatter_add_.default,
     _ATEN.scatter.src: _ATEN.scatter_.src,
@@ -43,7 +44,7 @@ class Shapes:
         self._outputs = {} if known is None else known  # by operator and shapes
 
     def __call__(self, func: Any, args: tuple, kwargs: dict) -> Any:
-        if func is torch.ops.aten.sparse_mask.default and args[1].device.type == "meta":  # has no shape function
+        if func is _SPARSE_MASK and args[1].device.type == "meta":  # has no shape function
             values = torch.empty_like(args[1]._values(), dtype=args[0].dtype)
             return torch.sparse_coo_tensor(args[1]._indices(), values, args[0].shape, device="meta")
         kind = self._kinds.get(func)
@@ -131,7 +132,7 @@ def _signature(values: Iterable[Any]) -> tuple:
     signature = []
     for value in values:
         if isinstance(value, torch.Tensor):
-            signature.append((value.shape, value.stride(), value.dtype, value.device.type))
+            signature.append((value.shape, value.stride(), value.dtype, value.is_meta))
         elif isinstance(value, (list, tuple)):
             signature.append(_signature(value))
         else:

@@ -35,8 +35,9 @@ from .stashes import Started
 
 
 class Kernels(Protocol):
-    """What :class:`Tracker` asks about each operator (bytes)."""
+    """What :class:`Tracker` asks about an operator (bytes); whether it ever has to, once for each kind."""
 
+    def concerns(self, func: Any) -> bool: ...
     def temporaries(self, func: Any, args: tuple, kwargs: dict) -> tuple[Sequence[int], Sequence[int]]: ...
     def persistent(self, func: Any, args: tuple, kwargs: dict) -> Sequence[int]: ...
     def keep(self, func: Any, args: tuple, output: Any) -> None: ...
@@ -109,7 +110,7 @@ class Tracker(TorchDispatchMode, Record):
         self._phase = ""
         self.phase_of: Callable[[Any], str | None] | None = None  # of a module that is called (`steps.phases`)
         self.on_card: Callable[..., Any] | None = None  # what an operator is where a card is simulated: `card.on_card`
-        self._operators: set[Any] = set()  # that were met
+        self._operators: dict[Any, bool] = {}  # that were met, and whether they concern the kernels
         self.kernels_launched = 0  # operators and kernels of compilers, but for views
         self.expecting = False  # whether tensors may be met that existed before, and belong to no model
 
@@ -293,7 +294,7 @@ class Tracker(TorchDispatchMode, Record):
 
     def see(self, tensor: torch.Tensor) -> None:
         """Follow a tensor that was made of Python's numbers."""
-        self._see(tensor, torch.ops.aten.lift_fresh.default)
+        self._see(tensor, _LIFT_FRESH)
 
     def _see(self, tensor: torch.Tensor, func: Any) -> None:
         if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided:
@@ -332,11 +333,11 @@ class Tracker(TorchDispatchMode, Record):
         for item in args:
             if isinstance(item, (tuple, list)):
                 self._meet(item)
-            elif (
-                isinstance(item, torch.Tensor) and item.device.type in self._devices and (item.layout is torch.strided)
-            ):
+            elif isinstance(item, torch.Tensor) and item.layout is torch.strided:
                 storage = item.untyped_storage()
-                if storage._cdata in self._ids or storage._cdata in self._host or not storage.nbytes():
+                if storage._cdata in self._ids or storage._cdata in self._host:  # nearly all
+                    continue
+                if item.device.type not in self._devices or not storage.nbytes():
                     continue
                 if hasattr(item, "outside_the_allocator"):  # paged states
                     self.leave_on_host(item)
@@ -344,6 +345,9 @@ class Tracker(TorchDispatchMode, Record):
                 self.add(item, weights_like(item) if item.is_floating_point() else INPUTS)
 
     def _seen(self, output: Any, func: Any, *, on_device: str | None = None) -> Any:
+        if on_device is None and type(output) is torch.Tensor:  # most of them
+            self._see_part(output, func) if output.layout is torch.strided else self._see(output, func)
+            return output
         for item in output if isinstance(output, (tuple, list)) else (output,):
             if isinstance(item, torch.Tensor) and on_device in (None, item.device.type):
                 self._see(item, func)
@@ -358,8 +362,9 @@ class Tracker(TorchDispatchMode, Record):
         if self.on_card is not None and (own := self.on_card(func, args, kwargs, self.lies_on_host)) is not None:
             with self:
                 return own(*args, **kwargs)
-        if func not in self._operators:
-            self._operators.add(func)
+        concerned = self._operators.get(func)
+        if concerned is None:
+            concerned = self._operators[func] = self._kernels is not None and self._kernels.concerns(func)
             if self.on_meta and (text := opaque(func)):
                 self.warn(text)
         if self._device is not None and (answer := self._exchanges.answer(func, args, kwargs)) is not None:
@@ -367,10 +372,10 @@ class Tracker(TorchDispatchMode, Record):
         values = self.values
         if values is not None and (answer := values.before(func, args, kwargs)) is not UNANSWERED:
             return self._seen(answer, func, on_device="meta")
-        if self.expecting and self._device is None and func is not torch.ops.aten.lift_fresh.default:
+        if self.expecting and self._device is None and func is not _LIFT_FRESH:
             self._meet(args)
         held, later = [], ()
-        if self._kernels is not None:
+        if concerned:
             for count in self._kernels.persistent(func, args, kwargs):
                 self.allocate(count, WORKSPACES)
             earlier, later = self._kernels.temporaries(func, args, kwargs)
@@ -384,7 +389,7 @@ class Tracker(TorchDispatchMode, Record):
                 raise
         self.kernels_launched += not func.is_view
         self._seen(output, func)
-        if self._kernels is not None:
+        if concerned:
             self._kernels.keep(func, args, output)
         self.workspaces.note(func, args, output, len(self.events))
         if values is not None:
@@ -432,3 +437,4 @@ class Tracker(TorchDispatchMode, Record):
 
 
 _COPY, _TO_COPY = torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default
+_LIFT_FRESH = torch.ops.aten.lift_fresh.default

@@ -1,8 +1,9 @@
 """How to divide a step among GPUs: the meshes that it can have, the best of them traced, ranked by time and room.
 
 Each mesh takes seconds to trace. So what a GPU has to hold in any case rules out those that can't fit, without a
-trace, and a rough estimate orders the others. The estimate decides which are traced, and no verdict: an answer names
-those that were not. What is shown as fitting has been traced on that very GPU, all of its kinds of ranks.
+trace, and a rough estimate orders the others. Where it was too low, another way takes the place of one that does not
+fit. Where it may be too high, a way that seems faster than the best is traced, unless it is too large by the smallest
+error seen. An answer names those that were not traced. What is shown as fitting has been traced on that very GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from will_it_fit.scenario.nested_fields import Parallel
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import AXES, DIVIDED, NONE, REPLICATED
 
-TRACED = 5  # ways beside each other; as many again, the smallest first, where none of them fits
+TRACED = 5  # ways that fit, beside each other
+MOST = 10  # ways that are traced, where some of them don't fit
 TRACED_TO_SUGGEST = 3
 TRACED_OF_COUNT = 2  # ways on each number of GPUs that `fewest` looks at
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # of GPUs that `fewest` looks at: whole machines beyond eight
@@ -31,6 +33,7 @@ _STATES = {"adamw": 2, "adamw_fused": 2}  # optimizers whose states are known: o
 # For the order alone, where the catalogue has no speed: an H100's dense bf16 products and its NVLink, a second.
 _FLOPS, _LINK = 989e12, 450e9
 _REACHED = 0.5  # of the products' peak
+_ALONG_ROWS = {"sequence_parallel": True, "loss_parallel": True}
 _LAYER_TENSORS = 30  # of a token's width, that a layer holds while it runs
 Watch = Callable[[str, int, Sequence[Any]], None]
 
@@ -96,8 +99,11 @@ def _meshes(scenario: Scenario, gpus: int) -> Iterator[dict[str, Any]]:
         for axis in ("tensor", "context", "expert"):
             for count in divisors:
                 yield {"strategy": DIVIDED, "gpus": gpus, "replicate": replicate, axis: count, **plain}
+        for count in divisors:
+            yield {"strategy": DIVIDED, "gpus": gpus, "replicate": replicate, "tensor": count, **_ALONG_ROWS, **plain}
     for tensor in divisors:
-        yield {"strategy": NONE, "gpus": gpus, "tensor": tensor, "pipeline": gpus // tensor}
+        for more in ({}, _ALONG_ROWS):
+            yield {"strategy": NONE, "gpus": gpus, "tensor": tensor, "pipeline": gpus // tensor, **more}
         yield {"strategy": DIVIDED, "gpus": gpus, "tensor": tensor, "expert": gpus}
 
 
@@ -138,9 +144,10 @@ class Order:
         tokens = step.tokens / mesh.context
         in_flight = min(mesh.pipeline, step.gradient_accumulation)
         of_layer = tokens * hidden * width * _LAYER_TENSORS / mesh.tensor
-        kept = tokens * hidden * width if step.gradient_checkpointing else of_layer
+        kept = tokens * hidden * width / (mesh.tensor if mesh.sequence_parallel else 1)
+        kept = kept if step.gradient_checkpointing else of_layer
         total += kept * layers / mesh.pipeline * in_flight + of_layer
-        total += tokens * (step.size("vocab_size") or 0) * (width + 8)
+        total += tokens * (step.size("vocab_size") or 0) * (width + 8) / (mesh.tensor if mesh.loss_parallel else 1)
         if mesh.context > 1:  # the mask that transformers makes where positions jump
             total += step.micro_batch * (step.sequence_length / mesh.context) ** 2
         return total
@@ -200,8 +207,8 @@ def divide(
 ) -> dict[str, Any]:
     """The best ways to divide a step among the GPUs that it has.
 
-    The asked way is traced first, and ``shown`` is called with it; then the best of the others by the rough order, and
-    where none fits, more of them. Where a pipeline's stages differ, other numbers of layers are tried for them.
+    The asked way is traced first, and ``shown`` is called with it; then the best of the others by the rough order,
+    until :data:`TRACED` fit or :data:`MOST` were traced. A pipeline's stages are tried with other numbers of layers.
 
     Returns
     -------
@@ -215,13 +222,11 @@ def divide(
     steps = order.sorted(ways(scenario, scenario.parallel.gpus))
     others = [step for step in steps if step.parallel != scenario.parallel]
     possible = [step for step in others if not order.rules_out(step)]
-    search = _Search(gpu, watch)
+    search = _Search(gpu, watch, order)
     asked = search.trace(scenario, left=min(len(possible), TRACED - 1))
     if asked and shown:
         shown(asked)
-    left = search.several(possible, TRACED - 1)
-    if not any(one.fits for one in search.found):
-        left = search.several(sorted(left, key=order.required_bytes), TRACED, until_one_fits=True)
+    left = search.best(possible)
     return {
         "asked": asked and asked.to_mapping(),
         "divisions": [one.to_mapping() for one in sorted(search.found, key=_rank)],
@@ -288,8 +293,12 @@ class _Search:
         Ways that the installed libraries can't run.
     """
 
-    def __init__(self, gpu: Gpu, watch: Watch | None = None) -> None:
-        self._gpu, self._watch = gpu, watch
+    def __init__(self, gpu: Gpu, watch: Watch | None = None, order: Order | None = None) -> None:
+        self._gpu, self._watch, self._order = gpu, watch, order
+        self._stages: dict[Any, Any] = {}  # of pipelines, which differ in some of them alone
+        self._errors: list[float] = []  # traced by roughly estimated bytes
+        self._fastest = float("inf")  # roughly, of those that fit: seconds a token
+        self._traced = 0
         self.found: list[Division] = []
         self.refused: list[str] = []
 
@@ -297,18 +306,49 @@ class _Search:
         """A step's division; None where the installed libraries can't run it. ``left``: as many come behind it."""
         if self._watch:
             self._watch(f"{step.parallel.gpus} GPUs, {_named(step)}", left, self.found)
-        traced = _traced(step, self._gpu)
+        traced = _traced(step, self._gpu, self._stages)
         if traced is None:
             self.refused.append(_named(step))
             return None
         division, ranks = traced
         self.found.append(division)
+        self._traced += 1
+        if self._order:
+            self._errors.append(division.required_bytes / self._order.required_bytes(step))
+            if division.fits:
+                self._fastest = min(self._fastest, self._order.seconds_per_token(step))
         even = None
         if step.parallel.pipeline > 1 and step.parallel.stage_layers is None:
             even = evened(step, ranks, most_bytes=None if division.fits else NEAR * self._gpu.usable_bytes)
-        if even and (better := _traced(even, self._gpu)) and better[0].required_bytes < division.required_bytes:
+        if (
+            even
+            and (better := _traced(even, self._gpu, self._stages))
+            and better[0].required_bytes < division.required_bytes
+        ):
             self.found.append(better[0])
         return division
+
+    def best(self, steps: Sequence[Scenario]) -> list[Scenario]:
+        """Trace the most promising steps; returns those that were not."""
+        left = list(steps)
+        while left and self._traced < MOST and (step := self._next(left)):
+            left.remove(step)
+            more = max(TRACED - sum(bool(one.fits) for one in self.found), 1)
+            self.trace(step, min(len(left), more - 1, MOST - self._traced - 1))
+        return left
+
+    def _next(self, left: Sequence[Scenario]) -> Scenario | None:
+        """The step that is worth tracing next; ``left`` are sorted by the rough order."""
+        order, usable = self._order, self._gpu.usable_bytes
+        fit = sum(bool(one.fits) for one in self.found)
+        if not fit and self._traced >= TRACED:
+            return min(left, key=order.required_bytes)
+        if fit < TRACED:
+            return left[0]
+        least = min(self._errors)
+        small = [step for step in left if order.required_bytes(step) * least <= usable]
+        first = min(small, key=order.seconds_per_token, default=None)
+        return first if first is not None and order.seconds_per_token(first) < self._fastest else None
 
     def several(self, steps: Sequence[Scenario], most: int, *, until_one_fits: bool = False) -> list[Scenario]:
         """Trace the first steps; returns those that were not."""
@@ -323,8 +363,8 @@ def evened(step: Scenario, ranks: Sequence[Mapping[str, Any]], most_bytes: float
     """A pipeline's step with layers moved from the stage that needs most; None: no layer moves.
 
     ``ranks``: of the even step's trace, a row for each stage. ``most_bytes``: None too where a stage would need more.
-    What a layer takes is roughly its share of the
-    parameters, with gradients and states, and its inputs of the micro-batches in flight. So the answer is for tracing.
+    What a layer takes is roughly its share of the parameters, with gradients and states, and its inputs of the
+    micro-batches in flight. So the answer is for tracing.
     """
     mesh, width = step.parallel, 4 if step.weight_precision == "fp32" else 2
     layers = step.size("num_hidden_layers")
@@ -362,8 +402,13 @@ def _rank(one: Division) -> tuple[bool, float, int]:
     return False, -(one.tokens_per_second or 0.0), -(one.headroom_bytes or 0)
 
 
-def _traced(step: Scenario, gpu: Gpu) -> tuple[Division, list[dict[str, Any]]] | None:
-    """A step's division on a GPU, and a row for each kind of rank; None where the installed libraries can't run it."""
+def _traced(
+    step: Scenario, gpu: Gpu, stages: dict[Any, Any] | None = None
+) -> tuple[Division, list[dict[str, Any]]] | None:
+    """A step's division on a GPU, and a row for each kind of rank; None where the installed libraries can't run it.
+
+    ``stages``: where traces of pipelines' stages are kept.
+    """
     from will_it_fit.tracing.imports import import_quietly
 
     import_quietly(step)  # before the trace's module, which imports transformers whole
@@ -376,6 +421,7 @@ def _traced(step: Scenario, gpu: Gpu) -> tuple[Division, list[dict[str, Any]]] |
             timeline=False,
             timed_on={gpu.name: speed_of(gpu.name)},
             sizes=[gpu.usable_bytes],
+            stages=stages,
         )
     except UserError:
         return None

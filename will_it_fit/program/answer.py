@@ -163,7 +163,5 @@ def _failed(asked: ProgramRequest, found: Mapping[str, Any], line: str | None) -
             if asked.batch and write and "--batch" in write:
                 allowed, write = "the missing file at that path: rows that are made up do not replace it", None
             told = next(filter(None, map(str.strip, found.get("text", "").splitlines())), found["problem"])
-            return UserError(
-                f"{problem.rstrip('.')}: {told}.".replace("..", "."), where=line, allowed=allowed, write=write
-            )
+            return UserError(f"{problem.rstrip('.')}: {told.rstrip('.')}.", where=line, allowed=allowed, write=write)
     return UserError(found["problem"], where=line, allowed=found.get("hint") or None)

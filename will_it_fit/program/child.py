@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import gc
+import linecache
 import logging
 import os
 import runpy
@@ -20,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from will_it_fit.common.errors import UserError
@@ -88,7 +90,7 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
         tracker, _ = make_tracker(none, options, on_gpu=True)
         tracker.on_card = devices.placed(tracker)
         numbers = Numbers(asked.answers)
-        tracker.values.asked = numbers.answer
+        tracker.values.asked, tracker.values.chooses = numbers.answer, numbers.choice
         memory, loop = Memory(tracker, card, gpu.usable_bytes), Loop(tracker, asked.steps)
         processes = group.Group(tracker, stack, asked.gpus, asked.rank, device)
         stack.callback(processes.end)
@@ -151,10 +153,10 @@ def run(asked: ProgramRequest) -> dict[str, Any]:
         except SystemExit as error:
             if error.code not in (0, None) and not running.loop.updates:
                 raise
-        except Exception:
+        except Exception as error:
             if not running.loop.has_enough():
                 raise
-            traceback.print_exc()
+            print_error(error)
             outcome = "stopped"
         running.loop.end()
     return _found(running, asked, outcome)
@@ -252,7 +254,7 @@ def main() -> None:
     try:
         found = run(asked)
     except BaseException as error:
-        traceback.print_exc()
+        print_error(error)
         found = {"outcome": "failed", **failure(error)}
     write_json(result, found)
     sys.stdout.flush()
@@ -260,31 +262,66 @@ def main() -> None:
     os._exit(0)  # not through the interpreter's end: foreign threads and exchanged functions may trip it
 
 
-def program_line(error: BaseException) -> str:
-    """The program's innermost line that an exception came through."""
-    from .places import is_library, short_path
-
-    line, trace = "", error.__traceback__
-    while trace is not None:
-        name = trace.tb_frame.f_code.co_filename
-        if not is_library(trace.tb_frame) and not name.startswith(("<", OWN)):
-            line = f"{short_path(name)}:{trace.tb_lineno} in {trace.tb_frame.f_code.co_name}"
+def print_error(error: BaseException) -> None:
+    """As Python prints it, from the program's first line on."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith((OWN, "<frozen runpy>")):
         trace = trace.tb_next
-    return line
+    traceback.print_exception(error.with_traceback(trace or error.__traceback__))
+
+
+def own_place(error: BaseException) -> TracebackType | None:
+    """Where an exception came through the program's own code, the innermost."""
+    from .places import is_library
+
+    own, trace = None, error.__traceback__
+    while trace is not None:
+        if not is_library(trace.tb_frame) and not trace.tb_frame.f_code.co_filename.startswith(("<", OWN)):
+            own = trace
+        trace = trace.tb_next
+    return own
+
+
+def program_line(error: BaseException) -> str:
+    """``file:line in function`` of the program's own line that an exception came through last."""
+    from .places import short_path
+
+    place = own_place(error)
+    if place is None:
+        return ""
+    code = place.tb_frame.f_code
+    return f"{short_path(code.co_filename)}:{place.tb_lineno} in {code.co_name}"
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says; without a text, such as an assertion, the program's line itself."""
+    said, place = " ".join(str(error).split())[:400], own_place(error)
+    if said or place is None:
+        return said
+    return linecache.getline(place.tb_frame.f_code.co_filename, place.tb_lineno).strip()
 
 
 def failure(error: BaseException) -> dict[str, Any]:
     """An error of the program as values: what it is, and the line of the program's own that led there."""
-    from will_it_fit.engine.errors import CompiledError, StepError, TraceError, step_error
+    from will_it_fit.engine.errors import CompiledError, StepError, TraceError, ValuesNeeded, step_error
 
     if isinstance(error, UserError):
         return {"problem": error.problem, "line": "", "hint": error.write or ""}
+    if isinstance(error, SystemExit):
+        said = f"status {error.code}" if isinstance(error.code, int) else f"the words: {error.code}"
+        return {
+            "problem": f"The program ended itself before its first update, with {said}.",
+            "line": program_line(error),
+        }
     if isinstance(error, Exception) and not isinstance(error, TraceError):
         told, kind = step_error(error), type(error).__name__
         problem, hint = told.problem, told.hint
         if type(told) is StepError and problem.startswith("The step can't be traced"):
-            problem, hint = f"The program failed: {kind}: {' '.join(str(error).split())[:400]}", ""
+            problem, hint = f"The program failed: {kind}: {_text(error)}", ""
         line = program_line(error) or told.line
+        if isinstance(told, ValuesNeeded):
+            problem = f"The line chooses by values ({str(error).splitlines()[0][:200]}), and nobody knows them here."
+            hint = f"the share of all elements that is chosen, as in --answer {line.partition(' in ')[0]}=0.25"
         return {"problem": problem, "line": line, "hint": hint, "kind": kind, "text": str(error)[:500]}
     found = {"problem": str(error) or type(error).__name__, "line": program_line(error), "kind": type(error).__name__}
     if isinstance(error, TraceError):

@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 import torch.multiprocessing as processes
 from torch.distributed import distributed_c10d
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.fake_device import FakeDevice
@@ -75,6 +75,15 @@ class Group:
         def ddp(model: Any, module: Any, device_ids: Any = None, output_device: Any = None, *args: Any, **options: Any):
             make(model, module, None, None, *args, **options)  # what is on meta has no index
 
+        def data_parallel(model: DataParallel, *inputs: Any, **named: Any) -> Any:
+            if self._gpus > 1 and len(model.device_ids) != 1:
+                raise UserError(
+                    "`DataParallel` copies the model to each GPU in every step, which is followed for one GPU alone.",
+                    allowed="DistributedDataParallel, which PyTorch advises; or one GPU",
+                    write="will-it-fit run --gpus 1 ...",
+                )
+            return model.module(*inputs, **named)  # as PyTorch does on one card, whose name it would ask of tensors
+
         def subgroup(*args: Any, **options: Any) -> Any:
             return new_group(*args, **{name: value for name, value in options.items() if name != "backend"})
 
@@ -107,7 +116,7 @@ class Group:
         answers |= {old: getattr(dist, new) for old, new in renamed.items() if hasattr(dist, new)}
         places = [(at, name, answer) for name, answer in answers.items() for at in _holders(name)]
         places += [(processes, "spawn", self.spawn), (processes.spawn, "spawn", self.spawn)]
-        places += [(DistributedDataParallel, "__init__", ddp)]
+        places += [(DistributedDataParallel, "__init__", ddp), (DataParallel, "forward", data_parallel)]
         return [place for place in places if hasattr(place[0], place[1])]
 
     def _receives(self) -> None:

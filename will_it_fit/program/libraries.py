@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -29,7 +30,27 @@ def library_places() -> list[tuple[Any, str, Any]]:
         (torch.jit, "script", _unaware(torch.jit.script)),
         (DataLoader, "_get_iterator", _without_workers(iterate)),
         (torch.amp.GradScaler, "_maybe_opt_step", _steps_always),
+        (torch.nn.init, "_no_grad_trunc_normal_", _drawn_between),
     ]
+
+
+def _drawn_between(
+    tensor: torch.Tensor, mean: float, std: float, lowest: float, highest: float, generator: Any = None
+) -> torch.Tensor:
+    """In the place of ``trunc_normal_``'s rounds, which end when no value lies outside: PyTorch 2.13 asks the values.
+
+    What lies outside is drawn again, as often as it takes on average until less than half a value is left.
+    """
+    normal = NormalDist(mean, std)
+    outside = 1 - normal.cdf(highest) + normal.cdf(lowest)
+    with torch.no_grad():
+        drawn, left = tensor.normal_(mean, std, generator=generator), tensor.numel() * outside
+        mask = (drawn < lowest) | (drawn > highest)
+        while left >= 0.5 and outside < 1:
+            drawn = torch.where(mask, torch.empty_like(drawn).normal_(mean, std, generator=generator), drawn)
+            mask = (drawn < lowest) | (drawn > highest)
+            left *= outside
+        return tensor if drawn is tensor else tensor.copy_(drawn)
 
 
 def _unaware(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from will_it_fit.engine.components import GRADIENTS, OPTIMIZER_STATES
 from will_it_fit.engine.model_tensors import component_of, parts, quantization_state, vocabulary
+from will_it_fit.engine.patching import patched
 from will_it_fit.engine.steps import phases
 from will_it_fit.engine.tracker import Tracker
 
@@ -21,7 +23,8 @@ class Enough(BaseException):
 class Loop:
     """Marks the phases of a program in a tracker's record, names what its modules hold, and stops it.
 
-    An update ends with the last of its optimizers: those that stepped before the next forward pass are one update.
+    An update ends with the last of its optimizers: those that stepped before the next forward pass are one update. A
+    program without an optimizer updates by hand, and its update ends where it forgets a module's gradients.
 
     Attributes
     ----------
@@ -39,6 +42,7 @@ class Loop:
         self._of_first: set[int] = set()  # of the first update
         self._loading, self._evaluating, self._ended = True, False, False
         self._known: dict[int, nn.Module] = {}
+        self._by_hand, self._went_back = True, False  # by hand until there is an optimizer; since the last update
         tracker.mark("load", 0)
 
     @contextmanager
@@ -47,7 +51,25 @@ class Loop:
         with ExitStack() as stack:
             hooks = phases(self._enter, self._updated, self._updating, self._phase_of)
             self._begin = stack.enter_context(hooks)
+            stack.enter_context(patched(self._places()))
             yield
+
+    def _places(self) -> list[tuple[Any, str, Any]]:
+        make, forget = torch.optim.Optimizer.__init__, nn.Module.zero_grad
+
+        def made(optimizer: torch.optim.Optimizer, *args: Any, **options: Any) -> None:
+            self._by_hand = False
+            make(optimizer, *args, **options)
+
+        def forgotten(module: nn.Module, *args: Any, **options: Any) -> None:
+            if self._by_hand and self._went_back:
+                self._name_gradients(module.parameters())
+                self._finish_update()
+                if self.updates >= self._steps:
+                    self._stop()
+            forget(module, *args, **options)
+
+        return [(torch.optim.Optimizer, "__init__", made), (nn.Module, "zero_grad", forgotten)]
 
     def end(self) -> None:
         """Close the record: what is freed from now on is the end of the program, not its step."""
@@ -65,11 +87,12 @@ class Loop:
                 self._stop()
         if phase in ("forward", "backward", "optimizer", "evaluation"):
             self._loading = False
+        self._went_back = self._went_back or phase == "backward"
         self._tracker.mark("load" if self._loading else phase, 0)
 
     def _finish_update(self) -> None:
         self._of_first = self._of_first or set(self._stepped)
-        self._stepped = []
+        self._stepped, self._went_back = [], False
         self.updates += 1
         self.launches.append(len(self._tracker.costs.calls))
 
@@ -114,7 +137,10 @@ class Loop:
                 tracker.label(state, "quantization_state")
 
     def _updating(self, optimizer: torch.optim.Optimizer) -> None:
-        for parameter in (each for group in optimizer.param_groups for each in group["params"]):
+        self._name_gradients(each for group in optimizer.param_groups for each in group["params"])
+
+    def _name_gradients(self, parameters: Iterable[torch.Tensor]) -> None:
+        for parameter in parameters:
             if parameter.grad is not None:
                 self._tracker.label(parameter.grad, GRADIENTS)
 

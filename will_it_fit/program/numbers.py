@@ -13,9 +13,12 @@ from typing import Any
 
 import torch
 
+from will_it_fit.engine.known_values import without_masks
+
 from .places import described, frames_above, is_library, short_path
 
 STAND_IN = 1.0
+_aten = torch.ops.aten
 
 
 @dataclass
@@ -60,6 +63,22 @@ class Numbers:
             read.decided = True
         self.last = read
         return read.value
+
+    def choice(self, func: Any, args: tuple) -> Any:
+        """What an operator that chooses by values gives, by the share that a person named; None: nobody did."""
+        frame = next(frames_above(2), None)
+        share, line = self._asked_value(frame), described(frame)
+        if share is None:
+            return None
+        read = self.reads.setdefault(line, Read(line, share, decided=True))
+        read.times += 1
+        if func in (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default):
+            return func(args[0], without_masks(args[1], share), *args[2:])
+        shapes = (each.shape for each in args if isinstance(each, torch.Tensor))
+        count = round(share * torch.broadcast_shapes(*shapes).numel())
+        if func is _aten.nonzero.default:
+            return args[0].new_empty((count, args[0].dim()), dtype=torch.long)
+        return args[0].new_empty((count,)) if func is _aten.masked_select.default else None
 
     def _asked_value(self, frame: Any) -> float | None:
         if frame is None:

@@ -41,9 +41,11 @@ def described(frame: FrameType | None) -> str:
 
 
 def short_path(path: str) -> str:
+    """A path as a person would write it: below the installed packages, the working folder, or beside that one."""
     for folder in ("site-packages/", "dist-packages/", f"{Path.cwd()}/"):
         path = path.rpartition(folder)[2]
-    return path
+    beside = f"{Path.cwd().parent}/"
+    return f"../{path.removeprefix(beside)}" if path.startswith(beside) and beside != "/" else path
 
 
 def asking_package(depth: int) -> str:

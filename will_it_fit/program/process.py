@@ -29,6 +29,7 @@ MODULE = "will_it_fit.program.child"
 GRACE_SECONDS = 60  # after its own limit a process is killed
 COPIED_BYTES = 2**20  # files up to this size are copied into the shadow, larger ones linked
 MOST_FILES = 20_000  # of a folder that is shadowed
+MOST_NEIGHBOURS = 1_000  # files and folders beside it
 _LEFT_OUT = frozenset((".git", "__pycache__", "node_modules", ".venv", "wandb"))
 
 
@@ -50,9 +51,10 @@ def run(asked: ProgramRequest, output: Any = None) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(prefix="will-it-fit-") as place:
         request, result = Path(place, "request.json"), Path(place, "result.json")
-        folder = Path.cwd() if asked.in_place else Path(place, "work")
+        folder = Path.cwd() if asked.in_place else Path(place, "around", Path.cwd().name or "root")
         if not asked.in_place:
             shadow(Path.cwd(), folder)
+            link_neighbours(Path.cwd(), folder)
             for name, text in asked.files.items():
                 (folder / name).unlink()  # a large one is a link
                 (folder / name).write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -157,6 +159,15 @@ def shadow(folder: Path, into: Path) -> None:
                     write="will-it-fit run --in-place ...",
                 )
             _shadow_file(Path(place, name), inside / name)
+
+
+def link_neighbours(folder: Path, shadowed: Path) -> None:
+    """Link what lies beside a folder beside its shadow: many programs read ``../data``. Nothing is written there."""
+    with suppress(OSError):  # a folder above that can't be read
+        for neighbour in sorted(folder.parent.iterdir())[:MOST_NEIGHBOURS]:
+            place = shadowed.with_name(neighbour.name)
+            if neighbour != folder and not place.exists():
+                place.symlink_to(neighbour)
 
 
 def _shadow_file(file: Path, into: Path) -> None:

@@ -50,8 +50,10 @@ def _half(fields: Fields) -> str:
 
 def _as_fsdp2(fields: Fields) -> dict[str, Any]:
     parallel = fields["parallel"]
-    reshard = WEIGHTS in _strategy(fields).divides
-    return {"parallel": {"strategy": DIVIDED, "gpus": parallel["gpus"], "reshard_after_forward": reshard}}
+    reshard, parts = WEIGHTS in _strategy(fields).divides, parallel.get("ulysses", 1)
+    read = {"strategy": DIVIDED, "gpus": parallel["gpus"], "reshard_after_forward": reshard}
+    ring = {"attention": "sdpa"} if parts > 1 else {}
+    return {"parallel": read | ({"context": parts} if parts > 1 else {}), **ring}
 
 
 def _divides(fields: Fields) -> bool:
@@ -61,7 +63,8 @@ def _divides(fields: Fields) -> bool:
 def _meshed(fields: Fields) -> bool:
     """Whether a step is divided on a mesh that its strategy goes with."""
     parallel = fields.get("parallel") or {}
-    return parallel.get("strategy", NONE) in (NONE, DIVIDED) and any(parallel.get(axis, 1) != 1 for axis in AXES)
+    goes = parallel.get("strategy", NONE) in (NONE, DIVIDED) or parallel.get("ulysses", 1) != 1
+    return goes and any(parallel.get(axis, 1) != 1 for axis in AXES)
 
 
 def _optimizer_in_few_bits(fields: Fields) -> bool:
@@ -133,7 +136,8 @@ TABLE = (
     ),
     Approximation(
         lambda f: _strategy(f).zero and find_spec("deepspeed") is None, _as_fsdp2,
-        "deepspeed", lambda f: f["parallel"]["strategy"], EITHER_WAY, "DeepSpeed is not installed here; read as FSDP2",
+        "deepspeed", lambda f: f["parallel"]["strategy"], EITHER_WAY,
+        "DeepSpeed is not installed here; read as FSDP2, and Ulysses as a ring of the same GPUs",
     ),
     Approximation(
         lambda f: _divides(f) and f.get("method") != "full" and (f.get("quantization") or {}).get("type") == "int8",

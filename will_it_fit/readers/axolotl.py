@@ -174,10 +174,12 @@ def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
     names = {"replicate": "dp_replicate_size", "tensor": "tensor_parallel_size", "expert": "expert_parallel_size"}
     names["context"] = "context_parallel_size" if "context_parallel_size" in get else "sequence_parallel_degree"
     parts = {axis: get(key, 1) for axis, key in names.items()}
+    if (reading.fields.get("parallel") or {}).get("strategy") in ("zero2", "zero3"):
+        common.ulysses(reading, names["context"], parts.pop("context"), "axolotl's own ring attention")
     divided = next((names[axis] for axis, size in parts.items() if size > 1), "")
     common.axes(reading, divided, parts, gpus or get("world_size"), get("dp_shard_size", 1))
     for axis, whose in (("context", "ring attention"), ("expert", "exchange of tokens")):
-        if parts[axis] > 1:
+        if parts.get(axis, 1) > 1:
             library = "PyTorch's" if axis == "context" else "transformers'"
             why = f"axolotl's own {whose} is read as {library}"
             reading.approximates(names[axis], parts[axis], EITHER_WAY, why)

@@ -183,11 +183,21 @@ def mesh(reading: Reading, key: str, config: Mapping[str, Any], gpus: int | None
         for name, value in sizes.items()
         if name in (*_AXES, "dp_shard_size", "sp_size")
     }
-    if sizes.pop("sp_size", 1) > 1:
-        why = "a row's tokens are divided among GPUs by Ulysses, which is not described"
-        reading.approximates(f"{key}: sp_size", config, TOO_HIGH, why)
+    ulysses(reading, f"{key}: sp_size", sizes.pop("sp_size", 1))
     axes(reading, key, {_AXES[name]: size for name, size in sizes.items() if name in _AXES}, gpus,
          sizes.get("dp_shard_size", 1))  # fmt: skip
+
+
+def ulysses(reading: Reading, key: str, size: int, whose: str = "") -> None:
+    """Rows divided by Ulysses, beside a ZeRO that was read; ``whose``: where another library's code does it."""
+    before = reading.fields.get("parallel") or {}
+    if size > 1 and before.get("strategy") in ("zero2", "zero3"):
+        reading.set(parallel={**before, "ulysses": size})
+        if whose:
+            reading.approximates(key, size, EITHER_WAY, f"{whose} is read as DeepSpeed's Ulysses")
+    elif size > 1:
+        why = "a row's tokens are divided among GPUs by Ulysses, which is described with DeepSpeed's ZeRO alone"
+        reading.approximates(key, size, TOO_HIGH, why)
 
 
 def axes(reading: Reading, key: str, parts: Mapping[str, int], gpus: int | None, shard: int = 1) -> None:
@@ -316,15 +326,23 @@ def router_loss(reading: Reading, key: str) -> None:
         reading.approximates(key, True, TOO_LOW, "the routers' logits are kept for a loss of their own")
 
 
-def compiled(reading: Reading, torch_compile: Any, mode: Any) -> None:
-    """``torch_compile`` of a trainer, which compiles the whole model; to be called when objective and GPUs are set."""
+_PLANS = ("tensor", "expert")  # axes that transformers' plans divide
+
+
+def compiled(reading: Reading, torch_compile: Any, mode: Any, *, layers: bool = False) -> None:
+    """``torch_compile`` of a trainer, which compiles the whole model; to be called when objective and GPUs are set.
+
+    ``layers``: it compiles layer by layer, which goes with FSDP2, and with the plan for sequence and loss parallel.
+    """
     if not torch_compile:
         return
-    fields = reading.fields
-    alone = (fields.get("parallel") or {}).get("strategy", "none") in ("none", "ddp")
-    known = alone and fields.get("objective", "sft") == "sft"
+    fields, divided = reading.fields, reading.fields.get("parallel") or {}
+    strategy, titan = divided.get("strategy", "none"), divided.get("sequence_parallel") or divided.get("loss_parallel")
+    by_plan = divided.get("pipeline", 1) > 1 or (not titan and any(divided.get(axis, 1) > 1 for axis in _PLANS))
+    together = strategy == "fsdp2" if layers and (titan or strategy == "fsdp2") else strategy in ("none", "ddp")
+    known = together and not by_plan and fields.get("objective", "sft") == "sft"
     if known and find_spec("triton") is not None:
-        reading.set(compile="model")
+        reading.set(compile="layers" if layers else "model")
         if mode == "max-autotune-no-cudagraphs":
             reading.set(compile_mode=mode)
         elif mode in ("reduce-overhead", "max-autotune"):

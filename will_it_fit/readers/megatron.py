@@ -138,4 +138,6 @@ def _mesh(get: Values, reading: Reading, gpus: int | None) -> None:
         reading.notes.append(f"{replicas} replicas of {places} GPUs: the answer is for one of them")
         why = "buffers of the exchange among replicas come on top"
         reading.approximates("nproc_per_node", gpus, TOO_LOW, why)
+    if tensor > 1:  # its loss is always taken on parts of the logits
+        parts |= {"sequence_parallel": bool(get("sequence_parallel")), "loss_parallel": True}
     common.parallel(reading, "none", places, **parts)

@@ -87,7 +87,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     revision = get("model_revision")
     reading.set(model=f"{get('model')}@{revision}" if revision else get("model"))
     gpus = gpus or get("nproc_per_node")
-    rows, count = get("per_device_train_batch_size", 1), gpus or 1
+    rows, count = get("per_device_train_batch_size", 1), max(1, (gpus or 1) // get("sequence_parallel_size", 1))
     reading.set(
         sequence_length=_row_tokens(get, reading),
         micro_batch=rows,
@@ -169,6 +169,7 @@ def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
         common.fsdp(reading, get("fsdp_config") or {}, version, gpus, words if "offload" in words else "")
     elif (gpus or 1) > 1:
         common.parallel(reading, "ddp", gpus)
+    common.ulysses(reading, "sequence_parallel_size", get("sequence_parallel_size", 1), "ms-swift's own")
 
 
 def _objective(get: Values, reading: Reading, kind: str, rows: int) -> None:

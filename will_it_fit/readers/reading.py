@@ -200,8 +200,9 @@ def begin(mapping: Mapping[str, Any], table: Keys, file: Path) -> tuple[Values, 
 # What kind of value the tools take for their keys.
 _WHOLE = """sequence_len micro_batch_size gradient_accumulation_steps lora_r lora_alpha world_size dp_shard_size
     dp_replicate_size tensor_parallel_size context_parallel_size sequence_parallel_degree expert_parallel_size
-    fsdp_version cutoff_len per_device_train_batch_size quantization_bit lora_rank oft_rank oft_block_size max_length
-    global_batch_size max_seq_length num_generations max_completion_length max_prompt_length num_processes""".split()
+    sequence_parallel_size fsdp_version cutoff_len per_device_train_batch_size quantization_bit lora_rank oft_rank
+    oft_block_size max_length global_batch_size max_seq_length num_generations max_completion_length max_prompt_length
+    num_processes""".split()
 _MAPPINGS = """bnb_config_kwargs gradient_checkpointing_kwargs fsdp_config peft_config quant_config dist_config
     kernel_config optim_config lora_rank_pattern deepspeed_config zero_optimization""".split()
 _TEXTS = """base_model model_name_or_path model adapter finetuning_type stage optimizer optim attn_implementation

@@ -62,7 +62,7 @@ def _read(flat: Mapping[str, Any], file: Path, gpus: int | None) -> Reading:
             why = "the loss is taken in chunks outside the forward pass; read as one over all scores"
             reading.approximates("loss.kind", "chunked", TOO_HIGH, why, "logits")
     _eight_bits(get, reading)
-    common.compiled(reading, get("training.compile") or get("compile.enable"), None)
+    common.compiled(reading, get("training.compile") or get("compile.enable"), None, layers=True)
     return reading
 
 
@@ -167,10 +167,14 @@ def _parallel(get: Values, reading: Reading, degrees: _Degrees, gpus: int | None
         parts |= {"offload": "cpu"} if get("training.enable_cpu_offload") else {}
     elif sharded and get("training.enable_cpu_offload"):
         reading.approximates("training.enable_cpu_offload", True, TOO_HIGH, "weights and states lie on the host")
-    if degrees.tensor > 1:
+    if degrees.tensor > 1 and degrees.expert == degrees.context == 1:
+        off = get("parallelism.disable_loss_parallel", get("training.disable_loss_parallel"))
+        parts["sequence_parallel"] = get("parallelism.enable_sequence_parallel", True)
+        parts["loss_parallel"] = get("parallelism.enable_loss_parallel", not off)
+    elif degrees.tensor > 1:
         why = (
-            "torchtitan divides hidden states along the row and the scores along the words; transformers' plan, by"
-            " which this is read, does neither"
+            "torchtitan divides hidden states along the row and the scores along the words; beside context and experts"
+            " transformers' plan is taken, which does neither"
         )
         key = next(name for name, _ in get.items() if name.endswith("tensor_parallel_degree"))
         reading.approximates(key, degrees.tensor, TOO_HIGH, why)
@@ -189,8 +193,16 @@ def _eight_bits(get: Values, reading: Reading) -> None:
     converters = [str(one) for one in get("model.converters", [])]
     float8 = get("float8.enable_float8_linear") or any("float8" in one for one in converters)
     recipe = get("quantize.linear.float8.recipe_name") or get("float8.recipe_name") or "tensorwise"
-    if float8 and find_spec("torchao") is not None:
+    parts = reading.fields.get("parallel") or {}
+    matrices = parts.get("tensor", 1) > 1 and not (parts.get("sequence_parallel") or parts.get("loss_parallel"))
+    if float8 and (matrices or parts.get("pipeline", 1) > 1 or parts.get("expert", 1) > 1):
+        why = "products in 8 bits are read as those of 16 beside a pipeline, context with tensor parallel, and experts"
+        reading.approximates("model.converters", "float8", EITHER_WAY, why)
+    elif float8 and find_spec("torchao") is not None:
         reading.set(float8=recipe)
+        names = ("quantize.linear.float8.enable_fsdp_float8_all_gather", "float8.enable_fsdp_float8_all_gather")
+        if recipe == "tensorwise" and parts.get("strategy") == "fsdp2" and any(get(name) for name in names):
+            reading.set(parallel={**parts, "float8_all_gather": True})
     elif float8:
         why = "products in 8 bits are read as those of 16; with torchao installed they are followed"
         reading.approximates("model.converters", "float8", EITHER_WAY, why)

@@ -163,9 +163,10 @@ _NOTHING_SAID = Generation()
 STEP = (
     *map(_by_trl, _BY_TRL),
     *map(_with_images, _WITH_IMAGES),
-    Contradiction(lambda s: s.compile != "none" and (s.sharded or s.zero or s.aim.trainer), "compile",
-        "`compile: {compile}` is predicted for supervised fine-tuning on one GPU and with DDP.",
-        "none; or objective sft and strategy none or ddp", "compile: none"),
+    Contradiction(lambda s: s.compile != "none" and (s.fsdp == 1 or s.zero or s.aim.trainer
+        or (s.fsdp == 2 and s.compile == "model")), "compile",
+        "`compile: {compile}` is predicted for supervised fine-tuning on one GPU, with DDP, and by layers with FSDP2.",
+        "none; layers with objective sft and strategy fsdp2; or strategy none, ddp", "compile: none"),
     Contradiction(lambda s: s.compile_mode != "default" and s.compile == "none", "compile_mode",
         "`compile_mode: {compile_mode}` and `compile: none` don't go together: nothing is compiled.",
         "default; or compile model, layers", "compile_mode: default"),
@@ -297,10 +298,20 @@ STEP = (
     Contradiction(lambda s: s.float8 != "none" and s.qat != "none", "qat",
         f"`float8: {{float8}}` and `qat: {{qat}}` {_APART}: each exchanges the same layers.",
         "none; or float8 none", "qat: none"),
-    *(Contradiction(lambda s, name=name: vars(s)[name] != "none" and (s.method != "full" or s.strategy != NONE
-        or s.compile != "none" or s.aim.trainer or s.images), name,
-        f"`{name}: {{{name}}}` is predicted for full fine-tuning on text, on one GPU and without the compiler.",
-        "none; or method full, strategy none, compile none", f"{name}: none") for name in ("float8", "qat")),
+    Contradiction(lambda s: s.float8 != "none" and (s.method != "full" or s.fsdp == 1 or s.zero or s.aim.trainer
+        or s.images or (s.compile != "none" and not s.meshed and s.fsdp != 2)), "float8",
+        "`float8: {float8}` is predicted for full fine-tuning on text: on one GPU without the compiler, with DDP and"
+        " with FSDP2.",
+        "none; or method full, strategy none, ddp, fsdp2", "float8: none"),
+    Contradiction(lambda s: s.qat != "none" and (s.method != "full" or s.strategy != NONE
+        or s.compile != "none" or s.aim.trainer or s.images), "qat",
+        "`qat: {qat}` is predicted for full fine-tuning on text, on one GPU and without the compiler.",
+        "none; or method full, strategy none, compile none", "qat: none"),
+    Contradiction(lambda s: s.float8_all_gather and (s.float8 != "tensorwise" or s.fsdp != 2), "parallel",
+        "`parallel.float8_all_gather` gathers weights that `float8: tensorwise` casts, with FSDP2; this step has float8"
+        " {float8} and strategy {strategy}.",
+        "float8_all_gather: false; or float8 tensorwise and strategy fsdp2",
+        "parallel: {{strategy: {strategy}, gpus: {gpus}, float8_all_gather: false}}"),
     Contradiction(lambda s: s.packed_experts == "bitsandbytes" and (s.method != "qlora" or s.int8), "experts",
         "`experts.quantized: bitsandbytes` packs experts in 4 bits, as `quantization` says; this base has other bits.",
         "none; or method qlora and quantization.type nf4, fp4", "experts: {{quantized: none}}"),
@@ -387,6 +398,9 @@ TRAINING = (
         "The memory of a mesh (tensor, context, pipeline, expert, replicate) can be predicted. FSDP2 and DDP alone can"
         " be trained.",
         "strategy and gpus alone", "parallel: {{strategy: fsdp2, gpus: {gpus}}}"),
+    Contradiction(lambda s: s.sequence_parallel or s.loss_parallel or s.float8_all_gather, "parallel",
+        "Steps with `sequence_parallel`, `loss_parallel` or `float8_all_gather` can be predicted, and are not trained.",
+        "false", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),
     Contradiction(lambda s: s.reduce_in_fp32, "parallel",
         "A step with `parallel.reduce_in_fp32` can be predicted, and is not trained yet.",
         "reduce_in_fp32: false", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),

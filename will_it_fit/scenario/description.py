@@ -216,9 +216,10 @@ def say_images(value: Mapping[str, Any] | None, _: Mapping[str, Any]) -> str:
 
 
 def say_way(parallel: Mapping[str, Any], *, as_title: bool = False) -> str:
-    """The strategy and the mesh: ``fsdp2 x tensor 2``; as a title ``FSDP2 x tensor 2``."""
+    """The strategy and the mesh: ``fsdp2 x tensor 2 x sequence``; as a title ``FSDP2 x tensor 2 x sequence``."""
     strategy = parallel["strategy"]
     mesh = [f"{axis} {parallel[axis]}" for axis in AXES if parallel.get(axis, 1) > 1]
+    mesh += [name for name in ("sequence", "loss") if parallel.get(f"{name}_parallel")]
     if parallel.get("pipeline", 1) > 1:
         mesh.append(f"schedule {parallel['schedule']}")
     if parallel.get("stage_layers"):
@@ -232,6 +233,7 @@ def say_parallel(value: Mapping[str, Any], _: Mapping[str, Any]) -> str:
     kept = "" if value.get("reshard_after_forward", True) else ", gathered weights kept until backward"
     offload = ", offloaded to the CPU" if value.get("offload", "none") != "none" else ""
     summed = ", gradients summed in fp32" if value.get("reduce_in_fp32") else ""
+    summed += ", weights gathered in 8 bits" if value.get("float8_all_gather") else ""
     return f"{say_way(value)} on {value['gpus']} GPUs{kept}{summed}{offload}"
 
 

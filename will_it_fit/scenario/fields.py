@@ -31,19 +31,11 @@ from will_it_fit.scenario.description import (
 from will_it_fit.scenario.generation import GENERATION, Generation
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import KERNEL_PACKAGES
-from will_it_fit.scenario.nested_fields import (
-    PRECISIONS,
-    Allocator,
-    Experts,
-    Lora,
-    Parallel,
-    Preference,
-    Quantization,
-    Versions,
-)
+from will_it_fit.scenario.nested_fields import Parallel, Preference
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import DIVIDED
+from will_it_fit.scenario.value_fields import PRECISIONS, Allocator, Experts, Lora, Quantization, Versions
 
 _NO_ADAPTERS = {"full": Excluded("method full trains every weight and has no adapters", "method: lora")}
 

@@ -2,28 +2,21 @@
 
 A mesh divides GPUs by tensor, context, pipeline and replicate; FSDP2 shards among what is left. Which of them go
 together is what the installed libraries combine: accelerate shards, replicates and divides tokens; transformers
-divides matrices and experts, with and without FSDP2; PyTorch's schedules run a pipeline.
+divides matrices and experts, with and without FSDP2; torchtitan's plan for its models adds sequence and loss parallel;
+DeepSpeed's Ulysses runs under its ZeRO; PyTorch's schedules run a pipeline.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from math import gcd
-from typing import Any, NamedTuple
+from typing import Any
 
 from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.divided_rows import OF_TITAN, Problem, context, divides, sequence_and_loss, ulysses
 from will_it_fit.scenario.model import EXPERT_COUNTS
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import AXES, DIVIDED, NONE, SCHEDULES, even_stages
-
-
-class Problem(NamedTuple):
-    """``change`` are parts of ``parallel``, or fields of the scenario where ``field`` is another."""
-
-    text: str
-    allowed: str
-    change: dict[str, Any]
-    field: str = "parallel"
 
 
 def mesh_contradictions(scenario: Any, where: object) -> Iterator[UserError]:
@@ -31,6 +24,8 @@ def mesh_contradictions(scenario: Any, where: object) -> Iterator[UserError]:
     parallel = scenario.parallel
     if parallel.pipelined and parallel.pipeline == 1:
         problems: Iterator[Problem] = _without_a_pipeline(parallel)
+    elif parallel.by_titan and parallel.tensor == 1:
+        problems = _without_matrices(parallel)
     elif not parallel.meshed:
         return
     else:
@@ -58,6 +53,16 @@ def _without_a_pipeline(parallel: Any) -> Iterator[Problem]:
             )
 
 
+def _without_matrices(parallel: Any) -> Iterator[Problem]:
+    for name in OF_TITAN:
+        if getattr(parallel, name):
+            yield Problem(
+                f"`parallel.{name}` divides what the GPUs of `tensor` would hold alike, and `parallel.tensor` says 1.",
+                f"{name}: false; or tensor: 2, 4, ...",
+                {name: False},
+            )
+
+
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
@@ -69,13 +74,17 @@ def _problems(scenario: Any) -> Iterator[Problem]:
     yield from _together(parallel)
     if parallel.tensor > 1:
         yield from _tensor(scenario)
+    if parallel.by_titan:
+        yield from sequence_and_loss(scenario)
+    if parallel.ulysses > 1:
+        yield from ulysses(scenario)
     if parallel.context > 1:
-        yield from _context(scenario)
+        yield from context(scenario)
     if parallel.pipeline > 1:
         yield from _pipeline(scenario)
     if parallel.expert > 1:
         yield from _expert(scenario)
-    if parallel.by_plan and parallel.reduce_in_fp32 and scenario.compute_precision != "bf16":
+    if parallel.by_plan and not parallel.by_titan and parallel.reduce_in_fp32 and scenario.compute_precision != "bf16":
         yield Problem(
             "`parallel.reduce_in_fp32: true` with a tensor or expert plan is transformers' `fsdp_mixed_precision`, and"
             f" gathers weights in bf16, and this step computes in {scenario.compute_precision}.",
@@ -88,10 +97,11 @@ def _problems(scenario: Any) -> Iterator[Problem]:
 def _number_of_gpus(parallel: Any) -> Iterator[Problem]:
     """A mesh whose product is not the number of GPUs."""
     said = " x ".join(f"{axis} {getattr(parallel, axis)}" for axis in AXES if _counts(parallel, axis))
-    if parallel.strategy == DIVIDED and parallel.mesh > 1 and parallel.gpus % parallel.mesh:
+    if parallel.strategy != NONE and parallel.mesh > 1 and parallel.gpus % parallel.mesh:
         yield Problem(
             f"A mesh of {said} has {parallel.mesh} places, and `parallel.gpus: {parallel.gpus}` is no multiple.",
-            f"gpus: {parallel.mesh}, {2 * parallel.mesh}, {3 * parallel.mesh}, ...; FSDP2 shards among the rest",
+            f"gpus: {parallel.mesh}, {2 * parallel.mesh}, {3 * parallel.mesh}, ...;"
+            f" {parallel.kind.title} shards among the rest",
             {"gpus": -(-parallel.gpus // parallel.mesh) * parallel.mesh},
         )
     if parallel.strategy == NONE and parallel.mesh != parallel.gpus:
@@ -108,6 +118,21 @@ def _counts(parallel: Any, axis: str) -> bool:
 
 def _strategies(parallel: Any) -> Iterator[Problem]:
     named = [axis for axis in AXES if getattr(parallel, axis) > 1]
+    if parallel.ulysses > 1:
+        if not parallel.zero_stage:
+            yield Problem(
+                f"`parallel.ulysses: {parallel.ulysses}` needs DeepSpeed's ZeRO, whose attention exchanges the heads.",
+                "strategy: zero2, zero3; or context, which goes with fsdp2",
+                {"strategy": "zero3"},
+            )
+        if len(named) > 1:
+            yield Problem(
+                f"`parallel.ulysses: {parallel.ulysses}` can't be combined with {' and '.join(_others(named))}:"
+                " accelerate leaves the groups to DeepSpeed, which has no others.",
+                f"{', '.join(f'{axis}: 1' for axis in _others(named))}",
+                dict.fromkeys(_others(named), 1),
+            )
+        return
     if parallel.strategy not in (NONE, DIVIDED):
         yield Problem(
             f"`parallel.{named[0]}` and `parallel.strategy: {parallel.strategy}` are not predicted together.",
@@ -130,6 +155,10 @@ def _strategies(parallel: Any) -> Iterator[Problem]:
             "strategy ddp" if alone else "replicate: 1, or more GPUs",
             {"strategy": "ddp", "replicate": 1} if alone else {"replicate": 1},
         )
+
+
+def _others(named: list[str]) -> list[str]:
+    return [axis for axis in named if axis != "ulysses"]
 
 
 # What the installed versions can't combine, and why.
@@ -158,6 +187,8 @@ def _together(parallel: Any) -> Iterator[Problem]:
             "strategy: none, with tensor x pipeline as many as gpus; or pipeline: 1",
             {"strategy": NONE, "gpus": parallel.pipeline * parallel.tensor, "replicate": 1},
         )
+    if parallel.by_titan:
+        return
     if parallel.by_plan and parallel.offload != "none":
         yield Problem(
             "`parallel.offload: cpu` is predicted for accelerate's FSDP2, not for transformers' with a tensor or expert"
@@ -171,23 +202,6 @@ def _together(parallel: Any) -> Iterator[Problem]:
             " gives gathered weights back.",
             "reshard_after_forward: true; or tensor and expert: 1",
             {"reshard_after_forward": True},
-        )
-
-
-def _divisor(number: int, most: int) -> int:
-    """The largest divisor of a number that is not above another."""
-    return max(count for count in range(1, max(most, 1) + 1) if number % count == 0)
-
-
-def _divides(parallel: Any, axis: str, number: int | None, what: str, common: int = 0) -> Iterator[Problem]:
-    """``common``: what an axis has to divide besides."""
-    count = getattr(parallel, axis)
-    if number and number % count:
-        fits = [each for each in range(2, number + 1) if number % each == 0]
-        yield Problem(
-            f"`parallel.{axis}: {count}` does not divide {what}, {number}.",
-            f"a divisor of {number}: {', '.join(map(str, [1, *fits][:6]))}{', ...' if len(fits) > 5 else ''}",
-            {axis: _divisor(gcd(number, common), count)},
         )
 
 
@@ -213,7 +227,7 @@ def _tensor(scenario: Any) -> Iterator[Problem]:
         (keys, "the heads of keys and values"),
         (columns, "the columns of the MLP"),
     ):
-        yield from _divides(parallel, "tensor", count, what, common)
+        yield from divides(parallel, "tensor", count, what, common)
     if (scenario.model.get("text_config") or scenario.model).get("tie_word_embeddings"):
         yield Problem(
             "The output head of this model is its embedding (`tie_word_embeddings`). transformers' plan divides the"
@@ -226,35 +240,6 @@ def _tensor(scenario: Any) -> Iterator[Problem]:
         "tensor",
         "can't be combined: PEFT's adapters don't know how transformers has divided the matrices below them.",
     )
-
-
-def _context(scenario: Any) -> Iterator[Problem]:
-    parallel, tokens = scenario.parallel, scenario.sequence_length
-    parts = 2 * parallel.context
-    if tokens % parts:
-        yield Problem(
-            f"`sequence_length: {tokens}` can't be split by `parallel.context: {parallel.context}`: each GPU takes a"
-            f" part from the beginning and one from the end, so {parts} parts have to be alike.",
-            f"a multiple of {parts}",
-            {"sequence_length": -(-tokens // parts) * parts},
-            "sequence_length",
-        )
-    text = scenario.model.get("text_config") or scenario.model
-    kinds = set(text.get("layer_types") or ()) - {"full_attention"}
-    if kinds or (text.get("sliding_window") and text.get("use_sliding_window", True) and not text.get("layer_types")):
-        yield Problem(
-            "accelerate refuses context parallel for a model with sliding-window or chunked attention, whose mask it"
-            " would drop.",
-            "context: 1; or a model with full attention",
-            {"context": 1},
-        )
-    if scenario.attention != "sdpa":
-        yield Problem(
-            f"Context parallel needs scaled_dot_product_attention, and `attention` says {scenario.attention}.",
-            "sdpa",
-            {"attention": "sdpa"},
-            "attention",
-        )
 
 
 def _pipeline(scenario: Any) -> Iterator[Problem]:
@@ -313,7 +298,7 @@ def _expert(scenario: Any) -> Iterator[Problem]:
     if experts is None:
         yield Problem("`parallel.expert` divides experts, and this model has none.", "expert: 1", {"expert": 1})
         return
-    yield from _divides(parallel, "expert", experts, "the experts")
+    yield from divides(parallel, "expert", experts, "the experts")
     places = parallel.shard * parallel.tensor
     if parallel.expert % parallel.tensor or places % parallel.expert:
         yield Problem(
@@ -332,15 +317,17 @@ def _expert(scenario: Any) -> Iterator[Problem]:
 def _other_fields(scenario: Any) -> Iterator[Problem]:
     """Fields that are not predicted with a mesh."""
     rows = (
-        ("loss", scenario.loss == "full" or scenario.parallel.sharded, "full"),
+        ("loss", scenario.loss == "full" or scenario.parallel.divided, "full"),
         ("packing", scenario.packing == "none", "none"),
         ("attention_mask", scenario.attention_mask == "none", "none"),
         ("loop", scenario.loop == "trainer", "trainer"),
         ("objective", scenario.objective == "sft", "sft"),
-        ("compile", scenario.compile == "none", "none"),
+        ("compile", scenario.compile == "none" or _compiled_by_layers(scenario), "none"),
+        ("float8", scenario.float8 == "none" or _in_eight_bits(scenario), "none"),
+        ("qat", scenario.qat == "none", "none"),
         ("kernels", scenario.kernels == "transformers", "transformers"),
         ("activation_offload", not scenario.activation_offload, False),
-        ("optimizer", OPTIMIZERS[scenario.optimizer].elementwise or scenario.parallel.sharded, "adamw"),
+        ("optimizer", OPTIMIZERS[scenario.optimizer].elementwise or scenario.parallel.divided, "adamw"),
         ("images", scenario.images is None, None),
     )
     for field, goes, instead in rows:
@@ -351,3 +338,15 @@ def _other_fields(scenario: Any) -> Iterator[Problem]:
                 {field: instead},
                 field,
             )
+
+
+def _compiled_by_layers(scenario: Any) -> bool:
+    """Whether the libraries compile a mesh's layers: accelerate and torchtitan do, before FSDP2 shards them."""
+    parallel = scenario.parallel
+    return scenario.compile == "layers" and parallel.sharded and (parallel.by_titan or not parallel.by_plan)
+
+
+def _in_eight_bits(scenario: Any) -> bool:
+    """Whether torchao's layers can be divided so: by FSDP2, and by torchtitan's plan with or without it."""
+    parallel = scenario.parallel
+    return parallel.pipeline == 1 and (parallel.by_titan or (parallel.sharded and not parallel.by_plan))

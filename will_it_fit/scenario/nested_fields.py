@@ -17,90 +17,7 @@ from will_it_fit.scenario.description import ANY, MOST, described, switch
 from will_it_fit.scenario.generation import Generation, Preference
 from will_it_fit.scenario.model import found_beside
 from will_it_fit.scenario.strategies import DIVIDED, NONE, SCHEDULES, STRATEGIES, Strategy, even_stages
-
-PRECISIONS = ("fp32", "fp16", "bf16")
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adapters: B (out x rank) times A (rank x in), scaled by alpha / rank, beside each target module."""
-
-    rank: int = described("The rank of both factors.", least=1, default=16)
-    alpha: int = described("The update is scaled by alpha / rank.", least=1, default=32)
-    dropout: float = described("Dropout on the adapter's input while training.", below=1.0, default=0.0)
-    target_modules: str | tuple[str, ...] = described(
-        "`all-linear`, or the names of the layers that get an adapter.",
-        types=("string", "array"),
-        default="all-linear",
-    )  # "all-linear" (every linear layer but the output head) or names
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How bitsandbytes packs the base of ``method: qlora``; ``compute`` is None where 4-bit layers compute in the
-    dtype of the other weights. Of ``type: int8`` (LLM.int8) there is one kind only.
-    """
-
-    type: str = described(
-        "The 4-bit data type; `int8`: 8 bits, as LLM.int8 packs them (`load_in_8bit`).",
-        words=("nf4", "fp4", "int8"),
-        default="nf4",
-        closed_form=("nf4", "fp4"),
-    )
-    double: bool = switch(
-        "Quantize the scales of 4-bit weights too: 0.373 bits a weight less.",
-        default=True,
-        closed_form=ANY,
-    )
-    storage: str = described(
-        "The dtype that packed weights are stored as; `bf16` lets FSDP shard them.",
-        words=("uint8", *PRECISIONS),
-        default="uint8",
-        closed_form=ANY,
-    )
-    compute: str | None = described(
-        "The dtype that 4-bit layers compute in; `null`: the weights' own.",
-        words=PRECISIONS,
-        nullable=True,
-        example="bf16",
-    )
-
-
-@dataclass(frozen=True)
-class Experts:
-    """How the experts of a layer lie in memory, where they are one tensor and no linear layers."""
-
-    quantized: str = described(
-        "`bitsandbytes`: packed on load as `quantization` says, and unpacked while their layer runs, as axolotl's"
-        " `quantize_moe_experts` and Unsloth do. `mxfp4`: kept as gpt-oss' files have them (`dequantize: false`)."
-        " `none`: in 16 bits, as bitsandbytes leaves them. Predicted, and not trained.",
-        words=("none", "bitsandbytes", "mxfp4"),
-        default="none",
-        example="bitsandbytes",
-        said={"none": "", "bitsandbytes": "experts packed too", "mxfp4": "experts kept in mxfp4"},
-    )
-    offload: str = described(
-        "`host`: frozen experts lie on the host, and a layer's come to the GPU while it runs.",
-        words=("none", "host"),
-        default="none",
-        example="host",
-        said={"none": "", "host": "experts on the host"},
-    )
-    router_loss: bool = switch(
-        "The loss that spreads tokens over experts is added (`output_router_logits`): the routers' logits are kept.",
-        on="a routers' loss",
-    )
-
-
-@dataclass(frozen=True)
-class Allocator:
-    """Settings of PyTorch's caching allocator."""
-
-    expandable_segments: bool = switch(
-        "`PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`: less memory unused.",
-        on="expandable segments",
-        closed_form=ANY,
-    )
+from will_it_fit.scenario.value_fields import Allocator, Experts, Lora, Quantization, Versions
 
 
 @dataclass(frozen=True)
@@ -127,6 +44,11 @@ class Parallel:
         "FSDP2 sums 16-bit gradients in fp32, as torchtitan and axolotl's recipes do: each layer's sum takes twice as"
         " much while it is exchanged. Predicted, and not trained.",
     )
+    float8_all_gather: bool = switch(
+        "With `float8: tensorwise`, FSDP2 casts weights before it gathers them: torchao's"
+        " `enable_fsdp_float8_all_gather`. Predicted, and not trained.",
+        example=True,
+    )
     offload: str = described(
         "`cpu`: FSDP keeps sharded weights, gradients and states on the host.",
         words=("none", "cpu"),
@@ -135,6 +57,26 @@ class Parallel:
     tensor: int = described(
         "Among how many GPUs each layer's matrices are divided (tensor parallel), by transformers' plan for the"
         " architecture. They take the same rows.",
+        least=1,
+        default=1,
+        example=2,
+        closed_form=(1,),
+    )
+    sequence_parallel: bool = switch(
+        "Beside `tensor`: norms and what goes from layer to layer are divided along the row, by torchtitan's plan for"
+        " transformers' models. Predicted, and not trained.",
+        example=True,
+        on="sequence parallel",
+    )
+    loss_parallel: bool = switch(
+        "Beside `tensor`: logits stay divided among its GPUs, and the loss is taken on the parts, by the same plan."
+        " Predicted, and not trained.",
+        example=True,
+        on="loss parallel",
+    )
+    ulysses: int = described(
+        "Beside ZeRO: among how many GPUs each row's tokens are divided, and the heads while attention runs (Ulysses,"
+        " DeepSpeed's, which accelerate calls `sp_size`). Predicted, and not trained.",
         least=1,
         default=1,
         example=2,
@@ -202,8 +144,8 @@ class Parallel:
 
     @property
     def mesh(self) -> int:
-        """The product of what the mesh names: of tensor, context, pipeline and replicate."""
-        return self.tensor * self.context * self.pipeline * self.replicate
+        """The product of what the mesh names: of tensor, context, Ulysses, pipeline and replicate."""
+        return self.tensor * self.context * self.ulysses * self.pipeline * self.replicate
 
     @property
     def meshed(self) -> bool:
@@ -217,8 +159,13 @@ class Parallel:
 
     @property
     def by_plan(self) -> bool:
-        """Whether transformers divides the model, by a plan for tensors or experts."""
+        """Whether a plan for tensors or experts divides the model."""
         return self.tensor > 1 or self.expert > 1
+
+    @property
+    def by_titan(self) -> bool:
+        """Whether the plan is torchtitan's, and its FSDP2 and mixed precision too; else it is transformers'."""
+        return self.sequence_parallel or self.loss_parallel
 
     @property
     def shard(self) -> int:
@@ -227,8 +174,8 @@ class Parallel:
 
     @property
     def rows_at_once(self) -> int:
-        """How many micro-batches the GPUs take at once; those of tensor, context and pipeline take the same rows."""
-        return self.gpus // (self.tensor * self.context * self.pipeline)
+        """How many micro-batches the GPUs take at once; those that divide a row or the layers take the same rows."""
+        return self.gpus // (self.tensor * self.context * self.ulysses * self.pipeline)
 
     @property
     def stages(self) -> int:
@@ -258,29 +205,6 @@ class Parallel:
     def divided(self) -> bool:
         """Whether FSDP or ZeRO divides anything among the GPUs."""
         return self.sharded or self.zero_stage > 0
-
-
-@dataclass(frozen=True)
-class Versions:
-    """Versions of libraries that are meant instead of those installed."""
-
-    bitsandbytes: str | None = described(
-        "Before 0.43.2 its 4-bit layers kept their inputs: predicted, and not trained.",
-        types=("string",),
-        nullable=True,
-        example="0.42.0",
-        said="bitsandbytes {}",
-        closed_form=(None,),
-    )
-    vllm: str | None = described(
-        "Whose rules the engine beside a reinforcement step follows; `null`: 0.31.0, the newest that TRL 1.16 admits."
-        " From 0.22 on.",
-        types=("string",),
-        nullable=True,
-        example="0.26.0",
-        said="vLLM {}",
-        closed_form=ANY,
-    )
 
 
 # The fields with parts that are values of their own; a mapping of these parts makes one.

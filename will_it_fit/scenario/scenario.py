@@ -95,7 +95,8 @@ class Scenario(Fields):
             whole["images"].check(whole["model"], whole["sequence_length"], where)
         scenario = cls(**{f.name: whole[f.name] for f in fields(cls)})
         wrong = list(contradictions(scenario, where))
-        if scenario.parallel.meshed or scenario.parallel.pipelined:
+        parallel = scenario.parallel
+        if parallel.meshed or parallel.pipelined or parallel.by_titan:
             wrong += mesh_contradictions(scenario, where)
         if wrong:
             raise UserError.several(wrong)

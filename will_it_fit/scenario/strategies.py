@@ -59,6 +59,7 @@ AXES = {
     "pipeline": "pipeline",
     "replicate": "replicas",
     "context": "context",
+    "ulysses": "Ulysses",
     "expert": "experts",
     "tensor": "tensor",
 }

@@ -17,6 +17,7 @@ multiples of 16, which the products in 8 bits need.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
@@ -32,6 +33,8 @@ def exchange_products(model: nn.Module, scenario: Scenario) -> None:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
         config = Float8LinearConfig.from_recipe_name(scenario.float8)
+        if scenario.parallel.float8_all_gather:
+            config = replace(config, enable_fsdp_float8_all_gather=True)
         convert_to_float8_training(model, config=config, module_filter_fn=wanted)
     if scenario.qat != "none":
         from torchao.prototype.qat import MXFakeQuantizeConfig, NVFP4FakeQuantizeConfig
@@ -41,6 +44,13 @@ def exchange_products(model: nn.Module, scenario: Scenario) -> None:
         kind = {"mxfp4": MXFakeQuantizeConfig, "nvfp4": NVFP4FakeQuantizeConfig}[scenario.qat]
         config = QATConfig(activation_config=kind(), weight_config=kind(), step="prepare")
         quantize_(model, config, filter_fn=wanted)
+
+
+def scales_for_the_next_step(model: nn.Module) -> None:
+    """After an update, where weights are cast before they are gathered: as accelerate's hook and torchtitan's loop."""
+    from torchao.float8 import precompute_float8_dynamic_scale_for_fsdp
+
+    precompute_float8_dynamic_scale_for_fsdp(model)
 
 
 def _layers_of(model: nn.Module, multiple: int) -> Callable[[nn.Module, str], bool]:
@@ -57,8 +67,10 @@ def _layers_of(model: nn.Module, multiple: int) -> Callable[[nn.Module, str], bo
 def low_precision_note(scenario: Scenario) -> str:
     """What a person should know of products in fewer bits."""
     what = "float8" if scenario.float8 != "none" else f"QAT in {scenario.qat}"
-    return (
-        f"{what} is followed without the compiler, which people run it with: it fuses the casts, and needs less at a"
-        " time. Weights, gradients and states keep their dtype, so the step takes hardly less than without it."
-        " cuBLASLt's workspace of products in 8 bits is not counted"
-    )
+    followed = f"{what} is followed through the compiler."
+    if scenario.compile == "none":
+        followed = (
+            f"{what} is followed without the compiler, which people run it with: it fuses the casts, and needs less at"
+            " a time. Weights, gradients and states keep their dtype, so the step takes hardly less than without it."
+        )
+    return f"{followed} cuBLASLt's workspace of products in 8 bits is not counted"

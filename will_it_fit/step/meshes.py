@@ -2,15 +2,21 @@
 
 * ``tensor`` and ``expert``, with FSDP2 or without: transformers' ``DistributedConfig`` with the architecture's own
   plans, as ``from_pretrained`` applies it.
+* ``tensor`` with ``sequence_parallel`` or ``loss_parallel``, which transformers 5.24 has no plan for: the plan and the
+  units of FSDP2 that torchtitan gave transformers' models in April 2026 (``transformers_modeling_backend``), in
+  PyTorch's styles. Mixed precision is FSDP2's there, and autocast runs where nothing is sharded.
+* ``ulysses``: DeepSpeed's attention for transformers' models under its ZeRO, as accelerate's ``sp_size`` calls it.
 * ``context`` and ``replicate``: accelerate's ``ParallelismConfig``, whose mesh its FSDP2 shards on. A micro-batch runs
   inside PyTorch's ``context_parallel``, as transformers' Trainer calls it.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,9 +25,11 @@ from torch.nn import functional
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step.adapters import DTYPES
 
 _IGNORED = -100  # the label that transformers' loss leaves out
 _CONTEXT = "context_mesh"  # what a model divided by tokens remembers of its mesh
+HEADS = "exchanging_attention"  # and one under Ulysses of its attention
 
 
 def divided_by_plan(model: nn.Module, scenario: Scenario) -> nn.Module:
@@ -58,6 +66,132 @@ def divided_by_plan(model: nn.Module, scenario: Scenario) -> nn.Module:
             allowed="fsdp2 without tensor and expert",
             change={"parallel": {"strategy": "fsdp2", "gpus": parallel.gpus}},
         ) from None
+
+
+# --- torchtitan's plan for transformers' models -----------------------------------------------------------------------
+
+_COLUMNS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.fc1")
+_ROWS = ("self_attn.o_proj", "self_attn.dense", "mlp.down_proj", "mlp.fc2")
+_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+
+
+def divided_as_titan_does(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Module:
+    """Tensor, sequence and loss parallel, then FSDP2 over what the mesh leaves.
+
+    Raises
+    ------
+    UserError
+        If a layer has parameters that the plan does not know.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    parallel = scenario.parallel
+    sizes = {"replicate": parallel.replicate, "shard": parallel.shard, "tensor": parallel.tensor}
+    sizes = {axis: size for axis, size in sizes.items() if size > 1}
+    mesh = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+    divide_matrices(model, scenario, mesh["tensor"])
+    compile_parts(model, scenario)
+    if parallel.sharded:
+        _shard_units(model, scenario, mesh[tuple(axis for axis in sizes if axis != "tensor")])
+    return model
+
+
+def divide_matrices(model: nn.Module, scenario: Scenario, mesh: Any) -> None:
+    """The plan itself, over the dimension of a mesh that divides matrices."""
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor import parallel as styles
+
+    _refuse_unknown_parts(model, scenario)
+    parallel, base = scenario.parallel, model.base_model
+    between = Shard(1) if parallel.sequence_parallel else Replicate()
+    scores = Shard(-1) if parallel.loss_parallel else Replicate()
+    ends = {
+        "embed_tokens": styles.RowwiseParallel(input_layouts=Replicate(), output_layouts=between),
+        **({"norm": styles.SequenceParallel()} if parallel.sequence_parallel else {}),
+    }
+    styles.parallelize_module(base, mesh, ends)
+    head = styles.ColwiseParallel(
+        input_layouts=between, output_layouts=scores, use_local_output=not parallel.loss_parallel
+    )
+    styles.parallelize_module(model, mesh, {"lm_head": head})
+    columns, rows, inputs = _styles(scenario)
+    plan: dict[str, Any] = {name: columns() for name in _COLUMNS}
+    plan |= {name: rows(output_layouts=between) for name in _ROWS}
+    plan |= {name: styles.SequenceParallel(sequence_dim=2, use_local_output=True) for name in _HEAD_NORMS}
+    if parallel.sequence_parallel:
+        layouts = {"hidden_states": between}, {"hidden_states": Replicate()}
+        plan["self_attn"] = inputs(input_kwarg_layouts=layouts[0], desired_input_kwarg_layouts=layouts[1])
+        plan["mlp"] = inputs(input_layouts=(between,), desired_input_layouts=(Replicate(),))
+        plan |= {name: styles.SequenceParallel() for name in _NORMS}
+    for layer in base.layers:
+        present = {name for name, _ in layer.named_modules()}
+        styles.parallelize_module(layer, mesh, {name: style for name, style in plan.items() if name in present})
+
+
+def _styles(scenario: Scenario) -> tuple[Any, Any, Any]:
+    """Of products by columns, by rows, and of what goes into them; scaled by tensors, float8 is what they exchange."""
+    from torch.distributed.tensor import parallel as styles
+
+    if scenario.float8 != "tensorwise":
+        return styles.ColwiseParallel, styles.RowwiseParallel, styles.PrepareModuleInput
+    from torchao.float8 import float8_tensor_parallel as eight
+
+    return eight.Float8ColwiseParallel, eight.Float8RowwiseParallel, eight.PrepareFloat8ModuleInput
+
+
+def _refuse_unknown_parts(model: nn.Module, scenario: Scenario) -> None:
+    known = {*_COLUMNS, *_ROWS, *_NORMS, *_HEAD_NORMS, "embed_tokens", "norm", "lm_head"}
+    for name, _ in model.named_parameters():
+        own = re.sub(r"^(model\.)?(layers\.\d+\.)?", "", name).rpartition(".")[0]
+        if own not in known:
+            raise UserError(
+                "torchtitan's plan for sequence and loss parallel does not know this architecture's layers: they have"
+                f" {name}.",
+                where=f"parallel, model_type {scenario.model['model_type']}",
+                found="sequence_parallel or loss_parallel",
+                allowed="a dense decoder such as llama, qwen2, qwen3 or mistral; or both false",
+                change={"parallel": {**scenario.parallel.written, "sequence_parallel": False, "loss_parallel": False}},
+            )
+
+
+def _shard_units(model: nn.Module, scenario: Scenario, mesh: Any) -> None:
+    """FSDP2 as torchtitan's ``apply_fsdp``: embedding, each layer, and norm with head, which stay gathered."""
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+
+    parallel, dtype = scenario.parallel, DTYPES.get(scenario.autocast_precision)
+    summed = torch.float32 if parallel.reduce_in_fp32 else None
+    options: dict[str, Any] = {"mesh": mesh}
+    options["mp_policy"] = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=summed, cast_forward_inputs=False)
+    if parallel.offload == "cpu":
+        options["offload_policy"] = CPUOffloadPolicy()
+    again = {"reshard_after_forward": parallel.reshard_after_forward}
+    base = model.base_model
+    for unit in (base.embed_tokens, *base.layers):
+        fully_shard(unit, **options, **again)
+    fully_shard([base.norm, model.lm_head], **options, reshard_after_forward=False)
+    fully_shard(model, **options)
+
+
+@contextmanager
+def whole_rows(batch: dict[str, torch.Tensor], scenario: Scenario) -> Iterator[None]:
+    """Around a micro-batch of a model divided as torchtitan does: positions of whole rows, and loss parallel."""
+    tokens = batch["input_ids"]
+    batch["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    with dividing_loss(scenario.parallel):
+        yield
+
+
+def dividing_loss(parallel: Any) -> AbstractContextManager:
+    """PyTorch's ``loss_parallel``, forward and backward, where a step has it."""
+    if not parallel.loss_parallel:
+        return nullcontext()
+    from torch.distributed.tensor.parallel import loss_parallel
+
+    return loss_parallel()
+
+
+# --- accelerate's mesh ------------------------------------------------------------------------------------------------
 
 
 def accelerates_mesh(scenario: Scenario, device: torch.device) -> tuple[Any, Any]:
@@ -100,6 +234,78 @@ def split_tokens(model: nn.Module, batch: dict[str, torch.Tensor]) -> Iterator[N
         yield
 
 
+# --- DeepSpeed's Ulysses ----------------------------------------------------------------------------------------------
+
+
+def exchanging_heads(model: nn.Module, scenario: Scenario) -> tuple[Any, dict[str, Any]]:
+    """As accelerate's ``_prepare_deepspeed`` with ``sp_size``: the groups that DeepSpeed's engine is told, and
+    attention that exchanges heads for tokens, by the name of the kernel that it stands for.
+
+    DeepSpeed puts that attention into transformers' table for good; here :func:`parts_of_rows` puts it there while a
+    micro-batch runs.
+    """
+    from accelerate.big_modeling import _refuse_recurrent_layers_under_sequence_parallelism
+    from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    try:
+        _refuse_recurrent_layers_under_sequence_parallelism(model)
+    except ValueError as error:
+        raise UserError(
+            "accelerate refuses Ulysses for a model whose layers carry a state along the row.",
+            where=f"parallel.ulysses; model (model_type {scenario.model['model_type']})",
+            found=str(error).partition(" (")[0],
+            allowed="ulysses: 1, or a model of full attention alone",
+            change={"parallel": {"ulysses": 1}},
+        ) from None
+    name = model.config._attn_implementation
+    groups = UlyssesSPAttentionHF.register_with_transformers(
+        model,
+        core_attn_implementation=name,
+        sequence_parallel_size=scenario.parallel.ulysses,
+        micro_batch_size=scenario.micro_batch,
+        disable_in_eval=True,
+    )
+    attention = {name: ALL_ATTENTION_FUNCTIONS[name]}
+    del ALL_ATTENTION_FUNCTIONS[name]
+    return groups, attention
+
+
+@contextmanager
+def parts_of_rows(model: nn.Module, batch: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Around a micro-batch under Ulysses: each GPU gets its part of the rows, as DeepSpeed's
+    ``UlyssesSPDataLoaderAdapter`` gives it.
+    """
+    from deepspeed.runtime.sequence_parallel import parallel_state_sp as groups
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    rows, tokens = batch["input_ids"].shape
+    count, rank = groups.get_sequence_parallel_world_size(), groups.get_sequence_parallel_rank()
+    labels = functional.pad(batch.pop("labels"), (0, 1), value=_IGNORED)
+    batch["shift_labels"] = labels[:, 1:]
+    batch["position_ids"] = torch.arange(tokens, device=labels.device).expand(rows, -1)
+    del labels
+    for name, whole in batch.items():
+        batch[name] = whole.chunk(count, dim=1)[rank].clone()
+    del whole
+    attention = getattr(model, HEADS)
+    for name, function in attention.items():
+        ALL_ATTENTION_FUNCTIONS[name] = function
+    try:
+        yield
+    finally:
+        for name in attention:
+            del ALL_ATTENTION_FUNCTIONS[name]
+
+
+def loss_of_parts(model: nn.Module, batch: dict[str, torch.Tensor], parallel: Any) -> torch.Tensor:
+    """The loss over a row's parts, as the Trainer takes it under Ulysses."""
+    from transformers.integrations.deepspeed import deepspeed_sp_compute_loss
+
+    plan = SimpleNamespace(sp_backend="deepspeed", sp_size=parallel.ulysses)
+    return deepspeed_sp_compute_loss(None, model, batch, False, plan)
+
+
 def mesh_of(tensor: torch.Tensor) -> Any:
     """The mesh that a tensor is divided on; None of a plain one."""
     return getattr(tensor, "device_mesh", None)
@@ -119,3 +325,20 @@ def clip_on_meshes(parameters: list[nn.Parameter], max_norm: float) -> torch.Ten
     for group in by_mesh.values():
         nn.utils.clip_grads_with_norm_(group, max_norm, whole)
     return whole
+
+
+def compile_parts(model: nn.Module, scenario: Scenario) -> None:
+    """Compile a model in place, as ``model.compile(mode=...)`` does: the whole, or each of its decoder's layers.
+
+    What a layer is the model itself says, where it tells FSDP and accelerate what not to split. FSDP2 shards what is
+    compiled already, as accelerate's regional compilation and torchtitan have it.
+    """
+    how, mode = scenario.compile, scenario.compile_mode
+    if how == "model":
+        model.compile(mode=mode)
+    elif how == "layers":
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        names = set(base._no_split_modules or ())
+        for module in base.modules():
+            if type(module).__name__ in names:
+                module.compile(mode=mode)

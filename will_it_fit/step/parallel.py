@@ -32,10 +32,14 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import DTYPES, adapter_names
 from will_it_fit.step.meshes import (
+    HEADS,
     accelerates_mesh,
     clip_on_meshes,
+    compile_parts,
+    divided_as_titan_does,
     divided_by_plan,
     dividing_tokens,
+    exchanging_heads,
 )
 from will_it_fit.step.pipeline import pipeline_of
 
@@ -73,6 +77,8 @@ def parallelize(
     _check_group(scenario)
     if scenario.parallel.pipeline > 1:
         return pipeline_of(model, scenario, device)
+    if scenario.parallel.by_titan:
+        return divided_as_titan_does(model, scenario, device)
     if scenario.parallel.by_plan:
         return divided_by_plan(model, scenario)
     if scenario.parallel.zero_stage:
@@ -226,6 +232,7 @@ def _fsdp2(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
     for each in {id(one): one for one in (model, base)}.values():  # a language model alone has no block of the tower
         if getattr(each, "_no_split_modules", None):
             each._no_split_modules = [name for name in each._no_split_modules if name in present]
+    compile_parts(model, scenario)
     model.state_dict = dict  # taken before sharding, and not used: each process has loaded its own weights
     try:
         model = fsdp2_prepare_model(accelerator, model)
@@ -304,8 +311,14 @@ def _zero(
         for name, parameter in model.named_parameters():
             if name not in added:
                 parameter.data = parameter.data.to(dtype)
-        deepspeed.zero.Init(module=model, config_dict_or_path=configuration)
-    return deepspeed.initialize(model=model, optimizer=optimizer, config=configuration)[0]
+        alone = {name: value for name, value in configuration.items() if name != "train_batch_size"}
+        deepspeed.zero.Init(module=model, config_dict_or_path=alone)  # it knows no groups, and checks the product
+    if scenario.parallel.ulysses == 1:
+        return deepspeed.initialize(model=model, optimizer=optimizer, config=configuration)[0]
+    groups, attention = exchanging_heads(model, scenario)
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, config=configuration, mpu=groups)[0]
+    setattr(engine, HEADS, attention)
+    return engine
 
 
 def zero_configuration(scenario: Scenario) -> dict[str, Any]:
@@ -316,7 +329,7 @@ def zero_configuration(scenario: Scenario) -> dict[str, Any]:
     """
     from accelerate.utils import DeepSpeedPlugin
 
-    stage, gpus = scenario.parallel.zero_stage, scenario.parallel.gpus
+    stage, at_once = scenario.parallel.zero_stage, scenario.parallel.rows_at_once
     accumulation = scenario.gradient_accumulation
     plugin = DeepSpeedPlugin(zero_stage=stage, gradient_accumulation_steps=accumulation, zero3_init_flag=stage == 3)
     plugin.set_mixed_precision(scenario.autocast_precision or "no")
@@ -325,7 +338,7 @@ def zero_configuration(scenario: Scenario) -> dict[str, Any]:
         must_match=False,
         gradient_clipping=1.0,
         train_micro_batch_size_per_gpu=scenario.micro_batch,
-        train_batch_size=scenario.micro_batch * accumulation * gpus,
+        train_batch_size=scenario.micro_batch * accumulation * at_once,
     )
     return plugin.deepspeed_config
 

@@ -16,7 +16,7 @@ from torch import nn
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import span_of
 from will_it_fit.step.adapters import DTYPES
-from will_it_fit.step.meshes import divided_by_plan
+from will_it_fit.step.meshes import divide_matrices, divided_by_plan, dividing_loss
 
 _SCHEDULES = {
     "1f1b": "Schedule1F1B",
@@ -29,6 +29,8 @@ _SCHEDULES = {
 class Stage(nn.Module):
     """The part of a causal language model that one stage runs: hidden states in and out, or tokens in, logits out."""
 
+    tokens = 0  # of a whole row, where hidden states are divided along it
+
     def __init__(self, model: nn.Module, index: int, stage_layers: Sequence[int]) -> None:
         super().__init__()
         self.model = _cut(model, span_of(index, stage_layers), index == 0, index == len(stage_layers) - 1)
@@ -37,6 +39,8 @@ class Stage(nn.Module):
     def forward(self, given: torch.Tensor) -> torch.Tensor:
         """Tokens (rows x tokens) in the first stage, else hidden states (rows x tokens x width)."""
         named = {"inputs_embeds": given} if self.index else {"input_ids": given}
+        if self.tokens:
+            named["position_ids"] = torch.arange(self.tokens, device=given.device)[None]
         output = self.model.base_model(**named, use_cache=False)
         hidden = output.last_hidden_state
         del output
@@ -46,9 +50,9 @@ class Stage(nn.Module):
 class Pipeline(nn.Module):
     """The stages of one GPU, with the schedule that runs them."""
 
-    def __init__(self, stages: list[Stage], schedule: Any) -> None:
+    def __init__(self, stages: list[Stage], schedule: Any, parallel: Any) -> None:
         super().__init__()
-        self.stages, self.schedule = nn.ModuleList(stages), schedule
+        self.stages, self.schedule, self.parallel = nn.ModuleList(stages), schedule, parallel
 
     @property
     def config(self) -> Any:
@@ -59,7 +63,8 @@ class Pipeline(nn.Module):
         """Forward and backward of all micro-batches (rows x tokens, both of int64)."""
         first, last = self.stages[0], self.stages[-1]
         given = {"target": labels, "losses": []} if last.index == last.count - 1 else {}
-        self.schedule.step(*([tokens] if first.index == 0 else []), **given, return_outputs=False)
+        with dividing_loss(self.parallel):
+            self.schedule.step(*([tokens] if first.index == 0 else []), **given, return_outputs=False)
 
 
 def _cut(model: nn.Module, own: range, is_first: bool, is_last: bool) -> nn.Module:
@@ -83,17 +88,20 @@ def pipeline_of(model: nn.Module, scenario: Scenario, device: torch.device) -> P
 
     parallel = scenario.parallel
     sizes = (parallel.pipeline, parallel.tensor)
-    group = device_mesh.init_device_mesh(device.type, sizes, mesh_dim_names=("pipeline", "tensor"))[
-        "pipeline"
-    ].get_group()
+    mesh = device_mesh.init_device_mesh(device.type, sizes, mesh_dim_names=("pipeline", "tensor"))
+    group = mesh["pipeline"].get_group()
     if scenario.method != "full":
         model = model.get_base_model()  # with PEFT's layers in it
-    if scenario.parallel.by_plan:
+    if parallel.by_titan:
+        divide_matrices(model, scenario, mesh["tensor"])
+    elif parallel.by_plan:
         model = divided_by_plan(model, scenario)
     own = range(group.rank(), parallel.stages, parallel.pipeline)
     models = [model, *(copy.deepcopy(model) for _ in own[1:])]
     stage_layers = parallel.layers_of_stages(scenario.size("num_hidden_layers"))
     parts = [Stage(one, index, stage_layers) for one, index in zip(models, own, strict=True)]
+    for part in parts if parallel.sequence_parallel else ():
+        part.tokens = scenario.sequence_length
     shapes = _shapes(scenario, model.config)
     stages = [
         pipelining.PipelineStage(
@@ -110,17 +118,19 @@ def pipeline_of(model: nn.Module, scenario: Scenario, device: torch.device) -> P
     kind = getattr(pipelining.schedules, _SCHEDULES[parallel.schedule])
     several = parallel.stages > parallel.pipeline
     schedule = kind(stages if several else stages[0], scenario.gradient_accumulation, loss_fn=_loss(model))
-    return Pipeline(parts, schedule)
+    return Pipeline(parts, schedule, parallel)
 
 
 def _shapes(scenario: Scenario, config: Any) -> dict[str, torch.Tensor]:
     """What goes in and out of stages: tensors without data, of which a stage keeps the shapes alone."""
     shape, text = (scenario.micro_batch, scenario.sequence_length), config.get_text_config()
+    (rows, tokens), parallel = shape, scenario.parallel
+    along = parallel.tensor if parallel.sequence_parallel else 1
     computed = DTYPES[scenario.autocast_precision or scenario.weight_precision]  # the head is a product, under autocast
     options = {"dtype": DTYPES[scenario.weight_precision], "device": "meta", "requires_grad": True}
     return {
         "tokens": torch.empty(shape, dtype=torch.long, device="meta"),
-        "hidden": torch.empty((*shape, text.hidden_size), **options),
+        "hidden": torch.empty((rows, tokens // along, text.hidden_size), **options),
         "logits": torch.empty((*shape, text.vocab_size), **options | {"dtype": computed}),
     }
 

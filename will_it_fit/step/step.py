@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.batches import IGNORED
-from will_it_fit.step.meshes import split_tokens
+from will_it_fit.step.low_precision import scales_for_the_next_step
+from will_it_fit.step.meshes import loss_of_parts, parts_of_rows, split_tokens, whole_rows
 from will_it_fit.step.model import autocast_dtype
 from will_it_fit.step.packing import full_packs
 from will_it_fit.step.parallel import backward, bare, clip_gradients, engine_step, exchanging, within_forward
@@ -69,6 +70,8 @@ def forward_backward(
     with _autocast(scenario, device), waiting:
         if scenario.loss == "chunked":
             loss = within_forward(model, chunked_loss, batch)
+        elif scenario.parallel.ulysses > 1:
+            loss = loss_of_parts(model, batch, scenario.parallel)
         else:
             output = model(**batch)
             loss = output.loss
@@ -115,6 +118,8 @@ def optimizer_step(
         scaler.update()
     else:
         optimizer.step()
+    if scenario.parallel.float8_all_gather:
+        scales_for_the_next_step(model)
     optimizer.zero_grad(set_to_none=True)
     return norm
 
@@ -147,13 +152,21 @@ def random_step(
             if image_token is not None:
                 batch |= images_of(scenario, device, batch["input_ids"].shape, image_token)
             last, scale = number == count - 1, 1 / scenario.gradient_accumulation
-            parts = split_tokens(model, batch) if scenario.parallel.context > 1 else nullcontext()
-            with exchanging(model, last=last), parts:
+            with exchanging(model, last=last), _divided(model, batch, scenario):
                 forward_backward(model, batch, scenario, loss_scale=scale, held=held, last=last)
             del batch
         optimizer_step(model, optimizer, scenario, max_grad_norm=max_grad_norm)
 
     return step
+
+
+def _divided(model: nn.Module, batch: dict[str, torch.Tensor], scenario: Scenario) -> AbstractContextManager:
+    """Around a micro-batch: what the mesh makes of it."""
+    if scenario.parallel.context > 1:
+        return split_tokens(model, batch)
+    if scenario.parallel.ulysses > 1:
+        return parts_of_rows(model, batch)
+    return whole_rows(batch, scenario) if scenario.parallel.by_titan else nullcontext()
 
 
 def _pipeline_step(
@@ -295,6 +308,7 @@ def on_host(model: nn.Module) -> AbstractContextManager:
 def _autocast(scenario: Scenario, device: str) -> AbstractContextManager:
     """Mixed precision; on ``meta``, where PyTorch has none, the trace emulates it."""
     dtype = autocast_dtype(scenario)
-    if scenario.parallel.zero_stage:  # it casts the weights instead, and accelerate turns no autocast on
+    parallel = scenario.parallel  # ZeRO casts the weights instead, and torchtitan leaves it to FSDP2
+    if parallel.zero_stage or (parallel.by_titan and parallel.sharded):
         dtype = None
     return nullcontext() if dtype is None else torch.autocast(device, dtype)

@@ -23,6 +23,7 @@ from will_it_fit.engine.trace import recorded
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import adapter_names
 from will_it_fit.step.experts import on_host
+from will_it_fit.step.meshes import compile_parts
 from will_it_fit.step.model import attention_name, build_model, notes, parameter_count
 from will_it_fit.step.optimizers import build_optimizer
 from will_it_fit.step.parallel import parallelize, zero_notes
@@ -30,7 +31,6 @@ from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.tracing.imports import import_libraries
 from will_it_fit.tracing.loaders import Loader
 from will_it_fit.tracing.loading import host_copy_bytes, loading_history
-from will_it_fit.tracing.simulated_card import compile_parts
 
 ORDERS = 5  # of a loading that chance orders
 EVEN = "each GPU's experts are taken to get as many tokens as the others'; where a router sends more, they need more"
@@ -116,7 +116,8 @@ def prepare(
         histories = [history] if target == "cuda" else []
         if parallel.offload == "cpu":
             label = _offloaded(label)
-    compile_parts(model, scenario.compile, scenario.compile_mode)
+    if scenario.compile != "none" and not parallel.sharded:
+        compile_parts(model, scenario)
     optimizer = build_optimizer(model, scenario)
     if target == "cuda" and not parallel.divided and not by_parts:
         loader = loader or Loader.installed()

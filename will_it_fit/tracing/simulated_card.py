@@ -9,8 +9,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-from torch import nn
-
 from will_it_fit.cards.gpus import Gpu, catalogue, find
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import gib
@@ -242,18 +240,3 @@ def _loops(kernels: Kernels, packages: Sequence[str]) -> str:
     return ", ".join(
         dict.fromkeys(each.kernel for each in kernels.functions if each.package in packages and each.trains)
     )
-
-
-def compile_parts(model: nn.Module, how: str, mode: str) -> None:
-    """Compile a model in place, as ``model.compile(mode=...)`` does: the whole, or each of its decoder's layers.
-
-    What a layer is the model itself says, where it tells FSDP and accelerate what not to split.
-    """
-    if how == "model":
-        model.compile(mode=mode)
-    elif how == "layers":
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        names = set(base._no_split_modules or ())
-        for module in base.modules():
-            if type(module).__name__ in names:
-                module.compile(mode=mode)

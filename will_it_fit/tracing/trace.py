@@ -8,7 +8,8 @@ the core.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Hashable, Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -52,6 +53,7 @@ def trace(
     both_allocators: bool = False,
     timed_on: Mapping[str, Speed | None] | None = None,
     sizes: Collection[int] = (),
+    stages: MutableMapping[Hashable, tuple[Report, dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """Predict the memory of a scenario's training step.
 
@@ -99,9 +101,13 @@ def trace(
     followed: list[tuple[Kind, Report]] = []
     for kind, templates in product(kinds_of_ranks(scenario), ways(scenario, target)):
         with machine_in_place(scenario, target, capability, templates) as kernels:
-            own, about = _followed(
+            key = _stage_key(scenario, kind, templates)
+            known = stages.get(key) if stages is not None else None
+            own, about = known or _followed(
                 scenario, target, partial(prepare, target=target), Composed(place=kind.stage), kind, **settings
             )
+        if stages is not None and scenario.parallel.pipeline > 1:
+            stages[key] = own, about
         followed.append((kind, own))
     most, report = max(followed, key=lambda each: _needs(each[1]))
     answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
@@ -123,6 +129,15 @@ def trace(
     if timed_on and scenario.aim.generates and report.costs:
         answer["phase_seconds"] = _phase_seconds(scenario, report.costs, timed_on)
     return answer
+
+
+def _stage_key(scenario: Scenario, kind: Kind, templates: bool) -> Hashable:
+    """What the step of one of a pipeline's GPUs depends on: the layers of its own stages alone."""
+    parallel, own = scenario.parallel, ()
+    if parallel.pipeline > 1:
+        own = parallel.layers_of_stages(scenario.size("num_hidden_layers"))[kind.stage :: parallel.pipeline]
+    alike = replace(scenario, parallel=replace(parallel, stage_layers=None))
+    return json.dumps(alike.to_mapping(), sort_keys=True), kind.stage, own, templates
 
 
 def _add_unlucky(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import gguf
@@ -20,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from scripts.export.export_gguf import export, modelfile, pre_tokenizer_name, rope_factors
 from scripts.training import describe_model, fetch_weights
 from tests.chat_tokenizer import CHATML, make_tokenizer
+from tests.warm import launchers
 from will_it_fit.common.chat import render_prompt
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_json, read_report, write_json, write_report
@@ -308,9 +308,8 @@ def test_folder_without_a_model(tmp_path):
 def test_command_line(tmp_path):
     model = make_model(tmp_path / "merged", "qwen2")
     options = ["--model", str(model), "--output", str(tmp_path / "out"), "--type", "q8_0", "--system", SYSTEM]
-    process = subprocess.run(
-        [sys.executable, "-m", "scripts.export.export_gguf", *options], cwd=ROOT, capture_output=True, text=True
-    )
+    command = [f"{launchers()}/python", "-m", "scripts.export.export_gguf", *options]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith(f"{tmp_path}/out/model.gguf: 0.00 GiB q8_0")
     names = {path.name for path in (tmp_path / "out").iterdir()}

@@ -26,6 +26,7 @@ from tests.unit.merging.models import (
     make_base,
     with_adapter,
 )
+from tests.warm import launchers
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_json, read_report, sha256_file, write_json
 
@@ -170,9 +171,9 @@ def large(tmp_path_factory):
     return folder / "base", folder / "adapter", reference
 
 
-def start(base: Path, adapter: Path, output: Path) -> subprocess.Popen:
+def start(base: Path, adapter: Path, output: Path, python: str = sys.executable) -> subprocess.Popen:
     arguments = ["--base", base, "--adapter", adapter, "--output", output, "--threads", "1"]
-    command = [sys.executable, "-m", "scripts.merging.merge", *map(str, arguments)]
+    command = [python, "-m", "scripts.merging.merge", *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -213,13 +214,14 @@ def test_a_disk_that_fills_up_midway_leaves_nothing(large, tmp_path):
 
 def test_command_line(sharded, tmp_path):
     base, adapter = sharded
-    process = start(base, adapter, tmp_path / "merged")
+    python = f"{launchers()}/python"
+    process = start(base, adapter, tmp_path / "merged", python)
     output, messages = process.communicate(timeout=60)
     assert process.returncode == 0, messages
     assert "not compared with digests" in messages
     assert output.startswith(f"{tmp_path / 'merged'}: 0.00 GiB bfloat16, 14 of ")
 
-    again = start(base, adapter, tmp_path / "merged")
+    again = start(base, adapter, tmp_path / "merged", python)
     output, messages = again.communicate(timeout=60)
     assert again.returncode == 2 and output == ""
     assert "The output folder is not empty." in messages and "Traceback" not in messages

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from scripts.merging.logits import Questions, choose_device
 from scripts.merging.merge import merge
 from scripts.merging.verify import require_passed, run, verify
 from tests.unit.merging.models import VOCABULARY, edit_weights, make_adapter, make_base
+from tests.warm import launchers
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_json, write_json, write_jsonl, write_report
 
@@ -240,8 +240,7 @@ def test_the_rule_s_work_writes_a_report_and_fails_without_one(folders, tmp_path
 def test_command_line(good):
     folders = [argument for name, path in zip(("base", "adapter", "merged"), good, strict=True)
                for argument in (f"--{name}", str(path))]  # fmt: skip
-    process = subprocess.run(
-        [sys.executable, "-m", "scripts.merging.verify", *folders], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    command = [f"{launchers()}/python", "-m", "scripts.merging.verify", *folders]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[0].split() == ["files", "passed"]

@@ -31,7 +31,7 @@ def test_the_step_has_what_shapes_memory_and_the_loop_the_rest():
     step, loop = run_scenarios.training_scenario(settings), run_scenarios.training_loop(settings)
     assert {"method", "precision", "sequence_length", "micro_batch", "lora", "packing"} <= step.keys()
     assert {"device", "epochs", "learning_rate", "max_steps", "weight_decay"} <= loop.keys()
-    assert settings["training"].keys() - step.keys() == loop.keys()
+    assert settings["training"].keys() - step.keys() == loop.keys() | {"threads"}
 
 
 def test_a_method_without_a_quantized_base_or_adapters_has_neither():
@@ -150,6 +150,7 @@ def test_a_step_on_several_gpus_has_the_rows_of_all():
     assert rows(run(training=several)) == 12
     assert run_scenarios.training_scenario(run(training=several))["parallel"]["gpus"] == 4
     assert run_scenarios.gpus_of_training(run(training=several)) == 4 and run_scenarios.gpus_of_training(run()) == 1
+    assert run_scenarios.training_threads(run(training=several), 1) == 4
 
 
 @pytest.mark.parametrize(
@@ -193,3 +194,9 @@ def test_a_models_folder_that_is_not_there_is_refused(tmp_path, monkeypatch):
         assert exists == ("config.json in the" in str(error.value))
     (tmp_path / "model" / "config.json").write_text("{}")
     check_configuration.check(run(model=model))
+
+
+def test_training_leaves_a_core_to_other_jobs_and_its_threads_train_nothing_anew():
+    assert run_scenarios.training_threads(run(), 3) == 3
+    assert run_scenarios.training_threads(run(training={"threads": 2}), 1) == 2
+    assert run_scenarios.training_loop(run(training={"threads": 3})) == run_scenarios.training_loop(run())

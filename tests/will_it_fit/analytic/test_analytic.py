@@ -17,8 +17,8 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.description import Field
 from will_it_fit.scenario.fields import FIELDS as SCENARIO_FIELDS
 from will_it_fit.scenario.model import MODELS
-from will_it_fit.scenario.nested_fields import Lora
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.scenario.value_fields import Lora
 
 SIZES = {
     "hidden_size": 512,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.warm import launchers
 from will_it_fit.ask import Run, will_it_fit
 from will_it_fit.ask.answer import predict
 from will_it_fit.ask.command import _Progress, main
@@ -92,8 +93,8 @@ def test_suggestions_are_command_lines_that_fit(model, capsys) -> None:
     assert status == 0
 
 
-def _asked(*words: str, kept: Path | None = None) -> subprocess.Popen:
-    program, environment = [sys.executable, "-m", "will_it_fit.ask", *words], dict(os.environ)
+def _asked(*words: str, kept: Path | None = None, python: str = sys.executable) -> subprocess.Popen:
+    program, environment = [python, "-m", "will_it_fit.ask", *words], dict(os.environ)
     if kept is not None:
         environment["WILL_IT_FIT_CACHE"] = str(kept)
     pipe = subprocess.PIPE
@@ -131,7 +132,7 @@ def test_an_interruption_that_python_drops_ends_the_searches_before_the_next(cap
 
 
 def test_json_is_one_object_and_the_progress_of_a_pipe_is_silent(model) -> None:
-    asked = _asked(model, *TOO_LARGE, "--json")
+    asked = _asked(model, *TOO_LARGE, "--json", python=f"{launchers()}/python")
     out, err = asked.communicate(timeout=120)
     found = json.loads(out)
     assert asked.returncode == 1 and err == "" and found["suggestions"]

@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.warm import launchers
 from will_it_fit.ask.command import main
 from will_it_fit.common.errors import UserError
 from will_it_fit.data import data_path
@@ -163,7 +163,7 @@ def test_the_actions_script_runs_and_no_input_is_part_of_a_script(repository, tm
     shims = tmp_path / "bin"
     shims.mkdir()
     command = shims / "will-it-fit"
-    command.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -P -m will_it_fit.ask "$@"\n')
+    command.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{launchers()}/python" -P -m will_it_fit.ask "$@"\n')
     command.chmod(0o755)
     files = {name: tmp_path / name for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
     environment = {

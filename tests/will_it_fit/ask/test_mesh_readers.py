@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,12 @@ def test_torchtitans_toml_shards_over_the_gpus_that_there_are(tmp_path):
 
 def test_torchtitans_degrees_make_a_mesh(tmp_path):
     found = titan(tmp_path, "tensor_parallel_degree = 4", flavor="70B", gpu="16x80GiB")
-    said(found, parallel={"strategy": "fsdp2", "gpus": 16, "tensor": 4})
-    assert remarks(found) == {"parallelism.tensor_parallel_degree": "too high"}
+    divided = {"strategy": "fsdp2", "gpus": 16, "tensor": 4}
+    said(found, parallel={**divided, "sequence_parallel": True, "loss_parallel": True})
+    assert not remarks(found)
+    off = "tensor_parallel_degree = 4\nenable_sequence_parallel = false\ndisable_loss_parallel = true"
+    found = titan(tmp_path, off, flavor="70B", gpu="16x80GiB")
+    said(found, parallel={**divided, "sequence_parallel": False, "loss_parallel": False})
     found = titan(tmp_path, "context_parallel_degree = 2\ndata_parallel_shard_degree = 4")
     said(found, parallel={"strategy": "fsdp2", "gpus": 8, "context": 2})
     found = titan(tmp_path, "data_parallel_replicate_degree = 2\ndata_parallel_shard_degree = 4")
@@ -117,6 +122,8 @@ def test_a_pipeline_cuts_torchtitans_rows(tmp_path):
     degrees = 'data_parallel_shard_degree = 1\npipeline_parallel_degree = 2\npipeline_parallel_schedule = "1F1B"'
     found = titan(tmp_path, f"{degrees}\npipeline_parallel_microbatch_size = 1", gpu="2x80GiB")
     said(found, micro_batch=1, gradient_accumulation=2, parallel={"strategy": "none", "gpus": 2, "pipeline": 2})
+    found = titan(tmp_path, f"{degrees}\ntensor_parallel_degree = 2", gpu="4x80GiB")
+    said(found, parallel={"tensor": 2, "pipeline": 2, "sequence_parallel": True, "loss_parallel": True})
 
 
 def test_what_torchtitan_combines_and_the_libraries_do_not_is_refused_in_the_files_words(tmp_path):
@@ -128,6 +135,25 @@ def test_what_torchtitan_combines_and_the_libraries_do_not_is_refused_in_the_fil
     with pytest.raises(UserError, match="takes a whole number") as caught:
         titan(tmp_path, 'tensor_parallel_degree = "two"')
     assert "parallelism.tensor_parallel_degree" in str(caught.value)
+
+
+def test_torchtitans_products_in_8_bits_and_compiled_layers(tmp_path, monkeypatch):
+    """Where the packages are installed, which follow them."""
+    for reader in ("torchtitan", "common"):
+        monkeypatch.setattr(f"will_it_fit.readers.{reader}.find_spec", lambda name: name)
+    path = tmp_path / "llama3.toml"
+    text = TITAN.format(flavor="8B", mode="full", converters='["quantize.linear.float8"]', parallelism="")
+    text = text.replace("enable = false", "enable = true")
+    path.write_text(text + "[quantize.linear.float8]\nenable_fsdp_float8_all_gather = true\n", encoding="utf-8")
+    found = question([path], Options(gpu="8x80GiB"))
+    said(found, compile="layers", float8="tensorwise", parallel={"strategy": "fsdp2", "float8_all_gather": True})
+    path.write_text(text.replace("[parallelism]", "[parallelism]\ntensor_parallel_degree = 2"), encoding="utf-8")
+    said(question([path], Options(gpu="8x80GiB")), compile="layers", float8="tensorwise", parallel={"tensor": 2})
+    pipeline = "[parallelism]\npipeline_parallel_degree = 2\ndata_parallel_shard_degree = 1"
+    path.write_text(text.replace("[parallelism]", pipeline), encoding="utf-8")
+    found = question([path], Options(gpu="2x80GiB"))
+    said(found, compile="none", float8="none")
+    assert {"model.converters", "torch_compile"} <= set(remarks(found))
 
 
 def test_what_is_not_described_of_torchtitan_says_which_way_it_errs(tmp_path):
@@ -175,6 +201,7 @@ def test_a_function_of_a_registry_is_named_behind_the_file(tmp_path):
     assert found.scenario.model["num_hidden_layers"] == 80 and remarks(found)["loss.kind"] == "too high"
     found = question([f"{path}:larger"], Options(gpu="8x80GiB"))
     said(found, micro_batch=4, parallel={"strategy": "none", "gpus": 8, "tensor": 8})
+    said(found, parallel={"sequence_parallel": True, "loss_parallel": True})
     assert found.scenario.model["num_hidden_layers"] == 126
     assert remarks(found)["activation_checkpoint.mode"] == "too low"
     for asked_for in (str(path), f"{path}:small"):
@@ -207,7 +234,15 @@ def test_accelerates_block_makes_a_mesh(tmp_path, given, mesh):
     said(found, parallel={"strategy": "fsdp2", **mesh})
 
 
-def test_ulysses_is_named_and_read_as_undivided(tmp_path):
+def test_accelerates_sp_size_is_deepspeeds_ulysses(tmp_path):
+    beside = {"distributed_type": "DEEPSPEED", "num_processes": 8, "deepspeed_config": {"zero_stage": 3}}
+    path = tmp_path / "accelerate.yaml"
+    path.write_text(yaml.safe_dump(beside | {"parallelism_config": sizes(sp=2)}), encoding="utf-8")
+    reading = readers.read_tool(path, "accelerate", readers.mapping_of(path), None)
+    assert reading.fields["parallel"] == {"strategy": "zero3", "gpus": 8, "ulysses": 2} and not reading.remarks
+
+
+def test_ulysses_beside_fsdp_is_named_and_read_as_undivided(tmp_path):
     beside = ACCELERATE | {"parallelism_config": sizes(dp_shard=4, sp=2)}
     path = tmp_path / "accelerate.yaml"
     path.write_text(yaml.safe_dump(beside), encoding="utf-8")
@@ -234,14 +269,31 @@ def test_axolotls_sizes_make_a_mesh(tmp_path):
     said(found, attention="sdpa", parallel={"strategy": "fsdp2", "gpus": 4, "context": 2})
     assert remarks(found)["context_parallel_size"] == "either way"
     found = asked(tmp_path, AXOLOTL | {"deepspeed": "zero3.json", "context_parallel_size": 2})
-    assert remarks(found)["context_parallel_size"] in ("too high", "either way")
+    assert remarks(found)["context_parallel_size"] == "either way"
     assert found.reading.fields["parallel"]["strategy"] == "zero3"
+    assert found.reading.fields["parallel"]["ulysses"] == 2
 
 
 def test_axolotls_combination_that_is_refused_names_its_key(tmp_path):
     sharded = AXOLOTL | {"base_model": LARGE, "fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
     with pytest.raises(UserError, match="can't be combined: accelerate's tensor parallel"):
         asked(tmp_path, sharded | {"dp_shard_size": 2, "context_parallel_size": 2, "tensor_parallel_size": 2})
+
+
+def test_ms_swifts_sequence_parallel_is_ulysses(tmp_path):
+    path = tmp_path / "train.sh"
+    words = "swift sft --model Qwen/Qwen2.5-7B-Instruct --tuner_type full --sequence_parallel_size 2 --max_length 8192"
+    path.write_text(f"NPROC_PER_NODE=4 {words} --deepspeed zero3\n", encoding="utf-8")
+    found = question([path], Options())
+    said(found, gradient_accumulation=8)
+    assert found.reading.fields["parallel"]["ulysses"] == 2
+    assert remarks(found)["sequence_parallel_size"] == "either way"
+    if find_spec("deepspeed") is None:  # the nearest that is installed: a ring of as many GPUs
+        said(found, attention="sdpa", parallel={"strategy": "fsdp2", "gpus": 4, "context": 2})
+    path.write_text(f"NPROC_PER_NODE=4 {words}\n", encoding="utf-8")
+    found = question([path], Options())
+    said(found, parallel={"strategy": "ddp", "gpus": 4})
+    assert remarks(found)["sequence_parallel_size"] == "too high"
 
 
 # --- Megatron ----------- -------------------------------------------------------------------------------------------
@@ -257,7 +309,8 @@ def test_a_command_of_megatron_makes_a_mesh(tmp_path):
     found = script(tmp_path, before="CUDA_VISIBLE_DEVICES=0,1 ")
     said(found, micro_batch=1, gradient_accumulation=4, gradient_checkpointing=True, precision="bf16-mixed",
          sequence_length=2048, parallel={"strategy": "none", "gpus": 4, "tensor": 2, "pipeline": 2})  # fmt: skip
-    assert remarks(found)["sequence_parallel"] == "too high" and not found.reading.unknown
+    said(found, parallel={"sequence_parallel": True, "loss_parallel": True})
+    assert "sequence_parallel" not in remarks(found) and not found.reading.unknown
     assert any("2 replicas of 4 GPUs" in note for note in found.reading.notes)
 
 
@@ -282,3 +335,4 @@ def test_pretrain_gpt_says_its_model_by_sizes(tmp_path):
     found = question([path], Options())
     assert found.scenario.model["num_hidden_layers"] == 4 and found.scenario.model["intermediate_size"] == 1024
     said(found, micro_batch=2, sequence_length=512, parallel={"strategy": "none", "gpus": 2, "tensor": 2})
+    said(found, parallel={"sequence_parallel": False, "loss_parallel": True})  # its loss is always on parts

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.repository import ROOT
+from tests.warm import launchers
 from tests.will_it_fit.decoders import T4, TINY
 from will_it_fit.analytic.estimate import estimate
 from will_it_fit.ask import predict as prediction
@@ -32,7 +33,7 @@ sequence_length: 128
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess:
-    call = [sys.executable, "-m", "will_it_fit.ask.predict", *map(str, arguments)]
+    call = [f"{launchers()}/python", "-m", "will_it_fit.ask.predict", *map(str, arguments)]
     return subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
 
 

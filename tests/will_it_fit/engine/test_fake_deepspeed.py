@@ -11,11 +11,13 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.engine import fake_deepspeed
 from will_it_fit.engine.fake_device import FakeDevice
 from will_it_fit.engine.fake_group import fake_group
+from will_it_fit.hours.step_time import speed_of
 from will_it_fit.tracing.trace import trace
 
 pytest.importorskip("deepspeed", reason="`make test-deepspeed` runs it where deepspeed is installed")
 
 ZERO2, ZERO3 = scenario("full", "zero2"), scenario("full", "zero3")
+ULYSSES = scenario("full", "zero2", parallel={"strategy": "zero2", "gpus": 2, "ulysses": 2})
 TIGHT = scenario("lora", "zero3", sequence_length=128)
 
 
@@ -46,7 +48,19 @@ PATCHES = [
     ("zeros_like", None, ZERO2, lambda with_it, without: load(without) > load(with_it)),
     ("setup_buckets", ("self",), ZERO2, less(at("collective_buffers"))),
     ("assert_ints_same_as_other_ranks", None, ZERO3, lambda with_it, without: with_it["events"] < without["events"]),
+    (
+        "_dim_zero_all_to_all",
+        ("group", "input"),
+        ULYSSES,
+        lambda with_it, without: opaque(without) and not opaque(with_it),
+    ),
+    ("initialize_sequence_parallel", ("sequence_parallel_size",), ULYSSES, None),
 ]
+
+
+def opaque(report):
+    """Operators into which the tracker does not see."""
+    return [warning for warning in report["warnings"] if "is opaque" in warning]
 
 
 def test_the_table_has_every_patch():
@@ -82,9 +96,21 @@ def test_each_patch_is_there_and_is_needed(number, monkeypatch):
         assert otherwise(with_it, trace(step, timeline=False))
 
 
+def test_what_ulysses_exchanges_is_counted_by_its_group():
+    """Queries, keys and values of a layer there, and what attention gives back; the same of their gradients."""
+    speed = speed_of("h100-80gb")
+    step = scenario("full", "zero2", gpus=4, parallel={"strategy": "zero2", "gpus": 4, "ulysses": 2})
+    found = trace(step.changed(gradient_checkpointing=False), timeline=False, timed_on={"h100-80gb": speed})
+    (row,) = [row for row in found["times"]["h100-80gb"]["exchanges"] if row["axis"] == "ulysses"]
+    hidden = 4 * 2 * 32 * 128  # of a GPU's part: rows, tokens, width; keys and values have half of the heads
+    heads = 3 * 2 * (hidden + 2 * hidden // 2 + hidden) // 2
+    assert row["gpus"] == 2 and heads <= row["sent_bytes"] < 1.05 * heads  # positions and the loss besides
+
+
 def test_everything_is_undone(monkeypatch):
     """The linear function too, which ZeRO-3 exchanges for good."""
     from deepspeed.comm import comm
+    from deepspeed.runtime.sequence_parallel import parallel_state_sp
     from deepspeed.utils import groups
 
     patches = fake_deepspeed._patches(FakeDevice(2), "cuda")
@@ -92,7 +118,7 @@ def test_everything_is_undone(monkeypatch):
     def state():
         return (
             [(place, name, getattr(place, name), name in vars(place)) for place, name, _ in patches],
-            [dict(vars(module)) for module in (comm, groups)],
+            [dict(vars(module)) for module in (comm, groups, parallel_state_sp)],
             {name: os.environ.get(name) for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE")},
         )
 
@@ -100,6 +126,7 @@ def test_everything_is_undone(monkeypatch):
         pass  # DeepSpeed is imported
     before = state()
     trace(ZERO3, timeline=False)
+    trace(ULYSSES, timeline=False)
     assert state() == before
     with pytest.raises(ZeroDivisionError), fake_group(3) as device, fake_deepspeed.fake_deepspeed(device):
         assert os.environ["WORLD_SIZE"] == "3"

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.will_it_fit.pairwise import each_night
 from tests.will_it_fit.tracing.several_gpus import LLAMA, scenario
 from will_it_fit.ask import command
 from will_it_fit.cards.gpus import find
@@ -31,7 +32,7 @@ def test_every_way_is_a_step_and_the_others_are_left_out():
     } <= found
     assert "fsdp2 x tensor 4" not in found  # two heads of keys and values
     assert not [way for way in found if "expert" in way]
-    assert "pipeline 2 x tensor 2 x schedule 1f1b" in found
+    assert {"pipeline 2 x tensor 2 x schedule 1f1b", "fsdp2 x tensor 2 x sequence x loss"} <= found
     assert not [way for way in named(ways(small().changed(method="lora"), 4)) if "tensor" in way or "pipeline" in way]
 
 
@@ -58,6 +59,7 @@ def test_the_order_knows_what_divides_what():
     order = Order(small(), find("h100-80gb"))
     sizes = {divisions.say_way(vars(step.parallel)): order.required_bytes(step) for step in ways(small(), 4)}
     assert sizes["ddp"] > sizes["fsdp2 x replicate 2"] > sizes["fsdp2"]
+    assert sizes["fsdp2 x tensor 2"] > sizes["fsdp2 x tensor 2 x sequence x loss"]
     seconds = {divisions.say_way(vars(step.parallel)): order.seconds_per_token(step) for step in ways(small(), 4)}
     assert seconds["fsdp2 x tensor 2"] > seconds["ddp"] > 0
 
@@ -68,7 +70,7 @@ def test_the_asked_way_comes_first_and_the_best_of_the_others_after_it():
     assert said[0] == ("4 GPUs, fsdp2", 4) and said[-1][1] == 0
     assert shown[0].way == "fsdp2" and found["asked"]["way"] == "fsdp2"
     rows = found["divisions"]
-    assert len(rows) == 5 and found["considered"] == 7
+    assert len(rows) == 5 and found["considered"] == 9
     assert [row["fits"] for row in rows] == [True] * 5
     traced, others = {row["way"] for row in rows}, {row["way"] for row in found["not_traced"]}
     assert not traced & others and traced | others == named(ways(small(), 4)) and found["ruled_out"] == []
@@ -79,13 +81,19 @@ def test_the_asked_way_comes_first_and_the_best_of_the_others_after_it():
 WIDE = LLAMA | {"hidden_size": 512, "intermediate_size": 1408, "vocab_size": 4096}
 
 
-def test_what_a_gpu_holds_in_any_case_rules_a_way_out():
-    """The bound is below each trace; so nothing that fits is ruled out, and the answer says how much it is."""
+@pytest.mark.parametrize("gpus", [2, pytest.param(4, marks=each_night)])
+def test_what_a_gpu_holds_in_any_case_is_below_each_trace(gpus):
+    """So nothing that fits is ruled out."""
     step = small(model=WIDE)
     order = Order(step, find("h100-80gb"))
-    for way in ways(step, 4):
+    for way in ways(step, gpus):
         traced = divisions._traced(way, find("h100-80gb"))[0]
         assert 0 < order.least_bytes(way) <= traced.peak_allocated_bytes, traced.way
+
+
+def test_what_a_gpu_holds_in_any_case_rules_a_way_out():
+    """And the answer says how much it is."""
+    step = small(model=WIDE)
     card = find({"vram_gib": 0.56})  # of which 0.06 are usable
     found = divide(step, card)
     assert {row["way"] for row in found["ruled_out"]} == {"ddp"}
@@ -115,9 +123,56 @@ def test_layers_move_from_the_stage_that_needs_most():
 
 def test_where_nothing_fits_more_ways_are_traced(monkeypatch):
     monkeypatch.setattr(divisions, "TRACED", 2)
+    monkeypatch.setattr(divisions, "MOST", 4)
     found = divide(small(model=WIDE, optimizer="adamw"), find({"vram_gib": 0.53}))
     assert not any(row["fits"] for row in found["divisions"])
     assert len({row["way"] for row in found["divisions"] if "layers" not in row["way"]}) == 4
+
+
+def searched(monkeypatch, error, card, first, then):
+    """The ways that a search finds whose rough sizes are so many times the estimate, and those that it leaves."""
+    step = small(model=WIDE)
+    rough = Order.required_bytes
+    monkeypatch.setattr(Order, "required_bytes", lambda self, each: rough(self, each) * error)
+    by_name = {divisions.say_way(vars(each.parallel)): each for each in ways(step, 4)}
+    search = divisions._Search(card, order=Order(step, card))
+    search.trace(by_name[first])
+    left = search.best([by_name[name] for name in then])
+    return [(one.way, one.fits) for one in search.found], [divisions.say_way(vars(each.parallel)) for each in left]
+
+
+def test_a_way_whose_rough_size_is_too_low_takes_no_others_place(monkeypatch):
+    """As many as are shown fit, where so many do; after some that don't the smallest comes first."""
+    monkeypatch.setattr(divisions, "TRACED", 2)
+    first, *others = "fsdp2 x replicate 2", "ddp", "fsdp2", "fsdp2 x context 2", "fsdp2 x context 4"
+    found, left = searched(monkeypatch, 0.01, find({"vram_gib": 0.62}), first, others)
+    assert found == [(first, False), ("ddp", False), ("fsdp2 x context 4", True), ("fsdp2", True)]
+    assert left == ["fsdp2 x context 2"]
+
+
+def test_a_faster_way_whose_rough_size_is_too_high_is_traced(monkeypatch):
+    """Unless it is too large by the smallest error that was seen."""
+    monkeypatch.setattr(divisions, "TRACED", 1)
+    card = find({"vram_gib": 0.62})
+    found, left = searched(monkeypatch, 2.5, card, "fsdp2 x context 2", ["fsdp2 x context 4", "fsdp2", "ddp"])
+    assert found == [("fsdp2 x context 2", True), ("fsdp2", True)] and left == ["fsdp2 x context 4", "ddp"]
+
+
+def test_a_stage_with_as_many_layers_as_before_is_not_traced_again(monkeypatch):
+    from will_it_fit.tracing import trace as traces
+
+    parallel = {"strategy": "none", "gpus": 3, "pipeline": 3}
+    step = small(gpus=2, model=LLAMA | {"num_hidden_layers": 7}).changed(parallel=parallel, gradient_accumulation=3)
+    moved = step.changed(parallel={**parallel, "stage_layers": [3, 3, 1]})
+    followed, stages, follow = [], {}, traces._followed
+    monkeypatch.setattr(
+        traces, "_followed", lambda *given, **named: followed.append(given[4].stage) or follow(*given, **named)
+    )
+    card = find("h100-80gb")
+    divisions._traced(step, card, stages)
+    kept, ranks = divisions._traced(moved, card, stages)
+    assert followed == [0, 1, 2, 1, 2]
+    assert divisions._traced(moved, card) == (kept, ranks)
 
 
 @pytest.mark.parametrize(("gib", "gpus"), [(0.7, 1), (0.62, 2), (0.6, 4), (0.52, None)])

@@ -60,10 +60,10 @@ def test_nothing_fits_a_tiny_card() -> None:
 
 
 def test_a_table_and_a_question_give_one_answer() -> None:
-    cards = [replace(card(size * 2**20), name=str(size)) for size in (60, 200, 400)]
+    cards = [replace(card(size * 2**20), name=str(size)) for size in (60, 200)]
     bases = {method: apply(make(), as_method(make(), method)) for method in ("lora", "qlora")}
     rows = feasibility(bases, cards)
-    assert [row["method"] for row in rows] == ["lora"] * 3 + ["qlora"] * 3
+    assert [row["method"] for row in rows] == ["lora"] * 2 + ["qlora"] * 2
     for row in rows:
         gpu = next(gpu for gpu in cards if gpu.name == row["gpu"])
         for field in ("micro_batch", "sequence_length"):
@@ -79,7 +79,8 @@ def test_a_table_and_a_question_give_one_answer() -> None:
 
 
 def test_the_table_knows_several_cards() -> None:
-    by_count = {str(count): step for count, step in sharded(make(), {"method": "full"}).items()}
+    step = make(model={**LLAMA_3_LAYERS, "num_hidden_layers": 2})
+    by_count = {str(count): step for count, step in sharded(step, {"method": "full"}).items()}
     rows = feasibility(by_count, [card(40 * 2**20)])
     assert [row["gpus"] for row in rows] == [2, 4, 8]
     batches = [row["largest_micro_batch"] for row in rows]

@@ -246,7 +246,7 @@ REFUSED = {
     "held = bytearray(2**36)": ("this machine's memory", "--memory"),
     "import torch\ntorch.zeros(2**34)": ("this machine's memory", "--memory"),
     "with open('x', 'wb') as file:\n    file.truncate(2**36)": ("larger file", "--file-size"),
-    "import torch\nx = torch.randn(9, device='cuda')\nprint(x[x > 0].shape)": ("tensor's value", "program.py:3"),
+    "import torch\nx = torch.randn(9, device='cuda')\nprint(x[x > 0].shape)": ("chooses by values", "program.py:3"),
     "import torch.multiprocessing as m\nm.spawn(print, nprocs=8)": ("8 processes", "--gpus 8"),
     "import os\nprint(os.environ['HF_TOKEN'])": ("needs a token", "program.py:2", "--network"),
     "import torch\ngraph = torch.cuda.CUDAGraph()": ("CUDA graphs", "private pools", "program.py:2"),
@@ -392,3 +392,89 @@ def test_a_program_writes_in_its_own_folder_alone(tmp_path):
     assert (outside / "file").read_bytes() == b"changed"
     assert answer["program"]["written"] == ["small.bin"] and not answer["warnings"]
     assert "no such folder" in refused(inside, "--write", "missing", name).lower()
+
+
+def test_a_model_of_vision_in_data_parallel(tmp_path):
+    """``DataParallel`` asks tensors on which card they lie, and ``trunc_normal_`` draws until no value lies outside."""
+    text = """
+import torch
+model = torch.nn.Linear(1024, 1024)  # on the host, where it stands for itself with one element
+torch.nn.init.trunc_normal_(model.weight, std=0.02, a=-0.04, b=0.04)
+model = torch.nn.DataParallel(model).cuda()
+torch.nn.init.trunc_normal_(model.module.weight, std=1.0)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+while True:
+    model(torch.randn(8, 1024, device="cuda")).sum().backward()
+    optimizer.step()
+"""
+    weights = 4 * 1025 * 1024
+    answer = answered(tmp_path, "--gpu", "t4", program(tmp_path, text))
+    assert answer["trace"]["components"]["weights_fp32"] == weights
+    assert answer["trace"]["phases"]["load"] > 3 * weights  # what it draws again lies beside
+    said = refused(tmp_path, "--gpus", "2", program(tmp_path, text))
+    assert "`DataParallel` copies the model to each GPU" in said and "will-it-fit run --gpus 1" in said
+
+
+def test_an_update_by_hand_ends_where_the_gradients_are_forgotten(tmp_path):
+    text = """
+import torch
+model = torch.nn.Linear(256, 256).cuda()
+while True:
+    for _ in range(3):
+        model(torch.randn(8, 256, device="cuda")).sum().backward()
+    for parameter in model.parameters():
+        parameter.data.add_(parameter.grad, alpha=-0.1)
+    model.zero_grad()
+"""
+    answer = answered(tmp_path, program(tmp_path, text))
+    assert answer["program"]["updates"] == 2 and answer["program"]["outcome"] == "stopped"
+    assert answer["trace"]["components_by_phase"]["backward"]["gradients"] == 4 * 257 * 256
+
+
+def test_what_lies_beside_the_folder_is_found_and_not_written(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows").write_text("16")
+    (tmp_path / "train").mkdir()
+    loop = (PROGRAMS / "loop.py").read_text()
+    text = f'open("../data/rows").read()\n{loop}'
+    assert answered(tmp_path / "train", program(tmp_path / "train", text))["program"]["updates"] == 2
+    said = refused(tmp_path / "train", program(tmp_path / "train", 'open("../data/rows", "w")'))
+    assert "--write FOLDER" in said and (tmp_path / "data" / "rows").read_text() == "16"
+
+
+def test_a_program_that_chooses_by_values_runs_with_the_share_that_is_chosen(tmp_path):
+    text = """
+import torch
+router, expert = torch.nn.Linear(64, 4).cuda(), torch.nn.Linear(64, 64).cuda()
+optimizer = torch.optim.SGD([*router.parameters(), *expert.parameters()], lr=0.1)
+while True:
+    rows = torch.randn(4096, 64, device="cuda")
+    mine = router(rows).argmax(-1) == 0
+    chosen = mine.nonzero().flatten()
+    assert chosen.shape == (1024,) and rows[mine].shape == (512, 64)
+    assert rows.masked_select(mine[:, None]).shape == (2**16,)
+    expert(rows[chosen]).sum().backward()
+    optimizer.step()
+"""
+    said = refused(tmp_path, program(tmp_path, text))
+    assert "chooses by values (aten::nonzero)" in said and "--answer program.py:8=0.25" in said
+    shares = [f"--answer=program.py:{line}={share}" for line, share in ((8, 0.25), (9, 0.125), (10, 0.25))]
+    answer = answered(tmp_path, *shares, program(tmp_path, text))
+    assert [read["value"] for read in answer["program"]["reads"] if read["decided"]] == [0.25, 0.125, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("raise SystemExit(3)", "The program ended itself before its first update, with status 3."),
+        (
+            "import sys; sys.exit('no data')",
+            "The program ended itself before its first update, with the words: no data.",
+        ),
+        ("count = 0\nassert count > 1", "The program failed: AssertionError: assert count > 1"),
+        ("open('../nothing/here')", "No such file or directory: '../nothing/here'"),
+    ],
+)
+def test_a_program_that_ends_early_says_why_in_its_own_words(tmp_path, text, said):
+    told = refused(tmp_path, program(tmp_path, text))
+    assert said in told and "runpy" not in told and "program/child.py" not in told

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
 from tests.repository import ROOT
+from tests.warm import launchers
+from tests.will_it_fit.pairwise import each_night
 from tests.will_it_fit.program.test_run import answered, program
 from will_it_fit.ask.answer import predict
 from will_it_fit.scenario.scenario import Scenario
+
+
+def printed(folder: Path, code: str) -> dict:
+    """What a program prints last."""
+    (folder / "traces.py").write_text(code, encoding="utf-8")
+    command = [f"{launchers()}/python", "-m", "traces"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_the_same_step_as_a_trace_takes_the_same_bytes(tmp_path):
@@ -41,9 +54,7 @@ def test_the_same_step_as_a_trace_takes_the_same_bytes(tmp_path):
         print(json.dumps(report.phases))
     """
     head = "from will_it_fit.engine.patching import on_meta\n" + lines.replace("PLACE", "on_meta()")
-    code = head + "\n".join(line[8:] for line in traced.splitlines())
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    phases = json.loads(done.stdout)
+    phases = printed(tmp_path, head + "\n".join(line[8:] for line in traced.splitlines()))
     for phase in ("forward", "backward", "optimizer"):
         assert answer["trace"]["phases"][phase] == phases[phase]
 
@@ -71,7 +82,7 @@ def make(workers, use_cpu=False):
 """
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=each_night)])
 def test_a_trainer_script_equals_the_trace_of_its_trainer(tmp_path, checkpointing):
     made = TRAINER.replace("CHECKPOINTING", str(checkpointing))
     answer = answered(tmp_path, program(tmp_path, made + "make(2).train()\n"), fresh=not checkpointing)
@@ -79,8 +90,7 @@ def test_a_trainer_script_equals_the_trace_of_its_trainer(tmp_path, checkpointin
     code += "from will_it_fit.engine.trace import Options\n" + made
     code += "def on_meta():\n    with torch.device('meta'):\n        return make(0, use_cpu=True)\n"
     code += "print(json.dumps(trace_trainer(on_meta, Options(capability=(8, 0))).phases))\n"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    phases = json.loads(done.stdout.splitlines()[-1])
+    phases = printed(tmp_path, code)
     for phase in ("forward", "backward", "optimizer"):
         assert answer["trace"]["phases"][phase] == phases[phase]
 

@@ -32,6 +32,13 @@ GOOD = {
         (1, 1),
     ),
     "experts": ({"strategy": "fsdp2", "gpus": 6, "expert": 3}, {"model": MOE}, (6, 6)),
+    "parts of rows, each in turn": ({"strategy": "zero3", "gpus": 8, "ulysses": 2}, {"method": "lora"}, (4, 4)),
+    "more parts than heads of keys": ({"strategy": "zero2", "gpus": 4, "ulysses": 4}, {}, (1, 1)),
+    "sequence parallel": (
+        {"strategy": "fsdp2", "gpus": 8, "tensor": 2, "sequence_parallel": True, "offload": "cpu"},
+        {"attention": "mem_efficient"},
+        (4, 4),
+    ),
 }
 
 
@@ -159,6 +166,80 @@ BAD = {
         "is accelerate's",
         "reshard_after_forward: true",
     ),
+    "sequence parallel alone": ({"gpus": 2, "sequence_parallel": True}, {}, "`parallel.tensor` says 1", "false"),
+    "loss parallel alone": ({"gpus": 2, "loss_parallel": True}, {}, "`parallel.tensor` says 1", "false"),
+    "sequence parallel of experts": (
+        {"gpus": 6, "tensor": 2, "expert": 6, "sequence_parallel": True},
+        {"model": MOE},
+        "the plan is followed for dense models",
+        "sequence_parallel: false",
+    ),
+    "float8 in a pipeline": (
+        {"strategy": "none", "gpus": 4, "tensor": 2, "pipeline": 2, "sequence_parallel": True},
+        {"gradient_accumulation": 2, "float8": "rowwise"},
+        "`float8: rowwise` and a mesh",
+        "float8: none",
+    ),
+    "tokens of sequence parallel": (
+        {"gpus": 2, "tensor": 2, "sequence_parallel": True},
+        {"sequence_length": 63},
+        "can't be divided among `parallel.tensor: 2`",
+        "sequence_length: 64",
+    ),
+    "a mask under sequence parallel": (
+        {"gpus": 2, "tensor": 2, "sequence_parallel": True},
+        {"attention": "eager"},
+        "needs that mask",
+        "attention: sdpa",
+    ),
+    "a window under sequence parallel": (
+        {"gpus": 2, "tensor": 2, "sequence_parallel": True},
+        {"model": LLAMA | {"model_type": "mistral", "sliding_window": 32}},
+        "sliding-window",
+        "sequence_parallel: false",
+    ),
+    "ulysses with fsdp": ({"gpus": 2, "ulysses": 2}, {}, "needs DeepSpeed's ZeRO", "strategy: zero3"),
+    "ulysses with tensor": (
+        {"strategy": "zero3", "gpus": 4, "ulysses": 2, "tensor": 2},
+        {},
+        "can't be combined with tensor",
+        "tensor: 1",
+    ),
+    "gpus of ulysses": ({"strategy": "zero3", "gpus": 3, "ulysses": 2}, {}, "is no multiple", "gpus: 4"),
+    "heads of ulysses": ({"strategy": "zero3", "gpus": 8, "ulysses": 8}, {}, "attention heads, 4", "ulysses: 4"),
+    "heads of keys of ulysses": (
+        {"strategy": "zero2", "gpus": 6, "ulysses": 6},
+        {"model": LLAMA | {"num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 32}},
+        "the heads of keys and values, 4",
+        "ulysses: 4",
+    ),
+    "tokens of ulysses": (
+        {"strategy": "zero2", "gpus": 2, "ulysses": 2},
+        {"sequence_length": 63},
+        "can't be divided among `parallel.ulysses: 2`",
+        "sequence_length: 64",
+    ),
+    "a mask under ulysses": (
+        {"strategy": "zero2", "gpus": 2, "ulysses": 2},
+        {"attention": "eager"},
+        "DeepSpeed refuses `attention: eager`",
+        "attention: sdpa",
+    ),
+    "float8 by transformers' plan": (
+        {"gpus": 2, "tensor": 2},
+        {"float8": "rowwise"},
+        "`float8: rowwise` and a mesh",
+        "float8: none",
+    ),
+    "float8 under zero": ({"strategy": "zero3", "gpus": 2}, {"float8": "rowwise"}, "with FSDP2", "float8: none"),
+    "gathered in 8 bits without float8": (
+        {"gpus": 2, "float8_all_gather": True},
+        {"float8": "rowwise"},
+        "that `float8: tensorwise` casts",
+        "float8_all_gather: false",
+    ),
+    "a whole model compiled": ({"gpus": 2, "context": 2}, {"compile": "model"}, "a mesh", "compile: none"),
+    "compiled by transformers' plan": ({"gpus": 2, "tensor": 2}, {"compile": "layers"}, "a mesh", "compile: none"),
     "packing": ({"gpus": 2, "context": 2}, {"packing": "rows"}, "`packing: rows` and a mesh", "packing: none"),
     "loss": ({"strategy": "none", "gpus": 2, "tensor": 2}, {"loss": "chunked"}, "a mesh", "loss: full"),
 }
@@ -177,6 +258,9 @@ def test_what_an_answer_says_of_a_mesh():
     assert say_parallel(step.to_mapping()["parallel"], {}) == "fsdp2 x replicate 2 x tensor 2 on 8 GPUs"
     step = made({"strategy": "none", "gpus": 2, "pipeline": 2, "schedule": "gpipe"}, gradient_accumulation=2)
     assert say_parallel(step.to_mapping()["parallel"], {}) == "pipeline 2 x schedule gpipe on 2 GPUs"
+
+    step = made({"strategy": "fsdp2", "gpus": 4, "tensor": 2, "sequence_parallel": True, "loss_parallel": True})
+    assert say_parallel(step.to_mapping()["parallel"], {}) == "fsdp2 x tensor 2 x sequence x loss on 4 GPUs"
 
 
 def test_a_mesh_is_predicted_and_not_trained():

@@ -9,8 +9,8 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.readers.request import read_request
 from will_it_fit.scenario.fields import FIELDS, scenario_defaults
 from will_it_fit.scenario.model import MODELS
-from will_it_fit.scenario.nested_fields import Quantization
 from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
+from will_it_fit.scenario.value_fields import Quantization
 
 SMALL = {
     "model_type": "qwen2",
@@ -319,8 +319,8 @@ WRONG = {
         "activation_offload: false",
     ),
     "a compiled step over divided weights": (
-        {"compile": "layers", "parallel": {"strategy": "fsdp2", "gpus": 2}},
-        "on one GPU and with DDP",
+        {"compile": "model", "parallel": {"strategy": "fsdp2", "gpus": 2}},
+        "by layers with FSDP2",
         "compile: none",
     ),
     "experts in 4 bits beside a base in 16": (

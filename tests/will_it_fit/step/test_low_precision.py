@@ -1,10 +1,16 @@
 """Products in fewer bits, by torchao's own layers: what is predicted is what a CPU measures, to the byte."""
 
+import json
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
 
+from tests.repository import ROOT
 from tests.will_it_fit.decoders import DECODERS
+from tests.will_it_fit.tracing.mesh_steps import FLOAT8_STEPS
+from tests.will_it_fit.tracing.mesh_steps import scenario as on_a_mesh
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.measure import measure
@@ -35,6 +41,34 @@ def test_a_step_is_traced_to_the_byte(fields, checkpointing):
     assert predicted["components"] == measured["components"]
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """What two processes with gloo measured of each step on a mesh, by rank."""
+    folder = tmp_path_factory.mktemp("float8")
+    command = [sys.executable, "-m", "tests.will_it_fit.tracing.mesh_steps", str(folder), "2", "float8"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@needs_torchao
+@pytest.mark.parametrize("name", FLOAT8_STEPS)
+def test_two_processes_take_what_the_group_says(name, measured):
+    """To the byte, in every phase of each process, as tests/will_it_fit/tracing/test_meshes.py compares them."""
+    answer = trace(on_a_mesh(name), "cpu", timeline=False)
+    for row in answer.get("ranks") or [{"ranks": [0, 1], "phases": answer["phases"]}]:
+        found = [measured[rank][name]["phases"] for rank in row["ranks"]]
+        assert row["phases"] == {phase: min(one[phase] for one in found) for phase in found[0]}
+
+
+@needs_torchao
+def test_weights_that_are_gathered_in_8_bits_take_half():
+    wide = on_a_mesh("float8, fsdp2").changed(gradient_checkpointing=False)
+    narrow = wide.changed(parallel={**wide.to_mapping()["parallel"], "float8_all_gather": True})
+    found = [trace(step, timeline=False)["components_by_phase"]["forward"] for step in (wide, narrow)]
+    gathered, in_8_bits = (one["unsharded_parameters"] for one in found)
+    assert in_8_bits < 0.75 * gathered  # embedding and head stay in 16 bits
+
+
 @needs_torchao
 def test_it_takes_no_less_than_16_bits_and_says_why():
     plain, small = trace(scenario(), "cpu", timeline=False), trace(scenario(float8="rowwise"), "cpu", timeline=False)
@@ -63,6 +97,7 @@ def test_without_torchao_the_requirement_is_named():
     [
         ({"float8": "rowwise", "method": "qlora"}, "full fine-tuning"),
         ({"qat": "nvfp4", "parallel": {"strategy": "fsdp2", "gpus": 2}}, "on one GPU"),
+        ({"float8": "rowwise", "parallel": {"strategy": "zero3", "gpus": 2}}, "with FSDP2"),
         ({"float8": "rowwise", "qat": "mxfp4"}, "exchanges the same layers"),
         ({"float8": "blockwise"}, "float8"),
     ],

@@ -16,6 +16,7 @@ STEPS = [
     *[(method, strategy, {}) for strategy in ("fsdp2", "ddp") for method in ("lora", "full")],
     ("full", "fsdp2", {"precision": "bf16", "parallel": {"strategy": "fsdp2", "gpus": 2, "reduce_in_fp32": True}}),
 ]
+ULYSSES = {name: {"parallel": {"strategy": name, "gpus": 2, "ulysses": 2}} for name in ("zero2", "zero3")}
 # Of DeepSpeed's, with the fields that differ; the last word: with DeepSpeed's own sizes of buckets, or small ones.
 ZERO_STEPS = [
     ("full", "zero2", {}, "own"),
@@ -25,6 +26,9 @@ ZERO_STEPS = [
     *[("lora", strategy, {"precision": "bf16", "autocast": "bf16"}, "small") for strategy in ("zero2", "zero3")],
     *[("qlora", strategy, {"precision": "bf16", "autocast": "bf16"}, "small") for strategy in ("zero2", "zero3")],
     *[("full", strategy, {"gradient_accumulation": 2}, "small") for strategy in ("zero2", "zero3")],
+    *[("full", strategy, ULYSSES[strategy], "small") for strategy in ("zero2", "zero3")],
+    ("full", "zero3", ULYSSES["zero3"] | {"precision": "bf16-mixed", "gradient_accumulation": 2}, "small"),
+    ("lora", "zero2", ULYSSES["zero2"] | {"precision": "bf16", "autocast": "bf16"}, "small"),
 ]
 
 
@@ -32,6 +36,7 @@ def measured_with_deepspeed() -> list[dict]:
     """What each of :data:`ZERO_STEPS` takes in this process."""
     from contextlib import nullcontext
 
+    from deepspeed.runtime.sequence_parallel import parallel_state_sp
     from torch.nn import functional
 
     from tests.will_it_fit.tracing.several_gpus import scenario, small_buckets
@@ -56,6 +61,7 @@ def measured_with_deepspeed() -> list[dict]:
         with small_buckets() if buckets == "small" else nullcontext():
             report = measure_step(model, optimizer, None, options=Options(label=labels(model), begin=begin))
         functional.linear = linear  # ZeRO-3 leaves its own there
+        parallel_state_sp._release_sequence_parallel_groups()
         measured.append({"phases": report.phases, "resident_bytes": report.resident_bytes})
     return measured
 
@@ -88,7 +94,9 @@ def _deepspeed_on_gloo() -> None:
 
     CPU_Accelerator.create_op_builder = lambda *_: None
     TorchBackend.reduce_scatter_tensor = reduce_scatter_tensor
-    for name in ("all_gather_into_tensor", "all_reduce", "broadcast", "reduce", "reduce_scatter_tensor"):
+    names = ("all_gather", "all_gather_into_tensor", "all_reduce", "all_to_all_single", "broadcast", "reduce",
+             "reduce_scatter_tensor")  # fmt: skip
+    for name in names:
         setattr(TorchBackend, name, settled(getattr(TorchBackend, name)))
 
 

@@ -1,6 +1,6 @@
 """Steps on meshes of two and four GPUs, as scenarios; measured in as many gloo processes by this program.
 
-python -m tests.will_it_fit.tracing.mesh_steps FOLDER 2
+python -m tests.will_it_fit.tracing.mesh_steps FOLDER 2 [float8]
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ EXPERTS = LLAMA | {
     "moe_intermediate_size": 96,
     "head_dim": 32,
 }
+NORMS_IN_HEADS = LLAMA | {"model_type": "qwen3", "head_dim": 32}
 LORA = {"method": "lora", "lora": {"rank": 8}}
 AUTOCAST = {"precision": "bf16-mixed"}
 PIPELINE = {"strategy": "none", "pipeline": 2}
+SEQUENCE = {"strategy": "none", "tensor": 2, "sequence_parallel": True}
+DIVIDED = {"gpus": 4, "tensor": 2, "sequence_parallel": True}
 # By name: parts of `parallel`, and other fields that differ.
 STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor": ({"strategy": "none", "tensor": 2}, {}),
     "tensor, checkpointed": ({"strategy": "none", "tensor": 2}, {"gradient_checkpointing": True}),
     "tensor, autocast": ({"strategy": "none", "tensor": 2}, AUTOCAST),
+    "tensor, sequence": (SEQUENCE, {}),
+    "tensor, sequence, loss": (SEQUENCE | {"loss_parallel": True}, {"gradient_checkpointing": True}),
+    "tensor, loss": (SEQUENCE | {"sequence_parallel": False, "loss_parallel": True}, {}),
+    "tensor, sequence, loss, autocast": (SEQUENCE | {"loss_parallel": True}, AUTOCAST),
     "context": ({"context": 2}, {}),
     "context, LoRA": ({"context": 2}, LORA),
     "context, two micro-batches": ({"context": 2}, {"gradient_accumulation": 2}),
@@ -49,14 +56,39 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fsdp2 x tensor": ({"gpus": 4, "tensor": 2}, {}),
     "fsdp2 x tensor, autocast": ({"gpus": 4, "tensor": 2}, AUTOCAST),
     "fsdp2 x tensor, sums in fp32": ({"gpus": 4, "tensor": 2, "reduce_in_fp32": True}, AUTOCAST),
+    "fsdp2 x tensor, sequence": (DIVIDED | {"reshard_after_forward": False}, {"gradient_accumulation": 2}),
+    "fsdp2 x tensor, sequence, loss": (DIVIDED | {"loss_parallel": True}, {"model": NORMS_IN_HEADS}),
+    "fsdp2 x tensor, sequence, loss, autocast": (
+        DIVIDED | {"loss_parallel": True, "reduce_in_fp32": True},
+        AUTOCAST | {"gradient_checkpointing": True},
+    ),
     "replicate": ({"gpus": 4, "replicate": 2}, LORA),
     "pipeline x tensor": (
         {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2},
         {"gradient_accumulation": 2, "model": LAYERS},
     ),
+    "pipeline x tensor, sequence, loss": (
+        {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2, "sequence_parallel": True, "loss_parallel": True},
+        {"gradient_accumulation": 2, "model": LAYERS},
+    ),
+    "interleaved x tensor, sequence, autocast": (
+        {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2, "sequence_parallel": True}
+        | {"schedule": "interleaved"},
+        {"gradient_accumulation": 4, "model": LAYERS, **AUTOCAST},
+    ),
     "fsdp2 x context": ({"gpus": 4, "context": 2}, {}),
     "context of four": ({"gpus": 4, "context": 4}, {}),
     "tensor x expert": ({"gpus": 4, "tensor": 2, "expert": 4}, {"model": EXPERTS}),
+}
+
+# With torchao's products in 8 bits (`requirements-optimizers.txt`).
+_EIGHT = {"precision": "bf16", "float8": "tensorwise"}
+FLOAT8_STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "float8, fsdp2": ({}, _EIGHT | {"gradient_checkpointing": True}),
+    "float8, gathered in 8 bits": ({"float8_all_gather": True}, _EIGHT | {"precision": "bf16-mixed"}),
+    "float8 by rows, context": ({"context": 2}, _EIGHT | {"float8": "rowwise"}),
+    "float8, tensor, sequence, loss": (SEQUENCE | {"loss_parallel": True}, _EIGHT | AUTOCAST),
+    "float8 by rows, tensor, sequence": (SEQUENCE, _EIGHT | {"float8": "rowwise"}),
 }
 
 UNLUCKY = "expert, all to the first"  # the first GPU's experts get all tokens
@@ -67,7 +99,7 @@ SAVED = "context"  # the step after which a full state dict is gathered
 
 def scenario(name: str) -> Scenario:
     """A step of a small model."""
-    parallel, fields = STEPS["expert" if name == UNLUCKY else name]
+    parallel, fields = (STEPS | FLOAT8_STEPS)["expert" if name == UNLUCKY else name]
     mapping = {"model": LLAMA, "method": "full", "precision": "fp32", "sequence_length": 64, "micro_batch": 2}
     mapping["gradient_checkpointing"] = False
     return Scenario.from_mapping(mapping | {"parallel": {"strategy": "fsdp2", "gpus": 2, **parallel}} | fields)
@@ -86,7 +118,26 @@ def in_turns(model: Any, among: int = 4) -> None:
         router.forward = choose
 
 
-def main(folder: Path, count: int) -> int:
+def float8_as_bytes() -> None:
+    """Let gloo, which knows no float8, exchange torchao's tensors as bytes."""
+    import torch
+    from torchao.float8.float8_ops import FLOAT8_OPS_TABLE
+
+    def exchanging(handler: Any) -> Any:
+        def call(operator: Any, args: Any, kwargs: Any = None) -> Any:
+            def exchange(data: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+                return operator(data.view(torch.uint8), *rest, **named).view(data.dtype)
+
+            return handler(exchange, args, kwargs or {})
+
+        return call
+
+    for name in ("all_gather_into_tensor", "wait_tensor"):
+        operator = getattr(torch.ops._c10d_functional, name).default
+        FLOAT8_OPS_TABLE[operator] = exchanging(FLOAT8_OPS_TABLE[operator])
+
+
+def main(folder: Path, count: int, kind: str = "") -> int:
     import torch
     from torch.nn import functional
 
@@ -109,6 +160,8 @@ def main(folder: Path, count: int) -> int:
     rank, children = start(folder, count)
     flash_attention.__name__ = "scaled_dot_product_attention"  # context_parallel exchanges it by its name
     clip, measured = taken.clip_gradients, {}
+    if kind == "float8":
+        float8_as_bytes()
 
     def clip_later(*arguments: Any) -> torch.Tensor:
         import time
@@ -117,7 +170,7 @@ def main(folder: Path, count: int) -> int:
         return clip(*arguments)
 
     with gloo_as_nccl(), mock.patch.object(taken, "clip_gradients", clip_later):
-        for name in (*STEPS, UNLUCKY):
+        for name in FLOAT8_STEPS if kind == "float8" else (*STEPS, UNLUCKY):
             step = scenario(name)
             if step.parallel.gpus != count:
                 continue
@@ -141,4 +194,4 @@ def main(folder: Path, count: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]))

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.will_it_fit.families import FAMILIES
+from tests.will_it_fit.pairwise import each_night
 from tests.will_it_fit.tracing.test_measure import compare, scenario
 from will_it_fit.common.errors import UserError
 from will_it_fit.step.adapters import WITHOUT_ADAPTER
@@ -13,15 +14,17 @@ def asked(family: str, method: str, **fields):
     return scenario(FAMILIES[family], method=method, **fields)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-@pytest.mark.parametrize("checkpointing", [True, False])
-def test_full_fine_tuning_is_traced_to_the_byte(family, checkpointing):
-    compare(asked(family, "full", gradient_checkpointing=checkpointing))
+STEPS = (("full", True), ("full", False), ("lora", True))  # method, checkpointing
+STEPS_OF_FAMILIES = [  # two of the three in each run, all of them each night
+    pytest.param(family, *step, marks=each_night if place == number % len(STEPS) else ())
+    for number, family in enumerate(sorted(FAMILIES))
+    for place, step in enumerate(STEPS)
+]
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_adapters_are_traced_to_the_byte(family):
-    compare(asked(family, "lora"))
+@pytest.mark.parametrize(("family", "method", "checkpointing"), STEPS_OF_FAMILIES)
+def test_each_family_is_traced_to_the_byte(family, method, checkpointing):
+    compare(asked(family, method, gradient_checkpointing=checkpointing))
 
 
 @pytest.mark.parametrize("family", sorted(set(WITHOUT_ADAPTER) & set(FAMILIES)))

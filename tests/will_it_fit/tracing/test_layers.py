@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.will_it_fit.decoders import DECODERS
-from tests.will_it_fit.pairwise import pairwise
+from tests.will_it_fit.pairwise import each_night, pairwise
 from will_it_fit.cards.gpus import find
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.step_time import speeds
@@ -68,7 +68,7 @@ ROWS = pairwise(
         "strategy": ("none", "fsdp2"),
         "optimizer": ("adamw", "paged_adamw_8bit", "adafactor"),
         "loss": ("full", "chunked"),
-        "gradient_accumulation": (1, 4),
+        "gradient_accumulation": (1, 3),
     },
     allowed,
 )
@@ -81,7 +81,8 @@ def test_the_bytes_of_the_whole_step(row):
     strategy = fields.pop("strategy")
     if strategy != "none":
         fields["parallel"] = {"strategy": strategy, "gpus": 2}
-    given, whole, composed = both(scenario(fields.pop("model"), **fields))
+    count = 8 if strategy != "none" else 7  # one more than the third shallow model's
+    given, whole, composed = both(scenario(fields.pop("model"), count, **fields))
     assert given == whole
     assert composed
 
@@ -111,14 +112,20 @@ PIPELINE = {"strategy": "none", "gpus": 2, "pipeline": 2}
         ({"strategy": "fsdp2", "gpus": 3}, {"layers": 9}),  # what a sum sends is no whole number of bytes
         ({"strategy": "none", "gpus": 2, "tensor": 2}, {"layers": 9}),
         ({"strategy": "fsdp2", "gpus": 4, "context": 2}, {"layers": 9}),
-        ({"strategy": "fsdp2", "gpus": 4, "replicate": 2}, {"layers": 9}),
-        (PIPELINE, {"layers": 14, "gradient_accumulation": 2, "gradient_checkpointing": False}),
-        (PIPELINE | {"gpus": 4, "tensor": 2}, {"layers": 14, "gradient_accumulation": 2}),
+        pytest.param({"strategy": "fsdp2", "gpus": 4, "replicate": 2}, {"layers": 9}, marks=each_night),
+        pytest.param(
+            PIPELINE, {"layers": 14, "gradient_accumulation": 2, "gradient_checkpointing": False}, marks=each_night
+        ),
+        pytest.param(PIPELINE | {"gpus": 4, "tensor": 2}, {"layers": 14, "gradient_accumulation": 2}, marks=each_night),
         (PIPELINE | {"stage_layers": [8, 6]}, {"layers": 14, "gradient_accumulation": 2}),
         (PIPELINE, {"layers": 4, "gradient_accumulation": 9}),
-        (PIPELINE | {"schedule": "gpipe"}, {"layers": 4, "gradient_accumulation": 9}),
-        (PIPELINE, {"layers": 12, "gradient_accumulation": 8}),
-        ({"strategy": "none", "gpus": 3, "pipeline": 3}, {"layers": 3, "gradient_accumulation": 14}),
+        pytest.param(PIPELINE | {"schedule": "gpipe"}, {"layers": 4, "gradient_accumulation": 9}, marks=each_night),
+        pytest.param(PIPELINE, {"layers": 12, "gradient_accumulation": 8}, marks=each_night),
+        pytest.param(
+            {"strategy": "none", "gpus": 3, "pipeline": 3},
+            {"layers": 3, "gradient_accumulation": 14},
+            marks=each_night,
+        ),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
@@ -141,7 +148,11 @@ def test_meshes(parallel, fields):
 
 @pytest.mark.parametrize(
     ("model", "method"),
-    [("qwen3.5-9b", "full"), ("qwen3.5-9b", "qlora"), ("qwen3-next-80b-a3b", "qlora")],
+    [
+        pytest.param("qwen3.5-9b", "full", marks=each_night),
+        ("qwen3.5-9b", "qlora"),
+        pytest.param("qwen3-next-80b-a3b", "qlora", marks=each_night),
+    ],
 )
 def test_hybrid_layers_with_convolutions(model, method):
     """Three layers of four attend linearly, in transformers' own loops; the convolutions' workspaces are there too."""
@@ -306,9 +317,9 @@ def recorded(sizes, **fields) -> list[tuple[int, int]]:
     [
         ({"method": "qlora"}, [3, 4, 5]),
         ({"method": "lora", "gradient_checkpointing": False, "packing": "rows", "loop": "manual"}, [4, 5, 6]),
-        ({"method": "full", "model": "gemma-2-2b", "layers": 12}, [6, 8, 10]),
+        pytest.param({"method": "full", "model": "gemma-2-2b", "layers": 12}, [6, 8, 10], marks=each_night),
         ({"method": "full", "model": "phi-3.5-mini", "optimizer": "adafactor"}, [3, 4, 5]),
-        ({"method": "lora", "parallel": {"strategy": "fsdp2", "gpus": 2}}, [5, 6, 7]),
+        ({"method": "lora", "layers": 8, "parallel": {"strategy": "fsdp2", "gpus": 2}}, [5, 6, 7]),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
@@ -319,7 +330,10 @@ def test_many_sizes_are_proven_once_and_less_is_traced_from_the_third_on(fields,
     between, outside = [(low, 1)], [(low, 1), (middle, 1)]
     # Three rows, 64 tokens and six rows lie outside of what was traced until then.
     sizes = [(128, 2), (512, 2), (256, 2), (384, 3), (64, 2), (512, 6), (256, 4)]
-    assert recorded(sizes, **fields) == [*first, *between, *outside * 3, *between]
+    traced = [*first, *between, *outside * 3, *between]
+    if fields["method"] != "qlora":  # where sizes lie is the same for every step
+        sizes, traced = sizes[:4], [*first, *between, *outside]
+    assert recorded(sizes, **fields) == traced
 
 
 def test_what_grows_with_layers_and_size_is_traced_at_every_size(monkeypatch):

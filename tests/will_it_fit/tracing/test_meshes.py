@@ -7,7 +7,7 @@ import pytest
 
 from tests.repository import ROOT
 from tests.warm import launchers
-from tests.will_it_fit.tracing.mesh_steps import LAYERS, SAVED, STEPS, UNLUCKY, scenario
+from tests.will_it_fit.tracing.mesh_steps import EXPERTS, LAYERS, LLAMA, SAVED, STEPS, UNLUCKY, scenario
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.report import make_report
 from will_it_fit.hours.step_time import speed_of
@@ -133,6 +133,16 @@ def test_an_architecture_without_a_plan_is_refused():
     assert caught.value.write == "parallel: {strategy: fsdp2, gpus: 2}"
 
 
+PHI = LLAMA | {"model_type": "phi3", "pad_token_id": None}
+
+
+@pytest.mark.parametrize(("model", "part"), [(PHI, "qkv_proj"), (EXPERTS, "mlp.experts")], ids=["phi3", "mixture"])
+def test_a_layer_that_the_plan_for_sequence_parallel_does_not_know_is_refused(model, part):
+    with pytest.raises(UserError, match="does not know this architecture's layers") as caught:
+        trace(scenario("tensor, sequence").changed(model=model), timeline=False)
+    assert part in str(caught.value) and "sequence_parallel: false" in str(caught.value)
+
+
 def test_a_note_says_that_experts_are_taken_to_be_chosen_evenly():
     note = [note for note in trace(scenario("expert"), timeline=False)["notes"] if "experts" in note]
     assert len(note) == 1 and "as many tokens" in note[0]
@@ -147,9 +157,10 @@ def test_a_pipelines_time_has_its_wait():
     assert each[2] > each[8]
 
 
-def test_layers_of_a_divided_model_are_composed():
+@pytest.mark.parametrize("name", ["fsdp2 x tensor", "fsdp2 x tensor, sequence, loss, autocast"])
+def test_layers_of_a_divided_model_are_composed(name):
     """A deep model's step from shallow ones' is the step itself."""
-    deep = scenario("fsdp2 x tensor").changed(model=LAYERS | {"num_hidden_layers": 28})
+    deep = scenario(name).changed(model=LAYERS | {"num_hidden_layers": 28})
     kind = kinds_of_ranks(deep)[0]
     whole, _ = traces._stepped(deep, "cpu", lambda each: prepare(each, "cpu"), kind, report=make_report)
     assert trace(deep, "cpu", timeline=False)["phases"] == whole.phases

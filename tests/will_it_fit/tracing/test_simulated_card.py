@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import pytest
 
 from tests.will_it_fit.decoders import DECODERS
+from tests.will_it_fit.tracing.several_gpus import LLAMA
 from will_it_fit.cards.gpus import catalogue, find
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.step_time import speed_of
@@ -62,6 +63,24 @@ def test_a_compiled_scenario_is_followed(how, method):
     )
     assert compiled["compiled"]["graphs"] >= 2 and "compiled" not in eager
     assert compiled["compiled"]["breaks"] == {} and compiled["warnings"] == eager["warnings"]
+    assert compiled["resident_bytes"] == eager["resident_bytes"]
+    assert compiled["components"]["activations"] < eager["components"]["activations"]
+
+
+TITAN = {"strategy": "fsdp2", "gpus": 4, "tensor": 2, "sequence_parallel": True, "loss_parallel": True}
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+@pytest.mark.parametrize(
+    ("parallel", "method"),
+    [({"strategy": "fsdp2", "gpus": 2}, "lora"), ({"strategy": "fsdp2", "gpus": 2, "context": 2}, "full"),
+     (TITAN, "full")],
+)  # fmt: skip
+def test_layers_on_a_mesh_are_compiled(parallel, method):
+    """Whole, though FSDP2's hooks run around them: without a break."""
+    step = scenario(model=LLAMA, method=method, parallel=parallel)
+    eager, compiled = (trace(step.changed(compile=way), timeline=False) for way in ("none", "layers"))
+    assert compiled["compiled"]["graphs"] >= 2 and compiled["compiled"]["breaks"] == {}
     assert compiled["resident_bytes"] == eager["resident_bytes"]
     assert compiled["components"]["activations"] < eager["components"]["activations"]
 
