@@ -45,19 +45,17 @@ test-slurm: $(VENV)/ready-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-slurm.txt
 	$(BIN)/python -m pytest tests/slurm
 
-test-catalogue: $(VENV)-kernels/releases
+test-catalogue: $(VENV)-kernels/liger-kernel
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=load tests/nightly/test_catalogue.py tests/nightly/test_every_size.py
 	EVERY_CASE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist=load \
 	  $$(grep -rl --include='test_*.py' each_night tests/will_it_fit tests/unit)
-	LIGER_RELEASES=$< $(VENV)-kernels/bin/python -m pytest tests/nightly/test_liger_releases.py
+	LIGER_CHECKOUT=$< $(VENV)-kernels/bin/python -m pytest tests/nightly/test_liger_commits.py
 
-# Each release of liger-kernel with which a published row was measured; pure Python, and none is imported from here
-# unless it is named.
-$(VENV)-kernels/releases: validation/liger_package.py $(VENV)-kernels/ready
-	for release in $$($(VENV)-kernels/bin/python -m validation.liger_package --releases); do \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $@/$$release \
-	    liger-kernel==$$release || exit 1; done
-	@touch $@
+# The history of Liger-Kernel: each published row runs the package of its commit. `LIGER=path` takes a clone that is
+# there already, and without either the rows are skipped.
+LIGER ?= https://github.com/linkedin/Liger-Kernel
+$(VENV)-kernels/liger-kernel: $(VENV)-kernels/ready
+	git clone --quiet --no-checkout $(LIGER) $@ || echo "Liger-Kernel's history can't be had: its rows are skipped"
 
 # Each environment of envs/validation-*.yaml has its versions beside .venv's packages; rows of others are skipped there.
 VALIDATED := $(patsubst envs/validation-%.yaml,$(VENV)-validation-%,$(wildcard envs/validation-*.yaml))

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.ask.question import Options, question
+from will_it_fit.ask.question import Options, Question, question
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.scenario.hub import FETCH, MODELS, HubId
@@ -107,7 +107,7 @@ def outcome(path: Path, gpu: str) -> str:
 
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            asked = question([path], Options(gpu=gpu))
+            asked = _asked(path, gpu)
             scenario = replace(asked.scenario, model=shallow(asked.scenario.model))
             while (
                 change := _refused(lambda step=scenario: trace(step, capability=(9, 0), timeline=False))
@@ -118,6 +118,17 @@ def outcome(path: Path, gpu: str) -> str:
     except Exception as error:
         return f"CRASHED: {type(error).__name__}: {str(error)[:120]}"
     return "answer"
+
+
+def _asked(path: Path, gpu: str) -> Question:
+    """A file's question; where it names a folder that its user has, with what stands for the model of that name."""
+    try:
+        return question([path], Options(gpu=gpu))
+    except UserError as error:
+        if "folder or a file that isn't there" not in str(error):
+            raise
+        model = FETCH.get()(HubId(Path(str(error.found)).name, None), str(path))
+        return question([path], Options(gpu=gpu, settings=(f"model={model}",)))
 
 
 def _refused(traced: Callable[[], Any]) -> dict[str, Any] | None:

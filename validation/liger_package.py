@@ -1,22 +1,23 @@
 """Liger's kernels through its own package, in the benchmark whose baselines :mod:`validation.modules` traces.
 
-    python -m validation.liger_package FOLDER
+    git clone --filter=blob:none --no-checkout https://github.com/linkedin/Liger-Kernel CHECKOUT
+    python -m validation.liger_package CHECKOUT
 
-FOLDER holds a folder for each release (``pip install --no-deps --target FOLDER/0.3.0 liger-kernel==0.3.0``);
-``--releases`` names them. Each runs in a process of its own, on a simulated card. Needs ``requirements-kernels.txt``.
-
-A row was measured with the code of a commit. Releases are what can be installed, so a row gets the first release that
-was made after its figures. The head with cross-entropy is the exception: its commit changed that loss, and the figures
-that came with it are of the code before, which 0.4.2 has.
+Figures came into the table with a commit, and each row runs that commit's package: in a process for each commit and
+GPU, on a simulated card. The sizes of a script follow each other as there (:mod:`validation.liger_scripts`). Needs
+``requirements-kernels.txt``.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import subprocess
 import sys
+import tarfile
+import tempfile
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
@@ -28,45 +29,56 @@ from typing import Any
 import torch
 from torch import nn
 
-from validation.modules import (
-    DISTILLED,
-    DTYPES,
-    GPUS,
-    KINDS,
-    LOSSES,
-    PAIRS,
-    Benchmark,
-    left_behind_bytes,
-    read,
-    shown,
-)
+from validation.liger_scripts import Run, measured, run_of
+from validation.modules import DISTILLED, DTYPES, GPUS, KINDS, NEAR, PAIRS, Benchmark, left_behind, read, shown
 from will_it_fit.cards.gpus import find
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.terminal import command
 from will_it_fit.engine.simulation import simulated
-from will_it_fit.engine.trace import Options, trace_step
 from will_it_fit.tracing.simulated_card import card_of
 
-# By the version that the benchmark's table says, and the module: the first release after the row was measured.
-RELEASES = {
-    ("0.2.1", ""): "0.3.0", ("0.3.1", ""): "0.4.0", ("0.4.2", "head_and_cross_entropy"): "0.4.2",
-    ("0.4.0", ""): "0.4.2", ("0.4.1", ""): "0.5.0", ("0.4.2", "distill_jsd"): "0.5.3", ("0.5.4", ""): "0.5.5",
-    ("0.5.10", ""): "0.6.0", ("0.6.0", ""): "0.6.1", ("0.6.1", ""): "0.6.2", ("0.7.0", ""): "0.8.0",
-    ("0.8.0", ""): "0.8.1",
+# The commit of Liger-Kernel that a module's figures came with; by GPU where there are two. The head with cross-entropy
+# is the exception: its commit changed that loss, and the figures are of the code before.
+COMMITS = {
+    **dict.fromkeys(("cross_entropy", "geglu", "swiglu", "rms_norm", "layer_norm a100"), "b5672a153b"),
+    "kl_div": "a307eac8b0", "jsd h100": "6817c2d34d", "heads_and_jsd": "ff6650bbce", "orpo_16bit": "6b2fd02d57",
+    "orpo": "6b2fd02d57", "cpo": "16d06edf4f", "simpo": "ebd5303530", "head_and_cross_entropy": "90fb5e4a3c~1",
+    "distill_jsd": "aa2d23dc7f", "kto": "ee5aaf26b9", "distill_cosine": "08906d3d9c", "layer_norm h100": "6a2c49130e",
+    **dict.fromkeys(("grpo_token", "grpo_sequence"), "78125679ab"), "tvd": "5c9cecc85c", "jsd b200": "8ef203a42d",
 }  # fmt: skip
-
-STEPS = 3  # the last is like all that follow
-MULTIPLYING = set(KINDS) - set(LOSSES) | {"head_and_cross_entropy"}
-
-
-def release_of(row: Mapping[str, str]) -> str:
-    """The release of liger-kernel that a row is traced with."""
-    version = row["liger_version"]
-    return RELEASES.get((version, row["module"])) or RELEASES[version, ""]
+MEMORY_FIRST = {"kl_div h100", "jsd h100", "tvd h100"}  # whose scripts measure it before speed
+BASELINE_FIRST = {"jsd b200"}
 
 
-def use_release(folder: Path) -> None:
-    """Let this process import ``liger_kernel`` from a folder, and no other release.
+def commit_of(row: Mapping[str, str]) -> str:
+    """The commit of Liger-Kernel that a row is traced with."""
+    module = row["module"]
+    return COMMITS.get(module) or COMMITS[f"{module} {row['gpu']}"]
+
+
+def package_of(checkout: Path, commit: str, folder: Path) -> None:
+    """Put the package as a commit has it into a folder.
+
+    Raises
+    ------
+    UserError
+        If the checkout doesn't have the commit.
+    """
+    command = ["git", "-C", str(checkout), "archive", f"{commit}:src/liger_kernel"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        raise UserError(
+            "The checkout doesn't have a commit of Liger-Kernel.",
+            where=str(checkout),
+            found=f"{commit}: {done.stderr.decode(errors='replace').strip()}",
+            allowed="a clone of https://github.com/linkedin/Liger-Kernel with its history",
+        )
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(folder / "liger_kernel", filter="data")
+
+
+def use_package(folder: Path) -> None:
+    """Let this process import ``liger_kernel`` from a folder, and no other one.
 
     The packages' own ``__init__`` is left out: an old one imports names that transformers no longer has.
     """
@@ -86,7 +98,7 @@ def step_of(row: Mapping[str, str], bench: nn.Module) -> Callable[[], None]:
         loss = _chunked(kind, bench)
     elif kind == "heads_and_jsd":
         fused = _module("transformers.fused_linear_jsd").LigerFusedLinearJSD(0.5, 1.0)
-        loss = lambda: fused(bench.input, bench.student.weight, bench.other, bench.teacher.weight, None)  # noqa: E731
+        loss = lambda: fused(bench.input, bench.student.weight, bench.other, bench.teacher.weight)  # noqa: E731
     elif kind == "head_and_cross_entropy":
         fused = _module("transformers.fused_linear_cross_entropy").LigerFusedLinearCrossEntropyLoss()
         loss = lambda: fused(bench.other.weight, bench.input, bench.target)  # noqa: E731
@@ -174,73 +186,72 @@ _FUNCTIONS = {
 }
 
 
-def peak_bytes(row: Mapping[str, str]) -> int:
-    """The peak of a row with Liger's kernels, by the trace; inside a simulated card.
-
-    The script measures the baseline's speed first. So both threads that multiply, the program's and the backward
-    pass's, have their workspaces of cuBLAS when Liger's memory is measured: a small product stands for that.
-    """
+def _runs(row: Mapping[str, str]) -> tuple[str, Run, Run]:
+    """A row's size with Liger's kernels and without, inside a simulated card."""
+    kind = KINDS.get(row["module"], Benchmark)
     with torch.device("meta"):
-        bench = KINDS.get(row["module"], Benchmark)(row)
-        run = step_of(row, bench)
-        small = nn.Linear(8, 8, bias=False, dtype=torch.bfloat16) if row["module"] in MULTIPLYING else None
-
-    def step() -> None:
-        if small is not None:
-            small(torch.empty(8, 8, dtype=torch.bfloat16, device="cuda", requires_grad=True)).sum().backward()
-            small.zero_grad()
-        run()
-
-    report = trace_step(bench, None, step, options=Options(compiled="follow", scalars=1.0, steps=STEPS))
-    return report.peak_allocated_bytes + left_behind_bytes(row)
+        ours, theirs = kind(row), kind(row)
+        step = step_of(row, theirs)
+    return row["id"], run_of(theirs, step), run_of(ours, ours.step)
 
 
 def results(rows: Iterable[Mapping[str, str]]) -> Iterator[dict[str, Any]]:
-    """For each row, with the release that this process imports: what was measured, what the trace says."""
+    """For each row, with the package that this process imports: what was measured, what the trace says.
+
+    Rows of one module are taken for all sizes of its script.
+    """
     # It names each backend of another maker with the error, whose frames hold tensors of the step.
     logging.getLogger("liger_kernel").setLevel(logging.ERROR)
-    for gpu, group in groupby(sorted(rows, key=itemgetter("gpu")), itemgetter("gpu")):
+    for gpu, on_one in groupby(sorted(rows, key=itemgetter("gpu")), itemgetter("gpu")):
         with simulated(card_of(find(GPUS[gpu]))):
-            for row in group:
-                measured = int(row["liger_peak_allocated_bytes"])
-                traced = peak_bytes(row)
-                yield {
-                    "id": row["id"],
-                    "measured_bytes": measured,
-                    "predicted_bytes": traced,
-                    "error_percent": round(100 * (traced / measured - 1), 4),
-                }
+            for module, group in groupby(on_one, itemgetter("module")):
+                sizes = {row["id"]: row for row in group}
+                first = next(iter(sizes.values()))
+                head = int(first["outputs"] or 0) * int(first["hidden_size"] or 0) * 2
+                script = measured(
+                    [_runs(row) for row in sizes.values()],
+                    speed_first=f"{module} {gpu}" not in MEMORY_FIRST,
+                    baseline_first=f"{module} {gpu}" in BASELINE_FIRST,
+                    before=[head] * 2 if module == "heads_and_jsd" else (),  # it gives both models the same weights
+                    left=left_behind(first),
+                )
+                for name, traced, baseline in script:
+                    figure = int(sizes[name]["liger_peak_allocated_bytes"])
+                    yield {
+                        "id": name,
+                        "measured_bytes": figure,
+                        "predicted_bytes": traced,
+                        "error_percent": round(100 * (traced / figure - 1), 4),
+                        "baseline_off_bytes": baseline - int(sizes[name]["peak_allocated_bytes"]),
+                    }
 
 
-def results_of_releases(folder: Path) -> Iterator[dict[str, Any]]:
-    """The same for all rows, each with its release, in a process for each release and GPU: a card is heard once."""
-    groups = sorted({(release_of(row), row["gpu"]) for row in read()})
-    for release, gpu in groups:
-        command = [sys.executable, "-W", "ignore", "-m", "validation.liger_package", str(folder), "--one", release, gpu]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise UserError(f"liger-kernel {release} can't be traced.", found=done.stderr[-2000:])
-        yield from map(json.loads, done.stdout.splitlines())
+def results_of_commits(checkout: Path) -> Iterator[dict[str, Any]]:
+    """The same for all rows, each with its commit, in a process for each commit and GPU: a card is heard once."""
+    for commit, gpu in sorted({(commit_of(row), row["gpu"]) for row in read()}):
+        with tempfile.TemporaryDirectory() as folder:
+            package_of(checkout, commit, Path(folder))
+            command = [sys.executable, "-W", "ignore", "-m", "validation.liger_package", folder, "--one", commit, gpu]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise UserError(f"Liger-Kernel {commit} can't be traced.", found=done.stderr[-2000:])
+            yield from map(json.loads, done.stdout.splitlines())
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?", help="with a folder for each release of liger-kernel")
-    parser.add_argument("--releases", action="store_true", help="name the releases, one a line; trace nothing")
-    parser.add_argument("--one", nargs=2, metavar=("RELEASE", "GPU"), help="one release on one GPU, JSON lines")
+    parser.add_argument("folder", type=Path, help="a checkout of Liger-Kernel with its history")
+    parser.add_argument("--one", nargs=2, metavar=("COMMIT", "GPU"), help="the folder's package on one GPU, JSON lines")
     asked = parser.parse_args()
-    if asked.releases:
-        print(*sorted({release_of(row) for row in read()}), sep="\n")
-        return 0
     if asked.one:
-        release, gpu = asked.one
-        use_release(asked.folder / release)
-        for found in results(row for row in read() if (release_of(row), row["gpu"]) == (release, gpu)):
-            print(json.dumps(found))
+        commit, gpu = asked.one
+        use_package(asked.folder)
+        for found in results(row for row in read() if (commit_of(row), row["gpu"]) == (commit, gpu)):
+            print(json.dumps(found), flush=True)
         return 0
-    if asked.folder is None:
-        parser.error("name a folder with the releases")
-    print(shown(list(results_of_releases(asked.folder.resolve()))))
+    found = list(results_of_commits(asked.folder.resolve()))
+    near = sum(abs(row["baseline_off_bytes"]) <= NEAR for row in found)
+    print(f"{shown(found)}; {near} of their baselines")
     return 0
 
 

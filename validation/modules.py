@@ -24,6 +24,7 @@ from torch.nn import functional
 from validation.rows import FOLDER, MIB
 from will_it_fit.cards.gpus import find
 from will_it_fit.common.terminal import command
+from will_it_fit.engine.allocator import round_size
 from will_it_fit.engine.trace import Options, trace_step
 
 TABLE = FOLDER / "modules.csv"
@@ -332,8 +333,8 @@ def read() -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-def left_behind_bytes(row: Mapping[str, str]) -> int:
-    """What an alignment loss that Liger had compiled earlier in the process still holds, until Python collects it.
+def left_behind(row: Mapping[str, str]) -> list[int]:
+    """Bytes of each tensor that an alignment loss, compiled earlier in the process, holds until Python collects it.
 
     PyTorch 2.5.1's Dynamo leaves the frame of a compiled function in a cycle of Python objects. While it compiled the
     second size, that cycle grew old, and Python hardly ever looks at old ones. It holds the head's weight and its
@@ -342,10 +343,10 @@ def left_behind_bytes(row: Mapping[str, str]) -> int:
     PyTorch 2.5.1, sizes in the script's order, ``gc.get_objects()`` after each. PyTorch 2.13 leaves nothing.
     """
     if row["module"] not in PAIRS:
-        return 0
+        return []
     smallest = 2 * int(row["id"].rpartition("x")[2])  # words of two texts
     head, inputs = (2 * int(row["hidden_size"]) * size for size in (int(row["outputs"]), smallest))
-    return 2 * head + 5 * inputs + 3 * 8 * smallest + 512
+    return [*[head] * 2, *[inputs] * 5, *[8 * smallest] * 3, 4]
 
 
 def peak_bytes(row: Mapping[str, str]) -> int:
@@ -353,7 +354,7 @@ def peak_bytes(row: Mapping[str, str]) -> int:
     with torch.device("meta"):
         benchmark = KINDS.get(row["module"], Benchmark)(row)
     report = trace_step(benchmark, None, benchmark.step, options=Options(capability=find(GPUS[row["gpu"]]).capability))
-    return report.peak_allocated_bytes + left_behind_bytes(row)
+    return report.peak_allocated_bytes + sum(map(round_size, left_behind(row)))
 
 
 def results(rows: Iterable[Mapping[str, str]] | None = None) -> Iterator[dict[str, Any]]:

@@ -149,9 +149,7 @@ RELIED_ON = {
     "transformers.PretrainedConfig": "_attn_implementation",
     "transformers.TrainingArguments": "_setup_devices",
     "transformers.modeling_utils": "_is_hf_initialized",
-    "transformers.quantizers.base.HfQuantizer": (
-        "_process_model_after_weight_loading _process_model_before_weight_loading"
-    ),
+    "transformers.quantizers.base.HfQuantizer": "_process_model_before_weight_loading",
     "deepspeed.runtime.sequence_parallel.ulysses_sp": "_dim_zero_all_to_all",
     "torch.distributed.ProcessGroup": "_set_group_desc",
     f"{ZERO}.partition_parameters.AllGatherHandle": "_AllGatherHandle__param",

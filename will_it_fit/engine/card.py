@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .cuda_rules import threads_of_processor
 from .errors import TraceError
 
 # Bytes of shared memory that a block may ask for, by compute capability: CUDA C++ Programming Guide, table "Technical
@@ -71,9 +72,7 @@ class Card:
             L2_cache_size=self.l2_bytes,
             shared_memory_per_block_optin=self.shared_memory_bytes,
             shared_memory_per_multiprocessor=self.shared_memory_bytes + 1024,  # a block has 1 KiB less than all of it
-            max_threads_per_multi_processor={(7, 5): 1024, (8, 6): 1536, (8, 9): 1536, (12, 0): 1536}.get(
-                self.capability, 2048
-            ),
+            max_threads_per_multi_processor=threads_of_processor(self.capability),
         )
 
 

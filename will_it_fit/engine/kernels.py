@@ -19,6 +19,7 @@ from torch import nn
 from . import costs, cuda_rules
 from .attention import DTYPES, attention_on, backward_temporaries
 from .bitsandbytes_layers import int8_products
+from .card import active_simulation
 from .cuda_rules import DEFAULT_CAPABILITY
 from .patching import patched
 
@@ -46,13 +47,18 @@ class CudaKernels:
     Parameters
     ----------
     capability
-        Compute capability of the card, ``(7, 5)`` for a T4.
+        Compute capability of the card, ``(7, 5)`` for a T4. How many multiprocessors it has is the simulated card's
+        answer; without one, the most that a card of this capability has.
     torch_version
         Whose kernels: the installed PyTorch's by default.
     """
 
     def __init__(self, capability: tuple[int, int] | None = None, torch_version: str = torch.__version__) -> None:
         self.capability = capability or DEFAULT_CAPABILITY
+        simulation = active_simulation()
+        self._processors = (
+            simulation.card.multiprocessors if simulation else cuda_rules.most_processors(self.capability)
+        )
         self._keeps_lt = cuda_rules.keeps_cublaslt_workspace(torch_version)
         self._softmax_keeps_input = cuda_rules.softmax_keeps_its_input(torch_version)
         self._workspaces: set[tuple[bool, str]] = set()
@@ -94,7 +100,31 @@ class CudaKernels:
             return [], backward_temporaries(name, args, self.capability)
         if not self._keeps_lt and _has_bias(name, args, kwargs or {}):
             return [], [cuda_rules.CUBLASLT_WORKSPACE_BYTES]
+        kind = cuda_rules.kind_of(name, func._schema.overload_name)
+        if kind is not None and args[0].dim() and not args[0].is_complex():
+            return [], self._of_reduction(func, kind, args, kwargs or {})
         return [], []
+
+    def _of_reduction(self, func: Any, kind: cuda_rules.Kind, args: Sequence, kwargs: dict) -> list[int]:
+        """A copy where the input is summed in another dtype, and what the blocks of threads leave for each other."""
+        asked = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+        given, dims, copied = args[0], asked.get("dim"), []
+        dtype = asked.get("dtype") or given.dtype
+        if kind is cuda_rules.SUM and not (dtype.is_floating_point or asked.get("dtype")):
+            dtype = torch.int64
+        strides = given.stride()
+        if dtype != given.dtype and not (given.element_size() == 2 and dtype == torch.float32):
+            copied = [given.numel() * dtype.itemsize]  # ATen native/ReduceOpsUtils.h, make_reduction
+            strides = torch.empty_like(given, dtype=dtype).stride()
+        summed = dtype if copied else given.dtype
+        every = range(given.dim())
+        gone = every if dims is None or dims == [] else (dims,) if isinstance(dims, int) else dims
+        return copied + list(
+            cuda_rules.reduction_bytes(
+                tuple(given.shape), strides, frozenset(every[index] for index in gone), summed.itemsize,
+                dtype.itemsize, kind, self.capability, self._processors,
+            )
+        )  # fmt: skip
 
     def keep(self, func: Any, args: Sequence, output: Any) -> None:
         """Hold what the backward pass needs besides what autograd saves, as long as the output is there."""

@@ -22,6 +22,7 @@ _INTO_ZEROS = {
     _ATEN.index_fill.int_Tensor: _ATEN.index_fill_.int_Tensor,
 }
 _BACKWARD = torch.autograd._engine_run_backward.__code__
+_DISABLED = "torch._dynamo.eval_frame"  # where torch._dynamo.disable calls what it wraps
 _PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
 
 
@@ -84,12 +85,15 @@ class Shapes:
 def in_place(func: Any) -> Any:
     """The operator that a device runs where a dispatch mode is asked about ``func``.
 
-    Another one only for gradients written into zeros, by a formula of autograd's own: no Python code runs in between.
+    Another one only for gradients written into zeros, by a formula of autograd's own: no Python code runs in between,
+    but for the wrapper that keeps the tracker from Dynamo where a compiled step is followed (:mod:`.frames`).
     """
     written = _INTO_ZEROS.get(func)
     if written is None or torch.is_grad_enabled():
         return func
     caller = sys._getframe(1).f_back
+    while caller is not None and caller.f_globals.get("__name__") == _DISABLED:
+        caller = caller.f_back
     return written if caller is None or caller.f_code is _BACKWARD else func
 
 

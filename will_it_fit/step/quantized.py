@@ -67,7 +67,7 @@ def exchange_layers(model: nn.Module, scenario: Scenario, dtype: torch.dtype) ->
         quantizer._process_model_before_weight_loading(model, device_map=None)
     finally:
         torch.set_default_dtype(default)
-    quantizer._process_model_after_weight_loading(model)
+    quantizer.postprocess_model(model)  # says so in the configuration, which Jamba's and Falcon Mamba's code asks
     model.modules_not_quantized = list(quantizer.modules_to_not_convert or ())
 
 

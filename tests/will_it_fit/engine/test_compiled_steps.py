@@ -311,6 +311,22 @@ def test_for_a_gpu_a_card_has_to_be_simulated():
         trace_step(model, None, step, batch, Options(compiled="follow"))
 
 
+def test_a_gradient_beside_what_is_compiled_is_written_in_place_as_ever():
+    """Autograd writes the gradient of `gather` into zeros: 8 MiB that would count twice."""
+    with torch.device("meta"):
+        head, states, words = nn.Linear(256, 4096, bias=False), torch.empty(512, 256), torch.empty(512, 1).long()
+
+    def step() -> None:
+        head(states).gather(1, words).sum().backward()
+
+    eager, beside = (
+        trace_step(head, None, step, options=Options(capability=(9, 0), compiled=how)) for how in ("refuse", "eager")
+    )
+    with simulated(H100):
+        following = trace_step(head, None, step, options=Options(compiled="follow"))
+    assert following.peak_allocated_bytes == eager.peak_allocated_bytes == beside.peak_allocated_bytes
+
+
 def test_an_eager_step_is_as_before_once_a_compiled_one_was_followed():
     def eager():
         with on_meta("cpu"):

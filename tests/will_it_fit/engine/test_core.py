@@ -137,7 +137,8 @@ def test_a_loop_that_empties_the_cache_starts_the_next_step_without_free_segment
         longer = (torch.empty(300_000, 64), None)
         reports.append(trace_step(model, own, loop(model, own, empties), longer, Options(previous_batch=shorter)))
     kept, emptied = reports
-    assert kept.phases == emptied.phases
+    for phase, peak in kept.phases.items():  # a block taken from a free one is up to 1 MiB larger than its request
+        assert abs(peak - emptied.phases[phase]) < 2**20
     assert kept.peak_reserved_bytes > 1.1 * emptied.peak_reserved_bytes
 
 

@@ -35,7 +35,7 @@ def test_linear_layers_that_take_no_adapter_are_named(family):
 
 
 @pytest.mark.parametrize(
-    "family", ["qwen3_5_text", "kimi_linear", "lfm2", "bamba", "gemma4_text", "deepseek_v3", "deepseek_v4"]
+    "family", ["qwen3_5_text", "kimi_linear", "lfm2", "bamba", "jamba", "gemma4_text", "deepseek_v3", "deepseek_v4"]
 )
 def test_a_quantized_base_is_traced_to_the_byte(family):
     compare(asked(family, "qlora", attention_mask="padding", micro_batch=3, autocast="bf16"))
