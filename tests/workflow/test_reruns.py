@@ -97,6 +97,10 @@ def test_a_changed_learning_rate_trains_again_and_leaves_memory_alone(plan):
     assert not rules & (DATASET | MODEL | {"encode_dataset", "evaluate_base", "trace_memory", "gate_memory"})
 
 
+def test_other_threads_train_nothing_anew(plan):
+    assert not plan({"training": {"threads": 2}}) - DOCUMENTS
+
+
 def test_a_changed_sequence_length_does_not_clean_again(plan):
     rules = plan({"training": {"sequence_length": 80}})
     assert {"encode_dataset", "train_adapter", "trace_memory"} <= rules
