@@ -145,7 +145,9 @@ RELIED_ON = {
     "torch.utils._foreach_utils": (
         "_device_has_foreach_support _get_foreach_kernels_supported_devices _get_fused_kernels_supported_devices"
     ),
-    "transformers.PreTrainedModel": "_from_config _no_split_modules _supports_flash_attn _supports_sdpa",
+    "transformers.PreTrainedModel": (
+        "_from_config _no_split_modules _resolve_parallel_plans _supports_flash_attn _supports_sdpa"
+    ),
     "transformers.PretrainedConfig": "_attn_implementation",
     "transformers.TrainingArguments": "_setup_devices",
     "transformers.modeling_utils": "_is_hf_initialized",

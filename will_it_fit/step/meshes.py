@@ -145,8 +145,8 @@ def divided_as_titan_does(model: nn.Module, scenario: Scenario, device: torch.de
     mesh = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
     divide_matrices(model, scenario, mesh["tensor"])
     compile_parts(model, scenario)
-    if parallel.sharded:
-        _shard_units(model, scenario, mesh[tuple(axis for axis in sizes if axis != "tensor")])
+    if others := tuple(axis for axis in sizes if axis != "tensor"):
+        _shard_units(model, scenario, mesh[others])
     return model
 
 
