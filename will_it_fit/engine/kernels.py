@@ -65,7 +65,8 @@ class CudaKernels:
 
     def concerns(self, func: Any) -> bool:
         """Whether an operator may need something."""
-        return func._schema.name in _CONCERNED
+        name = func._schema.name
+        return name in _CONCERNED or cuda_rules.kind_of(name, func._schema.overload_name) is not None
 
     def persistent(self, func: Any, args: Sequence, kwargs: dict | None = None) -> list[int]:
         """Return the bytes that this call is the first to need and that stay until the process ends."""
