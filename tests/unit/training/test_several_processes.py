@@ -233,18 +233,28 @@ def measure_as(rank, size, port, path):
 
 @pytest.mark.parametrize("name", MESHES)
 def test_the_trainings_own_step_takes_the_bytes_of_the_trace(place, tmp_path, forked, name):
-    """Each rank, in every phase: the trace that the gate judges says what the loop's step takes."""
+    """Each rank, in every phase: the trace that the gate judges says what the loop's step takes.
+
+    On a busy machine a process may hold a finished buffer for a moment, so the least of several runs counts.
+    """
     strategy, gpus, mesh, _ = MESHES[name]
     step = several({**LORA, "gradient_accumulation": 2}, strategy, gpus, **mesh)
     forked["work"] = measure_as
-    with pytest.raises((UserError, FileNotFoundError)):  # no adapter is written
-        run(place, tmp_path / "run", step)
-    measured = [json.loads((tmp_path / f"measured-{rank}.json").read_text()) for rank in range(gpus)]
-    scenario = {**step, "model": json.loads((place["base"] / "config.json").read_text())}
-    scenario["sequence_length"] = measured[0]["tokens"]
-    for row in trace(Scenario.from_mapping(scenario), "cpu", timeline=False)["ranks"]:
-        found = [measured[rank]["phases"] for rank in row["ranks"]]
-        assert row["phases"] == {phase: min(one[phase] for one in found) for phase in found[0]}, row["ranks"]
+    least, rows = {}, []
+    for _ in range(4):
+        with pytest.raises((UserError, FileNotFoundError)):  # no adapter is written
+            run(place, tmp_path / "run", step)
+        measured = [json.loads((tmp_path / f"measured-{rank}.json").read_text()) for rank in range(gpus)]
+        if not rows:
+            scenario = {**step, "model": json.loads((place["base"] / "config.json").read_text())}
+            scenario["sequence_length"] = measured[0]["tokens"]
+            rows = trace(Scenario.from_mapping(scenario), "cpu", timeline=False)["ranks"]
+        for number, row in enumerate(rows):
+            held = [measured[rank]["phases"] for rank in row["ranks"]] + least.get(number, [])
+            least[number] = [{phase: min(one[phase] for one in held) for phase in row["phases"]}]
+        if [found for (found,) in least.values()] == [row["phases"] for row in rows]:
+            return
+    assert [found for (found,) in least.values()] == [row["phases"] for row in rows]
 
 
 def test_each_process_packs_its_own_rows_behind_the_prefix(place, tmp_path, forked):

@@ -311,6 +311,7 @@ def test_for_a_gpu_a_card_has_to_be_simulated():
         trace_step(model, None, step, batch, Options(compiled="follow"))
 
 
+@with_triton
 def test_a_gradient_beside_what_is_compiled_is_written_in_place_as_ever():
     """Autograd writes the gradient of `gather` into zeros: 8 MiB that would count twice."""
     with torch.device("meta"):
