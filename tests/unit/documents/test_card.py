@@ -394,3 +394,15 @@ def test_the_measured_steps_that_are_like_the_runs_own_are_named(write: Callable
     )
     del content["training_memory"]["evidence"]  # of a report of an earlier version
     assert "**Measured steps.**" not in write("MODEL_CARD.md", content)
+
+
+def test_a_setting_without_a_value_is_left_out_but_for_a_limit_of_steps_that_is_not_there():
+    training = {
+        "scenario": {"model_name": "tiny", "gpu": None, "lora": {"rank": 8}, "autocast": None},
+        "loop": {"max_steps": None, "epochs": 2},
+        "effective_batch": 4,
+        "seed": 42,
+    }
+    assert card.hyperparameters(training) == [
+        ("effective_batch", 4), ("epochs", 2), ("lora.rank", 8), ("max_steps", None), ("seed", 42),
+    ]  # fmt: skip
