@@ -100,7 +100,7 @@ rule train_adapter:
     priority: LONGEST
     conda:
         "../envs/torch.yaml"
-    threads: from_settings(lambda chosen: run_scenarios.training_threads(chosen, THREADS))
+    threads: from_settings(run_scenarios.training_threads)
     resources:
         gpu=gpus_of_training,
         gpu_model=on_cluster("gres", needed_by_step),

@@ -16,6 +16,7 @@ from will_it_fit.scenario.hub import profiled
 from will_it_fit.scenario.scenario import Scenario
 
 STEP = frozenset(field.name for field in fields(Scenario))
+MOST_THREADS = 8  # of a training that doesn't say how many
 
 
 def training_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,12 +54,9 @@ def training_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings["training"].items() if key not in STEP | {"threads"}}
 
 
-def training_threads(settings: Mapping[str, Any], beside: int) -> int:
-    """Threads of the training's job, at least one for each process; Snakemake gives no more than it has cores.
-
-    ``beside``: of a job that leaves a core to another (:func:`scripts.runs.job_functions.threads_beside`).
-    """
-    return max(settings["training"]["threads"] or beside, gpus_of_training(settings))
+def training_threads(settings: Mapping[str, Any]) -> int:
+    """Threads of the training's job, at least one for each process; Snakemake gives no more than it has cores."""
+    return max(settings["training"]["threads"] or MOST_THREADS, gpus_of_training(settings))
 
 
 def step_grouping(settings: Mapping[str, Any]) -> dict[str, Any]:

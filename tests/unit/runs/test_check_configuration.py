@@ -169,7 +169,7 @@ def test_a_step_on_several_gpus_has_the_rows_of_all():
     assert rows(run(training=several)) == 12
     assert run_scenarios.training_scenario(run(training=several))["parallel"]["gpus"] == 4
     assert run_scenarios.gpus_of_training(run(training=several)) == 4 and run_scenarios.gpus_of_training(run()) == 1
-    assert run_scenarios.training_threads(run(training=several), 1) == 4
+    assert run_scenarios.training_threads(run(training={**several, "threads": 1})) == 4
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_models_folder_that_is_not_there_is_refused(tmp_path, monkeypatch):
     check_configuration.check(run(model=model))
 
 
-def test_training_leaves_a_core_to_other_jobs_and_its_threads_train_nothing_anew():
-    assert run_scenarios.training_threads(run(), 3) == 3
-    assert run_scenarios.training_threads(run(training={"threads": 2}), 1) == 2
+def test_training_takes_all_cores_or_as_many_as_are_asked_for_and_its_threads_train_nothing_anew():
+    assert run_scenarios.training_threads(run()) == 8
+    assert run_scenarios.training_threads(run(training={"threads": 2})) == 2
     assert run_scenarios.training_loop(run(training={"threads": 3})) == run_scenarios.training_loop(run())
