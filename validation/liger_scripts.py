@@ -129,7 +129,7 @@ class Process:
             self._free(identity)
 
     def _replaced(self, run: Run, sizes: Sequence[int]) -> dict[int, int]:
-        """The weights that take the place of others: two models share each, and both had one of their own."""
+        """Both models make weights of their own first; then each pair is replaced by one tensor that they share."""
         made = [self._allocate(size) for size in (*sizes, *sizes)]
         alive: dict[int, int] = {}
         for number, size in enumerate(sizes):

@@ -276,7 +276,7 @@ _KINDS = {
 
 
 def kind_of(operator: str, overload: str) -> Kind | None:
-    """Of an operator of ATen; None: it is no reduction of this kernel."""
+    """The kind of an ATen operator; None for one that PyTorch's reduction kernel does not run."""
     if operator in ("aten::max", "aten::min"):
         return {"": LARGEST, "dim": WITH_INDEX}.get(overload)
     return _KINDS.get(operator)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -35,10 +36,7 @@ _REDUCED_WHERE_THEY_STAND = (
 )
 _SOFTMAX = ("aten::_softmax", "aten::_log_softmax")
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "bitsandbytes::gemm_4bit")
-_ONE_TEMPORARY = ("aten::_softmax_backward_data", "aten::embedding_dense_backward")
-_CONCERNED = frozenset(
-    (*_BACKWARD_OF_ATTENTION, *_REDUCED_WHERE_THEY_STAND, *_SOFTMAX, *_PRODUCTS, *_ONE_TEMPORARY)
-)  # by the methods of CudaKernels
+_Temporaries = tuple[list[int], list[int]]  # bytes of what is allocated before an operator's outputs, and after them
 
 
 class CudaKernels:
@@ -65,8 +63,15 @@ class CudaKernels:
 
     def concerns(self, func: Any) -> bool:
         """Whether an operator may need something."""
+        return self._rule(func) is not None or func._schema.name in _SOFTMAX
+
+    def _rule(self, func: Any) -> Callable[[str, Sequence, dict], _Temporaries] | None:
+        """What says the temporaries of an operator by its name and arguments; None: it has none."""
         name = func._schema.name
-        return name in _CONCERNED or cuda_rules.kind_of(name, func._schema.overload_name) is not None
+        kind = cuda_rules.kind_of(name, func._schema.overload_name)
+        if kind is not None:
+            return partial(self._of_reduction, func, kind)
+        return partial(_RULES[name], self) if name in _RULES else None
 
     def persistent(self, func: Any, args: Sequence, kwargs: dict | None = None) -> list[int]:
         """Return the bytes that this call is the first to need and that stay until the process ends."""
@@ -81,33 +86,40 @@ class CudaKernels:
         self._workspaces.update((backward, kind) for kind, _ in new)
         return [count for _, count in new]
 
-    def temporaries(self, func: Any, args: Sequence, kwargs: dict | None = None) -> tuple[list[int], list[int]]:
+    def temporaries(self, func: Any, args: Sequence, kwargs: dict | None = None) -> _Temporaries:
         """Return the bytes of what exists while the operator runs: allocated before its outputs, and after them.
 
         All of it is freed when the operator returns.
         """
-        name = func._schema.name
-        if name == "aten::_softmax_backward_data":  # a structured kernel: its output is there first
-            return [], [args[0].numel() * args[0].element_size()]
-        if name in _REDUCED_WHERE_THEY_STAND[:2] and (args[2] if len(args) > 2 else 1):  # each element's loss
-            return [], [prod(torch.broadcast_shapes(args[0].shape, args[1].shape)) * args[0].element_size()]
-        if name == "bitsandbytes::gemm_4bit":
-            return _dequantized(args, kwargs or {}), []
-        if name == "aten::embedding_dense_backward":
-            grad, indices, words = args[:3]
-            sizes = cuda_rules.embedding_backward_bytes(indices.numel(), words, grad.shape[-1], indices.element_size())
-            return sizes, []
-        if name in _BACKWARD_OF_ATTENTION:
-            return [], backward_temporaries(name, args, self.capability)
-        if not self._keeps_lt and _has_bias(name, args, kwargs or {}):
-            return [], [cuda_rules.CUBLASLT_WORKSPACE_BYTES]
-        kind = cuda_rules.kind_of(name, func._schema.overload_name)
-        if kind is not None and args[0].dim() and not args[0].is_complex():
-            return [], self._of_reduction(func, kind, args, kwargs or {})
-        return [], []
+        rule = self._rule(func)
+        return ([], []) if rule is None else rule(func._schema.name, args, kwargs or {})
 
-    def _of_reduction(self, func: Any, kind: cuda_rules.Kind, args: Sequence, kwargs: dict) -> list[int]:
+    def _of_product(self, name: str, args: Sequence, kwargs: dict) -> _Temporaries:
+        if name == "bitsandbytes::gemm_4bit":
+            return _dequantized(args, kwargs), []
+        passing = not self._keeps_lt and _has_bias(name, args, kwargs)
+        return [], [cuda_rules.CUBLASLT_WORKSPACE_BYTES] if passing else []
+
+    def _of_attention(self, name: str, args: Sequence, _: dict) -> _Temporaries:
+        return [], backward_temporaries(name, args, self.capability)
+
+    def _of_softmax_backward(self, _: str, args: Sequence, __: dict) -> _Temporaries:
+        return [], [args[0].numel() * args[0].element_size()]  # a structured kernel: its output is there first
+
+    def _of_losses(self, _: str, args: Sequence, __: dict) -> _Temporaries:
+        """Each element's loss, where they are reduced."""
+        if not (args[2] if len(args) > 2 else 1):
+            return [], []
+        return [], [prod(torch.broadcast_shapes(args[0].shape, args[1].shape)) * args[0].element_size()]
+
+    def _of_embedding_backward(self, _: str, args: Sequence, __: dict) -> _Temporaries:
+        grad, indices, words = args[:3]
+        return cuda_rules.embedding_backward_bytes(indices.numel(), words, grad.shape[-1], indices.element_size()), []
+
+    def _of_reduction(self, func: Any, kind: cuda_rules.Kind, _: str, args: Sequence, kwargs: dict) -> _Temporaries:
         """A copy where the input is summed in another dtype, and what the blocks of threads leave for each other."""
+        if not args[0].dim() or args[0].is_complex():
+            return [], []
         asked = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
         given, dims, copied = args[0], asked.get("dim"), []
         dtype = asked.get("dtype") or given.dtype
@@ -120,17 +132,25 @@ class CudaKernels:
         summed = dtype if copied else given.dtype
         every = range(given.dim())
         gone = every if dims is None or dims == [] else (dims,) if isinstance(dims, int) else dims
-        return copied + list(
-            cuda_rules.reduction_bytes(
-                tuple(given.shape), strides, frozenset(every[index] for index in gone), summed.itemsize,
-                dtype.itemsize, kind, self.capability, self._processors,
-            )
+        left = cuda_rules.reduction_bytes(
+            tuple(given.shape), strides, frozenset(every[index] for index in gone), summed.itemsize,
+            dtype.itemsize, kind, self.capability, self._processors,
         )  # fmt: skip
+        return [], [*copied, *left]
 
     def keep(self, func: Any, args: Sequence, output: Any) -> None:
         """Hold what the backward pass needs besides what autograd saves, as long as the output is there."""
         if self._softmax_keeps_input and func._schema.name in _SOFTMAX and args[0].requires_grad:
             weakref.finalize(output.untyped_storage(), _let_go, args[0].detach())
+
+
+_RULES = {
+    **dict.fromkeys(_PRODUCTS, CudaKernels._of_product),
+    **dict.fromkeys(_BACKWARD_OF_ATTENTION, CudaKernels._of_attention),
+    **dict.fromkeys(_REDUCED_WHERE_THEY_STAND[:2], CudaKernels._of_losses),
+    "aten::_softmax_backward_data": CudaKernels._of_softmax_backward,
+    "aten::embedding_dense_backward": CudaKernels._of_embedding_backward,
+}  # temporaries by the operator's name; what is not here and no reduction has none
 
 
 def _let_go(tensor: torch.Tensor) -> None:

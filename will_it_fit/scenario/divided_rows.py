@@ -35,6 +35,14 @@ def divides(parallel: Any, axis: str, number: int | None, what: str, common: int
         )
 
 
+def _parts(scenario: Any, parts: int, what: str) -> Iterator[Problem]:
+    """A row whose tokens can't be cut into so many parts of one length; ``what`` is said behind the row's length."""
+    tokens = scenario.sequence_length
+    if tokens % parts:
+        change = {"sequence_length": -(-tokens // parts) * parts}
+        yield Problem(f"`sequence_length: {tokens}` {what}.", f"a multiple of {parts}", change, "sequence_length")
+
+
 def sequence_and_loss(scenario: Any) -> Iterator[Problem]:
     """Sequence and loss parallel, by torchtitan's plan for transformers' models."""
     parallel, named = scenario.parallel, [name for name in OF_TITAN if getattr(scenario.parallel, name)]
@@ -47,14 +55,8 @@ def sequence_and_loss(scenario: Any) -> Iterator[Problem]:
         )
     if not parallel.sequence_parallel:
         return
-    tokens, count = scenario.sequence_length, parallel.tensor
-    if tokens % count:
-        yield Problem(
-            f"`sequence_length: {tokens}` can't be divided among `parallel.tensor: {count}` (sequence_parallel).",
-            f"a multiple of {count}",
-            {"sequence_length": -(-tokens // count) * count},
-            "sequence_length",
-        )
+    count = parallel.tensor
+    yield from _parts(scenario, count, f"can't be divided among `parallel.tensor: {count}` (sequence_parallel)")
     if scenario.attention == "eager":
         yield Problem(
             "With `parallel.sequence_parallel` transformers makes a mask for a GPU's part of the tokens, and attention"
@@ -83,16 +85,14 @@ def _full_attention(scenario: Any, change: dict[str, Any], why: str) -> Iterator
 
 def context(scenario: Any) -> Iterator[Problem]:
     """accelerate's context parallel."""
-    parallel, tokens = scenario.parallel, scenario.sequence_length
+    parallel = scenario.parallel
     parts = parallel.parts_of_a_row
-    if tokens % parts:
-        yield Problem(
-            f"`sequence_length: {tokens}` can't be split by `parallel.context: {parallel.context}`: each GPU takes a"
-            f" part from the beginning and one from the end, so {parts} parts have to be alike.",
-            f"a multiple of {parts}",
-            {"sequence_length": -(-tokens // parts) * parts},
-            "sequence_length",
-        )
+    yield from _parts(
+        scenario,
+        parts,
+        f"can't be split by `parallel.context: {parallel.context}`: each GPU takes a part from the beginning and one"
+        f" from the end, so {parts} parts have to be alike",
+    )
     yield from _full_attention(scenario, {"context": 1}, "accelerate refuses it, since it would drop the mask")
     if scenario.attention != "sdpa":
         yield Problem(
@@ -105,19 +105,13 @@ def context(scenario: Any) -> Iterator[Problem]:
 
 def ulysses(scenario: Any) -> Iterator[Problem]:
     """DeepSpeed's Ulysses."""
-    parallel, tokens, count = scenario.parallel, scenario.sequence_length, scenario.parallel.ulysses
+    parallel, count = scenario.parallel, scenario.parallel.ulysses
     heads = scenario.size("num_attention_heads")
     keys = scenario.size("num_key_value_heads") or heads
     yield from divides(parallel, "ulysses", heads, "the attention heads")
     if keys and keys % count and count % keys:
         yield from divides(parallel, "ulysses", keys, "the heads of keys and values", heads or 0)
-    if tokens % count:
-        yield Problem(
-            f"`sequence_length: {tokens}` can't be divided among `parallel.ulysses: {count}`.",
-            f"a multiple of {count}",
-            {"sequence_length": -(-tokens // count) * count},
-            "sequence_length",
-        )
+    yield from _parts(scenario, count, f"can't be divided among `parallel.ulysses: {count}`")
     if scenario.attention == "eager":
         yield Problem(
             "DeepSpeed refuses `attention: eager` under Ulysses, which would need a mask of whole rows.",

@@ -374,8 +374,8 @@ class Fields:
         parts=Versions,
     )
     gpu: str | dict[str, float] | None = described(
-        "A name as people write it (`4090`, `A100 80GB`, `24GiB`; `config/gpus.yaml` lists them), `{vram_gib: 24}`, or"
-        " null. Beside `name`: `count: 2`, two of them; `context_mib: 600`, what yours holds beside the allocator.",
+        "A name as people write it: `4090`, `A100 80GB` or `24GiB` (`config/gpus.yaml` lists the names). Or a mapping:"
+        " `name` or `vram_gib`, then `count` for several, and `context_mib` for what yours holds beside the allocator.",
         types=("string", "object"),
         nullable=True,
         example="rtx-4090",
