@@ -230,8 +230,8 @@ def _tensor(scenario: Any) -> Iterator[Problem]:
         yield from divides(parallel, "tensor", count, what, common)
     if (scenario.model.get("text_config") or scenario.model).get("tie_word_embeddings"):
         yield Problem(
-            "The output head of this model is its embedding (`tie_word_embeddings`). transformers' plan divides the"
-            " head and leaves the embedding whole, and both of one tensor is not predicted.",
+            "The output head of this model is its embedding (`tie_word_embeddings`). transformers' plan divides both,"
+            " and its way to do so where they are one tensor is not followed.",
             "tensor: 1; or a model with a head of its own",
             {"tensor": 1},
         )
