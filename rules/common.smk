@@ -64,7 +64,7 @@ def profile_outputs(folder, names):
     return {kind: [f"{folder}/{name}/{kind}.json" for name in names] for kind in ("estimate", "trace", "compare")}
 
 
-# For what computes with a model beside another such job; training takes all cores. A cluster's job has the cores that it asked for.
+# For what computes with a model beside another such job. A cluster's job has the cores that it asked for.
 THREADS = threads_beside(workflow.resource_settings.cores if workflow.is_main_process else None)
 
 # The screen's rules: an edited one judges again.
