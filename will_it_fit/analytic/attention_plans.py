@@ -5,6 +5,9 @@ Source: transformers 5.24, models/<model_type>/modeling_<model_type>.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from will_it_fit.analytic.decoder import Heads
 from will_it_fit.analytic.hybrids import FP32, Hybrid, Plan, Weight
 from will_it_fit.analytic.plan_parts import (
@@ -30,7 +33,37 @@ def deepseek(c: Sizes) -> Hybrid:
     """DeepSeek-V3, GLM-4.7 Flash: latent attention; experts beside what every token goes through, but in the first."""
     weights, own, heads = latent_parts(c)
     sizes = sizes_of(c) | own
-    return _after_dense_layers(c, sizes, Plan("plain", "latent", "", weights, heads))
+    return _after_dense_layers(c, sizes, [Plan("plain", "latent", "", weights, heads)] * c.num_hidden_layers)
+
+
+def sparse_deepseek(c: Sizes) -> Hybrid:
+    """DeepSeek-V3.2, GLM-5: the same, but each token attends to the keys that an indexer chooses.
+
+    Some layers of GLM-5 have none, and take what the layer before has chosen.
+    """
+    weights, own, heads = latent_parts(c)
+    heads = replace(heads, selects=True)
+    count, narrow = c.index_n_heads, c.index_head_dim
+    own |= {"in": count, "id": narrow, "ix": count * narrow, "top": c.index_topk}
+    indexer = (
+        linear("indexer.wq_b", "ix", "q", reached=False),
+        linear("indexer.wk", "id", reached=False),
+        Weight("indexer.k_norm", "norms", ("id",), bias=True, reached=False),
+        linear("indexer.weights_proj", "in", reached=False),
+    )
+    kinds = c.get("indexer_types", None) or ["full"] * c.num_hidden_layers
+    mixers = [
+        Plan(
+            "plain",
+            "latent",
+            "",
+            weights if kind == "shared" else (*weights, *indexer),
+            heads,
+            frozenset({"hands_on"} if "shared" in kinds[index + 1 : index + 2] else ()),
+        )
+        for index, kind in enumerate(kinds)
+    ]
+    return _after_dense_layers(c, sizes_of(c) | own, mixers)
 
 
 def glm(c: Sizes) -> Hybrid:
@@ -38,25 +71,24 @@ def glm(c: Sizes) -> Hybrid:
     weights = projections(Heads(), qkv=c.get("attention_bias", False))
     weights += norms_of("q_norm", "k_norm", size="d") if normed else ()
     options = frozenset({"normed"} if normed else ())
-    return _after_dense_layers(
-        c, sizes_of(c), Plan("plain", "grouped", "", weights, Heads(), options, rotated_share(c, 0.5))
-    )
+    mixer = Plan("plain", "grouped", "", weights, Heads(), options, rotated_share(c, 0.5))
+    return _after_dense_layers(c, sizes_of(c), [mixer] * c.num_hidden_layers)
 
 
-def _after_dense_layers(c: Sizes, sizes: dict[str, int], mixer: Plan) -> Hybrid:
-    """Experts, after a few layers without; PEFT adapts experts and no dense MLP."""
+def _after_dense_layers(c: Sizes, sizes: dict[str, int], mixers: Sequence[Plan]) -> Hybrid:
+    """Experts, after a few layers without; PEFT adapts experts and no dense MLP. ``mixers``: each layer's."""
     width = c.get("n_shared_experts", 1) * c.moe_intermediate_size
     sizes = sizes | routed_sizes(c, "n_routed_experts", "moe_intermediate_size", shared=width)
-    dense = Plan(mixer.layer, mixer.mixer, "gated", (*mixer.weights, *mlp_of(adapted=False), *BOTH_NORMS), mixer.heads,
-                 mixer.options, mixer.rotary)  # fmt: skip
-    parts = (*mixer.weights, *experts_of(FP32), *mlp_of("S", "shared_experts.", adapted=False), *BOTH_NORMS)
-    routed = Plan(mixer.layer, mixer.mixer, "routed_beside", parts, mixer.heads, mixer.options, mixer.rotary)
     kinds = c.get("mlp_layer_types", None)
     first = c.get("first_k_dense_replace", 0)
-    plans = [
-        dense if (kinds[index] == "dense" if kinds else index < first) else routed
-        for index in range(c.num_hidden_layers)
-    ]
+    plans = []
+    for index, mixer in enumerate(mixers):
+        if kinds[index] == "dense" if kinds else index < first:
+            mlp, run = mlp_of(adapted=False), "gated"
+        else:
+            mlp = (*experts_of(FP32), *mlp_of("S", "shared_experts.", adapted=False))
+            run = "routed_beside"
+        plans.append(replace(mixer, mlp=run, weights=(*mixer.weights, *mlp, *BOTH_NORMS)))
     return hybrid_of(c, plans, sizes, adapts_experts=True, router="grouped_scores")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from will_it_fit.analytic import feed_forward, mixers, state_spaces
-from will_it_fit.analytic.delta_rules import delta, kimi_delta
+from will_it_fit.analytic.delta_rules import delta, kimi_delta, separate_delta
 from will_it_fit.analytic.graph import Tensor
 from will_it_fit.analytic.layers import Network, activated, linear, norm
 from will_it_fit.analytic.operations import HybridLayer, viewed
@@ -139,8 +139,10 @@ _LAYERS: dict[str, Callable] = {
 _MIXERS: dict[str, Callable] = {
     "delta": delta,
     "kimi_delta": kimi_delta,
+    "first_state_space": state_spaces.first_state_space,
     "grouped": mixers.grouped,
     "latent": mixers.latent,
+    "separate_delta": separate_delta,
     "short": state_spaces.short,
     "state_space": state_spaces.state_space,
     "with_sinks": mixers.with_sinks,

@@ -40,6 +40,7 @@ class TrainingStep(Network):
         self.resident = 0
         self.shared_keys: dict[str, tuple[Tensor, Tensor]] = {}  # keys and values that later layers take (Gemma 4)
         self.inputs_of_layers: Tensor | None = None
+        self.chosen: Tensor | None = None  # the keys that an indexer chose, which later layers take (GLM-5)
         self._shared: list[Tensor] = []  # what every layer reads
         self._held: list[Tensor] = []  # what the model's code keeps a name for, until the forward pass ends
         self._outputs: Tensor | None = None  # logits that a manual loop keeps a name for
@@ -232,6 +233,12 @@ class TrainingStep(Network):
         elif self.setting.windowed:
             self._shared.append(self.tensor(("s", "s"), 1))
 
+    def hand_on(self, chosen: Tensor) -> None:
+        """Keep the keys that a layer has chosen for those after it; where a layer runs again, until it has."""
+        self.chosen = chosen
+        if self.scenario.gradient_checkpointing and self.phase == "forward":
+            self._shared.append(chosen)
+
     def _repeat(self, before: Counter[Term]) -> None:
         """What the layer just run has left behind, as often as there are layers that are not run."""
         self.look()
@@ -316,7 +323,7 @@ class TrainingStep(Network):
             self.embedding.grad = None
         self._shared.clear()
         self.shared_keys.clear()
-        self.inputs_of_layers = None
+        self.inputs_of_layers = self.chosen = None
         del held
         self.look()
 
