@@ -124,6 +124,11 @@ class Decoder:
         return False
 
     @property
+    def streams(self) -> int:
+        """Residual streams side by side; 0: one alone."""
+        return 0
+
+    @property
     def packages(self) -> frozenset[str]:
         """Whose kernels the model's code takes where it can."""
         return frozenset()

@@ -83,7 +83,8 @@ def routed(net: Network, x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
     indices = net.tensor(ROWS, 8)
     if kind.startswith("softmax"):
         scores = net.softmax(logits, 2) if kind == "softmax_16_bits" else net.softmax(net.cast(logits, 4), 4)
-        return net.cast(net.elementwise(scores, dims=ROWS, saved=[indices]), source), indices
+        shares = net.elementwise(scores, dims=ROWS, saved=[indices])
+        return shares if kind == "softmax_in_fp32" else net.cast(shares, source), indices
     if kind == "chosen_first":
         best = net.elementwise(logits, dims=ROWS, saved=[indices])
         return net.cast(net.softmax(best, best.width), source), indices

@@ -67,6 +67,7 @@ class Hybrid(Decoder):
     expert_names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")  # that targets of adapters go by
     router: str = "softmax"  # type: ignore[assignment]
     scaled_logits: bool = False  # type: ignore[assignment]
+    streams: int = 0  # type: ignore[assignment]
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:

@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from will_it_fit.analytic.graph import Parameter, Tensor
 from will_it_fit.analytic.layers import Network, attended, dropped, expanded, half_turned, linear, norm
-from will_it_fit.analytic.operations import HybridLayer, assigned, copied, joined, kept, multiplied, root_normed, viewed
+from will_it_fit.analytic.operations import (
+    HybridLayer,
+    as_often,
+    assigned,
+    chunks_left_out,
+    chunks_run,
+    copied,
+    in_rows,
+    joined,
+    kept,
+    multiplied,
+    root_normed,
+    viewed,
+)
 
 
 def grouped(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
@@ -235,3 +248,37 @@ def with_sinks(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tenso
     out = multiplied(net, shares, v, ("t", "a"))
     del shares, q, k, v
     return linear(net, copied(net, out), layer["o_proj"])
+
+
+# --- attention in blocks, without a softmax ---
+
+
+def lightning(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
+    """Scores within a block of tokens, and a state of all blocks before, both times fixed decays (MiniMax M1)."""
+    net.what = "linear attention"
+    wide = net.setting.dense_width  # of the decays, which come with the model
+    made = linear(net, x, layer["qkv_proj"])
+    made = net.elementwise(made, saved=[made])
+    q, k, v = net.split(made, ("a", "a", "a"))
+    del made
+    net.symbols["bk"] = net.value("b") * min(net.value("C"), net.value("s"))
+    net.symbols["ck"] = min(net.value("C"), net.value("s"))
+    block, pairs, state_dims = ("bk", "a"), ("bk", "H", "ck"), ("b", "a", "d")
+    state, outputs = net.tensor(state_dims, v.width), []
+    for number in range(chunks_run(net)):
+        before_it = net.live.copy() if number == 1 else None
+        own_q, own_k, own_v = (in_rows(net, viewed(net, part, block)) for part in (q, k, v))
+        scores = multiplied(net, own_q, own_k, pairs)
+        within = multiplied(net, net.elementwise(scores, wide), own_v, block)
+        before = multiplied(net, net.elementwise(own_q, wide), state, block)
+        outputs.append(net.add(before, within))
+        fresh = multiplied(net, net.elementwise(own_k, wide), own_v, state_dims)
+        state = net.add(net.elementwise(state, wide), fresh)
+        if before_it is not None:
+            state = as_often(net, state, before_it, chunks_left_out(net))
+    del scores, within, before, fresh, own_q, own_k, own_v
+    out = joined(net, tuple(outputs), ("t", "a"))
+    outputs.clear()
+    out = norm(net, copied(net, out), layer["lightning.norm"])
+    out = net.multiply(out, kept(net, linear(net, x, layer["output_gate"])))
+    return linear(net, out, layer["lightning.out_proj"])

@@ -111,6 +111,11 @@ def copied(net: Network, x: Tensor, dims: tuple[str, ...] | None = None) -> Tens
     return net.operation(dims or x.dims, x.width, [x], lambda grad: [Tensor(grad.storage, shape, grad.width)])
 
 
+def in_rows(net: Network, x: Tensor) -> Tensor:
+    """What a matrix multiplies: of several rows a copy, where channels came before tokens."""
+    return copied(net, x) if net.value("b") > 1 else x
+
+
 def kept(net: Network, x: Tensor) -> Tensor:
     """One tensor to another, which is kept (an exponential, a sigmoid)."""
     return net.operation(x.dims, x.width, [x], net.like(x), saves_output=True)

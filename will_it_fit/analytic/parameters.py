@@ -57,13 +57,6 @@ def _experts(c: Sizes, count: int, width: int, shared: int = 0, matrices: int = 
 # --- families: one layer --------------------------------------------------------------------------------------------
 
 
-def _minimax(c: Sizes, index: int) -> int:
-    h, wide = c.hidden_size, c.num_attention_heads * c.head()
-    linear = wide + 3 * wide * h + 2 * wide * h
-    mixer = _grouped(c, c.head()) if c.layer_types[index] == "full_attention" else linear
-    return mixer + _experts(c, c.num_local_experts, c.intermediate_size) + 2 * h
-
-
 def _deepseek_v4(c: Sizes, index: int) -> int:
     """Latent queries, one key and value for all heads, compressed tokens, and a residual stream of several copies."""
     h, n, d, narrow, kind = c.hidden_size, c.num_attention_heads, c.head_dim, c.q_lora_rank, kinds_of_layers(c)[index]
@@ -89,7 +82,6 @@ def _deepseek_v4_outside(c: Sizes) -> int:
 
 _LAYERS: dict[str, Layer] = {
     "deepseek_v4": _deepseek_v4,
-    "minimax": _minimax,
 }
 # Beside embeddings, head and the last norm.
 _OUTSIDE: dict[str, Callable[[Sizes], int]] = {"deepseek_v4": _deepseek_v4_outside}

@@ -157,6 +157,8 @@ def _check_hybrid(scenario: Scenario) -> None:
         refused = f"packing: {scenario.packing}"
     elif scenario.kbit_preparation != "none" and describe(scenario.model).experts:
         refused = f"experts in fp32 (kbit_preparation: {scenario.kbit_preparation})"
+    elif kind == "gemma3n_text" and scenario.method == "qlora":  # its code multiplies by a weight that is packed then
+        refused = "4-bit weights"
     elif kind == "gpt_oss" and scenario.attention not in ("sdpa", "eager"):
         refused = f"attention: {scenario.attention}"
     if refused:

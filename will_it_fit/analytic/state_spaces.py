@@ -19,6 +19,7 @@ from will_it_fit.analytic.operations import (
     by_package,
     convolved,
     copied,
+    in_rows,
     joined,
     kept,
     multiplied,
@@ -222,11 +223,6 @@ def exponential(net: Network, weight: Parameter) -> Tensor:
     """The decays of a state, in fp32, from their logarithms."""
     wide = net.operation(weight.dims, 4, [weight], lambda grad: [net.gradient(weight.dims, weight.width)])
     return net.elementwise(kept(net, wide))
-
-
-def in_rows(net: Network, x: Tensor) -> Tensor:
-    """What a matrix multiplies: of several rows a copy, where channels came before tokens."""
-    return copied(net, x) if net.value("b") > 1 else x
 
 
 def token_by_token(

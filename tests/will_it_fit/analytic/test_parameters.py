@@ -11,7 +11,7 @@ from will_it_fit.scenario.model import MODELS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.model import skeleton
 
-UNKNOWN = {"zamba2", "gemma3n_text", "mimo-v2-flash"}  # layers that share weights; four residual streams; not tried
+UNKNOWN = {"zamba2", "mimo-v2-flash"}  # layers that share weights; not tried
 
 
 def built(scenario: Scenario) -> int:
