@@ -157,7 +157,7 @@ def test_an_answer_names_the_phase_and_its_owner(known):
 
 def test_a_share_without_a_block_says_which_phase_fails_by_how_much_and_what_to_write(known):
     with pytest.raises(UserError, match=r"can't start.*more\. The phase load fails") as caught:
-        of(known, utilization=0.01)
+        of(known, utilization=0.005)
     share = caught.value.change["generation"]["utilization"]
     assert of(known, utilization=share).server.cache_bytes()[0] > 0
 
