@@ -306,7 +306,8 @@ def minimax_m2(c: Sizes) -> Hybrid:
 
 def minimax(c: Sizes) -> Hybrid:
     """MiniMax M1: attention in blocks without a softmax, and attention; every layer has experts."""
-    sizes = sizes_of(c) | routed_sizes(c, "num_local_experts", "intermediate_size")
+    routed = {"E": c.num_local_experts, "e": c.get("num_experts_per_tok", 2), "m": c.intermediate_size}
+    sizes = sizes_of(c) | routed
     window = c.get("sliding_window", None) or 0
     blocks = (
         Weight("lightning.norm", "norms", ("a",)),
