@@ -242,10 +242,29 @@ def _phases(scenario: Scenario, trace: Mapping[str, Any], gpu: Gpu, server: Serv
     for name, title in _TRACED.items():
         if name in peaks:
             yield on_card(title, peaks[name] + unused, awake="none")
-    yield on_card("update", max(peaks[name] for name in _UPDATE if name in peaks) + unused, awake="none")
+    update = max(peaks[name] for name in _UPDATE if name in peaks) + answers_left_out(scenario)
+    yield on_card("update", update + unused, awake="none")
     if server is not None and not beside:
         for name, computes in (("load", True), ("weight sync", False), ("generate", True)):
             yield Phase(name, SERVER, {"CUDA context": context, **_of_server(server, "all", computes=computes)})
+
+
+def answers_left_out(scenario: Scenario) -> int:
+    """Bytes that TRL keeps through the update of micro-batches that a trace leaves out.
+
+    Of each token its id and its mask, in int64; of each token of an answer its log-probability, beside vLLM also the
+    trainer's own, and the reference's; of each answer its advantage, and beside vLLM a ratio (TRL 1.16,
+    ``GRPOTrainer._buffered_inputs``).
+    """
+    if scenario.objective != "grpo" or scenario.generation.engine == "transformers":
+        return 0
+    from will_it_fit.step.reinforcement import Cycle  # imports torch
+
+    whole, taken = (Cycle.of(scenario, whole=whole).steps for whole in (True, False))
+    beside = scenario.generation.engine == "vllm"
+    kept = 1 + beside + (scenario.preference.reference is not None)
+    row = 16 * scenario.sequence_length + 4 * scenario.completion_length * kept + 4 * (1 + beside)
+    return max(whole - taken, 0) * scenario.micro_batch * row
 
 
 def _of_server(server: Server, awake: str, *, computes: bool) -> dict[str, Range]:

@@ -14,7 +14,7 @@ from will_it_fit.planner.compare import compare
 from will_it_fit.planner.cycle import knobs, largest_utilization, longest_completion, server_answers
 from will_it_fit.planner.feasibility import feasibility
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing.cycle import cycle
+from will_it_fit.tracing.cycle import answers_left_out, cycle
 from will_it_fit.tracing.measure import measure
 from will_it_fit.tracing.scenario_trace import traced
 from will_it_fit.tracing.trace import trace
@@ -42,6 +42,15 @@ def known():
 def test_trl_says_nothing_of_what_the_asker_did_not_write(recwarn):
     trace(scenario(), capability=GPU.capability, timeline=False)
     assert not [each for each in recwarn if "rollout_func" in str(each.message)]
+
+
+@pytest.mark.parametrize("reference", [None, "adapter_off"])
+def test_answers_of_micro_batches_that_are_left_out_are_counted_in_the_update(reference):
+    fields = scenario().to_mapping() | {"gradient_accumulation": 4}
+    asked = Scenario.from_mapping(fields | {"preference": {"generations": 4, "reference": reference}})
+    short, whole = trace(asked, "cpu", timeline=False)["phases"], measure(asked, "cpu", timeline=False)["phases"]
+    for phase in ("forward", "backward", "optimizer"):
+        assert whole[phase] - short[phase] == answers_left_out(asked) > 0
 
 
 def of(known, **generation):
