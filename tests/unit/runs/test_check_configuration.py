@@ -112,7 +112,7 @@ PLAIN = {"loss": "full", "packing": "none", "rows_per_step": None, "method": "lo
 @pytest.mark.parametrize(
     ("training", "words"),
     [
-        ({"parallel": {"strategy": "ddp", "gpus": 9}}, ["4 rows", "9 GPUs", "rows_per_step: 9"]),
+        ({"parallel": {"strategy": "ddp", "gpus": 9}}, ["8 rows", "9 GPUs", "rows_per_step: 9"]),
         ({"parallel": {"strategy": "none", "gpus": 2}}, ["uses one GPU", "strategy: fsdp2, gpus: 2"]),
         (
             {"parallel": {"strategy": "fsdp1", "gpus": 2}, "loss": "full", "method": "lora"},
