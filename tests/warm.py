@@ -84,6 +84,7 @@ def serve(address: str, packages: list[str]) -> dict:
     waiting.register(listener, selectors.EVENT_READ)
     waiting.register(0, selectors.EVENT_READ)  # ends with the process of tests
     children: dict[int, tuple[int, socket.socket]] = {}
+    gc.disable()  # imports make many objects and few cycles
     print("ready", flush=True)
     while True:
         for key, _ in waiting.select():
@@ -97,6 +98,7 @@ def serve(address: str, packages: list[str]) -> dict:
                 gc.freeze()  # or a child's collection would copy all that was imported
                 child = os.fork()
                 if not child:
+                    gc.enable()
                     for registered in waiting.get_map().values():
                         if registered.fd:
                             os.close(registered.fd)

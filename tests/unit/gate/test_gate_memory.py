@@ -111,6 +111,10 @@ def test_another_gpu_is_gated_by_a_trace_of_its_own_kernels() -> None:
     judged = decide_step(known, find("t4"))
     assert judged.step == on_t4 and judged.step is known.on(find("t4")), "traced once for each GPU"
     assert decide_step(known, find("a100-40gb")).step == known.trace
+    ada = find("rtx-4090")
+    as_small = replace(ada, total_bytes=ada.total_bytes - ada.usable_bytes + find("t4").usable_bytes)
+    assert as_small.usable_bytes == find("t4").usable_bytes
+    assert known.on(as_small)["required_bytes"] < on_t4["required_bytes"]
     of_t4 = replace(known, capability=(7, 5), trace={**known.trace, "required_bytes": 1})
     assert decide_step(of_t4, find("t4")).step["required_bytes"] == 1
 

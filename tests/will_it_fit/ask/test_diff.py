@@ -131,6 +131,7 @@ def test_two_tools_a_wrong_revision_a_missing_file_and_a_wrong_size_are_refused(
         (("--file=configs/train.yml", "--", "--output=x"), "does not begin with a hyphen"),
         (("main", "--file", "no.yml"), "Neither version has the file"),
         (("main", "--file", "configs/train.yml", "--most", "much"), "`--most` takes a size"),
+        (("main", "--file", "configs/train.yml", "--most", ""), "`--most` takes a size"),
     ):
         with pytest.raises(UserError, match=said):
             main(["diff", *words])

@@ -61,6 +61,24 @@ def test_a_loop_stops_after_its_second_update(tmp_path):
     assert decided == [f"loop.py:{compares} in <module>"]
 
 
+ONE_RESTS = """
+import torch
+from torch import nn
+model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).cuda()
+optimizers = [torch.optim.SGD(part.parameters(), lr=1e-3) for part in model]
+for step in range(9):
+    model(torch.randn(8, 64, device="cuda")).sum().backward()
+    for optimizer in optimizers[: 2 - step % 2]:
+        optimizer.step()
+"""
+
+
+def test_an_update_by_one_of_two_optimizers_is_the_second_one(tmp_path):
+    """It ends where the next forward pass begins: until then the other optimizer may follow."""
+    answer = answered(tmp_path, program(tmp_path, ONE_RESTS))
+    assert answer["program"]["updates"] == 2 and answer["program"]["outcome"] == "stopped"
+
+
 def test_what_programs_ask_a_card_is_answered(tmp_path):
     answer = answered(tmp_path, str(PROGRAMS / "asks.py"))
     assert answer["program"]["updates"] == 2 and answer["evaluation"] is None
