@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported; scripts/common/job.py says why
+# Inductor would compile a program for each kind of vectors, to see that g++ can: seconds, anew in each followed step.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 os.environ["WILL_IT_FIT_CACHE"] = ""  # each test asks anew; tests of kept answers name a folder
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each worker; jobs of a chain set their own number
