@@ -41,6 +41,8 @@ CATALOGUE = {
     "deepseek_v3": ("deepseek-v3", range(1, 5)),
     "olmo3": ("olmo-3.1-32b", range(1, 5)),
     "llama4_text": ("llama-4-scout", range(4)),
+    "deepseek_v32": ("deepseek-v3.2", range(2, 5)),
+    "glm_moe_dsa": ("glm-5", range(2, 5)),
 }
 PACKAGES = {
     **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "kimi_linear"), "causal-conv1d fla"),

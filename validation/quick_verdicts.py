@@ -21,7 +21,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from validation import analytic
-from validation.families import FAMILIES
+from validation.families import FAMILIES, LATER
 from validation.hybrid_forms import CATALOGUE, PACKAGES, model_of
 from will_it_fit.analytic.allocations import form_events, variations
 from will_it_fit.analytic.certainty import Needs, follows_allocations
@@ -63,7 +63,7 @@ def models(draw: Random, *, hybrids: bool) -> Iterator[tuple[str, Mapping[str, A
     names = sorted(path.stem for path in MODELS.glob("*.json"))
     while True:
         if hybrids:
-            family = draw.choice(sorted(FAMILIES))
+            family = draw.choice(sorted(set(FAMILIES) - LATER))
             sizes = draw.choice(("default", CATALOGUE[family][0])) if family in CATALOGUE else "default"
             yield f"{family} {sizes}", model_of(family, sizes), None
         else:

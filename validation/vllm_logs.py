@@ -16,6 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -68,8 +69,10 @@ def main(use: str) -> None:
             shares.append(abs(high / seen - 1))
             line.append(f"cache {seen:6.2f}  by rule {low:6.2f} to {high:6.2f}  {100 * (high / seen - 1):+5.1f} %"
                         f" (outside the range {100 * (nearest / seen - 1):+.1f} %)")  # fmt: skip
-        if took is not None and (engine or row["max_num_seqs"]):
-            own = engine or Server({}, 0, 0, 0, int(row["max_num_seqs"]), 0, DEFAULT_TOKENS)
+        if took is not None and engine:
+            rank = re.search(r"lora_rank=(\d+)", row["flags"])
+            packed = "load_in_4bit=True" in row["flags"]
+            own = replace(engine, lora_rank=int(rank[1]) if rank else 0, packed=packed)
             low, high = (size / GIB for size in own.graph_bytes())
             asked, inside = asked + 1, inside + (low <= took <= high)
             line.append(f"graphs {took:5.2f} of {low:.2f} to {high:.2f}")

@@ -28,7 +28,8 @@ def training_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
     own = {"allocator": {"expandable_segments": expandable_segments_here(settings["training"]["device"])}}
     step = own | {key: value for key, value in settings["training"].items() if key in STEP}
     if step["precision"] == "auto":
-        step |= {"precision": "fp32", "autocast": step.get("autocast") or autocast_here(settings["training"]["device"])}
+        faster = computes_in_bf16(settings["training"]["device"]) and not step.get("autocast")
+        step |= {"precision": "bf16", "autocast": "bf16"} if faster else {"precision": "fp32"}
     return _of_method({**_defaults(settings), **step, "gpu": None, "lora": settings["lora"]})
 
 
@@ -37,10 +38,9 @@ def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**scenario_defaults(), **settings["scenario_defaults"]}
 
 
-def autocast_here(device: str) -> str | None:
-    """What ``precision: auto`` autocasts to: bf16 on a CPU that is faster in it, else nothing."""
-    on_processor = device == "cpu" or (device == "auto" and not cuda_devices())
-    return "bf16" if on_processor and multiplies_bf16() else None
+def computes_in_bf16(device: str) -> bool:
+    """Whether ``precision: auto`` takes 16-bit weights under autocast: on a CPU that is faster in bf16."""
+    return (device == "cpu" or (device == "auto" and not cuda_devices())) and multiplies_bf16()
 
 
 def training_step_as_gated(settings: Mapping[str, Any]) -> dict[str, Any]:

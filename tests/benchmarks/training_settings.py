@@ -6,7 +6,8 @@
 The sets are held-out intents of the grammar and, where the split has some, held-out files of ``eg``. The default's
 split has none of ``eg`` today. Nothing here reads the test split or the benchmark. Settings are rows a step x steps @
 learning rate, and what else differs from the default configuration: ``rank``, ``autocast`` (bf16 or none), ``method``
-(lora: an fp32 base).
+(lora: an fp32 base). The weights that are not quantized are fp32 here, as in all that was measured; ``precision: auto``
+takes bf16 for them where the processor is fast in it.
 
 docs/training-settings.csv keeps what has been measured: a line for each look at the validation sets, with the CPU
 seconds that the steps until then took in one thread. The last line of a run has the right answers too.

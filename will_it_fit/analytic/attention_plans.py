@@ -5,6 +5,9 @@ Source: transformers 5.24, models/<model_type>/modeling_<model_type>.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from will_it_fit.analytic.decoder import Heads
 from will_it_fit.analytic.hybrids import FP32, Hybrid, Plan, Weight
 from will_it_fit.analytic.plan_parts import (
@@ -30,7 +33,37 @@ def deepseek(c: Sizes) -> Hybrid:
     """DeepSeek-V3, GLM-4.7 Flash: latent attention; experts beside what every token goes through, but in the first."""
     weights, own, heads = latent_parts(c)
     sizes = sizes_of(c) | own
-    return _after_dense_layers(c, sizes, Plan("plain", "latent", "", weights, heads))
+    return _after_dense_layers(c, sizes, [Plan("plain", "latent", "", weights, heads)] * c.num_hidden_layers)
+
+
+def sparse_deepseek(c: Sizes) -> Hybrid:
+    """DeepSeek-V3.2, GLM-5: the same, but each token attends to the keys that an indexer chooses.
+
+    Some layers of GLM-5 have none, and take what the layer before has chosen.
+    """
+    weights, own, heads = latent_parts(c)
+    heads = replace(heads, selects=True)
+    count, narrow = c.index_n_heads, c.index_head_dim
+    own |= {"in": count, "id": narrow, "ix": count * narrow, "top": c.index_topk}
+    indexer = (
+        linear("indexer.wq_b", "ix", "q", reached=False),
+        linear("indexer.wk", "id", reached=False),
+        Weight("indexer.k_norm", "norms", ("id",), bias=True, reached=False),
+        linear("indexer.weights_proj", "in", reached=False),
+    )
+    kinds = c.get("indexer_types", None) or ["full"] * c.num_hidden_layers
+    mixers = [
+        Plan(
+            "plain",
+            "latent",
+            "",
+            weights if kind == "shared" else (*weights, *indexer),
+            heads,
+            frozenset({"hands_on"} if "shared" in kinds[index + 1 : index + 2] else ()),
+        )
+        for index, kind in enumerate(kinds)
+    ]
+    return _after_dense_layers(c, sizes_of(c) | own, mixers)
 
 
 def glm(c: Sizes) -> Hybrid:
@@ -38,25 +71,24 @@ def glm(c: Sizes) -> Hybrid:
     weights = projections(Heads(), qkv=c.get("attention_bias", False))
     weights += norms_of("q_norm", "k_norm", size="d") if normed else ()
     options = frozenset({"normed"} if normed else ())
-    return _after_dense_layers(
-        c, sizes_of(c), Plan("plain", "grouped", "", weights, Heads(), options, rotated_share(c, 0.5))
-    )
+    mixer = Plan("plain", "grouped", "", weights, Heads(), options, rotated_share(c, 0.5))
+    return _after_dense_layers(c, sizes_of(c), [mixer] * c.num_hidden_layers)
 
 
-def _after_dense_layers(c: Sizes, sizes: dict[str, int], mixer: Plan) -> Hybrid:
-    """Experts, after a few layers without; PEFT adapts experts and no dense MLP."""
+def _after_dense_layers(c: Sizes, sizes: dict[str, int], mixers: Sequence[Plan]) -> Hybrid:
+    """Experts, after a few layers without; PEFT adapts experts and no dense MLP. ``mixers``: each layer's."""
     width = c.get("n_shared_experts", 1) * c.moe_intermediate_size
     sizes = sizes | routed_sizes(c, "n_routed_experts", "moe_intermediate_size", shared=width)
-    dense = Plan(mixer.layer, mixer.mixer, "gated", (*mixer.weights, *mlp_of(adapted=False), *BOTH_NORMS), mixer.heads,
-                 mixer.options, mixer.rotary)  # fmt: skip
-    parts = (*mixer.weights, *experts_of(FP32), *mlp_of("S", "shared_experts.", adapted=False), *BOTH_NORMS)
-    routed = Plan(mixer.layer, mixer.mixer, "routed_beside", parts, mixer.heads, mixer.options, mixer.rotary)
     kinds = c.get("mlp_layer_types", None)
     first = c.get("first_k_dense_replace", 0)
-    plans = [
-        dense if (kinds[index] == "dense" if kinds else index < first) else routed
-        for index in range(c.num_hidden_layers)
-    ]
+    plans = []
+    for index, mixer in enumerate(mixers):
+        if kinds[index] == "dense" if kinds else index < first:
+            mlp, run = mlp_of(adapted=False), "gated"
+        else:
+            mlp = (*experts_of(FP32), *mlp_of("S", "shared_experts.", adapted=False))
+            run = "routed_beside"
+        plans.append(replace(mixer, mlp=run, weights=(*mixer.weights, *mlp, *BOTH_NORMS)))
     return hybrid_of(c, plans, sizes, adapts_experts=True, router="grouped_scores")
 
 
@@ -134,6 +166,59 @@ def _gemma_layer(heads: Heads, reuses: bool, stores: bool, same: bool, extra: in
         )
     options = {"normed", "normed_values"} | ({"reuses"} if reuses else set()) | ({"stores"} if stores else set())
     return Plan("sandwich", "grouped", "gated", weights, heads, frozenset(options))
+
+
+def gemma_3n(c: Sizes) -> Hybrid:
+    """Gemma 3n: as Gemma 4 with inputs of each layer, over several residual streams."""
+    count, kinds, shared = c.num_hidden_layers, kinds_of_layers(c), c.get("num_kv_shared_layers", 15)
+    streams, extra, widths = c.get("altup_num_inputs", 4), c.hidden_size_per_layer_input, c.intermediate_size
+    widths = list(widths) if isinstance(widths, Sequence) else [widths] * count
+    sparse = c.get("activation_sparsity_pattern", None) or [0.95 * (count > 10 > index) for index in range(count)]
+    sizes = sizes_of(c)
+    sizes |= {"D": sizes["d"], "J": sizes["K"], "A": sizes["a"], "B": sizes["k"], "i": widths[0], "p4": extra}
+    sizes |= {"Lp": count * extra, "U": c.vocab_size_per_layer_input, "lr": c.get("laurel_rank", 64)}
+    sizes |= {"al": streams, "al-1": streams - 1, "al²": streams**2}
+    sizes |= {f"i{width}": width for width in widths if width != widths[0]}
+    sliding = Heads(window=c.get("sliding_window", 512))
+    full = Heads("A", "B", "B", "A", "D", "D", "H", "J", rotated="D")
+    first, plans = count - shared, []
+    for index, kind in enumerate(kinds):
+        heads = sliding if kind == "sliding_attention" else full
+        reuses = index >= first > 0 and bool(shared)
+        options = (
+            {"normed", "normed_values"} | ({"reuses"} if reuses else set()) | ({"cut_off"} if sparse[index] else set())
+        )
+        options |= set() if reuses or kind in kinds[index + 1 : first] else {"stores"}
+        options |= {"scaled_correction"} if c.get("altup_correct_scale", True) else set()
+        width = "i" if widths[index] == widths[0] else f"i{widths[index]}"
+        weights = [w for w in projections(heads) if not reuses or w.name in ("q_proj", "o_proj")]
+        weights += (*norms_of("q_norm", *(() if reuses else ("k_norm",)), size=heads.head), *mlp_of(width), *_STREAMS)
+        plans.append(Plan("alternating", "grouped", "gated", tuple(weights), heads, frozenset(options)))
+    mixed = [f"altup_{name}projections.{index}" for name in ("", "unembed_") for index in range(streams - 1)]
+    outside = (
+        Weight("embed_tokens_per_layer", "embeddings", ("U", "Lp")),
+        linear("per_layer_model_projection", "Lp"),
+        *norms_of("per_layer_projection_norm", size="p4"),
+        *(linear(name, "h") for name in mixed),
+    )
+    activation = str(c.get("hidden_activation", "gelu_pytorch_tanh"))
+    others = {"outside": outside, "activation": activation, "tied": True, "scaled": True, "streams": streams}
+    return hybrid_of(c, plans, sizes, norm="gemma", **others)
+
+
+_STREAMS = (
+    *BOTH_NORMS,
+    *norms_of("pre_feedforward_layernorm", "post_feedforward_layernorm", "post_per_layer_input_norm"),
+    *norms_of("laurel.post_laurel_norm", "altup.router_norm"),
+    Weight("altup.correct_output_scale", "other", ("h",)),
+    linear("altup.correction_coefs", "al", "al"),
+    linear("altup.prediction_coefs", "al²", "al"),
+    linear("altup.modality_router", "al"),
+    linear("laurel.linear_left", "lr"),
+    linear("laurel.linear_right", "h", "lr"),
+    linear("per_layer_input_gate", "p4"),
+    linear("per_layer_projection", "h", "p4"),
+)
 
 
 # --- norms after attention and MLP ------------------------------------------------------------------------------------
@@ -217,6 +302,30 @@ def minimax_m2(c: Sizes) -> Hybrid:
     plan = Plan("plain", "grouped", "routed", (*weights, *experts_of(), *BOTH_NORMS), Heads(), rotary=rotated_share(c))
     names = {"adapts_experts": True, "expert_names": ("w1", "w3", "w2")}
     return hybrid_of(c, [plan] * c.num_hidden_layers, sizes, router="sigmoid", **names)
+
+
+def minimax(c: Sizes) -> Hybrid:
+    """MiniMax M1: attention in blocks without a softmax, and attention; every layer has experts."""
+    routed = {"E": c.num_local_experts, "e": c.get("num_experts_per_tok", 2), "m": c.intermediate_size}
+    sizes = sizes_of(c) | routed
+    window = c.get("sliding_window", None) or 0
+    blocks = (
+        Weight("lightning.norm", "norms", ("a",)),
+        linear("qkv_proj", "a+a+a"),
+        linear("lightning.out_proj", "h", "a"),
+        linear("output_gate", "a"),
+    )
+    kinds = {
+        "linear_attention": ("lightning", blocks, Heads(), 0.0),
+        "full_attention": ("grouped", projections(Heads()), Heads(window=window), rotated_share(c)),
+    }
+    plans = []
+    for kind in kinds_of_layers(c):
+        mixer, weights, heads, rotary = kinds[kind]
+        parts = (*weights, *experts_of(), *BOTH_NORMS)
+        plans.append(Plan("scaled_after_norm", mixer, "routed", parts, heads, rotary=rotary))
+    names = {"adapts_experts": True, "expert_names": ("w1", "w3", "w2"), "chunk": c.get("block_size", 256)}
+    return hybrid_of(c, plans, sizes, router="softmax_in_fp32", **names)
 
 
 def llama4(c: Sizes) -> Hybrid:

@@ -49,7 +49,8 @@ class Matrix:
 class Heads:
     """An attention's sizes, by their symbols: elements of a token's queries, keys, values and output, of heads.
 
-    ``window``: tokens that it looks back; 0: all. ``rotated``: elements of a head's cosines and sines.
+    ``window``: tokens that it looks back; 0: all. ``selects``: whether it gets a mask of the keys that an indexer has
+    chosen for each token. ``rotated``: elements of a head's cosines and sines.
     """
 
     queries: str = "a"
@@ -62,6 +63,7 @@ class Heads:
     groups: str = "K"
     window: int = 0
     rotated: str = "d"
+    selects: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,11 @@ class Decoder:
         return False
 
     @property
+    def streams(self) -> int:
+        """Residual streams side by side; 0: one alone."""
+        return 0
+
+    @property
     def packages(self) -> frozenset[str]:
         """Whose kernels the model's code takes where it can."""
         return frozenset()
@@ -143,11 +150,12 @@ class Decoder:
         """Further symbols, of sizes that also depend on the step."""
         return {}
 
-    def weight_shapes(self) -> list[tuple[str, int, str, int]]:
+    def weight_shapes(self, *, reached: bool = False) -> list[tuple[str, int, str, int]]:
         """Every base parameter as (group, elements, where, how many such).
 
         ``group`` is one of ``embeddings``, ``output_head``, ``linear`` (what 4-bit quantization packs), ``biases``,
         ``norms``, ``experts``, ``router``; ``where`` names it. A tied head is the embedding and not listed.
+        ``reached``: those alone that a gradient reaches, which here are all.
         """
         layers, family, h = self.sizes["L"], self.family, self.sizes["h"]
         shapes = [("embeddings", self.sizes["V"] * h, "embedding", 1)]
@@ -234,7 +242,7 @@ class Decoder:
             )
         return matrices
 
-    def adapter_shapes(self, lora: Lora) -> list[tuple[str, int, int]]:
+    def adapter_shapes(self, lora: Lora, *, reached: bool = False) -> list[tuple[str, int, int]]:
         """Adapter matrices as (where, elements, how many such): A is rank x inputs, B is outputs x rank.
 
         Experts have one pair each; where two of their matrices are one parameter it has twice the rank.

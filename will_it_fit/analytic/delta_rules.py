@@ -2,7 +2,7 @@
 
 As in :mod:`will_it_fit.analytic.layers`, local variables live as long as in transformers' code.
 
-Sources: transformers 5.24 (models/qwen3_5/modeling_qwen3_5.py, models/kimi_linear/modeling_kimi_linear.py), fla 0.5
+Sources: transformers 5.24 (models/qwen3_5/modeling_qwen3_5.py and its relatives), fla 0.5
 (ops/gated_delta_rule/chunk.py, ops/kda/chunk.py).
 """
 
@@ -15,12 +15,14 @@ from will_it_fit.analytic.operations import (
     as_often,
     assigned,
     by_package,
+    chunks_left_out,
     chunks_run,
     convolved,
     copied,
     joined,
     kept,
     multiplied,
+    outer,
     root_normed,
     summed,
     viewed,
@@ -47,20 +49,45 @@ def delta(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
         b, a = linear(net, x, layer["in_proj_b"]), linear(net, x, layer["in_proj_a"])
     mixed = convolved(net, mixed, layer, "conv1d", "x+x+y", silu=True)
     q, k, v = net.split(mixed, ("x", "x", "y"))
-    beta = kept(net, b)
-    wide = net.add(net.cast(a, 4), layer_constant(net, ("N",)))
-    decay = net.elementwise(net.elementwise(wide, saved=[wide]))
-    del wide
+    beta, decay = kept(net, b), decayed(net, a)
     rule = delta_rule_of_package if by_package(net, "fla") else delta_rule
     out = rule(net, q, k, v, decay, beta)
     del mixed, q, k, v, decay, beta, b, a
+    return linear(net, gated_norm(net, out, z, layer["norm"]), layer["out_proj"])
+
+
+def separate_delta(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
+    """The same with a matrix for each of queries, keys, values and gates, the gate last (OLMo Hybrid)."""
+    net.what = "linear attention"
+    parts = tuple(linear(net, x, layer[name]) for name in ("delta.q_proj", "delta.k_proj", "delta.v_proj"))
+    mixed = joined(net, parts, ("t", "x+x+y"))
+    del parts
+    mixed = convolved(net, mixed, layer, "conv1d", "x+x+y", silu=True)
+    q, k, v = net.split(mixed, ("x", "x", "y"))
+    beta = kept(net, linear(net, x, layer["b_proj"]))
+    beta = net.elementwise(beta) if "negative" in layer.plan.options else beta
+    decay = decayed(net, linear(net, x, layer["a_proj"]))
+    rule = delta_rule_of_package if by_package(net, "fla") else delta_rule
+    out = rule(net, q, k, v, decay, beta)
+    gate = linear(net, x, layer["g_proj"])
+    out = gated_norm(net, out, gate, layer["o_norm"])
+    del mixed, q, k, v, decay, beta  # the code holds them to its end
+    return linear(net, out, layer["delta.o_proj"])
+
+
+def decayed(net: Network, a: Tensor) -> Tensor:
+    """The logarithm of each head's decay, in fp32."""
+    wide = net.add(net.cast(a, 4), layer_constant(net, ("N",)))
+    return net.elementwise(net.elementwise(wide, saved=[wide]))
+
+
+def gated_norm(net: Network, out: Tensor, gate: Tensor, weight: Parameter) -> Tensor:
+    """A norm of each head, and the activated gate in fp32."""
     source = out.width
     with net.purpose("norms"):
-        out = net.multiply(net.cast(root_normed(net, net.cast(out, 4), "N"), source), layer["norm"])
-        wide = net.cast(z, 4)
-        out = net.cast(net.multiply(out, net.elementwise(wide, saved=[wide])), source)
-        del wide
-    return linear(net, out, layer["out_proj"])
+        out = net.multiply(net.cast(root_normed(net, net.cast(out, 4), "N"), source), weight)
+        wide = net.cast(gate, 4)
+        return net.cast(net.multiply(out, net.elementwise(wide, saved=[wide])), source)
 
 
 def layer_constant(net: Network, dims: tuple[str, ...]) -> Tensor:
@@ -121,7 +148,7 @@ def delta_rule(net: Network, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, bet
         update = multiplied(net, piece(k, "bc", "X"), fresh, state.dims)
         state = net.add(net.multiply(state, piece(last, "b", "N")), update)
         del update
-        state = as_often(net, state, before_it) if before_it is not None else state
+        state = as_often(net, state, before_it, chunks_left_out(net)) if before_it is not None else state
     del values, keys, q, k, within, state, fresh, last
     return net.elementwise(net.elementwise(out), source, dims=("t", "y"))
 
@@ -261,22 +288,9 @@ def kimi_rule(net: Network, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta
         update = multiplied(net, net.multiply(k_i, late), fresh, state.dims)
         state = net.add(net.multiply(state, kept(net, viewed(net, g_i, ("b", "y")))), update)
         del before, late, update
-        state = as_often(net, state, before_it) if before_it is not None else state
+        state = as_often(net, state, before_it, chunks_left_out(net)) if before_it is not None else state
     del falls, scores, values, keys, q, k, v, v_beta, k_beta, state, fresh, within, decay, beta, q_i, k_i, g_i
     return net.elementwise(net.cast(copied(net, out), source), dims=("t", "y"))
-
-
-def outer(net: Network, x: Tensor, y: Tensor, dims: tuple[str, ...]) -> Tensor:
-    """Each token's vector times each other's of its chunk: only the two are kept."""
-    shapes = [(each.dims, each.width) for each in (x, y)]
-
-    def backward(grad: Tensor) -> list:
-        full = [net.tensor(dims, 4), net.tensor(dims, 4)]
-        grads = [net.tensor(*shapes[0])]
-        del full[0]
-        return [*grads, net.tensor(*shapes[1])]
-
-    return net.operation(dims, 4, [x, y], backward, [x, y])
 
 
 def pairwise(net: Network, x: Tensor, dims: tuple[str, ...]) -> Tensor:

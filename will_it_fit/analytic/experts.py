@@ -51,10 +51,20 @@ def experts(
     down = merged(net, layer.down, layer.down_adapter) if layer.down_adapter else layer.down
     out = biased(net, grouped(net, hidden, down, tokens[-1]), layer.down_bias)
     del hidden
-    weighted = net.multiply(out, shares)
+    weighted = net.multiply(as_wide(net, out, shares.width), shares)
     ordered = net.elementwise(weighted, saved=[indices])
     del weighted, out
     return net.cast(net.elementwise(ordered, dims=tokens), width)
+
+
+def as_wide(net: Network, x: Tensor, width: int) -> Tensor:
+    """The same elements, whose gradient comes wider: it is narrowed when that of the product is gone.
+
+    Source: PyTorch 2.13, torch/csrc/autograd/engine.cpp (validate_outputs, after the product's own backward).
+    """
+    if x.width == width or x.edge is None:
+        return x
+    return Tensor(x.storage, x.dims, width, net.node([x.edge], net.like(x)))
 
 
 def through_gate(net: Network, made: Tensor, size: str) -> Tensor:
@@ -73,7 +83,8 @@ def routed(net: Network, x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
     indices = net.tensor(ROWS, 8)
     if kind.startswith("softmax"):
         scores = net.softmax(logits, 2) if kind == "softmax_16_bits" else net.softmax(net.cast(logits, 4), 4)
-        return net.cast(net.elementwise(scores, dims=ROWS, saved=[indices]), source), indices
+        shares = net.elementwise(scores, dims=ROWS, saved=[indices])
+        return shares if kind == "softmax_in_fp32" else net.cast(shares, source), indices
     if kind == "chosen_first":
         best = net.elementwise(logits, dims=ROWS, saved=[indices])
         return net.cast(net.softmax(best, best.width), source), indices

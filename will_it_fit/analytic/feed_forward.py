@@ -21,11 +21,28 @@ def gated(net: Network, x: Tensor, layer: HybridLayer, names: tuple[str, ...] = 
         out = net.multiply(up, activated(net, net.elementwise(linear(net, x, gate_proj))))
         del up
         return net.elementwise(linear(net, out, down_proj))
-    gate = activated(net, linear(net, x, gate_proj))
+    gate = linear(net, x, gate_proj)
+    gate = activated(net, cut_off(net, gate) if "cut_off" in layer.plan.options else gate)
     out = net.multiply(gate, linear(net, x, up_proj))
     del gate
     out = linear(net, out, down_proj)
     return dropped(net, out) if net.decoder.residual_dropout else out
+
+
+def cut_off(net: Network, x: Tensor) -> Tensor:
+    """What lies a number of deviations above each token's mean, and nought for the rest (Gemma 3n)."""
+    shape = (x.dims, x.width)
+
+    def of_deviation(grad: Tensor) -> list:
+        distance = net.tensor(*shape)
+        result = net.tensor(*shape)
+        del distance
+        return [result]
+
+    mean = net.operation(("t",), x.width, [x], net.like(x))
+    deviation = net.operation(("t",), x.width, [x], of_deviation, [x], saves_output=True)
+    above = net.add(x, net.add(mean, deviation))
+    return kept(net, above)
 
 
 def shared_names(prefix: str) -> tuple[str, ...]:

@@ -12,10 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from will_it_fit.analytic import feed_forward, mixers, state_spaces
-from will_it_fit.analytic.delta_rules import delta, kimi_delta
+from will_it_fit.analytic.delta_rules import delta, kimi_delta, separate_delta
 from will_it_fit.analytic.graph import Tensor
 from will_it_fit.analytic.layers import Network, activated, linear, norm
 from will_it_fit.analytic.operations import HybridLayer, viewed
+from will_it_fit.analytic.streams import alternating, put_together, spread_out
+
+__all__ = ["HybridLayer", "inputs_of_layers", "put_together", "run_layer", "spread_out"]
 
 # --- layers -----------------------------------------------------------------------------------------------------------
 
@@ -89,6 +92,20 @@ def after(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
     return net.add(x, out)
 
 
+def scaled_after_norm(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
+    """What a norm gives is the residual stream too; both parts of each sum are times a number (MiniMax M1)."""
+    plan, width, (first, second) = layer.plan, x.width, layer.norms
+    x = norm(net, x, first)
+    out = _MIXERS[plan.mixer](net, x, layer, width)
+    net.what = "residual stream"
+    x = net.add(net.elementwise(x), net.elementwise(out))
+    del out
+    x = norm(net, x, second)
+    out = _MLPS[plan.mlp](net, x, layer)
+    net.what = "residual stream"
+    return net.add(net.elementwise(x), net.elementwise(out))
+
+
 def between_norms(net: Network, x: Tensor, layer: HybridLayer) -> Tensor:
     """Norms before and after (LFM 3)."""
     plan, width, weights = layer.plan, x.width, layer.parts
@@ -129,18 +146,23 @@ def inputs_of_layers(net: Network, x: Tensor, outside: HybridLayer) -> Tensor:
 
 _LAYERS: dict[str, Callable] = {
     "after": after,
+    "alternating": alternating,
     "between_norms": between_norms,
     "plain": plain,
     "sandwich": sandwich,
     "scaled": plain,
+    "scaled_after_norm": scaled_after_norm,
     "side_by_side": side_by_side,
     "single": single,
 }
 _MIXERS: dict[str, Callable] = {
     "delta": delta,
     "kimi_delta": kimi_delta,
+    "first_state_space": state_spaces.first_state_space,
     "grouped": mixers.grouped,
     "latent": mixers.latent,
+    "lightning": mixers.lightning,
+    "separate_delta": separate_delta,
     "short": state_spaces.short,
     "state_space": state_spaces.state_space,
     "with_sinks": mixers.with_sinks,

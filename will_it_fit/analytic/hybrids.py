@@ -23,7 +23,7 @@ class Weight:
     """A weight of a layer: its name, its group (:meth:`Decoder.weight_shapes`) and its dimensions by symbols.
 
     Those of the group ``linear`` are quantized; ``adapted``: whether they get an adapter where all linear layers do.
-    ``bias``: whether there is one of the first dimension.
+    ``bias``: whether there is one of the first dimension. ``reached``: whether a gradient reaches it.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Weight:
     dims: tuple[str, ...]
     bias: bool = False
     adapted: bool = True
+    reached: bool = True
 
     def takes_adapter(self, adapts_experts: bool) -> bool:
         """Whether PEFT can adapt it: linear layers, and parameters of experts in some families."""
@@ -66,6 +67,7 @@ class Hybrid(Decoder):
     expert_names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")  # that targets of adapters go by
     router: str = "softmax"  # type: ignore[assignment]
     scaled_logits: bool = False  # type: ignore[assignment]
+    streams: int = 0  # type: ignore[assignment]
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
@@ -114,10 +116,10 @@ class Hybrid(Decoder):
             "f": self.kernel,
         }
 
-    def weight_shapes(self) -> list[tuple[str, int, str, int]]:
+    def weight_shapes(self, *, reached: bool = False) -> list[tuple[str, int, str, int]]:
         """As in the base class; the places of weights are their names."""
         counts: dict[tuple[str, int, str], int] = {}
-        for group, elements, name in self._each():
+        for group, elements, name in self._each(reached):
             counts[group, elements, name] = counts.get((group, elements, name), 0) + 1
         return [(*one, times) for one, times in counts.items()]
 
@@ -125,13 +127,12 @@ class Hybrid(Decoder):
         """As in the base class."""
         return [(group, elements) for group, elements, _ in self._each()]
 
-    def _each(self) -> Iterator[tuple[str, int, str]]:
-        """Every parameter as (group, elements, name)."""
+    def _each(self, reached: bool = False) -> Iterator[tuple[str, int, str]]:
+        """Every parameter as (group, elements, name); ``reached``: those alone that a gradient reaches."""
         hidden = self.sizes["h"]
         yield "embeddings", self.sizes["V"] * hidden, "embedding"
-        yield from self._sized(self.outside)
-        for plan in self.plans:
-            yield from self._sized(plan.weights)
+        for weights in (self.outside, *(plan.weights for plan in self.plans)):
+            yield from self._sized([weight for weight in weights if weight.reached or not reached])
         yield "norms", hidden, "final norm"
         if not self.tied:
             yield "output_head", self.sizes["V"] * hidden, "output head"
@@ -183,7 +184,7 @@ class Hybrid(Decoder):
             return set(self.expert_names[:2] if name == "gate_up_proj" else self.expert_names[2:])
         return {name.rsplit(".", 1)[-1]}
 
-    def adapter_shapes(self, lora: Lora) -> list[tuple[str, int, int]]:
+    def adapter_shapes(self, lora: Lora, *, reached: bool = False) -> list[tuple[str, int, int]]:
         """As in the base class."""
         if beyond := OUTSIDE_OF_LAYERS & asked_names(lora):
             raise NotDescribed(f"the analytic estimate does not describe adapters of {', '.join(sorted(beyond))}")
@@ -191,6 +192,8 @@ class Hybrid(Decoder):
         for weights in (self.outside, *(plan.weights for plan in self.plans)):
             for weight in weights:
                 if weight.name not in targets or not weight.takes_adapter(self.adapts_experts):
+                    continue
+                if reached and not weight.reached:
                     continue
                 for part, elements in self._adapter(weight, lora.rank):
                     key = f"{weight.name} {part}", elements

@@ -53,9 +53,9 @@ class Network(Graph):
         finally:
             self.what = before
 
-    def base_parameter(self, group: str, *dims: str, tied: bool = False) -> Parameter:
+    def base_parameter(self, group: str, *dims: str, tied: bool = False, reached: bool = True) -> Parameter:
         """A weight of the model that is not packed, of a group of :meth:`Decoder.weight_shapes`."""
-        return Parameter(dims, self.setting.weight_width(group), self.setting.full, tied)
+        return Parameter(dims, self.setting.weight_width(group), self.setting.full and reached, tied)
 
 
 @dataclass

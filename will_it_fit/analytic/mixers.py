@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from will_it_fit.analytic.graph import Parameter, Tensor
 from will_it_fit.analytic.layers import Network, attended, dropped, expanded, half_turned, linear, norm
-from will_it_fit.analytic.operations import HybridLayer, assigned, copied, joined, kept, multiplied, root_normed, viewed
+from will_it_fit.analytic.operations import (
+    HybridLayer,
+    as_often,
+    assigned,
+    chunks_left_out,
+    chunks_run,
+    copied,
+    in_rows,
+    joined,
+    kept,
+    multiplied,
+    root_normed,
+    viewed,
+)
 
 
 def grouped(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
@@ -99,34 +112,99 @@ def as_complex(net: Network, x: Tensor, *, unit_heads: bool) -> Tensor:
 def latent(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
     """Queries, keys and values through narrow vectors; a part of each head is rotated, its keys the same for all."""
     net.what = "attention"
-    heads = layer.plan.heads
+    heads, narrow_q = layer.plan.heads, None
     net.symbols |= {"Hz": net.value("H") * net.value("z"), "Hp": net.value("H") * (net.value("d") - net.value("z"))}
     if "q_proj" in layer.parts:
         q = linear(net, x, layer["q_proj"])
     else:
-        q = norm(net, linear(net, x, layer["q_a_proj"]), layer["q_a_layernorm"])
-        q = linear(net, q, layer["q_b_proj"])
+        narrow_q = norm(net, linear(net, x, layer["q_a_proj"]), layer["q_a_layernorm"])
+        q = linear(net, narrow_q, layer["q_b_proj"])
+        narrow_q = narrow_q if heads.selects else None
     passed, rotated = net.split(q, ("Hp", "Hz"))
     if layer.plan.rotary:
         del q
     narrow = linear(net, x, layer["kv_a_proj_with_mqa"])
     keys, shared = net.split(narrow, ("l", "z"))
-    del narrow
     keys = norm(net, keys, layer["kv_a_layernorm"])
     if layer.plan.rotary:
         rotated, shared = interleaved(net, rotated, width), interleaved(net, shared, width)
         q = joined(net, (passed, rotated), ("t", heads.queries))
     q = net.elementwise(q) if "scaled_queries" in layer.plan.options else q
-    del passed, rotated
     both = linear(net, keys, layer["kv_b_proj"])
     part, v = net.split(both, ("Hp", "P"))
     k = net.tensor(("t", heads.keys), both.width)
     k = assigned(net, k, part)
     k = assigned(net, k, spread(net, shared, ("t", "Hz")))
-    del part, both, shared, keys
+    del part, both
+    masks = chosen_keys(net, x, narrow_q, layer, width) if narrow_q else []
+    del narrow_q
     out = attended(net, q, k, v, heads)
-    del q, k, v
-    return linear(net, out, layer["o_proj"])
+    out = linear(net, out, layer["o_proj"])
+    del q, k, v, passed, rotated, narrow, keys, shared, masks  # the code holds all of them to its end
+    return out
+
+
+def chosen_keys(net: Network, x: Tensor, narrow_q: Tensor, layer: HybridLayer, width: int) -> list[Tensor]:
+    """Which keys each token attends to: the best by an indexer's scores, as a mask (DeepSeek-V3.2, GLM-5).
+
+    No gradient goes through it. The scores of all its heads are in fp32 at once. In GLM-5 some layers take what an
+    earlier one has chosen. Returned is what the attention's code holds to its end.
+    """
+    net.symbols["chosen"] = min(net.value("top"), net.value("s"))
+    with net.purpose("indexer"):
+        if "indexer.wk" in layer.parts:
+            found = indices_of_keys(net, without_gradient(x), without_gradient(narrow_q), layer, width)
+            if "hands_on" in layer.plan.options:
+                net.hand_on(found)
+        else:
+            found = net.chosen
+        wide = net.tensor(("t", "chosen"), 8)
+        blank = net.tensor(("t", "s"), 1)
+        left_out = net.tensor(("t", "s"), 1)
+        del wide, blank
+        if net.setting.attention_kernel(x.width, layer.plan.heads) == "eager":
+            return [found, left_out, net.tensor(("t", "s"), width)]
+        opposite = net.tensor(("t", "s"), 1)
+        mask = net.tensor(("t", "s"), 1)
+        del opposite
+        return [found, left_out, mask]
+
+
+def without_gradient(x: Tensor) -> Tensor:
+    """The same elements, under ``torch.no_grad``."""
+    return Tensor(x.storage, x.dims, x.width)
+
+
+def indices_of_keys(net: Network, x: Tensor, narrow_q: Tensor, layer: HybridLayer, width: int) -> Tensor:
+    """The indexer: queries and one key for all of its heads, in part rotated; ReLU of their products, summed by heads.
+
+    Where a batch has several rows, the product of matrices copies the keys of a row for each of its tokens.
+    """
+    net.symbols |= {"iz": net.value("in") * net.value("z")}
+    q = linear(net, narrow_q, layer["indexer.wq_b"])
+    k = linear(net, x, layer["indexer.wk"])
+    k = net.tensor(k.dims, 4 if net.setting.autocast else k.width)
+    q_turned = net.add(*(net.tensor(("t", "iz"), max(q.width, width)) for _ in range(2)))
+    k_turned = net.add(*(net.tensor(("t", "z"), max(k.width, width)) for _ in range(2)))
+    passed = q, k  # the code holds parts of both to its end
+    q = joined(net, (q, q_turned), q.dims)
+    k = joined(net, (k, k_turned), k.dims)
+    wide_q, wide_k = net.cast(q, 4), net.cast(k, 4)
+    rows = net.tensor(("t", "id", "s"), 4) if net.value("b") > 1 else None
+    scores = net.tensor(("in", "t", "s"), 4)
+    del wide_q, wide_k, rows
+    scores = net.elementwise(scores)
+    scores = net.elementwise(scores)
+    weights = net.elementwise(net.cast(linear(net, x, layer["indexer.weights_proj"]), 4))
+    total = net.tensor(("t", "s"), 4)
+    opposite = net.tensor(("s", "s"), 1)
+    total = net.elementwise(total)
+    del opposite, weights
+    best, found = net.tensor(("t", "chosen"), 4), net.tensor(("t", "chosen"), 8)
+    del best
+    found = net.tensor(("t", "chosen"), 4)
+    del scores, total, q, k, passed, q_turned, k_turned
+    return found
 
 
 def spread(net: Network, x: Tensor, dims: tuple[str, ...]) -> Tensor:
@@ -170,3 +248,37 @@ def with_sinks(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tenso
     out = multiplied(net, shares, v, ("t", "a"))
     del shares, q, k, v
     return linear(net, copied(net, out), layer["o_proj"])
+
+
+# --- attention in blocks, without a softmax ---
+
+
+def lightning(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
+    """Scores within a block of tokens, and a state of all blocks before, both times fixed decays (MiniMax M1)."""
+    net.what = "linear attention"
+    wide = net.setting.dense_width  # of the decays, which come with the model
+    made = linear(net, x, layer["qkv_proj"])
+    made = net.elementwise(made, saved=[made])
+    q, k, v = net.split(made, ("a", "a", "a"))
+    del made
+    net.symbols["bk"] = net.value("b") * min(net.value("C"), net.value("s"))
+    net.symbols["ck"] = min(net.value("C"), net.value("s"))
+    block, pairs, state_dims = ("bk", "a"), ("bk", "H", "ck"), ("b", "a", "d")
+    state, outputs = net.tensor(state_dims, v.width), []
+    for number in range(chunks_run(net)):
+        before_it = net.live.copy() if number == 1 else None
+        own_q, own_k, own_v = (in_rows(net, viewed(net, part, block)) for part in (q, k, v))
+        scores = multiplied(net, own_q, own_k, pairs)
+        within = multiplied(net, net.elementwise(scores, wide), own_v, block)
+        before = multiplied(net, net.elementwise(own_q, wide), state, block)
+        outputs.append(net.add(before, within))
+        fresh = multiplied(net, net.elementwise(own_k, wide), own_v, state_dims)
+        state = net.add(net.elementwise(state, wide), fresh)
+        if before_it is not None:
+            state = as_often(net, state, before_it, chunks_left_out(net))
+    del scores, within, before, fresh, own_q, own_k, own_v
+    out = joined(net, tuple(outputs), ("t", "a"))
+    outputs.clear()
+    out = norm(net, copied(net, out), layer["lightning.norm"])
+    out = net.multiply(out, kept(net, linear(net, x, layer["output_gate"])))
+    return linear(net, out, layer["lightning.out_proj"])

@@ -53,8 +53,8 @@ class HybridLayer:
 
     def _part(self, weight: Weight) -> Linear | Parameter:
         net = self._net
-        base = net.base_parameter(weight.group, *weight.dims)
-        bias = net.base_parameter("biases", weight.dims[0]) if weight.bias else None
+        base = net.base_parameter(weight.group, *weight.dims, reached=weight.reached)
+        bias = net.base_parameter("biases", weight.dims[0], reached=weight.reached) if weight.bias else None
         adapter = self._adapters[weight.name] = self._adapter(weight)
         self.parameters += [part for part in (base, bias, *(adapter or ())) if part]
         if weight.group != "linear":
@@ -73,7 +73,7 @@ class HybridLayer:
             rank = "r+r" if weight.name == "gate_up_proj" else "r"
             return Parameter((experts, rank, inputs), width, True), Parameter((outputs, rank, experts), width, True)
         outputs, inputs = weight.dims
-        return Parameter(("r", inputs), width, True), Parameter((outputs, "r"), width, True)
+        return Parameter(("r", inputs), width, weight.reached), Parameter((outputs, "r"), width, weight.reached)
 
 
 def viewed(net: Network, x: Tensor, dims: tuple[str, ...]) -> Tensor:
@@ -111,6 +111,11 @@ def copied(net: Network, x: Tensor, dims: tuple[str, ...] | None = None) -> Tens
     return net.operation(dims or x.dims, x.width, [x], lambda grad: [Tensor(grad.storage, shape, grad.width)])
 
 
+def in_rows(net: Network, x: Tensor) -> Tensor:
+    """What a matrix multiplies: of several rows a copy, where channels came before tokens."""
+    return copied(net, x) if net.value("b") > 1 else x
+
+
 def kept(net: Network, x: Tensor) -> Tensor:
     """One tensor to another, which is kept (an exponential, a sigmoid)."""
     return net.operation(x.dims, x.width, [x], net.like(x), saves_output=True)
@@ -130,6 +135,22 @@ def multiplied(net: Network, x: Tensor, y: Tensor, dims: tuple[str, ...]) -> Ten
     return net.batched(x, y, dims)
 
 
+def outer(net: Network, x: Tensor, y: Tensor, dims: tuple[str, ...]) -> Tensor:
+    """Each element of one times many of the other, in fp32: only the two are kept."""
+    pair = (x, y)
+    shapes, needs = [(each.dims, each.width) for each in pair], [each.edge is not None for each in pair]
+
+    def backward(grad: Tensor) -> list:
+        full = [net.tensor(dims, 4) if need else None for need in needs]
+        grads = []
+        for place, need in enumerate(needs):
+            grads.append(net.tensor(*shapes[place]) if need else None)
+            full[place] = None
+        return grads
+
+    return net.operation(dims, 4, pair, backward, [y if needs[0] else None, x if needs[1] else None])
+
+
 CHUNKS_RUN = 4
 
 
@@ -139,9 +160,13 @@ def chunks_run(net: Network) -> int:
     return count if net.events is not None else min(count, CHUNKS_RUN)
 
 
-def as_often(net: Network, state: Tensor, before: Counter[Term]) -> Tensor:
-    """The state, with what one chunk has left since ``before`` as often as there are chunks that are not run."""
-    times = net.value("nc") // net.value("b") - chunks_run(net)
+def chunks_left_out(net: Network) -> int:
+    """And how many are not."""
+    return net.value("nc") // net.value("b") - chunks_run(net)
+
+
+def as_often(net: Network, state: Tensor, before: Counter[Term], times: int) -> Tensor:
+    """The state, with what one chunk or token has left since ``before`` so many times more."""
     if not times:
         return state
     left = {term: net.live[term] - before[term] for term in set(net.live) | set(before)}

@@ -44,33 +44,6 @@ def _grouped(c: Sizes, head: int, *, qkv: bool = False, output: bool = False, ga
     return h * (a * (3 if gated else 2) + 2 * k) + (a + 2 * k if qkv else 0) + (h if output else 0)
 
 
-def _latent(c: Sizes) -> int:
-    """Attention whose keys and values, and mostly queries, come from a narrow latent vector, which has a norm."""
-    h, n, latent = c.hidden_size, c.num_attention_heads, c.kv_lora_rank
-    queries = n * (c.qk_nope_head_dim + c.qk_rope_head_dim)
-    narrow = c.get("q_lora_rank", None)
-    q = h * narrow + narrow + narrow * queries if narrow else h * queries
-    kv = h * (latent + c.qk_rope_head_dim) + latent + latent * n * (c.qk_nope_head_dim + c.v_head_dim)
-    return q + kv + n * c.v_head_dim * h
-
-
-def _delta(c: Sizes) -> int:
-    """Linear attention by the gated delta rule: projections, a convolution, decays, a gated norm."""
-    h, heads = c.hidden_size, c.linear_num_value_heads
-    k, v = c.linear_num_key_heads * c.linear_key_head_dim, heads * c.linear_value_head_dim
-    convolution = (2 * k + v) * c.get("linear_conv_kernel_dim", 4)
-    return h * (2 * k + 2 * v + 2 * heads) + v * h + convolution + 2 * heads + c.linear_value_head_dim
-
-
-def _mamba_1(c: Sizes) -> int:
-    """Jamba's: the first Mamba with norms of its step and states."""
-    h, state, step = c.hidden_size, c.mamba_d_state, c.mamba_dt_rank
-    inner = c.get("mamba_expand", 2) * h
-    convolution = inner * (c.get("mamba_d_conv", 4) + (1 if c.get("mamba_conv_bias", True) else 0))
-    projections = h * 2 * inner + inner * (step + 2 * state) + step * inner + inner + inner * h
-    return projections + convolution + inner * state + inner + step + 2 * state
-
-
 def _gated_mlp(c: Sizes, width: int) -> int:
     return 3 * c.hidden_size * width
 
@@ -82,50 +55,6 @@ def _experts(c: Sizes, count: int, width: int, shared: int = 0, matrices: int = 
 
 
 # --- families: one layer --------------------------------------------------------------------------------------------
-
-
-def _olmo_hybrid(c: Sizes, index: int) -> int:
-    head = c.head()
-    if c.layer_types[index] != "full_attention":
-        mixer = _delta(c)
-    else:
-        groups = c.get("num_key_value_heads", c.num_attention_heads)
-        mixer = _grouped(c, head) + (c.num_attention_heads + groups) * head
-    return mixer + _gated_mlp(c, c.intermediate_size) + 2 * c.hidden_size
-
-
-def _latent_mlp(c: Sizes, index: int, experts: int, shared: int) -> int:
-    """The MLP of families whose first layers are dense."""
-    dense = c.get("mlp_layer_types", None)
-    is_dense = dense[index] == "dense" if dense else index < c.get("first_k_dense_replace", 0)
-    if is_dense:
-        return _gated_mlp(c, c.intermediate_size)
-    return _experts(c, experts, c.moe_intermediate_size, shared * c.moe_intermediate_size)
-
-
-def _deepseek(c: Sizes, index: int) -> int:
-    shared = c.get("n_shared_experts", 1)
-    layer = _latent(c) + _latent_mlp(c, index, c.n_routed_experts, shared) + 2 * c.hidden_size
-    kinds = c.get("indexer_types", None)
-    if c.model["model_type"] in ("glm_moe_dsa", "deepseek_v32") and (kinds is None or kinds[index] == "full"):
-        narrow, heads, d = c.q_lora_rank, c.index_n_heads, c.index_head_dim
-        layer += narrow * heads * d + c.hidden_size * (d + heads) + 2 * d
-    return layer
-
-
-def _jamba(c: Sizes, index: int) -> int:
-    attends = index % c.attn_layer_period == c.attn_layer_offset
-    routed = c.num_experts > 1 and index % c.get("expert_layer_period", 2) == c.get("expert_layer_offset", 1)
-    width = c.intermediate_size
-    mlp = _experts(c, c.num_experts, width) if routed else _gated_mlp(c, width)
-    return (_grouped(c, c.head()) if attends else _mamba_1(c)) + mlp + 2 * c.hidden_size
-
-
-def _minimax(c: Sizes, index: int) -> int:
-    h, wide = c.hidden_size, c.num_attention_heads * c.head()
-    linear = wide + 3 * wide * h + 2 * wide * h
-    mixer = _grouped(c, c.head()) if c.layer_types[index] == "full_attention" else linear
-    return mixer + _experts(c, c.num_local_experts, c.intermediate_size) + 2 * h
 
 
 def _deepseek_v4(c: Sizes, index: int) -> int:
@@ -152,11 +81,7 @@ def _deepseek_v4_outside(c: Sizes) -> int:
 
 
 _LAYERS: dict[str, Layer] = {
-    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), _deepseek),
     "deepseek_v4": _deepseek_v4,
-    "jamba": _jamba,
-    "minimax": _minimax,
-    "olmo_hybrid": _olmo_hybrid,
 }
 # Beside embeddings, head and the last norm.
 _OUTSIDE: dict[str, Callable[[Sizes], int]] = {"deepseek_v4": _deepseek_v4_outside}

@@ -12,6 +12,7 @@ G, g  a state space: groups x state, and its state; w: elements of a head
 A, B  queries and keys of full attention where it has heads of its own: J share keys, each D large
 q, l  latent attention: width of its queries, and of its keys and values; z: elements of a head that are rotated
 P, v  elements of a token's values, and of a head's
+in    an indexer's heads; id, ix: elements of one and of all; chosen: keys that it chooses for a token, top at most
 ====  =====================================================
 
 Source: transformers 5.24, models/<model_type>/modeling_<model_type>.py.
@@ -76,8 +77,10 @@ def lfm_width(c: Sizes) -> int:
     return width
 
 
-def linear(name: str, outputs: str, inputs: str = "h", *, bias: bool = False, adapted: bool = True) -> Weight:
-    return Weight(name, "linear", (outputs, inputs), bias, adapted)
+def linear(
+    name: str, outputs: str, inputs: str = "h", *, bias: bool = False, adapted: bool = True, reached: bool = True
+) -> Weight:
+    return Weight(name, "linear", (outputs, inputs), bias, adapted, reached)
 
 
 def norms_of(*names: str, size: str = "h") -> tuple[Weight, ...]:

@@ -73,6 +73,39 @@ def _qwen(c: Sizes) -> Hybrid:
     return hybrid_of(c, plans, sizes, norm="gemma", kernel=kernel, packages=FLA, adapts_experts=old and routed)
 
 
+def _olmo_hybrid(c: Sizes) -> Hybrid:
+    """OLMo Hybrid: the gated delta rule after a norm, and OLMo's attention before one, with positions or without."""
+    heads, keys, u, w = c.linear_num_value_heads, c.linear_num_key_heads, c.linear_key_head_dim, c.linear_value_head_dim
+    sizes = sizes_of(c) | {"N": heads, "u": u, "w": w, "x": keys * u, "X": heads * u, "y": heads * w}
+    delta = (
+        Weight("dt_bias", "other", ("N",)),
+        Weight("A_log", FP32, ("N",)),
+        Weight("conv1d", "other", ("x+x+y", "f")),
+        linear("delta.q_proj", "x"),
+        linear("delta.k_proj", "x"),
+        linear("delta.v_proj", "y"),
+        linear("a_proj", "N"),
+        linear("b_proj", "N"),
+        linear("g_proj", "y"),
+        *norms_of("o_norm", size="w"),
+        linear("delta.o_proj", "h", "y"),
+    )
+    biased = c.get("attention_bias", False)
+    attends = (*projections(Heads(), qkv=biased, output=biased), *norms_of("q_norm", size="a"))
+    attends += (*norms_of("k_norm", size="k"), *mlp_of())
+    attends += norms_of("post_attention_layernorm", "post_feedforward_layernorm")
+    rotary = 1.0 if (c.get("rope_parameters", None) or {}).get("rope_theta") else 0.0
+    negative = frozenset({"negative"} if c.get("linear_allow_neg_eigval", True) else ())
+    kinds = {
+        "linear_attention": Plan(
+            "plain", "separate_delta", "gated", (*delta, *mlp_of(), *BOTH_NORMS), Heads(), negative, 0.0
+        ),
+        "full_attention": Plan("after", "grouped", "gated", attends, Heads(), frozenset({"rotated_in_fp32"}), rotary),
+    }
+    plans = [kinds[kind] for kind in kinds_of_layers(c)]
+    return hybrid_of(c, plans, sizes, norm="gemma", kernel=c.get("linear_conv_kernel_dim", 4), packages=FLA)
+
+
 # --- state spaces -----------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +265,34 @@ def _falcon(c: Sizes) -> Hybrid:
     return hybrid_of(c, [plan] * c.num_hidden_layers, sizes, **others)
 
 
+def _jamba(c: Sizes) -> Hybrid:
+    """Jamba: the first Mamba, attention without positions in some layers, experts in others."""
+    inner = c.get("mamba_expand", 2) * c.hidden_size
+    sizes = sizes_of(c) | {"y": inner, "g": c.mamba_d_state, "R": c.mamba_dt_rank}
+    bias = c.get("mamba_proj_bias", False)
+    space = (
+        Weight("A_log", "other", ("y", "g")),
+        Weight("D", "other", ("y",)),
+        Weight("conv1d", "other", ("y", "f"), bias=c.get("mamba_conv_bias", True)),
+        linear("in_proj", "y+y", bias=bias),
+        linear("x_proj", "R+g+g", "y"),
+        linear("dt_proj", "y", "R", bias=True),
+        linear("out_proj", "h", "y", bias=bias),
+        *norms_of("dt_layernorm", size="R"),
+        *norms_of("b_layernorm", "c_layernorm", size="g"),
+    )
+    norms, plans = norms_of("input_layernorm", "pre_ff_layernorm"), []
+    routed = {"E": c.num_experts, "e": c.get("num_experts_per_tok", 2), "m": c.intermediate_size}
+    sizes |= routed if c.num_experts > 1 else {}
+    for index in range(c.num_hidden_layers):
+        attends = index % c.attn_layer_period == c.attn_layer_offset
+        expert = c.num_experts > 1 and index % c.get("expert_layer_period", 2) == c.get("expert_layer_offset", 1)
+        mlp, run = (experts_of(), "routed") if expert else (mlp_of(), "gated")
+        mixer, weights = ("grouped", projections(Heads())) if attends else ("first_state_space", space)
+        plans.append(Plan("plain", mixer, run, (*weights, *mlp, *norms), Heads(), rotary=0.0))
+    return hybrid_of(c, plans, sizes, kernel=c.get("mamba_d_conv", 4), packages=MAMBA)
+
+
 def _mamba2(c: Sizes) -> Hybrid:
     """Mamba 2 alone: a norm and a state space a layer."""
     inner, heads = c.get("expand", 2) * c.hidden_size, c.num_heads
@@ -269,6 +330,7 @@ def _lfm3(c: Sizes) -> Hybrid:
 _HYBRIDS: dict[str, Callable[[Sizes], Hybrid]] = {
     **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), _qwen),
     **dict.fromkeys(("deepseek_v3", "glm4_moe_lite"), attention.deepseek),
+    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), attention.sparse_deepseek),
     **dict.fromkeys(("lfm2", "lfm2_moe"), _lfm),
     **dict.fromkeys(("olmo2", "olmo3"), attention.olmo),
     **dict.fromkeys(("ministral3", "seed_oss"), attention.like_llama),
@@ -276,17 +338,21 @@ _HYBRIDS: dict[str, Callable[[Sizes], Hybrid]] = {
     "ernie4_5_moe": attention.ernie,
     "exaone4": attention.exaone,
     "falcon_h1": _falcon,
+    "gemma3n_text": attention.gemma_3n,
     "gemma4_text": attention.gemma,
     "glm4_moe": attention.glm,
     "gpt_oss": attention.gpt_oss,
     "granitemoehybrid": _granite,
+    "jamba": _jamba,
     "kimi_linear": _kimi,
     "lfm3": _lfm3,
     "llama4_text": attention.llama4,
     "mamba2": _mamba2,
+    "minimax": attention.minimax,
     "minimax_m2": attention.minimax_m2,
     "mistral4": attention.mistral4,
     "nemotron_h": _nemotron,
+    "olmo_hybrid": _olmo_hybrid,
 }
 
 

@@ -157,6 +157,8 @@ def _check_hybrid(scenario: Scenario) -> None:
         refused = f"packing: {scenario.packing}"
     elif scenario.kbit_preparation != "none" and describe(scenario.model).experts:
         refused = f"experts in fp32 (kbit_preparation: {scenario.kbit_preparation})"
+    elif kind == "gemma3n_text" and scenario.method == "qlora":  # its code multiplies by a weight that is packed then
+        refused = "4-bit weights"
     elif kind == "gpt_oss" and scenario.attention not in ("sdpa", "eager"):
         refused = f"attention: {scenario.attention}"
     if refused:
@@ -248,11 +250,11 @@ class Setting:
         return WIDTH[self.scenario.adapter_dtype]
 
     def trained_shapes(self) -> list[tuple[int, int, int]]:
-        """Trained tensors as this GPU has them: (bytes of an element, elements, how many such)."""
+        """Trained tensors that get a gradient, as this GPU has them: (bytes of an element, elements, how many such)."""
         if self.scenario.lora:
-            shapes = self.decoder.adapter_shapes(self.scenario.lora)
+            shapes = self.decoder.adapter_shapes(self.scenario.lora, reached=True)
             return [(self.adapter_width, self.share(elements), times) for _, elements, times in shapes]
-        shapes = self.decoder.weight_shapes()
+        shapes = self.decoder.weight_shapes(reached=True)
         return [(self.dense_width, self.share(elements), times) for _, elements, _, times in shapes]
 
     @property
@@ -292,11 +294,11 @@ class Setting:
         return self.looks_back(self.decoder.heads)
 
     def looks_back(self, heads: Heads) -> bool:
-        """Whether an attention gets a mask for its window.
+        """Whether an attention gets a mask, for its window or for the keys that an indexer has chosen.
 
         Source: transformers masking_utils.py, _ignore_causal_mask_sdpa (a window as long as the text makes one too).
         """
-        return 0 < heads.window <= self.scenario.sequence_length
+        return heads.selects or 0 < heads.window <= self.scenario.sequence_length
 
     @property
     def packed(self) -> bool:

@@ -2,7 +2,8 @@
 
 As in :mod:`will_it_fit.analytic.layers`, local variables live as long as in transformers' code.
 
-Sources: transformers 5.24 (models/bamba/modeling_bamba.py and its relatives, models/lfm2/modeling_lfm2.py), mamba-ssm
+Sources: transformers 5.24 (models/bamba/modeling_bamba.py and its relatives, models/lfm2/modeling_lfm2.py,
+models/jamba/modeling_jamba.py), mamba-ssm
 2.3 (ops/triton/ssd_combined.py), causal-conv1d 1.7 (cpp_functions.py).
 """
 
@@ -10,15 +11,19 @@ from __future__ import annotations
 
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.graph import Parameter, Tensor
-from will_it_fit.analytic.layers import Network, linear
+from will_it_fit.analytic.layers import Network, linear, norm, product
 from will_it_fit.analytic.operations import (
+    CHUNKS_RUN,
     HybridLayer,
+    as_often,
     by_package,
     convolved,
     copied,
+    in_rows,
     joined,
     kept,
     multiplied,
+    outer,
     root_normed,
     viewed,
 )
@@ -185,6 +190,62 @@ def scan_of_package(net: Network, projected: Tensor, layer: HybridLayer) -> Tens
     out = net.operation(("t", "h"), width, [projected, last.weight, *parts], backward, [projected, inner, copy])
     del mixed, held
     return out
+
+
+# --- the first Mamba --------------------------------------------------------------------------------------------------
+
+
+def first_state_space(net: Network, x: Tensor, layer: HybridLayer, width: int) -> Tensor:
+    """Mamba 1 with norms of step, B and C (Jamba): project, convolve, scan token by token, gate, project."""
+    net.what = "state space"
+    if by_package(net, "mamba-ssm"):
+        raise NotDescribed("the analytic estimate does not describe mamba-ssm's kernel of the first Mamba")
+    projected = linear(net, x, layer["in_proj"])
+    wide = exponential(net, layer["A_log"])
+    mixed, gate = net.split(projected, ("y", "y"))
+    mixed = convolved(net, mixed, layer, "conv1d", "y", silu=True)
+    parts = linear(net, in_rows(net, mixed), layer["x_proj"])
+    step, before, after = net.split(parts, ("R", "g", "g"))
+    step, before, after = (
+        norm(net, part, layer[f"{name}_layernorm"]) for part, name in ((step, "dt"), (before, "b"), (after, "c"))
+    )
+    if net.setting.quantized:
+        step = net.elementwise(linear(net, step, layer["dt_proj"]))
+    else:
+        step = product(net, step, layer["dt_proj"].weight, "y")
+    out = token_by_token(net, mixed, step, wide, before, after, layer)
+    out = net.multiply(out, net.elementwise(gate, saved=[gate]))
+    out = in_rows(net, net.cast(out, width))
+    return linear(net, out, layer["out_proj"])
+
+
+def exponential(net: Network, weight: Parameter) -> Tensor:
+    """The decays of a state, in fp32, from their logarithms."""
+    wide = net.operation(weight.dims, 4, [weight], lambda grad: [net.gradient(weight.dims, weight.width)])
+    return net.elementwise(kept(net, wide))
+
+
+def token_by_token(
+    net: Network, x: Tensor, step: Tensor, wide: Tensor, before: Tensor, after: Tensor, layer: HybridLayer
+) -> Tensor:
+    """The scan as transformers' own code has it: every token's decay, input and state, in fp32, are kept."""
+    full, state_dims = ("t", "y", "g"), ("b", "y", "g")
+    step = net.elementwise(step)  # plus the bias
+    step = net.cast(step, 4) if net.setting.autocast else step
+    step = net.elementwise(step, saved=[step])
+    decays = kept(net, outer(net, step, wide, full))
+    inputs = outer(net, step, net.cast(before, 4), full)
+    inputs = net.multiply(inputs, net.cast(x, 4))
+    state = net.tensor(state_dims, x.width)
+    outputs, count = [], net.value("s")
+    for number in range(min(count, CHUNKS_RUN)):
+        before_it = net.live.copy() if number == 1 else None
+        state = net.add(net.multiply(viewed(net, decays, state_dims), state), viewed(net, inputs, state_dims))
+        outputs.append(multiplied(net, net.cast(state, x.width), viewed(net, after, ("b", "g")), ("b", "y")))
+        if before_it is not None:
+            state = as_often(net, state, before_it, max(0, count - CHUNKS_RUN))
+    out = joined(net, tuple(outputs), ("t", "y"))
+    return net.add(out, net.multiply(x, Parameter(("y",), 4, layer["D"].trained)))
 
 
 # --- short convolutions -----------------------------------------------------------------------------------------------

@@ -40,8 +40,9 @@ class TrainingStep(Network):
         self.resident = 0
         self.shared_keys: dict[str, tuple[Tensor, Tensor]] = {}  # keys and values that later layers take (Gemma 4)
         self.inputs_of_layers: Tensor | None = None
+        self.chosen: Tensor | None = None  # the keys that an indexer chose, which later layers take (GLM-5)
         self._shared: list[Tensor] = []  # what every layer reads
-        self._held: list[Tensor] = []  # what the model's code keeps a name for, until the forward pass ends
+        self.held: list[Tensor] = []  # what the model's code keeps a name for, until the forward pass ends
         self._outputs: Tensor | None = None  # logits that a manual loop keeps a name for
         self._loss: Node | None = None
         # What the layers that are not run keep until their turn in the backward pass, and until the forward pass ends.
@@ -139,9 +140,11 @@ class TrainingStep(Network):
                 x = marked(self.nodes, x, lambda: sharding.before_backward(first))
             sharding.after_forward(first)
         if self.decoder.plans and self.outside:
-            from will_it_fit.analytic.hybrid_layers import inputs_of_layers
+            from will_it_fit.analytic.hybrid_layers import inputs_of_layers, put_together, spread_out
 
             self.inputs_of_layers = inputs_of_layers(self, x, self.outside)
+            if self.decoder.streams:
+                x = spread_out(self, x, self.outside)
         self._share(x.width)
         before = self.live
         for index, layer in enumerate(self.layers):
@@ -166,9 +169,10 @@ class TrainingStep(Network):
             sharding.before_forward(self.units[-1])
             if not decoder.tied:
                 x = marked(self.nodes, x, lambda: sharding.after_backward(self.units[-1]))
+        if self.decoder.streams:
+            x = put_together(self, x, self.outside)
         x = norm(self, x, self._final_norm)
-        if decoder.family.holds_parts:
-            self._held.clear()
+        self.held.clear()
         self.what = "logits and loss"
         (self._chunked_loss if self.scenario.loss == "chunked" else self._whole_loss)(x)
         del x
@@ -184,14 +188,14 @@ class TrainingStep(Network):
         self.what = "residual stream"
         weight = self.embedding
         x = self.rows(weight, "t")
-        self._held = [x]
+        self.held = [x]
         if decoder.positions:
             positions = self.rows(self.base_parameter("embeddings", "p", "h"), "t" if self.setting.packed else "s")
-            self._held.append(positions)
+            self.held.append(positions)
             x = self.add(x, positions)
             del positions
         if not family.holds_parts:
-            self._held.clear()
+            self.held.clear()
         if family.scaled_embedding:
             x = self.elementwise(x)
         if decoder.embedding_dropout:
@@ -231,6 +235,12 @@ class TrainingStep(Network):
             self._shared += [self.tensor(("t", "s"), width) for _ in range(self.decoder.kinds_of_masks)]
         elif self.setting.windowed:
             self._shared.append(self.tensor(("s", "s"), 1))
+
+    def hand_on(self, chosen: Tensor) -> None:
+        """Keep the keys that a layer has chosen for those after it; where a layer runs again, until it has."""
+        self.chosen = chosen
+        if self.scenario.gradient_checkpointing and self.phase == "forward":
+            self._shared.append(chosen)
 
     def _repeat(self, before: Counter[Term]) -> None:
         """What the layer just run has left behind, as often as there are layers that are not run."""
@@ -316,7 +326,7 @@ class TrainingStep(Network):
             self.embedding.grad = None
         self._shared.clear()
         self.shared_keys.clear()
-        self.inputs_of_layers = None
+        self.inputs_of_layers = self.chosen = None
         del held
         self.look()
 

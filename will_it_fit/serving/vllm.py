@@ -3,8 +3,8 @@
 Read in vLLM 0.31.0, the newest that TRL 1.16 admits: ``v1/worker/gpu_worker.py``, ``v1/worker/utils.py``,
 ``config/vllm.py``, ``lora/layers``, ``device_allocator/cumem.py``. It takes a share of the card's total memory. Of that
 go the weights, the most that a profile run allocates, and what it believes CUDA graphs will take. The cache of keys and
-values gets the rest. Two of these are measured by vLLM on the card, and follow from no rule: the memory of graphs, and
-what it believes of them. Both are ranges here.
+values gets the rest. Two of these are measured by vLLM on the card: the memory of graphs, and what it believes of them.
+Both are brackets here: the most follows from the kernels that are captured, and what a driver keeps for each.
 """
 
 from __future__ import annotations
@@ -21,9 +21,19 @@ from will_it_fit.serving.kv_cache import BLOCK_TOKENS, CACHE_BYTES, KvCache, kv_
 NEWEST = "0.31.0"
 TOKENS_AT_ONCE = 4096  # `max_num_batched_tokens` that TRL passes (trl/generation/vllm_generation.py)
 NON_TORCH_BYTES = 50 * MIB  # cuBLAS and kernels beside PyTorch's allocator: 0.03 to 0.14 GiB in logs of one GPU
-# CUDA graphs in logs that were used for the rule: 0.04 GiB with one graph, 1.15 with 134 of them.
-_GRAPH_LOW, _GRAPH_HIGH, _GRAPHS_ALONE = 1 * MIB, 16 * MIB, 150 * MIB
-_BELIEVED_TOO_MUCH = 1.65  # what vLLM puts aside for its graphs is up to 2.43 GiB in logs of 86 graphs
+_GRAPH_LOW = 1 * MIB  # the least of a graph that vLLM's own estimate allows (cudagraph_utils.py)
+# Of a driver, for each kernel of a graph: 66 and 63 kB from 500 to 1,000 and to 2,000 kernels with driver 470
+# (forums.developer.nvidia.com, thread 244901). Newer drivers keep less: logs of 86 graphs show a tenth of it.
+_KERNEL_BYTES = MIB // 16
+_GRAPHS_ALONE = 150 * MIB  # kernels that are loaded and workspaces that are made while graphs are captured
+# Kernels of a dense layer at most: two norms, norms of queries and keys, rotation, cache, three of attention (parts and
+# their sum), an activation, and four products of matrices, each with a sum of its parts.
+_LAYER_KERNELS = 18
+_SLOT_KERNELS = 12  # beside each product: a buffer of zeros, and both factors of an adapter
+_PACKED_KERNELS = 12  # before each product: scales, their offset, weights are unpacked
+_EXPERT_KERNELS = 13  # a router, five that sort tokens, a sum, and an MLP that every token goes through
+_DIVIDED_KERNELS = 2  # sums over cards
+_OTHER_KERNELS = 4  # embedding, last norm, choice of rows
 _PACKED_SEND_BYTES = 2 * GIB  # vllm/distributed/weight_transfer/packed_tensor.py: two buffers of 1 GiB
 _VOCABULARY_ALIGNMENT = 64  # rows of embeddings and head (VocabParallelEmbedding)
 WIDTH = 2  # bytes of a number that is computed in
@@ -74,6 +84,8 @@ class Server:
         Where they are known, such as quantized ones; None: of ``parameters`` in 16 bits.
     lora_rank
         Of its slot for an adapter; 0: without.
+    packed
+        Whether weights are unpacked before each product, as bitsandbytes does.
     """
 
     model: Mapping[str, Any]
@@ -90,6 +102,7 @@ class Server:
     lora_rank: int = 0
     weights_bytes: int | None = None
     version: str = NEWEST
+    packed: bool = False
 
     @property
     def text(self) -> Mapping[str, Any]:
@@ -122,6 +135,15 @@ class Server:
         each = sum(given + made // self.tensor_parallel for given, made in shapes)
         return self.lora_rank * each * WIDTH * text["num_hidden_layers"]
 
+    def _body(self, tokens: int) -> int:
+        """What a layer holds at most of so many tokens."""
+        text = self.text
+        hidden, inner = text["hidden_size"], (text.get("intermediate_size") or 0) // self.tensor_parallel
+        if experts := text.get("num_experts_per_tok") or 0:
+            own = text.get("moe_intermediate_size") or text.get("intermediate_size") or 0
+            return tokens * (experts * (max(2 * own, hidden) + own) + 3 * hidden) * WIDTH
+        return tokens * (3 * inner + 3 * hidden) * WIDTH
+
     def activations(self) -> int:
         """The most that the profile run allocates: a layer on all tokens, or the logits of a token for each request.
 
@@ -129,37 +151,47 @@ class Server:
         forward pass on ``meta``: 2.060 of 2.06 GiB, 2.987 of 2.99). A mixture of experts has a copy of a token for
         each of its experts (fused_moe's two caches).
         """
-        text = self.text
-        hidden, inner = text["hidden_size"], (text.get("intermediate_size") or 0) // self.tensor_parallel
-        experts = text.get("num_experts_per_tok") or 0
-        if experts:
-            own = text.get("moe_intermediate_size") or text.get("intermediate_size") or 0
-            inner = 0
-            routed = experts * (max(2 * own, hidden) + own)
-        else:
-            routed = 3 * inner
-        body = self.tokens_at_once * (routed + 3 * hidden) * WIDTH
-        logits = min(self.requests, self.tokens_at_once) * text["vocab_size"] * sampler_bytes_a_logit(self.version)
-        return max(body, int(logits))
+        numbers = min(self.requests, self.tokens_at_once) * self.text["vocab_size"]
+        return max(self._body(self.tokens_at_once), int(numbers * sampler_bytes_a_logit(self.version)))
 
     def graphs(self) -> int:
         """How many CUDA graphs it captures: piecewise ones for all sizes, whole ones for sizes up to ``requests``."""
         if not self.cuda_graphs:
             return 0
-        most = min(2 * self.requests, 512, self.tokens_at_once)
+        most = self._largest_graph()
         sizes = [size for size in (1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)) if size <= most]
         return len(sizes) + sum(size <= self.requests for size in sizes)
 
+    def _largest_graph(self) -> int:
+        """Tokens of the largest graph."""
+        return min(2 * self.requests, 512, self.tokens_at_once)
+
+    def kernels(self) -> int:
+        """The most kernels of one graph."""
+        layer = _LAYER_KERNELS + _SLOT_KERNELS * (self.lora_rank > 0) + _PACKED_KERNELS * self.packed
+        layer += _DIVIDED_KERNELS * (self.tensor_parallel > 1)
+        layer += _EXPERT_KERNELS if self.text.get("num_experts_per_tok") else 0
+        return self.text["num_hidden_layers"] * layer + _OTHER_KERNELS
+
     def graph_bytes(self) -> Range:
-        """What the graphs take: measured by vLLM at its start, so a range."""
+        """What the graphs take, as a bracket: vLLM measures it at its start.
+
+        All share one pool, which is as large as the largest needs. Beside it the driver keeps something of each kernel
+        of each graph.
+        """
         count = self.graphs()
-        return (count * _GRAPH_LOW, _GRAPHS_ALONE + count * _GRAPH_HIGH) if count else (0, 0)
+        if not count:
+            return 0, 0
+        return count * _GRAPH_LOW, _GRAPHS_ALONE + self._pool() + count * self.kernels() * _KERNEL_BYTES
+
+    def _pool(self) -> int:
+        return self._body(self._largest_graph())
 
     def believed_bytes(self) -> Range:
-        """What vLLM puts aside for them before it makes its cache."""
-        if not believes_in_graphs(self.version):
+        """What vLLM puts aside for them before it makes its cache: the same measured on a few, the pool once a mode."""
+        if not believes_in_graphs(self.version) or not self.graphs():
             return 0, 0
-        return 0, int(self.graph_bytes()[1] * _BELIEVED_TOO_MUCH)
+        return 0, self.graph_bytes()[1] + self._pool()
 
     def cache(self) -> KvCache:
         """How its cache is made up."""

@@ -190,6 +190,7 @@ def server_of(scenario: Scenario, gpu: Gpu, parameters: int) -> Server | None:
         own.lora_slots * rank,
         packed,
         version=scenario.versions.vllm or NEWEST,
+        packed=packed is not None,
     )
 
 

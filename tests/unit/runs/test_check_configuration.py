@@ -112,7 +112,7 @@ PLAIN = {"loss": "full", "packing": "none", "rows_per_step": None, "method": "lo
 @pytest.mark.parametrize(
     ("training", "words"),
     [
-        ({"parallel": {"strategy": "ddp", "gpus": 9}}, ["4 rows", "9 GPUs", "rows_per_step: 9"]),
+        ({"parallel": {"strategy": "ddp", "gpus": 9}}, ["8 rows", "9 GPUs", "rows_per_step: 9"]),
         ({"parallel": {"strategy": "none", "gpus": 2}}, ["uses one GPU", "strategy: fsdp2, gpus: 2"]),
         (
             {"parallel": {"strategy": "fsdp1", "gpus": 2}, "loss": "full", "method": "lora"},
@@ -219,3 +219,19 @@ def test_training_takes_all_cores_or_as_many_as_are_asked_for_and_its_threads_tr
     assert run_scenarios.training_threads(run()) == 8
     assert run_scenarios.training_threads(run(training={"threads": 2})) == 2
     assert run_scenarios.training_loop(run(training={"threads": 3})) == run_scenarios.training_loop(run())
+
+
+@pytest.mark.parametrize(
+    ("training", "faster", "made"),
+    [
+        ({"device": "cpu"}, True, ("bf16", "bf16")),
+        ({"device": "cpu"}, False, ("fp32", None)),
+        ({"device": "cuda"}, True, ("fp32", None)),
+        ({"device": "cpu", "autocast": "fp16"}, True, ("fp32", "fp16")),  # what is named stays
+        ({"device": "cpu", "precision": "bf16-mixed"}, False, ("bf16-mixed", None)),
+    ],
+)
+def test_precision_auto_is_bf16_where_the_processor_is_faster_in_it(training, faster, made, monkeypatch):
+    monkeypatch.setattr(run_scenarios, "multiplies_bf16", lambda: faster)
+    step = run_scenarios.training_scenario(run(training=training))
+    assert (step["precision"], step.get("autocast")) == made

@@ -25,7 +25,7 @@ def test_a_run_fills_in_its_dataset_model_and_length() -> None:
     job = paths(run=RUN)
     assert job.fill(f"{BASE}/config.json", f"{ENCODED}/train.parquet") == [
         "results/models/smollm2-135m-instruct/config.json",
-        "results/dataset/embedded/encoded/smollm2-135m-instruct-384/train.parquet",
+        "results/dataset/embedded/encoded/smollm2-135m-instruct-448/train.parquet",
     ]
 
 

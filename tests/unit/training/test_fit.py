@@ -83,13 +83,17 @@ def test_it_learns(tmp_path):
     assert curve[0]["answer_tokens"] == 8 and curve[0]["tokens"] == 16
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])  # noise comes from the random state, which a checkpoint holds
-def test_a_killed_run_ends_like_one_that_was_not(tmp_path, dropout):
-    noisy = scenario(lora={"rank": 4, "alpha": 8, "dropout": dropout, "target_modules": "all-linear"})
-    whole, whole_curve, _ = fit(tmp_path / "whole", noisy)
+NOISY = {"rank": 4, "alpha": 8, "dropout": 0.2, "target_modules": "all-linear"}
+IN_BF16 = {"precision": "bf16", "autocast": "bf16", "optimizer": "adamw_fused"}  # the default where bf16 is fast
+
+
+@pytest.mark.parametrize("step", [{}, {"lora": NOISY}, IN_BF16])  # noise comes from the random state, which is kept
+def test_a_killed_run_ends_like_one_that_was_not(tmp_path, step):
+    chosen = scenario(**step)
+    whole, whole_curve, _ = fit(tmp_path / "whole", chosen)
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "killed", noisy, stop_after=8)
-    adapter, curve, start = fit(tmp_path / "killed", noisy)
+        fit(tmp_path / "killed", chosen, stop_after=8)
+    adapter, curve, start = fit(tmp_path / "killed", chosen)
     assert start == 6  # the last multiple of save_every_steps
     assert curve == whole_curve
     assert all(torch.equal(adapter[name], whole[name]) for name in whole)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from will_it_fit.analytic.setting import describe
-from will_it_fit.common.text import GIB
+from will_it_fit.common.text import GIB, MIB
 from will_it_fit.serving.vllm import NON_TORCH_BYTES, Server, nf4_bytes, release, sampler_bytes_a_logit
 
 TABLE = json.loads(Path("validation/data/vllm_cache_groups.json").read_text())["rows"]
@@ -25,6 +25,22 @@ def server(name="llama-3.1-8b", **fields) -> Server:
 def test_graphs_are_captured_for_so_many_sizes(requests, graphs):
     assert server(requests=requests).graphs() == graphs
     assert server(requests=requests, cuda_graphs=False).graph_bytes() == (0, 0)
+
+
+def test_graphs_take_at_most_what_a_driver_keeps_of_each_kernel():
+    one = server(requests=32)
+    assert one.kernels() == 32 * 18 + 4
+    assert replace(one, lora_rank=16, packed=True).kernels() == 32 * 42 + 4
+    assert replace(one, tensor_parallel=2).kernels() == 32 * 20 + 4
+    low, high = one.graph_bytes()
+    pool = 64 * 3 * (14336 + 4096) * 2  # 64 tokens of the largest graph
+    assert (low, high) == (18 * MIB, 150 * MIB + pool + 18 * one.kernels() * MIB // 16)
+    assert one.believed_bytes() == (0, high + pool)
+
+
+def test_experts_add_kernels():
+    sparse, dense = server("qwen3-30b-a3b"), server("qwen3-4b")
+    assert (sparse.kernels() - 4) / 48 - (dense.kernels() - 4) / 36 == 13
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-7b", "llama-3.1-8b", "llama-3.2-3b", "qwen3-4b", "gemma-2-2b"])

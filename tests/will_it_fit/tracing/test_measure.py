@@ -35,8 +35,9 @@ SETTINGS = [
     {"autocast": "bf16", "method": "full", "gradient_checkpointing": False},
     # What `precision: auto` makes of the default run's step on a processor that is fast in bf16.
     {
-        "precision": "fp32",
+        "precision": "bf16",
         "autocast": "bf16",
+        "optimizer": "adamw_fused",
         "packing": "shared_prefix",
         "loss": "chunked",
         "gradient_checkpointing": False,
