@@ -78,7 +78,7 @@ test-optimizers: $(VENV)-optimizers/ready
 	$(VENV)-optimizers/bin/python -m pytest tests/will_it_fit/step/test_optimizers.py tests/will_it_fit/step/test_low_precision.py tests/unit/training/test_optimizer_checkpoints.py tests/will_it_fit/engine/test_anybodys_step.py
 
 # Where triton can be imported PyTorch and packages take other ways.
-KERNEL_TESTS = $(addprefix tests/will_it_fit/engine/test_,launches.py card.py compiled_steps.py extensions.py) \
+KERNEL_TESTS = $(addprefix tests/will_it_fit/engine/test_,launches.py card.py compiled_steps.py cuda_graphs.py extensions.py) \
   tests/will_it_fit/program/test_compiled_run.py tests/will_it_fit/tracing/test_simulated_card.py tests/will_it_fit/tracing/test_kernel_packages.py \
   tests/unit/test_private_names.py tests/validation/test_modded_nanogpt.py tests/validation/test_liger_package.py \
   tests/validation/test_hybrid_forms.py

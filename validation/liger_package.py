@@ -30,7 +30,19 @@ import torch
 from torch import nn
 
 from validation.liger_scripts import Run, measured, run_of
-from validation.modules import DISTILLED, DTYPES, GPUS, KINDS, NEAR, PAIRS, Benchmark, left_behind, read, shown
+from validation.modules import (
+    DISTILLED,
+    DTYPES,
+    GPUS,
+    KINDS,
+    NEAR,
+    PAIRS,
+    Benchmark,
+    left_again,
+    left_behind,
+    read,
+    shown,
+)
 from will_it_fit.cards.gpus import find
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.terminal import command
@@ -214,6 +226,7 @@ def results(rows: Iterable[Mapping[str, str]]) -> Iterator[dict[str, Any]]:
                     baseline_first=f"{module} {gpu}" in BASELINE_FIRST,
                     before=[head] * 2 if module == "heads_and_jsd" else (),  # it gives both models the same weights
                     left=left_behind(first),
+                    left_again=left_again(first),
                 )
                 for name, traced, baseline in script:
                     figure = int(sizes[name]["liger_peak_allocated_bytes"])

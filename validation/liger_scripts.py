@@ -159,6 +159,7 @@ def measured(
     baseline_first: bool = False,
     before: Sequence[int] = (),
     left: Sequence[int] = (),
+    left_again: Sequence[int] = (),
 ) -> Iterator[tuple[str, int, int]]:
     """The peaks that a script prints.
 
@@ -174,6 +175,8 @@ def measured(
         See :meth:`Process.memory`.
     left
         Sizes of what PyTorch's compiler leaves behind while the speed is measured.
+    left_again
+        The same, from the first size on whose memory is measured.
 
     Yields
     ------
@@ -190,8 +193,10 @@ def measured(
     if not speed_first:
         process.holds(left)
     for column in columns:
-        for size in sizes:
+        for number, size in enumerate(sizes):
             process.memory(size[column], f"{column} {size[0]}", before)
+            if (column, number) == (1, 0):
+                process.holds(left_again)
     peaks: Mapping[str, int] = process.peaks()
     for name, *_ in sizes:
         yield name, peaks[f"1 {name}"], peaks[f"2 {name}"]

@@ -42,12 +42,12 @@ RELIED_ON = {
     "trl.trainer.rloo_trainer.RLOOTrainer": "_generate_single_turn",
     "trl.experimental.online_dpo.OnlineDPOTrainer": "_generate",
     "torch.Tensor": "_indices _is_view _nnz _values",
-    "torch.UntypedStorage": "_cdata",
+    "torch.UntypedStorage": "_cdata _new_with_weak_ptr",
     "torch._C": (
         "DisableTorchFunction _GLIBCXX_USE_CXX11_ABI _current_autograd_node _current_graph_task_id _get_accelerator"
         " _get_function_stack_at _len_torch_function_stack _nn _only_lift_cpu_tensors _pop_torch_function_stack"
         " _push_on_torch_function_stack _set_only_lift_cpu_tensors _swap_tensor_impl _len_torch_dispatch_stack"
-        " _get_dispatch_stack_at"
+        " _get_dispatch_stack_at _set_cached_tensors_enabled"
     ),
     "torch": "_disable_dynamo _has_compatible_shallow_copy_type _library _log_softmax _prims_common _softmax",
     "torch._prims_common": "elementwise_dtypes",
@@ -55,6 +55,18 @@ RELIED_ON = {
         "expect_true free_unbacked_symbols guard_int guard_or_false guard_or_true guard_size_oblivious is_nested_int"
         " statically_known_true sym_and sym_eq sym_or"
     ),
+    # CUDA graphs (cuda_graphs.py), seen in torch 2.13; most names of `torch._C` are those of a build with CUDA alone:
+    "torch.cuda.graphs": "_host_emptyCache",
+    "torch._inductor.cudagraph_trees": (
+        "_use_cuda_memory_pool_manager _update_current_stream_external_object disable_conv_cache_emptying"
+        " ControlFlowOpWarmupDispatchMode CUDAGraphCaptureControlFlowOpDispatchMode reset_cudagraph_trees"
+        " _construct_storage_from_data_pointer _construct_CUDA_Tensor_From_Storage_And_Metadata"
+        " _cuda_getCheckpointState _cuda_setCheckpointPoolState _cuda_checkPoolLiveAllocations"
+        " _cuda_cudaCachingAllocator_raw_delete _free_And_Remove_DeleterFn _has_Standard_Deleter"
+        " _set_storage_access_error_msg _set_storage_data_ptr_access_error_msg _tensors_data_ptrs_at_indices_equal"
+        " _cuda_clearCublasWorkspaces"
+    ),
+    "torch._inductor.cudagraph_utils": "_cuda_cudaCachingAllocator_is_enabled",
     # What follows the compiler (inductor.py, frames.py), seen in torch 2.13:
     "torch._dynamo.convert_frame": "CatchErrorsWrapper add_skip_reason format_error_msg",
     "torch._dynamo.device_interface": "CudaInterface get_interface_for_device",

@@ -20,6 +20,10 @@ Each stream has pools of its own, and all share the capacity (``get_pool`` and `
 first). Blocks are reused at once when they are freed: where another stream uses them as well, the events have to say
 when the GPU has got there.
 
+A private pool of CUDA graphs is written as a stream below 0. Its blocks never mix with others. While a graph may be
+captured nothing is given back (``captures_underway``), and its segments are kept as long as the graph lives: here, to
+the end (``release_cached_blocks`` goes through the general pools, and those of graphs that are gone).
+
 Among free blocks of one size the allocator takes the lowest address. Which address ``cudaMalloc`` returns is not
 documented; the model takes segments of more than 20 MiB to lie below the ones before them, as mappings do that Linux
 places from the top down, and smaller ones, which a driver cuts from stretches of its own, above one another. With that
@@ -131,7 +135,7 @@ class AllocatorState:
     """
 
     def __init__(self, streams: Mapping[int, int] | None = None) -> None:
-        self.streams = streams or {}  # by id; 0 where it isn't there
+        self.streams = streams or {}  # by id; 0 where it isn't there; below 0: a private pool of CUDA graphs
         self.allocated = self.requested = self.reserved = self.retries = 0
         self.peaks = (0, 0, 0)
         self.capacity = PLENTY
@@ -253,7 +257,7 @@ class Allocator(AllocatorState):
     def release(self) -> None:
         """Give back the segments that are free as a whole (``release_blocks``)."""
         free = self.free
-        for pool in (pool for pair in self.pools.values() for pool in pair):
+        for pool in (pool for stream, pair in self.pools.items() if stream >= 0 for pool in pair):
             kept = []
             for key in pool:
                 block = free[key & _ADDRESS_MASK]
@@ -263,18 +267,20 @@ class Allocator(AllocatorState):
                     kept.append(key)
             pool[:] = kept
 
-    def make_segment(self, size: int, pool: list[int], index: int, grow: bool) -> _Block:
+    def make_segment(self, size: int, pool: list[int], index: int, grow: bool, private: bool) -> _Block:
         """A new segment as one block (``alloc_block``); under pressure free segments are given back first."""
         segment = segment_size(size)
-        if not self.within(self.reserved + segment, index):
+        served = self.within(self.reserved + segment, index)
+        if not served and not private:
             self.retries += 1
             self.release()
             if self.released is not None:
                 self.released(index)
-            if not self.within(self.reserved + segment, index):
-                if not grow:
-                    raise OutOfMemory(index, self.reserved + segment, self.capacity)
-                self.capacity = self.reserved + segment
+            served = self.within(self.reserved + segment, index)
+        if not served:
+            if not grow:
+                raise OutOfMemory(index, self.reserved + segment, self.capacity)
+            self.capacity = self.reserved + segment
         if segment > LARGE_SEGMENT:
             self.high -= segment
             block = _Block(self.high, segment, pool)
@@ -297,7 +303,7 @@ class Allocator(AllocatorState):
             block = self.free.pop(pool.pop(place) & _ADDRESS_MASK)
             block.free = False
         else:
-            block = self.make_segment(size, pool, index, grow)
+            block = self.make_segment(size, pool, index, grow, stream < 0)
         rest = block.size - size
         if rest > SMALL or (rest >= MIN_BLOCK and pool is small):  # should_split
             self._split(block, size)

@@ -227,7 +227,8 @@ class ExpandableAllocator(AllocatorState):
 
     def release(self) -> None:
         """Unmap what is free."""
-        self.reserved -= sum(pool.release() for pair in self.pools.values() for pool in pair)
+        pools = (pool for stream, pair in self.pools.items() if stream >= 0 for pool in pair)
+        self.reserved -= sum(pool.release() for pool in pools)
 
     def allocate(self, identity: int, count: int, index: int, grow: bool) -> None:
         """Take a block of the range of the id's pool, which grows where it has to."""
@@ -238,7 +239,7 @@ class ExpandableAllocator(AllocatorState):
         pool = self.pools[stream][size > SMALL]
         address = pool.take(size)
         if address is None:
-            address = self._map(pool, size, index, grow)
+            address = self._map(pool, size, index, grow, stream < 0)
         self.used[identity] = (pool, address, count)
         self.allocated += pool.size[address]
         self.requested += count
@@ -251,11 +252,11 @@ class ExpandableAllocator(AllocatorState):
             self.requested -= count
             pool.give(address)
 
-    def _map(self, pool: _Range, size: int, index: int, grow: bool) -> int:
+    def _map(self, pool: _Range, size: int, index: int, grow: bool, private: bool) -> int:
         """A block on memory that is mapped now; under pressure what is free is unmapped first."""
         within = lambda more: self.within(self.reserved + more, index)  # noqa: E731
         grown = pool.grow(size, within)
-        if grown is None:
+        if grown is None and not private:
             self.retries += 1
             self.release()
             if self.released is not None:

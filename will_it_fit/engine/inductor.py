@@ -50,6 +50,7 @@ from .accelerator import accelerator
 from .attention import cuda_kernel
 from .card import active_simulation
 from .compiled_meshes import states_before_meshes
+from .cuda_graphs import trees
 from .errors import CompiledError, TraceError
 from .extensions import IN_PYTHON
 from .frames import Compiled, frames, real_autocast, unheard
@@ -59,7 +60,7 @@ from .tracker import Tracker
 
 # States of generators are tensors on the host: a build without CUDA has none of its generators. Neither takes memory.
 _FUNCTORCH = {"enable_autograd_cache": False, "fake_tensor_allow_meta": True, "graphsafe_rng_functionalization": False}
-_REFUSED = "Inductor compiles this step with {}, whose {} are not modelled."
+_REFUSED = "Inductor compiles this step with {}: {}."
 
 
 @contextmanager
@@ -108,6 +109,7 @@ def followed(tracker: Tracker, target: str) -> Iterator[None]:
         stack.enter_context(patched(rules))
         if target == "cuda":
             stack.enter_context(_for_inductor(simulation))
+            stack.enter_context(trees(tracker.graphs))
         stack.enter_context(patched(real_autocast(target), hidden=True))
         stack.enter_context(patched(frames(record, target)))
         with record.hearing():
@@ -131,7 +133,7 @@ def _seen_as(target: str, record: Compiled) -> list[tuple[Any, str, Any]]:
         return dataclasses.replace(found, device=device) if found.device.type == "meta" else found
 
     def inner(*args: Any, **kwargs: Any) -> Any:  # the backward pass is compiled when it is first run
-        _refuse_pools(target)
+        _refuse_on_processors(target)
         record.graphs += 1
         with _believing(target), _disable_current_modes(), as_it_was(), unheard(), compiling(args[0]):
             return compile_inner(*args, **kwargs)
@@ -180,13 +182,15 @@ def _believing(target: str) -> Iterator[None]:
         yield
 
 
-def _refuse_pools(target: str) -> None:
-    """What Inductor captures on the GPU itself, or benchmarks on this processor."""
+def _refuse_on_processors(target: str) -> None:
+    """Modes in which Inductor asks a GPU, or benchmarks on this processor."""
+    if target != "cpu":
+        return
     hint = "Write torch.compile's mode='default', or compiled='eager' for the figure without the compiler."
     if inductor_config.triton.cudagraphs:
-        raise CompiledError(_REFUSED.format("CUDA graphs (mode reduce-overhead)", "private pools"), hint)
-    if target == "cpu" and (inductor_config.max_autotune or inductor_config.max_autotune_gemm):
-        raise CompiledError(_REFUSED.format("max-autotune", "benchmarks on a processor"), hint)
+        raise CompiledError(_REFUSED.format("CUDA graphs (mode reduce-overhead)", "a processor has none"), hint)
+    if inductor_config.max_autotune or inductor_config.max_autotune_gemm:
+        raise CompiledError(_REFUSED.format("max-autotune", "its benchmarks on a processor are not modelled"), hint)
 
 
 class _OnHost(TorchDispatchMode):

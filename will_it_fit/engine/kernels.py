@@ -59,7 +59,8 @@ class CudaKernels:
         )
         self._keeps_lt = cuda_rules.keeps_cublaslt_workspace(torch_version)
         self._softmax_keeps_input = cuda_rules.softmax_keeps_its_input(torch_version)
-        self._workspaces: set[tuple[bool, str]] = set()
+        self.stream = 0  # on which operators run: a library keeps workspaces for each
+        self._workspaces: set[tuple[int, bool, str]] = set()
 
     def concerns(self, func: Any) -> bool:
         """Whether an operator may need something."""
@@ -82,9 +83,13 @@ class CudaKernels:
         needed = [("cublas", cuda_rules.cublas_workspace_bytes(self.capability))]
         if self._keeps_lt and _has_bias(name, args, kwargs or {}):
             needed.append(("lt", cuda_rules.CUBLASLT_WORKSPACE_BYTES))
-        new = [(kind, count) for kind, count in needed if (backward, kind) not in self._workspaces]
-        self._workspaces.update((backward, kind) for kind, _ in new)
+        new = [(kind, count) for kind, count in needed if (self.stream, backward, kind) not in self._workspaces]
+        self._workspaces.update((self.stream, backward, kind) for kind, _ in new)
         return [count for _, count in new]
+
+    def forget_workspaces(self) -> None:
+        """Somebody has freed them: the next call needs them again."""
+        self._workspaces.clear()
 
     def temporaries(self, func: Any, args: Sequence, kwargs: dict | None = None) -> _Temporaries:
         """Return the bytes of what exists while the operator runs: allocated before its outputs, and after them.

@@ -58,6 +58,8 @@ class Record:
         How often each of Triton's kernels was launched.
     compiled
         What the compiler took, where a compiled step is followed.
+    replayed
+        Steps in which CUDA graphs were replayed, which allocates nothing.
     """
 
     def __init__(self) -> None:
@@ -73,6 +75,7 @@ class Record:
         self.stashes: Stashes | None = None
         self.kernels_run: Counter[str] = Counter()
         self.compiled: Any = None
+        self.replayed: set[int] = set()
 
     def warn(self, text: str) -> None:
         """Note what a person should know about the answer."""

@@ -40,7 +40,7 @@ def compiled() -> Any:
     if native is not None:
         number, pointer, whole = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
         types = {
-            "replay_new": (_State, whole, whole, pointer, number),
+            "replay_new": (_State, whole, whole, whole, pointer, number),
             "replay_copy": (_State, _State),
             "replay_free": (None, _State),
             "replay_run": (whole, _State, pointer, number, number, whole, pointer),
@@ -124,10 +124,13 @@ class NativeAllocator:
         self._compiled = compiled()
         numbers = {0: 0}
         self._stream_of = array("i", bytes(4 * (max(streams, default=-1) + 1))) if streams else array("i")
+        for stream in sorted(set(streams.values()), reverse=True) if streams else ():  # private pools come last
+            numbers.setdefault(stream, len(numbers))
         for identity, stream in (streams or {}).items():
-            self._stream_of[identity] = numbers.setdefault(stream, len(numbers))
+            self._stream_of[identity] = numbers[stream]
+        general = sum(stream >= 0 for stream in numbers)
         place, count = self._stream_of.buffer_info()
-        self._begin(self._compiled.replay_new(expandable_segments, len(numbers), place, count))
+        self._begin(self._compiled.replay_new(expandable_segments, len(numbers), general, place, count))
 
     def _begin(self, state: Any) -> None:
         self._state: Any = state

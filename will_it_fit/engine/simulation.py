@@ -35,6 +35,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .card import Card, Simulation, active, answers_of
+from .cuda_graphs import TREES
 from .custom import on_card
 from .errors import TraceError
 from .importing import Execute, running
@@ -217,8 +218,10 @@ def _device(simulation: Simulation, tensor: torch.Tensor, depth: int = 1) -> tor
 def _by_package(frame: FrameType) -> bool:
     """Whether a frame's module has kernels of its own: it belongs to a known package, or imports Triton."""
     asking = frame.f_globals
-    owner = asking.get("__name__", "").partition(".")[0]
-    return owner in PACKAGES or (("triton" in asking or "tl" in asking) and owner not in ("torch", _OWN))
+    name = asking.get("__name__", "")
+    owner = name.partition(".")[0]
+    with_kernels = ("triton" in asking or "tl" in asking) and owner not in ("torch", _OWN)
+    return owner in PACKAGES or name == TREES or with_kernels
 
 
 @contextmanager

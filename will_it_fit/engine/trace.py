@@ -40,6 +40,7 @@ from .card import active_simulation
 from .compiled import compiled_functions
 from .components import HOST, LOADING, OPTIMIZER_STATES, QUANTIZATION_STATE, WEIGHT_CASTS
 from .costs import CostRecorder, recording
+from .cuda_graphs import cuda_graphs
 from .cuda_rules import PLATFORMS, older_than_the_rules
 from .custom import on_card
 from .errors import TraceError
@@ -239,6 +240,8 @@ def surroundings(tracker: Tracker, model: nn.Module, options: Options) -> Iterat
             stack.enter_context(compiled_functions(tracker, options.compiled))
         if on_gpu:
             stack.enter_context(patched([(torch.cuda, "empty_cache", tracker.empty_cache)]))
+        if on_gpu and active_simulation() is not None:
+            tracker.graphs = stack.enter_context(cuda_graphs(tracker))
         stack.enter_context(emulated(options.target, lambda copy: tracker.label(copy, WEIGHT_CASTS)))
         if options.compiled == "follow":
             stack.enter_context(_through_the_compiler(tracker, options))

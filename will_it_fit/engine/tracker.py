@@ -106,11 +106,14 @@ class Tracker(TorchDispatchMode, Record):
         self._ids: dict[int, int] = {}  # by the storage's address
         self._ends: dict[int, _End] = {}
         # Tensors on `meta` that are one with a followed one of the CPU, whose storage lives as long as theirs.
-        self._same: dict[int, tuple[_End, torch.UntypedStorage]] = {}
+        self._same: dict[int, tuple[_End, torch.UntypedStorage | None]] = {}
         self._phase = ""
         self.phase_of: Callable[[Any], str | None] | None = None  # of a module that is called (`steps.phases`)
         self.on_card: Callable[..., Any] | None = None  # what an operator is where a card is simulated: `card.on_card`
         self._operators: dict[Any, bool] = {}  # that were met, and whether they concern the kernels
+        self.pool = 0  # of CUDA graphs, that blocks come from now; 0: the general pool
+        self.library_workspaces: list[int] = []  # of cuBLAS
+        self.graphs: Any = None  # `cuda_graphs.PrivatePools`, where a card is simulated
         self.kernels_launched = 0  # operators and kernels of compilers, but for views
         self.expecting = False  # whether tensors may be met that existed before, and belong to no model
 
@@ -135,8 +138,9 @@ class Tracker(TorchDispatchMode, Record):
         identity, self._next = self._next, self._next + 1
         self.components[identity] = component
         self.events.append((identity, count))
-        if self._device is not None and self._device.stream_now.id:
-            self.streams[identity] = self._device.stream_now.id
+        stream = self.pool or (self._device is not None and self._device.stream_now.id)
+        if stream:
+            self.streams[identity] = stream
         return identity
 
     def free(self, identity: int) -> None:
@@ -377,7 +381,7 @@ class Tracker(TorchDispatchMode, Record):
         held, later = [], ()
         if concerned:
             for count in self._kernels.persistent(func, args, kwargs):
-                self.allocate(count, WORKSPACES)
+                self.library_workspaces.append(self.allocate(count, WORKSPACES))
             earlier, later = self._kernels.temporaries(func, args, kwargs)
             held = [self.allocate(count, TEMPORARIES) for count in earlier]
         try:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from will_it_fit.engine.card import Card
-from will_it_fit.engine.errors import TraceError
 from will_it_fit.engine.fake_device import FakeDevice, FakeEvent, FakeStream
 
 MIB = 2**20
@@ -48,17 +47,8 @@ def cuda_places(
     places += [(torch.cuda.profiler, name, nothing) for name in ("start", "stop")]
     checks = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
     places += [(torch.optim.Optimizer, name, nothing) for name in checks if hasattr(torch.optim.Optimizer, name)]
-    places += [(torch.cuda, name, _no_graphs) for name in ("graph_pool_handle", "make_graphed_callables")]
-    places += [(torch.cuda.CUDAGraph, "__new__", _no_graphs), (torch.cuda.graph, "__init__", _no_graphs)]
     places += _accelerator(card, memory, gpus)
     return places
-
-
-def _no_graphs(*_: Any, **__: Any) -> None:
-    raise TraceError(
-        "The program captures CUDA graphs, and their private pools of memory are not followed.",
-        "Turn them off by the program's own option, and expect that they take more.",
-    )
 
 
 def _streams(device: FakeDevice) -> dict[str, Any]:

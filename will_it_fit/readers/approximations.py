@@ -135,6 +135,18 @@ TABLE = (
         "packed experts are predicted for one GPU, without adapters of their own and the compiler; counted in 16 bits",
     ),
     Approximation(
+        lambda f: _value(f, "compile") != "none" and not _supervised(f),
+        lambda f: {"compile": GONE, "compile_mode": GONE}, "compile", lambda f: f["compile"], TOO_HIGH,
+        "compiled code fuses operations, and is predicted for supervised fine-tuning",
+    ),
+    Approximation(
+        lambda f: _value(f, "compile_mode") in ("reduce-overhead", "max-autotune")
+        and (_strategy(f) is not STRATEGIES[NONE] or _value(f, "gradient_accumulation") > 1),
+        lambda f: {"compile_mode": GONE}, "torch_compile_mode", lambda f: f["compile_mode"], TOO_LOW,
+        "CUDA graphs keep memory in pools of their own, and PyTorch stops where they add up gradients; read as the"
+        " default mode",
+    ),
+    Approximation(
         lambda f: _strategy(f).zero and find_spec("deepspeed") is None, _as_fsdp2,
         "deepspeed", lambda f: f["parallel"]["strategy"], EITHER_WAY,
         "DeepSpeed is not installed here; read as FSDP2, and Ulysses as a ring of the same GPUs",

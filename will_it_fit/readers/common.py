@@ -329,10 +329,13 @@ def router_loss(reading: Reading, key: str) -> None:
 _PLANS = ("tensor", "expert")  # axes that transformers' plans divide
 
 
-def compiled(reading: Reading, torch_compile: Any, mode: Any, *, layers: bool = False) -> None:
+def compiled(
+    reading: Reading, torch_compile: Any, mode: Any, *, layers: bool = False, key: str = "torch_compile"
+) -> None:
     """``torch_compile`` of a trainer, which compiles the whole model; to be called when objective and GPUs are set.
 
     ``layers``: it compiles layer by layer, which goes with FSDP2, and with the plan for sequence and loss parallel.
+    ``key``: whose value ``torch_compile`` is.
     """
     if not torch_compile:
         return
@@ -343,16 +346,13 @@ def compiled(reading: Reading, torch_compile: Any, mode: Any, *, layers: bool = 
     known = together and not by_plan and fields.get("objective", "sft") == "sft"
     if known and find_spec("triton") is not None:
         reading.set(compile="layers" if layers else "model")
-        if mode == "max-autotune-no-cudagraphs":
+        if mode in ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"):
             reading.set(compile_mode=mode)
-        elif mode in ("reduce-overhead", "max-autotune"):
-            why = "CUDA graphs keep memory in pools of their own; read as the default mode"
-            reading.approximates("torch_compile_mode", mode, TOO_LOW, why)
         return
     why = "compiled code fuses operations, and needs some memory for its own buffers"
     if known:
         why += "; with requirements-kernels.txt it is followed"
-    reading.approximates("torch_compile", torch_compile, TOO_HIGH, why)
+    reading.approximates(key, torch_compile, TOO_HIGH, why)
 
 
 def liger(reading: Reading) -> None:

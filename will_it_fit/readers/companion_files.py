@@ -15,7 +15,7 @@ PEFT = "0.21.2"
 _HARMLESS = {
     "compute_environment", "debug", "downcast_bf16", "enable_cpu_affinity", "machine_rank", "main_process_ip",
     "main_process_port", "main_training_function", "num_machines", "rdzv_backend", "same_network", "tpu_env",
-    "tpu_use_cluster", "tpu_use_sudo", "use_cpu", "gpu_ids", "dynamo_config", "use_parallelism_config",
+    "tpu_use_cluster", "tpu_use_sudo", "use_cpu", "gpu_ids", "use_parallelism_config",
 }  # fmt: skip
 
 
@@ -26,6 +26,8 @@ def read_accelerate(mapping: Mapping[str, Any], file: Path, gpus: int | None = N
     for key, value in mapping.items():
         if key in ("distributed_type", "num_processes", "fsdp_config", "deepspeed_config", "parallelism_config"):
             reading.understood[key] = "parallel"
+        elif key in ("dynamo_config", "dynamo_backend"):
+            reading.understood[key] = "compile"
         elif key == "mixed_precision":
             reading.understood[key] = "autocast"
         elif key in ("fp8_config", "megatron_lm_config") and value:
@@ -48,10 +50,27 @@ def read_accelerate(mapping: Mapping[str, Any], file: Path, gpus: int | None = N
         common.parallel(reading, "ddp", count)
     divided = checked("parallelism_config", mapping.get("parallelism_config"), file, "keys below it")
     common.mesh(reading, "parallelism_config", divided or {}, count)
+    _compiled(reading, mapping, file)
     mixed = common.dtype(mapping.get("mixed_precision", "no"))
     if mixed in ("bf16", "fp16"):
         reading.set(autocast=mixed)
     return reading
+
+
+def _compiled(reading: Reading, mapping: Mapping[str, Any], file: Path) -> None:
+    """``torch.compile`` through ``accelerate launch``: the whole model, or its repeated layers.
+
+    accelerate puts ``dynamo_`` before keys that lack it (commands/launch.py), and once had the backend alone.
+    """
+    given = checked("dynamo_config", mapping.get("dynamo_config"), file, "keys below it") or {}
+    own = {str(key).removeprefix("dynamo_"): value for key, value in given.items()}
+    backend = str(own.get("backend", mapping.get("dynamo_backend", "no"))).lower()
+    if backend == "inductor":
+        common.compiled(
+            reading, backend, own.get("mode"), layers=own.get("use_regional_compilation") is True, key="dynamo_config"
+        )
+    elif backend != "no":
+        reading.approximates("dynamo_config", backend, "either way", "of the compiler's backends Inductor is followed")
 
 
 def read_deepspeed(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:

@@ -170,9 +170,13 @@ STEP = (
     Contradiction(lambda s: s.compile_mode != "default" and s.compile == "none", "compile_mode",
         "`compile_mode: {compile_mode}` and `compile: none` don't go together: nothing is compiled.",
         "default; or compile model, layers", "compile_mode: default"),
-    Contradiction(lambda s: s.compile_mode in ("reduce-overhead", "max-autotune"), "compile_mode",
-        "`compile_mode: {compile_mode}` captures CUDA graphs, whose private pools keep memory that is not modelled.",
-        "default, max-autotune-no-cudagraphs", "compile_mode: default"),
+    Contradiction(lambda s: s.compile_mode in ("reduce-overhead", "max-autotune") and s.strategy != "none",
+        "compile_mode", "`compile_mode: {compile_mode}` captures CUDA graphs, which are followed on one GPU.",
+        "default, max-autotune-no-cudagraphs; or strategy none", "compile_mode: default"),
+    Contradiction(lambda s: s.compile_mode in ("reduce-overhead", "max-autotune") and s.gradient_accumulation > 1,
+        "compile_mode", "`compile_mode: {compile_mode}` and `gradient_accumulation: {gradient_accumulation}` don't go"
+        " together: CUDA graphs overwrite the first micro-batch's gradients, and PyTorch stops.",
+        "default, max-autotune-no-cudagraphs; or gradient_accumulation 1", "compile_mode: default"),
     Contradiction(lambda s: s.kernels == "packages" and s.packages == (), "packages",
         "`kernels: packages` and `packages: []` don't go together: no package is left whose kernels could run.",
         "null, all that the model's code asks for; or some of "

@@ -293,8 +293,8 @@ class Fields:
     )
     compile_mode: str = described(
         "`torch.compile`'s mode. `max-autotune-no-cudagraphs` gives a range: a benchmark on the GPU chooses between"
-        " cuBLAS and Inductor's own products, into which more is fused. `reduce-overhead` and `max-autotune` are"
-        " refused: the private pools of their CUDA graphs are not modelled.",
+        " cuBLAS and Inductor's own products, into which more is fused. So does `max-autotune`. Its CUDA graphs, and"
+        " those of `reduce-overhead`, keep memory in a pool of their own; they are followed on one GPU.",
         words=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
         default="default",
         example="default",

@@ -100,10 +100,15 @@ def test_torch_compile_is_followed_where_it_can_be(given, more, triton, compile,
 
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
-def test_cuda_graphs_are_read_as_the_default_mode_and_told(mode, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("more", "mode_read"), [(0, None), (1, "default")])
+def test_cuda_graphs_go_with_one_micro_batch_on_one_gpu(mode, more, mode_read, tmp_path, monkeypatch):
     monkeypatch.setattr(readers.common, "find_spec", lambda name: name)
-    found = asked(tmp_path, TRL | {"torch_compile": True, "torch_compile_mode": mode})
-    said(found, compile="model", compile_mode="default")
+    file = TRL | {"torch_compile": True, "torch_compile_mode": mode, "gradient_accumulation_steps": 1 + more}
+    found = asked(tmp_path, file)
+    said(found, compile="model", compile_mode=mode_read or mode)
+    if not more:
+        assert not [remark for remark in found.reading.remarks if remark.key == "torch_compile_mode"]
+        return
     (told,) = [str(remark) for remark in found.reading.remarks if remark.key == "torch_compile_mode"]
     assert "pools of their own" in told and "too low" in told
 
@@ -291,6 +296,44 @@ def test_accelerates_file_beside_says_how_gpus_are_used(tmp_path: Path) -> None:
     beside = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "FSDP", "num_processes": 4,
               "mixed_precision": "bf16", "fsdp_config": {"fsdp_version": 2, "fsdp_offload_params": False}}  # fmt: skip
     said(asked(tmp_path, TRL, beside), parallel={"strategy": "fsdp2", "gpus": 4}, loss="full")
+
+
+@pytest.mark.parametrize(
+    ("dynamo", "others", "fields", "told"),
+    [
+        ({"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": True}, {}, {"compile": "layers"}, None),
+        ({"backend": "INDUCTOR", "mode": "reduce-overhead"}, {},
+         {"compile": "model", "compile_mode": "reduce-overhead"}, None),
+        ({"dynamo_backend": "INDUCTOR", "dynamo_mode": "max-autotune"}, {"gradient_accumulation_steps": 4},
+         {"compile": "model", "compile_mode": "default"}, "torch_compile_mode"),
+        ({"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": True}, {"loss_type": "sigmoid", "beta": 0.1},
+         {"compile": "none"}, "compile"),
+        ({"dynamo_backend": "AOT_EAGER"}, {}, {"compile": "none"}, "dynamo_config"),
+        ({"dynamo_backend": "NO"}, {}, {"compile": "none"}, None),
+        ({}, {}, {"compile": "none"}, None),
+    ],
+)  # fmt: skip
+def test_accelerate_compiles_a_model_or_its_layers(dynamo, others, fields, told, tmp_path, monkeypatch) -> None:
+    """What ``accelerate launch`` hands to the program, as ``accelerate config`` writes it or with the older keys."""
+    monkeypatch.setattr(readers.common, "find_spec", lambda name: name)
+    beside = {"distributed_type": "NO", "mixed_precision": "bf16", "dynamo_config": dynamo}
+    found = asked(tmp_path, TRL | others, beside)
+    said(found, **fields)
+    keys = [remark.key for reading in found.readings for remark in reading.remarks]
+    assert [key for key in keys if key in (told, "compile", "dynamo_config")] == ([told] if told else [])
+
+
+@pytest.mark.parametrize("regional", [False, True])
+def test_accelerate_compiles_on_several_gpus(regional, tmp_path, monkeypatch) -> None:
+    """Layers go with FSDP2; a whole model does not, and is told."""
+    monkeypatch.setattr(readers.common, "find_spec", lambda name: name)
+    beside = {"distributed_type": "FSDP", "num_processes": 4, "mixed_precision": "bf16"}
+    beside |= {"fsdp_config": {"fsdp_version": 2}}
+    beside |= {"dynamo_config": {"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": regional}}
+    found = asked(tmp_path, TRL, beside)
+    said(found, compile="layers" if regional else "none", parallel={"strategy": "fsdp2", "gpus": 4})
+    errs = [remark.errs for reading in found.readings for remark in reading.remarks if remark.key == "dynamo_config"]
+    assert errs == ([] if regional else ["too high"])
 
 
 def test_deepspeeds_file_is_found_beside_or_by_its_name(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def random_events(draw: random.Random, count: int) -> tuple[list[tuple[int, int]
             events.append((identity, draw.choice((draw.choice(SIZES), draw.randrange(limit)))))
             alive.append(identity)
             if draw.random() < 0.1:
-                streams[identity] = draw.choice((7, 9))
+                streams[identity] = draw.choice((7, 9, -1, -2))  # below 0: private pools of CUDA graphs
     events += [(-identity - 5, 0), *((-one, 0) for one in alive[::2]), *((-one, 0) for one in alive[:3])]
     return events, streams if draw.random() < 0.5 else {}
 

@@ -267,7 +267,6 @@ REFUSED = {
     "import torch\nx = torch.randn(9, device='cuda')\nprint(x[x > 0].shape)": ("chooses by values", "program.py:3"),
     "import torch.multiprocessing as m\nm.spawn(print, nprocs=8)": ("8 processes", "--gpus 8"),
     "import os\nprint(os.environ['HF_TOKEN'])": ("needs a token", "program.py:2", "--network"),
-    "import torch\ngraph = torch.cuda.CUDAGraph()": ("CUDA graphs", "private pools", "program.py:2"),
 }  # fmt: skip
 
 

@@ -115,6 +115,27 @@ def test_a_compiled_step_has_a_time_and_is_faster():
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+@pytest.mark.parametrize(("how", "mode"), [("model", "reduce-overhead"), ("layers", "max-autotune")])
+def test_a_scenario_with_cuda_graphs_is_followed(how, mode):
+    """The pool holds what the compiled layers make; beside it a batch is copied, and workspaces come and go."""
+    step = scenario(compile=how, method="lora")
+    plain, graphs = (
+        trace(step.changed(compile_mode=each), capability=(8, 9), timeline=False) for each in ("default", mode)
+    )
+    assert graphs["compiled"] == plain["compiled"] and graphs["compiled"]["breaks"] == {}
+    assert graphs["components"]["weights_fp32"] == plain["components"]["weights_fp32"]
+    workspaces = 2 * 8_519_680
+    assert abs(graphs["peak_allocated_bytes"] - plain["peak_allocated_bytes"]) < workspaces
+    assert graphs["peak_reserved_bytes"] >= graphs["peak_allocated_bytes"]
+
+
+@pytest.mark.parametrize("more", [{"gradient_accumulation": 2}, {"parallel": {"strategy": "ddp", "gpus": 2}}])
+def test_cuda_graphs_are_refused_where_pytorch_stops_or_nobody_follows(more):
+    with pytest.raises(UserError, match="CUDA graphs"):
+        scenario(compile="model", compile_mode="reduce-overhead", **more)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_what_a_benchmark_decides_is_a_range():
     found = trace(scenario(compile="layers", compile_mode="max-autotune-no-cudagraphs", method="full", gpu="h100-80gb"),
                   capability=(9, 0), timeline=False)  # fmt: skip

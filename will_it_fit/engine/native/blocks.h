@@ -54,7 +54,7 @@ typedef struct {
     Pool *pools; /* of each stream a small and a large one */
     const int32_t *stream_of;
     int64_t stream_ids;
-    int32_t pool_count, spare, expandable, given_back;
+    int32_t pool_count, general_count, spare, expandable, given_back; /* general: no private pool of CUDA graphs */
     jmp_buf no_host_memory;
 } State;
 

@@ -32,7 +32,7 @@ static int within(State *s, int64_t total) {
 }
 
 static void release(State *s) {
-    for (int32_t pool = 0; pool < s->pool_count; pool++) {
+    for (int32_t pool = 0; pool < s->general_count; pool++) {
         if (s->expandable) release_pieces(s, &s->pools[pool], piece_of(pool));
         else release_segments(s, &s->pools[pool]);
     }
@@ -47,6 +47,7 @@ static int make_room(State *s, int32_t pool, int64_t size, int grow, int64_t *mo
     *more = lacking(s, pool, size, first);
     if (!s->given_back) {
         if (within(s, s->reserved + *more)) return DONE;
+        if (pool >= s->general_count) goto beyond; /* nothing is given back while a graph may be captured */
         s->retries++;
         release(s);
         s->given_back = 1;
@@ -55,6 +56,7 @@ static int make_room(State *s, int32_t pool, int64_t size, int grow, int64_t *mo
     }
     s->given_back = 0;
     if (within(s, s->reserved + *more)) return DONE;
+beyond:
     s->needed = s->reserved + *more;
     if (!grow) return OUT_OF_MEMORY;
     s->capacity = s->needed;
@@ -131,7 +133,7 @@ EXPORT void replay_free(State *s) {
     free(s);
 }
 
-static int begun(State *s, int expandable, int streams, const int32_t *stream_of, int64_t stream_ids) {
+static int begun(State *s, int expandable, int streams, int general, const int32_t *stream_of, int64_t stream_ids) {
     if (setjmp(s->no_host_memory)) return 0;
     s->capacity = PLENTY;
     s->high = TOP;
@@ -146,6 +148,7 @@ static int begun(State *s, int expandable, int streams, const int32_t *stream_of
     s->pools = calloc((size_t)(2 * streams), sizeof(Pool));
     if (!s->pools) return 0;
     s->pool_count = 2 * streams;
+    s->general_count = 2 * general;
     for (int32_t pool = 0; expandable && pool < s->pool_count; pool++) {
         int32_t head = s->pools[pool].head = new_block(s, 0, ENDLESS, pool, UNMAPPED);
         insert(s, &s->pools[pool].unmapped, 0, 0, head);
@@ -153,10 +156,11 @@ static int begun(State *s, int expandable, int streams, const int32_t *stream_of
     return 1;
 }
 
-/* A first state; NULL without memory. stream_of: by id, below stream_ids, the number of its stream. */
-EXPORT State *replay_new(int expandable, int streams, const int32_t *stream_of, int64_t stream_ids) {
+/* A first state; NULL without memory. stream_of: by id, below stream_ids, the number of its stream. From the number
+   `general` on they are private pools of CUDA graphs. */
+EXPORT State *replay_new(int expandable, int streams, int general, const int32_t *stream_of, int64_t stream_ids) {
     State *s = calloc(1, sizeof(State));
-    if (!s || begun(s, expandable, streams, stream_of, stream_ids)) return s;
+    if (!s || begun(s, expandable, streams, general, stream_of, stream_ids)) return s;
     replay_free(s);
     return NULL;
 }
