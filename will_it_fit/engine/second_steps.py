@@ -7,7 +7,7 @@ allocation of the first one that it is like.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any
 
@@ -30,8 +30,7 @@ class SecondStep:
     Attributes
     ----------
     one_by_one
-        Whether each phase but the optimizer's allocates the same in both steps, one by one. Then the record is proof
-        enough. Else another size has to agree (:meth:`same_as`), since bytes may be equal by chance.
+        Whether each phase but the optimizer's allocates the same in both steps, one by one.
 
     Raises
     ------
@@ -116,14 +115,18 @@ class SecondStep:
 
 
 class SecondSteps:
-    """Traces of one scenario's shallow models, without the second step where the first one tells it."""
+    """Traces of one scenario's shallow models, without the second step where the first one tells it.
+
+    Bytes may be equal by chance, so two sizes have to agree (:meth:`SecondStep.same_as`). Where a model's do, the first
+    of them is enough for the others that allocate one by one: they differ from it in layers alone.
+    """
 
     def __init__(self) -> None:
-        self._seen: list[SecondStep] = []
+        self._seen: list[tuple[Hashable, SecondStep]] = []  # with the size of the step
         self._proven: list[SecondStep] = []
 
-    def traced(self, stepped: Callable[..., tuple[Record, Any]], shallow: Any) -> tuple[Record, Any]:
-        """The record of both steps, and what is known of the model."""
+    def traced(self, stepped: Callable[..., tuple[Record, Any]], shallow: Any, size: Hashable) -> tuple[Record, Any]:
+        """The record of both steps at a size of the step, and what is known of the model."""
         told: list[Record] = []
 
         def enough(first: Record) -> bool:
@@ -137,11 +140,15 @@ class SecondSteps:
         if told:
             return told[0], about
         with suppress(Unlike):
-            second = SecondStep(record)
-            if second.one_by_one or any(second.same_as(other) for other in self._seen):
-                self._proven.append(second)
-            self._seen.append(second)
+            self._learn(size, SecondStep(record))
         return record, about
+
+    def _learn(self, size: Hashable, second: SecondStep) -> None:
+        agreed = {known for known, other in self._seen if known != size and second.same_as(other)}
+        if agreed:
+            beside = (other for known, other in self._seen if known in agreed and other.one_by_one)
+            self._proven += [second, *beside]
+        self._seen.append((size, second))
 
 
 def refuse_beyond(record: Record) -> None:

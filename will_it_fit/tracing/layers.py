@@ -367,7 +367,8 @@ class Composed:
         if plan is None:
             return None
         with suppress(UserError, Unlike):
-            traced = partial(self._second_steps.traced, stepped) if self._often else lambda each: stepped(each, None)
+            once = partial(self._second_steps.traced, stepped, size=_extent(scenario))
+            traced = once if self._often else partial(stepped, enough=None)
             shorter, few = traced(plan.at(scenario, plan.shallow[0]))
             between = self._between(scenario, shorter, few)
             longer, many = between or traced(plan.at(scenario, plan.shallow[1]))
