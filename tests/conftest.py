@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported; scripts/common/job.py says why
+# Inductor would compile a program for each kind of vectors, to see that g++ can: seconds, anew in each followed step.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 os.environ["WILL_IT_FIT_CACHE"] = ""  # each test asks anew; tests of kept answers name a folder
+gc.set_threshold(100_000, 50, 50)  # as an answer sets it before its imports
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each worker; jobs of a chain set their own number
 

@@ -30,6 +30,7 @@ class Traced:
     trace: Mapping[str, Any]
     capability: tuple[int, int] | None = None
     versions: Mapping[str, str | None] = field(default_factory=dict)
+    _others: dict[tuple, Mapping[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def read(cls, path: str) -> "Traced":
@@ -41,16 +42,23 @@ class Traced:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**vars(self), "scenario": self.scenario.to_mapping()}
+        plain = {name: value for name, value in vars(self).items() if name != "_others"}
+        return {**plain, "scenario": self.scenario.to_mapping()}
 
     def on(self, gpu: Gpu | None) -> Mapping[str, Any]:
-        """The trace for a GPU: this one, or another where kernels differ or its size was not asked about."""
+        """The trace for a GPU: this one, or another where kernels differ or its size was not asked about.
+
+        Another is made once for each GPU.
+        """
         alike = gpu is None or (gpu.capability or DEFAULT_CAPABILITY) == (self.capability or DEFAULT_CAPABILITY)
         if alike and (gpu is None or was_asked(self.trace, gpu)):
             return self.trace
-        from will_it_fit.tracing.trace import trace
+        if (known := (gpu.capability, gpu.usable_bytes)) not in self._others:
+            from will_it_fit.tracing.trace import trace
 
-        return trace(self.scenario, capability=gpu.capability, timeline=False, sizes=[gpu.usable_bytes])
+            how = {"capability": gpu.capability, "sizes": [gpu.usable_bytes]}
+            self._others[known] = trace(self.scenario, timeline=False, **how)
+        return self._others[known]
 
 
 def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = False) -> Traced:

@@ -47,6 +47,7 @@ def peak_resident_bytes() -> int:
 
 
 def main(folder: Path) -> int:
+    import peft  # noqa: F401  # before the processes are forked: each would take two seconds for it
     import torch
     from torch import distributed as dist
     from transformers import AutoConfig, AutoModelForCausalLM

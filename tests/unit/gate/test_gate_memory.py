@@ -6,7 +6,7 @@ import pytest
 
 from scripts.gate import gate_memory as gate
 from scripts.gate.batch_times import batch_shapes, longest_batch
-from scripts.gate.decision import NOTHING_TO_GATE, Decision, chosen_gpu, decide_step
+from scripts.gate.decision import NOTHING_TO_GATE, Decision, _processes_to_end, chosen_gpu, decide_step
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from will_it_fit.cards.gpus import find, least_free
 from will_it_fit.common.errors import UserError
@@ -109,7 +109,7 @@ def test_another_gpu_is_gated_by_a_trace_of_its_own_kernels() -> None:
     on_t4 = trace(scenario, capability=(7, 5), timeline=False)
     assert on_t4["required_bytes"] > known.trace["required_bytes"]
     judged = decide_step(known, find("t4"))
-    assert judged.step == on_t4
+    assert judged.step == on_t4 and judged.step is known.on(find("t4")), "traced once for each GPU"
     assert decide_step(known, find("a100-40gb")).step == known.trace
     of_t4 = replace(known, capability=(7, 5), trace={**known.trace, "required_bytes": 1})
     assert decide_step(of_t4, find("t4")).step["required_bytes"] == 1
@@ -148,11 +148,11 @@ def test_of_several_gpus_all_that_are_short_have_to_be_freed(traced) -> None:
     assert (one.verdict.fits, one.verdict.headroom_bytes, one.gpu.index) == (False, -(need // 2), 1)
     assert one.suggestions[0].write == "# end python (process 42)"
     assert "GPU 1 (a GPU of this size)" in str(one.refusal())
-    both = decide_step(traced, least_free([held, fuller, free], needs))
-    assert both.gpu.index == 1
-    assert both.suggestions[0].write == "# end python (process 43), python (process 42)"
-    hopeless = decide_step(traced, least_free([held, card(need // 2)], needs))
-    assert not [item for item in hopeless.suggestions if item.write.startswith("# end")]
+    both = least_free([held, fuller, free], needs)
+    assert both.index == 1
+    (ended,) = _processes_to_end(traced, both)
+    assert ended.write == "# end python (process 43), python (process 42)"
+    assert _processes_to_end(traced, least_free([held, card(need // 2)], needs)) == []
 
 
 def longest_of(folder, scenario: Scenario, loop: dict) -> Scenario:

@@ -13,7 +13,7 @@ from will_it_fit.planner import gpu_counts, suggestions
 from will_it_fit.planner.calibrated import CalibratedEstimator, _above, _described, sweep
 from will_it_fit.planner.changes import apply, as_method, moves, spread, whole_4bit_bytes
 from will_it_fit.planner.feasibility import largest
-from will_it_fit.planner.suggestions import _bigger_gpu, _suggestion, _verified, suggest
+from will_it_fit.planner.suggestions import _bigger_gpu, _divided, _suggestion, _verified, suggest
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.trace import trace
 
@@ -124,7 +124,7 @@ def test_a_shorter_length_is_the_longest_below_which_all_fit() -> None:
 
 def test_bigger_card_is_the_smallest_that_holds_it() -> None:
     scenario, gpu = make(micro_batch=1500), find("t4")
-    last = suggest(scenario, gpu)[-1]
+    last = _bigger_gpu(scenario, gpu, CalibratedEstimator(scenario, gpu))
     name = last.changes["gpu"]
     smaller = [c for c in catalogue().values() if gpu.total_bytes < c.total_bytes < catalogue()[name].total_bytes]
     assert all(last.required_bytes > c.usable_bytes * 0.97 for c in smaller)
@@ -271,12 +271,15 @@ def test_another_division_of_the_same_gpus_is_suggested_and_fits() -> None:
     parallel = {"strategy": "fsdp2", "gpus": 4}
     scenario = make(model=model, method="full", micro_batch=1, sequence_length=1024, parallel=parallel)
     gpu = replace(card(int(0.9 * required(scenario))), count=4)
-    (found,) = [item for item in suggest(scenario, gpu) if item.move == "division"]
+    asked = []  # whether each of these may be suggested
+    found_all = suggest(scenario, gpu, allowed=lambda step: asked.append(step) or True)
+    (found,) = [item for item in found_all if item.move == "division"]
     changed = apply(scenario, found.changes)
     assert changed.parallel.gpus == 4 and changed.parallel != scenario.parallel and "gpu" not in found.changes
     assert required(changed) == found.required_bytes <= gpu.usable_bytes
     assert "the same GPUs, divided as" in found.cost
-    assert not [item for item in suggest(scenario, gpu, allowed=lambda step: False) if item.move == "division"]
+    assert changed.parallel in [step.parallel for step in asked]
+    assert _divided(scenario, gpu, 4, allowed=lambda step: False) is None
 
 
 TWO = {"parallel": {"strategy": "fsdp2", "gpus": 2, "reshard_after_forward": False}}
