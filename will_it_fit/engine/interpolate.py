@@ -181,7 +181,7 @@ class Scaled:
         if sizes is None:
             return self.record(value)
         structure = self._structures[peers[0]]
-        sequences = [_events(ids, counts) for ids, counts in zip(self._ids[structure], sizes, strict=True)]
+        sequences = [events_of(ids, counts) for ids, counts in zip(self._ids[structure], sizes, strict=True)]
         near = self.recordings[peers[0]]
         return Recording(sequences, near.streams, traced=False, workspaces=near.workspaces)
 
@@ -276,7 +276,7 @@ def _columns(events: Events) -> tuple[torch.Tensor, torch.Tensor]:
     return ids.clone(), sizes.clone()
 
 
-def _events(ids: torch.Tensor, sizes: torch.Tensor) -> Events:
+def events_of(ids: torch.Tensor, sizes: torch.Tensor) -> Events:
     """Events of two columns."""
     numbers = array("q", bytes(16 * len(ids)))
     if numbers:

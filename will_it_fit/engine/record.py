@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from .allocator import Event
+from .components import WORKSPACES
 from .costs import CostRecorder
-from .cuda_rules import cufft_worst_bytes
+from .cuda_rules import CUBLASLT_WORKSPACE_BYTES, cufft_worst_bytes
 from .origins import Origins
+from .replay import Events
 from .stashes import Stashes
 
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
@@ -60,6 +62,8 @@ class Record:
         What the compiler took, where a compiled step is followed.
     replayed
         Steps in which CUDA graphs were replayed, which allocates nothing.
+    columns_so_far
+        What :class:`~will_it_fit.engine.columns.Columns` made of so many events.
     """
 
     def __init__(self) -> None:
@@ -76,10 +80,21 @@ class Record:
         self.kernels_run: Counter[str] = Counter()
         self.compiled: Any = None
         self.replayed: set[int] = set()
+        self.columns_so_far: tuple[int, Any] | None = None
 
     def warn(self, text: str) -> None:
         """Note what a person should know about the answer."""
         self.warnings.setdefault(text)
+
+    def sequence(self) -> Events:
+        """The events in one array."""
+        return Events.of(self.events)
+
+    def cublas_workspaces(self) -> frozenset[int]:
+        """Ids of cuBLAS's workspaces, whose bytes the GPU decides."""
+        ids = (one for one, component in self.components.items() if component == WORKSPACES)
+        sizes = dict(self.events)
+        return frozenset(one for one in ids if sizes[one] != CUBLASLT_WORKSPACE_BYTES)
 
     def start(self, step: int) -> int:
         """Index of a step's first event."""

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from .allocator import Event
 from .capacities import Interval
-from .components import ROUNDING, WORKSPACES
+from .components import ROUNDING
 from .costs import CostRecorder
-from .cuda_rules import CUBLASLT_WORKSPACE_BYTES
 from .interpolate import NOTHING_ASKED, Asked, Recording
 from .origins import NOWHERE
 from .record import Record
@@ -268,17 +267,11 @@ def _highest(spans: Sequence[tuple[str, int, int]], allocated: Sequence[int], be
 
 def recording(record: Record, histories: Sequence[History] = (), **_: Any) -> Recording:
     """A record as events alone, to be run through the allocator (:mod:`will_it_fit.engine.interpolate`)."""
-    sequences = [record.events]
+    sequences = [record.sequence()]
     if len(histories) > 1:
         step = record.events[len(histories[0].events) :]
-        sequences = [_after(history, histories[0], step) for history in histories]
-    workspaces = (one for one, component in record.components.items() if component == WORKSPACES)
-    sizes = dict(record.events)
-    return Recording(
-        [Events.of(events) for events in sequences],
-        record.streams,
-        workspaces=frozenset(one for one in workspaces if sizes[one] != CUBLASLT_WORKSPACE_BYTES),
-    )
+        sequences = [Events.of(_after(history, histories[0], step)) for history in histories]
+    return Recording(sequences, record.streams, workspaces=record.cublas_workspaces())
 
 
 def _reserved(

@@ -26,11 +26,12 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.card import active_simulation
 from will_it_fit.engine.components import WORKSPACES
-from will_it_fit.engine.composed import Composer, SecondSteps
+from will_it_fit.engine.composed import Composer
 from will_it_fit.engine.errors import TraceError
 from will_it_fit.engine.launches import FLUSHED_BYTES
 from will_it_fit.engine.periods import Unlike
 from will_it_fit.engine.record import Record
+from will_it_fit.engine.second_steps import SecondSteps
 from will_it_fit.engine.trace import Options, trace_step
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.model import build_model, notes, skeleton
@@ -366,7 +367,8 @@ class Composed:
         if plan is None:
             return None
         with suppress(UserError, Unlike):
-            traced = partial(self._second_steps.traced, stepped) if self._often else lambda each: stepped(each, None)
+            once = partial(self._second_steps.traced, stepped, size=_extent(scenario))
+            traced = once if self._often else partial(stepped, enough=None)
             shorter, few = traced(plan.at(scenario, plan.shallow[0]))
             between = self._between(scenario, shorter, few)
             longer, many = between or traced(plan.at(scenario, plan.shallow[1]))

@@ -9,14 +9,16 @@ the core.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Hashable, Mapping, MutableMapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import torch
 
 from will_it_fit.cards.gpus import usable_sizes
 from will_it_fit.common.text import gib
@@ -98,6 +100,19 @@ def trace(
         "costs": bool(timed_on) and any(timed_on.values()),
         "report": partial(make_report, asked=Asked({*sizes, *usable_sizes(capability)}, both_allocators)),
     }
+    with one_thread():
+        return _traced(scenario, target, timed_on, stages, settings)
+
+
+def _traced(
+    scenario: Scenario,
+    target: str,
+    timed_on: Mapping[str, Speed | None] | None,
+    stages: MutableMapping[Hashable, tuple[Report, dict[str, Any]]] | None,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The same, with what the core is asked."""
+    capability = settings["capability"]
     followed: list[tuple[Kind, Report]] = []
     for kind, templates in product(kinds_of_ranks(scenario), ways(scenario, target)):
         with machine_in_place(scenario, target, capability, templates) as kernels:
@@ -129,6 +144,17 @@ def trace(
     if timed_on and scenario.aim.generates and report.costs:
         answer["phase_seconds"] = _phase_seconds(scenario, report.costs, timed_on)
     return answer
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch take one core: nothing is computed, and on a busy machine threads that wait for others take more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _stage_key(scenario: Scenario, kind: Kind, templates: bool) -> Hashable:
@@ -209,7 +235,7 @@ class Recorder:
         recordings = []
         for kind, way in product(kinds_of_ranks(scenario), ways(scenario, "cuda")):
             composed = self._composed.setdefault((way, kind.rank), Composed(often=True, place=kind.stage))
-            with machine_in_place(scenario, "cuda", capability, way, missing=LOOP):
+            with one_thread(), machine_in_place(scenario, "cuda", capability, way, missing=LOOP):
                 recordings.append(_followed(scenario, "cuda", self._prepare, composed, kind, **settings)[0])
         return max(recordings, key=Recording.peak_bytes) if len(recordings) > 1 else recordings[0]
 
