@@ -26,12 +26,11 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.card import active_simulation
 from will_it_fit.engine.components import WORKSPACES
-from will_it_fit.engine.composed import Composer
+from will_it_fit.engine.composed import Composer, SecondSteps
 from will_it_fit.engine.errors import TraceError
 from will_it_fit.engine.launches import FLUSHED_BYTES
 from will_it_fit.engine.periods import Unlike
 from will_it_fit.engine.record import Record
-from will_it_fit.engine.second_steps import SecondSteps
 from will_it_fit.engine.trace import Options, trace_step
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.model import build_model, notes, skeleton
