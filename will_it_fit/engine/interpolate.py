@@ -4,7 +4,7 @@ Two steps that differ in the length of their rows, or in their number, run the s
 their records have the same events, and the bytes of each event are a polynomial of that number: constant for weights,
 linear for activations, of second degree where attention keeps its scores. Where kernels round a length up, all lengths
 with the same rest share the polynomial. Two or three traces therefore give the events at any size between them, and
-the allocator's replay of those is what a trace of that size would say (tests/will_it_fit/engine/test_scaled.py
+the allocator's replay of those is what a trace of that size would say (tests/will_it_fit/planner/test_feasibility.py
 compares). That is 30 milliseconds instead of a second and a half, and knows fragments, which no formula does.
 
 Where two records do not have the same events (a kernel changes, a loss runs in another number of chunks), nothing is

@@ -98,7 +98,7 @@ def test_what_is_not_described_is_counted_as_what_comes_nearest_and_says_so() ->
     assert "gradient_checkpointing: true in place of reentrant" in found["verdict"]
     assert found["peak_bytes"] == ask()["peak_bytes"] and found["verdict"].count("GiB") == 2
     assert "reentrant" in found["command"] and "reentrant" in found["yaml"]
-    assert ask(settings={"loop": "manual", "attention_mask": "padding"}, model="deepseek-v4-flash")["peak_bytes"] is None
+    assert ask(settings={"loop": "manual", "attention_mask": "padding"}, model="mimo-v2-flash")["peak_bytes"] is None
 
 
 def test_hours_come_from_the_command_that_traces_and_what_is_known_without_it_is_told() -> None:
