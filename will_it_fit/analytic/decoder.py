@@ -231,7 +231,7 @@ class Decoder:
         elif self.experts and lora.dropout and {"gate", "gate_up_proj", "down_proj"} & set(matrices):
             problem = "PEFT has no dropout for adapters of experts, which are parameters and no layers."
         if problem:
-            near = [n for name in wanted for n in difflib.get_close_matches(name, sorted(names), n=1)]
+            near = [n for name in sorted(wanted) for n in difflib.get_close_matches(name, sorted(names), n=1)]
             targets = list(dict.fromkeys(near)) if near and not matrices else "all-linear"
             raise UserError(
                 problem,

@@ -165,7 +165,7 @@ class Hybrid(Decoder):
         problem, near = None, []
         if not found and not wanted & OUTSIDE_OF_LAYERS:
             problem = "`lora.target_modules` matches no linear layer of this model."
-            near = [near for name in wanted for near in difflib.get_close_matches(name, sorted(names), n=1)]
+            near = [n for name in sorted(wanted) for n in difflib.get_close_matches(name, sorted(names), n=1)]
         elif lora.dropout and self.adapts_experts and {"gate", "gate_up_proj", "experts.down_proj"} & set(found):
             problem = "PEFT has no dropout for adapters of experts, which are parameters and no layers."
         if problem:
