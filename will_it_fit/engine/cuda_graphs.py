@@ -15,7 +15,7 @@ parameters on the GPU) is not counted. Written for torch 2.13.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import count
@@ -40,6 +40,7 @@ class PrivatePools:
         self._tracker, self._numbers = tracker, count(1)
         self._entered: list[int] = []  # pools that were current before
         self.capturing = False
+        self.heard: Callable[[], None] = lambda: None  # called before a graph is replayed again
         self._moved: dict[int, int] = {}  # addresses of storages whose memory was allocated anew, by the new id
 
     def handle(self) -> Handle:
@@ -123,6 +124,7 @@ class PrivatePools:
 
     def replayed(self) -> None:
         """A graph is replayed, and not for the first time."""
+        self.heard()
         self._tracker.replayed.add(self._tracker.marks[-1][1])
 
     def same_addresses(self, tensors: list[Any], addresses: list[int | None], indices: list[int]) -> bool:

@@ -15,6 +15,8 @@ from will_it_fit.engine.patching import patched
 from will_it_fit.engine.steps import phases
 from will_it_fit.engine.tracker import Tracker
 
+_WARM_UPS = 11  # updates before a capture: what PyTorch's notes ask for with DDP ("CUDA Graphs", 2.13)
+
 
 class Enough(BaseException):
     """The program has taken its updates. No ``except Exception`` of its own catches it."""
@@ -25,6 +27,9 @@ class Loop:
 
     An update ends with the last of its optimizers: those that stepped before the next forward pass are one update. A
     program without an optimizer updates by hand, and its update ends where it forgets a module's gradients.
+
+    A program that captures its step as a CUDA graph warms it up on a stream of its own. It is not stopped there, but
+    where a graph is replayed again, which counts for an update.
 
     Attributes
     ----------
@@ -41,6 +46,7 @@ class Loop:
         self._stepped: list[int] = []  # optimizers of the update that is running, by id
         self._of_first: set[int] = set()  # of the first update
         self._loading, self._evaluating, self._ended = True, False, False
+        self._beside = 0  # streams that the program has entered beside its first
         self._known: dict[int, nn.Module] = {}
         self._by_hand, self._went_back = True, False  # by hand until there is an optimizer; since the last update
         tracker.mark("load", 0)
@@ -52,6 +58,8 @@ class Loop:
             hooks = phases(self._enter, self._updated, self._updating, self._phase_of)
             self._begin = stack.enter_context(hooks)
             stack.enter_context(patched(self._places()))
+            if self._tracker.graphs is not None:
+                self._tracker.graphs.heard = self._replayed
             yield
 
     def _places(self) -> list[tuple[Any, str, Any]]:
@@ -65,11 +73,26 @@ class Loop:
             if self._by_hand and self._went_back:
                 self._name_gradients(module.parameters())
                 self._finish_update()
-                if self.updates >= self._steps:
-                    self._stop()
+                self._stop_where_enough()
             forget(module, *args, **options)
 
-        return [(torch.optim.Optimizer, "__init__", made), (nn.Module, "zero_grad", forgotten)]
+        entered = torch.cuda.stream
+
+        @contextmanager
+        def beside(stream: Any) -> Iterator[None]:
+            elsewhere = stream is not None and stream is not torch.cuda.default_stream()
+            self._beside += elsewhere
+            try:
+                with entered(stream):
+                    yield
+            finally:
+                self._beside -= elsewhere
+
+        return [
+            (torch.optim.Optimizer, "__init__", made),
+            (nn.Module, "zero_grad", forgotten),
+            (torch.cuda, "stream", beside),
+        ]
 
     def end(self) -> None:
         """Close the record: what is freed from now on is the end of the program, not its step."""
@@ -83,8 +106,7 @@ class Loop:
             raise Enough  # a bare `except:` of the program caught it
         if phase in ("forward", "backward") and self._stepped:
             self._finish_update()
-            if self.updates >= self._steps:
-                self._stop()
+            self._stop_where_enough()
         if phase in ("forward", "backward", "optimizer", "evaluation"):
             self._loading = False
         self._went_back = self._went_back or phase == "backward"
@@ -102,9 +124,16 @@ class Loop:
             self._finish_update()
         return self.updates >= self._steps
 
-    def _stop(self) -> None:
-        self.end()
-        raise Enough
+    def _replayed(self) -> None:
+        if self._stepped:
+            self._finish_update()
+        self._stop_where_enough()
+
+    def _stop_where_enough(self) -> None:
+        warming_up = self._beside and self.updates < self._steps + _WARM_UPS
+        if self.updates >= self._steps and not warming_up:
+            self.end()
+            raise Enough
 
     def _phase_of(self, module: nn.Module) -> str | None:
         """Evaluation is a call of what is trained, without gradients, in its evaluation mode."""
@@ -154,7 +183,7 @@ class Loop:
         last = self.updates + 1 >= self._steps
         if last and self._of_first and self._of_first <= set(self._stepped):
             self._finish_update()
-            self._stop()
+            self._stop_where_enough()
 
 
 def _vocabulary_of_layers(module: nn.Module) -> int:

@@ -30,8 +30,8 @@ ROWS, WORKSPACE = 65_536, 32 * MIB + 512  # cuBLAS's on a Hopper card, with what
 WIDE, NARROW = ROWS * 256 * 4, ROWS * 64 * 4  # bytes of what lies between the two layers, and of a batch
 
 
-def traced(build, steps=3):
-    """The report, the tracker and the allocator's spans by phase and step."""
+def traced(build, steps=3, compiled="follow"):
+    """The report, the tracker and the allocator's first span by phase and step."""
     kept = {}
 
     def report(tracker, *args, **options):
@@ -41,11 +41,14 @@ def traced(build, steps=3):
     with simulated(H100):
         with on_meta():
             model, optimizer, step, batch = build()
-        found = trace_step(model, optimizer, step, batch, Options(compiled="follow", steps=steps, report=report))
+        found = trace_step(model, optimizer, step, batch, Options(compiled=compiled, steps=steps, report=report))
     tracker = kept["tracker"]
     marks = [(f"{phase} {number}", index) for phase, number, index in tracker.marks]
     run = replay(tracker.events, marks, streams=tracker.streams)
-    return found, tracker, {span.phase: span for span in run.spans}
+    return found, tracker, {span.phase: span for span in reversed(run.spans)}
+
+
+without_compiler = partial(traced, steps=2, compiled=Options().compiled)
 
 
 def made(tracker, phase, *, private):
@@ -225,23 +228,3 @@ def test_callables_that_pytorch_makes_graphs_of():
     _, tracker, spans = without_compiler(build)
     assert tracker.replayed == {1}
     assert spans["backward 1"].peak_allocated_bytes - spans["forward 1"].start_allocated_bytes < WIDE
-
-
-def without_compiler(build):
-    kept = {}
-
-    def report(tracker, *args, **options):
-        kept["tracker"] = tracker
-        return make_report(tracker, *args, **options)
-
-    with simulated(H100):
-        with on_meta():
-            model, optimizer, step, batch = build()
-        found = trace_step(model, optimizer, step, batch, Options(report=report))
-    tracker = kept["tracker"]
-    marks = [(f"{phase} {number}", index) for phase, number, index in tracker.marks]
-    run = replay(tracker.events, marks, streams=tracker.streams)
-    spans = {}
-    for span in run.spans:
-        spans.setdefault(span.phase, span)
-    return found, tracker, spans

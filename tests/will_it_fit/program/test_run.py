@@ -79,6 +79,38 @@ def test_an_update_by_one_of_two_optimizers_is_the_second_one(tmp_path):
     assert answer["program"]["updates"] == 2 and answer["program"]["outcome"] == "stopped"
 
 
+CAPTURED = """
+import torch
+from torch import nn
+model = nn.Sequential(nn.Linear(1024, 4096), nn.GELU(), nn.Linear(4096, 1024)).cuda()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+batch = torch.randn(256, 1024, device="cuda")
+def step():
+    optimizer.zero_grad(set_to_none=True)
+    model(batch).square().mean().backward()
+    optimizer.step()
+beside = torch.cuda.Stream()
+with torch.cuda.stream(beside):
+    for _ in range(3):
+        step()
+graph = torch.cuda.CUDAGraph()
+optimizer.zero_grad(set_to_none=True)
+with torch.cuda.graph(graph):
+    step()
+for _ in range(10**9):
+    batch.copy_(torch.randn(256, 1024, device="cuda"))
+    graph.replay()
+"""
+
+
+def test_a_step_that_is_captured_after_its_warm_up_is_in_the_answer(tmp_path):
+    """As PyTorch's notes write it. Its warm-up lies beside the graph's pool, so the two do not share memory."""
+    answer = answered(tmp_path, program(tmp_path, CAPTURED))
+    assert (answer["program"]["outcome"], answer["program"]["updates"]) == ("stopped", 4)
+    weights = 2 * 1024 * 4096 * 4
+    assert answer["trace"]["peak_reserved_bytes"] > 4 * weights  # weights, and gradients in two pools with what is kept
+
+
 def test_what_programs_ask_a_card_is_answered(tmp_path):
     answer = answered(tmp_path, str(PROGRAMS / "asks.py"))
     assert answer["program"]["updates"] == 2 and answer["evaluation"] is None
