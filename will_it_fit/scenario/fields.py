@@ -374,8 +374,8 @@ class Fields:
         parts=Versions,
     )
     gpu: str | dict[str, float] | None = described(
-        "A name as people write it: `4090`, `A100 80GB` or `24GiB` (`config/gpus.yaml` lists the names). Or a mapping:"
-        " `name` or `vram_gib`, then `count` for several, and `context_mib` for what yours holds beside the allocator.",
+        "A name as people write it: `4090`, `A100 80GB` or `24GiB` (`config/gpus.yaml` lists the names). A mapping"
+        " holds `name` or `vram_gib`; `count` says how many, and `context_mib` what yours holds beside the allocator.",
         types=("string", "object"),
         nullable=True,
         example="rtx-4090",
