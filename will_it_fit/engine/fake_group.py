@@ -24,6 +24,7 @@ from .errors import TraceError
 from .fake_device import FakeDevice
 from .fake_pipeline import pipeline_patches
 from .patching import patched
+from .shardings import sharding_patches
 
 BACKEND = "fakemeta"
 DDP_STREAM = 1000  # DDP's all-reduces run beside the backward pass
@@ -90,7 +91,7 @@ def fake_gpus(gpus: int) -> Iterator[FakeDevice]:
     torch.meta = device
     _forget_meshes()
     try:
-        with _backend(), patched([*_patches(device), *pipeline_patches()]):
+        with _backend(), patched([*_patches(device), *pipeline_patches(), *sharding_patches()]):
             yield device
     finally:
         del torch.meta
