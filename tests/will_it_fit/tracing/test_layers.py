@@ -68,7 +68,7 @@ ROWS = pairwise(
         "strategy": ("none", "fsdp2"),
         "optimizer": ("adamw", "paged_adamw_8bit", "adafactor"),
         "loss": ("full", "chunked"),
-        "gradient_accumulation": (1, 3),
+        "gradient_accumulation": (1, 2),
     },
     allowed,
 )

@@ -12,7 +12,7 @@ from will_it_fit.ask.several_gpus_text import host_lines
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.report import make_report
 from will_it_fit.hours.step_time import speed_of
-from will_it_fit.tracing import scenario_trace
+from will_it_fit.tracing import layers, scenario_trace
 from will_it_fit.tracing import trace as traces
 from will_it_fit.tracing.checkpoints import checkpoint, saving
 from will_it_fit.tracing.prepare import prepare
@@ -170,9 +170,13 @@ def test_a_pipelines_time_has_its_wait():
 
 
 @pytest.mark.parametrize("name", ["fsdp2 x tensor", "fsdp2 x tensor, sequence, loss, autocast"])
-def test_layers_of_a_divided_model_are_composed(name):
+def test_layers_of_a_divided_model_are_composed(name, monkeypatch):
     """A deep model's step from shallow ones' is the step itself."""
-    deep = scenario(name).changed(model=LAYERS | {"num_hidden_layers": 28})
+    monkeypatch.setattr(layers, "WORTH", 5)  # though one of few layers is traced sooner
+    record, composed = layers.Composed.record, []
+    monkeypatch.setattr(layers.Composed, "record", lambda *given: composed.append(record(*given)) or composed[-1])
+    deep = scenario(name).changed(model=LAYERS | {"num_hidden_layers": 9})
     kind = kinds_of_ranks(deep)[0]
     whole, _ = traces._stepped(deep, "cpu", lambda each: prepare(each, "cpu"), kind, report=make_report)
     assert trace(deep, "cpu", timeline=False)["phases"] == whole.phases
+    assert composed == [composed[0]] and composed[0] is not None
