@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -125,7 +127,11 @@ def calling_line() -> str:
     frame = calling_frame()
     if frame is None:
         return ""
-    path = frame.f_code.co_filename
-    for folder in ("site-packages/", "dist-packages/", f"{Path.cwd()}/"):
+    return f"{_short(frame.f_code.co_filename, os.getcwd())}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+@cache
+def _short(path: str, here: str) -> str:
+    for folder in ("site-packages/", "dist-packages/", f"{here}/"):
         path = path.rpartition(folder)[2]
-    return f"{path}:{frame.f_lineno} in {frame.f_code.co_name}"
+    return path
