@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+_OF_LISTS = ("aten::_foreach_", "aten::_fused_adam", "aten::_fused_sgd")  # of lists of one length, or empty ones
+
 
 def sharding_patches() -> list[tuple[Any, str, Any]]:
     """What is replaced, as :func:`will_it_fit.engine.patching.patched` takes it; answers stay the same."""
@@ -22,15 +24,17 @@ def sharding_patches() -> list[tuple[Any, str, Any]]:
 
 def _once_for_each_kind(propagate: Callable) -> Callable:
     def answered(propagator: Any, schema: Any) -> Any:
-        places = [place for place, value in enumerate(schema.args_schema) if isinstance(value, (list, tuple))]
-        if not places or not schema.op.name().startswith("aten::_foreach_"):
+        lists = {place: value for place, value in enumerate(schema.args_schema) if isinstance(value, (list, tuple))}
+        places = [place for place, value in lists.items() if value]
+        if not places or not schema.op.name().startswith(_OF_LISTS):
             return propagate(propagator, schema)
-        rows = list(zip(*(schema.args_schema[place] for place in places), strict=True))
+        if len({len(lists[place]) for place in places}) > 1:
+            return propagate(propagator, schema)
+        rows = list(zip(*(lists[place] for place in places), strict=True))
         kinds = {row: number for number, row in enumerate(dict.fromkeys(rows))}
         if len(kinds) == len(rows):
             return propagate(propagator, schema)
-        columns = list(zip(*kinds, strict=True))
-        answer = propagate(propagator, _with(schema, places, columns))
+        answer = propagate(propagator, _with(schema, places, list(zip(*kinds, strict=True))))
         numbers = [kinds[row] for row in rows]
         if isinstance(answer.output_spec, (list, tuple)):
             answer.output_spec = type(answer.output_spec)(answer.output_spec[number] for number in numbers)
