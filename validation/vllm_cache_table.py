@@ -46,6 +46,9 @@ BY_CLASS = {
                         "num_hidden_layers": 36},
     "GraniteMoeHybridConfig": {"architectures": ["GraniteMoeHybridForCausalLM"], "num_hidden_layers": 40,
                                "layer_types": (["mamba"] * 9 + ["attention"]) * 4},
+    "JambaConfig": {"architectures": ["JambaForCausalLM"]},
+    "FalconMambaConfig": {"architectures": ["FalconMambaForCausalLM"]},
+    "Mamba2Config": {"architectures": ["Mamba2ForCausalLM"]},
 }  # fmt: skip
 WAYS = {"": {}, "fp8": {"kv_cache_dtype": "fp8"}}  # by what stands behind a model's name
 

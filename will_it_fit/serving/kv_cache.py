@@ -49,17 +49,21 @@ class Layer:
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that share a table of blocks; ``page_bytes``: of one layer in one block."""
+    """Layers that share a table of blocks.
+
+    ``page_bytes``: of one layer in one block. ``states``: that a request keeps, in layers that keep no tokens.
+    """
 
     layer: Layer
     layers: int
     block_tokens: int
     page_bytes: int
+    states: int = STATES_OF_REQUEST
 
     def blocks_of(self, tokens: int, tokens_in_flight: int) -> int:
         """Blocks that a request of so many tokens takes at most, while so many are computed at once."""
         if self.layer.kind == STATE:
-            return STATES_OF_REQUEST
+            return self.states
         if self.layer.kind != SLIDING:
             return ceil(tokens / self.block_tokens)
         return ceil(min(self.layer.window - 1 + tokens_in_flight, tokens) / self.block_tokens) + 1
@@ -111,9 +115,9 @@ def layers_of(model: Mapping[str, Any], *, number_bytes: int = 2, tensor_paralle
     if text.get("kv_lora_rank"):  # one latent vector for all heads, and no values beside; not divided among GPUs
         size = (text["kv_lora_rank"] + text["qk_rope_head_dim"]) * number_bytes
         return [Layer(LATENT, size)] * count
-    heads = text.get("num_key_value_heads") or text["num_attention_heads"]
-    head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-    size = max(heads // tensor_parallel, 1) * 2 * head * number_bytes
+    queries = text.get("num_attention_heads") or 0  # a Mamba may have no attention
+    head = queries and (text.get("head_dim") or text["hidden_size"] // queries)
+    size = max((text.get("num_key_value_heads") or queries) // tensor_parallel, 1) * 2 * head * number_bytes
     window = text.get("sliding_window") or 0
     if kind.startswith("qwen") and not text.get("use_sliding_window"):
         window = 0
@@ -129,7 +133,7 @@ def layers_of(model: Mapping[str, Any], *, number_bytes: int = 2, tensor_paralle
                 where="model",
                 found=f"model_type {kind}",
                 allowed="keys and values, of all tokens, of a window or as latent vectors; states of gated delta nets,"
-                " of Mamba 2 and of short convolutions",
+                " of Mamba and of short convolutions",
             )
         layers.append(Layer(name, size, window if name == SLIDING else 0))
     return layers
@@ -142,7 +146,7 @@ def kv_cache(layers: Sequence[Layer], block_tokens: int = BLOCK_TOKENS, *, align
     ``aligned``: false on a CPU, where the pages of keys and values are padded instead.
     """
     state, token = (max(getattr(layer, name) for layer in layers) for name in ("state_bytes", "token_bytes"))
-    if state and aligned:
+    if state and token and aligned:
         block_tokens *= ceil(state / (block_tokens * token))
     pages = {layer: (layer.token_bytes or token) * block_tokens for layer in dict.fromkeys(layers)}
     largest = max(*pages.values(), state)
@@ -154,7 +158,8 @@ def kv_cache(layers: Sequence[Layer], block_tokens: int = BLOCK_TOKENS, *, align
     counts = {layer: sum(each == layer for each in layers) for layer in pages}
     if len(counts) == 1:
         ((layer, count),) = counts.items()
-        return KvCache((Group(layer, count, block_tokens, largest),))
+        states = STATES_OF_REQUEST if token else 1  # without attention vLLM keeps no beginnings for other requests
+        return KvCache((Group(layer, count, block_tokens, largest, states),))
     least, most = min(counts.values()), max(counts.values())
     size = most if most < _NEARLY_AS_MANY * least else least
     groups = []
@@ -171,21 +176,35 @@ def _state_bytes(text: Mapping[str, Any], tensor_parallel: int) -> int | None:
         return _delta_net_bytes(text, tensor_parallel)
     if text.get("conv_L_cache"):  # a short convolution keeps its last inputs
         return 2 * (text["conv_L_cache"] - 1) * (text.get("conv_dim") or text["hidden_size"]) // tensor_parallel
-    names = next((names for names in _MAMBA_2 if names[0] in text and names[2] in text), None)
-    if names is None:
+    mamba = _mamba(text)
+    if mamba is None:
         return None
-    heads, head, state, groups, kernel = (text[name] for name in names)
+    heads, head, state, groups, kernel = mamba
     groups += 0 if groups % tensor_parallel == 0 else tensor_parallel - groups
     inputs = (heads * head + 2 * groups * state) // tensor_parallel * (kernel - 1)
     ssm = 2 if str(text.get("mamba_ssm_cache_dtype", "float32")).endswith("16") else 4
     return 2 * inputs + ssm * (heads // tensor_parallel) * head * state
 
 
-# Mamba 2 by its configurations: heads, their size, the state's, groups, the convolution's kernel.
+# What a configuration of Mamba 2 calls heads, their size, the state's, groups, the convolution's kernel.
 _MAMBA_2 = (
     ("mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups", "mamba_d_conv"),  # Falcon-H1, Bamba, Granite
     ("mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups", "conv_kernel"),  # Nemotron-H
+    ("num_heads", "head_dim", "state_size", "n_groups", "conv_kernel"),  # Mamba 2 alone
 )
+
+
+def _mamba(text: Mapping[str, Any]) -> tuple[int, int, int, int, int] | None:
+    """Heads, their size, the state's, groups, the convolution's kernel. In the first Mamba each channel is a head."""
+    for names in _MAMBA_2:
+        if names[0] in text and names[2] in text:
+            heads, head, state, groups, kernel = (text[name] for name in names)
+            return heads, head, state, groups, kernel
+    if "mamba_dt_rank" in text:  # Jamba
+        return text["hidden_size"] * text["mamba_expand"], 1, text["mamba_d_state"], 0, text["mamba_d_conv"]
+    if text.get("model_type") in ("mamba", "falcon_mamba"):
+        return text["intermediate_size"], 1, text["state_size"], 0, text["conv_kernel"]
+    return None
 
 
 def _delta_net_bytes(text: Mapping[str, Any], tensor_parallel: int) -> int:
@@ -207,6 +226,9 @@ def _kinds(text: Mapping[str, Any], family: str, count: int, window: int) -> lis
         return [words[sign] for sign in pattern if sign in words]
     if family == "falcon_h1":  # both in each layer
         return ["mamba", FULL] * count
+    if family == "jamba":
+        period, offset = text["attn_layer_period"], text["attn_layer_offset"]
+        return [FULL if number % period == offset else "mamba" for number in range(count)]
     listed = text.get("layer_types")
     if listed:
         return [FULL if name == "attention" or (name == SLIDING and not window) else name for name in listed]

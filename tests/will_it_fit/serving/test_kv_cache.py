@@ -54,6 +54,16 @@ def test_states_of_mamba_and_short_convolutions_are_their_last_inputs_and_a_matr
     assert kv_cache(lfm2).groups[0].block_tokens == 16  # states smaller than a block's keys and values are padded
 
 
+def test_a_channel_of_the_first_mamba_is_a_head_and_channels_are_divided_among_cards():
+    falcon, jamba = (TABLE["rows"][name]["config"] for name in ("FalconMambaConfig", "JambaConfig"))
+    assert layers_of(falcon)[0].state_bytes == 1536 * (2 * 3 + 4 * 16)
+    assert 2 * layers_of(jamba, tensor_parallel=2)[0].state_bytes == layers_of(jamba)[0].state_bytes
+    kinds = [layer.kind for layer in layers_of(jamba)]
+    assert [number for number, kind in enumerate(kinds) if kind == FULL] == [4, 12, 20, 28]
+    whole = kv_cache(layers_of(falcon))  # on a GPU: without attention one block holds a request
+    assert whole.tokens(whole.blocks(TABLE["available_bytes"]), LONGEST, AT_ONCE) == 12_483 * LONGEST
+
+
 def test_kinds_that_are_nearly_as_many_share_the_size_of_the_larger():
     full, sliding = Layer(FULL, 1024), Layer(SLIDING, 1024, window=128)
     cache = kv_cache([full] * 13 + [sliding] * 12)
