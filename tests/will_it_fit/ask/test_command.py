@@ -417,7 +417,7 @@ def test_the_answer_in_python_is_typed_and_shows_itself(model, capsys) -> None:
     assert answer.fits and answer.required_bytes > answer.components["weights_4bit"] > 0
     assert answer.details["scenario"]["lora"]["rank"] == 4 and str(answer).startswith("FITS")
     assert "<b>FITS" in answer._repr_html_()
-    tight = will_it_fit(model, gpu="0.55GiB", sequence_length=4096, micro_batch=8, method="lora")
+    tight = will_it_fit(model, gpu="0.66GiB", sequence_length=4096, micro_batch=8, method="lora")
     assert tight.fits is False and tight.headroom_bytes < 0
     program, *words = shlex.split(tight.suggestions[0].command)
     status, _ = run(capsys, *words)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from will_it_fit.ask import kept
+from will_it_fit.ask.command import main
 from will_it_fit.ask.kept import KeptAnswer
 from will_it_fit.ask.question import Options, question
 from will_it_fit.hours.run_time import Run
@@ -250,12 +251,17 @@ def _command(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(program, env=environment, capture_output=True, text=True)
 
 
-def test_the_command_answers_the_second_time_as_the_first_without_torch(folder) -> None:
+def test_the_command_answers_the_second_time_as_the_first_without_torch(folder, capsys) -> None:
     words = ("tiny/config.json", "--gpu", "0.66GiB", "-s", "300")
-    first, again, fresh = _command(*words), _command(*words), _command(*words, "--fresh")
-    assert first.returncode == again.returncode == fresh.returncode == 0, first.stderr
-    assert first.stdout == again.stdout == fresh.stdout and first.stdout.startswith("FITS")
+    first, again = _command(*words), _command(*words)
+    assert first.returncode == again.returncode == 0, first.stderr
+    assert first.stdout == again.stdout and first.stdout.startswith("FITS")
     assert again.stderr.split() == []
     # A step on one GPU that is not compiled imports neither the compiler nor sharded tensors nor scipy.
-    assert first.stderr.splitlines()[-1].split() == fresh.stderr.splitlines()[-1].split() == ["torch", "transformers"]
+    assert first.stderr.splitlines()[-1].split() == ["torch", "transformers"]
     assert len(list(folder.iterdir())) == 1
+    assert main(words) == 0  # this process has an environment of its own
+    kept_in = {path.stat().st_ino for path in folder.iterdir()}
+    assert main([*words, "--fresh"]) == 0
+    assert capsys.readouterr().out == 2 * first.stdout
+    assert len({path.stat().st_ino for path in folder.iterdir()} - kept_in) == 1  # the answer that is kept is a new one

@@ -18,13 +18,13 @@ library, entered = sys.argv[1], set()
 def called(frame, event, _):
     code = frame.f_code  # flag 1: a function, not the body of a module or a class
     comprehension = code.co_name in ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>")
-    if event == "call" and code.co_flags & 1 and not comprehension and code.co_filename.startswith(library):
+    if code.co_flags & 1 and not comprehension and code.co_filename.startswith(library):
         entered.add(code.co_filename[len(library):])
 
-sys.setprofile(called)
+sys.settrace(called)  # of Python's functions alone, and of their calls alone
 from will_it_fit.ask.command import main
 main(sys.argv[2:])
-sys.setprofile(None)
+sys.settrace(None)
 print(json.dumps(sorted(entered)), file=sys.stderr)
 """
 

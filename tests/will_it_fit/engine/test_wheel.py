@@ -63,11 +63,16 @@ def built(folder, **environment):
     return wheel
 
 
+@pytest.fixture(scope="module")
+def as_it_is(tmp_path_factory):
+    return built(tmp_path_factory.mktemp("wheel"))
+
+
 @pytest.mark.parametrize("compiler", [True, False])
-def test_a_wheel_holds_the_compiled_replay_where_there_is_a_compiler(tmp_path, compiler):
+def test_a_wheel_holds_the_compiled_replay_where_there_is_a_compiler(tmp_path, as_it_is, compiler):
     if compiler and compiled() is None:
         pytest.skip("no C compiler")
-    wheel = built(tmp_path, **({} if compiler else {"PATH": str(tmp_path), "CC": ""}))
+    wheel = as_it_is if compiler else built(tmp_path, PATH=str(tmp_path), CC="")
     names = zipfile.ZipFile(wheel).namelist()
     assert "step_memory/native/replay.c" in names and "step_memory/native/blocks.h" in names
     assert any(name.endswith(".so") for name in names) == compiler
@@ -84,13 +89,12 @@ def test_a_wheel_holds_the_compiled_replay_where_there_is_a_compiler(tmp_path, c
     assert run.stdout.strip() == ("NativeAllocator" if compiler else "Allocator")
 
 
-def test_the_wheel_prices_loops_where_nothing_else_of_the_project_is(tmp_path):
-    wheel = built(tmp_path)
+def test_the_wheel_prices_loops_where_nothing_else_of_the_project_is(tmp_path, as_it_is):
     venv.create(tmp_path / "env", with_pip=False)
     python = tmp_path / "env" / "bin" / "python"
     packages = next((tmp_path / "env" / "lib").iterdir()) / "site-packages"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(packages)]
-    subprocess.run([*install, str(wheel)], check=True, capture_output=True)
+    subprocess.run([*install, str(as_it_is)], check=True, capture_output=True)
     metadata = next(packages.glob("torch_step_memory-*/METADATA")).read_text()
     assert [line for line in metadata.splitlines() if line.startswith("Requires-Dist")] == [
         "Requires-Dist: torch<3,>=2.7"
