@@ -147,16 +147,21 @@ def test_meshes(parallel, fields):
 
 
 @pytest.mark.parametrize(
-    ("model", "method"),
+    ("model", "method", "period", "count"),
     [
-        pytest.param("qwen3.5-9b", "full", marks=each_night),
-        ("qwen3.5-9b", "qlora"),
-        pytest.param("qwen3-next-80b-a3b", "qlora", marks=each_night),
+        pytest.param("qwen3.5-9b", "full", 4, 20, marks=each_night),
+        ("qwen3.5-9b", "qlora", 2, 12),
+        pytest.param("qwen3.5-9b", "qlora", 4, 20, marks=each_night),
+        pytest.param("qwen3-next-80b-a3b", "qlora", 4, 20, marks=each_night),
     ],
 )
-def test_hybrid_layers_with_convolutions(model, method):
-    """Three layers of four attend linearly, in transformers' own loops; the convolutions' workspaces are there too."""
-    given, whole, composed = both(scenario(model, layers=20, method=method, packages=[]))
+def test_hybrid_layers_with_convolutions(model, method, period, count):
+    """Layers attend linearly, in transformers' own loops, but the last of each period; the convolutions' workspaces
+    are there too. The models' own period is four."""
+    step = scenario(model, layers=count, method=method, packages=[])
+    period_of = ["linear_attention"] * (period - 1) + ["full_attention"]
+    step = step.changed(model={**step.model, "layer_types": period_of * (count // period)})
+    given, whole, composed = both(step)
     assert given == whole and composed
     assert json.loads(given)["peak_allocated_range_bytes"][1] is None
 

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.will_it_fit.decoders import DECODERS
+from tests.will_it_fit.pairwise import each_night
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.measure import measure
@@ -83,10 +84,18 @@ def test_settings_are_traced_to_the_byte(fields):
     compare(scenario(QWEN2, **fields))
 
 
-@pytest.mark.parametrize("model", DECODERS.values(), ids=DECODERS)
-@pytest.mark.parametrize("method", ["full", "qlora"])
-def test_architectures_are_traced_to_the_byte(model, method):
-    compare(scenario(model, method=method))
+def one_of_two(names, values) -> list:
+    """Each name with one of two values in each run, its neighbours with the other; with both each night."""
+    return [
+        pytest.param(name, value, marks=() if place == number % 2 else each_night)
+        for number, name in enumerate(names)
+        for place, value in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize(("name", "method"), one_of_two(DECODERS, ("full", "qlora")))
+def test_architectures_are_traced_to_the_byte(name, method):
+    compare(scenario(DECODERS[name], method=method))
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
@@ -125,10 +134,10 @@ PACKED = [
 ]
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize(("model", "fields"), PACKED, ids=str)
-def test_packed_experts_are_traced_to_the_byte(model, fields, checkpointing):
+@pytest.mark.parametrize(("number", "checkpointing"), one_of_two(range(len(PACKED)), (True, False)))
+def test_packed_experts_are_traced_to_the_byte(number, checkpointing):
     """bitsandbytes' own packing and transformers' own unpacking run here, in the measurement."""
+    model, fields = PACKED[number]
     lora = {"rank": 4, "target_modules": ["q_proj", "v_proj"]}
     compare(scenario(model, lora=lora, gradient_checkpointing=checkpointing, **fields))
 
