@@ -17,9 +17,11 @@ from will_it_fit.planner.suggestions import _bigger_gpu, _divided, _suggestion, 
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.trace import trace
 
+LLAMA = {**LLAMA_3_LAYERS, "num_hidden_layers": 2}
+
 
 def make(**fields) -> Scenario:
-    return Scenario.from_mapping({"model": LLAMA_3_LAYERS, "sequence_length": 256, **fields})
+    return Scenario.from_mapping({"model": LLAMA, "sequence_length": 256, **fields})
 
 
 def card(usable: int) -> Gpu:
@@ -52,7 +54,8 @@ def test_suggestions_fit_in_order_of_their_cost() -> None:
 
 def test_suggestions_say_what_they_save_and_cost_in_time_from_two_traces() -> None:
     a100 = find("a100-80gb")
-    scenario = make(micro_batch=8, gradient_checkpointing=False, sequence_length=512, optimizer="adamw_fused")
+    sizes = {"model": LLAMA_3_LAYERS, "micro_batch": 8, "sequence_length": 512}
+    scenario = make(**sizes, gradient_checkpointing=False, optimizer="adamw_fused")
 
     def timed(step: Scenario) -> dict:
         found = trace(step, capability=a100.capability, timeline=False, timed_on=speeds([a100]))
@@ -99,7 +102,7 @@ def test_several_changes_where_one_does_not_suffice() -> None:
 def test_expandable_segments_are_the_first_suggestion_where_they_suffice() -> None:
     sizes = {"hidden_size": 2048, "intermediate_size": 5632, "vocab_size": 32000}
     heads = {"num_attention_heads": 16, "num_key_value_heads": 4}
-    scenario = make(model={**LLAMA_3_LAYERS, **sizes, **heads}, method="full", sequence_length=1000)
+    scenario = make(model={**LLAMA, **sizes, **heads}, method="full", sequence_length=1000)
     grown = scenario.changed(allocator={"expandable_segments": True})
     without, need = required(scenario), required(grown)
     assert need < without
@@ -169,7 +172,7 @@ def test_ranks_are_halved_and_lengths_go_down_in_steps_of_64() -> None:
 
 def test_a_bigger_gpu_is_found_by_the_trace_of_its_own_kernels() -> None:
     """Of an architecture without an estimate too: before compute capability 8.0 this attention keeps its scores."""
-    model = {**LLAMA_3_LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = {**LLAMA, "num_attention_heads": 4, "num_key_value_heads": 2}
     scenario = make(model=model, precision="fp16", sequence_length=1024, gradient_checkpointing=False, use_cache=True)
     gpu = replace(find("t4"), total_bytes=2 * GIB)
     found = _bigger_gpu(scenario, gpu, CalibratedEstimator(scenario, gpu))
@@ -247,7 +250,7 @@ def test_of_several_strengths_the_mildest_that_fits_is_suggested() -> None:
 
 
 def test_more_gpus_of_the_kind_are_suggested_where_they_suffice() -> None:
-    model = {**LLAMA_3_LAYERS, "hidden_size": 1024, "intermediate_size": 4096}
+    model = {**LLAMA, "hidden_size": 1024, "intermediate_size": 4096}
     scenario = make(model=model, method="full", precision="fp32", gradient_accumulation=4)
     need = required(scenario)
     shared = {n: required(apply(scenario, spread(scenario, n)[0])) for n in (2, 4)}
@@ -267,7 +270,7 @@ def test_two_gpus_that_are_there_are_used_before_anything_is_given_up() -> None:
 
 def test_another_division_of_the_same_gpus_is_suggested_and_fits() -> None:
     """Of a step that FSDP2 shards already; what may not be suggested, such as what no training has, is left out."""
-    model = {**LLAMA_3_LAYERS, "hidden_size": 1024, "intermediate_size": 4096}
+    model = {**LLAMA, "hidden_size": 1024, "intermediate_size": 4096}
     parallel = {"strategy": "fsdp2", "gpus": 4}
     scenario = make(model=model, method="full", micro_batch=1, sequence_length=1024, parallel=parallel)
     gpu = replace(card(int(0.9 * required(scenario))), count=4)
@@ -366,7 +369,7 @@ def test_of_gpus_that_there_were_the_effective_batch_is_all() -> None:
 
 def test_a_bigger_gpu_with_other_kernels_is_estimated_by_its_own_peak() -> None:
     """Before compute capability 8.0 this attention keeps its scores, so that every other GPU needs less."""
-    model = {**LLAMA_3_LAYERS, "num_key_value_heads": LLAMA_3_LAYERS["num_attention_heads"] // 2}
+    model = {**LLAMA, "num_key_value_heads": LLAMA["num_attention_heads"] // 2}
     scenario = make(model=model, precision="fp16", sequence_length=1024, micro_batch=4, gradient_checkpointing=False)
     gpu = replace(find("t4"), total_bytes=GIB)
     found = _bigger_gpu(scenario, gpu, CalibratedEstimator(scenario, gpu))
@@ -386,8 +389,8 @@ PICTURED = {
 @pytest.mark.parametrize(
     "fields",
     [
-        {"model": LLAMA_3_LAYERS, "objective": "dpo", "preference": {"reference": "model"}},
-        {"model": LLAMA_3_LAYERS, "objective": "kto"},
+        {"model": LLAMA, "objective": "dpo", "preference": {"reference": "model"}},
+        {"model": LLAMA, "objective": "kto"},
         {"model": PICTURED, "images": {"height": 56, "width": 56}},
     ],
     ids=["dpo", "kto", "images"],
@@ -417,7 +420,7 @@ def test_experts_that_are_too_large_are_packed_or_kept_on_the_host() -> None:
 
 def test_where_loading_alone_is_too_much_only_another_way_to_load_is_tried() -> None:
     """LoRA whose weights lie twice in unified memory while they load; the step itself has room."""
-    wide = {**LLAMA_3_LAYERS, "intermediate_size": 65536}
+    wide = {**LLAMA, "intermediate_size": 65536}
     scenario = make(model=wide, method="lora", gpu="gb10", sequence_length=8, lora={"rank": 1})
     needed = trace(scenario, timeline=False)
     copy, loaded = needed["host_copy_bytes"], needed["phases"]["load"]
