@@ -7,7 +7,8 @@ import pytest
 
 from tests.repository import ROOT
 from tests.warm import launchers
-from tests.will_it_fit.tracing.mesh_steps import EXPERTS, LAYERS, LLAMA, SAVED, STEPS, UNLUCKY, scenario
+from tests.will_it_fit.pairwise import each_night
+from tests.will_it_fit.tracing.mesh_steps import EACH_NIGHT, EXPERTS, LAYERS, LLAMA, SAVED, STEPS, UNLUCKY, scenario
 from will_it_fit.ask.several_gpus_text import host_lines
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.report import make_report
@@ -34,7 +35,7 @@ def measured(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=each_night if name in EACH_NIGHT else ()) for name in STEPS])
 def test_each_process_takes_what_the_group_says(name, measured):
     """To the byte, in every phase; each kind of GPU is traced once, and all of its kind have to be like it.
 
