@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -44,7 +44,8 @@ def import_libraries(scenario: Scenario) -> None:
         for name in (COMPILER, SHARDED_TENSORS, SYMBOLIC_SHAPES):
             if isinstance(module := sys.modules.get(name), _StandIn):
                 module.import_itself()
-    _import_transformers([])
+    with _names_found_fast():
+        _import_transformers([])
     if scenario.parallel.zero_stage:
         _import_whole_deepspeed()
     if scenario.parallel.pipeline > 1:  # patched where it is imported (will_it_fit.engine.fake_pipeline)
@@ -92,7 +93,7 @@ def _import_with_stand_ins(neighbours: Sequence[str] = NEIGHBOURS) -> None:
     from will_it_fit.engine.importing import hidden
 
     _promote_types_without_sympy()
-    with hidden(["trio"]):  # which the Hub's client imports where it is there, and does not need
+    with hidden(["trio"]), _names_found_fast():  # trio: the Hub's client imports it where it is, and does not need it
         import transformers.utils
         from transformers.utils import import_utils
 
@@ -109,19 +110,36 @@ def _import_whole_deepspeed() -> None:
         import_module("deepspeed.runtime.zero.muon.original_muon")
 
 
+def _names_found_fast() -> AbstractContextManager[None]:
+    """Let transformers, once it is imported, look for the names in its files once, and from their ends."""
+    from will_it_fit.engine.importing import when_imported
+
+    return when_imported({"transformers.utils.import_utils": _found_fast})
+
+
+def _found_fast(import_utils: Any) -> list[tuple[Any, str, Any]]:
+    names_in = import_utils.create_import_structure_from_path  # remembers by path: a folder, or a file for its folder
+    exported = import_utils.fetch__all__  # takes the last line that begins so
+    return [
+        (
+            import_utils,
+            "create_import_structure_from_path",
+            lambda path: names_in(Path(path).parent if Path(path).is_file() else path),
+        ),
+        (import_utils, "fetch__all__", lambda text: exported(text[text.rfind("\n__all__") + 1 :])),
+    ]
+
+
 def _import_transformers(more: list[tuple[Any, str, Any]], neighbours: Sequence[str] = NEIGHBOURS) -> None:
     import torch
     import transformers  # by itself, so that an error names it
     import transformers.utils
-    from transformers.utils import import_utils
 
     from will_it_fit.engine.patching import patched
 
-    names_in = import_utils.create_import_structure_from_path  # remembers by path: a folder, or a file for its folder
-    once = lambda path: names_in(Path(path).parent if Path(path).is_file() else path)  # noqa: E731
     undecorated = lambda model=None, **_: model if model is not None else lambda function: function  # noqa: E731
     places = [(torch, "compile", undecorated), (transformers.utils, "is_scipy_available", lambda: False)]
-    with patched([*places, (import_utils, "create_import_structure_from_path", once), *more]):
+    with patched([*places, *more]):
         import transformers.modeling_utils
 
         for name in neighbours:
