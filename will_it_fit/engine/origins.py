@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +57,7 @@ class Origins:
         self._names: dict[int, str] = {}
         self._running: list[str] = []
         self._forward: dict[int, tuple[str, str]] = {}  # module and line by the operator's number
+        self._here = f"{Path.cwd()}/"  # asked once, and not at each allocation
         self.learn(model)
 
     def learn(self, model: nn.Module) -> None:
@@ -82,7 +82,7 @@ class Origins:
 
     def note(self, identity: int, tensor: torch.Tensor, func: Any) -> None:
         """What an operator has just made."""
-        module, line = self._running[-1] if self._running else "", calling_line()
+        module, line = self._running[-1] if self._running else "", calling_line(self._here)
         node = torch._C._current_autograd_node()
         if node is None or torch.is_grad_enabled():
             if torch.is_grad_enabled():  # its node has been numbered; operators without one come after it
@@ -123,15 +123,16 @@ def calling_frame() -> FrameType | None:
     return frame
 
 
-def calling_line() -> str:
+def calling_line(here: str) -> str:
+    """The line of :func:`calling_frame`, its file as it is called below the installed packages or a folder."""
     frame = calling_frame()
     if frame is None:
         return ""
-    return f"{_short(frame.f_code.co_filename, os.getcwd())}:{frame.f_lineno} in {frame.f_code.co_name}"
+    return f"{_short(frame.f_code.co_filename, here)}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 @cache
 def _short(path: str, here: str) -> str:
-    for folder in ("site-packages/", "dist-packages/", f"{here}/"):
+    for folder in ("site-packages/", "dist-packages/", here):
         path = path.rpartition(folder)[2]
     return path
