@@ -278,9 +278,10 @@ def _columns(events: Events) -> tuple[torch.Tensor, torch.Tensor]:
 
 def events_of(ids: torch.Tensor, sizes: torch.Tensor) -> Events:
     """Events of two columns."""
-    numbers = array("q", bytes(16 * len(ids)))
+    numbers = array("q", [0]) * (2 * len(ids))  # `array("q", bytes(...))` would take each number by itself
     if numbers:
-        torch.frombuffer(numbers, dtype=torch.int64).view(-1, 2).copy_(torch.stack((ids, sizes), 1))
+        columns = torch.frombuffer(numbers, dtype=torch.int64).view(-1, 2)
+        columns[:, 0], columns[:, 1] = ids, sizes
     return Events(numbers)
 
 

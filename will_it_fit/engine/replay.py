@@ -123,7 +123,7 @@ class NativeAllocator:
     def __init__(self, streams: Mapping[int, int] | None = None, *, expandable_segments: bool = False) -> None:
         self._compiled = compiled()
         numbers = {0: 0}
-        self._stream_of = array("i", bytes(4 * (max(streams, default=-1) + 1))) if streams else array("i")
+        self._stream_of = array("i", [0]) * (max(streams, default=-1) + 1) if streams else array("i")
         for stream in sorted(set(streams.values()), reverse=True) if streams else ():  # private pools come last
             numbers.setdefault(stream, len(numbers))
         for identity, stream in (streams or {}).items():
@@ -161,7 +161,7 @@ class NativeAllocator:
         """Serve ``Events`` from index ``first`` to before ``last``."""
         totals, place = self._totals, events.numbers.buffer_info()[0]
         totals.pausing = self.released is not None
-        noted = array("q", bytes(8 * (last - first))) if trail is not None else None
+        noted = array("q", [0]) * (last - first) if trail is not None else None
         at, outcome = first, _PAUSED
         while outcome == _PAUSED:
             trailing = None if noted is None else noted.buffer_info()[0] + 8 * (at - first)
