@@ -59,6 +59,8 @@ class Composer:
         if like is not None and like.structure != self.structure:
             raise Unlike("the events are others")
         self._periods = like._periods if like is not None else _aligned(self.shorter, self.longer)
+        # By the number of periods more, what does not depend on the size of the step: kinds, targets and subjects.
+        self._alike: dict[int, tuple[torch.Tensor, ...]] = like._alike if like is not None else {}
         self._phases = _Places([mark[:2] for mark in shorter.marks], [mark[:2] for mark in longer.marks])
         self._costs = _Costs(shorter.costs, longer.costs) if shorter.costs and longer.costs else None
 
@@ -131,10 +133,13 @@ class Composer:
         return record
 
     def _columns(self, more: int) -> Columns:
-        source, few, many = self._periods.source(more), self.shorter, self.longer
-        numbers = (few.sizes, many.sizes), (few.targets, many.targets), (few.reused, many.reused)
-        sizes, targets, reused = (self._periods.extended(*pair, more) for pair in numbers)
-        return Columns(many.kinds[source], sizes, targets, reused, many.about[source], many.told)
+        few, many, extended = self.shorter, self.longer, self._periods.extended
+        if more not in self._alike:
+            source = self._periods.source(more)
+            self._alike[more] = many.kinds[source], extended(few.targets, many.targets, more), many.about[source]
+        kinds, targets, about = self._alike[more]
+        sizes, reused = extended(few.sizes, many.sizes, more), extended(few.reused, many.reused, more)
+        return Columns(kinds, sizes, targets, reused, about, many.told)
 
 
 class _Places:

@@ -60,8 +60,8 @@ class Periods:
             if run is None:
                 parts.append(places[first:end])
                 continue
-            rows = places[first:end].view(run.count, run.length)
-            parts += [row for row in rows[: _middle(run)]] + [rows[_middle(run)]] * more + [*rows[_middle(run) :]]
+            rows, middle = places[first:end].view(run.count, run.length), _middle(run)
+            parts += [rows[:middle].flatten(), rows[middle].repeat(more), rows[middle:].flatten()]
         return torch.cat(parts) if parts else places
 
     def extended(self, shorter: torch.Tensor, longer: torch.Tensor, more: int) -> torch.Tensor:
@@ -129,10 +129,11 @@ def _rows(rows: torch.Tensor, before: torch.Tensor, more: int) -> list[torch.Ten
         growth = by_front[middle]
         if bool((growth + step != by_back[middle - 1]).any()):
             raise Unlike("a number does not grow evenly from repeat to repeat")
-    first = [row + growth_of * more for row, growth_of in zip(rows[:middle], by_front[:middle], strict=True)]
-    inner = [rows[middle] + step * number + growth * more for number in range(more + 1)]
-    last = [row + growth_of * more for row, growth_of in zip(rows[middle + 1 :], by_back[middle:], strict=True)]
-    return [*first, *inner, *last]
+    repeats = torch.arange(more + 1).view(-1, *[1] * step.dim())
+    first = rows[:middle] + by_front[:middle] * more
+    inner = rows[middle] + growth * more + step * repeats
+    last = rows[middle + 1 :] + by_back[middle:] * more
+    return [part.flatten(0, 1) for part in (first, inner, last)]
 
 
 def _runs(shorter: Sequence[Hashable], longer: Sequence[Hashable]) -> list[Run]:
