@@ -57,6 +57,7 @@ _FILLED = {  # made without the values of their first argument
     _aten.zero_.default: 0,
 }
 _COPY, _TO_COPY, _SCATTER_ADD = _aten.copy_.default, _aten._to_copy.default, _aten.scatter_add_.default
+ASKED = (_COPY, _TO_COPY, _SCATTER_ADD)  # which :class:`Values` has to hear of although no value is known
 UNANSWERED = object()
 
 
@@ -103,7 +104,7 @@ class Values:
         self._answers = {**ANSWERS, **(answers or {})}
         self._host_is_device = host_is_device
         self._known: dict[int, torch.Tensor] = {}  # the bytes on the CPU, by the address of the storage on `meta`
-        self._stand_ins: dict[int, _End] = {}
+        self.stand_ins: dict[int, _End] = {}
         self._ends: dict[int, _End] = {}
         self._sources: dict[int, torch.Tensor] = {}  # on the CPU, by the address of what stands for them on `meta`
         self._source_ends: dict[int, _End] = {}
@@ -118,7 +119,7 @@ class Values:
                 return self._moved(args[0], kwargs)
         elif func is _COPY and args[0].is_meta != args[1].is_meta:
             return self._copied(*args)
-        if self._stand_ins and any(self._stands_in(item) for item in _tensors(args, kwargs)):
+        if self.stand_ins and any(self._stands_in(item) for item in _tensors(args, kwargs)):
             return self._on_host(func, args, kwargs)
         if func is _SCATTER_ADD and (counts := self._even(*args)) is not None:
             self.remember(args[0], counts)
@@ -241,18 +242,18 @@ class Values:
         known = self.known(tensor)
         if known is not None:
             return into.copy_(known)
-        self._until_its_end(into.untyped_storage(), self._stand_ins)
+        self._until_its_end(into.untyped_storage(), self.stand_ins)
         return into
 
     def stand_in(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """A tensor on the host without values of its own: one element, repeated."""
         value = self._scalars if self._scalars is not None else 0
         made = torch.full((1,), value, dtype=dtype).expand(shape) if len(shape) else torch.full((), value, dtype=dtype)
-        self._until_its_end(made.untyped_storage(), self._stand_ins)
+        self._until_its_end(made.untyped_storage(), self.stand_ins)
         return made
 
     def _stands_in(self, tensor: torch.Tensor) -> bool:
-        return not tensor.is_meta and tensor.untyped_storage()._cdata in self._stand_ins
+        return not tensor.is_meta and tensor.untyped_storage()._cdata in self.stand_ins
 
     def _on_host(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """An operator on what lies on the host: its shapes alone."""

@@ -25,6 +25,7 @@ from .stashes import Stashes
 
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 _TRANSFORMS = (torch.ops.aten._fft_c2c.default, torch.ops.aten._fft_r2c.default, torch.ops.aten._fft_c2r.default)
+NOTED = (*_CONVOLUTIONS, *_TRANSFORMS)  # what :meth:`Workspaces.note` has to hear of
 # aten/src/ATen/native/cudnn/Conv_v8.cpp: `run_conv_plan` takes the plan's workspace from the allocator for the call;
 # `try_configs` goes on to the next plan where it is out of memory, and `generate_and_filter_plans` (benchmark mode)
 # leaves out what the largest free block can't hold.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from .known_values import ASKED
 from .origins import short
+from .record import NOTED
 
 # Gradients that autograd writes into zeros. Under a dispatch mode and on `meta` it makes a second tensor of each; on a
 # device it writes in place (`areAnyTensorSubclassLike` in autograd's FunctionsManual.cpp and native/ReduceOps.cpp).
@@ -26,6 +28,20 @@ _DISABLED = "torch._dynamo.eval_frame"  # where torch._dynamo.disable calls what
 _PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
 
 
+class Operator(NamedTuple):
+    """An operator, and whose affair it is: the kernels', that of known values, of :func:`in_place`, of workspaces."""
+
+    func: Any  # kept, so that nothing else gets its address
+    concerned: bool
+    of_values: bool
+    into_zeros: bool
+    of_workspaces: bool
+
+    @classmethod
+    def of(cls, func: Any, concerned: bool) -> Operator:
+        return cls(func, concerned, func in ASKED, func in _INTO_ZEROS, func in NOTED)
+
+
 class Shapes:
     """Runs operators on ``meta``, and each combination of operator and shapes only once.
 
@@ -40,16 +56,14 @@ class Shapes:
         known: dict[tuple, list[tuple] | tuple | None] | None = None,
     ) -> None:
         self._corrected = outputs
-        self._kinds: dict[Any, str] = {}
+        self._kinds: dict[int, tuple[str, Any]] = {}  # by the operator's address: PyTorch hashes them in Python
         self._outputs = {} if known is None else known  # by operator and shapes
 
     def __call__(self, func: Any, args: tuple, kwargs: dict) -> Any:
         if func is _SPARSE_MASK and args[1].device.type == "meta":  # has no shape function
             values = torch.empty_like(args[1]._values(), dtype=args[0].dtype)
             return torch.sparse_coo_tensor(args[1]._indices(), values, args[0].shape, device="meta")
-        kind = self._kinds.get(func)
-        if kind is None:
-            kind = self._kinds[func] = _kind(func)
+        kind, _ = self._kinds.get(id(func)) or self._kinds.setdefault(id(func), (_kind(func), func))
         if kind == "view":
             return func(*args, **kwargs)
         if kind == "in place":
@@ -57,7 +71,7 @@ class Shapes:
         if kind == "in place, lists":
             return None if all(item.device.type == "meta" for item in args[0]) else func(*args, **kwargs)
         try:
-            key = (func, _signature(args), *((name, _signature((value,))) for name, value in kwargs.items()))
+            key = (func._name, _signature(args), *((name, _signature((value,))) for name, value in kwargs.items()))
             known = self._outputs.get(key)
         except (TypeError, RuntimeError):  # an argument without a signature, such as a sparse tensor
             return func(*args, **kwargs)
@@ -66,10 +80,10 @@ class Shapes:
                 _same_dtype([item for item in args if isinstance(item, torch.Tensor)])
             output = self._run(func, args, kwargs)
             if isinstance(output, torch.Tensor) and output.layout is not torch.strided:
-                self._kinds[func] = "view"
+                self._kinds[id(func)] = "view", func
                 return output
             if _share_storage(output, args):  # _unsafe_view's schema doesn't say so
-                self._kinds[func] = "view"
+                self._kinds[id(func)] = "view", func
             else:
                 self._outputs[key] = _layout(output)
             return output

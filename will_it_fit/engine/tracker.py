@@ -30,7 +30,7 @@ from .fake_device import FakeDevice
 from .known_values import UNANSWERED, Values
 from .model_tensors import made_of_others, parts, weights_like
 from .record import Record
-from .shapes import Shapes, in_place
+from .shapes import Operator, Shapes, in_place
 from .stashes import Started
 
 
@@ -110,7 +110,7 @@ class Tracker(TorchDispatchMode, Record):
         self._phase = ""
         self.phase_of: Callable[[Any], str | None] | None = None  # of a module that is called (`steps.phases`)
         self.on_card: Callable[..., Any] | None = None  # what an operator is where a card is simulated: `card.on_card`
-        self._operators: dict[Any, bool] = {}  # that were met, and whether they concern the kernels
+        self._operators: dict[int, Operator] = {}  # that were met, by address: PyTorch hashes them in Python
         self.pool = 0  # of CUDA graphs, that blocks come from now; 0: the general pool
         self.library_workspaces: list[int] = []  # of cuBLAS
         self.graphs: Any = None  # `cuda_graphs.PrivatePools`, where a card is simulated
@@ -366,15 +366,12 @@ class Tracker(TorchDispatchMode, Record):
         if self.on_card is not None and (own := self.on_card(func, args, kwargs, self.lies_on_host)) is not None:
             with self:
                 return own(*args, **kwargs)
-        concerned = self._operators.get(func)
-        if concerned is None:
-            concerned = self._operators[func] = self._kernels is not None and self._kernels.concerns(func)
-            if self.on_meta and (text := opaque(func)):
-                self.warn(text)
+        _, concerned, of_values, into_zeros, of_workspaces = self._operators.get(id(func)) or self._first_met(func)
         if self._device is not None and (answer := self._exchanges.answer(func, args, kwargs)) is not None:
             return answer
         values = self.values
-        if values is not None and (answer := values.before(func, args, kwargs)) is not UNANSWERED:
+        hears = values is not None and (of_values or values.carrying or values.stand_ins)
+        if hears and (answer := values.before(func, args, kwargs)) is not UNANSWERED:
             return self._seen(answer, func, on_device="meta")
         if self.expecting and self._device is None and func is not _LIFT_FRESH:
             self._meet(args)
@@ -385,7 +382,8 @@ class Tracker(TorchDispatchMode, Record):
             earlier, later = self._kernels.temporaries(func, args, kwargs)
             held = [self.allocate(count, TEMPORARIES) for count in earlier]
         try:
-            func = in_place(func)
+            if into_zeros:
+                func = in_place(func)
             output = self.run(func, args, kwargs)
         except Exception as error:
             output = UNANSWERED if values is None else values.failed(func, args, error)
@@ -395,8 +393,9 @@ class Tracker(TorchDispatchMode, Record):
         self._seen(output, func)
         if concerned:
             self._kernels.keep(func, args, output)
-        self.workspaces.note(func, args, output, len(self.events))
-        if values is not None:
+        if of_workspaces:
+            self.workspaces.note(func, args, output, len(self.events))
+        if values is not None and (of_values or values.carrying):
             values.after(func, args, kwargs, output)
             moved = func is _TO_COPY and "cpu" in self._devices and output.is_meta and not args[0].is_meta
             if moved and output.dtype == args[0].dtype:  # where the CPU is the device nothing is copied
@@ -412,6 +411,12 @@ class Tracker(TorchDispatchMode, Record):
         for identity in held:
             self.free(identity)
         return output
+
+    def _first_met(self, func: Any) -> Operator:
+        if self.on_meta and (text := opaque(func)):
+            self.warn(text)
+        concerned = self._kernels is not None and self._kernels.concerns(func)
+        return self._operators.setdefault(id(func), Operator.of(func, concerned))
 
     def last_started(self) -> Started | None:
         """The collective that was started last."""
