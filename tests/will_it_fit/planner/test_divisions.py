@@ -88,7 +88,7 @@ WIDE = LLAMA | {"hidden_size": 512, "intermediate_size": 1408, "vocab_size": 409
 @pytest.mark.parametrize("gpus", [2, pytest.param(4, marks=each_night)])
 def test_what_a_gpu_holds_in_any_case_is_below_each_trace(gpus):
     """So nothing that fits is ruled out."""
-    step = small(model=WIDE)
+    step = small(model=WIDE | {"num_hidden_layers": 2})
     order = Order(step, find("h100-80gb"))
     for way in ways(step, gpus):
         traced = divisions._traced(way, find("h100-80gb"))[0]
