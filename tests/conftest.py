@@ -62,5 +62,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         if not said.exists():
             assert not project.exists(), "the chain failed in another worker"
             chain.checkout(project)
-            said.write_text(chain.snakemake(project), encoding="utf-8")
+            said.write_text(chain.finished(project), encoding="utf-8")
     return project, said.read_text(encoding="utf-8")
