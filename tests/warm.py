@@ -30,6 +30,8 @@ READ_AT_IMPORT += ("PYTORCH_", "TORCH", "TQDM_", "TRANSFORMERS_")
 SET_BY_JOBS = {"GOMP_SPINCOUNT": "3000", "TQDM_DISABLE": "1"}
 HEAVY = ("bitsandbytes", "matplotlib.figure", "pandas", "peft", "pyarrow.parquet", "sacrebleu")
 HEAVY += ("transformers.models.llama.modeling_llama", "transformers.trainer")
+# What Snakemake itself imports late: pandas to compare parameters, nbformat for scripts that might be notebooks.
+PLANNING = ("jsonschema", "nbformat", "pandas", "smart_open", "snakemake.storage")
 LONGEST = 2**20  # bytes of a request
 HERE = hasattr(os, "pidfd_open")  # Linux; elsewhere each command is a process of its own
 
@@ -148,14 +150,11 @@ def load(arguments: list[str], packages: list[str]) -> None:
     import importlib
 
     if "snakemake" in arguments[:2]:
-        import jsonschema  # noqa: F401
-        import smart_open  # noqa: F401
         from snakemake.cli import get_argument_parser
 
         get_argument_parser()  # loads the plugins
-    else:
-        for name in packages:
-            importlib.import_module(name)
+    for name in PLANNING if "snakemake" in arguments[:2] else packages:
+        importlib.import_module(name)
 
 
 def become(request: dict, launchers: str) -> None:
