@@ -56,7 +56,8 @@ CASES = [(family, ("lora", False) if family == "gemma3n_text" else setting) for 
 def test_the_step_is_held_within_five_percent_of_the_trace(family, setting) -> None:
     """Of the peak, and of what the step adds to the weights; by transformers' own loop, four layers."""
     method, checkpointing = setting
-    asked = step(model_of(family, "default"), method, gradient_checkpointing=checkpointing)
+    fields = {"sequence_length": 100} if family == "jamba" else {}  # its loop takes each token by itself
+    asked = step(model_of(family, "default"), method, gradient_checkpointing=checkpointing, **fields)
     assert abs(off_the_step(asked)) <= 0.05
 
 
@@ -87,7 +88,7 @@ def test_an_indexer_gets_no_gradient() -> None:
 
 @pytest.mark.parametrize(("family", "fields"), [
     ("jamba", {"sequence_length": 150, "micro_batch": 2, "gradient_checkpointing": False}),
-    ("jamba", {"sequence_length": 333, "precision": "bf16-mixed", "attention": "eager"}),
+    ("jamba", {"sequence_length": 199, "precision": "bf16-mixed", "attention": "eager"}),
     ("olmo_hybrid", {"sequence_length": 1000, "micro_batch": 2, "gradient_checkpointing": False}),
     ("olmo_hybrid", {"sequence_length": 333, "precision": "bf16-mixed", "attention": "eager"}),
     ("gemma3n_text", {"sequence_length": 700, "micro_batch": 2, "gradient_checkpointing": True}),
