@@ -70,7 +70,8 @@ def test_the_card_says_what_the_files_say(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     text = (folder / RUN / "MODEL_CARD.md").read_text(encoding="utf-8")
     _, metadata, body = text.split("---\n", 2)
-    body += (folder / RUN / "docs" / "details.md").read_text(encoding="utf-8")
+    for name in ("details.md", "memory-profile.md"):
+        body += (folder / RUN / "docs" / name).read_text(encoding="utf-8")
     assert {"license", "library_name", "pipeline_tag"} <= yaml.safe_load(metadata).keys()
 
     training, comparison = read(folder, "training.json"), read(folder, "evaluation/comparison.json")
