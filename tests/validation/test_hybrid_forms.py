@@ -88,7 +88,7 @@ def test_an_indexer_gets_no_gradient() -> None:
 
 @pytest.mark.parametrize(("family", "fields"), [
     ("jamba", {"sequence_length": 150, "micro_batch": 2, "gradient_checkpointing": False}),
-    ("jamba", {"sequence_length": 199, "precision": "bf16-mixed", "attention": "eager"}),
+    ("jamba", {"sequence_length": 333, "precision": "bf16-mixed", "attention": "eager"}),
     ("olmo_hybrid", {"sequence_length": 1000, "micro_batch": 2, "gradient_checkpointing": False}),
     ("olmo_hybrid", {"sequence_length": 333, "precision": "bf16-mixed", "attention": "eager"}),
     ("gemma3n_text", {"sequence_length": 700, "micro_batch": 2, "gradient_checkpointing": True}),
