@@ -62,7 +62,7 @@ def acquire(folder: Path, endpoint: str, **changes: object) -> subprocess.Comple
         "USE_TORCH": "0",  # as in the environment that the rule runs in; `datasets` would import it where it is
     }
     command = [sys.executable, "-c", RUN, str(folder / "out"), json.dumps([source(**changes)])]
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
 
 
 def written(folder: Path) -> set[str]:

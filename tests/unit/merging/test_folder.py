@@ -202,7 +202,7 @@ def test_a_disk_that_fills_up_midway_leaves_nothing(large, tmp_path):
     script = 'mount -t tmpfs -o size=60m tmpfs "$1" && shift && { "$@"; echo "status $?"; ls -A "$0"; }'
     inside = [tmp_path / "small", tmp_path / "small", sys.executable, "-c", code, *arguments]
     command = ["unshare", "--map-root-user", "--mount", "bash", "-c", script, *inside]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     if not process.stdout:
         pytest.skip(f"no file system can be mounted here: {process.stderr[-200:]}")
     assert process.stdout == "status 2\n"  # and an empty list of files
@@ -216,12 +216,12 @@ def test_command_line(sharded, tmp_path):
     base, adapter = sharded
     python = f"{launchers()}/python"
     process = start(base, adapter, tmp_path / "merged", python)
-    output, messages = process.communicate(timeout=60)
+    output, messages = process.communicate(timeout=600)
     assert process.returncode == 0, messages
     assert "not compared with digests" in messages
     assert output.startswith(f"{tmp_path / 'merged'}: 0.00 GiB bfloat16, 14 of ")
 
     again = start(base, adapter, tmp_path / "merged", python)
-    output, messages = again.communicate(timeout=60)
+    output, messages = again.communicate(timeout=600)
     assert again.returncode == 2 and output == ""
     assert "The output folder is not empty." in messages and "Traceback" not in messages

@@ -241,6 +241,6 @@ def test_command_line(good):
     folders = [argument for name, path in zip(("base", "adapter", "merged"), good, strict=True)
                for argument in (f"--{name}", str(path))]  # fmt: skip
     command = [f"{launchers()}/python", "-m", "scripts.merging.verify", *folders]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[0].split() == ["files", "passed"]
