@@ -257,7 +257,7 @@ class Scaled:
             sizes = [
                 size + known - line for size, known, line in zip(sizes, self._sizes[own[0]], corrections, strict=True)
             ]
-        return [size.round().clamp(min=0).to(torch.int64) for size in sizes]
+        return [size.round_().clamp_(min=0).to(torch.int64) for size in sizes]
 
     def _through(self, values: Sequence[int], at: int) -> list[torch.Tensor]:
         """Lagrange's polynomial through two or three traces."""

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
@@ -27,13 +28,12 @@ class _Task(NamedTuple):
     gpus: tuple[Gpu, ...]
     verify: tuple[str, ...]  # names of the GPUs whose borders are traced themselves
 
-    def solve(self) -> tuple[_Task, dict[str, dict[str, Any]]]:
+    def solve(self, traces: Traces) -> dict[str, dict[str, Any]]:
         """By GPU and field the border, without expandable segments and with them, and what the step itself needs."""
         import torch
 
         torch.set_num_threads(1)  # nothing is computed, and idle threads take a core each
         capability, capacities = self.gpus[0].capability, [gpu.usable_bytes for gpu in self.gpus]
-        traces = Traces(capability)
         found: dict[str, dict[str, Any]] = {gpu.name: {} for gpu in self.gpus}
         replayed = not any(gpu.name in self.verify for gpu in self.gpus)
         for field in FIELDS:
@@ -50,11 +50,20 @@ class _Task(NamedTuple):
                     found[gpu.name]["required"] = borders.required(self.scenario.sequence_length)
             if field == "sequence_length" and shared.has_traced and replayed:
                 traces.known(self.scenario, shared.scaled.at(self.scenario.sequence_length))
-        return self, found
+        return found
 
 
-def _solve(task: _Task) -> tuple[_Task, dict[str, dict[str, Any]]]:
-    return task.solve()
+_Solved = tuple[_Task, dict[str, dict[str, Any]]]
+
+
+def _solve(tasks: Sequence[_Task]) -> list[_Solved]:
+    """Tasks of one step: its models are built once."""
+    solved: list[_Solved] = []
+    traces = None
+    for task in tasks:
+        traces = Traces(task.gpus[0].capability, beside=traces)
+        solved.append((task, task.solve(traces)))
+    return solved
 
 
 def feasibility(
@@ -104,18 +113,27 @@ def feasibility(
     return [_row(name, base, gpu, solved[name, gpu.name], verify) for name, base in bases.items() for gpu in gpus]
 
 
-def _all(tasks: Sequence[_Task]) -> Iterable[tuple[_Task, dict[str, dict[str, Any]]]]:
-    """Every task's answer; where processes can share what is imported, on all CPU cores."""
-    workers = min(len(tasks), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+def _all(tasks: Sequence[_Task]) -> Iterable[_Solved]:
+    """Every task's answer; where processes can share what is imported, on all CPU cores.
+
+    Where cores are few, a process takes all tasks of a step. A method's step comes before those of the methods that
+    were named before it: they take less, and the last process ends sooner.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    by_step: dict[str, list[_Task]] = {}
+    for task in reversed(tasks):
+        by_step.setdefault(task.name, []).insert(0, task)
+    shares = [[task] for task in tasks] if cores >= len(by_step) else list(by_step.values())
+    workers = min(len(shares), cores)
     if workers < 2 or sys.platform != "linux" or multiprocessing.current_process().daemon:
-        yield from map(_solve, tasks)
+        yield from chain.from_iterable(map(_solve, by_step.values()))
         return
     from will_it_fit.tracing.imports import import_quietly
 
     import_quietly(tasks[0].scenario)  # once, before the processes part
 
     with multiprocessing.get_context("fork").Pool(workers) as pool:
-        yield from pool.imap_unordered(_solve, tasks)
+        yield from chain.from_iterable(pool.imap_unordered(_solve, shares))
 
 
 def _row(name: str, base: Scenario, gpu: Gpu, found: Mapping[str, Any], verify: Sequence[str]) -> dict[str, Any]:

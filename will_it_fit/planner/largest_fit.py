@@ -63,12 +63,15 @@ def steps(field: str, limit: int) -> list[int]:
 
 
 class Traces:
-    """Recordings of a step at any length and number of rows, for GPUs that run the same kernels: each traced once."""
+    """Recordings of a step at any length and number of rows, for GPUs that run the same kernels: each traced once.
 
-    def __init__(self, capability: tuple[int, int] | None) -> None:
+    ``beside``: those of the same step for GPUs with other kernels, whose models are taken.
+    """
+
+    def __init__(self, capability: tuple[int, int] | None, beside: Traces | None = None) -> None:
         from will_it_fit.tracing.trace import Recorder
 
-        self.capability, self._record = capability, Recorder()
+        self.capability, self._record = capability, Recorder(beside and beside._record)
         self._known: dict[tuple[int, int], Recording] = {}
 
     def __call__(self, scenario: Scenario) -> Recording:

@@ -312,6 +312,9 @@ def size_apart(scenario: Scenario) -> Scenario:
     return replace(scenario, sequence_length=1, micro_batch=1, gradient_accumulation=1, gpu=None)
 
 
+Plans = dict[Hashable, Depths | None]
+
+
 class Composed:
     """Records of one step at whatever length and number of rows, composed from shallow models where that is proven.
 
@@ -321,6 +324,8 @@ class Composed:
         Whether many sizes will be asked.
     place
         Which of a pipeline's GPUs it is.
+    plans
+        How steps are composed, as far as that is known already; for GPUs with other kernels too.
 
     Attributes
     ----------
@@ -328,8 +333,8 @@ class Composed:
         What the traces of the shallow models know of operators together.
     """
 
-    def __init__(self, *, often: bool = False, place: int = 0) -> None:
-        self._often, self._place = often, place
+    def __init__(self, *, often: bool = False, place: int = 0, plans: Plans | None = None) -> None:
+        self._often, self._place, self._plans = often, place, {} if plans is None else plans
         self.outputs: dict[tuple, Any] = {}
         self._plan: tuple[Scenario, Depths | None] | None = None
         self._proven: dict[tuple[int, int], Composer] = {}
@@ -359,7 +364,7 @@ class Composed:
         """The same at this number of micro-batches."""
         like = size_apart(scenario)
         if self._plan is None or self._plan[0] != like:
-            plan = depths(scenario, often=self._often, place=self._place)
+            plan = self._planned(scenario, like)
             self._plan, self._proven, self._seen = (like, plan), {}, {}
             self._second_steps = SecondSteps()
         plan = self._plan[1]
@@ -382,6 +387,15 @@ class Composed:
             return known.at(plan.more), _about(few, many, plan.beyond(scenario), scenario)
         self._plan = like, None  # other sizes of this step won't be composed either
         return None
+
+    def _planned(self, scenario: Scenario, like: Scenario) -> Depths | None:
+        plan = partial(depths, scenario, often=self._often, place=self._place)
+        if active_simulation():  # packages' kernels depend on the card
+            return plan()
+        key = repr(like), self._often, self._place
+        if key not in self._plans:
+            self._plans[key] = plan()
+        return self._plans[key]
 
     def _between(
         self, scenario: Scenario, shorter: Record, few: dict[str, Any]

@@ -22,6 +22,7 @@ import torch
 
 from will_it_fit.cards.gpus import usable_sizes
 from will_it_fit.common.text import gib
+from will_it_fit.engine.card import active_simulation
 from will_it_fit.engine.costs import CostRecorder
 from will_it_fit.engine.fake_deepspeed import fake_deepspeed
 from will_it_fit.engine.fake_group import fake_group
@@ -38,7 +39,7 @@ from will_it_fit.step.liger import rotating
 from will_it_fit.step.model import attention_kernel, notes, parameter_count
 from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.step.step import MICRO_BATCHES, random_step
-from will_it_fit.tracing.layers import SHALLOW, Composed, Traced, size_apart
+from will_it_fit.tracing.layers import SHALLOW, Composed, Plans, Traced, size_apart
 from will_it_fit.tracing.loading import host_copy_bytes, loading_history
 from will_it_fit.tracing.prepare import EVEN, Prepared, labels, prepare, speaking_of, traced_attention
 from will_it_fit.tracing.ranks import Kind, add_ranks, answers_for, kinds_of_ranks
@@ -224,17 +225,25 @@ class Recorder:
     Where a benchmark on the GPU decides, of the ways that it may go the one that needs more. In the place of a package
     that the target has and this machine doesn't, transformers' own loop runs, which needs more too. Steps that differ
     in their length or rows alone take the model that was built for the first.
+
+    Parameters
+    ----------
+    beside
+        Another recorder, for GPUs with other kernels: where no card is simulated, models are built alike for both.
     """
 
-    def __init__(self) -> None:
-        self._prepared: list[tuple[Scenario, Prepared]] = []
+    def __init__(self, beside: Recorder | None = None) -> None:
+        self._prepared: list[tuple[Scenario, Prepared]] = []  # for the card that is simulated
+        self._anywhere: list[tuple[Scenario, Prepared]] = beside._anywhere if beside is not None else []
+        self._plans: Plans = beside._plans if beside is not None else {}
         self._composed: dict[tuple[bool, int], Composed] = {}
 
     def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
         settings = {"capability": capability, "costs": False, "report": recording}
         recordings = []
         for kind, way in product(kinds_of_ranks(scenario), ways(scenario, "cuda")):
-            composed = self._composed.setdefault((way, kind.rank), Composed(often=True, place=kind.stage))
+            new = Composed(often=True, place=kind.stage, plans=self._plans)
+            composed = self._composed.setdefault((way, kind.rank), new)
             with one_thread(), machine_in_place(scenario, "cuda", capability, way, missing=LOOP):
                 recordings.append(_followed(scenario, "cuda", self._prepare, composed, kind, **settings)[0])
         return max(recordings, key=Recording.peak_bytes) if len(recordings) > 1 else recordings[0]
@@ -242,11 +251,11 @@ class Recorder:
     def _prepare(self, scenario: Scenario) -> Prepared:
         if scenario.parallel.gpus > 1:  # the model is divided within the group that it steps in
             return prepare(scenario)
-        like = size_apart(scenario)
-        ready = next((ready for known, ready in self._prepared if known == like), None)
+        like, built = size_apart(scenario), self._prepared if active_simulation() else self._anywhere
+        ready = next((ready for known, ready in built if known == like), None)
         if ready is None:
             ready = prepare(scenario)
-            self._prepared = [*self._prepared, (like, ready)][-len(SHALLOW) :]
+            built[:] = [*built, (like, ready)][-len(SHALLOW) :]
         ready.optimizer.zero_grad(set_to_none=True)
         ready.optimizer.state.clear()
         return ready
