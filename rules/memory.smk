@@ -191,6 +191,8 @@ rule check_resources:
         train=path_of(f"{ENCODED}/train.parquet"),
         split=path_of(f"{DATASET}/splits/split.json"),
         test=path_of(f"{DATASET}/splits/test.jsonl"),
+        acquire=path_of(f"{DATASET}/acquire.json"),
+        harmful=path_of(f"{DATASET}/harmful.jsonl"),
         benchmark=from_job(JobPaths.on_benchmark, f"{BENCHMARK}/benchmark.json"),
         tasks=from_job(JobPaths.on_benchmark, f"{BENCHMARK}/tasks.jsonl"),
         gpus=project_file("config/gpus.yaml"),

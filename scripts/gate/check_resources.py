@@ -5,7 +5,7 @@ then of disk. The evaluation's batches are followed as they will run; the rest i
 :mod:`scripts.gate.decision` decides: a stage that does not fit ends the run, with the smallest change that would.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -261,7 +261,7 @@ def check_run(
     return Decision(decision, settings["override"], stages)
 
 
-INPUTS = ("benchmark", "config", "description", "encoded", "split", "tasks", "test", "trace", "train")
+INPUTS = tuple("acquire benchmark config description encoded harmful split tasks test trace train".split())
 
 
 def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequence[Any], output: str) -> None:
@@ -277,6 +277,7 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     read_folder(inputs["description"])
     read_report(inputs["encoded"], inputs["train"])
     read_report(inputs["split"], inputs["test"])
+    read_report(inputs["acquire"], inputs["harmful"])
     named = settings["gate"]["gpu"]
     gpu = evaluation_gpu = None
     if named != "auto" or settings["device"] != "cpu":
@@ -286,12 +287,15 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     host = None if cluster else host_memory()
     answers, tokenizer, config = settings["evaluation"], read_tokenizer(base), read_json(inputs["config"])
 
-    def evaluation(path: str, requests: int | None) -> Evaluation:
-        pairs = [(pair["request"], pair["command"]) for pair in read_jsonl(path)][:requests]
+    def evaluation(path: str, requests: int | None, more: Iterable[Mapping[str, Any]] = ()) -> Evaluation:
+        asked = [*list(read_jsonl(path))[:requests], *more]
+        pairs = [(pair["request"], pair["command"]) for pair in asked]
         rows = [Row(*row) for row in encode_pairs(tokenizer, settings["prompt"]["system"], pairs)]
         return Evaluation(config, settings["source"]["dtype"], rows, answers["batch_size"], answers["max_new_tokens"])
 
-    evaluations = {"evaluation of base and tuned": evaluation(inputs["test"], answers["requests"])}
+    # As evaluate.py asks them: requests for harm are in the same batches.
+    held_out = evaluation(inputs["test"], answers["requests"], read_jsonl(inputs["harmful"]))
+    evaluations = {"evaluation of base and tuned": held_out}
     if settings["benchmark"]:
         read_report(inputs["benchmark"], inputs["tasks"])
         evaluations["evaluation on the benchmark"] = evaluation(inputs["tasks"], settings["benchmark"]["requests"])

@@ -95,6 +95,14 @@ def test_the_card_says_what_the_files_say(finished: tuple[Path, str]) -> None:
     assert not missing
 
 
+def test_an_evaluation_was_priced_with_all_that_it_asks_at_once(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    priced = {row["stage"]: row["detail"] for row in read(folder, "memory/run.json")["stages"]}
+    asked = read(folder, "evaluation/metrics.json")
+    at_once = asked["n"] + asked["refused_harmful"]["n"]
+    assert priced["evaluation of base and tuned"].startswith(f"{at_once} requests at once")
+
+
 def test_the_disk_was_computed_to_a_hundredth(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     needed_by = {row["stage"]: row for row in read(folder, "memory/run.json")["stages"] if row["place"] == "disk"}
