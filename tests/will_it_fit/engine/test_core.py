@@ -78,6 +78,14 @@ def test_a_plain_loop_is_traced_to_the_byte(loop, optimizer):
     assert predicted.components == measured.components
 
 
+def test_wide_logits_under_autocast_are_copied_to_fp32_as_on_a_cpu():
+    def wide() -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 16), nn.GELU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2048))
+
+    predicted, measured = both(mixed_loop, wide)
+    assert predicted.phases == measured.phases
+
+
 def test_a_gpu_has_blocks_segments_and_workspaces():
     with torch.device("meta"):
         model = perceptron()
