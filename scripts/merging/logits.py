@@ -170,9 +170,11 @@ def _compare(
     device, dtype = place
     gc.freeze()  # the libraries' objects, which the collection would look through
     with torch.inference_mode():
-        answers, effect = _answers(plan, merged, place, questions)
-        gc.collect()  # base plus adapter go before the merged model comes
-        gc.unfreeze()
+        try:
+            answers, effect = _answers(plan, merged, place, questions)
+            gc.collect()  # base plus adapter go before the merged model comes
+        finally:
+            gc.unfreeze()
         model = _load(merged, dtype).to(device).eval()
         spread = float(torch.cat([answer.logits for answer in answers]).std())
         differences = _Differences(LOGITS_TOLERANCE.get((weights, dtype), 1e-4) * spread)
