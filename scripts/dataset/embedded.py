@@ -112,14 +112,21 @@ def with_options(command: str, options: tuple[str, ...]) -> str:
 
 def _task(area: str, name: str, task: Mapping[str, Any]) -> Iterator[Intent]:
     """The intents of a task: alone, with each option, with some pairs of options."""
-    options = [key for kind in ("with", "or", "more") for key in task.get(kind, {})]
-    if numbers := [key for key in options if not isinstance(key, str)]:
+    numbers = [key for kind in ("with", "more") for key in task.get(kind, {}) if not isinstance(key, str)]
+    if numbers:
         write = f"'{numbers[0]}': ..."
         raise UserError("An option is a number, not text.", where=f"{area}.{name}", found=numbers, write=write)
-    groups = [{key: ways(text) for key, text in task.get(kind, {}).items()} for kind in ("with", "or", "more")]
-    free, one_of, alone = groups
-    said = {**free, **one_of, **alone}
-    pairs = [*itertools.combinations(free, 2), *itertools.product(free, one_of)]
+    beside, alone = ({key: ways(text) for key, text in task.get(kind, {}).items()} for kind in ("with", "more"))
+    said = {**beside, **alone}
+    apart = task.get("apart", [])
+    if unknown := [option for options in apart for option in options if option not in beside]:
+        raise UserError(
+            "An option that is to stand apart from others is no option of its task.",
+            where=f"{area}.{name}.apart",
+            found=unknown[0],
+            allowed=", ".join(beside),
+        )
+    pairs = [pair for pair in itertools.combinations(beside, 2) if not any({*pair} <= {*options} for options in apart)]
     pairs = sorted(pairs, key=lambda pair: chance(name, *pair))[:_PAIRS]
     nouns = tuple(f"the {text}" for text in (*ways(task.get("things")), *ways(task.get("thing"))))
     for options in [(), *((option,) for option in said), *pairs]:
