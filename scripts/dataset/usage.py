@@ -22,7 +22,7 @@ from will_it_fit.common.schema import validate
 
 USAGE = ROOT / "config" / "datasets" / "embedded" / "usage.yaml"
 HARM = "requests for harm"  # the group of the intents that are refused; every other group is a program
-HARM_SHARE = 0.1  # of a sample's rows, while any program has a turn
+HARM_SHARE = 0.08  # of a sample's rows, while any program has a turn
 _TIMES = 5  # rows of one intent, before its program waits until every intent has had so many
 _STAGES = re.compile(r" (?:\|\|?|&&) ")
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")
