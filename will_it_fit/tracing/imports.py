@@ -244,5 +244,7 @@ class _NothingSymbolic(_StandIn):
         return getattr(self.import_itself(), name)(*values)
 
     def __getattr__(self, name: str) -> Any:
-        known = name in _OF_PLAIN_NUMBERS or name in _FOR_SYMBOLS
-        return partial(self._answer, name) if known else super().__getattr__(name)
+        if name not in _OF_PLAIN_NUMBERS and name not in _FOR_SYMBOLS:
+            return super().__getattr__(name)
+        answer = self.__dict__[name] = partial(self._answer, name)  # shape functions import it at each call
+        return answer

@@ -70,15 +70,17 @@ static void *with_room(State *s, void *array, int64_t count, int64_t *room, size
 
 /* ---- lists of free blocks */
 
+/* Half of the rest is left out at each look, without a branch that a processor would guess wrong half the time. */
 static int64_t place_of(const List *list, int64_t size, int64_t address) {
-    int64_t low = 0, high = list->count;
-    while (low < high) {
-        int64_t middle = (low + high) / 2;
-        const Key *key = &list->keys[middle];
-        if (key->size < size || (key->size == size && key->address < address)) low = middle + 1;
-        else high = middle;
+    const Key *first = list->keys;
+    for (int64_t rest = list->count; rest > 0;) {
+        int64_t half = (rest + 1) / 2;
+        const Key *key = &first[half - 1];
+        int before = (key->size < size) | ((key->size == size) & (key->address < address));
+        first += before ? half : 0;
+        rest -= half;
     }
-    return low;
+    return first - list->keys;
 }
 
 static void insert(State *s, List *list, int64_t size, int64_t address, int32_t block) {
