@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from will_it_fit.ask import answer
 from will_it_fit.ask.mcp_server import TOOLS, called
 from will_it_fit.common.schema import problems
@@ -37,11 +39,13 @@ def test_a_wrong_call_is_refused_with_what_to_write(name: str, arguments: dict, 
     assert said in first["problem"] and (first["write"] or first["allowed"])
 
 
-def test_an_answer_is_of_the_form_that_the_tool_states() -> None:
+def test_an_answer_is_of_the_form_that_the_tool_states(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_LAYERS), encoding="utf-8")
+    step = STEP | {"model": str(tmp_path)}
     for name, arguments in (
-        ("will_it_fit", STEP | {"gpu": "t4"}),
-        ("explain_difference", {"before": STEP, "measured": "oom=2GiB"}),
-        ("explain_difference", {"before": STEP, "after": STEP | {"settings": {"lora.rank": 64}}}),
+        ("will_it_fit", step | {"gpu": "t4"}),
+        ("explain_difference", {"before": step, "measured": "oom=2GiB"}),
+        ("explain_difference", {"before": step, "after": step | {"settings": {"lora.rank": 64}}}),
     ):
         found, refused = called(name, arguments)
         assert not refused and problems(found, TOOLS[name][2], name) == []
