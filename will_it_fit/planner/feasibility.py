@@ -132,13 +132,13 @@ def _shares(tasks: Sequence[_Task]) -> list[list[_Task]]:
     by_step: dict[str, list[_Task]] = {}
     for task in reversed(tasks):
         by_step.setdefault(task.name, []).insert(0, task)
-    *steps, last = by_step.values()
-    processes = _processes()
+    shares, processes = list(by_step.values()), _processes()
     if processes == 1:
-        return [*steps, last]
-    if processes > len(steps):
+        return shares
+    if processes >= len(shares):
         return [[task] for task in tasks]
-    return [*steps, *([task._replace(fields=(field,)) for task in last] for field in FIELDS)]
+    last = shares.pop()
+    return shares + [[task._replace(fields=(field,)) for task in last] for field in FIELDS]
 
 
 def _all(shares: Sequence[Sequence[_Task]]) -> Iterable[_Solved]:

@@ -82,6 +82,10 @@ def test_a_table_and_a_question_give_one_answer(monkeypatch) -> None:
             assert one["expandable_segments"][name] == same["expandable_segments"][name]
 
 
+def test_no_cards_no_rows() -> None:
+    assert feasibility({"lora": make(method="lora")}, []) == []
+
+
 def test_the_table_knows_several_cards() -> None:
     step = make(model={**LLAMA_3_LAYERS, "num_hidden_layers": 1})
     by_count = {str(count): step for count, step in sharded(step, {"method": "full"}).items()}
