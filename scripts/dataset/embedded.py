@@ -126,7 +126,18 @@ def _task(area: str, name: str, task: Mapping[str, Any]) -> Iterator[Intent]:
             found=unknown[0],
             allowed=", ".join(beside),
         )
-    pairs = [pair for pair in itertools.combinations(beside, 2) if not any({*pair} <= {*options} for options in apart)]
+    if "[]" in task["run"] and not said:
+        raise UserError(
+            "A command has a place for options and no option.",
+            where=f"{area}.{name}.run",
+            found=task["run"],
+            allowed="[] where `with` or `more` has options; then the first [] is their place, and others stay as they are",
+        )
+    pairs = [
+        pair
+        for pair in itertools.combinations(beside, 2)
+        if _slots_differ(" ".join(pair)) and not any({*pair} <= {*options} for options in apart)
+    ]
     pairs = sorted(pairs, key=lambda pair: chance(name, *pair))[:_PAIRS]
     nouns = tuple(f"the {text}" for text in (*ways(task.get("things")), *ways(task.get("thing"))))
     for options in [(), *((option,) for option in said), *pairs]:
