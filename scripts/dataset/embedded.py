@@ -131,7 +131,7 @@ def _task(area: str, name: str, task: Mapping[str, Any]) -> Iterator[Intent]:
             "A command has a place for options and no option.",
             where=f"{area}.{name}.run",
             found=task["run"],
-            allowed="[] where `with` or `more` has options; then the first [] is their place, and others stay as they are",
+            allowed="[] where `with` or `more` has options: the first [] is their place, others stay as they are",
         )
     pairs = [
         pair
