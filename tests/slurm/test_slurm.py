@@ -30,8 +30,8 @@ SWEEP = {
     "training": {"max_steps": 8, "save_every_steps": 1},
     "memory": {"scenarios": {"qlora": {"method": "qlora"}}},
 }
-# Sums of two threads round otherwise than those of one, and a job of a cluster takes all its cores.
-EVALUATED = "evaluate_tuned=1"
+# Sums of two threads round otherwise than those of one. A rule may take other threads on a cluster than here.
+ONE_THREAD = ["evaluate_tuned=1", "train_adapter=1"]
 # What every run of the sweep shares is made without Slurm.
 SHARED = ("dataset", "gate", "results/models/smollm2-135m-instruct/weights.json")
 OPTIONS = {
@@ -40,7 +40,7 @@ OPTIONS = {
     "--slurm-init-seconds-before-status-checks": ["1"],  # ten more after each check that finds nothing new
     "--latency-wait": ["5"],
     "--jobs": ["4"],
-    "--set-threads": [EVALUATED],
+    "--set-threads": ONE_THREAD,
     "--max-threads": [str(min(2, os.cpu_count() or 1))],  # rules ask for eight; the node has what this machine has
     "--default-resources": ["slurm_partition=main", "mem_mb=2000", "runtime=30", "disk_mb=1000"],
     "--set-resources": ["train_adapter:mem_mb=4000", "evaluate_tuned:mem_mb=4000", "merge_adapter:mem_mb=4000"],
@@ -117,7 +117,7 @@ def test_a_sweep_as_jobs_with_one_requeued(slurm: OneNodeSlurm, prepared: Path, 
     assert report["resumed_from_step"], "it went on from its checkpoint"
 
     # Without Slurm and without a break the same run comes out the same.
-    chain.snakemake(alone, "sweep.yaml", "--set-threads", EVALUATED, "--", answers)
+    chain.snakemake(alone, "sweep.yaml", "--set-threads", *ONE_THREAD, "--", answers)
     for path in (adapters[1], answers):
         assert sha256_file(project / path) == sha256_file(alone / path), path
     assert sha256_file(project / adapters[0]) != sha256_file(project / adapters[1])

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 # A case that differs from others of its test in sizes and pairs alone.
-each_night = pytest.mark.skipif("EVERY_CASE" not in os.environ, reason="each night: `make test-catalogue`")
+EVERY_CASE = "EVERY_CASE" in os.environ
+each_night = pytest.mark.skipif(not EVERY_CASE, reason="each night: `make test-catalogue`")
 Row = dict[str, Any]
 
 

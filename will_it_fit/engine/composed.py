@@ -5,8 +5,8 @@ one's would: allocations and frees, what each is for, phases, streams, costs (:m
 A third record is the proof, see :meth:`Composer.proven_by`. What does not grow evenly raises :class:`Unlike`.
 
 Of two steps the second is told by the first, so that a step at many sizes is traced once, and not twice. The first step
-makes what stays: workspaces and the optimizer's states. All else that the second allocates has an allocation of the
-first one that it is like (:class:`SecondStep`).
+makes what stays: workspaces and the optimizer's states. Everything else that the second step allocates is like an
+allocation of the first one (:class:`SecondStep`).
 
 Sums over several layers are beyond it: what fills up to a limit, such as the buckets in which DDP sends gradients, may
 go over it behind the third record. Who calls this has to know that a step has none.
@@ -94,6 +94,8 @@ class Composer:
         known = before.warnings, before.workspaces.cudnn_bytes, before.kernels_run, None
         if own.structure != self.structure[0] or told != known or len(before.marks) != len(after.marks):
             raise Unlike("the events are others")
+        if not torch.equal(own.reused < 0, self.shorter.reused < 0):
+            raise Unlike("other blocks wait for another stream")
         places, (of_bytes, of_moments) = self._periods.in_shorter(), self._added
         sizes, reused = own.sizes[places] + of_bytes, own.reused[places] + of_moments
         record = WrittenRecord(Columns(longer.kinds, sizes, longer.targets, reused, longer.about, longer.told))
@@ -343,8 +345,8 @@ class SecondStep:
 class SecondSteps:
     """Traces of one scenario's shallow models, without the second step where the first one tells it.
 
-    Bytes may be equal by chance, so two sizes have to agree (:meth:`SecondStep.same_as`). Where a model's do, the first
-    of them is enough for the others that allocate one by one: they differ from it in layers alone.
+    Bytes may be equal by chance, so two sizes have to agree (:meth:`SecondStep.same_as`). Once two sizes of one model
+    agree, the other models are known too, as far as they allocate one by one: they have more or fewer layers, no more.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """What a step did to memory, written down: allocations and frees in order, what each was for, where phases begin.
 
 A tracker writes lists. Whoever composes a record of a deep model works on columns of numbers, where some ten thousand
-events take a millisecond. The lists are made of them when somebody asks, since a search for a border never does.
+events take a millisecond. Lists are made of them only when somebody asks: a search for a border never does.
 """
 
 from __future__ import annotations

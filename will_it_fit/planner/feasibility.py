@@ -31,12 +31,8 @@ class _Task(NamedTuple):
 
     def solve(self, traces: Traces) -> dict[str, dict[str, Any]]:
         """By GPU and field the border, without expandable segments and with them, and what the step itself needs."""
-        import torch
-
-        torch.set_num_threads(1)  # nothing is computed, and idle threads take a core each
         capability, capacities = self.gpus[0].capability, [gpu.usable_bytes for gpu in self.gpus]
         found: dict[str, dict[str, Any]] = {gpu.name: {} for gpu in self.gpus}
-        replayed = not any(gpu.name in self.verify for gpu in self.gpus)
         for field in self.fields:
             shared = Borders(self.scenario, field, capability, capacities, traces)
             variants: dict[int, Borders] = {}
@@ -49,8 +45,6 @@ class _Task(NamedTuple):
                 }
                 if field == "sequence_length" and borders.has_traced:
                     found[gpu.name]["required"] = borders.required(self.scenario.sequence_length)
-            if field == "sequence_length" and shared.has_traced and replayed:
-                traces.known(self.scenario, shared.scaled.at(self.scenario.sequence_length))
         return found
 
 
@@ -59,11 +53,14 @@ _Solved = tuple[_Task, dict[str, dict[str, Any]]]
 
 def _solve(tasks: Sequence[_Task]) -> list[_Solved]:
     """Tasks of one step: its models are built once."""
+    from will_it_fit.tracing.trace import one_thread
+
     solved: list[_Solved] = []
     traces = None
-    for task in tasks:
-        traces = Traces(task.gpus[0].capability, beside=traces)
-        solved.append((task, task.solve(traces)))
+    with one_thread():
+        for task in tasks:
+            traces = Traces(task.gpus[0].capability, beside=traces)
+            solved.append((task, task.solve(traces)))
     return solved
 
 

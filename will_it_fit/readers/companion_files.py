@@ -65,12 +65,12 @@ def _compiled(reading: Reading, mapping: Mapping[str, Any], file: Path) -> None:
     given = checked("dynamo_config", mapping.get("dynamo_config"), file, "keys below it") or {}
     own = {str(key).removeprefix("dynamo_"): value for key, value in given.items()}
     backend = str(own.get("backend", mapping.get("dynamo_backend", "no"))).lower()
+    key = "dynamo_config" if given else "dynamo_backend"
     if backend == "inductor":
-        common.compiled(
-            reading, backend, own.get("mode"), layers=own.get("use_regional_compilation") is True, key="dynamo_config"
-        )
+        layers = own.get("use_regional_compilation") is True
+        common.compiled(reading, backend, own.get("mode"), layers=layers, key=key)
     elif backend != "no":
-        reading.approximates("dynamo_config", backend, "either way", "of the compiler's backends Inductor is followed")
+        reading.approximates(key, backend, "either way", "of the compiler's backends Inductor is followed")
 
 
 def read_deepspeed(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:

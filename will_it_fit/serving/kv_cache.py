@@ -51,7 +51,7 @@ class Layer:
 class Group:
     """Layers that share a table of blocks.
 
-    ``page_bytes``: of one layer in one block. ``states``: that a request keeps, in layers that keep no tokens.
+    ``page_bytes``: of one layer in one block. ``states``: how many states a request has in layers without tokens.
     """
 
     layer: Layer
@@ -200,7 +200,7 @@ def _mamba(text: Mapping[str, Any]) -> tuple[int, int, int, int, int] | None:
         if names[0] in text and names[2] in text:
             heads, head, state, groups, kernel = (text[name] for name in names)
             return heads, head, state, groups, kernel
-    if "mamba_dt_rank" in text:  # Jamba
+    if text.get("model_type") == "jamba":  # other models have its names too, and attention at places of their own
         return text["hidden_size"] * text["mamba_expand"], 1, text["mamba_d_state"], 0, text["mamba_d_conv"]
     if text.get("model_type") in ("mamba", "falcon_mamba"):
         return text["intermediate_size"], 1, text["state_size"], 0, text["conv_kernel"]

@@ -164,7 +164,6 @@ def test_gradients_that_are_kept_are_refused_as_by_pytorch(how):
 @with_triton
 def test_a_graph_beside_what_is_replayed_is_recorded_over_living_outputs():
     """A new function after two that are replayed: their outputs get memory of their own in the pool again."""
-    first, second = nn.Linear(64, 256), nn.Linear(256, 64)
 
     def build():
         one, two = (torch.compile(layer, mode="reduce-overhead") for layer in (first, second))

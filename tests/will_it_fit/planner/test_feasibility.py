@@ -60,7 +60,8 @@ def test_nothing_fits_a_tiny_card() -> None:
 
 
 def test_a_table_and_a_question_give_one_answer(monkeypatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})  # so the last method is shared out by field
+    # On two cores the last method is shared out by field.
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1}, raising=False)
     cards = [replace(card(size * 2**20), name=str(size)) for size in (60, 150)]
     step = make(model={**LLAMA_3_LAYERS, "num_hidden_layers": 1})
     bases = {method: apply(step, as_method(step, method)) for method in ("full", "lora", "qlora")}
@@ -70,9 +71,10 @@ def test_a_table_and_a_question_give_one_answer(monkeypatch) -> None:
         gpu = next(gpu for gpu in cards if gpu.name == row["gpu"])
         for field in ("micro_batch", "sequence_length"):
             value, base = row[f"largest_{field}"], bases[row["method"]]
-            assert value <= row["expandable_segments"][f"largest_{field}"] or value
             if value:
                 assert required(replace(base, **{field: value})) <= gpu.usable_bytes
+            if value := row["expandable_segments"][f"largest_{field}"]:
+                assert RECORDED(replace(base, **{field: value})).fits(gpu.usable_bytes, expandable_segments=True)
     for method in ("full", "qlora"):
         (one,) = feasibility({method: bases[method]}, [cards[1]], verify=["150"])
         same = next(row for row in rows if row["method"] == method and row["gpu"] == "150")

@@ -34,7 +34,11 @@ def test_groups_blocks_and_tokens_are_vllms(name):
     assert (blocks, cache.tokens(blocks, LONGEST, AT_ONCE)) == (row["blocks"], row["tokens"])
 
 
-@pytest.mark.parametrize("more", [{"layer_types": ["mamba"] * 2}, {"mamba_d_state": 16}, {"ssm_cfg": {}}])
+# Zamba has the first Mamba with Jamba's names, and attention that layers share.
+ZAMBA = {"mamba_dt_rank": 32, "mamba_expand": 2, "mamba_d_state": 16, "mamba_d_conv": 4}
+
+
+@pytest.mark.parametrize("more", [{"layer_types": ["mamba"] * 2}, {"mamba_d_state": 16}, {"ssm_cfg": {}}, ZAMBA])
 def test_layers_with_states_of_another_kind_are_refused_by_name(more):
     model = {"model_type": "x", "num_hidden_layers": 2, "num_attention_heads": 8, "hidden_size": 512}
     with pytest.raises(UserError, match="is not described"):

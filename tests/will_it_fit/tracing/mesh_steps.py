@@ -5,12 +5,12 @@ python -m tests.will_it_fit.tracing.mesh_steps FOLDER 2 [float8]
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tests.will_it_fit.pairwise import EVERY_CASE
 from tests.will_it_fit.tracing.several_gpus import LLAMA
 from will_it_fit.scenario.scenario import Scenario
 
@@ -183,7 +183,7 @@ def main(folder: Path, count: int, kind: str = "") -> int:
     with gloo_as_nccl(), mock.patch.object(taken, "clip_gradients", clip_later):
         for name in FLOAT8_STEPS if kind == "float8" else (*STEPS, UNLUCKY):
             step = scenario(name)
-            if step.parallel.gpus != count or (name in EACH_NIGHT and "EVERY_CASE" not in os.environ):
+            if step.parallel.gpus != count or (name in EACH_NIGHT and not EVERY_CASE):
                 continue
             model = build_model(step, "cpu")
             in_turns(model, 2 if name == UNLUCKY else 4)

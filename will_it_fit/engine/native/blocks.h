@@ -40,7 +40,7 @@ typedef struct {
 } Pool;
 
 typedef struct {
-    /* What native.py reads and writes: Totals. */
+    /* What replay.py reads and writes: _Totals. */
     int64_t capacity, allocated, requested, reserved, peak_allocated, peak_requested, peak_reserved, retries;
     int64_t at;                 /* the event that is served, or that could not be */
     int64_t needed;             /* what would have sufficed there */
@@ -73,6 +73,7 @@ static void *with_room(State *s, void *array, int64_t count, int64_t *room, size
 /* Half of the rest is left out at each look, without a branch that a processor would guess wrong half the time. */
 static int64_t place_of(const List *list, int64_t size, int64_t address) {
     const Key *first = list->keys;
+    if (!first) return 0;
     for (int64_t rest = list->count; rest > 0;) {
         int64_t half = (rest + 1) / 2;
         const Key *key = &first[half - 1];
