@@ -27,13 +27,13 @@ class _Task(NamedTuple):
     scenario: Scenario
     gpus: tuple[Gpu, ...]
     verify: tuple[str, ...]  # names of the GPUs whose borders are traced themselves
-    fields: tuple[str, ...] = FIELDS
 
     def solve(self, traces: Traces) -> dict[str, dict[str, Any]]:
         """By GPU and field the border, without expandable segments and with them, and what the step itself needs."""
         capability, capacities = self.gpus[0].capability, [gpu.usable_bytes for gpu in self.gpus]
         found: dict[str, dict[str, Any]] = {gpu.name: {} for gpu in self.gpus}
-        for field in self.fields:
+        replayed = not any(gpu.name in self.verify for gpu in self.gpus)
+        for field in FIELDS:
             shared = Borders(self.scenario, field, capability, capacities, traces)
             variants: dict[int, Borders] = {}
             for gpu in sorted(self.gpus, key=lambda gpu: gpu.usable_bytes):
@@ -45,6 +45,8 @@ class _Task(NamedTuple):
                 }
                 if field == "sequence_length" and borders.has_traced:
                     found[gpu.name]["required"] = borders.required(self.scenario.sequence_length)
+            if field == "sequence_length" and shared.has_traced and replayed:
+                traces.known(self.scenario, shared.scaled.at(self.scenario.sequence_length))
         return found
 
 
@@ -105,48 +107,30 @@ def feasibility(
         for group in by_kernels(base, gpus)
     ]
     solved: dict[tuple[str, str], dict[str, Any]] = {}
-    shares = _shares(tasks)
-    for task, found in progress(_all(shares), "what fits which GPU", unit="searches", total=sum(map(len, shares))):
+    for task, found in progress(_all(tasks), "what fits which GPU", unit="searches", total=len(tasks)):
         for gpu, borders in found.items():
-            solved.setdefault((task.name, gpu), {}).update(borders)
+            solved[task.name, gpu] = borders
     return [_row(name, base, gpu, solved[name, gpu.name], verify) for name, base in bases.items() for gpu in gpus]
 
 
-def _processes() -> int:
-    """How many can work side by side: as many as there are cores, where processes can share what is imported."""
-    if sys.platform != "linux" or multiprocessing.current_process().daemon:
-        return 1
-    return len(os.sched_getaffinity(0))
+def _all(tasks: Sequence[_Task]) -> Iterable[_Solved]:
+    """Every task's answer; where processes can share what is imported, on all CPU cores.
 
-
-def _shares(tasks: Sequence[_Task]) -> list[list[_Task]]:
-    """Tasks that one process takes together, the longest first.
-
-    Where processes are few, one takes all tasks of a step, whose models it builds once. A method's step comes before
-    those of the methods that were named before it: they take less. The last step is shared out by field, so that the
-    processes end at about the same time.
+    Where cores are few, a process takes all tasks of a step. A method's step comes before those of the methods that
+    were named before it: they take less, and the last process ends sooner.
     """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     by_step: dict[str, list[_Task]] = {}
     for task in reversed(tasks):
         by_step.setdefault(task.name, []).insert(0, task)
-    shares, processes = list(by_step.values()), _processes()
-    if processes == 1:
-        return shares
-    if processes >= len(shares):
-        return [[task] for task in tasks]
-    last = shares.pop()
-    return shares + [[task._replace(fields=(field,)) for task in last] for field in FIELDS]
-
-
-def _all(shares: Sequence[Sequence[_Task]]) -> Iterable[_Solved]:
-    """Every task's answer."""
-    workers = min(len(shares), _processes())
-    if workers < 2:
-        yield from chain.from_iterable(map(_solve, shares))
+    shares = [[task] for task in tasks] if cores >= len(by_step) else list(by_step.values())
+    workers = min(len(shares), cores)
+    if workers < 2 or sys.platform != "linux" or multiprocessing.current_process().daemon:
+        yield from chain.from_iterable(map(_solve, by_step.values()))
         return
     from will_it_fit.tracing.imports import import_quietly
 
-    import_quietly(shares[0][0].scenario)  # once, before the processes part
+    import_quietly(tasks[0].scenario)  # once, before the processes part
 
     with multiprocessing.get_context("fork").Pool(workers) as pool:
         yield from chain.from_iterable(pool.imap_unordered(_solve, shares))

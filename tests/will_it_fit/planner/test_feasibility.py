@@ -60,7 +60,7 @@ def test_nothing_fits_a_tiny_card() -> None:
 
 
 def test_a_table_and_a_question_give_one_answer(monkeypatch) -> None:
-    # On two cores the last method is shared out by field.
+    # On two cores a process takes two of the three methods.
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1}, raising=False)
     cards = [replace(card(size * 2**20), name=str(size)) for size in (60, 150)]
     step = make(model={**LLAMA_3_LAYERS, "num_hidden_layers": 1})
