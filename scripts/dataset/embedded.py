@@ -121,7 +121,7 @@ def _task(area: str, name: str, task: Mapping[str, Any]) -> Iterator[Intent]:
     apart = task.get("apart", [])
     if unknown := [option for options in apart for option in options if option not in beside]:
         raise UserError(
-            "An option that is to stand apart from others is no option of its task.",
+            "`apart` names an option that `with` does not have.",
             where=f"{area}.{name}.apart",
             found=unknown[0],
             allowed=", ".join(beside),

@@ -301,8 +301,8 @@ def test_a_place_for_options_of_a_task_without_any(tmp_path):
         assert text in str(error.value)
 
 
-def test_an_option_apart_from_others_that_its_task_does_not_have(tmp_path):
-    with pytest.raises(UserError, match="is no option of its task") as error:
+def test_apart_names_an_option_that_the_task_does_not_have(tmp_path):
+    with pytest.raises(UserError, match="names an option that `with` does not have") as error:
         grammar_of(tmp_path, "    -v: verbosely\n", "    -v: verbosely\n  apart: [[-i, -n]]\n")
     for text in ("files.copy.apart", "found:   '-n'", "allowed: -i, -v"):
         assert text in str(error.value)

@@ -323,6 +323,12 @@ def test_accelerate_compiles_a_model_or_its_layers(dynamo, others, fields, told,
     assert [key for key in keys if key in (told, "compile", "dynamo_config")] == ([told] if told else [])
 
 
+def test_a_remark_about_accelerates_older_key_names_that_key(tmp_path) -> None:
+    found = asked(tmp_path, TRL, {"distributed_type": "NO", "mixed_precision": "bf16", "dynamo_backend": "AOT_EAGER"})
+    keys = {remark.key for reading in found.readings for remark in reading.remarks}
+    assert "dynamo_backend" in keys and "dynamo_config" not in keys
+
+
 @pytest.mark.parametrize("regional", [False, True])
 def test_accelerate_compiles_on_several_gpus(regional, tmp_path, monkeypatch) -> None:
     """Layers go with FSDP2; a whole model does not, and is told."""

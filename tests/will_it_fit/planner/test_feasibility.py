@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+import torch
 
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from will_it_fit.cards.gpus import GIB, Gpu, find
@@ -75,8 +76,10 @@ def test_a_table_and_a_question_give_one_answer(monkeypatch) -> None:
                 assert required(replace(base, **{field: value})) <= gpu.usable_bytes
             if value := row["expandable_segments"][f"largest_{field}"]:
                 assert RECORDED(replace(base, **{field: value})).fits(gpu.usable_bytes, expandable_segments=True)
+    threads = torch.get_num_threads()
     for method in ("full", "qlora"):
         (one,) = feasibility({method: bases[method]}, [cards[1]], verify=["150"])
+        assert torch.get_num_threads() == threads, "what a plan took for itself is given back"
         same = next(row for row in rows if row["method"] == method and row["gpu"] == "150")
         assert one["verified"] and not same["verified"]
         for name in ("largest_micro_batch", "largest_sequence_length", "required_bytes"):
