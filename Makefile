@@ -10,7 +10,7 @@
 # make test-mcp   the tools for assistants, through the protocol's own client, in an environment of its own
 # make site   the calculator and the documents as static files in site/; make test-site   its tests, in a browser
 # make example   the default run, a small sweep, and the site with both
-# make lock   renews constraints.txt
+# make lock   renews uv.lock
 # run and test set up .venv first, when it is not there or the pins changed.
 
 PYTHON ?= python3
@@ -18,6 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
 WORKERS ?= logical
+INSTALL = $(PYTHON) envs/install.py
 
 .DELETE_ON_ERROR:
 .PHONY: run test test-conda test-slurm test-catalogue test-drift test-deepspeed test-optimizers test-kernels site
@@ -42,7 +43,7 @@ test-conda: $(VENV)/ready-dev
 # A one-node Slurm, installed where it is missing and this is root on Debian; otherwise the tests say what to install.
 test-slurm: $(VENV)/ready-dev
 	tests/slurm/install.sh
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-slurm.txt
+	$(INSTALL) $(VENV) --group slurm
 	$(BIN)/python -m pytest tests/slurm
 
 test-catalogue: $(VENV)-kernels/liger-kernel
@@ -56,6 +57,8 @@ test-catalogue: $(VENV)-kernels/liger-kernel
 LIGER ?= https://github.com/linkedin/Liger-Kernel
 $(VENV)-kernels/liger-kernel: $(VENV)-kernels/ready
 	git clone --quiet --no-checkout $(LIGER) $@ || echo "Liger-Kernel's history can't be had: its rows are skipped"
+
+PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 
 # Each environment of envs/validation-*.yaml has its versions beside .venv's packages; rows of others are skipped there.
 VALIDATED := $(patsubst envs/validation-%.yaml,$(VENV)-validation-%,$(wildcard envs/validation-*.yaml))
@@ -98,35 +101,26 @@ test-site: $(VENV)-site/ready
 test-mcp: $(VENV)-mcp/ready
 	$(VENV)-mcp/bin/python -m pytest tests/mcp
 
-# Versions of all that the requirements bring along, but for torch, whose build is the machine's affair.
 lock:
-	rm -rf $(VENV)-lock
-	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-slurm.txt -r requirements-deepspeed.txt -r requirements-optimizers.txt -r requirements-kernels.txt -r requirements-site.txt -r requirements-mcp.txt
-	( echo "# Made by 'make lock'. What pip installs for requirements*.txt, to the last transitive package;"; \
-	  echo "# torch and what it brings (CUDA libraries) are left to the machine."; \
-	  $(VENV)-lock/bin/python -m pip freeze | grep -viE '^(torch|triton|nvidia|cuda)' ) > constraints.txt.new
-	mv constraints.txt.new constraints.txt
-	rm -rf $(VENV)-lock
+	$(INSTALL) $(VENV) --lock
 
-$(VENV)/ready: requirements.txt constraints.txt
+$(VENV)/ready: uv.lock pyproject.toml envs/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Name another one: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt
+	$(INSTALL) $(VENV) --group run
 	@printf '#!/bin/sh\nPYTHONPATH="%s$${PYTHONPATH:+:$$PYTHONPATH}" exec "%s/python" -P -m scripts.ask "$$@"\n' \
 	  "$(CURDIR)" "$(CURDIR)/$(BIN)" > $(BIN)/will-it-fit && chmod +x $(BIN)/will-it-fit
 	@touch $@
 
-$(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
+$(VENV)/ready-dev: $(VENV)/ready
+	$(INSTALL) $(VENV) --group dev
 	@touch $@
 
-PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
+$(VENV)-deepspeed/ready $(VENV)-kernels/ready $(VENV)-mcp/ready $(VENV)-optimizers/ready: $(VENV)-%/ready: $(VENV)/ready-dev
+	$(INSTALL) $(VENV)-$* --extra $* --beside $(VENV)
+	@touch $@
 
-$(VENV)-deepspeed/ready $(VENV)-optimizers/ready $(VENV)-kernels/ready $(VENV)-site/ready $(VENV)-mcp/ready: $(VENV)-%/ready: requirements-%.txt $(VENV)/ready-dev
-	$(PYTHON) -m venv --without-pip $(VENV)-$*
-	$(BIN)/python -c '$(PACKAGES)' > "$$($(VENV)-$*/bin/python -c '$(PACKAGES)')/project.pth"
-	$(BIN)/python -m pip --python $(VENV)-$*/bin/python install --quiet --disable-pip-version-check -c constraints.txt -r $<
+$(VENV)-site/ready: $(VENV)/ready-dev
+	$(INSTALL) $(VENV)-site --group site --beside $(VENV)
 	@touch $@
 
 clean:

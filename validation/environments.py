@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-FLASH_ATTN = "2.7.3"  # of the A100 rows (requirements.txt beside them); the later ones allocate the same
+FLASH_ATTN = "2.7.3"  # of the A100 rows (the packages of `make run` beside them); the later ones allocate the same
 
 
 @functools.cache

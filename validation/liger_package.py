@@ -5,7 +5,7 @@
 
 Figures came into the table with a commit, and each row runs that commit's package: in a process for each commit and
 GPU, on a simulated card. The sizes of a script follow each other as there (:mod:`validation.liger_scripts`). Needs
-``requirements-kernels.txt``.
+the extra `kernels`.
 """
 
 from __future__ import annotations

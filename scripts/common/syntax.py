@@ -41,8 +41,8 @@ def find_shfmt() -> str:
         raise UserError(
             "shfmt is not installed, so no command's syntax can be checked.",
             where=f"the environment {sys.prefix}",
-            allowed="the package shfmt-py, as requirements.txt and envs/ pin it",
-            write="pip install -r requirements.txt",
+            allowed="the package shfmt-py, as pyproject.toml and envs/ pin it",
+            write="pip install shfmt-py",
         )
     return program
 

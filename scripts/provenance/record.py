@@ -86,9 +86,9 @@ def _processor() -> str:
 
 def software(reports: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Versions by package: what the stages' reports say, and of the pinned packages what is installed here."""
-    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    pinned = "".join((ROOT / "envs" / name).read_text(encoding="utf-8") for name in ("light.yaml", "torch.yaml"))
     versions = {"python": platform.python_version()}
-    for name in re.findall(r"^([A-Za-z0-9._-]+)", requirements, re.MULTILINE):
+    for name in ["snakemake", *re.findall(r"^ +- ([A-Za-z0-9._-]+)[=>]=", pinned, re.MULTILINE)]:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

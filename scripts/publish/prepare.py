@@ -93,7 +93,7 @@ def croissant(name: str, repository: str, about: Mapping[str, Any], files: Mappi
         raise UserError(
             "A dataset's card has Croissant metadata, and mlcroissant, which makes it, is not installed.",
             where="publish.dataset in the configuration",
-            write="pip install -c constraints.txt -r requirements-publish.txt",
+            write="python3 envs/install.py .venv --group publish",
         ) from None
     objects = [
         mlc.FileObject(

@@ -6,7 +6,7 @@ Each form trains on the same rows in a process of its own, with one thread, in t
 CPU time in the training loop, so that another process on the machine does not decide. Steps are the default run's, of 8
 rows: packed up to 384 tokens, or padded in two batches of 4. ``fixed`` pads every row to 512 tokens, as recipes with
 ``padding="max_length"`` do, and is given a quarter of the rows. TRL packs rows up to 512 tokens, each with its own
-prefix, one pack a step. TRL wants an environment of its own: trl==1.16.0 with the versions of requirements.txt.
+prefix, one pack a step. TRL wants an environment of its own: trl==1.16.0 with the versions of uv.lock.
 """
 
 import argparse

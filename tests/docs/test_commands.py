@@ -65,7 +65,7 @@ ALL = [block for page in PAGES for block in blocks(page)]
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout, as a person has one for all pages; the environment is the one that runs the tests."""
     folder = chain.checkout(tmp_path_factory.mktemp("pages"))
-    for name in ("Makefile", "requirements-dev.txt", "constraints.txt", "pyproject.toml"):
+    for name in ("Makefile", "uv.lock"):
         (folder / name).write_bytes((ROOT / name).read_bytes())
     (folder / ".venv").symlink_to(Path(sys.prefix))
     return folder

@@ -48,8 +48,7 @@ def checkout(folder: Path) -> Path:
     The models of the memory profile have :data:`LAYERS` layers there, however many they have in truth.
     """
     folder.mkdir(exist_ok=True)
-    for name in ("Snakefile", "requirements.txt"):
-        shutil.copy(ROOT / name, folder)
+    shutil.copy(ROOT / "Snakefile", folder)
     for name in ("rules", "scripts", "will_it_fit", "validation", "config", "envs", "profiles", "tests/config"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in PROFILED:

@@ -14,6 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from envs.install import direct_lines
 from scripts.common.code_digests import imported_packages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,13 +37,11 @@ NOT_IMPORTED = {
     "snakefmt": "a program: formats the Snakefile",
 }
 
-# Imported where a setting asks for it; no environment brings it, and a message says what to install.
+# Imported where a setting asks for it, and the extra that brings it. A message says what to install.
 OPTIONAL = {
-    "deepspeed": "requirements-deepspeed.txt",
-    "trl": "requirements-trl.txt",
-    "mcp": "requirements-mcp.txt",
-    **dict.fromkeys(("torchao", "galore_torch"), "requirements-optimizers.txt"),
-    **dict.fromkeys(("triton", "liger_kernel", "cut_cross_entropy", "fla"), "requirements-kernels.txt"),
+    **{name: name for name in ("deepspeed", "trl", "mcp")},
+    **dict.fromkeys(("torchao", "galore_torch"), "optimizers"),
+    **dict.fromkeys(("triton", "liger_kernel", "cut_cross_entropy", "fla"), "kernels"),
 }
 PACKAGES = {"fla": "fla-core"}  # whose name is not that of what they bring
 # Where something of the library stands in for what a program imports, or follows an import of the program's own.
@@ -60,8 +59,8 @@ def pins(lines: list[str]) -> dict[str, str]:
     return {canonicalize_name(Requirement(line).name): line for line in wanted if line and line[0] not in "#-"}
 
 
-def requirements(name: str = "requirements.txt") -> dict[str, str]:
-    return pins((ROOT / name).read_text(encoding="utf-8").splitlines())
+def requirements(group: str = "run") -> dict[str, str]:
+    return pins(direct_lines(group, is_extra=False))
 
 
 @cache
@@ -93,7 +92,7 @@ provided_by = cache(packages_distributions)
 def distributions(imported: frozenset[str]) -> set[str]:
     """Names of the packages to install for what is imported."""
     provided = provided_by()
-    imported = imported - {"tests", *OPTIONAL, *STOOD_IN}  # the first is of this project, like scripts
+    imported = imported - {"envs", "tests", *OPTIONAL, *STOOD_IN}  # the first two are this project's, like scripts
     unknown = [name for name in imported if name not in provided]
     assert not unknown, f"not installed here: {unknown}"
     return {canonicalize_name(provided[name][0]) for name in imported}
@@ -102,16 +101,16 @@ def distributions(imported: frozenset[str]) -> set[str]:
 @pytest.mark.parametrize("path", sorted({conda for conda, _ in rules().values()}), ids=lambda path: path.name)
 def test_environment_file_repeats_the_pins(path: Path) -> None:
     content, pip = environment(path)
-    pinned = requirements() | requirements("requirements-publish.txt")
+    pinned = requirements() | requirements("publish")
     drifted = {name: line for name, line in pip.items() if line != pinned.get(name)}
-    assert not drifted, f"{path.name} and requirements.txt differ: {drifted}"
+    assert not drifted, f"{path.name} and pyproject.toml differ: {drifted}"
     assert content["channels"] == ["conda-forge"]
     conda = {re.match(r"[\w-]+", entry)[0] for entry in content["dependencies"] if isinstance(entry, str)}
-    assert conda == {"python", "pip"}, "what conda installs itself has no pin in requirements.txt"
+    assert conda == {"python", "pip"}, "what conda installs itself has no pin in pyproject.toml"
 
 
 def test_torch_is_a_range_and_all_else_is_pinned() -> None:
-    for name, line in {**requirements(), **requirements("requirements-dev.txt")}.items():
+    for name, line in requirements("dev").items():
         operators = sorted(specifier.operator for specifier in Requirement(line).specifier)
         assert operators == (["<", ">="] if name == "torch" else ["=="]), line
 
@@ -146,8 +145,7 @@ def test_no_rule_has_a_larger_environment_than_it_needs() -> None:
 def test_requirements_hold_nothing_that_nobody_imports() -> None:
     files = [path for folder in ("scripts", "tests") for path in (ROOT / folder).rglob("*.py")]
     imported = distributions(frozenset().union(*(imported_packages(path) for path in files)))
-    required = {*requirements(), *requirements("requirements-dev.txt")}
-    assert required - imported - set(NOT_IMPORTED) == set()
+    assert set(requirements("dev")) - imported - set(NOT_IMPORTED) - {"trl"} == set()
 
 
 def test_the_snakefile_needs_nothing_beside_snakemake() -> None:
@@ -165,11 +163,22 @@ def test_the_snakefile_needs_nothing_beside_snakemake() -> None:
     program = "\n".join([*statements, "import sys", "print(*{name.partition('.')[0] for name in sys.modules})"])
     loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     third_party = frozenset(loaded.stdout.split()) & provided_by().keys() - sys.stdlib_module_names
-    assert distributions(frozenset(third_party)) - brought <= {"pip", "setuptools"}  # what site loads by itself
+    assert distributions(frozenset(third_party)) - brought <= {
+        "pip",
+        "setuptools",
+        "will-it-fit",
+    }  # what site loads by itself
 
 
 @pytest.mark.parametrize("package", OPTIONAL)
-def test_an_optional_package_has_requirements_of_its_own(package: str) -> None:
+def test_an_extra_brings_each_optional_package(package: str) -> None:
     name = canonicalize_name(PACKAGES.get(package, package))
-    assert name in requirements(OPTIONAL[package])
-    assert name not in {**requirements(), **requirements("requirements-dev.txt")}
+    assert name in pins(direct_lines(OPTIONAL[package], is_extra=True)) and name not in requirements()
+
+
+def test_each_extra_that_a_text_names_is_there() -> None:
+    files = [*(ROOT / "will_it_fit").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    named = {name for text in texts for name in re.findall(r"will-it-fit\[(\w+)\]|the extra `(\w+)`", text)}
+    assert {"kernels", "trl"} < (found := {one or other for one, other in named})
+    assert all(direct_lines(name, is_extra=True) for name in found)

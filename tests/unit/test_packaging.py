@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -16,44 +17,76 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from envs import install
+from envs.install import direct_lines
 from will_it_fit.common.versions import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def pins(name: str) -> dict[str, str]:
-    lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines())
-    found = (Requirement(line) for line in lines if line and not line.startswith("-"))
+def pins(group: str) -> dict[str, str]:
+    found = map(Requirement, direct_lines(group, is_extra=False))
     return {canonicalize_name(item.name): str(item.specifier) for item in found}
 
 
+def test_the_lock_is_that_of_pyproject() -> None:
+    """What uv writes down of the project itself, compared without uv. `make lock` renews it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))["package"]
+    (own,) = (package for package in packages if package["name"] == project["project"]["name"])
+    locked = {canonicalize_name(package["name"]): package.get("version") for package in packages}
+    for group in project["dependency-groups"]:
+        direct = {Requirement(line).name for line in direct_lines(group, is_extra=False)}
+        written = own["metadata"]["requires-dev"][group]
+        assert {canonicalize_name(name) for name in direct} == {entry["name"] for entry in written}, group
+    extras = [line for lines in project["project"]["optional-dependencies"].values() for line in lines]
+    for line in [*extras, *direct_lines("dev", is_extra=False)]:
+        assert locked[canonicalize_name(Requirement(line).name)] in Requirement(line).specifier, line
+
+
 @pytest.mark.parametrize(
-    "name",
-    [f"requirements{part}.txt" for part in ("", "-dev", "-publish", "-slurm", "-trl")],
+    ("config", "options"),
+    [
+        ("", []),
+        ("global.find-links='/a /b'", ["--find-links", "/a", "--find-links", "/b"]),
+        (":env:.index-url='https://x/simple'\nglobal.index-url='https://y'", ["--default-index", "https://x/simple"]),
+        (
+            "global.extra-index-url='https://x/cpu'\nglobal.constraint='/c.txt'",
+            ["--index-strategy", "unsafe-best-match", "--constraints", "/c.txt", "--index", "https://x/cpu"],
+        ),
+    ],
 )
-def test_locked_versions_are_those_required(name: str) -> None:
-    locked = pins("constraints.txt")
-    for package, specifier in pins(name).items():
-        if package != "torch":  # which build is right depends on the machine
-            assert locked.get(package) == specifier, f"{package}: `make lock` renews constraints.txt"
-    assert not {"torch", "triton"} & set(locked) and not any(name.startswith("nvidia") for name in locked)
+def test_uv_is_told_what_pip_is_configured_with(tmp_path: Path, config: str, options: list[str]) -> None:
+    python = tmp_path / "python"  # `python -m pip config list`
+    python.write_text(f"#!/bin/sh\ncat <<'END'\n{config}\nEND\n")
+    python.chmod(0o755)
+    assert install.pip_options(python) == options
 
 
-def test_the_locked_version_of_an_extra_lies_within_its_range() -> None:
-    locked = pins("constraints.txt")
-    (extra,) = (Requirement(f"{name}{given}") for name, given in pins("requirements-deepspeed.txt").items())
-    assert locked[extra.name].removeprefix("==") in extra.specifier
+def test_without_uv_pip_is_held_to_the_locked_versions() -> None:
+    limits = install.constraints()
+    assert "tokenizers==" in " ".join(limits) and len(limits) > 100
+    assert not [line for line in limits if line.startswith(("torch==", "triton", "nvidia"))]
+
+
+@pytest.mark.parametrize("missing", ["venv", "ensurepip"])
+def test_a_python_without_venv_is_named_at_once(
+    tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else there(name))
+    assert install.main([str(tmp_path / "new"), "--group", "run"]) == 1
+    assert "apt-get install python3-venv" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 def test_the_image_copies_what_is_there_and_installs_what_is_locked() -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    copied = re.search(r"^COPY (.+) \./$", text, re.MULTILINE)[1].split()
+    copied = [name for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for name in line.split()]
+    assert "uv.lock" in copied
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     for name in copied:
         assert (ROOT / name).is_file() and f"!{name}" in ignored
-    torch = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("torch"))
-    assert f'TORCH="{torch}"' in text
-    assert "-c constraints.txt -r requirements.txt" in text
+    assert "python envs/install.py /opt/venv --group run" in text
     python = re.search(r"^FROM python:3\.(\d+)", text, re.MULTILINE)[1]
     assert int(python) >= 11
 
@@ -129,7 +162,7 @@ def test_the_public_names_are_there_and_typed() -> None:
 
 def test_what_the_package_needs_allows_what_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    pinned = pins("requirements.txt")
+    pinned = pins("run")
     for line in project["dependencies"]:
         needed = Requirement(line)
         pin = pinned[canonicalize_name(needed.name)]
@@ -150,11 +183,11 @@ def test_the_recipe_of_conda_forge_needs_what_the_package_needs() -> None:
     assert recipe["build"]["python"]["entry_points"] == entry
 
 
-def test_pixi_has_the_versions_of_the_requirements() -> None:
+def test_pixi_has_the_versions_of_the_group() -> None:
     made = tomllib.loads((ROOT / "pixi.toml").read_text(encoding="utf-8"))
     found = {canonicalize_name(name): Requirement(f"x{limits}").specifier
              for name, limits in made["pypi-dependencies"].items()}  # fmt: skip
-    assert found == {name: Requirement(f"x{limits}").specifier for name, limits in pins("requirements.txt").items()}
+    assert found == {name: Requirement(f"x{limits}").specifier for name, limits in pins("run").items()}
 
 
 def test_a_release_is_published_without_a_token_and_by_its_own_tag() -> None:

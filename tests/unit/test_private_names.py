@@ -1,7 +1,7 @@
 """The names that libraries keep to themselves and this project relies on: each is there, and no other is used.
 
 When a new version lacks one, the message says who relied on it. Read in the library's source what took its place, or
-keep `requirements.txt` below that version.
+keep torch's range in `pyproject.toml` below that version.
 """
 
 from __future__ import annotations

@@ -68,8 +68,7 @@ def test_from_a_git_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     work, bare, importer = tmp_path / "work", tmp_path / "bare.git", tmp_path / "importer"
     work.mkdir()
-    for name in ("Snakefile", "requirements.txt"):
-        shutil.copy(ROOT / name, work)
+    shutil.copy(ROOT / "Snakefile", work)
     for name in ("rules", "scripts", "will_it_fit", "config", "envs"):
         shutil.copytree(ROOT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
     git("init", "-b", "main", work)

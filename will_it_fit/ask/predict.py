@@ -56,7 +56,7 @@ def outcome(path: Path) -> Outcome:
         return Outcome(path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}", 2)
     except ModuleNotFoundError as error:
         problem = f"The package {error.name} is not installed; the trace needs {', '.join(STACK)}."
-        return Outcome(path, None, str(UserError(problem, write="pip install -r requirements.txt")), 3)
+        return Outcome(path, None, str(UserError(problem, write="pip install will-it-fit")), 3)
     except Exception as error:
         problem = f"No answer: {type(error).__name__}: {str(error)[:500]}"
         hint = (

@@ -68,7 +68,7 @@ class Fields:
     )
     objective: str = described(
         "What the training aims at. `sft`: the next token. The others are steps of TRL's trainers, predicted with"
-        " `requirements-trl.txt`, and not trained: `dpo`, `orpo` and `reward` take pairs (`micro_batch` counts them),"
+        " the extra `trl`, and not trained: `dpo`, `orpo` and `reward` take pairs (`micro_batch` counts them),"
         " `kto` rows, `grpo`, `rloo` and `distillation` answers that `generation` generates, `online_dpo` two each.",
         words=tuple(OBJECTIVES),
         default=SUPERVISED,
@@ -244,7 +244,7 @@ class Fields:
     )
     optimizer: str = described(
         "; ".join(f"`{name}`: {one.about}" for name, one in OPTIMIZERS.items())
-        + ". `requirements-optimizers.txt` brings torchao's and GaLore's. APOLLO is left out: its package's licence"
+        + ". The extra `optimizers` brings torchao's and GaLore's. APOLLO is left out: its package's licence"
         " (CC BY-NC 4.0) forbids commercial use.",
         words=tuple(OPTIMIZERS),
         default="adamw",
@@ -253,7 +253,7 @@ class Fields:
     )
     float8: str = described(
         "Products of linear layers in 8 bits, by one of torchao's recipes. Weights stay in their dtype. Predicted where"
-        " `requirements-optimizers.txt` is installed, and not trained.",
+        " the extra `optimizers` is installed, and not trained.",
         words=("none", "tensorwise", "rowwise", "rowwise_with_gw_hp"),
         default="none",
         example="rowwise",
@@ -267,7 +267,7 @@ class Fields:
     )
     qat: str = described(
         "Weights and inputs rounded to 4 bits and back in each forward pass, as torchao's quantization-aware training"
-        " does. Predicted where `requirements-optimizers.txt` is installed, and not trained.",
+        " does. Predicted where the extra `optimizers` is installed, and not trained.",
         words=("none", "mxfp4", "nvfp4"),
         default="none",
         example="mxfp4",
@@ -284,7 +284,7 @@ class Fields:
     )
     compile: str = described(
         "`torch.compile`: `model`, the whole model; `layers`, layer by layer, which compiles one for all of them."
-        " Predicted through the compiler itself where `requirements-kernels.txt` is installed (Linux), and not"
+        " Predicted through the compiler itself where the extra `kernels` is installed (Linux), and not"
         " trained.",
         words=("none", "layers", "model"),
         default="none",
@@ -315,7 +315,7 @@ class Fields:
         "Packages with kernels that the target machine has: "
         + ", ".join(f"`{name}`" for name in KERNEL_PACKAGES)
         + "; `[]`: none of them, so that transformers runs loops of its own; `null`: those that are installed here."
-        " The trace runs a package's own code where it is installed (`requirements-kernels.txt`). Where it is not, the"
+        " The trace runs a package's own code where it is installed (the extra `kernels`). Where it is not, the"
         " answer is the least that the step can need.",
         types=("array",),
         nullable=True,

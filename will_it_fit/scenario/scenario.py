@@ -277,7 +277,7 @@ def check_packages(scenario: Scenario, where: object = "scenario") -> None:
     """Refuse a scenario whose optional package is not installed here, with the command that installs it."""
     strategy, optimizer, objective = scenario.parallel.strategy, scenario.optimizer, scenario.objective
     zero = "deepspeed" if scenario.parallel.zero_stage else None
-    needed = (  # field, its value, the package that it needs, what does without, which requirements bring the package
+    needed = (  # field, its value, the package that it needs, what does without, which extra brings the package
         ("optimizer", optimizer, OPTIMIZERS[optimizer].package, "an optimizer that needs none", "optimizers"),
         ("parallel.strategy", strategy, zero, "strategy fsdp2, which needs none and divides what zero3 divides (with"
          " reshard_after_forward: false it gathers weights as seldom as zero2)", "deepspeed"),
@@ -286,12 +286,12 @@ def check_packages(scenario: Scenario, where: object = "scenario") -> None:
         ("qat", scenario.qat, None if scenario.qat == "none" else "torchao", "qat none", "optimizers"),
         ("compile", scenario.compile, None if scenario.compile == "none" else "triton", "compile none", "kernels"),
     )  # fmt: skip
-    for field, value, package, instead, requirements in needed:
+    for field, value, package, instead, extra in needed:
         if package and find_spec(package) is None:
             raise UserError(
                 f"`{field}: {value}` needs the package {package}, which is not installed.",
                 where=f"{where}: {field}",
                 found=value,
                 allowed=f"the package; or {instead}",
-                write=f"pip install -c constraints.txt -r requirements-{requirements}.txt",
+                write=f'pip install "will-it-fit[{extra}]"',
             )

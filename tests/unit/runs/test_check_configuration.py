@@ -197,7 +197,7 @@ def test_a_profile_that_needs_an_optional_package_stops_at_the_start(monkeypatch
     monkeypatch.setattr("will_it_fit.scenario.scenario.find_spec", lambda name: None)
     with pytest.raises(UserError, match="deepspeed, which is not installed") as error:
         check_configuration.check(run(**scenarios))
-    assert "memory.scenarios.divided" in str(error.value) and "requirements-deepspeed.txt" in error.value.write
+    assert "memory.scenarios.divided" in str(error.value) and "will-it-fit[deepspeed]" in error.value.write
     monkeypatch.setattr("will_it_fit.scenario.scenario.find_spec", lambda name: object())
     check_configuration.check(run(**scenarios))
 

@@ -89,7 +89,7 @@ def test_nvfp4_is_traced_and_needs_a_gpu_to_be_measured():
 def test_without_torchao_the_requirement_is_named():
     with pytest.raises(UserError, match="needs the package torchao") as caught:
         trace(scenario(float8="rowwise"), timeline=False)
-    assert "requirements-optimizers.txt" in caught.value.write
+    assert "will-it-fit[optimizers]" in caught.value.write
 
 
 @pytest.mark.parametrize(

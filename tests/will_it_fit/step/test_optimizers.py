@@ -119,7 +119,7 @@ def test_without_its_package_an_optimizer_says_what_to_install(optimizer, monkey
             UserError, match=f"optimizer: {optimizer}. needs the package {OPTIMIZERS[optimizer].package}"
         ) as caught:
             answer(scenario(optimizer=optimizer))
-        assert caught.value.write == "pip install -c constraints.txt -r requirements-optimizers.txt"
+        assert caught.value.write == 'pip install "will-it-fit[optimizers]"'
 
 
 def test_apollo_is_refused():

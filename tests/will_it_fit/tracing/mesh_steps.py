@@ -96,7 +96,7 @@ EACH_NIGHT = {
     "pipeline x tensor",
 }
 
-# With torchao's products in 8 bits (`requirements-optimizers.txt`).
+# With torchao's products in 8 bits (the extra `optimizers`).
 _EIGHT = {"precision": "bf16", "float8": "tensorwise"}
 FLOAT8_STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "float8, fsdp2": ({}, _EIGHT | {"gradient_checkpointing": True}),

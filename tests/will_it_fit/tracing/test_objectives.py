@@ -91,4 +91,4 @@ def test_without_the_package_a_scenario_says_what_to_install(monkeypatch):
     monkeypatch.setattr("will_it_fit.scenario.scenario.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package trl, which is not installed") as caught:
         trace(scenario())
-    assert caught.value.write == "pip install -c constraints.txt -r requirements-trl.txt"
+    assert caught.value.write == 'pip install "will-it-fit[trl]"'

@@ -133,7 +133,7 @@ def test_without_the_package_a_scenario_says_what_to_install(monkeypatch):
     monkeypatch.setattr("will_it_fit.scenario.scenario.find_spec", lambda name: None)
     with pytest.raises(UserError, match="deepspeed, which is not installed") as caught:
         trace(scenario("full", "zero3"))
-    assert caught.value.write == "pip install -c constraints.txt -r requirements-deepspeed.txt"
+    assert caught.value.write == 'pip install "will-it-fit[deepspeed]"'
     assert "fsdp2, which needs none" in str(caught.value)
 
 
