@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from will_it_fit.hours.run_time import Run, RunTime
+if TYPE_CHECKING:  # the command line imports this package first, and answers --help without them
+    from will_it_fit.hours.run_time import Run, RunTime
 
-__all__ = ["Answer", "Run", "RunTime", "Suggested", "will_it_fit"]
+__all__ = ["Answer", "Suggested", "will_it_fit"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def will_it_fit(
 def answered(asked: Any, words: Sequence[str], *, quick: bool = False) -> Answer:
     """The typed answer to a question that was read."""
     from will_it_fit.ask import answer, text
+    from will_it_fit.hours.run_time import RunTime
 
     with nullcontext() if quick else _undisturbed():
         details = answer.quick(asked) if quick else answer.traced(asked)

@@ -271,7 +271,7 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
     """
     from will_it_fit.tracing.imports import import_quietly
 
-    _refuse_a_server(asked, None, "--all-gpus")
+    _refuse_a_server(asked, None, "`will-it-fit gpus`")
     import_quietly(asked.scenario)
     from will_it_fit.tracing.trace import trace
 
@@ -337,20 +337,20 @@ def largest_that_fits(asked: Question, field: str, alone: Question | None = None
     """
     if asked.gpu is None:
         raise UserError(
-            "--longest and --largest-batch need --gpu.", where="the command line", allowed="a GPU, or its size",
+            "A search for the largest needs --gpu.", where="the command line", allowed="a GPU, or its size",
             change={"gpu": "24GiB"},
         )  # fmt: skip
     if not asked.gpu.is_modelled:
         raise UserError(
             f"Nothing can be said to fit this GPU: {UNMODELLED[asked.gpu.allocator]}.",
             where="the command line", found=asked.gpu.name,
-            allowed="the same question without --longest and --largest-batch, which gives the allocated bytes",
+            allowed="`will-it-fit fit`, which gives the allocated bytes",
         )  # fmt: skip
     from will_it_fit.tracing.imports import import_quietly
 
     import_quietly(asked.scenario)
     if asked.scenario.generation.engine == "vllm":
-        _refuse_a_server(asked, field == "sequence_length" and "--longest", "--largest-batch")
+        _refuse_a_server(asked, field == "sequence_length", "`will-it-fit batch`")
         return _longest_answer(asked)
     from will_it_fit.planner.feasibility import largest
 
@@ -372,13 +372,13 @@ def _longest_answer(asked: Question) -> dict[str, Any]:
     return {"value": longest or 0, "verified": True}
 
 
-def _refuse_a_server(asked: Question, known: str | bool | None, wanted: str) -> None:
+def _refuse_a_server(asked: Question, known: bool | None, wanted: str) -> None:
     """A question that knows no server beside a training."""
     if asked.scenario.generation.engine == "vllm" and not known:
         raise UserError(
             f"{wanted} knows nothing of the share of a card that vLLM takes.",
             where="the command line",
             found="generation.engine: vllm",
-            allowed="--longest, or one card with --gpu; `largest_utilization` and `knobs` stand in its answer",
+            allowed="`will-it-fit longest`, or one card with --gpu, whose answer has `largest_utilization` and `knobs`",
             write="--gpu h100-80gb",
         )

@@ -1,4 +1,4 @@
-"""``will-it-fit``: the command line, whose options :mod:`will_it_fit.ask.options` lists, and what it prints."""
+"""The command line: what :mod:`will_it_fit.ask.options` says of it, read, answered and printed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from will_it_fit.ask.options import RUN_OPTIONS, check, parser, suggested, without
+from will_it_fit.ask.options import PASTED, PROGRAM, RUN_OPTIONS, changed, parsed, parser, put_right, slips, split
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import gib, printable
 
@@ -22,102 +22,200 @@ if TYPE_CHECKING:
     from will_it_fit.ask.question import Question
 
 
-def parse(words: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line.
-
-    Raises
-    ------
-    UserError
-        For all words that are wrong, with the whole line as it was meant.
-    """
-    made = parser()
-    check(words, made)
-    _refuse_contradictions(words, made)
-    return made.parse_args(words)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["run"]:
-        from will_it_fit.ask import run_program
-
-        return run_program.main(words[1:])
-    if words[:1] in (["diff"], ["check"]):
-        from will_it_fit.ask import diff
-
-        return (diff.main if words[0] == "diff" else diff.check)(words[1:])
-    if words[:1] == ["mcp"]:
-        from will_it_fit.ask import mcp_server
-
-        return mcp_server.main(words[1:])
-    if {"--measure", "--measured", "--snapshot"} & {word.partition("=")[0] for word in words}:
-        from will_it_fit.ask import measure
-
-        return measure.main(words)
-    options = parse(words)
-    if options.fresh:  # it belongs neither to the question nor to a line to type next
-        words = [word for word in words if not (word.startswith("--fre") and "--fresh".startswith(word))]
-    given: list[str] = []
+    if not words or words[0] in ("-h", "--help"):
+        parser().print_help()
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(version())
+        return 0
+    command, rest = split(words)
+    if command in ("run", "diff", "check", "mcp"):
+        return _own_parser(command, rest)
+    cut = rest.index("--") if "--" in rest and command == "measure" else len(rest)
+    program, words = rest[cut + 1 :], words[: len(words) - len(rest) + cut]
+    if {"-h", "--help"} & set(words):
+        parsed(words)  # prints the command's own help, and ends
     try:
-        from will_it_fit.ask.question import Options, question
-        from will_it_fit.ask.run_cost import parse_run_options, with_run
-
-        run = parse_run_options(options) if any(getattr(options, name) for name in RUN_OPTIONS) else None
-        asking = Options(
-            gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
-            micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
-            like=options.like, least_rows=2 if options.largest_batch else 1,
-        )  # fmt: skip
-        given = asking.given
-        asked = question(options.what, asking)
-        if run:
-            asked = with_run(asked, run, gpu_needed=not options.all_gpus)
-        if options.yaml:
-            print(scenario_yaml(asked.scenario.to_mapping(), asked.model))
-            return 0
-        alone = question(options.what, replace(asking, least_rows=1, micro_batch=1)) if options.largest_batch else None
-        answer = partial(_answer, asked, options, words, alone)
-        return answer() if options.quick else _kept(words, [asked, alone], answer, fresh=options.fresh)
+        return _answered(read(words), program)
     except _Stopped as stopped:
         return stopped.status
-    except UserError as error:
-        raise _as_typed(error, words, given) from None
     except ModuleNotFoundError as error:
         problem = f"The package {error.name} is not installed, which the trace needs."
         print(UserError(problem, allowed="--quick, which does without", write=_INSTALL), file=sys.stderr)
         return 3
 
 
-def _as_typed(error: UserError, words: Sequence[str], given: Iterable[str]) -> UserError:
-    """An error of a field that the command line set, with the corrected command line as what to write.
+_INSTALL = "pip install torch transformers peft bitsandbytes accelerate pyarrow"
 
-    Parameters
-    ----------
-    given
-        The fields that options set, ``lora.rank`` for a part.
+
+def _own_parser(command: str, words: list[str]) -> int:
+    """A command whose options are its own: each is imported alone."""
+    if command == "run":
+        from will_it_fit.ask import run_program
+
+        return run_program.main(words)
+    if command == "mcp":
+        from will_it_fit.ask import mcp_server
+
+        return mcp_server.main(words)
+    from will_it_fit.ask import diff
+
+    return (diff.main if command == "diff" else diff.check)(words)
+
+
+def version() -> str:
+    """Versions of this package and of what the trace runs, and the catalogue's date."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    from will_it_fit.cards.gpus import catalogue_date
+    from will_it_fit.common.versions import STACK, VERSION
+
+    def known(name: str) -> str:
+        try:
+            return installed(name)
+        except PackageNotFoundError:
+            return "not installed"
+
+    stack = ", ".join(f"{name} {known(name)}" for name in STACK)
+    return f"{PROGRAM} {VERSION}; {stack}; GPUs as of {catalogue_date()}"
+
+
+# --- a line, read -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A line that was understood; ``alone``: the step of one row, where the largest batch is asked for."""
+
+    words: Sequence[str]
+    options: argparse.Namespace
+    question: Question
+    alone: Question | None
+
+
+def read(words: Sequence[str]) -> Asked:
+    """Read a line and what it names.
+
+    Raises
+    ------
+    UserError
+        For all that is wrong in it, with one line in which all of it is put right.
     """
-    if error.parts:
-        return UserError.several([_as_typed(part, words, given) for part in error.parts])
+    kept, errors = list(words), []
+    for _ in range(_MOST_ERRORS):
+        if found := slips(kept):
+            errors += [slip.error() for slip in found]
+            kept = put_right(kept, found)
+            continue
+        options = parsed(kept)
+        asking = _asking(options)
+        try:
+            asked = Asked(kept, options, *_questions(options, asking))
+            break
+        except UserError as error:
+            before = kept
+            for part in error.parts or (error,):
+                if _is_typed(part, asking.given):
+                    where = part.where if str(part.where).startswith("--") else "the command line"
+                    kept = changed(kept, part.change, instead_of=part.field)
+                    part = part.with_values(where=where, write=PASTED)
+                errors.append(part)
+            if kept == before:
+                break
+    if not errors:
+        return asked
+    line = shlex.join([PROGRAM, *kept])
+    raise UserError.several([part.with_values(write=line) if part.write == PASTED else part for part in errors])
+
+
+_MOST_ERRORS = 8  # of one line: some are found only when others are put right
+
+
+def _asking(options: argparse.Namespace) -> Any:
+    from will_it_fit.ask.question import Options
+
+    return Options(
+        gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
+        micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
+        like=options.like, least_rows=2 if options.command == "batch" else 1,
+    )  # fmt: skip
+
+
+def _questions(options: argparse.Namespace, asking: Any) -> tuple[Question, Question | None]:
+    from will_it_fit.ask.question import question
+    from will_it_fit.ask.run_cost import parse_run_options, with_run
+
+    run = parse_run_options(options) if any(getattr(options, name) for name in RUN_OPTIONS) else None
+    asked = question(options.what, asking)
+    if run:
+        asked = with_run(asked, run, gpu_needed=options.command != "gpus")
+    is_batch = options.command == "batch"
+    alone = question(options.what, replace(asking, least_rows=1, micro_batch=1)) if is_batch else None
+    return asked, alone
+
+
+def _is_typed(error: UserError, given: Iterable[str]) -> bool:
+    """Whether the line itself is wrong, and not a file that it names; ``given``: the fields that its options set."""
     field, where = error.field or "", str(error.where or "")
     here = where.startswith(("--", "the command line")) or any(
         own == field or own.partition(".")[0] == field or field.startswith(f"{own}.") for own in given
     )
-    if not here or not error.change:
-        return error
-    where = error.where if where.startswith("--") else "the command line"
-    return error.with_values(where=where, write=suggested(words, error.change, instead_of=field))
+    return here and bool(error.change)
 
 
-_INSTALL = "pip install torch transformers peft bitsandbytes accelerate pyarrow"
+# --- a question, answered ---------------------------------------------------------------------------------------------
 
 
-def _kept(words: Sequence[str], asked: Sequence[Question | None], answer: Callable[[], int], *, fresh: bool) -> int:
+def _answered(asked: Asked, program: Sequence[str]) -> int:
+    """Answer a line; the exit status."""
+    options, command = asked.options, asked.options.command
+    if command in ("measure", "compare"):
+        from will_it_fit.ask import measure
+
+        if command == "measure":
+            return measure.measure(asked.question, program, options.record and Path(options.record))
+        return measure.compare(asked.question, options.measured)
+    if options.yaml:
+        print(scenario_yaml(asked.question.scenario.to_mapping(), asked.question.model))
+        return 0
+    if options.quick:
+        return _print_kind(asked)
+    return _kept(replace(asked, words=[word for word in asked.words if word != "--fresh"]), fresh=options.fresh)
+
+
+def _print_kind(asked: Asked) -> int:
+    options, question = asked.options, asked.question
+    match options.command:
+        case "serve":
+            from will_it_fit.ask.serve import serve
+
+            return _print(serve(question, options.requests or 1, options.weights), options.json)
+        case "gpus":
+            return _print_cards(question, options.json)
+        case "divide":
+            from will_it_fit.ask.divisions import print_divisions, print_fewest
+
+            progress = _Progress()
+            try:
+                return (print_fewest if options.fewest else print_divisions)(question, progress, options.json)
+            finally:
+                progress.end()
+        case "longest" | "batch":
+            field = "sequence_length" if options.command == "longest" else "micro_batch"
+            return _print_largest(question, field, options.json, asked.alone)
+    return _print_answer(question, options, asked.words)
+
+
+def _kept(asked: Asked, *, fresh: bool) -> int:
     """Print the kept answer, unless a fresh one is asked for or none is kept; a fresh one is kept."""
     from will_it_fit.ask.kept import KeptAnswer
 
-    kept = KeptAnswer(words, asked)
+    kept = KeptAnswer(asked.words, [asked.question, asked.alone])
     status = None if fresh else kept.show()
-    return kept.give(answer) if status is None else status
+    return kept.give(partial(_print_kind, asked)) if status is None else status
 
 
 class _Stopped(Exception):
@@ -125,63 +223,6 @@ class _Stopped(Exception):
 
     def __init__(self, status: int) -> None:
         self.status = status
-
-
-def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str], alone: Question | None) -> int:
-    """Answer in the form that was asked for; ``alone``: the step of one row, where the largest batch is asked for."""
-    if options.serve:
-        from will_it_fit.ask.serve import serve
-
-        return _print(serve(asked, options.requests, options.weights), options.json)
-    if options.all_gpus:
-        return _print_cards(asked, options.json)
-    if options.divide or options.fewest:
-        from will_it_fit.ask.divisions import print_divisions, print_fewest
-
-        progress = _Progress()
-        try:
-            return (print_divisions if options.divide else print_fewest)(asked, progress, options.json)
-        finally:
-            progress.end()
-    tensors = options.count is not None or options.layers
-    if tensors and not (options.explain or options.json):
-        words = [*words, "--explain"]
-        raise UserError(
-            "--count and --layers list tensors of --explain or --json.", where="the command line",
-            write=shlex.join(["will-it-fit", *words]),
-        )  # fmt: skip
-    if options.longest or options.largest_batch:
-        return _print_largest(asked, "sequence_length" if options.longest else "micro_batch", options.json, alone)
-    return _print_answer(asked, options, words)
-
-
-_FORMS = ("--json", "--yaml", "--explain")  # of one answer
-_KINDS = ("--longest", "--largest-batch", "--all-gpus", "--divide", "--fewest", "--compare", "--serve")  # of question
-# Options that exclude each other, and why; the second goes.
-_APART = (
-    ("--longest", "--quick", "what is shown as fitting is traced"),
-    ("--largest-batch", "--quick", "what is shown as fitting is traced"),
-    ("--all-gpus", "--quick", "what is shown as fitting is traced"),
-    ("--divide", "--quick", "what is shown as fitting is traced"),
-    ("--fewest", "--quick", "what is shown as fitting is traced"),
-    ("--compare", "--quick", "the trace is compared"),
-    ("--count", "--quick", "tensors are traced"),
-    ("--layers", "--quick", "tensors are traced"),
-    ("--all-gpus", "--gpu", "the one asks about every GPU, the other about one"),
-    *((one, other, "they are two forms of one answer") for one, other in combinations(_FORMS, 2)),
-    *((one, other, "they are two questions") for one, other in combinations(_KINDS, 2)),
-)  # fmt: skip
-
-
-def _refuse_contradictions(words: Sequence[str], made: argparse.ArgumentParser) -> None:
-    named = {word.partition("=")[0] for word in words}
-    for kept, other, why in _APART:
-        if kept in named and other in named:
-            write = " ".join(["will-it-fit", *map(shlex.quote, without(words, made, other))])
-            raise UserError(
-                f"{other} and {kept} contradict each other: {why}.", where="the command line", allowed="one of them",
-                write=write,
-            )  # fmt: skip
 
 
 def _print(answered: Any, as_json: bool) -> int:
@@ -247,23 +288,18 @@ def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str])
 
     if options.quick:
         return _print_quick(asked, options, words)
-    if options.json or options.compare:
+    if options.json:
         progress = _Progress(sys.stderr.isatty())
         answered = answer.traced(asked, watch=progress)
         progress.end()
-        if options.compare:
-            from will_it_fit.ask.explain_measurement import difference
-
-            print(difference(asked, answered, options.compare))
-            return 0
         print(json.dumps(answered | _tensors(asked, options), sort_keys=True))
         return answer.exit_status(answered)
     return _print_as_it_comes(asked, options, words, text)
 
 
 def _tensors(asked: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """The largest tensors at the peak, where they are asked for; else nothing."""
-    if options.count is None and not options.layers:
+    """The largest tensors at the peak, where ``explain`` asks for them; else nothing."""
+    if options.command != "explain":
         return {}
     from will_it_fit.ask.explain import explain
 
@@ -272,7 +308,7 @@ def _tensors(asked: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 def _print_quick(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
     from will_it_fit.ask import answer, text
-    from will_it_fit.ask.text import explanation, verdict_line
+    from will_it_fit.ask.text import verdict_line
 
     answered = answer.quick(asked)
     if answered["analytic"] is None:
@@ -281,7 +317,7 @@ def _print_quick(asked: Any, options: argparse.Namespace, words: Sequence[str]) 
     if options.json:
         print(json.dumps(answered, sort_keys=True))
     else:
-        print("\n".join([text.full_text(asked, answered, words), *(explanation(answered) if options.explain else ())]))
+        print(text.full_text(asked, answered, words))
     return answer.exit_status(answered)
 
 
@@ -298,7 +334,7 @@ def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[
 
     def shown(stands: Mapping[str, Any]) -> None:
         verdict.update(stands)
-        lines = [text.first_text(asked, stands), *(explanation(stands) if options.explain else ())]
+        lines = [text.first_text(asked, stands), *(explanation(stands) if options.command == "explain" else ())]
         if tensors := _tensors(asked, options):
             from will_it_fit.ask.explain import table
 

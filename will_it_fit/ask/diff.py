@@ -10,8 +10,8 @@ BASE's, 2 something is wrong in the question, 3 no answer.
 
     will-it-fit check --gpu 4090 a.yml b.yml    which of these files' steps do not fit
 
-is what the pre-commit hook runs. The analytic estimate answers where it can, and else the trace. A file that no tool
-has written is passed over.
+is what the pre-commit hook runs. The analytic estimate answers where it can, and else the trace. A file that can't be
+read, or that no tool has written, is an error.
 """
 
 from __future__ import annotations
@@ -365,22 +365,46 @@ def check(words: Sequence[str]) -> int:
     made.add_argument("files", nargs="+", metavar="FILE")
     made.add_argument("--gpu", required=True, help="4090, 'A100 80GB', 2x3090, 24GiB, ...")
     options = made.parse_args(words)
-    from will_it_fit import readers
     from will_it_fit.ask.answer import quick, traced
 
-    failing = 0
+    refused: list[str] = []
+    wrong: list[UserError] = []
     for file in options.files:
         try:
-            kind = readers.kind_of(readers.mapping_of(Path(file)), Path(file))
-        except UserError:
-            kind = ""
-        if kind not in (*readers.TOOLS, "scenario"):
+            if not _is_checked(Path(file)):
+                print(f"{file}: passed over, since {_PASSED_OVER}")
+                continue
+            asked = question([file], Options(gpu=options.gpu))
+        except UserError as error:
+            wrong.append(error if file in str(error.where) else error.at(f"{file}: {error.where or 'the file'}"))
             continue
-        asked = question([file], Options(gpu=options.gpu))
         answered = quick(asked, others=False)
         if answered["fits"] is None:
             answered = traced(asked, suggested=False)
-        refused = answered["fits"] is False
-        failing += refused
-        print(f"{file}: {printable(verdict_line(answered))}", file=sys.stderr if refused else sys.stdout)
-    return 1 if failing else 0
+        if answered["fits"] is not True:
+            refused.append(file)
+        print(f"{file}: {printable(verdict_line(answered))}", file=sys.stderr if file in refused else sys.stdout)
+    if wrong:
+        raise UserError.several(wrong)
+    return 1 if refused else 0
+
+
+_PASSED_OVER = "it has no step: a model's configuration, or settings that lie beside a training file"
+
+
+def _is_checked(path: Path) -> bool:
+    """Whether a file has a step of its own.
+
+    Raises
+    ------
+    UserError
+        If it can't be read, or no tool can have written it: a gate lets nothing through that it does not understand.
+    """
+    from will_it_fit import readers
+
+    if path.suffix in (".py", ".ipynb", ".sh"):
+        return True
+    if not path.is_file():
+        raise UserError("The file isn't there.", where=str(path), allowed="a training file")
+    kind = readers.kind_of(readers.mapping_of(path), path)
+    return kind not in ("model", "run") and not (kind in readers.READERS and readers.READERS[kind].beside)

@@ -1,4 +1,4 @@
-"""``--divide`` and ``--fewest``: among how many GPUs, and divided how."""
+"""``divide`` and its ``--fewest``: among how many GPUs, and divided how."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def print_divisions(asked: Question, watch: Callable[..., None], as_json: bool) 
     gpu = _gpu(asked, "--divide")
     if asked.scenario.parallel.gpus < 2:
         raise UserError(
-            "`--divide` is for several GPUs, and one was asked for.", where="the command line",
+            "`will-it-fit divide` is for several GPUs, and one was asked for.", where="the command line",
             allowed="--gpu with a count, or --fewest", change={"gpu": f"8x{gpu.name}"},
         )  # fmt: skip
 

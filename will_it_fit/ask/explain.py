@@ -1,6 +1,6 @@
 """What is alive at the peak of a scenario's training step: the largest tensors, and what made them.
 
-``will-it-fit WHAT --explain --count 30`` and ``--layers`` print it; with ``--json`` the answer has ``tensors``.
+``will-it-fit explain WHAT --count 30 --layers`` prints it; with ``--json`` the answer has ``tensors``.
 """
 
 from __future__ import annotations

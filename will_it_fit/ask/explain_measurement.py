@@ -33,13 +33,15 @@ class Cause(NamedTuple):
 
 
 def measured(text: str) -> tuple[str, int]:
-    """What ``--compare`` says: which figure, and how many bytes."""
-    kind, _, size = text.partition("=")
+    """What ``--measured`` says: which figure, and how many bytes. A size alone is nvidia-smi's."""
+    kind, _, size = text.rpartition("=")
+    kind = kind or KINDS[0]
     figure = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*([a-z]*)\s*", size, re.I)
     if kind.strip().lower() not in KINDS or not figure or figure[2].lower() not in _UNITS:
         raise UserError(
-            "`--compare` takes a figure and its size.", where="--compare", found=text,
-            allowed=f"{', '.join(KINDS)}, each with GiB, GB or MiB", write="--compare nvidia-smi=14.2GiB",
+            "`--measured` takes a size, a record or a snapshot.", where="--measured", found=text,
+            allowed=f"{', '.join(KINDS)}, each with GiB, GB or MiB; a .json of `measure --record`; a .pickle",
+            change={"--measured": "nvidia-smi=14.2GiB"},
         )  # fmt: skip
     return kind.strip().lower(), round(float(figure[1].replace(",", ".")) * _UNITS[figure[2].lower()])
 

@@ -1,8 +1,9 @@
 """Your own measurement beside the prediction: three updates of your program, or a memory snapshot of PyTorch.
 
-    will-it-fit config.yml --gpu 4090 --measure -- python train.py    runs the program until its third update
-    will-it-fit config.yml --gpu 4090 --measured run.json             a record of another machine (--record run.json)
-    will-it-fit config.yml --gpu 4090 --snapshot mem.pickle           the first event that differs from the trace
+    will-it-fit measure config.yml --gpu 4090 -- python train.py           runs the program until its third update
+    will-it-fit compare config.yml --gpu 4090 --measured run.json          a record (measure --record run.json)
+    will-it-fit compare config.yml --gpu 4090 --measured mem.pickle        the first event that differs from the trace
+    will-it-fit compare config.yml --gpu 4090 --measured 14.2GiB           what nvidia-smi shows, put into causes
 
 A measured run becomes a row of your own table of measured steps, which later answers name
 (:mod:`will_it_fit.evidence.measured`). Nothing is sent. The program saves nothing: it ends after its third update.
@@ -10,7 +11,6 @@ A measured run becomes a row of your own table of measured steps, which later an
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -23,9 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from will_it_fit.ask.options import Parser, check
-from will_it_fit.ask.options import parser as all_options
-from will_it_fit.ask.question import Options, Question, question
+from will_it_fit.ask.question import Question
 from will_it_fit.cards.gpus import GIVEN, MIB, Gpu, find, from_device
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import write_json
@@ -72,47 +70,39 @@ _RECORD = {
 }  # fmt: skip
 
 
-def _options() -> argparse.ArgumentParser:
-    made = Parser(prog="will-it-fit", add_help=False, allow_abbrev=False)
-    made.add_argument("--measure", action="store_true", help="run the program behind -- and compare")
-    made.add_argument("--record", type=Path, metavar="FILE", help="keep what was recorded")
-    made.add_argument("--measured", type=Path, metavar="FILE", help="a record instead of a run")
-    made.add_argument("--snapshot", type=Path, metavar="FILE", help="of torch.cuda.memory._dump_snapshot")
-    return made
+def measure(asked: Question, program: Sequence[str], record_path: Path | None) -> int:
+    """``measure``: exit status 0, or 1 where the prediction was too low."""
+    if not program:
+        raise UserError(
+            "`will-it-fit measure` has no program to run.", where="the command line", allowed="a command behind --",
+            write="will-it-fit measure config.yml --gpu 4090 -- python train.py",
+        )  # fmt: skip
+    record = run(program)
+    if record_path:
+        write_json(record_path, record)
+    return _print_compared(asked, record)
 
 
-def main(words: Sequence[str]) -> int:
-    """``--measure``, ``--measured`` and ``--snapshot``; exit status 0, or 1 where the prediction was too low."""
-    cut = words.index("--") if "--" in words else len(words)
-    program = list(words[cut + 1 :])
-    own, rest = _options().parse_known_args(list(words[:cut]))
-    given = [name for name in ("measure", "measured", "snapshot") if getattr(own, name)]
-    if len(given) > 1:
-        raise UserError(f"--{given[0]} and --{given[1]} are two questions.", where="the command line",
-                        allowed="one of them", write=f"will-it-fit ... --{given[0]}")  # fmt: skip
-    if own.measure and not program:
-        raise UserError("--measure has no program to run.", where="the command line", allowed="a command behind --",
-                        write="will-it-fit config.yml --measure -- python train.py")  # fmt: skip
-    made = all_options()
-    check(rest, made)
-    asked = _question(made.parse_args(rest))
-    if own.snapshot:
-        return _snapshot(asked, own.snapshot)
-    record = read_record(own.measured) if own.measured else run(program)
-    if own.record:
-        write_json(own.record, record)
+def compare(asked: Question, measured: str) -> int:
+    """``compare``: a figure, a record or a snapshot beside the prediction; exit status 0, or 1 where they differ."""
+    if measured.endswith((".pickle", ".pkl")):
+        return _snapshot(asked, Path(measured))
+    if measured.endswith(".json"):
+        return _print_compared(asked, read_record(Path(measured)))
+    from will_it_fit.ask.answer import traced
+    from will_it_fit.ask.explain_measurement import difference
+    from will_it_fit.ask.explain_measurement import measured as figure
+
+    figure(measured)  # before the trace, which takes longer
+    print(printable(difference(asked, traced(asked, suggested=False), measured)))
+    return 0
+
+
+def _print_compared(asked: Question, record: Mapping[str, Any]) -> int:
     asked, step, answer = compared(asked, record)
     keep(step)
     print(printable(text(asked, step, answer, record)))
     return 1 if step.allocated_error < -_CLOSE else 0
-
-
-def _question(options: argparse.Namespace) -> Question:
-    return question(options.what, Options(
-        gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
-        micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
-        like=options.like,
-    ))  # fmt: skip
 
 
 def _snapshot(asked: Question, path: Path) -> int:
@@ -124,7 +114,7 @@ def _snapshot(asked: Question, path: Path) -> int:
     try:
         record = step_record(asked.scenario, asked.gpu and asked.gpu.capability)
     except Unlike as error:
-        raise UserError(f"The step's events are not known one by one: {error}.", where="--snapshot",
+        raise UserError(f"The step's events are not known one by one: {error}.", where="--measured",
                         allowed="one GPU, and transformers 5.4 or newer") from None  # fmt: skip
     found = compare_snapshot(record, path)
     print(printable(str(found)))
@@ -151,8 +141,8 @@ def run(program: Sequence[str]) -> dict[str, Any]:
         try:
             status = subprocess.run(program, env=environment, stdout=sys.stderr).returncode
         except OSError as error:
-            raise UserError("The program can't be started.", where="--measure", found=f"{program[0]}: {error.strerror}",
-                            write="will-it-fit config.yml --measure -- python train.py") from None  # fmt: skip
+            raise UserError("The program can't be started.", where="measure", found=f"{program[0]}: {error.strerror}",
+                            write="will-it-fit measure config.yml -- python train.py") from None  # fmt: skip
         if target.is_file():
             return _whole(json.loads(target.read_text(encoding="utf-8")), f"the program (its status was {status})")
     return _whole({"updates": []}, f"the program (its status was {status})")
@@ -198,8 +188,8 @@ def compared(asked: Question, record: Mapping[str, Any]) -> tuple[Question, Meas
     device = record["device"]
     if device is None or not all(one[name] for one in record["updates"] for name in _MEASURED):
         raise UserError(
-            "The run used no GPU, so there is no GPU memory to compare.", where="--measure",
-            allowed="a program that trains on CUDA", write="--measured FILE, with a record of another machine",
+            "The run used no GPU, so there is no GPU memory to compare.", where="measure",
+            allowed="a program that trains on CUDA", write="will-it-fit compare config.yml --measured run.json",
         )  # fmt: skip
     card = from_device(device["name"], device["total_bytes"], tuple(device["capability"]))
     if asked.gpu is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit import readers
-from will_it_fit.ask.options import meant
+from will_it_fit.ask.options import nearest_field
 from will_it_fit.cards.gpus import Gpu, find
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import yaml_value
@@ -319,10 +319,12 @@ def _set(fields: dict[str, Any], text: str) -> None:
                         change={"lora": {"rank": 64}})  # fmt: skip
     first, _, part = name.strip().partition(".")
     if first not in BY_NAME:
-        change = meant(name.strip(), written)
+        near = nearest_field(name.strip())
+        head, _, tail = (near or "sequence_length").partition(".")
+        change = {head: {tail: yaml_value(written, "--set")} if tail else yaml_value(written, "--set")}
         raise UserError(
             f"`--set` names a field that a scenario doesn't have: {first}.", where="--set", found=text,
-            allowed=", ".join(sorted(BY_NAME)), field=name.strip(), change=change or {"sequence_length": 2048},
+            allowed=", ".join(sorted(BY_NAME)), field=name.strip(), change=change if near else {head: 2048},
         )  # fmt: skip
     try:
         value = yaml_value(written, "--set")

@@ -33,7 +33,7 @@ def parse_run_options(options: argparse.Namespace) -> Run | None:
             if getattr(options, name):
                 raise _wrong(f"--{name.replace('_', '-')} needs --rows", None, {"--rows": 50000})
         return None
-    other = [f"--{name}" for name in ("quick", "longest", "largest-batch", "serve", "compare", "yaml")
+    other = [f"--{name}" for name in ("quick", "yaml")
              if getattr(options, name.replace("-", "_"))]  # fmt: skip
     if other:
         raise _wrong(
@@ -60,7 +60,7 @@ def with_run(asked: Question, run: Run, *, gpu_needed: bool = True) -> Question:
     """
     if gpu_needed and asked.gpu is None:
         raise UserError(
-            "--rows needs --gpu or --all-gpus.", where="the command line", allowed="one of them",
+            "--rows needs --gpu.", where="the command line", allowed="--gpu; or `will-it-fit gpus`",
             change={"gpu": "a100-80gb"},
         )  # fmt: skip
     if asked.gpu is None and not isinstance(run.price_per_hour, Mapping):
@@ -201,7 +201,7 @@ def run_lines(run: Mapping[str, Any] | None, asked: Run) -> list[str]:
     lines.append(f"  at most {time.kwh_at_most:.3g} kWh{co2}, if the boards take all that they can")
     if time.in_time is not None:
         word = "ends by the deadline" if time.in_time else "DOES NOT END BY THE DEADLINE"
-        other = "" if time.in_time else "; --all-gpus names the nearest GPU"
+        other = "" if time.in_time else "; `will-it-fit gpus` names the nearest GPU"
         lines.append(f"  {word} of {asked.deadline_hours:.3g} hours{other}")
     return lines
 

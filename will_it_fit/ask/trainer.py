@@ -47,7 +47,7 @@ class MeasureSteps(TrainerCallback):
     Attributes
     ----------
     record, text
-        What was recorded, as ``--record`` has it, and the comparison in words. ``text`` stays None without a GPU.
+        The record, as ``measure --record`` has it, and the comparison in words. ``text`` stays None without a GPU.
     """
 
     def __init__(self, stop: bool = False, sequence_length: int | None = None) -> None:

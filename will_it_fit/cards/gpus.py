@@ -123,6 +123,11 @@ def known() -> dict[str, Gpu]:
     return _catalogue("gpus", "others", "unified") | _apple()
 
 
+def catalogue_date() -> str:
+    """When a card was last added, or a figure of one."""
+    return str(_content()["as_of"])
+
+
 @cache
 def _content() -> dict[str, Any]:
     return read_yaml(CATALOGUE)

@@ -71,7 +71,11 @@ class UserError(Exception):
             return errors[0]
         writes = dict.fromkeys(part.write for part in parts.values() if part.write)
         one = cls(f"{len(parts)} things are wrong.", where=errors[0].where, write="\n".join(writes))
-        one.parts, one.args = tuple(parts.values()), ("\n".join([one.problem, *parts]),)
+        alike = len(writes) == 1  # one line in which all is put right: shown once, at the end
+        texts = [str(part._with(write=None, change=None)) if alike else text for text, part in parts.items()]
+        if alike:
+            texts.append(f"write, for all of them:\n  {next(iter(writes))}")
+        one.parts, one.args = tuple(parts.values()), ("\n".join([one.problem, *texts]),)
         return one
 
     def at(self, where: object) -> UserError:
@@ -82,5 +86,8 @@ class UserError(Exception):
         """The same error, or errors, with some of its values replaced."""
         if self.parts:
             return UserError.several([part.with_values(**values) for part in self.parts])
+        return self._with(**values)
+
+    def _with(self, **values: Any) -> UserError:
         names = ("problem", "where", "found", "allowed", "write", "field", "change")
         return UserError(**{**{name: getattr(self, name) for name in names}, **values})

@@ -208,7 +208,7 @@ def read(path: Path) -> list[MeasuredStep]:
             raise UserError(
                 "The file is not a table of measured steps of this version.", where=str(path),
                 found=", ".join(table.fieldnames or ())[:80], allowed=", ".join(COLUMNS),
-                write="move it away; --measure begins a new one",
+                write="move it away; `will-it-fit measure` begins a new one",
             )  # fmt: skip
         return [_step(cells, f"{path}, line {number}") for number, cells in enumerate(table, 2)]
 

@@ -1,6 +1,6 @@
 """Records what a program's own training steps take on the GPU, from within the program.
 
-``will-it-fit ... --measure -- python train.py`` lets Python import this file before the program, which is not changed.
+``will-it-fit measure ... -- python train.py`` lets Python import this file before the program, which is not changed.
 It needs the standard library alone. PyTorch calls :meth:`Recorder.after_update` after each optimizer's step. After
 :data:`UPDATES` of them the record is written and the program ends.
 """

@@ -122,7 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="for people instead of JSON")
     parser.add_argument("--verify", action="store_true", help="trace every cell of the table")
     parser.add_argument("--several", action="store_true", help="also for 2, 4 and 8 of each GPU, with FSDP2")
-    parser.add_argument("--page", action="store_true", help=argparse.SUPPRESS)  # of earlier versions
     options = parser.parse_args(arguments)
     imports.ends_with_its_answer = arguments is None
     scenario = _scenario(options)
@@ -135,13 +134,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _scenario(options: argparse.Namespace) -> Scenario:
     """The file's, on the GPUs that ``--gpu`` names."""
-    if options.page:
-        raise UserError(
-            "The planner writes no page any more.",
-            where="--page",
-            allowed="--table; the calculator that `make site` builds, for a browser; a run's planner.html",
-            write="python -m will_it_fit.planner.plan --table mine.yaml",
-        )
     if options.scenario is None:
         raise UserError(
             "Name a scenario file.",

@@ -76,8 +76,8 @@ def _refuse_other_work(mapping: Mapping[str, Any], file: Path) -> None:
             "This file of LLaMA-Factory trains nothing.",
             where=file,
             found=f"{work}: {mapping[work]}" + ("" if trains else ", no do_train"),
-            allowed="a file with do_train: true; for serving a model: --serve and the model's name",
-            write="will-it-fit " + str(mapping.get("model_name_or_path", "MODEL")) + " --serve",
+            allowed="a file with do_train: true; for serving a model: `will-it-fit serve` and its name",
+            write="will-it-fit serve " + str(mapping.get("model_name_or_path", "MODEL")),
         )
 
 

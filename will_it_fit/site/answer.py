@@ -21,7 +21,8 @@ from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.analytic.kernels import kernels_of
 from will_it_fit.ask import text
 from will_it_fit.ask.answer import peaks_with_tool_defaults, quick
-from will_it_fit.ask.command import parse, scenario_yaml
+from will_it_fit.ask.command import scenario_yaml
+from will_it_fit.ask.options import parse
 from will_it_fit.ask.question import Question, question
 from will_it_fit.ask.run_cost import parse_run_options
 from will_it_fit.ask.text import WORDS, card, other_tools, smallest, step_line

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.ask.command import parse
+from will_it_fit.ask.options import parsed
 from will_it_fit.ask.question import Options, Question, said_by
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import yaml_text
@@ -109,7 +109,7 @@ def named_fields(changes: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def choice_of(command: str) -> dict[str, Any]:
     """A command line as the form's choice."""
-    options = parse(shlex.split(command)[1:])
+    options = parsed(shlex.split(command)[1:])
     settings = dict(setting.split("=", 1) for setting in options.set)
     return {"model": options.what[0], "gpu": options.gpu, "gpus": 1, "method": options.method or "",
             "strategy": options.strategy or "", "sequence_length": options.sequence_length,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from will_it_fit import engine as engine_package
-from will_it_fit.ask.options import parser
+from will_it_fit.ask.options import COMMANDS, own_parser, parser
 from will_it_fit.common.text import yaml_text
 from will_it_fit.engine import _WHERE as ENGINE
 from will_it_fit.scenario.description import Field
@@ -19,8 +19,9 @@ Defined = ast.FunctionDef | ast.ClassDef
 
 
 def command_line() -> str:
-    """``will-it-fit --help``."""
-    return f"# Command line\n\n```text\n{parser().format_help().rstrip()}\n```\n"
+    """``will-it-fit --help``, and the help of each command that shares its grammar."""
+    texts = [parser().format_help(), *(own_parser(name).format_help() for name, one in COMMANDS.items() if one.takes)]
+    return "# Command line\n\n" + "\n".join(f"```text\n{text.rstrip()}\n```\n" for text in texts)
 
 
 def scenario() -> str:

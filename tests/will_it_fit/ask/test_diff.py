@@ -143,16 +143,32 @@ def test_a_wrong_value_is_told_with_its_version(repository) -> None:
         main(["diff", "main~1", "main", "--file", "configs/train.yml"])
 
 
-def test_the_hook_names_what_does_not_fit_and_passes_over_other_files(repository, capsys) -> None:
-    Path("other.yml").write_text("on: push\n")
-    Path("list.yml").write_text("- 1\n")
+def test_the_hook_names_what_does_not_fit(repository, capsys) -> None:
     (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
     assert hook["entry"].split() == ["will-it-fit", "check"]
-    files = ["other.yml", "list.yml", "configs/train.yml", "configs/small.json"]
+    files = ["configs/train.yml", "configs/small.json"]
     assert main(["check", "--gpu", "rtx-4090", *files]) == 0
     assert capsys.readouterr().out.startswith("configs/train.yml: FITS")
     assert main(["check", "--gpu", "0.4GiB", *files]) == 1
     assert "configs/train.yml: DOES NOT FIT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("gone.yml", None, "isn't there"),
+        ("other.yml", "on: push\n", "No tool is known"),
+        ("list.yml", "- 1\n", "list.yml"),
+        ("broken.yml", "a: [1\n", "broken.yml"),
+        ("twice.yml", "base_model: a\nbase_model: b\nadapter: lora\n", "base_model"),
+    ],
+)
+def test_the_hook_lets_nothing_through_that_it_does_not_understand(repository, capsys, name, content, said) -> None:
+    if content is not None:
+        Path(name).write_text(content)
+    with pytest.raises(UserError, match=said):
+        main(["check", "--gpu", "rtx-4090", name, "configs/train.yml"])
+    assert "configs/train.yml: FITS" in capsys.readouterr().out  # the other files have their answers
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the action's script is bash")

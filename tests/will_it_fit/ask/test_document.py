@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from will_it_fit.ask.command import main, parser
-from will_it_fit.ask.question import Options, question
+from will_it_fit.ask.command import main, read
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "out-of-memory.md"
 SHOWN = re.findall(r"```text\n\$ will-it-fit (.+)\n((?:.+\n)+?)```", PAGE.read_text(encoding="utf-8"))
@@ -21,16 +20,7 @@ SHOWN = re.findall(r"```text\n\$ will-it-fit (.+)\n((?:.+\n)+?)```", PAGE.read_t
 def test_each_report_has_a_command_with_its_output() -> None:
     assert len(SHOWN) == len(re.findall(r"^## \d+\. ", PAGE.read_text(encoding="utf-8"), re.M)) == 26
     for command, _ in SHOWN:
-        options = parser().parse_args(shlex.split(command))
-        given = (
-            options.gpu,
-            options.method,
-            options.sequence_length,
-            options.micro_batch,
-            options.strategy,
-            options.set,
-        )
-        assert question(options.what, Options(*given)).scenario.model
+        assert read(shlex.split(command)).question.scenario.model
 
 
 @pytest.mark.parametrize("number", [5, 6, 11, 19, 25])

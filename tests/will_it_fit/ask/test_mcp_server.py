@@ -28,7 +28,7 @@ STEP = {"model": "smollm2-135m", "sequence_length": 128}
         ("will_it_fit", {"model": "no-such-model-at-all"}, "neither the name of a known configuration"),
         ("explain_difference", {"before": STEP, "after": STEP | {"gup": 1}}, "Unknown key: after.gup"),
         ("explain_difference", {"before": STEP, "after": STEP, "measured": "oom=1GiB"}, "a second step"),
-        ("explain_difference", {"before": STEP, "measured": "much"}, "`--compare` takes a figure"),
+        ("explain_difference", {"before": STEP, "measured": "much"}, "`--measured` takes a size"),
         ("train", {}, "There is no such tool"),
     ],
 )

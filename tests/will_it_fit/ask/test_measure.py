@@ -66,27 +66,26 @@ def test_a_program_is_recorded_until_its_third_update_and_its_own_sitecustomize_
 @pytest.mark.parametrize(("updates", "status"), [(2, 7), (0, 0)])
 def test_a_run_that_ends_before_its_third_update_is_refused(updates: int, status: int) -> None:
     with pytest.raises(UserError, match=rf"ended after {updates} update") as caught:
-        main(["smollm2-135m", "--measure", "--", sys.executable, "train.py", str(updates), str(status)])
+        main(["measure", "smollm2-135m", "--", sys.executable, "train.py", str(updates), str(status)])
     assert f"status was {status}" in str(caught.value) and Path("ended").exists()
 
 
 def test_a_run_without_a_gpu_and_a_program_that_does_not_start_are_refused() -> None:
     with pytest.raises(UserError, match="used no GPU"):
-        main(["smollm2-135m", "--measure", "--", sys.executable, "train.py", "5", "0"])
+        main(["measure", "smollm2-135m", "--", sys.executable, "train.py", "5", "0"])
     for size in (0, None):  # CUDA was there, and the program trained on the CPU
         updates = [{**one, "allocated_bytes": size} for one in RECORD["updates"]]
         with pytest.raises(UserError, match="used no GPU"):
-            main([*STEP, "--measured", kept(RECORD | {"updates": updates})])
-    for words, said in ((["--measure"], "no program to run"), (["--measure", "--", "./nothing"], "can't be started"),
-                        (["--measure", "--snapshot", "x"], "two questions")):  # fmt: skip
+            main(["compare", *STEP, "--measured", kept(RECORD | {"updates": updates})])
+    for words, said in (([], "no program to run"), (["--", "./nothing"], "can't be started")):
         with pytest.raises(UserError, match=said):
-            main(["smollm2-135m", *words])
+            main(["measure", "smollm2-135m", *words])
     with pytest.raises(UserError, match=r"names a field"):
-        main(["smollm2-135m", "--set", "lroa.rank=3", "--measured", kept(RECORD)])
+        main(["compare", "smollm2-135m", "--set", "lroa.rank=3", "--measured", kept(RECORD)])
 
 
 def test_a_record_becomes_a_row_and_later_answers_name_it(own: Path, capsys) -> None:
-    assert main([*STEP, "--measured", kept(RECORD)]) == 0
+    assert main(["compare", *STEP, "--measured", kept(RECORD)]) == 0
     out = capsys.readouterr().out
     assert "allocated" in out and "beside the allocator" in out and str(own) in out
     (row,) = read(own)
@@ -97,7 +96,7 @@ def test_a_record_becomes_a_row_and_later_answers_name_it(own: Path, capsys) -> 
 
 
 def test_what_the_card_held_beside_the_allocator_is_counted_when_it_is_written(capsys) -> None:
-    main([*STEP, "--measured", kept(RECORD)])
+    main(["compare", *STEP, "--measured", kept(RECORD)])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("write `gpu: "))
     assert "`gpu: {name: rtx-4080, context_mib: 382}`" in line
     setting = line.partition('--gpu "')[2].partition('"')[0]
@@ -107,7 +106,7 @@ def test_what_the_card_held_beside_the_allocator_is_counted_when_it_is_written(c
 
 def test_a_peak_that_was_larger_is_explained_and_fails(capsys) -> None:
     updates = [{**one, "allocated_bytes": 2 * one["allocated_bytes"]} for one in RECORD["updates"]]
-    assert main([*STEP, "--measured", kept(RECORD | {"updates": updates})]) == 1
+    assert main(["compare", *STEP, "--measured", kept(RECORD | {"updates": updates})]) == 1
     assert "What would make as much" in capsys.readouterr().out
 
 
@@ -116,8 +115,8 @@ def test_what_is_no_record_is_refused() -> None:
                           ({**RECORD, "updates": RECORD["updates"][:2]}, "ended after 2 updates"),
                           ({**RECORD, "updates": [{"seconds": 1}]}, "A key is missing")):  # fmt: skip
         with pytest.raises(UserError, match=said):
-            main([*STEP, "--measured", kept(content)])
+            main(["compare", *STEP, "--measured", kept(content)])
     Path("run.json").write_text("{")
     for name, said in (("run.json", "JSONDecodeError"), ("none.json", "isn't there")):
         with pytest.raises(UserError, match=said):
-            main([*STEP, "--measured", name])
+            main(["compare", *STEP, "--measured", name])

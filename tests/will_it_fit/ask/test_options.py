@@ -1,14 +1,16 @@
-"""Slips on the command line: what to write is the asker's own line, corrected, and the corrected line is answered."""
+"""The grammar: each wrong word of a line gets the nearest right one, and the line to paste is understood."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 
 import pytest
 
-from will_it_fit.ask.command import main, parse
-from will_it_fit.ask.options import suggested
+from will_it_fit.ask.command import main, read
+from will_it_fit.ask.options import COMMANDS, OPTIONS, own_parser, parse, parser, suggested
 from will_it_fit.common.errors import UserError
 
 MODEL = "qwen2.5-coder-7b"
@@ -24,59 +26,58 @@ def corrected(line: str) -> str:
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("--gpu 4090 -s 2048 --method dpo", "--gpu 4090 -s 2048 --set objective=dpo"),
-        ("--gpu 4090 --method 4bit -b 2", "--gpu 4090 --method qlora --set quantization.type=nf4 -b 2"),
         ("--gpu 4090 --method=qlroa -b 2", "--gpu 4090 --method qlora -b 2"),
-        ("--seq-len 2048 --gpu 4090", "-s 2048 --gpu 4090"),
         ("--max_seq_length=2048 --gpu 4090", "-s 2048 --gpu 4090"),
         ("--gpu 4090 --lora-r 64 -s 1024", "--gpu 4090 --set lora.rank=64 -s 1024"),
-        ("--gpu 4090 --rank 64", "--gpu 4090 --set lora.rank=64"),
         ("--gpu 4090 --precision fp16", "--gpu 4090 --set precision=fp16"),
-        ("--gpu 4090 --dtype bfloat16", "--gpu 4090 --set precision=bf16"),
         ("-s 2k --gpu 4090", "-s 2048 --gpu 4090"),
-        ("-s 2.5k -b 1k", "-s 2560 -b 1024"),
-        ("--gpu 4090 --quantization int8 -b 2", "--gpu 4090 --set quantization.type=int8 -b 2"),
-        ("--gpu 4090 --load-in-4bit -b 2", "--gpu 4090 --method qlora -b 2"),
         ("--gpu 'MacBook Pro M3 Max' -s 2048", "--gpu apple-32gb -s 2048"),
         ("--gpu colab -s 2048", "--gpu t4 -s 2048"),
-        ("-s 64 --gpus 2 --gpu 3090", "-s 64 --gpu 2x3090"),
         ("--gup 4090 -s 64", "--gpu 4090 -s 64"),
         ("--gpu 4900 -s 64", "--gpu rtx-4090 -s 64"),
         ("--set lora.rnak=64 -s 64", "--set lora.rank=64 -s 64"),
         ("--set attention=flsh -s 64", "--set attention=flash -s 64"),
         ("--set sequence_length=0100 --gpu 4090", "-s 100 --gpu 4090"),
-        ("--grad-accum 8 --optim adamw_8bit", "--set gradient_accumulation=8 --set optimizer=adamw_8bit"),
         ("--gpu 3090 --strategy ddp -s 64", "--gpu 2xrtx-3090 --strategy ddp -s 64"),
         ("--gpu", "--gpu 4090"),
-        ("--gpu 4090 --attention flash_attention_2", "--gpu 4090 --set attention=flash"),
-        ("--gpu 4090 --optim adamw_bnb_8bit", "--gpu 4090 --set optimizer=adamw_8bit"),
-        ("--gpu 2x4090 --strategy deepspeed", "--gpu 2x4090 --strategy zero3"),
-        ("--gpu 4090 --context 4k --bf16", "--gpu 4090 -s 4096 --set precision=bf16"),
-        ("--vram 24 -b 2", "--gpu 24GiB -b 2"),
-        ("--gpu 4090 --lora 32", "--gpu 4090 --set lora.rank=32"),
-        ("-s 64 --longest --largest-batch --gpu 8GiB", "-s 64 --longest --gpu 8GiB"),
         ("-s 99999 --gpu 4090", "-s 32768 --gpu 4090"),
+        ("--gpu 4090 --grad-accumulation 8 --optim adamw_8bit",
+         "--gpu 4090 --set gradient_accumulation=8 --set optimizer=adamw_8bit"),
+        ("--gpu 4090 --count 3", "--gpu 4090"),
+        ("--gup 4090 --seq-len 2k --method lroa --lora-rank 8 --set atention=sdpa",
+         "--gpu 4090 -s 2048 --method lora --set lora.rank=8 --set attention=sdpa"),
+    ],
+)  # fmt: skip
+def test_one_line_has_all_that_was_wrong_put_right(typed: str, meant: str) -> None:
+    assert corrected(f"{MODEL} {typed}") == f"will-it-fit {MODEL} {meant}"
+    assert main([MODEL, *shlex.split(meant), "--yaml"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("longst qwen3-8b --gpu 4090", "longest qwen3-8b --gpu 4090"),
+        ("longest qwen3-8b", "longest qwen3-8b --gpu 24GiB"),
+        ("longest qwen3-8b --gpu 4090 -s 512", "longest qwen3-8b --gpu 4090"),
+        ("batch --gpu 4090 qwen3-9b", "batch --gpu 4090 qwen3.5-9b"),
+        ("gpus qwen3-8b --gpu 4090 --json", "gpus qwen3-8b --json"),
+        ("serve llama-3.1-8b -b 4 --method full", "serve llama-3.1-8b"),
+        ("divide qwen3-8b --fewest", "divide qwen3-8b --fewest --gpu 24GiB"),
+        ("compare qwen3-8b --gpu 4090", "compare qwen3-8b --gpu 4090 --measured 14.2GiB"),
+        ("explain --gpu 4090", f"explain {MODEL} --gpu 4090"),
+        ("--gpu 4090 -s 2048", f"{MODEL} --gpu 4090 -s 2048"),
+        ("nothere.yaml --gpu 4090", f"{MODEL} --gpu 4090"),
     ],
 )
-def test_what_to_write_is_the_own_line_corrected(typed: str, meant: str, capsys) -> None:
-    assert corrected(f"{MODEL} {typed}") == f"will-it-fit {MODEL} {meant}"
-    if "--longest" not in meant and "objective" not in meant:
-        assert main([MODEL, *shlex.split(meant), "--yaml"]) == 0
+def test_a_command_refuses_what_it_does_not_use_and_asks_for_what_it_needs(typed: str, meant: str) -> None:
+    assert corrected(typed) == f"will-it-fit {meant}"
+    assert read(shlex.split(meant)).question.scenario
 
 
-def test_every_slip_of_a_line_is_put_right_at_once() -> None:
+def test_all_errors_of_a_line_are_named_and_the_line_stands_once() -> None:
     with pytest.raises(UserError) as caught:
-        main(["qwen2.5-coder-7b", "--seq-len", "2k", "--lora-r", "8", "--method", "lroa"])
-    assert len(caught.value.parts) == 3
-    assert caught.value.write == "will-it-fit qwen2.5-coder-7b -s 2048 --set lora.rank=8 --method lora"
-
-
-def test_a_model_that_is_misspelt_or_missing_keeps_the_rest() -> None:
-    assert corrected("--gpu 4090 qwen3-9b -s 2048") == "will-it-fit --gpu 4090 qwen3.5-9b -s 2048"
-    assert corrected("--gpu 4090 --model qwen3-8b -s 2048") == "will-it-fit qwen3-8b --gpu 4090 -s 2048"
-    assert corrected("qwen2.5-3b --gpu 4090 --model qwen3-8b") == "will-it-fit qwen3-8b --gpu 4090"
-    assert corrected("nothere.yaml --gpu 4090") == "will-it-fit qwen2.5-coder-7b --gpu 4090"
-    assert corrected("--gpu 4090 -s 2048") == "will-it-fit qwen2.5-coder-7b --gpu 4090 -s 2048"
+        main([MODEL, "--seq-len", "2k", "--lora-r", "8", "--method", "lroa", "--gpu", "4900"])
+    assert len(caught.value.parts) == 5 and str(caught.value).count("will-it-fit qwen2.5-coder-7b") == 1
 
 
 def test_a_slip_in_an_option_beside_a_file_is_one_of_the_command_line(tmp_path) -> None:
@@ -99,15 +100,50 @@ def test_numbers_of_set_are_those_of_files() -> None:
 
 
 def test_what_is_right_is_left_alone() -> None:
-    options = parse([MODEL, "-s2048", "--gpu=4090", "--largest", "--set", "lora.rank=4"])
-    assert options.sequence_length == 2048 and options.gpu == "4090" and options.largest_batch
+    options = parse(["batch", MODEL, "-s2,048", "--gpu=4090", "--set", "lora.rank=4", "--set=loss=full"])
+    assert (options.command, options.sequence_length, options.gpu) == ("batch", 2048, "4090")
+    assert options.set == ["lora.rank=4", "loss=full"] and options.micro_batch is None and options.quick is None
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.takes])
+def test_each_command_has_help_and_examples_that_it_understands(name: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0 and f"usage: will-it-fit {name}" in text
+    for example in COMMANDS[name].examples:
+        assert f"will-it-fit {example}" in text
+        words = shlex.split(example)
+        parse(words[: words.index("--")] if "--" in words else words)
+    assert {option for option in OPTIONS if option in own_parser(name)._option_string_actions} == set(
+        COMMANDS[name].takes
+    )
+
+
+def test_help_names_each_command_and_version_what_is_installed(capsys) -> None:
+    assert main(["--help"]) == 0 and main([]) == 2
+    text = capsys.readouterr().out
+    assert all(f"    {name} " in text for name in COMMANDS) and parser().format_help() in text
+    assert main(["--version"]) == 0
+    assert "torch 2." in (line := capsys.readouterr().out) and "GPUs as of 20" in line
+
+
+def test_help_is_printed_before_anything_heavy_is_imported() -> None:
+    program = (
+        "import sys\nfrom will_it_fit.ask.command import main\nmain(['--help'])\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'huggingface_hub', 'will_it_fit.evidence.nearest'}\n"
+        "assert not heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
     ("typed", "changes", "meant"),
     [
         ("m --gpu=t4 -s 64", {"gpu": "l4"}, "m --gpu l4 -s 64"),
-        ("m --sequence-length 64 -b 2", {"sequence_length": 32}, "m -s 32 -b 2"),
+        ("batch m --sequence-length 64 -b 2", {"sequence_length": 32}, "batch m -s 32 -b 2"),
+        ("longest m --json", {"model": "n"}, "longest n --json"),
         ("m --set lora.rank=4 -b 2", {"lora": {"rank": 2, "alpha": None}}, "m --set lora.rank=2 -b 2"),
         ("m --set quantization.double=true", {"quantization": None}, "m"),
         ("m -b 2", {"autocast": None}, "m -b 2 --set autocast=null"),

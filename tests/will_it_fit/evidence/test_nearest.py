@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from will_it_fit.ask.command import parse
+from will_it_fit.ask.options import parsed
 from will_it_fit.ask.question import Options, Question, question
 from will_it_fit.cards.gpus import find
 from will_it_fit.common.errors import UserError
@@ -25,7 +25,7 @@ STEP = MeasuredStep("a", "somebody", "rtx-4080", KINDS, "Qwen2.5", 494.0, 1, 512
 
 
 def asked(line: str) -> Question:
-    options = parse(shlex.split(line))
+    options = parsed(shlex.split(line))
     return question(options.what, Options(
         gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
         micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set,

@@ -208,26 +208,25 @@ WORDS = ("-s", "64", "--method", "full", "--set", "precision=bf16", "--fresh")
 
 
 def test_the_command_line_ranks_divisions(model, capsys):
-    assert command.main([model, "--gpu", "2xh100", *WORDS, "--divide"]) == 0
+    assert command.main(["divide", model, "--gpu", "2xh100", *WORDS]) == 0
     text = capsys.readouterr().out
     assert text.startswith("FITS as asked, fsdp2: ")
     assert "2 GPUs, the best first:" in text and "write: parallel: {strategy:" in text
 
 
 def test_the_command_line_names_the_fewest(model, capsys):
-    assert command.main([model, "--gpu", "h100", *WORDS, "--fewest", "--json"]) == 0
+    assert command.main(["divide", model, "--gpu", "h100", *WORDS, "--fewest", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gpus"] == 1
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--divide"], "`--divide` needs a GPU"),
-        (["--gpu", "h100", "--divide"], "is for several GPUs"),
-        (["--gpu", "2xh100", "--divide", "--fewest"], "they are two questions"),
-        (["--gpu", "2xh100", "--divide", "--quick"], "what is shown as fitting is traced"),
+        ([], "divide` needs --gpu"),
+        (["--gpu", "h100"], "is for several GPUs"),
+        (["--gpu", "2xh100", "--quick"], "does not use --quick"),
     ],
 )
 def test_questions_that_cant_be_asked(model, words, said):
     with pytest.raises(command.UserError, match=said):
-        command.main([model, *WORDS, *words])
+        command.main(["divide", model, *WORDS, *words])

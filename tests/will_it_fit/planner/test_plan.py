@@ -9,11 +9,10 @@ from will_it_fit.planner.plan import main
 @pytest.mark.parametrize(
     ("arguments", "where", "write"),
     [
-        (["--page"], "--page", "--table mine.yaml"),  # what earlier versions had
         ([], "the command line", "will_it_fit.planner.plan mine.yaml"),
     ],
 )
-def test_a_page_and_a_missing_scenario_are_refused_with_what_to_write(arguments, where, write) -> None:
+def test_a_missing_scenario_is_refused_with_what_to_write(arguments, where, write) -> None:
     with pytest.raises(UserError) as error:
         main(arguments)
     assert error.value.where == where and write in error.value.write

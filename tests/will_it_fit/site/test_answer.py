@@ -12,7 +12,7 @@ import pytest
 import typing_extensions
 
 from will_it_fit.ask import will_it_fit
-from will_it_fit.ask.options import parser
+from will_it_fit.ask.options import parsed
 from will_it_fit.ask.run_cost import parse_run_options
 from will_it_fit.hours.run_time import Run
 from will_it_fit.scenario.hub import MODELS
@@ -105,7 +105,7 @@ def test_hours_come_from_the_command_that_traces_and_what_is_known_without_it_is
     assert "Fill in the rows of your data" in ask()["hours"]
     asked = {"rows": "50000", "epochs": "3", "price": "0.35", "deadline": "24h", "grams_per_kwh": "380"}
     found = ask(gpu="l40s", micro_batch=4, run=asked)
-    options = parser().parse_args(shlex.split(found["command"])[1:])
+    options = parsed(shlex.split(found["command"])[1:])
     assert parse_run_options(options) == Run(50000, 3.0, {"l40s": 0.35}, 24.0, 380.0)
     assert "37,500 steps" in found["hours"] and "no longer than 2.3 s" in found["hours"]  # 86,400 s / 37,500
     assert "0.35 kWh in an hour" in found["hours"] and "measured steps on this GPU" in found["hours"]

@@ -223,7 +223,7 @@ def test_questions_that_know_no_server_are_refused():
     asked = Question(request, request.scenario, "scenario", GPU)
     with pytest.raises(UserError, match="share of a card"):
         on_all_gpus(asked)
-    with pytest.raises(UserError, match="--largest-batch"):
+    with pytest.raises(UserError, match="will-it-fit batch"):
         largest_that_fits(asked, "micro_batch")
     with pytest.raises(UserError, match="plan knows nothing"):
         feasibility({"lora": scenario()}, [GPU])

@@ -116,7 +116,7 @@ def test_the_command_names_the_first_difference(record, tmp_path, capsys) -> Non
     events, begin = events_of(record)
     at = next(index for index in range(begin + 500, len(events)) if events[index]["action"] == "alloc")
     path = dumped(tmp_path / "mem.pickle", planted(events, at, "one more"))
-    words = ["smollm2-135m", "--method", "lora", "-s", "64", "--gpu", "rtx-4090", "--snapshot", str(path)]
+    words = ["compare", "smollm2-135m", "--method", "lora", "-s", "64", "--gpu", "rtx-4090", "--measured", str(path)]
     assert main(words) == 1
     out = capsys.readouterr().out
     assert "events are the same. Then the trace allocates" in out
