@@ -46,16 +46,16 @@ test-slurm: $(VENV)/ready-dev
 	$(INSTALL) $(VENV) --group slurm
 	$(BIN)/python -m pytest tests/slurm
 
-test-catalogue: $(VENV)-kernels/liger-kernel
+test-catalogue: $(VENV)-run/liger-kernel
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=load tests/nightly/test_catalogue.py tests/nightly/test_every_size.py
 	EVERY_CASE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist=load \
 	  $$(grep -rl --include='test_*.py' each_night tests/will_it_fit tests/unit)
-	LIGER_CHECKOUT=$< $(VENV)-kernels/bin/python -m pytest tests/nightly/test_liger_commits.py
+	LIGER_CHECKOUT=$< $(VENV)-run/bin/python -m pytest tests/nightly/test_liger_commits.py
 
 # The history of Liger-Kernel: each published row runs the package of its commit. `LIGER=path` takes a clone that is
 # there already, and without either the rows are skipped.
 LIGER ?= https://github.com/linkedin/Liger-Kernel
-$(VENV)-kernels/liger-kernel: $(VENV)-kernels/ready
+$(VENV)-run/liger-kernel: $(VENV)-run/ready
 	git clone --quiet --no-checkout $(LIGER) $@ || echo "Liger-Kernel's history can't be had: its rows are skipped"
 
 PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
@@ -85,8 +85,8 @@ KERNEL_TESTS = $(addprefix tests/will_it_fit/engine/test_,launches.py card.py co
   tests/will_it_fit/program/test_compiled_run.py tests/will_it_fit/tracing/test_simulated_card.py tests/will_it_fit/tracing/test_kernel_packages.py \
   tests/unit/test_private_names.py tests/validation/test_modded_nanogpt.py tests/validation/test_liger_package.py \
   tests/validation/test_hybrid_forms.py::test_the_closed_form_of_flash_linear_attention_is_held_within_five_percent
-test-kernels: $(VENV)-kernels/ready
-	$(VENV)-kernels/bin/python -m pytest $(KERNEL_TESTS)
+test-kernels: $(VENV)-run/ready
+	$(VENV)-run/bin/python -m pytest $(KERNEL_TESTS)
 
 site: $(VENV)-site/ready
 	$(VENV)-site/bin/python -m will_it_fit.site.build
@@ -115,12 +115,9 @@ $(VENV)/ready-dev: $(VENV)/ready
 	$(INSTALL) $(VENV) --group dev
 	@touch $@
 
-$(VENV)-deepspeed/ready $(VENV)-kernels/ready $(VENV)-mcp/ready $(VENV)-optimizers/ready: $(VENV)-%/ready: $(VENV)/ready-dev
+BESIDE := $(foreach extra,deepspeed mcp optimizers run site,$(VENV)-$(extra)/ready)
+$(BESIDE): $(VENV)-%/ready: $(VENV)/ready-dev
 	$(INSTALL) $(VENV)-$* --extra $* --beside $(VENV)
-	@touch $@
-
-$(VENV)-site/ready: $(VENV)/ready-dev
-	$(INSTALL) $(VENV)-site --group site --beside $(VENV)
 	@touch $@
 
 clean:

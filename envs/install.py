@@ -85,13 +85,16 @@ def locked_lines(uv: str, *chosen: str) -> list[str]:
 
 
 def direct_lines(name: str, *, is_extra: bool) -> list[str]:
-    """The lines that pyproject.toml itself has for a group or an extra, those of included groups among them."""
+    """The lines that pyproject.toml itself has for a group or an extra, with those of the others that it includes."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    if is_extra:
-        return list(project["project"]["optional-dependencies"][name])
     found = []
-    for line in project["dependency-groups"][name]:
-        found += [line] if isinstance(line, str) else direct_lines(line["include-group"], is_extra=False)
+    for line in (project["project"]["optional-dependencies"] if is_extra else project["dependency-groups"])[name]:
+        if isinstance(line, dict):
+            found += direct_lines(line["include-group"], is_extra=False)
+        elif line.startswith(f"{project['project']['name']}["):
+            found += direct_lines(line.partition("[")[2].rstrip("]"), is_extra=True)
+        else:
+            found.append(line)
     return found
 
 

@@ -7,7 +7,7 @@
 A record runs whole, as :mod:`validation.modded_nanogpt` runs it; what is launched between its last two updates is one
 step. Its log says a step's mean over the whole training, without validation. ``validation/data/compiled_times.csv``
 keeps the rows. While this was made, only the rows that were not drawn were looked at. Needs
-the extra `kernels` (Linux).
+the extra `run` (Linux).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Figures came into the table with a commit, and each row runs that commit's package: in a process for each commit and
 GPU, on a simulated card. The sizes of a script follow each other as there (:mod:`validation.liger_scripts`). Needs
-the extra `kernels`.
+the extra `run`.
 """
 
 from __future__ import annotations

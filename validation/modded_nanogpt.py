@@ -12,7 +12,7 @@ with a C extension, such as FlashAttention-3, is stood in by what the engine kno
     python -m validation.modded_nanogpt --table                                # the rows that are kept
 
 Nothing is fetched. The programs are other people's: each runs in a process and a folder of its own, without a GPU.
-Needs the extra `kernels` (Linux). ``validation/data/compiled.csv`` keeps the rows.
+Needs the extra `run` (Linux). ``validation/data/compiled.csv`` keeps the rows.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ bits; gradients exchanged in fp32; AdamW; and its plans for tensor, sequence and
 pipelines, in the order in which it applies them. Each GPU makes its share of the weights itself, so that nothing has to
 come from the host. With the compiler each layer is compiled, as its ``--training.compile`` does:
 
-    python -m validation.torchtitan 8 128      # the compiled rows of 8 and 128 GPUs; needs the extra `kernels`
+    python -m validation.torchtitan 8 128      # the compiled rows of 8 and 128 GPUs; needs the extra `run`
 """
 
 from __future__ import annotations

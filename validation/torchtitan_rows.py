@@ -7,7 +7,7 @@
 The rows are all of torchtitan's own pages at commit b5bcd76 that give a peak of memory. Five of them had been read
 before the draw and belong to the other half. Of each group, half of the rest was drawn, rounded up, before a row was
 traced. ``validation/data/torchtitan_rows.csv`` keeps the traces and the published figures. Tracing needs
-the extra `kernels` (Linux) and torchao.
+the extra `run` (Linux) and torchao.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ NOT_IMPORTED = {
 OPTIONAL = {
     **{name: name for name in ("deepspeed", "trl", "mcp")},
     **dict.fromkeys(("torchao", "galore_torch"), "optimizers"),
-    **dict.fromkeys(("triton", "liger_kernel", "cut_cross_entropy", "fla"), "kernels"),
+    **dict.fromkeys(("triton", "liger_kernel", "cut_cross_entropy", "fla"), "run"),
 }
 PACKAGES = {"fla": "fla-core"}  # whose name is not that of what they bring
 # Where something of the library stands in for what a program imports, or follows an import of the program's own.
@@ -180,5 +180,5 @@ def test_each_extra_that_a_text_names_is_there() -> None:
     files = [*(ROOT / "will_it_fit").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
     texts = [path.read_text(encoding="utf-8") for path in files]
     named = {name for text in texts for name in re.findall(r"will-it-fit\[(\w+)\]|the extra `(\w+)`", text)}
-    assert {"kernels", "trl"} < (found := {one or other for one, other in named})
+    assert {"run", "trl"} < (found := {one or other for one, other in named})
     assert all(direct_lines(name, is_extra=True) for name in found)

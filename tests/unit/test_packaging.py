@@ -39,7 +39,9 @@ def test_the_lock_is_that_of_pyproject() -> None:
         direct = {Requirement(line).name for line in direct_lines(group, is_extra=False)}
         written = own["metadata"]["requires-dev"][group]
         assert {canonicalize_name(name) for name in direct} == {entry["name"] for entry in written}, group
-    extras = [line for lines in project["project"]["optional-dependencies"].values() for line in lines]
+    extras = [
+        line for name in project["project"]["optional-dependencies"] for line in direct_lines(name, is_extra=True)
+    ]
     for line in [*extras, *direct_lines("dev", is_extra=False)]:
         assert locked[canonicalize_name(Requirement(line).name)] in Requirement(line).specifier, line
 
@@ -163,7 +165,7 @@ def test_the_public_names_are_there_and_typed() -> None:
 def test_what_the_package_needs_allows_what_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pinned = pins("run")
-    for line in project["dependencies"]:
+    for line in [*project["dependencies"], *direct_lines("trace", is_extra=True)]:
         needed = Requirement(line)
         pin = pinned[canonicalize_name(needed.name)]
         assert needed.name == "torch" or pin.removeprefix("==") in needed.specifier, line
@@ -173,10 +175,12 @@ def test_the_recipe_of_conda_forge_needs_what_the_package_needs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     recipe = yaml.safe_load((ROOT / "conda-recipe" / "recipe.yaml").read_text(encoding="utf-8"))
     names = {"pytorch": "torch"}
-    lines = [line.partition(" ") for line in recipe["requirements"]["run"]]
+    needs = recipe["requirements"]
+    lines = [line.partition(" ") for line in [*needs["run"], *needs["run_constraints"]]]
     needed = {canonicalize_name(names.get(name, name)): limits.strip() for name, _, limits in lines}
     assert needed.pop("python") == project["requires-python"]
-    wanted = {canonicalize_name(one.name): one.specifier for one in map(Requirement, project["dependencies"])}
+    required = [*project["dependencies"], *project["optional-dependencies"]["trace"]]
+    wanted = {canonicalize_name(one.name): one.specifier for one in map(Requirement, required)}
     assert {name: Requirement(f"x{limits}").specifier for name, limits in needed.items()} == wanted
     assert recipe["context"]["version"] == VERSION and recipe["package"]["name"] == project["name"]
     entry = [f"{name} = {target}" for name, target in project["scripts"].items()]

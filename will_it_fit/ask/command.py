@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from will_it_fit.ask.options import PASTED, PROGRAM, RUN_OPTIONS, changed, parsed, parser, put_right, slips, split
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import gib, printable
+from will_it_fit.common.versions import INSTALL_TRACE, can_trace
 
 if TYPE_CHECKING:
     from will_it_fit.ask.question import Question
@@ -41,13 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _answered(read(words), program)
     except _Stopped as stopped:
         return stopped.status
-    except ModuleNotFoundError as error:
-        problem = f"The package {error.name} is not installed, which the trace needs."
-        print(UserError(problem, allowed="--quick, which does without", write=_INSTALL), file=sys.stderr)
-        return 3
-
-
-_INSTALL = "pip install torch transformers peft bitsandbytes accelerate pyarrow"
 
 
 def _own_parser(command: str, words: list[str]) -> int:
@@ -172,6 +166,14 @@ def _is_typed(error: UserError, given: Iterable[str]) -> bool:
 def _answered(asked: Asked, program: Sequence[str]) -> int:
     """Answer a line; the exit status."""
     options, command = asked.options, asked.options.command
+    if not can_trace() and not (options.quick or options.yaml or command == "serve"):
+        missing = "The packages that trace a step are not installed"
+        if command != "fit" or options.rows:
+            problem = f"{missing}, and `{PROGRAM} {'--rows' if options.rows else command}` needs a trace."
+            print(UserError(problem, allowed=f"`{PROGRAM} fit`, which estimates", write=INSTALL_TRACE), file=sys.stderr)
+            return 3
+        print(f"{missing}: the estimate answers. For the exact answer: {INSTALL_TRACE}", file=sys.stderr)
+        options.quick = True
     if command in ("measure", "compare"):
         from will_it_fit.ask import measure
 

@@ -243,7 +243,7 @@ def main(words: list[str]) -> int:
     except ModuleNotFoundError:
         raise UserError(
             "The package mcp is not installed.", where="will-it-fit mcp", allowed="mcp 2",
-            write="pip install 'mcp>=2,<3'",
+            write='pip install "will-it-fit[mcp]"',
         ) from None  # fmt: skip
     asyncio.run(_serve())
     return 0

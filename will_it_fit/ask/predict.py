@@ -22,7 +22,7 @@ from will_it_fit.ask.answer import whole_answer
 from will_it_fit.ask.text import table
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.terminal import command
-from will_it_fit.common.versions import STACK
+from will_it_fit.common.versions import INSTALL_TRACE, STACK
 from will_it_fit.readers.request import read_request
 from will_it_fit.tracing import imports
 
@@ -56,7 +56,7 @@ def outcome(path: Path) -> Outcome:
         return Outcome(path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}", 2)
     except ModuleNotFoundError as error:
         problem = f"The package {error.name} is not installed; the trace needs {', '.join(STACK)}."
-        return Outcome(path, None, str(UserError(problem, write="pip install will-it-fit")), 3)
+        return Outcome(path, None, str(UserError(problem, write=INSTALL_TRACE)), 3)
     except Exception as error:
         problem = f"No answer: {type(error).__name__}: {str(error)[:500]}"
         hint = (

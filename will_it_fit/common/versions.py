@@ -3,10 +3,18 @@
 import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 # Documents and provenance carry it; CITATION.cff and CHANGELOG.md name the same one.
 VERSION = "0.1.0"
 STACK = ("torch", "transformers", "peft", "bitsandbytes")  # what builds a model and takes its step
+
+INSTALL_TRACE = 'pip install "will-it-fit[trace]"'
+
+
+def can_trace() -> bool:
+    """Whether the packages are installed that a trace needs; they are not imported."""
+    return all(find_spec(name) for name in STACK)
 
 
 def versions(names: Iterable[str] = STACK) -> dict[str, str | None]:

@@ -89,7 +89,7 @@ def followed(tracker: Tracker, target: str) -> Iterator[None]:
         if not torch.utils._triton.has_triton_package():
             raise TraceError(
                 "Inductor writes Triton for a GPU, and triton is not installed.",
-                'On Linux: pip install "will-it-fit[kernels]"',
+                'On Linux: pip install "will-it-fit[run]"',
             )
     record = tracker.compiled = Compiled()
     with as_it_was():  # its tables name PyTorch's functions: of those that are there when they are made

@@ -328,7 +328,7 @@ def failure(error: BaseException) -> dict[str, Any]:
         found |= {"problem": error.problem, "hint": error.hint}
     if isinstance(error, CompiledError) and not _has_triton():
         found["problem"] = "The program compiles its step, which is followed with Triton, and Triton is not installed."
-        found["hint"] = 'Linux, and: pip install "will-it-fit[kernels]"'
+        found["hint"] = 'Linux, and: pip install "will-it-fit[run]"'
     return found
 
 

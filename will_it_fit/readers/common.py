@@ -351,7 +351,7 @@ def compiled(
         return
     why = "compiled code fuses operations, and needs some memory for its own buffers"
     if known:
-        why += "; with the extra `kernels` it is followed"
+        why += "; with the extra `run` it is followed"
     reading.approximates(key, torch_compile, TOO_HIGH, why)
 
 

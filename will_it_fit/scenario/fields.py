@@ -284,7 +284,7 @@ class Fields:
     )
     compile: str = described(
         "`torch.compile`: `model`, the whole model; `layers`, layer by layer, which compiles one for all of them."
-        " Predicted through the compiler itself where the extra `kernels` is installed (Linux), and not"
+        " Predicted through the compiler itself where the extra `run` is installed (Linux), and not"
         " trained.",
         words=("none", "layers", "model"),
         default="none",
@@ -315,7 +315,7 @@ class Fields:
         "Packages with kernels that the target machine has: "
         + ", ".join(f"`{name}`" for name in KERNEL_PACKAGES)
         + "; `[]`: none of them, so that transformers runs loops of its own; `null`: those that are installed here."
-        " The trace runs a package's own code where it is installed (the extra `kernels`). Where it is not, the"
+        " The trace runs a package's own code where it is installed (the extra `run`). Where it is not, the"
         " answer is the least that the step can need.",
         types=("array",),
         nullable=True,

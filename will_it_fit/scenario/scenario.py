@@ -284,7 +284,7 @@ def check_packages(scenario: Scenario, where: object = "scenario") -> None:
         ("objective", objective, scenario.aim.trainer and "trl", "objective sft", "trl"),
         ("float8", scenario.float8, None if scenario.float8 == "none" else "torchao", "float8 none", "optimizers"),
         ("qat", scenario.qat, None if scenario.qat == "none" else "torchao", "qat none", "optimizers"),
-        ("compile", scenario.compile, None if scenario.compile == "none" else "triton", "compile none", "kernels"),
+        ("compile", scenario.compile, None if scenario.compile == "none" else "triton", "compile none", "run"),
     )  # fmt: skip
     for field, value, package, instead, extra in needed:
         if package and find_spec(package) is None:

@@ -44,7 +44,7 @@ def documents(folder: Path, commit: str, run: Path | None = None, sweep: Path | 
             missing = "No module named zensical" in said
             raise UserError(
                 "Zensical is not installed." if missing else f"Zensical made no site:\n{said}",
-                where="pyproject.toml: group site", allowed="the environment that make sets up", write="make site",
+                where="the extra `site`", allowed="the environment that make sets up", write="make site",
             )  # fmt: skip
         shutil.copytree(project / "site", folder, dirs_exist_ok=True)
 

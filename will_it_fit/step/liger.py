@@ -93,7 +93,7 @@ def _patched_here(model: nn.Module, kind: str) -> None:
             where=f"kernels, model (model_type {kind})",
             found="kernels: liger",
             allowed=f"kernels: transformers; one of {', '.join(LIGER_WRITTEN_OUT)}; on Linux the package",
-            write='pip install "will-it-fit[kernels]"',
+            write='pip install "will-it-fit[run]"',
         )
     for module in model.modules():
         name = type(module).__name__

@@ -231,7 +231,7 @@ _LEAST = (
 )
 _DIFFERING = (
     "{}. transformers runs its own loop then, without a word, and so does this figure. With a version that has it"
-    " (the extra `kernels` names one) the step needs less: {} is a lower bound"
+    " (the extra `run` names one) the step needs less: {} is a lower bound"
 )
 
 

@@ -162,14 +162,19 @@ def test_quick_needs_no_torch(model) -> None:
     assert done.stdout.startswith("SHOULD FIT: about ")
 
 
-def test_without_torch_the_answer_names_what_to_install(model) -> None:
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [([], 0, "the estimate answers"), (["--json"], 0, "the estimate answers"), (["--rows", "9"], 3, "needs a trace")],
+)
+def test_without_torch_the_estimate_answers_and_names_what_to_install(model, words, status, said) -> None:
     program = (
-        "import sys\nsys.modules['transformers'] = None\nfrom will_it_fit.ask.command import main\n"
-        f"sys.exit(main([{model!r}, '--gpu', 't4']))"
+        "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
+        f"from will_it_fit.ask.command import main\nsys.exit(main([{model!r}, '--gpu', 't4', *{words!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 3 and "Traceback" not in done.stderr
-    assert "transformers is not installed" in done.stderr and "--quick" in done.stderr
+    assert done.returncode == status and "Traceback" not in done.stderr
+    assert said in done.stderr and "will-it-fit[trace]" in done.stderr
+    assert done.stdout.startswith({0: "{" if words else "SHOULD FIT: about "}.get(status, ""))
 
 
 def test_a_terminal_shows_the_estimate_while_the_step_is_traced(model, capsys, monkeypatch) -> None:

@@ -200,7 +200,7 @@ def test_no_answer_is_status_3(tmp_path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, "")
-    assert "torch is not installed" in done.stderr and "pip install will-it-fit" in done.stderr
+    assert "torch is not installed" in done.stderr and "will-it-fit[trace]" in done.stderr
     assert "micro_batch: 2" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -80,7 +80,7 @@ def test_a_readers_code_asks_only_for_what_its_table_calls_understood() -> None:
     ("more", "triton", "compile", "hint"),
     [
         ({}, True, "model", None),
-        ({}, False, "none", "the extra `kernels`"),
+        ({}, False, "none", "the extra `run`"),
         ({"torch_compile_mode": "max-autotune-no-cudagraphs"}, True, "model", None),
         ({"torch_compile_mode": "reduce-overhead"}, False, "none", "its own buffers"),
     ],

@@ -87,4 +87,4 @@ dist.init_process_group("nccl", device_id=device)
 @pytest.mark.skipif(find_spec("triton") is not None, reason="Triton is installed")
 def test_a_compiled_program_without_triton(tmp_path):
     told = refused(tmp_path, program(tmp_path, COMPILED))
-    assert "Triton is not installed" in told and "will-it-fit[kernels]" in told and "program.py:16" in told
+    assert "Triton is not installed" in told and "will-it-fit[run]" in told and "program.py:16" in told

@@ -73,7 +73,7 @@ def test_ligers_kernels_compute_what_the_models_own_compute(family):
 def test_a_patch_that_is_not_written_out_names_what_is():
     with pytest.raises(UserError, match="need its package") as caught:
         build_model(scenario(loss="liger", kernels="liger", model=DECODERS["gemma2"]), "cpu")
-    assert "smollm3" in caught.value.allowed and "will-it-fit[kernels]" in caught.value.write
+    assert "smollm3" in caught.value.allowed and "will-it-fit[run]" in caught.value.write
 
 
 def test_a_model_that_liger_does_not_know_is_refused():

@@ -202,7 +202,7 @@ def test_every_family_that_liger_knows_goes_through_its_package(family):
 def test_without_triton_a_compiled_scenario_says_what_to_install():
     with pytest.raises(UserError, match="needs the package triton") as caught:
         trace(scenario(compile="layers", method="full"))
-    assert caught.value.write == 'pip install "will-it-fit[kernels]"'
+    assert caught.value.write == 'pip install "will-it-fit[run]"'
 
 
 def test_a_compiled_step_is_not_measured():
