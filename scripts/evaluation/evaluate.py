@@ -10,7 +10,7 @@ from typing import Any
 
 from scripts.common.cache import ResultCache
 from scripts.common.job import job, keep_host_memory
-from scripts.common.pick_device import pick_device
+from scripts.common.machine import pick_device
 from scripts.common.statistics import share
 from scripts.common.syntax import check_syntax, strip_fence
 from scripts.common.tokenizer import read_tokenizer

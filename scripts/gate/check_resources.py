@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from scripts.common import disk
 from scripts.common.job import job
+from scripts.common.machine import host_memory
 from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
 from scripts.gate.batch_times import batch_shapes, evaluation_seconds, longest_batch
 from scripts.gate.decision import Decision, StepDecision, chosen_gpu, decide_step, hours_of
@@ -79,18 +80,6 @@ class Results(NamedTuple):
 
     free_bytes: int
     there: Sequence[str] = ()
-
-
-def host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this machine's processes may still take; in a container no more than its limit leaves."""
-    import psutil
-
-    free = psutil.virtual_memory().available
-    limit, used = (cgroup / name for name in ("memory.max", "memory.current"))
-    try:
-        return min(free, int(limit.read_text()) - int(used.read_text()))
-    except (OSError, ValueError):  # no container's limit: "max"
-        return free
 
 
 def training_stages(

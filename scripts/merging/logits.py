@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scripts.common.checkpoint import ITEM_BYTES, SAFETENSORS_NAMES, Checkpoint
+from scripts.common.machine import host_memory
 from scripts.merging.adapter import Plan
 from will_it_fit.common.terminal import progress
 from will_it_fit.common.text import gib
@@ -83,11 +84,10 @@ def choose_device(sizes: dict[str, int], free: dict[str, int]) -> tuple[str, str
 
 def free_memory() -> dict[str, int]:
     """Free bytes of the GPU, if there is one, and of the machine."""
-    import psutil
     import torch
 
     free = {"cuda": torch.cuda.mem_get_info()[0]} if torch.cuda.is_available() else {}
-    return {**free, "cpu": psutil.virtual_memory().available}
+    return {**free, "cpu": host_memory()}
 
 
 class _Answer(NamedTuple):

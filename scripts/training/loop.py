@@ -109,7 +109,9 @@ class Checkpoint:
     def __init__(self, folder: Path, group: Group = ALONE) -> None:
         self.folder, self.group = folder, group
 
-    def save(self, step: int, model: Any, optimizer: Any, curve: list[dict], seconds: float) -> None:
+    def save(
+        self, step: int, model: Any, optimizer: Any, curve: list[dict], seconds: float, scaler: Any = None
+    ) -> None:
         """``step``: how many have been taken, in ``seconds``. Tensors are saved whole, random states one a process."""
         import torch
         from torch.utils._pytree import tree_map
@@ -117,18 +119,19 @@ class Checkpoint:
         from will_it_fit.step.parallel import full_tensor
 
         random = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():  # a training on the CPU makes no CUDA context for it
             random["cuda"] = torch.cuda.get_rng_state()
         state = {"optimizer": tree_map(full_tensor, optimizer.state_dict()), "seconds": seconds, "step": step}
         state["trained"] = {name: full_tensor(p.detach()).cpu() for name, p in _trained(model)}
         state["random"] = self.group.collected(random)
+        state["scaler"] = scaler.state_dict() if scaler else None
         if self.group.rank == 0:
             with atomic_folder(self.folder) as partial:
                 torch.save(state, partial / "state.pt")
                 write_jsonl(partial / "curve.jsonl", curve)
                 write_report(partial / "checkpoint.json", {"step": step}, partial / "state.pt", partial / "curve.jsonl")
 
-    def load(self, model: Any, optimizer: Any) -> tuple[int, list[dict], float]:
+    def load(self, model: Any, optimizer: Any, scaler: Any = None) -> tuple[int, list[dict], float]:
         """Take up the saved state: steps taken, their curve, their seconds; (0, [], 0.0) without one that is whole."""
         import torch
 
@@ -153,9 +156,11 @@ class Checkpoint:
             for name, value in moments.items():
                 moments[name] = sharded_like(value, parameters[index])
         optimizer.load_state_dict(state["optimizer"])
+        if scaler:
+            scaler.load_state_dict(state["scaler"])
         random = state["random"][self.group.rank]
         torch.set_rng_state(random["cpu"])
-        if "cuda" in random and torch.cuda.is_available():
+        if "cuda" in random and torch.cuda.is_initialized():
             torch.cuda.set_rng_state(random["cuda"])
         return state["step"], list(read_jsonl(curve)), state["seconds"]
 
@@ -259,7 +264,7 @@ class Fit:
         loop, group = self.loop, self.group
         per_step = rows_in_a_step(self.scenario, loop)
         _, total = plan_steps(len(self.rows), per_step, loop["epochs"], loop["max_steps"])
-        start, curve, seconds = self.checkpoint.load(self.model, self.optimizer)
+        start, curve, seconds = self.checkpoint.load(self.model, self.optimizer, self.scaler)
         if start:
             log.info("Resuming from the checkpoint after step %d", start)
         begun = last_message = time.monotonic()
@@ -278,7 +283,7 @@ class Fit:
             curve[-1] |= {"loss": loss, "micro_batch": self.half or self.scenario.micro_batch, "step": step + 1}
             now = time.monotonic()
             if (step + 1) % loop["save_every_steps"] == 0 or step + 1 == total:
-                self.checkpoint.save(step + 1, self.model, self.optimizer, curve, seconds + now - begun)
+                self.checkpoint.save(step + 1, self.model, self.optimizer, curve, seconds + now - begun, self.scaler)
             tokens_here += curve[-1]["tokens"]
             if now - last_message >= 5 or step + 1 == total:
                 last_message = now

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from scripts.common.cache import ResultCache
 from scripts.common.job import job
-from scripts.common.pick_device import pick_device
+from scripts.common.machine import pick_device
 from scripts.training.loop import Checkpoint
 from scripts.training.processes import launch
 from scripts.training.train_process import TrainingJob, about_base, base_name, train

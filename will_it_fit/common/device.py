@@ -6,12 +6,15 @@ import ctypes
 import os
 import re
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.terminal import log
 
-ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second one in every version of PyTorch
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the first one from PyTorch 2.9 on
+# Versions of CUDA that PyTorch has builds for, by the names of its package index.
+_BUILDS = ((11, 8), (12, 6), (12, 8), (13, 0))
 EXPANDABLE = "expandable_segments"
 
 
@@ -28,6 +31,28 @@ def cuda_devices() -> int:
     count = ctypes.c_int(0)
     ready = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
     return count.value if ready else 0
+
+
+def driver_cuda_version() -> str | None:
+    """The newest CUDA that the driver runs, ``12.4``; None without a driver (``cuDriverGetVersion``)."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    number = ctypes.c_int(0)
+    if driver.cuDriverGetVersion(ctypes.byref(number)):
+        return None
+    return f"{number.value // 1000}.{number.value % 1000 // 10}"
+
+
+def install_line(driver: str | None) -> str:
+    """The command that installs a PyTorch which a driver's CUDA can run."""
+    newest = tuple(map(int, driver.split("."))) if driver else _BUILDS[-1]
+    fitting = [build for build in _BUILDS if build <= newest]
+    if not fitting:
+        return "update the driver: no current PyTorch is built for its CUDA"
+    major, minor = fitting[-1]
+    return f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu{major}{minor}"
 
 
 def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -76,6 +101,15 @@ def expandable_segments_here(device: str) -> bool:
     return device != "cpu" and sys.platform != "win32" and f"{EXPANDABLE}:False" not in said
 
 
+def _torch_version() -> tuple[int, int]:
+    """Major and minor version of the installed PyTorch, which is not imported; (2, 9) where none is installed."""
+    try:
+        major, minor = version("torch").split(".")[:2]
+    except PackageNotFoundError:
+        return 2, 9
+    return int(major), int(minor)
+
+
 def set_allocator(expandable: bool) -> None:
     """Let PyTorch's caching allocator work as the trace assumed; before torch is imported.
 
@@ -83,7 +117,8 @@ def set_allocator(expandable: bool) -> None:
     beside ours.
     """
     wanted = f"{EXPANDABLE}:{expandable}"
-    name = next((name for name in ALLOCATOR_VARIABLES if os.environ.get(name)), ALLOCATOR_VARIABLES[0])
+    ours = ALLOCATOR_VARIABLES[_torch_version() < (2, 9)]  # 2.7 and 2.8 pass over the new name
+    name = next((name for name in ALLOCATOR_VARIABLES if os.environ.get(name)), ours)
     given = os.environ.get(name, "")
     if EXPANDABLE not in given:
         os.environ[name] = ",".join(filter(None, (given, wanted)))

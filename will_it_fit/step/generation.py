@@ -295,6 +295,8 @@ def _shared(model: nn.Module, rows: Sequence[Row]) -> tuple[Shared | None, str]:
             logits = torch.cat([batch.logits(group) for group in batch.groups])
             said = batch.step([shared.expected[index][0] for index in batch.chosen], 0)
         except Exception as error:  # architectures refuse masks, positions and caches each in their own way
+            if isinstance(error, torch.OutOfMemoryError) or "same device" in str(error):
+                raise
             return None, f"{type(error).__name__}: {str(error)[:200]}"
     order = [pair.index(index) for index in batch.chosen]
     expected = torch.cat([alone[number][: len(shared.expected[pair[number]])] for number in order])

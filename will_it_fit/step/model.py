@@ -164,6 +164,8 @@ def _load(scenario: Scenario, device: torch.device, folder: Path, attention: str
     """Load safetensors with transformers, which quantizes each weight as it arrives on the device."""
     if not (folder / "config.json").is_file():
         raise UserError("The folder holds no model.", where=folder, allowed="config.json and *.safetensors")
+    if device.type == "cuda" and device.index is None:  # transformers copies in threads, whose own device is the first
+        device = torch.device("cuda", torch.cuda.current_device())
     dtype, quantization = weight_dtype(scenario), {}
     if scenario.method == "qlora":
         quantization = {"quantization_config": bitsandbytes_config(scenario, dtype)}

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from scripts.common.code_digests import ROOT
+from scripts.common.machine import host_memory
 from scripts.common.resource_table import FITS, IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, UNCHECKED, Stage, table
 from scripts.gate import check_resources
 from scripts.gate.check_resources import GPU, HOST, Machine, Results
@@ -265,12 +266,12 @@ def test_ddp_sends_no_more_than_there_is() -> None:
 
 def test_a_container_leaves_what_its_limit_and_the_machine_both_have(tmp_path) -> None:
     machine = psutil.virtual_memory().total
-    assert 0 < check_resources.host_memory(tmp_path) <= machine  # no container
+    assert 0 < host_memory(tmp_path) <= machine  # no container
     (tmp_path / "memory.current").write_text("5000\n")
     for limit, most in (("max\n", machine), (str(10**15), machine), ("12000\n", 7000)):
         (tmp_path / "memory.max").write_text(limit)
-        assert 0 < check_resources.host_memory(tmp_path) <= most
-    assert check_resources.host_memory(tmp_path) == 7000
+        assert 0 < host_memory(tmp_path) <= most
+    assert host_memory(tmp_path) == 7000
 
 
 def test_an_evaluation_takes_the_time_of_base_and_tuned(run) -> None:

@@ -113,6 +113,16 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(tmp_path, caplog):
     assert fit(tmp_path)[2] == 3
 
 
+def test_a_checkpoint_keeps_the_scale_of_fp16_gradients(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    found, kept = torch.amp.GradScaler("cpu", init_scale=512.0), training_loop.Checkpoint(tmp_path / "checkpoint")
+    found.scale(model(torch.ones(1, 2)).sum()).backward()
+    kept.save(1, model, optimizer, [], 0.0, found)
+    fresh = torch.amp.GradScaler("cpu")
+    assert kept.load(model, optimizer, fresh)[0] == 1 and fresh.get_scale() == 512.0
+
+
 def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, stop_after=2)

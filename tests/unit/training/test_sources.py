@@ -268,13 +268,28 @@ def test_weights_that_could_not_be_trained_end_the_fetching_in_words(tmp_path, s
 
 
 def test_cuda_where_there_is_none_is_explained():
-    from scripts.common.pick_device import pick_device
+    from scripts.common.machine import pick_device
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     assert pick_device("auto") == "cpu"
     with pytest.raises(UserError, match="device: auto"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+def test_a_gpu_that_torch_cant_use_is_an_error_and_no_training_on_the_cpu(monkeypatch, wanted):
+    from scripts.common import machine
+    from will_it_fit.common import device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine, "driver_cuda_version", lambda: "12.6")
+    for place in (machine, device):
+        monkeypatch.setattr(place, "cuda_devices", lambda: 1)
+    with pytest.raises(UserError, match="has a GPU that PyTorch can't use") as error:
+        machine.pick_device(wanted)
+    assert "driver for CUDA 12.6" in error.value.found and "cu126" in error.value.write
+    assert machine.pick_device("cpu") == "cpu"
 
 
 def test_a_disk_that_fills_up_during_the_download_is_said_to_be_full(tmp_path, monkeypatch):

@@ -71,6 +71,7 @@ def test_the_allocator_works_as_the_trace_assumed(
 ):
     name = device.ALLOCATOR_VARIABLES[1 if given else 0]
     monkeypatch.setenv(name, given)
+    monkeypatch.setattr(device, "version", lambda package: "2.13.0+cpu")
     with caplog.at_level("WARNING", logger="securecli"):
         device.set_allocator(wanted)
     assert os.environ[name] == left
@@ -85,3 +86,22 @@ def test_training_has_expandable_segments_on_cuda_unless_somebody_says_no(no_all
     monkeypatch.setattr(device.sys, "platform", "win32")
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "")
     assert not device.expandable_segments_here("cuda")
+
+
+@pytest.mark.parametrize(
+    ("torch", "name"), [("2.8.0+cu126", "PYTORCH_CUDA_ALLOC_CONF"), ("2.9.1", "PYTORCH_ALLOC_CONF")]
+)
+def test_the_allocators_variable_is_one_that_this_pytorch_reads(no_allocator_settings, monkeypatch, torch, name):
+    for one in device.ALLOCATOR_VARIABLES:
+        monkeypatch.delenv(one, raising=False)
+    monkeypatch.setattr(device, "version", lambda package: torch)
+    device.set_allocator(True)
+    assert os.environ.pop(name) == "expandable_segments:True"
+
+
+@pytest.mark.parametrize(
+    ("driver", "write"),
+    [("12.4", "whl/cu118"), ("12.6", "whl/cu126"), ("13.1", "whl/cu130"), ("11.4", "update the driver")],
+)
+def test_the_line_to_install_has_a_build_that_the_driver_runs(driver, write):
+    assert device.install_line(driver).endswith(write) or write in device.install_line(driver)
