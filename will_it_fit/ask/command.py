@@ -146,6 +146,10 @@ def _questions(options: argparse.Namespace, asking: Any) -> tuple[Question, Ques
     asked = question(options.what, asking)
     if run:
         asked = with_run(asked, run, gpu_needed=options.command != "gpus")
+    if options.command == "config":
+        from will_it_fit.ask.configure import wanted
+
+        wanted(asked, options.tool_for, asking, run)
     is_batch = options.command == "batch"
     alone = question(options.what, replace(asking, least_rows=1, micro_batch=1)) if is_batch else None
     return asked, alone
@@ -197,6 +201,14 @@ def _print_kind(asked: Asked) -> int:
             return _print(serve(question, options.requests or 1, options.weights), options.json)
         case "gpus":
             return _print_cards(question, options.json)
+        case "config":
+            from will_it_fit.ask.configure import print_config
+
+            progress = _Progress()
+            try:
+                return print_config(question, options, _asking(options), progress)
+            finally:
+                progress.end()
         case "divide":
             from will_it_fit.ask.divisions import print_divisions, print_fewest
 

@@ -22,6 +22,8 @@ from will_it_fit.scenario.fields import BY_NAME, ELSEWHERE
 from will_it_fit.scenario.strategies import STRATEGIES
 
 PROGRAM = "will-it-fit"
+# Tools whose files `config` writes (data/writers.yaml, which is not read to answer --help).
+FILES = ("axolotl", "llama-factory", "trl", "trl-script", "unsloth", "ms-swift")
 METHODS = BY_NAME["method"].words
 RUN_OPTIONS = ("rows", "tokens_per_row", "epochs", "price", "deadline", "grams_per_kwh")  # options about a whole run
 _EXAMPLE = "qwen2.5-coder-7b"
@@ -78,13 +80,16 @@ _OWN = {
     "--measured": {"metavar": "FIGURE", "help": "14.2GiB (nvidia-smi's), allocated=9543MiB, reserved=..., oom=...;"
                    " a record of `measure --record`; a memory snapshot of PyTorch (.pickle)"},
     "--record": {"metavar": "FILE", "help": "keep what was recorded"},
+    "--for": {"dest": "tool_for", "choices": FILES, "help": "the tool whose file is written"},
+    "--output": {"metavar": "FILE", "help": "write the file too, which must not be there"},
     "--requests": {"type": whole_number, "metavar": "N", "help": "requests at once (1)"},
     "--weights": {"metavar": "FORMAT", "help": "bf16, fp16, nf4, or a GGUF quantization such as q4_k_m"},
 }  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {**_STEP, **_ANSWER, **_RUN, **_OWN}
 _EXAMPLES = {"--gpu": "4090", "-s": 2048, "-b": 4, "--set": "lora.rank=64", "--rows": 50000, "--tokens-per-row": 350,
              "--epochs": 3, "--price": 1.29, "--deadline": "24h", "--grams-per-kwh": 380, "--count": 10,
-             "--measured": "14.2GiB", "--record": "run.json", "--requests": 4, "--weights": "q4_k_m"}  # fmt: skip
+             "--measured": "14.2GiB", "--for": "axolotl", "--output": "train.yaml",
+             "--record": "run.json", "--requests": 4, "--weights": "q4_k_m"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,13 @@ COMMANDS: dict[str, Command] = {
     "divide": Command(
         "how to divide a step among several GPUs", [*_STEP, "--fewest", "--json", "--fresh"],
         ("divide llama-3.1-70b --gpu 8xh100-80gb", "divide llama-3.1-70b --gpu h100-80gb --fewest"), ("--gpu",),
+    ),
+    "config": Command(
+        "the fastest settings that fit, as the file of the tool that trains with them",
+        ["--gpu", "--method", "-s", "-b", "--set", "--for", "--output", "--json", *_RUN],
+        ("config qwen2.5-coder-7b --gpu 4090 -s 2048 --for axolotl",
+         "config Qwen/Qwen3-8B --gpu a100-40gb --for llama-factory --rows 50000 --tokens-per-row 350"),
+        ("--gpu", "--for"),
     ),
     "explain": Command(
         "which tensors are alive at the peak", [*_STEP, "--count", "--layers", "--json", "--fresh"],
