@@ -130,7 +130,8 @@ class TrainingStep(Network):
     def micro_batch(self) -> None:
         """From ids to the loss."""
         decoder, checkpointing = self.decoder, self.scenario.gradient_checkpointing
-        sharding = self.sharding
+        ways = {False: lambda run, x: run(x), True: self.checkpointed, "reentrant": self.checkpointed_reentrantly}
+        way, sharding = ways[checkpointing], self.sharding
         first = self.units[0 if not decoder.tied else -1] if sharding else None
         if sharding:
             sharding.before_forward(first)
@@ -157,7 +158,7 @@ class TrainingStep(Network):
             if sharding:
                 sharding.before_forward(unit)
                 x = marked(self.nodes, x, lambda unit=unit: sharding.after_backward(unit))
-            x = self.checkpointed(run, x) if checkpointing else run(x)
+            x = way(run, x)
             if sharding:
                 x = marked(self.nodes, x, lambda unit=unit: sharding.before_backward(unit))
                 sharding.after_forward(unit)
@@ -188,6 +189,8 @@ class TrainingStep(Network):
         self.what = "residual stream"
         weight = self.embedding
         x = self.rows(weight, "t")
+        if x.edge is None and self.scenario.gradient_checkpointing == "reentrant":
+            x.edge = Node([], [], None)  # `enable_input_require_grads`: else no gradient would reach the layers
         self.held = [x]
         if decoder.positions:
             positions = self.rows(self.base_parameter("embeddings", "p", "h"), "t" if self.setting.packed else "s")

@@ -228,7 +228,7 @@ class Fields:
         words=(True, False, "reentrant"),
         default=True,
         said={True: "checkpointing", False: "no checkpointing", "reentrant": "reentrant checkpointing"},
-        closed_form=(True, False),
+        closed_form=ANY,
     )
     attention: str = described(
         "`eager` keeps the scores of every head; the others do not. `flash` needs Ampere or newer.",
