@@ -122,7 +122,6 @@ UNDESCRIBED = {
     "previous_sequence_length": 64,
     "keeps_outputs": True,
     "use_cache": True,
-    "gradient_checkpointing": "reentrant",
     "loss": "liger",
     "compile": "layers",
     "quantization": {"compute": "fp32"},
@@ -209,7 +208,7 @@ FIELDS = st.fixed_dictionaries(
     {
         "method": st.sampled_from(["full", "lora", "qlora"]),
         "precision": st.sampled_from(["fp32", "fp16", "bf16"]),
-        "gradient_checkpointing": st.booleans(),
+        "gradient_checkpointing": st.sampled_from([True, False, "reentrant"]),
         "attention": st.sampled_from(["eager", "sdpa", "mem_efficient"]),
         "optimizer": st.sampled_from(["adamw", "adamw_fused", "adamw_8bit", "lion_8bit"]),
         "loss": st.sampled_from(["full", "chunked"]),
@@ -248,7 +247,7 @@ def test_more_never_needs_less(kind, fields) -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 9])
-@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False, "reentrant"])
 def test_layers_that_are_not_run_count_like_those_that_are(layers, checkpointing) -> None:
     """From four layers on only three are run: peaks must go on growing by the same amount."""
     peaks = [
@@ -326,6 +325,14 @@ ALIKE = [
     ("gemma2", {"packing": "rows", "method": "lora"}),
     ("gpt2", {"packing": "rows", "method": "lora"}),
     ("phi3", {"packing": "rows", "autocast": "bf16"}),
+    ("qwen2", {"gradient_checkpointing": "reentrant"}),
+    ("llama", {"gradient_checkpointing": "reentrant", "autocast": "bf16"}),
+    ("qwen3", {"gradient_checkpointing": "reentrant", "method": "lora", "sequence_length": 2048}),
+    ("gemma2", {"gradient_checkpointing": "reentrant", "method": "full"}),
+    ("gpt2", {"gradient_checkpointing": "reentrant", "method": "full", "precision": "bf16-mixed"}),
+    ("phi", {"gradient_checkpointing": "reentrant", "method": "lora", "precision": "bf16-mixed"}),
+    ("mixtral", {"gradient_checkpointing": "reentrant", "method": "full", "gradient_accumulation": 2}),
+    ("starcoder2", {"gradient_checkpointing": "reentrant", "loss": "chunked"}),
 ]
 
 

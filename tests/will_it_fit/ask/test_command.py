@@ -132,11 +132,12 @@ def test_an_interruption_that_python_drops_ends_the_searches_before_the_next(cap
     assert "Traceback" not in capsys.readouterr().err and signal.getsignal(signal.SIGINT) is before
 
 
-def test_json_is_one_object_and_the_progress_of_a_pipe_is_silent(model) -> None:
+def test_json_is_one_object_and_the_searches_are_heard_beside_it(model) -> None:
     asked = _asked(model, *TOO_LARGE, "--json", python=f"{launchers()}/python")
     out, err = asked.communicate(timeout=120)
     found = json.loads(out)
-    assert asked.returncode == 1 and err == "" and found["suggestions"]
+    assert asked.returncode == 1 and found["suggestions"]
+    assert all(re.match(r"tracing .+ \(\d+ s\)$", line) for line in err.splitlines())
     changes = [item for item in found["suggestions"] if item["move"] not in ("more_gpus", "bigger_gpu")]
     assert len(changes) <= 3
 
