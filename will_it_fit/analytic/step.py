@@ -110,8 +110,10 @@ class TrainingStep(Network):
         return self
 
     def batch(self) -> list[Tensor]:
-        """Ids and labels; of packed rows also their positions, and the masks."""
+        """Ids and labels; of padded rows also which tokens are padding, of packed ones their positions, and the masks."""
         batch = [self.tensor(("t",), 8, INPUTS, "ids and labels") for _ in range(2)]
+        if self.setting.padded:
+            batch.append(self.tensor(("t",), 8, INPUTS, "which tokens are padding"))
         if self.setting.packed:
             batch.append(self.tensor(("t",), 8, INPUTS, "positions of packed rows"))
             for _ in range(self.setting.packing_masks):
@@ -236,6 +238,8 @@ class TrainingStep(Network):
         self._shared += [self.tensor(("s", size), width) for size in self.decoder.rotations for _ in range(2)]
         if self.setting.attention_kernel(width) == "eager":
             self._shared += [self.tensor(("t", "s"), width) for _ in range(self.decoder.kinds_of_masks)]
+        elif self.setting.padded:
+            self._shared += [self.tensor(("t", "s"), 1) for _ in range(self.decoder.kinds_of_masks)]
         elif self.setting.windowed:
             self._shared.append(self.tensor(("s", "s"), 1))
 

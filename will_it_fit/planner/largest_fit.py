@@ -290,14 +290,10 @@ class Borders:
         return max(ROUNDED, value // ROUNDED * ROUNDED) if self.values[-1] >= ROUNDED else self.values[-1]
 
     def _peak(self, value: int) -> int | None:
-        """The analytic estimate's peak in bytes; None for a model that it does not describe.
-
-        The mask of padded rows is not described, and adds little: without it a search would begin with the most rows.
-        """
+        """The analytic estimate's peak in bytes; None for a step that it does not describe."""
         if value not in self._peaks:
             try:
-                scenario = replace(self.scenario_at(value), attention_mask="none")
-                form = analytic_estimate(scenario, capability=self.capability, blocks=False)
+                form = analytic_estimate(self.scenario_at(value), capability=self.capability, blocks=False)
                 self._peaks[value] = form["peak_allocated_bytes"]
             except NotDescribed:
                 self._peaks[value] = 0

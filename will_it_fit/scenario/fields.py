@@ -198,6 +198,7 @@ class Fields:
         words=("none", "padding"),
         default="none",
         said={"none": "", "padding": "padded"},
+        closed_form=ANY,
     )
     packing: str = described(
         "`rows`: several rows in one sequence, each computed as if alone. `shared_prefix`: what all rows begin with"

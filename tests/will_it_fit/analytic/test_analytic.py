@@ -118,7 +118,6 @@ def test_unknown_family_has_no_analytic_estimate() -> None:
 
 UNDESCRIBED = {
     "adapter": {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []},
-    "attention_mask": "padding",
     "previous_sequence_length": 64,
     "keeps_outputs": True,
     "use_cache": True,
@@ -325,6 +324,10 @@ ALIKE = [
     ("gemma2", {"packing": "rows", "method": "lora"}),
     ("gpt2", {"packing": "rows", "method": "lora"}),
     ("phi3", {"packing": "rows", "autocast": "bf16"}),
+    ("qwen2", {"attention_mask": "padding", "gradient_checkpointing": False}),
+    ("llama", {"attention_mask": "padding", "method": "full", "sequence_length": 1001}),
+    ("gemma2", {"attention_mask": "padding", "method": "lora", "attention": "eager"}),
+    ("gpt2", {"attention_mask": "padding", "method": "lora", "gradient_checkpointing": "reentrant"}),
     ("qwen2", {"gradient_checkpointing": "reentrant"}),
     ("llama", {"gradient_checkpointing": "reentrant", "autocast": "bf16"}),
     ("qwen3", {"gradient_checkpointing": "reentrant", "method": "lora", "sequence_length": 2048}),
