@@ -110,7 +110,7 @@ class TrainingStep(Network):
         return self
 
     def batch(self) -> list[Tensor]:
-        """Ids and labels; of padded rows also which tokens are padding, of packed ones their positions, and the masks."""
+        """Ids and labels; of padded rows also which tokens are padding, of packed rows their positions and masks."""
         batch = [self.tensor(("t",), 8, INPUTS, "ids and labels") for _ in range(2)]
         if self.setting.padded:
             batch.append(self.tensor(("t",), 8, INPUTS, "which tokens are padding"))
