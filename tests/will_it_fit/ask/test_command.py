@@ -144,7 +144,8 @@ def test_json_is_one_object_and_the_searches_are_heard_beside_it(model) -> None:
 
 
 def test_the_scenario_to_keep_gives_the_same_answer(tmp_path, capsys) -> None:
-    _, text = run(capsys, "Qwen/Qwen3-0.6B", "--gpu", "2x3090", "-s", "128", "--set", "lora.rank=4", "--yaml")
+    status, text = run(capsys, "Qwen/Qwen3-0.6B", "--gpu", "2x3090", "-s", "128", "--set", "lora.rank=4", "--yaml")
+    assert status == 0
     kept = yaml.safe_load(text)
     assert kept["model"] == "Qwen/Qwen3-0.6B" and kept["gpu"] == {"name": "rtx-3090", "count": 2}
     assert kept["parallel"]["strategy"] == "fsdp2" and kept["lora"]["rank"] == 4

@@ -117,6 +117,13 @@ def test_a_count_of_gpus_is_all_of_them_unless_the_file_says_how() -> None:
     assert "parallel" not in parse_request(STEP).assumed
 
 
+def test_a_mesh_that_is_no_number_is_named_and_a_full_one_has_nothing_beside() -> None:
+    two = {"model": "qwen2.5-coder-7b", "method": "lora", "gpu": {"name": "rtx-3090", "count": 2}}
+    assert parse_request({**two, "parallel": {"tensor": 2}}).scenario.parallel.strategy == "none"
+    with pytest.raises(UserError, match=r"tensor"):
+        parse_request({**two, "parallel": {"tensor": None}})
+
+
 def test_the_line_on_other_tools_speaks_of_one_or_of_several() -> None:
     several, one = {"trl": 2**30, "peft": 2**31, "axolotl": None}, {"trl": None, "axolotl": 2**30}
     assert other_tools({"scripts_would_take": several}, "--like ") == [
