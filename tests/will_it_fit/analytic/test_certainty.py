@@ -39,6 +39,10 @@ def needs_of(step: Scenario) -> Needs:
         {"method": "qlora", "kbit_preparation": "peft", "autocast": "bf16"},
         {"precision": "fp32", "attention": "eager"},
         {"allocator": {"expandable_segments": True}},
+        {"method": "lora", "loss": "chunked"},
+        {"parallel": {"strategy": "fsdp2", "gpus": 2}},
+        {"gradient_checkpointing": "reentrant"},
+        {"method": "qlora", "gradient_checkpointing": "reentrant", "autocast": "bf16", "attention_mask": "padding"},
     ],
 )
 def test_the_forms_allocations_take_what_the_traces_do(fields) -> None:
