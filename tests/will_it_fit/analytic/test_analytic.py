@@ -12,7 +12,7 @@ from tests.repository import ROOT
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.analytic.families import FAMILIES
-from will_it_fit.analytic.setting import CHUNK_TOKENS, describe
+from will_it_fit.analytic.setting import CHUNK_TOKENS, Setting, describe
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.description import Field
 from will_it_fit.scenario.fields import FIELDS as SCENARIO_FIELDS
@@ -188,6 +188,12 @@ def test_positions_that_a_configuration_leaves_out() -> None:
     scenario = Scenario.from_mapping({"model": {"model_type": "gpt2"}, "sequence_length": 2048})
     with pytest.raises(UserError, match="1024 positions"):
         analytic_estimate(scenario)
+
+
+def test_lengths_are_rounded_up_as_kernels_do() -> None:
+    step = make(sequence_length=1030)
+    symbols = Setting(describe(step.model), step, (8, 0)).symbols()
+    assert [symbols[name] for name in ("s", "s8", "s32", "s128")] == [1030, 1032, 1056, 1152]
 
 
 def test_needs_no_torch() -> None:

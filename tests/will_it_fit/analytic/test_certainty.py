@@ -57,6 +57,19 @@ def test_the_forms_allocations_take_what_the_traces_do(fields) -> None:
     assert min(forms) * 0.99 - LARGE_SEGMENT <= traced <= max(forms) * 1.01 + LARGE_SEGMENT
 
 
+@pytest.mark.parametrize("parallel", [{"strategy": "none"}, {"strategy": "fsdp2", "gpus": 2}])
+def test_after_two_steps_each_moment_is_there_once(parallel) -> None:
+    step, alive = scenario(parallel=parallel), {}
+    for identity, size in form_events(step, capability=(8, 0)):
+        if identity > 0:
+            alive[identity] = size
+        else:
+            alive.pop(-identity, None)
+    form = analytic_estimate(step, capability=(8, 0), blocks=False)
+    states = form["components"]["optimizer_states"]
+    assert states < sum(alive.values()) - form["resident_bytes"] < 2 * states
+
+
 def test_a_verdict_is_open_only_near_the_border() -> None:
     needs = needs_of(scenario())
     share = over_peak(kind_of(needs.scenario))
