@@ -19,6 +19,7 @@ from scripts.screen.commands import HOME, MARK, UNKNOWN, Command, unknown_names
 from scripts.screen.programs import Facts, Programs
 
 ANY = "\ue000"
+FD_RUNS, _FOUND = ("-x", "-X", "--exec", "--exec-batch"), f"{UNKNOWN[0]}found{UNKNOWN[1]}"
 UNSET = "\ue00f"  # stands for a path that is the root should a variable be empty
 
 
@@ -210,11 +211,11 @@ def deletes(command: Command, programs: Programs) -> list[Touched]:
     words, out = operands(command, facts), []
     if facts.deletes != "none" and (not facts.when or command.has(*facts.when)):
         tree = facts.tree == ("always",) or command.has(*facts.tree)
-        out = [Touched(word, tree or word.endswith("**")) for word in _chosen(words, facts.deletes)]
-        out = [one for one in out if name != "rsync" or ":" not in one.path]
+        chosen = [word for word in _chosen(words, facts.deletes) if name != "rsync" or ":" not in word]
+        out = [Touched(word, tree or word.endswith("**")) for word in chosen]
     elif name in ("find", "gfind", "fd", "fdfind") and "-delete" in command.argv:
         out = [Touched(path, True) for path in found(command)]
-    elif name == "truncate" and any(v.lstrip("=") in ("0", "0K") for v in command.values("-s", "--size")):
+    elif name == "truncate" and any(re.fullmatch(r"=?0+[a-zA-Z]*", v) for v in command.values("-s", "--size")):
         out = [Touched(word) for word in words]
     elif command.code is not None and programs.member(name, "interpreters"):
         out = [Touched(path, True) for path in deleted_and_written(command.code)[0]]
@@ -223,26 +224,28 @@ def deletes(command: Command, programs: Programs) -> list[Touched]:
     return [one._replace(path=UNSET if unguarded(one.path) else resolve(one.path, command)) for one in out]
 
 
-_FILTERS = frozenset(
-    "-regex -iregex -mtime -mmin -atime -amin -ctime -cmin -newer -size -empty -inum"
-    " -links -samefile -newermt -lname -xtype".split()
-)
+# Of find: what says what goes (a pattern, a number, nothing in it, a link), and what says its age or size alone.
+_CHOOSE = frozenset("-regex -iregex -empty -inum -samefile -lname -xtype l".split())
+_FILTERS = _CHOOSE | frozenset("-mtime -mmin -atime -amin -ctime -cmin -newer -newermt -size -links".split())
 _NAMED = frozenset("-name -iname -path -ipath -wholename -iwholename".split())
 
 
 def found(command: Command) -> list[str]:
-    """What ``find`` finds, as patterns: ``root/**`` or, with a filter, ``root/**/name``."""
+    """What ``find`` or ``fd`` finds, as patterns: ``root/**`` or, with a filter, ``root/**/name``."""
     argv = [word for word in command.argv[1:] if word not in ("-L", "-H", "-P")]
-    start = next((at for at, word in enumerate(argv) if word[:1] in ("-", "(", "!")), len(argv))
-    names = [
-        argv[at + 1]
-        for at, word in enumerate(argv[:-1])
-        if word in _NAMED and not (at and argv[at - 1] in ("!", "-not"))
-    ]
+    pairs = enumerate(argv[:-1])
+    names = [argv[at + 1] for at, word in pairs if word in _NAMED and argv[at - 1] not in ("!", "-not")]
     names = [name.lstrip("*").lstrip("/") if "/" in name else name for name in names]
-    if not names and (not _FILTERS.isdisjoint(argv) or "-type l" in " ".join(argv)):
-        names = [f"{UNKNOWN[0]}found{UNKNOWN[1]}"]
-    roots = [root.rstrip("/") for root in argv[:start] or ["."]]
+    roots = [*itertools.takewhile(lambda word: word[:1] not in ("-", "(", "!"), argv)]
+    if command.name[:2] == "fd":  # a pattern, then folders
+        own = Command("fd", [*itertools.takewhile(lambda word: word not in FD_RUNS, command.argv)])
+        kinds = own.values("-e", "--extension")
+        what, *roots = [word for word in own.operands if word not in kinds] or ["."]
+        names = [f"*.{kind}" for kind in kinds] or [_FOUND] * (what != ".")
+    roots = [root.rstrip("/") for root in roots or ["."]]
+    if not names and not _FILTERS.isdisjoint(argv):  # all of it where an age or a size alone leaves open what goes
+        known = (resolve(root or "/", command)[:1] == "/" for root in roots)
+        names = [""] if _CHOOSE.isdisjoint(argv) and all(known) else [_FOUND]
     if "-maxdepth 0" in " ".join(argv):
         return [root or "/" for root in roots][:16]
     return [f"{root}/**/{name}" if name.strip("*.") else f"{root}/**" for root in roots for name in names or [""]][:16]

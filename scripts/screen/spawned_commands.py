@@ -297,16 +297,14 @@ def _xargs(walk: Any, command: Command) -> Stream:
 
 
 def _find(walk: Any, command: Command) -> Stream:
-    commands, paths_found = [command], paths.found(command)
-    execs = (
-        ("-x", "-X", "--exec", "--exec-batch") if command.name[:2] == "fd" else ("-exec", "-execdir", "-ok", "-okdir")
-    )
+    commands, paths_found, fd = [command], paths.found(command), command.name[:2] == "fd"
     for position, word in enumerate(command.argv):
-        if word in execs:
+        if word in (paths.FD_RUNS if fd else ("-exec", "-execdir", "-ok", "-okdir")):
             rest = command.argv[position + 1 :]
             end = next((at for at, part in enumerate(rest) if part in (";", "+")), len(rest))
+            rest = rest[:end] if "{}" in "".join(rest) or not fd else [*rest[:end], "{}"]
             # {} stands for the first thing found; with nothing else in the word, for all of it.
-            words = [[*paths_found] if part == "{}" else [part.replace("{}", paths_found[0])] for part in rest[:end]]
+            words = [[*paths_found] if part == "{}" else [part.replace("{}", paths_found[0])] for part in rest]
             commands.extend(walk.inside(command, [one for part in words for one in part]).commands[1:])
     return Stream(tuple(commands), "\n".join(paths_found) + "\n")
 

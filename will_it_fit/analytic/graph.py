@@ -8,14 +8,15 @@ What is alive is counted by terms. A term is a size written down as a formula: `
 hidden element. All tensors of one formula, component and purpose are one term.
 
 Source of what an operation keeps: PyTorch 2.13, tools/autograd/derivatives.yaml; of checkpointing:
-torch/utils/checkpoint.py (without reentrance: recomputation stops as soon as all that was missing is there).
+torch/utils/checkpoint.py (without reentrance: recomputation stops as soon as all that was missing is there; with it:
+``CheckpointFunction`` records nothing in the forward pass, and runs forward and backward of the part in its backward).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from math import prod
 from typing import Any, NamedTuple
 
@@ -230,6 +231,8 @@ class Graph(Ledger):
         self.casts: list[Tensor] = []  # autocast's copies of weights, kept until its context ends
         self._checkpoint: Checkpoint | None = None  # the part that runs
         self._again: Checkpoint | None = None  # the part that runs again, in the backward pass
+        self._taping = True  # whether operations put nodes on the tape (``torch.no_grad`` switches that off)
+        self._recomputing = False  # whether a part runs again, in the backward pass
         self._left = self._missing = 0  # its nodes to come, and those of them that miss what they keep
 
     # --- tensors ---
@@ -238,7 +241,7 @@ class Graph(Ledger):
         self, dims: tuple[str, ...], width: int, component: str | None = None, what: str | None = None
     ) -> Tensor:
         """A new tensor. Like the trace, whatever is as wide as the vocabulary counts to the logits."""
-        backward = self.phase == "backward" and self._again is None
+        backward = self.phase == "backward" and not self._recomputing
         if component is None and dims[-1] == "V":
             component = LOGITS_AND_LOSS
         component = component or (TEMPORARIES if backward else ACTIVATIONS)
@@ -267,7 +270,7 @@ class Graph(Ledger):
         """
         edges = [x.edge for x in inputs]
         node = None
-        if any(edge is not None for edge in edges):
+        if self._taping and any(edge is not None for edge in edges):
             kept = [x.storage for x in saved if isinstance(x, Tensor)]
             if self._checkpoint is not None:
                 kept = None if kept or saves_output or after else []
@@ -377,6 +380,40 @@ class Graph(Ledger):
         self._checkpoint = None
         return out
 
+    def checkpointed_reentrantly(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The same in the older way: one node for the part, whose backward has a forward and backward pass of its own.
+
+        So everything that the part keeps, and its result, is there at once.
+        """
+        source, shape = x.storage, (x.dims, x.width)
+        self._taping = False
+        out = run(Tensor(source, *shape))
+        self._taping = True
+        if x.edge is None:
+            return out
+
+        def backward(grad: Tensor) -> list:
+            input_ = Node([], [], None)
+            tape, self.nodes = self.nodes, []
+            with self._running_again():
+                result = run(Tensor(source, *shape, input_))
+            nodes, self.nodes = self.nodes, tape
+            result.edge.grad = grad
+            self.backward(nodes)
+            return [input_.grad]
+
+        self._record(node := Node([x.edge], [], backward))
+        out.edge = node
+        return out
+
+    @contextmanager
+    def _running_again(self) -> Iterator[None]:
+        """What is made inside is a part's own again, and no temporary of the backward pass."""
+        what, self._recomputing = self.what, True
+        yield
+        self._recomputing, self.what = False, what
+        self.casts.clear()
+
     def node(self, edges: list, backward: Backward) -> Node:
         """A node of the tape that keeps nothing."""
         self._record(node := Node(edges, [], backward, self._checkpoint))
@@ -423,16 +460,13 @@ class Graph(Ledger):
 
     def _run_again(self, part: Checkpoint) -> None:
         """Recompute a part until everything that its nodes keep is there."""
-        what = self.what
         self._again, self._left = part, len(part.nodes)
         self._missing = sum(node.saved is None for node in part.nodes)
         x = Tensor(part.storage, *part.shape, Node([], [], None) if part.needs else None)
-        with suppress(_Complete):
+        with self._running_again(), suppress(_Complete):
             part.run(x)
         self._again = None
-        self.casts.clear()
         part.nodes.clear()
-        self.what = what
 
     def _accumulate(self, edge: Node | Parameter | None, grad: Tensor | None) -> None:
         """Hand a gradient to the node or parameter it belongs to; a second one is added to it."""

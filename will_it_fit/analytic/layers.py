@@ -347,7 +347,7 @@ def fused(net: Network, q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor
     if setting.packed:  # pad_bias
         if length % BIAS_ALIGNMENT:
             bias = [net.tensor(("t", "s8"), width)]
-    elif setting.looks_back(heads):  # convert_boolean_attn_mask
+    elif setting.masked(heads):  # convert_boolean_attn_mask
         bias = [net.tensor(("t", "s8"), width)]
         opposite = net.tensor(("t", "s"), 1)
         del opposite
@@ -378,7 +378,7 @@ def formula(net: Network, q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tens
     q, k = net.cast(q, 4), net.cast(expanded(net, k, heads), 4)
     v = net.cast(expanded(net, v, heads, heads.out), 4)
     with net.purpose("attention scores"):
-        mask = net.tensor(("s", "s"), 4)
+        mask = net.tensor(("t" if net.setting.padded else "s", "s"), 4)
         q, k = net.elementwise(q), net.elementwise(k)  # each times the square root of the scale
         scores = net.batched(q, k, (heads.count, "t", "s"))
         del q, k

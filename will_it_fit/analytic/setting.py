@@ -155,6 +155,8 @@ def _check_hybrid(scenario: Scenario) -> None:
         refused = "FSDP2"
     elif scenario.packing != "none":
         refused = f"packing: {scenario.packing}"
+    elif scenario.attention_mask != "none":
+        refused = f"attention_mask: {scenario.attention_mask}"
     elif scenario.kbit_preparation != "none" and describe(scenario.model).experts:
         refused = f"experts in fp32 (kbit_preparation: {scenario.kbit_preparation})"
     elif kind == "gemma3n_text" and scenario.method == "qlora":  # its code multiplies by a weight that is packed then
@@ -305,9 +307,14 @@ class Setting:
         """Whether rows share a sequence: the batch brings positions of each row, and masks for all layers."""
         return self.scenario.packing != "none"
 
+    @property
+    def padded(self) -> bool:
+        """Whether the batch says which tokens are padding: then each row has a mask of its own, for all layers."""
+        return self.scenario.attention_mask == "padding"
+
     def masked(self, heads: Heads) -> bool:
         """Whether an attention gets a mask."""
-        return self.packed or self.looks_back(heads)
+        return self.packed or self.padded or self.looks_back(heads)
 
     @property
     def packing_masks(self) -> int:

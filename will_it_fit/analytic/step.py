@@ -110,8 +110,10 @@ class TrainingStep(Network):
         return self
 
     def batch(self) -> list[Tensor]:
-        """Ids and labels; of packed rows also their positions, and the masks."""
+        """Ids and labels; of padded rows also which tokens are padding, of packed rows their positions and masks."""
         batch = [self.tensor(("t",), 8, INPUTS, "ids and labels") for _ in range(2)]
+        if self.setting.padded:
+            batch.append(self.tensor(("t",), 8, INPUTS, "which tokens are padding"))
         if self.setting.packed:
             batch.append(self.tensor(("t",), 8, INPUTS, "positions of packed rows"))
             for _ in range(self.setting.packing_masks):
@@ -130,7 +132,8 @@ class TrainingStep(Network):
     def micro_batch(self) -> None:
         """From ids to the loss."""
         decoder, checkpointing = self.decoder, self.scenario.gradient_checkpointing
-        sharding = self.sharding
+        ways = {False: lambda run, x: run(x), True: self.checkpointed, "reentrant": self.checkpointed_reentrantly}
+        way, sharding = ways[checkpointing], self.sharding
         first = self.units[0 if not decoder.tied else -1] if sharding else None
         if sharding:
             sharding.before_forward(first)
@@ -157,7 +160,7 @@ class TrainingStep(Network):
             if sharding:
                 sharding.before_forward(unit)
                 x = marked(self.nodes, x, lambda unit=unit: sharding.after_backward(unit))
-            x = self.checkpointed(run, x) if checkpointing else run(x)
+            x = way(run, x)
             if sharding:
                 x = marked(self.nodes, x, lambda unit=unit: sharding.before_backward(unit))
                 sharding.after_forward(unit)
@@ -188,6 +191,8 @@ class TrainingStep(Network):
         self.what = "residual stream"
         weight = self.embedding
         x = self.rows(weight, "t")
+        if x.edge is None and self.scenario.gradient_checkpointing == "reentrant":
+            x.edge = Node([], [], None)  # `enable_input_require_grads`: else no gradient would reach the layers
         self.held = [x]
         if decoder.positions:
             positions = self.rows(self.base_parameter("embeddings", "p", "h"), "t" if self.setting.packed else "s")
@@ -233,6 +238,8 @@ class TrainingStep(Network):
         self._shared += [self.tensor(("s", size), width) for size in self.decoder.rotations for _ in range(2)]
         if self.setting.attention_kernel(width) == "eager":
             self._shared += [self.tensor(("t", "s"), width) for _ in range(self.decoder.kinds_of_masks)]
+        elif self.setting.padded:
+            self._shared += [self.tensor(("t", "s"), 1) for _ in range(self.decoder.kinds_of_masks)]
         elif self.setting.windowed:
             self._shared.append(self.tensor(("s", "s"), 1))
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from will_it_fit.ask.options import PASTED, PROGRAM, RUN_OPTIONS, changed, parsed, parser, put_right, slips, split
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.terminal import now_doing, working
 from will_it_fit.common.text import gib, printable
 from will_it_fit.common.versions import INSTALL_TRACE, can_trace
 
@@ -212,11 +213,7 @@ def _print_kind(asked: Asked) -> int:
         case "divide":
             from will_it_fit.ask.divisions import print_divisions, print_fewest
 
-            progress = _Progress()
-            try:
-                return (print_fewest if options.fewest else print_divisions)(question, progress, options.json)
-            finally:
-                progress.end()
+            return (print_fewest if options.fewest else print_divisions)(question, _Progress(), options.json)
         case "longest" | "batch":
             field = "sequence_length" if options.command == "longest" else "micro_batch"
             return _print_largest(question, field, options.json, asked.alone)
@@ -246,10 +243,11 @@ def _print(answered: Any, as_json: bool) -> int:
 
 
 class _Progress:
-    """One line on standard error about the searches after the verdict: on a terminal always the same one."""
+    """Hears of the searches after the verdict, says which one runs, and lets Ctrl-C end them."""
 
-    def __init__(self, speaks: bool = True) -> None:
-        self.speaks, self.found, self._width, self._stopped = speaks, [], 0, False
+    def __init__(self) -> None:
+        self.found: Sequence[Any] = []
+        self._stopped = False
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
@@ -280,21 +278,7 @@ class _Progress:
             raise KeyboardInterrupt
         more = f"; {left} more to try" if left else ""
         stand = f", {len(found)} found" if found else ""
-        self._write(f"tracing alternatives: {what.replace('_', ' ')}{more}{stand} (Ctrl-C stops)")
-
-    def _write(self, text: str) -> None:
-        if not self.speaks:
-            return
-        if sys.stderr.isatty():
-            print(f"\r{text:<{self._width}}", end="", file=sys.stderr, flush=True)
-            self._width = len(text)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """Take the line away."""
-        if self.speaks and self._width:
-            print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
+        now_doing(f"tracing alternatives: {what.replace('_', ' ')}{more}{stand} (Ctrl-C stops)")
 
 
 def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
@@ -303,9 +287,8 @@ def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str])
     if options.quick:
         return _print_quick(asked, options, words)
     if options.json:
-        progress = _Progress(sys.stderr.isatty())
-        answered = answer.traced(asked, watch=progress)
-        progress.end()
+        with working("tracing the step"):
+            answered = answer.traced(asked, watch=_Progress())
         print(json.dumps(answered | _tensors(asked, options), sort_keys=True))
         return answer.exit_status(answered)
     return _print_as_it_comes(asked, options, words, text)
@@ -347,6 +330,7 @@ def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[
     progress, verdict = _Progress(), {}
 
     def shown(stands: Mapping[str, Any]) -> None:
+        now_doing("")
         verdict.update(stands)
         lines = [text.first_text(asked, stands), *(explanation(stands) if options.command == "explain" else ())]
         if tensors := _tensors(asked, options):
@@ -356,13 +340,11 @@ def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[
         print("\n".join(lines), flush=True)
 
     try:
-        with progress.stoppable():
+        with progress.stoppable(), working("tracing the step"):
             answered = answer.traced(asked, shown, progress)
-        progress.end()
     except KeyboardInterrupt:
         if not verdict:
             raise
-        progress.end()
         print("stopped: what is shown was found until now", file=sys.stderr)
         answered = verdict | {"suggestions": [asdict(item) for item in progress.found]}
         if rest := text.rest_text(replace(asked, run=None), answered, words):
@@ -377,7 +359,8 @@ def _print_cards(asked: Any, as_json: bool) -> int:
     from will_it_fit.ask import answer, run_cost
     from will_it_fit.ask.text import step_line
 
-    rows = answer.on_all_gpus(asked)
+    with working("tracing the step for every GPU"):
+        rows = answer.on_all_gpus(asked)
     fitting = sum(row["fits"] for row in rows)
     status = 0 if as_json or any(row["fits"] and not run_cost.is_late(row) for row in rows) else 1
     if as_json:
@@ -401,7 +384,8 @@ def _print_largest(asked: Any, field: str, as_json: bool, alone: Question | None
     from will_it_fit.ask.text import card, step_line
     from will_it_fit.cards.gpus import EXPANDABLE_LINE
 
-    largest = answer.largest_that_fits(asked, field, alone)
+    with working("looking for the largest step"):
+        largest = answer.largest_that_fits(asked, field, alone)
     if as_json:
         print(json.dumps({"field": field, **largest}, sort_keys=True))
         return 0 if largest["value"] else 1

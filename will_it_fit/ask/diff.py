@@ -31,6 +31,7 @@ from will_it_fit.ask.options import Parser
 from will_it_fit.ask.question import Options, Question, question
 from will_it_fit.ask.text import WORDS, card, verdict_line
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.terminal import working
 from will_it_fit.common.text import GIB, gib, printable, size_text, yaml_text
 from will_it_fit.scenario.fields import BY_NAME
 
@@ -192,7 +193,8 @@ def _shares(
 def _answer(asked: Question) -> dict[str, Any]:
     from will_it_fit.ask import answer
 
-    return answer.traced(asked, suggested=False)
+    with working("tracing the versions"):
+        return answer.traced(asked, suggested=False)
 
 
 # --- the file at a revision ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from will_it_fit.ask.question import Question
 from will_it_fit.ask.several_gpus_text import exchange_lines
 from will_it_fit.ask.text import card, step_line
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.terminal import now_doing, working
 from will_it_fit.common.text import gib, yaml_text
 from will_it_fit.planner import divisions
 
@@ -24,11 +25,13 @@ def print_divisions(asked: Question, watch: Callable[..., None], as_json: bool) 
         )  # fmt: skip
 
     def shown(one: divisions.Division) -> None:
+        now_doing("")
         word = "FITS" if one.fits else "DOES NOT FIT"
         print(f"{word} as asked, {one.way}: {gib(one.required_bytes)} of {gib(gpu.usable_bytes)}")
         print(f"for: {step_line(asked.scenario.to_mapping())}", flush=True)
 
-    found = divisions.divide(asked.scenario, gpu, watch, None if as_json else shown)
+    with working("tracing the step as asked"):
+        found = divisions.divide(asked.scenario, gpu, watch, None if as_json else shown)
     fits = any(row["fits"] for row in found["divisions"])
     if as_json:
         print(json.dumps(found | {"gpu": gpu.to_mapping()}, sort_keys=True))
@@ -47,7 +50,8 @@ def print_divisions(asked: Question, watch: Callable[..., None], as_json: bool) 
 def print_fewest(asked: Question, watch: Callable[..., None], as_json: bool) -> int:
     """The least number of GPUs that hold a step; exit status 0 where there is one."""
     gpu = _gpu(asked, "--fewest")
-    found = divisions.fewest(asked.scenario, gpu, watch)
+    with working("looking for the fewest GPUs"):
+        found = divisions.fewest(asked.scenario, gpu, watch)
     if as_json:
         print(json.dumps(found | {"gpu": gpu.to_mapping()}, sort_keys=True))
         return 0 if found["gpus"] else 1

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from will_it_fit.common.errors import UserError
@@ -59,23 +61,83 @@ def moved(old: str, new: str) -> None:
     print(f"python -m {old} is now python -m {new}", file=sys.stderr)
 
 
-def progress(items: Iterable[T], label: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
-    """Yield the items, with a bar on a terminal and a line in the log every few seconds elsewhere."""
-    from tqdm import tqdm
+class _Line:
+    """What is being done, on standard error: on a terminal one line that changes, in a log a line now and then.
 
-    if sys.stderr.isatty():
-        yield from tqdm(items, desc=label, total=total, unit=unit, leave=False)
+    A thread of its own says it, so that it is heard in the middle of a long step. It begins after two seconds.
+    """
+
+    FIRST_SECONDS, TERMINAL_SECONDS, LOG_SECONDS = 2.0, 0.5, 15.0
+
+    def __init__(self, doing: str) -> None:
+        self.doing, self._since, self._width = doing, time.monotonic(), 0
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._speak, daemon=True)
+        self._thread.start()
+
+    def _speak(self) -> None:
+        on_terminal = sys.stderr.isatty()
+        pause = self.FIRST_SECONDS
+        while not self._ended.wait(pause):
+            pause = self.TERMINAL_SECONDS if on_terminal else self.LOG_SECONDS
+            with self._lock:
+                if not self.doing:
+                    continue
+                text = f"{self.doing} ({time.monotonic() - self._since:.0f} s)"
+                sys.stderr.write(f"\r{text:<{self._width}}" if on_terminal else f"{text}\n")
+                sys.stderr.flush()
+                self._width = len(text) if on_terminal else 0
+
+    def now(self, doing: str) -> None:
+        """Something else is being done; nothing: the line makes room for what is printed."""
+        with self._lock:
+            self.doing = doing
+            if not doing and self._width:
+                sys.stderr.write("\r" + " " * self._width + "\r")
+                sys.stderr.flush()
+                self._width = 0
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.now("")
+
+
+_line: _Line | None = None
+
+
+@contextmanager
+def working(doing: str) -> Iterator[None]:
+    """Say what is being done while the block runs, should it take longer than two seconds.
+
+    A block inside of another one changes what the outer one says.
+    """
+    global _line
+    if _line is not None:
+        now_doing(doing)
+        yield
         return
+    _line = _Line(doing)
+    try:
+        yield
+    finally:
+        ended, _line = _line, None
+        ended.end()
+
+
+def now_doing(doing: str) -> None:
+    """Change what :func:`working` says, where it says anything; "" takes the line away before something is printed."""
+    if _line is not None:
+        _line.now(doing)
+
+
+def progress(items: Iterable[T], label: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
+    """Yield the items, and say how many there were and how long the rest may take."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
-    started = last = time.monotonic()
-    for number, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - last >= 10:
-            last = now
-            rate = number / (now - started)
-            left = f", about {(total - number) / rate:.0f} s left" if total else ""
-            log.info(
-                "%s: %d%s %s (%.1f %s/s%s)", label, number, f" of {total}" if total else "", unit, rate, unit, left
-            )
+    of, started = f" of {total}" if total else "", time.monotonic()
+    with working(f"{label}: 0{of} {unit}"):
+        for number, item in enumerate(items, 1):
+            yield item
+            left = f", about {(total - number) * (time.monotonic() - started) / number:.0f} s left" if total else ""
+            now_doing(f"{label}: {number}{of} {unit}{left}")

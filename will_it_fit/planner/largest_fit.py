@@ -20,6 +20,8 @@ from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.analytic.kernels import LONGEST, kernels_of
 from will_it_fit.cards.gpus import Gpu
+from will_it_fit.common.terminal import now_doing
+from will_it_fit.common.text import gib
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY, cublas_workspace_bytes
 from will_it_fit.scenario.scenario import Scenario
 
@@ -77,6 +79,7 @@ class Traces:
     def __call__(self, scenario: Scenario) -> Recording:
         key = scenario.sequence_length, scenario.micro_batch
         if key not in self._known:
+            now_doing(f"tracing a step of {scenario.micro_batch:,} x {scenario.sequence_length:,} tokens")
             self._known[key] = self._record(scenario, self.capability)
         return self._known[key]
 
@@ -187,6 +190,7 @@ class Borders:
         if capacity < least:
             known.append((0, least, False))
         else:
+            now_doing(f"replaying {self.field.replace('_', ' ')} {value:,} on {gib(capacity)}")
             known.append(self.scaled.at(value).served_at(capacity, expandable_segments=expandable))
         return known[-1][2]
 
@@ -286,14 +290,10 @@ class Borders:
         return max(ROUNDED, value // ROUNDED * ROUNDED) if self.values[-1] >= ROUNDED else self.values[-1]
 
     def _peak(self, value: int) -> int | None:
-        """The analytic estimate's peak in bytes; None for a model that it does not describe.
-
-        The mask of padded rows is not described, and adds little: without it a search would begin with the most rows.
-        """
+        """The analytic estimate's peak in bytes; None for a step that it does not describe."""
         if value not in self._peaks:
             try:
-                scenario = replace(self.scenario_at(value), attention_mask="none")
-                form = analytic_estimate(scenario, capability=self.capability, blocks=False)
+                form = analytic_estimate(self.scenario_at(value), capability=self.capability, blocks=False)
                 self._peaks[value] = form["peak_allocated_bytes"]
             except NotDescribed:
                 self._peaks[value] = 0

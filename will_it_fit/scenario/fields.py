@@ -198,6 +198,7 @@ class Fields:
         words=("none", "padding"),
         default="none",
         said={"none": "", "padding": "padded"},
+        closed_form=ANY,
     )
     packing: str = described(
         "`rows`: several rows in one sequence, each computed as if alone. `shared_prefix`: what all rows begin with"
@@ -228,7 +229,7 @@ class Fields:
         words=(True, False, "reentrant"),
         default=True,
         said={True: "checkpointing", False: "no checkpointing", "reentrant": "reentrant checkpointing"},
-        closed_form=(True, False),
+        closed_form=ANY,
     )
     attention: str = described(
         "`eager` keeps the scores of every head; the others do not. `flash` needs Ampere or newer.",

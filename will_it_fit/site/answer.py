@@ -43,8 +43,7 @@ MOST_CHANGES = 4
 MOST_REPLAYS = 2  # of changes, for which the peak alone is too close to call
 _STATES = {True: "fits", False: "too-large", None: "close"}
 # What the estimate does not describe, and what comes nearest of what it does.
-_NEAR = (("gradient_checkpointing", "reentrant", True), ("loss", "liger", "chunked"),
-         ("attention_mask", "padding", "none"))  # fmt: skip
+_NEAR = (("loss", "liger", "chunked"), ("attention_mask", "padding", "none"))
 _GROUP = {component: group for group, components in GROUPS.items() for component in components}
 _PALER = 0.3  # of the way to white, from one part of a group to the next
 # What huggingface_hub calls the Hub's refusals, by the code in its answer.

@@ -264,10 +264,12 @@ def test_rows_of_an_external_test_set_are_taken_out(tmp_path):
         ("please find all the text files that are in /srv/data", False),
         ("count the lines of notes.txt", False),
         ("ls", False),
+        ("abcdefghi", True),  # seven of ten trigrams are shared with abcdefgh
+        ("abcdefghj k", False),
     ],
 )
 def test_which_request_is_nearly_that_of_a_test_set(request_, near):
-    others = pd.Series(["find all text files in /srv/data", "list the files here"])
+    others = pd.Series(["find all text files in /srv/data", "list the files here", "abcdefgh"])
     assert split.resembling(pd.Series([request_]), others).tolist() == [near]
 
 
@@ -323,6 +325,14 @@ def test_a_group_that_does_not_fit_goes_where_most_room_is():
         chosen = split.assign(keys, split.group(keys), SHARES, seed)
         assert set(chosen[:11].tolist()) == {0}
         assert np.bincount(chosen).tolist() == [80, 10, 10]
+
+
+def test_rows_bound_to_training_go_there_even_where_they_are_more_than_its_share():
+    requests = [number // 10 for number in range(100)]
+    keys = pd.DataFrame({"request": requests, "command": range(101, 201)}, dtype="uint64")
+    bound = np.arange(100) < 90
+    chosen = split.assign(keys, split.group(keys), SHARES, 1, bound)
+    assert set(chosen[:90].tolist()) == {0} and chosen[90] > 0
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,11 @@ def test_a_redirection_after_a_list_is_the_last_commands(text):
     assert (last.name, [redirect.target for redirect in last.redirects]) == ("cat", ["f"])
 
 
+def test_a_shells_redirection_is_its_commands_where_they_have_none_of_their_own():
+    outer, *inner = read("sh -c 'echo x > a; echo y' > b").commands
+    assert [[redirect.target for redirect in one.redirects] for one in (outer, *inner)] == [["b"], ["a"], ["b"]]
+
+
 def test_redirections_and_loops_are_noted():
     command = read("while true; do yes 2>/dev/null >> f & done").commands[-1]
     assert (command.loop, command.background) == ("endless", True)

@@ -12,7 +12,7 @@ from tests.repository import ROOT
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.analytic.families import FAMILIES
-from will_it_fit.analytic.setting import CHUNK_TOKENS, describe
+from will_it_fit.analytic.setting import CHUNK_TOKENS, Setting, describe
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.description import Field
 from will_it_fit.scenario.fields import FIELDS as SCENARIO_FIELDS
@@ -118,11 +118,9 @@ def test_unknown_family_has_no_analytic_estimate() -> None:
 
 UNDESCRIBED = {
     "adapter": {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []},
-    "attention_mask": "padding",
     "previous_sequence_length": 64,
     "keeps_outputs": True,
     "use_cache": True,
-    "gradient_checkpointing": "reentrant",
     "loss": "liger",
     "compile": "layers",
     "quantization": {"compute": "fp32"},
@@ -192,6 +190,12 @@ def test_positions_that_a_configuration_leaves_out() -> None:
         analytic_estimate(scenario)
 
 
+def test_lengths_are_rounded_up_as_kernels_do() -> None:
+    step = make(sequence_length=1030)
+    symbols = Setting(describe(step.model), step, (8, 0)).symbols()
+    assert [symbols[name] for name in ("s", "s8", "s32", "s128")] == [1030, 1032, 1056, 1152]
+
+
 def test_needs_no_torch() -> None:
     code = (
         "import sys; from will_it_fit.scenario.scenario import Scenario;"
@@ -209,7 +213,7 @@ FIELDS = st.fixed_dictionaries(
     {
         "method": st.sampled_from(["full", "lora", "qlora"]),
         "precision": st.sampled_from(["fp32", "fp16", "bf16"]),
-        "gradient_checkpointing": st.booleans(),
+        "gradient_checkpointing": st.sampled_from([True, False, "reentrant"]),
         "attention": st.sampled_from(["eager", "sdpa", "mem_efficient"]),
         "optimizer": st.sampled_from(["adamw", "adamw_fused", "adamw_8bit", "lion_8bit"]),
         "loss": st.sampled_from(["full", "chunked"]),
@@ -248,7 +252,7 @@ def test_more_never_needs_less(kind, fields) -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 9])
-@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False, "reentrant"])
 def test_layers_that_are_not_run_count_like_those_that_are(layers, checkpointing) -> None:
     """From four layers on only three are run: peaks must go on growing by the same amount."""
     peaks = [
@@ -326,6 +330,18 @@ ALIKE = [
     ("gemma2", {"packing": "rows", "method": "lora"}),
     ("gpt2", {"packing": "rows", "method": "lora"}),
     ("phi3", {"packing": "rows", "autocast": "bf16"}),
+    ("qwen2", {"attention_mask": "padding", "gradient_checkpointing": False}),
+    ("llama", {"attention_mask": "padding", "method": "full", "sequence_length": 1001}),
+    ("gemma2", {"attention_mask": "padding", "method": "lora", "attention": "eager"}),
+    ("gpt2", {"attention_mask": "padding", "method": "lora", "gradient_checkpointing": "reentrant"}),
+    ("qwen2", {"gradient_checkpointing": "reentrant"}),
+    ("llama", {"gradient_checkpointing": "reentrant", "autocast": "bf16"}),
+    ("qwen3", {"gradient_checkpointing": "reentrant", "method": "lora", "sequence_length": 2048}),
+    ("gemma2", {"gradient_checkpointing": "reentrant", "method": "full"}),
+    ("gpt2", {"gradient_checkpointing": "reentrant", "method": "full", "precision": "bf16-mixed"}),
+    ("phi", {"gradient_checkpointing": "reentrant", "method": "lora", "precision": "bf16-mixed"}),
+    ("mixtral", {"gradient_checkpointing": "reentrant", "method": "full", "gradient_accumulation": 2}),
+    ("starcoder2", {"gradient_checkpointing": "reentrant", "loss": "chunked"}),
 ]
 
 

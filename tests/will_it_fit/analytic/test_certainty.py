@@ -39,6 +39,10 @@ def needs_of(step: Scenario) -> Needs:
         {"method": "qlora", "kbit_preparation": "peft", "autocast": "bf16"},
         {"precision": "fp32", "attention": "eager"},
         {"allocator": {"expandable_segments": True}},
+        {"method": "lora", "loss": "chunked"},
+        {"parallel": {"strategy": "fsdp2", "gpus": 2}},
+        {"gradient_checkpointing": "reentrant"},
+        {"method": "qlora", "gradient_checkpointing": "reentrant", "autocast": "bf16", "attention_mask": "padding"},
     ],
 )
 def test_the_forms_allocations_take_what_the_traces_do(fields) -> None:
@@ -51,6 +55,19 @@ def test_the_forms_allocations_take_what_the_traces_do(fields) -> None:
         for events in variations(form_events(step, capability=(8, 0)))
     ]
     assert min(forms) * 0.99 - LARGE_SEGMENT <= traced <= max(forms) * 1.01 + LARGE_SEGMENT
+
+
+@pytest.mark.parametrize("parallel", [{"strategy": "none"}, {"strategy": "fsdp2", "gpus": 2}])
+def test_after_two_steps_each_moment_is_there_once(parallel) -> None:
+    step, alive = scenario(parallel=parallel), {}
+    for identity, size in form_events(step, capability=(8, 0)):
+        if identity > 0:
+            alive[identity] = size
+        else:
+            alive.pop(-identity, None)
+    form = analytic_estimate(step, capability=(8, 0), blocks=False)
+    states = form["components"]["optimizer_states"]
+    assert states < sum(alive.values()) - form["resident_bytes"] < 2 * states
 
 
 def test_a_verdict_is_open_only_near_the_border() -> None:

@@ -24,7 +24,9 @@ from will_it_fit.ask.question import Options, question
 from will_it_fit.ask.run_cost import ranked
 from will_it_fit.ask.text import smallest
 from will_it_fit.cards.gpus import GIB, find, known
+from will_it_fit.common import terminal
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.terminal import working
 from will_it_fit.hours.run_time import run_time
 from will_it_fit.planner.compare import untimed_because
 from will_it_fit.scenario.scenario import Scenario
@@ -109,8 +111,6 @@ def test_the_verdict_is_there_before_the_suggestions_and_survives_being_stopped(
     asked = _asked(model, *TOO_LARGE, kept=tmp_path / "kept")
     first = asked.stdout.readline()
     assert first.startswith("DOES NOT FIT") and asked.poll() is None  # the searches go on
-    progress = asked.stderr.readline()
-    assert re.match(r"tracing alternatives: .+; \d+ more to try", progress)
     asked.send_signal(signal.SIGINT)
     out, err = asked.stdout.read(), asked.stderr.read()
     assert asked.wait(60) == 1 and "Traceback" not in err and "stopped" in err
@@ -124,25 +124,28 @@ def test_an_interruption_that_python_drops_ends_the_searches_before_the_next(cap
             signal.raise_signal(signal.SIGINT)
 
     progress, before = _Progress(), signal.getsignal(signal.SIGINT)
-    with progress.stoppable():
-        progress("a change", 2, [])
+    with progress.stoppable(), working("tracing the step"):
+        progress("a_change", 2, [])
+        assert terminal._line.doing == "tracing alternatives: a change; 2 more to try (Ctrl-C stops)"
         Deleted()  # the exception is dropped where it is raised
         with pytest.raises(KeyboardInterrupt):
             progress("another", 1, [])
     assert "Traceback" not in capsys.readouterr().err and signal.getsignal(signal.SIGINT) is before
 
 
-def test_json_is_one_object_and_the_progress_of_a_pipe_is_silent(model) -> None:
+def test_json_is_one_object_and_the_searches_are_heard_beside_it(model) -> None:
     asked = _asked(model, *TOO_LARGE, "--json", python=f"{launchers()}/python")
     out, err = asked.communicate(timeout=120)
     found = json.loads(out)
-    assert asked.returncode == 1 and err == "" and found["suggestions"]
+    assert asked.returncode == 1 and found["suggestions"]
+    assert all(re.match(r"tracing .+ \(\d+ s\)$", line) for line in err.splitlines())
     changes = [item for item in found["suggestions"] if item["move"] not in ("more_gpus", "bigger_gpu")]
     assert len(changes) <= 3
 
 
 def test_the_scenario_to_keep_gives_the_same_answer(tmp_path, capsys) -> None:
-    _, text = run(capsys, "Qwen/Qwen3-0.6B", "--gpu", "2x3090", "-s", "128", "--set", "lora.rank=4", "--yaml")
+    status, text = run(capsys, "Qwen/Qwen3-0.6B", "--gpu", "2x3090", "-s", "128", "--set", "lora.rank=4", "--yaml")
+    assert status == 0
     kept = yaml.safe_load(text)
     assert kept["model"] == "Qwen/Qwen3-0.6B" and kept["gpu"] == {"name": "rtx-3090", "count": 2}
     assert kept["parallel"]["strategy"] == "fsdp2" and kept["lora"]["rank"] == 4
@@ -160,6 +163,14 @@ def test_quick_needs_no_torch(model) -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("SHOULD FIT: about ")
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("like", ["trl", "peft", "axolotl"])
+def test_quick_answers_the_steps_that_tools_take_by_default(model, like, method, capsys) -> None:
+    words = [model, "--gpu", "4090", "-b", "2", "-s", "64", "--quick", "--like", like, "--method", method]
+    status, text = run(capsys, *words)
+    assert status == 0 and text.startswith("SHOULD FIT: about ")
 
 
 @pytest.mark.parametrize(

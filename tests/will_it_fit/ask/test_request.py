@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from will_it_fit.ask.question import Options, question
 from will_it_fit.ask.text import other_tools
 from will_it_fit.common.errors import UserError
 from will_it_fit.readers import axolotl, trl
@@ -115,6 +116,22 @@ def test_a_count_of_gpus_is_all_of_them_unless_the_file_says_how() -> None:
     ddp = parse_request({**two, "parallel": {"strategy": "ddp", "gpus": 2}})
     assert ddp.scenario.parallel.strategy == "ddp" and "parallel" not in ddp.assumed
     assert "parallel" not in parse_request(STEP).assumed
+
+
+def test_a_mesh_that_is_no_number_is_named_and_a_full_one_has_nothing_beside() -> None:
+    two = {"model": "qwen2.5-coder-7b", "method": "lora", "gpu": {"name": "rtx-3090", "count": 2}}
+    assert parse_request({**two, "parallel": {"tensor": 2}}).scenario.parallel.strategy == "none"
+    with pytest.raises(UserError, match=r"tensor"):
+        parse_request({**two, "parallel": {"tensor": None}})
+
+
+@pytest.mark.parametrize(
+    ("gpu", "settings", "gpus"), [("4090", (), 1), ("2x3090", (), 1), ("2xh100", ("parallel.tensor=2",), 2)]
+)
+def test_no_strategy_is_one_gpu_unless_a_mesh_has_a_place_for_each(gpu, settings, gpus) -> None:
+    options = Options(gpu=gpu, method="lora", strategy="none", settings=list(settings))
+    parallel = question(["qwen2.5-coder-7b"], options).scenario.parallel
+    assert (parallel.strategy, parallel.gpus, parallel.tensor) == ("none", gpus, gpus)
 
 
 def test_the_line_on_other_tools_speaks_of_one_or_of_several() -> None:

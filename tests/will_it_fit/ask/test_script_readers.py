@@ -46,6 +46,7 @@ def test_words_of_a_command_have_the_variables_that_the_script_sets():
         ("if [ -f y ]; then x a\\ b; fi", ["x", "a b"]),
         ("P=$(pwd)/z\nx $P", ["x", "./z"]),
         ("x 'it''s' \"a\\\"b\"", ["x", "its", 'a"b']),
+        ("x a\\$ b\\\\", ["x", "a$", "b\\"]),
     ],
 )
 def test_expansions(line, words):
@@ -165,6 +166,7 @@ def test_a_command_of_verl_is_the_actors_update(tmp_path: Path) -> None:
         ("actor_rollout_ref.ref.fsdp_config.param_offload=True", {"micro_batch": 4}, None),
         ("actor_rollout_ref.actor.fsdp_config.model_dtype=bf16", {"precision": "bf16"}, None),
         ("trainer.n_gpus_per_node=1", {"parallel": {"strategy": "none"}, "gradient_accumulation": 32}, None),
+        ("trainer.nnodes=2", {"parallel": {"gpus": 4}}, None),
     ],
 )  # fmt: skip
 def test_a_setting_of_verl(more: str, fields: dict, key: str | None, tmp_path: Path) -> None:

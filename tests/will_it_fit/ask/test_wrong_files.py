@@ -36,6 +36,7 @@ def asked(tmp_path: Path, content: Any, tool: str | None = None, **options: Any)
         ({"fsdp": ["full_shard"], "fsdp_config": [1]}, "fsdp_config", "fsdp_config: {...}"),
         ({"bnb_config_kwargs": 3}, "bnb_config_kwargs", "bnb_config_kwargs: {...}"),
         ({"micro_batch_size": "many"}, "micro_batch_size", "micro_batch_size: 1"),
+        ({"lora_dropout": False}, "lora_dropout", "lora_dropout: 0.05"),  # no switch
         ({"sequence_len": [2048]}, "sequence_len", "sequence_len: 2048"),
         ({"sequence_len": 0}, "sequence_len", "sequence_len: 512"),
         ({"lora_r": -3, "lora_alpha": 8, "lora_target_linear": True}, "lora_r", "lora_r: 16"),

@@ -234,6 +234,8 @@ def test_what_fits_below_what_is_required_fits_by_luck() -> None:
     assert verdict({**needed, "also_fits_bytes": [[usable - 50, usable]]}, card) == (False, -100)
     assert verdict({**needed, "also_fits_bytes": [[usable, usable + 1]]}, card) == (True, 0)
     assert verdict(needed, None) == (None, None)
+    least = {"required_bytes": usable, "bounds": {"highest_bytes": None}}  # nobody knows the most
+    assert verdict(least, card) == (None, None) and verdict(least | {"required_bytes": usable + 1}, card).fits is False
 
 
 def test_a_size_was_asked_about_or_needs_no_asking() -> None:

@@ -192,3 +192,10 @@ def test_the_border_and_the_first_value_above_it_are_traced_themselves(packing) 
     above = borders.values[borders.values.index(value) + 1]
     assert borders.scaled.at(value).traced and borders.scaled.at(above).traced
     assert borders.scaled.at(value).fits(capacity) and not borders.scaled.at(above).fits(capacity)
+
+
+def test_a_search_for_rows_of_reentrant_checkpointing_starts_near_the_answer() -> None:
+    scenario, gpu = make(gradient_checkpointing="reentrant", autocast="bf16"), card(200 * 2**20)
+    borders = Borders(scenario, "micro_batch", gpu.capability, [gpu.usable_bytes])
+    found = borders.largest_traced(gpu.usable_bytes)
+    assert max(borders.scaled.recordings) <= 2 * found.value

@@ -52,6 +52,11 @@ def test_suggestions_fit_in_order_of_their_cost() -> None:
     assert "gpu" in found[-1].changes
 
 
+def test_a_smaller_micro_batch_is_one_that_divides_the_effective_batch_down_to_a_row() -> None:
+    (found,) = [move for move in moves(make(micro_batch=6, gradient_accumulation=2)) if move.name == "micro_batch"]
+    assert [tuple(one.values()) for one in found.options] == [(4, 3), (3, 4), (2, 6), (1, 12)]
+
+
 def test_suggestions_say_what_they_save_and_cost_in_time_from_two_traces() -> None:
     a100 = find("a100-80gb")
     sizes = {"model": LLAMA_3_LAYERS, "micro_batch": 8, "sequence_length": 512}

@@ -55,6 +55,8 @@ def test_states_of_mamba_and_short_convolutions_are_their_last_inputs_and_a_matr
     assert lfm2[0].state_bytes == 2 * 2 * 2048
     halved = layers_of(models["nemotron-3-nano-30b-a3b"], tensor_parallel=2)
     assert 2 * halved[0].state_bytes == nemotron[0].state_bytes
+    alone = layers_of(models["nemotron-3-nano-30b-a3b"] | {"n_groups": 1}, tensor_parallel=2)  # a group for each card
+    assert alone[0].state_bytes == 2 * 3 * (64 * 64 + 2 * 2 * 128) // 2 + 4 * 32 * 64 * 128
     assert kv_cache(lfm2).groups[0].block_tokens == 16  # states smaller than a block's keys and values are padded
 
 
@@ -74,6 +76,13 @@ def test_kinds_that_are_nearly_as_many_share_the_size_of_the_larger():
     assert [group.layers for group in cache.groups] == [13, 12]
     cache = kv_cache([full] * 4 + [sliding] * 10)
     assert [group.layers for group in cache.groups] == [4, 4, 3, 3]
+    cache = kv_cache([full] * 12 + [sliding] * 8)  # half as many again is no longer nearly
+    assert [group.layers for group in cache.groups] == [6, 6, 8]
+
+
+def test_a_window_holds_the_token_that_is_computed():
+    (group,) = kv_cache([Layer(SLIDING, 1024, window=17)], 16).groups
+    assert [group.blocks_of(tokens, 16) for tokens in (16, 100)] == [2, 3]
 
 
 def test_a_smaller_page_holds_more_tokens_until_all_pages_are_alike():

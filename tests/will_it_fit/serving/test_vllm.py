@@ -62,6 +62,19 @@ def test_a_budget_is_shared_out():
     assert replace(one, cuda_graphs=False).cache_bytes() == (high, high)
 
 
+def test_the_least_budget_holds_one_request_and_the_null_block():
+    one = server(utilization=1.0)
+    least = replace(one, total_bytes=one.least_budget_bytes())
+    assert least.concurrent(one.longest)[0] == 1
+    short = replace(least, total_bytes=least.total_bytes - one.cache().block_bytes)
+    assert short.concurrent(one.longest)[0] == 0
+
+
+def test_a_share_of_a_card_is_rounded_up_and_graphs_end_at_the_tokens_at_once():
+    assert server(total_bytes=101, utilization=0.5).budget_bytes == 51
+    assert server(requests=256, tokens_at_once=100).graphs() == 2 * len((1, 2, 4, *range(8, 97, 8)))
+
+
 def test_a_slot_for_an_adapter_is_weights_and_fp8_halves_a_token():
     one = server()
     assert replace(one, lora_rank=16).weights() - one.weights() == 16 * 2 * 32 * (

@@ -93,11 +93,11 @@ def test_each_method_has_its_peak_and_the_smallest_card_that_should_hold_it() ->
 
 
 def test_what_is_not_described_is_counted_as_what_comes_nearest_and_says_so() -> None:
-    found = ask(settings={"gradient_checkpointing": "reentrant"})
+    found = ask(settings={"loss": "liger"})
     assert found["state"] == "unknown" and found["answer"]["analytic"] is None
-    assert "gradient_checkpointing: true in place of reentrant" in found["verdict"]
-    assert found["peak_bytes"] == ask()["peak_bytes"] and found["verdict"].count("GiB") == 2
-    assert "reentrant" in found["command"] and "reentrant" in found["yaml"]
+    assert "loss: chunked in place of liger" in found["verdict"]
+    assert found["peak_bytes"] == ask(settings={"loss": "chunked"})["peak_bytes"]
+    assert found["verdict"].count("GiB") == 2 and "liger" in found["command"] and "liger" in found["yaml"]
     assert ask(settings={"loop": "manual", "attention_mask": "padding"}, model="mimo-v2-flash")["peak_bytes"] is None
 
 
