@@ -73,6 +73,9 @@ def test_every_slip_of_a_line_is_put_right_at_once() -> None:
 
 def test_a_model_that_is_misspelt_or_missing_keeps_the_rest() -> None:
     assert corrected("--gpu 4090 qwen3-9b -s 2048") == "will-it-fit --gpu 4090 qwen3.5-9b -s 2048"
+    assert corrected("qwen3 8b --gpu 4090") == "will-it-fit qwen3-8b --gpu 4090"
+    assert corrected("Qwen3-8B-Instruct --gpu 4090") == "will-it-fit qwen3-8b --gpu 4090"
+    assert corrected("gemma-3-12b-it --gpu 4090") == "will-it-fit google/gemma-3-12b-it --gpu 4090"
     assert corrected("--gpu 4090 --model qwen3-8b -s 2048") == "will-it-fit qwen3-8b --gpu 4090 -s 2048"
     assert corrected("qwen2.5-3b --gpu 4090 --model qwen3-8b") == "will-it-fit qwen3-8b --gpu 4090"
     assert corrected("nothere.yaml --gpu 4090") == "will-it-fit qwen2.5-coder-7b --gpu 4090"
