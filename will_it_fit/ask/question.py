@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from will_it_fit.readers.approximations import approximate
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, Reading
 from will_it_fit.readers.request import DECIDING, ScenarioRequest, left_out, parse_request
 from will_it_fit.scenario.fields import BY_NAME
+from will_it_fit.scenario.hub import nearest
 from will_it_fit.scenario.model import configuration, size
 from will_it_fit.scenario.nested_fields import gpu_count
 from will_it_fit.scenario.scenario import Scenario
@@ -98,6 +100,7 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
         For the first thing that is wrong, with what to write.
     """
     gpu = _gpu(options)
+    _refuse_a_name_in_parts(list(map(str, what)), options)
     fields, where, reading = _main(str(what[0]), options.tool, gpu)
     beside = [_beside(Path(other), gpu) for other in what[1:]]
     for other in beside:
@@ -105,15 +108,17 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
     _apply_options(fields, options, gpu)
     if reading and "attention_mask" not in options.given:
         reading.pad(fields)
+    _refuse_what_is_open(reading, options)
     if not fields.get("model"):
         raise UserError(
             "The file names no model.", where="the command line", found=where,
             allowed="a model in the file, or --set model=NAME", change={"--set": "model=Qwen/Qwen3-8B"},
         )  # fmt: skip
-    model = fields["model"] if isinstance(fields["model"], str) else str(fields.get("model_name") or "")
+    by_name = isinstance(fields["model"], str)
+    model = fields["model"] if by_name else str(fields.get("model_name") or "")
     base = reading or Reading("", "", Path(where))
     try:
-        if isinstance(fields["model"], str):
+        if by_name:
             _resolve(fields, base, where)
         if reading or beside:
             fields = approximate(fields, base)
@@ -127,12 +132,36 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
         assumed = {name: mapping[name] for name in DECIDING if name in reading.fields and name not in named}
         request = replace(request, mapping={}, assumed=assumed, assumed_by=reading.tool)
     scenario = request.scenario
-    if model and not request.warnings:
+    if by_name and not request.warnings:
         request = replace(request, warnings=left_out(model, scenario, where))
     own = gpu or (find(scenario.gpu, where) if scenario.gpu is not None else None)
     if reading is None and (base.remarks or base.notes):
         reading = replace(base, tool="Hub")
     return Question(request, scenario, where, own, reading, beside, model)
+
+
+def _refuse_a_name_in_parts(what: Sequence[str], options: Options) -> None:
+    """``qwen3 8b``: words that are a model's name together, and no files."""
+    if len(what) < 2 or any(Path(one).exists() for one in what):
+        return
+    if near := nearest("-".join(what)):
+        raise UserError(
+            "A model's name is one word, and what follows it has to be a file.", where="the command line",
+            found=" ".join(what), allowed=f"{', '.join(near)}; a file of accelerate, DeepSpeed or PEFT beside a model",
+            write=shlex.join(["will-it-fit", near[0], *options.words]),
+        )  # fmt: skip
+
+
+def _refuse_what_is_open(reading: Reading | None, options: Options) -> None:
+    """A field that the file leaves open, that no default can stand for, and that no option names."""
+    if reading is None:
+        return
+    given = {name.partition(".")[0] for name in options.given}
+    for name, why in reading.needs.items():
+        if name not in given:
+            example = {"sequence_length": 2048, "images": {"count": 1, "height": 448, "width": 448}}.get(name, 1)
+            raise UserError(why, where="the command line", found=reading.file.name, allowed=f"--set {name}=...",
+                            change={name: example})  # fmt: skip
 
 
 def _of_the_file(error: UserError, reading: Reading | None, options: Options) -> UserError:
@@ -181,10 +210,10 @@ def _main(what: str, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any],
 def _file(path: Path, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any], str, Reading | None]:
     count = gpu.count if gpu and gpu.count > 1 else None
     if path.suffix in (".py", ".ipynb"):
-        reading = readers.read_program(path, count)
+        reading = readers.read_program(path, count, capability=gpu.capability if gpu else None)
         return dict(reading.fields), str(path), reading
     if path.suffix == ".sh":
-        reading = readers.read_script(path, count)
+        reading = readers.read_script(path, count, gpu.capability if gpu else None)
         return dict(reading.fields), str(path), reading
     mapping = readers.mapping_of(path)
     kind = tool or readers.kind_of(mapping, path)

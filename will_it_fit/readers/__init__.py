@@ -7,12 +7,13 @@ nothing is fetched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_toml, read_yaml
+from will_it_fit.data import data_path
 from will_it_fit.readers import (
     axolotl,
     companion_files,
@@ -21,11 +22,13 @@ from will_it_fit.readers import (
     ms_swift,
     program,
     torchtitan,
+    torchtune,
     trl,
     verl,
 )
+from will_it_fit.readers.launch import Launch, complete, launched
 from will_it_fit.readers.reading import Reading, keys
-from will_it_fit.readers.shell import commands
+from will_it_fit.readers.shell import Command, beside, commands, options
 from will_it_fit.scenario.fields import BY_NAME
 
 Read = Callable[[Mapping[str, Any], Path, int | None], Reading]
@@ -39,7 +42,7 @@ class Reader(NamedTuple):
     read
         From a file's content, its path and the number of GPUs that the question names.
     marks
-        Keys of which a file of the tool has all of one group.
+        Keys of which a file of the tool has all of one group; ``model._component_``: a key of the block ``model``.
     beside
         Whether its files only add to another file, or to a model.
     """
@@ -49,7 +52,16 @@ class Reader(NamedTuple):
     beside: bool = False
 
     def can_read(self, mapping: Mapping[str, Any]) -> bool:
-        return any(all(key in mapping for key in group) for group in self.marks)
+        return _has_marks(mapping, self.marks)
+
+
+def _has_marks(mapping: Mapping[str, Any], groups: Iterable[Iterable[str]]) -> bool:
+    return any(all(_has(mapping, key) for key in group) for group in groups)
+
+
+def _has(mapping: Any, key: str) -> bool:
+    first, _, rest = key.partition(".")
+    return isinstance(mapping, Mapping) and first in mapping and (not rest or _has(mapping[first], rest))
 
 
 READERS = {
@@ -60,6 +72,7 @@ READERS = {
     ),
     "trl": Reader(trl.read, (("model_name_or_path",),)),
     "torchtitan": Reader(torchtitan.read, (("training", "parallelism"), ("training", "job"))),
+    "torchtune": Reader(torchtune.read, torchtune.MARKS),
     "ms-swift": Reader(ms_swift.read, ms_swift.MARKS),
     "verl": Reader(verl.read, verl.MARKS),
     "megatron": Reader(megatron.read, megatron.MARKS),
@@ -72,11 +85,29 @@ READERS = {
     "peft": Reader(companion_files.read_adapter, (("peft_type",),), beside=True),
 }
 TOOLS = tuple(name for name, reader in READERS.items() if not reader.beside)
-# Tools whose settings stand in the command of a shell script.
-SCRIPTS = {"ms-swift": ms_swift.from_command, "verl": verl.from_command, "megatron": megatron.from_command}
-# How the pipeline's own settings become a step. The pipeline sets it (scripts/ask), since the library knows no run.
+# Tools whose settings stand in the command of a shell script, or in a file that it names.
+SCRIPTS: dict[str, Callable[[Launch, Command, Path], Mapping[str, Any] | None]] = {
+    "ms-swift": lambda _, command, script: ms_swift.from_command(command, script),
+    "verl": lambda _, command, script: verl.from_command(command, script),
+    "megatron": lambda _, command, script: megatron.from_command(command, script),
+    "llama-factory": llama_factory.from_command,
+    "axolotl": axolotl.from_command,
+    "trl": trl.from_command,
+    "torchtune": torchtune.from_command,
+}
+# How the pipeline's own settings become a step, once they are checked. The pipeline sets it (scripts/ask), since the
+# library knows no run.
 step_of_a_run: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
-_RUN = {"training", "memory", "dataset", "scenario_defaults", "evaluation", "merging"}  # sections of a run's settings
+# The sections of a run's settings (config/schema.yaml): a file with any other key is no run's.
+RUN_SECTIONS = frozenset(
+    "run sweep dataset prompt model lora training memory scenario_defaults merging evaluation publish cluster".split()
+)
+_LOOKS_LIKE = data_path("looks_like.yaml")  # files that are often tried, by their keys
+CAN_READ = (
+    "a file of axolotl (base_model), LLaMA-Factory (model_name_or_path, stage), TRL (model_name_or_path, dataset_name),"
+    " torchtune (model._component_), torchtitan (training, parallelism), ms-swift (tuner_type) or verl"
+    " (actor_rollout_ref); of accelerate, DeepSpeed or PEFT beside a model; a scenario (model); a config.json"
+)
 
 
 def mapping_of(path: Path) -> Mapping[str, Any]:
@@ -95,8 +126,7 @@ def mapping_of(path: Path) -> Mapping[str, Any]:
             "The file is no configuration: it holds no keys.",
             where=path,
             found=type(content).__name__ if content is not None else "an empty file",
-            allowed="a file of axolotl, LLaMA-Factory, TRL, torchtitan, ms-swift, verl or accelerate, a scenario, or a"
-            " config.json",
+            allowed=CAN_READ,
             write="model: qwen2.5-coder-7b",
         )
     return content
@@ -114,12 +144,12 @@ def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
         return "model"
     if path.suffix == ".toml" and isinstance(mapping.get("training"), Mapping):
         return "torchtitan"
-    if any(isinstance(mapping.get(section), Mapping) for section in _RUN):
-        return "run"
     tools = [name for name, reader in READERS.items() if reader.can_read(mapping)]
-    own = "model" in mapping and not set(mapping) - set(BY_NAME) - {"like"}
-    if own:
+    own = set(mapping) & {*BY_NAME, "like"}
+    if "model" in mapping and len(own) == len(mapping):
         return "scenario"
+    if not tools and _is_run(mapping):
+        return "run"
     if tools == ["llama-factory", "trl"]:
         tools = _by_keys_of_their_own(mapping, tools)
     if len(tools) == 1:
@@ -132,17 +162,33 @@ def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
             allowed="--from with one of them",
             write=f"--from {tools[0]}",
         )
-    if "model" in mapping:
+    if "model" in mapping and 2 * len(own) > len(mapping):
         return "scenario"  # its check names what is unknown in it
+    like = _looks_like(mapping)
     raise UserError(
-        "No tool is known that writes such a file.",
+        f"This looks like a file of {like}, which can't be read."
+        if like
+        else "No tool is known that writes such a file.",
         where=path,
         found=", ".join(list(map(str, mapping))[:8]),
-        allowed="a file of axolotl (base_model), LLaMA-Factory (model_name_or_path, stage), TRL (model_name_or_path,"
-        " dataset_name), torchtitan (training, parallelism), ms-swift (tuner_type) or verl (actor_rollout_ref);"
-        " of accelerate, DeepSpeed or PEFT beside a model; a scenario (model); a config.json",
+        allowed=CAN_READ,
         write="model: qwen2.5-coder-7b",
     )
+
+
+def _is_run(mapping: Mapping[str, Any]) -> bool:
+    """Whether a file holds sections of a run's settings and nothing else; the schema checks what is in them."""
+    return set(mapping) <= RUN_SECTIONS and any(isinstance(section, Mapping) for section in mapping.values())
+
+
+def _looks_like(mapping: Mapping[str, Any]) -> str | None:
+    """Whose file it may be; a run's settings with a section that isn't one."""
+    sections = [key for key in mapping if key in RUN_SECTIONS and isinstance(mapping[key], Mapping)]
+    others = [str(key) for key in mapping if key not in RUN_SECTIONS]
+    if len(sections) > len(others):
+        return f"SecureCLI-Tuner's pipeline with sections that it doesn't have ({', '.join(others)})"
+    known = read_yaml(_LOOKS_LIKE).items()
+    return next((name for name, groups in known if _has_marks(mapping, groups)), None)
 
 
 def _by_keys_of_their_own(mapping: Mapping[str, Any], tools: list[str]) -> list[str]:
@@ -178,7 +224,7 @@ def _without_traceback(read: Callable[[], Reading], path: Path, tool: str) -> Re
         ) from None  # fmt: skip
 
 
-def read_script(path: Path, gpus: int | None) -> Reading:
+def read_script(path: Path, gpus: int | None, capability: tuple[int, int] | None = None) -> Reading:
     """Read a shell script: its first command that trains.
 
     Raises
@@ -188,22 +234,62 @@ def read_script(path: Path, gpus: int | None) -> Reading:
     """
     refused = None
     for command in commands(path.read_text(encoding="utf-8")):
-        for tool, from_command in SCRIPTS.items():
-            try:
-                settings = from_command(command, path)
-            except UserError as error:
-                refused = error
-                continue
-            if settings is not None:
-                reading = read_tool(path, tool, settings, gpus)
-                reading.line = "{key}={value}" if tool == "verl" else "--{key} {value}"
-                return reading
+        launch = launched(command, path)
+        try:
+            reading = _started(launch, command, path, gpus, capability)
+        except UserError as error:
+            refused = error
+            continue
+        if reading is not None:
+            return complete(reading, command, launch, path, gpus)
     raise refused or UserError(
         "No command that trains was found in this script.", where=path,
-        allowed="swift sft, swift pt, swift rlhf; megatron sft, pretrain_gpt.py; python -m verl.trainer.main_ppo",
+        allowed="swift sft, pt or rlhf; megatron sft, pretrain_gpt.py; python -m verl.trainer.main_ppo;"
+        " llamafactory-cli train; axolotl train; trl sft; tune run; python, accelerate launch, torchrun or deepspeed"
+        " with a program",
     )  # fmt: skip
 
 
-def read_program(path: Path, gpus: int | None, part: str | None = None) -> Reading:
-    """Read a Python program or a notebook; ``part``: which of the configurations of a torchtitan registry."""
-    return _without_traceback(lambda: program.read(path, gpus, part), path, "the program's trainer")
+def _started(
+    launch: Launch, command: Command, path: Path, gpus: int | None, capability: tuple[int, int] | None
+) -> Reading | None:
+    """What a command trains: a tool's settings, or a program's; None: it starts neither."""
+    refused = None
+    for tool, from_command in SCRIPTS.items():
+        try:
+            settings = from_command(launch, command, path)
+        except UserError as error:
+            refused = error
+            continue
+        if settings is not None:
+            reading = read_tool(path, tool, settings, gpus or launch.processes)
+            reading.line = "{key}={value}" if tool in ("verl", "torchtune") else "--{key} {value}"
+            return reading
+    if refused:
+        raise refused
+    if not launch.program.endswith(".py") or launch.words == command.words:
+        return None
+    started = beside(path, launch.program)
+    if started is None:
+        raise UserError("The script starts a program that isn't there.", where=path, found=launch.program,
+                        allowed="a program beside the script, or above it")  # fmt: skip
+    given = options(launch.words[1:], path)
+    return read_program(started, gpus or launch.processes, capability=capability, given=given)
+
+
+def read_program(
+    path: Path,
+    gpus: int | None,
+    part: str | None = None,
+    capability: tuple[int, int] | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Reading:
+    """Read a Python program or a notebook; ``part``: which of the configurations of a torchtitan registry.
+
+    ``capability``: the card's, by which programs choose between bf16 and fp16. ``given``: arguments by their names.
+    """
+
+    def read() -> Reading:
+        return program.read(path, gpus, part, capability, given or {})
+
+    return _without_traceback(read, path, "the program's trainer")
