@@ -17,7 +17,7 @@ from will_it_fit.scenario.description import ANY, MOST, described, switch
 from will_it_fit.scenario.generation import Generation, Preference
 from will_it_fit.scenario.model import found_beside
 from will_it_fit.scenario.strategies import DIVIDED, NONE, SCHEDULES, STRATEGIES, Strategy, even_stages
-from will_it_fit.scenario.value_fields import Allocator, Experts, Lora, Quantization, Versions
+from will_it_fit.scenario.value_fields import Allocator, Experts, Lora, Quantization, Versions, Zero
 
 
 @dataclass(frozen=True)
@@ -233,6 +233,7 @@ PARTS = {
     "preference": Preference,
     "quantization": Quantization,
     "versions": Versions,
+    "zero": Zero,
 }
 
 

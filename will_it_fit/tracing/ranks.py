@@ -66,7 +66,7 @@ def kinds_of_ranks(scenario: Scenario) -> tuple[Kind, ...]:
             )
             for part in parts
         )
-    rank = parallel.gpus - 1 if parallel.zero_stage == 2 else 0
+    rank = parallel.gpus - 1 if parallel.zero_stage in (1, 2) else 0
     return (Kind(rank, everybody),)
 
 
