@@ -145,7 +145,7 @@ class GatheredWeights(Zero):
         return [group for group in groups if group]
 
     def _one_buffer(self) -> list[torch.Tensor]:
-        """``defragment``: parts of what is trained go to the host and come back as one tensor; groups are views of it."""
+        """``defragment``: what is trained goes to the host and comes back as one tensor, which groups are views of."""
         every = [weight for group in self.groups for weight in group]
         dtype = every[0].part.dtype
         if self.settings.offload_param == "cpu":
