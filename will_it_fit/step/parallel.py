@@ -393,8 +393,6 @@ def zero_notes(scenario: Scenario) -> list[str]:
         )
     if scenario.zero_by_rules:
         notes.append("ZeRO is followed by the rules of DeepSpeed 0.19.8, not by the package itself")
-    if scenario.parallel.zero_stage < 3:  # seen with Llama-3.1-8B on four and eight GPUs
-        notes.append("the last of the GPUs is traced; in full fine-tuning others came out up to 7 % higher")
     return notes
 
 

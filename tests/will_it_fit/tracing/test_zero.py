@@ -13,6 +13,7 @@ from tests.will_it_fit.tracing.gloo_steps import ZERO_STEPS
 from tests.will_it_fit.tracing.several_gpus import LLAMA, SMALL, scenario
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario, check_packages
+from will_it_fit.tracing.hosts import host_of
 from will_it_fit.tracing.ranks import Kind
 from will_it_fit.tracing.trace import trace
 
@@ -118,14 +119,18 @@ def test_two_processes_take_what_is_predicted(number, rank, rules, measured, mon
     assert report["phases"] == measured[rank][number]["phases"]
 
 
-def test_of_zero2_the_last_process_is_followed(monkeypatch):
-    """Its gradients come first, while all activations are there: it takes more in backward than the first."""
-    step = scenario("full", "zero2", gpus=4, zero=SMALL)
-    followed = trace(step, "cpu", timeline=False)["phases"]
-    monkeypatch.setattr(will_it_fit.tracing.trace, "kinds_of_ranks", lambda _: (Kind(0, (0,)),))
-    first = trace(step, "cpu", timeline=False)["phases"]
-    assert first["backward"] < followed["backward"]
-    assert {phase: size for phase, size in first.items() if phase != "backward"}.items() <= followed.items()
+@pytest.mark.parametrize("strategy", FLAT)
+def test_no_gpu_of_zero1_and_zero2_needs_more_than_those_that_are_followed(strategy, monkeypatch):
+    """The embedding and the head, of which others have parts, are most of this model."""
+    model = LLAMA | {"vocab_size": 4096}
+    step = scenario("full", strategy, gpus=8, model=model, zero=SMALL | {"reduce_bucket_size": 600_000}, **MIXED)
+    followed = trace(step, timeline=False)
+    every = []
+    for rank in range(8):
+        monkeypatch.setattr(will_it_fit.tracing.trace, "kinds_of_ranks", lambda _, rank=rank: (Kind(rank, (rank,)),))
+        every.append(trace(step, timeline=False))
+    assert followed["required_bytes"] >= max(each["required_bytes"] for each in every)
+    assert len({each["peak_allocated_bytes"] for each in every}) > 1
 
 
 @pytest.mark.parametrize("gpus", [2, 4, 8])
@@ -145,7 +150,7 @@ def test_states_are_divided_as_its_authors_say(strategy, gpus):
         assert found["gradients"] == pytest.approx(2 * share + 4 * share, rel=0.01)
     else:  # what lies across two shares is held whole
         states = found["weights_bf16"] + found["gradients"] + found["optimizer_states"]
-        assert 2 * PARAMETERS + 14 * share < states < 1.02 * (2 * PARAMETERS + 18 * share)
+        assert 2 * PARAMETERS + 14 * share < states < 2 * PARAMETERS + 18 * share + 2 * 2 * 512 * 128
 
 
 def test_zero3_leaves_a_range_and_zero2_none():
@@ -182,12 +187,22 @@ def test_what_lies_on_the_host_is_not_on_the_gpu(strategy, offload, gone):
     )
 
 
+@pytest.mark.parametrize(("offload", "bytes_each"), [
+    ({}, 0),
+    ({"offload_optimizer": "cpu"}, 4 + 4 + 8 + 2),
+    ({"offload_optimizer": "cpu", "offload_param": "cpu"}, 4 + 4 + 8 + 2 + 2),
+])  # fmt: skip
+def test_the_host_holds_what_is_offloaded(offload, bytes_each):
+    step = scenario("full", "zero3", gpus=4, zero=offload, **MIXED)
+    assert host_of(step, 8).step_bytes == bytes_each * PARAMETERS // 4
+
+
 def test_notes_say_what_deepspeed_does_of_its_own():
     notes = trace(scenario("full", "zero3", precision="bf16-mixed"), timeline=False)["notes"]
     assert "500,000,000 elements, takes 1,000,000,000 bytes on each GPU all the time" in notes[0]
     assert "16,384 elements" in notes[0] and "fp32 copy" in notes[1] and "DeepSpeed 0.19.8" in notes[2]
-    note, _, others = trace(scenario("full", "zero2"), timeline=False)["notes"]
-    assert "2,000,000,000 bytes on each GPU while gradients are exchanged" in note and "up to 7 % higher" in others
+    note, _ = trace(scenario("full", "zero2"), timeline=False)["notes"]
+    assert "2,000,000,000 bytes on each GPU while gradients are exchanged" in note
 
 
 @needs_deepspeed
