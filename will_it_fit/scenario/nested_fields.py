@@ -26,8 +26,8 @@ class Parallel:
 
     strategy: str = described(
         "`ddp`: the whole model on each GPU. `fsdp2`, and the older `fsdp1`: weights, gradients and states"
-        " sharded, each layer gathered while it runs. `zero1`, `zero2`, `zero3`: DeepSpeed's ZeRO with the field `zero`,"
-        " predicted, and not trained.",
+        " sharded, each layer gathered while it runs. `zero1`, `zero2`, `zero3`: DeepSpeed's ZeRO, with the field"
+        " `zero`; predicted, and not trained.",
         words=tuple(STRATEGIES),
         default=NONE,
         example=DIVIDED,

@@ -76,7 +76,8 @@ def _ranks_of_flat_parts(scenario: Scenario) -> list[int]:
     """GPUs that may need most where ZeRO cuts all weights in equal parts, wherever a weight begins.
 
     The last one's gradients come first, while all activations are there, and the first one's last. A GPU keeps the
-    whole gradient of a weight of which it has a part, so that the one with most of them needs more. Adapters' are small.
+    whole gradient of a weight of which it has a part, so that the one with most of them needs more. Those of
+    adapters are small.
     """
     gpus = scenario.parallel.gpus
     last = gpus - 1
