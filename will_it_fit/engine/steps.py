@@ -197,6 +197,7 @@ def listening(tracker: Tracker, device: FakeDevice) -> Iterator[None]:
 # Methods that begin the update where DeepSpeed's engine or FSDP1 takes the step: module, class, method.
 _UPDATES = (
     ("deepspeed.runtime.engine", "DeepSpeedEngine", "step"),
+    ("will_it_fit.engine.zero", "ZeroEngine", "step"),
     ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedDataParallel", "clip_grad_norm_"),
 )
 

@@ -48,14 +48,6 @@ def _half(fields: Fields) -> str:
     return str(_value(fields, "precision")).removesuffix("-mixed")
 
 
-def _as_fsdp2(fields: Fields) -> dict[str, Any]:
-    parallel = fields["parallel"]
-    reshard, parts = WEIGHTS in _strategy(fields).divides, parallel.get("ulysses", 1)
-    read = {"strategy": DIVIDED, "gpus": parallel["gpus"], "reshard_after_forward": reshard}
-    ring = {"attention": "sdpa"} if parts > 1 else {}
-    return {"parallel": read | ({"context": parts} if parts > 1 else {}), **ring}
-
-
 def _divides(fields: Fields) -> bool:
     return bool(_strategy(fields).divides)
 
@@ -145,11 +137,6 @@ TABLE = (
         lambda f: {"compile_mode": GONE}, "torch_compile_mode", lambda f: f["compile_mode"], TOO_LOW,
         "CUDA graphs keep memory in pools of their own, and PyTorch stops where they add up gradients; read as the"
         " default mode",
-    ),
-    Approximation(
-        lambda f: _strategy(f).zero and find_spec("deepspeed") is None, _as_fsdp2,
-        "deepspeed", lambda f: f["parallel"]["strategy"], EITHER_WAY,
-        "DeepSpeed is not installed here; read as FSDP2, and Ulysses as a ring of the same GPUs",
     ),
     Approximation(
         lambda f: _divides(f) and f.get("method") != "full" and (f.get("quantization") or {}).get("type") == "int8",

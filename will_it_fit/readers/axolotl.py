@@ -11,6 +11,7 @@ from will_it_fit.readers import common, grpo
 from will_it_fit.readers.launch import Launch
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Values, begin, keys
 from will_it_fit.readers.shell import Command, with_file
+from will_it_fit.scenario.strategies import NONE, STRATEGIES
 
 TABLE = ("axolotl",)
 _ATTENTION_FLAGS = {
@@ -190,7 +191,7 @@ def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
     names = {"replicate": "dp_replicate_size", "tensor": "tensor_parallel_size", "expert": "expert_parallel_size"}
     names["context"] = "context_parallel_size" if "context_parallel_size" in get else "sequence_parallel_degree"
     parts = {axis: get(key, 1) for axis, key in names.items()}
-    if (reading.fields.get("parallel") or {}).get("strategy") in ("zero2", "zero3"):
+    if STRATEGIES[(reading.fields.get("parallel") or {}).get("strategy", NONE)].zero:
         common.ulysses(reading, names["context"], parts.pop("context"), "axolotl's own ring attention")
     divided = next((names[axis] for axis, size in parts.items() if size > 1), "")
     common.axes(reading, divided, parts, gpus or get("world_size"), get("dp_shard_size", 1))

@@ -12,12 +12,14 @@ from typing import Any
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
+from will_it_fit.data import data_path
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, allowed, checked, knows
 from will_it_fit.scenario.fields import BY_NAME
 from will_it_fit.scenario.hub import HubId, catalogued
 from will_it_fit.scenario.hub import of_modelscope as of_modelscope_alone
 from will_it_fit.scenario.objectives import OBJECTIVES
 from will_it_fit.scenario.optimizers import OPTIMIZERS
+from will_it_fit.scenario.strategies import NONE, STRATEGIES
 
 # By the names of transformers' and axolotl's `optim`: our optimizers, the first that the scenario knows is taken, and
 # where it is not the very one, which way the answer errs, and why.
@@ -70,7 +72,7 @@ _ATTENTION = {
 _DTYPES = {"bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "fp16": "fp16", "half": "fp16", "float32": "fp32",
            "fp32": "fp32", "float": "fp32", "auto": "bf16"}  # fmt: skip
 # DeepSpeed's configurations that come with the tools, by their names: files that need not lie here.
-_ZERO_BY_NAME = {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "ds_z0": 0, "ds_z2": 2, "ds_z3": 3}
+_DEEPSPEED_FILES = data_path("deepspeed_files.yaml")
 DEFAULT_GPUS = 2  # where a file divides a model and doesn't say among how many
 
 
@@ -210,7 +212,7 @@ def mesh(reading: Reading, key: str, config: Mapping[str, Any], gpus: int | None
 def ulysses(reading: Reading, key: str, size: int, whose: str = "") -> None:
     """Rows divided by Ulysses, beside a ZeRO that was read; ``whose``: where another library's code does it."""
     before = reading.fields.get("parallel") or {}
-    if size > 1 and before.get("strategy") in ("zero2", "zero3"):
+    if size > 1 and STRATEGIES[before.get("strategy", NONE)].zero:
         reading.set(parallel={**before, "ulysses": size})
         if whose:
             reading.approximates(key, size, EITHER_WAY, f"{whose} is read as DeepSpeed's Ulysses")
@@ -281,7 +283,7 @@ def deepspeed(reading: Reading, value: Any, beside: Path, gpus: int | None, key:
                 write=f"{key}: ds_z3_config.json",
             ) from None
     if isinstance(value, str):
-        value = _deepspeed_file(value, beside, key)
+        value = _deepspeed_file(value, beside, key, reading.tool)
     value = checked(key, value, where, "keys below it")
     zero = checked("zero_optimization", value.get("zero_optimization"), where) or {}
     stage = zero.get("stage", 0)
@@ -289,26 +291,75 @@ def deepspeed(reading: Reading, value: Any, beside: Path, gpus: int | None, key:
     if stage not in range(4):
         raise UserError("DeepSpeed's ZeRO has the stages 0 to 3.", where=f"{where}: {key}: zero_optimization",
                         found=stage, allowed="0, 1, 2, 3", write="stage: 3")  # fmt: skip
-    strategy = {0: "ddp", 1: "zero2", 2: "zero2", 3: "zero3"}[stage]
-    parallel(reading, strategy, gpus)
-    if stage == 1:
-        reading.approximates(key, "stage 1", TOO_LOW, "ZeRO-1 leaves gradients whole; read as ZeRO-2")
-    for part, what in (("offload_optimizer", "optimizer states"), ("offload_param", "weights")):
-        place = (checked(part, zero.get(part), where, "keys below it") or {}).get("device", "none")
-        if place not in ("none", None):
-            reading.approximates(
-                f"{key}: {part}", place, TOO_HIGH, f"{what} lie on the host", "states" if "opt" in part else None
-            )
+    parallel(reading, "ddp" if stage == 0 else f"zero{stage}", gpus)
+    if stage and gpus != 1:
+        _zero(reading, value, stage, f"{where}: {key}")
 
 
-def _deepspeed_file(text: str, beside: Path, key: str) -> dict[str, Any]:
+# Keys of `zero_optimization` that take no memory of a step, or none that DeepSpeed 0.19.8 heeds.
+_ZERO_WITHOUT_MEMORY = set(
+    """stage allgather_partitions allgather_bucket_size load_from_fp32_weights elastic_checkpoint
+    ignore_unused_parameters stage3_gather_16bit_weights_on_model_save gather_16bit_weights_on_model_save
+    stage3_gather_fp16_weights_on_model_save log_trace_cache_warnings pipeline_loading_checkpoint
+    override_module_apply cpu_offload_use_pin_memory enable_sanity_checks""".split()
+)
+# What other keys say where they change nothing (deepspeed/runtime/zero/config.py and precision_config.py).
+_ZERO_OFF = {
+    "memory_efficient_linear": True, "use_multi_rank_bucket_allreduce": True, "zero_hpz_partition_size": 1,
+    "compute_grad_norm": True,
+}  # fmt: skip
+_BESIDE_ZERO_OFF: dict[str, dict[str, Any]] = {
+    "bf16": {"bf16_master_weights_and_grads": False, "bf16_optimizer_states": False, "check_grad_overflow": True},
+    "fp16": {"fp16_master_weights_and_grads": False},
+}
+_BESIDE_ZERO = ("data_types", "communication_data_type", "prescale_gradients", "tensor_parallel", "torch_autocast")
+
+
+def _zero(reading: Reading, config: Mapping[str, Any], stage: int, where: str) -> None:
+    """What DeepSpeed's file says of ZeRO beside its stage: the field ``zero``.
+
+    What has no rule goes to DeepSpeed's own package, as ``zero.other``.
+    """
+    known = {part.name: part for part in BY_NAME["zero"].parts}
+    fields: dict[str, Any] = {}
+    other: dict[str, Any] = {}
+    for name, value in config["zero_optimization"].items():
+        name = name if name in known or f"stage3_{name}" not in known else f"stage3_{name}"
+        if name == "cpu_offload":
+            name, value = "offload_optimizer", {"device": "cpu" if value else "none"}
+        if name in ("offload_optimizer", "offload_param"):
+            place = checked(name, value, where, "keys below it") or {}
+            device, ratio = place.get("device") or "none", place.get("ratio", 1.0)
+            if device not in ("none", "cpu") or ratio != 1.0 or place.get("super_offload"):
+                other[name] = value
+            elif name == "offload_optimizer" or stage == 3:
+                fields[name] = device
+        elif name in known and name != "other":
+            if value == "auto" and "auto" not in known[name].about:
+                continue
+            boolean = known[name].is_boolean or "boolean" in known[name].types
+            fields[name] = value if boolean or value == "auto" else int(float(value))
+        elif name not in _ZERO_WITHOUT_MEMORY and value not in (None, "auto", _ZERO_OFF.get(name, False), 0, {}):
+            other[name] = value
+    beside = {name: config[name] for name in _BESIDE_ZERO if config.get(name) not in (None, False, "auto", {})}
+    for block, defaults in _BESIDE_ZERO_OFF.items():
+        own = config.get(block) or {}
+        changed = {name: own[name] for name, off in defaults.items() if own.get(name, off) not in (off, "auto")}
+        beside |= {block: changed} if changed else {}
+    if other or beside:
+        fields["other"] = beside | ({"zero_optimization": other} if other else {})
+    reading.set(zero=fields)
+
+
+def _deepspeed_file(text: str, beside: Path, key: str, tool: str) -> dict[str, Any]:
     for folder in (beside, *beside.parents[:4], Path()):
         path = folder / text
         if path.is_file():
             return read_yaml(path)  # JSON is YAML
-    stem = Path(text).stem
-    known = next((stage for name, stage in _ZERO_BY_NAME.items() if stem.startswith(name)), None)
-    if known is None:
+    stem, known = Path(text).stem, read_yaml(_DEEPSPEED_FILES)
+    tools = [known[tool]] if tool in known else list(known.values())
+    found = next((files[stem] for files in (*tools, *known.values()) if stem in files), None)
+    if found is None:
         raise UserError(
             "A file that this configuration names isn't there.",
             where=f"{beside}: {key}",
@@ -316,16 +367,7 @@ def _deepspeed_file(text: str, beside: Path, key: str) -> dict[str, Any]:
             allowed="the file, beside this one or in the working directory; DeepSpeed's JSON",
             write=f"{key}: ds_z3_config.json",
         )
-    offload = {}
-    if "offload_all" in stem or stem.endswith("_offload_config"):
-        offload = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
-    elif "offload_params" in stem:
-        offload = {"offload_param": {"device": "cpu"}}
-    elif stem == "zero2_offload":  # ms-swift's
-        offload = {"offload_optimizer": {"device": "cpu"}}
-    elif stem == "zero3_offload":
-        offload = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
-    return {"zero_optimization": {"stage": known, **offload}}
+    return {"zero_optimization": found}
 
 
 def offloaded(reading: Reading, key: str) -> None:

@@ -43,6 +43,10 @@ class Contradiction(NamedTuple):
     change: str
 
 
+def _sizes(zero: Any) -> list[Any]:
+    return [zero.reduce_bucket_size, zero.stage3_prefetch_bucket_size, zero.stage3_param_persistence_threshold]
+
+
 def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
     """A scenario's fields, those of its parallel and quantization, and the loop's settings."""
     parallel, lora, quantization = scenario.parallel, scenario.lora, scenario.quantization
@@ -52,7 +56,7 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
     gpu = scenario.gpu if isinstance(scenario.gpu, Mapping) else {}
     mixed = "autocast" if scenario.autocast else "precision"
     return View(
-        **vars(scenario),
+        **{**vars(scenario), "zero": parallel.zero_stage},
         **asdict(parallel),
         **asdict(scenario.preference),
         **asdict(scenario.generation),
@@ -62,7 +66,8 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
         beyond=scenario.sequence_length - (scenario.generation.max_model_length or 0),
         half_length=max(scenario.sequence_length // 2, 1),
         sharded=parallel.sharded,
-        zero=parallel.zero_stage,
+        sizes_in_words=any(isinstance(size, str) and size != "auto" for size in _sizes(scenario.zero)),
+        weights_on_host=scenario.zero.offload_param == "cpu",
         several=max(parallel.gpus, 2),
         meshed=parallel.meshed,
         is_mixed=scenario.mixed,
@@ -280,6 +285,13 @@ STEP = (
     Contradiction(lambda s: s.offload != "none" and s.fsdp == 1, "parallel",
         "`parallel.offload: cpu` is predicted for FSDP2 alone, not for `parallel.strategy: fsdp1`.",
         "strategy: fsdp2; or offload: none", "parallel: {{strategy: fsdp2, gpus: {several}, offload: cpu}}"),
+    Contradiction(lambda s: s.zero and s.sizes_in_words, "zero",
+        "Sizes of `zero` are numbers of elements, or the word auto.",
+        "0, 1, 2, ...; auto", "zero: {{reduce_bucket_size: auto}}"),
+    Contradiction(lambda s: s.zero in (1, 2) and s.weights_on_host, "zero",
+        f"`zero.offload_param: cpu` and `parallel.strategy: {{strategy}}` {_APART}: stages 1 and 2 keep the"
+        " weights whole.",
+        "offload_param: none; or strategy zero3", "zero: {{offload_param: none}}"),
     Contradiction(lambda s: not s.reshard_after_forward and s.zero, "parallel",
         f"`parallel.reshard_after_forward: false` and `parallel.strategy: {{strategy}}` {_APART}: ZeRO-3 gives gathered"
         " weights back, and ZeRO-2 does not shard them.",

@@ -35,7 +35,16 @@ from will_it_fit.scenario.nested_fields import Parallel, Preference
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import DIVIDED
-from will_it_fit.scenario.value_fields import PRECISIONS, Allocator, Experts, Lora, Quantization, Versions
+from will_it_fit.scenario.value_fields import (
+    PRECISIONS,
+    Allocator,
+    Experts,
+    Lora,
+    Quantization,
+    Versions,
+    Zero,
+    say_zero,
+)
 
 _NO_ADAPTERS = {"full": Excluded("method full trains every weight and has no adapters", "method: lora")}
 
@@ -368,6 +377,13 @@ class Fields:
         example={"strategy": DIVIDED, "gpus": 2},
         said=say_parallel,
         parts=Parallel,
+    )
+    zero: Zero = described(
+        "With `zero1`, `zero2` and `zero3`: what DeepSpeed's configuration says in `zero_optimization`.",
+        example={"reduce_bucket_size": 12_845_056},
+        said=say_zero,
+        parts=Zero,
+        in_training=False,
     )
     versions: Versions = described(
         "Versions of libraries that are meant instead of the installed ones.",

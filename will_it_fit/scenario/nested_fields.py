@@ -17,7 +17,7 @@ from will_it_fit.scenario.description import ANY, MOST, described, switch
 from will_it_fit.scenario.generation import Generation, Preference
 from will_it_fit.scenario.model import found_beside
 from will_it_fit.scenario.strategies import DIVIDED, NONE, SCHEDULES, STRATEGIES, Strategy, even_stages
-from will_it_fit.scenario.value_fields import Allocator, Experts, Lora, Quantization, Versions
+from will_it_fit.scenario.value_fields import Allocator, Experts, Lora, Quantization, Versions, Zero
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Parallel:
 
     strategy: str = described(
         "`ddp`: the whole model on each GPU. `fsdp2`, and the older `fsdp1`: weights, gradients and states"
-        " sharded, each layer gathered while it runs. `zero2`, `zero3`: DeepSpeed's ZeRO, predicted"
-        " where the extra `deepspeed` is installed, and not trained.",
+        " sharded, each layer gathered while it runs. `zero1`, `zero2`, `zero3`: DeepSpeed's ZeRO, with the field"
+        " `zero`; predicted, and not trained.",
         words=tuple(STRATEGIES),
         default=NONE,
         example=DIVIDED,
@@ -233,6 +233,7 @@ PARTS = {
     "preference": Preference,
     "quantization": Quantization,
     "versions": Versions,
+    "zero": Zero,
 }
 
 

@@ -28,6 +28,7 @@ from will_it_fit.scenario.model import read_model, size
 from will_it_fit.scenario.nested_fields import PARTS, checked_adapter, checked_gpu, checked_lora
 from will_it_fit.scenario.objectives import OBJECTIVES, Objective
 from will_it_fit.scenario.optimizers import OPTIMIZERS
+from will_it_fit.scenario.value_fields import Zero
 
 
 class Scenario(Fields):
@@ -133,6 +134,19 @@ class Scenario(Fields):
     def completion_length(self) -> int:
         """Tokens of a row that an objective judges; half of the row by default."""
         return self.preference.completion_length or max(self.sequence_length // 2, 1)
+
+    @property
+    def zero_settings(self) -> Zero:
+        """What DeepSpeed is told, with its sizes as numbers."""
+        return self.zero.for_a(self.size("hidden_size"))
+
+    @property
+    def zero_by_rules(self) -> bool:
+        """Whether ZeRO is followed by its rules; else by DeepSpeed's own package, which gives the same bytes.
+
+        So an answer does not depend on what is installed. Ulysses, and settings without a rule, are the package's.
+        """
+        return self.parallel.zero_stage > 0 and self.parallel.ulysses == 1 and not self.zero.other
 
     @property
     def steps_per_generation(self) -> int:
@@ -275,12 +289,13 @@ def _excluded(method: str, given: Mapping[str, Any], where: object) -> Iterator[
 
 def check_packages(scenario: Scenario, where: object = "scenario") -> None:
     """Refuse a scenario whose optional package is not installed here, with the command that installs it."""
-    strategy, optimizer, objective = scenario.parallel.strategy, scenario.optimizer, scenario.objective
-    zero = "deepspeed" if scenario.parallel.zero_stage else None
+    optimizer, objective, parallel = scenario.optimizer, scenario.objective, scenario.parallel
     needed = (  # field, its value, the package that it needs, what does without, which extra brings the package
         ("optimizer", optimizer, OPTIMIZERS[optimizer].package, "an optimizer that needs none", "optimizers"),
-        ("parallel.strategy", strategy, zero, "strategy fsdp2, which needs none and divides what zero3 divides (with"
-         " reshard_after_forward: false it gathers weights as seldom as zero2)", "deepspeed"),
+        ("parallel.ulysses", parallel.ulysses, parallel.ulysses > 1 and "deepspeed",
+         "context, a ring of the same GPUs with fsdp2", "deepspeed"),
+        ("zero.other", scenario.zero.other, parallel.zero_stage and scenario.zero.other and "deepspeed",
+         "a configuration without these keys, which have no rule here", "deepspeed"),
         ("objective", objective, scenario.aim.trainer and "trl", "objective sft", "trl"),
         ("float8", scenario.float8, None if scenario.float8 == "none" else "torchao", "float8 none", "optimizers"),
         ("qat", scenario.qat, None if scenario.qat == "none" else "torchao", "qat none", "optimizers"),

@@ -48,6 +48,7 @@ STRATEGIES = {
     REPLICATED: Strategy("DDP", replicates=True, in_closed_form=True, trained=True),
     "fsdp1": Strategy("FSDP1", (WEIGHTS, GRADIENTS, STATES), fsdp=1),
     DIVIDED: Strategy("FSDP", (WEIGHTS, GRADIENTS, STATES), fsdp=2, in_closed_form=True, trained=True),
+    "zero1": Strategy("ZeRO-1", (STATES,), zero=1),
     "zero2": Strategy("ZeRO-2", (GRADIENTS, STATES), zero=2),
     "zero3": Strategy("ZeRO-3", (WEIGHTS, GRADIENTS, STATES), zero=3),
 }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from will_it_fit.scenario.description import ANY, described, switch
+from will_it_fit.common.text import yaml_text
+from will_it_fit.scenario.description import ANY, described, fields_of, switch
+from will_it_fit.scenario.strategies import STRATEGIES
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -77,6 +81,110 @@ class Experts:
     router_loss: bool = switch(
         "The loss that spreads tokens over experts is added (`output_router_logits`): the routers' logits are kept.",
         on="a routers' loss",
+    )
+
+
+@dataclass(frozen=True)
+class Zero:
+    """DeepSpeed's `zero_optimization`, by its own names and with its own defaults; sizes are in elements."""
+
+    overlap_comm: bool | None = described(
+        "Gradients are exchanged beside the backward pass, which takes a second bucket with stages 1 and 2; `null`:"
+        " with stage 3 alone.",
+        types=("boolean",),
+        nullable=True,
+        closed_form=ANY,
+    )
+    contiguous_gradients: bool = switch(
+        "Gradients are copied into a bucket for their exchange.", default=True, closed_form=ANY
+    )
+    reduce_scatter: bool = switch(
+        "Each GPU gets its part of the gradients alone; `false`: all gradients.", default=True, closed_form=ANY
+    )
+    round_robin_gradients: bool = switch(
+        "With stages 1 and 2 the GPUs take a weight each in turn, instead of many one after the other.",
+        closed_form=ANY,
+    )
+    reduce_bucket_size: int | str = described(
+        "Elements of a bucket of gradients; `auto`, as transformers fills it in: the hidden size squared.",
+        types=("integer", "string"),
+        default=500_000_000,
+        closed_form=ANY,
+    )
+    stage3_prefetch_bucket_size: int | str = described(
+        "Elements of the weights that stage 3 gathers before they are needed; `auto`: 0.9 times the hidden size"
+        " squared.",
+        types=("integer", "string"),
+        default=50_000_000,
+        closed_form=ANY,
+    )
+    stage3_param_persistence_threshold: int | str = described(
+        "Weights of so many elements, and fewer, stay gathered from one update to the next; `auto`: ten times the"
+        " hidden size.",
+        types=("integer", "string"),
+        default=100_000,
+        closed_form=ANY,
+    )
+    stage3_max_live_parameters: int = described(
+        "Elements of gathered weights from which nothing more is gathered ahead.",
+        types=("integer",),
+        default=1_000_000_000,
+        closed_form=ANY,
+    )
+    stage3_max_reuse_distance: int = described(
+        "A weight that is needed again within so many elements stays gathered.",
+        types=("integer",),
+        default=1_000_000_000,
+        closed_form=ANY,
+    )
+    sub_group_size: int = described(
+        "Elements of a GPU's share that stage 3 updates at once.",
+        types=("integer",),
+        default=1_000_000_000,
+        closed_form=ANY,
+    )
+    offload_optimizer: str = described(
+        "`cpu`: the fp32 copy of the weights, the states and the update are on the host.",
+        words=("none", "cpu"),
+        default="none",
+        example="cpu",
+        said={"none": "", "cpu": "states on the host"},
+        closed_form=ANY,
+    )
+    offload_param: str = described(
+        "`cpu`: with stage 3, a GPU's share of the weights lies on the host too.",
+        words=("none", "cpu"),
+        default="none",
+        example="cpu",
+        said={"none": "", "cpu": "weights on the host"},
+        closed_form=ANY,
+    )
+    other: dict[str, Any] | None = described(
+        "What else DeepSpeed's file says, as it says it. It has no rule here, and is followed with DeepSpeed's own"
+        " package.",
+        types=("object",),
+        nullable=True,
+        example={"data_types": {"grad_accum_dtype": "fp32"}},
+        closed_form=ANY,
+    )
+
+    def for_a(self, hidden_size: int | None) -> Zero:
+        """The same with ``auto`` as transformers fills it in (5.24, ``integrations/deepspeed.py``)."""
+        square, width = (hidden_size or 0) ** 2, hidden_size or 0
+        filled = {
+            "reduce_bucket_size": square,
+            "stage3_prefetch_bucket_size": int(0.9 * square),
+            "stage3_param_persistence_threshold": 10 * width,
+        }
+        return replace(self, **{name: size for name, size in filled.items() if getattr(self, name) == "auto"})
+
+
+def say_zero(value: Mapping[str, Any], scenario: Mapping[str, Any]) -> str:
+    """Settings of ZeRO that are not DeepSpeed's own."""
+    if not STRATEGIES[scenario["parallel"]["strategy"]].zero:
+        return ""
+    return ", ".join(
+        f"{part.name} {yaml_text(value[part.name])}" for part in fields_of(Zero) if value[part.name] != part.default
     )
 
 

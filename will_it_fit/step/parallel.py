@@ -116,7 +116,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def _is_engine(model: nn.Module) -> bool:
-    return type(model).__name__ == "DeepSpeedEngine"
+    return type(model).__name__ in ("DeepSpeedEngine", "ZeroEngine")
 
 
 def exchanging(model: nn.Module, *, last: bool) -> AbstractContextManager:
@@ -304,20 +304,25 @@ def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
 def _zero(
     model: nn.Module, scenario: Scenario, device: torch.device, optimizer: torch.optim.Optimizer | None
 ) -> nn.Module:
-    """DeepSpeed's engine, made as accelerate's ``_prepare_deepspeed`` makes it.
+    """DeepSpeed's engine, made as accelerate's ``_prepare_deepspeed`` makes it; or what follows its rules.
 
     ZeRO-3 divides weights as transformers' ``from_pretrained`` does inside ``zero.Init``: one after the other, in the
     precision of the step. Packed 4-bit weights it leaves to the engine, which brings all of them to the GPU first.
     """
-    import deepspeed
-
-    deepspeed.init_distributed()  # finds the group that is there
-    configuration = zero_configuration(scenario)
+    before: list[nn.Parameter] = []
     if scenario.parallel.zero_stage == 3 and scenario.method != "qlora":
         dtype, added = DTYPES[scenario.autocast_precision or "fp32"], adapter_names(model)
         for name, parameter in model.named_parameters():
             if name not in added:
                 parameter.data = parameter.data.to(dtype)
+                before.append(parameter)
+    if scenario.zero_by_rules and device.type == "meta":
+        return _zero_by_rules(model, scenario, optimizer, before)
+    import deepspeed
+
+    deepspeed.init_distributed()  # finds the group that is there
+    configuration = zero_configuration(scenario)
+    if before:
         alone = {name: value for name, value in configuration.items() if name != "train_batch_size"}
         deepspeed.zero.Init(module=model, config_dict_or_path=alone)  # it knows no groups, and checks the product
     if scenario.parallel.ulysses == 1:
@@ -328,11 +333,25 @@ def _zero(
     return engine
 
 
+def _zero_by_rules(
+    model: nn.Module, scenario: Scenario, optimizer: torch.optim.Optimizer | None, before: list[nn.Parameter]
+) -> nn.Module:
+    from will_it_fit.engine.fake_device import active
+    from will_it_fit.engine.zero import ZeroEngine
+    from will_it_fit.engine.zero_flat import FlatPartitions
+    from will_it_fit.engine.zero_gathered import GatheredWeights
+
+    dtype, device, settings = DTYPES.get(scenario.autocast_precision), active(), scenario.zero_settings
+    if scenario.parallel.zero_stage == 3:
+        return ZeroEngine(model, GatheredWeights(model, optimizer, settings, device, dtype, before))
+    stage = scenario.parallel.zero_stage
+    return ZeroEngine(model, FlatPartitions(model, optimizer, settings, device, dtype, stage=stage))
+
+
 def zero_configuration(scenario: Scenario) -> dict[str, Any]:
     """What accelerate's plugin for ``accelerate launch --use_deepspeed --zero_stage N`` tells DeepSpeed.
 
-    It says nothing of the sizes of buckets, so that DeepSpeed's defaults hold (``runtime/zero/config.py``). The rest is
-    what ``_prepare_deepspeed`` (accelerate 1.15, ``accelerator.py``) fills in.
+    The rest is what ``_prepare_deepspeed`` (accelerate 1.15, ``accelerator.py``) fills in, and what the scenario says.
     """
     from accelerate.utils import DeepSpeedPlugin
 
@@ -347,28 +366,33 @@ def zero_configuration(scenario: Scenario) -> dict[str, Any]:
         train_micro_batch_size_per_gpu=scenario.micro_batch,
         train_batch_size=scenario.micro_batch * accumulation * at_once,
     )
-    return plugin.deepspeed_config
+    said, configuration = dataclasses.asdict(scenario.zero_settings), plugin.deepspeed_config
+    other = dict(said.pop("other") or {})
+    places = {name: {"device": said.pop(name)} for name in ("offload_optimizer", "offload_param")}
+    configuration["zero_optimization"] |= said | places | other.pop("zero_optimization", {})
+    for name, value in other.items():
+        configuration[name] = {**configuration.get(name, {}), **value} if isinstance(value, dict) else value
+    return configuration
 
 
 def zero_notes(scenario: Scenario) -> list[str]:
     """What a person should know of the settings that :func:`zero_configuration` takes."""
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
     width = DTYPES[scenario.autocast_precision or "fp32"].itemsize
-    elements, hidden = DeepSpeedZeroConfig().reduce_bucket_size, scenario.size("hidden_size")
+    elements, hidden = scenario.zero_settings.reduce_bucket_size, scenario.size("hidden_size")
+    buckets = 2 if scenario.zero.overlap_comm and scenario.parallel.zero_stage < 3 else 1
     note = (
-        f"DeepSpeed's own `reduce_bucket_size`, {elements:,} elements, takes {elements * width:,} bytes on each GPU"
-        f" {'while gradients are exchanged' if scenario.parallel.strategy == 'zero2' else 'all the time'}"
+        f"`zero.reduce_bucket_size`, {elements:,} elements, takes {elements * width * buckets:,} bytes on each GPU"
+        f" {'all the time' if scenario.parallel.zero_stage == 3 else 'while gradients are exchanged'}"
     )
-    if hidden:
+    if hidden and elements != hidden**2:
         note += f"; a configuration file that says `auto` makes it {hidden**2:,} elements"
     notes = [note]
     if cast := scenario.autocast_precision:
         notes.append(
             f"DeepSpeed casts the weights to {cast}, keeps an fp32 copy of what is trained, and runs no autocast"
         )
-    if scenario.parallel.zero_stage == 2:  # seen with Llama-3.1-8B on four and eight GPUs
-        notes.append("the last of the GPUs is traced; in full fine-tuning others came out up to 7 % higher")
+    if scenario.zero_by_rules:
+        notes.append("ZeRO is followed by the rules of DeepSpeed 0.19.8, not by the package itself")
     return notes
 
 

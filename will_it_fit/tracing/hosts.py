@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -129,12 +130,37 @@ def started_bytes(scenario: Scenario, trace: Mapping[str, Any], stored: torch.dt
     return left + whole_model_bytes(scenario, stored)
 
 
+def zero_offloaded_bytes(scenario: Scenario) -> int:
+    """What DeepSpeed keeps of a GPU's share on the host (0.19.8, ``stage_1_and_2.py``, ``stage3.py``).
+
+    Of each number that is trained: a copy of the weight and its gradient in fp32, the optimizer's states, and in the
+    step's dtype the weight on its way back (stages 1 and 2) or the sum of the gradients (stage 3). Of a share of all
+    weights, with ``offload_param``, the weight. What is page-locked may take up to twice as much; it is not counted.
+    """
+    if scenario.zero.offload_optimizer == "none" and scenario.zero.offload_param == "none":
+        return 0
+    from will_it_fit.step.adapters import DTYPES
+    from will_it_fit.step.model import build_model
+
+    width = DTYPES[scenario.autocast_precision or "fp32"].itemsize
+    parameters = list(build_model(scenario, "meta").parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    total = 0.0
+    if scenario.zero.offload_optimizer == "cpu":
+        total += trained * (4 + 4 + width + OPTIMIZERS[scenario.optimizer].state_bytes(4))
+    if scenario.zero.offload_param == "cpu":
+        total += sum(parameter.numel() for parameter in parameters) * width
+    return int(total) // scenario.parallel.gpus
+
+
 def offloaded_bytes(scenario: Scenario) -> int:
     """What FSDP2 keeps of a GPU's shards on the host with ``parallel.offload: cpu``; else 0.
 
     Weights and gradients are page-locked (FSDP2's ``CPUOffloadPolicy``), in blocks of the next power of two (PyTorch's
     ``CachingHostAllocator``); optimizer states are not.
     """
+    if scenario.parallel.zero_stage:
+        return zero_offloaded_bytes(scenario)
     if scenario.parallel.offload != "cpu":
         return 0
     import torch

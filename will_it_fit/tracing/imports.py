@@ -46,7 +46,7 @@ def import_libraries(scenario: Scenario) -> None:
                 module.import_itself()
     with _names_found_fast():
         _import_transformers([])
-    if scenario.parallel.zero_stage:
+    if scenario.parallel.zero_stage and not scenario.zero_by_rules:
         _import_whole_deepspeed()
     if scenario.parallel.pipeline > 1:  # patched where it is imported (will_it_fit.engine.fake_pipeline)
         import_module("torch.distributed.pipelining")

@@ -20,6 +20,7 @@ from will_it_fit.engine.fake_device import active
 from will_it_fit.engine.model_tensors import Label, component_of, quantization_state
 from will_it_fit.engine.report import History
 from will_it_fit.engine.trace import recorded
+from will_it_fit.engine.zero import ZeroEngine
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import adapter_names
 from will_it_fit.step.experts import on_host
@@ -170,7 +171,10 @@ def _engine(
     component: Callable[[str, torch.Tensor], str],
 ) -> nn.Module:
     engine = parallelize(model, scenario, "meta", optimizer)
-    name_states(active(), engine, component)
+    if isinstance(engine, ZeroEngine):
+        engine.optimizer.name(component)
+    else:
+        name_states(active(), engine, component)
     return engine
 
 

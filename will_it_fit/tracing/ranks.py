@@ -9,6 +9,7 @@ from typing import Any
 from will_it_fit.common.text import size_text
 from will_it_fit.engine.report import Report
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step.model import skeleton
 
 _PACKED = "transformers.masking_utils:find_packed_sequence_indices"  # whether each row is one text
 
@@ -43,8 +44,8 @@ def kinds_of_ranks(scenario: Scenario) -> tuple[Kind, ...]:
 
     Stages of a pipeline all differ. Of GPUs that share a row's tokens the first and the last differ from those between,
     of which one is followed; each takes a part from the row's beginning and one from its end, and transformers makes a
-    mask wherever the two don't touch, which is on all but the last. GPUs of tensor, expert and FSDP alike; the last of
-    ZeRO-2 needs most, whose gradients come first.
+    mask wherever the two don't touch, which is on all but the last. GPUs of tensor, expert and FSDP are alike; of
+    ZeRO-1 and ZeRO-2 up to three are followed.
     """
     parallel = scenario.parallel
     everybody = tuple(range(parallel.gpus))
@@ -66,8 +67,31 @@ def kinds_of_ranks(scenario: Scenario) -> tuple[Kind, ...]:
             )
             for part in parts
         )
-    rank = parallel.gpus - 1 if parallel.zero_stage == 2 else 0
-    return (Kind(rank, everybody),)
+    if parallel.zero_stage in (1, 2):
+        return tuple(Kind(rank, (rank,)) for rank in _ranks_of_flat_parts(scenario))
+    return (Kind(0, everybody),)
+
+
+def _ranks_of_flat_parts(scenario: Scenario) -> list[int]:
+    """GPUs that may need most where ZeRO cuts all weights in equal parts, wherever a weight begins.
+
+    The last one's gradients come first, while all activations are there, and the first one's last. A GPU keeps the
+    whole gradient of a weight of which it has a part, so that the one with most of them needs more. Those of
+    adapters are small.
+    """
+    gpus = scenario.parallel.gpus
+    last = gpus - 1
+    if scenario.method != "full":
+        return [last]
+    sizes = [parameter.numel() for parameter in skeleton(scenario).parameters() if parameter.requires_grad]
+    part = -(-sum(sizes) // gpus)
+    held, start = [0] * gpus, 0
+    for size in sizes:
+        for rank in range(start // part, min((start + size - 1) // part, last) + 1):
+            held[rank] += size
+        start += size
+    most = max(range(gpus), key=lambda rank: (held[rank], rank))
+    return sorted({0, most, last}, reverse=True)
 
 
 def _stages(place: int, scenario: Scenario) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -25,12 +25,14 @@ from will_it_fit.common.text import gib
 from will_it_fit.engine.card import active_simulation
 from will_it_fit.engine.costs import CostRecorder
 from will_it_fit.engine.fake_deepspeed import fake_deepspeed
+from will_it_fit.engine.fake_device import FakeDevice
 from will_it_fit.engine.fake_group import fake_group
 from will_it_fit.engine.interpolate import Asked, Recording
 from will_it_fit.engine.periods import Unlike
 from will_it_fit.engine.record import Record
 from will_it_fit.engine.report import History, Report, make_report, recording
 from will_it_fit.engine.trace import Options, trace_step
+from will_it_fit.engine.zero_gathered import zero_in_place
 from will_it_fit.hours.step_time import Speed, step_time
 from will_it_fit.scenario.model import LOOP
 from will_it_fit.scenario.optimizers import OPTIMIZERS
@@ -320,7 +322,7 @@ def _stepped(
     make_step = partial(random_step, device="meta", max_grad_norm=1.0)
     with (
         fake_group(gpus, kind.rank) if gpus > 1 else nullcontext() as device,
-        fake_deepspeed(device, target) if zero else nullcontext(),
+        _deepspeed(device, scenario, target) if zero else nullcontext(),
     ):
         ready = prepared(scenario)
         wrap, optimizer = ready.wrap, ready.optimizer
@@ -344,6 +346,13 @@ def _stepped(
                 ),
             )
     return answer, ready.about
+
+
+def _deepspeed(device: FakeDevice, scenario: Scenario, target: str) -> AbstractContextManager[None]:
+    """DeepSpeed's package, or what its rules exchange."""
+    if not scenario.zero_by_rules:
+        return fake_deepspeed(device, target)
+    return zero_in_place(scenario.parallel.zero_stage)
 
 
 def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple[Any, dict[str, Any]]:

@@ -1,7 +1,6 @@
 """The nearest that a scenario can say, whichever row of the table comes first."""
 
 import random
-from importlib.util import find_spec
 
 import pytest
 
@@ -85,11 +84,7 @@ def test_what_becomes_of_a_field(given: dict, changed: dict) -> None:
     assert approximated({**model, **given})[0] == {**model, **changed}
 
 
-def test_without_deepspeed_zero_is_read_as_fsdp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "will_it_fit.readers.approximations.find_spec", lambda name: None if name == "deepspeed" else find_spec(name)
-    )
-    parallel = {"strategy": "zero3", "gpus": 4}
-    now, (row,) = approximated({"model": MODELS["dense"], "parallel": parallel})
-    assert now["parallel"] == {"strategy": "fsdp2", "gpus": 4, "reshard_after_forward": True}
-    assert (row.key, row.found) == ("deepspeed", "zero3")
+def test_zero_is_read_under_no_other_name() -> None:
+    parallel = {"strategy": "zero3", "gpus": 4, "ulysses": 2}
+    now, rows = approximated({"model": MODELS["dense"], "parallel": parallel})
+    assert now["parallel"] == parallel and not rows

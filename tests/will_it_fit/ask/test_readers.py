@@ -12,7 +12,7 @@ import yaml
 from will_it_fit import readers
 from will_it_fit.ask.question import Options, Question, question
 from will_it_fit.common.errors import UserError
-from will_it_fit.readers.reading import TABLES, TOO_LOW, keys
+from will_it_fit.readers.reading import TABLES, keys
 from will_it_fit.scenario.fields import BY_NAME
 
 AXOLOTL = {"base_model": "meta-llama/Llama-3.2-1B", "datasets": [{"path": "x"}]}
@@ -351,10 +351,53 @@ def test_deepspeeds_file_is_found_beside_or_by_its_name(tmp_path: Path) -> None:
         asked(tmp_path, FACTORY | {"deepspeed": "mine.json"})
 
 
-def test_zero_1_takes_more_than_the_answer_says(tmp_path: Path) -> None:
-    """It leaves gradients whole, and is read as ZeRO-2."""
-    found = asked(tmp_path, FACTORY | {"bf16": True, "deepspeed": {"zero_optimization": {"stage": 1}}})
-    assert [remark.errs for remark in found.reading.remarks if remark.value == "stage 1"] == [TOO_LOW]
+TWO, THREE = {"stage": 2}, {"stage": 3}
+
+
+@pytest.mark.parametrize(
+    ("config", "zero"),
+    [
+        ({"stage": 1}, {"reduce_bucket_size": 500_000_000, "overlap_comm": None}),
+        (TWO | {"reduce_bucket_size": "5e7", "overlap_comm": True}, {"reduce_bucket_size": 50_000_000}),
+        (TWO | {"reduce_bucket_size": 2e8, "round_robin_gradients": True}, {"round_robin_gradients": True}),
+        (TWO | {"cpu_offload": True}, {"offload_optimizer": "cpu"}),
+        (TWO | {"offload_param": {"device": "cpu"}}, {"offload_param": "none"}),  # which DeepSpeed ignores
+        (THREE | {"offload_param": {"device": "cpu"}}, {"offload_param": "cpu", "offload_optimizer": "none"}),
+        (THREE | {"reduce_bucket_size": "auto"}, {"reduce_bucket_size": "auto"}),
+        (THREE | {"max_live_parameters": 0, "prefetch_bucket_size": 7}, {"stage3_max_live_parameters": 0,
+                                                                      "stage3_prefetch_bucket_size": 7}),
+        (THREE | {"sub_group_size": "auto"}, {"sub_group_size": 1_000_000_000}),
+        (THREE | {"zero_quantized_weights": False, "zero_hpz_partition_size": 1}, {"other": None}),
+        (THREE | {"zero_quantized_weights": True}, {"other": {"zero_optimization": {"zero_quantized_weights": True}}}),
+        (THREE | {"offload_optimizer": {"device": "nvme"}},
+         {"other": {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "offload_optimizer": "none"}),
+    ],
+)  # fmt: skip
+def test_what_deepspeeds_file_says_of_zero(config: dict, zero: dict, tmp_path: Path) -> None:
+    """What has no rule is kept for DeepSpeed's own package."""
+    found = asked(tmp_path, FACTORY | {"bf16": True, "deepspeed": {"zero_optimization": config}})
+    said(found, parallel={"strategy": f"zero{config['stage']}", "gpus": 2}, zero=zero)
+
+
+def test_gradients_summed_in_another_dtype_are_for_deepspeeds_package(tmp_path: Path) -> None:
+    dtypes = {"grad_accum_dtype": "fp32"}
+    deepspeed = {"zero_optimization": {"stage": 2}, "data_types": dtypes, "bf16": {"enabled": "auto"}}
+    said(asked(tmp_path, FACTORY | {"bf16": True, "deepspeed": deepspeed}), zero={"other": {"data_types": dtypes}})
+
+
+@pytest.mark.parametrize(
+    ("tool", "name", "parallel", "zero"),
+    [
+        (FACTORY | {"bf16": True}, "examples/deepspeed/ds_z2_config.json", "zero2", {"round_robin_gradients": True}),
+        (FACTORY | {"bf16": True}, "ds_z3_offload_config.json", "zero3", {"offload_param": "cpu"}),
+        (AXOLOTL, "deepspeed_configs/zero1.json", "zero1", {"overlap_comm": True}),
+        (AXOLOTL, "deepspeed_configs/zero2.json", "zero2", {"offload_optimizer": "cpu"}),
+        (AXOLOTL, "deepspeed_configs/zero3_bf16.json", "zero3", {"sub_group_size": 0, "reduce_bucket_size": "auto"}),
+        (AXOLOTL, "zero3_bf16_cpuoffload_params.json", "zero3", {"offload_param": "cpu", "offload_optimizer": "none"}),
+    ],
+)
+def test_files_that_come_with_the_tools_are_known_by_tool_and_name(tool, name, parallel, zero, tmp_path: Path) -> None:
+    said(asked(tmp_path, tool | {"deepspeed": name}), parallel={"strategy": parallel}, zero=zero)
 
 
 def test_a_sharding_strategy_of_gradients_keeps_gathered_weights(tmp_path: Path) -> None:

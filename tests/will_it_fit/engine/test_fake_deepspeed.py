@@ -6,19 +6,25 @@ import os
 import pytest
 import torch
 
-from tests.will_it_fit.tracing.several_gpus import scenario, small_buckets
+from tests.will_it_fit.tracing.several_gpus import SMALL, scenario
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine import fake_deepspeed
 from will_it_fit.engine.fake_device import FakeDevice
 from will_it_fit.engine.fake_group import fake_group
 from will_it_fit.hours.step_time import speed_of
+from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.trace import trace
 
 pytest.importorskip("deepspeed", reason="`make test-deepspeed` runs it where deepspeed is installed")
 
-ZERO2, ZERO3 = scenario("full", "zero2"), scenario("full", "zero3")
-ULYSSES = scenario("full", "zero2", parallel={"strategy": "zero2", "gpus": 2, "ulysses": 2})
-TIGHT = scenario("lora", "zero3", sequence_length=128)
+ZERO2, ZERO3 = scenario("full", "zero2", zero=SMALL), scenario("full", "zero3", zero=SMALL)
+ULYSSES = scenario("full", "zero2", parallel={"strategy": "zero2", "gpus": 2, "ulysses": 2}, zero=SMALL)
+TIGHT = scenario("lora", "zero3", sequence_length=128, zero=SMALL)
+
+
+@pytest.fixture(autouse=True)
+def by_the_package(monkeypatch):
+    monkeypatch.setattr(Scenario, "zero_by_rules", False)
 
 
 def load(report):
@@ -85,15 +91,14 @@ def test_each_patch_is_there_and_is_needed(number, monkeypatch):
         found = patches(device, target)
         return found[:number] + found[number + 1 :]
 
-    with small_buckets():
-        if inspect.isclass(otherwise):
-            monkeypatch.setattr(fake_deepspeed, "_patches", others)
-            with pytest.raises(otherwise):
-                trace(step, timeline=False)
-            return
-        with_it = trace(step, timeline=False)
+    if inspect.isclass(otherwise):
         monkeypatch.setattr(fake_deepspeed, "_patches", others)
-        assert otherwise(with_it, trace(step, timeline=False))
+        with pytest.raises(otherwise):
+            trace(step, timeline=False)
+        return
+    with_it = trace(step, timeline=False)
+    monkeypatch.setattr(fake_deepspeed, "_patches", others)
+    assert otherwise(with_it, trace(step, timeline=False))
 
 
 def test_what_ulysses_exchanges_is_counted_by_its_group():

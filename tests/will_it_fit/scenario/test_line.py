@@ -35,6 +35,7 @@ STEPS = (
         "parallel": {"pipeline": 2, "gpus": 2},
     },
     {"model": MODEL, "adapter": {"peft_type": "IA3"}},
+    {"model": MODEL, "method": "full", "precision": "bf16-mixed", "parallel": {"strategy": "zero3", "gpus": 2}},
 )
 
 

@@ -34,12 +34,10 @@ ZERO_STEPS = [
 
 def measured_with_deepspeed() -> list[dict]:
     """What each of :data:`ZERO_STEPS` takes in this process."""
-    from contextlib import nullcontext
-
     from deepspeed.runtime.sequence_parallel import parallel_state_sp
     from torch.nn import functional
 
-    from tests.will_it_fit.tracing.several_gpus import scenario, small_buckets
+    from tests.will_it_fit.tracing.several_gpus import SMALL, scenario
     from will_it_fit.engine.trace import Options, measure_step
     from will_it_fit.step.model import build_model
     from will_it_fit.step.optimizers import build_optimizer
@@ -50,7 +48,7 @@ def measured_with_deepspeed() -> list[dict]:
     _deepspeed_on_gloo()
     measured, linear = [], functional.linear
     for method, strategy, fields, buckets in ZERO_STEPS:
-        step = scenario(method, strategy, **fields)
+        step = scenario(method, strategy, zero=SMALL if buckets == "small" else {}, **fields)
         model = build_model(step, "cpu")
         optimizer = build_optimizer(model, step, learning_rate=1e-4)
 
@@ -58,8 +56,7 @@ def measured_with_deepspeed() -> list[dict]:
             engine = parallelize(model, step, "cpu", optimizer)
             return random_step(engine, optimizer, step, "cpu", max_grad_norm=1.0)
 
-        with small_buckets() if buckets == "small" else nullcontext():
-            report = measure_step(model, optimizer, None, options=Options(label=labels(model), begin=begin))
+        report = measure_step(model, optimizer, None, options=Options(label=labels(model), begin=begin))
         functional.linear = linear  # ZeRO-3 leaves its own there
         parallel_state_sp._release_sequence_parallel_groups()
         measured.append({"phases": report.phases, "resident_bytes": report.resident_bytes})

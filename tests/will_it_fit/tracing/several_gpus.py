@@ -1,8 +1,6 @@
 """Small steps on several GPUs."""
 
-from contextlib import AbstractContextManager
 from typing import Any
-from unittest import mock
 
 from will_it_fit.scenario.scenario import Scenario
 
@@ -32,22 +30,11 @@ def scenario(method: str, strategy: str, *, gpus: int = 2, offload: str = "none"
     return Scenario.from_mapping(mapping | fields)
 
 
-def small_buckets() -> AbstractContextManager:
-    """ZeRO with sizes that fit the small Llama: by DeepSpeed's own it would gather all of it once, and keep it."""
-    from will_it_fit.step import parallel
-
-    original = parallel.zero_configuration
-
-    def configuration(step: Scenario) -> dict[str, Any]:
-        found = original(step)
-        found["zero_optimization"] |= {
-            "reduce_bucket_size": 50_000,
-            "allgather_bucket_size": 50_000,
-            "stage3_prefetch_bucket_size": 40_000,
-            "stage3_param_persistence_threshold": 1_000,
-            "stage3_max_live_parameters": 150_000,
-            "stage3_max_reuse_distance": 60_000,
-        }
-        return found
-
-    return mock.patch.object(parallel, "zero_configuration", configuration)
+# Sizes of ZeRO that fit the small Llama: by DeepSpeed's own it would gather all of it once, and keep it.
+SMALL = {
+    "reduce_bucket_size": 50_000,
+    "stage3_prefetch_bucket_size": 40_000,
+    "stage3_param_persistence_threshold": 1_000,
+    "stage3_max_live_parameters": 150_000,
+    "stage3_max_reuse_distance": 60_000,
+}
