@@ -34,6 +34,7 @@ _REDUCED_WHERE_THEY_STAND = (
     "aten::binary_cross_entropy",
     "aten::soft_margin_loss",
 )
+_BEGUN_AS_THEIR_INPUT = ("aten::im2col", "aten::col2im")
 _SOFTMAX = ("aten::_softmax", "aten::_log_softmax")
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "bitsandbytes::gemm_4bit")
 _Temporaries = tuple[list[int], list[int]]  # bytes of what is allocated before an operator's outputs, and after them
@@ -166,12 +167,20 @@ def device_outputs(func: Any, args: Sequence, output: Any) -> Any:
     """What an operator returns on every device, where ``meta`` answers otherwise.
 
     These losses reduce into a tensor that was made for all elements and is then resized, so its storage stays large:
-    ATen ``native/BinaryOps.cpp`` (``TORCH_META_FUNC(mse_loss)``), ``native/cuda/Loss.cu``, ``native/Loss.cpp``.
+    ATen ``native/BinaryOps.cpp`` (``TORCH_META_FUNC(mse_loss)``), ``native/cuda/Loss.cu``, ``native/Loss.cpp``. So do
+    ``unfold`` and ``fold``, whose output begins as large as their input: ``native/Im2Col.cpp``, ``native/Col2Im.cpp``,
+    ``native/cuda/Im2Col.cu``, ``native/cuda/Col2Im.cu``.
     """
+    if func._schema.name in _BEGUN_AS_THEIR_INPUT:
+        return output if output.numel() >= args[0].numel() else _shrunk(args[0].shape, output)
     if func._schema.name not in _REDUCED_WHERE_THEY_STAND or output.dim() or not args[0].dim():
         return output
-    shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
-    return torch.empty(shape, dtype=output.dtype, device="meta").resize_(())
+    return _shrunk(torch.broadcast_shapes(args[0].shape, args[1].shape), output)
+
+
+def _shrunk(shape: Sequence[int], output: torch.Tensor) -> torch.Tensor:
+    """An output in a storage that was made for a larger shape."""
+    return torch.empty(shape, dtype=output.dtype, device="meta").resize_(output.shape)
 
 
 def cpu_outputs(func: Any, args: Sequence, output: Any) -> Any:
@@ -207,7 +216,7 @@ def dispatch(
 ) -> Iterator[None]:
     """Let functions on ``meta`` run the operators that ATen dispatches them to on ``cuda`` or ``cpu``.
 
-    On both: attention, and bitsandbytes' products with 8-bit weights. On CUDA also softmax of half in fp32, dropout
+    On both: attention, mish, and bitsandbytes' products with 8-bit weights. On CUDA also softmax of half in fp32, dropout
     and RMSNorm. The functions themselves are exchanged, since a function mode is off in the backward pass, where
     activation checkpointing runs the forward pass again.
     """
@@ -218,7 +227,7 @@ def dispatch(
     ]
     if hasattr(shapes, "_meta_grouped_mm_common"):
         places.append((shapes, "_meta_grouped_mm_common", _grouped(shapes._meta_grouped_mm_common)))
-    places += int8_products(target)
+    places += [*int8_products(target), (functional, "mish", _mish(functional.mish))]
     if target == "cuda":
         places.append((functional, "dropout", _dropout(functional.dropout)))
         if cuda_rules.fuses_rms_norm(torch_version):
@@ -268,6 +277,29 @@ def _rms_norm(original: Callable) -> Callable:
         return FusedRmsNorm.apply(input, weight, len(normalized_shape))
 
     return rms_norm
+
+
+class Mish(torch.autograd.Function):
+    """One kernel in both directions on every device; ``meta`` takes ``mish_backward`` apart (``math_mish_backward``)."""
+
+    @staticmethod
+    def forward(ctx: Any, input: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(input)
+        return torch.ops.aten.mish(input)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        (input,) = ctx.saved_tensors
+        of_input = torch.empty_like(input)
+        costs.memory_kernel("mish_backward", input, grad, input)
+        return of_input
+
+
+def _mish(original: Callable) -> Callable:
+    def mish(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+        return original(input, True) if inplace else Mish.apply(input)
+
+    return mish
 
 
 class FusedRmsNorm(torch.autograd.Function):

@@ -34,6 +34,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from . import recurrent
 from .autocast import emulated
 from .bitsandbytes_layers import layers_of
 from .card import active_simulation
@@ -232,6 +233,8 @@ def surroundings(tracker: Tracker, model: nn.Module, options: Options) -> Iterat
     on_gpu = options.target == "cuda"
     with ExitStack() as stack:
         stack.enter_context(dispatch(options.target, options.capability, options.torch_version, options.platform))
+        noted = lambda: tracker.workspaces.note_recurrent(tracker.now())  # noqa: E731
+        stack.enter_context(patched(recurrent.places(options.target, noted), hidden=True))
         stack.enter_context(recording(tracker.costs))
         stack.enter_context(patched(device_lists(options.target), hidden=True))
         stack.enter_context(patched(sorted_sets(model)))

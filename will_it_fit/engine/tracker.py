@@ -30,7 +30,7 @@ from .fake_device import FakeDevice
 from .known_values import UNANSWERED, Values
 from .model_tensors import made_of_others, parts, weights_like
 from .record import Record
-from .shapes import Operator, Shapes, in_place
+from .shapes import Operator, Shapes, in_place, resizable, sole_holder
 from .stashes import Started
 
 
@@ -90,6 +90,7 @@ class Tracker(TorchDispatchMode, Record):
     ) -> None:
         super().__init__()
         Record.__init__(self)
+        sole_holder()
         self._device = device
         self._named: set[int] = set()  # ids that have their component for good
         self._shared: set[int] = set()  # ids that another stream uses as well
@@ -103,6 +104,7 @@ class Tracker(TorchDispatchMode, Record):
         self._shapes = Shapes(outputs, known_outputs) if self.on_meta else None
         self.values = Values() if self.on_meta else None
         self._next = first_id
+        self._node, self._first_of_node = -1, first_id  # of autograd, and the first id of what it allocates
         self._ids: dict[int, int] = {}  # by the storage's address
         self._ends: dict[int, _End] = {}
         # Tensors on `meta` that are one with a followed one of the CPU, whose storage lives as long as theirs.
@@ -214,9 +216,29 @@ class Tracker(TorchDispatchMode, Record):
         if identity is None:
             self._follow(storage, key, new)
         else:
-            self._ids[key] = new
-            self._ends[new] = self._ends.pop(identity)
-            self._ends[new].identity = new
+            self._moved(key, identity, new)
+
+    def _moved(self, key: int, identity: int, new: int) -> None:
+        """A storage that is followed has another block now."""
+        self._ids[key] = new
+        self._ends[new] = self._ends.pop(identity)
+        self._ends[new].identity = new
+
+    def _grown(self, before: Sequence[tuple[torch.UntypedStorage, int]]) -> None:
+        """Record which storages an operator has made larger: the new block is there before the old one is freed.
+
+        ATen ``native/Resize.cpp``, ``resize_bytes_cpu``; ``native/cuda/Resize.cpp``, ``resize_bytes_cuda``.
+        """
+        for storage, size in before:
+            key = storage._cdata
+            identity = self._ids.get(key)
+            if identity is None or key in self._same or storage.nbytes() == size:
+                continue
+            new = self.allocate(storage.nbytes(), self.components[identity])
+            if identity in self._named:
+                self._named.add(new)
+            self._moved(key, identity, new)
+            self._free(identity)
 
     def used_by_another_stream(self, tensor: torch.Tensor, stream: int | None = None) -> None:
         """As ``Tensor.record_stream``: once freed, the block is not reused before the GPU has got there.
@@ -366,7 +388,8 @@ class Tracker(TorchDispatchMode, Record):
         if self.on_card is not None and (own := self.on_card(func, args, kwargs, self.lies_on_host)) is not None:
             with self:
                 return own(*args, **kwargs)
-        _, concerned, of_values, into_zeros, of_workspaces = self._operators.get(id(func)) or self._first_met(func)
+        operator = self._operators.get(id(func)) or self._first_met(func)
+        _, concerned, of_values, into_zeros, of_workspaces, may_resize = operator
         if self._device is not None and (answer := self._exchanges.answer(func, args, kwargs)) is not None:
             return answer
         values = self.values
@@ -376,20 +399,24 @@ class Tracker(TorchDispatchMode, Record):
         if self.expecting and self._device is None and func is not _LIFT_FRESH:
             self._meet(args)
         held, later = [], ()
+        self._hear_of_node()
         if concerned:
             for count in self._kernels.persistent(func, args, kwargs):
                 self.library_workspaces.append(self.allocate(count, WORKSPACES))
             earlier, later = self._kernels.temporaries(func, args, kwargs)
             held = [self.allocate(count, TEMPORARIES) for count in earlier]
         try:
+            sizes = resizable(func, args, kwargs) if may_resize else ()
             if into_zeros:
-                func = in_place(func)
+                func = in_place(func, args, kwargs, self._made_by_node)
             output = self.run(func, args, kwargs)
         except Exception as error:
             output = UNANSWERED if values is None else values.failed(func, args, error)
             if output is UNANSWERED:
                 raise
         self.kernels_launched += not func.is_view
+        if may_resize:
+            self._grown(sizes)
         self._seen(output, func)
         if concerned:
             self._kernels.keep(func, args, output)
@@ -411,6 +438,18 @@ class Tracker(TorchDispatchMode, Record):
         for identity in held:
             self.free(identity)
         return output
+
+    def _hear_of_node(self) -> None:
+        """Note where the node of autograd that runs now began to allocate."""
+        node = torch._C._current_autograd_node()
+        number = -1 if node is None else node._sequence_nr()
+        if number != self._node:
+            self._node, self._first_of_node = number, self._next
+
+    def _made_by_node(self, tensor: torch.Tensor) -> bool:
+        """Whether the node of autograd that runs now has made a tensor."""
+        identity = self._ids.get(tensor.untyped_storage()._cdata)
+        return identity is None or identity >= self._first_of_node
 
     def _first_met(self, func: Any) -> Operator:
         if self.on_meta and (text := opaque(func)):
