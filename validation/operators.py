@@ -45,7 +45,7 @@ class Compared:
 class Allocated:
     """Bytes that ATen's allocator for the CPU had given out at once, beyond those before.
 
-    ``peak``: the most of them; ``held``: the most at the end of an operator, without what a kernel takes and gives back.
+    ``peak``: the most of them; ``held``: the most at the end of an operator, without what a kernel gives back.
     """
 
     peak: int
@@ -160,10 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         counts[compared.outcome] += 1
         if compared.outcome == "unequal":
-            print(
-                f"{name}: real {compared.real.held:,} (inside {compared.real.peak:,}), traced {compared.traced_bytes:,}",
-                flush=True,
-            )
+            real = f"{compared.real.held:,} (inside {compared.real.peak:,})"
+            print(f"{name}: real {real}, traced {compared.traced_bytes:,}", flush=True)
         elif compared.outcome == "refused":
             print(f"{name}: refused: {compared.refused}", flush=True)
     print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))

@@ -67,6 +67,10 @@ class CudaKernels:
         """Whether an operator may need something."""
         return self._rule(func) is not None or func._schema.name in _SOFTMAX
 
+    def unknown(self, func: Any) -> str | None:
+        """A warning where an operator takes memory that no rule knows."""
+        return cuda_rules.unknown_temporaries(func._schema.name)
+
     def _rule(self, func: Any) -> Callable[[str, Sequence, dict], _Temporaries] | None:
         """What says the temporaries of an operator by its name and arguments; None: it has none."""
         name = func._schema.name
@@ -122,6 +126,25 @@ class CudaKernels:
         grad, indices, words = args[:3]
         return cuda_rules.embedding_backward_bytes(indices.numel(), words, grad.shape[-1], indices.element_size()), []
 
+    def _of_sort(self, _: str, args: Sequence, kwargs: dict) -> _Temporaries:
+        given = args[0]
+        dims = [value for value in args[1:] if isinstance(value, int) and not isinstance(value, bool)]
+        dim = kwargs.get("dim", dims[0] if dims else -1)
+        row = given.shape[dim] if given.dim() else 1
+        last = not given.dim() or given.stride(dim) == 1
+        return [], cuda_rules.sort_bytes(given.numel(), row, given.element_size(), last=last)
+
+    def _of_group_norm(self, name: str, args: Sequence, _: dict) -> _Temporaries:
+        backward = name.endswith("_backward")
+        samples, channels, positions, groups = args[5:9] if backward else args[3:7]
+        return [], cuda_rules.group_norm_bytes(samples, channels, groups, positions, backward=backward)
+
+    def _of_index_put(self, _: str, args: Sequence, kwargs: dict) -> _Temporaries:
+        if not (args[3] if len(args) > 3 else kwargs.get("accumulate")):
+            return [], []
+        given = [index.shape for index in args[1] if index is not None]
+        return cuda_rules.index_put_bytes(prod(torch.broadcast_shapes(*given))), []
+
     def _of_reduction(self, func: Any, kind: cuda_rules.Kind, _: str, args: Sequence, kwargs: dict) -> _Temporaries:
         """A copy where the input is summed in another dtype, and what the blocks of threads leave for each other."""
         if not args[0].dim() or args[0].is_complex():
@@ -156,6 +179,10 @@ _RULES = {
     **dict.fromkeys(_REDUCED_WHERE_THEY_STAND[:2], CudaKernels._of_losses),
     "aten::_softmax_backward_data": CudaKernels._of_softmax_backward,
     "aten::embedding_dense_backward": CudaKernels._of_embedding_backward,
+    "aten::sort": CudaKernels._of_sort,
+    "aten::native_group_norm": CudaKernels._of_group_norm,
+    "aten::native_group_norm_backward": CudaKernels._of_group_norm,
+    **dict.fromkeys(("aten::index_put", "aten::index_put_", "aten::_index_put_impl_"), CudaKernels._of_index_put),
 }  # temporaries by the operator's name; what is not here and no reduction has none
 
 
@@ -216,9 +243,9 @@ def dispatch(
 ) -> Iterator[None]:
     """Let functions on ``meta`` run the operators that ATen dispatches them to on ``cuda`` or ``cpu``.
 
-    On both: attention, mish, and bitsandbytes' products with 8-bit weights. On CUDA also softmax of half in fp32, dropout
-    and RMSNorm. The functions themselves are exchanged, since a function mode is off in the backward pass, where
-    activation checkpointing runs the forward pass again.
+    On both: attention, mish, and bitsandbytes' products with 8-bit weights. On CUDA also softmax of half in fp32,
+    dropout and RMSNorm. The functions themselves are exchanged, since a function mode is off in the backward pass,
+    where activation checkpointing runs the forward pass again.
     """
     functional = nn.functional
     shapes = torch._meta_registrations
@@ -280,7 +307,11 @@ def _rms_norm(original: Callable) -> Callable:
 
 
 class Mish(torch.autograd.Function):
-    """One kernel in both directions on every device; ``meta`` takes ``mish_backward`` apart (``math_mish_backward``)."""
+    """One kernel each way on every device, where ``meta`` takes ``mish_backward`` apart (``math_mish_backward``).
+
+    Of ATen's operators with a kernel for the CPU it is the only one that allocates otherwise on ``meta``, because it is
+    ``CompositeImplicitAutograd`` there.
+    """
 
     @staticmethod
     def forward(ctx: Any, input: torch.Tensor) -> torch.Tensor:

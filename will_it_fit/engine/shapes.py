@@ -14,9 +14,9 @@ from .known_values import ASKED
 from .origins import short
 from .record import NOTED
 
-# What autograd's formulas write into a tensor of their own. Under a dispatch mode and on `meta` they make another one; on
-# a device they write in place (`areAnyTensorSubclassLike` in autograd's FunctionsManual.cpp, native/ReduceOps.cpp and
-# native/Loss.cpp). The second names the nodes of autograd whose formula does so; None: each one that has the operator.
+# What autograd's formulas write into a tensor of their own. Under a dispatch mode and on `meta` they make another one;
+# on a device they write in place (`areAnyTensorSubclassLike` in autograd's FunctionsManual.cpp, native/ReduceOps.cpp
+# and native/Loss.cpp). The second names the nodes of autograd whose formula does so; None: each that has the operator.
 _ATEN = torch.ops.aten
 _SPARSE_MASK = _ATEN.sparse_mask.default
 _ADD = _ATEN.add.Tensor

@@ -38,6 +38,7 @@ class Kernels(Protocol):
     """What :class:`Tracker` asks about an operator (bytes); whether it ever has to, once for each kind."""
 
     def concerns(self, func: Any) -> bool: ...
+    def unknown(self, func: Any) -> str | None: ...
     def temporaries(self, func: Any, args: tuple, kwargs: dict) -> tuple[Sequence[int], Sequence[int]]: ...
     def persistent(self, func: Any, args: tuple, kwargs: dict) -> Sequence[int]: ...
     def keep(self, func: Any, args: tuple, output: Any) -> None: ...
@@ -453,6 +454,8 @@ class Tracker(TorchDispatchMode, Record):
 
     def _first_met(self, func: Any) -> Operator:
         if self.on_meta and (text := opaque(func)):
+            self.warn(text)
+        if self._kernels is not None and (text := self._kernels.unknown(func)):
             self.warn(text)
         concerned = self._kernels is not None and self._kernels.concerns(func)
         return self._operators.setdefault(id(func), Operator.of(func, concerned))
