@@ -195,9 +195,9 @@ _SOLVERS = (
     " linalg_solve_triangular lu_unpack ormqr triangular_solve"
 )
 _WITH_BUFFERS = (
-    "_cdist_backward _ctc_loss _ctc_loss_backward _embedding_bag _embedding_bag_dense_backward _embedding_bag_forward_only"
-    " bincount histc kthvalue"
-    " median mode multinomial nanmedian randperm segment_reduce topk"
+    "_cdist_backward _ctc_loss _ctc_loss_backward _embedding_bag _embedding_bag_dense_backward"
+    " _embedding_bag_forward_only bincount histc kthvalue median mode multinomial nanmedian randperm segment_reduce"
+    " topk"
 )
 _UNKNOWN = {
     **dict.fromkeys((f"aten::{name}" for name in _SOLVERS.split()), "cuSOLVER's and MAGMA's workspaces"),

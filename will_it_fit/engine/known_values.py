@@ -10,9 +10,11 @@ shapes, as those on ``meta``.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ FLOAT_LIMIT = 1_048_576  # of one in floating point that is computed of such, as
 FILLED_LIMIT = 4096  # of one in floating point that is made of one number: an optimizer's states are made so, and large
 # Libraries ask about values that don't decide what is allocated, or that a real batch answers in one way. By module, or
 # by module and function:
+_ASKING = ("torch.optim._adafactor", "torch.optim.swa_utils")  # modules of PyTorch's that read numbers
 ANSWERS: Mapping[str, bool] = {
     "transformers.modeling_utils:warn_if_padding_and_no_attention_mask": False,
     "transformers.masking_utils:find_packed_sequence_indices": True,  # each row is one text
@@ -42,6 +45,8 @@ ANSWERS: Mapping[str, bool] = {
     "liger_kernel.ops.fused_linear_cross_entropy:fused_linear_cross_entropy_backward": False,
     "liger_kernel.ops.jsd:jsd_backward": False,
     "liger_kernel.ops.tvd:tv_distance_backward": False,
+    # Norms that scale an update, and whether an average has begun: it has in every step but the first.
+    **dict.fromkeys(_ASKING, True),
 }
 _DYNAMIC = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 _aten = torch.ops.aten
@@ -367,7 +372,13 @@ class Values:
 
     def _answer(self) -> bool | None:
         """What a library's own question is answered, by the function that asks; None: it is no library's."""
-        frame = calling_frame()
+        caller = calling_frame()
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not caller:  # PyTorch's own questions
+            if (module := frame.f_globals.get("__name__", "")) in _ASKING and module in self._answers:
+                return self._answers[module]
+            frame = frame.f_back
+        frame = caller
         while frame is not None and frame.f_code.co_name.startswith("<"):  # a comprehension belongs to its function
             frame = frame.f_back
         if frame is None:

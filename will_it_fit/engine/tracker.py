@@ -118,6 +118,7 @@ class Tracker(TorchDispatchMode, Record):
         self.library_workspaces: list[int] = []  # of cuBLAS
         self.graphs: Any = None  # `cuda_graphs.PrivatePools`, where a card is simulated
         self.kernels_launched = 0  # operators and kernels of compilers, but for views
+        self.updated_in: set[int] = set()  # steps in which an optimizer has stepped
         self.expecting = False  # whether tensors may be met that existed before, and belong to no model
 
     @classmethod
