@@ -193,6 +193,8 @@ class Values:
 
     def remember(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
         """Carry a tensor's values, from now on also for its views."""
+        if tensor.layout is not torch.strided:
+            return
         storage = tensor.untyped_storage()
         if not storage.nbytes():
             return
@@ -210,13 +212,15 @@ class Values:
 
     def forget(self, tensors: Iterable[torch.Tensor]) -> None:
         """Values of tensors that something unknown may have written into are not known any more."""
-        for tensor in tensors:
+        for tensor in (item for item in tensors if item.layout is torch.strided):
             self._known.pop(tensor.untyped_storage()._cdata, None)
 
     def known(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """A tensor's values on the CPU; None: nobody knows them."""
         if tensor.is_meta and not tensor.numel():
             return torch.empty(tensor.shape, dtype=tensor.dtype)
+        if tensor.layout is not torch.strided:
+            return None
         held = self._known.get(tensor.untyped_storage()._cdata) if tensor.is_meta else None
         return None if held is None else self._view(held, tensor)
 
@@ -354,6 +358,8 @@ class Values:
     def _arguments(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """The arguments with the values of all tensors; None: some are not known."""
         for tensor in _tensors(args, kwargs):
+            if tensor.layout is not torch.strided:
+                return None
             if not tensor.is_meta:
                 if self._stands_in(tensor):
                     return None

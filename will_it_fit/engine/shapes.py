@@ -212,6 +212,8 @@ def _kind(func: Any) -> str:
 
 
 def _share_storage(output: Any, args: tuple) -> bool:
+    if any(isinstance(item, torch.Tensor) and item.layout is not torch.strided for item in args):
+        return False
     inputs = {item.untyped_storage()._cdata for item in args if isinstance(item, torch.Tensor)}
     outputs = output if isinstance(output, (tuple, list)) else (output,)
     return any(isinstance(item, torch.Tensor) and item.untyped_storage()._cdata in inputs for item in outputs)

@@ -326,6 +326,8 @@ class Tracker(TorchDispatchMode, Record):
 
     def _see(self, tensor: torch.Tensor, func: Any) -> None:
         if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided:
+            if self.on_meta and tensor.layout is torch.sparse_coo:
+                self.warn(_SPARSE)
             for part in parts(tensor):
                 self._see_part(part, func)
         else:
@@ -488,5 +490,9 @@ class Tracker(TorchDispatchMode, Record):
         self._exchanges.close()
 
 
+_SPARSE = (
+    "a gradient is sparse (`nn.Embedding(sparse=True)`), and what its indices take while they are sorted is not"
+    " counted: the peak may be higher"
+)
 _COPY, _TO_COPY = torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default
 _LIFT_FRESH = torch.ops.aten.lift_fresh.default
