@@ -2,8 +2,10 @@
 
 ``python -m validation.operators [NAME ...]`` takes the operators of ``torch.testing``'s list (OpInfo), runs each one
 forward and backward on real tensors of the CPU, and traces the same step on ``meta``. The real bytes come from the
-events of PyTorch's profiler, which ATen's allocator itself reports, and not from this project's tracker. So what an
-operator allocates inside counts as well.
+events of PyTorch's profiler, which ATen's allocator itself reports, and not from this project's tracker. A trace is
+equal where it has the peak at the ends of operators, or the peak with what kernels take and give back inside.
+
+PyTorch's list needs the package ``expecttest``. ``validation/data/operators.yaml`` names those that are not equal.
 """
 
 from __future__ import annotations
@@ -14,14 +16,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from will_it_fit.engine.errors import TraceError
 from will_it_fit.engine.trace import Options, trace_step
 
+KNOWN = Path(__file__).parent / "data" / "operators.yaml"
 SAMPLES = 1  # of an operator: those with the most elements
 
 
@@ -36,6 +41,7 @@ class Compared:
 
     @property
     def outcome(self) -> str:
+        """``equal``, ``unequal`` or ``refused``: with what kernels take inside, or without."""
         if self.refused:
             return "refused"
         return "equal" if self.traced_bytes in (self.real.held, self.real.peak) else "unequal"
@@ -139,6 +145,8 @@ def operators(names: Sequence[str] = ()) -> Iterator[tuple[str, Callable[[Any], 
 
 
 def largest(samples: Any) -> list[Any]:
+    """Those with the most elements."""
+
     def elements(sample: Any) -> int:
         given = tree_flatten([sample.input, sample.args, sample.kwargs])[0]
         return sum(item.numel() for item in given if isinstance(item, torch.Tensor))
@@ -146,24 +154,35 @@ def largest(samples: Any) -> list[Any]:
     return sorted(samples, key=elements)[-SAMPLES:]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="operators; all of them by default")
+def run(names: Sequence[str] = ()) -> list[Compared]:
+    """Each operator compared, or those of some names; prints what is not equal as it comes."""
     torch.set_num_threads(1)
-    counts: Counter[str] = Counter()
-    for name, step, batch in operators(parser.parse_args(arguments).names):
+    compared = []
+    for name, step, batch in operators(names):
         try:
-            compared = compare(name, step, batch)
+            each = compare(name, step, batch)
         except Exception as error:  # the real step itself fails here
             print(f"{name}: not run: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
-            counts["not run"] += 1
             continue
-        counts[compared.outcome] += 1
-        if compared.outcome == "unequal":
-            real = f"{compared.real.held:,} (inside {compared.real.peak:,})"
-            print(f"{name}: real {real}, traced {compared.traced_bytes:,}", flush=True)
-        elif compared.outcome == "refused":
-            print(f"{name}: refused: {compared.refused}", flush=True)
+        compared.append(each)
+        if each.outcome == "unequal":
+            real = f"{each.real.held:,} (inside {each.real.peak:,})"
+            print(f"{name}: real {real}, traced {each.traced_bytes:,}", flush=True)
+        elif each.outcome == "refused":
+            print(f"{name}: refused: {each.refused}", flush=True)
+    return compared
+
+
+def known() -> dict[str, dict[str, str]]:
+    """Operators that are not equal, ``unequal`` or ``refused``, and why."""
+    return yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="operators; all of them by default")
+    counts = Counter(each.outcome for each in run(parser.parse_args(arguments).names))
     print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
     return 0
 

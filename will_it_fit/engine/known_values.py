@@ -28,7 +28,13 @@ FLOAT_LIMIT = 1_048_576  # of one in floating point that is computed of such, as
 FILLED_LIMIT = 4096  # of one in floating point that is made of one number: an optimizer's states are made so, and large
 # Libraries ask about values that don't decide what is allocated, or that a real batch answers in one way. By module, or
 # by module and function:
-_ASKING = ("torch.optim._adafactor", "torch.optim.swa_utils")  # modules of PyTorch's that read numbers
+# What of PyTorch's own reads numbers: norms that scale an update, whether an average has begun, which it has in every
+# step but the first, and whether a variance is negative.
+_ASKING: Mapping[str, bool] = {
+    "torch.optim._adafactor": True,
+    "torch.optim.swa_utils": True,
+    "torch.nn.functional:gaussian_nll_loss": False,
+}
 ANSWERS: Mapping[str, bool] = {
     "transformers.modeling_utils:warn_if_padding_and_no_attention_mask": False,
     "transformers.masking_utils:find_packed_sequence_indices": True,  # each row is one text
@@ -45,8 +51,7 @@ ANSWERS: Mapping[str, bool] = {
     "liger_kernel.ops.fused_linear_cross_entropy:fused_linear_cross_entropy_backward": False,
     "liger_kernel.ops.jsd:jsd_backward": False,
     "liger_kernel.ops.tvd:tv_distance_backward": False,
-    # Norms that scale an update, and whether an average has begun: it has in every step but the first.
-    **dict.fromkeys(_ASKING, True),
+    **_ASKING,
 }
 _DYNAMIC = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 _aten = torch.ops.aten
@@ -381,8 +386,10 @@ class Values:
         caller = calling_frame()
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame is not caller:  # PyTorch's own questions
-            if (module := frame.f_globals.get("__name__", "")) in _ASKING and module in self._answers:
-                return self._answers[module]
+            module = frame.f_globals.get("__name__", "")
+            for name in (module, f"{module}:{frame.f_code.co_name}"):
+                if name in _ASKING and name in self._answers:
+                    return self._answers[name]
             frame = frame.f_back
         frame = caller
         while frame is not None and frame.f_code.co_name.startswith("<"):  # a comprehension belongs to its function

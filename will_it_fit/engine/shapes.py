@@ -40,6 +40,20 @@ _WITHOUT_SUMS = frozenset(
     for number in (0, 1)
 )
 _RESIZING = frozenset((_ATEN.resize_.default, _ATEN.resize_as_.default))
+# Shapes of operators that PyTorch has no function for.
+_OWN_SHAPES: dict[Any, Callable[..., Any]] = {
+    _ATEN.multi_margin_loss_backward.default: lambda grad, given, *_, **__: torch.empty_like(given),
+    _ATEN.multilabel_margin_loss_backward.default: lambda grad, given, *_, **__: torch.empty_like(given),
+    _ATEN.fractional_max_pool3d_backward.default: lambda grad, given, *_, **__: torch.empty_like(given),
+    _ATEN.geqrf.default: lambda given: (
+        torch.empty_like(given.mT).mT,
+        given.new_empty((*given.shape[:-2], min(given.shape[-2:]))),
+    ),
+    _ATEN._ctc_loss.default: lambda *args, **_: _ctc_loss(*args[:4]),
+    _ATEN._ctc_loss.Tensor: lambda *args, **_: _ctc_loss(*args[:4]),
+    _ATEN._ctc_loss_backward.default: lambda grad, logits, *_, **__: torch.empty_like(logits),
+    _ATEN._ctc_loss_backward.Tensor: lambda grad, logits, *_, **__: torch.empty_like(logits),
+}
 _BACKWARD = torch.autograd._engine_run_backward.__code__
 _DISABLED = "torch._dynamo.eval_frame"  # where torch._dynamo.disable calls what it wraps
 _PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
@@ -124,8 +138,18 @@ class Shapes:
         return _empty(*known) if known else self._run(func, args, kwargs)
 
     def _run(self, func: Any, args: tuple, kwargs: dict) -> Any:
-        output = func(*args, **kwargs)
+        own = _OWN_SHAPES.get(func)
+        output = func(*args, **kwargs) if own is None or not args[1 % len(args)].is_meta else own(*args, **kwargs)
         return output if self._corrected is None else self._corrected(func, args, output)
+
+
+def _ctc_loss(
+    logits: torch.Tensor, targets: torch.Tensor, _: Any, lengths: Sequence[int] | torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A loss for each text, and what its gradient needs: ATen ``native/LossCTC.cpp``, ``ctc_loss_allocate_outputs``."""
+    longest = targets.shape[-1] if isinstance(lengths, torch.Tensor) else max(lengths)
+    steps, batch = logits.shape[:2]
+    return logits.new_empty(batch), logits.new_empty((batch, steps, 2 * longest + 1))
 
 
 def in_place(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], is_new: Callable[[torch.Tensor], bool]) -> Any:

@@ -421,6 +421,8 @@ class Tracker(TorchDispatchMode, Record):
         self.kernels_launched += not func.is_view
         if may_resize:
             self._grown(sizes)
+        if func is _ZERO:  # it has no memory on any device: autograd's gradient of a constant
+            self.leave_on_host(output)
         self._seen(output, func)
         if concerned:
             self._kernels.keep(func, args, output)
@@ -496,3 +498,4 @@ _SPARSE = (
 )
 _COPY, _TO_COPY = torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default
 _LIFT_FRESH = torch.ops.aten.lift_fresh.default
+_ZERO = torch.ops.aten._efficientzerotensor.default
