@@ -47,7 +47,8 @@ test-slurm: $(VENV)/ready-dev
 	$(BIN)/python -m pytest tests/slurm
 
 test-catalogue: $(VENV)-run/liger-kernel
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=load tests/nightly/test_catalogue.py tests/nightly/test_every_size.py
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=load tests/nightly/test_catalogue.py tests/nightly/test_every_size.py \
+	  tests/nightly/test_operators.py
 	EVERY_CASE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist=load \
 	  $$(grep -rl --include='test_*.py' each_night tests/will_it_fit tests/unit)
 	LIGER_CHECKOUT=$< $(VENV)-run/bin/python -m pytest tests/nightly/test_liger_commits.py

@@ -23,10 +23,11 @@ from statistics import median
 from will_it_fit.analytic.setting import describe
 from will_it_fit.common.text import GIB
 from will_it_fit.data import data_path
-from will_it_fit.serving.vllm import Server
+from will_it_fit.serving.vllm import Server, serve_defaults
 
 ROWS = Path(__file__).parent / "data/vllm_logs.csv"
-DEFAULT_TOKENS, DEFAULT_REQUESTS = 8192, 256  # of `vllm serve` on cards of less than 70 GiB
+NOTEBOOK = "0.8"  # the version of logs that don't say theirs: the notebooks of those months
+DEFAULT_TOKENS = 8192  # of a log that tells no length
 
 
 def rows(use: str) -> list[dict[str, str]]:
@@ -42,16 +43,18 @@ def server(row: Mapping[str, str]) -> Server | None:
     model = json.loads(data_path(f"models/{row['catalogued']}.json").read_text(encoding="utf-8"))
     exact = re.search(r"own utilization ([\d.]+)%", row["flags"])  # Unsloth prints its own with more digits
     version = re.search(r"\d+\.\d+", row["version"])
+    number, total = version[0] if version else NOTEBOOK, int(float(row["total_gib"]) * GIB)
+    _, requests = serve_defaults(number, total, a100="A100" in row["card"])
     return Server(
         model,
         describe(model).parameter_counts()["total"],
-        int(float(row["total_gib"]) * GIB),
+        total,
         float(exact[1]) / 100 if exact else float(row["util"]),
-        int(row["max_num_seqs"] or DEFAULT_REQUESTS),
+        int(row["max_num_seqs"] or requests),
         int(row["max_model_len"] or DEFAULT_TOKENS),
         int(row["max_num_batched_tokens"] or row["max_model_len"] or DEFAULT_TOKENS),
         weights_bytes=int(float(row["weights_gib"]) * GIB),
-        version=version[0] if version else "0.8",  # the notebooks of those months
+        version=number,
     )
 
 

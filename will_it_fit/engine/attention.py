@@ -54,6 +54,8 @@ def attention_on(target: str, capability: tuple[int, int], platform: str) -> Cal
             mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
         kernel = choose(query, key, value, mask, dropout_p)
         if kernel == SDPBackend.MATH:
+            if target == "cuda" and dropout_p > 0:
+                return _formula_with_dropout(query, key, value, mask, dropout_p, is_causal, **scale_and_groups)
             return formula(query, key, value, mask, dropout_p, is_causal, **scale_and_groups)
         if target == "cpu":
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -72,6 +74,41 @@ def attention_on(target: str, capability: tuple[int, int], platform: str) -> Cal
 
     attention.__name__ = formula.__name__  # context_parallel exchanges the function by its own name
     return attention
+
+
+def _formula_with_dropout(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    causal: bool,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """ATen's formula with dropout as CUDA has it: a mask of one byte a score, where ``meta`` keeps noise in fp32.
+
+    ATen ``native/transformers/attention.cpp``, ``_scaled_dot_product_attention_math`` (16-bit operands become fp32
+    unless ``allow_fp16_bf16_reduction_math_sdp`` is on); ``native/Dropout.cpp``, ``is_fused_kernel_acceptable``.
+    """
+    dtype = query.dtype
+    if dtype.itemsize == 2 and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed():
+        query, key, value = (each.to(torch.float32) for each in (query, key, value))
+    factor = abs(query.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
+    query = query * factor
+    if causal:
+        ones = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        mask = torch.zeros_like(ones, dtype=query.dtype).masked_fill_(ones.logical_not(), float("-inf"))
+    if enable_gqa and key.shape[-3] != query.shape[-3]:
+        key, value = (each.repeat_interleave(query.shape[-3] // each.shape[-3], -3) for each in (key, value))
+    product = torch.ops.aten.matmul.default  # inside one operator autocast changes nothing
+    scores = product(query, key.transpose(-2, -1) * factor)
+    if mask is not None:
+        scores.add_(mask)
+    scores = torch.ops.aten._safe_softmax.default(scores, -1)
+    scores = torch.native_dropout(scores, dropout, True)[0]
+    return product(scores, value).to(dtype)
 
 
 def _divided(

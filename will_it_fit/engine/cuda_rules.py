@@ -37,6 +37,14 @@ FlashAttention-2                output, fp32 log-sum-exp; backward: gradients, f
                                 query head when they are grouped: ATen ``native/transformers/cuda/flash_attn/
                                 flash_api.cpp``, ``mha_fwd``, ``mha_bwd``; the package flash-attn has the same
                                 None for Windows: CMakeLists.txt, ``USE_FLASH_ATTENTION`` (``NOT MSVC``)
+``sort``                         up to 4,096 values a row in place, beside a row of indices. Longer rows by cub, which
+                                takes keys and values a second time: ATen ``native/cuda/Sort.cpp``, ``SortStable.cu``;
+                                cub ``dispatch_radix_sort.cuh`` (its histograms and look-back are left out: 1 to 2 %)
+``native_group_norm``           two fp32 numbers a channel of each sample; backward three, and two a group: ATen
+                                ``native/cuda/group_norm_kernel.cu``
+``index_put`` that adds         its indices six times, since they are sorted: ATen ``native/cuda/Indexing.cu``,
+                                ``index_put_with_sort_kernel``
+LSTM, GRU, RNN                  one call of cuDNN: :mod:`will_it_fit.engine.recurrent`
 ``_fft_c2c``, ``_fft_r2c``,     the plan's work area, for the call: ATen ``native/cuda/SpectralOps.cpp``,
 ``_fft_c2r``                    ``_exec_fft``; cuFFT alone knows its size, at most 8 complex numbers for each of the
                                 signals: cuFFT API reference, "Fourier Transform Setup". A range, as with cuDNN
@@ -138,6 +146,71 @@ def embedding_backward_bytes(indices: int, words: int, hidden: int, index_width:
     segments = min(indices, words)
     partial = segments + indices // 10
     return [*[indices * index_width] * 2, *[segments * 8] * 3, partial * hidden * 4]
+
+
+_SORTED_IN_PLACE = 4096  # should_use_small_sort
+_INDEX_WIDTH = 8
+_ROWS_BY_SEGMENTS, _VALUES_ONE_BY_ONE = 128, 1_000_000  # do_launch_stable_sort_kernel
+
+
+def sort_bytes(values: int, row: int, width: int, *, last: bool) -> list[int]:
+    """Temporaries of a sort of so many ``values`` in rows of ``row``, each ``width`` bytes wide.
+
+    ``last``: whether a row's values lie side by side; else values and indices are sorted in copies that do.
+    """
+    if not values:
+        return []
+    if row <= _SORTED_IN_PLACE:
+        return [row * _INDEX_WIDTH]
+    copies = [] if last else [values * width, values * width, values * _INDEX_WIDTH]
+    rows = values // row
+    again = 0 if width == 1 else width + _INDEX_WIDTH  # cub's second buffers; keys of a byte take one pass
+    if rows == 1 or row >= _VALUES_ONE_BY_ONE:
+        return [*copies, row * _INDEX_WIDTH, row * again]
+    if rows < _ROWS_BY_SEGMENTS:  # pairs of segment and index, twice, and the sorted keys that nobody reads
+        return [*copies, *[values * _INDEX_WIDTH] * 2, values * width, values * again]
+    return [*copies, values * _INDEX_WIDTH, values * (width + _INDEX_WIDTH)]
+
+
+def group_norm_bytes(samples: int, channels: int, groups: int, positions: int, *, backward: bool) -> list[int]:
+    """Temporaries of a group norm in fp32; ``positions``: numbers of a channel."""
+    of_channels, of_groups = 4 * samples * channels, 4 * samples * groups
+    if backward:
+        return [*([of_channels] * 3 if positions > 1 else []), of_groups, of_groups]
+    return [of_channels] * 2 if positions > 1 else []
+
+
+def index_put_bytes(indices: int) -> list[int]:
+    """Temporaries of an ``index_put`` that adds: indices in one number, in order, sorted; and cub's second buffers."""
+    return [indices * _INDEX_WIDTH] * 6
+
+
+# Operators whose CUDA kernels take memory that no rule here knows. The list was made by hand from the files of ATen's
+# native/cuda whose host code calls cub, thrust, cuSOLVER or MAGMA, or makes buffers of its own, without the operators
+# that have a rule and without those that a trace refuses (`nonzero`, `unique`).
+_SOLVERS = (
+    "_linalg_det _linalg_eigh _linalg_eigvals _linalg_slogdet _linalg_solve_ex _linalg_svd cholesky cholesky_inverse"
+    " cholesky_solve geqrf linalg_cholesky_ex linalg_eig linalg_householder_product linalg_inv_ex linalg_ldl_factor_ex"
+    " linalg_ldl_solve linalg_lstsq linalg_lu linalg_lu_factor_ex linalg_lu_solve linalg_matrix_exp linalg_qr"
+    " linalg_solve_triangular lu_unpack ormqr triangular_solve"
+)
+_WITH_BUFFERS = (
+    "_cdist_backward _ctc_loss _ctc_loss_backward _embedding_bag _embedding_bag_dense_backward"
+    " _embedding_bag_forward_only bincount histc kthvalue median mode multinomial nanmedian randperm segment_reduce"
+    " topk"
+)
+_UNKNOWN = {
+    **dict.fromkeys((f"aten::{name}" for name in _SOLVERS.split()), "cuSOLVER's and MAGMA's workspaces"),
+    **dict.fromkeys((f"aten::{name}" for name in _WITH_BUFFERS.split()), "what its CUDA kernel takes while it runs"),
+}
+
+
+def unknown_temporaries(operator: str) -> str | None:
+    """A warning about an ATen operator whose kernel takes memory that no rule knows; None for all others."""
+    if operator not in _UNKNOWN:
+        return None
+    name = operator.removeprefix("aten::").removeprefix("_")
+    return f"the step runs {name}, and {_UNKNOWN[operator]} is not counted: the peak may be higher while it runs"
 
 
 def attention_kernel(

@@ -34,6 +34,7 @@ _REDUCED_WHERE_THEY_STAND = (
     "aten::binary_cross_entropy",
     "aten::soft_margin_loss",
 )
+_BEGUN_AS_THEIR_INPUT = ("aten::im2col", "aten::col2im")
 _SOFTMAX = ("aten::_softmax", "aten::_log_softmax")
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "bitsandbytes::gemm_4bit")
 _Temporaries = tuple[list[int], list[int]]  # bytes of what is allocated before an operator's outputs, and after them
@@ -65,6 +66,10 @@ class CudaKernels:
     def concerns(self, func: Any) -> bool:
         """Whether an operator may need something."""
         return self._rule(func) is not None or func._schema.name in _SOFTMAX
+
+    def unknown(self, func: Any) -> str | None:
+        """A warning where an operator takes memory that no rule knows."""
+        return cuda_rules.unknown_temporaries(func._schema.name)
 
     def _rule(self, func: Any) -> Callable[[str, Sequence, dict], _Temporaries] | None:
         """What says the temporaries of an operator by its name and arguments; None: it has none."""
@@ -121,6 +126,25 @@ class CudaKernels:
         grad, indices, words = args[:3]
         return cuda_rules.embedding_backward_bytes(indices.numel(), words, grad.shape[-1], indices.element_size()), []
 
+    def _of_sort(self, _: str, args: Sequence, kwargs: dict) -> _Temporaries:
+        given = args[0]
+        dims = [value for value in args[1:] if isinstance(value, int) and not isinstance(value, bool)]
+        dim = kwargs.get("dim", dims[0] if dims else -1)
+        row = given.shape[dim] if given.dim() else 1
+        last = not given.dim() or given.stride(dim) == 1
+        return [], cuda_rules.sort_bytes(given.numel(), row, given.element_size(), last=last)
+
+    def _of_group_norm(self, name: str, args: Sequence, _: dict) -> _Temporaries:
+        backward = name.endswith("_backward")
+        samples, channels, positions, groups = args[5:9] if backward else args[3:7]
+        return [], cuda_rules.group_norm_bytes(samples, channels, groups, positions, backward=backward)
+
+    def _of_index_put(self, _: str, args: Sequence, kwargs: dict) -> _Temporaries:
+        if not (args[3] if len(args) > 3 else kwargs.get("accumulate")):
+            return [], []
+        given = [index.shape for index in args[1] if index is not None]
+        return cuda_rules.index_put_bytes(prod(torch.broadcast_shapes(*given))), []
+
     def _of_reduction(self, func: Any, kind: cuda_rules.Kind, _: str, args: Sequence, kwargs: dict) -> _Temporaries:
         """A copy where the input is summed in another dtype, and what the blocks of threads leave for each other."""
         if not args[0].dim() or args[0].is_complex():
@@ -155,6 +179,10 @@ _RULES = {
     **dict.fromkeys(_REDUCED_WHERE_THEY_STAND[:2], CudaKernels._of_losses),
     "aten::_softmax_backward_data": CudaKernels._of_softmax_backward,
     "aten::embedding_dense_backward": CudaKernels._of_embedding_backward,
+    "aten::sort": CudaKernels._of_sort,
+    "aten::native_group_norm": CudaKernels._of_group_norm,
+    "aten::native_group_norm_backward": CudaKernels._of_group_norm,
+    **dict.fromkeys(("aten::index_put", "aten::index_put_", "aten::_index_put_impl_"), CudaKernels._of_index_put),
 }  # temporaries by the operator's name; what is not here and no reduction has none
 
 
@@ -166,12 +194,20 @@ def device_outputs(func: Any, args: Sequence, output: Any) -> Any:
     """What an operator returns on every device, where ``meta`` answers otherwise.
 
     These losses reduce into a tensor that was made for all elements and is then resized, so its storage stays large:
-    ATen ``native/BinaryOps.cpp`` (``TORCH_META_FUNC(mse_loss)``), ``native/cuda/Loss.cu``, ``native/Loss.cpp``.
+    ATen ``native/BinaryOps.cpp`` (``TORCH_META_FUNC(mse_loss)``), ``native/cuda/Loss.cu``, ``native/Loss.cpp``. So do
+    ``unfold`` and ``fold``, whose output begins as large as their input: ``native/Im2Col.cpp``, ``native/Col2Im.cpp``,
+    ``native/cuda/Im2Col.cu``, ``native/cuda/Col2Im.cu``.
     """
+    if func._schema.name in _BEGUN_AS_THEIR_INPUT:
+        return output if output.numel() >= args[0].numel() else _shrunk(args[0].shape, output)
     if func._schema.name not in _REDUCED_WHERE_THEY_STAND or output.dim() or not args[0].dim():
         return output
-    shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
-    return torch.empty(shape, dtype=output.dtype, device="meta").resize_(())
+    return _shrunk(torch.broadcast_shapes(args[0].shape, args[1].shape), output)
+
+
+def _shrunk(shape: Sequence[int], output: torch.Tensor) -> torch.Tensor:
+    """An output in a storage that was made for a larger shape."""
+    return torch.empty(shape, dtype=output.dtype, device="meta").resize_(output.shape)
 
 
 def cpu_outputs(func: Any, args: Sequence, output: Any) -> Any:
@@ -207,9 +243,9 @@ def dispatch(
 ) -> Iterator[None]:
     """Let functions on ``meta`` run the operators that ATen dispatches them to on ``cuda`` or ``cpu``.
 
-    On both: attention, and bitsandbytes' products with 8-bit weights. On CUDA also softmax of half in fp32, dropout
-    and RMSNorm. The functions themselves are exchanged, since a function mode is off in the backward pass, where
-    activation checkpointing runs the forward pass again.
+    On both: attention, mish, and bitsandbytes' products with 8-bit weights. On CUDA also softmax of half in fp32,
+    dropout and RMSNorm. The functions themselves are exchanged, since a function mode is off in the backward pass,
+    where activation checkpointing runs the forward pass again.
     """
     functional = nn.functional
     shapes = torch._meta_registrations
@@ -218,7 +254,7 @@ def dispatch(
     ]
     if hasattr(shapes, "_meta_grouped_mm_common"):
         places.append((shapes, "_meta_grouped_mm_common", _grouped(shapes._meta_grouped_mm_common)))
-    places += int8_products(target)
+    places += [*int8_products(target), (functional, "mish", _mish(functional.mish))]
     if target == "cuda":
         places.append((functional, "dropout", _dropout(functional.dropout)))
         if cuda_rules.fuses_rms_norm(torch_version):
@@ -268,6 +304,33 @@ def _rms_norm(original: Callable) -> Callable:
         return FusedRmsNorm.apply(input, weight, len(normalized_shape))
 
     return rms_norm
+
+
+class Mish(torch.autograd.Function):
+    """One kernel each way on every device, where ``meta`` takes ``mish_backward`` apart (``math_mish_backward``).
+
+    Of ATen's operators with a kernel for the CPU it is the only one that allocates otherwise on ``meta``, because it is
+    ``CompositeImplicitAutograd`` there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(input)
+        return torch.ops.aten.mish(input)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        (input,) = ctx.saved_tensors
+        of_input = torch.empty_like(input)
+        costs.memory_kernel("mish_backward", input, grad, input)
+        return of_input
+
+
+def _mish(original: Callable) -> Callable:
+    def mish(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+        return original(input, True) if inplace else Mish.apply(input)
+
+    return mish
 
 
 class FusedRmsNorm(torch.autograd.Function):

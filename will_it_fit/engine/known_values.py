@@ -10,9 +10,11 @@ shapes, as those on ``meta``.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,6 +28,13 @@ FLOAT_LIMIT = 1_048_576  # of one in floating point that is computed of such, as
 FILLED_LIMIT = 4096  # of one in floating point that is made of one number: an optimizer's states are made so, and large
 # Libraries ask about values that don't decide what is allocated, or that a real batch answers in one way. By module, or
 # by module and function:
+# What of PyTorch's own reads numbers: norms that scale an update, whether an average has begun, which it has in every
+# step but the first, and whether a variance is negative.
+_ASKING: Mapping[str, bool] = {
+    "torch.optim._adafactor": True,
+    "torch.optim.swa_utils": True,
+    "torch.nn.functional:gaussian_nll_loss": False,
+}
 ANSWERS: Mapping[str, bool] = {
     "transformers.modeling_utils:warn_if_padding_and_no_attention_mask": False,
     "transformers.masking_utils:find_packed_sequence_indices": True,  # each row is one text
@@ -42,6 +51,7 @@ ANSWERS: Mapping[str, bool] = {
     "liger_kernel.ops.fused_linear_cross_entropy:fused_linear_cross_entropy_backward": False,
     "liger_kernel.ops.jsd:jsd_backward": False,
     "liger_kernel.ops.tvd:tv_distance_backward": False,
+    **_ASKING,
 }
 _DYNAMIC = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 _aten = torch.ops.aten
@@ -188,6 +198,8 @@ class Values:
 
     def remember(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
         """Carry a tensor's values, from now on also for its views."""
+        if tensor.layout is not torch.strided:
+            return
         storage = tensor.untyped_storage()
         if not storage.nbytes():
             return
@@ -205,13 +217,15 @@ class Values:
 
     def forget(self, tensors: Iterable[torch.Tensor]) -> None:
         """Values of tensors that something unknown may have written into are not known any more."""
-        for tensor in tensors:
+        for tensor in (item for item in tensors if item.layout is torch.strided):
             self._known.pop(tensor.untyped_storage()._cdata, None)
 
     def known(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """A tensor's values on the CPU; None: nobody knows them."""
         if tensor.is_meta and not tensor.numel():
             return torch.empty(tensor.shape, dtype=tensor.dtype)
+        if tensor.layout is not torch.strided:
+            return None
         held = self._known.get(tensor.untyped_storage()._cdata) if tensor.is_meta else None
         return None if held is None else self._view(held, tensor)
 
@@ -349,6 +363,8 @@ class Values:
     def _arguments(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """The arguments with the values of all tensors; None: some are not known."""
         for tensor in _tensors(args, kwargs):
+            if tensor.layout is not torch.strided:
+                return None
             if not tensor.is_meta:
                 if self._stands_in(tensor):
                     return None
@@ -367,7 +383,15 @@ class Values:
 
     def _answer(self) -> bool | None:
         """What a library's own question is answered, by the function that asks; None: it is no library's."""
-        frame = calling_frame()
+        caller = calling_frame()
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not caller:  # PyTorch's own questions
+            module = frame.f_globals.get("__name__", "")
+            for name in (module, f"{module}:{frame.f_code.co_name}"):
+                if name in _ASKING and name in self._answers:
+                    return self._answers[name]
+            frame = frame.f_back
+        frame = caller
         while frame is not None and frame.f_code.co_name.startswith("<"):  # a comprehension belongs to its function
             frame = frame.f_back
         if frame is None:

@@ -38,8 +38,11 @@ _CUFFT = (
     "the step runs Fourier transforms, and cuFFT's work areas for them are not counted: the peak is the least it can"
     " be, see `peak_allocated_range_bytes`. A transform whose work area doesn't fit fails: a GPU must have as much more"
 )
-
-
+_RECURRENT = (
+    "the step runs recurrent layers, which are cuDNN's. What cuDNN keeps of them for the backward pass is counted as"
+    " gates and states, which is the least, and its workspaces are not counted: the peak is the least it can be, see"
+    " `peak_allocated_range_bytes`"
+)
 ALLOCATED, FREED, EMPTIED = 1, 2, 0
 
 # Of an allocation or what frees it: component and stream; and the workspaces of cuDNN and cuFFT behind it.
@@ -137,6 +140,11 @@ class Workspaces:
         self.cudnn_bytes: int | None = None
         self._convolutions: list[int] = []  # indices of the events after which cuDNN runs
         self._transforms: list[tuple[int, int]] = []  # likewise cuFFT, with the most that its work area may take
+        self._recurrent: list[int] = []  # likewise cuDNN for recurrent layers, which nothing bounds
+
+    def note_recurrent(self, at: int) -> None:
+        """Hear of a recurrent layer that cuDNN runs; ``at``: the number of events before it."""
+        self._recurrent.append(at)
 
     @property
     def taken(self) -> list[tuple[int, int | None]]:
@@ -173,9 +181,13 @@ class Workspaces:
         """
         convolving = [allocated(at) for at in self._convolutions if at >= since]
         transforming = [allocated(at) + most for at, most in self._transforms if at >= since]
-        if not convolving and not transforming:
+        recurrent = any(at >= since for at in self._recurrent)
+        if not convolving and not transforming and not recurrent:
             return {}
         most: list[int | None] = [lowest, *transforming]
+        if recurrent:
+            warn(_RECURRENT)
+            most.append(capacity)
         if transforming:
             warn(_CUFFT)
         if convolving:

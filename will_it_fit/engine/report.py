@@ -202,7 +202,7 @@ def make_report(
         peak = phases[peak_phase]
         peak_of = lambda moved: replayed(Events.of(moved), [("steps", begin)]).spans[0].peak_allocated_bytes  # noqa: E731
         if record.stashes is not None:
-            reserved |= record.stashes.range_of(peak, events, peak_of, record.warn)
+            reserved |= record.stashes.range_of(peak, events, peak_of, record.warn, record.marks[-1][1])
         reserved |= record.workspaces.range_of(peak, before_event, second, capacity_bytes, record.warn)
     return Report(
         peak_allocated_bytes=phases[peak_phase],

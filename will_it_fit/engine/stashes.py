@@ -4,9 +4,10 @@ Since PyTorch 2.8 a collective that is started with ``async_op=True`` keeps its 
 (``ProcessGroupNCCL.cpp``, ``TensorShelf``; before, ``record_stream`` left that to the allocator, whose figures of
 allocated memory didn't show it). A program that waits for the work's future alone never says that. Then a thread which
 looks every 100 ms finds out that a collective is done, and the next call of a collective lets go of its tensors. So
-what such a program has freed is alive for as many steps as the CPU is ahead of the GPU, and longer where steps are
-short. How far ahead that is isn't known; CUDA takes about 1,024 launches before it makes the program wait, which is
-observed and not documented.
+what such a program has freed is alive for as many steps as the CPU is ahead of the GPU, and for those of 100 ms more.
+How far ahead that is isn't known; CUDA takes about 1,024 launches before it makes the program wait, which is observed
+and not documented. How long a step takes isn't known either: the upper end is that of steps of 50 ms, two of which
+pass while the thread sleeps.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 from .allocator import Event
 
 LAUNCHES_AHEAD = 1024
+STEPS_ASLEEP = 2  # of 50 ms, while NCCL's thread sleeps (`kWatchdogThreadSleepMillis`)
 _TOLD = (
     "the program starts collectives with async_op=True and doesn't wait for their work: since PyTorch 2.8 their tensors"
-    " stay until the GPU is done with them. That is up to {:,.0f} MiB more than the figures, see"
-    " `peak_allocated_range_bytes`; and as much again where a step takes less than 100 ms, since NCCL's thread looks no"
-    " more often. Call work.wait(), not the future's"
+    " stay until the GPU is done with them and NCCL's thread, which looks every 100 ms, has seen it. That is up to"
+    " {:,.0f} MiB more than the figures where a step takes 50 ms, see `peak_allocated_range_bytes`, and more where it"
+    " takes less. Call work.wait(), not the future's"
 )
 
 
@@ -99,10 +101,16 @@ class Stashes:
         return moved if release else None
 
     def range_of(
-        self, peak: int, events: Sequence[Event], peak_of: Callable[[list[Event]], int], warn: Callable[[str], None]
+        self,
+        peak: int,
+        events: Sequence[Event],
+        peak_of: Callable[[list[Event]], int],
+        warn: Callable[[str], None],
+        steps: int = 1,
     ) -> dict[str, Any]:
-        """``peak_allocated_range_bytes`` of a report, where anything is held that decides."""
-        moved = self.delayed(events)
+        """``peak_allocated_range_bytes`` of a report, where anything is held that decides; ``steps``: of the events."""
+        launches_of_step = self._started[-1].launches // max(steps, 1) if self._started else 0
+        moved = self.delayed(events, LAUNCHES_AHEAD + STEPS_ASLEEP * launches_of_step)
         highest = peak if moved is None else peak_of(moved)
         if highest <= peak:
             return {}

@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
-from .components import COLLECTIVES, GRADIENTS, OPTIMIZER_STATES
+from .components import COLLECTIVES, GRADIENTS, OPTIMIZER_STATES, WORKSPACES
 from .errors import CompiledError, TraceError, step_error
 from .fake_device import FakeDevice, active
 from .known_values import carried
@@ -25,6 +25,7 @@ from .patching import patched
 from .record import Record
 from .tracker import Tracker
 
+LEAST_GROWTH = 64 * 1024  # bytes a step that are worth a warning: losses that are logged are fewer
 STEPS = 2  # the first makes the optimizer's states
 Step = Callable[..., Any]
 
@@ -58,6 +59,7 @@ def take_steps(
         tracker.mark(phase, number)
 
     def updating(optimizer: torch.optim.Optimizer) -> None:
+        tracker.updated_in.add(number)
         label_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
 
     copy, enabled = partial(_copy, tracker), gc.isenabled()
@@ -101,6 +103,58 @@ def take_steps(
         gc.unfreeze()
         if enabled:
             gc.enable()
+
+
+def check_updates(
+    tracker: Tracker, optimizer: torch.optim.Optimizer | None, steps: int, *, compiled: bool = False
+) -> None:
+    """Say that an optimizer was given and took no step, or none in the step that is reported.
+
+    ``compiled``: an update that is compiled calls no hooks.
+
+    Raises
+    ------
+    TraceError
+        If it took none at all.
+    """
+    if optimizer is None or compiled or not isinstance(optimizer, torch.optim.Optimizer):
+        return
+    if not tracker.updated_in and not any(optimizer.state.values()):
+        calls = f"{steps} calls" if steps > 1 else "its one call"
+        raise TraceError(
+            f"An optimizer was given, and the step took no update in {calls}.",
+            "Let one call of the step do what leads to one update, such as all micro-batches of a gradient"
+            " accumulation; or write `steps=` for as many calls as an update takes, or None for the optimizer.",
+        )
+    if tracker.updated_in and steps - 1 not in tracker.updated_in and tracker.marks[-1][1] == steps:
+        tracker.warn(
+            "the last call of the step took no update, and it is the one that is reported; let one call do what leads"
+            " to an update"
+        )
+
+
+def warn_of_growth(tracker: Tracker) -> None:
+    """Say that the last step has left more than it found, so that each further one needs more."""
+    last = tracker.marks[-1][1] - 1
+    grown = grown_bytes(tracker, last) if last else 0
+    if grown >= LEAST_GROWTH:
+        size = f"{grown / 2**20:.1f} MiB"
+        tracker.warn(
+            f"the step keeps {size} more each time it is taken, as a list does that holds tensors: the peak is that of"
+            f" step {last + 1}, and it grows by {size} with every step"
+        )
+
+
+def grown_bytes(record: Record, step: int) -> int:
+    """Bytes that a step has allocated and left, less what it has freed of earlier ones; without workspaces."""
+    sizes: dict[int, int] = {}
+    first, grown = record.start(step), 0
+    for index, (identity, count) in enumerate(record.events[: record.marks[-1][2]]):
+        if identity > 0:
+            sizes[identity] = count
+        if index >= first and record.components.get(abs(identity)) != WORKSPACES:
+            grown += count if identity > 0 else -sizes.get(-identity, 0)
+    return grown
 
 
 def _label_states(tracker: Tracker, optimizer: torch.optim.Optimizer) -> None:

@@ -34,6 +34,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from . import recurrent
 from .autocast import emulated
 from .bitsandbytes_layers import layers_of
 from .card import active_simulation
@@ -52,7 +53,7 @@ from .origins import Origins
 from .patching import device_lists, patched, sorted_sets
 from .record import Record
 from .report import History, Report, make_report
-from .steps import STEPS, Step, listening, past_operators, take_steps
+from .steps import STEPS, Step, check_updates, listening, past_operators, take_steps, warn_of_growth
 from .tracker import Tracker
 
 T = TypeVar("T")
@@ -201,7 +202,7 @@ def trace_step(
     StepError
         If it fails for another reason; names the line.
     TraceError
-        If the model isn't on ``meta``, or the step runs what ``torch.compile`` has compiled.
+        If the model isn't on ``meta``, the step runs what ``torch.compile`` has compiled, or the optimizer never steps.
     """
     options = options or Options()
     if simulation := active_simulation():
@@ -216,6 +217,9 @@ def trace_step(
     _follow_states(tracker, optimizer)
     with surroundings(tracker, model, options):
         take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin, options.enough)
+    check_updates(tracker, optimizer, options.steps, compiled=options.compiled == "follow")
+    if options.previous_batch is None:
+        warn_of_growth(tracker)
     return options.report(
         tracker,
         options.histories,
@@ -232,6 +236,8 @@ def surroundings(tracker: Tracker, model: nn.Module, options: Options) -> Iterat
     on_gpu = options.target == "cuda"
     with ExitStack() as stack:
         stack.enter_context(dispatch(options.target, options.capability, options.torch_version, options.platform))
+        noted = lambda: tracker.workspaces.note_recurrent(tracker.now())  # noqa: E731
+        stack.enter_context(patched(recurrent.places(options.target, noted), hidden=True))
         stack.enter_context(recording(tracker.costs))
         stack.enter_context(patched(device_lists(options.target), hidden=True))
         stack.enter_context(patched(sorted_sets(model)))
@@ -316,6 +322,9 @@ def measure_step(
         patched(sorted_sets(model)),
     ):
         take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
+    check_updates(tracker, optimizer, options.steps)
+    if options.previous_batch is None:
+        warn_of_growth(tracker)
     return make_report(tracker, on_gpu=False, timeline=options.timeline)
 
 

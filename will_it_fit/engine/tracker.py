@@ -30,7 +30,7 @@ from .fake_device import FakeDevice
 from .known_values import UNANSWERED, Values
 from .model_tensors import made_of_others, parts, weights_like
 from .record import Record
-from .shapes import Operator, Shapes, in_place
+from .shapes import Operator, Shapes, in_place, resizable, sole_holder
 from .stashes import Started
 
 
@@ -38,6 +38,7 @@ class Kernels(Protocol):
     """What :class:`Tracker` asks about an operator (bytes); whether it ever has to, once for each kind."""
 
     def concerns(self, func: Any) -> bool: ...
+    def unknown(self, func: Any) -> str | None: ...
     def temporaries(self, func: Any, args: tuple, kwargs: dict) -> tuple[Sequence[int], Sequence[int]]: ...
     def persistent(self, func: Any, args: tuple, kwargs: dict) -> Sequence[int]: ...
     def keep(self, func: Any, args: tuple, output: Any) -> None: ...
@@ -90,6 +91,7 @@ class Tracker(TorchDispatchMode, Record):
     ) -> None:
         super().__init__()
         Record.__init__(self)
+        sole_holder()
         self._device = device
         self._named: set[int] = set()  # ids that have their component for good
         self._shared: set[int] = set()  # ids that another stream uses as well
@@ -103,6 +105,7 @@ class Tracker(TorchDispatchMode, Record):
         self._shapes = Shapes(outputs, known_outputs) if self.on_meta else None
         self.values = Values() if self.on_meta else None
         self._next = first_id
+        self._node, self._first_of_node = -1, first_id  # of autograd, and the first id of what it allocates
         self._ids: dict[int, int] = {}  # by the storage's address
         self._ends: dict[int, _End] = {}
         # Tensors on `meta` that are one with a followed one of the CPU, whose storage lives as long as theirs.
@@ -115,6 +118,7 @@ class Tracker(TorchDispatchMode, Record):
         self.library_workspaces: list[int] = []  # of cuBLAS
         self.graphs: Any = None  # `cuda_graphs.PrivatePools`, where a card is simulated
         self.kernels_launched = 0  # operators and kernels of compilers, but for views
+        self.updated_in: set[int] = set()  # steps in which an optimizer has stepped
         self.expecting = False  # whether tensors may be met that existed before, and belong to no model
 
     @classmethod
@@ -214,9 +218,29 @@ class Tracker(TorchDispatchMode, Record):
         if identity is None:
             self._follow(storage, key, new)
         else:
-            self._ids[key] = new
-            self._ends[new] = self._ends.pop(identity)
-            self._ends[new].identity = new
+            self._moved(key, identity, new)
+
+    def _moved(self, key: int, identity: int, new: int) -> None:
+        """A storage that is followed has another block now."""
+        self._ids[key] = new
+        self._ends[new] = self._ends.pop(identity)
+        self._ends[new].identity = new
+
+    def _grown(self, before: Sequence[tuple[torch.UntypedStorage, int]]) -> None:
+        """Record which storages an operator has made larger: the new block is there before the old one is freed.
+
+        ATen ``native/Resize.cpp``, ``resize_bytes_cpu``; ``native/cuda/Resize.cpp``, ``resize_bytes_cuda``.
+        """
+        for storage, size in before:
+            key = storage._cdata
+            identity = self._ids.get(key)
+            if identity is None or key in self._same or storage.nbytes() == size:
+                continue
+            new = self.allocate(storage.nbytes(), self.components[identity])
+            if identity in self._named:
+                self._named.add(new)
+            self._moved(key, identity, new)
+            self._free(identity)
 
     def used_by_another_stream(self, tensor: torch.Tensor, stream: int | None = None) -> None:
         """As ``Tensor.record_stream``: once freed, the block is not reused before the GPU has got there.
@@ -302,6 +326,8 @@ class Tracker(TorchDispatchMode, Record):
 
     def _see(self, tensor: torch.Tensor, func: Any) -> None:
         if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided:
+            if self.on_meta and tensor.layout is torch.sparse_coo:
+                self.warn(_SPARSE)
             for part in parts(tensor):
                 self._see_part(part, func)
         else:
@@ -366,7 +392,8 @@ class Tracker(TorchDispatchMode, Record):
         if self.on_card is not None and (own := self.on_card(func, args, kwargs, self.lies_on_host)) is not None:
             with self:
                 return own(*args, **kwargs)
-        _, concerned, of_values, into_zeros, of_workspaces = self._operators.get(id(func)) or self._first_met(func)
+        operator = self._operators.get(id(func)) or self._first_met(func)
+        _, concerned, of_values, into_zeros, of_workspaces, may_resize = operator
         if self._device is not None and (answer := self._exchanges.answer(func, args, kwargs)) is not None:
             return answer
         values = self.values
@@ -376,20 +403,26 @@ class Tracker(TorchDispatchMode, Record):
         if self.expecting and self._device is None and func is not _LIFT_FRESH:
             self._meet(args)
         held, later = [], ()
+        self._hear_of_node()
         if concerned:
             for count in self._kernels.persistent(func, args, kwargs):
                 self.library_workspaces.append(self.allocate(count, WORKSPACES))
             earlier, later = self._kernels.temporaries(func, args, kwargs)
             held = [self.allocate(count, TEMPORARIES) for count in earlier]
         try:
+            sizes = resizable(func, args, kwargs) if may_resize else ()
             if into_zeros:
-                func = in_place(func)
+                func = in_place(func, args, kwargs, self._made_by_node)
             output = self.run(func, args, kwargs)
         except Exception as error:
             output = UNANSWERED if values is None else values.failed(func, args, error)
             if output is UNANSWERED:
                 raise
         self.kernels_launched += not func.is_view
+        if may_resize:
+            self._grown(sizes)
+        if func is _ZERO:  # it has no memory on any device: autograd's gradient of a constant
+            self.leave_on_host(output)
         self._seen(output, func)
         if concerned:
             self._kernels.keep(func, args, output)
@@ -412,8 +445,22 @@ class Tracker(TorchDispatchMode, Record):
             self.free(identity)
         return output
 
+    def _hear_of_node(self) -> None:
+        """Note where the node of autograd that runs now began to allocate."""
+        node = torch._C._current_autograd_node()
+        number = -1 if node is None else node._sequence_nr()
+        if number != self._node:
+            self._node, self._first_of_node = number, self._next
+
+    def _made_by_node(self, tensor: torch.Tensor) -> bool:
+        """Whether the node of autograd that runs now has made a tensor."""
+        identity = self._ids.get(tensor.untyped_storage()._cdata)
+        return identity is None or identity >= self._first_of_node
+
     def _first_met(self, func: Any) -> Operator:
         if self.on_meta and (text := opaque(func)):
+            self.warn(text)
+        if self._kernels is not None and (text := self._kernels.unknown(func)):
             self.warn(text)
         concerned = self._kernels is not None and self._kernels.concerns(func)
         return self._operators.setdefault(id(func), Operator.of(func, concerned))
@@ -445,5 +492,10 @@ class Tracker(TorchDispatchMode, Record):
         self._exchanges.close()
 
 
+_SPARSE = (
+    "a gradient is sparse (`nn.Embedding(sparse=True)`), and what its indices take while they are sorted is not"
+    " counted: the peak may be higher"
+)
 _COPY, _TO_COPY = torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default
 _LIFT_FRESH = torch.ops.aten.lift_fresh.default
+_ZERO = torch.ops.aten._efficientzerotensor.default

@@ -21,6 +21,8 @@ from will_it_fit.serving.kv_cache import BLOCK_TOKENS, CACHE_BYTES, KvCache, kv_
 NEWEST = "0.31.0"
 TOKENS_AT_ONCE = 4096  # `max_num_batched_tokens` that TRL passes (trl/generation/vllm_generation.py)
 NON_TORCH_BYTES = 50 * MIB  # cuBLAS and kernels beside PyTorch's allocator: 0.03 to 0.14 GiB in logs of one GPU
+# With NCCL, on each of several GPUs: 0.20 GiB in a log of 16 without NVLink, 1.27 in one of 4 H100 (vllm_logs.csv).
+DIVIDED_NON_TORCH_BYTES = int(0.2 * GIB), int(1.27 * GIB)
 _GRAPH_LOW = 1 * MIB  # the least of a graph that vLLM's own estimate allows (cudagraph_utils.py)
 # Of a driver, for each kernel of a graph: 66 and 63 kB from 500 to 1,000 and to 2,000 kernels with driver 470
 # (forums.developer.nvidia.com, thread 244901). Newer drivers keep less: logs of 86 graphs show a tenth of it.
@@ -54,6 +56,18 @@ def sampler_bytes_a_logit(version: str) -> float:
 def believes_in_graphs(version: str) -> bool:
     """Whether what graphs will take is put aside before the cache is made (from 0.21 on)."""
     return release(version) >= (0, 21)
+
+
+def serve_defaults(version: str, total_bytes: int, *, a100: bool = False, offline: bool = False) -> tuple[int, int]:
+    """Tokens at once and requests of ``vllm serve``, or of ``LLM(...)`` where ``offline``, that are not told otherwise.
+
+    ``engine/arg_utils.py``, ``get_batch_defaults`` (``_set_default_args_v1`` before): from 0.9 on cards of 70 GiB
+    and more take 1,024 requests, but for the A100. Each of them has logits in the profile run.
+    """
+    large = release(version) >= (0, 9) and total_bytes >= 70 * GIB and not a100
+    if offline:
+        return (16_384, 1024) if large else (8192, 256)
+    return (8192, 1024) if large else (2048, 256)
 
 
 def release(version: str) -> tuple[int, int]:
@@ -144,6 +158,10 @@ class Server:
             return tokens * (experts * (max(2 * own, hidden) + own) + 3 * hidden) * WIDTH
         return tokens * (3 * inner + 3 * hidden) * WIDTH
 
+    def non_torch_bytes(self) -> Range:
+        """What lies beside PyTorch's allocator, with NCCL's buffers where GPUs share the model."""
+        return DIVIDED_NON_TORCH_BYTES if self.tensor_parallel > 1 else (NON_TORCH_BYTES, NON_TORCH_BYTES)
+
     def activations(self) -> int:
         """The most that the profile run allocates: a layer on all tokens, or the logits of a token for each request.
 
@@ -201,8 +219,9 @@ class Server:
 
     def cache_bytes(self) -> Range:
         """What is left for keys and values, in whole blocks; below 0 where so much is missing."""
-        known = self.budget_bytes - self.weights() - self.activations() - NON_TORCH_BYTES
-        least, most = (known - believed for believed in reversed(self.believed_bytes()))
+        known = self.budget_bytes - self.weights() - self.activations()
+        besides = zip(self.believed_bytes(), self.non_torch_bytes(), strict=True)
+        most, least = (known - believed - non_torch for believed, non_torch in besides)
         block = self.cache().block_bytes
         return tuple(size if size < 0 else size // block * block for size in (least, most))
 
@@ -214,7 +233,7 @@ class Server:
     def least_budget_bytes(self) -> int:
         """The budget with which a request of ``longest`` tokens fits for sure, and the null block."""
         needed = self.request_bytes(self.longest) + self.cache().block_bytes
-        return self.weights() + self.activations() + NON_TORCH_BYTES + self.believed_bytes()[1] + needed
+        return self.weights() + self.activations() + self.non_torch_bytes()[1] + self.believed_bytes()[1] + needed
 
     def concurrent(self, tokens: int) -> Range:
         """How many requests of so many tokens run at once."""
@@ -233,6 +252,17 @@ def nf4_bytes(model: Mapping[str, Any], parameters: int) -> int:
     tables = text["vocab_size"] * text["hidden_size"] * (1 if text.get("tie_word_embeddings") else 2)
     packed = parameters - tables
     return packed // 2 + packed // 64 * 4 + tables * WIDTH
+
+
+def fp8_bytes(model: Mapping[str, Any], parameters: int, tensor_parallel: int = 1) -> int:
+    """Weights in FP8 on each GPU: a byte a number, and a fp32 scale for blocks of 128 x 128 (Qwen's ``-FP8`` files).
+
+    Embeddings and the head stay in 16 bits.
+    """
+    text = model.get("text_config") or model
+    tables = text["vocab_size"] * text["hidden_size"] * (1 if text.get("tie_word_embeddings") else 2)
+    packed = parameters - tables
+    return (packed + packed // 128**2 * 4 + tables * WIDTH) // tensor_parallel
 
 
 def merging_bytes(model: Mapping[str, Any]) -> int:

@@ -1,8 +1,10 @@
 """Steps of others: tensors made of tensors, compiled functions, optimizers' own choices, values, the host."""
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -406,3 +408,90 @@ def test_selective_checkpointing_is_traced_to_the_byte():
     operators = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default, torch.ops.aten.addmm.default
     predicted, measured = (attending(keep(*operators), None, "cpu", device) for device in ("meta", "cpu"))
     assert predicted.phases == measured.phases
+
+
+def _layer_and(make: Callable[[Any], torch.optim.Optimizer]) -> tuple[nn.Module, torch.optim.Optimizer]:
+    layer = nn.Linear(512, 512, device="meta")
+    return layer, make(layer.parameters())
+
+
+def test_an_optimizer_that_never_steps_is_an_error() -> None:
+    layer, optimizer = _layer_and(torch.optim.AdamW)
+    calls: list[int] = []
+
+    def every_fourth(batch: torch.Tensor) -> None:
+        calls.append(1)
+        layer(batch).sum().backward()
+        if len(calls) % 4 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    batch = torch.empty(8, 512)
+    with pytest.raises(TraceError, match="the step took no update in 2 calls"):
+        trace_step(layer, optimizer, every_fourth, batch)
+    calls.clear()
+    assert not trace_step(layer, optimizer, every_fourth, batch, Options(steps=8)).warnings
+    calls.clear()
+    warnings = trace_step(layer, optimizer, every_fourth, batch, Options(steps=7)).warnings
+    assert any("the last call of the step took no update" in each for each in warnings)
+    trace_step(layer, None, lambda given: layer(given).sum().backward(), batch)
+
+
+def test_a_step_that_keeps_more_each_time_is_told() -> None:
+    layer, optimizer = _layer_and(torch.optim.AdamW)
+    kept: list[torch.Tensor] = []
+
+    def step(keeps: int, batch: torch.Tensor) -> None:
+        output = layer(batch)
+        kept.append(output.detach())
+        del kept[:-keeps]
+        output.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for keeps, told in ((10, True), (1, False)):
+        kept.clear()
+        warnings = trace_step(layer, optimizer, partial(step, keeps), torch.empty(64, 512)).warnings
+        assert any("keeps 0.1 MiB more each time" in each for each in warnings) is told
+
+
+AVERAGED = {"swa": None, "ema": torch.optim.swa_utils.get_ema_multi_avg_fn()}
+
+
+@pytest.mark.parametrize("kind", ["adafactor", "adafactor, foreach", *AVERAGED])
+def test_adafactor_and_averaged_models(kind: str) -> None:
+    peaks = []
+    for device, answer in (("meta", trace_step), ("cpu", measure_step)):
+        layer = nn.Linear(64, 96, device=device)
+        averages: list[torch.optim.swa_utils.AveragedModel] = []
+        if kind in AVERAGED:
+            optimizer = torch.optim.SGD(layer.parameters(), momentum=0.9)
+            averages.append(torch.optim.swa_utils.AveragedModel(layer, device, multi_avg_fn=AVERAGED[kind]))
+        else:
+            optimizer = torch.optim.Adafactor(layer.parameters(), foreach=kind.endswith("foreach"))
+
+        def step(batch: torch.Tensor, layer=layer, optimizer=optimizer, averages=averages) -> None:
+            layer(batch).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            for average in averages:
+                average.update_parameters(layer)
+
+        options = Options(target="cpu", beside=averages, steps=3)
+        peaks.append(answer(layer, optimizer, step, torch.zeros(32, 64), options).peak_allocated_bytes)
+    assert peaks[0] == peaks[1]
+
+
+@pytest.mark.parametrize("make", [torch.optim.SparseAdam, torch.optim.SGD])
+def test_sparse_gradients_have_an_answer_with_a_warning(make: Any) -> None:
+    table = nn.Embedding(1000, 16, sparse=True, device="meta")
+    optimizer = make(table.parameters())
+
+    def step(batch: torch.Tensor) -> None:
+        table(batch).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    report = trace_step(table, optimizer, step, torch.zeros(4, 8, dtype=torch.long), Options(target="cpu"))
+    assert any("a gradient is sparse" in warning for warning in report.warnings)
+    assert report.peak_allocated_bytes > 64_000

@@ -8,7 +8,17 @@ import pytest
 
 from will_it_fit.analytic.setting import describe
 from will_it_fit.common.text import GIB, MIB
-from will_it_fit.serving.vllm import NON_TORCH_BYTES, Server, nf4_bytes, release, sampler_bytes_a_logit
+from will_it_fit.data import data_path
+from will_it_fit.serving.vllm import (
+    DIVIDED_NON_TORCH_BYTES,
+    NON_TORCH_BYTES,
+    Server,
+    fp8_bytes,
+    nf4_bytes,
+    release,
+    sampler_bytes_a_logit,
+    serve_defaults,
+)
 
 TABLE = json.loads(Path("validation/data/vllm_cache_groups.json").read_text())["rows"]
 MODELS = Path("will_it_fit/data/models")
@@ -94,3 +104,35 @@ def test_weights_in_4_bits_are_as_a_log_of_unsloths_says(name, seen_gib):
     model = json.loads((MODELS / f"{name}.json").read_text())
     packed = nf4_bytes(model, describe(model).parameter_counts()["total"])
     assert packed / GIB == pytest.approx(seen_gib, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "version, gib, settings, expected",
+    [
+        ("0.9", 79.2, {}, (8192, 1024)),
+        ("0.9", 79.2, {"offline": True}, (16_384, 1024)),
+        ("0.9", 79.2, {"a100": True}, (2048, 256)),
+        ("0.9", 23.6, {"offline": True}, (8192, 256)),
+        ("0.8", 79.2, {}, (2048, 256)),
+        ("0.31.0", 69.9, {}, (2048, 256)),
+    ],
+)
+def test_large_cards_take_more_requests_by_default(
+    version: str, gib: float, settings: dict[str, bool], expected: tuple[int, int]
+) -> None:
+    assert serve_defaults(version, int(gib * GIB), **settings) == expected
+
+
+def test_a_mixture_in_fp8_on_four_cards_is_near_its_log() -> None:
+    """Qwen3-235B-A22B-FP8 on 4 H100 (vllm_logs.csv, qwen3-235b-fp8): 8.11 GiB; with 256 requests it was 15.3."""
+    model = json.loads(data_path("models/qwen3-235b-a22b.json").read_text(encoding="utf-8"))
+    parameters = describe(model).parameter_counts()["total"]
+    tokens, requests = serve_defaults("0.9", total := int(79.22 * GIB))
+    weights = fp8_bytes(model, parameters, 4)
+    engine = Server(
+        model, parameters, total, 0.9, requests, 40_960, tokens, tensor_parallel=4, weights_bytes=weights, version="0.9"
+    )
+    least, most = (size / GIB for size in engine.cache_bytes())
+    assert weights / GIB == pytest.approx(55.04, abs=0.01)
+    assert (least, most) == (pytest.approx(9.35, abs=0.01), pytest.approx(10.42, abs=0.01))
+    assert engine.non_torch_bytes() == DIVIDED_NON_TORCH_BYTES
