@@ -11,19 +11,22 @@ The files that a question names lie in ``validation/data/reports``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import importlib
 import json
-import os
+import multiprocessing
+import multiprocessing.connection
 import random
 import shlex
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from validation.rows import FOLDER
+from will_it_fit.common.errors import UserError
 from will_it_fit.common.terminal import command
 from will_it_fit.common.text import GIB
 
@@ -34,6 +37,7 @@ VERDICTS = ("fits", "too_close", "does_not_fit", "no_answer")
 AGREEMENTS = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable")
 _CLOSE = 0.97  # of the card: as near to its border as that, too close to call is the right thing to say
 _ROOT = Path(__file__).resolve().parent.parent
+_HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "will_it_fit.ask.answer")
 _SECONDS = 900  # of one question, before it counts as not answered
 
 
@@ -108,22 +112,64 @@ def draw(reports: Sequence[Report], seed: int = SEED, wanted: int = UNREAD) -> s
     return set(drawn)
 
 
-def ask(report: Report, *, seconds: int = _SECONDS) -> dict[str, Any]:
-    """What the command answers: the object of ``--json``, or ``{"error": ...}`` where it gives none."""
-    words = [sys.executable, "-m", "scripts.ask", *shlex.split(report.question), "--json", "--fresh"]
+def ask(report: Report) -> dict[str, Any]:
+    """What the command answers: the object of ``--json`` without suggestions, or ``{"error": ...}`` where it refuses.
+
+    The question is asked in ``validation/data/reports``, where the files that it names lie.
+    """
+    from will_it_fit.ask.answer import traced
+    from will_it_fit.ask.command import parse
+    from will_it_fit.ask.question import Options, question
+
+    options = parse(shlex.split(report.question))
+    asking = Options(
+        gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
+        micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
+        like=options.like,
+    )  # fmt: skip
     try:
-        done = subprocess.run(
-            words, cwd=FILES, env=_environment(), capture_output=True, text=True, timeout=seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"no answer within {seconds} s"}
-    if done.returncode not in (0, 1) or not done.stdout.strip():
-        return {"error": done.stderr.strip() or f"status {done.returncode}"}
-    return json.loads(done.stdout)
+        with contextlib.chdir(FILES):
+            return traced(question(options.what, asking), suggested=False)
+    except UserError as error:
+        return {"error": str(error)}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+def ask_all(reports: Sequence[Report], jobs: int) -> Iterator[tuple[Report, dict[str, Any]]]:
+    """Each report with its answer, as they come; each in a process of its own, which ends after :data:`_SECONDS`."""
+    for name in _HEAVY:  # once, before the processes fork
+        importlib.import_module(name)
+    context = multiprocessing.get_context("fork")
+    waiting, running = list(reports), {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            report = waiting.pop(0)
+            here, there = context.Pipe(duplex=False)
+            process = context.Process(target=_send, args=(there, report))
+            process.start()
+            there.close()
+            running[here] = (report, process, time.monotonic() + _SECONDS)
+        for here in multiprocessing.connection.wait(list(running), timeout=1):
+            report, process, _ = running.pop(here)
+            try:
+                answer = here.recv()
+            except EOFError:
+                answer = {"error": "the process died"}
+            process.join()
+            yield report, answer
+        for here, (report, process, end) in list(running.items()):
+            if time.monotonic() > end:
+                process.kill()
+                process.join()
+                del running[here]
+                yield report, {"error": f"no answer within {_SECONDS} s"}
+
+
+def _send(connection: Any, report: Report) -> None:
+    answer = ask(report)
+    connection.send(json.loads(json.dumps(answer, default=str)))
+    connection.close()
 
 
 def verdict(answer: dict[str, Any]) -> str:
@@ -348,18 +394,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("draw", "ask", "page"))
     parser.add_argument("ids", nargs="*", metavar="ID")
+    parser.add_argument("--jobs", type=int, default=1, help="questions at once")
     options = parser.parse_args()
     reports = read()
     if options.what == "draw":
         print("\n".join(sorted(draw(reports))))
     elif options.what == "ask":
-        for number, report in enumerate(reports):
-            if not options.ids or report.id in options.ids:
-                reports[number] = asked(report, ask(report))
-                write(reports)
-                print(
-                    f"{report.id}: {_verdict(reports[number])}; {_outcome(report)}: {now(reports[number])}", flush=True
-                )
+        order = [report.id for report in reports]
+        wanted = [report for report in reports if not options.ids or report.id in options.ids]
+        for report, answer in ask_all(wanted, options.jobs):
+            said = asked(report, answer)
+            reports[order.index(said.id)] = said
+            write(reports)
+            print(f"{said.id}: {_verdict(said)}; {_outcome(said)}: {now(said)}", flush=True)
     else:
         write_pages(reports)
 

@@ -1,6 +1,6 @@
 import datasets
 import trl
-from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained("mistralai/Mistral-7B-v0.1")).to(0)
 args = trl.SFTConfig(
