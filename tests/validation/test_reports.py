@@ -1,0 +1,91 @@
+"""Public reports: the table is whole, the unread half is the one that was drawn, and the documents say what it says."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from tests.repository import ROOT
+from validation import reports
+
+REPORTS = reports.read()
+BY_ID = {report.id: report for report in REPORTS}
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
+
+
+def test_there_are_as_many_as_were_asked_for():
+    decidable = [report for report in REPORTS if report.decidable == "yes"]
+    assert len(REPORTS) == len(BY_ID) >= 80
+    assert {half: sum(report.half == half for report in decidable) for half in ("unread", "development")} == {
+        "unread": 40,
+        "development": 72,
+    }
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: report.id)
+def test_a_row_says_what_was_stated_assumed_and_found(report: reports.Report):
+    assert re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+/(issues/\d+|pull/\d+|blob/[0-9a-f]{40}/\S+)", report.link)
+    assert re.fullmatch(r"20\d\d-\d\d(-\d\d)?", report.date)
+    assert report.outcome in ("ran", "ran_out") and bool(report.where) == (report.outcome == "ran_out")
+    assert bool(report.peak_gib) == bool(report.peak_is) and float(report.peak_gib or 1) > 0
+    assert report.decidable == "yes" or report.decidable.startswith("no: ")
+    assert report.outcome_seen_before_question in ("yes", "no")
+    assert report.settings and report.half in ("unread", "development") and "--gpu" in report.question
+    files = [word for word in report.question.split() if word.endswith((".yaml", ".yml", ".sh", ".py"))]
+    assert all((reports.FILES / name).is_file() for name in files)
+    for said in (report.verdict, report.baseline_verdict):
+        assert said in ("", *reports.VERDICTS)
+    assert (report.half == "unread") == (report.baseline_verdict == "")
+    assert bool(report.required_gib) == (report.verdict in reports.VERDICTS[:3])
+
+
+def test_each_wrong_verdict_has_its_cause():
+    wrong = [report for report in REPORTS if reports.now(report) in ("unsafe", "wrong_on_the_safe_side", "no_answer")]
+    assert [report.id for report in wrong if not report.why] == []
+
+
+def test_the_unread_half_is_the_one_that_was_drawn():
+    assert {report.id for report in REPORTS if report.half == "unread"} == reports.draw(REPORTS)
+    threads = {half: {one.link for one in REPORTS if one.half == half} for half in ("unread", "development")}
+    assert not threads["unread"] & threads["development"]
+
+
+def test_no_file_lies_beside_without_a_question():
+    named = " ".join(report.question for report in REPORTS)
+    texts = "".join(path.read_text(encoding="utf-8") for path in reports.FILES.iterdir() if path.is_file())
+    for path in reports.FILES.rglob("*.*"):
+        assert path.name in named or path.name in texts
+
+
+@pytest.mark.parametrize(
+    ("outcome", "peak", "said", "expected"),
+    [
+        ("ran_out", "", "does_not_fit", "right"),
+        ("ran_out", "", "too_close", "right"),
+        ("ran_out", "", "fits", "unsafe"),
+        ("ran_out", "", "no_answer", "no_answer"),
+        ("ran", "", "fits", "right"),
+        ("ran", "", "does_not_fit", "wrong_on_the_safe_side"),
+        ("ran", "23.3", "too_close", "right"),  # 97 % of 24 GiB
+        ("ran", "23.2", "too_close", "wrong_on_the_safe_side"),
+        ("ran", "", "too_close", "wrong_on_the_safe_side"),
+        ("ran", "", "", ""),
+    ],
+)
+def test_what_agrees(outcome: str, peak: str, said: str, expected: str):
+    report = replace(REPORTS[0], decidable="yes", outcome=outcome, peak_gib=peak, peak_is=peak and "stated")
+    assert reports.agreement(report, said, "24.00") == expected
+    assert not said or reports.agreement(replace(report, decidable="no: why"), said, "24.00") == "undecidable"
+
+
+def test_the_documents_say_what_the_table_says():
+    assert reports.page(REPORTS) == PAGE
+    assert reports.readme_lines(REPORTS) in README
+
+
+@pytest.mark.parametrize("name", ["al-28-13b-b2", "lf-257", "trl-846"])
+def test_the_same_is_answered_again(name: str):
+    report = BY_ID[name]
+    again = reports.asked(report, reports.ask(report))
+    assert (again.verdict, again.required_gib) == (report.verdict, report.required_gib)

@@ -1,0 +1,415 @@
+"""What people reported about runs of theirs, asked of ``will-it-fit``, and whether the verdict was right.
+
+    python -m validation.reports draw            which reports stayed unread: the draw, again
+    python -m validation.reports ask [ID ...]    ask again (all of them without ids), and keep the verdicts
+    python -m validation.reports page            write docs/reports.md and README's lines from what is kept
+
+``validation/data/reports.csv`` has a row for each question: what was stated, what we assumed, and what came of the run.
+The files that a question names lie in ``validation/data/reports``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import importlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import random
+import shlex
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from validation.rows import FOLDER
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.terminal import command
+from will_it_fit.common.text import GIB
+
+TABLE = FOLDER / "reports.csv"
+FILES = FOLDER / "reports"
+SEED, UNREAD = 45, 40
+VERDICTS = ("fits", "too_close", "does_not_fit", "no_answer")
+AGREEMENTS = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable")
+_CLOSE = 0.97  # of the card: as near to its border as that, too close to call is the right thing to say
+_ROOT = Path(__file__).resolve().parent.parent
+_HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "will_it_fit.ask.answer")
+_SECONDS = 900  # of one question, before it counts as not answered
+
+
+@dataclass(frozen=True)
+class Report:
+    """One question and what came of the run that it asks about.
+
+    ``settings`` were stated by the author, ``assumed`` was not. ``question``: the words behind ``will-it-fit``, asked
+    in ``validation/data/reports``. ``decidable``: yes, or no and why. ``outcome``: ``ran`` or ``ran_out`` (of memory),
+    ``where`` it ran out. ``peak_gib``, ``peak_is``: what was stated of the memory. ``half``: ``development``, or
+    ``unread`` until the end. ``baseline`` is commit 75c96db0; the unread half was not asked then.
+    """
+
+    id: str
+    link: str
+    date: str
+    tool: str
+    version: str
+    model: str
+    method: str
+    settings: str
+    assumed: str
+    question: str
+    decidable: str
+    outcome_seen_before_question: str
+    outcome: str
+    where: str
+    peak_gib: str
+    peak_is: str
+    half: str
+    baseline_verdict: str = ""
+    baseline_required_gib: str = ""
+    baseline_usable_gib: str = ""
+    baseline_why: str = ""
+    verdict: str = ""
+    required_gib: str = ""
+    usable_gib: str = ""
+    why: str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(Report))
+
+
+def read() -> list[Report]:
+    """All reports, in the order of the file."""
+    with open(TABLE, encoding="utf-8", newline="") as handle:
+        return [Report(**row) for row in csv.DictReader(handle)]
+
+
+def write(reports: Iterable[Report]) -> None:
+    with open(TABLE, "w", encoding="utf-8", newline="") as handle:
+        table = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(asdict(report) for report in reports)
+
+
+def draw(reports: Sequence[Report], seed: int = SEED, wanted: int = UNREAD) -> set[str]:
+    """The ids of the decidable reports that stay unread: whole threads, shuffled, until ``wanted`` rows are together.
+
+    A thread goes in whole or not at all, so that no row of the development half tells about an unread one.
+    """
+    threads: dict[str, list[str]] = {}
+    for report in reports:
+        if report.decidable == "yes":
+            threads.setdefault(report.link, []).append(report.id)
+    links = sorted(threads)
+    random.Random(seed).shuffle(links)
+    drawn: list[str] = []
+    for link in links:
+        if len(drawn) + len(threads[link]) <= wanted:
+            drawn += threads[link]
+    return set(drawn)
+
+
+def ask(report: Report) -> dict[str, Any]:
+    """What the command answers: the object of ``--json`` without suggestions, or ``{"error": ...}`` where it refuses.
+
+    The question is asked in ``validation/data/reports``, where the files that it names lie.
+    """
+    from will_it_fit.ask.answer import traced
+    from will_it_fit.ask.command import parse
+    from will_it_fit.ask.question import Options, question
+
+    options = parse(shlex.split(report.question))
+    asking = Options(
+        gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
+        micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
+        like=options.like,
+    )  # fmt: skip
+    try:
+        with contextlib.chdir(FILES):
+            return traced(question(options.what, asking), suggested=False)
+    except UserError as error:
+        return {"error": str(error)}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def ask_all(reports: Sequence[Report], jobs: int) -> Iterator[tuple[Report, dict[str, Any]]]:
+    """Each report with its answer, as they come; each in a process of its own, which ends after :data:`_SECONDS`."""
+    for name in _HEAVY:  # once, before the processes fork
+        importlib.import_module(name)
+    context = multiprocessing.get_context("fork")
+    waiting, running = list(reports), {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            report = waiting.pop(0)
+            here, there = context.Pipe(duplex=False)
+            process = context.Process(target=_send, args=(there, report))
+            process.start()
+            there.close()
+            running[here] = (report, process, time.monotonic() + _SECONDS)
+        for here in multiprocessing.connection.wait(list(running), timeout=1):
+            report, process, _ = running.pop(here)
+            try:
+                answer = here.recv()
+            except EOFError:
+                answer = {"error": "the process died"}
+            process.join()
+            yield report, answer
+        for here, (report, process, end) in list(running.items()):
+            if time.monotonic() > end:
+                process.kill()
+                process.join()
+                del running[here]
+                yield report, {"error": f"no answer within {_SECONDS} s"}
+
+
+def _send(connection: Any, report: Report) -> None:
+    answer = ask(report)
+    connection.send(json.loads(json.dumps(answer, default=str)))
+    connection.close()
+
+
+def verdict(answer: dict[str, Any]) -> str:
+    """One of :data:`VERDICTS`."""
+    if "error" in answer:
+        return "no_answer"
+    if said := answer.get("verdict"):
+        return str(said)
+    return {True: "fits", False: "does_not_fit", None: "no_answer"}[answer.get("fits")]
+
+
+def agreement(report: Report, said: str, usable_gib: str) -> str:
+    """One of :data:`AGREEMENTS`: whether a verdict agrees with what came of the run; empty for a question not asked.
+
+    Too close to call is right where the run ended out of memory, or took 97 % of the card and more.
+    """
+    if not said:
+        return ""
+    if report.decidable != "yes":
+        return "undecidable"
+    if said == "no_answer":
+        return "no_answer"
+    ran_out = report.outcome == "ran_out"
+    if said == "too_close":
+        close = bool(report.peak_gib and usable_gib) and float(report.peak_gib) >= _CLOSE * float(usable_gib)
+        return "right" if ran_out or close else "wrong_on_the_safe_side"
+    if said == "fits":
+        return "unsafe" if ran_out else "right"
+    return "right" if ran_out else "wrong_on_the_safe_side"
+
+
+def asked(report: Report, answer: dict[str, Any]) -> Report:
+    """The report with what was answered now; ``why`` stays, where it explains the same verdict."""
+    said = verdict(answer)
+    if said == "no_answer":
+        reason = str(answer.get("error", "")).split("\n")[0]
+        return replace(report, verdict=said, required_gib="", usable_gib="", why=reason or report.why)
+    usable = answer["gpu"]["usable_bytes"]
+    required = usable - answer["headroom_bytes"]
+    why = report.why if report.verdict == said else ""
+    return replace(
+        report, verdict=said, required_gib=f"{required / GIB:.2f}", usable_gib=f"{usable / GIB:.2f}", why=why
+    )
+
+
+# The page and README's lines ---------------------------------------------------------------------------------------
+
+PAGE = _ROOT / "docs" / "reports.md"
+README = _ROOT / "README.md"
+_HALVES = {"unread": "unread until the end", "development": "development"}
+_WORST_FIRST = ("unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable", "right")
+_IN_WORDS = {
+    "fits": "FITS",
+    "too_close": "TOO CLOSE TO CALL",
+    "does_not_fit": "DOES NOT FIT",
+    "no_answer": "no answer",
+    "ran": "ran",
+    "ran_out": "ran out of memory",
+    "right": "right",
+    "unsafe": "unsafe: it fits, we say, and it ran out",
+    "wrong_on_the_safe_side": "wrong on the safe side",
+    "undecidable": "undecidable from what is stated",
+}
+
+
+def now(report: Report) -> str:
+    """Whether the present verdict agrees with the report."""
+    return agreement(report, report.verdict, report.usable_gib)
+
+
+def then(report: Report) -> str:
+    """The same of the verdict at the first asking, of the development half alone."""
+    return agreement(report, report.baseline_verdict, report.baseline_usable_gib)
+
+
+def counts(reports: Iterable[Report]) -> dict[str, dict[str, int]]:
+    """For each half, how many reports of each agreement, now; ``total``: of all; ``too_close``: so many verdicts."""
+    told: dict[str, dict[str, int]] = {half: dict.fromkeys((*AGREEMENTS, "too_close", "total"), 0) for half in _HALVES}
+    for report in reports:
+        half = told[report.half]
+        half["total"] += 1
+        half["too_close"] += report.verdict == "too_close" and report.decidable == "yes"
+        if found := now(report):
+            half[found] += 1
+    return told
+
+
+def page(reports: Sequence[Report]) -> str:
+    """docs/reports.md."""
+    told = counts(reports)
+    parts = [_HEAD.format(reports=len(reports), threads=len({report.link for report in reports}), seed=SEED,
+                          unread=told["unread"]["total"])]  # fmt: skip
+    parts += ["## What came out", _count_table(reports), _missed_number(told["unread"])]
+    for half, title in _HALVES.items():
+        parts += [f"## The wrong ones: {title}", _wrong_table([one for one in reports if one.half == half])]
+    parts += ["## All of them", _whole_table(reports)]
+    return "\n\n".join(parts) + "\n"
+
+
+def readme_lines(reports: Sequence[Report]) -> str:
+    """The lines of README's "How exact it is"."""
+    told = counts(reports)
+    return "\n".join(_readme_line(told[half], title) for half, title in _README_TITLES.items())
+
+
+_README_TITLES = {
+    "unread": "public reports that stayed unread until the end",
+    "development": "public reports that helped to develop the verdict",
+}
+
+
+def _readme_line(told: dict[str, int], title: str) -> str:
+    asked_of = told["total"] - told["undecidable"]
+    return (
+        f"Of {asked_of} {title}, the verdict was right in {told['right']}, unsafe in {told['unsafe']}, wrong on the"
+        f" safe side in {told['wrong_on_the_safe_side']}; {told['no_answer']} had no answer."
+    )
+
+
+_HEAD = """# What people reported, and what the verdict says
+
+<!-- made by `python -m validation.reports page` from validation/data/reports.csv -->
+
+People write in public whether a training ran. {threads} threads and files state model, method, card, settings and
+outcome of {reports} runs. We asked `will-it-fit` about each of them. The answers to the runs of a test are exact to
+hundredths of a percent. Here the question is another one: is the verdict right about other people's lives?
+
+1. **The question came first.** `validation/data/reports.csv` says what a report stated and what we assumed, and the
+   question lies beside it. The outcome is in columns of its own. A search shows a thread's title, so the outcome was
+   seen before the question was written in all rows. No verdict was known then.
+2. **{unread} reports stayed unread.** `python -m validation.reports draw` draws whole threads with seed {seed}. Nobody
+   asked these questions while the verdict was changed, and they were asked once at the end.
+3. **The other half was for development.** It was asked at commit 75c96db0 first. Only the causes of wrong answers were
+   told to those who changed the verdict.
+
+"Too close to call" counts as right where the run ended out of memory or took 97 % of the card and more. A verdict is
+unsafe where it says that the step fits, and the run ended out of memory."""
+
+
+def _count_table(reports: Sequence[Report]) -> str:
+    told = counts(reports)
+    lines = ["| | " + " | ".join(_HALVES.values()) + " | development, first asking |", "| --- | ---: | ---: | ---: |"]
+    first = [then(report) for report in reports if report.half == "development"]
+    for name in ("right", *_WORST_FIRST[:-1]):
+        cells = [str(told[half][name]) for half in _HALVES] + [str(first.count(name))]
+        lines.append(f"| {_IN_WORDS[name]} | " + " | ".join(cells) + " |")
+    cells = [str(told[half]["total"]) for half in _HALVES] + [str(len(first))]
+    lines.append("| all | " + " | ".join(cells) + " |")
+    close = [str(told[half]["too_close"]) for half in _HALVES]
+    lines.append("| of these too close to call | " + " | ".join(close) + " | 0 |")
+    return "\n".join(lines)
+
+
+def _missed_number(told: dict[str, int]) -> str:
+    """Whether the numbers that were set before are reached."""
+    share = 100 * told["too_close"] / max(told["total"], 1)
+    reached = told["right"] >= _WANTED_RIGHT and not told["unsafe"] and share <= _MOST_CLOSE_PERCENT
+    said = "These numbers are reached." if reached else "These numbers are not reached."
+    return (
+        f"We wanted {_WANTED_RIGHT} of the {UNREAD} unread reports right, none unsafe, and at most"
+        f" {_MOST_CLOSE_PERCENT} % too close to call. {said}"
+    )
+
+
+_WANTED_RIGHT, _MOST_CLOSE_PERCENT = 36, 15
+
+
+def _wrong_table(reports: Sequence[Report]) -> str:
+    wrong = [report for report in reports if now(report) in _WORST_FIRST[:3]]
+    if not wrong:
+        return "No verdict is wrong."
+    lines = ["| report | what ran | the outcome | the verdict | why |", "| --- | --- | --- | --- | --- |"]
+    for report in sorted(wrong, key=lambda one: (_WORST_FIRST.index(now(one)), one.id)):
+        cells = [f"[{report.id}]({report.link})", _run(report), _outcome(report), _verdict(report), report.why]
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _whole_table(reports: Sequence[Report]) -> str:
+    lines = [
+        "| report | half | tool, model, method | the outcome | the verdict | |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for report in sorted(reports, key=lambda one: (_WORST_FIRST.index(now(one) or "undecidable"), one.id)):
+        cells = [f"[{report.id}]({report.link})", report.half, f"{report.tool}, {report.model}, {report.method}",
+                 _outcome(report), _verdict(report), _IN_WORDS.get(now(report), "").partition(":")[0]]  # fmt: skip
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _run(report: Report) -> str:
+    return f"{report.tool}, {report.model}, {report.method}: {report.settings}"
+
+
+def _outcome(report: Report) -> str:
+    where = f" ({report.where})" if report.where else ""
+    peak = f"; {report.peak_gib} GiB: {report.peak_is}" if report.peak_gib else ""
+    return f"{_IN_WORDS[report.outcome]}{where}{peak}"
+
+
+def _verdict(report: Report) -> str:
+    needs = f": {report.required_gib} of {report.usable_gib} GiB" if report.required_gib else ""
+    return f"{_IN_WORDS.get(report.verdict, 'not asked')}{needs}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+_BEGIN, _END = "<!-- reports: begin -->", "<!-- reports: end -->"
+
+
+def write_pages(reports: Sequence[Report]) -> None:
+    """Write docs/reports.md and README's lines."""
+    PAGE.write_text(page(reports), encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(_BEGIN)
+    README.write_text(f"{before}{_BEGIN}\n{readme_lines(reports)}\n{_END}{rest.partition(_END)[2]}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=("draw", "ask", "page"))
+    parser.add_argument("ids", nargs="*", metavar="ID")
+    parser.add_argument("--jobs", type=int, default=1, help="questions at once")
+    options = parser.parse_args()
+    reports = read()
+    if options.what == "draw":
+        print("\n".join(sorted(draw(reports))))
+    elif options.what == "ask":
+        order = [report.id for report in reports]
+        wanted = [report for report in reports if not options.ids or report.id in options.ids]
+        for report, answer in ask_all(wanted, options.jobs):
+            said = asked(report, answer)
+            reports[order.index(said.id)] = said
+            write(reports)
+            print(f"{said.id}: {_verdict(said)}; {_outcome(said)}: {now(said)}", flush=True)
+    else:
+        write_pages(reports)
+
+
+if __name__ == "__main__":
+    command(main)
