@@ -28,6 +28,7 @@ NOT_IMPORTED = {
     "gguf": "transformers reads GGUF files with it",
     "pyarrow": "pandas reads and writes Parquet with it",
     "shfmt-py": "a program: the second opinion on what parses as Bash",
+    "expecttest": "the list of operators of PyTorch imports it",
     "hypothesis": "a test library",
     "pygments": "snakemake --report colours code with it",
     "pytest": "runs the tests",
