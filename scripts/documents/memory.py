@@ -130,6 +130,7 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
             if answer != "trace"
         },
         "evidence": (compared.get("evidence") or {}).get("text"),
+        "verdict": compared.get("verdict"),
         "fits": compared.get("fits"),
         "gpu": compared.get("gpu"),
         "headroom_bytes": compared.get("headroom_bytes"),

@@ -21,6 +21,7 @@ from scripts.documents.context import derive
 from scripts.documents.gather import gather
 from scripts.documents.traced_values import MARKS, NUMBER, collect, count_of, mark_sources, plain, sourced
 from scripts.documents.validate import check_card, check_document
+from will_it_fit.cards.sentences import said_of
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, write_report, write_text
 from will_it_fit.common.terminal import log
@@ -269,6 +270,7 @@ def environment(folder: Path, html: bool) -> Any:
     made.filters["setting"] = setting
     made.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     made.filters["shorten"] = shorten
+    made.filters["said"] = said_of
     made.filters["length"] = count_of
     if html:
         made.filters["code"] = _marked(lambda text: Markup("<code>{}</code>").format(visible(text) or "(nothing)"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.resource_table import Stage, table
+from will_it_fit.cards.sentences import said_of
 from will_it_fit.common.files import read_report
 from will_it_fit.common.text import gib
 
@@ -36,7 +37,11 @@ def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> li
             told += ", predicted for it " + ("to the byte" if off["bytes"] == 0 else f"{off['share']:+.2%} off")
         lines.append(f"this run's step   {gib(step['trace']['peak_allocated_bytes'])} on a GPU{told}")
     if gate:
-        word = {True: "fits", False: "does not fit", None: f"{gib(gate['required_bytes'])} needed"}[gate["fits"]]
+        word = (
+            said_of(gate)
+            if gate["fits"] is not None or gate.get("verdict")
+            else f"{gib(gate['required_bytes'])} needed"
+        )
         lines.append(f"gate              {word}{', overridden' if gate['overridden'] else ''}: {gate['reason']}")
     if resources := read(f"{folder}/memory/run.json"):
         lines += [f"  {line}" for line in table([Stage(**stage) for stage in resources["stages"]])]
@@ -76,7 +81,7 @@ def sweep_lines(summary: str, made: Collection[str]) -> list[str]:
 
 def _scenario(name: str, compared: Mapping[str, Any]) -> str:
     needed, gpu = compared["trace"]["required_bytes"], compared["gpu"]
-    fit = f", {'fits' if compared['fits'] else 'does not fit'} {gpu['title']}" if gpu else ""
+    fit = f", {said_of(compared)} {gpu['title']}" if gpu else ""
     return f"{name:<17} {gib(needed)}{fit}"
 
 

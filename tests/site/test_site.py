@@ -165,10 +165,10 @@ def test_random_choices_equal_pythons_to_the_byte(page: Any) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        *((f"own/model-{n}", "It should fit: at its peak the step takes about") for n in range(1, 9)),
-        ("own/llama", "It should fit"),
-        ("own/renamed", "It should fit"),
-        ("own/llama@v2", "It should fit"),
+        *((f"own/model-{n}", "FITS: about") for n in range(1, 9)),
+        ("own/llama", "FITS"),
+        ("own/renamed", "FITS"),
+        ("own/llama@v2", "FITS"),
         ("own/llama@v3", "no such revision"),
         ("own/gated", "The model is gated"),
         ("own/nothing", "no such model"),
@@ -178,8 +178,8 @@ def test_random_choices_equal_pythons_to_the_byte(page: Any) -> None:
         ("own/slow", "can't be reached"),
         ("own/strange", "strange"),
         ("own/unnamed", "model_type"),
-        ("own/packed", "It should fit"),
-        ("Qwen/Qwen3-8B", "It should fit"),
+        ("own/packed", "FITS"),
+        ("Qwen/Qwen3-8B", "FITS"),
     ],
 )
 def test_a_hub_id_is_answered_or_refused_in_words(page: Any, hub: ModelsServer, model: str, words: str) -> None:
@@ -342,7 +342,7 @@ def test_a_telephone_sees_the_verdict_after_tapping(page: Any) -> None:
             page.execute_script(f"{before}; document.querySelector('form button[type=submit]').click()")
             place = "document.getElementById('verdict').getBoundingClientRect()"
             seen = f"(({{ top, bottom, height }}) => height > 20 && top >= 0 && bottom <= innerHeight)({place})"
-            until(page, f"/^It /.test(document.getElementById('verdict').innerText) && {seen}")
+            until(page, f"/^(FITS|TOO|DOES)/.test(document.getElementById('verdict').innerText) && {seen}")
         assert page.execute_script("return document.documentElement.scrollWidth <= 390")
     finally:
         page.execute_script("document.getElementById('more').open = false")
@@ -369,7 +369,7 @@ def test_a_model_is_searched_on_the_hub_by_its_name_when_told(page: Any, hub: Mo
     page.execute_script(f"{search}.click()")
     until(page, f"{search}?.innerText === 'own/renamed'")
     page.execute_script(f"{search}.click()")
-    until(page, "/^It should fit/.test(document.getElementById('verdict').innerText)")
+    until(page, "/^FITS/.test(document.getElementById('verdict').innerText)")
     assert page.execute_script("return document.getElementById('found').children.length") == 0
 
 

@@ -209,11 +209,8 @@ def _by_parameters(scenario: Scenario, reason: str) -> Estimated:
     except NotDescribed:
         return Estimated(scenario, None, None, reason)
     weights = count * WIDTH[scenario.weight_precision] if scenario.method != "qlora" else count // 2
-    known = (
-        f"its {count / 1e9:.2f} billion parameters are exact, and its activations come from the trace alone."
-        f" Lower bound: the weights take {weights / 2**30:.1f} GiB"
-    )
-    return Estimated(scenario, None, rule_of_thumb(scenario, count), f"{reason}: {known}")
+    known = f"the weights of its {count / 1e9:.2f} billion parameters alone take {weights / 2**30:.1f} GiB"
+    return Estimated(scenario, None, rule_of_thumb(scenario, count), f"{reason}; {known}")
 
 
 def estimate(scenario: Scenario, where: object = "scenario", *, blocks: bool = True) -> Estimated:

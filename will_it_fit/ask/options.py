@@ -60,6 +60,7 @@ _STEP = {
 }
 _ANSWER = {
     "--json": {"action": "store_true", "help": "for programs: the object of will_it_fit.ask.predict"},
+    "--suggest": {"action": "store_true", "help": "with --json: search for what would fit"},
     "--yaml": {"action": "store_true", "help": "print the scenario as YAML and exit"},
     "--quick": {"action": "store_true", "help": "the analytic estimate alone, at once and without torch"},
     "--fresh": {"action": "store_true", "help": "ask anew, though an answer is kept from an earlier time"},
@@ -461,7 +462,7 @@ def _replaced(words: Sequence[str], new: Sequence[str], flags: Iterable[str], fi
         own = value if equals else next(iter(words[at + 1 : at + 2]), "")
         if name in flags or (name == "--set" and own.partition("=")[0].strip() in fields):
             place = len(kept) if place is None else place
-            at += 1 if equals else 2
+            at += 1 if equals or _is_switch(name) else 2
         else:
             kept.append(words[at])
             at += 1

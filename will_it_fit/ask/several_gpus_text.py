@@ -33,11 +33,17 @@ def host_lines(host: Mapping[str, Any]) -> list[str]:
 _WHILE = {"loading": "they load", "step": "they train", "saving": "rank 0 saves a full state dict"}
 
 
+def _copies(size: int) -> str:
+    if not size:
+        return "no copy per process"
+    return f"{gib(size)} of each process, or of rank 0 alone with cpu_ram_efficient_loading"
+
+
 def checkpoint_lines(found: Mapping[str, Any]) -> list[str]:
     """What saving a full state dict and loading take."""
     return [
         f"saving a full state dict: {gib(found['saved_bytes'])} on rank 0's host, {gib(found['saving_gpu_bytes'])} more"
         f" on each GPU; without cpu_offload {gib(found['saving_on_gpu_bytes'])} more on each GPU",
-        f"loading: {gib(found['loading_host_bytes'])} of each process, or of rank 0 alone with"
-        f" cpu_ram_efficient_loading; {gib(found['file_pages_bytes'])} of file pages on each host, which may go",
+        f"host memory while loading: {_copies(found['loading_host_bytes'])}; {gib(found['file_pages_bytes'])} of"
+        " evictable page cache on each host",
     ]

@@ -56,6 +56,17 @@ def command(main: Callable[[], int | None]) -> None:
     sys.exit(status or 0)
 
 
+@contextmanager
+def left_out_if_it_fails(name: str, failed: list[str] | None) -> Iterator[None]:
+    """Let an answer stand although a search beside it fails, whose name ``failed`` gets."""
+    try:
+        yield
+    except Exception:  # whatever a library raises for a step that nobody asked about
+        log.debug("the search for %s failed", name, exc_info=True)
+        if failed is not None:
+            failed.append(name)
+
+
 def moved(old: str, new: str) -> None:
     """Say that a command has a new name; the old one goes on working."""
     print(f"python -m {old} is now python -m {new}", file=sys.stderr)

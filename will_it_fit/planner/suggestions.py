@@ -9,8 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from will_it_fit.analytic.certainty import OTHER_KERNELS
-from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
+from will_it_fit.cards.beside import Process, room_bytes
+from will_it_fit.cards.gpus import GIB, Gpu, catalogue
+from will_it_fit.cards.verdict import verdict
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.terminal import left_out_if_it_fails
 from will_it_fit.common.text import yaml_text
 from will_it_fit.planner.calibrated import CalibratedEstimator
 from will_it_fit.planner.changes import COUNTS, Changes, Move, apply, moves, spread
@@ -58,6 +61,7 @@ def suggest(
     traced: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
     allowed: Callable[[Scenario], bool] = lambda step: True,
+    failed: list[str] | None = None,
 ) -> list[Suggestion]:
     """Changes that make a scenario fit a GPU, in order of what they cost; the trace verifies each.
 
@@ -72,9 +76,11 @@ def suggest(
         Called before each search, with what is tried, how many searches are left at most after it, and what was found.
     allowed
         Says of a division whether it may be suggested; the gate allows those that the training has.
+    failed
+        Gets the names of searches that failed; what they might have found is left out.
     """
     estimate = CalibratedEstimator(scenario, gpu, traced)
-    fits = lambda candidate: estimate(candidate) <= gpu.usable_bytes  # noqa: E731
+    fits = lambda candidate: estimate(candidate) <= room_bytes(Process.of(candidate), gpu)  # noqa: E731
     possible = list(moves(scenario))
     if fits(scenario) and gpu.pool_bytes:  # loading alone is too much, so what the step takes does not matter
         possible = [move for move in possible if move.name == "load_on_device"]
@@ -106,9 +112,12 @@ def suggest(
             searches.clear()
         if watch:
             watch(name, len(searches) + len(others), found)
-        answer = search()
-        if answer and estimate.timed_on and scenario.aim.trainer is None and answer.move not in places:
-            answer = _timed(answer, scenario, gpu, estimate)  # no other objective has a time
+        answer = None
+        with left_out_if_it_fails(name, failed):
+            answer = search()
+        with left_out_if_it_fails("time", failed):
+            if answer and estimate.timed_on and scenario.aim.trainer is None and answer.move not in places:
+                answer = _timed(answer, scenario, gpu, estimate)  # no other objective has a time
         if answer:
             found.append(answer)
             found.sort(key=lambda item: order.get(item.move, places.get(item.move, -1)))
@@ -142,13 +151,14 @@ def _verified(
         options = move.options[_mildest(scenario, move, fits) :]
         if options and "sequence_length" in options[0] and scenario.aim.trainer is None and not scenario.images:
             expandable = scenario.allocator.expandable_segments
-            borders = Borders(scenario, "sequence_length", gpu.capability, [gpu.usable_bytes])
-            longest = borders.largest_traced(gpu.usable_bytes, expandable=expandable).value
+            room = room_bytes(Process.of(scenario), gpu)
+            borders = Borders(scenario, "sequence_length", gpu.capability, [room, gpu.usable_bytes])
+            longest = borders.largest_traced(room, expandable=expandable).value
             options = [changes for changes in move.options if changes["sequence_length"] <= longest][:1]
         for changes in options[:PROBES]:
             candidate = apply(scenario, changes)
             traced = estimate.verify(candidate) if fits(candidate) else None
-            if traced and verdict(traced, gpu).fits:
+            if traced and verdict(traced, gpu, Process.of(candidate)).fits:
                 return _suggestion(move.name, changes, move.cost, traced, gpu)
     return None
 
@@ -173,8 +183,9 @@ def _combined(
         if taken is None or taken == before:
             break
         before = taken
-        traced = estimate.verify(_all(scenario, taken))
-        if verdict(traced, gpu).fits:
+        changed = _all(scenario, taken)
+        traced = estimate.verify(changed)
+        if verdict(traced, gpu, Process.of(changed)).fits:
             changes = {key: value for _, step in taken for key, value in step.items()}
             name, cost = "+".join(move.name for move, _ in taken), "; ".join(move.cost for move, _ in taken)
             best = _suggestion(name, changes, cost, traced, gpu)
@@ -200,8 +211,9 @@ def _cheapest(
             current = candidate
     for item in list(taken):  # where a later change alone is enough, the cheap ones before it are not needed
         rest = [other for other in taken if other is not item]
-        if fits(_all(scenario, rest)):
-            taken = rest
+        with suppress(UserError):  # a later change needs this one, as a rank needs adapters
+            if fits(_all(scenario, rest)):
+                taken = rest
     return taken
 
 
@@ -228,7 +240,7 @@ def _bigger_gpu(scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> 
                 continue
             known[other.capability] = CalibratedEstimator(scenario, other).verify(scenario)
         answer = known[other.capability]
-        if verdict(answer, other).fits:
+        if verdict(answer, other, Process.of(scenario)).fits:
             return _suggestion("bigger_gpu", {"gpu": other.name}, f"another GPU: {other.title}", answer, other)
     return None
 
@@ -273,7 +285,7 @@ def _more_gpus(scenario: Scenario, gpu: Gpu, allowed: Callable[[Scenario], bool]
         with suppress(UserError):  # what can't be traced is no suggestion
             if estimate(candidate) <= gpu.usable_bytes * (1 + OTHER_KERNELS):
                 traced = estimate.verify(candidate)
-                if verdict(traced, gpu).fits:
+                if verdict(traced, gpu, Process.of(candidate)).fits:
                     return _suggestion("more_gpus", changes, f"{count} such GPUs: {price}", traced, gpu)
         if count == COUNTS[-1]:  # FSDP2 alone is not enough on any number
             return _divided(scenario, gpu, count, allowed)

@@ -22,13 +22,14 @@ from will_it_fit.ask.command import _Progress, main
 from will_it_fit.ask.explain_measurement import measured
 from will_it_fit.ask.question import Options, question
 from will_it_fit.ask.run_cost import ranked
-from will_it_fit.ask.text import smallest
 from will_it_fit.cards.gpus import GIB, find, known
+from will_it_fit.cards.sentences import smallest
 from will_it_fit.common import terminal
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.terminal import working
 from will_it_fit.hours.run_time import run_time
 from will_it_fit.planner.compare import untimed_because
+from will_it_fit.readers.request import parse_request
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.trace import trace
 
@@ -47,6 +48,9 @@ def model(tmp_path: Path) -> str:
     return str(path)
 
 
+SMALL = "{vram_gib: 0.6, context_mib: 512}"
+
+
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     status = main(words)
     return status, capsys.readouterr().out
@@ -57,10 +61,11 @@ def test_the_verdict_comes_first_with_the_two_numbers_that_decide_it(model, caps
     first = text.splitlines()[0]
     assert status == 0
     assert re.match(r"FITS: the step needs [\d.]+ GiB, the Tesla T4 has 14.42 GiB usable; [\d.]+ GiB to spare$", first)
-    tools, about, defaults = text.splitlines()[1:4]
-    assert re.match(r"With TRL [\d.]+, PEFT [\d.]+, axolotl [\d.]+ GiB at the peak", tools) and "--like trl" in tools
+    tools, about, of_trl, defaults = text.splitlines()[1:5]
+    assert re.match(r"With each tool's defaults, estimated: TRL [\d.]+, PEFT [\d.]+, axolotl [\d.]+ GiB", tools)
+    assert of_trl.startswith("as TRL has it: precision fp32, autocast bf16, ") and "--like axolotl" in tools
     assert about.startswith("for: tiny; QLoRA of rank 16 on all linear layers; ")
-    assert defaults.startswith("defaults used: 1 row a micro-batch, method qlora, precision bf16, ")
+    assert defaults.startswith("defaults used: 1 row a micro-batch, method qlora, kbit_preparation none, ")
     for name in ("rule of thumb", "analytic estimate", "trace of the step", "measurement"):
         assert name in text
 
@@ -80,14 +85,17 @@ def test_defaults_that_nobody_named_stand_in_a_line_of_their_own(model, tmp_path
 def test_json_is_predicts_object(model, capsys) -> None:
     status, text = run(capsys, model, "--gpu", "t4", "-s", "64", "--json")
     found = json.loads(text)
-    scenario = Scenario.from_mapping({"model": model, "gpu": "t4", "sequence_length": 64})
+    fields = {"model": model, "gpu": "t4", "sequence_length": 64, "like": "trl"}
+    scenario = parse_request(fields).scenario
     own = json.loads(json.dumps(predict(scenario)))
     assert status == 0 and set(own) <= set(found)
-    assert {key: found[key] for key in ("trace", "fits", "gpu")} == {key: own[key] for key in ("trace", "fits", "gpu")}
+    same = ("trace", "verdict", "fits", "gpu", "margin")
+    assert {key: found[key] for key in same} == {key: own[key] for key in same}
+    assert found["verdict"] == "fits" and found["sentence"] == own["sentence"]
 
 
 def test_suggestions_are_command_lines_that_fit(model, capsys) -> None:
-    words = (model, "--gpu", "0.66GiB", "-s", "4096", "-b", "8", "--method", "lora")
+    words = (model, "--gpu", "{vram_gib: 0.66, context_mib: 512}", "-s", "4096", "-b", "8", "--method", "lora")
     status, text = run(capsys, *words)
     assert status == 1 and text.startswith("DOES NOT FIT: the step needs ")
     lines = [line.strip() for line in text.splitlines() if line.startswith("  will-it-fit")]
@@ -134,7 +142,7 @@ def test_an_interruption_that_python_drops_ends_the_searches_before_the_next(cap
 
 
 def test_json_is_one_object_and_the_searches_are_heard_beside_it(model) -> None:
-    asked = _asked(model, *TOO_LARGE, "--json", python=f"{launchers()}/python")
+    asked = _asked(model, *TOO_LARGE, "--json", "--suggest", python=f"{launchers()}/python")
     out, err = asked.communicate(timeout=120)
     found = json.loads(out)
     assert asked.returncode == 1 and found["suggestions"]
@@ -162,7 +170,7 @@ def test_quick_needs_no_torch(model) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("SHOULD FIT: about ")
+    assert done.stdout.startswith("FITS: about ")
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
@@ -170,7 +178,7 @@ def test_quick_needs_no_torch(model) -> None:
 def test_quick_answers_the_steps_that_tools_take_by_default(model, like, method, capsys) -> None:
     words = [model, "--gpu", "4090", "-b", "2", "-s", "64", "--quick", "--like", like, "--method", method]
     status, text = run(capsys, *words)
-    assert status == 0 and text.startswith("SHOULD FIT: about ")
+    assert status == 0 and text.startswith("FITS: about ")
 
 
 @pytest.mark.parametrize(
@@ -185,21 +193,21 @@ def test_without_torch_the_estimate_answers_and_names_what_to_install(model, wor
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == status and "Traceback" not in done.stderr
     assert said in done.stderr and "will-it-fit[trace]" in done.stderr
-    assert done.stdout.startswith({0: "{" if words else "SHOULD FIT: about "}.get(status, ""))
+    assert done.stdout.startswith({0: "{" if words else "FITS: about "}.get(status, ""))
 
 
 def test_a_terminal_shows_the_estimate_while_the_step_is_traced(model, capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main([model, "--gpu", "4090", "-s", "64"]) == 0
     seen = capsys.readouterr()
-    assert seen.out.startswith("FITS") and seen.err.startswith("SHOULD FIT")
+    assert seen.out.startswith("FITS") and seen.err.startswith("FITS: about")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     main([model, "--gpu", "4090", "-s", "64"])
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
-    ("gpu", "word", "status"), [("24GiB", "SHOULD FIT", 0), ("8.47GiB", "TOO CLOSE", 1), ("4GiB", "DOES NOT", 1)]
+    ("gpu", "word", "status"), [("24GiB", "FITS", 0), ("10.6GiB", "TOO CLOSE", 1), ("4GiB", "DOES NOT", 1)]
 )
 def test_quick_says_where_it_can_not_decide(gpu, word, status, capsys) -> None:
     found, text = run(capsys, "qwen2.5-coder-7b", "-s", "1024", "--gpu", gpu, "--quick")
@@ -207,19 +215,19 @@ def test_quick_says_where_it_can_not_decide(gpu, word, status, capsys) -> None:
 
 
 def test_the_longest_sequence_is_one_that_fits(model, capsys) -> None:
-    status, text = run(capsys, "longest", model, "--gpu", "0.6GiB", "--method", "full", "--json")
+    status, text = run(capsys, "longest", model, "--gpu", SMALL, "--method", "full", "--json")
     found = json.loads(text)
     assert status == 0 and found["verified"] and found["headroom_bytes"] >= 0
-    assert run(capsys, model, "--gpu", "0.6GiB", "--method", "full", "-s", str(found["value"]))[0] == 0
+    assert run(capsys, model, "--gpu", SMALL, "--method", "full", "-s", str(found["value"]))[0] == 0
     assert found["with_other_allocator"] > 0
-    lines = run(capsys, "longest", model, "--gpu", "0.6GiB", "--method", "full")[1].splitlines()
+    lines = run(capsys, "longest", model, "--gpu", SMALL, "--method", "full")[1].splitlines()
     assert lines[1] == f"{found['with_other_allocator']:,} tokens with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
     assert found["limited_by_positions"] or "everything below fits as well; more tokens may fit by chance" in lines[3]
 
 
 def test_the_largest_batch_is_one_that_is_confirmed(model, capsys) -> None:
     """Rows of a batch are padded and carry a mask, which a row alone does not: the search has it too."""
-    words = (model, "--gpu", "0.6GiB", "--like", "trl", "-s", "512", "--set", "loss=full")
+    words = (model, "--gpu", SMALL, "--like", "trl", "-s", "512", "--set", "loss=full")
     status, text = run(capsys, "batch", *words, "--json")
     rows = json.loads(text)["value"]
     assert status == 0 and rows > 1
@@ -455,7 +463,6 @@ def test_the_answer_in_python_is_typed_and_shows_itself(model, capsys) -> None:
 )
 def test_full_fine_tuning_in_16_bits_says_that_it_keeps_no_fp32_weights(fields, said) -> None:
     from will_it_fit.ask.answer import without_masters
-    from will_it_fit.scenario.scenario import Scenario
 
     texts = without_masters(Scenario.from_mapping({"model": "llama-3.1-8b", **fields}))
     assert bool(texts) == said

@@ -101,7 +101,7 @@ def test_table_for_people(tmp_path, capsys) -> None:
         "rule of thumb",
         "analytic estimate",
         "trace of the step",
-        "GiB of usable GPU memory (a full allocator frees cached blocks first)",
+        "GiB free",
         "with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, which fits",
         "logits and loss",
     ):

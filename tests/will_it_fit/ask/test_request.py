@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from will_it_fit.ask.question import Options, question
-from will_it_fit.ask.text import other_tools
+from will_it_fit.ask.tools import by_tool, other_verdicts, tool_lines
 from will_it_fit.common.errors import UserError
 from will_it_fit.readers import axolotl, trl
 from will_it_fit.readers.request import LIKE, like_fields, parse_request
@@ -134,12 +135,35 @@ def test_no_strategy_is_one_gpu_unless_a_mesh_has_a_place_for_each(gpu, settings
     assert (parallel.strategy, parallel.gpus, parallel.tensor) == ("none", gpus, gpus)
 
 
-def test_the_line_on_other_tools_speaks_of_one_or_of_several() -> None:
-    several, one = {"trl": 2**30, "peft": 2**31, "axolotl": None}, {"trl": None, "axolotl": 2**30}
-    assert other_tools({"scripts_would_take": several}, "--like ") == [
-        "With TRL 1.00, PEFT 2.00 GiB at the peak: the same by their scripts' defaults, estimated (--like trl)"
-    ]
-    assert other_tools({"scripts_would_take": one}, "like: ") == [
-        "With axolotl 1.00 GiB at the peak: the same by its scripts' defaults, estimated (like: axolotl)"
-    ]
-    assert other_tools({"scripts_would_take": {"trl": None}}, "like: ") == []
+def _tools(**peaks: Any) -> list[dict[str, Any]]:
+    return [{"tool": tool, "peak_allocated_bytes": peak, "verdict": word, "decides": why}
+            for tool, (peak, word, why) in peaks.items()]  # fmt: skip
+
+
+def test_a_line_names_what_each_tool_takes() -> None:
+    tools = _tools(trl=(2**30, None, None), peft=(2**31, None, None), axolotl=(None, None, None))
+    line = "With each tool's defaults, estimated: TRL 1.00, PEFT 2.00 GiB at the peak (--like peft)"
+    assert list(tool_lines({"tools": tools}, "--like ")) == [line]
+    assert list(tool_lines({"tools": _tools(trl=(None, None, None))}, "like: ")) == []
+
+
+@pytest.mark.parametrize(("verdict", "trl", "axolotl", "end"), [
+    ("fits", "fits", "fits", ""),
+    ("fits", "fits", "does_not_fit", "; so with TRL's defaults, but not with axolotl's (20.50 GiB: no checkpointing)"),
+    ("does_not_fit", "does_not_fit", "fits",
+     "; so with TRL's defaults, but it fits with axolotl's (20.50 GiB: no checkpointing)"),
+    ("fits", "fits", "too_close", ""),
+    ("too_close", "fits", "does_not_fit",
+     "; so with TRL's defaults, but it fits with TRL's (10.00 GiB), not with axolotl's (20.50 GiB: no checkpointing)"),
+])  # fmt: skip
+def test_the_first_line_says_where_tools_differ(verdict: str, trl: str, axolotl: str, end: str) -> None:
+    tools = _tools(trl=(10 * 2**30, trl, None), axolotl=(int(20.5 * 2**30), axolotl, "no checkpointing"))
+    assert other_verdicts({"verdict": verdict, "tools": tools, "like": {"tool": "trl"}}) == end
+
+
+def test_what_decides_between_tools_is_found() -> None:
+    request = parse_request({"model": "qwen2.5-coder-7b", "gpu": "rtx-4080", "sequence_length": 2048, "like": "trl"})
+    rows = {row["tool"]: row for row in by_tool(replace(request, like_is_default=True), verdict="fits")}
+    assert [rows[tool]["verdict"] for tool in ("trl", "axolotl")] == ["too_close", "does_not_fit"]
+    assert (rows["trl"]["decides"], rows["axolotl"]["decides"]) == (None, "no checkpointing")
+    assert by_tool(request) == []  # the asker chose the tool

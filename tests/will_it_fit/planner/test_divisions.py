@@ -100,7 +100,7 @@ def test_what_a_gpu_holds_in_any_case_rules_a_way_out(monkeypatch):
     monkeypatch.setattr(divisions, "TRACED", 1)
     monkeypatch.setattr(divisions, "MOST", 2)
     step = small(model=WIDE)
-    card = find({"vram_gib": 0.56})  # of which 0.06 are usable
+    card = find({"vram_gib": 0.56, "context_mib": 512})  # of which 0.06 are usable
     found = divide(step, card)
     assert {row["way"] for row in found["ruled_out"]} == {"ddp"}
     assert all(row["at_least_bytes"] > card.usable_bytes for row in found["ruled_out"])
@@ -130,7 +130,7 @@ def test_layers_move_from_the_stage_that_needs_most():
 def test_where_nothing_fits_more_ways_are_traced(monkeypatch):
     monkeypatch.setattr(divisions, "TRACED", 2)
     monkeypatch.setattr(divisions, "MOST", 4)
-    found = divide(small(model=WIDE, optimizer="adamw"), find({"vram_gib": 0.53}))
+    found = divide(small(model=WIDE, optimizer="adamw"), find({"vram_gib": 0.53, "context_mib": 512}))
     assert not any(row["fits"] for row in found["divisions"])
     assert len({row["way"] for row in found["divisions"] if "layers" not in row["way"]}) == 4
 
@@ -151,7 +151,7 @@ def test_a_way_whose_rough_size_is_too_low_takes_no_others_place(monkeypatch):
     """As many as are shown fit, where so many do; what is too large by the smallest error so far waits."""
     monkeypatch.setattr(divisions, "TRACED", 2)
     first, *others = "fsdp2 x replicate 2", "ddp", "fsdp2", "fsdp2 x context 2", "fsdp2 x context 4"
-    found, left = searched(monkeypatch, 0.01, find({"vram_gib": 0.62}), first, others)
+    found, left = searched(monkeypatch, 0.01, find({"vram_gib": 0.62, "context_mib": 512}), first, others)
     assert found == [(first, False), ("fsdp2", True), ("fsdp2 x context 2", True)]
     assert left == ["ddp", "fsdp2 x context 4"]
 
@@ -159,7 +159,7 @@ def test_a_way_whose_rough_size_is_too_low_takes_no_others_place(monkeypatch):
 def test_a_faster_way_whose_rough_size_is_too_high_is_traced(monkeypatch):
     """Unless it is too large by the smallest error that was seen."""
     monkeypatch.setattr(divisions, "TRACED", 1)
-    card = find({"vram_gib": 0.62})
+    card = find({"vram_gib": 0.62, "context_mib": 512})
     found, left = searched(monkeypatch, 2.5, card, "fsdp2 x context 2", ["fsdp2 x context 4", "fsdp2", "ddp"])
     assert found == [("fsdp2 x context 2", True), ("fsdp2", True)] and left == ["fsdp2 x context 4", "ddp"]
 
@@ -185,7 +185,7 @@ def test_a_stage_with_as_many_layers_as_before_is_not_traced_again(monkeypatch):
 def test_the_fewest_gpus_are_looked_for_from_one_on(gib, gpus, monkeypatch):
     """The first number of GPUs on which a traced division fits: 2 and 4 where the card holds no whole model."""
     step = small(gpus=2, model=WIDE)
-    card = find({"vram_gib": gib})
+    card = find({"vram_gib": gib, "context_mib": 512})
     monkeypatch.setattr(divisions, "COUNTS", (1, 2, 4))
     found = fewest(step, card)
     assert found["gpus"] == gpus and found["counts"] == [count for count in (1, 2, 4) if count <= (gpus or 4)]

@@ -24,7 +24,10 @@ def make(**fields) -> Scenario:
 
 
 def card(usable: int) -> Gpu:
-    return replace(find({"vram_gib": 1}), total_bytes=usable + find({"vram_gib": 1}).context_bytes)
+    return replace(
+        find({"vram_gib": 1, "context_mib": 512}),
+        total_bytes=usable + find({"vram_gib": 1, "context_mib": 512}).context_bytes,
+    )
 
 
 RECORDED = Recorder()  # steps of one model share it

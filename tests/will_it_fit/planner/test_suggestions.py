@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
+from will_it_fit.cards.beside import ALONE, beside
 from will_it_fit.cards.gpus import GIB, Gpu, catalogue, find
 from will_it_fit.hours.step_time import speeds
 from will_it_fit.planner import gpu_counts, suggestions
@@ -25,7 +26,10 @@ def make(**fields) -> Scenario:
 
 
 def card(usable: int) -> Gpu:
-    return replace(find({"vram_gib": 1}), total_bytes=usable + find({"vram_gib": 1}).context_bytes)
+    return replace(
+        find({"vram_gib": 1, "context_mib": 512}),
+        total_bytes=usable + find({"vram_gib": 1, "context_mib": 512}).context_bytes,
+    )
 
 
 def required(scenario: Scenario) -> int:
@@ -436,3 +440,39 @@ def test_where_loading_alone_is_too_much_only_another_way_to_load_is_tried() -> 
     assert [item.move for item in found if "gpu" not in item.changes] == ["load_on_device"]
     assert found[0].changes == {"loads": "device"} and "device_map" in found[0].cost
     assert not any(move.name == "load_on_device" for move in moves(make(method="lora", gpu="rtx-4090")))
+
+
+@pytest.mark.parametrize("search", ["_verified", "_combined", "_more_gpus", "_bigger_gpu", "_divided", "_timed"])
+def test_a_search_that_fails_is_left_out_and_named(search: str, monkeypatch) -> None:
+    """Whatever it raises, the others' findings stand."""
+    gpus = {"parallel": {"strategy": "ddp", "gpus": 2}} if search == "_divided" else {}
+    scenario = make(micro_batch=8, gradient_checkpointing=False, method="lora", **gpus)
+    gpu = replace(find("rtx-4090"), total_bytes=find("rtx-4090").context_bytes + 2**30)
+    known = {**trace(scenario, capability=gpu.capability, timeline=False, timed_on=speeds([gpu]), sizes=[2**30])}
+    usable = int(0.5 * known["required_bytes"])
+    gpu = replace(gpu, total_bytes=gpu.context_bytes + beside(ALONE, gpu).parts[0].most_bytes + usable + 2**29)
+    known["time"] = known["times"]["rtx-4090"]
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a library's own")
+
+    failed: list[str] = []
+    monkeypatch.setattr(suggestions, search, broken)
+    found = suggest(scenario, gpu, known, failed=failed)
+    assert failed, "the search ran"
+    assert found or search == "_verified"
+
+
+def test_a_change_that_a_later_one_needs_is_not_left_out() -> None:
+    """A smaller rank needs the adapters that `method: lora` brings: without it the step has no place for a rank."""
+    scenario = make(method="full", gradient_checkpointing=True, micro_batch=1)
+    sizes = {"full": 4, "lora": 3, "qlora": 1}
+
+    class Known(CalibratedEstimator):
+        def __call__(self, scenario: Scenario) -> int:
+            return sizes[scenario.method] * 1000 + (scenario.lora.rank if scenario.lora else 0)
+
+    fits = lambda step: Known.__call__(None, step) <= 1004  # noqa: E731
+    taken = suggestions._cheapest(scenario, Known(scenario), fits, None)
+    changes = {key: value for _, step in taken for key, value in step.items()}
+    assert fits(apply(scenario, changes)) and changes["method"] == "qlora" and changes["lora"]["rank"] == 4
