@@ -9,7 +9,7 @@ from typing import Any
 from will_it_fit.ask.question import Question
 from will_it_fit.ask.several_gpus_text import exchange_lines
 from will_it_fit.ask.text import step_line
-from will_it_fit.cards.sentences import card, said
+from will_it_fit.cards.sentences import card, said, title
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.terminal import now_doing, working
 from will_it_fit.common.text import gib, yaml_text
