@@ -3,6 +3,7 @@
 python -m validation.quick_verdicts --count 200 --seed 1 --append FILE   one row a step: how far it is off
 python -m validation.quick_verdicts --hybrids ...                        the same of models of several kinds of layers
 python -m validation.quick_verdicts --judge --count 300 --seed 2         verdicts, and those that are refuted
+python -m validation.quick_verdicts --judge --with '{attention_mask: padding}' ...   the same of altered questions
 
 Questions are drawn at random: models of config/models/, most of them with two to six of their layers so that a trace
 takes a second, every method, and a GPU of any size from 16 % below to 19 % above what the closed form says is needed.
@@ -19,6 +20,8 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
+
+import yaml
 
 from validation import analytic
 from validation.families import FAMILIES, LATER
@@ -111,6 +114,18 @@ def drawn(seed: int, *, hybrids: bool = False) -> Iterator[Drawn]:
         if (layers is None and not hybrids and parameters > WHOLE) or form["peak_allocated_bytes"] > MOST_BYTES:
             continue
         yield Drawn(scenario, capability, size)
+
+
+def altered(questions: Iterator[Drawn], fields: Mapping[str, Any]) -> Iterator[Drawn]:
+    """The questions with other values of some fields; those that can't have them, or already do, stay out."""
+    for question in questions:
+        try:
+            scenario = question.scenario.changed(**fields)
+            analytic_estimate(scenario, capability=question.capability, blocks=False)
+        except (UserError, NotDescribed):
+            continue
+        if scenario != question.scenario:
+            yield question._replace(scenario=scenario)
 
 
 def cut(model: Mapping[str, Any], layers: int | None) -> dict[str, Any]:
@@ -236,8 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--hybrids", action="store_true", help="models whose layers are of several kinds")
     parser.add_argument("--judge", action="store_true", help="verdicts instead, against the trace")
     parser.add_argument("--cards", action="store_true", help="with GPUs of the catalogue, not those near the border")
+    parser.add_argument("--with", dest="fields", type=yaml.safe_load, metavar="MAPPING",
+                        help="the same questions with other values: '{attention_mask: padding}'")  # fmt: skip
     options = parser.parse_args(arguments)
-    questions = islice(drawn(options.seed, hybrids=options.hybrids), options.skip, None)
+    questions = drawn(options.seed, hybrids=options.hybrids)
+    questions = islice(altered(questions, options.fields) if options.fields else questions, options.skip, None)
     if options.judge:
         return judge(questions, options.count, Random(options.skip) if options.cards else None)
     with options.append.open("a", newline="", encoding="utf-8") as file:
