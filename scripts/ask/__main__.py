@@ -12,10 +12,10 @@ from will_it_fit.ask.command import run
 
 def step_of_a_run(given: Mapping[str, Any]) -> dict[str, Any]:
     """The step that the gate asks about, of the model that the memory profile is about, as fields of a scenario."""
-    from scripts.runs.configuration import with_defaults
+    from scripts.runs.configuration import check, with_defaults
     from scripts.runs.run_scenarios import training_step_as_gated
 
-    settings = with_defaults(given)
+    settings = check(with_defaults(given))
     return {**training_step_as_gated(settings), "model": settings["memory"]["model"]}
 
 

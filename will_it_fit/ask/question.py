@@ -110,10 +110,11 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
             "The file names no model.", where="the command line", found=where,
             allowed="a model in the file, or --set model=NAME", change={"--set": "model=Qwen/Qwen3-8B"},
         )  # fmt: skip
-    model = fields["model"] if isinstance(fields["model"], str) else str(fields.get("model_name") or "")
+    by_name = isinstance(fields["model"], str)
+    model = fields["model"] if by_name else str(fields.get("model_name") or "")
     base = reading or Reading("", "", Path(where))
     try:
-        if isinstance(fields["model"], str):
+        if by_name:
             _resolve(fields, base, where)
         if reading or beside:
             fields = approximate(fields, base)
@@ -127,7 +128,7 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
         assumed = {name: mapping[name] for name in DECIDING if name in reading.fields and name not in named}
         request = replace(request, mapping={}, assumed=assumed, assumed_by=reading.tool)
     scenario = request.scenario
-    if model and not request.warnings:
+    if by_name and not request.warnings:
         request = replace(request, warnings=left_out(model, scenario, where))
     own = gpu or (find(scenario.gpu, where) if scenario.gpu is not None else None)
     if reading is None and (base.remarks or base.notes):

@@ -7,12 +7,13 @@ nothing is fetched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_toml, read_yaml
+from will_it_fit.data import data_path
 from will_it_fit.readers import (
     axolotl,
     companion_files,
@@ -21,6 +22,7 @@ from will_it_fit.readers import (
     ms_swift,
     program,
     torchtitan,
+    torchtune,
     trl,
     verl,
 )
@@ -39,7 +41,7 @@ class Reader(NamedTuple):
     read
         From a file's content, its path and the number of GPUs that the question names.
     marks
-        Keys of which a file of the tool has all of one group.
+        Keys of which a file of the tool has all of one group; ``model._component_``: a key of the block ``model``.
     beside
         Whether its files only add to another file, or to a model.
     """
@@ -49,7 +51,16 @@ class Reader(NamedTuple):
     beside: bool = False
 
     def can_read(self, mapping: Mapping[str, Any]) -> bool:
-        return any(all(key in mapping for key in group) for group in self.marks)
+        return _has_marks(mapping, self.marks)
+
+
+def _has_marks(mapping: Mapping[str, Any], groups: Iterable[Iterable[str]]) -> bool:
+    return any(all(_has(mapping, key) for key in group) for group in groups)
+
+
+def _has(mapping: Any, key: str) -> bool:
+    first, _, rest = key.partition(".")
+    return isinstance(mapping, Mapping) and first in mapping and (not rest or _has(mapping[first], rest))
 
 
 READERS = {
@@ -60,6 +71,7 @@ READERS = {
     ),
     "trl": Reader(trl.read, (("model_name_or_path",),)),
     "torchtitan": Reader(torchtitan.read, (("training", "parallelism"), ("training", "job"))),
+    "torchtune": Reader(torchtune.read, torchtune.MARKS),
     "ms-swift": Reader(ms_swift.read, ms_swift.MARKS),
     "verl": Reader(verl.read, verl.MARKS),
     "megatron": Reader(megatron.read, megatron.MARKS),
@@ -74,9 +86,19 @@ READERS = {
 TOOLS = tuple(name for name, reader in READERS.items() if not reader.beside)
 # Tools whose settings stand in the command of a shell script.
 SCRIPTS = {"ms-swift": ms_swift.from_command, "verl": verl.from_command, "megatron": megatron.from_command}
-# How the pipeline's own settings become a step. The pipeline sets it (scripts/ask), since the library knows no run.
+# How the pipeline's own settings become a step, once they are checked. The pipeline sets it (scripts/ask), since the
+# library knows no run.
 step_of_a_run: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
-_RUN = {"training", "memory", "dataset", "scenario_defaults", "evaluation", "merging"}  # sections of a run's settings
+# The sections of a run's settings (config/schema.yaml): a file with any other key is no run's.
+RUN_SECTIONS = frozenset(
+    "run sweep dataset prompt model lora training memory scenario_defaults merging evaluation publish cluster".split()
+)
+_LOOKS_LIKE = data_path("looks_like.yaml")  # files that are often tried, by their keys
+CAN_READ = (
+    "a file of axolotl (base_model), LLaMA-Factory (model_name_or_path, stage), TRL (model_name_or_path, dataset_name),"
+    " torchtune (model._component_), torchtitan (training, parallelism), ms-swift (tuner_type) or verl"
+    " (actor_rollout_ref); of accelerate, DeepSpeed or PEFT beside a model; a scenario (model); a config.json"
+)
 
 
 def mapping_of(path: Path) -> Mapping[str, Any]:
@@ -95,8 +117,7 @@ def mapping_of(path: Path) -> Mapping[str, Any]:
             "The file is no configuration: it holds no keys.",
             where=path,
             found=type(content).__name__ if content is not None else "an empty file",
-            allowed="a file of axolotl, LLaMA-Factory, TRL, torchtitan, ms-swift, verl or accelerate, a scenario, or a"
-            " config.json",
+            allowed=CAN_READ,
             write="model: qwen2.5-coder-7b",
         )
     return content
@@ -114,12 +135,12 @@ def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
         return "model"
     if path.suffix == ".toml" and isinstance(mapping.get("training"), Mapping):
         return "torchtitan"
-    if any(isinstance(mapping.get(section), Mapping) for section in _RUN):
-        return "run"
     tools = [name for name, reader in READERS.items() if reader.can_read(mapping)]
-    own = "model" in mapping and not set(mapping) - set(BY_NAME) - {"like"}
-    if own:
+    own = set(mapping) & {*BY_NAME, "like"}
+    if "model" in mapping and len(own) == len(mapping):
         return "scenario"
+    if not tools and _is_run(mapping):
+        return "run"
     if tools == ["llama-factory", "trl"]:
         tools = _by_keys_of_their_own(mapping, tools)
     if len(tools) == 1:
@@ -132,17 +153,33 @@ def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
             allowed="--from with one of them",
             write=f"--from {tools[0]}",
         )
-    if "model" in mapping:
+    if "model" in mapping and 2 * len(own) > len(mapping):
         return "scenario"  # its check names what is unknown in it
+    like = _looks_like(mapping)
     raise UserError(
-        "No tool is known that writes such a file.",
+        f"This looks like a file of {like}, which can't be read."
+        if like
+        else "No tool is known that writes such a file.",
         where=path,
         found=", ".join(list(map(str, mapping))[:8]),
-        allowed="a file of axolotl (base_model), LLaMA-Factory (model_name_or_path, stage), TRL (model_name_or_path,"
-        " dataset_name), torchtitan (training, parallelism), ms-swift (tuner_type) or verl (actor_rollout_ref);"
-        " of accelerate, DeepSpeed or PEFT beside a model; a scenario (model); a config.json",
+        allowed=CAN_READ,
         write="model: qwen2.5-coder-7b",
     )
+
+
+def _is_run(mapping: Mapping[str, Any]) -> bool:
+    """Whether a file holds sections of a run's settings and nothing else; the schema checks what is in them."""
+    return set(mapping) <= RUN_SECTIONS and any(isinstance(section, Mapping) for section in mapping.values())
+
+
+def _looks_like(mapping: Mapping[str, Any]) -> str | None:
+    """Whose file it may be; a run's settings with a section that isn't one."""
+    sections = [key for key in mapping if key in RUN_SECTIONS and isinstance(mapping[key], Mapping)]
+    others = [str(key) for key in mapping if key not in RUN_SECTIONS]
+    if len(sections) > len(others):
+        return f"SecureCLI-Tuner's pipeline with sections that it doesn't have ({', '.join(others)})"
+    known = read_yaml(_LOOKS_LIKE).items()
+    return next((name for name, groups in known if _has_marks(mapping, groups)), None)
 
 
 def _by_keys_of_their_own(mapping: Mapping[str, Any], tools: list[str]) -> list[str]:
