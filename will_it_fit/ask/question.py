@@ -105,6 +105,7 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
     _apply_options(fields, options, gpu)
     if reading and "attention_mask" not in options.given:
         reading.pad(fields)
+    _refuse_what_is_open(reading, options)
     if not fields.get("model"):
         raise UserError(
             "The file names no model.", where="the command line", found=where,
@@ -134,6 +135,17 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
     if reading is None and (base.remarks or base.notes):
         reading = replace(base, tool="Hub")
     return Question(request, scenario, where, own, reading, beside, model)
+
+
+def _refuse_what_is_open(reading: Reading | None, options: Options) -> None:
+    """A field that the file leaves open, that no default can stand for, and that no option names."""
+    if reading is None:
+        return
+    given = {name.partition(".")[0] for name in options.given}
+    for name, why in reading.needs.items():
+        if name not in given:
+            example = {"sequence_length": 2048, "images": {"count": 1, "height": 448, "width": 448}}.get(name, 1)
+            raise UserError(why, where=reading.file, allowed=f"--set {name}=...", change={name: example})
 
 
 def _of_the_file(error: UserError, reading: Reading | None, options: Options) -> UserError:
@@ -182,7 +194,7 @@ def _main(what: str, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any],
 def _file(path: Path, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any], str, Reading | None]:
     count = gpu.count if gpu and gpu.count > 1 else None
     if path.suffix in (".py", ".ipynb"):
-        reading = readers.read_program(path, count)
+        reading = readers.read_program(path, count, capability=gpu.capability if gpu else None)
         return dict(reading.fields), str(path), reading
     if path.suffix == ".sh":
         reading = readers.read_script(path, count)

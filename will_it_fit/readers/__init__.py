@@ -241,6 +241,11 @@ def read_script(path: Path, gpus: int | None) -> Reading:
     )  # fmt: skip
 
 
-def read_program(path: Path, gpus: int | None, part: str | None = None) -> Reading:
-    """Read a Python program or a notebook; ``part``: which of the configurations of a torchtitan registry."""
-    return _without_traceback(lambda: program.read(path, gpus, part), path, "the program's trainer")
+def read_program(
+    path: Path, gpus: int | None, part: str | None = None, capability: tuple[int, int] | None = None
+) -> Reading:
+    """Read a Python program or a notebook; ``part``: which of the configurations of a torchtitan registry.
+
+    ``capability``: the card's, by which programs choose between bf16 and fp16.
+    """
+    return _without_traceback(lambda: program.read(path, gpus, part, capability), path, "the program's trainer")

@@ -1,7 +1,8 @@
-"""Python programs and notebooks that train with TRL, transformers or Unsloth: the arguments of their calls.
+"""Python programs and notebooks that train with TRL, transformers or Unsloth: what their calls come to.
 
-The program is read as a syntax tree and never run. Arguments that are no constants are named: the answer then has the
-default in their place.
+The program is gone through as a syntax tree and never run (:mod:`will_it_fit.readers.flow`). What counts is what the
+objects say when ``train()`` is called: cells that don't run, and models that are loaded later, decide nothing. What is
+no constant is named, and has the default in its place. ``will_it_fit/data/program_calls.yaml`` lists the calls.
 """
 
 from __future__ import annotations
@@ -10,209 +11,519 @@ import ast
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_yaml
+from will_it_fit.data import data_path
 from will_it_fit.readers import grpo, torchtitan, trl
-from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, Reading, keys
+from will_it_fit.readers.flow import UNKNOWN, Call, Flow, Made, called_classes
+from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, is_on, keys
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 
-_UNKNOWN = object()
-# What a call configures: names of classes and methods, and which trainer's defaults they bring.
-_ARGUMENTS = {
-    "SFTConfig": "sft", "DPOConfig": "dpo", "RewardConfig": "reward", "KTOConfig": "kto", "GRPOConfig": "grpo",
-    "RLOOConfig": "rloo", "DistillationConfig": "distillation",
-    "OnlineDPOConfig": "online_dpo", "TrainingArguments": "transformers", "Seq2SeqTrainingArguments": "transformers",
-    "ORPOConfig": "dpo", "CPOConfig": "dpo", "UnslothTrainingArguments": "transformers",
-}  # fmt: skip
-_TRAINERS = {"SFTTrainer": "sft", "DPOTrainer": "dpo", "RewardTrainer": "reward", "KTOTrainer": "kto",
-             "GRPOTrainer": "grpo", "RLOOTrainer": "rloo", "DistillationTrainer": "distillation",
-             "OnlineDPOTrainer": "online_dpo", "ORPOTrainer": "dpo", "UnslothTrainer": "sft"}  # fmt: skip
-_MODELS = {"AutoModelForCausalLM", "AutoModelForImageTextToText", "FastLanguageModel", "FastModel", "FastVisionModel",
-           "LlamaForCausalLM", "AutoPeftModelForCausalLM"}  # fmt: skip
-_UNSLOTH = {"FastLanguageModel", "FastModel", "FastVisionModel"}
-_PEFT = {"r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_dora": "use_dora",
-         "target_modules": "lora_target_modules", "modules_to_save": "lora_modules_to_save",
-         "target_parameters": "lora_target_parameters"}  # fmt: skip
-_BNB = {"load_in_4bit": "load_in_4bit", "load_in_8bit": "load_in_8bit", "bnb_4bit_quant_type": "bnb_4bit_quant_type",
-        "bnb_4bit_use_double_quant": "use_bnb_nested_quant",
-        "bnb_4bit_quant_storage": "bnb_4bit_quant_storage"}  # fmt: skip
-_LOADED = {"torch_dtype": "dtype", "dtype": "dtype", "attn_implementation": "attn_implementation",
-           "revision": "model_revision", "load_in_4bit": "load_in_4bit", "load_in_8bit": "load_in_8bit",
-           "max_seq_length": "max_length", "use_cache": None, "device_map": None}  # fmt: skip
+CALLS = data_path("program_calls.yaml")
+_PYTHON_MAGICS = ("capture", "time", "timeit", "prun", "python", "python3")  # cells that are Python all the same
+_SHELL = re.compile(r"^(\s*)(?:[!%]|\w+\s*=\s*[!%]|(?:pip|pip3|conda|apt|apt-get)\s+install\b)")
+_HELP = re.compile(r"^\s*[\w.]+\?{1,2}\s*$")
+_GENERATIONS = 8  # Unsloth's and TRL's num_generations
+_SOUND = re.compile(r"""["']type["']\s*:\s*["']audio["']""")
+_IMAGE = re.compile(r"""["']type["']\s*:\s*["']image["']""")
+
+
+@cache
+def _calls() -> Mapping[str, Any]:
+    return read_yaml(CALLS)
 
 
 def source(path: Path) -> str:
-    """The program's text; of a notebook its code cells, without lines for the shell."""
+    """The program's text; of a notebook its Python cells, without lines and cells for the shell."""
+    return "\n".join(_sources(path))
+
+
+def _sources(path: Path) -> list[str]:
+    """A program's text, or that of each of a notebook's cells of Python."""
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".ipynb":
-        return text
+        return [text]
     try:
         cells = json.loads(text)["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (json.JSONDecodeError, KeyError, TypeError):
         raise UserError("The notebook can't be read.", where=path, allowed="a notebook of format 4") from None
-    lines = "\n".join(code).splitlines()
-    return "\n".join(re.sub(r"^(\s*)[!%].*", r"\1pass", line) for line in lines)
+    return [_python(cell) for cell in code]
 
 
-def read(path: Path, gpus: int | None = None, part: str | None = None) -> Reading:
-    """The scenario's fields of a program; ``part``: a function of a torchtitan registry."""
-    try:
-        tree = ast.parse(source(path))
-    except SyntaxError as error:
-        raise UserError(
-            "The program is not Python.", where=f"{path}, line {error.lineno}", found=(error.text or "").strip()[:80],
-            allowed="a Python file or a notebook",
-        ) from None  # fmt: skip
+def _python(cell: str) -> str:
+    """A cell's Python: a line for the shell is ``pass``, over all lines that a backslash joins."""
+    lines = cell.splitlines()
+    magic = next((line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")), "")
+    if magic.startswith("%%") and magic[2:].split(" ")[0] not in _PYTHON_MAGICS:
+        return ""
+    found, joined = [], False
+    for line in lines:
+        shell = _SHELL.match(line)
+        if joined:
+            found.append("")
+        elif shell:
+            found.append(f"{shell[1]}pass")
+        else:
+            found.append("" if _HELP.match(line) else line)
+        joined = (joined or shell is not None) and line.rstrip().endswith("\\")
+    return "\n".join(found)
+
+
+def read(
+    path: Path, gpus: int | None = None, part: str | None = None, capability: tuple[int, int] | None = None
+) -> Reading:
+    """The scenario's fields of a program.
+
+    Parameters
+    ----------
+    part
+        A function of a torchtitan registry.
+    capability
+        The card's, which decides whether bf16 is supported; None: it is.
+    """
+    tree, broken = _tree(path)
     if torchtitan.is_registry(tree):
         return torchtitan.read_registry(tree, path, part, gpus)
-    calls = _Calls(tree)
-    if not calls.settings and not calls.trainer:
-        raise UserError(
-            "No trainer that will-it-fit knows was found in this program.",
-            where=path,
-            allowed=f"calls of {', '.join([*_ARGUMENTS][:7])}, LoraConfig, BitsAndBytesConfig,"
-            " AutoModelForCausalLM.from_pretrained, FastLanguageModel.from_pretrained",
-            write="will-it-fit MODEL --method qlora -s 2048",
-        )
-    if "model_name_or_path" not in calls.settings:
+    program = _Program(tree, source(path), capability)
+    if broken and not program.trainings:
+        raise broken
+    training = program.training()
+    _refuse(training, path)
+    if "model_name_or_path" not in training.values:
         raise UserError(
             "The program names no model that can be read.",
             where=path,
-            found=calls.unread.get("model_name_or_path"),
+            found=training.unread.get("model_name_or_path"),
             allowed="a constant in from_pretrained(...), or --set model=NAME",
             write="--set model=Qwen/Qwen3-8B",
         )
-    return calls.reading(path, gpus)
+    return _reading(program, training, path, gpus)
 
 
-class _Calls(ast.NodeVisitor):
-    """What a program's calls say, in TRL's words."""
-
-    def __init__(self, tree: ast.Module) -> None:
-        self.names: dict[str, Any] = {}
-        self.settings: dict[str, Any] = {}
-        self.lines: dict[str, int] = {}
-        self.unread: dict[str, str] = {}  # setting to the expression that is no constant
-        self.trainer: str | None = None
-        self.unsloth: set[str] = set()
-        self.prepared = False
-        self.shared: float | None = None  # what vLLM takes of a card where Unsloth brings it along
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-                value = self.value(node.value)
-                if value is not _UNKNOWN:
-                    self.names.setdefault(node.targets[0].id, value)
-        self.visit(tree)
-
-    def value(self, node: ast.AST | None) -> Any:
-        """What an expression is worth, if that can be read: constants, names of constants, dtypes."""
-        if isinstance(node, ast.Name):
-            return self.names.get(node.id, _UNKNOWN)
-        if isinstance(node, ast.Attribute) and node.attr in ("bfloat16", "float16", "float32"):
-            return node.attr
-        if isinstance(node, (ast.List, ast.Tuple)):
-            items = [self.value(item) for item in node.elts]
-            return _UNKNOWN if _UNKNOWN in items else items
-        if isinstance(node, ast.Dict) and all(node.keys):
-            items = {self.value(key): self.value(item) for key, item in zip(node.keys, node.values, strict=True)}
-            return _UNKNOWN if _UNKNOWN in [*items, *items.values()] else items
-        if isinstance(node, ast.Call) and _last(node.func) in ("is_bfloat16_supported", "is_bf16_supported"):
-            return True
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            inner = self.value(node.operand)
-            return inner if inner is _UNKNOWN else not inner
+def _tree(path: Path) -> tuple[ast.Module, UserError | None]:
+    """The statements up to a cell that isn't Python, where a notebook would stop, and the error of that cell."""
+    cells = _sources(path)
+    body: list[ast.stmt] = []
+    for number, text in enumerate(cells, start=1):
         try:
-            return ast.literal_eval(node) if node is not None else _UNKNOWN
-        except (ValueError, TypeError, SyntaxError):
-            return _UNKNOWN
+            tree = compile(text, str(path), "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        except (SyntaxError, ValueError) as error:
+            cell = f", cell {number} of code" if path.suffix == ".ipynb" else ""
+            return ast.Module(body, []), UserError(
+                "The program is not Python.",
+                where=f"{path}{cell}, line {getattr(error, 'lineno', None)}",
+                found=(getattr(error, "text", "") or "").strip()[:80],
+                allowed="a Python file or a notebook",
+            )
+        body += tree.body
+    return ast.Module(body, []), None
 
-    def visit_Call(self, node: ast.Call) -> None:
-        self.generic_visit(node)
-        name, owner = _last(node.func), _last(node.func.value) if isinstance(node.func, ast.Attribute) else ""
-        if name in _ARGUMENTS:
-            self.trainer = self.trainer if self.trainer not in (None, "transformers") else _ARGUMENTS[name]
-            self.take(node, None)
-            if _ARGUMENTS[name] == "transformers":
-                self.settings = {"gradient_checkpointing": False, "bf16": False, **self.settings}
-        elif name in _TRAINERS:
-            kind = _TRAINERS[name]
-            self.trainer = kind if self.trainer is None or self.trainer == "transformers" else self.trainer
-            self.take(node, {"max_seq_length": "max_length", "packing": "packing", "max_length": "max_length"})
-            self.model(next((word.value for word in node.keywords if word.arg == "model"), None), only_text=True)
-            if any(word.arg == "peft_config" for word in node.keywords):
-                self.settings.setdefault("use_peft", True)
-        elif name == "LoraConfig":
-            self.settings["use_peft"] = True
-            self.take(node, _PEFT)
-        elif name == "BitsAndBytesConfig":
-            self.take(node, _BNB)
-        elif name == "prepare_model_for_kbit_training":
-            self.prepared = True
-        elif name == "from_pretrained" and owner in _MODELS:
-            if owner in _UNSLOTH:
-                self.unsloth.add(owner)
-                self.settings.setdefault("load_in_4bit", True)  # unsloth: loader.py, its default
-            self.take(node, _LOADED)
-            self.take_engine(node)
-            self.settings.setdefault("dtype", "auto")  # transformers 5: as the model's files say
-            words = {word.arg: word.value for word in node.keywords}
-            named = words.get("model_name") or words.get("pretrained_model_name_or_path")
-            self.model(node.args[0] if node.args else named)
-        elif name == "get_peft_model" and owner in _UNSLOTH:
-            self.settings["use_peft"] = True
-            self.settings.setdefault("lora_r", 16)
-            self.settings.setdefault("lora_dropout", 0.0)
-            self.take(node, {**_PEFT, "use_gradient_checkpointing": "gradient_checkpointing"})
 
-    def model(self, node: ast.AST | None, only_text: bool = False) -> None:
-        value = self.value(node)
-        if isinstance(value, str):
-            self.settings.setdefault("model_name_or_path", value)
-        elif node is not None and not only_text:
-            self.unread.setdefault("model_name_or_path", ast.unparse(node))
+def _refuse(training: Made | None, path: Path) -> None:
+    """A program without a training, or with one of another kind."""
+    if training is None:
+        calls = _calls()
+        raise UserError(
+            "No trainer that will-it-fit knows was found in this program.",
+            where=path,
+            allowed=f"calls of {', '.join([*calls['arguments']][:7])}, LoraConfig, BitsAndBytesConfig,"
+            " AutoModelForCausalLM.from_pretrained, FastLanguageModel.from_pretrained; for a loop of its own:"
+            " will-it-fit run",
+            write="will-it-fit MODEL --method qlora -s 2048",
+        )
+    if training.values.get("sound"):
+        raise UserError("Its rows hold sound, which is not described.", where=path, allowed="rows of text or images")
+    for name in training.values["classes"]:
+        if why := _calls()["refused"].get(name):
+            raise UserError(why, where=path, found=name, allowed="the training of a decoder of text")
+    if training.values.get("qat_scheme"):
+        raise UserError(
+            "Weights and inputs are rounded to integers in each forward pass (qat_scheme), which is not described.",
+            where=path, found=training.values["qat_scheme"], allowed="a training without qat_scheme",
+        )  # fmt: skip
+    name = training.values.get("model_name_or_path", "")
+    if isinstance(name, str) and name.removeprefix("./").split("/")[0] in training.values.get("folders", ()):
+        raise UserError(
+            "The model lies in a folder that the program itself makes.", where=path, found=name,
+            allowed="the name of the model that it is made from, by --set model=NAME",
+            change={"model": "Qwen/Qwen3-8B"},
+        )  # fmt: skip
 
-    def take(self, node: ast.Call, renamed: Mapping[str, str | None] | None) -> None:
-        """Keep a call's arguments: all, or those that are renamed."""
-        for word in node.keywords:
-            key = word.arg if renamed is None else (renamed or {}).get(word.arg or "")
-            if key is None:
+
+class _Program:
+    """A program's trainings: what model, settings and trainer say, in TRL's words."""
+
+    def __init__(self, tree: ast.Module, text: str, capability: tuple[int, int] | None) -> None:
+        self.halves = capability is None or capability >= (8, 0)  # whether the card computes in bf16
+        self.has_unsloth = "unsloth" in text
+        self.has_images = _IMAGE.search(text) is not None
+        self.has_sound = _SOUND.search(text) is not None
+        self.folders: set[str] = set()  # that the program makes
+        self.trainings: list[Made] = []
+        self.trainers: list[Made] = []
+        self.parts: list[Made] = []  # models and settings, where no trainer is made
+        self.beside: list[str] = []  # other models on the GPU
+        self.cut_to: int | None = None  # rows' tokens, where a call of a tokenizer truncates
+        constants = {
+            "is_bfloat16_supported": self.halves, "is_torch_bf16_gpu_available": self.halves, "is_available": True,
+            # Unsloth's own takes no emulation; PyTorch's does, and so says yes on any card.
+            "is_bf16_supported": self.halves if self.has_unsloth else True,
+            "get_device_capability": list(capability) if capability else None,
+        }  # fmt: skip
+        self.flow = Flow(self._made, constants, ("model", "arguments", "adapter", "bits", "trainer"))
+        self.flow.run(tree.body)
+        if not self.trainings and not self.trainers:
+            self.flow.enter_the_rest()
+
+    def training(self) -> Made | None:
+        """The training that the answer is about: one that generates before others, then the one of most tokens."""
+
+        def size(one: Made) -> tuple[bool, int]:
+            rows, length = (one.values.get(key) for key in ("per_device_train_batch_size", "max_length"))
+            known = [value for value in (rows, length) if isinstance(value, int)]
+            objective = OBJECTIVES.get(one.values["trainer"])
+            return objective is not None and objective.generates, len(known) == 2 and known[0] * known[1]
+
+        if self.trainings:
+            return max(self.trainings, key=size)
+        if self.trainers:
+            return self.trainers[-1]
+        whole = self._joined(self.parts, "transformers")
+        return whole if any(part.kind == "arguments" for part in self.parts) else None
+
+    def _joined(self, parts: list[Made], kind: str) -> Made:
+        whole = Made("trainer", {"trainer": kind, "classes": []})
+        for part in parts:
+            classes = [*whole.values["classes"], *part.values.get("classes", [])]
+            trainer = part.values.get("trainer", "transformers")
+            named = whole.values["trainer"]
+            whole.take(part)
+            whole.values["classes"] = classes
+            whole.values["trainer"] = trainer if named == "transformers" else named
+        return whole
+
+    # --- what calls make -----------------------------------------------------------------------------------------
+
+    def _made(self, call: Call) -> Any:
+        calls = _calls()
+        names = list(called_classes(self.flow.classes, call.name))
+        if trainer := next((name for name in names if name in calls["trainers"]), None):
+            return self._trainer(call, trainer)
+        if arguments := next((name for name in names if name in calls["arguments"]), None):
+            made = self._taken(call, "arguments", None)
+            made.values["trainer"] = calls["arguments"][arguments]
+            return self._part(made)
+        if call.name == "LoraConfig":
+            return self._part(_with(self._taken(call, "adapter", "lora"), use_peft=True))
+        if call.name == "BitsAndBytesConfig":
+            return self._taken(call, "bits", "bits")
+        if call.name == "from_pretrained":
+            return self._loaded(call)
+        if call.name == "get_peft_model":
+            return self._adapted(call)
+        if call.name in ("prepare_model_for_kbit_training", "gradient_checkpointing_enable"):
+            return self._prepared(call)
+        if call.name in ("cuda", "to") and isinstance(call.receiver, Made) and call.receiver.kind == "other":
+            self.beside.append(call.receiver.values["class"])
+        if call.name in ("train", "unsloth_train"):
+            for one in call.things:
+                if one.kind == "trainer":
+                    self.trainings.append(one.copy())
+                    return UNKNOWN
+        if call.name == "UnslothVisionDataCollator":
+            return Made("images")
+        for folder in (call.words.get("local_dir"), call.argument(0, "") if call.name == "save_pretrained" else None):
+            if isinstance(folder, str):
+                self.folders.add(folder.removeprefix("./").split("/")[0])
+        if call.words.get("truncation") and isinstance(call.words.get("max_length"), int):
+            self.cut_to = call.words["max_length"]
+        return None
+
+    def _part(self, made: Made) -> Made:
+        self.parts.append(made)
+        return made
+
+    def _taken(self, call: Call, kind: str, renamed: str | None, *, keep: tuple[str, ...] = ()) -> Made:
+        """A call's arguments: all, or those that are renamed, and those to keep under their own names."""
+        names = None if renamed is None else {**_calls()["renamed"][renamed], **{name: name for name in keep}}
+        made = Made(kind)
+        for word, value in call.words.items():
+            key = word if names is None else names.get(word)
+            if key is None or isinstance(value, Made):
                 continue
-            value = self.value(word.value)
-            if value is _UNKNOWN:
-                self.unread[key] = ast.unparse(word.value)[:60]
+            if value is UNKNOWN:
+                made.unread[key] = call.written.get(word, word)
             else:
-                self.settings[key] = value
-                self.lines[key] = word.value.lineno
+                made.values[key] = value
+        if not call.all_known:
+            made.unread["**"] = f"further arguments of {call.name}"
+        return made
 
-    def take_engine(self, node: ast.Call) -> None:
-        """Unsloth's ``fast_inference``: a server over the model's own weights."""
-        values = {word.arg: self.value(word.value) for word in node.keywords}
-        if values.get("fast_inference") is True:
-            share = values.get("gpu_memory_utilization", 0.5)  # unsloth: loader.py, its default
-            self.shared = share if isinstance(share, float) else 0.5
+    def _trainer(self, call: Call, name: str) -> Made:
+        parts = [one for one in call.things if one.kind in ("model", "arguments", "adapter")]
+        models = [one for one in parts if one.kind == "model"]
+        order = {"model": 0, "arguments": 1, "adapter": 2}
+        model, named = call.argument(0, "model"), Made("model")
+        if isinstance(model, str):
+            named.values["model_name_or_path"] = model
+        elif not models:
+            loaded = [one for one in self.parts if one.kind == "model"]
+            parts += loaded[-1:]
+            if not loaded and model is not None:
+                named.unread["model_name_or_path"] = call.written.get("model", "the first argument")
+        own = self._taken(call, "trainer", "trainer")
+        parts = [named, *sorted(parts, key=lambda one: order[one.kind]), own]
+        made = self._joined(parts, _calls()["trainers"][name])
+        made.values["classes"] = [*made.values["classes"], name]
+        collators = [one for one in call.things if one.kind == "images"]
+        made.values["images"] = bool(collators) or (self.has_images and "FastVisionModel" in made.values["classes"])
+        made.values["sound"] = made.values["images"] and self.has_sound
+        made.values["folders"] = frozenset(self.folders)
+        self.trainers.append(made)
+        return made
 
-    def reading(self, path: Path, gpus: int | None) -> Reading:
-        settings = dict(self.settings)
-        unsloth = settings.get("gradient_checkpointing") == "unsloth"
+    def _loaded(self, call: Call) -> Any:
+        calls = _calls()
+        if any(call.owner.endswith(kind) for kind in calls["no_weights"]) or not call.owner:
+            return UNKNOWN
+        if call.owner not in calls["models"] + calls["unsloth"] and not call.owner.endswith(tuple(calls["models_end"])):
+            if call.words.get("device_map") is not None:
+                self.beside.append(call.owner)
+            return Made("other", {"class": call.owner})
+        unsloth = call.owner in calls["unsloth"]
+        made = Made("model", dict(calls["unsloth_defaults"]["loaded"]) if unsloth else {})
+        keep = (*calls["unsloth_not_described"], "full_finetuning", "load_in_16bit", "qat_scheme", "fast_inference",
+                "gpu_memory_utilization") if unsloth else ()  # fmt: skip
+        made.take(self._taken(call, "model", "loaded", keep=keep))
+        if unsloth and isinstance(length := call.argument(1, "max_seq_length"), int):
+            made.values["model_length"] = length
+        elif unsloth and "max_seq_length" in call.words:
+            made.values.pop("model_length")
+            made.unread["max_length"] = call.written["max_seq_length"]
+        for part in call.things:
+            if part.kind == "bits":
+                made.take(part)
+        made.values.setdefault("dtype", "auto")  # transformers 5: as the model's files say
+        auto = call.written.get("auto_model", "").rpartition(".")[2]
+        made.values["classes"] = [call.owner, *([auto] if auto else [])]
+        name = call.argument(0, "model_name")
+        name = call.words.get("pretrained_model_name_or_path") if name is None else name
+        if isinstance(name, str):
+            made.values["model_name_or_path"] = name
+        elif name is not None:
+            written = call.written.get("model_name") or call.written.get("pretrained_model_name_or_path")
+            made.unread["model_name_or_path"] = written or "the first argument"
         if unsloth:
-            settings["gradient_checkpointing"] = True
-        trainer = self.trainer or "transformers"
-        if self.unsloth:
-            settings.setdefault("dtype", "bfloat16")
-            settings["dtype"] = settings["dtype"] or "bfloat16"
-        reading = trl.read(settings, path, gpus, trainer)
-        table = keys(*trl.TABLE)
-        for key, text in self.unread.items():
-            if table.kind(key) in ("understood", "not described"):
-                reading.approximates(key, text, EITHER_WAY, "not a constant in the program, so its default is taken")
-        if self.prepared and not self.unsloth and reading.fields.get("method") == "qlora":
-            reading.set(kbit_preparation="peft")
-        if self.unsloth:
-            _unsloth(reading, unsloth, self.shared)
-        return reading
+            self._of_unsloth(made)
+        return self._part(made)
+
+    def _of_unsloth(self, made: Made) -> None:
+        """What Unsloth decides where a load leaves it open: bits, and the dtype by the card."""
+        values = made.values
+        named = str(values.get("model_name_or_path", "")).lower()
+        if any(is_on(values.get(name)) for name in ("full_finetuning", "load_in_16bit", "load_in_8bit", "load_in_fp8")):
+            values["load_in_4bit"] = False
+        elif named.endswith("-bnb-4bit"):
+            values["load_in_4bit"] = True
+        dtype = str(values.get("dtype") or "auto")
+        if dtype == "auto":
+            dtype = "bfloat16" if self.halves else "float16"
+        values["dtype"] = dtype
+
+    def _adapted(self, call: Call) -> Any:
+        """``get_peft_model`` of PEFT, with a configuration, or Unsloth's, with its arguments."""
+        model = next((one for one in call.things if one.kind == "model"), None)
+        calls = _calls()
+        if call.owner not in calls["unsloth"]:
+            whole = (model or Made("model")).copy()
+            for part in call.things:
+                if part.kind == "adapter":
+                    whole.take(part)
+            return self._part(whole)
+        whole = (model or next((one for one in reversed(self.parts) if one.kind == "model"), Made("model"))).copy()
+        if whole.values.get("full_finetuning"):  # models/vision.py: it then has no effect
+            return self._part(whole)
+        defaults = Made("adapter", dict(calls["unsloth_defaults"]["lora"]) | {"use_peft": True})
+        given = self._taken(call, "adapter", "lora", keep=("qat_scheme", *calls["unsloth_not_described"]))
+        if isinstance(checkpointing := call.words.get("use_gradient_checkpointing"), (bool, str)):
+            given.values["gradient_checkpointing"] = checkpointing
+        defaults.take(given)
+        if defaults.values.get("lora_target_modules") is None and "lora_target_modules" not in defaults.unread:
+            defaults.values["lora_target_modules"] = _targets(call, calls["unsloth_defaults"]["target_modules"])
+        _save_instead(defaults.values)
+        whole.take(defaults)
+        return self._part(whole)
+
+    def _prepared(self, call: Call) -> Any:
+        model = next((one for one in call.things if one.kind == "model"), None)
+        if model is None:
+            return None
+        if call.name == "prepare_model_for_kbit_training":
+            model.values["prepared"] = True
+        if call.words.get("use_gradient_checkpointing", True):  # peft: utils/other.py, its default
+            model.values["enabled_checkpointing"] = True
+        return model
+
+
+def _with(made: Made, **values: Any) -> Made:
+    made.values |= values
+    return made
+
+
+def _targets(call: Call, usual: list[str]) -> Any:
+    """What Unsloth adapts where a call names no modules: all linear layers, or the part that it lets train."""
+    if call.owner not in ("FastModel", "FastVisionModel"):
+        return list(usual)
+    attention = call.words.get("finetune_attention_modules", True)
+    mlp = call.words.get("finetune_mlp_modules", True)
+    if attention and mlp:
+        return "all-linear"
+    return [name for name in usual if (name in usual[:4] and attention) or (name in usual[4:] and mlp)]
+
+
+def _save_instead(values: dict[str, Any]) -> None:
+    """Unsloth trains embedding and head whole where they are among the modules to adapt (models/llama.py)."""
+    targets = values.get("lora_target_modules")
+    if isinstance(targets, list) and (whole := [name for name in targets if name in ("embed_tokens", "lm_head")]):
+        values["lora_target_modules"] = [name for name in targets if name not in whole]
+        saved = values.get("lora_modules_to_save") or []
+        values["lora_modules_to_save"] = [*dict.fromkeys([*saved, *whole])]
+
+
+# --- from a training to a scenario ---
+
+# What a training says beside TRL's keys.
+_OWN = ("trainer", "classes", "images", "sound", "folders", "prepared", "enabled_checkpointing", "full_finetuning",
+        "load_in_16bit", "qat_scheme", "fast_inference", "gpu_memory_utilization", "model_length", "**")  # fmt: skip
+# What no default stands for where the program computes it: our field.
+_DECISIVE = {"max_length": "sequence_length", "max_seq_length": "sequence_length",
+             "per_device_train_batch_size": "micro_batch"}  # fmt: skip
+
+
+def _reading(program: _Program, training: Made, path: Path, gpus: int | None) -> Reading:
+    calls, said = _calls(), dict(training.values)
+    trainer, unsloth = said["trainer"], bool(set(said["classes"]) & set(calls["unsloth"]))
+    own = {name: said.pop(name) for name in (*_OWN, *calls["unsloth_not_described"]) if name in said}
+    offloads = said.get("gradient_checkpointing") == "unsloth"
+    if unsloth:
+        said = _unsloths_defaults(said, trainer, own, program.halves)
+    elif trainer == "transformers":
+        said = {"gradient_checkpointing": False, "bf16": False, **said}
+    if own.get("enabled_checkpointing") and not unsloth:
+        said["gradient_checkpointing"] = said.get("gradient_checkpointing") or True
+    said["gradient_checkpointing"] = bool(said.get("gradient_checkpointing", True))
+    if trainer == "transformers" and program.cut_to and not unsloth:
+        said["max_length"] = program.cut_to
+    if unsloth and own.get("full_finetuning"):
+        said["use_peft"] = False
+    unread = dict(training.unread)
+    if trainer in OBJECTIVES and OBJECTIVES[trainer].generates:
+        divided = _of_a_row(said, unread, own.get("model_length")) if unsloth else None
+        unread.pop("max_length", None)
+    else:
+        divided = None
+    reading = trl.read(said, path, gpus, trainer)
+    if divided:
+        reading.approximates("max_completion_length", divided, EITHER_WAY, "the program computes it; a quarter of the"
+                             " model's max_seq_length is taken as the prompt")  # fmt: skip
+    if (
+        unsloth
+        and not program.halves
+        and re.search(calls["unsloth_float32"], str(said.get("model_name_or_path")), re.I)
+    ):
+        why = "on a card without bf16 Unsloth computes this model in fp32"
+        reading.approximates("dtype", "float32", TOO_LOW, why)
+    _say_what_is_unread(program, unread, reading)
+    if trainer == "transformers" and not unsloth and "max_length" not in said:
+        reading.needs["sequence_length"] = "The program cuts rows off at no length that can be read."
+    if own.get("prepared") and not unsloth and reading.fields.get("method") == "qlora":
+        reading.set(kbit_preparation="peft")
+    for name in dict.fromkeys(program.beside):
+        reading.approximates(name, "loaded", TOO_LOW, "another model is loaded beside the one that is trained")
+    if unsloth:
+        for name, (errs, why) in calls["unsloth_not_described"].items():
+            if is_on(own.get(name)):
+                reading.approximates(name, own[name], errs, why)
+        usual = calls["unsloth_defaults"]["fast_inference_utilization"]
+        share = own.get("gpu_memory_utilization", usual) if own.get("fast_inference") is True else None
+        _unsloth(reading, offloads, share if share is None or isinstance(share, float) else usual)
+    if own.get("images"):
+        reading.needs["images"] = "Its rows hold images, and the program doesn't say how large they are."
+    if len(kinds := list(dict.fromkeys(_name(one) for one in program.trainings))) > 1:
+        reading.notes.append(
+            f"the program trains several times ({'; '.join(kinds)}); the answer is about {_name(training)}"
+        )
+    return reading
+
+
+def _name(training: Made) -> str:
+    """What to call a training among several."""
+    rows, length = (training.values.get(key, "?") for key in ("per_device_train_batch_size", "max_length"))
+    return f"{training.values['classes'][-1]} with {rows} x {length} tokens"
+
+
+def _of_a_row(said: dict[str, Any], unread: dict[str, str], whole: Any) -> int | None:
+    """Prompt and answer of a row of a training that generates, where the program computes what one leaves the other:
+    together the length that the model is loaded with. The answer's tokens if both are unread."""
+    if not isinstance(whole, int):
+        return None
+    parts = ("max_prompt_length", "max_completion_length")
+    open_, known = (
+        [key for key in parts if key in unread],
+        [said[key] for key in parts if isinstance(said.get(key), int)],
+    )
+    for key in open_:
+        del unread[key]
+    if len(open_) == 1 and known and known[0] < whole:
+        said[open_[0]] = whole - known[0]
+    elif open_ == ["max_completion_length"] and not known:
+        open_ = list(parts)
+    if len(open_) == 2:
+        said |= {"max_prompt_length": whole // 4, "max_completion_length": whole - whole // 4}
+        return said["max_completion_length"]
+    return None
+
+
+def _unsloths_defaults(said: dict[str, Any], trainer: str, own: Mapping[str, Any], halves: bool) -> dict[str, Any]:
+    """Settings with Unsloth's defaults; half precision is that of the model (models/rl.py), of a full one without
+    autocast."""
+    if trainer != "transformers":
+        said = {**_calls()["unsloth_defaults"]["arguments"], **said}
+        half = said.get("dtype")
+        full = bool(own.get("full_finetuning"))
+        if half in ("bfloat16", "float16"):
+            said |= {"bf16": half == "bfloat16" and not full, "fp16": half == "float16"}
+        elif not (said.get("bf16") or said.get("fp16")):
+            said |= {"bf16": halves, "fp16": False}
+        rows, count = said["per_device_train_batch_size"], said.get("num_generations", _GENERATIONS)
+        known = (
+            isinstance(rows, int) and isinstance(count, int) and isinstance(said["gradient_accumulation_steps"], int)
+        )
+        if trainer == "grpo" and known and not said.get("steps_per_generation"):
+            if (rows * said["gradient_accumulation_steps"]) % count:
+                said["per_device_train_batch_size"] = count
+            said["num_generations"] = count
+    said.setdefault("gradient_checkpointing", "unsloth")
+    given, most = said.pop("max_seq_length", None), own.get("model_length")
+    if most is not None:  # models/rl.py: the model's length stands before TRL's max_length
+        said["max_length"] = min(given, most) if isinstance(given, int) else most
+    return said
+
+
+def _say_what_is_unread(program: _Program, unread: Mapping[str, str], reading: Reading) -> None:
+    table = keys(*trl.TABLE)
+    for key, text in unread.items():
+        if key in _DECISIVE:
+            reading.needs[_DECISIVE[key]] = f"The program computes `{key}` when it runs ({text})."
+        elif table.kind(key) in ("understood", "not described") or key == "**":
+            reading.approximates(key, text, EITHER_WAY, "not a constant in the program, so its default is taken")
+    for condition in dict.fromkeys(program.flow.undecided):
+        reading.approximates(condition[:60], "?", EITHER_WAY, "a run decides this condition; it is taken to hold")
 
 
 def _unsloth(reading: Reading, offloads: bool, utilization: float | None) -> None:
@@ -229,7 +540,3 @@ def _unsloth(reading: Reading, offloads: bool, utilization: float | None) -> Non
             "use_gradient_checkpointing", "unsloth", TOO_HIGH, "layers' inputs wait on the host", "activations"
         )
     reading.set(kernels="unsloth", loss="chunked")  # unsloth_zoo: the loss is computed in chunks
-
-
-def _last(node: ast.AST) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""

@@ -104,6 +104,8 @@ class Reading:
     notes: list[str] = field(default_factory=list)
     own: Mapping[str, Any] = field(default_factory=dict)  # the file's keys and values
     table: Keys | None = None
+    # Fields that the file leaves open and no default stands for, and why: the asker has to name them.
+    needs: dict[str, str] = field(default_factory=dict)
     pads: bool = False  # whether the tool pads the rows of a batch, which then carries a mask
     line: str = "{key}: {value}"  # how the file writes a setting
 
