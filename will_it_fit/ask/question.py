@@ -145,7 +145,8 @@ def _refuse_what_is_open(reading: Reading | None, options: Options) -> None:
     for name, why in reading.needs.items():
         if name not in given:
             example = {"sequence_length": 2048, "images": {"count": 1, "height": 448, "width": 448}}.get(name, 1)
-            raise UserError(why, where=reading.file, allowed=f"--set {name}=...", change={name: example})
+            raise UserError(why, where="the command line", found=reading.file.name, allowed=f"--set {name}=...",
+                            change={name: example})  # fmt: skip
 
 
 def _of_the_file(error: UserError, reading: Reading | None, options: Options) -> UserError:

@@ -27,6 +27,7 @@ CALLS = data_path("program_calls.yaml")
 _PYTHON_MAGICS = ("capture", "time", "timeit", "prun", "python", "python3")  # cells that are Python all the same
 _SHELL = re.compile(r"^(\s*)(?:[!%]|\w+\s*=\s*[!%]|(?:pip|pip3|conda|apt|apt-get)\s+install\b)")
 _HELP = re.compile(r"^\s*[\w.]+\?{1,2}\s*$")
+_PAIR_TOKENS = 1024  # TRL's max_length
 _GENERATIONS = 8  # Unsloth's and TRL's num_generations
 _SOUND = re.compile(r"""["']type["']\s*:\s*["']audio["']""")
 _IMAGE = re.compile(r"""["']type["']\s*:\s*["']image["']""")
@@ -220,6 +221,8 @@ class _Program:
             return self._part(made)
         if call.name == "LoraConfig":
             return self._part(_with(self._taken(call, "adapter", "lora"), use_peft=True))
+        if call.name == "is_bf16_supported" and call.argument(0, "including_emulation") is False:
+            return self.halves
         if call.name == "BitsAndBytesConfig":
             return self._taken(call, "bits", "bits")
         if call.name == "from_pretrained":
@@ -425,6 +428,8 @@ def _reading(program: _Program, training: Made, path: Path, gpus: int | None) ->
     if trainer in OBJECTIVES and OBJECTIVES[trainer].generates:
         divided = _of_a_row(said, unread, own.get("model_length")) if unsloth else None
         unread.pop("max_length", None)
+        if open_ := [key for key in ("max_prompt_length", "max_completion_length") if key in unread]:
+            unread["max_length"] = unread.pop(open_[0])
     else:
         divided = None
     reading = trl.read(said, path, gpus, trainer)
@@ -510,8 +515,12 @@ def _unsloths_defaults(said: dict[str, Any], trainer: str, own: Mapping[str, Any
             said["num_generations"] = count
     said.setdefault("gradient_checkpointing", "unsloth")
     given, most = said.pop("max_seq_length", None), own.get("model_length")
-    if most is not None:  # models/rl.py: the model's length stands before TRL's max_length
+    if most is None:
+        return said
+    if trainer == "sft":  # models/rl.py: there the model's length stands before TRL's max_length
         said["max_length"] = min(given, most) if isinstance(given, int) else most
+    else:
+        said["max_length"] = min(said.get("max_length", most if trainer == "transformers" else _PAIR_TOKENS), most)
     return said
 
 
