@@ -198,7 +198,7 @@ def _file(path: Path, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any]
         reading = readers.read_program(path, count, capability=gpu.capability if gpu else None)
         return dict(reading.fields), str(path), reading
     if path.suffix == ".sh":
-        reading = readers.read_script(path, count)
+        reading = readers.read_script(path, count, gpu.capability if gpu else None)
         return dict(reading.fields), str(path), reading
     mapping = readers.mapping_of(path)
     kind = tool or readers.kind_of(mapping, path)

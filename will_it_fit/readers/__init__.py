@@ -26,8 +26,9 @@ from will_it_fit.readers import (
     trl,
     verl,
 )
+from will_it_fit.readers.launch import Launch, complete, launched
 from will_it_fit.readers.reading import Reading, keys
-from will_it_fit.readers.shell import commands
+from will_it_fit.readers.shell import Command, beside, commands, options
 from will_it_fit.scenario.fields import BY_NAME
 
 Read = Callable[[Mapping[str, Any], Path, int | None], Reading]
@@ -84,8 +85,16 @@ READERS = {
     "peft": Reader(companion_files.read_adapter, (("peft_type",),), beside=True),
 }
 TOOLS = tuple(name for name, reader in READERS.items() if not reader.beside)
-# Tools whose settings stand in the command of a shell script.
-SCRIPTS = {"ms-swift": ms_swift.from_command, "verl": verl.from_command, "megatron": megatron.from_command}
+# Tools whose settings stand in the command of a shell script, or in a file that it names.
+SCRIPTS: dict[str, Callable[[Launch, Command, Path], Mapping[str, Any] | None]] = {
+    "ms-swift": lambda _, command, script: ms_swift.from_command(command, script),
+    "verl": lambda _, command, script: verl.from_command(command, script),
+    "megatron": lambda _, command, script: megatron.from_command(command, script),
+    "llama-factory": llama_factory.from_command,
+    "axolotl": axolotl.from_command,
+    "trl": trl.from_command,
+    "torchtune": torchtune.from_command,
+}
 # How the pipeline's own settings become a step, once they are checked. The pipeline sets it (scripts/ask), since the
 # library knows no run.
 step_of_a_run: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
@@ -215,7 +224,7 @@ def _without_traceback(read: Callable[[], Reading], path: Path, tool: str) -> Re
         ) from None  # fmt: skip
 
 
-def read_script(path: Path, gpus: int | None) -> Reading:
+def read_script(path: Path, gpus: int | None, capability: tuple[int, int] | None = None) -> Reading:
     """Read a shell script: its first command that trains.
 
     Raises
@@ -225,27 +234,62 @@ def read_script(path: Path, gpus: int | None) -> Reading:
     """
     refused = None
     for command in commands(path.read_text(encoding="utf-8")):
-        for tool, from_command in SCRIPTS.items():
-            try:
-                settings = from_command(command, path)
-            except UserError as error:
-                refused = error
-                continue
-            if settings is not None:
-                reading = read_tool(path, tool, settings, gpus)
-                reading.line = "{key}={value}" if tool == "verl" else "--{key} {value}"
-                return reading
+        launch = launched(command, path)
+        try:
+            reading = _started(launch, command, path, gpus, capability)
+        except UserError as error:
+            refused = error
+            continue
+        if reading is not None:
+            return complete(reading, command, launch, path, gpus)
     raise refused or UserError(
         "No command that trains was found in this script.", where=path,
-        allowed="swift sft, swift pt, swift rlhf; megatron sft, pretrain_gpt.py; python -m verl.trainer.main_ppo",
+        allowed="swift sft, pt or rlhf; megatron sft, pretrain_gpt.py; python -m verl.trainer.main_ppo;"
+        " llamafactory-cli train; axolotl train; trl sft; tune run; python, accelerate launch, torchrun or deepspeed"
+        " with a program",
     )  # fmt: skip
 
 
+def _started(
+    launch: Launch, command: Command, path: Path, gpus: int | None, capability: tuple[int, int] | None
+) -> Reading | None:
+    """What a command trains: a tool's settings, or a program's; None: it starts neither."""
+    refused = None
+    for tool, from_command in SCRIPTS.items():
+        try:
+            settings = from_command(launch, command, path)
+        except UserError as error:
+            refused = error
+            continue
+        if settings is not None:
+            reading = read_tool(path, tool, settings, gpus or launch.processes)
+            reading.line = "{key}={value}" if tool in ("verl", "torchtune") else "--{key} {value}"
+            return reading
+    if refused:
+        raise refused
+    if not launch.program.endswith(".py") or launch.words == command.words:
+        return None
+    started = beside(path, launch.program)
+    if started is None:
+        raise UserError("The script starts a program that isn't there.", where=path, found=launch.program,
+                        allowed="a program beside the script, or above it")  # fmt: skip
+    given = options(launch.words[1:], path)
+    return read_program(started, gpus or launch.processes, capability=capability, given=given)
+
+
 def read_program(
-    path: Path, gpus: int | None, part: str | None = None, capability: tuple[int, int] | None = None
+    path: Path,
+    gpus: int | None,
+    part: str | None = None,
+    capability: tuple[int, int] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Reading:
     """Read a Python program or a notebook; ``part``: which of the configurations of a torchtitan registry.
 
-    ``capability``: the card's, by which programs choose between bf16 and fp16.
+    ``capability``: the card's, by which programs choose between bf16 and fp16. ``given``: arguments by their names.
     """
-    return _without_traceback(lambda: program.read(path, gpus, part, capability), path, "the program's trainer")
+
+    def read() -> Reading:
+        return program.read(path, gpus, part, capability, given or {})
+
+    return _without_traceback(read, path, "the program's trainer")

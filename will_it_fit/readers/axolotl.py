@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from will_it_fit.common.errors import UserError
 from will_it_fit.readers import common, grpo
+from will_it_fit.readers.launch import Launch
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Values, begin, keys
+from will_it_fit.readers.shell import Command, with_file
 
 TABLE = ("axolotl",)
 _ATTENTION_FLAGS = {
@@ -19,6 +22,19 @@ _ATTENTION_FLAGS = {
     "sage_attention": "sage",
 }
 _OBJECTIVES = {"dpo": "dpo", "ipo": "dpo", "simpo": "orpo", "orpo": "orpo", "kto": "kto"}  # all others generate
+
+
+def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
+    """The settings of ``axolotl train FILE`` or ``-m axolotl.cli.train FILE``; None: axolotl is not called."""
+    words, name = launch.words, launch.program.rpartition("/")[2]
+    if name == "axolotl" and words[1:2] == ["train"]:
+        return with_file(words[2:], script)
+    if name == "axolotl.cli.train":
+        return with_file(words[1:], script)
+    if name == "axolotl" or name.startswith("axolotl.cli"):
+        raise UserError("This command of axolotl trains nothing.", where=script, found=" ".join(words[:2]),
+                        allowed="axolotl train")  # fmt: skip
+    return None
 
 
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:

@@ -14,6 +14,8 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, allowed, checked, knows
 from will_it_fit.scenario.fields import BY_NAME
+from will_it_fit.scenario.hub import HubId, catalogued
+from will_it_fit.scenario.hub import of_modelscope as of_modelscope_alone
 from will_it_fit.scenario.objectives import OBJECTIVES
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 
@@ -112,6 +114,23 @@ def attention(reading: Reading, key: str, name: Any) -> None:
     reading.set(attention=known or "sdpa")
     if known is None:
         reading.approximates(key, name, EITHER_WAY, "this attention is not known, and is read as sdpa")
+
+
+def allocator(reading: Reading, environment: Mapping[str, Any]) -> None:
+    """Set PyTorch's allocator by the variables that a script or a program sets; PyTorch 2.9 and later know both."""
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        if isinstance(value := environment.get(name), str) and value:
+            reading.understood[name] = "allocator.expandable_segments"
+            expands = re.search(r"expandable_segments\s*:\s*true", value, re.I) is not None
+            reading.set(allocator={"expandable_segments": expands})
+
+
+def of_modelscope(reading: Reading, name: Any) -> None:
+    """Say that a model comes from ModelScope, whose ids are asked of the Hub here."""
+    if isinstance(name, str) and (hub := HubId.read(name)) and not catalogued(hub) and not of_modelscope_alone(name):
+        reading.notes.append(
+            f"{name} is taken from ModelScope; its configuration is asked of the Hub under the same name"
+        )
 
 
 def dtype(name: Any) -> str | None:

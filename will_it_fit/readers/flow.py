@@ -91,7 +91,8 @@ class Flow:
 
     def __init__(self, made_by: Callable[[Call], Any], constants: Mapping[str, Any], deciding: Sequence[str]) -> None:
         self.made_by, self.constants, self.deciding = made_by, constants, deciding
-        self.names: dict[str, Any] = {"__name__": "__main__"}
+        self.environ: dict[str, Any] = {}  # what the program itself sets
+        self.names: dict[str, Any] = {"__name__": "__main__", "os": Made("module", {"environ": self.environ})}
         self.functions: dict[str, ast.FunctionDef] = {}
         self.classes: dict[str, ast.ClassDef] = {}
         self.entered: set[str] = set()
@@ -305,7 +306,10 @@ class Flow:
             if known and isinstance(call.receiver, str) and call.name in _OF_TEXTS:
                 return getattr(call.receiver, call.name)(*call.args, **call.words)
             if isinstance(call.receiver, dict) and call.name == "get" and call.args:
-                return call.receiver.get(call.args[0], call.args[1] if len(call.args) > 1 else None)
+                nothing = UNKNOWN if call.receiver is self.environ else None
+                return call.receiver.get(call.args[0], call.args[1] if len(call.args) > 1 else nothing)
+            if isinstance(call.receiver, dict) and call.name == "setdefault" and len(call.args) == 2:
+                return call.receiver.setdefault(*call.args)
             if isinstance(call.receiver, dict) and call.name == "update":
                 for given in (*call.args, call.words):
                     call.receiver.update(given if isinstance(given, dict) else {})

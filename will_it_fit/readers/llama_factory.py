@@ -8,13 +8,44 @@ from typing import Any
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.readers import common
+from will_it_fit.readers.launch import Launch, visible_gpus
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Values, begin, keys
+from will_it_fit.readers.shell import Command, with_file
 
 TABLE = ("llama-factory", "transformers")
 _OPTIMIZER_FLAGS = {"use_muon": "muon", "use_galore": "galore_adamw", "use_apollo": "apollo_adamw",
                     "use_adam_mini": "adam_mini"}  # fmt: skip
 _OBJECTIVES = {"dpo": "dpo", "kto": "kto", "rm": "reward", "ppo": "grpo"}
+_COMMANDS = ("llamafactory-cli", "lmf")
+_PROGRAMS = ("train.py", "train_bash.py", "run_exp.py", "llamafactory.launcher")
 NEWER_HINTS = ("train_dataset", "model_class", "dist_config", "kernel_config", "peft_config", "quant_config")
+
+
+def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
+    """The settings of a command that trains, of its file and of its own; None: LLaMA-Factory is not called.
+
+    Raises
+    ------
+    UserError
+        If it does other work, or names a file that isn't there.
+    """
+    words, name = launch.words, launch.program.rpartition("/")[2]
+    if name in _COMMANDS:
+        if words[1:2] != ["train"]:
+            raise UserError("This command of LLaMA-Factory trains nothing.", where=script,
+                            found=" ".join(words[:2]), allowed="llamafactory-cli train")  # fmt: skip
+        given = words[2:]
+    elif name in _PROGRAMS and any(word.partition("=")[0] in ("--stage", "--finetuning_type") for word in words):
+        given = words[1:]
+    else:
+        return None
+    settings = with_file(given, script)
+    count = command.count("NPROC_PER_NODE") or visible_gpus(command.environment)
+    if name in _COMMANDS and count:
+        launch.processes = count * (command.count("NNODES") or 1)
+    if command.environment.get("USE_MODELSCOPE_HUB", "").lower() in ("1", "true"):
+        settings |= {"model_hub": "modelscope"}
+    return settings
 
 
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
@@ -26,6 +57,8 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     _refuse_other_work(mapping, file)
     revision = get("model_revision")
     name = get("model_name_or_path")
+    if get("model_hub") == "modelscope":
+        common.of_modelscope(reading, name)
     reading.set(model=f"{name}@{revision}" if revision and revision != "main" else name)
     reading.set(
         sequence_length=get("cutoff_len", 2048),

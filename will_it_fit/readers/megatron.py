@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import yaml_value
 from will_it_fit.readers import common
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Values, begin, checked, keys
-from will_it_fit.readers.shell import Command, is_known
+from will_it_fit.readers.shell import Command, options
 
 TABLE = ("megatron",)
 MARKS = (("tensor_model_parallel_size", "micro_batch_size"),)
@@ -31,25 +30,9 @@ def from_command(command: Command, script: Path) -> Mapping[str, Any] | None:
     shortly = any(name == "megatron" and words[at + 1] in _TRAINS for at, name in enumerate(names[: first - 1]))
     if not shortly and "pretrain_gpt.py" not in names:
         return None
-    found: dict[str, list[str]] = {}
-    name = None
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word[2:].replace("-", "_").partition("=")
-            found[name] = [value] if equals else []
-        elif name is not None:
-            found[name].append(word)
-    settings = {name: _value(values, script) for name, values in found.items() if all(map(is_known, values))}
-    for name in ("NPROC_PER_NODE", "NNODES"):
-        if command.environment.get(name, "").isdigit():
-            settings[name.lower()] = int(command.environment[name])
-    return settings
-
-
-def _value(values: list[str], where: object) -> Any:
-    """A flag without a value is true, and one with several is a list."""
-    read = [yaml_value(value, where) for value in values]
-    return True if not read else read[0] if len(read) == 1 else read
+    settings = options(words, script)
+    counts = {name.lower(): count for name in ("NPROC_PER_NODE", "NNODES") if (count := command.count(name))}
+    return settings | counts
 
 
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:

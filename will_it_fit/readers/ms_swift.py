@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_yaml, yaml_value
+from will_it_fit.common.files import read_yaml
 from will_it_fit.readers import common, grpo
 from will_it_fit.readers.reading import EITHER_WAY, TOO_LOW, Reading, Values, begin, keys
-from will_it_fit.readers.shell import Command, beside, is_known
+from will_it_fit.readers.shell import Command, beside, options
 
 TABLE = ("ms-swift", "transformers")
 TRAINS = ("sft", "pt", "rlhf")
@@ -49,34 +49,17 @@ def from_command(command: Command, script: Path) -> Mapping[str, Any] | None:
             where=script, found=f"{tool} {work}", allowed=", ".join(f"swift {name}" for name in TRAINS),
         )  # fmt: skip
     given = words[program + 2 :]
-    settings = _options(given, script)
+    settings = options(given, script)
     named = settings.pop("config", given[0] if given and not given[0].startswith("-") else None)
     if named and (path := beside(script, str(named))):
         settings = {**read_yaml(path), **settings}
     if work == "rlhf":
         settings.setdefault("rlhf_type", "dpo")
-    count = command.environment.get("NPROC_PER_NODE", "")
-    nodes = command.environment.get("NNODES", "1")
-    if count.isdigit():
-        settings["nproc_per_node"] = int(count) * (int(nodes) if nodes.isdigit() else 1)
+    if command.environment.get("USE_HF", "").lower() in ("1", "true"):
+        settings.setdefault("use_hf", True)
+    if count := command.count("NPROC_PER_NODE"):
+        settings["nproc_per_node"] = count * (command.count("NNODES") or 1)
     return settings
-
-
-def _options(words: list[str], script: Path) -> dict[str, Any]:
-    """``--name value`` and ``--name value value``; what only a run would know is left out."""
-    found: dict[str, list[str]] = {}
-    name = None
-    for word in words:
-        if word.startswith("--"):
-            name, _, value = word[2:].partition("=")
-            found[name] = [value] if value else []
-        elif name is not None and not word.startswith((">", "2>")):
-            found[name].append(word)
-    return {
-        name: values[0] if len(values) == 1 else values
-        for name, texts in found.items()
-        if (values := [yaml_value(text, script) for text in texts if is_known(text)])
-    }
 
 
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
@@ -86,6 +69,8 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     get, reading = begin(mapping, keys(*TABLE), file)
     revision = get("model_revision")
     reading.set(model=f"{get('model')}@{revision}" if revision else get("model"))
+    if not get("use_hf"):
+        common.of_modelscope(reading, get("model"))
     gpus = gpus or get("nproc_per_node")
     rows, count = get("per_device_train_batch_size", 1), max(1, (gpus or 1) // get("sequence_parallel_size", 1))
     reading.set(

@@ -18,7 +18,7 @@ from typing import Any
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.data import data_path
-from will_it_fit.readers import grpo, torchtitan, trl
+from will_it_fit.readers import common, grpo, torchtitan, trl
 from will_it_fit.readers.flow import UNKNOWN, Call, Flow, Made, called_classes
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, is_on, keys
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
@@ -76,7 +76,11 @@ def _python(cell: str) -> str:
 
 
 def read(
-    path: Path, gpus: int | None = None, part: str | None = None, capability: tuple[int, int] | None = None
+    path: Path,
+    gpus: int | None = None,
+    part: str | None = None,
+    capability: tuple[int, int] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Reading:
     """The scenario's fields of a program.
 
@@ -86,11 +90,19 @@ def read(
         A function of a torchtitan registry.
     capability
         The card's, which decides whether bf16 is supported; None: it is.
+    given
+        Arguments of the command that starts it, by their names, for argparse's parsers.
     """
     tree, broken = _tree(path)
     if torchtitan.is_registry(tree):
         return torchtitan.read_registry(tree, path, part, gpus)
-    program = _Program(tree, source(path), capability)
+    program = _Program(tree, source(path), capability, given or {})
+    if given and not program.takes_arguments:
+        raise UserError(
+            "The program is started with arguments that can't be followed.",
+            where=path, found=", ".join(f"--{name}" for name in given),
+            allowed="arguments of an argparse.ArgumentParser; for others: a question without the script",
+        )  # fmt: skip
     if broken and not program.trainings:
         raise broken
     training = program.training()
@@ -159,7 +171,11 @@ def _refuse(training: Made | None, path: Path) -> None:
 class _Program:
     """A program's trainings: what model, settings and trainer say, in TRL's words."""
 
-    def __init__(self, tree: ast.Module, text: str, capability: tuple[int, int] | None) -> None:
+    def __init__(
+        self, tree: ast.Module, text: str, capability: tuple[int, int] | None, given: Mapping[str, Any]
+    ) -> None:
+        self.given, self.takes_arguments = given, False
+        self.arguments: dict[str, Any] = {}  # of argparse's parsers, with their defaults
         self.halves = capability is None or capability >= (8, 0)  # whether the card computes in bf16
         self.has_unsloth = "unsloth" in text
         self.has_images = _IMAGE.search(text) is not None
@@ -238,6 +254,12 @@ class _Program:
                 if one.kind == "trainer":
                     self.trainings.append(one.copy())
                     return UNKNOWN
+        if call.name == "add_argument":
+            self._argument(call)
+        if call.name in ("parse_args", "parse_known_args"):
+            self.takes_arguments = True
+            made = Made("arguments of the program", {**self.arguments, **self.given})
+            return made if call.name == "parse_args" else [made, UNKNOWN]
         if call.name == "UnslothVisionDataCollator":
             return Made("images")
         for folder in (call.words.get("local_dir"), call.argument(0, "") if call.name == "save_pretrained" else None):
@@ -246,6 +268,13 @@ class _Program:
         if call.words.get("truncation") and isinstance(call.words.get("max_length"), int):
             self.cut_to = call.words["max_length"]
         return None
+
+    def _argument(self, call: Call) -> None:
+        names = [one for one in call.args if isinstance(one, str)]
+        if names:
+            name = next((one for one in names if one.startswith("--")), names[0]).lstrip("-").replace("-", "_")
+            usual = False if call.words.get("action") == "store_true" else None
+            self.arguments[str(call.words.get("dest") or name)] = call.words.get("default", usual)
 
     def _part(self, made: Made) -> Made:
         self.parts.append(made)
@@ -457,6 +486,7 @@ def _reading(program: _Program, training: Made, path: Path, gpus: int | None) ->
         usual = calls["unsloth_defaults"]["fast_inference_utilization"]
         share = own.get("gpu_memory_utilization", usual) if own.get("fast_inference") is True else None
         _unsloth(reading, offloads, share if share is None or isinstance(share, float) else usual)
+    common.allocator(reading, program.flow.environ)
     if own.get("images"):
         reading.needs["images"] = "Its rows hold images, and the program doesn't say how large they are."
     if len(kinds := list(dict.fromkeys(_name(one) for one in program.trainings))) > 1:

@@ -12,22 +12,37 @@ import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_yaml, yaml_value
 
 _NAME = r"[A-Za-z_]\w*"
 _ASSIGNMENT = re.compile(rf"({_NAME})(\+?)=(.*)", re.S)
-_KEYWORDS = {"if", "then", "else", "elif", "fi", "for", "while", "do", "done", "export", "exec", "time", "nohup",
-             "set", "local"}  # fmt: skip
+_KEYWORDS = {"if", "then", "else", "elif", "fi", "for", "while", "do", "done", "exec", "time", "nohup", "local", "env",
+             "sudo", "{", "}"}  # fmt: skip
+_EXPORTS = (["export"], ["declare", "-x"], ["typeset", "-x"])  # what makes a variable one of the environment
 _SEPARATORS = ("&&", "||", ";;", ";", "|", "&", "\n")
 _UNKNOWN = re.compile(rf"\$(?:{_NAME}|[@*#?\d]|[({{])|`")
 
 
 @dataclass
 class Command:
-    """A command with its words, and the variables that are set before it or in front of it."""
+    """A command with its words, and the variables of its environment: exported before it, or set in front of it.
+
+    ``cut_off``: a comment among its lines ends it, and what was meant to follow is a command of its own, as in bash.
+    """
 
     words: list[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    cut_off: bool = False
+
+    def count(self, name: str) -> int | None:
+        """A whole number of the environment; None: none."""
+        text = self.environment.get(name, "")
+        return int(text) if text.isdigit() else None
 
 
 def is_known(text: str) -> bool:
@@ -45,9 +60,21 @@ def commands(script: str) -> Iterator[Command]:
     """The script's commands in order, with their variables in place."""
     variables: dict[str, str] = {"HOME": "~", "PWD": "."}
     arrays: dict[str, list[str]] = {}
-    for line in _split(script):
+    exported: dict[str, str] = {}
+    all_exported = False
+    lines = [*_split(script), ([], False)]
+    for (line, comment), (following, _) in pairwise(lines):
         while line and line[0] in _KEYWORDS:
             line = line[1:]
+        exports = next((words for words in _EXPORTS if line[: len(words)] == words), [])
+        if exports or line[:1] == ["local"]:
+            line = line[max(len(exports), 1) :]
+            for name in line:
+                if name in variables:
+                    exported[name] = variables[name]
+        if line[:1] == ["set"]:
+            all_exported = (all_exported or line[1:] in (["-a"], ["-o", "allexport"])) and line[1:] != ["+a"]
+            continue
         own: dict[str, str] = {}
         while line and (set_ := _ASSIGNMENT.fullmatch(line[0])):
             name, adds, value = set_.groups()
@@ -61,20 +88,72 @@ def commands(script: str) -> Iterator[Command]:
                 arrays[name] = [*(arrays.get(name, []) if adds else []), *_expanded(items, variables, arrays)]
             else:
                 own[name] = (variables.get(name, "") if adds else "") + _filled(_plain(value), variables)
-        if not line:
+        if not line or exports:
             variables |= own
+            public = own if exports or all_exported else {name: own[name] for name in own if name in exported}
+            exported |= public
         else:
-            yield Command(_expanded(line, {**variables, **own}, arrays), {**variables, **own})
+            cut_off = comment and following[:1] != [] and following[0].startswith("-")
+            yield Command(_expanded(line, {**variables, **own}, arrays), {**exported, **own}, cut_off)
 
 
-def _split(script: str) -> Iterator[list[str]]:
-    """Words of each command as they are written, quotes and all; comments are left out."""
+def options(words: list[str], script: Path) -> dict[str, Any]:
+    """``--name value``, ``--name=value`` and ``--name value value``, by names with underscores; a flag alone is true.
+
+    What only a run would know is left out.
+    """
+    found: dict[str, list[str]] = {}
+    name = None
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            found[name] = [value] if equals else []
+        elif re.match(r"-[A-Za-z]", word):
+            name = None
+        elif name is not None and not word.startswith((">", "2>", "<")):
+            found[name].append(word)
+    read = {
+        name: [yaml_value(text, script) for text in texts] for name, texts in found.items() if all(map(is_known, texts))
+    }
+    return {name: values[0] if len(values) == 1 else values or True for name, values in read.items()}
+
+
+def with_file(words: list[str], script: Path, tool: str = "") -> dict[str, Any]:
+    """The settings of a file that a command names first or as ``--config``, and over them the command's own.
+
+    Those are ``--name value`` or ``name=value``.
+
+    Raises
+    ------
+    UserError
+        If the file isn't there.
+    """
+    first = words[0] if words and not words[0].startswith("-") and "=" not in words[0] else None
+    pairs = [word for word in words if re.match(r"[\w.]+=", word)]
+    settings = options([word for word in words[1 if first else 0 :] if word not in pairs], script)
+    for name, _, value in (word.partition("=") for word in pairs):
+        settings |= {name: yaml_value(value, script)} if is_known(value) else {}
+    named = first or settings.pop("config", None)
+    if named is None:
+        return settings
+    path = beside(script, str(named)) if is_known(str(named)) else None
+    if path is None:
+        raise UserError("The command trains from a file that isn't there.", where=script, found=named,
+                        allowed=f"a file beside the script, or above it{tool}")  # fmt: skip
+    content = read_yaml(path)
+    return {**(content if isinstance(content, Mapping) else {}), **settings}
+
+
+def _split(script: str) -> Iterator[tuple[list[str], bool]]:
+    """Words of each command as they are written, quotes and all, and whether a comment among its lines ends it."""
+    joined = comment = False
     words: list[str] = []
     word, place, depth = "", 0, 0
     while place < len(script):
         sign, rest = script[place], script[place:]
         if rest.startswith("\\\n"):
-            place += 2
+            joined, place = True, place + 2
             continue
         if sign == "\\":
             word, place = word + rest[:2], place + 2
@@ -91,6 +170,7 @@ def _split(script: str) -> Iterator[list[str]]:
             word, place = word + script[place : end + 1], end + 1
             continue
         if sign == "#" and not word:
+            comment = joined and bool(words)
             place += len(rest.partition("\n")[0])
             continue
         separator = next((one for one in _SEPARATORS if rest.startswith(one)), None)
@@ -101,7 +181,8 @@ def _split(script: str) -> Iterator[list[str]]:
             if word:
                 words.append(word)
             if words:
-                yield words
+                yield words, comment
+            joined = comment = False
             words, word, place = [], "", place + len(separator)
             continue
         if sign.isspace():
@@ -113,7 +194,7 @@ def _split(script: str) -> Iterator[list[str]]:
     if word:
         words.append(word)
     if words:
-        yield words
+        yield words, comment
 
 
 def _closing(script: str, place: int) -> int:

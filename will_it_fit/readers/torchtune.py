@@ -14,7 +14,9 @@ from typing import Any
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.readers import common
+from will_it_fit.readers.launch import Launch, behind
 from will_it_fit.readers.reading import EITHER_WAY, TABLES, TOO_HIGH, Reading, Values, begin, checked, keys
+from will_it_fit.readers.shell import Command, with_file
 
 TABLE = ("torchtune",)
 MARKS = (("model._component_",), ("tokenizer._component_",), ("checkpointer._component_",))
@@ -29,6 +31,16 @@ _DISTRIBUTED = ("fsdp_cpu_offload", "fsdp.cpu_offload", "fsdp_reshard_after_forw
                 "custom_sharded_layers")  # fmt: skip
 
 
+def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
+    """The settings of ``tune run RECIPE --config FILE``; None: torchtune is not called."""
+    words = launch.words
+    if words[:2] != ["tune", "run"]:
+        return None
+    started = behind(words[2:], script, "nproc_per_node", "nnodes")
+    launch.processes = started.processes
+    return with_file(started.words[1:], script, ": torchtune's own by `tune cp`")
+
+
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
     """The scenario's fields, with the defaults of torchtune's recipes and builders.
 
@@ -38,7 +50,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
         If the file is another recipe's, or its model isn't known here.
     """
     table = read_yaml(TABLES / "torchtune.yaml")
-    flat = {key: _resolved(value, mapping) for key, value in _flat(mapping)}
+    flat = {key: _resolved(value, mapping) for key, value in _flat(mapping)}  # dotted overrides come last, and win
     for key in _WHOLE:
         flat |= {key: checked(key, flat[key], file, "a whole number")} if key in flat else {}
     _refuse_other_recipes(flat, table, file)

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from will_it_fit.common.errors import UserError
 from will_it_fit.readers import common, grpo
+from will_it_fit.readers.launch import Launch
 from will_it_fit.readers.reading import Reading, Values, begin, checked, keys
+from will_it_fit.readers.shell import Command, with_file
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 
 TABLE = ("trl", "transformers")
+
+
+_SCRIPT = re.compile(r"\b(?:trl|examples)[/.](?:\w+[/.])*?(\w+?)(?:\.py)?$")
+
+
+def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
+    """The settings of ``trl sft --config FILE`` and of TRL's own scripts; None: TRL is not called."""
+    words = launch.words
+    found = _SCRIPT.search(launch.program)
+    if words[:1] == ["trl"] and words[1:2]:
+        kind, given = words[1], words[2:]
+    elif found:
+        kind, given = found[1], words[1:]
+    else:
+        return None
+    if kind not in OBJECTIVES:
+        raise UserError("This command of TRL's is not known as a training.", where=script, found=" ".join(words[:2]),
+                        allowed=", ".join(f"trl {name}" for name in OBJECTIVES))  # fmt: skip
+    return {**with_file(given, script), "command": kind}
 
 
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, trainer: str = "sft") -> Reading:
@@ -65,8 +88,8 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
 
 def _trainer(get: Values, named: str) -> str:
     """A file says by its keys alone which command it is for."""
-    if named != "sft":
-        return named
+    if named != "sft" or get("command"):
+        return get("command", named)
     if "teacher_model_name_or_path" in get:
         return "distillation"
     if "num_generations" in get or "max_completion_length" in get:

@@ -86,6 +86,17 @@ def catalogued(hub: HubId) -> str | None:
     return copies.get(short)
 
 
+def of_modelscope(text: str) -> tuple[str, str | None] | None:
+    """``owner/name`` of an id of ModelScope, ``ms://owner/name`` or of an account that the Hub doesn't have, and the
+    Hub's id where the account's models are one other's there; None: it is no id of ModelScope's."""
+    name = re.sub(r"^(?:ms|modelscope)://", "", text)
+    owner, _, short = name.partition("/")
+    accounts = read_yaml(INDEX)["modelscope"]
+    if name == text and owner not in accounts:
+        return None
+    return name, f"{accounts[owner]}/{short}" if accounts.get(owner) else None
+
+
 def is_language_model_alone(name: str) -> bool:
     """Whether the file of a name in config/models/ leaves the other parts of its model out."""
     return bool(read_yaml(INDEX)["models"].get(name, {}).get("language_model"))

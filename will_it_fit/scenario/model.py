@@ -20,6 +20,7 @@ from will_it_fit.scenario.hub import (
     fetched,
     is_language_model_alone,
     nearest,
+    of_modelscope,
 )
 
 # Other names for the same sizes in older configurations (GPT-2's; transformers' `attribute_map`).
@@ -253,9 +254,20 @@ def _file(text: str, where: object) -> tuple[Path, str]:
         path = path / "config.json"
     if path is not None:
         return path, path.parent.name if path.name == "config.json" else path.stem
-    hub = fetched(text) or HubId.read(text)
+    modelscope = of_modelscope(text)
+    hub = fetched(text) or HubId.read(modelscope[0] if modelscope else text)
     if hub is not None and hub.revision is None and (known := catalogued(hub)):
         return MODELS / f"{known}.json", hub.short
+    if modelscope:
+        name, there = modelscope
+        raise UserError(
+            "This model lies on ModelScope, which is not asked.",
+            where=where,
+            found=text,
+            allowed="its id on the Hub, owner/name; or the path of a config.json, saved from"
+            f" https://modelscope.cn/models/{name}/resolve/master/config.json",
+            change={"model": there or (name if name != text else "config.json")},
+        )
     if hub is not None and (fetched(text) or not _is_local(text, where)):
         return fetch_config(hub, where), hub.short
     if _is_local(text, where):

@@ -65,7 +65,7 @@ def larger() -> Trainer.Config:
 """
 SCRIPT = r"""
 # 8 * 80GiB
-NPROC_PER_NODE=8
+export NPROC_PER_NODE=8
 TP=2
 {before}megatron sft \
     --model Qwen/Qwen2.5-7B-Instruct \
