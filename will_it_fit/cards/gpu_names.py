@@ -23,11 +23,20 @@ _APPLE = re.compile(r"\b(?:mac(?:book|mini|os)?|imac|apple|mps|m[1-5](?: (?:pro|
 # Hosts of notebooks, and GPUs that they are known to give, the free one first; which it is, is theirs to say.
 _HOSTS = {"colab": ("t4", "l4", "a100-40gb"), "kaggle": ("2xt4", "p100")}
 _FAMOUS = ("rtx-4090", "rtx-3060-12gb", "t4", "a100-80gb", "h100-80gb")
+# Accelerators that are no CUDA GPUs, by their names.
+_NO_GPUS = re.compile(
+    r"ascend|\b910[a-d]\b|atlas|cambricon|\bmlu\d|\bmtt\b|moore ?threads|hygon|\bdcu\b|kunlun|biren|metax|gaudi|habana"
+    r"|\btpu\b|trainium|inferentia|\barc\b",
+    re.I,
+)
+_FORMS = {"pcie", "sxm", "sxm2", "sxm4", "sxm5"}  # how a card is built in, which its memory doesn't depend on
 _FEW = 4  # GPUs that a part of a name may mean, all listed: "Ryzen AI Max+ 395"
 _LARGEST_GIB = 4096  # beyond it a number is a slip
 
 
-def read_gpu(text: str, cards: Mapping[str, str], box_share: float, where: object) -> dict[str, Any]:
+def read_gpu(
+    text: str, cards: Mapping[str, str], box_share: float, where: object, sizes: Mapping[str, float]
+) -> dict[str, Any]:
     """What a text says: ``{name: ...}`` or ``{vram_gib: ...}``, and ``count`` where it says how many.
 
     Parameters
@@ -36,6 +45,8 @@ def read_gpu(text: str, cards: Mapping[str, str], box_share: float, where: objec
         The known GPUs' titles, by name.
     box_share
         How much of the size on a box PyTorch sees.
+    sizes
+        That on the box, in GB, by name.
 
     Raises
     ------
@@ -47,7 +58,7 @@ def read_gpu(text: str, cards: Mapping[str, str], box_share: float, where: objec
         return {"name": written}
     name, count = counted(written)
     if count is not None:
-        kind = read_gpu(name, cards, box_share, where)
+        kind = read_gpu(name, cards, box_share, where, sizes)
         if count < 1:
             raise UserError("There is no such number of GPUs.", where=where, found=text, change={"gpu": f"2x{name}"})
         return kind | ({"count": count} if count > 1 else {})
@@ -56,7 +67,14 @@ def read_gpu(text: str, cards: Mapping[str, str], box_share: float, where: objec
         return {"vram_gib": _gib(float(size["number"]), size["unit"].lower(), box_share, text, where)}
     if _APPLE.search(written):
         return {"name": _mac(written, cards, where)}
-    meant = _meant(written, cards) or _meant(re.sub(r"\b(\d+)$", r"\1gb", written), cards)  # "a100 40"
+    if _NO_GPUS.search(written):
+        raise UserError(
+            "This is no CUDA GPU, and its kernels and allocator are not described.", where=where, found=text,
+            allowed="a CUDA GPU; or a size, for what CUDA's kernels would take: 64GiB", change={"gpu": "64GiB"},
+        )  # fmt: skip
+    plain = " ".join(word for word in re.split(r"[\s_-]+", written) if word.lower() not in _FORMS)
+    numbered = re.sub(r"\b(\d+)$", r"\1gb", written)  # "a100 40"
+    meant = next(filter(None, (_meant(one, cards, sizes) for one in (written, numbered, plain))), [])
     if len(meant) == 1:
         return {"name": meant[0]}
     if meant:
@@ -93,10 +111,11 @@ def _mac(text: str, cards: Mapping[str, str], where: object) -> str:
     )
 
 
-def _meant(written: str, cards: Mapping[str, str]) -> list[str]:
+def _meant(written: str, cards: Mapping[str, str], sizes: Mapping[str, float]) -> list[str]:
     """The GPUs whose words hold all that was written: whole names if there are any, else those of several sizes."""
     asked = _words(written)
-    rest = {name: _words(name) - asked - _SERIES for name, title in cards.items() if asked <= _words(f"{name} {title}")}
+    words = {name: _words(f"{name} {title} {sizes.get(name, 0):g}gb") for name, title in cards.items()}
+    rest = {name: _words(name) - asked - _SERIES for name in cards if asked <= words[name]}
     if all(re.fullmatch(r"\d+gb", word) for word in asked):  # a size alone names nothing
         return []
     if len(rest) == 1:
@@ -106,11 +125,19 @@ def _meant(written: str, cards: Mapping[str, str]) -> list[str]:
     return whole or sizes or (list(rest) if len(rest) <= _FEW else [])
 
 
+def _family(name: str) -> tuple[str, int]:
+    """The letters in front of a name's first number and how many digits that has: ``a`` and 3 of an A800; none and 4 of
+    a GeForce."""
+    match = re.search(r"([a-z]*?)(\d+)", re.sub(r"\b(rtx|gtx|tesla|quadro|nvidia|geforce|pro)\b-?", "", name))
+    letters = "amd" if re.search(r"\brx\b|radeon", name) else match[1] if match else ""
+    return letters, len(match[2]) if match else 0
+
+
 def _words(text: str) -> set[str]:
     """Words of a name: letters and digits, a size in GB as one word, makers left out."""
     text = re.sub(r"(\d+)\s*g(?:i?b)?\b", r"\1gb", text.lower())
     text = re.sub(r"\b(rtx|gtx|tesla|quadro)(?=\d)", r"\1 ", text)  # rtx4090
-    text = re.sub(r"(?<=\d)(ti|super)\b", r" \1", text)  # 4060ti
+    text = re.sub(r"(?<=\d)(ti|super|d)\b", r" \1", text)  # 4060ti, 4090D
     text = re.sub(r"\b(mi\d{3})\b", r"\1x", text)  # MI355
     return set(re.findall(r"[a-z0-9.]+", text)) - _MAKERS
 
@@ -123,10 +150,12 @@ def _unknown(text: str, cards: Mapping[str, str], where: object) -> UserError:
             f"{host.capitalize()} is no GPU: it gives one of several.", where=where, found=text,
             allowed=", ".join(given or cards), change={"gpu": (given or ["24GiB"])[0]},
         )  # fmt: skip
-    # A slip in a number is nearest to the number alone: "4099" to "4090", which is the rtx-4090.
+    # A slip in a number is nearest to the number alone: "4099" to "4090", which is the rtx-4090. Another letter is
+    # another family: an A900 is no slip of the RTX A6000.
     known = {name: name for name in cards} | {re.sub(r"^(rtx|gtx|tesla|quadro)-", "", name): name for name in cards}
     written = "-".join(re.findall(r"[a-z0-9]+", text.lower()))
-    near = list(dict.fromkeys(known[one] for one in difflib.get_close_matches(written, known, n=3, cutoff=0.55)))
+    close = difflib.get_close_matches(written, known, n=8, cutoff=0.55)
+    near = list(dict.fromkeys(known[one] for one in close if _family(one) == _family(written)))[:3]
     size = re.search(r"(\d+)\s*(?:gi?b)?$", text, re.I)
     own = f"{size[1]}GiB" if size and 4 <= int(size[1]) <= 512 else "12GiB"
     return UserError(

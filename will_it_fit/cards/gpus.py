@@ -144,6 +144,13 @@ def _catalogue(*sections: str) -> dict[str, Gpu]:
 
 
 @cache
+def _sizes_on_boxes() -> dict[str, float]:
+    """Nominal sizes in GB, by name."""
+    sections = ("gpus", "others", "unified")
+    return {name: entry["nominal_gb"] for section in sections for name, entry in _content()[section].items()}
+
+
+@cache
 def _apple() -> dict[str, Gpu]:
     """Apple's chips by the memory that they share with the system, which alone decides what Metal gives a GPU."""
     content = _content()
@@ -201,7 +208,8 @@ def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
     cards = known()
     if isinstance(gpu, str) and gpu not in cards:
         assumptions = _content()["assumptions"]
-        gpu = read_gpu(gpu, {name: card.title for name, card in cards.items()}, assumptions["total_share"], where)
+        titles = {name: card.title for name, card in cards.items()}
+        gpu = read_gpu(gpu, titles, assumptions["total_share"], where, _sizes_on_boxes())
     if isinstance(gpu, str):
         return cards[gpu]
     own: dict[str, Any] = {"count": gpu["count"]} if "count" in gpu else {}

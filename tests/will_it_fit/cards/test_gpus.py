@@ -56,6 +56,28 @@ def test_a_size_instead_of_a_name() -> None:
         ("4090", "rtx-4090", 1),
         (4090, "rtx-4090", 1),  # as YAML reads `gpu: 4090`
         ("rtx4090", "rtx-4090", 1),
+        ("a800", "a800-80gb", 1),
+        ("8xA800-80G", "a800-80gb", 8),
+        ("NVIDIA A800-SXM4-80GB", "a800-80gb", 1),
+        ("A800 80G PCIe", "a800-80gb", 1),
+        ("h800", "h800", 1),
+        ("H800-80GB", "h800", 1),
+        ("4090d", "rtx-4090-d", 1),
+        ("RTX 4090 D", "rtx-4090-d", 1),
+        ("4090 48gb", "rtx-4090-48gb", 1),
+        ("5090D", "rtx-5090-d", 1),
+        ("l20", "l20", 1),
+        ("h20", "h20", 1),
+        ("H20-3e", "h20-3e", 1),
+        ("H20 141GB", "h20-3e", 1),
+        ("gh200 480gb", "gh200-96gb", 1),
+        ("gb200", "gb200", 1),
+        ("v100s", "v100s-32gb", 1),
+        ("2080ti 22g", "rtx-2080-ti-22gb", 1),
+        ("RTX 3090 24GB", "rtx-3090", 1),
+        ("h100 pcie", "h100-80gb", 1),
+        ("a100-pcie-40gb", "a100-40gb", 1),
+        ("5060", "rtx-5060", 1),
         ("RTX 3090", "rtx-3090", 1),
         ("NVIDIA GeForce RTX 4070 Ti SUPER", "rtx-4070-ti-super", 1),
         ("3090 ti", "rtx-3090-ti", 1),
@@ -343,3 +365,27 @@ def test_what_your_card_holds_beside_the_allocator_can_be_said() -> None:
     assert "context_mib: 530" in caught.value.write
     with pytest.raises(UserError, match="context_mib"):
         find({"name": "t4", "context_mib": -1})
+
+
+@pytest.mark.parametrize(
+    ("written", "offered", "not_offered"),
+    [
+        ("a900", "rtx-4090", "rtx-a6000"),  # no slip of a workstation's card
+        ("h300", "h800, h200", "rtx-3090"),
+        ("m40", "a size such as 40GiB", "l40"),
+        ("4099", "rtx-4090", "a100-80gb"),
+        ("gh200", "gh200-96gb", "h200 "),
+        ("ascend 910b", "a size", "a10,"),
+        ("MTT S4000", "a size", "a4000"),
+        ("rx 9070", "a size", "rtx-5070"),
+    ],
+)
+def test_a_name_that_is_not_known_offers_its_own_family(written: str, offered: str, not_offered: str) -> None:
+    with pytest.raises(UserError) as caught:
+        find(written)
+    assert offered in caught.value.allowed and not_offered not in caught.value.allowed + str(caught.value.write)
+
+
+def test_each_card_has_a_size_and_a_capability_or_another_allocator() -> None:
+    for card in known().values():
+        assert card.total_source and (card.compute_capability or not card.is_modelled)
