@@ -72,6 +72,10 @@ def check(config: dict) -> dict:
     return coerced(config, read_schema())
 
 
+def _defaults() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
+
+
 def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The configuration over the project's own, mapping by mapping; a list replaces the whole list.
 
@@ -79,7 +83,7 @@ def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any] | None 
     instead of ours, and need only say what differs.
     """
     if defaults is None:
-        defaults = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
+        defaults = _defaults()
     merged = dict(defaults)
     for key, value in config.items():
         known = merged.get(key)
@@ -142,6 +146,8 @@ def _contradictions(config: dict) -> Iterator[UserError]:
             allowed="a repository for each",
             write=yaml_lines(["publish"], "merged", f"{publish['merged']}-merged"),
         )
+    if wrong := _of_another_model(config["model"]):
+        yield wrong
     source = config["model"]["source"]
     for key in SOURCE_KEYS[source["type"]]:
         if key not in source:
@@ -151,6 +157,32 @@ def _contradictions(config: dict) -> Iterator[UserError]:
                 allowed=", ".join(SOURCE_KEYS[source["type"]]),
                 write=yaml_lines(["model", "source"], key, "..."),
             )
+
+
+def _of_another_model(model: Mapping[str, Any]) -> UserError | None:
+    """The error of a ``model`` section whose source is another model's, and whose card would be the default model's."""
+    usual = _defaults()["model"]
+    if _whose(model["source"]) in (_whose(usual["source"]), usual["title"]):
+        return None
+    kept = [key for key in ("name", "title", "license") if model[key] == usual[key]]
+    if not {"name", "title"} & set(kept):  # many models have the same licence
+        return None
+    own = {"name": "my-model", "title": "My-Model", "license": "the model's licence"}
+    return UserError(
+        f"model.source is another model than {usual['title']}, and model.{', model.'.join(kept)} would be that one's:"
+        " the model card would have a false title or licence.",
+        where="model in the configuration",
+        found={key: model[key] for key in kept},
+        allowed="name, title and license of the model that the source holds",
+        write=yaml_lines(["model"], kept[0], own[kept[0]]),
+    )
+
+
+def _whose(source: Mapping[str, Any]) -> str:
+    """The model of a source: its id, or its folder's name."""
+    key = {"wheel": "hub_id", "hub": "repository", "folder": "path"}[source["type"]]
+    name = str(source.get(key, ""))
+    return Path(name).name if source["type"] == "folder" else name
 
 
 def nothing_to_execute() -> UserError:

@@ -202,7 +202,7 @@ def test_a_file_with_other_contents_reruns_whatever_its_time(plan, project, file
 def test_data_and_a_model_of_ones_own_rerun_by_their_contents(tmp_path):
     project = chain.checkout(tmp_path)
     source = {"type": "files", "license": "unknown", "paths": ["own.csv"]}
-    model = {"name": "own", "source": {"type": "folder", "path": "model"}}
+    model = {"name": "own", "title": "Own", "license": "mit", "source": {"type": "folder", "path": "model"}}
     own = {"dataset": {"name": "own", "sources": [source]}, "model": model, "run": {"name": "own"}}
     (project / "own.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
     (project / "own.csv").write_text("request,command\nlist the files,ls\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from will_it_fit.readers.approximations import approximate
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, Reading
 from will_it_fit.readers.request import DECIDING, ScenarioRequest, left_out, parse_request
 from will_it_fit.scenario.fields import BY_NAME
+from will_it_fit.scenario.hub import nearest
 from will_it_fit.scenario.model import configuration, size
 from will_it_fit.scenario.nested_fields import gpu_count
 from will_it_fit.scenario.scenario import Scenario
@@ -98,6 +100,7 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
         For the first thing that is wrong, with what to write.
     """
     gpu = _gpu(options)
+    _refuse_a_name_in_parts(list(map(str, what)), options)
     fields, where, reading = _main(str(what[0]), options.tool, gpu)
     beside = [_beside(Path(other), gpu) for other in what[1:]]
     for other in beside:
@@ -135,6 +138,18 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
     if reading is None and (base.remarks or base.notes):
         reading = replace(base, tool="Hub")
     return Question(request, scenario, where, own, reading, beside, model)
+
+
+def _refuse_a_name_in_parts(what: Sequence[str], options: Options) -> None:
+    """``qwen3 8b``: words that are a model's name together, and no files."""
+    if len(what) < 2 or any(Path(one).exists() for one in what):
+        return
+    if near := nearest("-".join(what)):
+        raise UserError(
+            "A model's name is one word, and what follows it has to be a file.", where="the command line",
+            found=" ".join(what), allowed=f"{', '.join(near)}; a file of accelerate, DeepSpeed or PEFT beside a model",
+            write=shlex.join(["will-it-fit", near[0], *options.words]),
+        )  # fmt: skip
 
 
 def _refuse_what_is_open(reading: Reading | None, options: Options) -> None:

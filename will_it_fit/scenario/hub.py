@@ -102,17 +102,55 @@ def is_language_model_alone(name: str) -> bool:
     return bool(read_yaml(INDEX)["models"].get(name, {}).get("language_model"))
 
 
+_SIZES = re.compile(r"(?<![a-z0-9])a?\d+(?:\.\d+)?[bm](?![a-z0-9])")
+# What a name has beside family and sizes: how a model was tuned, and when.
+_TUNED = re.compile(r"[-_. ]+(?:instruct|chat|base|it|pt|hf|\d{4})(?=$|[-_. ])")
+
+
+def _parts(name: str) -> tuple[str, set[str], set[str]]:
+    """A model's family, the numbers of its version, and its sizes: of ``gemma-3-12b-it`` gemma-3, 3 and 12b."""
+    plain = _TUNED.sub("", name)
+    family = _SIZES.sub("", plain).strip("-_. ")
+    return family, set(re.findall(r"\d+(?:\.\d+)?", family)), set(_SIZES.findall(plain))
+
+
+def _continue(versions: set[str], others: set[str]) -> bool:
+    """Whether each version is there, or one that continues it: 3 and 3.5, not 3 and 4."""
+    return all(any(f"{other}.".startswith(f"{one}.") for other in others) for one in versions)
+
+
 def nearest(text: str) -> list[str]:
-    """Names and Hub ids of the catalogue that are most like a text."""
+    """Names and Hub ids of the catalogue that are most like a text: of its size and its family's version.
+
+    Another size is another question: nothing is near ``gemma-3-12b-it`` as long as the catalogue has no 12b of it.
+    """
     names, _, _ = _index()
     wanted = text.lower().partition("@")[0]
     known = {name: name for name in names.values()}
     known |= {hub.partition("/")[2]: name for hub, name in names.items()} if "/" not in wanted else {}
     content = read_yaml(INDEX)
     known |= {name: name for name in content["fetched"]} if "/" not in wanted else {}
-    near = difflib.get_close_matches(wanted, names if "/" in wanted else known, n=3, cutoff=0.5)
+    family, versions, sizes = _parts(wanted)
+    alike = {name: _parts(name) for name in (names if "/" in wanted else known)}
+    alike = {name: one for name, one in alike.items() if sizes <= one[2] and _continue(versions, one[1])}
+    likeness = {name: difflib.SequenceMatcher(None, family, one[0]).ratio() for name, one in alike.items()}
+    near = sorted((name for name in alike if likeness[name] >= 0.6), key=lambda name: -likeness[name])
     ids = {hub.lower(): hub for entry in content["models"].values() for hub in entry["hub"]}
-    return list(dict.fromkeys(ids.get(name, known.get(name, name)) for name in near))
+    return list(dict.fromkeys(ids.get(name, known.get(name, name)) for name in near))[:3]
+
+
+def likely_id(text: str) -> str | None:
+    """The Hub's id that a model's bare name may have: under the account of its family, whatever the size."""
+    if "/" in text or " " in text:
+        return None
+    wanted, versions, _ = _parts(text.lower())
+    for entry in read_yaml(INDEX)["models"].values():
+        for hub in entry["hub"]:
+            owner, _, name = hub.partition("/")
+            family, others, _ = _parts(name.lower())
+            if family == wanted and others == versions:
+                return f"{owner}/{text}"
+    return None
 
 
 def fetch_config(hub: HubId, where: object) -> Path:

@@ -19,6 +19,7 @@ from will_it_fit.scenario.hub import (
     fetch_config,
     fetched,
     is_language_model_alone,
+    likely_id,
     nearest,
     of_modelscope,
 )
@@ -285,7 +286,7 @@ def _file(text: str, where: object) -> tuple[Path, str]:
         found=text,
         allowed=f"{', '.join(near) + ', ... (' if near else 'a name ('}config/models/ lists"
         f" {len(list(MODELS.glob('*.json')))}); an id on the Hub, owner/name; or a path to a config.json",
-        change={"model": near[0] if near else "qwen2.5-coder-7b"},
+        change={"model": near[0] if near else likely_id(text) or "qwen2.5-coder-7b"},
     )
 
 

@@ -204,7 +204,7 @@ def test_a_profile_that_needs_an_optional_package_stops_at_the_start(monkeypatch
 
 def test_a_models_folder_that_is_not_there_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = {"name": "own", "source": {"type": "folder", "path": "model"}}
+    model = {"name": "own", "title": "Own", "license": "mit", "source": {"type": "folder", "path": "model"}}
     for exists in (False, True):
         with pytest.raises(UserError, match=r"There is no .*folder model") as error:
             check_configuration.check(run(model=model))

@@ -131,7 +131,31 @@ def test_a_source_names_the_key_it_lacks(config):
         settings.check(config)
 
 
+@pytest.mark.parametrize(
+    ("model", "kept"),
+    [
+        ({"source": {"type": "folder", "path": "mymodel"}}, "name, model.title, model.license"),
+        ({"name": "own", "source": {"type": "folder", "path": "mymodel"}}, "title, model.license"),
+        ({"name": "own", "license": "mit", "source": {"type": "hub", "repository": "a/b", "revision": "x"}}, "title"),
+        ({"name": "own", "title": "Own", "source": {"type": "hub", "repository": "a/b", "revision": "x"}}, None),
+        ({"name": "own", "title": "Own", "license": "mit", "source": {"type": "folder", "path": "mymodel"}}, None),
+        ({"source": {"type": "hub", "repository": "HuggingFaceTB/SmolLM2-135M-Instruct", "revision": "main"}}, None),
+        ({"source": {"type": "folder", "path": "/models/SmolLM2-135M-Instruct"}}, None),
+        ({"title": "Another title"}, None),
+    ],
+)
+def test_a_part_of_a_model_makes_no_card_of_the_default_model(model, kept):
+    whole = settings.with_defaults({"model": model})
+    if kept is None:
+        settings.check(whole)
+        return
+    with pytest.raises(UserError, match="would be that one's") as caught:
+        settings.check(whole)
+    assert f"model.{kept} would be" in str(caught.value)
+
+
 def test_keys_of_another_source_rerun_nothing(config):
+    config["model"] |= {"name": "b", "title": "B", "license": "mit"}
     config["model"]["source"] |= {"type": "hub", "repository": "a/b", "revision": "main"}
     assert set(settings.model_source(settings.check(config))) == {"type", "dtype", "repository", "revision"}
 

@@ -371,7 +371,7 @@ def test_what_your_card_holds_beside_the_allocator_can_be_said() -> None:
     ("written", "offered", "not_offered"),
     [
         ("a900", "rtx-4090", "rtx-a6000"),  # no slip of a workstation's card
-        ("h300", "h800, h200", "rtx-3090"),
+        ("h300", "h800, h200", "rtx-4090"),
         ("m40", "a size such as 40GiB", "l40"),
         ("4099", "rtx-4090", "a100-80gb"),
         ("gh200", "gh200-96gb", "h200 "),
