@@ -159,7 +159,7 @@ COMMANDS: dict[str, Command] = {
 }  # fmt: skip
 _FILES = """
 WHAT is a model (a name in config/models/, an id on the Hub, a folder, a config.json), a scenario, a run's settings, or
-a file of axolotl, LLaMA-Factory, TRL, torchtitan, ms-swift or verl (a script too); a program or notebook with TRL or
+a file of axolotl, LLaMA-Factory, TRL, torchtune, torchtitan, ms-swift or verl (a script too); a program or notebook with TRL or
 Unsloth; an adapter_config.json. Files of accelerate, DeepSpeed or PEFT may follow. Nothing is executed.
 """
 _STATUS = """

@@ -100,7 +100,9 @@ def test_a_score_is_an_input_once_it_is_asked_for_or_there(tmp_path: Path, monke
 
 
 def test_a_models_folder_needs_no_gguf_file(tmp_path: Path) -> None:
-    job = paths(f"model: {{name: own, title: Own, source: {{type: folder, path: {tmp_path}, dtype: float32}}}}", run=RUN)
+    job = paths(
+        f"model: {{name: own, title: Own, source: {{type: folder, path: {tmp_path}, dtype: float32}}}}", run=RUN
+    )
     assert job.gguf() == {} and set(paths(run=RUN).gguf()) == {"gguf", "license"}
 
 
