@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,7 +99,7 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
         For the first thing that is wrong, with what to write.
     """
     gpu = _gpu(options)
-    _refuse_a_name_in_parts(list(map(str, what)), options)
+    _refuse_a_name_in_parts(list(map(str, what)))
     fields, where, reading = _main(str(what[0]), options.tool, gpu)
     beside = [_beside(Path(other), gpu) for other in what[1:]]
     for other in beside:
@@ -140,7 +139,7 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
     return Question(request, scenario, where, own, reading, beside, model)
 
 
-def _refuse_a_name_in_parts(what: Sequence[str], options: Options) -> None:
+def _refuse_a_name_in_parts(what: Sequence[str]) -> None:
     """``qwen3 8b``: words that are a model's name together, and no files."""
     if len(what) < 2 or any(Path(one).exists() for one in what):
         return
@@ -148,7 +147,7 @@ def _refuse_a_name_in_parts(what: Sequence[str], options: Options) -> None:
         raise UserError(
             "A model's name is one word, and what follows it has to be a file.", where="the command line",
             found=" ".join(what), allowed=f"{', '.join(near)}; a file of accelerate, DeepSpeed or PEFT beside a model",
-            write=shlex.join(["will-it-fit", near[0], *options.words]),
+            change={"model": near[0]},
         )  # fmt: skip
 
 
