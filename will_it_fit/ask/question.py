@@ -158,9 +158,13 @@ def _refuse_what_is_open(reading: Reading | None, options: Options) -> None:
     given = {name.partition(".")[0] for name in options.given}
     for name, why in reading.needs.items():
         if name not in given:
-            example = {"sequence_length": 2048, "images": {"count": 1, "height": 448, "width": 448}}.get(name, 1)
-            raise UserError(why, where="the command line", found=reading.file.name, allowed=f"--set {name}=...",
-                            change={name: example})  # fmt: skip
+            allowed = f"--set {name}=..."
+            if name == "images":
+                allowed = "--set 'images={count: 1, height: 448, width: 448}' where the model's config.json has a"
+                allowed += " vision tower; images=null for the text alone"
+            usual = {"sequence_length": 2048, "images": None}.get(name, 1)
+            where, found = "the command line", reading.file.name
+            raise UserError(why, where=where, found=found, allowed=allowed, change={name: usual})
 
 
 def _of_the_file(error: UserError, reading: Reading | None, options: Options) -> UserError:
