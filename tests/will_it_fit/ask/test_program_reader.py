@@ -11,7 +11,7 @@ import pytest
 from tests.will_it_fit.ask.test_readers import asked, said
 from will_it_fit.ask.question import Question
 from will_it_fit.common.errors import UserError
-from will_it_fit.readers.program import source
+from will_it_fit.readers.cells import source
 
 LOAD = """
 from unsloth import FastLanguageModel
