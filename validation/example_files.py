@@ -1,8 +1,9 @@
 """Which of another tool's example files get an answer: each is read, and its step traced with a few layers.
 
-    python -m validation.example_files FOLDER [--under examples] [--kind sh] [--gpu 80GiB]
+    python -m validation.example_files FOLDER [--under examples] [--kind sh] [--gpu 80GiB] [--read out.csv]
 
-FOLDER is a checkout of axolotl, LLaMA-Factory, ms-swift or verl; the last two have shell scripts. No configuration is
+FOLDER is a checkout of axolotl, LLaMA-Factory, torchtune, Unsloth's notebooks, ms-swift or verl; the last two have
+shell scripts. With --read files are read alone, and what was read of each goes into a table. No configuration is
 fetched: what config/models/ lacks is stood in for (validation/data/example_stand_ins.yaml). The last lines count
 answers and reasons; docs/other-tools.md has them.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import io
 import json
 import re
@@ -21,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from will_it_fit import readers
 from will_it_fit.ask.question import Options, Question, question
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
@@ -120,6 +123,28 @@ def outcome(path: Path, gpu: str) -> str:
     return "answer"
 
 
+_READ = ("model", "method", "objective", "sequence_length", "micro_batch", "gradient_accumulation", "optimizer",
+         "precision", "gradient_checkpointing")  # fmt: skip
+
+
+def what_is_read(path: Path) -> dict[str, Any]:
+    """A row: the outcome (``read``, ``open`` where a field has to be named, or the reason), and what was read."""
+    try:
+        if path.suffix in (".ipynb", ".py"):
+            reading = readers.read_program(path, None)
+        else:
+            mapping = readers.mapping_of(path)
+            reading = readers.read_tool(path, readers.kind_of(mapping, path), mapping, None)
+    except UserError as error:
+        return {"outcome": str(error).partition("\n")[0]}
+    outcome = f"open: {', '.join(reading.needs)}" if reading.needs else "read"
+    fields = {name: reading.fields.get(name) for name in _READ}
+    fields["model"] = reading.fields.get("model_name") or fields["model"]
+    rank = (reading.fields.get("lora") or {}).get("rank") or (reading.fields.get("adapter") or {}).get("r")
+    said = "; ".join(f"{one.key} ({one.errs})" for one in reading.remarks)
+    return {"outcome": outcome, **fields, "rank": rank, "not_described": said}
+
+
 def _asked(path: Path, gpu: str) -> Question:
     """A file's question; where it names a folder that its user has, with what stands for the model of that name."""
     try:
@@ -150,13 +175,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--under", default="examples")
-    parser.add_argument("--kind", default="yaml", choices=("yaml", "sh"))
+    parser.add_argument("--kind", default="yaml", choices=("yaml", "sh", "ipynb"))
+    parser.add_argument("--read", type=Path, metavar="CSV", help="read alone, and write what was read here")
     parser.add_argument("--gpu", default="80GiB")
     options = parser.parse_args(arguments)
     import tempfile
 
-    pattern = "*.sh" if options.kind == "sh" else "*.y*ml"
+    pattern = "*.y*ml" if options.kind == "yaml" else f"*.{options.kind}"
     files = sorted((options.folder / options.under).rglob(pattern))
+    if options.read:
+        return _write_what_is_read(files, options.folder, options.read)
     reasons: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         FETCH.set(lambda hub, where: stand_in(hub, Path(folder)))
@@ -167,6 +195,17 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\n{len(files)} files, {reasons.pop('answer', 0)} with an answer")
     for said, count in reasons.most_common():
         print(f"{count:>4}  {said}")
+    return 0
+
+
+def _write_what_is_read(files: list[Path], folder: Path, table: Path) -> int:
+    rows = [{"file": str(path.relative_to(folder)), **what_is_read(path)} for path in files]
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["file", "outcome", *_READ, "rank", "not_described"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    for outcome, count in Counter(row["outcome"] for row in rows).most_common():
+        print(f"{count:>4}  {outcome}")
     return 0
 
 

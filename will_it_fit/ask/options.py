@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from will_it_fit.common.errors import UserError
@@ -172,8 +173,8 @@ COMMANDS: dict[str, Command] = {
 }  # fmt: skip
 _FILES = """
 WHAT is a model (a name in config/models/, an id on the Hub, a folder, a config.json), a scenario, a run's settings, or
-a file of axolotl, LLaMA-Factory, TRL, torchtitan, ms-swift or verl (a script too); a program or notebook with TRL or
-Unsloth; an adapter_config.json. Files of accelerate, DeepSpeed or PEFT may follow. Nothing is executed.
+a file of axolotl, LLaMA-Factory, TRL, torchtune, torchtitan, ms-swift or verl (a script too); a program or notebook
+with TRL or Unsloth; an adapter_config.json. Files of accelerate, DeepSpeed or PEFT may follow. Nothing is executed.
 """
 _STATUS = """
 Exit status: 0 fits (or no GPU named), 1 does not fit, not in time, or too close to call, 2 a wrong question, 3 no
@@ -417,8 +418,10 @@ def changed(command: Sequence[str], changes: Mapping[str, Any], *, instead_of: s
 
 def _changed(words: list[str], name: str, value: Any, instead_of: str | None) -> list[str]:
     if name == "model" and isinstance(value, str):
-        at = next(iter(_positions(words)), None)
-        return [value, *words] if at is None else [*words[:at], value, *words[at + 1 :]]
+        at, *others = [*_positions(words)] or [None]
+        gone = {place for place in others if not Path(words[place]).exists()}  # the rest of a name: "qwen3 8b"
+        rest = [word for place, word in enumerate(words) if place > (-1 if at is None else at) and place not in gone]
+        return [*words[:at], value, *rest] if at is not None else [value, *rest]
     if name == "--set":
         return [*words, "--set", str(value)]
     flag = name if name.startswith("--") else FLAGS.get(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -102,7 +101,7 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
         For the first thing that is wrong, with what to write.
     """
     gpu = _gpu(options)
-    _refuse_a_name_in_parts(list(map(str, what)), options)
+    _refuse_a_name_in_parts(list(map(str, what)))
     fields, where, reading = _main(str(what[0]), options.tool, gpu)
     model_alone = reading is None and fields.pop(_MODEL_ALONE, False)
     beside = [_beside(Path(other), gpu) for other in what[1:]]
@@ -143,7 +142,7 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
     return Question(request, scenario, where, own, reading, beside, model)
 
 
-def _refuse_a_name_in_parts(what: Sequence[str], options: Options) -> None:
+def _refuse_a_name_in_parts(what: Sequence[str]) -> None:
     """``qwen3 8b``: words that are a model's name together, and no files."""
     if len(what) < 2 or any(Path(one).exists() for one in what):
         return
@@ -151,7 +150,7 @@ def _refuse_a_name_in_parts(what: Sequence[str], options: Options) -> None:
         raise UserError(
             "A model's name is one word, and what follows it has to be a file.", where="the command line",
             found=" ".join(what), allowed=f"{', '.join(near)}; a file of accelerate, DeepSpeed or PEFT beside a model",
-            write=shlex.join(["will-it-fit", near[0], *options.words]),
+            change={"model": near[0]},
         )  # fmt: skip
 
 
@@ -162,9 +161,13 @@ def _refuse_what_is_open(reading: Reading | None, options: Options) -> None:
     given = {name.partition(".")[0] for name in options.given}
     for name, why in reading.needs.items():
         if name not in given:
-            example = {"sequence_length": 2048, "images": {"count": 1, "height": 448, "width": 448}}.get(name, 1)
-            raise UserError(why, where="the command line", found=reading.file.name, allowed=f"--set {name}=...",
-                            change={name: example})  # fmt: skip
+            allowed = f"--set {name}=..."
+            if name == "images":
+                allowed = "--set 'images={count: 1, height: 448, width: 448}' where the model's config.json has a"
+                allowed += " vision tower; images=null for the text alone"
+            usual = {"sequence_length": 2048, "images": None}.get(name, 1)
+            where, found = "the command line", reading.file.name
+            raise UserError(why, where=where, found=found, allowed=allowed, change={name: usual})
 
 
 def _request(fields: Mapping[str, Any], where: str, model_alone: bool) -> ScenarioRequest:

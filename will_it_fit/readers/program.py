@@ -8,7 +8,6 @@ no constant is named, and has the default in its place. ``will_it_fit/data/progr
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -18,17 +17,13 @@ from typing import Any
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.data import data_path
-from will_it_fit.readers import common, grpo, torchtitan, trl
+from will_it_fit.readers import common, torchtitan, trl, unsloth
+from will_it_fit.readers.cells import source, tree_of
 from will_it_fit.readers.flow import UNKNOWN, Call, Flow, Made, called_classes
-from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, is_on, keys
-from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
+from will_it_fit.readers.reading import EITHER_WAY, TOO_LOW, Reading, keys
+from will_it_fit.scenario.objectives import OBJECTIVES
 
 CALLS = data_path("program_calls.yaml")
-_PYTHON_MAGICS = ("capture", "time", "timeit", "prun", "python", "python3")  # cells that are Python all the same
-_SHELL = re.compile(r"^(\s*)(?:[!%]|\w+\s*=\s*[!%]|(?:pip|pip3|conda|apt|apt-get)\s+install\b)")
-_HELP = re.compile(r"^\s*[\w.]+\?{1,2}\s*$")
-_PAIR_TOKENS = 1024  # TRL's max_length
-_GENERATIONS = 8  # Unsloth's and TRL's num_generations
 _SOUND = re.compile(r"""["']type["']\s*:\s*["']audio["']""")
 _IMAGE = re.compile(r"""["']type["']\s*:\s*["']image["']""")
 
@@ -36,43 +31,6 @@ _IMAGE = re.compile(r"""["']type["']\s*:\s*["']image["']""")
 @cache
 def _calls() -> Mapping[str, Any]:
     return read_yaml(CALLS)
-
-
-def source(path: Path) -> str:
-    """The program's text; of a notebook its Python cells, without lines and cells for the shell."""
-    return "\n".join(_sources(path))
-
-
-def _sources(path: Path) -> list[str]:
-    """A program's text, or that of each of a notebook's cells of Python."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix != ".ipynb":
-        return [text]
-    try:
-        cells = json.loads(text)["cells"]
-        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise UserError("The notebook can't be read.", where=path, allowed="a notebook of format 4") from None
-    return [_python(cell) for cell in code]
-
-
-def _python(cell: str) -> str:
-    """A cell's Python: a line for the shell is ``pass``, over all lines that a backslash joins."""
-    lines = cell.splitlines()
-    magic = next((line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")), "")
-    if magic.startswith("%%") and magic[2:].split(" ")[0] not in _PYTHON_MAGICS:
-        return ""
-    found, joined = [], False
-    for line in lines:
-        shell = _SHELL.match(line)
-        if joined:
-            found.append("")
-        elif shell:
-            found.append(f"{shell[1]}pass")
-        else:
-            found.append("" if _HELP.match(line) else line)
-        joined = (joined or shell is not None) and line.rstrip().endswith("\\")
-    return "\n".join(found)
 
 
 def read(
@@ -93,7 +51,7 @@ def read(
     given
         Arguments of the command that starts it, by their names, for argparse's parsers.
     """
-    tree, broken = _tree(path)
+    tree, broken = tree_of(path)
     if torchtitan.is_registry(tree):
         return torchtitan.read_registry(tree, path, part, gpus)
     program = _Program(tree, source(path), capability, given or {})
@@ -116,25 +74,6 @@ def read(
             write="--set model=Qwen/Qwen3-8B",
         )
     return _reading(program, training, path, gpus)
-
-
-def _tree(path: Path) -> tuple[ast.Module, UserError | None]:
-    """The statements up to a cell that isn't Python, where a notebook would stop, and the error of that cell."""
-    cells = _sources(path)
-    body: list[ast.stmt] = []
-    for number, text in enumerate(cells, start=1):
-        try:
-            tree = compile(text, str(path), "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        except (SyntaxError, ValueError) as error:
-            cell = f", cell {number} of code" if path.suffix == ".ipynb" else ""
-            return ast.Module(body, []), UserError(
-                "The program is not Python.",
-                where=f"{path}{cell}, line {getattr(error, 'lineno', None)}",
-                found=(getattr(error, "text", "") or "").strip()[:80],
-                allowed="a Python file or a notebook",
-            )
-        body += tree.body
-    return ast.Module(body, []), None
 
 
 def _refuse(training: Made | None, path: Path) -> None:
@@ -323,18 +262,18 @@ class _Program:
         calls = _calls()
         if any(call.owner.endswith(kind) for kind in calls["no_weights"]) or not call.owner:
             return UNKNOWN
-        if call.owner not in calls["models"] + calls["unsloth"] and not call.owner.endswith(tuple(calls["models_end"])):
+        loaders = calls["models"] + unsloth.rules()["loaders"]
+        if call.owner not in loaders and not call.owner.endswith(tuple(calls["models_end"])):
             if call.words.get("device_map") is not None:
                 self.beside.append(call.owner)
             return Made("other", {"class": call.owner})
-        unsloth = call.owner in calls["unsloth"]
-        made = Made("model", dict(calls["unsloth_defaults"]["loaded"]) if unsloth else {})
-        keep = (*calls["unsloth_not_described"], "full_finetuning", "load_in_16bit", "qat_scheme", "fast_inference",
-                "gpu_memory_utilization") if unsloth else ()  # fmt: skip
+        table, own = unsloth.rules(), call.owner in unsloth.rules()["loaders"]
+        made = Made("model", dict(table["defaults"]["loaded"]) if own else {})
+        keep = (*table["not_described"], *unsloth.KEPT) if own else ()
         made.take(self._taken(call, "model", "loaded", keep=keep))
-        if unsloth and isinstance(length := call.argument(1, "max_seq_length"), int):
+        if own and isinstance(length := call.argument(1, "max_seq_length"), int):
             made.values["model_length"] = length
-        elif unsloth and "max_seq_length" in call.words:
+        elif own and "max_seq_length" in call.words:
             made.values.pop("model_length")
             made.unread["max_length"] = call.written["max_seq_length"]
         for part in call.things:
@@ -350,28 +289,15 @@ class _Program:
         elif name is not None:
             written = call.written.get("model_name") or call.written.get("pretrained_model_name_or_path")
             made.unread["model_name_or_path"] = written or "the first argument"
-        if unsloth:
-            self._of_unsloth(made)
+        if own:
+            unsloth.decide_what_a_load_leaves_open(made.values, self.halves)
         return self._part(made)
-
-    def _of_unsloth(self, made: Made) -> None:
-        """What Unsloth decides where a load leaves it open: bits, and the dtype by the card."""
-        values = made.values
-        named = str(values.get("model_name_or_path", "")).lower()
-        if any(is_on(values.get(name)) for name in ("full_finetuning", "load_in_16bit", "load_in_8bit", "load_in_fp8")):
-            values["load_in_4bit"] = False
-        elif named.endswith("-bnb-4bit"):
-            values["load_in_4bit"] = True
-        dtype = str(values.get("dtype") or "auto")
-        if dtype == "auto":
-            dtype = "bfloat16" if self.halves else "float16"
-        values["dtype"] = dtype
 
     def _adapted(self, call: Call) -> Any:
         """``get_peft_model`` of PEFT, with a configuration, or Unsloth's, with its arguments."""
         model = next((one for one in call.things if one.kind == "model"), None)
-        calls = _calls()
-        if call.owner not in calls["unsloth"]:
+        table = unsloth.rules()
+        if call.owner not in table["loaders"]:
             whole = (model or Made("model")).copy()
             for part in call.things:
                 if part.kind == "adapter":
@@ -380,14 +306,14 @@ class _Program:
         whole = (model or next((one for one in reversed(self.parts) if one.kind == "model"), Made("model"))).copy()
         if whole.values.get("full_finetuning"):  # models/vision.py: it then has no effect
             return self._part(whole)
-        defaults = Made("adapter", dict(calls["unsloth_defaults"]["lora"]) | {"use_peft": True})
-        given = self._taken(call, "adapter", "lora", keep=("qat_scheme", *calls["unsloth_not_described"]))
+        defaults = Made("adapter", dict(table["defaults"]["lora"]) | {"use_peft": True})
+        given = self._taken(call, "adapter", "lora", keep=("qat_scheme", *table["not_described"]))
         if isinstance(checkpointing := call.words.get("use_gradient_checkpointing"), (bool, str)):
             given.values["gradient_checkpointing"] = checkpointing
         defaults.take(given)
         if defaults.values.get("lora_target_modules") is None and "lora_target_modules" not in defaults.unread:
-            defaults.values["lora_target_modules"] = _targets(call, calls["unsloth_defaults"]["target_modules"])
-        _save_instead(defaults.values)
+            defaults.values["lora_target_modules"] = unsloth.targets(call)
+        unsloth.save_instead(defaults.values)
         whole.take(defaults)
         return self._part(whole)
 
@@ -407,92 +333,56 @@ def _with(made: Made, **values: Any) -> Made:
     return made
 
 
-def _targets(call: Call, usual: list[str]) -> Any:
-    """What Unsloth adapts where a call names no modules: all linear layers, or the part that it lets train."""
-    if call.owner not in ("FastModel", "FastVisionModel"):
-        return list(usual)
-    attention = call.words.get("finetune_attention_modules", True)
-    mlp = call.words.get("finetune_mlp_modules", True)
-    if attention and mlp:
-        return "all-linear"
-    return [name for name in usual if (name in usual[:4] and attention) or (name in usual[4:] and mlp)]
-
-
-def _save_instead(values: dict[str, Any]) -> None:
-    """Unsloth trains embedding and head whole where they are among the modules to adapt (models/llama.py)."""
-    targets = values.get("lora_target_modules")
-    if isinstance(targets, list) and (whole := [name for name in targets if name in ("embed_tokens", "lm_head")]):
-        values["lora_target_modules"] = [name for name in targets if name not in whole]
-        saved = values.get("lora_modules_to_save") or []
-        values["lora_modules_to_save"] = [*dict.fromkeys([*saved, *whole])]
-
-
 # --- from a training to a scenario ---
 
 # What a training says beside TRL's keys.
-_OWN = ("trainer", "classes", "images", "sound", "folders", "prepared", "enabled_checkpointing", "full_finetuning",
-        "load_in_16bit", "qat_scheme", "fast_inference", "gpu_memory_utilization", "model_length", "**")  # fmt: skip
+_OWN = ("trainer", "classes", "images", "sound", "folders", "prepared", "enabled_checkpointing", "model_length", "**",
+        *unsloth.KEPT)  # fmt: skip
 # What no default stands for where the program computes it: our field.
 _DECISIVE = {"max_length": "sequence_length", "max_seq_length": "sequence_length",
              "per_device_train_batch_size": "micro_batch"}  # fmt: skip
+_A_QUARTER = "the program computes it; a quarter of the model's max_seq_length is taken as the prompt"
 
 
 def _reading(program: _Program, training: Made, path: Path, gpus: int | None) -> Reading:
-    calls, said = _calls(), dict(training.values)
-    trainer, unsloth = said["trainer"], bool(set(said["classes"]) & set(calls["unsloth"]))
-    own = {name: said.pop(name) for name in (*_OWN, *calls["unsloth_not_described"]) if name in said}
-    offloads = said.get("gradient_checkpointing") == "unsloth"
-    if unsloth:
-        said = _unsloths_defaults(said, trainer, own, program.halves)
+    table, said, unread = unsloth.rules(), dict(training.values), dict(training.unread)
+    trainer, is_unsloths = said["trainer"], bool(set(said["classes"]) & set(table["loaders"]))
+    own = {name: said.pop(name) for name in (*_OWN, *table["not_described"]) if name in said}
+    generates = trainer in OBJECTIVES and OBJECTIVES[trainer].generates
+    offloads, divided = said.get("gradient_checkpointing") == "unsloth", None
+    if is_unsloths:
+        said = unsloth.with_defaults(said, trainer, own, program.halves)
+        divided = unsloth.divide_a_row(said, unread, own.get("model_length")) if generates else None
+        said |= {"use_peft": False} if own.get("full_finetuning") else {}
     elif trainer == "transformers":
         said = {"gradient_checkpointing": False, "bf16": False, **said}
-    if own.get("enabled_checkpointing") and not unsloth:
+        said |= {"max_length": program.cut_to} if program.cut_to else {}
+    if own.get("enabled_checkpointing") and not is_unsloths:
         said["gradient_checkpointing"] = said.get("gradient_checkpointing") or True
     said["gradient_checkpointing"] = bool(said.get("gradient_checkpointing", True))
-    if trainer == "transformers" and program.cut_to and not unsloth:
-        said["max_length"] = program.cut_to
-    if unsloth and own.get("full_finetuning"):
-        said["use_peft"] = False
-    unread = dict(training.unread)
-    if trainer in OBJECTIVES and OBJECTIVES[trainer].generates:
-        divided = _of_a_row(said, unread, own.get("model_length")) if unsloth else None
+    if generates:  # prompt and answer have limits of their own
         unread.pop("max_length", None)
-        if open_ := [key for key in ("max_prompt_length", "max_completion_length") if key in unread]:
-            unread["max_length"] = unread.pop(open_[0])
-    else:
-        divided = None
+        for key in {"max_prompt_length", "max_completion_length"} & set(unread):
+            unread["max_length"] = unread.pop(key)
     reading = trl.read(said, path, gpus, trainer)
     if divided:
-        reading.approximates("max_completion_length", divided, EITHER_WAY, "the program computes it; a quarter of the"
-                             " model's max_seq_length is taken as the prompt")  # fmt: skip
-    if (
-        unsloth
-        and not program.halves
-        and re.search(calls["unsloth_float32"], str(said.get("model_name_or_path")), re.I)
-    ):
-        why = "on a card without bf16 Unsloth computes this model in fp32"
-        reading.approximates("dtype", "float32", TOO_LOW, why)
+        reading.approximates("max_completion_length", divided, EITHER_WAY, _A_QUARTER)
     _say_what_is_unread(program, unread, reading)
-    if trainer == "transformers" and not unsloth and "max_length" not in said:
-        reading.needs["sequence_length"] = "The program cuts rows off at no length that can be read."
-    if own.get("prepared") and not unsloth and reading.fields.get("method") == "qlora":
-        reading.set(kbit_preparation="peft")
     for name in dict.fromkeys(program.beside):
         reading.approximates(name, "loaded", TOO_LOW, "another model is loaded beside the one that is trained")
-    if unsloth:
-        for name, (errs, why) in calls["unsloth_not_described"].items():
-            if is_on(own.get(name)):
-                reading.approximates(name, own[name], errs, why)
-        usual = calls["unsloth_defaults"]["fast_inference_utilization"]
-        share = own.get("gpu_memory_utilization", usual) if own.get("fast_inference") is True else None
-        _unsloth(reading, offloads, share if share is None or isinstance(share, float) else usual)
+    if is_unsloths:
+        unsloth.say(reading, own, offloads=offloads, halves=program.halves)
+    else:
+        if trainer == "transformers" and "max_length" not in said:
+            reading.needs["sequence_length"] = "The program cuts rows off at no length that can be read."
+        if own.get("prepared") and reading.fields.get("method") == "qlora":
+            reading.set(kbit_preparation="peft")
     common.allocator(reading, program.flow.environ)
     if own.get("images"):
         reading.needs["images"] = "Its rows hold images, and the program doesn't say how large they are."
     if len(kinds := list(dict.fromkeys(_name(one) for one in program.trainings))) > 1:
-        reading.notes.append(
-            f"the program trains several times ({'; '.join(kinds)}); the answer is about {_name(training)}"
-        )
+        several = f"the program trains several times ({'; '.join(kinds)})"
+        reading.notes.append(f"{several}; the answer is about {_name(training)}")
     return reading
 
 
@@ -500,58 +390,6 @@ def _name(training: Made) -> str:
     """What to call a training among several."""
     rows, length = (training.values.get(key, "?") for key in ("per_device_train_batch_size", "max_length"))
     return f"{training.values['classes'][-1]} with {rows} x {length} tokens"
-
-
-def _of_a_row(said: dict[str, Any], unread: dict[str, str], whole: Any) -> int | None:
-    """Prompt and answer of a row of a training that generates, where the program computes what one leaves the other:
-    together the length that the model is loaded with. The answer's tokens if both are unread."""
-    if not isinstance(whole, int):
-        return None
-    parts = ("max_prompt_length", "max_completion_length")
-    open_, known = (
-        [key for key in parts if key in unread],
-        [said[key] for key in parts if isinstance(said.get(key), int)],
-    )
-    for key in open_:
-        del unread[key]
-    if len(open_) == 1 and known and known[0] < whole:
-        said[open_[0]] = whole - known[0]
-    elif open_ == ["max_completion_length"] and not known:
-        open_ = list(parts)
-    if len(open_) == 2:
-        said |= {"max_prompt_length": whole // 4, "max_completion_length": whole - whole // 4}
-        return said["max_completion_length"]
-    return None
-
-
-def _unsloths_defaults(said: dict[str, Any], trainer: str, own: Mapping[str, Any], halves: bool) -> dict[str, Any]:
-    """Settings with Unsloth's defaults; half precision is that of the model (models/rl.py), of a full one without
-    autocast."""
-    if trainer != "transformers":
-        said = {**_calls()["unsloth_defaults"]["arguments"], **said}
-        half = said.get("dtype")
-        full = bool(own.get("full_finetuning"))
-        if half in ("bfloat16", "float16"):
-            said |= {"bf16": half == "bfloat16" and not full, "fp16": half == "float16"}
-        elif not (said.get("bf16") or said.get("fp16")):
-            said |= {"bf16": halves, "fp16": False}
-        rows, count = said["per_device_train_batch_size"], said.get("num_generations", _GENERATIONS)
-        known = (
-            isinstance(rows, int) and isinstance(count, int) and isinstance(said["gradient_accumulation_steps"], int)
-        )
-        if trainer == "grpo" and known and not said.get("steps_per_generation"):
-            if (rows * said["gradient_accumulation_steps"]) % count:
-                said["per_device_train_batch_size"] = count
-            said["num_generations"] = count
-    said.setdefault("gradient_checkpointing", "unsloth")
-    given, most = said.pop("max_seq_length", None), own.get("model_length")
-    if most is None:
-        return said
-    if trainer == "sft":  # models/rl.py: there the model's length stands before TRL's max_length
-        said["max_length"] = min(given, most) if isinstance(given, int) else most
-    else:
-        said["max_length"] = min(said.get("max_length", most if trainer == "transformers" else _PAIR_TOKENS), most)
-    return said
 
 
 def _say_what_is_unread(program: _Program, unread: Mapping[str, str], reading: Reading) -> None:
@@ -563,19 +401,3 @@ def _say_what_is_unread(program: _Program, unread: Mapping[str, str], reading: R
             reading.approximates(key, text, EITHER_WAY, "not a constant in the program, so its default is taken")
     for condition in dict.fromkeys(program.flow.undecided):
         reading.approximates(condition[:60], "?", EITHER_WAY, "a run decides this condition; it is taken to hold")
-
-
-def _unsloth(reading: Reading, offloads: bool, utilization: float | None) -> None:
-    """Unsloth's kernels are its own: what PyTorch's need is the upper end."""
-    reading.tool = f"Unsloth and {reading.tool}"
-    why = "its kernels are its own and keep less: this is the upper end of a range"
-    reading.approximates("unsloth", True, TOO_HIGH, why, "step")
-    if OBJECTIVES[reading.fields.get("objective", SUPERVISED)].generates:
-        reading.remarks.pop()
-        grpo.of_unsloth(reading, utilization)
-        return
-    if offloads:
-        reading.approximates(
-            "use_gradient_checkpointing", "unsloth", TOO_HIGH, "layers' inputs wait on the host", "activations"
-        )
-    reading.set(kernels="unsloth", loss="chunked")  # unsloth_zoo: the loss is computed in chunks

@@ -60,7 +60,7 @@ def test_one_line_has_all_that_was_wrong_put_right(typed: str, meant: str) -> No
         ("longest qwen3-8b", "longest qwen3-8b --gpu 24GiB"),
         ("longest qwen3-8b --gpu 4090 -s 512", "longest qwen3-8b --gpu 4090"),
         ("batch --gpu 4090 qwen3-9b", "batch --gpu 4090 qwen3.5-9b"),
-        ("qwen3 8b --gpu 4090", "qwen3-8b --gpu 4090"),
+        ("batch qwen3 8b --gpu 4090", "batch qwen3-8b --gpu 4090"),
         ("Qwen3-8B-Instruct --gpu 4090", "qwen3-8b --gpu 4090"),
         ("gpus qwen3-8b --gpu 4090 --json", "gpus qwen3-8b --json"),
         ("serve llama-3.1-8b -b 4 --method full", "serve llama-3.1-8b"),

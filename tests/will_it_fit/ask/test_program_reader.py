@@ -11,7 +11,7 @@ import pytest
 from tests.will_it_fit.ask.test_readers import asked, said
 from will_it_fit.ask.question import Question
 from will_it_fit.common.errors import UserError
-from will_it_fit.readers.program import source
+from will_it_fit.readers.cells import source
 
 LOAD = """
 from unsloth import FastLanguageModel
@@ -176,6 +176,8 @@ def test_a_step_that_can_not_be_followed_has_no_answer(program, says, tmp_path: 
 def test_what_is_open_is_answered_with_an_option(tmp_path: Path) -> None:
     program = LOAD.replace("=2048", "=longest()") + TRAINER.replace("size=2", "size=rows()") + TRAIN
     said(book(tmp_path, program, sequence_length=128, micro_batch=3), sequence_length=128, micro_batch=3)
+    images = "trainer = SFTTrainer(model, data_collator=UnslothVisionDataCollator(model, tokenizer))\n"
+    said(book(tmp_path, LOAD + images + TRAIN, settings=["images=null"]), images=None, sequence_length=2048)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from will_it_fit.ask.command import main
 from will_it_fit.ask.question import Options, Question, question
 from will_it_fit.common.errors import UserError
 from will_it_fit.readers.reading import keys
+from will_it_fit.scenario.hub import likely_id, nearest
 
 AXOLOTL = {"base_model": "smollm2-135m", "adapter": "qlora", "load_in_4bit": True}
 
@@ -141,3 +142,22 @@ def test_a_vision_model_without_images_says_what_the_answer_covers_and_mrope_loa
     assert "the answer covers the language model alone" in capsys.readouterr().out
     main(["gemma-2-2b", "--gpu", "t4", "--quick"])
     assert "language model alone" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("written", "first", "likely"),
+    [
+        ("gemma-3-12b-it", None, "google/gemma-3-12b-it"),
+        ("google/gemma-3-12b-it", None, None),
+        ("Qwen3-8B-Instruct", "qwen3-8b", "Qwen/Qwen3-8B-Instruct"),
+        ("Qwen/Qwen3-8B-Instruct", "Qwen/Qwen3-8B", None),
+        ("qwen3-30b", "qwen3-30b-a3b", "Qwen/qwen3-30b"),
+        ("llama3-8b", "llama-3-8b", None),
+        ("qwen2-7b", "qwen2.5-7b", None),
+        ("qwen2.5-codr-7b", "qwen2.5-coder-7b", None),
+        ("mistral-7b", "mistral-7b-v0.1", None),
+        ("nonsense", None, None),
+    ],
+)
+def test_the_nearest_model_has_the_size_and_the_version_of_the_family(written, first, likely) -> None:
+    assert next(iter(nearest(written)), None) == first and likely_id(written) == likely

@@ -1,0 +1,132 @@
+"""What Unsloth does otherwise than TRL, transformers and PEFT (will_it_fit/data/unsloth.yaml)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from will_it_fit.common.files import read_yaml
+from will_it_fit.data import data_path
+from will_it_fit.readers import grpo
+from will_it_fit.readers.flow import Call
+from will_it_fit.readers.reading import TOO_HIGH, TOO_LOW, Reading, is_on
+from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
+
+_PAIR_TOKENS = 1024  # TRL's max_length
+_GENERATIONS = 8  # Unsloth's and TRL's num_generations
+# Arguments of its loaders and adapters that a training keeps under their own names.
+KEPT = ("full_finetuning", "load_in_16bit", "qat_scheme", "fast_inference", "gpu_memory_utilization")
+
+
+@cache
+def rules() -> Mapping[str, Any]:
+    """Unsloth's classes, defaults, and what of its arguments is not described."""
+    return read_yaml(data_path("unsloth.yaml"))
+
+
+def decide_what_a_load_leaves_open(values: dict[str, Any], halves: bool) -> None:
+    """Bits and dtype of a load, as Unsloth takes them; ``halves``: whether the card computes in bf16."""
+    named = str(values.get("model_name_or_path", "")).lower()
+    if any(is_on(values.get(name)) for name in ("full_finetuning", "load_in_16bit", "load_in_8bit", "load_in_fp8")):
+        values["load_in_4bit"] = False
+    elif named.endswith("-bnb-4bit"):
+        values["load_in_4bit"] = True
+    dtype = str(values.get("dtype") or "auto")
+    if dtype == "auto":
+        dtype = "bfloat16" if halves else "float16"
+    values["dtype"] = dtype
+
+
+def targets(call: Call) -> Any:
+    """What Unsloth adapts where a call names no modules: all linear layers, or the part that it lets train."""
+    usual = rules()["defaults"]["target_modules"]
+    if call.owner not in ("FastModel", "FastVisionModel"):
+        return list(usual)
+    attention = call.words.get("finetune_attention_modules", True)
+    mlp = call.words.get("finetune_mlp_modules", True)
+    if attention and mlp:
+        return "all-linear"
+    return [name for name in usual if (name in usual[:4] and attention) or (name in usual[4:] and mlp)]
+
+
+def save_instead(values: dict[str, Any]) -> None:
+    """Unsloth trains embedding and head whole where they are among the modules to adapt (models/llama.py)."""
+    chosen = values.get("lora_target_modules")
+    if isinstance(chosen, list) and (whole := [name for name in chosen if name in ("embed_tokens", "lm_head")]):
+        values["lora_target_modules"] = [name for name in chosen if name not in whole]
+        saved = values.get("lora_modules_to_save") or []
+        values["lora_modules_to_save"] = [*dict.fromkeys([*saved, *whole])]
+
+
+def divide_a_row(said: dict[str, Any], unread: dict[str, str], whole: Any) -> int | None:
+    """Prompt and answer of a row of a training that generates, where the program computes what one leaves the other.
+
+    Together they are the length that the model is loaded with, ``whole``. The answer's tokens if both are unread.
+    """
+    if not isinstance(whole, int):
+        return None
+    parts = ("max_prompt_length", "max_completion_length")
+    open_ = [key for key in parts if key in unread]
+    known = [said[key] for key in parts if isinstance(said.get(key), int)]
+    for key in open_:
+        del unread[key]
+    if len(open_) == 1 and known and known[0] < whole:
+        said[open_[0]] = whole - known[0]
+    elif open_ == ["max_completion_length"] and not known:
+        open_ = list(parts)
+    if len(open_) == 2:
+        said |= {"max_prompt_length": whole // 4, "max_completion_length": whole - whole // 4}
+        return said["max_completion_length"]
+    return None
+
+
+def with_defaults(said: dict[str, Any], trainer: str, own: Mapping[str, Any], halves: bool) -> dict[str, Any]:
+    """Settings with Unsloth's defaults; mixed precision is that of the model (models/rl.py), a full one has none."""
+    if trainer != "transformers":
+        said = {**rules()["defaults"]["arguments"], **said}
+        half = said.get("dtype")
+        full = bool(own.get("full_finetuning"))
+        if half in ("bfloat16", "float16"):
+            said |= {"bf16": half == "bfloat16" and not full, "fp16": half == "float16"}
+        elif not (said.get("bf16") or said.get("fp16")):
+            said |= {"bf16": halves, "fp16": False}
+        rows, steps = said["per_device_train_batch_size"], said["gradient_accumulation_steps"]
+        count = said.get("num_generations", _GENERATIONS)
+        known = all(isinstance(one, int) for one in (rows, steps, count))
+        if trainer == "grpo" and known and not said.get("steps_per_generation"):
+            said |= {"num_generations": count, "per_device_train_batch_size": count if rows * steps % count else rows}
+    said.setdefault("gradient_checkpointing", "unsloth")
+    given, most = said.pop("max_seq_length", None), own.get("model_length")
+    if most is None:
+        return said
+    if trainer == "sft":  # models/rl.py: there the model's length stands before TRL's max_length
+        said["max_length"] = min(given, most) if isinstance(given, int) else most
+    else:
+        said["max_length"] = min(said.get("max_length", most if trainer == "transformers" else _PAIR_TOKENS), most)
+    return said
+
+
+def say(reading: Reading, own: Mapping[str, Any], *, offloads: bool, halves: bool) -> None:
+    """Set and say what Unsloth's kernels change: what PyTorch's need is the upper end."""
+    table, name = rules(), str(reading.fields.get("model"))
+    if not halves and re.search(table["float32"], name, re.I):
+        reading.approximates("dtype", "float32", TOO_LOW, "on a card without bf16 Unsloth computes this model in fp32")
+    for key, (errs, why) in table["not_described"].items():
+        if is_on(own.get(key)):
+            reading.approximates(key, own[key], errs, why)
+    reading.tool = f"Unsloth and {reading.tool}"
+    why = "its kernels are its own and keep less: this is the upper end of a range"
+    reading.approximates("unsloth", True, TOO_HIGH, why, "step")
+    if OBJECTIVES[reading.fields.get("objective", SUPERVISED)].generates:
+        reading.remarks.pop()
+        usual = table["defaults"]["fast_inference_utilization"]
+        share = own.get("gpu_memory_utilization", usual) if own.get("fast_inference") is True else None
+        grpo.of_unsloth(reading, share if share is None or isinstance(share, float) else usual)
+        return
+    if offloads:
+        reading.approximates(
+            "use_gradient_checkpointing", "unsloth", TOO_HIGH, "layers' inputs wait on the host", "activations"
+        )
+    reading.set(kernels="unsloth", loss="chunked")  # unsloth_zoo: the loss is computed in chunks
