@@ -30,7 +30,10 @@ def rooms(text: str) -> dict[str, set[str]]:
 
 ROOMS = rooms(PAGE.read_text(encoding="utf-8"))
 MODULES = sorted(
-    path for house in HOUSES for path in (ROOT / house).rglob("*.py") if not re.search("data/(site|reports)/", path.as_posix())
+    path
+    for house in HOUSES
+    for path in (ROOT / house).rglob("*.py")
+    if not re.search("data/(site|reports)/", path.as_posix())
 )
 # Without these the light environment, and whoever only wants an estimate, would load gigabytes.
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}

@@ -566,16 +566,31 @@ def _say_what_is_unread(program: _Program, unread: Mapping[str, str], reading: R
 
 
 def _unsloth(reading: Reading, offloads: bool, utilization: float | None) -> None:
-    """Unsloth's kernels are its own: what PyTorch's need is the upper end."""
+    """Unsloth's step (2026.10.9): what its kernels need is a range, whose upper end are PyTorch's.
+
+    In training it drops the mask of padded rows (``models/llama.py``, ``LlamaModel_fast_forward``). Attention is
+    xFormers' where FlashAttention is not installed (``utils/attention_dispatch.py``, ``select_attention_backend``).
+    Layers' inputs of more than 2 MiB wait on the host (``gradient_checkpointing.py``, ``UnslothCheckpointFunction``).
+    The loss is computed in chunks (``fused_losses/cross_entropy_loss.py``), but not that of pairs: DPO's and its
+    relatives' logits are whole, the policy's and the reference's (``models/dpo.py``: chunks are opt-in).
+    """
     reading.tool = f"Unsloth and {reading.tool}"
     why = "its kernels are its own and keep less: this is the upper end of a range"
     reading.approximates("unsloth", True, TOO_HIGH, why, "step")
-    if OBJECTIVES[reading.fields.get("objective", SUPERVISED)].generates:
+    objective = reading.fields.get("objective", SUPERVISED)
+    if OBJECTIVES[objective].generates:
         reading.remarks.pop()
         grpo.of_unsloth(reading, utilization)
         return
+    if objective != SUPERVISED:  # TRL's own step, with whole logits
+        return
+    kinds = [OBJECTIVES[each.value] for each in reading.remarks if str(each.value) in OBJECTIVES]
+    pairs = any(kind.texts_in_a_row == 2 for kind in kinds)
+    reading.pads = False
+    reading.fields.pop("attention_mask", None)
+    if reading.fields.get("attention", "sdpa") == "sdpa":
+        reading.set(attention="mem_efficient")
     if offloads:
-        reading.approximates(
-            "use_gradient_checkpointing", "unsloth", TOO_HIGH, "layers' inputs wait on the host", "activations"
-        )
-    reading.set(kernels="unsloth", loss="chunked")  # unsloth_zoo: the loss is computed in chunks
+        reading.set(gradient_checkpointing="reentrant")
+        common.offloaded(reading, "use_gradient_checkpointing")
+    reading.set(kernels="unsloth", loss="full" if pairs else "chunked")
