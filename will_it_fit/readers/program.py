@@ -584,8 +584,6 @@ def _unsloth(reading: Reading, offloads: bool, utilization: float | None) -> Non
         return
     if objective != SUPERVISED:  # TRL's own step, with whole logits
         return
-    kinds = [OBJECTIVES[each.value] for each in reading.remarks if str(each.value) in OBJECTIVES]
-    pairs = any(kind.texts_in_a_row == 2 for kind in kinds)
     reading.pads = False
     reading.fields.pop("attention_mask", None)
     if reading.fields.get("attention", "sdpa") == "sdpa":
@@ -593,4 +591,5 @@ def _unsloth(reading: Reading, offloads: bool, utilization: float | None) -> Non
     if offloads:
         reading.set(gradient_checkpointing="reentrant")
         common.offloaded(reading, "use_gradient_checkpointing")
-    reading.set(kernels="unsloth", loss="full" if pairs else "chunked")
+    whole = reading.fields.get("loss") == "full"  # of pairs
+    reading.set(kernels="unsloth", loss="full" if whole else "chunked")

@@ -161,10 +161,11 @@ def _that_contradict(fields: Mapping[str, Any], named: Mapping[str, Any]) -> Ite
     trained_alone = (named.get("objective") or "sft") != "sft"
     if sharded or (parallel is None and gpu_count(named.get("gpu")) > 1):
         yield "loss"
-    if (
-        sharded or parallel or gpu_count(named.get("gpu")) > 1 or trained_alone
-    ):  # of one GPU, for supervised fine-tuning
+    several_gpus = parallel or gpu_count(named.get("gpu")) > 1
+    if several_gpus or trained_alone:  # they are of one GPU, for supervised fine-tuning
         yield from ("kernels", "activation_offload")
+    if several_gpus and not OPTIMIZERS[fields["optimizer"]].elementwise:  # it can't be divided
+        yield "optimizer"
     if named.get("gradient_checkpointing") is False:  # what waits on the host are the inputs of checkpointed layers
         yield "activation_offload"
     rows = named.get("micro_batch")
