@@ -450,7 +450,7 @@ def preference(reading: Reading, kind: str, key: str, rows: int, *, answers: boo
         return True
     aim = OBJECTIVES[kind]
     if aim.texts_in_a_row == 2:
-        reading.set(micro_batch=2 * rows)
+        reading.set(micro_batch=2 * rows, loss="full")
         reading.notes.append(f"{kind}: an answer that is preferred and one that is not are two rows of the batch")
     if aim.references:
         reading.approximates(key, kind, TOO_LOW, "the logits of the reference model are computed beside", "logits")

@@ -22,10 +22,11 @@ from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import language_model_only
 from will_it_fit.scenario.nested_fields import gpu_count
 from will_it_fit.scenario.objectives import OBJECTIVES
+from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import DIVIDED, NONE
 
-LIKE = ("trl", "peft", "axolotl")
+LIKE = ("trl", "peft", "axolotl", "unsloth")
 DEFAULT_LIKE = "trl"  # whose step a question about a model alone is about
 TOOL_DEFAULTS = data_path("tool_defaults.yaml")  # what `like` sets
 # Settings that decide memory or time, for the answer to name where nobody did; the sizes first.
@@ -161,15 +162,23 @@ def _that_contradict(fields: Mapping[str, Any], named: Mapping[str, Any]) -> Ite
     """Fields of a tool that what is named leaves no place for."""
     parallel = named.get("parallel")
     sharded = isinstance(parallel, Mapping) and parallel.get("strategy") in _SHARDED
+    trained_alone = (named.get("objective") or "sft") != "sft"
     if sharded or (parallel is None and gpu_count(named.get("gpu")) > 1):
         yield "loss"
+    several_gpus = parallel or gpu_count(named.get("gpu")) > 1
+    if several_gpus or trained_alone:  # they are of one GPU, for supervised fine-tuning
+        yield from ("kernels", "activation_offload")
+    if several_gpus and not OPTIMIZERS[fields["optimizer"]].elementwise:  # it can't be divided
+        yield "optimizer"
+    if named.get("gradient_checkpointing") is False:  # what waits on the host are the inputs of checkpointed layers
+        yield "activation_offload"
     rows = named.get("micro_batch")
     several = isinstance(rows, int) and rows > 1
     if not several or named.get("attention") == "flash" or named.get("packing", "none") != "none":
         yield "attention_mask"
     if str(named.get("precision")).endswith("-mixed"):
         yield "autocast"
-    if (named.get("objective") or "sft") != "sft":  # its trainer casts adapters itself, and takes the loss whole
+    if trained_alone:  # its trainer casts adapters itself, and takes the loss whole
         yield from ("adapter_precision", "loss")
     if named.get("autocast") and str(fields.get("precision")).endswith("-mixed"):
         yield "precision"

@@ -9,7 +9,7 @@ from typing import Any
 
 from will_it_fit.common.files import read_yaml
 from will_it_fit.data import data_path
-from will_it_fit.readers import grpo
+from will_it_fit.readers import common, grpo
 from will_it_fit.readers.flow import Call
 from will_it_fit.readers.reading import TOO_HIGH, TOO_LOW, Reading, is_on
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
@@ -109,7 +109,14 @@ def with_defaults(said: dict[str, Any], trainer: str, own: Mapping[str, Any], ha
 
 
 def say(reading: Reading, own: Mapping[str, Any], *, offloads: bool, halves: bool) -> None:
-    """Set and say what Unsloth's kernels change: what PyTorch's need is the upper end."""
+    """Set and say what Unsloth's kernels change (2026.10.9): their need is a range, whose upper end are PyTorch's.
+
+    In training it drops the mask of padded rows (``models/llama.py``, ``LlamaModel_fast_forward``). Attention is
+    xFormers' where FlashAttention is not installed (``utils/attention_dispatch.py``, ``select_attention_backend``).
+    Layers' inputs of more than 2 MiB wait on the host (``gradient_checkpointing.py``, ``UnslothCheckpointFunction``).
+    The loss is computed in chunks (``fused_losses/cross_entropy_loss.py``), but not that of pairs: DPO's and its
+    relatives' logits are whole, the policy's and the reference's (``models/dpo.py``: chunks are opt-in).
+    """
     table, name = rules(), str(reading.fields.get("model"))
     if not halves and re.search(table["float32"], name, re.I):
         reading.approximates("dtype", "float32", TOO_LOW, "on a card without bf16 Unsloth computes this model in fp32")
@@ -119,14 +126,20 @@ def say(reading: Reading, own: Mapping[str, Any], *, offloads: bool, halves: boo
     reading.tool = f"Unsloth and {reading.tool}"
     why = "its kernels are its own and keep less: this is the upper end of a range"
     reading.approximates("unsloth", True, TOO_HIGH, why, "step")
-    if OBJECTIVES[reading.fields.get("objective", SUPERVISED)].generates:
+    objective = reading.fields.get("objective", SUPERVISED)
+    if OBJECTIVES[objective].generates:
         reading.remarks.pop()
         usual = table["defaults"]["fast_inference_utilization"]
         share = own.get("gpu_memory_utilization", usual) if own.get("fast_inference") is True else None
         grpo.of_unsloth(reading, share if share is None or isinstance(share, float) else usual)
         return
+    if objective != SUPERVISED:  # TRL's own step, with whole logits
+        return
+    reading.pads = False
+    reading.fields.pop("attention_mask", None)
+    if reading.fields.get("attention", "sdpa") == "sdpa":
+        reading.set(attention="mem_efficient")
     if offloads:
-        reading.approximates(
-            "use_gradient_checkpointing", "unsloth", TOO_HIGH, "layers' inputs wait on the host", "activations"
-        )
-    reading.set(kernels="unsloth", loss="chunked")  # unsloth_zoo: the loss is computed in chunks
+        reading.set(gradient_checkpointing="reentrant")
+        common.offloaded(reading, "use_gradient_checkpointing")
+    reading.set(kernels="unsloth", loss="full" if reading.fields.get("loss") == "full" else "chunked")

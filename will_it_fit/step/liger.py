@@ -104,6 +104,21 @@ def _patched_here(model: nn.Module, kind: str) -> None:
     model.liger_rotation = _rotated
 
 
+def keep_little(model: nn.Module) -> bool:
+    """Let norms, MLPs and rotation keep what Liger's and Unsloth's kernels keep; whether the family is known.
+
+    Unsloth's keep the same of them (2026.10.9, ``unsloth/kernels``): a norm its input and the rows' factor
+    (``rms_layernorm.py``, ``Fast_RMS_Layernorm.forward``), an MLP its input and both products before the activation
+    (``fast_lora.py``, ``LoRA_MLP.forward``), the rotation nothing, since it turns queries and keys where they are
+    (``rope_embedding.py``).
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kind = base.config.model_type
+    if kind in LIGER_WRITTEN_OUT:
+        _patched_here(base, kind)
+    return kind in LIGER_WRITTEN_OUT
+
+
 _ROTATION = "apply_rotary_pos_emb"
 
 

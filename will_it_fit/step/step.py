@@ -30,6 +30,7 @@ from will_it_fit.step.pipeline import Pipeline
 
 CHUNK_TOKENS = 256  # tokens whose logits exist at once with `loss: chunked`; 156 MB in fp32 for 152,064 words
 OFFLOADED_FROM = 1024  # bytes: smaller tensors stay on the GPU, as in TRL's and torchtune's OffloadActivations
+UNSLOTHS_FROM = 2 * 2**20  # the same of Unsloth (unsloth_zoo 2026.10.9, gradient_checkpointing.py, MINIMUM_SIZE)
 
 MICRO_BATCHES = 2  # of an accumulated step on `meta`: from the second on gradients are alive, and all are alike
 
@@ -67,7 +68,8 @@ def forward_backward(
         Mean loss over the learned tokens, detached, shape ().
     """
     device = batch["input_ids"].device.type
-    waiting = on_host(model) if scenario.activation_offload else nullcontext()
+    least = UNSLOTHS_FROM if scenario.kernels == "unsloth" else OFFLOADED_FROM
+    waiting = on_host(model, least) if scenario.activation_offload else nullcontext()
     with _autocast(scenario, device), waiting:
         if scenario.loss == "chunked":
             loss = within_forward(model, chunked_loss, batch)
@@ -299,13 +301,13 @@ def decoder_returns(decoder: nn.Module, output: object) -> Iterator[None]:
             decoder.forward = original
 
 
-def on_host(model: nn.Module) -> AbstractContextManager:
-    """Let what is kept for the backward pass wait in the host's memory, but for weights and small tensors."""
+def on_host(model: nn.Module, least: int = OFFLOADED_FROM) -> AbstractContextManager:
+    """Let what is kept for the backward pass wait on the host, but for weights and tensors of fewer bytes."""
     weights = {tensor.untyped_storage()._cdata for tensor in chain(model.parameters(), model.buffers())}
     pageable, pinned = save_on_cpu(), save_on_cpu(pin_memory=True)
 
     def pack(tensor: torch.Tensor) -> object:
-        if tensor.nbytes < OFFLOADED_FROM or tensor.untyped_storage()._cdata in weights:
+        if tensor.nbytes < least or tensor.untyped_storage()._cdata in weights:
             return tensor
         return (pinned if tensor.is_cuda else pageable).pack_hook(tensor)
 

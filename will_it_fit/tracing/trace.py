@@ -34,10 +34,10 @@ from will_it_fit.engine.report import History, Report, make_report, recording
 from will_it_fit.engine.trace import Options, trace_step
 from will_it_fit.engine.zero_gathered import zero_in_place
 from will_it_fit.hours.step_time import Speed, step_time
-from will_it_fit.scenario.model import LOOP
+from will_it_fit.scenario.model import LIGER_WRITTEN_OUT, LOOP
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.step.liger import rotating
+from will_it_fit.step.liger import keep_little, rotating
 from will_it_fit.step.model import attention_kernel, notes, parameter_count
 from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.step.step import MICRO_BATCHES, random_step
@@ -139,6 +139,8 @@ def _traced(
             own = partial(prepare, target=target)
             least, _ = _followed(scenario, target, own, Composed(place=most.stage), most, **settings)
         peaks.append(least.peak_allocated_bytes)
+    if scenario.kernels == "unsloth" and scenario.model["model_type"] in LIGER_WRITTEN_OUT:
+        peaks.append(_least_of_unsloth(scenario, target, most, settings))
     add_kernels(answer, scenario, kernels, capability, peaks)
     if scenario.parallel.expert > 1:
         _add_unlucky(answer, scenario, target, most, settings)
@@ -182,6 +184,25 @@ def _add_unlucky(
     worst = {"lowest_bytes": even, "highest_bytes": max(even, whole), "missing": missing, "is_worst_case": True}
     answer.setdefault("bounds", worst)
     answer["notes"] = [missing if note == EVEN else note for note in answer["notes"]]
+
+
+def _least_of_unsloth(scenario: Scenario, target: str, kind: Kind, settings: Mapping[str, Any]) -> int:
+    """The peak of Unsloth's step with norms, MLPs and rotation that keep what its kernels keep.
+
+    Its products with adapters keep their input in the step's dtype (``fast_lora.py``, ``matmul_lora``), where PEFT's
+    keep a copy in the adapters'.
+    """
+
+    def prepared(scenario: Scenario) -> Prepared:
+        ready = prepare(scenario, target=target)
+        keep_little(ready.model)
+        return ready
+
+    step = scenario if scenario.method == "full" else scenario.changed(adapter_precision="base")
+    asked = {**settings, "timeline": False, "origins": False, "costs": False}
+    with machine_in_place(step, target, asked["capability"], False):
+        least, _ = _followed(step, target, prepared, Composed(place=kind.stage), kind, **asked)
+    return least.peak_allocated_bytes
 
 
 def _needs(report: Report) -> tuple[int, int]:

@@ -443,6 +443,17 @@ def test_a_notebook_of_unsloth_is_read_and_never_run(tmp_path: Path) -> None:
     said(found, method="qlora", sequence_length=4096, micro_batch=2, lora={"rank": 32}, optimizer="adamw_8bit")
     remarks = {remark.key: remark for remark in found.reading.remarks}
     assert remarks["unsloth"].bound == "step" and remarks["packing"].value == "PACK"
+    said(found, kernels="unsloth", loss="chunked", attention="mem_efficient", attention_mask="none")
+    said(found, gradient_checkpointing="reentrant", activation_offload=True)  # layers' inputs wait on the host
+
+
+@pytest.mark.parametrize(("trainer", "loss"), [("SFT", "chunked"), ("DPO", "full"), ("ORPO", "full")])
+def test_the_logits_of_pairs_are_whole_with_unsloth(trainer: str, loss: str, tmp_path: Path, monkeypatch) -> None:
+    """Unsloth computes them in chunks where an environment variable asks for it, and else as TRL does."""
+    found_before = readers.common.find_spec
+    monkeypatch.setattr(readers.common, "find_spec", lambda name: None if name == "trl" else found_before(name))
+    text = UNSLOTH.replace("SFTTrainer", f"{trainer}Trainer").replace("SFTConfig", f"{trainer}Config")
+    said(asked(tmp_path, text, name="train.py"), loss=loss, micro_batch=2 if trainer == "SFT" else 4)
 
 
 def test_a_program_of_trl_is_read_by_its_calls(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``like: trl | peft | axolotl``: what it sets, what wins over it, and who decided what of a scenario."""
+"""``like: trl | peft | axolotl | unsloth``: what it sets, what wins over it, and who decided what of a scenario."""
 
 from __future__ import annotations
 
@@ -44,10 +44,30 @@ def said_by_reader(tool: str, method: str, rows: int, objective: str) -> dict[st
     return {name: value for name, value in fields.items() if name not in LEFT_TO_THE_FILE}
 
 
+OF_FILES = tuple(tool for tool in LIKE if tool != "unsloth")  # whose settings stand in files; Unsloth's in programs
+
+
+@pytest.mark.parametrize(("method", "quantized"), [("lora", None), ("qlora", True)])
+def test_unsloth_sets_what_a_program_of_its_own_says(method, quantized, tmp_path) -> None:
+    """``use_gradient_checkpointing="unsloth"``, and what it does unasked."""
+    text = f"""
+from unsloth import FastLanguageModel
+model, tokenizer = FastLanguageModel.from_pretrained("{STEP["model"]}", load_in_4bit={bool(quantized)})
+model = FastLanguageModel.get_peft_model(model, r=16, use_gradient_checkpointing="unsloth")
+trainer = SFTTrainer(model=model, args=SFTConfig(per_device_train_batch_size=4, optim="adamw_8bit", bf16=True))
+"""
+    (tmp_path / "train.py").write_text(text)
+    own = question([tmp_path / "train.py"], Options()).scenario
+    like = parse_request({**STEP, "like": "unsloth", "method": method, "micro_batch": 4}).scenario
+    for name in ("kernels", "loss", "attention", "attention_mask", "gradient_checkpointing", "activation_offload",
+                 "optimizer", "method", "precision", "autocast"):  # fmt: skip
+        assert getattr(like, name) == getattr(own, name), name
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("rows", [1, 4])
-@pytest.mark.parametrize("tool", LIKE)
+@pytest.mark.parametrize("tool", OF_FILES)
 def test_a_tool_sets_what_its_own_reader_says_of_an_empty_file(tool, rows, method, objective) -> None:
     named = {"method": method, "micro_batch": rows, "objective": objective}
     fields, said = like_fields(tool, named), said_by_reader(tool, method, rows, objective)
@@ -64,7 +84,7 @@ def test_what_a_tool_sets_is_in_the_scenario_and_named_as_the_tools(tool, rows, 
     mapping = request.scenario.to_mapping()
     assert request.like == tool and request.set_by_like
     assert {name: mapping[name] for name in request.set_by_like} == request.set_by_like
-    assert request.scenario.attention_mask == ("padding" if rows > 1 else "none")
+    assert request.scenario.attention_mask == ("padding" if rows > 1 and tool in OF_FILES else "none")
     assert set(request.set_by_like).isdisjoint(request.assumed)
 
 
@@ -105,7 +125,7 @@ def test_what_is_named_wins(tool, own) -> None:
 def test_a_tool_that_is_not_known_is_named_with_what_is() -> None:
     with pytest.raises(UserError) as error:
         parse_request({**STEP, "like": "axolot"}, "mine.yaml")
-    for words in ("mine.yaml", "'axolot'", "trl, peft, axolotl", "like: axolotl"):
+    for words in ("mine.yaml", "'axolot'", "trl, peft, axolotl, unsloth", "like: axolotl"):
         assert words in str(error.value)
 
 
