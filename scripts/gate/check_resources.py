@@ -16,7 +16,8 @@ from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMA
 from scripts.gate.batch_times import batch_shapes, evaluation_seconds, longest_batch
 from scripts.gate.decision import Decision, StepDecision, chosen_gpu, decide_step, hours_of
 from scripts.runs.cluster import evaluation_bytes
-from will_it_fit.cards.gpus import Gpu, verdict
+from will_it_fit.cards.gpus import Gpu
+from will_it_fit.cards.verdict import verdict
 from will_it_fit.common.files import read_folder, read_json, read_jsonl, read_report, write_report
 from will_it_fit.common.terminal import log
 from will_it_fit.common.text import gib

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.common.resource_table import Stage, refused
 from scripts.gate.batch_times import Shapes, training_seconds
-from will_it_fit.cards.gpus import GIB, Gpu, Verdict, find, from_device, least_free, processes_on, verdict
+from will_it_fit.cards import sentences
+from will_it_fit.cards.beside import Process
+from will_it_fit.cards.gpus import GIB, Gpu, find, from_device, least_free, processes_on
+from will_it_fit.cards.verdict import Verdict, Word, verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.terminal import log
 from will_it_fit.common.text import gib
@@ -74,7 +77,7 @@ class StepDecision:
     ----------
     gpu, verdict
         The GPU, and whether the step fits it, with the bytes to spare. Without a GPU nothing is checked:
-        ``Verdict(None, None)``.
+        ``Verdict()``.
     reason
         The verdict in words, with sizes.
     effective_batch
@@ -96,9 +99,8 @@ class StepDecision:
     def refusal(self) -> UserError:
         """The message of a step that does not fit."""
         options = [f"{item.write}   # {item.cost}" for item in self.suggestions]
-        missing = -self.verdict.headroom_bytes
         return UserError(
-            f"The training step does not fit: {self.reason}, short by {missing / GIB:.2f} GiB.",
+            f"The training step does not fit: {self.reason}; {self.verdict.reason}.",
             where="training (and memory.gate.gpu) in the configuration",
             allowed="one of these, the cheapest first (the effective batch stays"
             f" {self.effective_batch}); or {OVERRIDE}",
@@ -116,23 +118,25 @@ def decide_step(traced: Traced, gpu: Gpu | None, longest: Scenario | None = None
         since training takes no longer one.
     """
     scenario, configured = traced.scenario, traced.on(gpu)
-    step, suggestions, reason = configured, [], NOTHING_TO_GATE
+    step, suggestions, reason, process = configured, [], NOTHING_TO_GATE, Process.of(scenario)
     if gpu is not None:
         how = " with expandable segments, which training sets" if scenario.allocator.expandable_segments else ""
         reason = f"the step needs {step['required_bytes'] / GIB:.2f} GiB{how}; {gpu.capacity_line}"
-        fits = verdict(step, gpu).fits
-        if not fits and longest is not None and longest != scenario:
+        judged = verdict(step, gpu, process)
+        if not judged.fits and longest is not None and longest != scenario:
             from will_it_fit.tracing.trace import trace
 
             real = trace(longest, capability=gpu.capability, timeline=False, sizes=[gpu.usable_bytes])
-            if verdict(real, gpu).fits:
+            if (real_verdict := verdict(real, gpu, process)).fits is not False:
                 reason = (
                     f"at the longest batch of the data, {longest.micro_batch} x {longest.sequence_length} tokens, the"
                     f" step needs {real['required_bytes'] / GIB:.2f} GiB ({step['required_bytes'] / GIB:.2f} as"
                     f" configured); {gpu.capacity_line}"
                 )
-                fits, step = True, real
-        if not fits:
+                judged, step = real_verdict, real
+        if judged.word is Word.TOO_CLOSE:
+            log.warning("The training step %s: %s; %s", sentences.said(judged.word.value), reason, judged.reason)
+        if judged.fits is False:
             from will_it_fit.planner.suggestions import suggest
             from will_it_fit.scenario.contradictions import TRAINING, contradictions
 
@@ -141,7 +145,7 @@ def decide_step(traced: Traced, gpu: Gpu | None, longest: Scenario | None = None
 
             suggestions = [*_processes_to_end(traced, gpu), *suggest(scenario, gpu, step, allowed=trains)]
     effective_batch = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.rows_at_once
-    return StepDecision(gpu, verdict(step, gpu), reason, effective_batch, step, configured, suggestions)
+    return StepDecision(gpu, verdict(step, gpu, process), reason, effective_batch, step, configured, suggestions)
 
 
 def _processes_to_end(traced: Traced, gpu: Gpu) -> "list[Suggestion]":
@@ -162,7 +166,7 @@ def _processes_to_end(traced: Traced, gpu: Gpu) -> "list[Suggestion]":
             cost="nothing of this run",
             peak_allocated_bytes=step["peak_allocated_bytes"],
             required_bytes=step["required_bytes"],
-            headroom_bytes=verdict(step, gpu).headroom_bytes + gpu.held_bytes,
+            headroom_bytes=(verdict(step, gpu).headroom_bytes or 0) + gpu.held_bytes,
         )
     ]
 

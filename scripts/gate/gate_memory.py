@@ -10,6 +10,8 @@ from typing import Any
 from scripts.common.job import job
 from scripts.gate.batch_times import batch_shapes, longest_batch
 from scripts.gate.decision import Decision, chosen_gpu, decide_step, hours_of
+from will_it_fit.cards.beside import Process
+from will_it_fit.cards.verdict import verdict
 from will_it_fit.common.files import read_report, write_report
 from will_it_fit.common.terminal import log
 from will_it_fit.hours.step_time import speed_of
@@ -23,7 +25,7 @@ def to_mapping(decision: Decision) -> dict[str, Any]:
     """What gate.json holds of a decision about a training step."""
     step = decision.step
     return {
-        **step.verdict._asdict(),
+        **step.verdict.to_mapping(),
         **{key: step.step[key] for key in SIZES},
         "configured": {key: step.configured[key] for key in SIZES},
         "effective_batch": step.effective_batch,
@@ -57,7 +59,7 @@ def main(
         read_report(encoded, train)  # without a GPU too: an edited file is named by whoever reads it
     if encoded is not None and gpu is not None:
         shapes = batch_shapes(train, traced.scenario, loop)
-        if gpu.usable_bytes < required:
+        if not verdict(traced.on(gpu), gpu, Process.of(traced.scenario)).fits:
             longest = longest_batch(shapes, traced.scenario)
         if limit or cluster:  # a cluster's job asks for so much time
             hours = hours_of(shapes, traced.scenario, speed_of(gpu.name, traced.scenario), gpu)

@@ -21,6 +21,9 @@ from typing import NamedTuple
 
 from will_it_fit.analytic.allocations import form_events, variations
 from will_it_fit.analytic.setting import describe
+from will_it_fit.cards.beside import Process, beside
+from will_it_fit.cards.gpus import Gpu
+from will_it_fit.cards.verdict import Verdict, Word
 from will_it_fit.data import data_path
 from will_it_fit.engine.allocator import LARGE_SEGMENT
 from will_it_fit.engine.capacities import capacities, served_at
@@ -204,3 +207,21 @@ class Needs:
                 return None
             verdict = served[0]
         return verdict
+
+    def word(self, gpu: Gpu, *, replayed: bool = True) -> Word | None:
+        """The verdict on a GPU, with what is beside the step; None: its allocator is not modelled.
+
+        ``replayed``: whether allocations are replayed near the border, which takes a browser seconds.
+        """
+        if not gpu.is_modelled:
+            return Word.DOES_NOT_FIT if self.peak_bytes > gpu.usable_bytes else None
+        own, fits = beside(Process.of(self.scenario), gpu), self.fits if replayed else self.roughly
+        if fits(own.widest_bytes(gpu.usable_bytes)) is False:
+            return Word.DOES_NOT_FIT
+        return Word.FITS if fits(own.room_bytes(gpu.usable_bytes)) else Word.TOO_CLOSE
+
+    def verdict(self, gpu: Gpu) -> Verdict:
+        """The verdict with its figures: clear where all that the form allows is, on either side of what is beside."""
+        own = beside(Process.of(self.scenario), gpu)
+        needed = self.required_bytes(gpu.usable_bytes) if gpu.is_modelled else self.peak_bytes
+        return Verdict(gpu.usable_bytes - needed, needed, own, is_modelled=gpu.is_modelled, estimated=self.word(gpu))

@@ -10,15 +10,19 @@ from typing import Any
 from will_it_fit.analytic.certainty import Needs, kind_of, peak_bound
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate, estimate
+from will_it_fit.ask.omissions import omissions
 from will_it_fit.ask.question import Question
-from will_it_fit.cards.gpus import UNMODELLED, Gpu, catalogue, is_lower_bound, named, verdict, what_limits
+from will_it_fit.cards import sentences
+from will_it_fit.cards.beside import Process
+from will_it_fit.cards.gpus import UNMODELLED, Gpu, catalogue, named, what_limits
+from will_it_fit.cards.verdict import Verdict, is_lower_bound, verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import GIB
 from will_it_fit.evidence.nearest import evidence
 from will_it_fit.hours.run_time import RunTime, order, run_time
 from will_it_fit.hours.step_time import speeds
 from will_it_fit.planner.compare import NOT_MEASURED, Comparison, compare, nearly_full
-from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH
+from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, Reading
 from will_it_fit.readers.request import LIKE, ScenarioRequest, parse_request
 from will_it_fit.scenario.model import LOOP
 from will_it_fit.scenario.scenario import Scenario
@@ -44,6 +48,7 @@ def whole_answer(
     watch: Callable[[str, int, Sequence[Any]], None] | None = None,
     *,
     suggested: bool = True,
+    readings: Sequence[Reading] = (),
 ) -> dict[str, Any]:
     """The whole answer: what the rules say, what was assumed, the other way to use several GPUs, and other scripts.
 
@@ -55,8 +60,12 @@ def whole_answer(
         Hears of each search for a suggestion (:func:`will_it_fit.planner.suggestions.suggest`).
     suggested
         Whether to search for what would fit, which takes traces of its own.
+    readings
+        Other tools' files that were read; what they say and the step can't counts against the verdict.
     """
     compared = _compared(request.scenario, where)
+    left_out = omissions(readings, request.scenario, {"trace": compared.traced.trace})
+    compared = replace(compared, verdict=compared.verdict.leaving_out(left_out))
     answer = compared.to_mapping(suggested=False) | request.origin_fields()
     answer["scripts_would_take"] = peaks_with_tool_defaults(request, where)
     answer["warnings"] = [*request.warnings, *answer["warnings"], *without_masters(request.scenario, where)]
@@ -73,7 +82,7 @@ def whole_answer(
             answer["warnings"].append(f"the same with DDP has no answer: {error.problem}")
         else:
             size = other.traced.trace["required_bytes"]
-            answer["strategies"][REPLICATED] = {"required_bytes": size, **other.verdict._asdict()}
+            answer["strategies"][REPLICATED] = {"required_bytes": size, **other.verdict.fields()}
     answer["other_kernels"] = _other_kernels(compared, where)
     if suggested:
         answer["suggestions"] = compared.suggestions(watch)
@@ -90,11 +99,13 @@ def _other_kernels(compared: Comparison, where: object) -> list[dict[str, Any]]:
     here = [name for name, way in ran.items() if way != LOOP]
     for packages in ([], list(ran)):
         if ran and packages != here:
-            other = scenario_trace.traced(scenario.changed(kernels="transformers", packages=packages), where).trace
+            changed = scenario.changed(kernels="transformers", packages=packages)
+            other = scenario_trace.traced(changed, where).trace
             others.append({
                 "packages": packages, "without": [name for name in ran if name not in packages],
                 "peak_allocated_bytes": other["peak_allocated_bytes"], "required_bytes": other["required_bytes"],
-                "lower_bound": is_lower_bound(other), **verdict(other, compared.gpu)._asdict(),
+                "lower_bound": is_lower_bound(other),
+                **verdict(other, compared.gpu, Process.of(changed)).fields(),
             })  # fmt: skip
     return others
 
@@ -129,7 +140,7 @@ def traced(
 
     def answer() -> dict[str, Any]:
         step = replace(asked.asked, scenario=asked.scenario)
-        return _more(whole_answer(step, asked.where, shown, watch, suggested=suggested), asked)
+        return _more(whole_answer(step, asked.where, shown, watch, suggested=suggested, readings=asked.readings), asked)
 
     for _ in _NEAREST:
         try:
@@ -145,14 +156,15 @@ def traced(
 
 
 def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
-    """The same object from the analytic estimate alone. A verdict is given where it is clear, else ``fits`` is None.
+    """The same object from the analytic estimate alone. Its ``verdict`` is clear where the estimate can
+    tell, else too close to call.
 
     ``analytic`` has ``required_bytes`` too, where that is near what the GPU has, and without a GPU ``enough_bytes``,
     what the smallest GPU known has that surely suffices (None: none does).
     Without ``others`` nothing is said about other tools' scripts, which takes an estimate for each.
     """
     estimated = estimate(asked.scenario, asked.where, blocks=False)
-    gpu, analytic, fits, headroom = asked.gpu, estimated.analytic, None, None
+    gpu, analytic, judged = asked.gpu, estimated.analytic, Verdict()
     if analytic:
         hybrid = kind_of(asked.scenario).hybrid
         bound = peak_bound(asked.scenario.method, analytic["parameters"]["total"], hybrid=hybrid)
@@ -161,15 +173,11 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
     if needs and gpu is None:
         analytic = {**analytic, "enough_bytes": needs.smallest(card.usable_bytes for card in catalogue().values())}
     if needs and gpu:
-        fits = needs.fits(gpu.usable_bytes)
-        required = needs.required_bytes(gpu.usable_bytes)
-        if not gpu.is_modelled:
-            required, fits = needs.peak_bytes, None if needs.peak_bytes <= gpu.usable_bytes else False
-        headroom = gpu.usable_bytes - required
-        if (
-            gpu.is_modelled and needs.roughly(gpu.usable_bytes) is None
-        ):  # else it lies far from what the GPU has, and only a bound is known
-            analytic = {**analytic, "required_bytes": required}
+        judged = needs.verdict(gpu)
+        # Else it lies far from what the GPU has, and only a bound is known.
+        if gpu.is_modelled and needs.roughly(gpu.usable_bytes) is None:
+            analytic = {**analytic, "required_bytes": needs.required_bytes(gpu.usable_bytes)}
+        judged = judged.leaving_out(omissions(asked.readings, asked.scenario, {"analytic": analytic}))
     reasons = {"trace": NOT_TRACED, "measurement": NOT_MEASURED, "analytic": estimated.reason}
     answer = asked.asked.origin_fields() | {
         "rule_of_thumb": estimated.rule_of_thumb,
@@ -178,8 +186,7 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         "measurement": None,
         "differences": {},
         "evidence": evidence(asked.scenario, gpu).to_mapping(("estimate", "allocated", "reserved")),
-        "fits": fits,
-        "headroom_bytes": headroom,
+        **judged.to_mapping(),
         "gpu": gpu.to_mapping() if gpu else None,
         "reasons": {name: reason for name, reason in reasons.items() if reason},
         "scenario": asked.scenario.to_mapping(),
@@ -191,6 +198,7 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
             *without_masters(asked.scenario, asked.where),
         ],
     }
+    answer["sentence"] = sentences.of_step(answer)
     if others:
         answer["scripts_would_take"] = peaks_with_tool_defaults(asked.asked, asked.where)
     return _more(answer, asked)
@@ -290,10 +298,10 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
     rows = []
     for card in catalogue().values():
         step_trace = traces[card.capability]
-        judged = verdict(step_trace, card)
+        judged = verdict(step_trace, card, Process.of(asked.scenario))
         row = {
             "gpu": card.name, "title": card.title, "required_bytes": step_trace["required_bytes"],
-            "usable_bytes": card.usable_bytes, "fits": judged.fits, "headroom_bytes": judged.headroom_bytes,
+            "usable_bytes": card.usable_bytes, **judged.fields(),
         }  # fmt: skip
         if asked.run:
             time, full = step_trace["times"][card.name], nearly_full(step_trace, card)

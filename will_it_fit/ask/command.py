@@ -187,7 +187,7 @@ def _refuse_contradictions(words: Sequence[str], made: argparse.ArgumentParser) 
 def _print(answered: Any, as_json: bool) -> int:
     """Print a typed answer, and say whether it fits."""
     print(json.dumps(answered.to_mapping(), sort_keys=True) if as_json else answered.text())
-    return 1 if answered.fits is False else 0
+    return 0 if answered.fits or answered.gpu is None else 1
 
 
 class _Progress:
@@ -272,11 +272,11 @@ def _tensors(asked: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 def _print_quick(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
     from will_it_fit.ask import answer, text
-    from will_it_fit.ask.text import explanation, verdict_line
+    from will_it_fit.ask.text import explanation
 
     answered = answer.quick(asked)
     if answered["analytic"] is None:
-        print(printable("\n".join([verdict_line(answered), *text.reading_lines(asked, answered)])), file=sys.stderr)
+        print(printable("\n".join([answered["sentence"], *text.reading_lines(asked, answered)])), file=sys.stderr)
         return 3
     if options.json:
         print(json.dumps(answered, sort_keys=True))
@@ -288,11 +288,11 @@ def _print_quick(asked: Any, options: argparse.Namespace, words: Sequence[str]) 
 def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[str], text: Any) -> int:
     """The verdict as soon as it stands, then what is found after it; Ctrl-C ends the searches, not the verdict."""
     from will_it_fit.ask import answer
-    from will_it_fit.ask.text import explanation, verdict_line
+    from will_it_fit.ask.text import explanation
 
     if sys.stderr.isatty():
         first = answer.quick(replace(asked, run=None), others=False)
-        line = verdict_line(first) if first["analytic"] else "No estimate of this step"
+        line = first["sentence"] if first["analytic"] else "No estimate of this step"
         print(f"{printable(line)}\nTracing the step itself, which takes some seconds ...", file=sys.stderr, flush=True)
     progress, verdict = _Progress(), {}
 
@@ -326,19 +326,19 @@ def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[
 def _print_cards(asked: Any, as_json: bool) -> int:
     from will_it_fit.ask import answer, run_cost
     from will_it_fit.ask.text import step_line
+    from will_it_fit.cards.sentences import said
 
     rows = answer.on_all_gpus(asked)
-    fitting = sum(row["fits"] for row in rows)
+    fitting = sum(row["fits"] is True for row in rows)
     status = 0 if as_json or any(row["fits"] and not run_cost.is_late(row) for row in rows) else 1
     if as_json:
         print(json.dumps(rows, sort_keys=True))
         return status
     print(f"FITS {fitting} of {len(rows)} GPUs: {step_line(asked.scenario.to_mapping())}")
     for row in rows:
-        word = "fits" if row["fits"] else "does not fit"
         print(
             f"  {row['gpu']:<20}{gib(row['required_bytes']):>12} of {gib(row['usable_bytes']):>11}"
-            f"   {word:<14}{row['headroom_bytes'] / 2**30:+.2f} GiB"
+            f"   {said(row['verdict']):<21}{row['headroom_bytes'] / 2**30:+.2f} GiB"
             + (run_cost.cells(row["run"]) if "run" in row else "")
         )
     if asked.run:
@@ -348,8 +348,9 @@ def _print_cards(asked: Any, as_json: bool) -> int:
 
 def _print_largest(asked: Any, field: str, as_json: bool, alone: Question | None) -> int:
     from will_it_fit.ask import answer
-    from will_it_fit.ask.text import card, step_line
+    from will_it_fit.ask.text import step_line
     from will_it_fit.cards.gpus import EXPANDABLE_LINE
+    from will_it_fit.cards.sentences import card
 
     largest = answer.largest_that_fits(asked, field, alone)
     if as_json:

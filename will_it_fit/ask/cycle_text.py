@@ -1,4 +1,4 @@
-"""A reinforcement step's cycle in words: the verdict, a line for each phase, what to turn."""
+"""A reinforcement step's cycle in words: a line for each phase, what to turn."""
 
 from __future__ import annotations
 
@@ -6,20 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from will_it_fit.common.text import GIB, gib, yaml_text
-
-
-def cycle_verdict(answer: Mapping[str, Any]) -> str:
-    """The first line: the phase that needs the most, whose most of it is, and whether the card has it."""
-    cycle = answer["phases_of_cycle"]
-    most = f"{cycle['peak_phase']} needs up to {gib(cycle['required_bytes'])}, most of it the {cycle['peak_owner']}"
-    card = f"the {answer['gpu']['title']}" if answer["gpu"]["compute_capability"] is not None else "the card"
-    has = f"{card} has {gib(cycle['usable_bytes'])} in all"
-    left = cycle["usable_bytes"] - cycle["required_bytes"]
-    if cycle["fits"]:
-        return f"FITS: {most}; {has}, {gib(left)} to spare"
-    if cycle["fits"] is None:
-        return f"TOO CLOSE TO CALL: {most}; {has}. What vLLM's CUDA graphs take decides (cuda_graphs: false settles it)"
-    return f"DOES NOT FIT: {most}; {has}, short by {gib(-left)}"
 
 
 def cycle_lines(answer: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,8 @@ from typing import Any
 
 from will_it_fit.ask.options import Parser
 from will_it_fit.ask.question import Options, Question, question
-from will_it_fit.ask.text import WORDS, card, verdict_line
+from will_it_fit.ask.text import WORDS
+from will_it_fit.cards.sentences import card, said
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import GIB, gib, printable, size_text, yaml_text
 from will_it_fit.scenario.fields import BY_NAME
@@ -81,7 +82,8 @@ class StepDifference:
         return self.after["trace"]["required_bytes"] - self.before["trace"]["required_bytes"]
 
     def to_mapping(self) -> dict[str, Any]:
-        sides = {name: one and {key: one[key] for key in ("fits", "headroom_bytes", "gpu", "evidence", "warnings")}
+        told = ("verdict", "fits", "headroom_bytes", "gpu", "evidence", "warnings")
+        sides = {name: one and {key: one[key] for key in told}
                  | {key: one["trace"][key] for key in ("required_bytes", "peak_allocated_bytes")}
                  for name, one in (("before", self.before), ("after", self.after))}  # fmt: skip
         return sides | {
@@ -94,7 +96,7 @@ class StepDifference:
     def sentence(self) -> str:
         """What happened, and whether the step fits."""
         if self.before is None:
-            return f"The file is new. {verdict_line(self.after)}"
+            return f"The file is new. {self.after['sentence']}"
         more, need = self.more_bytes, self.after["trace"]["required_bytes"]
         sizes = f"{gib(need - more)} before, {gib(need)} after"
         changed = "takes as much as before" if not more else (
@@ -107,14 +109,16 @@ class StepDifference:
         if gpu is None:
             return ""
         fits, spare = self.after["fits"], self.after["headroom_bytes"]
-        if self.before["gpu"] != gpu:  # another card, or the first that is named
-            word = "fits" if fits else "does not fit"
-        elif fits:
+        word = said(self.after["verdict"])
+        if self.before["gpu"] == gpu and fits:  # else it is another card, or the first that is named
             word = "still fits" if self.before["fits"] else "fits now"
-        else:
-            word = "no longer fits" if self.before["fits"] else "does not fit, as before,"
+        elif self.before["gpu"] == gpu:
+            if self.before["verdict"] == self.after["verdict"]:
+                word = f"{word}, as before,"
+            elif self.before["fits"] and fits is False:
+                word = "no longer fits"
         return f": it {word} on {card(gpu)}, " + (
-            f"{size_text(spare)} to spare" if fits else f"short by {size_text(-spare)}"
+            f"{size_text(spare)} to spare" if spare >= 0 else f"short by {size_text(-spare)}"
         )
 
     def lines(self) -> list[str]:
@@ -382,5 +386,5 @@ def check(words: Sequence[str]) -> int:
             answered = traced(asked, suggested=False)
         refused = answered["fits"] is False
         failing += refused
-        print(f"{file}: {printable(verdict_line(answered))}", file=sys.stderr if refused else sys.stdout)
+        print(f"{file}: {printable(answered['sentence'])}", file=sys.stderr if refused else sys.stdout)
     return 1 if failing else 0

@@ -8,7 +8,8 @@ from typing import Any
 
 from will_it_fit.ask.question import Question
 from will_it_fit.ask.several_gpus_text import exchange_lines
-from will_it_fit.ask.text import card, step_line
+from will_it_fit.ask.text import step_line
+from will_it_fit.cards.sentences import card, said, title
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import gib, yaml_text
 from will_it_fit.planner import divisions
@@ -24,8 +25,7 @@ def print_divisions(asked: Question, watch: Callable[..., None], as_json: bool) 
         )  # fmt: skip
 
     def shown(one: divisions.Division) -> None:
-        word = "FITS" if one.fits else "DOES NOT FIT"
-        print(f"{word} as asked, {one.way}: {gib(one.required_bytes)} of {gib(gpu.usable_bytes)}")
+        print(f"{title(one.verdict)} as asked, {one.way}: {gib(one.required_bytes)} of {gib(gpu.usable_bytes)}")
         print(f"for: {step_line(asked.scenario.to_mapping())}", flush=True)
 
     found = divisions.divide(asked.scenario, gpu, watch, None if as_json else shown)
@@ -86,11 +86,11 @@ def _gpu(asked: Question, option: str) -> Any:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    word = "fits" if row["fits"] else "does not fit"
+    word = said(row["verdict"])
     speed = f"{row['tokens_per_second']:>10,.0f} tokens/s" if row["tokens_per_second"] else f"{'':>19}"
     place = f"   {row['place']} needs most" if row["place"] else ""
     needs = f"{row['parallel']['gpus']:>4} GPUs {gib(row['required_bytes']):>12}"
-    return f"  {row['way']:<38}{needs}  {word:<13}{speed}{place}"
+    return f"  {row['way']:<38}{needs}  {word:<20}{speed}{place}"
 
 
 def _write(row: Mapping[str, Any]) -> str:

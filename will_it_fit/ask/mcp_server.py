@@ -17,7 +17,7 @@ from typing import Any
 
 from will_it_fit.ask.options import METHODS, Parser
 from will_it_fit.ask.question import Options, Question, question
-from will_it_fit.ask.text import defaults_used, suggested, verdict_line
+from will_it_fit.ask.text import defaults_used, suggested
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.schema import validate
 from will_it_fit.common.text import size_text, yaml_text
@@ -28,7 +28,7 @@ _MOST = 5  # of what a list of an answer holds
 _INSTRUCTIONS = (
     "Ask will_it_fit before you propose or start a fine-tuning: it traces the training step without a GPU. `model` is"
     " an id on the Hub, a name, or the path of a training file of axolotl, LLaMA-Factory or TRL. If a step does not"
-    " fit, ask what_fits. Sizes are bytes on one GPU. Do not soften `fits: false`."
+    " fit, ask what_fits. Sizes are bytes on one GPU. `verdict` is fits, too_close or does_not_fit; do not soften it."
 )
 _STEP: dict[str, Any] = {
     "model": {"type": "string", "description": "Hub id, name, or a training file", "examples": ["Qwen/Qwen3-8B"]},
@@ -52,7 +52,8 @@ def _object(properties: Mapping[str, Any], *required: str) -> dict[str, Any]:
 _SIZE = {"type": ["integer", "null"]}
 _TEXTS = {"type": "array", "items": {"type": "string"}}
 _ANSWER = {
-    "verdict": {"type": "string"}, "fits": {"type": ["boolean", "null"]}, "required_bytes": _SIZE,
+    "verdict": {"type": ["string", "null"]}, "sentence": {"type": "string"}, "fits": {"type": ["boolean", "null"]},
+    "required_bytes": _SIZE,
     "headroom_bytes": _SIZE, "peak_allocated_bytes": _SIZE, "seconds_per_step": {"type": ["number", "null"]},
     "components": {"type": "object"}, "assumed": {"type": "string"}, "evidence": {"type": "string"},
     "warnings": _TEXTS, "next": {"type": "string"},
@@ -78,7 +79,8 @@ def _short(answered: Mapping[str, Any]) -> dict[str, Any]:
     trace = answered["trace"]
     parts = sorted(trace["components"].items(), key=lambda item: -item[1])
     return {
-        "verdict": verdict_line(answered),
+        "verdict": answered["verdict"],
+        "sentence": answered["sentence"],
         "fits": answered["fits"],
         "required_bytes": trace["required_bytes"],
         "headroom_bytes": answered["headroom_bytes"],
@@ -91,7 +93,9 @@ def _short(answered: Mapping[str, Any]) -> dict[str, Any]:
         "next": {
             True: "Start it; but ask again with what differs from `assumed`, if anything does.",
             False: "Ask what_fits with the same fields.",
-            None: "Name a gpu for a verdict, or ask what_fits without one for the GPUs that it fits.",
+            None: "Name a gpu for a verdict, or ask what_fits without one for the GPUs that it fits."
+            if answered["gpu"] is None
+            else "It may run out: ask what_fits with the same fields for what fits for sure.",
         }[answered["fits"]],
     }
 

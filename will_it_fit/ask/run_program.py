@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str]) -> int:
-    """The command; its exit status: 0 fits or no GPU is named, 1 does not fit."""
+    """The command; its exit status: 0 fits or no GPU is named, 1 does not fit or is too close to call."""
     options = parser().parse_args(list(words))
     asked = request(options)
     check(asked)
@@ -77,7 +77,7 @@ def main(words: Sequence[str]) -> int:
         print(json.dumps(answered | ({"all_gpus": rows} if rows else {}), sort_keys=True))
     else:
         print(printable("\n".join([*text(answered), *_cards(rows, answered)])))
-    return 1 if answered["fits"] is False else 0
+    return 0 if answered["fits"] or answered["gpu"] is None else 1
 
 
 def answer_of(asked: ProgramRequest, ranks: Sequence[int]) -> dict[str, Any]:
@@ -123,6 +123,7 @@ def _ranks(text: str | None, asked: ProgramRequest) -> list[int]:
 def _vary(asked: ProgramRequest, ranks: Sequence[int], options: argparse.Namespace) -> int:
     """Answer ``--vary`` and ``--longest``; the exit status: 0 if some value fits."""
     from will_it_fit.cards.gpus import find
+    from will_it_fit.cards.sentences import said
     from will_it_fit.program.largest import largest, to_mapping
     from will_it_fit.program.settings import length, setting
 
@@ -140,10 +141,9 @@ def _vary(asked: ProgramRequest, ranks: Sequence[int], options: argparse.Namespa
     def needs(value: int) -> tuple[int, bool]:
         answered = answer_of(found.changed(value), ranks)
         remember(asked)
-        required, fits = answered["trace"]["required_bytes"], answered["fits"]
-        told = f"{found.name} {value}: {gib(required)}, {'fits' if fits else 'does not fit'}"
-        print(told, file=sys.stderr, flush=True)
-        return required, fits
+        required = answered["trace"]["required_bytes"]
+        print(f"{found.name} {value}: {gib(required)}, {said(answered['verdict'])}", file=sys.stderr, flush=True)
+        return required, answered["fits"] is True
 
     gpu = find(asked.gpu)
     tried = largest(needs, gpu.usable_bytes, found.value, multiple)
@@ -329,9 +329,10 @@ _PHASES = {"load": "loading", "forward": "forward", "backward": "backward", "opt
 def text(answered: Mapping[str, Any]) -> list[str]:
     """The answer, a line each."""
     from will_it_fit.ask.text import explanation
+    from will_it_fit.cards.sentences import of_program
 
     trace, program = answered["trace"], answered["program"]
-    lines = [_verdict(answered), f"for: {' '.join([program['name'], *program['arguments']])}, {_how_far(answered)}"]
+    lines = [of_program(answered), f"for: {' '.join([program['name'], *program['arguments']])}, {_how_far(answered)}"]
     peak, reserved = trace["peak_allocated_bytes"], trace["peak_reserved_bytes"]
     lines.append(f"  {'peak':<20}{gib(peak):>10} allocated, {gib(reserved)} reserved on a GPU with memory to spare")
     lines.append(f"  {'required':<20}{gib(trace['required_bytes']):>10} of usable GPU memory")
@@ -380,28 +381,13 @@ def _how_far(answered: Mapping[str, Any]) -> str:
     return f"{word} {updates} update{'s' if updates > 1 else ''}{on}"
 
 
-def _verdict(answered: Mapping[str, Any]) -> str:
-    from will_it_fit.ask.text import card, smallest
-
-    trace, gpu = answered["trace"], answered["gpu"]
-    need = f"the program needs {gib(trace['required_bytes'])}"
-    if answered["gpus"] > 1:
-        several = len(answered["ranks"]) > 1
-        need += f" on the GPU of rank {answered['rank']}" if several else f" on each of {answered['gpus']} GPUs"
-    if gpu is None:
-        return f"{need[0].upper()}{need[1:]}: {smallest(trace['required_bytes'])}"
-    has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} usable"
-    if answered["fits"]:
-        return f"FITS: {need}, {has}; {gib(gpu['usable_bytes'] - trace['required_bytes'])} to spare"
-    return f"DOES NOT FIT: {need}, {has}; short by {gib(-answered['headroom_bytes'])}"
-
-
 def _cards(rows: Sequence[Mapping[str, Any]], answered: Mapping[str, Any]) -> list[str]:
+    from will_it_fit.cards.sentences import said
+
     if not rows:
         return []
     chosen = f"of {answered['gpu']['name']}" if answered["gpu"] else "of an A100"
     return [f"on each GPU, with the kernels {chosen}:"] + [
-        f"  {row['gpu']:<20}{gib(row['required_bytes']):>12} of {gib(row['usable_bytes']):>11}   "
-        + ("fits" if row["fits"] else "does not fit")
+        f"  {row['gpu']:<20}{gib(row['required_bytes']):>12} of {gib(row['usable_bytes']):>11}   {said(row['verdict'])}"
         for row in rows
     ]

@@ -8,14 +8,16 @@ beside them is traced, where torch is installed: reading one prompt of the whole
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.setting import describe
 from will_it_fit.ask.question import Question
-from will_it_fit.ask.text import card, smallest
+from will_it_fit.cards.beside import ALONE, beside
 from will_it_fit.cards.gpus import Gpu
+from will_it_fit.cards.sentences import has_usable, sentence, smallest
+from will_it_fit.cards.verdict import Verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import gib
 from will_it_fit.scenario.scenario import Scenario
@@ -48,8 +50,17 @@ class Serving:
         return self.weights_bytes + self.cache_bytes + self.step_bytes
 
     @property
+    def verdict(self) -> Verdict:
+        """Whether it fits, beside what a server's process holds; the step's length is fixed, so no fragments grow."""
+        if self.gpu is None:
+            return Verdict()
+        own = replace(beside(ALONE, self.gpu), least_share=0.0, most_share=0.0, evidence="")
+        return Verdict(self.gpu.usable_bytes - self.total_bytes, self.total_bytes, own)
+
+    @property
     def fits(self) -> bool | None:
-        return None if self.gpu is None else self.total_bytes <= self.gpu.usable_bytes
+        """True: it fits; None: no GPU is named, or it is too close to call."""
+        return self.verdict.fits
 
     @property
     def most_requests(self) -> int | None:
@@ -68,7 +79,7 @@ class Serving:
 
     def to_mapping(self) -> dict[str, Any]:
         kept = {name: value for name, value in asdict(self).items() if name != "gpu"}
-        more = {"total_bytes": self.total_bytes, "fits": self.fits, "most_requests": self.most_requests}
+        more = {"total_bytes": self.total_bytes, **self.verdict.to_mapping(), "most_requests": self.most_requests}
         return kept | more | {"gpu": self.gpu.to_mapping() if self.gpu else None}
 
     def text(self) -> str:
@@ -76,8 +87,7 @@ class Serving:
         if self.gpu is None:
             first = f"{need[0].upper()}{need[1:]}: {smallest(self.total_bytes)}"
         else:
-            word = "FITS" if self.fits else "DOES NOT FIT"
-            first = f"{word}: {need}, {card(self.gpu.to_mapping())} has {gib(self.gpu.usable_bytes)} usable"
+            first = sentence(self.verdict, need, has_usable(self.gpu.to_mapping()))
         of = f"{self.requests} request{'s' if self.requests > 1 else ''} of {self.tokens:,} tokens"
         lines = [
             first,

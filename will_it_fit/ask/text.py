@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf
 from typing import Any
 
-from will_it_fit.analytic.decoder import NotDescribed
-from will_it_fit.analytic.setting import describe
 from will_it_fit.ask import run_cost
-from will_it_fit.ask.cycle_text import cycle_lines, cycle_verdict
+from will_it_fit.ask.cycle_text import cycle_lines
+from will_it_fit.ask.omissions import bound_bytes
 from will_it_fit.ask.options import suggested
 from will_it_fit.ask.question import Question
 from will_it_fit.ask.several_gpus_text import checkpoint_lines, exchange_lines, host_lines
-from will_it_fit.cards.gpus import EXPANDABLE_LINE, is_lower_bound, known
+from will_it_fit.cards.gpus import EXPANDABLE_LINE
+from will_it_fit.cards.sentences import of_step, which
 from will_it_fit.common.text import GIB, gib, printable, yaml_text
-from will_it_fit.scenario.description import goes_without_saying, say_way
+from will_it_fit.scenario.description import goes_without_saying
 from will_it_fit.scenario.fields import BY_NAME, line
 from will_it_fit.scenario.model import PACKAGE_TITLES
-from will_it_fit.scenario.scenario import Scenario
 
 NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "trace": "trace of the step",
          "measurement": "measurement"}  # fmt: skip
@@ -47,75 +45,6 @@ WORDS = {
 }
 
 
-def card(gpu: Mapping[str, Any]) -> str:
-    """A GPU in a sentence."""
-    nameless = gpu["compute_capability"] is None and gpu.get("is_modelled", True)
-    return f"a GPU of {gpu['name']}" if nameless else f"the {gpu['title']}"
-
-
-def verdict_line(answer: Mapping[str, Any]) -> str:
-    """The first line: does it fit, and the two numbers that decide it."""
-    gpu, trace = answer["gpu"], answer["trace"]
-    if trace is None and answer["analytic"] is None:
-        return f"NO ANSWER without the trace: {answer['reasons']['analytic']} (ask without --quick)"
-    if trace is None:
-        return _quick_verdict(answer)
-    at_least = is_lower_bound(trace)
-    need = f"the step needs {'at least ' if at_least else ''}{gib(trace['required_bytes'])}"
-    if gpu is None:
-        return f"{need[0].upper()}{need[1:]}: {smallest(trace['required_bytes'])}"
-    if (answer.get("phases_of_cycle") or {}).get("server"):
-        return cycle_verdict(answer)
-    parallel = answer["scenario"]["parallel"]
-    each = (
-        f" on each of {parallel['gpus']} GPUs with {say_way(parallel, as_title=True)}" if parallel["gpus"] > 1 else ""
-    )
-    has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} usable"
-    if gpu["count"] > parallel["gpus"]:
-        has += f" (of {gpu['count']} GPUs the step uses {parallel['gpus']})"
-    if not gpu.get("is_modelled", True):
-        word = "DOES NOT FIT" if answer["fits"] is False else "NO VERDICT"
-        if word == "DOES NOT FIT" and trace["peak_allocated_bytes"] <= gpu["usable_bytes"]:
-            return f"{word}: loading is short by {gib(-answer['headroom_bytes'])}; {has}"
-        return (
-            f"{word}: the step allocates {gib(trace['peak_allocated_bytes'])}{each}, {has}; what the warning names is"
-            " not counted"
-        )
-    if answer["fits"] is None:
-        return f"NOT KNOWN: {need}{each}, {has}; what is missing is in the warnings"
-    if answer["fits"] is False and answer["headroom_bytes"] < 0 and gpu["usable_bytes"] >= trace["required_bytes"]:
-        return f"DOES NOT FIT: loading is short by {gib(-answer['headroom_bytes'])}; {need}{each}, {has}"
-    if answer["fits"] and gpu["usable_bytes"] < trace["required_bytes"]:
-        return f"FITS at this very size: {has}{each}; only from {gib(trace['required_bytes'])} on does every size fit"
-    if answer["fits"]:
-        return f"FITS: {need}{each}, {has}; {gib(answer['headroom_bytes'])} to spare"
-    return f"DOES NOT FIT: {need}{each}, {has}; short by {gib(-answer['headroom_bytes'])}"
-
-
-def _quick_verdict(answer: Mapping[str, Any]) -> str:
-    analytic, gpu = answer["analytic"], answer["gpu"]
-    need = f"about {gib(analytic['peak_allocated_bytes'])} at the peak, by the analytic estimate"
-    if "required_bytes" in analytic:
-        need = f"about {gib(analytic['required_bytes'])} needed, by the analytic estimate"
-    if gpu is None:
-        return f"{need[0].upper()}{need[1:]}: {smallest(analytic['enough_bytes'] or inf)}"
-    has = f"{card(gpu)} has {gib(gpu['usable_bytes'])}"
-    if not gpu.get("is_modelled", True):
-        return f"{'DOES NOT FIT' if answer['fits'] is False else 'NO VERDICT'}: {need}; {has}"
-    word = {True: "SHOULD FIT", False: "DOES NOT FIT", None: "TOO CLOSE TO CALL"}[answer["fits"]]
-    return f"{word}: {need}; {has}" + ("; ask without --quick" if answer["fits"] is None else "")
-
-
-def smallest(required: float) -> str:
-    """The smallest of all GPUs that are known that has so much."""
-    cards = (gpu for gpu in known().values() if gpu.is_modelled and not gpu.pool_bytes)
-    gpus = sorted(cards, key=lambda gpu: gpu.usable_bytes)
-    gpu = next((gpu for gpu in gpus if gpu.usable_bytes >= required), None)
-    if gpu is None:
-        return "no GPU known has it; --gpu 2xh100-80gb shards it"
-    return f"the smallest GPU known that has it is the {gpu.title} (--gpu {gpu.name})"
-
-
 def step_line(scenario: Mapping[str, Any]) -> str:
     """What the answer is for, on one line."""
     return line(scenario)
@@ -127,7 +56,7 @@ def head(answer: Mapping[str, Any], like: str = "like: ", file: str | None = Non
     ``like``: how a tool is named where this is shown; ``file``: what was asked about.
     """
     about = [f"file: {file}"] if file else []
-    lines = [verdict_line(answer), *other_tools(answer, like), *about, f"for: {step_line(answer['scenario'])}"]
+    lines = [of_step(answer), *other_tools(answer, like), *about, f"for: {step_line(answer['scenario'])}"]
     if answer.get("like"):
         lines.append(f"as {answer['like']['tool']} has it: {_fields(answer['like']['fields'])}")
     if defaults := defaults_used(answer):
@@ -202,8 +131,7 @@ def allocators(answer: Mapping[str, Any]) -> list[str]:
     own = answer["scenario"]["allocator"]["expandable_segments"]
     other = both["default" if own else "expandable_segments"]
     how = f"without {EXPANDABLE_LINE}" if own else f"with {EXPANDABLE_LINE}"
-    word = {True: ", which fits", False: ", which does not fit", None: ""}[other["fits"]]
-    return [f"  {'':<20}{gib(other['required_bytes']):>10} {how}{word}"]
+    return [f"  {'':<20}{gib(other['required_bytes']):>10} {how}{which(other['verdict'])}"]
 
 
 def bound_text(bound: Mapping[str, Any]) -> str:
@@ -248,8 +176,9 @@ def other_ways(answer: Mapping[str, Any]) -> list[str]:
     """The other way to use several GPUs."""
     lines = []
     for strategy, other in (answer.get("strategies") or {}).items():
-        word = {True: ", which fits", False: ", which does not fit", None: ""}[other["fits"]]
-        lines.append(f"  {'with ' + strategy.upper():<20}{gib(other['required_bytes']):>10} on each GPU{word}")
+        lines.append(
+            f"  {'with ' + strategy.upper():<20}{gib(other['required_bytes']):>10} on each GPU{which(other['verdict'])}"
+        )
     return lines
 
 
@@ -260,8 +189,7 @@ def other_kernels(answer: Mapping[str, Any]) -> list[str]:
         names = " and ".join(PACKAGE_TITLES.get(name, name) for name in other["packages"] or other["without"])
         how = f"{'with' if other['packages'] else 'without'} {names}"
         size = f"{'at least ' if other['lower_bound'] else ''}{gib(other['required_bytes'])}"
-        word = {True: ", which fits", False: ", which does not fit", None: ""}[other["fits"]]
-        lines.append(f"  {how}: {size} ({(other['required_bytes'] - own) / GIB:+.2f} GiB){word}")
+        lines.append(f"  {how}: {size} ({(other['required_bytes'] - own) / GIB:+.2f} GiB){which(other['verdict'])}")
     return lines
 
 
@@ -350,35 +278,3 @@ def rest_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]
 def full_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
     """The whole answer."""
     return "\n".join(filter(None, (first_text(asked, answer), rest_text(asked, answer, command))))
-
-
-def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any]) -> int | None:
-    """At most so many bytes; None where nothing can be said.
-
-    Parameters
-    ----------
-    kind
-        What the setting touches: ``states``, ``activations``, ``logits``, ``frozen`` (gradients and states), ``int8``,
-        ``head_fp32``, ``step`` (all that is not resident).
-    """
-    shown = answer.get("trace") or answer.get("analytic")
-    if kind is None or not shown:
-        return None
-    parts = shown["components"]
-    if kind == "states":
-        return parts.get("optimizer_states", 0)
-    if kind == "activations":
-        return parts.get("activations", 0)
-    if kind == "logits":
-        return parts.get("logits_and_loss", 0)
-    if kind == "frozen":
-        return parts.get("optimizer_states", 0) + parts.get("gradients", 0)
-    if kind == "step":
-        return shown["peak_allocated_bytes"] - shown["resident_bytes"]
-    try:
-        counts = describe(scenario.model).parameter_counts()
-    except NotDescribed:
-        return None
-    if kind == "int8":
-        return counts["linear"]
-    return 2 * (counts["embeddings"] + counts.get("output_head", 0))

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from will_it_fit.cards.gpu_names import read_gpu
 from will_it_fit.common.errors import UserError
@@ -28,6 +28,8 @@ UNMODELLED = {
     " the same step; what MPS keeps beside them is not known, nor whether each kernel and optimizer exists there",
 }
 GIVEN = "as given"  # by the scenario, not by the catalogue
+MEASURED = "torch.cuda.get_device_properties"  # on this machine
+FEW_KERNELS = "kernels loaded later add to it"  # in the source of a context that was measured before a step
 EXPANDABLE_LINE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"  # 2.9 and later also know PYTORCH_ALLOC_CONF
 
 
@@ -71,6 +73,11 @@ class Gpu:
     def is_modelled(self) -> bool:
         """Whether PyTorch's allocator for it is replayed, and so a step can be said to fit."""
         return self.allocator not in UNMODELLED
+
+    @property
+    def context_has_kernels(self) -> bool:
+        """Whether the context is that of a process that took a step: CUDA loads a kernel when it first runs."""
+        return not self.context_source.startswith("assumed") and FEW_KERNELS not in self.context_source
 
     @property
     def capacity_line(self) -> str:
@@ -267,8 +274,7 @@ def from_device(
         held = max(0, total_bytes - free_bytes - context)
         context = total_bytes - free_bytes - held
     name = listed.name if listed else title
-    measured = "torch.cuda.get_device_properties"
-    return Gpu(name, title, total_bytes, measured, context, source, compute_capability, held, holders if held else ())
+    return Gpu(name, title, total_bytes, MEASURED, context, source, compute_capability, held, holders if held else ())
 
 
 def least_free(gpus: Sequence[Gpu], needs: Callable[[Gpu], int]) -> Gpu:
@@ -319,46 +325,6 @@ def usable_sizes(capability: tuple[int, int] | None) -> list[int]:
     return sorted({gpu.usable_bytes for gpu in catalogue().values() if (gpu.capability or DEFAULT_CAPABILITY) == like})
 
 
-class Verdict(NamedTuple):
-    """Whether a step fits a GPU, and by how much; None and None where no GPU is named, or where nobody can say.
-
-    ``fits`` is None, too, where the GPU's allocator isn't modelled and the allocated bytes alone are not too many.
-
-    ``headroom_bytes`` where it fits: by how much smaller the GPU might be so that every size between suffices. Where it
-    does not, negative: what the least lacks from which on every size suffices.
-    """
-
-    fits: bool | None
-    headroom_bytes: int | None
-
-
-def verdict(needed: Mapping[str, Any], gpu: Gpu | None) -> Verdict:
-    """The verdict on a step for a GPU.
-
-    Parameters
-    ----------
-    needed
-        What a trace says: ``required_bytes``, from where on every size suffices; ``also_fits_bytes``, intervals below
-        it that suffice as well (:mod:`will_it_fit.engine.capacities`); for unified memory ``phases`` and
-        ``host_copy_bytes``, which say what loading takes; ``peak_allocated_bytes`` where no allocator is modelled;
-        ``bounds``, where these are a lower bound.
-    """
-    if gpu is None:
-        return Verdict(None, None)
-    usable, least = gpu.usable_bytes, needed["required_bytes"]
-    if usable >= least and is_lower_bound(needed):
-        return Verdict(None, None)
-    if not gpu.is_modelled:
-        least = needed.get("peak_allocated_bytes", least)
-    for low, high in needed.get("also_fits_bytes", ()) if gpu.is_modelled else ():
-        if low <= usable < high:
-            least = low
-    headroom = usable - least
-    if (loading := loading_on_unified_memory(needed, gpu)) is not None:
-        headroom = min(headroom, gpu.free_pool_bytes - gpu.context_bytes - loading)
-    return Verdict(headroom >= 0 and (gpu.is_modelled or None), headroom)
-
-
 def loading_on_unified_memory(needed: Mapping[str, Any], gpu: Gpu | None) -> int | None:
     """Bytes that loading takes where host and device share one memory; None: they don't, or it was not traced."""
     if gpu is None or not gpu.pool_bytes or needed.get("host_copy_bytes") is None or not needed.get("phases"):
@@ -372,7 +338,7 @@ def what_limits(needed: Mapping[str, Any], gpu: Gpu) -> list[str]:
     Parameters
     ----------
     needed
-        As for :func:`verdict`.
+        As for :func:`will_it_fit.cards.verdict.verdict`.
     """
     texts = [f"{gpu.title}: {UNMODELLED[gpu.allocator]}"] if not gpu.is_modelled else []
     texts += [gpu.note] if gpu.note else []
@@ -388,23 +354,6 @@ def what_limits(needed: Mapping[str, Any], gpu: Gpu) -> list[str]:
             text += ": it fails before the first step"
         texts.append(text)
     return texts
-
-
-def is_lower_bound(needed: Mapping[str, Any]) -> bool:
-    """Whether a trace's figures are the least that a step can need, and nobody knows the most."""
-    return "bounds" in needed and needed["bounds"]["highest_bytes"] is None
-
-
-def verdicts_by_allocator(trace: Mapping[str, Any], gpu: Gpu | None) -> dict[str, dict[str, Any]]:
-    """By the allocator's setting ``required_bytes`` of a step, and the fields of its :class:`Verdict`."""
-    if gpu and not gpu.is_modelled:
-        return {}
-    verdicts = {}
-    for name, size in trace.get("required_bytes_by_allocator", {}).items():
-        needed = {"required_bytes": size, "also_fits_bytes": trace["also_fits_bytes_by_allocator"][name]}
-        loading = {key: trace[key] for key in ("bounds", "phases", "host_copy_bytes") if key in trace}
-        verdicts[name] = {"required_bytes": size, **verdict(needed | loading, gpu)._asdict()}
-    return verdicts
 
 
 def was_asked(trace: Mapping[str, Any], gpu: Gpu) -> bool:

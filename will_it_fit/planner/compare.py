@@ -5,7 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from will_it_fit.analytic.estimate import Estimated, rule_of_thumb
-from will_it_fit.cards.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict, verdicts_by_allocator, what_limits
+from will_it_fit.cards import sentences
+from will_it_fit.cards.beside import Process
+from will_it_fit.cards.gpus import EXPANDABLE_LINE, Gpu, named, what_limits
+from will_it_fit.cards.verdict import Verdict, Word, verdict, verdicts_by_allocator
 from will_it_fit.common.text import gib
 from will_it_fit.evidence.nearest import evidence
 from will_it_fit.hours.step_time import NO_SPEED
@@ -50,7 +53,7 @@ class Comparison:
     def allocators(self) -> dict[str, Any]:
         """What the step needs with expandable segments and without them, each with its verdict; what to type for it."""
         write = {"default": None, "expandable_segments": EXPANDABLE_LINE}
-        verdicts = verdicts_by_allocator(self.traced.trace, self.gpu)
+        verdicts = verdicts_by_allocator(self.traced.trace, self.gpu, Process.of(self.traced.scenario))
         return {name: {"write": write[name], **values} for name, values in verdicts.items()}
 
     @property
@@ -60,7 +63,7 @@ class Comparison:
         texts = what_limits(trace, self.gpu) if self.gpu else []
         texts += self.cycle.warnings if self.cycle else []
         texts += [*trace.get("warnings", ()), *(trace.get("time") or {}).get("warnings", ())]
-        if self.gpu and self.verdict.fits and self.gpu.usable_bytes < trace["required_bytes"]:
+        if self.gpu and (self.verdict.headroom_bytes or 0) > self.gpu.usable_bytes - trace["required_bytes"]:
             texts.append(BY_LUCK.format(gib(self.gpu.usable_bytes), gib(trace["required_bytes"])))
         if self.gpu and self.verdict.fits and (full := nearly_full(trace, self.gpu)):
             texts.append(full)
@@ -85,8 +88,9 @@ class Comparison:
         return answer
 
     def suggestions(self, watch: Callable[[str, int, Sequence[Any]], None] | None = None) -> list[dict[str, Any]]:
-        """What to change where the step does not fit its GPU; ``watch`` hears of each search that begins."""
-        if self.verdict.fits is not False or not self.gpu.is_modelled:  # nothing could be said to fit
+        """What to change where the step does not fit its GPU for sure; ``watch`` hears of each search that begins."""
+        unclear = self.verdict.word in (Word.TOO_CLOSE, Word.DOES_NOT_FIT)
+        if not unclear or not self.gpu.is_modelled or self.verdict.is_lower_bound:  # nothing could be said to fit
             return []
         if self.cycle and self.cycle.server:
             from will_it_fit.planner.cycle import suggest_for_cycle
@@ -98,9 +102,9 @@ class Comparison:
 
     def to_mapping(self, suggested: bool = True) -> dict[str, Any]:
         """Plain values for JSON; the suggestions, which take traces of their own, only if they are asked for."""
-        return {
+        mapping = {
             **self.answers,
-            **self.verdict._asdict(),
+            **self.verdict.to_mapping(),
             "allocators": self.allocators,
             "differences": self.differences,
             "evidence": evidence(self.traced.scenario, self.gpu).to_mapping(),
@@ -113,6 +117,7 @@ class Comparison:
             "versions": self.traced.versions,
             "warnings": self.warnings,
         }
+        return mapping | {"sentence": sentences.of_step(mapping)}
 
 
 def compare(
@@ -139,9 +144,10 @@ def compare(
     }
     gpu = named(scenario.gpu, where)
     of_cycle = cycle(scenario, traced.on(gpu), gpu) if gpu and scenario.aim.generates else None
-    judged = verdict(traced.on(gpu), gpu)
-    if of_cycle and of_cycle.server and judged.fits is not None:
-        judged = Verdict(of_cycle.fits is True, of_cycle.usable_bytes - of_cycle.peak.most_bytes)
+    if of_cycle and of_cycle.server:
+        judged = of_cycle.verdict
+    else:
+        judged = verdict(traced.on(gpu), gpu, Process.of(scenario))
     timed = trace.get("time") or (of_cycle and of_cycle.time)
     untimed = {} if timed else {"time": untimed_because(scenario)}
     return Comparison(

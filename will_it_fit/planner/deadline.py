@@ -7,7 +7,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from will_it_fit.cards.gpus import Gpu, verdict
+from will_it_fit.cards.beside import Process, room_bytes
+from will_it_fit.cards.gpus import Gpu
+from will_it_fit.cards.verdict import verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import yaml_text
 from will_it_fit.hours.run_time import Run, RunTime, run_time
@@ -72,7 +74,7 @@ def _together(scenario: Scenario, gpu: Gpu, asked: Run, estimate: CalibratedEsti
     for move in faster_moves(scenario, gpu.capability):
         for option in move.options:
             with suppress(UserError):
-                if estimate(apply(scenario, changes | option)) <= gpu.usable_bytes:
+                if estimate(apply(scenario, changes | option)) <= room_bytes(Process.of(scenario), gpu):
                     taken.append((move, option))
                     changes = changes | option
                     break
@@ -101,15 +103,15 @@ def _largest(
     for changes in options:
         with suppress(UserError):  # what can't be traced is not proposed
             candidate = apply(scenario, changes)
-            if tried == PROBES or estimate(candidate) > gpu.usable_bytes:
+            if tried == PROBES or estimate(candidate) > room_bytes(Process.of(candidate), gpu):
                 continue
             tried += 1
             traced = estimate.verify(candidate)
-            required, (fits, room) = traced["required_bytes"], verdict(traced, gpu)
-            if fits:
+            required, judged = traced["required_bytes"], verdict(traced, gpu, Process.of(candidate))
+            if judged.fits:
                 run = _hours(candidate, gpu, asked, estimate)
                 write = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items())
-                change = Sooner("+".join(names), changes, write, "; ".join(costs), required, room, run)
+                change = Sooner("+".join(names), changes, write, "; ".join(costs), required, judged.headroom_bytes, run)
                 return change if run.hours < own.hours else None
     return None
 

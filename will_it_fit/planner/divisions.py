@@ -14,7 +14,9 @@ from typing import Any
 
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.setting import describe
-from will_it_fit.cards.gpus import Gpu, verdict
+from will_it_fit.cards.beside import Process
+from will_it_fit.cards.gpus import Gpu
+from will_it_fit.cards.verdict import verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.step_time import Speed, speed_of
 from will_it_fit.scenario.description import say_way
@@ -59,6 +61,7 @@ class Division:
     way: str
     parallel: Mapping[str, Any]
     gradient_accumulation: int
+    verdict: str | None
     fits: bool | None
     headroom_bytes: int | None
     peak_allocated_bytes: int
@@ -425,15 +428,14 @@ def _traced(
         )
     except UserError:
         return None
-    fits, headroom = verdict(answer, gpu)[:2]
+    judged = verdict(answer, gpu, Process.of(step))
     rows = answer.get("ranks") or [{"place": "", "required_bytes": 0}]
     time = (answer.get("times") or {}).get(gpu.name) or {}
     division = Division(
         way=_named(step),
         parallel=asdict(step.parallel),
         gradient_accumulation=step.gradient_accumulation,
-        fits=fits,
-        headroom_bytes=headroom,
+        **judged.fields(),
         peak_allocated_bytes=answer["peak_allocated_bytes"],
         required_bytes=answer["required_bytes"],
         place=max(rows, key=lambda row: row["required_bytes"] or 0)["place"],

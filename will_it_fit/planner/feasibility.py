@@ -10,13 +10,16 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
-from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
+from will_it_fit.cards.beside import Process, room_bytes
+from will_it_fit.cards.gpus import GIB, Gpu, catalogue
+from will_it_fit.cards.verdict import least_at, verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.terminal import progress
 from will_it_fit.planner.largest_fit import Border, Borders, Traces, by_kernels, workspace_bytes
 from will_it_fit.scenario.scenario import Scenario
 
 FIELDS = ("sequence_length", "micro_batch")
+TOO_LARGE = {"verdict": "does_not_fit", "fits": False, "headroom_bytes": None}  # by the analytic estimate alone
 CELL = {"micro_batch": "largest_micro_batch", "sequence_length": "largest_sequence_length"}
 
 
@@ -30,7 +33,9 @@ class _Task(NamedTuple):
 
     def solve(self, traces: Traces) -> dict[str, dict[str, Any]]:
         """By GPU and field the border, without expandable segments and with them, and what the step itself needs."""
-        capability, capacities = self.gpus[0].capability, [gpu.usable_bytes for gpu in self.gpus]
+        capability = self.gpus[0].capability
+        rooms = {gpu.name: _rooms(self.scenario, gpu) for gpu in self.gpus}
+        capacities = [size for gpu in self.gpus for size in (*rooms[gpu.name], gpu.usable_bytes)]
         found: dict[str, dict[str, Any]] = {gpu.name: {} for gpu in self.gpus}
         replayed = not any(gpu.name in self.verify for gpu in self.gpus)
         for field in FIELDS:
@@ -40,14 +45,24 @@ class _Task(NamedTuple):
                 borders = variants.setdefault(workspace_bytes(gpu.capability), shared.for_capability(gpu.capability))
                 search = borders.largest_traced if gpu.name in self.verify else borders.largest
                 found[gpu.name][field] = {
-                    "default": search(gpu.usable_bytes),
-                    "expandable_segments": search(gpu.usable_bytes, expandable=True),
+                    "default": search(rooms[gpu.name][0]),
+                    "expandable_segments": search(rooms[gpu.name][1], expandable=True),
                 }
                 if field == "sequence_length" and borders.has_traced:
                     found[gpu.name]["required"] = borders.required(self.scenario.sequence_length)
             if field == "sequence_length" and shared.has_traced and replayed:
                 traces.known(self.scenario, shared.scaled.at(self.scenario.sequence_length))
         return found
+
+
+def _process(scenario: Scenario, expandable: bool) -> Process:
+    return replace(Process.of(scenario), expandable_segments=expandable)
+
+
+def _rooms(scenario: Scenario, gpu: Gpu) -> tuple[int, int]:
+    """The most that a step may need on a GPU, without expandable segments and with them."""
+    without, with_them = (room_bytes(_process(scenario, expandable), gpu) for expandable in (False, True))
+    return without, with_them
 
 
 _Solved = tuple[_Task, dict[str, dict[str, Any]]]
@@ -87,7 +102,8 @@ def feasibility(
     -------
     list of dict
         ``method``, ``gpu``, ``gpus`` (how many share the step), ``total_gib``; ``required_bytes`` of a micro-batch of
-        1 (None where the analytic estimate alone says that it is far too large), ``fits``, ``headroom_bytes``;
+        1 (None where the analytic estimate alone says that it is far too large), ``verdict``, ``fits``,
+        ``headroom_bytes``;
         ``largest_micro_batch``, ``largest_sequence_length`` (0: none fits), ``seen_from``: by these names from where
         on every step of the search was replayed; ``expandable_segments``: the same figures with
         ``expandable_segments:True``; ``verified``: whether the borders themselves were traced.
@@ -142,7 +158,8 @@ def _row(name: str, base: Scenario, gpu: Gpu, found: Mapping[str, Any], verify: 
     def figures(allocator: str) -> dict[str, Any]:
         borders: dict[str, Border] = {field: found[field][allocator] for field in FIELDS}
         own = needed[allocator]
-        judged = {"fits": False, "headroom_bytes": None} if own is None else verdict(own, gpu)._asdict()
+        process = _process(base, allocator == "expandable_segments")
+        judged = TOO_LARGE if own is None else verdict(own, gpu, process).fields()
         return {
             "required_bytes": own and own["required_bytes"],
             **judged,
@@ -174,19 +191,20 @@ def largest(scenario: Scenario, gpu: Gpu, field: str, most: int | None = None) -
         positions end it, not the memory; ``with_other_allocator``: the value, replayed, with expandable segments where
         the scenario has none, and without them where it has.
     """
-    borders = Borders(scenario, field, gpu.capability, [gpu.usable_bytes])
+    rooms = _rooms(scenario, gpu)
+    borders = Borders(scenario, field, gpu.capability, [*rooms, gpu.usable_bytes])
     borders.values = [value for value in borders.values if most is None or value <= most] or borders.values[:1]
     expandable = scenario.allocator.expandable_segments
-    found = borders.largest_traced(gpu.usable_bytes, expandable=expandable)
+    found = borders.largest_traced(rooms[expandable], expandable=expandable)
     needed = None
     if found.value:
         needed = borders.required(found.value)["expandable_segments" if expandable else "default"]
     return {
         "value": found.value,
         "required_bytes": needed and needed["required_bytes"],
-        "headroom_bytes": needed and verdict(needed, gpu).headroom_bytes,
+        "headroom_bytes": needed and gpu.usable_bytes - least_at(needed, rooms[expandable]),
         "seen_from": found.seen_from,
         "verified": True,
-        "with_other_allocator": borders.largest(gpu.usable_bytes, expandable=not expandable).value,
+        "with_other_allocator": borders.largest(rooms[not expandable], expandable=not expandable).value,
         "limited_by_positions": field == "sequence_length" and found.limited,
     }

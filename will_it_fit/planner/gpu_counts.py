@@ -8,7 +8,9 @@ from typing import Any
 
 from will_it_fit.analytic.certainty import OTHER_KERNELS
 from will_it_fit.analytic.decoder import NotDescribed
-from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
+from will_it_fit.cards.beside import Process, room_bytes
+from will_it_fit.cards.gpus import GIB, Gpu, catalogue
+from will_it_fit.cards.verdict import verdict
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
 from will_it_fit.planner.calibrated import CalibratedEstimator
 from will_it_fit.planner.changes import COUNTS, apply, spread
@@ -59,12 +61,14 @@ def becomes_possible(scenarios: Mapping[str, Scenario]) -> dict[str, Any]:
 
 def _fits(scenario: Scenario, estimate: CalibratedEstimator, traced: Mapping[str, Any], gpu: Gpu) -> bool:
     """Whether a traced step fits a GPU. Where that runs other kernels and it is close, the step is traced on it."""
+    process = Process.of(scenario)
     if (gpu.capability or DEFAULT_CAPABILITY) == DEFAULT_CAPABILITY:
-        return verdict(traced, gpu).fits
+        return verdict(traced, gpu, process).fits is True
     try:
         required = traced["required_bytes"] + estimate.on(gpu).formula(scenario) - estimate.formula(scenario)
-        if abs(required / gpu.usable_bytes - 1) > OTHER_KERNELS:
-            return required <= gpu.usable_bytes
+        room = room_bytes(process, gpu)
+        if abs(required - room) > OTHER_KERNELS * gpu.usable_bytes:
+            return required <= room
     except NotDescribed:
         pass
-    return verdict(CalibratedEstimator(scenario, gpu).verify(scenario), gpu).fits
+    return verdict(CalibratedEstimator(scenario, gpu).verify(scenario), gpu, process).fits is True

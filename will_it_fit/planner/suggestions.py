@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from will_it_fit.analytic.certainty import OTHER_KERNELS
-from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
+from will_it_fit.cards.beside import Process, room_bytes
+from will_it_fit.cards.gpus import GIB, Gpu, catalogue
+from will_it_fit.cards.verdict import verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import yaml_text
 from will_it_fit.planner.calibrated import CalibratedEstimator
@@ -74,7 +76,7 @@ def suggest(
         Says of a division whether it may be suggested; the gate allows those that the training has.
     """
     estimate = CalibratedEstimator(scenario, gpu, traced)
-    fits = lambda candidate: estimate(candidate) <= gpu.usable_bytes  # noqa: E731
+    fits = lambda candidate: estimate(candidate) <= room_bytes(Process.of(candidate), gpu)  # noqa: E731
     possible = list(moves(scenario))
     if fits(scenario) and gpu.pool_bytes:  # loading alone is too much, so what the step takes does not matter
         possible = [move for move in possible if move.name == "load_on_device"]
@@ -142,13 +144,14 @@ def _verified(
         options = move.options[_mildest(scenario, move, fits) :]
         if options and "sequence_length" in options[0] and scenario.aim.trainer is None and not scenario.images:
             expandable = scenario.allocator.expandable_segments
-            borders = Borders(scenario, "sequence_length", gpu.capability, [gpu.usable_bytes])
-            longest = borders.largest_traced(gpu.usable_bytes, expandable=expandable).value
+            room = room_bytes(Process.of(scenario), gpu)
+            borders = Borders(scenario, "sequence_length", gpu.capability, [room, gpu.usable_bytes])
+            longest = borders.largest_traced(room, expandable=expandable).value
             options = [changes for changes in move.options if changes["sequence_length"] <= longest][:1]
         for changes in options[:PROBES]:
             candidate = apply(scenario, changes)
             traced = estimate.verify(candidate) if fits(candidate) else None
-            if traced and verdict(traced, gpu).fits:
+            if traced and verdict(traced, gpu, Process.of(candidate)).fits:
                 return _suggestion(move.name, changes, move.cost, traced, gpu)
     return None
 
@@ -173,8 +176,9 @@ def _combined(
         if taken is None or taken == before:
             break
         before = taken
-        traced = estimate.verify(_all(scenario, taken))
-        if verdict(traced, gpu).fits:
+        changed = _all(scenario, taken)
+        traced = estimate.verify(changed)
+        if verdict(traced, gpu, Process.of(changed)).fits:
             changes = {key: value for _, step in taken for key, value in step.items()}
             name, cost = "+".join(move.name for move, _ in taken), "; ".join(move.cost for move, _ in taken)
             best = _suggestion(name, changes, cost, traced, gpu)
@@ -228,7 +232,7 @@ def _bigger_gpu(scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> 
                 continue
             known[other.capability] = CalibratedEstimator(scenario, other).verify(scenario)
         answer = known[other.capability]
-        if verdict(answer, other).fits:
+        if verdict(answer, other, Process.of(scenario)).fits:
             return _suggestion("bigger_gpu", {"gpu": other.name}, f"another GPU: {other.title}", answer, other)
     return None
 
@@ -273,7 +277,7 @@ def _more_gpus(scenario: Scenario, gpu: Gpu, allowed: Callable[[Scenario], bool]
         with suppress(UserError):  # what can't be traced is no suggestion
             if estimate(candidate) <= gpu.usable_bytes * (1 + OTHER_KERNELS):
                 traced = estimate.verify(candidate)
-                if verdict(traced, gpu).fits:
+                if verdict(traced, gpu, Process.of(candidate)).fits:
                     return _suggestion("more_gpus", changes, f"{count} such GPUs: {price}", traced, gpu)
         if count == COUNTS[-1]:  # FSDP2 alone is not enough on any number
             return _divided(scenario, gpu, count, allowed)

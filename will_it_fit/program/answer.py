@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from will_it_fit.cards.gpus import catalogue, find, verdict, verdicts_by_allocator
+from will_it_fit.cards.beside import Process
+from will_it_fit.cards.gpus import catalogue, find
+from will_it_fit.cards.verdict import verdict, verdicts_by_allocator
 from will_it_fit.common.errors import UserError
 from will_it_fit.evidence.nearest import program_evidence
 from will_it_fit.program.request import ProgramRequest
@@ -36,7 +38,8 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
     gpu = find(asked.gpu) if asked.gpu else None
     trace = dict(found["trace"])
     phases, graphs = trace["phases"], (trace.get("compiled") or {}).get("graphs")
-    judged = verdict(trace, gpu)
+    process = _process(asked.gpus, trace, found["expandable_segments"])
+    judged = verdict(trace, gpu, process)
     own = "expandable_segments" if found["expandable_segments"] else "default"
     told = ("updates", "outcome", "peak_line", "library_line", "reads", "written", "made_up")
     program = {name: found[name] for name in told}
@@ -44,18 +47,23 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
         "trace": trace,
         "training": {"peak_allocated_bytes": max(phases.get(phase, 0) for phase in TRAINING)},
         "evaluation": {"peak_allocated_bytes": phases["evaluation"]} if "evaluation" in phases else None,
-        "fits": judged.fits,
-        "headroom_bytes": judged.headroom_bytes,
+        **judged.to_mapping(),
         "gpu": gpu.to_mapping() if gpu else None,
         "gpus": asked.gpus,
         "rank": asked.rank,
-        "allocators": {"own": own, **verdicts_by_allocator(trace, gpu)},
+        "allocators": {"own": own, **verdicts_by_allocator(trace, gpu, process)},
         "time": found["time"],
         "evidence": program_evidence(asked.gpus, bool(graphs), gpu).to_mapping(("allocated", "reserved")),
         "program": program | {"name": asked.program, "arguments": list(asked.arguments), "network": found["network"]},
         "host": found["host"],
         "warnings": _warnings(found),
     }
+
+
+def _process(gpus: int, trace: Mapping[str, Any], expandable_segments: bool) -> Process:
+    """The process that runs a program: what is beside its tensors on the card."""
+    compiled = bool((trace.get("compiled") or {}).get("graphs"))
+    return Process(gpus, int(gpus > 1), expandable_segments=expandable_segments, compiled=compiled)
 
 
 def of_ranks(answers: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
@@ -66,20 +74,21 @@ def of_ranks(answers: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     """
     told = ("required_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "peak_phase")
     rows = [
-        {"rank": rank, "fits": each["fits"], **{name: each["trace"][name] for name in told}}
+        {"rank": rank, "verdict": each["verdict"], "fits": each["fits"], **{name: each["trace"][name] for name in told}}
         for rank, each in answers.items()
     ]
     most = max(rows, key=lambda row: (row["required_bytes"], row["peak_allocated_bytes"], -row["rank"]))["rank"]
     return answers[most] | {"rank": most, "ranks": rows}
 
 
-def on_all_gpus(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def on_all_gpus(answered: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The verdict for each card of the catalogue: of one trace, whose kernels are those of the card that was asked."""
     rows = []
+    process = _process(answered["gpus"], answered["trace"], answered["allocators"]["own"] == "expandable_segments")
     for card in catalogue().values():
-        judged = verdict(found["trace"], card)
-        rows.append({"gpu": card.name, "title": card.title, "required_bytes": found["trace"]["required_bytes"],
-                     "usable_bytes": card.usable_bytes, **judged._asdict()})  # fmt: skip
+        judged = verdict(answered["trace"], card, process)
+        rows.append({"gpu": card.name, "title": card.title, "required_bytes": answered["trace"]["required_bytes"],
+                     "usable_bytes": card.usable_bytes, **judged.fields()})  # fmt: skip
     return rows
 
 

@@ -24,8 +24,10 @@ from will_it_fit.ask.answer import peaks_with_tool_defaults, quick
 from will_it_fit.ask.command import parse, scenario_yaml
 from will_it_fit.ask.question import Question, question
 from will_it_fit.ask.run_cost import parse_run_options
-from will_it_fit.ask.text import WORDS, card, other_tools, smallest, step_line
+from will_it_fit.ask.text import WORDS, other_tools, step_line
 from will_it_fit.cards.gpus import Gpu, catalogue
+from will_it_fit.cards.sentences import has_usable, smallest
+from will_it_fit.cards.verdict import Word
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.hub_errors import Failure
 from will_it_fit.common.text import gib, yaml_text
@@ -40,7 +42,7 @@ from will_it_fit.site.choice import beside_the_file, choice_of, named_fields, op
 
 MOST_CHANGES = 4
 MOST_REPLAYS = 2  # of changes, for which the peak alone is too close to call
-_STATES = {True: "fits", False: "too-large", None: "close"}
+_STATES = {Word.FITS: "fits", Word.DOES_NOT_FIT: "too-large", Word.TOO_CLOSE: "close", None: "close"}
 # What the estimate does not describe, and what comes nearest of what it does.
 _NEAR = (("gradient_checkpointing", "reentrant", True), ("loss", "liger", "chunked"),
          ("attention_mask", "padding", "none"))  # fmt: skip
@@ -245,7 +247,7 @@ def _state(answer: Mapping[str, Any]) -> str:
         return "unknown"
     if answer["gpu"] is None:
         return "size"
-    return _STATES[answer["fits"]]
+    return _STATES[answer["verdict"] and Word(answer["verdict"])]
 
 
 def _sentence(answer: Mapping[str, Any]) -> str:
@@ -254,18 +256,9 @@ def _sentence(answer: Mapping[str, Any]) -> str:
         return f"No estimate: {answer['reasons']['analytic']}. The command below traces the step instead."
     analytic, gpu = answer["analytic"], answer["gpu"]
     if gpu is None:
-        return f"At its peak the step takes about {gib(analytic['peak_allocated_bytes'])}: {_enough(analytic)}."
-    if "required_bytes" in analytic:
-        size = f"the step needs about {gib(analytic['required_bytes'])}"
-    else:  # it lies far from what the GPU has, and the peak is what the command says too
-        size = f"at its peak the step takes about {gib(analytic['peak_allocated_bytes'])}"
-    word = {True: "It should fit", False: "It does not fit", None: "Too close to call"}[answer["fits"]]
-    each = f" on each of {gpu['count']} GPUs" if answer["scenario"]["parallel"]["gpus"] > 1 else ""
-    return f"{word}: {size}{each}. {_room(gpu)}"
-
-
-def _enough(analytic: Mapping[str, Any]) -> str:
-    return smallest(analytic["enough_bytes"] or inf)
+        enough = smallest(analytic["enough_bytes"] or inf)
+        return f"At its peak the step takes about {gib(analytic['peak_allocated_bytes'])}: {enough}."
+    return f"{answer['sentence']}."
 
 
 def _near_sentence(shown: Mapping[str, Any], instead: list[str]) -> str:
@@ -276,8 +269,8 @@ def _near_sentence(shown: Mapping[str, Any], instead: list[str]) -> str:
 
 
 def _room(gpu: Mapping[str, Any]) -> str:
-    title = card(gpu)
-    return f"{title[0].upper()}{title[1:]} has {gib(gpu['usable_bytes'])} usable."
+    told = has_usable(gpu)
+    return f"{told[0].upper()}{told[1:]}."
 
 
 def _needs(asked: Question, gpu: Gpu, **changes: int) -> Needs:
@@ -309,8 +302,7 @@ def _on_all_gpus(asked: Question) -> list[dict[str, Any]]:
         needs = found[gpu.name]
         # Only the GPU that was asked about is replayed: that takes a browser seconds.
         replayed = asked.gpu is not None and gpu.name == asked.gpu.name
-        fits = needs.fits(gpu.usable_bytes) if replayed else needs.roughly(gpu.usable_bytes)
-        peak, state = needs.peak_bytes, _STATES[fits]
+        peak, state = needs.peak_bytes, _STATES[needs.word(gpu, replayed=replayed)]
         rows.append({
             "name": gpu.name, "title": _short(gpu), "state": state,
             "peak": gib(peak), "usable": gib(gpu.usable_bytes), "share": round(peak / gpu.usable_bytes, 3),
@@ -332,11 +324,11 @@ def _by_method(asked: Question) -> list[dict[str, Any]]:
             found = _on_each(step, [*cards, *([asked.gpu] if asked.gpu else [])])
         except (NotDescribed, UserError):
             continue
-        least = next((gpu for gpu in cards if found[gpu.name].roughly(gpu.usable_bytes)), None)
+        least = next((gpu for gpu in cards if found[gpu.name].word(gpu, replayed=False) is Word.FITS), None)
         needs = found[(asked.gpu or least or cards[-1]).name]
         rows.append({
             "method": method, "chosen": method == asked.scenario.method, "peak": gib(needs.peak_bytes),
-            "state": _STATES[needs.roughly(asked.gpu.usable_bytes)] if asked.gpu else "size",
+            "state": _STATES[needs.word(asked.gpu, replayed=False)] if asked.gpu else "size",
             "least": least and {"name": least.name, "title": _short(least), "usable": gib(least.usable_bytes)},
         })  # fmt: skip
     return rows
@@ -352,12 +344,12 @@ def _what_would_fit(asked: Question, words: list[str]) -> list[dict[str, Any]]:
             try:
                 changed = replace(asked, scenario=apply(asked.scenario, changes))
                 needs = _needs(changed, gpu)
-                fits = needs.roughly(gpu.usable_bytes)
-                if fits is None and replays:  # which takes a browser seconds
-                    fits, replays = needs.fits(gpu.usable_bytes), replays - 1
+                word = needs.word(gpu, replayed=False)
+                if word is Word.TOO_CLOSE and replays:  # which takes a browser seconds
+                    word, replays = needs.word(gpu), replays - 1
             except (NotDescribed, UserError):
                 continue
-            if fits:
+            if word is Word.FITS:
                 command = text.suggested(words, changes)
                 fields = [f"{name}.{part}" if part else name for name, part in named_fields(changes)]
                 choices.append({"cost": move.cost, "command": command, "choice": choice_of(command), "fields": fields})
@@ -374,19 +366,19 @@ def _longest(asked: Question, rows: int) -> dict[str, Any] | None:
         return None
     lengths = steps("sequence_length", asked.scenario.size("max_position_embeddings") or LONGEST)
 
-    def count(low: int, verdicts: tuple[bool | None, ...]) -> int:
+    def count(low: int, verdicts: tuple[Word | None, ...]) -> int:
         """How many lengths, from the shortest on, have one of these verdicts; that the first ``low`` do is known."""
         high = len(lengths)
         while low < high:
             middle = (low + high) // 2
             needs = _needs(asked, gpu, sequence_length=lengths[middle], micro_batch=rows)
-            inside = needs.roughly(gpu.usable_bytes) in verdicts  # at once: the map asks for dozens
+            inside = needs.word(gpu, replayed=False) in verdicts  # at once: the map asks for dozens
             low, high = (middle + 1, high) if inside else (low, middle)
         return low
 
     try:
-        sure = count(0, (True,))
-        most = count(sure, (True, None))
+        sure = count(0, (Word.FITS,))
+        most = count(sure, (Word.FITS, Word.TOO_CLOSE, None))
     except NotDescribed:
         return None
     ends = [0, *lengths]

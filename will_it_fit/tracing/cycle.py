@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from will_it_fit.cards.beside import Process, beside
 from will_it_fit.cards.gpus import Gpu
+from will_it_fit.cards.verdict import Omission, Verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import gib
 from will_it_fit.engine.components import OPTIMIZER_STATES
@@ -104,12 +106,19 @@ class Cycle:
         return self.gpu.total_bytes - self.gpu.held_bytes
 
     @property
+    def verdict(self) -> Verdict:
+        """Whether every phase fits, with what is beside the trainer; what vLLM measures at its start may decide."""
+        most = self.peak.most_bytes
+        unsure = most - max(phase.least_bytes for phase in self.phases)
+        measured = (Omission("what vLLM measures", too_high_bytes=unsure),) if unsure else ()
+        trainer = self.peak.owners.get(TRAINER, (0, 0))[1]
+        own = beside(Process.of(self.scenario), self.gpu)
+        return Verdict(self.usable_bytes - most, trainer, own, measured)
+
+    @property
     def fits(self) -> bool | None:
-        """Whether every phase does; None: what vLLM measures at its start decides."""
-        if self.peak.most_bytes <= self.usable_bytes:
-            return True
-        least = max(phase.least_bytes for phase in self.phases)
-        return None if least <= self.usable_bytes else False
+        """True: every phase fits; None: too close to call."""
+        return self.verdict.fits
 
     @property
     def warnings(self) -> list[str]:
@@ -142,7 +151,7 @@ class Cycle:
             "peak_card": self.peak.card,
             "required_bytes": self.peak.most_bytes,
             "usable_bytes": self.usable_bytes,
-            "fits": self.fits,
+            **self.verdict.fields(),
             "time": self.time.to_mapping() if self.time else None,
         }
         if self.server:

@@ -77,7 +77,7 @@ def trace(
         The speeds by name (:func:`will_it_fit.hours.step_time.speeds`) for which the step's time is asked as well.
     sizes
         Usable bytes of GPUs that are asked about, beside those of the catalogue with the same kernels: the replay says
-        of each whether it suffices (:func:`will_it_fit.cards.gpus.verdict`).
+        of each whether it suffices (:func:`will_it_fit.cards.verdict.verdict`).
 
     Returns
     -------
@@ -177,7 +177,8 @@ def _add_unlucky(
         unlucky, _ = _followed(scenario, target, partial(prepare, target=target), Composed(), kind, **asked)
     even, whole = answer["peak_allocated_bytes"], unlucky.peak_allocated_bytes
     missing = f"{EVEN}: {gib(max(even, whole))} where one GPU's experts get all tokens, and {gib(even)} here"
-    answer.setdefault("bounds", {"lowest_bytes": even, "highest_bytes": max(even, whole), "missing": missing})
+    worst = {"lowest_bytes": even, "highest_bytes": max(even, whole), "missing": missing, "is_worst_case": True}
+    answer.setdefault("bounds", worst)
     answer["notes"] = [missing if note == EVEN else note for note in answer["notes"]]
 
 

@@ -13,7 +13,8 @@ from scripts.gate.batch_times import batch_shapes, evaluation_seconds, training_
 from scripts.gate.decision import Decision, StepDecision
 from scripts.runs.cluster import training_minutes
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
-from will_it_fit.cards.gpus import Verdict, find
+from will_it_fit.cards.gpus import find
+from will_it_fit.cards.verdict import Verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, write_report
 from will_it_fit.hours.run_time import RunHours
@@ -117,7 +118,7 @@ def test_without_a_limit_nothing_is_traced_for_the_hours(train) -> None:
 
 def test_the_check_of_a_run_refuses_what_takes_too_long() -> None:
     hours = RunHours.of(10, 36000.0, None, T4, gpus=1)
-    step = StepDecision(find("t4"), Verdict(True, 1), "", 1, {}, {})
+    step = StepDecision(find("t4"), Verdict(1), "", 1, {}, {})
     stages = [judged("training step, as configured", "GPU", 1, 2, "traced")]
     checked = Decision(step, override=False, stages=stages, hours=hours, limit_hours=9.0)
     assert not checked.fits and "takes too long" in str(checked.refusal())

@@ -18,7 +18,8 @@ from scripts.gate.decision import Decision, StepDecision, decide_step
 from tests.unit.gate import gloo_hosts
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from tests.will_it_fit.tracing.test_evaluation_memory import row
-from will_it_fit.cards.gpus import Verdict, find, least_free
+from will_it_fit.cards.gpus import find, least_free
+from will_it_fit.cards.verdict import Verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.step_time import speed_of
 from will_it_fit.scenario.scenario import Scenario
@@ -61,7 +62,7 @@ def stages(checked: Decision) -> dict[str, Stage]:
 
 
 def decision_about(stages: list[Stage]) -> Decision:
-    return Decision(StepDecision(None, Verdict(None, None), "", 1, {}, {}), override=False, stages=stages)
+    return Decision(StepDecision(None, Verdict(), "", 1, {}, {}), override=False, stages=stages)
 
 
 def test_on_a_gpu_with_room_every_stage_fits(run) -> None:

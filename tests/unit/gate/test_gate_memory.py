@@ -9,6 +9,7 @@ from scripts.gate.batch_times import batch_shapes, longest_batch
 from scripts.gate.decision import NOTHING_TO_GATE, Decision, _processes_to_end, chosen_gpu, decide_step
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from will_it_fit.cards.gpus import find, least_free
+from will_it_fit.cards.verdict import Word
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, write_report
 from will_it_fit.scenario.scenario import Scenario
@@ -31,14 +32,22 @@ def traced() -> Traced:
 
 
 def card(usable: int):
-    size = find({"vram_gib": 1})
+    """A card with so much, and nothing unknown beside the step but fragments."""
+    size = find({"vram_gib": 1, "context_mib": 512})
     return replace(size, total_bytes=usable + size.context_bytes)
 
 
 def test_fits(traced) -> None:
     need = traced.trace["required_bytes"]
-    judged = decide_step(traced, card(need + 5))
-    assert judged.verdict == (True, 5) and not judged.suggestions
+    judged = decide_step(traced, card(int(1.031 * need)))
+    assert judged.verdict.fits and not judged.suggestions
+
+
+def test_too_close_to_call_passes_with_a_warning(traced, caplog) -> None:
+    judged = decide_step(traced, card(traced.trace["required_bytes"] + 5))
+    assert judged.verdict.word is Word.TOO_CLOSE and not judged.suggestions
+    assert "is too close to call" in caplog.text and "0.00 GiB to spare, and up to 0.01 GiB more" in caplog.text
+    Decision(judged, override=False).enforce()
 
 
 def test_refusal_has_numbers_card_and_suggestions(traced) -> None:
@@ -58,7 +67,7 @@ def test_rule_fails_and_leaves_no_file(traced, tmp_path) -> None:
     with pytest.raises(UserError, match="does not fit"):
         gate.main(
             str(tmp_path / "trace.json"),
-            {"gpu": {"vram_gib": 0.6}, "hours": None, "override": False},
+            {"gpu": {"vram_gib": 0.6, "context_mib": 512}, "hours": None, "override": False},
             str(tmp_path / "gate.json"),
         )
     assert not (tmp_path / "gate.json").exists()
@@ -81,7 +90,7 @@ def test_override_is_recorded(traced, tmp_path) -> None:
     write_report(tmp_path / "trace.json", traced.to_mapping())
     gate.main(
         str(tmp_path / "trace.json"),
-        {"gpu": {"vram_gib": 0.6}, "hours": None, "override": True},
+        {"gpu": {"vram_gib": 0.6, "context_mib": 512}, "hours": None, "override": True},
         str(tmp_path / "gate.json"),
     )
     judged = read_report(tmp_path / "gate.json")
@@ -122,14 +131,14 @@ def test_another_gpu_is_gated_by_a_trace_of_its_own_kernels() -> None:
 def test_a_step_that_only_the_configuration_makes_too_long_passes(traced) -> None:
     """No batch of the data is as long as the configuration allows."""
     scenario = traced.scenario
-    small = card(traced.trace["required_bytes"] - 1)
+    small = card(int(0.99 * traced.trace["required_bytes"]))
     assert decide_step(traced, small).verdict.fits is False
     judged = decide_step(traced, small, replace(scenario, micro_batch=2, sequence_length=64))
     assert (judged.verdict.fits, judged.suggestions) == (True, [])
     assert "at the longest batch of the data, 2 x 64 tokens" in judged.reason
     assert judged.step["required_bytes"] < judged.configured["required_bytes"]
     again = decide_step(traced, small, replace(scenario, sequence_length=250))
-    assert again.verdict.fits is (again.step["required_bytes"] <= small.usable_bytes)
+    assert again.verdict.headroom_bytes == small.usable_bytes - again.step["required_bytes"]
 
 
 def test_the_first_thing_to_change_is_what_others_hold(traced) -> None:
@@ -144,10 +153,10 @@ def test_the_first_thing_to_change_is_what_others_hold(traced) -> None:
 
 def test_of_several_gpus_all_that_are_short_have_to_be_freed(traced) -> None:
     need = traced.trace["required_bytes"]
-    free, held = card(need + 5), replace(card(need), held_bytes=need // 2, holders=("python (process 42)",))
+    free, held = card(2 * need), replace(card(need), held_bytes=need // 2, holders=("python (process 42)",))
     fuller = replace(held, held_bytes=need // 2 + 1, holders=("python (process 43)",))
     needs = lambda gpu: need  # noqa: E731
-    assert decide_step(traced, least_free([free, card(need)], needs)).verdict.fits is True
+    assert decide_step(traced, least_free([free, card(int(1.1 * need))], needs)).verdict.fits is True
     one = decide_step(traced, least_free([free, held], needs))
     assert (one.verdict.fits, one.verdict.headroom_bytes, one.gpu.index) == (False, -(need // 2), 1)
     assert one.suggestions[0].write == "# end python (process 42)"
@@ -201,7 +210,7 @@ def test_a_mesh_is_judged_by_the_gpu_that_needs_most(tmp_path) -> None:
     step = mesh_step(context=2)
     traced = Traced(step, trace(step, timeline=False))
     need = traced.trace["required_bytes"]
-    written = gated(tmp_path, traced, need + 2**20, [30] * 8)
+    written = gated(tmp_path, traced, need + 2**30, [30] * 8)
     assert written["fits"] and written["effective_batch"] == 4
     assert [row["ranks"] for row in written["ranks"]] == [[0], [1]]
     assert max(row["required_bytes"] for row in written["ranks"]) == written["required_bytes"] == need
@@ -247,7 +256,7 @@ def gated(folder, traced, usable: int, lengths: list[int]) -> dict:
     size = (usable + find({"vram_gib": 1}).context_bytes) / 2**30
     gate.main(
         str(folder / "trace.json"),
-        {"gpu": {"vram_gib": size}, "hours": None, "override": False},
+        {"gpu": {"vram_gib": size, "context_mib": 512}, "hours": None, "override": False},
         str(folder / "gate.json"),
         encoded=str(folder / "encode.json"),
         train=str(folder / "train.parquet"),
@@ -258,18 +267,18 @@ def gated(folder, traced, usable: int, lengths: list[int]) -> dict:
 
 def test_the_longest_batch_of_the_data_decides_where_the_configured_step_does_not_fit(traced, tmp_path) -> None:
     need, lengths = traced.trace["required_bytes"], [30] * 16
-    tight = gated(tmp_path, traced, need - 2**21, lengths)
+    tight = gated(tmp_path, traced, int(0.99 * need), lengths)
     assert tight["fits"] and tight["required_bytes"] < need == tight["configured"]["required_bytes"]
     assert "at the longest batch of the data, 8 x 30 tokens" in tight["reason"]
-    wide = gated(tmp_path, traced, need + 2**21, lengths)
+    wide = gated(tmp_path, traced, int(1.05 * need), lengths)
     assert wide["fits"] and wide["required_bytes"] == need and "longest batch" not in wide["reason"]
 
 
 def test_the_gate_replays_at_the_very_size_that_is_free(traced) -> None:
     """A trace that was asked about other sizes is taken again; by luck is a verdict too."""
-    usable = traced.trace["required_bytes"] - 2**20
+    usable = int(0.99 * traced.trace["required_bytes"])
     lucky = {**traced.trace, "asked_bytes": [usable], "also_fits_bytes": [[usable - 10, usable + 1]]}
     by_luck = decide_step(replace(traced, trace=lucky), card(usable))
-    assert by_luck.verdict == (True, 10)
+    assert (by_luck.verdict.word, by_luck.verdict.headroom_bytes) == (Word.TOO_CLOSE, 10)
     again = decide_step(replace(traced, trace={**lucky, "asked_bytes": []}), card(usable))
     assert again.verdict.fits is False and usable in again.step["asked_bytes"]

@@ -21,8 +21,8 @@ from will_it_fit.ask.command import _Progress, main
 from will_it_fit.ask.explain_measurement import measured
 from will_it_fit.ask.question import Options, question
 from will_it_fit.ask.run_cost import ranked
-from will_it_fit.ask.text import smallest
 from will_it_fit.cards.gpus import GIB, find, known
+from will_it_fit.cards.sentences import smallest
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.run_time import run_time
 from will_it_fit.planner.compare import untimed_because

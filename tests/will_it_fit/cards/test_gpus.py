@@ -12,10 +12,7 @@ from will_it_fit.cards.gpus import (
     least_free,
     processes_on,
     usable_sizes,
-    verdict,
-    verdicts_by_allocator,
     was_asked,
-    what_limits,
 )
 from will_it_fit.common.errors import UserError
 
@@ -127,12 +124,6 @@ def test_an_unknown_card_says_what_to_write(written, write) -> None:
     assert caught.value.write == write
 
 
-def test_fits_to_the_byte() -> None:
-    card = find("t4")
-    assert verdict({"required_bytes": card.usable_bytes}, card) == (True, 0)
-    assert verdict({"required_bytes": card.usable_bytes + 1}, card) == (False, -1)
-
-
 def test_a_device_is_what_it_says_with_the_catalogues_context() -> None:
     t4 = find("t4")
     found = from_device("Tesla T4", 15_000_000_000, (7, 5))
@@ -226,16 +217,6 @@ def test_a_context_that_nobody_measured_is_assumed_by_the_compute_capability(cap
     assert from_device("NVIDIA Something", 10**10, (major, minor)).context_bytes == mib * MIB
 
 
-def test_what_fits_below_what_is_required_fits_by_luck() -> None:
-    card = find({"vram_gib": 1})
-    usable = card.usable_bytes
-    needed = {"required_bytes": usable + 100, "also_fits_bytes": [[usable - 50, usable], [usable - 7, usable + 1]]}
-    assert verdict(needed, card) == (True, 7)
-    assert verdict({**needed, "also_fits_bytes": [[usable - 50, usable]]}, card) == (False, -100)
-    assert verdict({**needed, "also_fits_bytes": [[usable, usable + 1]]}, card) == (True, 0)
-    assert verdict(needed, None) == (None, None)
-
-
 def test_a_size_was_asked_about_or_needs_no_asking() -> None:
     card = find({"vram_gib": 1})
     usable = card.usable_bytes
@@ -299,28 +280,6 @@ def test_of_unified_memory_the_system_keeps_a_part() -> None:
     small = find("apple-16gb")  # macOS gives the GPU less than the system leaves
     assert small.system_bytes == pytest.approx(3.2 * GIB, rel=1e-6)
     assert small.usable_bytes == small.total_bytes < small.free_pool_bytes
-
-
-def test_loading_decides_on_unified_memory() -> None:
-    """60 GiB of weights twice, on the host and on the device, are more than a GB10 has; the step alone is not."""
-    spark, needed = find("gb10"), {"required_bytes": 70 * GIB, "phases": {"load": 60 * GIB}}
-    assert verdict(needed, spark).fits is True
-    twice = verdict({**needed, "host_copy_bytes": 60 * GIB}, spark)
-    assert twice.fits is False and twice.headroom_bytes == spark.usable_bytes - 120 * GIB
-    assert verdict({**needed, "host_copy_bytes": 60 * GIB}, find("h200")).fits is True  # the host's memory is another
-    assert any("loading takes 120.00 GiB" in text and "fails before the first step" in text
-               for text in what_limits({**needed, "host_copy_bytes": 60 * GIB}, spark))  # fmt: skip
-
-
-def test_where_no_allocator_is_modelled_allocated_bytes_alone_can_refuse() -> None:
-    mac = find("apple-64gb")
-    needed = {"required_bytes": 50 * GIB, "peak_allocated_bytes": 40 * GIB}
-    assert verdict(needed, mac) == (None, 8 * GIB)
-    assert verdict({**needed, "peak_allocated_bytes": 49 * GIB}, mac) == (False, -GIB)
-    trace = {"required_bytes_by_allocator": {"default": 1}, "also_fits_bytes_by_allocator": {"default": []}}
-    assert verdicts_by_allocator(trace, mac) == {}
-    assert any("MPS' allocator" in text for text in what_limits(needed, mac))
-    assert any("ttm.pages_limit" in text for text in what_limits(needed, find("strix-halo-128gb")))
 
 
 def test_every_card_says_where_its_size_comes_from() -> None:

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from will_it_fit.analytic.estimate import Estimated, estimate
-from will_it_fit.ask.text import verdict_line
 from will_it_fit.cards.gpus import GIB, MIB, find
+from will_it_fit.cards.sentences import of_step
 from will_it_fit.planner.compare import NO_GPU, NOT_MEASURED, compare
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.scenario_trace import Traced, traced
@@ -80,15 +80,19 @@ def test_the_verdict_is_a_replay_at_the_gpus_own_size() -> None:
         **{"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 4000, "max_position_embeddings": 8192},
     }
     fields = {"model": llama, "method": "qlora", "sequence_length": 637, "micro_batch": 6}
-    context = find({"vram_gib": 1}).context_bytes
     found = {}
-    for usable in (239, 241, 243, 245):
-        scenario = Scenario.from_mapping({**fields, "gpu": {"vram_gib": (usable * MIB + context) / GIB}})
+    for usable in (239, 241, 243, 245, 252):
+        gpu = {"vram_gib": (usable + 1) * MIB / GIB, "context_mib": 1}
+        scenario = Scenario.from_mapping({**fields, "gpu": gpu})
         found[usable] = compare(estimate(scenario), traced(scenario))
-    assert {usable: one.verdict.fits for usable, one in found.items()} == {239: False, 241: True, 243: False, 245: True}
+    spare = {usable: one.verdict.headroom_bytes // MIB for usable, one in found.items()}
+    assert spare == {239: -5, 241: 1, 243: -1, 245: 1, 252: 8}
+    words = [one.verdict.word.value for one in found.values()]
+    assert words == ["does_not_fit", "too_close", "too_close", "too_close", "fits"]
     by_luck = found[241]
     assert by_luck.verdict.headroom_bytes == MIB and by_luck.traced.trace["required_bytes"] == 244 * MIB
     assert [warning for warning in by_luck.warnings if "not every larger one" in warning]
     assert not [warning for warning in found[245].warnings if "not every larger one" in warning]
-    line = verdict_line(by_luck.to_mapping())
-    assert line.startswith("FITS at this very size") and "0.24 GiB" in line
+    line = of_step(by_luck.to_mapping())
+    assert line.startswith("TOO CLOSE TO CALL on this card: blocks have to pack well; ")
+    assert line.endswith("0.24 GiB is enough on any card")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.will_it_fit.decoders import DECODERS
 from will_it_fit.analytic.estimate import estimate
-from will_it_fit.ask.cycle_text import cycle_lines, cycle_verdict
+from will_it_fit.ask.cycle_text import cycle_lines
 from will_it_fit.cards.gpus import find
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import GIB
@@ -158,7 +158,7 @@ def test_an_answer_names_the_phase_and_its_owner(known):
     mapping = compare(estimate(asked), traced(asked)).to_mapping()
     found = mapping["phases_of_cycle"]
     assert mapping["fits"] is True and mapping["headroom_bytes"] == found["usable_bytes"] - found["required_bytes"]
-    assert cycle_verdict(mapping).startswith(f"FITS: {found['peak_phase']} needs up to")
+    assert mapping["sentence"].startswith(f"FITS: the largest phase, the {found['peak_phase']}, needs ")
     text = "\n".join(cycle_lines(mapping))
     for words in ("generate", "old log-probabilities", "largest utilization", "generation {"):
         assert words in text

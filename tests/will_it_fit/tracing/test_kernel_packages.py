@@ -16,8 +16,10 @@ from tests.will_it_fit.decoders import DECODERS
 from tests.will_it_fit.families import FAMILIES
 from tests.will_it_fit.pairwise import each_night
 from will_it_fit.ask.answer import whole_answer
-from will_it_fit.ask.text import other_kernels, verdict_line
-from will_it_fit.cards.gpus import find, verdict
+from will_it_fit.ask.text import other_kernels
+from will_it_fit.cards.gpus import find
+from will_it_fit.cards.sentences import of_step
+from will_it_fit.cards.verdict import Word, verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.readers.request import parse_request
 from will_it_fit.scenario.scenario import Scenario
@@ -69,8 +71,8 @@ def test_a_package_that_is_not_here_gives_a_lower_bound(family, checkpointing, m
     for name in ASK_FOR[family]:
         assert name in bounds["missing"]
     small, large = find({"vram_gib": 1}), find("rtx-4090")
-    assert verdict(least | {"required_bytes": small.usable_bytes + 1}, small).fits is False
-    assert verdict(least, large) == (None, None) and verdict(loop, large).fits
+    assert verdict(least | {"required_bytes": int(1.01 * small.usable_bytes)}, small).fits is False
+    assert verdict(least, large).word is Word.TOO_CLOSE and verdict(loop, large).fits
 
 
 def test_without_packages_the_loop_runs_and_the_answer_says_so():
@@ -98,7 +100,7 @@ def test_the_answer_has_the_other_kernels_beside(monkeypatch):
     missing = whole_answer(parse_request({"model": FAMILIES["kimi_linear"], **sizes, "kernels": "packages"}))
     (loop,) = missing["other_kernels"]
     assert not loop["packages"] and loop["fits"] and loop["required_bytes"] == answer["trace"]["required_bytes"]
-    assert verdict_line(missing).startswith("NOT KNOWN: the step needs at least") and missing["fits"] is None
+    assert of_step(missing).startswith("TOO CLOSE TO CALL: the step needs at least") and missing["fits"] is None
     assert other_kernels(missing)[0].startswith("  without causal-conv1d and flash-linear-attention: ")
 
 
