@@ -12,18 +12,20 @@ from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate, estimate
 from will_it_fit.ask.omissions import omissions
 from will_it_fit.ask.question import Question
+from will_it_fit.ask.tools import by_tool, other_verdicts
 from will_it_fit.cards import sentences
 from will_it_fit.cards.beside import Process
 from will_it_fit.cards.gpus import UNMODELLED, Gpu, catalogue, named, what_limits
 from will_it_fit.cards.verdict import Verdict, is_lower_bound, verdict
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.terminal import left_out_if_it_fails
 from will_it_fit.common.text import GIB
 from will_it_fit.evidence.nearest import evidence
 from will_it_fit.hours.run_time import RunTime, order, run_time
 from will_it_fit.hours.step_time import speeds
 from will_it_fit.planner.compare import NOT_MEASURED, Comparison, compare, nearly_full
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, Reading
-from will_it_fit.readers.request import LIKE, ScenarioRequest, parse_request
+from will_it_fit.readers.request import ScenarioRequest
 from will_it_fit.scenario.model import LOOP
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import REPLICATED
@@ -67,7 +69,7 @@ def whole_answer(
     left_out = omissions(readings, request.scenario, {"trace": compared.traced.trace})
     compared = replace(compared, verdict=compared.verdict.leaving_out(left_out))
     answer = compared.to_mapping(suggested=False) | request.origin_fields()
-    answer["scripts_would_take"] = peaks_with_tool_defaults(request, where)
+    _add_tools(answer, request, where)
     answer["warnings"] = [*request.warnings, *answer["warnings"], *without_masters(request.scenario, where)]
     answer["strategies"] = {}
     if shown:
@@ -83,9 +85,14 @@ def whole_answer(
         else:
             size = other.traced.trace["required_bytes"]
             answer["strategies"][REPLICATED] = {"required_bytes": size, **other.verdict.fields()}
-    answer["other_kernels"] = _other_kernels(compared, where)
+    failed: list[str] = []
+    answer["other_kernels"] = []
+    with left_out_if_it_fails("other kernels", failed):
+        answer["other_kernels"] = _other_kernels(compared, where)
     if suggested:
-        answer["suggestions"] = compared.suggestions(watch)
+        with left_out_if_it_fails("suggestions", failed):
+            answer["suggestions"] = compared.suggestions(watch, failed)
+    answer["searches_failed"] = failed
     return answer
 
 
@@ -200,7 +207,7 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
     }
     answer["sentence"] = sentences.of_step(answer)
     if others:
-        answer["scripts_would_take"] = peaks_with_tool_defaults(asked.asked, asked.where)
+        _add_tools(answer, asked.asked, asked.where)
     return _more(answer, asked)
 
 
@@ -225,18 +232,11 @@ def without_masters(scenario: Scenario, where: object = "scenario") -> list[str]
     return [text]
 
 
-def peaks_with_tool_defaults(request: ScenarioRequest, where: object = "scenario") -> dict[str, int | None]:
-    """The peak with the defaults of each tool's scripts, by the analytic estimate; None: not described."""
-    peaks: dict[str, int | None] = {}
-    gpu = named(request.scenario.gpu, where)
-    for tool in LIKE if request.like is None and request.mapping else ():
-        try:
-            other = parse_request({**request.mapping, "like": tool}, where).scenario
-            form = analytic_estimate(other, where, capability=gpu.capability if gpu else None, blocks=False)
-            peaks[tool] = form["peak_allocated_bytes"]
-        except (NotDescribed, UserError):  # what was named does not go with the tool's settings
-            peaks[tool] = None
-    return peaks
+def _add_tools(answer: dict[str, Any], request: ScenarioRequest, where: object) -> None:
+    """What other tools' training would take, and the first line with it."""
+    answer["tools"] = by_tool(request, where)
+    answer["scripts_would_take"] = {row["tool"]: row["peak_allocated_bytes"] for row in answer["tools"]}
+    answer["sentence"] += other_verdicts(answer)
 
 
 def _more(answer: dict[str, Any], asked: Question) -> dict[str, Any]:
@@ -246,7 +246,9 @@ def _more(answer: dict[str, Any], asked: Question) -> dict[str, Any]:
             time = _time_of(step, asked.gpu)
         answer["run"] = _run(time, asked.gpu, asked)
         late = answer["fits"] and (answer["run"] or {}).get("in_time") is False
-        answer["sooner"] = _sooner(answer, asked) if late and asked.scenario.aim.trainer is None else []
+        answer["sooner"] = []
+        with left_out_if_it_fails("sooner", answer.setdefault("searches_failed", [])):
+            answer["sooner"] = _sooner(answer, asked) if late and asked.scenario.aim.trainer is None else []
     if asked.readings:
         answer["read"] = [reading.to_mapping() for reading in asked.readings]
     return answer

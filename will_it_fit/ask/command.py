@@ -249,7 +249,7 @@ def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str])
         return _print_quick(asked, options, words)
     if options.json or options.compare:
         progress = _Progress(sys.stderr.isatty())
-        answered = answer.traced(asked, watch=progress)
+        answered = answer.traced(asked, watch=progress, suggested=options.suggest)
         progress.end()
         if options.compare:
             from will_it_fit.ask.explain_measurement import difference

@@ -9,7 +9,7 @@
 WHAT is a model (a name in config/models/, an id on the Hub, a folder, a config.json), a scenario, a run's settings, or
 a file of axolotl, LLaMA-Factory, TRL, torchtitan, ms-swift or verl (a script too); a program or notebook with TRL or
 Unsloth; an adapter_config.json. Files of accelerate, DeepSpeed or PEFT may follow. Nothing is executed. Exit status: 0
-fits (or no GPU named), 1 does not fit, not in time, or with --quick too close to call, 2 a wrong question, 3 no answer.
+fits (or no GPU named), 1 does not fit, too close to call or not in time, 2 a wrong question, 3 no answer.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     step.add_argument("--from", dest="tool", choices=TOOLS, help="tool that the file belongs to")
     form = made.add_argument_group("the answer")
     form.add_argument("--json", action="store_true", help="for programs: the object of will_it_fit.ask.predict")
+    form.add_argument("--suggest", action="store_true", help="with --json: search for what would fit")
     form.add_argument("--yaml", action="store_true", help="print the scenario as YAML and exit")
     form.add_argument("--quick", action="store_true", help="the analytic estimate alone, at once and without torch")
     form.add_argument("--fresh", action="store_true", help="ask anew, though an answer is kept from an earlier time")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from will_it_fit.common.text import yaml_text
 from will_it_fit.hours.run_time import Run
 from will_it_fit.readers.approximations import approximate
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, Reading
-from will_it_fit.readers.request import DECIDING, ScenarioRequest, left_out, parse_request
+from will_it_fit.readers.request import DECIDING, DEFAULT_LIKE, ScenarioRequest, left_out, parse_request
 from will_it_fit.scenario.fields import BY_NAME
 from will_it_fit.scenario.model import configuration, size
 from will_it_fit.scenario.nested_fields import gpu_count
@@ -25,6 +26,7 @@ from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import AXES
 
 _FILES = (".yaml", ".yml", ".json", ".py", ".ipynb", ".sh", ".toml", ".jinja", ".j2")
+_MODEL_ALONE = "model alone"  # a question whose first word is a model: no field, and taken out of them
 _LEARNED_POSITIONS = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm")
 # Formats of weights that are quantized already, and how they are counted.
 _QUANTIZED = {
@@ -99,6 +101,7 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
     """
     gpu = _gpu(options)
     fields, where, reading = _main(str(what[0]), options.tool, gpu)
+    model_alone = reading is None and fields.pop(_MODEL_ALONE, False)
     beside = [_beside(Path(other), gpu) for other in what[1:]]
     for other in beside:
         _join(fields, other)
@@ -117,7 +120,7 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
             _resolve(fields, base, where)
         if reading or beside:
             fields = approximate(fields, base)
-        request = parse_request(fields, where)
+        request = _request(fields, where, model_alone and options.like is None)
     except UserError as error:
         raise _of_the_file(error, reading, options) from None
     if reading is not None:
@@ -133,6 +136,14 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
     if reading is None and (base.remarks or base.notes):
         reading = replace(base, tool="Hub")
     return Question(request, scenario, where, own, reading, beside, model)
+
+
+def _request(fields: Mapping[str, Any], where: str, model_alone: bool) -> ScenarioRequest:
+    """The request of some fields. About a model alone it is the step of a tool that people use, if that has one."""
+    if model_alone:
+        with suppress(UserError):  # what was named does not go with the tool's settings
+            return replace(parse_request({**fields, "like": DEFAULT_LIKE}, where), like_is_default=True)
+    return parse_request(fields, where)
 
 
 def _of_the_file(error: UserError, reading: Reading | None, options: Options) -> UserError:
@@ -167,7 +178,7 @@ def _main(what: str, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any],
     if path.is_dir():
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
             return _file(path / "adapter_config.json", tool, gpu)
-        return {"model": str(path)}, what, None
+        return {"model": str(path), _MODEL_ALONE: True}, what, None
     if path.suffix in _FILES or what.startswith((".", "/", "~")):
         folder = path.parent if path.parent.is_dir() else Path()
         near = difflib.get_close_matches(path.name, [other.name for other in folder.iterdir()], n=1)
@@ -175,7 +186,7 @@ def _main(what: str, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any],
             "The file isn't there.", where="the command line", found=what, allowed="a file, or a model's name",
             change={"model": str(folder / near[0]) if near else "qwen2.5-coder-7b"},
         )  # fmt: skip
-    return {"model": what}, "the command line", None
+    return {"model": what, _MODEL_ALONE: True}, "the command line", None
 
 
 def _file(path: Path, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any], str, Reading | None]:
@@ -189,7 +200,7 @@ def _file(path: Path, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any]
     mapping = readers.mapping_of(path)
     kind = tool or readers.kind_of(mapping, path)
     if kind == "model":
-        return {"model": str(path)}, str(path), None
+        return {"model": str(path), _MODEL_ALONE: True}, str(path), None
     if kind == "scenario":
         return dict(mapping), str(path), None
     if kind == "run":

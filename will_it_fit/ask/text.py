@@ -11,8 +11,9 @@ from will_it_fit.ask.omissions import bound_bytes
 from will_it_fit.ask.options import suggested
 from will_it_fit.ask.question import Question
 from will_it_fit.ask.several_gpus_text import checkpoint_lines, exchange_lines, host_lines
+from will_it_fit.ask.tools import TITLES, tool_lines
 from will_it_fit.cards.gpus import EXPANDABLE_LINE
-from will_it_fit.cards.sentences import of_step, which
+from will_it_fit.cards.sentences import which
 from will_it_fit.common.text import GIB, gib, printable, yaml_text
 from will_it_fit.scenario.description import goes_without_saying
 from will_it_fit.scenario.fields import BY_NAME, line
@@ -56,25 +57,12 @@ def head(answer: Mapping[str, Any], like: str = "like: ", file: str | None = Non
     ``like``: how a tool is named where this is shown; ``file``: what was asked about.
     """
     about = [f"file: {file}"] if file else []
-    lines = [of_step(answer), *other_tools(answer, like), *about, f"for: {step_line(answer['scenario'])}"]
+    lines = [answer["sentence"], *tool_lines(answer, like), *about, f"for: {step_line(answer['scenario'])}"]
     if answer.get("like"):
-        lines.append(f"as {answer['like']['tool']} has it: {_fields(answer['like']['fields'])}")
+        lines.append(f"as {TITLES[answer['like']['tool']]} has it: {_fields(answer['like']['fields'])}")
     if defaults := defaults_used(answer):
         lines.append(defaults)
     return lines
-
-
-def other_tools(answer: Mapping[str, Any], like: str) -> list[str]:
-    """What the step takes with other tools' defaults, which is the step that most people run."""
-    titles = {"trl": "TRL", "peft": "PEFT", "axolotl": "axolotl"}
-    peaks = {tool: size for tool, size in (answer.get("scripts_would_take") or {}).items() if size}
-    if not peaks:
-        return []
-    sizes = ", ".join(f"{titles.get(tool, tool)} {size / GIB:.2f}" for tool, size in peaks.items())
-    whose = "its" if len(peaks) == 1 else "their"
-    return [
-        f"With {sizes} GiB at the peak: the same by {whose} scripts' defaults, estimated ({like}{next(iter(peaks))})"
-    ]
 
 
 def defaults_used(answer: Mapping[str, Any]) -> str | None:
@@ -195,12 +183,14 @@ def other_kernels(answer: Mapping[str, Any]) -> list[str]:
 
 def suggestions(answer: Mapping[str, Any], shown: Callable[[Mapping[str, Any]], str]) -> list[str]:
     """What would fit; ``shown`` makes the line to type."""
+    failed = answer.get("searches_failed")
+    left_out = [f"left out, since its search failed: {', '.join(failed).replace('_', ' ')}"] if failed else []
     if not answer["suggestions"]:
-        return []
+        return left_out
     lines = ["what would fit, the cheapest first:"]
     for item in answer["suggestions"]:
         lines.append(f"  {shown(item)}\n      {item['cost']}; {gib(item['headroom_bytes'])} to spare")
-    return lines
+    return lines + left_out
 
 
 def explanation(answer: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from will_it_fit.common.errors import UserError
@@ -52,6 +53,17 @@ def command(main: Callable[[], int | None]) -> None:
         traceback.print_exc()
         sys.exit(3)
     sys.exit(status or 0)
+
+
+@contextmanager
+def left_out_if_it_fails(name: str, failed: list[str] | None) -> Iterator[None]:
+    """Let an answer stand although a search beside it fails, whose name ``failed`` gets."""
+    try:
+        yield
+    except Exception:  # whatever a library raises for a step that nobody asked about
+        log.debug("the search for %s failed", name, exc_info=True)
+        if failed is not None:
+            failed.append(name)
 
 
 def moved(old: str, new: str) -> None:

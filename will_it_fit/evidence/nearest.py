@@ -51,6 +51,7 @@ _SAME_CHIP = {"a100-40gb": "a100-80gb"}  # with slower memory, within the range
 WHOLE_PROGRAM = "modded-nanogpt"  # the program of the measured rows that `run` ran, unchanged
 LEAST = 0.1  # of a prediction: the least that a range leaves to either side
 FEW = 8  # measured times: fewer make no range
+FEW_DIFFERENCES = 3  # kinds in which a step that is near may differ
 _MOST = 4  # measured kinds that are named beside a difference
 _CARDS = {"a10g": "NVIDIA A10G", "h100-96gb": "NVIDIA H100 with 96 GB"}  # measured, and not in the catalogue
 
@@ -87,12 +88,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The measured steps that are like a step, or in what they all differ."""
+    """The measured steps that are like a step, or in what they all differ.
+
+    ``near``: those that differ in :attr:`differences` alone, where these are few.
+    """
 
     kinds: Kinds
     rows: Sequence[MeasuredStep]
     differences: Sequence[Difference]
     same_card: bool = True
+    near: Sequence[MeasuredStep] = ()
 
     def errors(self, figure: str) -> Errors | None:
         """Of one of :data:`FIGURES`; None where it was not measured."""
@@ -109,6 +114,7 @@ class Evidence:
         return {
             "rows": [row.id for row in self.rows],
             "cards": _counted(row.card for row in self.rows),
+            "near": [row.id for row in self.near],
             "unread": sum(row.memory_known == UNREAD for row in self.rows),
             "errors": {
                 figure: {"rows": one.rows, "range": [one.low, one.high], "median": one.median_size}
@@ -122,7 +128,11 @@ class Evidence:
         """One sentence for people; with ``estimate`` among the figures it says which are the trace's."""
         if not self.rows:
             kind = "step" if self.kinds.program else "program"
-            return f"No measured {kind} resembles this one: {'; '.join(map(str, self.differences))}"
+            told = f"No measured {kind} resembles this one: {'; '.join(map(str, self.differences))}"
+            if not self.near:
+                return told
+            nearest = Evidence(self.kinds, self.near, (), same_card=False).text(figures)
+            return f"{told}. But for that like{nearest.removeprefix('Like')}"
         traced = "the trace's " if "estimate" in figures else ""
         said = [phrase for figure in figures if (phrase := self._phrase(figure, traced))]
         return f"Like {self._runs()}: {', '.join(said) or 'measured, and not predicted yet'}{self._known()}"
@@ -207,7 +217,7 @@ def nearest(kinds: Kinds, card: str | None, steps: Sequence[MeasuredStep]) -> Ev
             measured = _counted(getattr(step.kinds, kind) for step in left)
             differences.append(Difference(kind, own, tuple(measured)))
     if differences:
-        return Evidence(kinds, (), differences)
+        return Evidence(kinds, (), differences, near=left if len(differences) <= FEW_DIFFERENCES else ())
     own = [step for step in left if step.card == card]
     return Evidence(kinds, own or left, (), bool(own))
 

@@ -87,18 +87,24 @@ class Comparison:
             answer["knobs"] = [knob.to_mapping() for knob in knobs(self.cycle, trace)]
         return answer
 
-    def suggestions(self, watch: Callable[[str, int, Sequence[Any]], None] | None = None) -> list[dict[str, Any]]:
-        """What to change where the step does not fit its GPU for sure; ``watch`` hears of each search that begins."""
+    def suggestions(
+        self, watch: Callable[[str, int, Sequence[Any]], None] | None = None, failed: list[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """What to change where the step does not fit its GPU for sure.
+
+        ``watch`` hears of each search that begins; ``failed`` gets the names of those that failed.
+        """
         unclear = self.verdict.word in (Word.TOO_CLOSE, Word.DOES_NOT_FIT)
         if not unclear or not self.gpu.is_modelled or self.verdict.is_lower_bound:  # nothing could be said to fit
             return []
         if self.cycle and self.cycle.server:
             from will_it_fit.planner.cycle import suggest_for_cycle
 
-            return [asdict(item) for item in suggest_for_cycle(self.cycle, self.traced.trace)]
+            return [asdict(item) for item in suggest_for_cycle(self.cycle, self.traced.trace, failed)]
         from will_it_fit.planner.suggestions import suggest
 
-        return [asdict(item) for item in suggest(self.traced.scenario, self.gpu, self.traced.trace, watch)]
+        scenario, trace = self.traced.scenario, self.traced.trace
+        return [asdict(item) for item in suggest(scenario, self.gpu, trace, watch, failed=failed)]
 
     def to_mapping(self, suggested: bool = True) -> dict[str, Any]:
         """Plain values for JSON; the suggestions, which take traces of their own, only if they are asked for."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from will_it_fit.cards.gpus import Gpu
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.terminal import left_out_if_it_fails
 from will_it_fit.common.text import yaml_text
 from will_it_fit.planner.suggestions import Suggestion
 from will_it_fit.scenario.scenario import Scenario
@@ -115,8 +116,11 @@ def _turns(known: Cycle) -> Iterator[tuple[dict[str, Any], str]]:
         yield {"utilization": share, **longest}, "the cache holds one row for sure, so answers wait for each other"
 
 
-def suggest_for_cycle(known: Cycle, trace: Mapping[str, Any]) -> list[Suggestion]:
-    """What makes a cycle fit its card: settings of the engine, then changes of the trainer, each traced anew."""
+def suggest_for_cycle(known: Cycle, trace: Mapping[str, Any], failed: list[str] | None = None) -> list[Suggestion]:
+    """What makes a cycle fit its card: settings of the engine, then changes of the trainer, each traced anew.
+
+    ``failed`` gets the names of what could not be traced.
+    """
     found = []
     for knob in knobs(known, trace):
         if knob.fits:
@@ -124,9 +128,10 @@ def suggest_for_cycle(known: Cycle, trace: Mapping[str, Any]) -> list[Suggestion
             changed = known.scenario.changed(generation=own)
             found.append(_suggestion(cycle(changed, trace, known.gpu), trace, knob.changes, knob.cost))
     for changes, cost in _trainers_turns(known.scenario):
-        changed, own_trace = _traced(known, changes)
-        if changed is not None and changed.fits:
-            found.append(_suggestion(changed, own_trace, changes, cost))
+        with left_out_if_it_fails(", ".join(changes), failed):
+            changed, own_trace = _traced(known, changes)
+            if changed is not None and changed.fits:
+                found.append(_suggestion(changed, own_trace, changes, cost))
     return found
 
 

@@ -13,6 +13,7 @@ from will_it_fit.cards.beside import Process, room_bytes
 from will_it_fit.cards.gpus import GIB, Gpu, catalogue
 from will_it_fit.cards.verdict import verdict
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.terminal import left_out_if_it_fails
 from will_it_fit.common.text import yaml_text
 from will_it_fit.planner.calibrated import CalibratedEstimator
 from will_it_fit.planner.changes import COUNTS, Changes, Move, apply, moves, spread
@@ -60,6 +61,7 @@ def suggest(
     traced: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
     allowed: Callable[[Scenario], bool] = lambda step: True,
+    failed: list[str] | None = None,
 ) -> list[Suggestion]:
     """Changes that make a scenario fit a GPU, in order of what they cost; the trace verifies each.
 
@@ -74,6 +76,8 @@ def suggest(
         Called before each search, with what is tried, how many searches are left at most after it, and what was found.
     allowed
         Says of a division whether it may be suggested; the gate allows those that the training has.
+    failed
+        Gets the names of searches that failed; what they might have found is left out.
     """
     estimate = CalibratedEstimator(scenario, gpu, traced)
     fits = lambda candidate: estimate(candidate) <= room_bytes(Process.of(candidate), gpu)  # noqa: E731
@@ -108,9 +112,12 @@ def suggest(
             searches.clear()
         if watch:
             watch(name, len(searches) + len(others), found)
-        answer = search()
-        if answer and estimate.timed_on and scenario.aim.trainer is None and answer.move not in places:
-            answer = _timed(answer, scenario, gpu, estimate)  # no other objective has a time
+        answer = None
+        with left_out_if_it_fails(name, failed):
+            answer = search()
+        with left_out_if_it_fails("time", failed):
+            if answer and estimate.timed_on and scenario.aim.trainer is None and answer.move not in places:
+                answer = _timed(answer, scenario, gpu, estimate)  # no other objective has a time
         if answer:
             found.append(answer)
             found.sort(key=lambda item: order.get(item.move, places.get(item.move, -1)))
@@ -204,8 +211,9 @@ def _cheapest(
             current = candidate
     for item in list(taken):  # where a later change alone is enough, the cheap ones before it are not needed
         rest = [other for other in taken if other is not item]
-        if fits(_all(scenario, rest)):
-            taken = rest
+        with suppress(UserError):  # a later change needs this one, as a rank needs adapters
+            if fits(_all(scenario, rest)):
+                taken = rest
     return taken
 
 

@@ -26,6 +26,7 @@ from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import DIVIDED, NONE
 
 LIKE = ("trl", "peft", "axolotl")
+DEFAULT_LIKE = "trl"  # whose step a question about a model alone is about
 TOOL_DEFAULTS = data_path("tool_defaults.yaml")  # what `like` sets
 # Settings that decide memory or time, for the answer to name where nobody did; the sizes first.
 _SIZES = ("sequence_length", "micro_batch")
@@ -48,6 +49,8 @@ class ScenarioRequest:
         Fields that decide memory and that neither named: this project's defaults, or those of ``assumed_by``.
     warnings
         What of the model the answer leaves out.
+    like_is_default
+        Nobody chose the tool.
     """
 
     scenario: Scenario
@@ -57,6 +60,7 @@ class ScenarioRequest:
     assumed: Mapping[str, Any] = field(default_factory=dict)
     assumed_by: str | None = None
     warnings: tuple[str, ...] = ()
+    like_is_default: bool = False
 
     def origin_fields(self) -> dict[str, Any]:
         """For the answer: ``assumed`` (by whom), and ``like``, None or the ``tool`` with its ``fields``."""

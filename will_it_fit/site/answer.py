@@ -20,11 +20,12 @@ from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.analytic.kernels import kernels_of
 from will_it_fit.ask import text
-from will_it_fit.ask.answer import peaks_with_tool_defaults, quick
+from will_it_fit.ask.answer import quick
 from will_it_fit.ask.command import parse, scenario_yaml
 from will_it_fit.ask.question import Question, question
 from will_it_fit.ask.run_cost import parse_run_options
-from will_it_fit.ask.text import WORDS, other_tools, step_line
+from will_it_fit.ask.text import WORDS, step_line
+from will_it_fit.ask.tools import by_tool, tool_lines
 from will_it_fit.cards.gpus import Gpu, catalogue
 from will_it_fit.cards.sentences import has_usable, smallest
 from will_it_fit.cards.verdict import Word
@@ -112,11 +113,7 @@ def _reply(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if request["ask"] == "answer":
             return _answer(asked, words, run_words(request, asked)) | {"added": added}
         if request["ask"] == "others":
-            return {
-                "others": other_tools(
-                    {"scripts_would_take": peaks_with_tool_defaults(asked.asked, asked.where)}, "--like "
-                )
-            }
+            return {"others": list(tool_lines({"tools": by_tool(asked.asked, asked.where)}, "--like "))}
         asked, _ = _nearest(asked)
         if request["ask"] == "methods":
             return {"methods": _by_method(asked)}

@@ -72,11 +72,11 @@ def test_a_diff_says_what_each_setting_and_each_component_adds(repository, capsy
 def test_the_exit_status_follows_the_rule(repository, capsys) -> None:
     words = ("main~1", "main", "--file", "configs/train.yml")
     assert answered(capsys, *words)[0] == 0  # no GPU is named
-    status, out = answered(capsys, *words, "--gpu", "0.8GiB")
+    status, out = answered(capsys, *words, "--gpu", "0.9GiB")
     assert status == 1 and "no longer fits" in out
     status, out = answered(capsys, *words, "--gpu", "8GiB", "--most", "10MiB")
     assert status == 1 and "more than the 10.0 MiB that --most allows" in out
-    status, out = answered(capsys, "main", "main~1", "--file", "configs/train.yml", "--gpu", "0.8GiB")
+    status, out = answered(capsys, "main", "main~1", "--file", "configs/train.yml", "--gpu", "0.9GiB")
     assert status == 0 and "fits now" in out and " less " in out
 
 
@@ -170,7 +170,7 @@ def test_the_actions_script_runs_and_no_input_is_part_of_a_script(repository, tm
     environment = {
         **os.environ, **{name: str(path) for name, path in files.items()},
         "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}",
-        "RUNNER_TEMP": str(tmp_path), "BASE": "main~1", "HEAD": "main", "FILE": "configs/train.yml", "GPU": "0.8GiB",
+        "RUNNER_TEMP": str(tmp_path), "BASE": "main~1", "HEAD": "main", "FILE": "configs/train.yml", "GPU": "0.9GiB",
         "MOST": "$(touch hacked)",
     }  # fmt: skip
     refused = subprocess.run(["bash", "-e", "-c", scripts["Compare"]], env=environment, capture_output=True, text=True)
