@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from will_it_fit.cards.beside import Process
-from will_it_fit.cards.gpus import catalogue, find
-from will_it_fit.cards.verdict import verdict, verdicts_by_allocator
+from will_it_fit.cards.gpus import Gpu, catalogue, find
+from will_it_fit.cards.verdict import Omission, Verdict, verdict, verdicts_by_allocator
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.text import GIB, gib, size_text
 from will_it_fit.evidence.nearest import program_evidence
 from will_it_fit.program.request import ProgramRequest
 
@@ -26,7 +29,10 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
         ``time`` of a step as `predict` has it, without the loading of data; None where it isn't known;
         ``evidence``, the measured programs that are like this one;
         ``rank``, the process that this is of; ``program`` with ``updates``, ``outcome``, ``peak_line``, ``reads``,
-        ``written`` and ``made_up``; ``host``, what the run took here (``peak_bytes``, ``seconds``); ``warnings``.
+        ``written``, ``made_up``, ``not_followed`` (what the peak does not cover, in words), ``growth_bytes`` (by which
+        memory grows with each update), ``ran_out`` (lines at which memory ran out, where the program went on) and
+        ``share_bytes`` (of the card, by ``set_per_process_memory_fraction``);
+        ``host``, what the run took here (``peak_bytes``, ``seconds``); ``warnings``.
 
     Raises
     ------
@@ -39,10 +45,11 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
     trace = dict(found["trace"])
     phases, graphs = trace["phases"], (trace.get("compiled") or {}).get("graphs")
     process = _process(asked.gpus, trace, found["expandable_segments"])
-    judged = verdict(trace, gpu, process)
     own = "expandable_segments" if found["expandable_segments"] else "default"
-    told = ("updates", "outcome", "peak_line", "library_line", "reads", "written", "made_up")
+    told = ("updates", "outcome", "peak_line", "library_line", "reads", "written", "made_up", "not_followed",
+            "growth_bytes", "ran_out", "share_bytes")  # fmt: skip
     program = {name: found[name] for name in told}
+    judged = _judged(trace, program, gpu, process)
     return {
         "trace": trace,
         "training": {"peak_allocated_bytes": max(phases.get(phase, 0) for phase in TRAINING)},
@@ -66,6 +73,25 @@ def _process(gpus: int, trace: Mapping[str, Any], expandable_segments: bool) -> 
     return Process(gpus, int(gpus > 1), expandable_segments=expandable_segments, compiled=compiled)
 
 
+def _judged(trace: Mapping[str, Any], program: Mapping[str, Any], gpu: Gpu | None, process: Process) -> Verdict:
+    """The verdict with what was not followed. What a program allows itself is a border too."""
+    judged = verdict(trace, gpu, process).leaving_out(_omissions(program, gpu))
+    share = program["share_bytes"]
+    if share is None or judged.headroom_bytes is None:
+        return judged
+    return replace(judged, headroom_bytes=min(judged.headroom_bytes, share - judged.needed_bytes))
+
+
+def _omissions(program: Mapping[str, Any], gpu: Gpu | None) -> Iterator[Omission]:
+    """What the peak does not cover: by unknown sizes, but for memory that grows, which no card has for ever."""
+    if program["growth_bytes"] and gpu:
+        what = f"memory that grows by {size_text(program['growth_bytes'])} with each update, on a whole card"
+        yield Omission(what, gpu.usable_bytes)
+    for what in program["not_followed"]:
+        yield Omission(what, None)
+
+
+
 def of_ranks(answers: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     """The answer of the process that needs most, by the answers of those that ran.
 
@@ -86,7 +112,7 @@ def on_all_gpus(answered: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     process = _process(answered["gpus"], answered["trace"], answered["allocators"]["own"] == "expandable_segments")
     for card in catalogue().values():
-        judged = verdict(answered["trace"], card, process)
+        judged = _judged(answered["trace"], answered["program"], card, process)
         rows.append({"gpu": card.name, "title": card.title, "required_bytes": answered["trace"]["required_bytes"],
                      "usable_bytes": card.usable_bytes, **judged.fields()})  # fmt: skip
     return rows
@@ -94,13 +120,22 @@ def on_all_gpus(answered: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _warnings(found: Mapping[str, Any]) -> list[str]:
     told = list(found["trace"].get("warnings", ()))
-    for read in found["reads"]:
-        if read["decided"] and not read["by_library"]:
-            where = read["line"].partition(" in ")[0]
-            told.append(
-                f"{read['line']} decides by the value of a tensor, which nobody knows; {read['value']:g} was taken."
-                f" For another value: --answer {where}=VALUE"
-            )
+    if growth := found["growth_bytes"]:
+        told.append(
+            f"memory grows by {size_text(growth)} with each update; a program that keeps a loss or an output keeps what"
+            " it was computed of (loss.item() and .detach() do not)"
+        )
+    for line, times in Counter(found["ran_out"]).items():
+        told.append(f"the card's memory ran out {times} times at {line}, and the program went on with less")
+    if found["share_bytes"] is not None:
+        told.append(
+            f"set_per_process_memory_fraction: the program allows itself {gib(found['share_bytes'])} of the card"
+        )
+    told += [
+        f"{read['line']} decides by the value of a tensor, which nobody knows; {read['value']:g} was taken. For another"
+        f" value: --answer {_place(read)}=VALUE"
+        for read in _deciding(found)
+    ]
     for line in found["received"]:
         told.append(
             f"{line} receives objects of another process, which did not run; the program went on with what it had"
@@ -116,6 +151,15 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
     return told
 
 
+def _deciding(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The lines of the program's own at which a number that nobody knows decided."""
+    return [read for read in found.get("reads", ()) if read["decided"] and not read["by_library"]]
+
+
+def _place(read: Mapping[str, Any]) -> str:
+    return read["line"].partition(" in ")[0]
+
+
 # --- programs that came to no update -------------------------------------------------------------------------------
 
 
@@ -127,17 +171,27 @@ def refusal(asked: ProgramRequest, found: Mapping[str, Any]) -> UserError:
             f"The program took no update of an optimizer within {found['seconds']} seconds.", where=line,
             allowed="a program that trains; more time", write=f"will-it-fit run --seconds {4 * found['seconds']} ...",
         )  # fmt: skip
+    if outcome in ("stopped", "ended") and (deciding := _deciding(found)):
+        read = deciding[-1]
+        other = 0 if read["value"] else 1
+        return UserError(
+            f"The program ended without an update, after this line decided by a number that nobody knows;"
+            f" {read['value']:g} was taken.", where=read["line"], allowed="another value for this line",
+            write=f"will-it-fit run --answer {_place(read)}={other} ...",
+        )  # fmt: skip
     if outcome in ("stopped", "ended"):
         return UserError(
             "The program ended, and no optimizer of PyTorch's took a step.", where=asked.program,
             allowed="a program that trains: one that calls step() of a torch.optim.Optimizer",
         )  # fmt: skip
     if outcome == "killed":
-        gib = asked.limits.memory_bytes / 2**30
+        limit = asked.limits.memory_bytes / GIB
         return UserError(
             f"The program's process was killed (status {found['status']}): mostly for want of this machine's memory.",
-            where=asked.program, found=f"a limit of {gib:g} GiB", write=f"will-it-fit run --memory {2 * gib:g}GiB ...",
-        )  # fmt: skip
+            where=asked.program,
+            found=f"a limit of {limit:g} GiB",
+            write=f"will-it-fit run --memory {2 * limit:g}GiB ...",
+        )
     return _failed(asked, found, line)
 
 
@@ -150,7 +204,10 @@ _REASONS = (
     (("MemoryError", "DefaultCPUAllocator", "can't allocate memory"),
      "The program needs more of this machine's memory than it may use",
      "more memory; a model that is built by from_pretrained takes next to none", "will-it-fit run --memory 32GiB ..."),
-    (("FileNotFoundError", "No such file", "DatasetNotFound", "data_files"), "The program's data is not at hand",
+    (("Couldn't reach '", "DatasetNotFound", "Couldn't find a dataset", "Couldn't find any data"),
+     "The program's data set is not at hand", "made up rows of a size; the data set in the cache of the Hub; --network",
+     "will-it-fit run --batch 8x512 ..."),
+    (("FileNotFoundError", "No such file", "data_files"), "The program's data is not at hand",
      "the data in its place; or made up batches of a size", "will-it-fit run --batch 8x1024 ..."),
     (("OfflineMode", "LocalEntryNotFound", "Cannot find the requested files", "ConnectionError", "NetworkUnreachable",
       "couldn't connect", "Network is unreachable", "Temporary failure in name resolution", "offline mode"),
