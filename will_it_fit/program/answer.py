@@ -61,7 +61,13 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
         "allocators": {"own": own, **verdicts_by_allocator(trace, gpu, process)},
         "time": found["time"],
         "evidence": program_evidence(asked.gpus, bool(graphs), gpu).to_mapping(("allocated", "reserved")),
-        "program": program | {"name": asked.program, "arguments": list(asked.arguments), "network": found["network"]},
+        "program": program
+        | {
+            "name": asked.program,
+            "arguments": list(asked.arguments),
+            "network": found["network"],
+            "held": found["held"],
+        },
         "host": found["host"],
         "warnings": _warnings(found),
     }
@@ -144,11 +150,23 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
         told.append(f"the weights of {name} are not at hand: its configuration gave their names and sizes")
     if names := found["made_up"]["data"]:
         told.append(f"made up, as --batch says, because it is not at hand: {', '.join(dict.fromkeys(names))}")
-    if not found["confined"]:
-        told.append("this platform does not keep a process from writing elsewhere, so the program could")
-    if found["network"] == "could not be taken away":
-        told.append("this platform does not let a process give up its network, so the program had it")
+    told += [f"on this platform {words}" for name, words in _NOT_HELD.items() if not _holds(found, name)]
     return told
+
+
+# What a program could do that was not kept from it, by :class:`~will_it_fit.program.confinement.Held`.
+_NOT_HELD = {
+    "network": "a process does not give up its network, so the program had it",
+    "files": "a process is not kept from writing elsewhere, so the program could",
+    "metadata": "a process is not kept from changing permissions, owners and times of your files, so the program could",
+    "processes": "a process is not kept from ending others of the same user, so the program could",
+    "sockets": "a process is not kept from asking servers of the same user (tmux, D-Bus, Docker), so the program could",
+    "abstract_sockets": "a process is not kept from servers with abstract names (X11, D-Bus), so the program could ask",
+}
+
+
+def _holds(found: Mapping[str, Any], name: str) -> bool:
+    return found["held"][name] or (name == "network" and found["network"] == "allowed")
 
 
 def _deciding(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:

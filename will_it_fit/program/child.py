@@ -18,7 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from typing import Any
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import write_json
 
+from .confinement import enter
 from .request import ProgramRequest
 
 EXPANDABLE = "expandable_segments:True"
@@ -108,7 +109,7 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
         tracker.values.asked, tracker.values.chooses = numbers.answer, numbers.choice
         memory = Memory(tracker, card, gpu.usable_bytes, raises=asked.runs_out and asked.gpu is not None)
         loop = Loop(tracker, asked.steps, memory.live_bytes)
-        followed = Followed(loop)
+        followed = Followed(loop, asked.program)
         processes = group.Group(tracker, stack, asked.gpus, asked.rank, device)
         stack.callback(processes.end)
         enter(patched(cuda.cuda_places(card, memory.answers(), asked.gpus, device)))
@@ -282,6 +283,7 @@ def watch(asked: ProgramRequest, result: Path) -> None:
 def main() -> None:
     asked = ProgramRequest.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     result = Path(sys.argv[2])
+    held = enter([Path(folder) for folder in asked.writable], network=asked.network)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a package for CPUs while it is imported
     watch(asked, result)
     try:
@@ -292,7 +294,7 @@ def main() -> None:
         found = {"outcome": "failed", **failure(cause), "reads": [], "ran_out": []}
         if isinstance(error, Unfinished):
             found |= {"reads": error.reads, "ran_out": error.ran_out}
-    write_json(result, found)
+    write_json(result, found | {"held": asdict(held)})
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # not through the interpreter's end: foreign threads and exchanged functions may trip it

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ class Followed:
         What its loaders gave.
     """
 
-    def __init__(self, loop: Loop) -> None:
-        self.batches = Batches()
+    def __init__(self, loop: Loop, program: str) -> None:
+        self.batches, self._program = Batches(), program
         self._loop, self._began = loop, time.monotonic()
         self._saved = self._saves = self._evaluates = False
         self._empty, self._given = 0, {}
@@ -166,7 +167,7 @@ class Followed:
     def _signs(self) -> dict[str, str]:
         """By what the program's own text announces, the line that does."""
         found: dict[str, str] = {}
-        for path, lines in _own_text():
+        for path, lines in _own_text(self._program):
             for number, line in enumerate(lines, 1):
                 code = line.partition("#")[0]
                 for name, words in (_SIGNS | _CHANGES).items():
@@ -184,13 +185,11 @@ class Followed:
         return [each for each in told if each]
 
 
-def _own_text() -> Iterator[tuple[str, list[str]]]:
-    """The text of the program's modules: those in its folder."""
+def _own_text(program: str) -> Iterator[tuple[str, list[str]]]:
+    """The text of the program and of its modules: those in its folder."""
     folder = str(Path.cwd())
-    for module in list(sys.modules.values()):
-        path = getattr(module, "__file__", None) or ""
-        if path.startswith(folder) and "site-packages" not in path:
-            try:
+    files = [program, *(getattr(module, "__file__", None) or "" for module in list(sys.modules.values()))]
+    for path in dict.fromkeys(str(Path(file).absolute()) for file in files if file.endswith(".py")):
+        if (path.startswith(folder) or path == str(Path(program).absolute())) and "site-packages" not in path:
+            with suppress(OSError):
                 yield path, Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-            except OSError:
-                continue

@@ -23,10 +23,11 @@ from typing import Any
 
 from will_it_fit.common.errors import UserError
 
-from .confinement import caches, is_possible, leave_network, write_only_below
+from .confinement import caches
 from .request import ProgramRequest
 
 MODULE = "will_it_fit.program.child"
+END_SECONDS = 5  # that a process gets to end those that its program has started
 GRACE_SECONDS = 60  # after its own limit a process is killed
 FIRST_SECONDS, REPEATED_SECONDS = 2, 30  # until a line of progress, and until it is said again
 COPIED_BYTES = 2**20  # files up to this size are copied into the shadow, larger ones linked
@@ -41,8 +42,8 @@ def run(asked: ProgramRequest, output: Any = None, label: str = "") -> dict[str,
     A program that runs out of the card's memory and does not go on runs once more, on a card without a border: so the
     answer says what it needs.
 
-    ``written``: files that it wrote in its folder; ``network``: whether it had one; ``confined``: whether it could
-    write in its own folders alone; ``host``: the most memory of its process in bytes, and seconds.
+    ``written``: files that it wrote in its folder; ``held``: what it had given up (:class:`.confinement.Held`);
+    ``host``: the most memory of its process in bytes, and seconds.
 
     Parameters
     ----------
@@ -98,46 +99,38 @@ def _run_once(asked: ProgramRequest, output: Any, progress: Progress) -> dict[st
                 (folder / name).write_text(text, encoding="utf-8", errors="surrogateescape")
         before = _state(folder)
         Path(place, "tmp").mkdir()
-        request.write_text(asked.to_json(), encoding="utf-8")
+        kept, led = caches(Path(place, "tmp"))
+        writable = (folder, Path(place), *map(Path, asked.writable), *kept)
+        confined = replace(asked, writable=tuple(str(each.resolve()) for each in writable))
+        request.write_text(confined.to_json(), encoding="utf-8")
         began = time.monotonic()
-        given_up = _begin(asked, folder, [str(request), str(result)], output or sys.stderr, progress)
+        _begin(asked, folder, [str(request), str(result)], led, output or sys.stderr, progress)
         found = _read(result)
         written = sorted(name for name, state in _state(folder).items() if before.get(name) != state)
         peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         host = {"peak_bytes": peak_bytes, "seconds": round(time.monotonic() - began, 1)}
-        return found | given_up | {"written": written, "host": host}
+        held = found.get("held") or {}
+        network = "allowed" if asked.network else "none" if held.get("network") else "could not be taken away"
+        return found | {"network": network, "written": written, "host": host}
 
 
-def _begin(asked: ProgramRequest, folder: Path, words: list[str], output: Any, progress: Progress) -> dict[str, Any]:
-    """Run the child to its end; says what it gave up.
-
-    Returns
-    -------
-    dict
-        ``network``: ``none``, ``allowed`` or ``could not be taken away``; ``confined``, as :func:`run` has it.
-    """
+def _begin(
+    asked: ProgramRequest, folder: Path, words: list[str], led: dict[str, str], output: Any, progress: Progress
+) -> None:
+    """Run the child to its end; ``led``: variables of its environment."""
     root = Path(__file__).parents[2]
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
-    scratch = Path(words[0]).with_name("tmp")
-    kept, led = caches(scratch)
-    environment |= {"TMPDIR": str(scratch), **led}
+    environment |= {"TMPDIR": str(Path(words[0]).with_name("tmp")), **led}
     if not asked.network:
         environment |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
     limits = asked.limits
-    leaves = not asked.network and is_possible(leave_network)
-    writable = [folder, Path(words[0]).parent, *map(Path, asked.writable), *kept]
-    confined = is_possible(lambda: write_only_below(writable))
 
     def prepare() -> None:
         for kind, size in ((resource.RLIMIT_DATA, limits.memory_bytes), (resource.RLIMIT_FSIZE, limits.file_bytes)):
             _, hard = resource.getrlimit(kind)
             resource.setrlimit(kind, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if leaves:
-            leave_network()
-        if confined:
-            write_only_below(writable)
 
     command = [sys.executable, "-P", "-m", MODULE, *words]
     with subprocess.Popen(
@@ -153,12 +146,14 @@ def _begin(asked: ProgramRequest, folder: Path, words: list[str], output: Any, p
         finally:
             _end(process)
     Path(words[1]).with_suffix(".status").write_text(str(process.returncode))
-    network = "allowed" if asked.network else "none" if leaves else "could not be taken away"
-    return {"network": network, "confined": confined}
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End a process and those that it started."""
+    """End a process and those that it started: told to end, it ends the others itself (`.confinement`)."""
+    if process.returncode is None:
+        os.kill(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
