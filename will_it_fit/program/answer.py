@@ -81,21 +81,21 @@ def _process(gpus: int, trace: Mapping[str, Any], expandable_segments: bool) -> 
 
 def _judged(trace: Mapping[str, Any], program: Mapping[str, Any], gpu: Gpu | None, process: Process) -> Verdict:
     """The verdict with what was not followed. What a program allows itself is a border too."""
-    judged = verdict(trace, gpu, process).leaving_out(_omissions(program, gpu))
+    judged = verdict(trace, gpu, process)
     share = program["share_bytes"]
-    if share is None or judged.headroom_bytes is None:
-        return judged
-    return replace(judged, headroom_bytes=min(judged.headroom_bytes, share - judged.needed_bytes))
+    if share is not None and gpu is not None:
+        judged = replace(judged, headroom_bytes=min(judged.headroom_bytes, share - judged.needed_bytes))
+    return judged.leaving_out(_omissions(program, judged.headroom_bytes))
 
 
-def _omissions(program: Mapping[str, Any], gpu: Gpu | None) -> Iterator[Omission]:
-    """What the peak does not cover: by unknown sizes, but for memory that grows, which no card has for ever."""
-    if program["growth_bytes"] and gpu:
-        what = f"memory that grows by {size_text(program['growth_bytes'])} with each update, on a whole card"
-        yield Omission(what, gpu.usable_bytes)
+def _omissions(program: Mapping[str, Any], headroom_bytes: int | None) -> Iterator[Omission]:
+    """What the peak does not cover: by unknown sizes, but for memory that grows, which fills every card."""
+    growth = program["growth_bytes"]
+    if growth and headroom_bytes is not None and headroom_bytes >= 0:
+        updates = headroom_bytes // growth + 1
+        yield Omission(f"{updates:,} more updates that keep {size_text(growth)} each", updates * growth)
     for what in program["not_followed"]:
         yield Omission(what, None)
-
 
 
 def of_ranks(answers: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
