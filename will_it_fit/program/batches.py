@@ -127,8 +127,15 @@ class Batches:
 
     def updated(self) -> None:
         """The program has taken an update, with what it was given last."""
-        if self._last is not None:
-            self.trained_on.setdefault(id(self._last), self._last)
+        data = self._last
+        if data is not None and id(data) not in self.trained_on:
+            self.trained_on[id(data)] = data
+            self._rows[id(data)] = rows_of(data)
+
+    @property
+    def are_missing(self) -> bool:
+        """Whether rows differ, and no largest batch was given yet."""
+        return self.largest_at is None and any(rows.differ for rows in self._rows.values() if rows is not None)
 
     def is_training(self, iterator: Any) -> bool:
         return id(iterator._dataset) in self.trained_on
@@ -161,8 +168,8 @@ class Batches:
 
     def not_seen(self) -> str | None:
         """Which batches may be larger than those that were followed; None: none."""
-        known = [self._rows.get(key) for key in self.trained_on]
-        if not known or None in known or any(rows.differ and self.largest_at is None for rows in known):
+        known = [self._rows[key] for key in self.trained_on]
+        if not known or None in known or self.are_missing:
             return "later batches"
         if any(not rows.is_whole for rows in known):
             read = sum(len(rows.sizes) for rows in known)

@@ -182,11 +182,19 @@ def run(asked: ProgramRequest, tell: Callable[[str], None] = lambda text: None) 
         except Exception as error:
             if not running.loop.has_enough() or running.memory.ran_out:
                 raise Unfinished(running) from error
-            print_error(error)
+            if not _follows(error, Enough):
+                print_error(error)
             outcome = "stopped"
         running.loop.end()
         running.memory.forget_attempts()
     return _found(running, asked, outcome)
+
+
+def _follows(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether an error came while one of a kind was handled, as where a library tidies up."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__context__
+    return error is not None
 
 
 def _found(running: Running, asked: ProgramRequest, outcome: str) -> dict[str, Any]:

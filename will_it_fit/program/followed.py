@@ -25,6 +25,7 @@ from .loop import Enough, Loop
 from .places import short_path
 
 VALIDATION_BATCHES = 2
+FETCHED_AHEAD = 2  # updates whose batches a loader may have by then
 MOST_EMPTY = 20  # loaders that end at once; a program that asks on would ask for ever
 LEAST_SECONDS = 15.0  # what a program gets for its validation and its save; or half of the time that it took until then
 # Words of a program's own text that say what it will do.
@@ -32,6 +33,7 @@ _SIGNS = {
     "validation": r"\.eval\(\)|\bevaluate\(|\bvalidat\w*\(|\bestimate_loss\(|\btrainer\.test\(",
     "saving": r"torch\.save\(|\bsave_(?:pretrained|model|checkpoint|state|file)\w*\(|\bdcp\.(?:async_)?save\(",
 }
+_LIGHTNING = frozenset(("lightning.pytorch", "pytorch_lightning"))  # saves at the end of an epoch, unless it is told
 # What changes a step later on.
 _CHANGES = {
     "unfreezing": r"requires_grad_?\s*(?:=\s*True|\(\s*(?:True)?\s*\))|\bunfreeze\w*\(",
@@ -61,14 +63,17 @@ class Followed:
     def _wants_more(self) -> bool:
         """Whether a further update shows more: one with the largest batch, which a loader may have fetched ahead."""
         given = self.batches.largest_at
-        return given is not None and self._loop.updates < given + 2
+        if given is None:
+            return self.batches.are_missing and self._loop.more_than_asked < FETCHED_AHEAD
+        return self._loop.updates < given + FETCHED_AHEAD
 
     def _unseen(self) -> list[str]:
         signs = self._signs()
         unseen = []
         if not self._loop.has_evaluated and (self._evaluates or "validation" in signs):
             unseen.append("validation")
-        if not self._saved and (self._saves or "saving" in signs):
+        saves = self._saves or "saving" in signs or not _LIGHTNING.isdisjoint(sys.modules)
+        if not self._saved and saves:
             unseen.append("saving")
         return unseen
 

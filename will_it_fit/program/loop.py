@@ -195,6 +195,11 @@ class Loop:
         """Updates so far, with one that may go on with another optimizer."""
         return self.updates + bool(self._stepped)
 
+    @property
+    def more_than_asked(self) -> int:
+        """Updates beyond those that were asked for."""
+        return max(self.updates - self._steps, 0)
+
     def _note_update(self) -> None:
         self._live_now = self._live_bytes(), len(self._tracker.events)
         self.on_update()
