@@ -49,7 +49,8 @@ def rows_of(data: Any) -> Rows | None:
     """The sizes of a data set's rows; None: they can't be told, as of a stream."""
     try:
         count = len(data)
-        column = next((name for name in _COLUMNS if name in getattr(data, "column_names", None) or ()), None)
+        columns = getattr(data, "column_names", None) or ()
+        column = next((name for name in _COLUMNS if name in columns), None)
         if column is not None:
             values = data.with_format(None)[column][:]
             return Rows([each if isinstance(each, int) else len(each) for each in values], count)

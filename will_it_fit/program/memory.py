@@ -48,6 +48,7 @@ class Memory:
         self._tracker, self._card, self._usable_bytes, self._raises = tracker, card, usable_bytes, raises
         self.ran_out: list[str] = []
         self.share_bytes: int | None = None
+        self._share = 1.0
         self._failed: list[int] = []  # allocations that failed, by the number of events before
         self._position, self._sizes = 0, {}
         self._now = self._since_reset = self._highest = 0
@@ -146,7 +147,7 @@ class Memory:
         def share(fraction: float, device: Any = None) -> None:
             if not 0 <= fraction <= 1:
                 raise ValueError(f"Invalid fraction value: {fraction}. Allowed range: 0~1")
-            self.share_bytes = int(fraction * self._card.memory_bytes)
+            self.share_bytes, self._share = int(fraction * self._card.memory_bytes), fraction
 
         def most(*_: Any) -> int:
             return max(self._advance(), self._since_reset)
@@ -156,9 +157,7 @@ class Memory:
 
         return {
             "set_per_process_memory_fraction": share,
-            "get_per_process_memory_fraction": lambda *_: (
-                1.0 if self.share_bytes is None else self.share_bytes / self._card.memory_bytes
-            ),
+            "get_per_process_memory_fraction": lambda *_: self._share,
             "memory_allocated": lambda *_: self._advance(),
             "max_memory_allocated": most,
             "memory_reserved": lambda *_: self._replay().reserved_bytes,

@@ -158,6 +158,7 @@ _REDUCED = frozenset(
     (_aten.any.default, _aten.any.dim, _aten.any.dims, _aten.all.default, _aten.all.dim, _aten.all.dims,
      _aten.view.default, _aten._unsafe_view.default, _aten.clone.default, _aten.detach.default, _aten.alias.default)
 )  # fmt: skip
+_COUNTED = frozenset((_aten.sum.default, _aten.count_nonzero.default))
 
 
 class Finite:
@@ -178,6 +179,8 @@ class Finite:
             if func._schema.is_mutable and hasattr(args[0], "every_element"):
                 del args[0].every_element
             return None
+        if func in _COUNTED:
+            return lambda *args, **kwargs: self._known(func, args, kwargs, answer * args[0].numel())
         if func is _aten._local_scalar_dense.default or func is _aten.is_nonzero.default:
             return lambda *_, **__: answer
 
@@ -197,12 +200,21 @@ class Finite:
 
         return compared
 
+    def _known(self, func: Any, args: tuple, kwargs: dict, value: int) -> torch.Tensor:
+        self._busy = True
+        try:
+            made = func(*args, **kwargs)
+            self._values.remember(made, torch.full(made.shape, value, dtype=made.dtype))
+        finally:
+            self._busy = False
+        return made
+
     def _answer(self, func: Any, args: tuple) -> bool | None:
         tensors = [each for each in args if isinstance(each, torch.Tensor)]
         told = [getattr(each, "every_element", None) for each in tensors]
         if func in _COMBINED and None not in told and tensors[0].dtype == torch.bool:
             return _COMBINED[func](*told)
-        if (func in _REDUCED or func is _aten._local_scalar_dense.default) and told[0] is not None:
+        if (func in _REDUCED or func in _COUNTED or func is _aten._local_scalar_dense.default) and told[0] is not None:
             return told[0] if tensors[0].is_meta and tensors[0].numel() else None
         if not tensors[0].dtype.is_floating_point or not self._is_unknown(tensors[0]):
             return None

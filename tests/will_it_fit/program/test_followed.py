@@ -44,8 +44,6 @@ for is_bad in (
 ):
     assert not is_bad
 assert not torch.isnan(torch.tensor(1.0)) and torch.isnan(torch.tensor(float("nan"))).item()
-known = torch.tensor([1.0, float("nan")], device="cuda")
-assert torch.isnan(known).any() and not torch.isfinite(known).all()
 """
 
 
@@ -155,8 +153,10 @@ def test_a_program_that_does_not_runs_again_to_see_what_it_needs(tmp_path):
 
 
 def test_a_share_of_the_card_is_a_border(tmp_path):
-    share = "torch.cuda.set_per_process_memory_fraction(0.5)\nassert torch.cuda.get_per_process_memory_fraction() == 0.5"
-    text = loop("kept[:] = [x.new_empty(2**31)]").replace("kept, rows", f"{share}\nkept, rows")
+    share = (
+        "torch.cuda.set_per_process_memory_fraction(0.5)\nassert torch.cuda.get_per_process_memory_fraction() == 0.5"
+    )
+    text = loop("kept.clear()\nkept.append(x.new_empty(2**31))").replace("kept, rows", f"{share}\nkept, rows")
     answer = answered(tmp_path, "--gpu", "4090", program(tmp_path, text))  # 8 GiB of 11.8
     assert answer["fits"] and answer["program"]["share_bytes"] == answer["gpu"]["total_bytes"] // 2
     answer = answered(tmp_path, "--gpu", "4090", program(tmp_path, text.replace("2**31", "2**31 + 2**30")))
