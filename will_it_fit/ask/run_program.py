@@ -201,7 +201,7 @@ def _varied(tried: Any, name: str, gpu: Any) -> list[str]:
         lines = [f"FITS up to {name} {tried.largest} on the {gpu.title}, which has {size} usable"]
     for value in sorted(tried.fits):
         need = gib(tried.required[value]) if value in tried.required else tried.refused[value]
-        lines.append(f"  {value:>10}  {need:>10}  {'fits' if tried.fits[value] else 'does not fit'}")
+        lines.append(f"  {value:>10}  {need:>10}  {'fits' if tried.fits[value] else 'does not fit for sure'}")
     return lines
 
 

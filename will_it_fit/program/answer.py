@@ -150,18 +150,19 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
         told.append(f"the weights of {name} are not at hand: its configuration gave their names and sizes")
     if names := found["made_up"]["data"]:
         told.append(f"made up, as --batch says, because it is not at hand: {', '.join(dict.fromkeys(names))}")
-    told += [f"on this platform {words}" for name, words in _NOT_HELD.items() if not _holds(found, name)]
+    if could := [words for name, words in _NOT_HELD.items() if not _holds(found, name)]:
+        told.append(f"this platform did not keep the program from {'; '.join(could)}")
     return told
 
 
 # What a program could do that was not kept from it, by :class:`~will_it_fit.program.confinement.Held`.
 _NOT_HELD = {
-    "network": "a process does not give up its network, so the program had it",
-    "files": "a process is not kept from writing elsewhere, so the program could",
-    "metadata": "a process is not kept from changing permissions, owners and times of your files, so the program could",
-    "processes": "a process is not kept from ending others of the same user, so the program could",
-    "sockets": "a process is not kept from asking servers of the same user (tmux, D-Bus, Docker), so the program could",
-    "abstract_sockets": "a process is not kept from servers with abstract names (X11, D-Bus), so the program could ask",
+    "network": "the network",
+    "files": "writing elsewhere",
+    "metadata": "changing permissions, owners and times of your files",
+    "processes": "ending your other processes",
+    "sockets": "asking your servers (tmux, D-Bus, Docker)",
+    "abstract_sockets": "asking servers with abstract names (X11)",
 }
 
 
@@ -233,7 +234,7 @@ _REASONS = (
      "the files in the cache of the Hub; or the network", "will-it-fit run --network ..."),
     (("GatedRepo", "401 Client Error", "HF_TOKEN", "api_key"), "The program needs a token",
      "the token in its variable of the environment, and the network", "will-it-fit run --network ..."),
-    (("PermissionError", "Permission denied"), "The program may not open a file: it writes in its own folder alone",
+    (("PermissionError", "Permission denied", "Read-only file system"), "The program may not open a file: it writes in its own folder alone",
      "paths below its folder; or further folders that it may write in", "will-it-fit run --write FOLDER ..."),
     (("File too large",), "The program writes a larger file than it may", "a larger limit",
      "will-it-fit run --file-size 20GiB ..."),

@@ -127,6 +127,7 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
             enter(listening(tracker, device))
         enter(loop.heard())
         enter(patched(past_operators(tracker), hidden=True))
+        enter(patched(devices.array_places(tracker), hidden=True))
         data = Data(asked.batch)
         checkpoints = Checkpoints(tracker)
         enter(

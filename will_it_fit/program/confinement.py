@@ -295,7 +295,10 @@ def _children() -> list[int]:
 
 
 def _drop_capabilities() -> None:
-    """Root keeps its rights over files: nothing that is mounted, traced, loaded or configured; others keep nothing."""
+    """Root keeps its rights over files: nothing that is mounted, traced, loaded or configured; others keep nothing.
+
+    No program that it starts gets more.
+    """
     kept = _OVER_FILES if os.geteuid() == 0 else ()
     for number in range(_LAST_CAPABILITY + 1):
         if number not in kept:
@@ -313,6 +316,7 @@ def _drop_capabilities() -> None:
             data[3 * word + column] &= own if column < 2 else 0
     if library.capset(header, data):
         raise OSError(ctypes.get_errno(), "capset")
+    _call("prctl", _NO_NEW_PRIVILEGES, 1, 0, 0, 0)
 
 
 # --- Landlock -----------------------------------------------------------------------------------------------------
