@@ -409,7 +409,8 @@ def _beyond(program: Mapping[str, Any]) -> str:
     if not told:
         return ""
     names = " and ".join(filter(None, (", ".join(told[:-1]), told[-1])))
-    return f"; {names} {'are' if len(told) > 1 or told[0].endswith('batches') else 'is'} not covered"
+    verb = "are" if len(told) > 1 or "batches" in told[0] else "is"
+    return f"; {names} {verb} not covered"
 
 
 def _time(answered: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import RandomSampler, dataloader
+from torch.utils.data import RandomSampler, TensorDataset, dataloader
 
 MOST_ROWS = 1_000  # that are read to learn their sizes; columns of Arrow are read whole
 MOST_BATCHES = 100_000  # of a sampler's order
@@ -49,6 +49,8 @@ def rows_of(data: Any) -> Rows | None:
     """The sizes of a data set's rows; None: they can't be told, as of a stream."""
     try:
         count = len(data)
+        if isinstance(data, TensorDataset):
+            return Rows([sum(tensor[0].numel() for tensor in data.tensors)], 1)  # all are alike
         columns = getattr(data, "column_names", None) or ()
         column = next((name for name in _COLUMNS if name in columns), None)
         if column is not None:
@@ -174,5 +176,5 @@ class Batches:
             return "later batches"
         if any(not rows.is_whole for rows in known):
             read = sum(len(rows.sizes) for rows in known)
-            return f"rows behind the first {read:,}"
+            return f"batches of rows behind the first {read:,}"
         return None

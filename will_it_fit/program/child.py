@@ -186,6 +186,7 @@ def run(asked: ProgramRequest, tell: Callable[[str], None] = lambda text: None) 
             if not _follows(error, Enough):
                 print_error(error)
             outcome = "stopped"
+        running.followed.end()
         running.loop.end()
         running.memory.forget_attempts()
     return _found(running, asked, outcome)

@@ -56,6 +56,7 @@ class Followed:
         self._loop, self._began = loop, time.monotonic()
         self._saved = self._saves = self._evaluates = False
         self._empty, self._given = 0, {}
+        self._timer: threading.Timer | None = None
         loop.on_update, loop.wants_more, loop.goes_on = self.batches.updated, self._wants_more, self._goes_on
 
     # --- how long it goes on -----------------------------------------------------------------------------------------
@@ -84,10 +85,15 @@ class Followed:
         seconds = max(LEAST_SECONDS, (time.monotonic() - self._began) / 2)
         main = ctypes.c_ulong(threading.main_thread().ident)
         stop = lambda: ctypes.pythonapi.PyThreadState_SetAsyncExc(main, ctypes.py_object(Enough))  # noqa: E731
-        timer = threading.Timer(seconds, stop)
-        timer.daemon = True
-        timer.start()
+        self._timer = threading.Timer(seconds, stop)
+        self._timer.daemon = True
+        self._timer.start()
         return True
+
+    def end(self) -> None:
+        """The program has ended: it is not stopped any more."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _stop_if_seen(self) -> None:
         if not self._unseen() or self._empty > MOST_EMPTY:

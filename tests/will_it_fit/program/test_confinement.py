@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.will_it_fit.program.test_run import answered, program
+from will_it_fit.program import confinement
 from will_it_fit.program.confinement import enter, is_possible, write_only_below
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what a process gives up is Linux's")
@@ -182,6 +183,49 @@ socket.socket(socket.AF_UNIX).connect("own")
                 server.accept()
         if held("processes"):  # abstract names are kept with a network, too
             answered(inside, "--network", program(inside, text), fresh=True)
+
+
+def test_where_no_namespace_is_to_be_had(tmp_path, monkeypatch):
+    """Landlock alone: it keeps files, signals and abstract names, and what is left behind is ended all the same."""
+    if not is_possible(lambda: write_only_below([tmp_path])):
+        pytest.skip("this kernel has no Landlock")
+    monkeypatch.setattr(confinement, "_levels", lambda network: iter(()))
+    (tmp_path / "outside").mkdir()
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    with subprocess.Popen(["sleep", "600"]) as victim:
+        child = os.fork()
+        if not child:
+            got = enter([inside], network=False)
+            told = [str(vars(got))]
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork():
+                    os._exit(0)
+                while True:
+                    with open(inside / "beat", "a") as file:
+                        file.write("x")
+                    time.sleep(0.05)
+            for act in (lambda: os.kill(victim.pid, 9), lambda: (tmp_path / "outside" / "file").write_text("x")):
+                try:
+                    act()
+                except PermissionError:
+                    told.append("kept")
+            while not (inside / "beat").exists():
+                time.sleep(0.05)
+            (inside / "said").write_text("\n".join(told))
+            os._exit(3)
+        try:
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+            held_, *kept = (inside / "said").read_text().splitlines()
+            assert "'metadata': False" in held_ and "'network': False" in held_ and "'files': True" in held_
+            signals = "'processes': True" in held_
+            assert kept.count("kept") == 1 + signals and (not signals or victim.poll() is None)
+            size = (inside / "beat").stat().st_size
+            time.sleep(0.5)
+            assert (inside / "beat").stat().st_size == size
+        finally:
+            victim.kill()
 
 
 @pytest.mark.parametrize("end", ["raise SystemExit(7)", "os.kill(os.getpid(), signal.SIGSEGV)"])

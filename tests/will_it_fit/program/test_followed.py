@@ -207,6 +207,35 @@ def test_the_largest_batch_a_validation_and_a_save_are_followed(tmp_path, shuffl
     assert "evaluation" in done.stdout and "stopped after 3 updates" in done.stdout
 
 
+TRAINER = """
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2", vocab_size=1000, **sizes))
+texts = [[1] * (10 + at % 300) for at in range(600)]
+rows = Dataset.from_dict({"input_ids": texts, "labels": texts})
+def collate(items):
+    longest = max(len(item["input_ids"]) for item in items)
+    print("batch", len(items), longest)
+    return {key: torch.tensor([item[key] + [0] * (longest - len(item[key])) for item in items]) for key in items[0]}
+settings = TrainingArguments("out", per_device_train_batch_size=4, bf16=True, max_steps=1000, eval_strategy="steps",
+                             eval_steps=500, save_steps=500, gradient_accumulation_steps=2, report_to=[])
+trainer = Trainer(model, settings, train_dataset=rows, eval_dataset=rows.select(range(50)), data_collator=collate)
+trainer.train()
+trainer.save_model("final")
+"""
+
+
+def test_a_trainer_evaluates_and_saves_after_its_updates(tmp_path):
+    done = asked(tmp_path, "--yes", "--gpu", "4090", program(tmp_path, TRAINER))
+    assert done.returncode == 0 and "not covered" not in done.stdout, done.stderr
+    assert "stopped after 3 updates" in done.stdout and "evaluation" in done.stdout
+    assert "batch 4 309" in done.stderr and "batch 8 57" in done.stderr  # of 50 rows in their order
+    assert "checkpoint-3" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
 def test_what_is_not_followed_is_in_the_verdicts_line(tmp_path):
     text = loop("""if step == 50:
     model.eval()
