@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import write_json
 from will_it_fit.common.text import GIB, gib, printable, size_text
 from will_it_fit.program.request import STEPS, Limits, ProgramRequest
+
+_REPEATED = frozenset(("--answer", "--write"))  # options that may stand several times
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,6 +64,33 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str]) -> int:
     """The command; its exit status: 0 fits or no GPU is named, 1 does not fit or is too close to call."""
     options = parser().parse_args(list(words))
+    try:
+        return _answer_request(options)
+    except UserError as error:
+        raise error.with_values(write=whole_line(error.write, words, options)) from None
+
+
+def whole_line(write: str | None, words: Sequence[str], options: argparse.Namespace) -> str | None:
+    """A line to write, as messages shorten it (``will-it-fit run --network ...``), with all that the asker wrote."""
+    start, end = "will-it-fit run ", " ..."
+    if not write or not (write.startswith(start) and write.endswith(end)):
+        return write
+    new = shlex.split(write[len(start) : -len(end)])
+    program = [*(["-m"] if options.module else []), options.program, *options.arguments]
+    own = list(words[: len(words) - len(program)])
+    replaced = {word.partition("=")[0] for word in new if word.startswith("--")} - _REPEATED
+    kept = []
+    while own:
+        name, given, _ = own.pop(0).partition("=")
+        told = [name + given + _]
+        while own and not own[0].startswith("-"):
+            told.append(own.pop(0))
+        if name not in replaced and not (name == "--longest" and "--vary" in replaced):
+            kept += told
+    return shlex.join(["will-it-fit", "run", *new, *kept, *program])
+
+
+def _answer_request(options: argparse.Namespace) -> int:
     asked = request(options)
     check(asked)
     if not options.yes:
@@ -80,7 +110,7 @@ def main(words: Sequence[str]) -> int:
     return 0 if answered["fits"] or answered["gpu"] is None else 1
 
 
-def answer_of(asked: ProgramRequest, ranks: Sequence[int]) -> dict[str, Any]:
+def answer_of(asked: ProgramRequest, ranks: Sequence[int], label: str = "") -> dict[str, Any]:
     """The answer of the process that needs most, of those that are asked about: each runs alone.
 
     Raises
@@ -97,7 +127,8 @@ def answer_of(asked: ProgramRequest, ranks: Sequence[int]) -> dict[str, Any]:
     for rank in ranks:
         one = replace(asked, rank=rank)
         try:
-            answers[rank] = answer.answer(one, run(one))
+            of_rank = f"rank {rank}" if len(ranks) > 1 else ""
+            answers[rank] = answer.answer(one, run(one, label=", ".join(filter(None, (label, of_rank)))))
         except UserError as error:
             if len(ranks) == 1:
                 raise
@@ -139,7 +170,7 @@ def _vary(asked: ProgramRequest, ranks: Sequence[int], options: argparse.Namespa
     multiple = multiple or (64 if found.value >= 64 else 1)
 
     def needs(value: int) -> tuple[int, bool]:
-        answered = answer_of(found.changed(value), ranks)
+        answered = answer_of(found.changed(value), ranks, f"{found.name} {value}")
         remember(asked)
         required = answered["trace"]["required_bytes"]
         print(f"{found.name} {value}: {gib(required)}, {said(answered['verdict'])}", file=sys.stderr, flush=True)
@@ -170,7 +201,7 @@ def _varied(tried: Any, name: str, gpu: Any) -> list[str]:
         lines = [f"FITS up to {name} {tried.largest} on the {gpu.title}, which has {size} usable"]
     for value in sorted(tried.fits):
         need = gib(tried.required[value]) if value in tried.required else tried.refused[value]
-        lines.append(f"  {value:>10}  {need:>10}  {'fits' if tried.fits[value] else 'does not fit'}")
+        lines.append(f"  {value:>10}  {need:>10}  {'fits' if tried.fits[value] else 'does not fit for sure'}")
     return lines
 
 
@@ -304,7 +335,7 @@ def consent(asked: ProgramRequest) -> None:
             return
         raise UserError("The program was not run.", where=asked.program)
     raise UserError(f"{about} It did not run before.", where=asked.program, allowed="a program that you trust",
-                    write=f"will-it-fit run --yes {asked.program}")  # fmt: skip
+                    write="will-it-fit run --yes ...")  # fmt: skip
 
 
 def remember(asked: ProgramRequest) -> None:
@@ -332,9 +363,15 @@ def text(answered: Mapping[str, Any]) -> list[str]:
     from will_it_fit.cards.sentences import of_program
 
     trace, program = answered["trace"], answered["program"]
-    lines = [of_program(answered), f"for: {' '.join([program['name'], *program['arguments']])}, {_how_far(answered)}"]
+    lines = [
+        of_program(answered) + _beyond(program),
+        f"for: {' '.join([program['name'], *program['arguments']])}, {_how_far(answered)}",
+    ]
     peak, reserved = trace["peak_allocated_bytes"], trace["peak_reserved_bytes"]
     lines.append(f"  {'peak':<20}{gib(peak):>10} allocated, {gib(reserved)} reserved on a GPU with memory to spare")
+    if (known := trace.get("peak_allocated_range_bytes")) is not None:
+        most = "without a bound" if known[1] is None else gib(known[1])
+        lines.append(f"  {'peak, as a range':<20}{gib(known[0]):>10} to {most}: see the warning")
     lines.append(f"  {'required':<20}{gib(trace['required_bytes']):>10} of usable GPU memory")
     other = "default" if answered["allocators"]["own"] == "expandable_segments" else "expandable_segments"
     if other in answered["allocators"]:
@@ -356,13 +393,24 @@ def text(answered: Mapping[str, Any]) -> list[str]:
     modules = sorted(trace["modules"].items(), key=lambda item: -item[1])[:8]
     width = max([44, *(len(name) for name, _ in modules)])
     lines += [f"  {name or '(outside modules)':<{width}}{size_text(size):>11}" for name, size in modules]
-    lines += [f"  warning: {warning}" for warning in answered["warnings"]]
+    shown = (warning.replace("`peak_allocated_range_bytes`", "the range above") for warning in answered["warnings"])
+    lines += [f"  warning: {warning}" for warning in shown]
     host = answered["host"]
     lines.append(f"  here it took {host['seconds']:.0f} s and {gib(host['peak_bytes'])} of this machine's memory")
     if program["written"]:
         shown = ", ".join(program["written"][:6]) + (", ..." if len(program["written"]) > 6 else "")
         lines.append(f"  the program wrote {len(program['written'])} files: {shown}")
     return lines
+
+
+def _beyond(program: Mapping[str, Any]) -> str:
+    """What the verdict does not cover, as the end of its sentence."""
+    told = list(program["not_followed"])
+    if not told:
+        return ""
+    names = " and ".join(filter(None, (", ".join(told[:-1]), told[-1])))
+    verb = "are" if len(told) > 1 or "batches" in told[0] else "is"
+    return f"; {names} {verb} not covered"
 
 
 def _time(answered: Mapping[str, Any]) -> list[str]:

@@ -278,7 +278,9 @@ class Values:
         if func is _aten.index.Tensor and self._answer():
             args = (args[0], without_masks(args[1]))
         elif kind.dynamic:
-            raise NoValues(func._schema.name)
+            if self.chooses is None or (chosen := self.chooses(func, args)) is None:
+                raise NoValues(func._schema.name)
+            return chosen
         if kind.view:
             return UNANSWERED
         if func is _COPY and args[0].is_meta:

@@ -117,7 +117,8 @@ class Shapes:
         if kind == "in place, lists":
             return None if all(item.device.type == "meta" for item in args[0]) else func(*args, **kwargs)
         try:
-            key = (func._name, _signature(args), *((name, _signature((value,))) for name, value in kwargs.items()))
+            named = ((name, _signature((value,))) for name, value in kwargs.items())
+            key = (func._name, torch.get_default_dtype(), _signature(args), *named)  # of what is made without a dtype
             known = self._outputs.get(key)
         except (TypeError, RuntimeError):  # an argument without a signature, such as a sparse tensor
             return func(*args, **kwargs)

@@ -203,10 +203,12 @@ def _set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
     if tensor.is_meta == data.is_meta:
         _DATA.__set__(tensor, data)
         return
-    other = data.detach()
+    other, gradient = data.detach(), tensor.grad if tensor.is_leaf else None
     if other.is_floating_point():
         other.requires_grad_(tensor.requires_grad)
     torch._C._swap_tensor_impl(tensor, other)
+    if gradient is not None and not tensor.is_meta:  # `module.cpu()` moves it next, and wants it to be there
+        tensor.grad = gradient.to("cpu")
 
 
 def _device(simulation: Simulation, tensor: torch.Tensor, depth: int = 1) -> torch.device:

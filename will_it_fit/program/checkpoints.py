@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from will_it_fit.engine.tracker import Tracker
-from will_it_fit.scenario.hub import MODELS, HubId, catalogued
+from will_it_fit.scenario.hub import MODELS, HubId, catalogued, published_dtype
 
 from .devices import HOST_ELEMENTS
 
@@ -72,7 +73,8 @@ class Checkpoints:
                 known = hub and catalogued(hub)
                 if not known:
                     raise
-                return read(cls, str(MODELS / f"{known}.json"), **options)
+                config, unused = read(cls, str(MODELS / f"{known}.json"), **options)
+                return {"dtype": published_dtype(hub)} | config, unused
 
         return [(kind, "get_config_dict", classmethod(get_config_dict))]
 
@@ -117,7 +119,7 @@ def _own_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _write(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Files of safetensors with headers alone: their content is a hole, which takes no place on the disk."""
+    """A checkpoint in files of usual sizes (:func:`write_tensors`)."""
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
@@ -129,19 +131,27 @@ def _write(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     files: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
-        header, offset = {"__metadata__": {"format": "pt"}}, 0
-        for name, tensor in shard.items():
-            end = offset + tensor.nbytes
-            header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-            files[name], offset = file, end
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        with open(folder / file, "wb") as written:
-            written.write(len(text).to_bytes(8, "little") + text)
-            written.truncate(8 + len(text) + offset)
+        files |= dict.fromkeys(shard, file)
+        write_tensors(folder / file, shard)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(each.nbytes for each in tensors.values())}, "weight_map": files}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A file of safetensors with a header alone: its content is a hole, which takes no place on the disk."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
+    offset = 0
+    for name, tensor in tensors.items():
+        end = offset + tensor.nbytes
+        header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(file, "wb") as written:
+        written.write(len(text).to_bytes(8, "little") + text)
+        with suppress(OSError):  # larger than a file of the program may be: nobody reads the hole
+            written.truncate(8 + len(text) + offset)
 
 
 class _Opened:

@@ -16,9 +16,9 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from typing import Any
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import write_json
 
+from .confinement import enter
 from .request import ProgramRequest
 
 EXPANDABLE = "expandable_segments:True"
@@ -43,7 +44,21 @@ class Running:
     numbers: Any
     checkpoints: Any
     data: Any
+    followed: Any
     received: list[str]
+
+
+class Unfinished(Exception):
+    """A program ended by an error, which is the cause: what was heard of it until then."""
+
+    def __init__(self, running: Running) -> None:
+        super().__init__()
+        self.reads = _reads(running)
+        self.ran_out = running.memory.ran_out
+
+
+def _reads(running: Running) -> list[dict[str, Any]]:
+    return [read.to_mapping() for read in running.numbers.reads.values()]
 
 
 @contextmanager
@@ -68,6 +83,7 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
     from . import cuda, devices, group, libraries
     from .checkpoints import Checkpoints
     from .data import Data
+    from .followed import Followed
     from .loop import Loop
     from .memory import Memory
     from .numbers import STAND_IN, Numbers
@@ -91,7 +107,9 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
         tracker.on_card = devices.placed(tracker)
         numbers = Numbers(asked.answers)
         tracker.values.asked, tracker.values.chooses = numbers.answer, numbers.choice
-        memory, loop = Memory(tracker, card, gpu.usable_bytes), Loop(tracker, asked.steps)
+        memory = Memory(tracker, card, gpu.usable_bytes, raises=asked.runs_out and asked.gpu is not None)
+        loop = Loop(tracker, asked.steps, memory.live_bytes)
+        followed = Followed(loop, asked.program)
         processes = group.Group(tracker, stack, asked.gpus, asked.rank, device)
         stack.callback(processes.end)
         enter(patched(cuda.cuda_places(card, memory.answers(), asked.gpus, device)))
@@ -101,6 +119,7 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
         enter(patched(cuda.nvidia_smi(card, asked.gpus)))
         enter(nvml(card, asked.gpus, memory.answers()["mem_get_info"]))
         enter(patched([*processes.places(), *libraries.library_places()]))
+        enter(patched(followed.places()))
         own = [*numbers.places(), *devices.tensor_places(tracker), (torch, "device", devices.device_kind())]
         enter(patched(own, hidden=True))
         enter(tracker.origins.following())
@@ -108,12 +127,17 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
             enter(listening(tracker, device))
         enter(loop.heard())
         enter(patched(past_operators(tracker), hidden=True))
+        enter(patched(devices.array_places(tracker), hidden=True))
         data = Data(asked.batch)
         checkpoints = Checkpoints(tracker)
         enter(
             when_imported(
                 {
-                    "transformers.modeling_utils": checkpoints.of_models,
+                    "transformers.modeling_utils": lambda module: [
+                        *checkpoints.of_models(module),
+                        *followed.of_models(module),
+                    ],
+                    "transformers.trainer": followed.of_trainer,
                     "transformers.configuration_utils": checkpoints.of_configurations,
                     "transformers.models.auto.tokenization_auto": data.of_tokenizers,
                     "datasets.load": data.of_datasets,
@@ -124,7 +148,7 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
         )
         enter(patched(data.places()))
         enter(tracker)
-        yield Running(tracker, loop, memory, numbers, checkpoints, data, processes.received)
+        yield Running(tracker, loop, memory, numbers, checkpoints, data, followed, processes.received)
 
 
 def _has_triton() -> bool:
@@ -133,8 +157,8 @@ def _has_triton() -> bool:
     return has_triton_package()
 
 
-def run(asked: ProgramRequest) -> dict[str, Any]:
-    """Run the program; what was found, as plain values."""
+def run(asked: ProgramRequest, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Run the program; what was found, as plain values. ``tell`` is called with where it is."""
     from .loop import Enough
 
     warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")  # ours
@@ -144,22 +168,35 @@ def run(asked: ProgramRequest) -> dict[str, Any]:
     sys.argv = [asked.program, *asked.arguments]
     sys.path.insert(0, os.getcwd() if asked.module else str(Path(asked.program).resolve().parent))
     start = partial(runpy.run_module, alter_sys=True) if asked.module else runpy.run_path
-    outcome = "ended"
     with simulated_machine(asked) as running:
+        running.loop.tell = tell
+        tell("the program loads")
         try:
             start(asked.program, run_name="__main__")
+            outcome = "stopped" if running.loop.is_beyond else "ended"
         except Enough:
             outcome = "stopped"
         except SystemExit as error:
             if error.code not in (0, None) and not running.loop.updates:
-                raise
+                raise Unfinished(running) from error
+            outcome = "stopped" if running.loop.is_beyond else "ended"
         except Exception as error:
-            if not running.loop.has_enough():
-                raise
-            print_error(error)
+            if not running.loop.has_enough() or running.memory.ran_out:
+                raise Unfinished(running) from error
+            if not _follows(error, Enough):
+                print_error(error)
             outcome = "stopped"
+        running.followed.end()
         running.loop.end()
+        running.memory.forget_attempts()
     return _found(running, asked, outcome)
+
+
+def _follows(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether an error came while one of a kind was handled, as where a library tidies up."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__context__
+    return error is not None
 
 
 def _found(running: Running, asked: ProgramRequest, outcome: str) -> dict[str, Any]:
@@ -187,7 +224,11 @@ def _found(running: Running, asked: ProgramRequest, outcome: str) -> dict[str, A
         "received": running.received,
         "made_up": {"weights": running.checkpoints.made_up, "data": running.data.made_up},
         "time": _time(running, asked),
-        "reads": [read.to_mapping() for read in running.numbers.reads.values()],
+        "reads": _reads(running),
+        "not_followed": running.followed.not_followed(outcome == "ended"),
+        "growth_bytes": 0 if outcome == "ended" else running.loop.growth_bytes(),
+        "ran_out": running.memory.ran_out,
+        "share_bytes": running.memory.share_bytes,
     }
 
 
@@ -196,9 +237,12 @@ def _time(running: Running, asked: ProgramRequest) -> dict[str, Any] | None:
     from will_it_fit.cards.gpus import find
     from will_it_fit.hours.step_time import speed_of, step_time
 
-    if len(running.loop.launches) < 2 or not asked.gpu:
+    if not asked.gpu:
         return None
-    costs = running.tracker.costs.between(*running.loop.launches[-2:])
+    pair = running.loop.launches[: asked.steps][-2:]  # those beyond are taken with the largest batch
+    if len(pair) < 2:
+        return None
+    costs = running.tracker.costs.between(*pair)
     time = step_time(costs, speed_of(find(asked.gpu).name)) if costs.calls else None
     if time is None:
         return None
@@ -249,17 +293,25 @@ def watch(asked: ProgramRequest, result: Path) -> None:
 def main() -> None:
     asked = ProgramRequest.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     result = Path(sys.argv[2])
+    held = enter([Path(folder) for folder in asked.writable], network=asked.network)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a package for CPUs while it is imported
     watch(asked, result)
     try:
-        found = run(asked)
+        found = run(asked, partial(_write_over, result.with_suffix(".stand")))
     except BaseException as error:
-        print_error(error)
-        found = {"outcome": "failed", **failure(error)}
-    write_json(result, found)
+        cause = error.__cause__ if isinstance(error, Unfinished) else error
+        print_error(cause)
+        found = {"outcome": "failed", **failure(cause), "reads": [], "ran_out": []}
+        if isinstance(error, Unfinished):
+            found |= {"reads": error.reads, "ran_out": error.ran_out}
+    write_json(result, found | {"held": asdict(held)})
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # not through the interpreter's end: foreign threads and exchanged functions may trip it
+
+
+def _write_over(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")
 
 
 def print_error(error: BaseException) -> None:

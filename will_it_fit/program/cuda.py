@@ -18,6 +18,7 @@ from will_it_fit.engine.fake_device import FakeDevice, FakeEvent, FakeStream
 
 MIB = 2**20
 DRIVER = "580.82.07"  # what nvidia-smi says; programs print it
+NCCL = (2, 27, 5)  # what PyTorch says of the collectives' library; its own log of an error asks for it
 
 
 def cuda_places(
@@ -41,9 +42,10 @@ def cuda_places(
     owners = (torch.cuda, torch.cuda.memory)
     places = [(owner, name, answer) for name, answer in answers.items() for owner in owners if name in vars(owner)]
     nothing: Callable[..., None] = lambda *_, **__: None  # noqa: E731
-    quiet = ("_record_memory_history", "_dump_snapshot", "set_per_process_memory_fraction", "_set_allocator_settings")
+    quiet = ("_record_memory_history", "_dump_snapshot", "_set_allocator_settings")
     places += [(torch.cuda.memory, name, nothing) for name in quiet if hasattr(torch.cuda.memory, name)]
     places += [(torch.cuda.nvtx, name, nothing) for name in ("range_push", "range_pop", "mark")]
+    places += [(torch.cuda.nccl, "version", lambda: NCCL)]
     places += [(torch.cuda.profiler, name, nothing) for name in ("start", "stop")]
     checks = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
     places += [(torch.optim.Optimizer, name, nothing) for name in checks if hasattr(torch.optim.Optimizer, name)]

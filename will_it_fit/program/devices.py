@@ -6,11 +6,14 @@ kinds of tensors of the host need care:
 * A program's own ``meta`` tensors, which a model is built of before its weights come, take no memory of the card.
 * Large tensors in floating point that a model is built of on the host stand for themselves with one element, so that a
   model may be larger than this machine.
+
+An operator on tensors of both is an error, as it is for CUDA's kernels: on ``meta`` alone PyTorch would not notice.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from math import prod
 from typing import Any
@@ -22,10 +25,12 @@ from will_it_fit.engine.cuda_graphs import TREES
 from will_it_fit.engine.custom import on_card
 from will_it_fit.engine.tracker import Tracker
 
+from .numbers import Finite
 from .places import asking_package
 
 HOST_ELEMENTS = 262_144  # a tensor of the host with more stands for itself with one element
 _aten = torch.ops.aten
+_BARRIER = torch.ops.c10d.barrier.default
 _DEVICE = torch._C.TensorBase.device
 _EMPTY = frozenset((_aten.empty.memory_format, _aten.empty_strided.default, _aten.new_empty.default))
 _TRUTH = frozenset(("torch", "will_it_fit"))  # packages that hear where a tensor really is
@@ -36,14 +41,57 @@ _BUILDS = ("torch.nn.modules", "torch.nn.parameter", "torch.nn.init", "torch.ao.
 def placed(tracker: Tracker) -> Callable[..., Any]:
     """What an operator of a program is where a card is simulated, as :func:`will_it_fit.engine.custom.on_card`."""
 
+    finite = Finite(tracker.values)
+
     def body(func: Any, args: tuple, kwargs: dict, host: Any = None) -> Any:
         if func in _EMPTY and _stands_for_itself(func, args, kwargs):
             shape = args[1] if func is _aten.new_empty.default else args[0]
             dtype = kwargs.get("dtype") or (args[0].dtype if func is _aten.new_empty.default else None)
             return lambda *_, **__: tracker.values.stand_in(torch.Size(shape), dtype or torch.get_default_dtype())
-        return on_card(func, args, kwargs, host)
+        refuse_mixture(func, args, kwargs, tracker)
+        return finite.body(func, args) or on_card(func, args, kwargs, host)
 
     return body
+
+
+# They read from one device and write to another, or take a tensor as a number.
+_BETWEEN_DEVICES = frozenset(
+    (_aten.copy_.default, _aten._to_copy.default, _aten._local_scalar_dense.default, _aten.set_.source_Tensor,
+     _aten.set_.source_Storage, _aten.set_.source_Storage_storage_offset, _aten._copy_from.default)
+)  # fmt: skip
+_INDEXES = frozenset((_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default))  # also by the host's
+
+
+def refuse_mixture(func: Any, args: tuple, kwargs: dict, tracker: Tracker) -> None:
+    """Raise what CUDA's kernels raise of tensors on two devices, and NCCL of the host's.
+
+    A tensor without dimensions may lie on the host, and indices into a tensor on the card may, too.
+
+    Raises
+    ------
+    RuntimeError
+        In PyTorch's own words, which programs look for.
+    """
+    if func in _BETWEEN_DEVICES:
+        return
+    card, host = [], []
+    for place, item in enumerate((*args, *kwargs.values())):
+        for each in item if isinstance(item, (tuple, list)) else (item,):
+            if not isinstance(each, torch.Tensor):
+                continue
+            if each.is_meta and not tracker.lies_on_host(each):
+                card.append(place)
+            elif not each.is_meta and each.dim():
+                host.append(place)
+    if not host:
+        return
+    if func.namespace == "c10d" and getattr(tracker, "backend", "") == "nccl" and func is not _BARRIER:
+        raise RuntimeError("No backend type associated with device type cpu")
+    if card and func.namespace != "c10d" and not (func in _INDEXES and 0 in card):
+        raise RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two devices,"
+            f" cuda:{torch.cuda.current_device()} and cpu! (when checking arguments of {func})"
+        )
 
 
 def _stands_for_itself(func: Any, args: tuple, kwargs: dict) -> bool:
@@ -59,7 +107,8 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
     """Patches: what tensors say of their device, and what a program makes on its own ``meta``."""
 
     def where(tensor: torch.Tensor, depth: int = 1) -> torch.device:
-        device = _DEVICE.__get__(tensor)
+        with torch._C.DisableTorchFunctionSubclass():  # a subclass, as bitsandbytes' weights, would ask here again
+            device = _DEVICE.__get__(tensor)
         trees = sys._getframe(depth).f_globals.get("__name__") == TREES  # check that a graph's outputs are CUDA's
         if device.type != "meta" or tracker.lies_on_host(tensor) or (asking_package(depth + 1) in _TRUTH and not trees):
             return device
@@ -67,8 +116,30 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
 
     here = torch.device("cuda", torch.cuda.current_device())
     move, of_context = torch.Tensor.to, _device.DeviceContext.__torch_function__
+    bring, set_device = torch.Tensor.cuda, torch.cuda.set_device
+    told: set[int] = set()  # threads that have chosen their card
+
+    def choose(device: Any) -> None:
+        told.add(threading.get_ident())
+        set_device(device)
+
+    def refuse_other_card(device: Any) -> None:
+        """CUDA's current device is a thread's own, and 0 in a new one, whatever the main thread has chosen."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if here.index and str(device) == "cuda" and not is_main and threading.get_ident() not in told:
+            raise RuntimeError(
+                f"A thread of its own asks for `cuda`, which is cuda:0 there, and this process has {here}. Write the"
+                " index, or call torch.cuda.set_device in the thread."
+            )
+
+    def cuda(tensor: torch.Tensor, device: Any = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+        refuse_other_card(device or "cuda")
+        return bring(tensor, device, *args, **kwargs)
 
     def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        for each in (*args, kwargs.get("device")):
+            if isinstance(each, (str, torch.device)):
+                refuse_other_card(each)
         args = tuple(map(_named, args))
         kwargs = {name: _named(value) for name, value in kwargs.items()}
         target = next((each for each in (*args, kwargs.get("device")) if isinstance(each, (str, torch.device))), None)
@@ -93,6 +164,7 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
         def make(*args: Any, **kwargs: Any) -> Any:
             if type(kwargs.get("device")) is int:
                 kwargs["device"] = _named(kwargs["device"])
+            refuse_other_card(kwargs.get("device"))
             made = constructor(*args, **kwargs)
             own = _is_own_meta(kwargs.get("device")) and isinstance(made, torch.Tensor)
             if own and _is_followed(tracker) and _told(2):
@@ -107,12 +179,29 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
     return [
         (torch.Tensor, "device", property(where)),
         (torch.Tensor, "is_cuda", property(lambda tensor: where(tensor, 2).type == "cuda")),
+        (torch.cuda, "set_device", choose),
         (torch.Tensor, "to", to),
+        (torch.Tensor, "cuda", cuda),
         (torch.nn.Module, "to", moved),
         (_device.DeviceContext, "__torch_function__", in_context),
         *((torch, name, makes(getattr(torch, name))) for name in names),
         *((torch.Tensor, name, makes(getattr(torch.Tensor, name))) for name in methods),
     ]
+
+
+def array_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
+    """Patches: what is on the card is no array. To be made when others have taken the place of ``Tensor.numpy``."""
+    as_array = torch.Tensor.numpy
+
+    def numpy(tensor: torch.Tensor, **options: Any) -> Any:
+        if tensor.is_meta and not tracker.lies_on_host(tensor):
+            raise TypeError(
+                f"can't convert cuda:{torch.cuda.current_device()} device type tensor to numpy. Use Tensor.cpu() to"
+                " copy the tensor to host memory first."
+            )
+        return as_array(tensor, **options)
+
+    return [(torch.Tensor, "numpy", numpy)]
 
 
 def _is_followed(tracker: Tracker) -> bool:

@@ -57,6 +57,7 @@ class Group:
         if self._device is None:
             self._device = self._stack.enter_context(fake_gpus(1))
             self._tracker.take_device(self._device)
+        self._tracker.backend = str(args[0] if args else options.get("backend"))
         self._start(BACKEND, store=FakeStore(), rank=self._rank, world_size=self._gpus)
 
     def spawn(self, function: Any, args: tuple = (), nprocs: int = 1, *_: Any, **__: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ from will_it_fit.engine.patching import patched
 from will_it_fit.engine.steps import phases
 from will_it_fit.engine.tracker import Tracker
 
+GROWTH_BYTES = 65_536  # by which memory grows with an update before anybody is told
+_SURE = 2  # further updates that show whether it goes on growing
 _WARM_UPS = 11  # updates before a capture: what PyTorch's notes ask for with DDP ("CUDA Graphs", 2.13)
 
 
@@ -37,11 +39,25 @@ class Loop:
         How many were finished.
     launches
         How many kernels had been launched at the end of each.
+    has_evaluated
+        Whether it has evaluated what it trains.
+    is_beyond
+        Whether it has taken its updates, and goes on until it would train again.
+    on_update, wants_more, goes_on
+        Called with each update; whether further updates are wanted; whether the program goes on beyond them.
+    tell
+        Called with where the program is, in words.
     """
 
-    def __init__(self, tracker: Tracker, steps: int) -> None:
+    def __init__(self, tracker: Tracker, steps: int, live_bytes: Callable[[], int] = lambda: 0) -> None:
         self.updates = 0
         self.launches: list[int] = []
+        self.has_evaluated = self.is_beyond = False
+        self.on_update: Callable[[], None] = lambda: None
+        self.wants_more: Callable[[], bool] = lambda: False
+        self.goes_on: Callable[[], bool] = lambda: False
+        self.tell: Callable[[str], None] = lambda text: None
+        self._live_bytes, self._live, self._live_now = live_bytes, [], (0, 0)  # bytes in use, and events until then
         self._tracker, self._steps = tracker, steps
         self._stepped: list[int] = []  # optimizers of the update that is running, by id
         self._of_first: set[int] = set()  # of the first update
@@ -72,6 +88,7 @@ class Loop:
         def forgotten(module: nn.Module, *args: Any, **options: Any) -> None:
             if self._by_hand and self._went_back:
                 self._name_gradients(module.parameters())
+                self._note_update()
                 self._finish_update()
                 self._stop_where_enough()
             forget(module, *args, **options)
@@ -107,7 +124,13 @@ class Loop:
         if phase in ("forward", "backward") and self._stepped:
             self._finish_update()
             self._stop_where_enough()
+        elif self.is_beyond and phase in ("forward", "backward") and torch.is_grad_enabled():
+            self.end()
+            raise Enough
+        self.has_evaluated = self.has_evaluated or phase == "evaluation"
         if phase in ("forward", "backward", "optimizer", "evaluation"):
+            if self._loading:
+                self.tell("the program is loaded and takes its first update")
             self._loading = False
         self._went_back = self._went_back or phase == "backward"
         self._tracker.mark("load" if self._loading else phase, 0)
@@ -116,6 +139,8 @@ class Loop:
         self._of_first = self._of_first or set(self._stepped)
         self._stepped, self._went_back = [], False
         self.updates += 1
+        self.tell(f"update {self.updates} of {self._steps} is taken")
+        self._live.append(self._live_now)
         self.launches.append(len(self._tracker.costs.calls))
 
     def has_enough(self) -> bool:
@@ -131,9 +156,53 @@ class Loop:
 
     def _stop_where_enough(self) -> None:
         warming_up = self._beside and self.updates < self._steps + _WARM_UPS
-        if self.updates >= self._steps and not warming_up:
-            self.end()
-            raise Enough
+        if self.is_beyond or self.updates < self._steps or warming_up or self._may_grow() or self.wants_more():
+            return
+        if self.goes_on():
+            self.is_beyond = True
+            self.tell("the updates are taken; the program goes on until it would train again")
+            return
+        self.end()
+        raise Enough
+
+    def _may_grow(self) -> bool:
+        """Whether memory grew with the last update, and further updates have to show whether it goes on."""
+        grew = len(self._live) > 1 and self._live[-1][0] - self._live[-2][0] > GROWTH_BYTES
+        return grew and self.updates < self._steps + _SURE
+
+    def growth_bytes(self) -> int:
+        """By how much memory grows with each update: what was made in one, and is there after two more; 0: not seen.
+
+        What a program keeps until its next update, such as its last batch, is no growth.
+        """
+        if len(self._live) < 4:
+            return 0
+        born, ended, events = {}, {}, self._tracker.events[: self._live[-1][1]]
+        for at, (identity, count) in enumerate(events):
+            if identity > 0:
+                born[identity] = at, count
+            elif identity:
+                ended[-identity] = at
+        grown = []
+        for (_, begins), (_, ends) in zip(self._live[-4:-2], self._live[-3:-1], strict=True):
+            kept = (count for identity, (at, count) in born.items() if begins <= at < ends and identity not in ended)
+            grown.append(sum(kept))
+        least = min(grown)
+        return least if least > GROWTH_BYTES else 0
+
+    @property
+    def taken(self) -> int:
+        """Updates so far, with one that may go on with another optimizer."""
+        return self.updates + bool(self._stepped)
+
+    @property
+    def more_than_asked(self) -> int:
+        """Updates beyond those that were asked for."""
+        return max(self.updates - self._steps, 0)
+
+    def _note_update(self) -> None:
+        self._live_now = self._live_bytes(), len(self._tracker.events)
+        self.on_update()
 
     def _phase_of(self, module: nn.Module) -> str | None:
         """Evaluation is a call of what is trained, without gradients, in its evaluation mode."""
@@ -179,6 +248,7 @@ class Loop:
                 if isinstance(value, torch.Tensor):
                     self._tracker.label(value, OPTIMIZER_STATES)
         self._stepped.append(id(optimizer))
+        self._note_update()
         self._begin()
         last = self.updates + 1 >= self._steps
         if last and self._of_first and self._of_first <= set(self._stepped):

@@ -7,13 +7,14 @@ so: the line, and what to write for another value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from will_it_fit.engine.known_values import without_masks
+from will_it_fit.engine.known_values import LIMIT, Values, without_masks
 
 from .places import described, frames_above, is_library, short_path
 
@@ -138,6 +139,96 @@ def _decides(name: str) -> Callable[..., Any]:
         return function(self, *others)
 
     return decided
+
+
+# --- what is finite -------------------------------------------------------------------------------------------------
+
+# How PyTorch 2.13 writes the questions: isnan `x != x`, isinf `abs(x) == inf`, isfinite `(x == x) * (abs(x) != inf)`.
+_WITH_ITSELF = {_aten.eq.Tensor: True, _aten.ne.Tensor: False}
+_WITH_INFINITY = {_aten.eq.Scalar: False, _aten.ne.Scalar: True, _aten.lt.Scalar: True, _aten.gt.Scalar: False}
+_OWN_QUESTIONS = {getattr(_aten, name).default: False for name in ("isnan", "isinf", "isposinf", "isneginf")}
+_COMBINED: dict[Any, Callable[..., bool]] = {
+    **dict.fromkeys((_aten.logical_not.default, _aten.bitwise_not.default), lambda one: not one),
+    **dict.fromkeys(
+        (_aten.mul.Tensor, _aten.logical_and.default, _aten.bitwise_and.Tensor), lambda one, other: one and other
+    ),
+    **dict.fromkeys((_aten.logical_or.default, _aten.bitwise_or.Tensor), lambda one, other: one or other),
+}
+_REDUCED = frozenset(
+    (_aten.any.default, _aten.any.dim, _aten.any.dims, _aten.all.default, _aten.all.dim, _aten.all.dims,
+     _aten.view.default, _aten._unsafe_view.default, _aten.clone.default, _aten.detach.default, _aten.alias.default)
+)  # fmt: skip
+_COUNTED = frozenset((_aten.sum.default, _aten.count_nonzero.default))
+
+
+class Finite:
+    """Numbers that nobody knows are finite: ``isnan`` and ``isinf`` are false of each, ``isfinite`` is true.
+
+    A program that stops at the first loss that is none would else stop at once.
+    """
+
+    def __init__(self, values: Values) -> None:
+        self._values, self._busy = values, False
+
+    def body(self, func: Any, args: tuple) -> Callable[..., Any] | None:
+        """What an operator is that asks for it, or goes on with the answer; None: it does neither."""
+        if self._busy or not args or not isinstance(args[0], torch.Tensor):
+            return None
+        answer = self._answer(func, args)
+        if answer is None:
+            if func._schema.is_mutable and hasattr(args[0], "every_element"):
+                del args[0].every_element
+            return None
+        if func in _COUNTED:
+            return lambda *args, **kwargs: self._known(func, args, kwargs, answer * args[0].numel())
+        if func is _aten._local_scalar_dense.default or func is _aten.is_nonzero.default:
+            return lambda *_, **__: answer
+
+        def compared(*args: Any, **kwargs: Any) -> Any:
+            on_host = not any(isinstance(each, torch.Tensor) and each.is_meta for each in args)
+            self._busy = True
+            try:
+                made = func(*args, **kwargs)
+                if on_host:  # a stand-in for what was brought there: its shape alone is right
+                    made = torch.full(made.shape, answer, dtype=torch.bool)
+                elif made.numel() <= LIMIT and func not in _REDUCED | _COMBINED.keys():
+                    self._values.remember(made, torch.full(made.shape, answer, dtype=torch.bool))
+            finally:
+                self._busy = False
+            made.every_element = answer
+            return made
+
+        return compared
+
+    def _known(self, func: Any, args: tuple, kwargs: dict, value: int) -> torch.Tensor:
+        self._busy = True
+        try:
+            made = func(*args, **kwargs)
+            self._values.remember(made, torch.full(made.shape, value, dtype=made.dtype))
+        finally:
+            self._busy = False
+        return made
+
+    def _answer(self, func: Any, args: tuple) -> bool | None:
+        tensors = [each for each in args if isinstance(each, torch.Tensor)]
+        told = [getattr(each, "every_element", None) for each in tensors]
+        if func in _COMBINED and None not in told and tensors[0].dtype == torch.bool:
+            return _COMBINED[func](*told)
+        if (func in _REDUCED or func in _COUNTED or func is _aten._local_scalar_dense.default) and told[0] is not None:
+            return told[0] if tensors[0].is_meta and tensors[0].numel() else None
+        if not tensors[0].dtype.is_floating_point or not self._is_unknown(tensors[0]):
+            return None
+        if func in _WITH_ITSELF and tensors[0] is tensors[-1] and len(tensors) == 2:
+            return _WITH_ITSELF[func]
+        if func in _WITH_INFINITY and isinstance(args[1], float) and math.isinf(args[1]):
+            positive = args[1] > 0 or func in (_aten.eq.Scalar, _aten.ne.Scalar)
+            return _WITH_INFINITY[func] == positive
+        return _OWN_QUESTIONS.get(func)
+
+    def _is_unknown(self, tensor: torch.Tensor) -> bool:
+        if tensor.is_meta:
+            return self._values.known(tensor) is None
+        return tensor.untyped_storage()._cdata in self._values.stand_ins
 
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-_ENGINE = str(Path(__file__).parents[1])
+_OWN = ("engine", "program")  # packages of this library that follow a program; a program may use the others
+_ENGINE = tuple(str(Path(__file__).parents[1] / name) for name in _OWN)
 _TORCH = str(Path(torch.__file__).parent)
 _STANDARD = sysconfig.get_path("stdlib")
 _PACKAGES = ("site-packages", "dist-packages")
@@ -22,7 +23,7 @@ def frames_above(depth: int = 1) -> Iterator[FrameType]:
     frame: FrameType | None = sys._getframe(depth)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith(("<", _ENGINE, _TORCH)) and "torchinductor" not in name:
+        if not name.startswith(("<", *_ENGINE, _TORCH)) and "torchinductor" not in name:
             yield frame
         frame = frame.f_back
 
@@ -51,4 +52,5 @@ def short_path(path: str) -> str:
 def asking_package(depth: int) -> str:
     """The package whose code asks, by the frame so far above."""
     names: dict[str, Any] = sys._getframe(depth).f_globals
-    return names.get("__name__", "").partition(".")[0]
+    first, *rest = names.get("__name__", "").split(".")
+    return "program" if first == "will_it_fit" and rest[:1] not in ([name] for name in _OWN) else first

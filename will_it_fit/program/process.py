@@ -17,38 +17,77 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from will_it_fit.common.errors import UserError
 
-from .confinement import caches, is_possible, leave_network, write_only_below
+from .confinement import caches
 from .request import ProgramRequest
 
 MODULE = "will_it_fit.program.child"
+END_SECONDS = 5  # that a process gets to end those that its program has started
 GRACE_SECONDS = 60  # after its own limit a process is killed
+FIRST_SECONDS, REPEATED_SECONDS = 2, 30  # until a line of progress, and until it is said again
 COPIED_BYTES = 2**20  # files up to this size are copied into the shadow, larger ones linked
 MOST_FILES = 20_000  # of a folder that is shadowed
 MOST_NEIGHBOURS = 1_000  # files and folders beside it
 _LEFT_OUT = frozenset((".git", "__pycache__", "node_modules", ".venv", "wandb"))
 
 
-def run(asked: ProgramRequest, output: Any = None) -> dict[str, Any]:
+def run(asked: ProgramRequest, output: Any = None, label: str = "") -> dict[str, Any]:
     """Run a program; what :mod:`.child` found, and what the run took of this machine.
 
-    ``written``: files that it wrote in its folder; ``network``: whether it had one; ``confined``: whether it could
-    write in its own folders alone; ``host``: the most memory of its process in bytes, and seconds.
+    A program that runs out of the card's memory and does not go on runs once more, on a card without a border: so the
+    answer says what it needs.
+
+    ``written``: files that it wrote in its folder; ``held``: what it had given up (:class:`.confinement.Held`);
+    ``host``: the most memory of its process in bytes, and seconds.
 
     Parameters
     ----------
     output
         Where the program's own output goes; None: to standard error.
+    label
+        Which of several runs this is, for the lines of progress.
 
     Raises
     ------
     UserError
         If the folder is too large to be shadowed.
     """
+    found = _run_once(asked, output, Progress(label or asked.program))
+    if found.get("ran_out") and (found["outcome"] == "failed" or not found.get("updates")):
+        again = Progress(f"{label or asked.program}, once more without a border, to see what it needs")
+        again.say(f"the card's memory ran out at {found['ran_out'][-1]}")
+        return _run_once(replace(asked, runs_out=False), output, again)
+    return found
+
+
+class Progress:
+    """Lines on standard error about a program that runs: one after two seconds, then where something has happened."""
+
+    def __init__(self, label: str) -> None:
+        self._label, self._began, self._told, self._last = label, time.monotonic(), "", 0.0
+
+    def tick(self, stand: Path) -> None:
+        """Tell what the process has written of itself, if there is something new."""
+        now = time.monotonic() - self._began
+        with suppress(OSError):
+            text = stand.read_text(encoding="utf-8") if stand.exists() else "Python and PyTorch start"
+            long_ago = now - self._last >= (FIRST_SECONDS if text != self._told else REPEATED_SECONDS)
+            if now >= FIRST_SECONDS and long_ago:
+                self.say(text)
+                self._told, self._last = text, now
+
+    def say(self, text: str) -> None:
+        """A line."""
+        seconds = time.monotonic() - self._began
+        print(f"will-it-fit: {self._label}: {text} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+
+
+def _run_once(asked: ProgramRequest, output: Any, progress: Progress) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="will-it-fit-") as place:
         request, result = Path(place, "request.json"), Path(place, "result.json")
         folder = Path.cwd() if asked.in_place else Path(place, "around", Path.cwd().name or "root")
@@ -60,46 +99,38 @@ def run(asked: ProgramRequest, output: Any = None) -> dict[str, Any]:
                 (folder / name).write_text(text, encoding="utf-8", errors="surrogateescape")
         before = _state(folder)
         Path(place, "tmp").mkdir()
-        request.write_text(asked.to_json(), encoding="utf-8")
+        kept, led = caches(Path(place, "tmp"))
+        writable = (folder, Path(place), *map(Path, asked.writable), *kept)
+        confined = replace(asked, writable=tuple(str(each.resolve()) for each in writable))
+        request.write_text(confined.to_json(), encoding="utf-8")
         began = time.monotonic()
-        given_up = _begin(asked, folder, [str(request), str(result)], output or sys.stderr)
+        _begin(asked, folder, [str(request), str(result)], led, output or sys.stderr, progress)
         found = _read(result)
         written = sorted(name for name, state in _state(folder).items() if before.get(name) != state)
         peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         host = {"peak_bytes": peak_bytes, "seconds": round(time.monotonic() - began, 1)}
-        return found | given_up | {"written": written, "host": host}
+        held = found.get("held") or {}
+        network = "allowed" if asked.network else "none" if held.get("network") else "could not be taken away"
+        return found | {"network": network, "written": written, "host": host}
 
 
-def _begin(asked: ProgramRequest, folder: Path, words: list[str], output: Any) -> dict[str, Any]:
-    """Run the child to its end; says what it gave up.
-
-    Returns
-    -------
-    dict
-        ``network``: ``none``, ``allowed`` or ``could not be taken away``; ``confined``, as :func:`run` has it.
-    """
+def _begin(
+    asked: ProgramRequest, folder: Path, words: list[str], led: dict[str, str], output: Any, progress: Progress
+) -> None:
+    """Run the child to its end; ``led``: variables of its environment."""
     root = Path(__file__).parents[2]
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
-    scratch = Path(words[0]).with_name("tmp")
-    kept, led = caches(scratch)
-    environment |= {"TMPDIR": str(scratch), **led}
+    environment |= {"TMPDIR": str(Path(words[0]).with_name("tmp")), **led}
     if not asked.network:
         environment |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
     limits = asked.limits
-    leaves = not asked.network and is_possible(leave_network)
-    writable = [folder, Path(words[0]).parent, *map(Path, asked.writable), *kept]
-    confined = is_possible(lambda: write_only_below(writable))
 
     def prepare() -> None:
         for kind, size in ((resource.RLIMIT_DATA, limits.memory_bytes), (resource.RLIMIT_FSIZE, limits.file_bytes)):
             _, hard = resource.getrlimit(kind)
             resource.setrlimit(kind, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if leaves:
-            leave_network()
-        if confined:
-            write_only_below(writable)
 
     command = [sys.executable, "-P", "-m", MODULE, *words]
     with subprocess.Popen(
@@ -107,17 +138,22 @@ def _begin(asked: ProgramRequest, folder: Path, words: list[str], output: Any) -
         preexec_fn=prepare, start_new_session=True,
     ) as process:  # fmt: skip
         try:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(limits.seconds + GRACE_SECONDS)
+            ends = time.monotonic() + limits.seconds + GRACE_SECONDS
+            while process.returncode is None and time.monotonic() < ends:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(1)
+                progress.tick(Path(words[1]).with_suffix(".stand"))
         finally:
             _end(process)
     Path(words[1]).with_suffix(".status").write_text(str(process.returncode))
-    network = "allowed" if asked.network else "none" if leaves else "could not be taken away"
-    return {"network": network, "confined": confined}
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End a process and those that it started."""
+    """End a process and those that it started: told to end, it ends the others itself (`.confinement`)."""
+    if process.returncode is None:
+        os.kill(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -49,6 +49,8 @@ class ProgramRequest:
         Files below the folder with another text, by their paths in it; not together with ``in_place``.
     writable
         Folders elsewhere in which it may write too.
+    runs_out
+        Whether an allocation beyond the card's memory fails, as on a GPU.
     limits
         Of the process.
     """
@@ -67,6 +69,7 @@ class ProgramRequest:
     in_place: bool = False
     files: Mapping[str, str] = field(default_factory=dict)
     writable: tuple[str, ...] = ()
+    runs_out: bool = True
     limits: Limits = Limits()
 
     def to_json(self) -> str:

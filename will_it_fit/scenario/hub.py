@@ -97,6 +97,18 @@ def of_modelscope(text: str) -> tuple[str, str | None] | None:
     return name, f"{accounts[owner]}/{short}" if accounts.get(owner) else None
 
 
+def published_dtype(hub: HubId) -> str:
+    """The dtype that the config.json of a repository of the catalogue names: ``bfloat16``, ``float16``, ``float32``."""
+    by_dtype = read_yaml(INDEX)["dtypes"]
+    owner, _, short = hub.name.lower().partition("/")
+    is_mirror = owner in _index()[1]
+    for dtype in ("float16", "float32"):
+        names = [name.lower() for name in by_dtype[dtype]]
+        if hub.name.lower() in names or (is_mirror and short in [name.partition("/")[2] for name in names]):
+            return dtype
+    return by_dtype["all_others"]
+
+
 def is_language_model_alone(name: str) -> bool:
     """Whether the file of a name in config/models/ leaves the other parts of its model out."""
     return bool(read_yaml(INDEX)["models"].get(name, {}).get("language_model"))
