@@ -171,9 +171,8 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
     Without ``others`` nothing is said about other tools' scripts, which takes an estimate for each.
     """
     estimated = estimate(asked.scenario, asked.where, blocks=False)
-    if asked.asked.like_is_default and estimated.analytic is None:
-        asked = described(asked, estimated.reason)
-        estimated = estimate(asked.scenario, asked.where, blocks=False)
+    if estimated.analytic is None and (plain := described(asked)) is not asked:
+        asked, estimated = plain, estimate(plain.scenario, asked.where, blocks=False)
     gpu, analytic, judged = asked.gpu, estimated.analytic, Verdict()
     if analytic:
         hybrid = kind_of(asked.scenario).hybrid
@@ -214,10 +213,15 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
     return _more(answer, asked)
 
 
-def described(asked: Question, reason: str) -> Question:
-    """The plain step in place of that of a tool that nobody chose, which the estimate does not describe."""
-    told = f"estimated with this project's own defaults, since TRL's are not described: {reason}"
+def described(asked: Question) -> Question:
+    """The question; of a tool that nobody chose the plain step, where the estimate describes that alone."""
+    if not asked.asked.like_is_default:
+        return asked
+    own = estimate(asked.scenario, asked.where, blocks=False)
     plain = parse_request(asked.asked.mapping, asked.where)
+    if own.analytic or estimate(plain.scenario, asked.where, blocks=False).analytic is None:
+        return asked
+    told = f"estimated with this project's own defaults, since TRL's are not described: {own.reason}"
     plain = replace(plain, warnings=(*asked.asked.warnings, told))
     return replace(asked, asked=plain, scenario=plain.scenario)
 

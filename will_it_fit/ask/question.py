@@ -16,6 +16,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import yaml_value
 from will_it_fit.common.text import yaml_text
 from will_it_fit.hours.run_time import Run
+from will_it_fit.planner.changes import apply
 from will_it_fit.readers.approximations import approximate
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, Reading
 from will_it_fit.readers.request import DECIDING, DEFAULT_LIKE, ScenarioRequest, left_out, parse_request
@@ -176,6 +177,14 @@ def _request(fields: Mapping[str, Any], where: str, model_alone: bool) -> Scenar
         with suppress(UserError):  # what was named does not go with the tool's settings
             return _without_a_mask(parse_request({**fields, "like": DEFAULT_LIKE}, where))
     return parse_request(fields, where)
+
+
+def with_method(asked: Question, method: str) -> Scenario:
+    """The step of a question by another method: of a tool that nobody chose, as that takes it."""
+    request = asked.asked
+    if request.like_is_default:
+        return _request({**request.mapping, "method": method}, asked.where, True).scenario
+    return apply(asked.scenario, {"method": method})
 
 
 def _without_a_mask(request: ScenarioRequest) -> ScenarioRequest:

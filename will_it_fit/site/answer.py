@@ -17,13 +17,13 @@ from typing import Any
 
 from will_it_fit.analytic.certainty import Needs
 from will_it_fit.analytic.decoder import NotDescribed
-from will_it_fit.analytic.estimate import analytic_estimate, estimate
+from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.analytic.kernels import kernels_of
 from will_it_fit.ask import text
 from will_it_fit.ask.answer import described, quick
 from will_it_fit.ask.command import scenario_yaml
 from will_it_fit.ask.options import parse
-from will_it_fit.ask.question import Question, question
+from will_it_fit.ask.question import Question, question, with_method
 from will_it_fit.ask.run_cost import parse_run_options
 from will_it_fit.ask.text import WORDS, step_line
 from will_it_fit.ask.tools import by_tool, tool_lines
@@ -221,9 +221,7 @@ def _evidence(shown: Mapping[str, Any]) -> str:
 
 def _nearest(asked: Question) -> tuple[Question, list[str]]:
     """The question; or where its step is not described, a near one that is, and what was put in place of what."""
-    if asked.asked.like_is_default:
-        estimated = estimate(asked.scenario, asked.where, blocks=False)
-        asked = asked if estimated.analytic else described(asked, estimated.reason)
+    asked = described(asked)
     scenario = asked.scenario
     changes = {name: instead for name, value, instead in _NEAR if getattr(scenario, name) == value}
     if not changes:
@@ -320,7 +318,7 @@ def _by_method(asked: Question) -> list[dict[str, Any]]:
     rows = []
     for method in BY_NAME["method"].words:
         try:
-            step = replace(asked, scenario=apply(asked.scenario, {"method": method}))
+            step = replace(asked, scenario=with_method(asked, method))
             found = _on_each(step, [*cards, *([asked.gpu] if asked.gpu else [])])
         except (NotDescribed, UserError):
             continue

@@ -82,6 +82,7 @@ def test_the_asked_way_comes_first_and_the_best_of_the_others_after_it():
     assert speeds == sorted(speeds, reverse=True)
 
 
+pytestmark = pytest.mark.usefixtures("nothing_beside")
 WIDE = LLAMA | {"hidden_size": 512, "intermediate_size": 1408, "vocab_size": 4096}
 
 
