@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from will_it_fit.analytic.allocations import form_events, variations
 from will_it_fit.analytic.setting import describe
-from will_it_fit.cards.beside import Process, beside
+from will_it_fit.cards.beside import Process, beside, room_bytes
 from will_it_fit.cards.gpus import Gpu
 from will_it_fit.cards.verdict import Verdict, Word
 from will_it_fit.data import data_path
@@ -219,6 +219,11 @@ class Needs:
         if fits(own.widest_bytes(gpu.usable_bytes)) is False:
             return Word.DOES_NOT_FIT
         return Word.FITS if fits(own.room_bytes(gpu.usable_bytes)) else Word.TOO_CLOSE
+
+    def may_fit(self, gpu: Gpu) -> bool:
+        """Whether the peak with what fragments mostly take has room, so that a replay is worth its seconds."""
+        mostly = FIRST_GUESS_EXPANDABLE if self._expandable else FIRST_GUESS
+        return self.peak_bytes * (1 + mostly) <= room_bytes(Process.of(self.scenario), gpu)
 
     def verdict(self, gpu: Gpu) -> Verdict:
         """The verdict with its figures: clear where all that the form allows is, on either side of what is beside."""

@@ -43,6 +43,8 @@ def by_tool(request: ScenarioRequest, where: object = "scenario", verdict: str |
             other = request.scenario if tool == request.like else other
             needs = _needs(other, gpu, where)
             word = needs.word(gpu, replayed=False) if gpu else None
+            if word is Word.TOO_CLOSE and verdict not in (None, "fits") and needs.may_fit(gpu):
+                word = needs.word(gpu)  # which would be said, and takes a replay
             row |= {"peak_allocated_bytes": needs.peak_bytes, "verdict": word and word.value}
             if word and verdict not in (None, word.value) and word is not Word.TOO_CLOSE:
                 row["decides"] = _deciding(request, other, gpu, where)

@@ -343,7 +343,7 @@ def _what_would_fit(asked: Question, words: list[str]) -> list[dict[str, Any]]:
                 changed = replace(asked, scenario=apply(asked.scenario, changes))
                 needs = _needs(changed, gpu)
                 word = needs.word(gpu, replayed=False)
-                if word is Word.TOO_CLOSE and replays:  # which takes a browser seconds
+                if word is Word.TOO_CLOSE and replays and needs.may_fit(gpu):  # which takes a browser seconds
                     word, replays = needs.word(gpu), replays - 1
             except (NotDescribed, UserError):
                 continue
