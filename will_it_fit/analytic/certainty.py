@@ -221,9 +221,8 @@ class Needs:
         return Word.FITS if fits(own.room_bytes(gpu.usable_bytes)) else Word.TOO_CLOSE
 
     def may_fit(self, gpu: Gpu) -> bool:
-        """Whether the peak with what fragments mostly take has room, so that a replay is worth its seconds."""
-        mostly = FIRST_GUESS_EXPANDABLE if self._expandable else FIRST_GUESS
-        return self.peak_bytes * (1 + mostly) <= room_bytes(Process.of(self.scenario), gpu)
+        """Whether the peak with more than fragments mostly take has room, so that a replay is worth its seconds."""
+        return self.peak_bytes * (1 + WIDER * FIRST_GUESS) <= room_bytes(Process.of(self.scenario), gpu)
 
     def verdict(self, gpu: Gpu) -> Verdict:
         """The verdict with its figures: clear where all that the form allows is, on either side of what is beside."""
