@@ -32,6 +32,7 @@ FILLED_LIMIT = 4096  # of one in floating point that is made of one number: an o
 # step but the first, and whether a variance is negative.
 _ASKING: Mapping[str, bool] = {
     "torch.optim._adafactor": True,
+    "torch.optim.asgd": True,
     "torch.optim.swa_utils": True,
     "torch.nn.functional:gaussian_nll_loss": False,
 }

@@ -89,6 +89,16 @@ def convolved(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return functional.conv1d(net(inputs).unsqueeze(1), torch.ones(4, 1, 3, device=inputs.device), padding=1).sum(1)
 
 
+def recurring(kind: str, net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    layer = getattr(nn, kind)(SIZE, SIZE, device=inputs.device)
+    return layer(net(inputs).unsqueeze(0))[0].squeeze(0)
+
+
+def resized(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    output = net(inputs)
+    return output + torch.exp(inputs, out=inputs.new_empty(0)) + inputs.new_zeros(0).resize_(16, SIZE).zero_()
+
+
 def compiled(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return torch.compile(functional.relu)(net(inputs))
 
@@ -106,6 +116,8 @@ LOOPS = {
     "`gather`": {"forward": picked},
     "`mse_loss`": {"forward": regression},
     "a convolution (on a GPU a range)": {"forward": convolved},
+    **{f"`nn.{kind}` (on a GPU a range)": {"forward": partial(recurring, kind)} for kind in ("GRU", "RNN")},
+    "`out=`, `resize_`": {"forward": resized},
     "`torch.compile`": {"forward": compiled},
     "a float's value decides": {"forward": reading},
 }
@@ -123,7 +135,6 @@ OPTIMIZERS = {
 }  # fmt: skip
 if hasattr(torch.optim, "Muon"):
     OPTIMIZERS |= {"`torch.optim.Muon`": torch.optim.Muon}
-_READ_NUMBERS = ("ASGD", "Adafactor")
 _SETTINGS = {"Adagrad8bit": {"lr": 0.1}, "RMSprop8bit": {"lr": 0.1}, "SGD8bit": {"lr": 0.1, "momentum": 0.9}}
 
 
@@ -131,21 +142,20 @@ def outcome(optimizer: Callable = torch.optim.AdamW, **options) -> str:
     """What the trace for a CPU says beside the measurement there."""
     name = getattr(optimizer, "__name__", "")
     found, given = [], _SETTINGS.get(name, {})
-    scalars = 1.0 if name in _READ_NUMBERS else None
     for device, answer in (("meta", trace_step), ("cpu", measure_step)):
         with torch.device(device):
             net = model()
         with patched(device_lists("cpu")):
             own = optimizer(net.parameters(), **given)
         try:
-            report = answer(net, own, loop(net, own, **options), batch(), Options(target="cpu", scalars=scalars))
+            report = answer(net, own, loop(net, own, **options), batch(), Options(target="cpu"))
         except TraceError as error:
             return f"refused: {str(error).splitlines()[0].partition(',')[0].rstrip('.')}"
         found.append(report.phases)
     traced, measured = found
     off = {phase: traced[phase] - size for phase, size in measured.items() if traced[phase] != size}
     told = ", ".join(f"{phase} {size:+,} bytes" for phase, size in off.items()) or "to the byte"
-    return f"on a CPU {told}" + (", with `scalars=1.0`" if scalars else "")
+    return f"on a CPU {told}"
 
 
 def table() -> str:
