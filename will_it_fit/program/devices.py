@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils import _device
 
+from will_it_fit.engine.cuda_graphs import TREES
 from will_it_fit.engine.custom import on_card
 from will_it_fit.engine.tracker import Tracker
 
@@ -59,7 +60,8 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
 
     def where(tensor: torch.Tensor, depth: int = 1) -> torch.device:
         device = _DEVICE.__get__(tensor)
-        if device.type != "meta" or tracker.lies_on_host(tensor) or asking_package(depth + 1) in _TRUTH:
+        trees = sys._getframe(depth).f_globals.get("__name__") == TREES  # check that a graph's outputs are CUDA's
+        if device.type != "meta" or tracker.lies_on_host(tensor) or (asking_package(depth + 1) in _TRUTH and not trees):
             return device
         return here if _is_followed(tracker) else device
 
