@@ -65,6 +65,24 @@ def test_the_gpu_catches_up():
     assert stashes.delayed(events, lead=1000) == [(1, 10), (2, 10), (-1, 0), (3, 10)]
 
 
+def test_the_upper_end_holds_what_two_short_steps_leave_while_nccls_thread_sleeps():
+    """Four steps of 1,500 launches: at 1,024 launches one of them would be held, and three are."""
+    stashes, told = Stashes(), []
+    events = [event for one in range(1, 5) for event in ((one, 10), (-one, 0))]
+    for one in range(4):
+        stashes.start(2 * one + 1, 2000 * one, [one + 1])
+
+    def peak_of(moved):
+        sizes, alive = dict(events), [0]
+        for identity, _ in moved:
+            alive.append(alive[-1] + (sizes[identity] if identity > 0 else -sizes[-identity]))
+        return max(alive)
+
+    assert peak_of(stashes.delayed(events)) == 20
+    assert stashes.range_of(10, events, peak_of, told.append, 4) == {"peak_allocated_range_bytes": (10, 40)}
+    assert "where a step takes 50 ms" in told[0]
+
+
 def test_a_call_that_waits_itself_is_not_another_ones_wait():
     stashes = Stashes()
     stashes.start(1, 0, [1])

@@ -132,6 +132,9 @@ def test_kernels_tell_what_cannot_be_seen():
     class Kernels:
         first = True
 
+        def unknown(self, func):
+            return "a kernel" if func is torch.ops.aten.empty.memory_format else None
+
         def concerns(self, func):
             return func is torch.ops.aten.add.Tensor
 
@@ -151,6 +154,7 @@ def test_kernels_tell_what_cannot_be_seen():
     assert sizes(tracker) == [4, 100, 7, 4, 9]
     assert alive(tracker) == 108
     assert tracker.components[2] == WORKSPACES and tracker.components[3] == TEMPORARIES
+    assert list(tracker.warnings) == ["a kernel"]
     del a, b
 
 
