@@ -122,7 +122,7 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
             _resolve(fields, base, where)
         if reading or beside:
             fields = approximate(fields, base)
-        request = parse_request(fields, where)
+        request = parse_request(fields, where, gpu.capability if gpu else None)
     except UserError as error:
         raise _of_the_file(error, reading, options) from None
     if reading is not None:
