@@ -125,7 +125,8 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
             _resolve(fields, base, where)
         if reading or beside:
             fields = approximate(fields, base)
-        request = _request(fields, where, model_alone and options.like is None)
+        capability = gpu.capability if gpu else None
+        request = _request(fields, where, capability, model_alone and options.like is None)
     except UserError as error:
         raise _of_the_file(error, reading, options) from None
     if reading is not None:
@@ -171,12 +172,14 @@ def _refuse_what_is_open(reading: Reading | None, options: Options) -> None:
             raise UserError(why, where=where, found=found, allowed=allowed, change={name: usual})
 
 
-def _request(fields: Mapping[str, Any], where: str, model_alone: bool) -> ScenarioRequest:
+def _request(
+    fields: Mapping[str, Any], where: str, capability: tuple[int, int] | None, model_alone: bool
+) -> ScenarioRequest:
     """The request of some fields. About a model alone it is the step of a tool that people use, if that has one."""
     if model_alone:
         with suppress(UserError):  # what was named does not go with the tool's settings
-            return _without_a_mask(parse_request({**fields, "like": DEFAULT_LIKE}, where))
-    return parse_request(fields, where)
+            return _without_a_mask(parse_request({**fields, "like": DEFAULT_LIKE}, where, capability))
+    return parse_request(fields, where, capability)
 
 
 def with_method(asked: Question, method: str) -> Scenario:

@@ -33,6 +33,7 @@ TOOL_DEFAULTS = data_path("tool_defaults.yaml")  # what `like` sets
 _SIZES = ("sequence_length", "micro_batch")
 DECIDING = (*_SIZES, *(name for name in BY_NAME if name not in (*_SIZES, *UNSAID, "model_name", "adapter", "images")))
 _ADAPTERS_ALONE = ("lora", "kbit_preparation", "quantization", "adapter_precision")
+_COMPUTES_IN_BF16 = (8, 0)  # compute capability
 _SHARDED = ("fsdp1", "fsdp2", "zero3")  # where weights are sharded a loss in chunks is not described
 
 
@@ -74,8 +75,10 @@ def read_request(path: str | Path) -> ScenarioRequest:
     return parse_request(read_yaml(path), path)
 
 
-def parse_request(mapping: Mapping[str, Any], where: object = "scenario") -> ScenarioRequest:
-    """A scenario's fields, with ``like`` among them or without.
+def parse_request(
+    mapping: Mapping[str, Any], where: object = "scenario", capability: tuple[int, int] | None = None
+) -> ScenarioRequest:
+    """A scenario's fields, with ``like`` among them or without; ``capability``: of the card that is asked about.
 
     A GPU with a count, and neither a strategy nor a number of GPUs under ``parallel``, is all of them: with FSDP2, or
     on the mesh that ``parallel`` names, if that has as many places.
@@ -93,7 +96,7 @@ def parse_request(mapping: Mapping[str, Any], where: object = "scenario") -> Sce
         near = difflib.get_close_matches(str(tool), LIKE, n=1, cutoff=0.3)
         raise UserError("`like` names tools whose training is known.", where=where, found=tool,
                         allowed=", ".join(LIKE), write=f"like: {near[0] if near else LIKE[0]}")  # fmt: skip
-    set_by_tool = like_fields(tool, named) if tool else {}
+    set_by_tool = like_fields(tool, named, capability) if tool else {}
     given = {name for name, value in named.items() if value is not None}
     defaults = {name: value for name, value in set_by_tool.items() if name not in given}
     own = OBJECTIVES.get(str(named.get("objective")))
@@ -150,10 +153,12 @@ def left_out(model: Any, scenario: Scenario, where: object) -> tuple[str, ...]:
     return (text,)
 
 
-def like_fields(tool: str, named: Mapping[str, Any]) -> dict[str, Any]:
+def like_fields(tool: str, named: Mapping[str, Any], capability: tuple[int, int] | None = None) -> dict[str, Any]:
     """What a tool's training takes for a method, where its file says nothing; in the order of the fields."""
     defaults = read_yaml(TOOL_DEFAULTS)[tool]
     own = defaults["always"] | defaults.get(named.get("method") or scenario_defaults()["method"], {})
+    if capability is not None and capability < _COMPUTES_IN_BF16:
+        own |= {name: value for name, value in defaults.get("without_bf16", {}).items() if own.get(name) is not None}
     contradicting = set(_that_contradict(own, named))
     return {name: own[name] for name in BY_NAME if name in own and name not in contradicting}
 

@@ -192,7 +192,7 @@ def test_training_on_cuda_and_its_gate_have_expandable_segments_and_nobody_else(
 
 
 def test_a_profile_that_needs_an_optional_package_stops_at_the_start(monkeypatch):
-    divided = {"method": "full", "precision": "bf16-mixed", "parallel": {"strategy": "zero3", "gpus": 2}}
+    divided = {"method": "full", "precision": "bf16-mixed", "parallel": {"strategy": "zero3", "gpus": 2, "ulysses": 2}}
     scenarios = {"memory": {"scenarios": {"divided": divided}}}
     monkeypatch.setattr("will_it_fit.scenario.scenario.find_spec", lambda name: None)
     with pytest.raises(UserError, match="deepspeed, which is not installed") as error:

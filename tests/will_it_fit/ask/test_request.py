@@ -44,6 +44,12 @@ def said_by_reader(tool: str, method: str, rows: int, objective: str) -> dict[st
     return {name: value for name, value in fields.items() if name not in LEFT_TO_THE_FILE}
 
 
+@pytest.mark.parametrize(("card", "precision"), [("t4", "fp16"), ("4090", "bf16")])
+def test_unsloth_takes_fp16_on_a_card_without_bf16(card, precision) -> None:
+    asked = question(["qwen2.5-coder-0.5b"], Options(gpu=card, like="unsloth", sequence_length=512)).scenario
+    assert (asked.precision, asked.autocast, asked.attention) == (precision, precision, "mem_efficient")
+
+
 OF_FILES = tuple(tool for tool in LIKE if tool != "unsloth")  # whose settings stand in files; Unsloth's in programs
 
 
