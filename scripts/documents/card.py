@@ -66,7 +66,8 @@ def metadata(context: Mapping[str, Any]) -> str:
     repositories = hub_datasets(sources)
     # The Hub wants an id as the type; a dataset that is not there has only its name.
     dataset_type = repositories[0] if len(repositories) == 1 else context["dataset"]
-    judged = [(dataset_type, f"{context['dataset']} ({test['title'].lower()})", test, test["rows"]) for test in context["tests"]]
+    named = ((test, f"{context['dataset']} ({test['title'].lower()})") for test in context["tests"])
+    judged = [(dataset_type, title, test, test["rows"]) for test, title in named]
     benchmark, execution = context.get("benchmark"), context.get("execution")
     results = []
 
