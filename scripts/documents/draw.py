@@ -4,6 +4,7 @@ Stacks have the same colours and one order everywhere, and what matters is writt
 """
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -172,7 +173,7 @@ def draw_training_curve(files: Mapping[str, Any]) -> Any:
 def draw_evaluation(files: Mapping[str, Any]) -> Any:
     """Exact answers to each test, a line for each rival and the tuned model, with their Wilson intervals."""
     tests = compared_tests(files["comparison"])
-    figure, panels = _figure(9, 0.9 + 1.4 * len(tests), below=len(tests))
+    figure, panels = _figure(9, 0.9 + 1.8 * len(tests), below=len(tests))
     panels = [panels] if len(tests) == 1 else list(panels)
     for axes, test in zip(panels, tests, strict=True):
         looks = [(row["label"], row["exact"], COLOURS["optimizer_states"]) for row in test["rivals"]]
@@ -182,7 +183,7 @@ def draw_evaluation(files: Mapping[str, Any]) -> Any:
             axes.plot([low, high], [number] * 2, color=colour, linewidth=2, solid_capstyle="butt")
             axes.plot(100 * score["share"], number, "o", color=colour, markersize=7)
             axes.text(high + 1.2, number, f"{score['count']} of {score['n']}", va="center", fontsize=9)
-        axes.set_yticks(range(len(looks)), [label for label, _, _ in looks])
+        axes.set_yticks(range(len(looks)), [textwrap.fill(label, 36) for label, _, _ in looks])
         axes.set(xlim=(0, 115), ylim=(len(looks) - 0.5, -0.5), xticks=range(0, 101, 20))
         axes.set_title(test["title"], loc="left", fontsize=10)
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
