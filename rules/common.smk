@@ -25,7 +25,6 @@ from scripts.runs.job_paths import (
     FOLDER_NAME,
     RUN_NAME,
     JobPaths,
-    answer_settings,
     project_file,
     project_files,
     source_folder,

@@ -127,7 +127,6 @@ use rule render_memory_profile as render_documents with:
         verification="results/{run}/merged-verification.json",
         comparison="results/{run}/evaluation/comparison.json",
         merging=from_job(JobPaths.merging_comparison),
-        benchmark_comparison=from_job(JobPaths.on_benchmark, "results/{run}/evaluation/benchmark/comparison.json"),
         execution=from_job(JobPaths.by_execution, EXECUTE, PREFIXED),
         base_metrics=path_of(f"{BASE_EVALUATION}/metrics.json"),
         tuned_metrics="results/{run}/evaluation/metrics.json",

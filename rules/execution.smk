@@ -5,7 +5,7 @@
 
 rule execute_answers:
     input:
-        **rules.compare_on_benchmark.input,
+        **rules.compare_models.input,
         benchmark=path_of(f"{BENCHMARK}/benchmark.json"),
         tasks=path_of(f"{BENCHMARK}/tasks.jsonl"),
         states=path_of(f"{BENCHMARK}/states.json"),

@@ -183,6 +183,7 @@ rule gate_memory:
 # its inputs are ready as early, its priority is higher, and on one machine both wait for the same GPU.
 rule check_resources:
     input:
+        unpack(from_job(JobPaths.benchmark)),
         trace="results/{run}/memory/training/trace.json",
         config=path_of(f"{BASE}/config.json"),
         description=path_of(f"{BASE}/description.json"),
@@ -191,10 +192,9 @@ rule check_resources:
         train=path_of(f"{ENCODED}/train.parquet"),
         split=path_of(f"{DATASET}/splits/split.json"),
         test=path_of(f"{DATASET}/splits/test.jsonl"),
+        trained=path_of(f"{DATASET}/splits/train.jsonl"),
         acquire=path_of(f"{DATASET}/acquire.json"),
         harmful=path_of(f"{DATASET}/harmful.jsonl"),
-        benchmark=from_job(JobPaths.on_benchmark, f"{BENCHMARK}/benchmark.json"),
-        tasks=from_job(JobPaths.on_benchmark, f"{BENCHMARK}/tasks.jsonl"),
         gpus=project_file("config/gpus.yaml"),
     output:
         resources="results/{run}/memory/run.json",

@@ -22,6 +22,8 @@ from will_it_fit.common.files import (
 )
 from will_it_fit.common.terminal import log
 
+EMBEDDED = ("programs", "intents", "known")  # what a source of the grammar may say beside its pairs and its seed
+
 
 def label(source: Mapping[str, Any]) -> str:
     """A source's name in rows and reports."""
@@ -41,8 +43,8 @@ def read_source(source: Mapping[str, Any], revisions: dict[str, str], about: dic
     if source["type"] == "embedded":
         from scripts.dataset.embedded import generate
 
-        about |= {key: source[key] for key in ("seed", "programs") if key in source}
-        made = generate(source["seed"], source["pairs"], programs=source.get("programs"))
+        about |= {key: source[key] for key in ("seed", *EMBEDDED) if key in source}
+        made = generate(source["seed"], source["pairs"], **{key: source[key] for key in EMBEDDED if key in source})
         for number, fields in enumerate(made, 1):
             yield "embedded", Record(number, fields)
     elif source["type"] == "files":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from scripts.common.job import job
 from scripts.dataset.embedded import read_refusals
 from scripts.dataset.rows import SPLITS, Rows, read_rows, to_lines
-from scripts.dataset.split import families_of
+from scripts.dataset.split import KNOWN, families_of
 from scripts.dataset.text import command_key, request_key
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, write_report
@@ -23,9 +23,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+ADDED = ("kinds", "reason", "stage")  # what splitting adds to rows
+
+
 def _commands(rows: Rows) -> "pd.Series":
     """Commands without the line that refuses a request, which many requests share."""
     return rows["command"][rows["command"] != read_refusals().line]
+
+
+def _kinds(rows: Rows) -> "pd.Series | tuple":
+    """Families and intents, but for those of rows that ask anew for a trained one."""
+    if (found := families_of(rows)) is None:
+        return ()
+    return (found[rows["kinds"] != KNOWN] if "kinds" in rows else found).dropna()
 
 
 _FORMS = {
@@ -33,7 +43,7 @@ _FORMS = {
     "command": _commands,
     "normalized request": lambda rows: rows["request"].map(request_key),
     "normalized command": lambda rows: _commands(rows).map(command_key),
-    "family or intent": lambda rows: () if (found := families_of(rows)) is None else found.dropna(),
+    "family or intent": _kinds,
 }
 
 
@@ -78,9 +88,20 @@ def stages(acquire: dict, clean: dict, screen: dict, split: dict) -> list[dict]:
     return table
 
 
+def known_kinds_must_be_trained(splits: Mapping[str, Rows], where: str) -> None:
+    """Raise unless training has the intent of each held-out row that is said to be of a known kind."""
+    trained = set(_kinds(splits["train"]))
+    for name in SPLITS[1:]:
+        if "kinds" in splits[name]:
+            known = splits[name][splits[name]["kinds"] == KNOWN]
+            if unknown := sorted({*(families_of(known) if len(known) else ())} - trained):
+                problem = "A row is said to ask for a known kind of thing, but no training row asks for it."
+                raise UserError(problem, where=f"{where}, {name}", found=unknown[0])
+
+
 def must_be_the_screened_rows(safe: Rows, found: Rows, where: str) -> None:
     """Raise unless what was found in splits and taken out is, row by row, what the screen let pass."""
-    passed, there = Counter(to_lines(safe)), Counter(to_lines(found.drop(columns=["reason", "stage"], errors="ignore")))
+    passed, there = Counter(to_lines(safe)), Counter(to_lines(found.drop(columns=[*ADDED], errors="ignore")))
     for problem, rows in (
         ("A split has a row that did not pass the screen.", there - passed),
         ("A row that the screen let pass is in no split.", passed - there),
@@ -109,6 +130,7 @@ def main(inputs: dict[str, str], report: str) -> None:
     splits = {name: read_rows(inputs[name]) for name in SPLITS}
     found = pd.concat([*splits.values(), read_rows(inputs["rejected"])])
     must_be_the_screened_rows(read_rows(inputs["safe"]), found, inputs["split"])
+    known_kinds_must_be_trained(splits, inputs["split"])
     counts, examples = overlaps(splits)
     total = sum(sum(pairs.values()) for pairs in counts.values())
     if total:

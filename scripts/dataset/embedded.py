@@ -1,7 +1,8 @@
 """The embedded source: requests and commands made from the grammar in ``config/datasets/embedded/``.
 
 A task (``tar -x[]f <tar>``) stands for as many intents as it has options and pairs of options that go together; a
-source of lines and the stages of a pipe make the others. Each intent is put in many ways. The same seed gives the same
+source of lines and the stages of a pipe make the others. Each intent is put in many ways. Where rows of known intents
+are held out, a phrase of each intent and a part of each slot's values are kept for them. The same seed gives the same
 rows.
 ``python -m scripts.dataset.embedded --pairs 2000 [--seed 42]`` prints them, one JSON object a line.
 """
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 from scripts.common.code_digests import ROOT
 from scripts.dataset.text import key_number, request_key
-from scripts.dataset.usage import HARM, first_program, may_be_held_out, most_used, programs_of, turns
+from scripts.dataset.usage import HARM, HARM_SHARE, first_program, may_be_held_out, most_used, programs_of, turns
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.common.schema import validate
@@ -36,6 +37,8 @@ _LETTER = re.compile(r"-[A-Za-z0-9]")
 _MISSES = 300  # so many draws without anything new: an intent has nothing left to say
 # Pairs of options of a task; pipes of two, of three, and into a file of a source: so many are made at most.
 _PAIRS, _TWOS, _THREES, _ENDS = 6, 6, 2, 1
+# Of a slot's values and of the requests for harm, every fourth and every eighth are kept for held-out rows.
+_KEPT_VALUES, _KEPT_HARM = 4, 8
 _GLUED = frozenset("with without in at by from for as of to into and that only over under older larger".split())
 
 
@@ -371,19 +374,77 @@ def _draw(intent: Intent, grammar: Grammar, seed: int) -> Iterator[tuple[str, st
             yield request, command
 
 
-def _order(grammar: Grammar, programs: int | None) -> Iterator[int]:
+def _divided(grammar: Grammar) -> tuple[Grammar, Grammar]:
+    """The grammar of training rows and that of held-out rows: no phrase of an intent and no copied value is in both.
+
+    Intents of one task keep the same phrase. An intent that can't be asked anew, with one phrase or without a value to
+    copy, has no phrase in the second grammar; of the requests for harm each has one in one of the two.
+    """
+    slots, kept_slots = _divided_slots(grammar.slots)
+    taught, kept = [], []
+    for intent in grammar.intents:
+        if intent.family:
+            first, second = intent.do, ()
+            if chance(intent.name) % _KEPT_HARM == 0:
+                first, second = second, first
+        elif len(intent.do) > 1 and any(name in kept_slots for name, _ in SLOT.findall(intent.command)):
+            at = chance(intent.name.split()[0]) % len(intent.do)
+            first, second = intent.do[:at] + intent.do[at + 1 :], intent.do[at : at + 1]
+        else:
+            first, second = intent.do, ()
+        taught.append(intent._replace(do=first))
+        kept.append(intent._replace(do=second, asks=(), nouns=()))
+    return (
+        grammar._replace(slots=slots, intents=tuple(taught)),
+        grammar._replace(slots={**slots, **kept_slots}, intents=tuple(kept)),
+    )
+
+
+def _divided_slots(slots: Mapping[str, list[list[str]]]) -> tuple[dict[str, list[list[str]]], ...]:
+    """A slot's values for training, and those kept for held-out rows: only such as stand alike in both texts.
+
+    What reads differently in request and command has to be taught. A slot with few other values keeps none.
+    """
+    taught, kept = dict(slots), {}
+    for name, entries in slots.items():
+        copied = [value for entry in entries for value in entry if " => " not in value]
+        copied.sort(key=lambda value, name=name: chance(name, value))
+        chosen = frozenset(copied[: len(copied) // _KEPT_VALUES])
+        if len(chosen) > 1:  # a command may need two of them
+            halves = [[[v for v in entry if (v in chosen) == held] for entry in entries] for held in (False, True)]
+            taught[name], kept[name] = ([entry for entry in half if entry] for half in halves)
+    return taught, kept
+
+
+def _order(grammar: Grammar, programs: int | None, intents: int | None) -> Iterator[int]:
     """Whose turn it is to be asked for, by number: all intents in turn, or by how often their programs are used."""
     if programs is None:
         return itertools.cycle(range(len(grammar.intents)))
-    harm = frozenset({HARM})
-    asked = [harm if intent.family else programs_of(intent.command) for intent in grammar.intents]
-    first = [HARM if intent.family else first_program(intent.command) for intent in grammar.intents]
     uses = most_used(programs)
-    groups = {number: first[number] for number, names in enumerate(asked) if names <= {*uses, HARM}}
+    groups: dict[int, str] = {}
+    for number, intent in enumerate(grammar.intents):
+        if intent.family or programs_of(intent.command) <= {*uses}:
+            groups[number] = HARM if intent.family else first_program(intent.command)
+    if intents is not None:  # whole tasks, so that their options are met alone and in pairs
+        by_task = sorted(groups, key=lambda number: (chance(grammar.intents[number].name.split()[0]), number))
+        harmless = (number for number in turns({number: groups[number] for number in by_task}, uses))
+        chosen: set[int] = set()
+        most = sum(group != HARM for group in groups.values())
+        while len(chosen) < min(intents, most):
+            number = next(harmless)
+            chosen |= {number} if groups[number] != HARM else set()
+        groups = {number: group for number, group in groups.items() if number in chosen or group == HARM}
     return turns(groups, uses)
 
 
-def generate(seed: int, pairs: int, grammar: Grammar | None = None, programs: int | None = None) -> Iterator[dict]:
+def generate(
+    seed: int,
+    pairs: int,
+    grammar: Grammar | None = None,
+    programs: int | None = None,
+    intents: int | None = None,
+    known: int = 0,
+) -> Iterator[dict]:
     """Make pairs (``request``, ``command``, ``intent``, perhaps ``family`` and ``split``) of a grammar.
 
     Parameters
@@ -393,12 +454,17 @@ def generate(seed: int, pairs: int, grammar: Grammar | None = None, programs: in
     programs
         How many of the most used programs are asked about, by how often they are used (:mod:`scripts.dataset.usage`).
         None: each intent is asked for once before any is asked for again.
+    intents
+        Of these programs, how many different things are asked for, beside harm. None: all.
+    known
+        How many further pairs ask for what others ask for, in phrases and with values that no other pair has.
 
     Yields
     ------
     dict
-        A row. ``split: train`` says that its intent may not be held out. Equal seeds give equal rows; the pairs of a
-        smaller number are the beginning of those of a larger one.
+        A row. ``split: train`` says that its intent may not be held out, ``split: known`` that the row may, though its
+        intent is trained. Equal seeds give equal rows; without ``known`` the pairs of a smaller number are the
+        beginning of those of a larger one.
 
     Raises
     ------
@@ -406,12 +472,15 @@ def generate(seed: int, pairs: int, grammar: Grammar | None = None, programs: in
         With the number of distinct pairs, when that is smaller.
     """
     grammar = grammar or read_grammar()
-    streams = {number: _draw(intent, grammar, seed) for number, intent in enumerate(grammar.intents)}
+    taught, kept = _divided(grammar) if known else (grammar, grammar)
+    streams = {number: _draw(intent, taught, seed) for number, intent in enumerate(taught.intents)}
     made: list[tuple[int, tuple[str, str]]] = []
     misses = 0  # intents in a row with nothing new to say
-    for number in _order(grammar, programs):
+    for number in _order(grammar, programs, intents):
         if len(made) == pairs:
             break
+        if not taught.intents[number].do:
+            continue
         if (pair := next(streams[number], None)) is not None:
             made.append((number, pair))
         misses = misses + 1 if pair is None else 0
@@ -423,15 +492,43 @@ def generate(seed: int, pairs: int, grammar: Grammar | None = None, programs: in
                 allowed=f"at most {len(made)}",
                 write=f"pairs: {len(made)}",
             )
-    asked = [
-        intent for number in sorted({number for number, _ in made}) if not (intent := grammar.intents[number]).family
-    ]
-    free = dict(zip(asked, may_be_held_out([intent.command for intent in asked]), strict=True))
+    rows = Counter(number for number, _ in made if not grammar.intents[number].family)
+    asked = sorted(rows)
+    free = may_be_held_out([grammar.intents[number].command for number in asked], [rows[number] for number in asked])
+    trained = [number for number, held_out in zip(asked, free, strict=True) if not held_out]
+    kinds = {grammar.intents[number].family for number, _ in made} - {None}
+    harm = [number for number, intent in enumerate(grammar.intents) if intent.family in kinds]
+    bound = {*trained, *(harm if known else ())}  # of each kind of harm some requests are kept, so each is trained
     for number, (request, command) in made:
-        intent = grammar.intents[number]
-        row = {"request": request, "command": command, "intent": intent.name}
-        row |= {"family": intent.family} if intent.family else {}
-        yield row if free.get(intent, True) else {**row, "split": "train"}
+        yield _row(grammar.intents[number], request, command, "train" if number in bound else None)
+    of_harm = round(known * HARM_SHARE)
+    yield from _known_rows(kept, harm, of_harm, seed)
+    yield from _known_rows(kept, trained, known - of_harm, seed)
+
+
+def _known_rows(kept: Grammar, numbers: list[int], wanted: int, seed: int) -> Iterator[dict]:
+    """Rows of trained intents in the phrases and with the values kept for them, one of each before the next."""
+    waiting = [(number, _draw(kept.intents[number], kept, seed)) for number in numbers if kept.intents[number].do]
+    made = 0
+    while made < wanted:
+        if not waiting:
+            raise UserError(
+                "The grammar cannot ask so often for what it trains in words and with values that it does not train.",
+                where="dataset.sources: known",
+                found=wanted,
+                allowed=f"at most {made} of this kind, or more pairs to train on",
+            )
+        number, stream = waiting.pop(0)
+        if (pair := next(stream, None)) is not None:
+            waiting.append((number, stream))
+            made += 1
+            yield _row(kept.intents[number], *pair, "known")
+
+
+def _row(intent: Intent, request: str, command: str, split: str | None) -> dict:
+    row = {"request": request, "command": command, "intent": intent.name}
+    row |= {"family": intent.family} if intent.family else {}
+    return row | ({"split": split} if split else {})
 
 
 def main() -> None:

@@ -3,8 +3,10 @@
 Rows that share a normalized request, a normalized command, or what their source names as one (``family``, else
 ``intent``: what is asked for) belong together, and so do rows that are connected through others. A group goes into one
 split as a whole. Which one depends on its content and the seed alone, never on the order of the rows. A source may name
-the split ``train`` of a row, which is then not held out. Rows that an external test set contains, or that ask for
-nearly the same, are taken out before.
+the split ``train`` of a row, which is then not held out. It may name ``known`` for a row in words and values of its
+own: that row is held out, although its intent is trained. So there are two tests, and each held-out row says which it
+is of: ``known`` kinds in new words and values, or ``new`` kinds. Rows that an external test set contains, or that ask
+for nearly the same, are taken out before.
 """
 
 import hashlib
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+KNOWN, NEW = "known", "new"  # the two tests
+HALVES = {"train": 0.0, "validation": 0.5, "test": 0.5}  # of the rows of known kinds
 RESEMBLES = 0.7  # Jaccard similarity of two requests' character trigrams, from which a row is too near a test set's
 
 
@@ -82,6 +86,16 @@ def families_of(rows: Rows) -> "pd.Series | None":
     """What holds rows together beside their texts; null where a row names nothing, None where none does."""
     named = [rows[name] for name in ("family", "intent") if name in rows]
     return named[0].fillna(named[1]) if len(named) == 2 else next(iter(named), None)
+
+
+def known_rows(rows: Rows) -> "np.ndarray":
+    """Which rows ask anew for an intent or a family that other rows train, of shape (rows,)."""
+    import numpy as np
+
+    if "split" not in rows or (families := families_of(rows)) is None:
+        return np.zeros(len(rows), bool)
+    trained = families[rows["split"] == SPLITS[0]]
+    return ((rows["split"] == KNOWN) & families.isin(trained)).to_numpy()
 
 
 def targets(rows: int, shares: dict[str, float]) -> dict[str, int]:
@@ -153,6 +167,7 @@ def must_hold_rows(got: dict[str, int], shares: dict[str, float], groups: "np.nd
 
 def main(inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> None:
     """Split the screened pairs; write each split in an order of its own, shuffled by the seed, and a report."""
+    import numpy as np
     import pandas as pd
 
     read_report(inputs["screen"], inputs["pairs"])
@@ -169,19 +184,29 @@ def main(inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> Non
     write_rows(outputs["rejected"], rows[held_out].assign(reason=reasons[held_out], stage="decontaminate"))
 
     rows, keys = rows[~held_out], keys[~held_out]
-    groups = group(keys, families_of(rows))
-    bound = (rows["split"] == SPLITS[0]).to_numpy() if "split" in rows else None
-    chosen = assign(keys, groups, shares, settings["seed"], bound)
+    families, known = families_of(rows), known_rows(rows)
+    groups = group(keys, None if families is None else families.mask(known))
+    known = known & ~np.isin(
+        groups, groups[~known]
+    )  # one that shares a request or a command with another row follows it
+    bound = (rows["split"] == SPLITS[0]).to_numpy() if "split" in rows else np.zeros(len(rows), bool)
+    chosen, wanted = np.zeros(len(rows), np.int8), dict.fromkeys(SPLITS, 0)
+    for some, parts in ((~known, shares), (known, HALVES)):
+        numbers = np.unique(groups[some], return_inverse=True)[1]
+        chosen[some] = assign(keys[some], numbers, parts, settings["seed"], bound[some])
+        wanted = {name: wanted[name] + number for name, number in targets(int(some.sum()), parts).items()}
     got = {name: int((chosen == split).sum()) for split, name in enumerate(SPLITS)}
     must_hold_rows(got, shares, groups, inputs["pairs"])
     # Equal ranks are equal keys; then the text decides, whatever order the rows came in. A refused row has one key
     # twice, and their exclusive or would give all of them one rank.
     both = (keys["request"] ^ keys["command"]).where(keys["request"] != keys["command"], keys["request"])
     order = pd.DataFrame({"rank": shuffled(both, settings["seed"]), "split": chosen})
+    if families is not None:
+        kinds = pd.Series(np.where(known, KNOWN, NEW), rows.index, dtype=object)
+        rows = rows.assign(kinds=kinds.where((chosen > 0) & families.notna(), None))
     order = order.set_index(rows.index).assign(text=list(to_lines(rows))).sort_values(["rank", "text"])
     for split, name in enumerate(SPLITS):
         write_rows(outputs[name], rows.loc[order.index[order["split"] == split]])
-    wanted = targets(len(rows), shares)
     for name in SPLITS:
         if abs(got[name] - wanted[name]) > 0.01 * len(rows):
             log.warning("%s has %d rows instead of %d: groups are too large to divide.", name, got[name], wanted[name])
@@ -192,6 +217,7 @@ def main(inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> Non
             "decontaminated": int(held_out.sum()),
             "external_rows": {f"{name}s": external[name].nunique() for name in ("request", "command")},
             "groups": len(sizes),
+            "known": {name: int((known & (chosen == split)).sum()) for split, name in enumerate(SPLITS) if split},
             "kept": len(rows),
             "largest_group": int(sizes.max()),
             "reasons": count(reasons[held_out]),

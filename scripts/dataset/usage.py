@@ -2,7 +2,7 @@
 
 ``config/datasets/embedded/usage.yaml`` has public counts of how often people use a program. A sample of the most used
 programs gives each rows by the root of its uses: in proportion, half of them would be about ``find``. An intent may be
-held out where every word of its command, values aside, stands in training commands of the same program.
+held out where training commands of the same program teach every word of its command, values aside.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from will_it_fit.common.schema import validate
 
 USAGE = ROOT / "config" / "datasets" / "embedded" / "usage.yaml"
 HARM = "requests for harm"  # the group of the intents that are refused; every other group is a program
-HARM_SHARE = 0.08  # of a sample's rows, while any program has a turn
+HARM_SHARE = 0.08  # of a sample's rows
+LEAST_ROWS = 3  # in which a part of a held-out command must stand, and one more: 28 of 140 had fewer, none was right
 _TIMES = 5  # rows of one intent, before its program waits until every intent has had so many
 _STAGES = re.compile(r" (?:\|\|?|&&) ")
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")
@@ -123,13 +124,16 @@ def parts_of(command: str) -> frozenset[str]:
     return frozenset(parts)
 
 
-def may_be_held_out(commands: Sequence[str]) -> list[bool]:
-    """Which intents can be held out together, so that the commands of the others still have all of their parts.
+def may_be_held_out(commands: Sequence[str], rows: Sequence[int]) -> list[bool]:
+    """Which intents can be held out together, so that the rows of the others teach all of their parts.
+
+    A part is taught where it stands in more than :data:`LEAST_ROWS` rows of other intents, beside more than one
+    companion, and never only beside a part that the held-out command lacks.
 
     Parameters
     ----------
-    commands
-        Of each intent. Earlier ones are chosen first.
+    commands, rows
+        The command of each intent and how many rows ask for it. Earlier ones are chosen first.
 
     Returns
     -------
@@ -137,12 +141,25 @@ def may_be_held_out(commands: Sequence[str]) -> list[bool]:
         For each intent, whether it may be held out.
     """
     parts = [parts_of(command) for command in commands]
-    left = Counter(part for one in parts for part in one)
+    left: dict[str, set[int]] = {}  # by part, the intents that have it and stay
+    held: dict[str, list[int]] = {}
+    for number, own in enumerate(parts):
+        for part in own:
+            left.setdefault(part, set()).add(number)
+
+    def teach(part: str, others: set[int], asked: list[int]) -> bool:
+        if sum(rows[other] for other in others) <= LEAST_ROWS:
+            return False
+        beside = {parts[other] for other in others}
+        always = frozenset.intersection(*beside)
+        return len(beside) > 1 and all(always <= parts[number] for number in asked)
+
     free = []
-    for one in parts:
-        free.append(all(left[part] > 1 for part in one))
-        if free[-1]:
-            left.subtract(one)
+    for number, own in enumerate(parts):
+        free.append(all(teach(part, left[part] - {number}, [*held.get(part, ()), number]) for part in own))
+        for part in own if free[-1] else ():
+            left[part].remove(number)
+            held.setdefault(part, []).append(number)
     return free
 
 
@@ -177,10 +194,9 @@ def turns(groups: Mapping[int, str], uses: Mapping[str, float]) -> Iterator[int]
     rows: Counter[str] = Counter()  # of a group
     for most in itertools.count(_TIMES, _TIMES):
         waiting_for_turn = {*intents}
-        while waiting_for_turn:
+        while waiting_for_turn - {HARM}:
             harm_is_due = HARM in waiting_for_turn and rows[HARM] < HARM_SHARE * times.total()
-            # Harm has no root. With a tiny one it comes last, once no program has a turn left.
-            next_in_line = min(waiting_for_turn, key=lambda group: ((rows[group] + 1) / roots.get(group, 1e-9), group))
+            next_in_line = min(waiting_for_turn - {HARM}, key=lambda group: ((rows[group] + 1) / roots[group], group))
             group = HARM if harm_is_due else next_in_line
             number = min(intents[group], key=lambda one: times[one])  # the first of those asked for least
             if times[number] == most:

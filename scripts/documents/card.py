@@ -23,7 +23,7 @@ PROVENANCE = {
     "Model Details": ("description", "training", "training_memory", "manifest"),
     "Training Data": ("acquire", "clean", "screen", "split", "splits_check", "encode"),
     "Training Procedure": ("training", "encode"),
-    "Evaluation": ("comparison", "base_answers", "tuned_answers", "benchmark_comparison", "execution"),
+    "Evaluation": ("comparison", "base_answers", "tuned_answers", "execution"),
     "Memory": ("training_memory", "profile", "gate", "resources", "validation"),
     "Merge Verification": ("verification", "manifest", "merging"),
     "Technical Specifications": ("description", "training"),
@@ -61,22 +61,24 @@ def metadata(context: Mapping[str, Any]) -> str:
     """The card's YAML block, without the lines of dashes."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    description, comparison, run = context["description"], context["comparison"], context["run"]
+    description, run = context["description"], context["run"]
     sources = context["acquire"]["sources"]
     repositories = hub_datasets(sources)
     # The Hub wants an id as the type; a dataset that is not there has only its name.
     dataset_type = repositories[0] if len(repositories) == 1 else context["dataset"]
-    judged = [(dataset_type, f"{context['dataset']} (held-out test split)", comparison, context["evaluation"])]
+    named = ((test, f"{context['dataset']} ({test['title'].lower()})") for test in context["tests"])
+    judged = [(dataset_type, title, test, test["rows"]) for test, title in named]
     benchmark, execution = context.get("benchmark"), context.get("execution")
     results = []
 
-    def add(kind: str, name: str, metric: str, label: str, n: int, value: float) -> None:
+    def add(kind: str, name: str, config: str | None, metric: str, label: str, n: int, value: float) -> None:
         results.append(
             EvalResult(
                 task_type="text-generation",
                 task_name="Bash command from a request in English",
                 dataset_type=kind,
                 dataset_name=name,
+                dataset_config=config,
                 dataset_split="test",
                 metric_type=HUB_METRICS.get(metric, metric),
                 metric_name=f"{label}, n = {n}",
@@ -85,17 +87,18 @@ def metadata(context: Mapping[str, Any]) -> str:
         )
 
     if benchmark is not None:  # what other people ask comes first
-        title = f"{benchmark['name']} (requests that this data's makers did not write)"
-        judged.insert(0, (benchmark["name"], title, benchmark, benchmark["rows"]))
+        title = f"{benchmark['name_of_set']} (requests that this data's makers did not write)"
+        judged.insert(0, (benchmark["name_of_set"], title, benchmark, benchmark["rows"]))
         if execution is not None:
             tuned = execution["tuned"]
-            add(benchmark["name"], title, "accuracy", "Right when executed", tuned["n"], tuned["share"])
+            add(benchmark["name_of_set"], title, None, "accuracy", "Right when executed", tuned["n"], tuned["share"])
     for kind, name, compared, rows in judged:
         for row in rows:
             if row["name"] in compared["tuned"]:
                 value = row["tuned"].get("share", row["tuned"].get("mean"))
                 asked = row["tuned"].get("n", compared["n"])  # some metrics are of a part, such as requests for harm
-                add(kind, name, row["name"], row["label"], asked, value)
+                config = compared["name"] if compared is not benchmark else None
+                add(kind, name, config, row["name"], row["label"], asked, value)
     card = ModelCardData(
         model_name=run,
         license=description["license"],

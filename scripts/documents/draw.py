@@ -4,11 +4,12 @@ Stacks have the same colours and one order everywhere, and what matters is writt
 """
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scripts.common.job import job
-from scripts.documents.evaluation import evaluation_rows
+from scripts.documents.evaluation import compared_tests
 from scripts.documents.gather import gather
 from scripts.documents.memory import GROUP_TITLES, scenario_memory, short_size
 from will_it_fit.common.files import atomic_open
@@ -38,12 +39,12 @@ STYLE = {
 }
 
 
-def _figure(width: float, height: float, ratios: Sequence[float] = (1,)) -> tuple[Any, Any]:
-    """A figure with its axes: one, or several beside each other of such widths."""
+def _figure(width: float, height: float, ratios: Sequence[float] = (1,), below: int = 1) -> tuple[Any, Any]:
+    """A figure with its axes: one, or several beside each other of such widths, or several below each other."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, len(ratios), width_ratios=ratios)
+    return figure, figure.subplots(below, len(ratios), width_ratios=ratios)
 
 
 def draw_memory(files: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -170,35 +171,24 @@ def draw_training_curve(files: Mapping[str, Any]) -> Any:
 
 
 def draw_evaluation(files: Mapping[str, Any]) -> Any:
-    """Base and tuned, a line for each share, with their Wilson intervals."""
-    rows = [row for row in evaluation_rows(files["comparison"]) if "share" in row["base"]]
-    figure, axes = _figure(9, 1.1 + 0.62 * len(rows))
-    looks = (("base", -0.14, "o", COLOURS["optimizer_states"]), ("tuned", 0.14, "s", COLOURS["parameters"]))
-    for model, offset, marker, colour in looks:
-        for number, row in enumerate(rows):
-            score = row[model]
+    """Exact answers to each test, a line for each rival and the tuned model, with their Wilson intervals."""
+    tests = compared_tests(files["comparison"])
+    figure, panels = _figure(9, 0.9 + 1.8 * len(tests), below=len(tests))
+    panels = [panels] if len(tests) == 1 else list(panels)
+    for axes, test in zip(panels, tests, strict=True):
+        looks = [(row["label"], row["exact"], COLOURS["optimizer_states"]) for row in test["rivals"]]
+        looks.append(("the tuned model", test["tuned"]["exact"], COLOURS["parameters"]))
+        for number, (_, score, colour) in enumerate(looks):
             low, high = 100 * score["low_95"], 100 * score["high_95"]
-            axes.plot([low, high], [number + offset] * 2, color=colour, linewidth=2, solid_capstyle="butt")
-            axes.plot(
-                100 * score["share"],
-                number + offset,
-                marker,
-                color=colour,
-                markersize=7,
-                label=model if not number else None,
-            )
-            axes.text(high + 1.2, number + offset, f"{100 * score['share']:.1f} %", va="center", fontsize=9)
-    all_requests = files["comparison"]["n"]
-    of_part = [f", of {row['base']['n']}" if row["base"]["n"] != all_requests else "" for row in rows]
-    better = [" (lower is better)" if row["higher_is_better"] is False else "" for row in rows]
-    names = [f"{row['label']}{part}{word}" for row, part, word in zip(rows, of_part, better, strict=True)]
-    axes.set_yticks(range(len(rows)), names)
-    axes.set(xlim=(0, 110), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_xlabel(f"% of {all_requests} requests, or as many as are named; 95 % intervals")
-    axes.set_xticks(range(0, 101, 20))
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axes.tick_params(axis="y", length=0)
-    figure.legend(loc="outside lower left", ncols=2)
+            axes.plot([low, high], [number] * 2, color=colour, linewidth=2, solid_capstyle="butt")
+            axes.plot(100 * score["share"], number, "o", color=colour, markersize=7)
+            axes.text(high + 1.2, number, f"{score['count']} of {score['n']}", va="center", fontsize=9)
+        axes.set_yticks(range(len(looks)), [textwrap.fill(label, 36) for label, _, _ in looks])
+        axes.set(xlim=(0, 115), ylim=(len(looks) - 0.5, -0.5), xticks=range(0, 101, 20))
+        axes.set_title(test["title"], loc="left", fontsize=10)
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.tick_params(axis="y", length=0)
+    panels[-1].set_xlabel("answered exactly, % of the test's requests; 95 % intervals")
     return figure
 
 

@@ -19,8 +19,11 @@ METRICS: dict[str, tuple[str, bool | None]] = {
     "parses": ("Parses as Bash, as answered", True),
     "parses_without_fence": ("Parses as Bash, after a code fence is stripped", True),
     "chrf": ("chrF", True),
+    "deletes_unasked": ("Deletes, asked only to read", False),
+    "changes_unasked": ("Changes or deletes, asked only to read", False),
     "danger": ("Flagged as dangerous by the screen", False),
-    "refused_harmful": ("Refused, of requests for harm", True),
+    "refused_taught": ("Refused, of requests for harm of taught kinds", True),
+    "refused_harmful": ("Refused, of requests for harm of untaught kinds", True),
     "danger_harmful": ("Flagged as dangerous, asked for harm", False),
     "refused_harmless": ("Refused, though harmless", False),
 }
@@ -29,7 +32,20 @@ SAMPLE_ANSWERS = 5  # the first of the test split that the documents show, so th
 WEAK_BELOW = 0.5  # share of expected answers: with a smaller one the card calls the model a demonstration first
 SMALL_PARAMETERS = 10**9  # of a model that is called small
 ANSWERS_OF = 100  # in so many answers the card counts those that are not the expected ones
-HEADLINE = ("loss", "exact", "program", "danger")  # metrics that the card shows; its details have all
+# Metrics that the card shows; its details have all.
+HEADLINE = ("loss", "exact", "program", "deletes_unasked", "changes_unasked", "danger")
+BENCHMARK = "benchmark"
+TESTS = {
+    "known": "Known Kinds in New Words and Values",
+    "new": "New Kinds",
+    "held_out": "Held-Out Requests",
+    BENCHMARK: "Requests That Other People Wrote",
+}
+RIVALS = {  # what the tuned model is compared with
+    "nearest_row": "the nearest training row's answer, with the values of the request",
+    "few_shot": "the untrained base, shown the four nearest training rows",
+    "base": "the untrained base",
+}
 LEVELS = ("easy", "medium", "hard")  # of the benchmark's tasks
 
 # Names that the Hub has for them; loss has none of its own.
@@ -63,21 +79,41 @@ def read(files: Mapping[str, Any]) -> dict[str, Any]:
     if "comparison" not in files:
         return {}
     pairs = list(zip(files["base_answers"], files["tuned_answers"], strict=True))
-    example = example_answer([tuned for _, tuned in pairs])
-    rows = evaluation_rows(files["comparison"])
+    own = [pair for pair in pairs if pair[0]["test"] != BENCHMARK]
+    example = example_answer([tuned for _, tuned in own])
+    tests = compared_tests(files["comparison"])
     return {
-        "answered": answered([tuned for _, tuned in pairs]),
-        "harm": harm([tuned for _, tuned in pairs], files["comparison"]["tuned"].get("harmful")),
-        "evaluation": rows,
-        "headline": [row for row in rows if row["name"] in HEADLINE],
+        "answered": answered([tuned for _, tuned in own]),
+        "harm": harm([tuned for _, tuned in own], files["comparison"]["tuned"].get("harmful")),
+        "evaluation": evaluation_rows(files["comparison"]),
         "merging_effect": merging_effect(next(iter(files.get("merging", [])), None)),
         "example": example,
-        "pairs": pairs[:SAMPLE_ANSWERS],
+        "pairs": own[:SAMPLE_ANSWERS],
         "small": lambda parameters: parameters < SMALL_PARAMETERS,
         "start_code": start_code(files["comparison"], example["request"]),
+        "tests": [test for test in tests if test["name"] != BENCHMARK],
         "merged_word": lambda compared: word(compared).replace("the base", "the trained one's"),
         "weakness": weakness(files["comparison"]["tuned"]["exact"]),
         "word": word,
+    }
+
+
+def compared_tests(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tests of a comparison, in the order of :data:`TESTS`."""
+    return [compared_test(name, comparison["tests"][name]) for name in TESTS if name in comparison["tests"]]
+
+
+def compared_test(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
+    """A test with its titles, a row for each metric, and one for each of :data:`RIVALS`."""
+    found = {**compared["baselines"], "base": {**compared["base"], "compared": compared["exact"]}}
+    rows = evaluation_rows(compared)
+    return {
+        **compared,
+        "headline": [row for row in rows if row["name"] in HEADLINE],
+        "name": name,
+        "rivals": [{"label": RIVALS[rival], "name": rival, **found[rival]} for rival in RIVALS],
+        "rows": rows,
+        "title": TESTS[name],
     }
 
 
@@ -95,12 +131,19 @@ def weakness(exact: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def harm(answers: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
-    """What the card shows of refusals and dangerous answers: the first ones, in the order of the evaluation.
+    """What the card shows of refusals and harmful answers: the first ones, in the order of the evaluation.
 
+    ``unasked`` are answers that delete or change something where only reading was asked for, deletions first.
     ``refused`` is the first request for harm that was refused, or None; ``dangerous`` are the answers that the screen
     calls so, to harmless requests first. ``asked`` is None where nothing was asked for harm.
     """
     dangerous = [row for row in (*answers, *(asked or ())) if row["screen"] == "danger"]
+    unasked = [
+        {**row, "does": does}
+        for effect, does in (("deletes", "deletes"), ("changes", "changes something"))
+        for row in answers
+        if row["expected_effect"] == "reads" and row["effect"] == effect
+    ]
     limit = sourced(SAMPLE_ANSWERS, "scripts/documents/evaluation.py", "SAMPLE_ANSWERS")
     refused = next((row for row in asked or () if row["refused"]), None)
     return {
@@ -108,6 +151,7 @@ def harm(answers: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]
         "limit": limit,
         "more": len(dangerous) > SAMPLE_ANSWERS,
         "refused": refused,
+        "unasked": unasked[:SAMPLE_ANSWERS],
     }
 
 
@@ -130,14 +174,13 @@ def answered(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def read_benchmark(files: Mapping[str, Any]) -> dict[str, Any]:
     """What templates know of the test set from elsewhere, and of its answers' execution; None without one."""
-    compared, executed = files.get("benchmark_comparison") or None, files.get("execution") or None
+    compared = files.get("comparison", {}).get("tests", {}).get(BENCHMARK)
+    executed = files.get("execution") or None
     dropped = executed is not None and "dropped" in executed
     executed = None if dropped else executed
     if compared is not None:
         (about,) = [source for source in files["acquire"]["external"] if source["type"] == "benchmark"]
-        rows = evaluation_rows(compared)
-        headline = [row for row in rows if row["name"] in HEADLINE]
-        compared = {**compared, "name": about["name"], "rows": rows, "headline": headline}
+        compared = {**compared_test(BENCHMARK, compared), "name_of_set": about["name"]}
     if executed is not None:
         levels = [level for level in LEVELS if level in executed["by_level"]]
         rows = [("all", executed), *((level, executed["by_level"][level]) for level in levels)]

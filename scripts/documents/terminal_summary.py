@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.common.requests import TESTS
 from scripts.common.resource_table import Stage, table
 from will_it_fit.cards.sentences import said_of
 from will_it_fit.common.files import read_report
@@ -48,8 +49,6 @@ def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> li
         lines += [f"{'hours':<17} the run {resources['hours']['line']}"] if resources["hours"] else []
     if compared := read(f"{folder}/evaluation/comparison.json"):
         lines += quality_lines(compared)
-    if compared := read(f"{folder}/evaluation/benchmark/comparison.json"):
-        lines += quality_lines(compared, ("exact, benchmark", "loss, benchmark"))
     executed = read(f"{folder}/evaluation/execution.json")
     if executed and "dropped" not in executed:
         base, tuned = executed["base"], executed["tuned"]
@@ -61,13 +60,19 @@ def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> li
     return [run, *(f"  {line}" for line in lines)] if lines else []
 
 
-def quality_lines(compared: Mapping[str, Any], names: Sequence[str] = ("exact answers", "loss")) -> list[str]:
-    """Tuned against base."""
+def quality_lines(compared: Mapping[str, Any]) -> list[str]:
+    """For each test, the exact answers of tuned, base and baselines; and the loss on all held-out requests."""
+    lines = []
+    for name in (name for name in TESTS if name in compared["tests"]):
+        test = compared["tests"][name]
+        counts = {"the base": test["base"], **test["baselines"]}
+        others = ", ".join(f"{other.replace('_', ' ')} {one['exact']['count']}" for other, one in counts.items())
+        exact, won = test["tuned"]["exact"], "beats" if test["beats_baselines"] else "does not demonstrably beat"
+        lines.append(
+            f"{f'exact, {name}':<17} {exact['count']} of {exact['n']}, {others}: training {won} both baselines"
+        )
     base, tuned = compared["base"], compared["tuned"]
-    exact = f"{tuned['exact']['count']} of {compared['n']}, the base {base['exact']['count']}"
-    loss = f"{tuned['loss']:.3f}, the base {base['loss']:.3f}"
-    verdicts = [compared[metric]["verdict"] for metric in ("exact", "loss")]
-    return [f"{name:<17} {said}: {verdict}" for name, said, verdict in zip(names, (exact, loss), verdicts, strict=True)]
+    return [*lines, f"{'loss':<17} {tuned['loss']:.3f}, the base {base['loss']:.3f}: {compared['loss']['verdict']}"]
 
 
 def sweep_lines(summary: str, made: Collection[str]) -> list[str]:

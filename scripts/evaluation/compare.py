@@ -1,15 +1,18 @@
-"""Rules ``compare_models``, ``compare_on_benchmark``: is the tuned model better than the base, by more than chance?
+"""Rule ``compare_models``: is the tuned model better than the base and the baselines, by more than chance?
 
-It may say "worse".
+It may say "worse". The tests stand apart: known kinds in new words and values, new kinds, the benchmark. Intervals and
+p-values count intents, where rows name one: their rows are right or wrong together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from scripts.common.job import job
-from scripts.common.statistics import paired_bootstrap_interval
+from scripts.common.requests import BASELINES, BENCHMARK, TESTS, by_test
+from scripts.common.statistics import by_unit, paired_bootstrap_interval, sign_flip_p
+from scripts.evaluation.evaluate import summarize
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, write_report
+from will_it_fit.common.files import read_jsonl, read_report, write_report
 from will_it_fit.common.terminal import log
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 VERDICTS = {1: "better", -1: "worse", 0: "difference too small for this sample"}
 FLAGS = ("exact", "exact_canonical", "parses", "program")  # more of each is better
+BEATS_BELOW = 0.01  # the p-value of exact answers from which training is said to beat a baseline
 
 
 def _sign(low: float, high: float) -> int:
@@ -24,16 +28,19 @@ def _sign(low: float, high: float) -> int:
     return int(low > 0) - int(high < 0)
 
 
-def paired(base: Sequence[bool], tuned: Sequence[bool]) -> dict:
-    """Tuned minus base on a flag that is better set, over the same rows, with a 95 % bootstrap interval."""
+def paired(base: Sequence[bool], tuned: Sequence[bool], intents: Sequence[str | None] | None = None) -> dict:
+    """Tuned minus base on a flag that is better set, over the same rows, with a 95 % bootstrap interval and p."""
     differences = [float(after) - float(before) for before, after in zip(base, tuned, strict=True)]
-    low, high = paired_bootstrap_interval(differences)
+    units = by_unit(differences, intents or [None] * len(differences))
+    low, high = paired_bootstrap_interval(*units)
     return {
         "difference": sum(differences) / len(differences),
         "gained": differences.count(1.0),
         "high_95": high,
         "lost": differences.count(-1.0),
         "low_95": low,
+        "p": sign_flip_p(*units),
+        "units": len(units[0]),
         "verdict": VERDICTS[_sign(low, high)],
     }
 
@@ -44,7 +51,7 @@ def compare(base: "pd.DataFrame", tuned: "pd.DataFrame") -> dict:
     Parameters
     ----------
     base, tuned
-        A row for each request, as ``evaluate`` writes them.
+        A row for each request, as ``evaluate`` writes them. A baseline without a model has no loss.
 
     Raises
     ------
@@ -53,34 +60,69 @@ def compare(base: "pd.DataFrame", tuned: "pd.DataFrame") -> dict:
     """
     if base["request"].tolist() != tuned["request"].tolist():
         raise UserError("Base and tuned model did not answer the same requests.", where="evaluation")
-    tokens = base["answer_tokens"].astype(float)
-    per_token = (tuned["loss_sum"] - base["loss_sum"]) / tokens
-    low, high = paired_bootstrap_interval(per_token.tolist(), tokens.tolist())
-    mean = float((per_token * tokens).sum() / tokens.sum())
-    result: dict = {
-        "loss": {"difference": mean, "high_95": high, "low_95": low, "verdict": VERDICTS[-_sign(low, high)]},
-        "n": len(base),
-    }
+    intents = [None] * len(base)
+    if "intent" in base:
+        intents = [None if intent != intent else intent for intent in base["intent"]]
+    result: dict = {"n": len(base)}
+    if "loss_sum" in base:
+        tokens = base["answer_tokens"].astype(float)
+        per_token = (tuned["loss_sum"] - base["loss_sum"]) / tokens
+        low, high = paired_bootstrap_interval(*by_unit(per_token.tolist(), intents, tokens.tolist()))
+        mean = float((per_token * tokens).sum() / tokens.sum())
+        result["loss"] = {"difference": mean, "high_95": high, "low_95": low, "verdict": VERDICTS[-_sign(low, high)]}
     for name in FLAGS:
-        result[name] = paired(base[name].tolist(), tuned[name].tolist())
+        result[name] = paired(base[name].tolist(), tuned[name].tolist(), intents)
     return result
 
 
-def main(base: str, tuned: str, base_metrics: str, tuned_metrics: str, comparison: str) -> None:
+def compare_tests(rows: Mapping[str, Sequence[dict]]) -> dict[str, dict]:
+    """Each test by its name: the comparison with the base, both models' figures, and the same of the baselines.
+
+    ``rows`` are those of ``base``, ``tuned`` and the :data:`BASELINES`, in one order.
+    """
     import pandas as pd
 
-    # No guessing of types: a request that reads like a number or a date stays text.
-    metrics = [read_report(base_metrics, base), read_report(tuned_metrics, tuned)]
-    rows = [pd.read_json(path, lines=True, dtype=False, convert_dates=False) for path in (base, tuned)]
-    for report in metrics:
+    apart = {name: by_test(some) for name, some in rows.items()}
+    found = {}
+    for test in (name for name in TESTS if name in apart["tuned"]):
+        tables = {name: pd.DataFrame(some[test]) for name, some in apart.items()}
+        figures = {name: summarize(some[test]) for name, some in apart.items()}
+        against = {
+            name: {**figures[name], "compared": compare(tables[name], tables["tuned"])["exact"]} for name in BASELINES
+        }
+        found[test] = {
+            **compare(tables["base"], tables["tuned"]),
+            "base": figures["base"],
+            "baselines": against,
+            "beats_baselines": all(
+                one["compared"]["difference"] > 0 and one["compared"]["p"] < BEATS_BELOW for one in against.values()
+            ),
+            "tuned": figures["tuned"],
+        }
+    return found
+
+
+def main(inputs: Mapping[str, str], comparison: str) -> None:
+    """Compare on all held-out requests, and on each test alone."""
+    import pandas as pd
+
+    rows = {name: list(read_jsonl(inputs[name])) for name in ("base", "tuned", *BASELINES)}
+    metrics = {
+        "base": read_report(inputs["base_metrics"], *(inputs[name] for name in ("base", *BASELINES))),
+        "tuned": read_report(inputs["tuned_metrics"], inputs["tuned"]),
+    }
+    for report in metrics.values():
         report.pop("sha256")
-    result = compare(*rows)
-    write_report(comparison, {**result, "base": metrics[0], "tuned": metrics[1]})
-    for name in ("loss", "exact"):
-        row = result[name]
-        log.info("%s: %+.3f [%+.3f, %+.3f], %s", name, row["difference"], row["low_95"], row["high_95"], row["verdict"])
+    held_out = (pd.DataFrame([row for row in rows[name] if row["test"] != BENCHMARK]) for name in ("base", "tuned"))
+    found = compare_tests(rows)
+    write_report(comparison, {**compare(*held_out), **metrics, "tests": found})
+    for name, result in found.items():
+        for other, one in {"the base": result, **result["baselines"]}.items():
+            row = one["exact"] if other == "the base" else one["compared"]
+            said = f"{row['difference']:+.3f} [{row['low_95']:+.3f}, {row['high_95']:+.3f}], p {row['p']:.4f}"
+            log.info("%s, exact answers against %s: %s", name, other.replace("_", " "), said)
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(**dict(snakemake.input.items()), comparison=snakemake.output.comparison)
+        main(dict(snakemake.input.items()), snakemake.output.comparison)

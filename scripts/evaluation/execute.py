@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scripts.common.job import job
+from scripts.common.requests import BENCHMARK, by_test
 from scripts.common.statistics import share
 from scripts.common.syntax import strip_fence
 from scripts.evaluation.compare import paired
@@ -170,7 +171,7 @@ def main(inputs: Mapping[str, str], outputs: Mapping[str, str], workers: int) ->
     answers = {}
     for model in MODELS:
         read_report(inputs[f"{model}_metrics"], inputs[model])
-        answers[model] = list(read_jsonl(inputs[model]))
+        answers[model] = by_test(list(read_jsonl(inputs[model]))).get(BENCHMARK, [])
     tasks = list(read_jsonl(inputs["tasks"]))[: len(answers["base"])]
     for model in MODELS:
         if [row["request"] for row in answers[model]] != [task["request"] for task in tasks]:

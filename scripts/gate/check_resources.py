@@ -5,7 +5,7 @@ then of disk. The evaluation's batches are followed as they will run; the rest i
 :mod:`scripts.gate.decision` decides: a stage that does not fit ends the run, with the smallest change that would.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from scripts.common import disk
 from scripts.common.job import job
 from scripts.common.machine import host_memory
+from scripts.common.requests import SHOTS, nearest_rows, requests_of, shots_of
 from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
 from scripts.gate.batch_times import batch_shapes, evaluation_seconds, longest_batch
 from scripts.gate.decision import Decision, StepDecision, chosen_gpu, decide_step, hours_of
@@ -251,9 +252,6 @@ def check_run(
     return Decision(decision, settings["override"], stages)
 
 
-INPUTS = tuple("acquire benchmark config description encoded harmful split tasks test trace train".split())
-
-
 def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequence[Any], output: str) -> None:
     """Check the run, write the table and show it; refuse what does not fit."""
     base, traced = Path(inputs["config"]).parent, Traced.read(inputs["trace"])
@@ -266,7 +264,7 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
 
     read_folder(inputs["description"])
     read_report(inputs["encoded"], inputs["train"])
-    read_report(inputs["split"], inputs["test"])
+    read_report(inputs["split"], inputs["test"], inputs["trained"])
     read_report(inputs["acquire"], inputs["harmful"])
     named = settings["gate"]["gpu"]
     gpu = evaluation_gpu = None
@@ -277,18 +275,16 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     host = None if cluster else host_memory()
     answers, tokenizer, config = settings["evaluation"], read_tokenizer(base), read_json(inputs["config"])
 
-    def evaluation(path: str, requests: int | None, more: Iterable[Mapping[str, Any]] = ()) -> Evaluation:
-        asked = [*list(read_jsonl(path))[:requests], *more]
-        pairs = [(pair["request"], pair["command"]) for pair in asked]
-        rows = [Row(*row) for row in encode_pairs(tokenizer, settings["prompt"]["system"], pairs)]
-        return Evaluation(config, settings["source"]["dtype"], rows, answers["batch_size"], answers["max_new_tokens"])
-
-    # As evaluate.py asks them: requests for harm are in the same batches.
-    held_out = evaluation(inputs["test"], answers["requests"], read_jsonl(inputs["harmful"]))
-    evaluations = {"evaluation of base and tuned": held_out}
-    if settings["benchmark"]:
-        read_report(inputs["benchmark"], inputs["tasks"])
-        evaluations["evaluation on the benchmark"] = evaluation(inputs["tasks"], settings["benchmark"]["requests"])
+    # As evaluate.py asks the base, which is also shown training rows; the tuned model takes less.
+    tasks = list(read_jsonl(inputs["tasks"])) if "tasks" in inputs else []
+    asked = requests_of(list(read_jsonl(inputs["test"])), tasks, answers)
+    trained, harmful = list(read_jsonl(inputs["trained"])), list(read_jsonl(inputs["harmful"]))
+    near = nearest_rows([row["request"] for row in asked], [row["request"] for row in trained], SHOTS)
+    pairs = [(row["request"], row["command"]) for row in (*asked, *harmful, *asked)]
+    shots = [*[()] * (len(pairs) - len(near)), *shots_of(near, trained)]
+    rows = [Row(*row) for row in encode_pairs(tokenizer, settings["prompt"]["system"], pairs, shots)]
+    lengths = answers["batch_size"], answers["max_new_tokens"]
+    evaluations = {"evaluation of base and tuned": Evaluation(config, settings["source"]["dtype"], rows, *lengths)}
     shapes = batch_shapes(inputs["train"], traced.scenario, settings["loop"])
     machine = Machine(gpu, host, gpu and speed_of(gpu.name))
     checked = check_run(
@@ -312,7 +308,7 @@ if __name__ == "__main__":
     with job(snakemake):
         imports.ends_with_its_answer = True
         main(
-            {name: snakemake.input[name] for name in INPUTS},
+            {name: path for name, path in snakemake.input.items() if isinstance(path, str)},
             snakemake.params.settings,
             snakemake.params.cluster,
             snakemake.output.resources,

@@ -24,7 +24,7 @@ SCHEMA = ROOT / "config" / "schema.yaml"
 REFERENCE = ROOT / "config" / "README.md"
 # What each type of dataset source needs, and what it may have, beside type, license and attribution.
 DATASET_KEYS = {
-    "embedded": (("seed", "pairs"), ("programs",)),
+    "embedded": (("seed", "pairs"), ("programs", "intents", "known")),
     "examples": (("requirement", "sha256"), ("programs",)),
     "files": (("paths",), ("columns", "format")),
     "hub": (("repository",), ("accept_new_revision", "columns", "config", "revision", "split")),

@@ -47,14 +47,6 @@ def source_folder(settings: Mapping[str, Any], patterns: tuple[str, ...]) -> str
     return contents.folder_digest(source["path"], patterns) if source["type"] == "folder" else None
 
 
-def answer_settings(settings: Mapping[str, Any], benchmark: bool = False) -> dict[str, Any]:
-    """The settings that answers depend on: to the held-out requests, or to those of the benchmark."""
-    chosen = {name: settings["evaluation"][name] for name in ("batch_size", "max_new_tokens", "requests")}
-    if benchmark:
-        return {**chosen, "harmful": False, "requests": settings["dataset"]["benchmark"]["requests"]}
-    return {**chosen, "harmful": True}
-
-
 @dataclass(frozen=True)
 class JobPaths:
     """The paths that one job reads, or that one target asks for.
@@ -197,10 +189,6 @@ class JobPaths:
 
     # --- what the configuration may leave out ------------------------------------------------------
 
-    def on_benchmark(self, pattern: str) -> str | list[str]:
-        """A file of the run's evaluation on the benchmark; nothing where the configuration names no benchmark."""
-        return self.fill(pattern)[0] if self.settings["dataset"]["benchmark"] else []
-
     def executed(self) -> str:
         """The score of the answers that were run.
 
@@ -225,11 +213,9 @@ class JobPaths:
         return kept if self.settings["dataset"]["benchmark"] and os.path.exists(prefixed(kept)) else []
 
     def more_evaluations(self, asked: bool, prefixed: Callable[[str], str] = str) -> list[str]:
-        """What evaluated the run beside its answers to held-out requests."""
-        paths = [self.on_benchmark("results/{run}/evaluation/benchmark/comparison.json")]
-        if summary := self.by_execution(asked, prefixed):
-            paths += [summary, f"{summary}l"]
-        return [path for path in paths if path]
+        """What judged the run's answers beside their text."""
+        summary = self.by_execution(asked, prefixed)
+        return [summary, f"{summary}l"] if summary else []
 
     def merging_comparison(self) -> list[str]:
         """What merging changed, and the answers behind it; none where the configuration does not ask for it."""

@@ -65,13 +65,17 @@ def step_grouping(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**loop, "seed": settings["run"]["seed"]}
 
 
+def answer_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that answers depend on: how they are made, and how many requests of each test are asked."""
+    chosen = {name: settings["evaluation"][name] for name in ("batch_size", "max_new_tokens", "requests")}
+    return {**chosen, "benchmark": (settings["dataset"]["benchmark"] or {"requests": 0})["requests"]}
+
+
 def resource_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What decides, with the step, what the stages of a run need."""
-    benchmark = settings["dataset"]["benchmark"]
     return {
-        "benchmark": benchmark and {"requests": benchmark["requests"]},
         "device": settings["training"]["device"],
-        "evaluation": {key: settings["evaluation"][key] for key in ("batch_size", "max_new_tokens", "requests")},
+        "evaluation": answer_settings(settings),
         "gate": settings["memory"]["gate"],
         "loop": step_grouping(settings),
         "merging": {key: settings["merging"][key] for key in ("dtype", "verify")},

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.job import job
+from scripts.common.requests import BENCHMARK
 from scripts.common.statistics import paired_bootstrap_interval
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_jsonl, read_report, write_report
@@ -159,7 +160,7 @@ def main(inputs: Mapping[str, Sequence[str]], varied: Mapping[str, Mapping[str, 
         paths = {key: values[number] for key, values in inputs.items()}
         runs[name] = {
             "adapter_bytes": Path(paths["adapter"]).stat().st_size,
-            "answers": list(read_jsonl(paths["answers"])),
+            "answers": [row for row in read_jsonl(paths["answers"]) if row["test"] != BENCHMARK],
             "comparison": read_report(paths["comparison"]),
             "gate": read_report(paths["gate"]),
             "memory": read_report(paths["memory"]),

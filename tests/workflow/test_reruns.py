@@ -33,7 +33,7 @@ DOCUMENTS = {
     "render_memory_profile",
 }
 TRAINED = {"train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models"}
-TRAINED |= {"evaluate_tuned_on_benchmark", "compare_on_benchmark", "compare_merged"}
+TRAINED |= {"compare_merged"}
 TINY = chain.CONFIGURATION.relative_to(chain.ROOT)
 Plan = Callable[..., set[str]]
 
@@ -120,8 +120,8 @@ def test_a_changed_evaluation_does_not_train(plan):
 
 
 def test_another_sample_of_the_benchmark_is_only_asked_for(plan):
-    on_benchmark = {"evaluate_base_on_benchmark", "evaluate_tuned_on_benchmark", "compare_on_benchmark"}
-    assert plan({"dataset": {"benchmark": {"requests": 5}}}) - DOCUMENTS == on_benchmark | {"check_resources"}
+    asked = {"evaluate_base", "evaluate_tuned", "compare_models", "compare_merged", "check_resources"}
+    assert plan({"dataset": {"benchmark": {"requests": 5}}}) - DOCUMENTS == asked
 
 
 def test_answers_are_executed_when_it_is_asked_for_and_nothing_is_answered_again(plan):

@@ -11,7 +11,7 @@ from tests.workflow.plan import make_believe, planned_jobs, snakemake
 RANKED = {
     *("profile_adapters", "trace_memory", "measure_memory", "compare_memory", "gate_memory", "plan_memory"),
     *("train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models", "record_provenance"),
-    *("compare_merged", "compare_on_benchmark", "evaluate_tuned_on_benchmark", "check_resources"),
+    *("compare_merged", "check_resources"),
     *("draw_memory", "draw_figures", "render_documents", "render_memory_profile"),
 }
 SWEPT = {"summarize_sweep", "draw_sweep", "render_sweep"}
@@ -41,9 +41,6 @@ def test_three_ranks_make_the_dataset_and_the_base_evaluation_once(made):
         "describe_model",
         "fetch_weights",
         "evaluate_base",
-        "evaluate_base_on_benchmark",
-        "fetch_benchmark",
-        "fetch_examples",
         "profile_full",
         *SWEPT,
     }

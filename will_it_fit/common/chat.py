@@ -11,6 +11,7 @@ from typing import Any
 
 from will_it_fit.common.errors import UserError
 
+Shots = Sequence[tuple[str, str]]  # requests with their answers, as turns before the request that is asked
 IGNORED = -100  # the label that transformers' loss leaves out
 # What templates may ask for beside the messages: no thinking out loud (Qwen3), and a fixed date (Llama 3.1
 # would write today's into every prompt).
@@ -33,12 +34,15 @@ def as_data(text: str, controls: Sequence[str]) -> str:
     return text
 
 
-def _render(tokenizer: Any, system: str, request: str, answer: str | None) -> str:
-    """The conversation as text; without an answer it ends where the model has to begin."""
+def _render(tokenizer: Any, system: str, request: str, answer: str | None, shots: Shots = ()) -> str:
+    """The conversation as text, behind the shots; without an answer it ends where the model has to begin."""
     end = [] if answer is None else [{"role": "assistant", "content": answer}]
     settings = {"tokenize": False, "add_generation_prompt": answer is None, **TEMPLATE_SETTINGS}
+    turns = ("user", "assistant")
+    before = [{"role": role, "content": text} for shot in shots for role, text in zip(turns, shot, strict=True)]
+    asked = [*before, {"role": "user", "content": request}]
     try:
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": request}, *end]
+        messages = [{"role": "system", "content": system}, *asked, *end]
         text = tokenizer.apply_chat_template(messages, **settings)
         if system.strip() in text:
             return text
@@ -46,7 +50,8 @@ def _render(tokenizer: Any, system: str, request: str, answer: str | None) -> st
         if "system" not in str(error).lower() and "role" not in str(error).lower():
             raise
     # The template has no place for a system prompt (Gemma): it goes before the request.
-    messages = [{"role": "user", "content": f"{system}\n\n{request}"}, *end]
+    first, *others = asked
+    messages = [{**first, "content": f"{system}\n\n{first['content']}"}, *others, *end]
     return tokenizer.apply_chat_template(messages, **settings)
 
 
@@ -77,8 +82,12 @@ def render_prompt(tokenizer: Any, system: str, request: str) -> str:
     return _render(tokenizer, system, as_data(request, control_tokens(tokenizer)), None)
 
 
-def encode_pairs(tokenizer: Any, system: str, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+def encode_pairs(
+    tokenizer: Any, system: str, pairs: Sequence[tuple[str, str]], shots: Sequence[Shots] | None = None
+) -> list[tuple[list[int], list[int]]]:
     """Token ids and labels of whole conversations: labels on the answer and its end token, elsewhere -100.
+
+    ``shots`` are those of each pair; None: no pair has any.
 
     Prompt and answer are tokenized apart, so the model learns to go on from exactly those tokens that it is
     given when it is asked. What the template writes after the end token (a line break in ChatML) is left out.
@@ -96,10 +105,11 @@ def encode_pairs(tokenizer: Any, system: str, pairs: Sequence[tuple[str, str]]) 
     _check_template(tokenizer)
     controls = control_tokens(tokenizer)
     prompts, answers = [], []
-    for request, command in pairs:
+    for (request, command), shown in zip(pairs, shots or [()] * len(pairs), strict=True):
         request, command = as_data(request, controls), as_data(command, controls)
-        prompt = _render(tokenizer, system, request, None)
-        whole = _render(tokenizer, system, request, command)
+        before = [(as_data(one, controls), as_data(other, controls)) for one, other in shown]
+        prompt = _render(tokenizer, system, request, None, before)
+        whole = _render(tokenizer, system, request, command, before)
         rest = whole.removeprefix(prompt)
         if rest == whole or command not in rest:
             raise UserError(

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from will_it_fit.common.chat import encode_pairs
+from will_it_fit.common.chat import Shots, encode_pairs
 from will_it_fit.common.terminal import log, progress
 from will_it_fit.step.batches import IGNORED, Row, collate
 from will_it_fit.step.packing import attention_masks, common_prefix
@@ -32,6 +32,7 @@ from will_it_fit.step.step import decoder_returns
 # How far the self-test's logits may be apart, as a share of their spread: rounding is less, an unheeded mask more.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 READ_TOKENS = 1024  # prompts and expected answers in one pass: more makes a CPU no faster and only needs more memory
+LIKE = 3  # prompts so many times as long as the shortest go into another batch: each row has room for the longest
 DROP_AT = 8  # of so many rows one may have ended before rows are dropped, for that copies the others' keys and values
 # Settings of a model's own generation_config that change greedy answers, but for `repetition_penalty`.
 _OTHER_RULES = ("no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias")
@@ -51,11 +52,12 @@ def ask(
     tokenizer: Any,
     system: str,
     pairs: Sequence[tuple[str, str]],
+    shots: Sequence[Shots] | None = None,
     *,
     max_new_tokens: int,
     batch_size: int,
 ) -> list[Answered]:
-    """Put requests to a model.
+    """Put requests to a model, each behind its shots.
 
     Returns
     -------
@@ -64,7 +66,7 @@ def ask(
     """
     if not pairs:
         return []
-    rows = [Row(*row) for row in encode_pairs(tokenizer, system, pairs)]
+    rows = [Row(*row) for row in encode_pairs(tokenizer, system, pairs, shots)]
     shared, reason = _shared(model, rows)
     if shared is None:
         log.warning("loss and answers are computed apart, in twice the time: %s", reason)
@@ -79,9 +81,14 @@ def ask(
 
 
 def batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    """Indices of the prompts that are put at once: those of like length."""
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    """Indices of the prompts that are put at once: those of like length, the shortest first."""
+    chosen: list[list[int]] = []
+    for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):
+        begins = not chosen or len(chosen[-1]) == batch_size
+        if begins or len(prompts[index]) > LIKE * len(prompts[chosen[-1][0]]):
+            chosen.append([])
+        chosen[-1].append(index)
+    return chosen
 
 
 def _texts(tokenizer: Any, said: list[list[int]]) -> list[str]:

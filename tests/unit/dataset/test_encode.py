@@ -94,6 +94,17 @@ def test_the_prompt_in_training_is_the_prompt_when_asked(chat):
     assert IGNORED not in labels[len(asked) :]
 
 
+def test_shots_stand_before_the_request_as_turns_of_their_own(chat):
+    tokenizer, end = chat
+    ids, labels = encode_pairs(tokenizer, SYSTEM, [("now", "pwd")], [[(f"before {end}", "ls -l")]])[0]
+    text = tokenizer.decode(ids)
+    places = [text.index(part) for part in (SYSTEM, "before", "ls -l", "now", "pwd")]
+    assert text.count(SYSTEM) == 1 and places == sorted(places)
+    assert f"before {end}" not in text, "a request can't end its own turn"
+    alone = encode_pairs(tokenizer, SYSTEM, [("now", "pwd")])[0]
+    assert [one for one in labels if one != IGNORED] == [one for one in alone[1] if one != IGNORED]
+
+
 def test_many_at_once_are_as_one_by_one(chat):
     tokenizer, _ = chat
     pairs = [(row["request"], row["command"]) for row in generate(4, 50)]

@@ -43,9 +43,12 @@ def run(folder: Path, pairs: list[Pair], external: list[Pair] = (), seed: int = 
     return read_report(outputs["report"], *(outputs[name] for name in SPLITS))
 
 
+def named(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().split("\n") if line]
+
+
 def read(folder: Path, name: str) -> list[Pair]:
-    rows = (json.loads(line) for line in (folder / f"{name}.jsonl").read_text().split("\n") if line)
-    return [(row["request"], row["command"]) for row in rows]
+    return [(row["request"], row["command"]) for row in named(folder, name)]
 
 
 def check(folder: Path) -> dict:
@@ -142,6 +145,49 @@ def test_an_intent_and_a_family_are_in_one_split_and_a_refusal_holds_nothing_tog
     assert check(tmp_path)["total"] == 0
 
 
+def known_rows_beside_others() -> list[dict]:
+    rows = [
+        {"request": f"list {n} {way}", "command": f"ls {n}{way}", "intent": f"i{n}", "split": "train"}
+        for n in range(20)
+        for way in range(3)
+    ]
+    rows += [{"request": f"sort {n}", "command": f"sort {n}", "intent": f"j{n}"} for n in range(120)]
+    rows += [
+        {"request": f"show what is in {n} {way}", "command": f"ls known{n}{way}", "intent": f"i{n}", "split": "known"}
+        for n in range(20)
+        for way in range(2)
+    ]
+    return rows
+
+
+def test_rows_of_known_kinds_are_halved_and_told_from_new_ones(tmp_path):
+    rows = known_rows_beside_others()
+    rows.append({"request": "twin", "command": "ls 00", "intent": "i1", "split": "known"})  # a training row's command
+    rows.append({"request": "of none", "command": "pwd", "intent": "k", "split": "known"})  # nothing trains it
+    homes = write_named(tmp_path, rows)
+    known = [row for row in rows[:-2] if row.get("split") == "known"]
+    assert Counter(homes[row["request"]] for row in known) == {"validation": 20, "test": 20}
+    assert homes["twin"] == "train"
+    kinds = {row["request"]: row.get("kinds") for name in SPLITS for row in named(tmp_path, name)}
+    assert {kinds[row["request"]] for row in known} == {"known"}
+    assert {kinds[f"sort {n}"] for n in range(120)} == {"new", None}
+    assert all((kinds[f"sort {n}"] is None) == (homes[f"sort {n}"] == "train") for n in range(120))
+    assert kinds["of none"] in ("new", None)
+    assert check(tmp_path)["total"] == 0
+
+
+def test_the_check_notices_a_known_kind_that_nothing_trains(tmp_path):
+    write_named(tmp_path, known_rows_beside_others())
+    splits = {name: read_rows(tmp_path / f"{name}.jsonl") for name in SPLITS}
+    row = splits["test"].index[splits["test"]["kinds"] == "known"][0]
+    splits["test"].loc[row, "intent"] = "never trained"
+    write_rows(tmp_path / "test.jsonl", splits["test"])
+    write_rows(tmp_path / "safe.jsonl", pd.concat(splits.values()).drop(columns="kinds"))
+    with pytest.raises(UserError, match="no training row asks for it") as error:
+        check(tmp_path)
+    assert error.value.found == "never trained"
+
+
 def test_refused_rows_stand_among_the_others(tmp_path):
     rows = [(f"harm {number}", read_refusals().line) for number in range(100)]
     run(tmp_path, rows + [(f"request {number}", f"echo {number}") for number in range(300)])
@@ -159,7 +205,7 @@ def test_the_check_notices_an_intent_in_two_splits(tmp_path):
     splits = {name: read_rows(tmp_path / f"{name}.jsonl") for name in SPLITS}
     splits["train"].loc[0, "intent"] = splits["test"].loc[0, "intent"]
     write_rows(tmp_path / "train.jsonl", splits["train"])
-    write_rows(tmp_path / "safe.jsonl", pd.concat(splits.values()))
+    write_rows(tmp_path / "safe.jsonl", pd.concat(splits.values()).drop(columns="kinds"))
     with pytest.raises(UserError, match="The splits leak: 1 overlap") as error:
         check(tmp_path)
     assert "family or intent in train and test" in str(error.value)

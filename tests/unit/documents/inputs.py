@@ -65,10 +65,17 @@ def share(count: int, n: int = 200) -> dict[str, Any]:
 def metrics(exact: int, loss: float, n: int = 200) -> dict[str, Any]:
     """The scores of one model."""
     counts = {"danger": 3, "exact": exact, "exact_canonical": exact + 1, "parses": exact + 60}
-    counts |= {"parses_without_fence": exact + 62, "program": exact + 35, "refused_harmless": 5}
+    counts |= {"parses_without_fence": exact + 62, "program": exact + 35}
     found = {name: share(count, n) for name, count in counts.items()}
-    found |= {"chrf": 41.25 + exact / 10, "loss": loss, "loss_tokens": 2718, "n": n}
-    return found | {"decoding": {"batch_size": 16, "max_new_tokens": 48, "requests": n}}
+    found |= {"deletes_unasked": share(2, n - 40), "changes_unasked": share(5, n - 40)}
+    return found | {"chrf": 41.25 + exact / 10, "loss": loss, "loss_tokens": 2718, "n": n}
+
+
+def held_out_metrics(exact: int, loss: float, refused: int, danger: int) -> dict[str, Any]:
+    """The scores of one model on all held-out requests, with its decoding and what it refused."""
+    about = {"decoding": {"batch_size": 16, "max_new_tokens": 48, "requests": 200}}
+    about |= {"refused_harmful": share(refused, 60), "danger_harmful": share(danger, 60)}
+    return metrics(exact, loss) | about | {"refused_harmless": share(5, 190)}
 
 
 def difference(value: float, verdict: str, **more: Any) -> dict[str, Any]:
@@ -81,10 +88,16 @@ def compared(n: int, base: int, tuned: int) -> dict[str, Any]:
     return {"base": share(base, n), "tuned": share(tuned, n), "compared": change}
 
 
+def against(n: int, exact: int) -> dict[str, Any]:
+    """A baseline that has so many answers exactly right."""
+    better = difference(0.25, "better", gained=30, lost=4, p=0.0004, units=70)
+    return {"exact": share(exact, n), "compared": better, "n": n}
+
+
 COMPARISON = {
     "n": 200,
-    "base": metrics(4, 2.5) | {"refused_harmful": share(2, 60), "danger_harmful": share(9, 60)},
-    "tuned": metrics(83, 0.5) | {"refused_harmful": share(41, 60), "danger_harmful": share(3, 60)},
+    "base": held_out_metrics(4, 2.5, 2, 9),
+    "tuned": held_out_metrics(83, 0.5, 41, 3),
     "exact": difference(0.395, "better", gained=80, lost=1),
     "exact_canonical": difference(0.394, "better", gained=80, lost=2),
     "loss": difference(-2.0, "better"),
@@ -93,7 +106,8 @@ COMPARISON = {
 }
 ON_BENCHMARK = {
     "n": 80,
-    "base": metrics(1, 4.25, n=80),
+    "base": metrics(2, 4.25, n=80),
+    "baselines": {"nearest_row": against(80, 3), "few_shot": against(80, 2)},
     "tuned": metrics(3, 3.75, n=80),
     "exact": difference(0.025, SAME, gained=3, lost=1),
     "exact_canonical": difference(0.026, SAME, gained=4, lost=1),
@@ -101,6 +115,25 @@ ON_BENCHMARK = {
     "parses": difference(0.012, SAME, gained=6, lost=2),
     "program": difference(0.33, "better", gained=16, lost=5),
 }
+
+
+KNOWN = ON_BENCHMARK | {
+    "n": 90,
+    "base": metrics(2, 2.25, n=90),
+    "baselines": {"nearest_row": against(90, 22), "few_shot": against(90, 24)},
+    "beats_baselines": True,
+    "exact": difference(0.6, "better", gained=60, lost=1, p=0.0001, units=70),
+    "tuned": metrics(61, 0.25, n=90),
+}
+NEW = ON_BENCHMARK | {
+    "n": 110,
+    "base": metrics(2, 2.75, n=110),
+    "baselines": {"nearest_row": against(110, 4), "few_shot": against(110, 6)},
+    "beats_baselines": False,
+    "exact": difference(0.1, "better", gained=21, lost=1, p=0.0002, units=18),
+    "tuned": metrics(22, 0.75, n=110),
+}
+COMPARISON["tests"] = {"benchmark": ON_BENCHMARK, "known": KNOWN, "new": NEW}
 EXECUTION = {
     **compared(71, 9, 22),
     "by_level": {"easy": compared(36, 6, 15), "medium": compared(23, 2, 5), "hard": compared(12, 1, 2)},
@@ -186,7 +219,6 @@ NO_ANSWERS = {"reason": "not run: no requests were given", "status": "not run"}
 # A run that learned something, whose merge was not checked to the end.
 LEARNED = DATA | {
     "comparison": COMPARISON,
-    "benchmark_comparison": ON_BENCHMARK,
     "execution": EXECUTION,
     "training": TRAINING,
 }
@@ -228,7 +260,7 @@ def files() -> dict[str, Any]:
     change(content["resources"]["stages"][0], {"processes": 2})
     change(content["resources"], {"hours": HOURS})
     for row in content["tuned_answers"]:
-        row |= {"answer": row["command"], "exact": True}
+        row |= {"answer": row["command"], "effect": row["expected_effect"], "exact": True, "screen": "ok"}
     # Comes with the project; no rule writes it.
     content["validation"] = [
         {"rows": [], "summary": {"t4": {"allocated": T4, "reserved": T4_RESERVED, "rows": 60}}, "versions": {}}
@@ -259,6 +291,15 @@ def write(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     }
     write_report(folder / "rows.json", {}, *written)
     return {**paths, "rows": str(folder / "rows.json")}
+
+
+def without_benchmark() -> dict[str, Any]:
+    """A run whose configuration names no benchmark."""
+    content = files() | {"execution": []}  # what an input that is not there becomes
+    del content["comparison"]["tests"]["benchmark"]
+    for name in ("base_answers", "tuned_answers"):
+        content[name] = [row for row in content[name] if row["test"] != "benchmark"]
+    return content
 
 
 def hostile() -> dict[str, Any]:
@@ -296,6 +337,8 @@ def extreme() -> dict[str, Any]:
                 scores[name] = {"count": 0, "high_95": 0.79, "low_95": 0.0, "n": 1, "share": 0.0}
         scores |= {"chrf": 0.0, "n": 1}
     comparison["n"] = 1
+    one = comparison["tests"]["new"] | {key: comparison[key] for key in ("base", "n", "tuned")}
+    comparison["tests"] = {"held_out": one}
     for name in ("base_answers", "tuned_answers"):
         content[name] = [content[name][0] | {"answer": ""}]
     content["acquire"] |= {"reasons": {}, "rejected": 0, "rows": 1}

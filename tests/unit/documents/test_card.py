@@ -33,8 +33,11 @@ def test_the_card_has_valid_metadata_and_every_section(write: Callable[..., str]
     assert set(REQUIRED_SECTIONS) <= set(re.findall(r"^## (.*)$", prose(body), re.MULTILINE))
     results = ModelCard(text).data.eval_results
     exact = [result.metric_value for result in results if result.metric_type == "exact_match"]
-    compared = [inputs.files()[name]["tuned"]["exact"]["share"] for name in ("benchmark_comparison", "comparison")]
-    assert exact == compared and results[0].metric_name == "Right when executed, n = 71", "the benchmark comes first"
+    tests = inputs.files()["comparison"]["tests"]
+    compared = [tests[name]["tuned"]["exact"]["share"] for name in ("benchmark", "known", "new")]
+    assert exact == pytest.approx(compared, abs=1e-6) and results[0].metric_name == "Right when executed, n = 71", (
+        "the benchmark comes first"
+    )
     assert "More Information Needed" not in text
 
 
@@ -142,7 +145,7 @@ def test_documents_with_holes_are_refused(tmp_path: Path, write: Callable[..., s
 def test_the_card_says_what_is_refused_and_what_could_not_be_fetched(write: Callable[..., str]) -> None:
     card = write("MODEL_CARD.md")
     assert "It refused 41 of them, the base 2. The screen called 3 of its answers to them dangerous" in card
-    assert "and 9 of the base's. It also refused 5 of 200 harmless requests." in card
+    assert "and 9 of the base's. It also refused 5 of 190 harmless requests." in card
     assert "could not be fetched" not in card
 
 
@@ -154,7 +157,7 @@ def test_the_card_shows_requests_that_a_rule_draws(write: Callable[..., str]) ->
     content["base_answers"] = [{**row, "exact": False} for row in content["tuned_answers"]]
     right, wrong = (part.split("\n\n")[0] for part in write("MODEL_CARD.md", content).split("answered exactly |")[1:])
     drawn = [re.findall(r"`request (\d)`", table) for table in (right, wrong)]
-    assert drawn == [["0", "2", "4", "6"], ["1", "3", "5", "7"]] and len(content["tuned_answers"]) == 8
+    assert drawn == [["0", "2", "4", "6"], ["1", "3", "5", "7"]], "those of the benchmark are others"
     content["tuned_answers"] = [{**row, "exact": True} for row in content["tuned_answers"]]
     assert "| not answered exactly |" not in write("MODEL_CARD.md", content)
 
@@ -181,9 +184,9 @@ def test_the_metadata_has_the_benchmarks_figure_beside_the_template_tests(write:
         for metric in result["metrics"]
         if metric["type"] == "exact_match"
     }
-    assert sorted(exact.values()) == [0.0375, 0.415] and len(exact) == 2
+    assert sorted(exact.values()) == [0.0375, 0.2, pytest.approx(61 / 90, abs=1e-6)]
     assert any("did not write" in name and exact[name] == 0.0375 for name in exact)
-    content = inputs.files() | {"benchmark_comparison": [], "execution": []}
+    content = inputs.without_benchmark()
     alone = yaml.safe_load(write("MODEL_CARD.md", content).split("---")[1])["model-index"][0]["results"]
     assert len(alone) < len(found)
 
@@ -191,12 +194,39 @@ def test_the_metadata_has_the_benchmarks_figure_beside_the_template_tests(write:
 def test_a_figure_in_the_metadata_says_of_how_many_requests_it_is(write: Callable[..., str]) -> None:
     content = inputs.files()
     found = yaml.safe_load(write("MODEL_CARD.md", content).split("---")[1])["model-index"][0]["results"]
-    own = next(result for result in found if "held-out" in result["dataset"]["name"])["metrics"]
+    own = next(result for result in found if "known kinds" in result["dataset"]["name"])["metrics"]
     names = {metric["type"]: metric["name"] for metric in own}
-    tuned = content["comparison"]["tuned"]
-    for metric in ("danger", "danger_harmful", "refused_harmful", "refused_harmless"):
-        assert names[metric].endswith(f", n = {tuned[metric]['n']}")
-    assert tuned["refused_harmful"]["n"] != content["comparison"]["n"]
+    tuned = content["comparison"]["tests"]["known"]["tuned"]
+    for metric in ("danger", "exact_match", "deletes_unasked"):
+        assert names[metric].endswith(f", n = {tuned[metric.removesuffix('_match')]['n']}")
+    assert tuned["deletes_unasked"]["n"] != tuned["exact"]["n"]
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_card_whose_training_does_not_beat_its_baselines_says_so_first(beats: bool, write) -> None:
+    content = weak(4)
+    content["comparison"]["tests"]["known"]["beats_baselines"] = beats
+    lead = write("MODEL_CARD.md", content).partition("\n# ")[2].split("\n")[2]
+    page = write("report.html", content)
+    said = "Training does not demonstrably beat what costs no training"
+    assert (said in lead) is not beats and (said in page) is not beats
+    card = write("MODEL_CARD.md", content)
+    assert (
+        "answer, with the values of the request, is right 22 times. The untrained base is right 2 times, and 24" in card
+    )
+    assert ("Training **beats both baselines**" in card) is beats
+
+
+def test_an_answer_that_deletes_where_only_reading_was_asked_is_shown_first(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    rows = content["tuned_answers"]
+    rows[1] |= {"answer": "sed -i d x", "effect": "changes", "expected_effect": "reads"}
+    rows[2] |= {"answer": "find x -delete", "effect": "deletes", "expected_effect": "reads"}
+    card, page = write("MODEL_CARD.md", content), write("report.html", content)
+    said = "Asked only to read, it answered 2 of 160 requests with a command that deletes, and 3 with one that changes"
+    assert f"**Is it safe?** {said}" in card and said in page
+    assert card.index("DELETES: `find x -delete`") < card.index("CHANGES SOMETHING: `sed -i d x`")
+    assert page.index("<code>find x -delete</code>") < page.index("<h2>What did it cost?")
 
 
 def test_another_models_memory_stands_in_its_profile_and_not_in_the_card(write: Callable[..., str]) -> None:
@@ -269,7 +299,9 @@ def test_a_model_that_refuses_nothing_and_says_nothing_dangerous(write: Callable
     for name in ("refused_harmful", "danger_harmful", "harmful"):
         for model in ("base", "tuned"):
             content["comparison"][model].pop(name, None)
-    section = write("MODEL_CARD.md", content).partition("### When It Is Asked for Harm")[2].partition("## ")[0]
+    section = (
+        write("MODEL_CARD.md", content).partition("### When It Is Asked to Read or for Harm")[2].partition("## ")[0]
+    )
     assert "What it does when asked for harm was not measured." in section
 
 
@@ -308,8 +340,8 @@ def test_memory_that_ran_out_and_a_run_that_was_resumed_are_said(write: Callable
 
 def test_the_headline_has_the_tuned_model_s_figures_as_the_tuned_model_s(write: Callable[..., str]) -> None:
     lead = write("MODEL_CARD.md").split("## Model Details")[0]
-    assert "(83 right; the base 4)" in lead and "(0.500 against 2.500 nats per token)" in lead
-    assert "80 requests gained, 1 lost." in write("MODEL_CARD.md")
+    assert "It answers 61 of 90 requests exactly." in lead and "(0.250 against 2.250 nats per token)" in lead
+    assert "60 requests gained, 1 lost against the base." in write("MODEL_CARD.md")
 
 
 @pytest.mark.parametrize("name", ["MODEL_CARD.md", "report.html"])
@@ -351,6 +383,7 @@ def test_the_card_says_which_code_made_it(write: Callable[..., str], source: dic
 
 def test_the_card_says_in_which_precision_the_model_was_trained(write: Callable[..., str]) -> None:
     content = inputs.files()
+    content["training"]["scenario"] |= {"precision": "fp32", "autocast": None}
     assert "It computed in FP32. The loss" in write("MODEL_CARD.md", content)
     content["training"]["scenario"]["autocast"] = "bf16"
     assert "in BF16 where autocast allows it, FP32 elsewhere. The loss" in write("MODEL_CARD.md", content)
@@ -380,10 +413,11 @@ def test_an_execution_in_which_nothing_is_left_out_or_right_is_said_so(write: Ca
 
 def test_a_model_that_learned_nothing_of_use_to_others_is_said_so(write: Callable[..., str]) -> None:
     content = inputs.files()
-    content["benchmark_comparison"]["loss"] |= {"verdict": "difference too small for this sample"}
+    for test in content["comparison"]["tests"].values():
+        test["loss"] |= {"verdict": "difference too small for this sample"}
     content["execution"]["compared"] |= {"verdict": "worse"}
     intro = write("MODEL_CARD.md", content).split("## Model Details")[0]
-    assert intro.count("not demonstrably different from the base") == 2 and "**worse than the base**" in intro
+    assert intro.count("not demonstrably different from the base") == 3 and "**worse than the base**" in intro
 
 
 def test_the_measured_steps_that_are_like_the_runs_own_are_named(write: Callable[..., str]) -> None:

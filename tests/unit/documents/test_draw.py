@@ -24,15 +24,14 @@ def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert all(figure.startswith(b"\x89PNG") and b"Software" not in figure for figure in figures[0].values())
 
 
-def test_figures_say_of_which_scores_less_is_better_and_of_how_many_requests_they_are() -> None:
-    content = inputs.files()
-    content["comparison"]["base"]["refused_harmless"]["n"] = 142
-    figure = draw.draw_evaluation(content)
-    said = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    of = {name: score.get("n") for name, score in content["comparison"]["base"].items() if isinstance(score, dict)}
-    assert [label for label in said if "lower is better" in label] == [
-        "Flagged as dangerous by the screen (lower is better)",
-        f"Flagged as dangerous, asked for harm, of {of['danger_harmful']} (lower is better)",
-        f"Refused, though harmless, of {of['refused_harmless']} (lower is better)",
+def test_the_evaluation_has_a_panel_for_each_test_and_a_line_for_each_rival() -> None:
+    figure = draw.draw_evaluation(inputs.files())
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        *("Known Kinds in New Words and Values", "New Kinds", "Requests That Other People Wrote")
     ]
-    assert f"% of {of['exact']} requests" in figure.axes[0].get_xlabel()
+    for axes in figure.axes:
+        lines = [label.get_text() for label in axes.get_yticklabels()]
+        assert len(lines) == 4 and lines[-2:] == ["the untrained base", "the tuned model"]
+    assert "61 of 90" in [text.get_text() for text in figure.axes[0].texts]
+    one = inputs.extreme()
+    assert len(draw.draw_evaluation(one).axes) == 1

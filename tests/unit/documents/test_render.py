@@ -47,13 +47,13 @@ def test_a_template_has_no_number_of_its_own(template: Path) -> None:
 )
 def test_the_card_says_whatever_the_verdict_is(verdict: str, said: str, write: Callable[..., str]) -> None:
     content = inputs.files()
-    for metric in ("exact", "loss"):
-        content["comparison"][metric]["verdict"] = content["benchmark_comparison"][metric]["verdict"] = verdict
+    for compared in (content["comparison"], *content["comparison"]["tests"].values()):
+        compared["exact"]["verdict"] = compared["loss"]["verdict"] = verdict
     content["execution"]["compared"]["verdict"] = verdict
     for name in ("MODEL_CARD.md", "docs/publication.md"):
         text = write(name, content)
         assert text.count(said) >= 2, name
-        others = {"better than the base", "worse than the base", "not demonstrably"} - {said, said[:18]}
+        others = {"better than the base", "worse than the base", "not demonstrably different"} - {said, said[:26]}
         lead = text.split("## ", 1)[0]
         assert not any(other in lead for other in others if other not in said)
 
@@ -174,7 +174,7 @@ def test_the_card_links_to_headings_that_are_there(write: Callable[..., str]) ->
 @pytest.mark.parametrize("name", MARKDOWN)
 def test_documents_are_read_without_stumbling(write: Callable[..., str], name: str) -> None:
     """Each sentence as the documents of the project are held to; a run's extremes as well."""
-    more = inputs.files() | {"benchmark_comparison": [], "execution": [], "merging": []}
+    more = inputs.without_benchmark() | {"merging": []}
     assert [found for content in (None, more) for found in complaints(write(name, content))] == []
 
 
@@ -200,10 +200,10 @@ def test_nothing_dangerous_nothing_too_long_nothing_right(write: Callable[..., s
     details = write("docs/details.md", extreme())
     assert "flagged none of these answers as dangerous, and none of the base's" in card
     assert "of 1 held-out answer none can be parsed as Bash, and none matched the expected command" in card
-    assert "Every row had at most 512 tokens." in details and "the loss differed not at all" in details
+    assert "Every row had at most 384 tokens." in details and "the loss differed not at all" in details
     assert "The screen found nothing dangerous among them." in article
     assert "took out 11 dangerous rows, of 1 kind." in write("docs/publication.md")
-    assert "Left out, since longer than 512 tokens: 9 rows." in write("docs/details.md")
+    assert "Left out, since longer than 384 tokens: 9 rows." in write("docs/details.md")
 
 
 @pytest.mark.parametrize("name", MARKDOWN)
@@ -245,8 +245,7 @@ def test_sentences_have_each_figure_in_its_place(write: Callable[..., str]) -> N
 
 
 def test_without_a_benchmark_nothing_is_said_of_one(write: Callable[..., str]) -> None:
-    content = inputs.files()
-    content["benchmark_comparison"] = content["execution"] = []  # what an input that is not there becomes
+    content = inputs.without_benchmark()
     for name in ("MODEL_CARD.md", "docs/publication.md", "report.html"):
         text = write(name, content).lower()
         assert "sandbox" not in text and "of icalfa" not in text and "were run" not in text

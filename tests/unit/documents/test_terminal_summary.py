@@ -39,15 +39,20 @@ def files(tmp_path, monkeypatch):
             "base": {"exact": {"count": 0}, "loss": 3.01},
             "exact": {"verdict": "better"},
             "loss": {"verdict": "better"},
-            "n": 150,
+            "tests": {
+                name: {
+                    "base": {"exact": {"count": 0}},
+                    "baselines": {name: {"exact": {"count": 7}} for name in ("nearest_row", "few_shot")},
+                    "beats_baselines": beats,
+                    "tuned": {"exact": {"count": count, "n": n}},
+                }
+                for name, count, n, beats in (
+                    ("known", 26, 90, True),
+                    ("new", 2, 60, False),
+                    ("benchmark", 1, 80, False),
+                )
+            },
             "tuned": {"exact": {"count": 28}, "loss": 0.839},
-        },
-        f"{run}/evaluation/benchmark/comparison.json": {
-            "base": {"exact": {"count": 1}, "loss": 4.5},
-            "exact": {"verdict": "difference too small for this sample"},
-            "loss": {"verdict": "better"},
-            "n": 80,
-            "tuned": {"exact": {"count": 2}, "loss": 4.25},
         },
         f"{run}/evaluation/execution.json": {
             "base": {"count": 9, "n": 71},
@@ -69,10 +74,12 @@ def test_a_run_ends_with_what_a_person_wanted_to_know(files):
         "  qlora             7.10 GiB, fits NVIDIA GeForce RTX 4090",
         "  this run's step   0.91 GiB on a GPU; measured 0.80 GiB (CPU), predicted for it to the byte",
         "  gate              0.99 GiB needed: nothing to gate",
-        "  exact answers     28 of 150, the base 0: better",
+        "  exact, known      26 of 90, the base 0, few shot 7, nearest row 7: training beats both baselines",
+        "  exact, new        2 of 60, the base 0, few shot 7, nearest row 7: training does not demonstrably beat both"
+        " baselines",
+        "  exact, benchmark  1 of 80, the base 0, few shot 7, nearest row 7: training does not demonstrably beat both"
+        " baselines",
         "  loss              0.839, the base 3.010: better",
-        "  exact, benchmark  2 of 80, the base 1: difference too small for this sample",
-        "  loss, benchmark   4.250, the base 4.500: better",
         "  right when run    5 of 71, the base 9: worse",
         "  card              results/tiny-r4/MODEL_CARD.md",
     ]

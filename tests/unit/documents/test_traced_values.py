@@ -22,6 +22,7 @@ LISTS_OF_FILES = ("merging", "profile", "validation")
 # What words and rows are chosen by: another value makes another sentence, not another number.
 CHOOSING = re.compile(
     r"/precision$|/gpu/name$|^/feasibility/\d+/gpu$|^/sweep/\d+/(micro_batch|sequence_length)$|^/scenario/micro_batch$"
+    r"|^/scenario/parallel/"  # of one GPU nothing is divided
     r"|^/stages/[1-9]\d*/processes$"  # one, which is not shown; the first stage has two
 )
 # Of the planner's rows the documents show those of the scenario's own size.

@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from scripts.evaluation.compare import compare
+from scripts.evaluation.compare import compare, compare_tests
+from scripts.evaluation.evaluate import summarize
 from will_it_fit.common.errors import UserError
 
 
@@ -57,3 +58,52 @@ def test_the_interval_of_the_loss_is_weighted_by_tokens_too():
     assert loss["difference"] == pytest.approx(-39 / 1039)
     assert loss["low_95"] <= loss["difference"] <= loss["high_95"]
     assert loss["high_95"] > -0.1  # of the rows alone it would be -1 to -0.9
+
+
+def answers(exact, intents=None, test="known", **fields):
+    about = [{"intent": intent} for intent in intents] if intents else [{}] * len(exact)
+    return [
+        {**dict.fromkeys(("exact", "exact_canonical", "program"), one), **named, "request": f"r{number}", "test": test,
+         "answer": "ls", "command": "ls", "parses": True, "parses_without_fence": True, "screen": "ok",
+         "effect": "reads", "expected_effect": "reads", "answer_tokens": 2, "loss_sum": 3.0, **fields}
+        for number, (one, named) in enumerate(zip(exact, about, strict=True))
+    ]  # fmt: skip
+
+
+NOTHING, ALL = [False] * 40, [True] * 40
+
+
+@pytest.mark.parametrize(
+    ("nearest", "few_shot", "tuned", "intents", "beats"),
+    [
+        (NOTHING, NOTHING, [True] * 12 + [False] * 28, None, True),
+        (NOTHING, ALL, [True] * 12 + [False] * 28, None, False),  # one of the two is no rival to be passed over
+        (NOTHING, NOTHING, [True] * 4 + [False] * 36, None, False),  # p = 1/8
+        (NOTHING, NOTHING, [True] * 12 + [False] * 28, ["a"] * 12 + ["b"] * 28, False),  # one thing, twelve times
+        ([True] * 12 + [False] * 28, NOTHING, NOTHING, None, False),  # worse is not better
+    ],
+)
+def test_training_beats_both_baselines_or_not(nearest, few_shot, tuned, intents, beats):
+    rows = {"base": NOTHING, "nearest_row": nearest, "few_shot": few_shot, "tuned": tuned}
+    found = compare_tests({name: answers(exact, intents) for name, exact in rows.items()})["known"]
+    assert found["beats_baselines"] is beats
+    assert found["exact"]["units"] == (2 if intents else 40)
+
+
+def test_an_answer_that_deletes_counts_where_only_reading_was_asked_for():
+    rows = answers([True] * 5)
+    rows[0] |= {"effect": "deletes"}
+    rows[1] |= {"effect": "changes"}
+    rows[2] |= {"effect": "deletes", "expected_effect": "deletes"}
+    rows[3] |= {"effect": None}
+    summary = summarize(rows)
+    assert (summary["deletes_unasked"]["count"], summary["changes_unasked"]["count"]) == (1, 2)
+    assert summary["deletes_unasked"]["n"] == 4
+    assert "deletes_unasked" not in summarize(rows[2:3]), "nothing asks only to read"
+
+
+def test_each_test_is_compared_by_itself():
+    rows = [*answers(NOTHING), *answers(ALL, test="new")]
+    found = compare_tests(dict.fromkeys(("base", "tuned", "nearest_row", "few_shot"), rows))
+    assert list(found) == ["known", "new"]
+    assert (found["known"]["tuned"]["exact"]["count"], found["new"]["tuned"]["exact"]["count"]) == (0, 40)

@@ -37,10 +37,10 @@ def prepare(tmp_path):
     for number, model in enumerate(execute.MODELS):
         said = [ANSWERS[task["request"]][number] for task in tasks]
         rows = [
-            {"answer": answer, "command": task["command"], "request": task["request"], **scored}
+            {"answer": answer, "request": task["request"], "test": "benchmark", **scored}
             for answer, task, scored in zip(said, tasks, score(said, [task["command"] for task in tasks]), strict=True)
         ]
-        write_jsonl(paths[model], rows)
+        write_jsonl(paths[model], [{"answer": "rm -rf /", "request": "of the data", "test": "known"}, *rows])
         write_report(paths[f"{model}_metrics"], {}, paths[model])
     return paths | {"out": tmp_path}
 
@@ -138,6 +138,7 @@ def test_without_a_sandbox_there_is_an_error_and_no_result(place, monkeypatch, t
 def test_tasks_none_of_which_can_be_decided_are_explained(place):
     tasks = [task for task in read_jsonl(place["tasks"]) if "no host has" in task["request"]]
     rows = [dict.fromkeys(("answer", "request"), tasks[0]["request"]) | {"screen": "ok", "exact_canonical": False}]
+    rows[0] |= {"test": "benchmark"}
     write_jsonl(place["tasks"], tasks)
     report = {key: value for key, value in json.loads((place["out"] / "benchmark.json").read_text()).items()}
     write_report(place["benchmark"], report, place["tasks"], place["states"])

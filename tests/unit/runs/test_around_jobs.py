@@ -73,13 +73,13 @@ def test_a_score_whose_answers_are_made_again_is_emptied_and_made_again_on_reque
     folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
     Path(".snakemake").mkdir()
-    answers, score = f"results/{RUN}/evaluation/benchmark/answers.jsonl", f"results/{RUN}/evaluation/execution.json"
+    answers, score = f"results/{RUN}/evaluation/answers.jsonl", f"results/{RUN}/evaluation/execution.json"
     for path in (answers, f"{score}l"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(path, [{"answer": "ls"}])
     write_report(score, {"tuned": 3}, f"{score}l")
     made_from.record([answers], [f"{score}l", score])
-    asked_again = Job("evaluate_tuned_on_benchmark", {"run": RUN}, [answers], False)
+    asked_again = Job("evaluate_tuned", {"run": RUN}, [answers], False)
     run_again = Job("execute_answers", {"run": RUN}, [f"{score}l", score], False)
     before_the_first([], [], runs(), False)
     before_the_first([asked_again, run_again], [], runs(), False)

@@ -48,7 +48,7 @@ def test_wildcards_name_paths_settings_and_sections() -> None:
     assert asked.path_of("{run}/a", "{run}/b")(WILDCARDS) == [f"{RUN}/a", f"{RUN}/b"]
     assert asked.from_settings(lambda settings: settings["lora"]["rank"])(WILDCARDS) == 16
     assert asked.settings_section("memory", "gate")(WILDCARDS) == asked.runs.named[RUN]["memory"]["gate"]
-    assert asked.from_job(JobPaths.on_benchmark, "results/{run}/x.json")(WILDCARDS) == f"results/{RUN}/x.json"
+    assert asked.from_job(JobPaths.step_comparison)(WILDCARDS) == f"results/{RUN}/memory/qlora/compare.json"
 
 
 def test_where_jobs_run_and_files_go_is_no_part_of_a_run() -> None:
@@ -96,7 +96,9 @@ def test_only_a_command_that_names_execution_runs_answers(arguments: list[str], 
 
 def test_the_configuration_may_ask_for_execution_itself() -> None:
     assert not functions().executes()
-    assert functions("evaluation: {execution: bubblewrap}").executes()
+    benchmark = f"{{requirement: icalfa==0.3.6, sha256: {'a' * 64}, license: MIT, requests: 4}}"
+    asked = functions(f"{{evaluation: {{execution: bubblewrap}}, dataset: {{benchmark: {benchmark}}}}}")
+    assert asked.executes()
 
 
 def test_the_digest_of_the_code_names_missing_inputs() -> None:

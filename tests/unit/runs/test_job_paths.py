@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,15 @@ import yaml
 
 from scripts.common.code_digests import ROOT
 from scripts.runs.configuration import with_defaults
-from scripts.runs.job_paths import BASE, ENCODED, JobPaths, answer_settings, project_file, project_files
+from scripts.runs.job_paths import BASE, ENCODED, JobPaths, project_file, project_files
+from scripts.runs.run_scenarios import answer_settings
 from scripts.runs.runs import Runs
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_yaml
 
 RUN = "smollm2-135m-r16"
+# The data of config/cpu-hour.yaml, which has a benchmark and examples; a mapping that is still open.
+HOUR = f"{{dataset: {json.dumps(read_yaml(ROOT / 'config' / 'cpu-hour.yaml')['dataset'])}"
 
 
 def paths(text: str = "{}", **names: str) -> JobPaths:
@@ -75,25 +80,22 @@ def test_only_a_step_of_one_process_is_measured() -> None:
 
 
 def test_what_the_configuration_leaves_out_is_no_input() -> None:
-    without = "dataset: {benchmark: null, sources: [{type: embedded, license: MIT, seed: 1, pairs: 200}]}\n"
-    job = paths(without + "merging: {compare_requests: 0}", run=RUN)
+    job = paths("merging: {compare_requests: 0}", run=RUN)
     assert job.benchmark() == job.examples() == {}
-    assert job.on_benchmark("results/{run}/x") == job.by_execution(False) == []
-    assert job.more_evaluations(False) == job.merging_comparison() == []
-    full = paths("evaluation: {execution: bubblewrap}", run=RUN)
-    assert {"benchmark", "tasks", "unread"} == set(full.benchmark())
-    assert len(full.more_evaluations(False)) == 3 and len(full.merging_comparison()) == 2
-    assert full.on_benchmark("results/{run}/x") == f"results/{RUN}/x"
+    assert job.by_execution(False) == job.more_evaluations(False) == job.merging_comparison() == []
+    full = paths(f"{HOUR}, evaluation: {{execution: bubblewrap}}}}", run=RUN)
+    assert {"benchmark", "tasks", "unread"} == set(full.benchmark()) and full.examples()
+    assert len(full.more_evaluations(False)) == 2 and len(full.merging_comparison()) == 2
 
 
 def test_a_score_is_an_input_once_it_is_asked_for_or_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    job, score = paths(run=RUN), Path(f"results/{RUN}/evaluation/execution.json")
+    job, score = paths(f"{HOUR}}}", run=RUN), Path(f"results/{RUN}/evaluation/execution.json")
     assert job.by_execution(False) == [] and job.by_execution(True) == job.executed() == str(score)
     score.parent.mkdir(parents=True)
     score.touch()
-    assert job.by_execution(False) == str(score) and len(job.more_evaluations(False)) == 3
-    without = paths("dataset: {benchmark: null}", run=RUN)
+    assert job.by_execution(False) == str(score) and len(job.more_evaluations(False)) == 2
+    without = paths(run=RUN)
     assert without.by_execution(False) == []
     with pytest.raises(UserError, match="no answers to run"):
         without.by_execution(True)
@@ -120,11 +122,9 @@ def test_exports_keep_the_type_of_the_weights() -> None:
     assert [Path(path).parent.name for path in halved] == ["bf16", "q8_0"]
 
 
-def test_answers_to_the_benchmark_depend_on_its_own_requests() -> None:
-    settings = paths(run=RUN).settings
-    assert answer_settings(settings)["harmful"] is True
-    asked = answer_settings(settings, benchmark=True)
-    assert asked["harmful"] is False and asked["requests"] == settings["dataset"]["benchmark"]["requests"]
+def test_answers_depend_on_the_number_of_the_benchmarks_requests() -> None:
+    assert answer_settings(paths(run=RUN).settings)["benchmark"] == 0
+    assert answer_settings(paths(f"{HOUR}}}", run=RUN).settings)["benchmark"] is None, "all"
 
 
 def test_files_of_the_project_are_relative_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,3 +156,17 @@ def test_nothing_asked_nothing_answered(tokenizer):
 def test_one_token_is_an_answer_too(tokenizer):
     model = build("llama", tokenizer)
     assert [one.answer for one in ask_all(model, tokenizer, max_new_tokens=1)]
+
+
+def test_shots_are_read_before_the_request_and_stand_in_batches_of_their_own(tokenizer):
+    model = build("llama", tokenizer)
+    shots = [[], [PAIRS[0], PAIRS[2], PAIRS[3], PAIRS[4]] * 2, []]
+    lengths = {"max_new_tokens": 8, "batch_size": 3}
+    together = ask(model, tokenizer, SYSTEM, PAIRS[:3], shots, **lengths)
+    for pair, shown, found in zip(PAIRS[:3], shots, together, strict=True):
+        (alone,) = ask(model, tokenizer, SYSTEM, [pair], [shown], **lengths)
+        assert (found.answer, found.tokens) == (alone.answer, alone.tokens)
+        assert found.loss_sum == pytest.approx(alone.loss_sum, rel=1e-4)
+    prompts = [row[0] for row in encode_pairs(tokenizer, SYSTEM, PAIRS[:3], shots)]
+    assert answer.batches(prompts, 3)[-1] == [1], "rows of three times the length take no room for the others"
+    assert together[1].loss_sum != ask(model, tokenizer, SYSTEM, PAIRS[1:2], **lengths)[0].loss_sum
