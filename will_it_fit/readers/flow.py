@@ -378,8 +378,10 @@ def last_name(node: ast.AST) -> str:
 
 def called_classes(classes: Mapping[str, ast.ClassDef], name: str) -> Iterable[str]:
     """A class's name and those of its bases, as far as the program has them."""
-    while name in classes:
+    seen: set[str] = set()
+    while name in classes and name not in seen:  # `class Trainer(library.Trainer)` has its own name as its base's
         yield name
+        seen.add(name)
         name = last_name(classes[name].bases[0]) if classes[name].bases else ""
     yield name
 

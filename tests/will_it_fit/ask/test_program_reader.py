@@ -44,6 +44,7 @@ NOT_RUN = "model, tokenizer = FastLanguageModel.from_pretrained(model_name='unsl
         ((f"USE = not True\nif USE and missing:\n    {NOT_RUN}\nelse:\n    pass", *WHOLE), {}),
         (("LOADS = ['no']\nif len(LOADS) > 3:\n    " + NOT_RUN, *WHOLE), {}),
         (("zeros = [0] * 10**12\nline = '-' * 80\nmore = 'ab' * 1_000_000_000_000", *WHOLE), {}),
+        ((LOAD, ADAPT, "class SFTTrainer(trl.SFTTrainer):\n    pass", TRAINER, TRAIN), {"micro_batch": 2}),
         ((*WHOLE, NOT_RUN), {}),  # a reload after training
         ((*WHOLE, "del model, trainer", NOT_RUN, "model.push_to_hub('x')"), {}),
         ((NOT_RUN, *WHOLE), {}),  # an earlier load, which the later one replaces
