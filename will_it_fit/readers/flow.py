@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from will_it_fit.common.errors import UserError
+
 
 class _Unknown:
     """A value that only a run would know."""
@@ -23,6 +25,8 @@ class _Unknown:
 
 UNKNOWN = _Unknown()
 _DEEPEST = 12  # functions within functions
+_MOST_STATEMENTS = 20_000  # functions that call each other on both sides of branches would go on for ever
+_LONGEST = 1000  # how often a text or a list is repeated
 _ARITHMETIC = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
@@ -98,6 +102,7 @@ class Flow:
         self.entered: set[str] = set()
         self.undecided: list[str] = []  # conditions whose sides made something else
         self._within: list[str] = []
+        self._left = _MOST_STATEMENTS
 
     # --- statements ----------------------------------------------------------------------------------------------
 
@@ -114,6 +119,10 @@ class Flow:
         return UNKNOWN
 
     def _statement(self, node: ast.stmt) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise UserError("The program's functions call each other too often to be followed.",
+                            allowed="will-it-fit run, which runs the program without a GPU")  # fmt: skip
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             self.functions[node.name] = node  # type: ignore[assignment]
         elif isinstance(node, ast.ClassDef):
@@ -246,7 +255,10 @@ class Flow:
                 return not inner if isinstance(node.op, ast.Not) else -inner if isinstance(node.op, ast.USub) else inner
             if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
                 left, right = self.value(node.left), self.value(node.right)
-                return UNKNOWN if UNKNOWN in (left, right) else _ARITHMETIC[type(node.op)](left, right)
+                short = any(isinstance(one, (str, list)) for one in (left, right)) and isinstance(node.op, ast.Mult)
+                if UNKNOWN in (left, right) or (short and not any(one in range(_LONGEST) for one in (left, right))):
+                    return UNKNOWN  # a program may repeat a list a billion times
+                return _ARITHMETIC[type(node.op)](left, right)
             if isinstance(node, ast.BoolOp):
                 return self._boolean(node)
             if isinstance(node, ast.Compare) and len(node.ops) == 1:
@@ -366,8 +378,10 @@ def last_name(node: ast.AST) -> str:
 
 def called_classes(classes: Mapping[str, ast.ClassDef], name: str) -> Iterable[str]:
     """A class's name and those of its bases, as far as the program has them."""
-    while name in classes:
+    seen: set[str] = set()
+    while name in classes and name not in seen:  # `class Trainer(library.Trainer)` has its own name as its base's
         yield name
+        seen.add(name)
         name = last_name(classes[name].bases[0]) if classes[name].bases else ""
     yield name
 

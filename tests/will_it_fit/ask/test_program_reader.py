@@ -43,6 +43,8 @@ NOT_RUN = "model, tokenizer = FastLanguageModel.from_pretrained(model_name='unsl
         ((f"if 0:\n    {NOT_RUN}\n", *WHOLE), {}),
         ((f"USE = not True\nif USE and missing:\n    {NOT_RUN}\nelse:\n    pass", *WHOLE), {}),
         (("LOADS = ['no']\nif len(LOADS) > 3:\n    " + NOT_RUN, *WHOLE), {}),
+        (("zeros = [0] * 10**12\nline = '-' * 80\nmore = 'ab' * 1_000_000_000_000", *WHOLE), {}),
+        ((LOAD, ADAPT, "class SFTTrainer(trl.SFTTrainer):\n    pass", TRAINER, TRAIN), {"micro_batch": 2}),
         ((*WHOLE, NOT_RUN), {}),  # a reload after training
         ((*WHOLE, "del model, trainer", NOT_RUN, "model.push_to_hub('x')"), {}),
         ((NOT_RUN, *WHOLE), {}),  # an earlier load, which the later one replaces
@@ -154,6 +156,8 @@ def test_a_row_of_unsloths_grpo(more, rows, length, tmp_path: Path) -> None:
         (LOAD.replace("True)", "True, qat_scheme='int4')") + TRAINER + TRAIN, "rounded to integers"),
         (LOAD + TRAINER.replace("MORE", "'broken") + TRAIN, "not Python"),
         (LOAD + "print(model)", "No trainer"),
+        ("".join(f"def f{n}(x):\n    if x:\n        f{n + 1}(x)\n    else:\n        f{n + 1}(x)\n    f{n + 1}(x)\n"
+                 for n in range(12)) + "f0(y)\n" + LOAD + TRAINER + TRAIN, "too often to be followed"),
         (LOAD.replace('"unsloth/Llama-3.2-1B-Instruct"', "chosen()") + TRAINER + TRAIN, "names no model"),
         ("snapshot_download('a/b', local_dir='mine')\n" + LOAD.replace("unsloth/Llama-3.2-1B-Instruct", "mine/LLM")
          + TRAINER + TRAIN, "the program itself makes"),
