@@ -34,6 +34,7 @@ TABLE = FOLDER / "reports.csv"
 FILES = FOLDER / "reports"
 SEED, UNREAD = 45, 40
 VERDICTS = ("fits", "too_close", "does_not_fit", "no_answer")
+NOT_ASKED = "not_asked"  # at the first asking, for want of time
 AGREEMENTS = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable")
 _CLOSE = 0.97  # of the card: as near to its border as that, too close to call is the right thing to say
 _ROOT = Path(__file__).resolve().parent.parent
@@ -186,7 +187,7 @@ def agreement(report: Report, said: str, usable_gib: str) -> str:
 
     Too close to call is right where the run ended out of memory, or took 97 % of the card and more.
     """
-    if not said:
+    if said in ("", NOT_ASKED):
         return ""
     if report.decidable != "yes":
         return "undecidable"
