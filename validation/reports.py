@@ -119,18 +119,11 @@ def ask(report: Report) -> dict[str, Any]:
     The question is asked in ``validation/data/reports``, where the files that it names lie.
     """
     from will_it_fit.ask.answer import traced
-    from will_it_fit.ask.command import parse
-    from will_it_fit.ask.question import Options, question
+    from will_it_fit.ask.command import read as read_line
 
-    options = parse(shlex.split(report.question))
-    asking = Options(
-        gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
-        micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
-        like=options.like,
-    )  # fmt: skip
     try:
         with contextlib.chdir(FILES):
-            return traced(question(options.what, asking), suggested=False)
+            return traced(read_line(shlex.split(report.question)).question, suggested=False)
     except UserError as error:
         return {"error": str(error)}
     except Exception as error:
