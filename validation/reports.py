@@ -34,6 +34,7 @@ TABLE = FOLDER / "reports.csv"
 FILES = FOLDER / "reports"
 SEED, UNREAD = 45, 40
 VERDICTS = ("fits", "too_close", "does_not_fit", "no_answer")
+NOT_ASKED = "not_asked"  # at the first asking, for want of time
 AGREEMENTS = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable")
 _CLOSE = 0.97  # of the card: as near to its border as that, too close to call is the right thing to say
 _ROOT = Path(__file__).resolve().parent.parent
@@ -118,18 +119,11 @@ def ask(report: Report) -> dict[str, Any]:
     The question is asked in ``validation/data/reports``, where the files that it names lie.
     """
     from will_it_fit.ask.answer import traced
-    from will_it_fit.ask.command import parse
-    from will_it_fit.ask.question import Options, question
+    from will_it_fit.ask.command import read as read_line
 
-    options = parse(shlex.split(report.question))
-    asking = Options(
-        gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
-        micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
-        like=options.like,
-    )  # fmt: skip
     try:
         with contextlib.chdir(FILES):
-            return traced(question(options.what, asking), suggested=False)
+            return traced(read_line(shlex.split(report.question)).question, suggested=False)
     except UserError as error:
         return {"error": str(error)}
     except Exception as error:
@@ -186,7 +180,7 @@ def agreement(report: Report, said: str, usable_gib: str) -> str:
 
     Too close to call is right where the run ended out of memory, or took 97 % of the card and more.
     """
-    if not said:
+    if said in ("", NOT_ASKED):
         return ""
     if report.decidable != "yes":
         return "undecidable"
