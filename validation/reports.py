@@ -39,7 +39,7 @@ AGREEMENTS = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", "undecid
 _CLOSE = 0.97  # of the card: as near to its border as that, too close to call is the right thing to say
 _ROOT = Path(__file__).resolve().parent.parent
 _HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "will_it_fit.ask.answer")
-_SECONDS = 900  # of one question, before it counts as not answered
+_SECONDS = 1500  # of one question, before it counts as not answered
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,7 @@ _IN_WORDS = {
     "unsafe": "unsafe: it fits, we say, and it ran out",
     "wrong_on_the_safe_side": "wrong on the safe side",
     "undecidable": "undecidable from what is stated",
+    NOT_ASKED: "not asked again yet",
 }
 
 
@@ -240,14 +241,14 @@ def then(report: Report) -> str:
 
 
 def counts(reports: Iterable[Report]) -> dict[str, dict[str, int]]:
-    """For each half, how many reports of each agreement, now; ``total``: of all; ``too_close``: so many verdicts."""
-    told: dict[str, dict[str, int]] = {half: dict.fromkeys((*AGREEMENTS, "too_close", "total"), 0) for half in _HALVES}
+    """For each half, how many reports of each agreement, now; ``total``: of all, ``too_close``: verdicts."""
+    names = (*AGREEMENTS, NOT_ASKED, "too_close", "total")
+    told: dict[str, dict[str, int]] = {half: dict.fromkeys(names, 0) for half in _HALVES}
     for report in reports:
         half = told[report.half]
         half["total"] += 1
         half["too_close"] += report.verdict == "too_close" and report.decidable == "yes"
-        if found := now(report):
-            half[found] += 1
+        half[now(report) or NOT_ASKED] += 1
     return told
 
 
@@ -276,10 +277,11 @@ _README_TITLES = {
 
 
 def _readme_line(told: dict[str, int], title: str) -> str:
-    asked_of = told["total"] - told["undecidable"]
+    asked_of = told["total"] - told["undecidable"] - told[NOT_ASKED]
     return (
         f"Of {asked_of} {title}, the verdict was right in {told['right']}, unsafe in {told['unsafe']}, wrong on the"
-        f" safe side in {told['wrong_on_the_safe_side']}; {told['no_answer']} had no answer."
+        f" safe side in {told['wrong_on_the_safe_side']}; {told['no_answer']} had no answer, and {told[NOT_ASKED]} more"
+        " were not asked yet."
     )
 
 
@@ -306,8 +308,8 @@ unsafe where it says that the step fits, and the run ended out of memory."""
 def _count_table(reports: Sequence[Report]) -> str:
     told = counts(reports)
     lines = ["| | " + " | ".join(_HALVES.values()) + " | development, first asking |", "| --- | ---: | ---: | ---: |"]
-    first = [then(report) for report in reports if report.half == "development"]
-    for name in ("right", *_WORST_FIRST[:-1]):
+    first = [then(report) or NOT_ASKED for report in reports if report.half == "development"]
+    for name in ("right", *_WORST_FIRST[:-1], NOT_ASKED):
         cells = [str(told[half][name]) for half in _HALVES] + [str(first.count(name))]
         lines.append(f"| {_IN_WORDS[name]} | " + " | ".join(cells) + " |")
     cells = [str(told[half]["total"]) for half in _HALVES] + [str(len(first))]
@@ -322,6 +324,8 @@ def _missed_number(told: dict[str, int]) -> str:
     share = 100 * told["too_close"] / max(told["total"], 1)
     reached = told["right"] >= _WANTED_RIGHT and not told["unsafe"] and share <= _MOST_CLOSE_PERCENT
     said = "These numbers are reached." if reached else "These numbers are not reached."
+    if told[NOT_ASKED]:
+        said += f" Of the unread reports {told[NOT_ASKED]} were not asked for want of time."
     return (
         f"We wanted {_WANTED_RIGHT} of the {UNREAD} unread reports right, none unsafe, and at most"
         f" {_MOST_CLOSE_PERCENT} % too close to call. {said}"

@@ -35,7 +35,7 @@ def test_a_row_says_what_was_stated_assumed_and_found(report: reports.Report):
     files = [word for word in report.question.split() if word.endswith((".yaml", ".yml", ".sh", ".py"))]
     assert all((reports.FILES / name).is_file() for name in files)
     for said in (report.verdict, report.baseline_verdict):
-        assert said in ("", *reports.VERDICTS)
+        assert said in ("", reports.NOT_ASKED, *reports.VERDICTS)
     assert (report.half == "unread") == (report.baseline_verdict == "")
     assert bool(report.required_gib) == (report.verdict in reports.VERDICTS[:3])
 
@@ -84,7 +84,7 @@ def test_the_documents_say_what_the_table_says():
     assert reports.readme_lines(REPORTS) in README
 
 
-@pytest.mark.parametrize("name", ["al-28-13b-b2", "lf-257", "trl-846"])
+@pytest.mark.parametrize("name", ["al-28-7b", "ax-602-lora", "nb-phi4"])
 def test_the_same_is_answered_again(name: str):
     report = BY_ID[name]
     again = reports.asked(report, reports.ask(report))
