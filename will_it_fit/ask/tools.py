@@ -16,7 +16,7 @@ from will_it_fit.common.text import GIB, gib, yaml_text
 from will_it_fit.readers.request import LIKE, ScenarioRequest, parse_request
 from will_it_fit.scenario.scenario import Scenario
 
-TITLES = {"trl": "TRL", "peft": "PEFT", "axolotl": "axolotl"}
+TITLES = {"trl": "TRL", "peft": "PEFT", "axolotl": "axolotl", "unsloth": "Unsloth"}
 
 
 def by_tool(request: ScenarioRequest, where: object = "scenario", verdict: str | None = None) -> list[dict[str, Any]]:
