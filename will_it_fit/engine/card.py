@@ -181,6 +181,9 @@ class FakeStream:
         return lambda *args, **kwargs: 1.0 if name == "elapsed_time" else True
 
 
+NCCL = (2, 28, 9)  # a version of today; nothing here depends on it
+
+
 def answers_of(card: Card, index: int = 0) -> list[tuple[Any, str, Any]]:
     """What ``torch.cuda`` says of the card, which is the machine's card ``index``."""
     properties, stream = card.properties(), FakeStream()
@@ -220,6 +223,7 @@ def answers_of(card: Card, index: int = 0) -> list[tuple[Any, str, Any]]:
     places.append((torch.version, "cuda", torch.version.cuda or "13.0"))
     # A wrapper of Inductor imports it, and packages hand it to their launches; a build without CUDA lacks it.
     places.append((torch._C, "_cuda_getCurrentRawStream", lambda device: 0))
+    places.append((torch.cuda.nccl, "version", lambda: NCCL))  # PyTorch's profiler asks it in a group of GPUs
     return places
 
 

@@ -27,6 +27,7 @@ def test_pytorch_hears_of_the_card_inside_and_of_none_outside():
         assert (properties.name, properties.multi_processor_count) == (H100.name, 132)
         assert properties.shared_memory_per_block_optin == 232_448
         assert torch.cuda.get_device_capability() == (9, 0) and torch.cuda.is_bf16_supported()
+        assert torch.cuda.nccl.version() >= (2, 0)
         assert torch.cuda.mem_get_info() == (H100.memory_bytes, H100.memory_bytes)
         with torch.cuda.stream(torch.cuda.Stream()):
             torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
