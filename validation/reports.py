@@ -279,9 +279,9 @@ _README_TITLES = {
 def _readme_line(told: dict[str, int], title: str) -> str:
     asked_of = told["total"] - told["undecidable"] - told[NOT_ASKED]
     return (
-        f"Of {asked_of} {title}, the verdict was right in {told['right']}, unsafe in {told['unsafe']}, wrong on the"
-        f" safe side in {told['wrong_on_the_safe_side']}; {told['no_answer']} had no answer, and {told[NOT_ASKED]} more"
-        " were not asked yet."
+        f"Of {asked_of} {title}, the verdict was right in {told['right']}, unsafe in {told['unsafe']}, and wrong on the"
+        f" safe side in {told['wrong_on_the_safe_side']}. {told['no_answer']} had no answer. {told[NOT_ASKED]} more"
+        " were not asked again yet."
     )
 
 
