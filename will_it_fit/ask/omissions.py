@@ -33,7 +33,7 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
     ----------
     kind
         What the setting touches: ``states``, ``activations``, ``logits``, ``frozen`` (gradients and states), ``int8``,
-        ``head_fp32``, ``step`` (all that is not resident).
+        ``head_fp32``, ``masters`` (fp32 copies and states), ``step`` (all that is not resident).
     """
     shown = answer.get("trace") or answer.get("analytic")
     if kind is None or not shown:
@@ -45,6 +45,8 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         return parts.get("activations", 0)
     if kind == "logits":
         return parts.get("logits_and_loss", 0)
+    if kind == "masters":  # 8 bytes a number beside states of 4 bytes in bf16: as much again in fp32, and the copy
+        return 2 * parts.get("optimizer_states", 0)
     if kind == "frozen":
         return parts.get("optimizer_states", 0) + parts.get("gradients", 0)
     if kind == "step":

@@ -294,6 +294,9 @@ def deepspeed(reading: Reading, value: Any, beside: Path, gpus: int | None, key:
     parallel(reading, "ddp" if stage == 0 else f"zero{stage}", gpus)
     if stage and gpus != 1:
         _zero(reading, value, stage, f"{where}: {key}")
+    elif stage and not (zero.get("cpu_offload") or (zero.get("offload_optimizer") or {}).get("device") == "cpu"):
+        why = "on one GPU DeepSpeed keeps an fp32 copy of what is trained, and its states in fp32; read without them"
+        reading.approximates(key, f"zero{stage}", TOO_LOW, why, "masters")
 
 
 # Keys of `zero_optimization` that take no memory of a step, or none that DeepSpeed 0.19.8 heeds.

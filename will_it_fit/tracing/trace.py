@@ -348,10 +348,11 @@ def _stepped(
     ):
         ready = prepared(scenario)
         wrap, optimizer = ready.wrap, ready.optimizer
+        on_host = zero and scenario.zero_settings.offload_optimizer != "none"  # which takes the updates then
         with speaking_of(scenario), rotating(ready.model):
             answer = trace_step(
                 ready.model,
-                optimizer,
+                None if on_host else optimizer,
                 make_step(ready.model, optimizer, scenario) if wrap is None else None,
                 options=Options(
                     target=target,

@@ -12,7 +12,7 @@ import yaml
 from will_it_fit import readers
 from will_it_fit.ask.question import Options, Question, question
 from will_it_fit.common.errors import UserError
-from will_it_fit.readers.reading import TABLES, keys
+from will_it_fit.readers.reading import TABLES, TOO_LOW, keys
 from will_it_fit.scenario.fields import BY_NAME
 
 AXOLOTL = {"base_model": "meta-llama/Llama-3.2-1B", "datasets": [{"path": "x"}]}
@@ -581,3 +581,11 @@ def test_a_routers_loss_is_read_or_said_to_be_missing(more, router_loss, tmp_pat
     factory = {"model_name_or_path": "Qwen/Qwen3-30B-A3B", "stage": "sft", "finetuning_type": "lora", "do_train": True}
     assert asked(tmp_path, {**factory, "moe_aux_loss_coef": 0.01}).scenario.experts.router_loss
     assert not asked(tmp_path, factory).scenario.experts.router_loss
+
+
+@pytest.mark.parametrize(("offload", "remarked"), [({}, True), ({"offload_optimizer": {"device": "cpu"}}, False)])
+def test_zero_on_one_gpu_keeps_fp32_copies_that_count_against_the_card(offload, remarked, tmp_path: Path) -> None:
+    file = {"zero_optimization": {"stage": 3, **offload}}
+    alone = {"model": "Qwen/Qwen3-0.6B", "tuner_type": "full", "nproc_per_node": 1, "deepspeed": file}
+    remarks = asked(tmp_path, alone, gpu="4090").reading.remarks
+    assert any(one.bound == "masters" and one.errs == TOO_LOW for one in remarks) == remarked
