@@ -20,7 +20,7 @@ from will_it_fit.cards.gpus import find
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_json, read_report
 from will_it_fit.scenario.contradictions import TRAINING, contradictions
-from will_it_fit.scenario.hub import nearest, profiled
+from will_it_fit.scenario.hub import likely_id, nearest, profiled
 from will_it_fit.scenario.model import MODELS
 from will_it_fit.scenario.scenario import Scenario, check_packages, rows_in_a_step
 
@@ -58,7 +58,7 @@ def check(settings: Mapping[str, Any]) -> None:
             where="the configuration",
             found=memory["model"],
             allowed=f"an id on the Hub, owner/name or owner/name@revision; or a name: {', '.join(known)}",
-            write=f"memory:\n  model: {near[0] if near else known[0]}",
+            write=f"memory:\n  model: {near[0] if near else likely_id(memory['model']) or known[0]}",
         )
     _check_source(settings["model"]["source"])
     for key, gpu in (("memory.gpu", memory["gpu"]), ("memory.gate.gpu", memory["gate"]["gpu"])):

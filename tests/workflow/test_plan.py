@@ -98,7 +98,7 @@ def test_a_model_of_the_hub_is_profiled_and_only_its_job_asks_the_hub(project, m
 
 
 def test_a_model_that_is_nowhere_is_refused_with_the_nearest(project):
-    done = snakemake(project, "--dry-run", *profiling(project, "qwen2.5-coder-8b"))
+    done = snakemake(project, "--dry-run", *profiling(project, "qwen2.5-codr-7b"))
     assert done.returncode == 1 and "model: qwen2.5-coder-7b" in done.stderr and "owner/name" in done.stderr
 
 

@@ -14,6 +14,7 @@ from will_it_fit.scenario.objectives import OBJECTIVES
 from will_it_fit.scenario.strategies import AXES, NONE
 
 MOST = 2**24  # of any count: beyond the longest context there is, and sizes of tensors still fit 64 bits
+MOST_ELEMENTS = 2**50  # of a buffer: DeepSpeed's files say up to 1e12 where they mean all
 ANY = ("*",)  # every value
 
 
@@ -107,6 +108,8 @@ class Field:
             }
         else:
             schema |= {"type": [*self.types, *null]}
+            if "integer" in self.types:  # of elements: no model has more
+                schema |= {"minimum": 0, "maximum": MOST_ELEMENTS}
         return schema | {"examples": [self.example]}
 
 

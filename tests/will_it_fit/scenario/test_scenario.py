@@ -113,7 +113,7 @@ WRONG = {
         "gpu: {name: t4, count: 4}",
     ),
     "no model": ({"model": None}, "model", "model: qwen2.5-coder-7b"),
-    "unknown model": ({"model": "qwen2.5-coder-8b"}, "model", "model: qwen2.5-coder-7b"),
+    "unknown model": ({"model": "qwen2.5-codr-7b"}, "model", "model: qwen2.5-coder-7b"),
     "no model type": ({"model": {"hidden_size": 64}}, "model_type", "model_type: qwen2"),
     "misspelt size": ({"model": {"model_type": "llama", "hiden_size": 64}}, "hiden_size", "hidden_size: 64"),
     "size 0": ({"model": {**SMALL, "num_hidden_layers": 0}}, "num_hidden_layers", "num_hidden_layers: 28"),
