@@ -98,8 +98,8 @@ def test_the_card_says_what_the_files_say(finished: tuple[Path, str]) -> None:
 def test_an_evaluation_was_priced_with_all_that_it_asks_at_once(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     priced = {row["stage"]: row["detail"] for row in read(folder, "memory/run.json")["stages"]}
-    answers = (folder / RUN / "evaluation" / "answers.jsonl").read_text(encoding="utf-8").splitlines()  # tests, benchmark
-    at_once = len(answers) + read(folder, "evaluation/metrics.json")["refused_harmful"]["n"]
+    answers = (folder / RUN / "evaluation" / "answers.jsonl").read_text(encoding="utf-8")  # tests, benchmark
+    at_once = answers.count("\n") + read(folder, "evaluation/metrics.json")["refused_harmful"]["n"]
     assert priced["evaluation of base and tuned"].startswith(f"{at_once} requests at once")
 
 

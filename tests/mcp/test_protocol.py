@@ -50,7 +50,8 @@ def test_a_session_lists_three_tools_answers_each_and_refuses_what_is_wrong() ->
         assert tool.input_schema["additionalProperties"] is False and tool.output_schema and tool.description
     answers = {name: one.structured_content for name, one in said.items() if name != "tools" and not one.is_error}
     assert set(answers) == {"fits", "changes", "differs", "again"}
-    assert answers["fits"]["fits"] is True and answers["fits"]["verdict"] == "fits" and answers["fits"]["sentence"].startswith("FITS")
+    assert answers["fits"]["fits"] is True and answers["fits"]["verdict"] == "fits"
+    assert answers["fits"]["sentence"].startswith("FITS: ")
     assert answers["fits"]["evidence"].startswith("No measured step") and len(json.dumps(answers["fits"])) < 2500
     assert answers["again"]["fits"] is None and "Name a gpu" in answers["again"]["next"]
     assert answers["changes"]["fits"] is False and answers["changes"]["changes"][0]["command"].startswith("will-it-fit")
