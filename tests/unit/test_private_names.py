@@ -26,7 +26,6 @@ PIPELINES = "torch.distributed.pipelining"
 ZERO = "deepspeed.runtime.zero"
 # By what they belong to. A name that objects of a class get when they are made counts as the class's.
 RELIED_ON = {
-    "argparse.ArgumentParser": "_actions",
     "liger_kernel.transformers.monkey_patch": "_apply_liger_kernel_to_instance",
     "accelerate.big_modeling": ("_attach_context_parallel_hooks _refuse_recurrent_layers_under_sequence_parallelism"),
     "accelerate.state.AcceleratorState": "_reset_state",
@@ -41,15 +40,22 @@ RELIED_ON = {
     "trl.trainer.grpo_trainer.GRPOTrainer": "_last_loaded_step",
     "trl.trainer.rloo_trainer.RLOOTrainer": "_generate_single_turn",
     "trl.experimental.online_dpo.OnlineDPOTrainer": "_generate",
-    "torch.Tensor": "_indices _is_view _nnz _values",
+    "torch.Tensor": "_indices _is_view _nnz _use_count _values",
     "torch.UntypedStorage": "_cdata _new_with_weak_ptr",
     "torch._C": (
         "DisableTorchFunction _GLIBCXX_USE_CXX11_ABI _current_autograd_node _current_graph_task_id _get_accelerator"
         " _get_function_stack_at _len_torch_function_stack _nn _only_lift_cpu_tensors _pop_torch_function_stack"
         " _push_on_torch_function_stack _set_only_lift_cpu_tensors _swap_tensor_impl _len_torch_dispatch_stack"
-        " _get_dispatch_stack_at _set_cached_tensors_enabled"
+        " _get_dispatch_stack_at _set_cached_tensors_enabled _storage_Use_Count"
     ),
-    "torch": "_disable_dynamo _has_compatible_shallow_copy_type _library _log_softmax _prims_common _softmax",
+    "torch": (
+        "_VF _disable_dynamo _has_compatible_shallow_copy_type _library _log_softmax _prims_common _safe_softmax"
+        " _softmax _utils"
+    ),
+    "torch._utils": "_flatten_dense_tensors _unflatten_dense_tensors",
+    "torch.ops.mkldnn": "_is_mkldnn_bf16_supported",
+    "torch.cuda.memory": "_dump_snapshot",
+    "transformers.Trainer": "_maybe_log_save_evaluate",
     "torch._prims_common": "elementwise_dtypes",
     "torch.fx.experimental.symbolic_shapes": (
         "expect_true free_unbacked_symbols guard_int guard_or_false guard_or_true guard_size_oblivious is_nested_int"
@@ -111,8 +117,9 @@ RELIED_ON = {
     "torch.cuda": "_compile_kernel _exchange_device _maybe_exchange_device",
     "torch.amp.GradScaler": "_maybe_opt_step",
     "torch.nn.init": "_no_grad_trunc_normal_",
-    "torch.utils.data.DataLoader": "_get_iterator",
-    "torch.utils.data.dataloader": "_SingleProcessDataLoaderIter",
+    "torch.utils.data.DataLoader": "_auto_collation _get_iterator _index_sampler",
+    "torch.utils.data.dataloader": "_BaseDataLoaderIter _DatasetKind _SingleProcessDataLoaderIter",
+    "torch.utils.data.dataloader._BaseDataLoaderIter": "_dataset _dataset_kind _next_index",
     "torch.distributed.Backend": "_plugins",
     f"{FSDP}._flat_param": "_no_dispatch_record_stream",
     f"{FSDP}._init_utils": "_move_module_to_device",
@@ -144,7 +151,8 @@ RELIED_ON = {
         "_fft_c2c _fft_c2r _fft_r2c _local_scalar_dense _scaled_dot_product_efficient_attention"
         " _scaled_dot_product_flash_attention"
         " _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward _to_copy"
-        " _pin_memory _scaled_dot_product_attention_math"
+        " _pin_memory _scaled_dot_product_attention_math _copy_from _ctc_loss_backward _efficientzerotensor"
+        " _unsafe_view"
     ),
     "torch.optim.optimizer": (
         "_get_capturable_supported_devices _global_optimizer_post_hooks _global_optimizer_pre_hooks"
