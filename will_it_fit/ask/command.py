@@ -203,13 +203,11 @@ def _print_kind(asked: Asked) -> int:
         case "gpus":
             return _print_cards(question, options.json)
         case "config":
-            from will_it_fit.ask.configure import print_config
+            from will_it_fit.ask.configure import configured, print_config
 
-            progress = _Progress()
-            try:
-                return print_config(question, options, _asking(options), progress)
-            finally:
-                progress.end()
+            with working("looking for the fastest settings that fit"):
+                found = configured(question, options, _asking(options), _Progress())
+            return print_config(found, options)
         case "divide":
             from will_it_fit.ask.divisions import print_divisions, print_fewest
 

@@ -312,11 +312,15 @@ def _varied(found: Sequence[Candidate]) -> list[Candidate]:
     return list({id(one): one for one in [*turns, *frugal]}.values())
 
 
-def print_config(asked: Question, options: Any, asking: Options, watch: Any) -> int:
-    """The command ``config``; exit status 0, or 1 where nothing fits or the run ends too late."""
+def configured(asked: Question, options: Any, asking: Options, watch: Any) -> Configured:
+    """What the command ``config`` asks for."""
+    return configure(wanted(asked, options.tool_for, asking, asked.run), watch)
+
+
+def print_config(found: Configured, options: Any) -> int:
+    """Print and write the file; exit status 0, or 1 where nothing fits or the run ends too late."""
     import json
 
-    found = configure(wanted(asked, options.tool_for, asking, asked.run), watch)
     if options.output:
         _write(Path(options.output), found)
     print(json.dumps(found.to_mapping(), sort_keys=True) if options.json else found.text().rstrip())

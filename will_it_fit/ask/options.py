@@ -28,6 +28,7 @@ FILES = ("axolotl", "llama-factory", "trl", "trl-script", "unsloth", "ms-swift")
 METHODS = BY_NAME["method"].words
 RUN_OPTIONS = ("rows", "tokens_per_row", "epochs", "price", "deadline", "grams_per_kwh")  # options about a whole run
 _EXAMPLE = "qwen2.5-coder-7b"
+NO_TOOL = "none"  # of --like: the defaults of a scenario's fields
 PASTED = "the line with all of it put right"  # stands for it until it is known
 
 
@@ -55,7 +56,10 @@ _STEP = {
     "-s": {"long": "--sequence-length", "type": whole_number, "metavar": "TOKENS", "help": "tokens of a row"},
     "-b": {"long": "--micro-batch", "type": whole_number, "metavar": "ROWS", "help": "rows of a micro-batch"},
     "--strategy": {"choices": tuple(STRATEGIES), "help": "how several GPUs are used (fsdp2 if --gpu names several)"},
-    "--like": {"choices": LIKE, "help": "take unset fields from this tool's defaults"},
+    "--like": {
+        "choices": (*LIKE, NO_TOOL),
+        "help": "take unset fields from this tool's defaults (trl for a model alone); none: a scenario's own",
+    },
     "--set": {"action": "append", "metavar": "FIELD=VALUE", "help": "any field of a scenario, lora.rank=64"},
     "--from": {"dest": "tool", "choices": tuple(TOOLS), "help": "tool that the file belongs to"},
 }

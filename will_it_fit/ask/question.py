@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit import readers
-from will_it_fit.ask.options import nearest_field
+from will_it_fit.ask.options import NO_TOOL, nearest_field
 from will_it_fit.cards.gpus import Gpu, find
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import yaml_value
@@ -315,7 +315,7 @@ def _join(fields: dict[str, Any], other: Reading) -> None:
 
 
 def _apply_options(fields: dict[str, Any], options: Options, gpu: Gpu | None) -> None:
-    if options.like is not None:
+    if options.like not in (None, NO_TOOL):
         fields["like"] = options.like
     if options.method is not None:
         _change_method(fields, options.method)

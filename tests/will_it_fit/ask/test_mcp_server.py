@@ -65,4 +65,4 @@ def test_a_change_comes_with_the_command_of_the_very_step(monkeypatch) -> None:
 @pytest.mark.skipif(find_spec("mcp") is not None, reason="the package is here")
 def test_without_the_package_the_command_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-m", "will_it_fit.ask", "mcp"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "pip install 'mcp>=2,<3'" in done.stderr
+    assert done.returncode == 2 and 'pip install "will-it-fit[mcp]"' in done.stderr

@@ -94,7 +94,7 @@ def test_table_for_people(tmp_path, capsys) -> None:
     assert second == f"file: {tmp_path / 'one.yaml'}"
     for words in ("QLoRA of rank 16", "without autocast", "no k-bit preparation", "checkpointing", "adamw", "sdpa"):
         assert words in head
-    assert tools.startswith("With TRL 0.02, PEFT 0.02, axolotl 0.02 GiB at the peak") and "like: trl" in tools
+    assert tools.startswith("With each tool's defaults, estimated: TRL 0.02, PEFT 0.02, axolotl 0.02 GiB at the peak")
     assert assumed.startswith("defaults used: 1 row a micro-batch, method qlora")
     assert "tokens" not in assumed  # the file says it
     for words in (

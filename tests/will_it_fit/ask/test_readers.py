@@ -540,7 +540,8 @@ def test_a_gpu_as_text_keeps_its_count(tmp_path) -> None:
     path.write_text("model: qwen2.5-coder-7b\ngpu: 8xh100-80gb\n", encoding="utf-8")
     asked.append(question([path], Options()))
     for one in asked:
-        assert one.gpu.count == 8 and one.scenario == asked[0].scenario and one.scenario.parallel.gpus == 8
+        assert one.gpu.count == 8 and one.scenario.gpu == asked[0].scenario.gpu
+        assert one.scenario.parallel == asked[0].scenario.parallel and one.scenario.parallel.gpus == 8
     with pytest.raises(UserError, match="more than `gpu` has"):
         question(words, Options(settings=["gpu=2xh100-80gb", "parallel={strategy: fsdp2, gpus: 8}"]))
     with pytest.raises(UserError, match="two numbers of GPUs"):
