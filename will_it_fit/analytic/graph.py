@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import prod
+from sys import getrefcount
 from typing import Any, NamedTuple
 
 from will_it_fit.engine.allocator import EMPTY_CACHE, Event, round_size, typical_block
@@ -454,9 +455,11 @@ class Graph(Ledger):
             grads = node.backward(grad)
             del grad  # before what was saved, as `call_function` has it (torch/csrc/autograd/engine.cpp)
             node.checkpoint = node.saved = node.backward = None
-            for edge, new in zip(node.edges, grads, strict=True):
+            for index, edge in enumerate(node.edges):
+                new, grads[index] = grads[index], None  # moved: from here on the edge alone holds it
                 self._accumulate(edge, new)
-            del grads, new
+                del new
+            del grads
 
     def _run_again(self, part: Checkpoint) -> None:
         """Recompute a part until everything that its nodes keep is there."""
@@ -469,7 +472,11 @@ class Graph(Ledger):
         part.nodes.clear()
 
     def _accumulate(self, edge: Node | Parameter | None, grad: Tensor | None) -> None:
-        """Hand a gradient to the node or parameter it belongs to; a second one is added to it."""
+        """Hand a gradient to the node or parameter it belongs to; a second one is added to it.
+
+        In place if nobody else holds the first one, else into a new tensor beside both
+        (``torch/csrc/autograd/input_buffer.cpp``, ``can_accumulate_inplace``).
+        """
         if edge is None or grad is None:
             return
         parameter = isinstance(edge, Parameter)
@@ -478,7 +485,22 @@ class Graph(Ledger):
         if edge.grad is not None:
             if parameter:  # a tied weight's gradients wait for each other, and make a new one
                 edge.grad = self.gradient(edge.dims, edge.width)
-            else:  # a sum beside both (InputBuffer::accumulate)
+            elif _holders(edge) != _HELD_ONCE or (edge.grad.dims, edge.grad.width) != (grad.dims, grad.width):
                 edge.grad = self.tensor(grad.dims, max(grad.width, edge.grad.width))
         elif not (parameter and self.accumulating and not edge.tied):
             edge.grad = grad  # else it is added to what earlier micro-batches left
+
+
+def _holders(node: Node) -> tuple[int, int]:
+    """References to a node's gradient and to its storage, as Python counts them here."""
+    return getrefcount(node.grad), getrefcount(node.grad.storage)
+
+
+def _held_once() -> tuple[int, int]:
+    """What :func:`_holders` says where a node is the only holder: how many that is depends on Python's version."""
+    node = Node([], [], None)
+    node.grad = Tensor(Storage(Ledger({}, blocks=False), Term(TEMPORARIES, "", "", 0)), (), 0)
+    return _holders(node)
+
+
+_HELD_ONCE = _held_once()

@@ -134,9 +134,12 @@ def check_updates(
 
 
 def warn_of_growth(tracker: Tracker) -> None:
-    """Say that the last step has left more than it found, so that each further one needs more."""
-    last = tracker.marks[-1][1] - 1
-    grown = grown_bytes(tracker, last) if last else 0
+    """Say that the last step has left more than it found, so that each further one needs more.
+
+    Of a trace whose first step was enough nothing is said: one step does not show that memory grows.
+    """
+    last = max((number for _, number, _ in tracker.marks[:-1]), default=0)  # the last mark is the end of all steps
+    grown = grown_bytes(tracker, last) if last > 0 else 0
     if grown >= LEAST_GROWTH:
         size = f"{grown / 2**20:.1f} MiB"
         tracker.warn(

@@ -117,16 +117,16 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
     here = torch.device("cuda", torch.cuda.current_device())
     move, of_context = torch.Tensor.to, _device.DeviceContext.__torch_function__
     bring, set_device = torch.Tensor.cuda, torch.cuda.set_device
-    told: set[int] = set()  # threads that have chosen their card
+    own = threading.local()  # not by the thread's id: a new thread may get the id of one that has ended
 
     def choose(device: Any) -> None:
-        told.add(threading.get_ident())
+        own.has_chosen = True
         set_device(device)
 
     def refuse_other_card(device: Any) -> None:
         """CUDA's current device is a thread's own, and 0 in a new one, whatever the main thread has chosen."""
         is_main = threading.current_thread() is threading.main_thread()
-        if here.index and str(device) == "cuda" and not is_main and threading.get_ident() not in told:
+        if here.index and str(device) == "cuda" and not is_main and not hasattr(own, "has_chosen"):
             raise RuntimeError(
                 f"A thread of its own asks for `cuda`, which is cuda:0 there, and this process has {here}. Write the"
                 " index, or call torch.cuda.set_device in the thread."

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from will_it_fit.ask.command import main
 from will_it_fit.common.errors import UserError
@@ -116,7 +117,9 @@ def test_the_command_names_the_first_difference(record, tmp_path, capsys) -> Non
     events, begin = events_of(record)
     at = next(index for index in range(begin + 500, len(events)) if events[index]["action"] == "alloc")
     path = dumped(tmp_path / "mem.pickle", planted(events, at, "one more"))
-    words = ["compare", "smollm2-135m", "--method", "lora", "-s", "64", "--gpu", "rtx-4090", "--measured", str(path)]
+    asked = tmp_path / "scenario.yaml"  # of a model's name alone, the step would be TRL's
+    asked.write_text(yaml.safe_dump(SCENARIO))
+    words = ["compare", str(asked), "--gpu", "rtx-4090", "--measured", str(path)]
     assert main(words) == 1
     out = capsys.readouterr().out
     assert "events are the same. Then the trace allocates" in out
