@@ -16,6 +16,7 @@ rule evaluate_base:
         acquire="results/dataset/{dataset}/acquire.json",
         harmful="results/dataset/{dataset}/harmful.jsonl",
         policy=POLICY,
+        effects=project_file("config/effects.yaml"),
     output:
         answers="results/evaluation/{dataset}/{model}/answers.jsonl",
         nearest_row="results/evaluation/{dataset}/{model}/nearest_row.jsonl",
@@ -57,6 +58,7 @@ use rule evaluate_base as evaluate_tuned with:
         acquire=path_of(f"{DATASET}/acquire.json"),
         harmful=path_of(f"{DATASET}/harmful.jsonl"),
         policy=POLICY,
+        effects=project_file("config/effects.yaml"),
     output:
         answers="results/{run}/evaluation/answers.jsonl",
         metrics="results/{run}/evaluation/metrics.json",
@@ -102,6 +104,7 @@ rule compare_merged:
         answers="results/{run}/evaluation/answers.jsonl",
         metrics="results/{run}/evaluation/metrics.json",
         policy=POLICY,
+        effects=project_file("config/effects.yaml"),
     output:
         answers="results/{run}/evaluation/as-trained.jsonl",
         comparison="results/{run}/evaluation/merging.json",

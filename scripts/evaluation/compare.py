@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from scripts.common.job import job
 from scripts.common.requests import BASELINES, BENCHMARK, TESTS, by_test
 from scripts.common.statistics import by_unit, paired_bootstrap_interval, sign_flip_p
-from scripts.evaluation.evaluate import summarize
+from scripts.evaluation.scores import summarize
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_jsonl, read_report, write_report
 from will_it_fit.common.terminal import log

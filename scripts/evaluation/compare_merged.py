@@ -14,7 +14,8 @@ from scripts.common.machine import pick_device
 from scripts.common.statistics import share
 from scripts.common.tokenizer import read_tokenizer
 from scripts.evaluation.compare import compare
-from scripts.evaluation.evaluate import answered, summarize
+from scripts.evaluation.evaluate import answered
+from scripts.evaluation.scores import summarize
 from will_it_fit.common.files import read_folder, read_json, read_jsonl, read_report, write_jsonl, write_report
 from will_it_fit.common.terminal import log
 from will_it_fit.scenario.scenario import Scenario

@@ -266,6 +266,8 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     read_report(inputs["encoded"], inputs["train"])
     read_report(inputs["split"], inputs["test"], inputs["trained"])
     read_report(inputs["acquire"], inputs["harmful"])
+    if "tasks" in inputs:
+        read_report(inputs["benchmark"], inputs["tasks"])
     named = settings["gate"]["gpu"]
     gpu = evaluation_gpu = None
     if named != "auto" or settings["device"] != "cpu":

@@ -126,7 +126,7 @@ def build(*extra: Path | str) -> Policy:
     A :class:`UserError` names the file, the rule and what is wrong with it: an unknown field, a pattern that does not
     compile or explodes, a group or place that there is not, an example that does not come out as it says.
     """
-    own = sorted(path for path in FOLDER.glob("*.yaml") if path.name not in ("schema.yaml", "effects.yaml"))
+    own = sorted(path for path in FOLDER.glob("*.yaml") if path != SCHEMA)
     files = [(path, _load(path)) for path in (*own, *map(Path, extra))]
     tables: dict[str, dict[str, str]] = {"groups": {}, "places": {}}
     for path, content in files:

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.workflow.plan import snakemake
 
@@ -48,7 +49,9 @@ def test_from_a_checkout(tmp_path: Path) -> None:
 
 
 def test_a_score_that_is_there_is_found_behind_the_prefix(tmp_path: Path) -> None:
-    importer = workflow(tmp_path, repr(str(ROOT / "Snakefile")), CONFIGURATION)
+    benchmark = yaml.safe_load((ROOT / "config/cpu-hour.yaml").read_text())["dataset"]["benchmark"]
+    configuration = CONFIGURATION | {"dataset": CONFIGURATION["dataset"] | {"benchmark": benchmark}}
+    importer = workflow(tmp_path, repr(str(ROOT / "Snakefile")), configuration)
     score = "tuner/results/imported-r8/evaluation/execution.json"
     (importer / score).parent.mkdir(parents=True)
     (importer / score).touch()  # without the rows behind it, which no job makes

@@ -186,7 +186,8 @@ def with_method(asked: Question, method: str) -> Scenario:
     """The step of a question by another method: of a tool that nobody chose, as that takes it."""
     request = asked.asked
     if request.like_is_default:
-        return _request({**request.mapping, "method": method}, asked.where, True).scenario
+        capability = asked.gpu.capability if asked.gpu else None
+        return _request({**request.mapping, "method": method}, asked.where, capability, True).scenario
     return apply(asked.scenario, {"method": method})
 
 

@@ -50,7 +50,10 @@ def _allowed(field: Field) -> str:
         return f"a whole number from {field.least}{null}"
     if field.below is not None:
         return f"a number from 0 to below {field.below:g}"
-    kinds = {"string": "text", "object": "a mapping", "array": "a list"}
+    kinds = {
+        "string": "text", "object": "a mapping", "array": "a list", "boolean": "`true`, `false`",
+        "integer": "a whole number from 0",
+    }  # fmt: skip
     return ", ".join(kinds[kind] for kind in field.types or ("object",)) + null
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from scripts.evaluation.compare import compare, compare_tests
-from scripts.evaluation.evaluate import summarize
+from scripts.evaluation.scores import summarize
 from will_it_fit.common.errors import UserError
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 
-from scripts.evaluation.evaluate import refuses, score, strip_fence, summarize
+from scripts.common.syntax import strip_fence
+from scripts.evaluation.evaluate import refuses
+from scripts.evaluation.scores import score, summarize
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from scripts.evaluation import execute
-from scripts.evaluation.evaluate import score
+from scripts.evaluation.scores import score
 from scripts.execution import fetch_benchmark
 from tests.unit.execution.benchmark import ROWS, write_wheel
 from will_it_fit.common.errors import UserError

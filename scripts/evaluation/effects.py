@@ -1,7 +1,7 @@
 """Whether a command only reads, changes something, or deletes something: what a person loses by running it by mistake.
 
 The rules say what is dangerous for everybody. This says less, of more commands: an answer that deletes is wrong where
-somebody wanted to look, however harmless it is elsewhere. ``config/screen/effects.yaml`` has what the table of programs
+somebody wanted to look, however harmless it is elsewhere. ``config/effects.yaml`` has what the table of programs
 does not know.
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from functools import cache
 
+from scripts.common.code_digests import ROOT
 from scripts.screen import paths
 from scripts.screen.commands import Command, Refused
-from scripts.screen.policy import FOLDER, default
+from scripts.screen.policy import default
 from scripts.screen.predicates import Language, Test
 from scripts.screen.reader import read
 from will_it_fit.common.files import read_yaml
@@ -25,7 +26,7 @@ _GONE = frozenset({"mv", "truncate"})  # these take something from its place, an
 def _selections() -> dict[str, list[Test]]:
     """The tests of ``effects.yaml`` by what they tell."""
     language = Language(default().programs, default().places)
-    content = read_yaml(FOLDER / "effects.yaml")
+    content = read_yaml(ROOT / "config" / "effects.yaml")
     return {name: [language.selection(keys) for keys in content[name]] for name in (DELETES, CHANGES)}
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.screen.effects import effect
+from scripts.evaluation.effects import effect
 
 READS = """
 find /var/log -type f -size +50M; ls -la | sort; grep -rn 'rm -rf' src; sed -n '3p' x; sed 's/a/b/' x; cat x 2>/dev/null
