@@ -297,9 +297,10 @@ hundredths of a percent. Here the question is another one: is the verdict right 
    question lies beside it. The outcome is in columns of its own. A search shows a thread's title, so the outcome was
    seen before the question was written in all rows. No verdict was known then.
 2. **{unread} reports stayed unread.** `python -m validation.reports draw` draws whole threads with seed {seed}. Nobody
-   asked these questions while the verdict was changed. 19 were asked first at commit fdc3f1c2: 12 were right, 3 unsafe, one
-   wrong on the safe side, and 3 had no answer. Two of those three met an error of ours, and one of the unsafe ones a rule
-   that was missing: DeepSpeed on one GPU keeps fp32 copies. Both were mended. Then all were asked, and the table has that.
+   asked these questions while the verdict was changed. 19 were asked first at commit fdc3f1c2: 12 were right, 3
+   unsafe, one wrong on the safe side, and 3 had no answer. Two of those three met an error of ours, and one of the
+   unsafe ones a rule that was missing: DeepSpeed on one GPU keeps fp32 copies. Both were mended. Then the others were
+   asked for the first time, and these again: the table has that.
 3. **The other half was for development.** It was asked at commit 75c96db0 first. Only the causes of wrong answers were
    told to those who changed the verdict.
 
