@@ -15,6 +15,7 @@ from tests.will_it_fit.pairwise import each_night
 from tests.will_it_fit.program.test_run import answered, program
 from will_it_fit.ask.answer import predict
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing.loaders import Loader
 
 
 def printed(folder: Path, code: str) -> dict:
@@ -138,7 +139,9 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_scenario_of_the_same_step_takes_the_same_bytes(tmp_path, method):
+def test_a_scenario_of_the_same_step_takes_the_same_bytes(tmp_path, monkeypatch, method):
+    """The program makes its model on the host and moves it, and so does the scenario here. Else blocks lie elsewhere."""
+    monkeypatch.setattr(Loader, "installed", lambda: Loader(loaded_on_cpu_first=True))
     fields, adapters = METHODS[method]
     scenario = {
         "model": {"model_type": "qwen2", **SIZES}, "precision": "bf16", "gradient_checkpointing": False,
