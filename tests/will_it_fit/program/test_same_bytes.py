@@ -140,7 +140,7 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_scenario_of_the_same_step_takes_the_same_bytes(tmp_path, monkeypatch, method):
-    """The program makes its model on the host and moves it, and so does the scenario here. Else blocks lie elsewhere."""
+    """The program makes its model on the host and moves it. So does the scenario here, or blocks lie elsewhere."""
     monkeypatch.setattr(Loader, "installed", lambda: Loader(loaded_on_cpu_first=True))
     fields, adapters = METHODS[method]
     scenario = {
