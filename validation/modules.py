@@ -298,6 +298,9 @@ class Benchmark(nn.Module):
             activation = "silu" if row["module"] == "swiglu" else "gelu_pytorch_tanh"
             config = LlamaConfig(hidden_size=hidden, intermediate_size=outputs, hidden_act=activation)
             self.module = LlamaMLP(config).to(dtype)
+            # benchmark_swiglu.py, benchmark_geglu.py: batches of rows, so that a gradient of the input is a view.
+            length = int(row["id"].rpartition("-")[2])
+            shape = (tokens // length, length, hidden)
         else:  # the norms: Liger's beside the baseline's, and a gradient that is made once
             kind = RMSNorm if row["module"] == "rms_norm" else nn.LayerNorm
             self.module, self.other = kind(hidden), kind(hidden)

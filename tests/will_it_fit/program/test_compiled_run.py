@@ -39,7 +39,7 @@ def test_a_compiled_program_takes_less_than_without_the_compiler(tmp_path):
     assert compiled["training"]["peak_allocated_bytes"] < eager["training"]["peak_allocated_bytes"]
     assert not compiled["warnings"] and not eager["warnings"]
     alone, both = ("one GPU (measured: ddp on 8 GPUs)", "compile no (measured: model)")
-    assert compiled["evidence"]["text"].endswith(alone) and both in eager["evidence"]["text"]
+    assert alone in compiled["evidence"]["text"] and both in eager["evidence"]["text"]
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
