@@ -124,7 +124,8 @@ def main(folder: Path, kind: str = "") -> int:
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", DS_ACCELERATOR="cpu")
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     measured = measured_with_deepspeed() if kind == "zero" else []
-    for method, strategy, fields in STEPS if not kind else ():
+    steps = [] if kind == "zero" else [STEPS[int(kind)]] if kind else STEPS
+    for method, strategy, fields in steps:
         step = scenario(method, strategy, **fields)
         model = build_model(step, "cpu")
         label, begin, one_step = labels(model), None, None

@@ -1,6 +1,6 @@
 """Steps on meshes of two and four GPUs, as scenarios; measured in as many gloo processes by this program.
 
-python -m tests.will_it_fit.tracing.mesh_steps FOLDER 2 [float8]
+python -m tests.will_it_fit.tracing.mesh_steps FOLDER 2 [float8 | one step's name]
 """
 
 from __future__ import annotations
@@ -181,7 +181,8 @@ def main(folder: Path, count: int, kind: str = "") -> int:
         return clip(*arguments)
 
     with gloo_as_nccl(), mock.patch.object(taken, "clip_gradients", clip_later):
-        for name in FLOAT8_STEPS if kind == "float8" else (*STEPS, UNLUCKY):
+        names = FLOAT8_STEPS if kind == "float8" else [kind] if kind else (*STEPS, UNLUCKY)
+        for name in names:
             step = scenario(name)
             if step.parallel.gpus != count or (name in EACH_NIGHT and not EVERY_CASE):
                 continue

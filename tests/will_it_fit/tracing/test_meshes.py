@@ -29,25 +29,38 @@ def measured(tmp_path_factory):
     found = {}
     for count in sorted(set(SIZES.values())):
         folder = tmp_path_factory.mktemp(f"meshes-{count}")
-        command = [f"{launchers()}/python", "-m", "tests.will_it_fit.tracing.mesh_steps", str(folder), str(count)]
-        subprocess.run(command, cwd=ROOT, check=True, timeout=600)
-        found[count] = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
+        found[count] = in_processes(folder, count)
     return found
 
 
+def in_processes(folder, count, *names):
+    """By rank, what as many processes measured of the steps, or of one."""
+    command = [f"{launchers()}/python", "-m", "tests.will_it_fit.tracing.mesh_steps", str(folder), str(count), *names]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
+
+
 @pytest.mark.parametrize("name", [pytest.param(name, marks=each_night if name in EACH_NIGHT else ()) for name in STEPS])
-def test_each_process_takes_what_the_group_says(name, measured):
+def test_each_process_takes_what_the_group_says(name, measured, tmp_path):
     """To the byte, in every phase; each kind of GPU is traced once, and all of its kind have to be like it.
 
     On a busy machine gloo's thread may hold a finished buffer into the next phase: no process takes less than the
-    trace says, and of those of a kind one takes just that.
+    trace says, and of those of a kind one takes just that. Where none does, the processes take the step again.
     """
     step = scenario(name)
     rows = trace(step, "cpu", timeline=False)["ranks"]
     assert sorted(rank for row in rows for rank in row["ranks"]) == list(range(step.parallel.gpus))
-    for row in rows:
-        found = [measured[SIZES[name]][rank][name]["phases"] for rank in row["ranks"]]
-        assert row["phases"] == {phase: min(one[phase] for one in found) for phase in found[0]}, row["ranks"]
+    expected = {tuple(row["ranks"]): row["phases"] for row in rows}
+    runs = [measured[SIZES[name]]]
+    while expected != (least := {kind: least_phases(runs, kind, name) for kind in expected}):
+        assert len(runs) < 4, (expected, least)
+        (folder := tmp_path / str(len(runs))).mkdir()
+        runs.append(in_processes(folder, SIZES[name], name))
+
+
+def least_phases(runs, ranks, name):
+    found = [run[rank][name]["phases"] for run in runs for rank in ranks]
+    return {phase: min(one[phase] for one in found) for phase in found[0]}
 
 
 @pytest.mark.parametrize("cpu_offload", [True, False])

@@ -28,21 +28,32 @@ from will_it_fit.tracing.trace import trace
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """What two processes with gloo measured, by rank."""
-    folder = tmp_path_factory.mktemp("gloo")
-    command = [f"{launchers()}/python", "-m", "tests.will_it_fit.tracing.gloo_steps", str(folder)]
+    return in_processes(tmp_path_factory.mktemp("gloo"))
+
+
+def in_processes(folder, *step):
+    command = [f"{launchers()}/python", "-m", "tests.will_it_fit.tracing.gloo_steps", str(folder), *step]
     subprocess.run(command, cwd=ROOT, check=True, timeout=600)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("number", range(len(STEPS)), ids=["-".join([*step[:2], *step[2]]) for step in STEPS])
-def test_two_processes_take_what_the_fake_group_says(number, measured):
-    """To the byte, in every phase. On a busy machine gloo's thread may hold a finished buffer into the next phase."""
+def test_two_processes_take_what_the_fake_group_says(number, measured, tmp_path):
+    """To the byte, in every phase. On a busy machine gloo's thread may hold a finished buffer into the next phase: then
+    both processes take the step again."""
     method, strategy, fields = STEPS[number]
     report = trace(scenario(method, strategy, **fields), "cpu", timeline=False)
+    expected = report["phases"] | {"resident": report["resident_bytes"]}
     steps = [measured[rank][number] for rank in range(2)]
-    assert min(step["resident_bytes"] for step in steps) == report["resident_bytes"]
-    for phase, predicted in report["phases"].items():
-        assert min(step["phases"][phase] for step in steps) == predicted
+    while expected != (least := least_bytes(steps)):
+        assert len(steps) < 8, (expected, least)
+        (folder := tmp_path / str(len(steps))).mkdir()
+        steps += [one for (one,) in in_processes(folder, str(number))]
+
+
+def least_bytes(steps):
+    found = [step["phases"] | {"resident": step["resident_bytes"]} for step in steps]
+    return {phase: min(one[phase] for one in found) for phase in found[0]}
 
 
 def test_pytorchs_own_tracker_counts_the_same():
