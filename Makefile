@@ -50,7 +50,7 @@ test-catalogue: $(VENV)-run/liger-kernel
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=load tests/nightly/test_catalogue.py tests/nightly/test_every_size.py \
 	  tests/nightly/test_operators.py
 	EVERY_CASE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist=load \
-	  $$(grep -rl --include='test_*.py' each_night tests/will_it_fit tests/unit)
+	  $$(grep -rl --include='test_*.py' each_night tests/dryfit tests/unit)
 	LIGER_CHECKOUT=$< $(VENV)-run/bin/python -m pytest tests/nightly/test_liger_commits.py
 
 # The history of Liger-Kernel: each published row runs the package of its commit. `LIGER=path` takes a clone that is
@@ -75,22 +75,22 @@ $(VENV)-validation-%/ready: envs/validation-%.yaml $(VENV)/ready-dev
 
 # DeepSpeed has an environment of its own: where it can be imported accelerate behaves otherwise. All else is .venv's.
 test-deepspeed: $(VENV)-deepspeed/ready
-	$(VENV)-deepspeed/bin/python -m pytest tests/will_it_fit/engine/test_fake_deepspeed.py tests/unit/test_private_names.py tests/will_it_fit/tracing/test_zero.py
+	$(VENV)-deepspeed/bin/python -m pytest tests/dryfit/engine/test_fake_deepspeed.py tests/unit/test_private_names.py tests/dryfit/tracing/test_zero.py
 
 # Where torchao can be imported PEFT and transformers import it.
 test-optimizers: $(VENV)-optimizers/ready
-	$(VENV)-optimizers/bin/python -m pytest tests/will_it_fit/step/test_optimizers.py tests/will_it_fit/step/test_low_precision.py tests/unit/training/test_optimizer_checkpoints.py tests/will_it_fit/engine/test_anybodys_step.py
+	$(VENV)-optimizers/bin/python -m pytest tests/dryfit/step/test_optimizers.py tests/dryfit/step/test_low_precision.py tests/unit/training/test_optimizer_checkpoints.py tests/dryfit/engine/test_anybodys_step.py
 
 # Where triton can be imported PyTorch and packages take other ways.
-KERNEL_TESTS = $(addprefix tests/will_it_fit/engine/test_,launches.py card.py compiled_steps.py cuda_graphs.py extensions.py) \
-  tests/will_it_fit/program/test_compiled_run.py tests/will_it_fit/tracing/test_simulated_card.py tests/will_it_fit/tracing/test_kernel_packages.py \
+KERNEL_TESTS = $(addprefix tests/dryfit/engine/test_,launches.py card.py compiled_steps.py cuda_graphs.py extensions.py) \
+  tests/dryfit/program/test_compiled_run.py tests/dryfit/tracing/test_simulated_card.py tests/dryfit/tracing/test_kernel_packages.py \
   tests/unit/test_private_names.py tests/validation/test_modded_nanogpt.py tests/validation/test_liger_package.py \
   tests/validation/test_hybrid_forms.py::test_the_closed_form_of_flash_linear_attention_is_held_within_five_percent
 test-kernels: $(VENV)-run/ready
 	$(VENV)-run/bin/python -m pytest $(KERNEL_TESTS)
 
 site: $(VENV)-site/ready
-	$(VENV)-site/bin/python -m will_it_fit.site.build
+	$(VENV)-site/bin/python -m dryfit.site.build
 
 example: run
 	$(BIN)/snakemake --cores $(CORES) --configfile tests/config/tiny.yaml tests/config/sweep.yaml -- results/tiny-sweep/SWEEP.md
@@ -109,7 +109,7 @@ $(VENV)/ready: uv.lock pyproject.toml envs/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Name another one: make PYTHON=python3.12")'
 	$(INSTALL) $(VENV) --group run
 	@printf '#!/bin/sh\nPYTHONPATH="%s$${PYTHONPATH:+:$$PYTHONPATH}" exec "%s/python" -P -m scripts.ask "$$@"\n' \
-	  "$(CURDIR)" "$(CURDIR)/$(BIN)" > $(BIN)/will-it-fit && chmod +x $(BIN)/will-it-fit
+	  "$(CURDIR)" "$(CURDIR)/$(BIN)" > $(BIN)/dryfit && chmod +x $(BIN)/dryfit
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready

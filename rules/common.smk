@@ -1,7 +1,7 @@
 # Functions and names for the rule files; no rules. What needs Snakemake's names is here, the rest in scripts/runs/.
 import re
 
-from will_it_fit.common import files
+from dryfit.common import files
 from scripts.common import made_from, locks, outdated
 from scripts.runs import check_configuration
 from scripts.runs import configuration, run_scenarios

@@ -72,7 +72,7 @@ rule render_memory_profile:
     input:
         templates=[project_file(f"config/templates/{name}.j2") for name in ("memory-profile.md", "planner.html")],
         macros=project_file("config/templates/macros.j2"),
-        styles=project_file("will_it_fit/data/site/drawing.css"),
+        styles=project_file("dryfit/data/site/drawing.css"),
         profile=from_job(JobPaths.profile_comparisons),
         plan="results/{run}/memory/plan.json",
         validation=VALIDATION,

@@ -12,7 +12,7 @@ import pytest
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported; scripts/common/job.py says why
 # Inductor would compile a program for each kind of vectors, to see that g++ can: seconds, anew in each followed step.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
-os.environ["WILL_IT_FIT_CACHE"] = ""  # each test asks anew; tests of kept answers name a folder
+os.environ["DRYFIT_CACHE"] = ""  # each test asks anew; tests of kept answers name a folder
 gc.set_threshold(100_000, 50, 50)  # as an answer sets it before its imports
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each worker; jobs of a chain set their own number
@@ -25,14 +25,14 @@ FIRST = (
     "tests/docs/test_commands.py",
     "tests/end_to_end/test_same_again.py",
     "tests/end_to_end",
-    "tests/will_it_fit/tracing",
-    "tests/will_it_fit/step",
+    "tests/dryfit/tracing",
+    "tests/dryfit/step",
     "tests/unit/training",
-    "tests/will_it_fit/engine",
+    "tests/dryfit/engine",
     "tests/unit/merging",
-    "tests/will_it_fit/planner",
+    "tests/dryfit/planner",
     "tests/validation",
-    "tests/will_it_fit/ask",
+    "tests/dryfit/ask",
 )
 
 

@@ -4,7 +4,7 @@ Two thirds of what a dry run computes is Python importing Snakemake, and most of
 PyTorch, transformers and PEFT. The forked process has what a new one would have: its command, folder, environment and
 open files, and no module of this project, so it reads the checkout's. A user's run never comes here.
 
-    launchers()      a folder with `python`, `snakemake` and `will-it-fit`, to be put first into PATH
+    launchers()      a folder with `python`, `snakemake` and `dryfit`, to be put first into PATH
 
 A launcher asks the server, waits, and ends as the forked process ended. Whatever the server can't stand in for (options
 of Python, another setting that packages read while they are imported) it starts as a process of its own.
@@ -41,9 +41,9 @@ HERE = hasattr(os, "pidfd_open")  # Linux; elsewhere each command is a process o
 
 def launch(name: str, address: str, python: str, environment: dict[str, str]) -> None:
     """Be the command of this process: in a child of the server, or in Python itself where that can't be."""
-    arguments = {"snakemake": ["-P", "-m", "snakemake"], "will-it-fit": ["-P", "-m", "scripts.ask"]}.get(name, [])
+    arguments = {"snakemake": ["-P", "-m", "snakemake"], "dryfit": ["-P", "-m", "scripts.ask"]}.get(name, [])
     arguments += sys.argv[1:]
-    if name == "will-it-fit":  # as the Makefile writes it
+    if name == "dryfit":  # as the Makefile writes it
         os.environ["PYTHONPATH"] = ROOT
     rest = arguments[1:] if arguments[:1] == ["-P"] else arguments
     known = rest[:1] == ["-m"] or (rest and rest[0].endswith(".py"))
@@ -240,7 +240,7 @@ def launchers(environ: dict[str, str] | None = None, packages: tuple[str, ...] =
     if key not in _started:
         folder = tempfile.mkdtemp(prefix="warm-")
         address = os.path.join(folder, "socket")
-        for name in ("python", "python3", "snakemake", "will-it-fit"):
+        for name in ("python", "python3", "snakemake", "dryfit"):
             path = os.path.join(folder, name)
             values = {"address": address, "environment": environment, "name": name, "python": sys.executable}
             with open(path, "w", encoding="utf-8") as file:

@@ -16,9 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.terminal import command, progress
-from will_it_fit.scenario.scenario import Scenario
+from dryfit.common.errors import UserError
+from dryfit.common.terminal import command, progress
+from dryfit.scenario.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "memory-core.md"
@@ -61,8 +61,8 @@ def methods() -> list[str]:
 
 def attempt(method: str) -> tuple[str, str]:
     """Whether a method is traced (``yes`` or ``no``), and a remark."""
-    from will_it_fit.tracing.measure import measure
-    from will_it_fit.tracing.trace import trace
+    from dryfit.tracing.measure import measure
+    from dryfit.tracing.trace import trace
 
     fields = {"method": "lora", "sequence_length": 64, "micro_batch": 2, "gradient_checkpointing": False}
     adapter = {"peft_type": method, **OPTIONS.get(method, {})}

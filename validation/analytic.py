@@ -13,11 +13,11 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from will_it_fit.analytic.decoder import NotDescribed
-from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.terminal import command, progress
-from will_it_fit.scenario.scenario import Scenario
+from dryfit.analytic.decoder import NotDescribed
+from dryfit.analytic.estimate import analytic_estimate
+from dryfit.common.errors import UserError
+from dryfit.common.terminal import command, progress
+from dryfit.scenario.scenario import Scenario
 
 # Names in config/models/, and architectures in the size that their configuration classes default to.
 MODELS: tuple[str | dict[str, Any], ...] = (
@@ -122,7 +122,7 @@ def drawn(count: int, seed: int) -> Iterator[Scenario]:
 
 def errors(scenarios: Iterable[Scenario]) -> Iterator[dict[str, Any]]:
     """For each scenario both peaks and the analytic estimate's error, in all and by phase, as shares of the trace."""
-    from will_it_fit.tracing.trace import trace
+    from dryfit.tracing.trace import trace
 
     for scenario in scenarios:
         estimated, traced = analytic_estimate(scenario), trace(scenario, timeline=False)

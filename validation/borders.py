@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.cards.gpus import GIB, Gpu, catalogue
-from will_it_fit.common.files import write_text
-from will_it_fit.common.terminal import command, progress
-from will_it_fit.planner.changes import apply, as_method
-from will_it_fit.planner.feasibility import FIELDS
-from will_it_fit.planner.largest_fit import Borders, Traces, by_kernels
-from will_it_fit.scenario.scenario import Scenario
+from dryfit.cards.gpus import GIB, Gpu, catalogue
+from dryfit.common.files import write_text
+from dryfit.common.terminal import command, progress
+from dryfit.planner.changes import apply, as_method
+from dryfit.planner.feasibility import FIELDS
+from dryfit.planner.largest_fit import Borders, Traces, by_kernels
+from dryfit.scenario.scenario import Scenario
 
 METHODS = ("full", "lora", "qlora")
 MODELS = (

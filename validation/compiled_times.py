@@ -24,9 +24,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.terminal import command
 from validation.modded_nanogpt import GPUS, OPENED, TO_ITS_END, Checkout, files_of, shortened, write_tokens
 from validation.rows import FOLDER
-from will_it_fit.common.terminal import command
 
 TABLE = FOLDER / "compiled_times.csv"
 TORCHTITAN = ("torchtitan-8-compiled", "torchtitan-128-compiled")
@@ -49,9 +49,9 @@ def drawn() -> list[str]:
 
 def seconds_of_program(path: Path, attended_keys: float) -> dict[str, Any]:
     """Run a program to its end on eight simulated H100; the time of its last update, and what it consists of."""
-    from will_it_fit.hours.step_time import kernel_time, simulate, speed_of
-    from will_it_fit.program.child import simulated_machine, torchrun_variables
-    from will_it_fit.program.request import ProgramRequest
+    from dryfit.hours.step_time import kernel_time, simulate, speed_of
+    from dryfit.program.child import simulated_machine, torchrun_variables
+    from dryfit.program.request import ProgramRequest
 
     asked = ProgramRequest(str(path), gpus=GPUS, torchrun=True, gpu="h100-80gb", steps=TO_ITS_END)
     os.environ.update(torchrun_variables(GPUS))
@@ -90,9 +90,9 @@ def seconds_of_torchtitan(gpus: int) -> float:
     """Of a step of torchtitan's with compiled layers, on its H100 of 500 W."""
     from dataclasses import replace
 
+    from dryfit.hours.step_time import simulate, speed_of
     from validation.times import MEMORY_OF_TORCHTITAN
     from validation.torchtitan import scenario_of, step_of_torchtitan
-    from will_it_fit.hours.step_time import simulate, speed_of
 
     report = step_of_torchtitan(scenario_of(gpus), costs=True, compiled=True)
     speed = replace(speed_of("h100-80gb"), memory_bytes_per_second=MEMORY_OF_TORCHTITAN)

@@ -3,7 +3,7 @@
 Their own Python code runs, and decides which tensors exist: that is why their versions are installed
 (``envs/validation-*.yaml``). Only what needs a GPU is left out: the C functions of bitsandbytes before 0.46, which
 write into tensors that exist already, and the package flash-attn, in whose place stands what it allocates
-(:class:`will_it_fit.engine.attention.FlashAttention2`).
+(:class:`dryfit.engine.attention.FlashAttention2`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _flash_attn() -> None:
     """Put a stand-in for the package flash-attn in place; transformers then runs its own FlashAttention code."""
-    from will_it_fit.engine.attention import FlashAttention2
+    from dryfit.engine.attention import FlashAttention2
 
     def flash_attn_func(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         return FlashAttention2.apply(query, key, value)

@@ -1,6 +1,6 @@
 """The library's table of measured steps, made of the tables of ``validation/data``.
 
-    python -m validation.evidence --write   will_it_fit/data/measured_steps.csv
+    python -m validation.evidence --write   dryfit/data/measured_steps.csv
     python -m validation.evidence           whether it is up to date, and its summary as Markdown
 
 Nothing is traced: the errors are those of the kept reports (``validation.json``, ``times.json``, ``litgpt.json``), and
@@ -16,22 +16,22 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from dryfit.analytic.decoder import NotDescribed
+from dryfit.analytic.estimate import analytic_estimate
+from dryfit.analytic.setting import describe
+from dryfit.cards.gpus import known
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_json
+from dryfit.common.terminal import command
+from dryfit.evidence.measured import FITTED, PUBLISHED, READ, UNREAD, Kinds, MeasuredStep, kinds_of, write
+from dryfit.evidence.nearest import summary
+from dryfit.scenario.description import say_way
+from dryfit.scenario.scenario import Scenario
 from validation import other_rows, rows, times
 from validation import torchtitan_rows as torchtitan_pages
 from validation.rows import FOLDER, MIB, SOURCES, Row
 from validation.timed_rows import TimedRow, scenario_of
 from validation.timed_rows import read as timed_rows
-from will_it_fit.analytic.decoder import NotDescribed
-from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.analytic.setting import describe
-from will_it_fit.cards.gpus import known
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_json
-from will_it_fit.common.terminal import command
-from will_it_fit.evidence.measured import FITTED, PUBLISHED, READ, UNREAD, Kinds, MeasuredStep, kinds_of, write
-from will_it_fit.evidence.nearest import summary
-from will_it_fit.scenario.description import say_way
-from will_it_fit.scenario.scenario import Scenario
 
 _CARDS = {"Tesla T4": "t4", "A100-SXM4-80GB": "a100-80gb", "NVIDIA L40S": "l40s", "NVIDIA GeForce RTX 4080": "rtx-4080",
           "H100 96 GB": "h100-96gb", "8 x H100": "h100-80gb", "h100-96gb-500w": "h100-96gb"}  # fmt: skip
@@ -336,7 +336,7 @@ def main() -> int:
     if parser.parse_args().write:
         write(PUBLISHED, table())
         return 0
-    from will_it_fit.evidence.measured import published
+    from dryfit.evidence.measured import published
 
     print(markdown(list(published())))
     fresh = [step.cells() for step in table()] == [step.cells() for step in published()]

@@ -23,12 +23,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from will_it_fit import readers
-from will_it_fit.ask.question import Options, Question, question
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_yaml
-from will_it_fit.scenario.hub import FETCH, MODELS, HubId
-from will_it_fit.scenario.model import ALIASES
+from dryfit import readers
+from dryfit.ask.question import Options, Question, question
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_yaml
+from dryfit.scenario.hub import FETCH, MODELS, HubId
+from dryfit.scenario.model import ALIASES
 
 STAND_INS = Path(__file__).parent / "data" / "example_stand_ins.yaml"
 LAYERS = 2
@@ -106,7 +106,7 @@ def shallow(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def outcome(path: Path, gpu: str) -> str:
     """``answer``, or the first line of the reason."""
-    from will_it_fit.tracing.trace import trace
+    from dryfit.tracing.trace import trace
 
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -11,13 +11,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from will_it_fit.analytic.decoder import NotDescribed
-from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.analytic.parameters import parameter_count
-from will_it_fit.common.errors import UserError
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.step.kernel_packages import packages_of
-from will_it_fit.tracing.trace import trace
+from dryfit.analytic.decoder import NotDescribed
+from dryfit.analytic.estimate import analytic_estimate
+from dryfit.analytic.parameters import parameter_count
+from dryfit.common.errors import UserError
+from dryfit.scenario.scenario import Scenario
+from dryfit.step.kernel_packages import packages_of
+from dryfit.tracing.trace import trace
 
 MIB = 2**20
 LAYERS, TOKENS = 4, 2048

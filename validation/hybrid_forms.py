@@ -18,14 +18,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from dryfit.analytic.decoder import NotDescribed
+from dryfit.analytic.estimate import analytic_estimate
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_json
+from dryfit.common.terminal import command, progress
+from dryfit.scenario.model import MODELS
+from dryfit.scenario.scenario import Scenario
 from validation.families import FAMILIES, LAYERS
-from will_it_fit.analytic.decoder import NotDescribed
-from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_json
-from will_it_fit.common.terminal import command, progress
-from will_it_fit.scenario.model import MODELS
-from will_it_fit.scenario.scenario import Scenario
 
 CAPABILITY = (9, 0)
 # Models of the catalogue by family: their names, and the layers that a question takes of them.
@@ -126,7 +126,7 @@ def scenario_of(question: Mapping[str, Any]) -> Scenario:
 
 def compared(question: Mapping[str, Any]) -> dict[str, Any]:
     """What the form and the trace say; empty where the form does not describe the step."""
-    from will_it_fit.tracing.trace import trace
+    from dryfit.tracing.trace import trace
 
     nothing = {"resident_trace": "", "peak_form": "", "peak_trace": ""}
     try:

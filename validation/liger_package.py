@@ -29,6 +29,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from dryfit.cards.gpus import find
+from dryfit.common.errors import UserError
+from dryfit.common.terminal import command
+from dryfit.engine.simulation import simulated
+from dryfit.tracing.simulated_card import card_of
 from validation.liger_scripts import Run, measured, run_of
 from validation.modules import (
     DISTILLED,
@@ -43,11 +48,6 @@ from validation.modules import (
     read,
     shown,
 )
-from will_it_fit.cards.gpus import find
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.terminal import command
-from will_it_fit.engine.simulation import simulated
-from will_it_fit.tracing.simulated_card import card_of
 
 # The commit of Liger-Kernel that a module's figures came with; by GPU where there are two. The head with cross-entropy
 # is the exception: its commit changed that loss, and the figures are of the code before.

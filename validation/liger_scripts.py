@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import nn
 
-from will_it_fit.engine.components import WORKSPACES
-from will_it_fit.engine.replay import replay
-from will_it_fit.engine.trace import Options, trace_step
+from dryfit.engine.components import WORKSPACES
+from dryfit.engine.replay import replay
+from dryfit.engine.trace import Options, trace_step
 
 STEPS = 3  # the last is like all that follow
 # triton/testing.py, do_bench: a tensor as large as a cache of the second level, from the second call on.

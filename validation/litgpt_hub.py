@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
+from dryfit.common.files import read_json, read_yaml, write_json
+from dryfit.common.terminal import command, progress
+from dryfit.engine.bitsandbytes_layers import keep_paged_states_outside, quantize_4bit
+from dryfit.engine.patching import device_lists, patched
+from dryfit.engine.trace import Options, trace_step
 from validation.rows import FOLDER
-from will_it_fit.common.files import read_json, read_yaml, write_json
-from will_it_fit.common.terminal import command, progress
-from will_it_fit.engine.bitsandbytes_layers import keep_paged_states_outside, quantize_4bit
-from will_it_fit.engine.patching import device_lists, patched
-from will_it_fit.engine.trace import Options, trace_step
 
 TABLE, REPORT = FOLDER / "litgpt.csv", FOLDER / "litgpt.json"
 CAPABILITY = (8, 6)  # of the A10G

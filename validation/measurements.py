@@ -18,11 +18,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dryfit.cards.gpus import find
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_json, write_json
+from dryfit.common.terminal import command, progress
 from validation.rows import FOLDER, MIB, SOURCES, STAGES, Row, read
-from will_it_fit.cards.gpus import find
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_json, write_json
-from will_it_fit.common.terminal import command, progress
 
 REPORT = FOLDER / "validation.json"
 ORDERS = 9  # how many orders of a threaded loading are replayed; the median counts
@@ -66,7 +66,7 @@ def compare(row: Row, report: Mapping[str, Any] | str) -> dict[str, Any]:
     Parameters
     ----------
     report
-        A :class:`~will_it_fit.engine.report.Report` as a mapping, with ``orders`` where several are possible; or why
+        A :class:`~dryfit.engine.report.Report` as a mapping, with ``orders`` where several are possible; or why
         the row was not traced.
 
     Returns

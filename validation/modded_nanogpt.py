@@ -133,8 +133,8 @@ def shortened(source: str) -> str:
 
 def run_program(path: Path) -> dict[str, Any]:
     """Run a program to its end on the simulated GPUs; what it takes of the first, in MiB."""
-    from will_it_fit.program.child import run
-    from will_it_fit.program.request import ProgramRequest
+    from dryfit.program.child import run
+    from dryfit.program.request import ProgramRequest
 
     trace = run(ProgramRequest(str(path), gpus=GPUS, torchrun=True, gpu="h100-80gb", steps=TO_ITS_END))["trace"]
     return {

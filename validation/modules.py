@@ -21,11 +21,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dryfit.cards.gpus import find
+from dryfit.common.terminal import command
+from dryfit.engine.allocator import round_size
+from dryfit.engine.trace import Options, trace_step
 from validation.rows import FOLDER, MIB
-from will_it_fit.cards.gpus import find
-from will_it_fit.common.terminal import command
-from will_it_fit.engine.allocator import round_size
-from will_it_fit.engine.trace import Options, trace_step
 
 TABLE = FOLDER / "modules.csv"
 GPUS = {"a100": "a100-80gb", "h100": "h100-80gb", "b200": "b200"}

@@ -23,8 +23,8 @@ import torch
 import yaml
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from will_it_fit.engine.errors import TraceError
-from will_it_fit.engine.trace import Options, trace_step
+from dryfit.engine.errors import TraceError
+from dryfit.engine.trace import Options, trace_step
 
 KNOWN = Path(__file__).parent / "data" / "operators.yaml"
 SAMPLES = 1  # of an operator: those with the most elements

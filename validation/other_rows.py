@@ -13,8 +13,8 @@ import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from dryfit.common.terminal import command
 from validation.rows import FOLDER
-from will_it_fit.common.terminal import command
 
 TABLE = FOLDER / "unread-others.csv"
 TITLES = {

@@ -1,6 +1,6 @@
 """The programs that measured: each builds its model and takes its step in its own way, and the core traces it.
 
-A function here takes a row and returns what :func:`will_it_fit.engine.trace.trace_step` gives. Nothing of the trace is
+A function here takes a row and returns what :func:`dryfit.engine.trace.trace_step` gives. Nothing of the trace is
 exchanged: what a program does is written down in its own function, from its source.
 """
 
@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from dryfit.cards.gpus import find
+from dryfit.common.errors import UserError
+from dryfit.engine.allocator import EMPTY_CACHE
+from dryfit.engine.fake_group import fake_group
+from dryfit.engine.patching import patched
+from dryfit.engine.report import Report
+from dryfit.engine.trace import Options, trace_step
+from dryfit.step.step import random_step
+from dryfit.tracing.loaders import Loader
+from dryfit.tracing.prepare import prepare
 from validation import environments
 from validation.rows import SOURCES, Row
-from will_it_fit.cards.gpus import find
-from will_it_fit.common.errors import UserError
-from will_it_fit.engine.allocator import EMPTY_CACHE
-from will_it_fit.engine.fake_group import fake_group
-from will_it_fit.engine.patching import patched
-from will_it_fit.engine.report import Report
-from will_it_fit.engine.trace import Options, trace_step
-from will_it_fit.step.step import random_step
-from will_it_fit.tracing.loaders import Loader
-from will_it_fit.tracing.prepare import prepare
 
 # How each session on the T4 brought its models to the GPU: as the stated versions of transformers and peft do, but for
 # two sessions whose figures say otherwise (docs/memory-validation.md).

@@ -7,7 +7,7 @@ python -m validation.quick_verdicts --judge --with '{attention_mask: padding}' .
 
 Questions are drawn at random: models of config/models/, most of them with two to six of their layers so that a trace
 takes a second, every method, and a GPU of any size from 16 % below to 19 % above what the closed form says is needed.
-The rows that ``will_it_fit/analytic/certainty.py`` reads come from seeds 1 to 4, and those of hybrids from seeds 5 and
+The rows that ``dryfit/analytic/certainty.py`` reads come from seeds 1 to 4, and those of hybrids from seeds 5 and
 6. Seed 300 was set before the first row was drawn, and kept for the end.
 """
 
@@ -23,22 +23,22 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from dryfit.analytic.allocations import form_events, variations
+from dryfit.analytic.certainty import Needs, follows_allocations
+from dryfit.analytic.decoder import NotDescribed
+from dryfit.analytic.estimate import analytic_estimate
+from dryfit.analytic.setting import describe
+from dryfit.cards.gpus import catalogue
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_json
+from dryfit.common.terminal import command, progress
+from dryfit.engine.capacities import capacities
+from dryfit.engine.replay import peak_blocks
+from dryfit.scenario.model import MODELS
+from dryfit.scenario.scenario import Scenario
 from validation import analytic
 from validation.families import FAMILIES, LATER
 from validation.hybrid_forms import CATALOGUE, PACKAGES, model_of
-from will_it_fit.analytic.allocations import form_events, variations
-from will_it_fit.analytic.certainty import Needs, follows_allocations
-from will_it_fit.analytic.decoder import NotDescribed
-from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.analytic.setting import describe
-from will_it_fit.cards.gpus import catalogue
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_json
-from will_it_fit.common.terminal import command, progress
-from will_it_fit.engine.capacities import capacities
-from will_it_fit.engine.replay import peak_blocks
-from will_it_fit.scenario.model import MODELS
-from will_it_fit.scenario.scenario import Scenario
 
 METHODS = ("full", "lora", "qlora")
 WHOLE = 2e9  # parameters: larger models are drawn with fewer layers alone, whose traces take a second or two
@@ -140,7 +140,7 @@ def cut(model: Mapping[str, Any], layers: int | None) -> dict[str, Any]:
 
 def measured(seed: int, question: Drawn) -> dict[str, Any] | None:
     """A row: what the closed form and the trace say of a step; None where it can't be traced."""
-    from will_it_fit.tracing.trace import record
+    from dryfit.tracing.trace import record
 
     scenario, capability, _ = question
     expandable, parallel = scenario.allocator.expandable_segments, scenario.parallel
@@ -201,7 +201,7 @@ def judged(question: Drawn, cards: Random | None = None) -> Judged | None:
 
     With ``cards`` the GPU is one of the catalogue, drawn from them, and not one near the border.
     """
-    from will_it_fit.tracing.trace import record
+    from dryfit.tracing.trace import record
 
     scenario, capability, size = question
     if cards:

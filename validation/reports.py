@@ -1,4 +1,4 @@
-"""What people reported about runs of theirs, asked of ``will-it-fit``, and whether the verdict was right.
+"""What people reported about runs of theirs, asked of ``dryfit``, and whether the verdict was right.
 
     python -m validation.reports draw            which reports stayed unread: the draw, again
     python -m validation.reports ask [ID ...]    ask again (all of them without ids), and keep the verdicts
@@ -25,10 +25,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.terminal import command
+from dryfit.common.text import GIB
 from validation.rows import FOLDER
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.terminal import command
-from will_it_fit.common.text import GIB
 
 TABLE = FOLDER / "reports.csv"
 FILES = FOLDER / "reports"
@@ -38,7 +38,7 @@ NOT_ASKED = "not_asked"  # at the first asking, for want of time
 AGREEMENTS = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable")
 _CLOSE = 0.97  # of the card: as near to its border as that, too close to call is the right thing to say
 _ROOT = Path(__file__).resolve().parent.parent
-_HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "will_it_fit.ask.answer")
+_HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "dryfit.ask.answer")
 _SECONDS = 1500  # of one question, before it counts as not answered
 
 
@@ -46,7 +46,7 @@ _SECONDS = 1500  # of one question, before it counts as not answered
 class Report:
     """One question and what came of the run that it asks about.
 
-    ``settings`` were stated by the author, ``assumed`` was not. ``question``: the words behind ``will-it-fit``, asked
+    ``settings`` were stated by the author, ``assumed`` was not. ``question``: the words behind ``dryfit``, asked
     in ``validation/data/reports``. ``decidable``: yes, or no and why. ``outcome``: ``ran`` or ``ran_out`` (of memory),
     ``where`` it ran out. ``peak_gib``, ``peak_is``: what was stated of the memory. ``half``: ``development``, or
     ``unread`` until the end. ``baseline`` is commit 75c96db0; the unread half was not asked then.
@@ -118,8 +118,8 @@ def ask(report: Report) -> dict[str, Any]:
 
     The question is asked in ``validation/data/reports``, where the files that it names lie.
     """
-    from will_it_fit.ask.answer import traced
-    from will_it_fit.ask.command import read as read_line
+    from dryfit.ask.answer import traced
+    from dryfit.ask.command import read as read_line
 
     try:
         with contextlib.chdir(FILES):
@@ -290,7 +290,7 @@ _HEAD = """# What people reported, and what the verdict says
 <!-- made by `python -m validation.reports page` from validation/data/reports.csv -->
 
 People write in public whether a training ran. {threads} threads and files state model, method, card, settings and
-outcome of {reports} runs. We asked `will-it-fit` about each of them. The answers to the runs of a test are exact to
+outcome of {reports} runs. We asked `dryfit` about each of them. The answers to the runs of a test are exact to
 hundredths of a percent. Here the question is another one: is the verdict right about other people's lives?
 
 1. **The question came first.** `validation/data/reports.csv` says what a report stated and what we assumed, and the

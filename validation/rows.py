@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.common.files import read_json
-from will_it_fit.common.text import MIB
-from will_it_fit.scenario.scenario import Scenario
+from dryfit.common.files import read_json
+from dryfit.common.text import MIB
+from dryfit.scenario.scenario import Scenario
 
 FOLDER = Path(__file__).resolve().parent / "data"
 STAGES = ("resident", "forward", "backward", "optimizer", "allocated", "reserved")  # what may have been measured

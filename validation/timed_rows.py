@@ -20,13 +20,13 @@ from unittest import mock
 
 import torch
 
+from dryfit.engine.costs import COLLECTIVE, MEMORY, CostRecorder, Operator, launch, touched_bytes
+from dryfit.engine.fake_group import fake_group
+from dryfit.engine.trace import Options, trace_step
+from dryfit.scenario.scenario import Scenario
+from dryfit.step.step import random_step
+from dryfit.tracing.prepare import prepare
 from validation import programs, rows
-from will_it_fit.engine.costs import COLLECTIVE, MEMORY, CostRecorder, Operator, launch, touched_bytes
-from will_it_fit.engine.fake_group import fake_group
-from will_it_fit.engine.trace import Options, trace_step
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.step.step import random_step
-from will_it_fit.tracing.prepare import prepare
 
 TABLE = rows.FOLDER / "times.csv"
 SMALL_UNIT_BYTES = 2**20  # an adapter's unit is smaller, a layer's larger

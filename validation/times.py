@@ -20,11 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_json, write_json
+from dryfit.common.terminal import command, progress
+from dryfit.hours.step_time import Speed, simulate, speed_of
 from validation.timed_rows import TimedRow, read
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_json, write_json
-from will_it_fit.common.terminal import command, progress
-from will_it_fit.hours.step_time import Speed, simulate, speed_of
 
 REPORT = Path(__file__).resolve().parent / "data" / "times.json"
 # What each kind was fitted to. On the T4, row 13 stood here instead of row 19 until the unread rows were read. It

@@ -24,13 +24,13 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn import functional
 
+from dryfit.engine.card import H100
+from dryfit.engine.fake_group import fake_group
+from dryfit.engine.report import Report
+from dryfit.engine.simulation import simulated
+from dryfit.engine.trace import Options, trace_step
+from dryfit.scenario.scenario import Scenario
 from validation.torchtitan_llama import LLAMAS, Llama, Sizes, selective
-from will_it_fit.engine.card import H100
-from will_it_fit.engine.fake_group import fake_group
-from will_it_fit.engine.report import Report
-from will_it_fit.engine.simulation import simulated
-from will_it_fit.engine.trace import Options, trace_step
-from will_it_fit.scenario.scenario import Scenario
 
 AXES = ("pipeline", "shard", "context", "tensor")  # a mesh's axes, from the outermost to the innermost
 

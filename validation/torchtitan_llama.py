@@ -15,8 +15,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import register_flop_formula
 
-from will_it_fit.engine import cuda_rules
-from will_it_fit.engine.costs import BACKWARD_ATTENTION
+from dryfit.engine import cuda_rules
+from dryfit.engine.costs import BACKWARD_ATTENTION
 
 
 class Sizes(NamedTuple):

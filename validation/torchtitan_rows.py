@@ -19,9 +19,9 @@ import statistics
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from dryfit.common.files import write_text
+from dryfit.common.terminal import command
 from validation.rows import FOLDER
-from will_it_fit.common.files import write_text
-from will_it_fit.common.terminal import command
 
 TABLE = FOLDER / "torchtitan_rows.csv"
 SEED = 38

@@ -6,8 +6,8 @@ Runs in an environment of its own, since vLLM pins PyTorch and transformers::
     ENV/bin/python validation/vllm_cache_table.py            writes validation/data/vllm_cache_groups.json
 
 Each model is built on ``meta`` from its configuration alone, in a process of its own: vLLM keeps a model's layers for
-as long as a process lives. ``tests/will_it_fit/serving/test_kv_cache.py`` compares the rules of
-``will_it_fit/serving/kv_cache.py`` with the table.
+as long as a process lives. ``tests/dryfit/serving/test_kv_cache.py`` compares the rules of
+``dryfit/serving/kv_cache.py`` with the table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 HERE = Path(__file__).parent
-MODELS = HERE.parent / "will_it_fit/data/models"
+MODELS = HERE.parent / "dryfit/data/models"
 TABLE = HERE / "data/vllm_cache_groups.json"
 AVAILABLE_BYTES = 40 * 2**30
 # Of the catalogue; with `fp8` the cache has one byte a number.

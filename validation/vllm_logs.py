@@ -1,4 +1,4 @@
-"""vLLM's budget by its rules (will_it_fit/serving/vllm.py) against figures of published logs.
+"""vLLM's budget by its rules (dryfit/serving/vllm.py) against figures of published logs.
 
     python -m validation.vllm_logs development      the rows that helped to find the rules
     python -m validation.vllm_logs "held out"       rows that were drawn before any of their figures was read
@@ -20,10 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from will_it_fit.analytic.setting import describe
-from will_it_fit.common.text import GIB
-from will_it_fit.data import data_path
-from will_it_fit.serving.vllm import Server, serve_defaults
+from dryfit.analytic.setting import describe
+from dryfit.common.text import GIB
+from dryfit.data import data_path
+from dryfit.serving.vllm import Server, serve_defaults
 
 ROWS = Path(__file__).parent / "data/vllm_logs.csv"
 NOTEBOOK = "0.8"  # the version of logs that don't say theirs: the notebooks of those months

@@ -1,4 +1,4 @@
-"""How fast vLLM decodes by the roofline (will_it_fit/serving/roofline.py) against published figures.
+"""How fast vLLM decodes by the roofline (dryfit/serving/roofline.py) against published figures.
 
     python -m validation.vllm_speeds development     Qwen2.5 of 1.5B, 3B and 7B on an A100: the constants were fitted
     python -m validation.vllm_speeds "held out"      0.5B, 14B, 32B and 72B of the same table, read once after that
@@ -17,13 +17,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
-from will_it_fit.analytic.setting import describe
-from will_it_fit.cards.gpus import find
-from will_it_fit.data import data_path
-from will_it_fit.hours.step_time import speed_of
-from will_it_fit.serving.roofline import generating
-from will_it_fit.serving.vllm import Server, release
-from will_it_fit.tracing.cycle_time import rates_of
+from dryfit.analytic.setting import describe
+from dryfit.cards.gpus import find
+from dryfit.data import data_path
+from dryfit.hours.step_time import speed_of
+from dryfit.serving.roofline import generating
+from dryfit.serving.vllm import Server, release
+from dryfit.tracing.cycle_time import rates_of
 
 ROWS = Path(__file__).parent / "data/vllm_speeds.csv"
 GAP_BEFORE_V1_SECONDS = 1.86e-3  # between two passes, where the scheduler ran before the card: fitted with the others

@@ -1,4 +1,4 @@
-"""``will-it-fit`` in a checkout: the library's command, which here reads a run's settings too.
+"""``dryfit`` in a checkout: the library's command, which here reads a run's settings too.
 
 python -m scripts.ask config/qwen2.5-coder-7b.yaml --gpu 4090
 """
@@ -6,8 +6,8 @@ python -m scripts.ask config/qwen2.5-coder-7b.yaml --gpu 4090
 from collections.abc import Mapping
 from typing import Any
 
-from will_it_fit import readers
-from will_it_fit.ask.command import run
+from dryfit import readers
+from dryfit.ask.command import run
 
 
 def step_of_a_run(given: Mapping[str, Any]) -> dict[str, Any]:

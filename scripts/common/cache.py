@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.common.digests import digest
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import atomic_folder, atomic_open, read_report
-from will_it_fit.common.terminal import log
+from dryfit.common.digests import digest
+from dryfit.common.errors import UserError
+from dryfit.common.files import atomic_folder, atomic_open, read_report
+from dryfit.common.terminal import log
 
 
 class ResultCache:
@@ -28,7 +28,7 @@ class ResultCache:
     state
         What shaped them: settings, digests of inputs and code; as JSON has it.
     report
-        The output that :func:`will_it_fit.common.files.write_report` wrote; it lists the others.
+        The output that :func:`dryfit.common.files.write_report` wrote; it lists the others.
     others
         The other outputs, with file names that differ.
     """

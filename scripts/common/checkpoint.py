@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import own_file, read_json
+from dryfit.common.errors import UserError
+from dryfit.common.files import own_file, read_json
 
 # Bytes of one element of each dtype that the format knows. Four- and six-bit types have no whole number of
 # bytes and only occur in quantized folders, which are refused anyway.

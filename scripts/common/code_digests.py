@@ -22,9 +22,9 @@ from pathlib import Path
 
 import yaml
 
-from will_it_fit.common.digests import digest
+from dryfit.common.digests import digest
 
-OURS = frozenset({"scripts", "validation", "will_it_fit"})  # the project's own packages
+OURS = frozenset({"scripts", "validation", "dryfit"})  # the project's own packages
 ROOT = Path(__file__).resolve().parents[2]
 STORE = Path(".snakemake", "modules.json")
 # Packages that only the torch environment has, by the names they are imported under.

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from will_it_fit.common.digests import digest
-from will_it_fit.common.files import sha256_file
+from dryfit.common.digests import digest
+from dryfit.common.files import sha256_file
 
 STORE = Path(".snakemake", "contents.json")
 # A file that changed less than this ago may change again within the same tick of the clock: its digest is not kept.

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dryfit.common.errors import UserError
+from dryfit.common.text import gib, size_text
+from dryfit.scenario.optimizers import OPTIMIZERS
 from scripts.common.resource_table import Stage, judged, refused, table
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.text import gib, size_text
-from will_it_fit.scenario.optimizers import OPTIMIZERS
 
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of a number
 Q8_0 = 34 / 32  # bytes of a number in blocks of 32 with a scale of 16 bits: gguf.GGML_QUANT_SIZES

@@ -24,9 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.terminal import log, messages_to_stderr
 from scripts.common import locks, made_from
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.terminal import log, messages_to_stderr
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from will_it_fit.common.device import cuda_devices, driver_cuda_version, install_line, refuse_missing
-from will_it_fit.common.errors import UserError
+from dryfit.common.device import cuda_devices, driver_cuda_version, install_line, refuse_missing
+from dryfit.common.errors import UserError
 
 CGROUP = Path("/sys/fs/cgroup")
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_json, sealed_files
 from scripts.common.contents import content_digest, remember
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_json, sealed_files
 
 HOME = Path(".snakemake")
 FOLDER = "made-from"

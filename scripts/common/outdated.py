@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import write_text
 from scripts.common.made_from import HOME, Ledger
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import write_text
 
 NAME = "OUTDATED.txt"
 HEAD = "These files were made with earlier settings or data; they are listed here until they are made again.\n"

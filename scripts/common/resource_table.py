@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from will_it_fit.common.text import size_text
+from dryfit.common.text import size_text
 
 FITS, TOO_SMALL, UNCHECKED = "fits", "does not fit", "not checked"
 # It runs, but slowly, with a part elsewhere; the run's data never come to it; it is left out where there is no room.

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from will_it_fit.common.errors import UserError
+from dryfit.common.errors import UserError
 
 _FILES_A_PROCESS = 2_000  # their names stay far below any system's limit on arguments
 _COMMANDS_A_FILE = 64

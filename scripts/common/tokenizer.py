@@ -1,11 +1,11 @@
-"""The base model's tokenizer. Beside :mod:`will_it_fit.common.chat`, which documents use without transformers."""
+"""The base model's tokenizer. Beside :mod:`dryfit.common.chat`, which documents use without transformers."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from will_it_fit.common.errors import UserError
+from dryfit.common.errors import UserError
 
 
 def read_tokenizer(folder: str | os.PathLike) -> Any:

@@ -12,8 +12,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.terminal import log
+from dryfit.common.errors import UserError
+from dryfit.common.terminal import log
 
 # What pip says when no index answers; it then goes on to say that there is no such release.
 _UNREACHABLE = ("establish a new connection", "NameResolutionError", "ConnectTimeout", "Max retries", "ProxyError")

@@ -7,11 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import job
-from scripts.dataset.rows import COLUMNS, Rows, count, write_rows
-from scripts.dataset.sources import Record, read_file
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import (
+from dryfit.common.errors import UserError
+from dryfit.common.files import (
     read_json,
     read_jsonl,
     read_report,
@@ -20,7 +17,10 @@ from will_it_fit.common.files import (
     write_jsonl,
     write_report,
 )
-from will_it_fit.common.terminal import log
+from dryfit.common.terminal import log
+from scripts.common.job import job
+from scripts.dataset.rows import COLUMNS, Rows, count, write_rows
+from scripts.dataset.sources import Record, read_file
 
 EMBEDDED = ("programs", "intents", "known")  # what a source of the grammar may say beside its pairs and its seed
 

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_report, write_report
+from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.dataset.embedded import read_refusals
 from scripts.dataset.rows import SPLITS, Rows, read_rows, to_lines
 from scripts.dataset.split import KNOWN, families_of
 from scripts.dataset.text import command_key, request_key
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, write_report
-from will_it_fit.common.terminal import log
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,12 +5,12 @@ Every row that does not pass is in the rejected file with stage and reason.
 
 from typing import Any
 
+from dryfit.common.files import read_report, write_report
+from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.common.syntax import check_syntax
 from scripts.dataset.rows import Rows, count, must_keep_some, read_rows, write_rows
 from scripts.dataset.text import clean_command, clean_request, command_key, defect, request_key
-from will_it_fit.common.files import read_report, write_report
-from will_it_fit.common.terminal import log
 
 STAGES = ("validate", "exact_duplicates", "syntax", "near_duplicates")
 _FEW = 64  # so many requests are compared with each other; for more, MinHash says which are worth it

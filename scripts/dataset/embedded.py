@@ -22,13 +22,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_yaml
+from dryfit.common.schema import validate
+from dryfit.common.terminal import command as command_line
 from scripts.common.code_digests import ROOT
 from scripts.dataset.text import key_number, request_key
 from scripts.dataset.usage import HARM, HARM_SHARE, first_program, may_be_held_out, most_used, programs_of, turns
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_yaml
-from will_it_fit.common.schema import validate
-from will_it_fit.common.terminal import command as command_line
 
 GRAMMAR = ROOT / "config" / "datasets" / "embedded"
 _SCHEMA = GRAMMAR.with_name("embedded.schema.yaml")

@@ -7,13 +7,13 @@ counted, or stops the run, as configured; nothing is ever cut.
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.chat import IGNORED, encode_pairs
+from dryfit.common.errors import UserError
+from dryfit.common.files import atomic_open, read_folder, read_json, read_report, write_report
+from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.common.tokenizer import read_tokenizer
 from scripts.dataset.rows import SPLITS, must_keep_some, read_chunks, write_rows
-from will_it_fit.common.chat import IGNORED, encode_pairs
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import atomic_open, read_folder, read_json, read_report, write_report
-from will_it_fit.common.terminal import log
 
 OVERLONG = "longer than the sequence length"
 _ROWS_AT_ONCE = 1_000

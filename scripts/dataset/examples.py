@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import atomic_open, scratch_folder, write_jsonl, write_report
+from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.common.wheels import Unreachable, download_wheel
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import atomic_open, scratch_folder, write_jsonl, write_report
-from will_it_fit.common.terminal import log
 
 _MOST_CHARACTERS, _MOST_WORDS_ADDED = 120, 2
 _ASIDE = re.compile(r"\s*\((?:see|eg|or|this|note|use|press)[^)]*\)")

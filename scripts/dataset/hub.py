@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.hub_errors import Failure, meaning
+from dryfit.common.terminal import log
 from scripts.dataset.sources import Record, check_columns, to_record
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.hub_errors import Failure, meaning
-from will_it_fit.common.terminal import log
 
 # A connection that breaks off is taken up again so often by `datasets` (its default is 20), each time after
 # five attempts of huggingface_hub's own, 25 s apart from first to last.

@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import atomic_open
+from dryfit.common.errors import UserError
+from dryfit.common.files import atomic_open
 
 if TYPE_CHECKING:
     import pandas as pd

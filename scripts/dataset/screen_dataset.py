@@ -3,11 +3,11 @@
 Dangerous commands and those that it can't parse go to the rejected file, with the rule that matched.
 """
 
+from dryfit.common.files import read_report, write_report
+from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.dataset.rows import count, must_keep_some, read_rows, write_rows
 from scripts.screen.policy import build
-from will_it_fit.common.files import read_report, write_report
-from will_it_fit.common.terminal import log
 
 
 def main(inputs: dict[str, str], outputs: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from will_it_fit.common.errors import UserError
+from dryfit.common.errors import UserError
 
 MAXIMUM_LINE_CHARACTERS = 1 << 20  # a longer line is no pair of request and command, and would have to fit in memory
 _ROLES = ("request", "command", "intent")

@@ -14,14 +14,14 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_report, write_report
+from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.dataset.clean import shingles
 from scripts.dataset.embedded import read_refusals
 from scripts.dataset.rows import SPLITS, Rows, count, must_keep_some, read_rows, to_lines, write_rows
 from scripts.dataset.text import command_key, key_number, request_key
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, write_report
-from will_it_fit.common.terminal import log
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,10 +15,10 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_yaml
+from dryfit.common.schema import validate
 from scripts.common.code_digests import ROOT
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_yaml
-from will_it_fit.common.schema import validate
 
 USAGE = ROOT / "config" / "datasets" / "embedded" / "usage.yaml"
 HARM = "requests for harm"  # the group of the intents that are refused; every other group is a program

@@ -8,14 +8,14 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dryfit.common.files import atomic_open
+from dryfit.common.terminal import log
+from dryfit.common.text import GIB
+from dryfit.engine.components import COLOURS, GROUPS, grouped
 from scripts.common.job import job
 from scripts.documents.evaluation import compared_tests
 from scripts.documents.gather import gather
 from scripts.documents.memory import GROUP_TITLES, scenario_memory, short_size
-from will_it_fit.common.files import atomic_open
-from will_it_fit.common.terminal import log
-from will_it_fit.common.text import GIB
-from will_it_fit.engine.components import COLOURS, GROUPS, grouped
 
 INK, FAINT = "#222222", "#888888"
 GPU_SIZES_GIB = (16, 24, 80)  # of common GPUs, which their boxes call GB

@@ -1,4 +1,4 @@
-"""A reinforcement step's cycle over its phases, by owner, drawn from answers of ``will-it-fit --json``.
+"""A reinforcement step's cycle over its phases, by owner, drawn from answers of ``dryfit --json``.
 
     python -m scripts.documents.draw_cycle docs/images/grpo-cycle.png "awake=ANSWER.json" "asleep=ANSWER.json" ...
 
@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.text import GIB
 from scripts.documents.draw import FAINT, INK, STYLE, save
-from will_it_fit.common.text import GIB
 
 OWNERS = {  # in the order of a stack, with a colour
     "CUDA_context_bytes": "#bbbbbb",

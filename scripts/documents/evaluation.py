@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dryfit.common.chat import TEMPLATE_SETTINGS
 from scripts.documents.traced_values import mark_sources, sourced
-from will_it_fit.common.chat import TEMPLATE_SETTINGS
 
 # Metrics of the evaluation: what it is called, and whether more of it is better (None: neither).
 METRICS: dict[str, tuple[str, bool | None]] = {
@@ -244,7 +244,7 @@ def start_code(comparison: Mapping[str, Any], request: str) -> str:
 
     arguments = [
         f"{key}={quoted(value) if isinstance(value, str) else value}"
-        for key, value in sourced(TEMPLATE_SETTINGS, "will_it_fit/common/chat.py", "TEMPLATE_SETTINGS").items()
+        for key, value in sourced(TEMPLATE_SETTINGS, "dryfit/common/chat.py", "TEMPLATE_SETTINGS").items()
     ]
     code = START_CODE.rstrip().format(
         system=quoted(comparison["tuned"]["prompt"]["system"]),

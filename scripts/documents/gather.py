@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from will_it_fit.common.files import read_json, read_jsonl, read_reports
+from dryfit.common.files import read_json, read_jsonl, read_reports
 
 PROJECT_OWN = ("validation",)  # comes with the project; no rule wrote it, so that no report lists it
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from math import log2
 from typing import Any
 
+from dryfit.engine import components
+from dryfit.engine.components import grouped
+from dryfit.scenario.nested_fields import Parallel
+from dryfit.scenario.optimizers import OPTIMIZERS
 from scripts.documents.traced_values import mark_sources, sourced
-from will_it_fit.engine import components
-from will_it_fit.engine.components import grouped
-from will_it_fit.scenario.nested_fields import Parallel
-from will_it_fit.scenario.optimizers import OPTIMIZERS
 
 # What the groups of memory components are called.
 GROUP_TITLES = {

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from dryfit.cards.sentences import said_of
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_report, write_report, write_text
+from dryfit.common.terminal import log
+from dryfit.data import data_path
 from scripts.common.job import job
 from scripts.documents.context import derive
 from scripts.documents.gather import gather
 from scripts.documents.traced_values import MARKS, NUMBER, collect, count_of, mark_sources, plain, sourced
 from scripts.documents.validate import check_card, check_document
-from will_it_fit.cards.sentences import said_of
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, write_report, write_text
-from will_it_fit.common.terminal import log
-from will_it_fit.data import data_path
 
 SHOWN_CHARACTERS = 240  # of one request or answer
 

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dryfit.cards.sentences import said_of
+from dryfit.common.files import read_report
+from dryfit.common.text import gib
 from scripts.common.requests import TESTS
 from scripts.common.resource_table import Stage, table
-from will_it_fit.cards.sentences import said_of
-from will_it_fit.common.files import read_report
-from will_it_fit.common.text import gib
 
 
 def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from will_it_fit.common.errors import UserError
+from dryfit.common.errors import UserError
 
 # Keys that the Hub, or a reader who filters by them, can't do without.
 REQUIRED_METADATA = ("license", "language", "library_name", "pipeline_tag", "tags", "metrics", "model-index")

@@ -7,13 +7,13 @@ p-values count intents, where rows name one: their rows are right or wrong toget
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_jsonl, read_report, write_report
+from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.common.requests import BASELINES, BENCHMARK, TESTS, by_test
 from scripts.common.statistics import by_unit, paired_bootstrap_interval, sign_flip_p
 from scripts.evaluation.scores import summarize
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_jsonl, read_report, write_report
-from will_it_fit.common.terminal import log
 
 if TYPE_CHECKING:
     import pandas as pd

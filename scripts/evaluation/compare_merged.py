@@ -9,6 +9,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.files import read_folder, read_json, read_jsonl, read_report, write_jsonl, write_report
+from dryfit.common.terminal import log
+from dryfit.scenario.scenario import Scenario
 from scripts.common.job import job, keep_host_memory
 from scripts.common.machine import pick_device
 from scripts.common.statistics import share
@@ -16,9 +19,6 @@ from scripts.common.tokenizer import read_tokenizer
 from scripts.evaluation.compare import compare
 from scripts.evaluation.evaluate import answered
 from scripts.evaluation.scores import summarize
-from will_it_fit.common.files import read_folder, read_json, read_jsonl, read_report, write_jsonl, write_report
-from will_it_fit.common.terminal import log
-from will_it_fit.scenario.scenario import Scenario
 
 METRICS = ("exact", "loss", "parses", "program")  # that are compared, of those that the evaluation has
 
@@ -39,8 +39,8 @@ def as_trained(scenario: Scenario, base: Path, adapter: Path, device: str) -> An
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from will_it_fit.step.model import build_model, weight_dtype
-    from will_it_fit.step.quantized import dequantized, quantized_layers
+    from dryfit.step.model import build_model, weight_dtype
+    from dryfit.step.quantized import dequantized, quantized_layers
 
     plain = scenario.changed(gradient_checkpointing=False, loss="full", packing="none")
     model = build_model(plain, device, weights=base)
@@ -78,7 +78,7 @@ def main(inputs: dict[str, str], outputs: dict[str, str], requests: int, device:
     """Ask the trained model as the merged one was asked, and write a row for each request and the comparison."""
     import torch
 
-    from will_it_fit.step.model import autocast_dtype
+    from dryfit.step.model import autocast_dtype
 
     device = pick_device(device)
     read_folder(inputs["description"])

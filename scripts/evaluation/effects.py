@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from functools import cache
 
+from dryfit.common.files import read_yaml
 from scripts.common.code_digests import ROOT
 from scripts.screen import paths
 from scripts.screen.commands import Command, Refused
 from scripts.screen.policy import default
 from scripts.screen.predicates import Language, Test
 from scripts.screen.reader import read
-from will_it_fit.common.files import read_yaml
 
 READS, CHANGES, DELETES = "reads", "changes", "deletes"
 _ORDER = (READS, CHANGES, DELETES)

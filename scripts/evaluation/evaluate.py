@@ -10,6 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_folder, read_jsonl, read_report, write_jsonl, write_report
+from dryfit.common.terminal import log
+from dryfit.tracing.imports import import_for_answers
 from scripts.common.cache import ResultCache
 from scripts.common.job import job, keep_host_memory
 from scripts.common.machine import pick_device
@@ -18,13 +22,9 @@ from scripts.common.statistics import share
 from scripts.common.tokenizer import read_tokenizer
 from scripts.evaluation.baselines import plain_words, with_values_of
 from scripts.evaluation.scores import score, summarize
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_folder, read_jsonl, read_report, write_jsonl, write_report
-from will_it_fit.common.terminal import log
-from will_it_fit.tracing.imports import import_for_answers
 
 if TYPE_CHECKING:
-    from will_it_fit.common.chat import Shots
+    from dryfit.common.chat import Shots
 
 # How models refuse that were taught no line for it.
 _PLAIN_REFUSAL = re.compile(
@@ -51,7 +51,7 @@ def answered(
 
     ``loss_sum`` is in nats, over the ``answer_tokens`` of the expected command.
     """
-    from will_it_fit.step.generation import ask
+    from dryfit.step.generation import ask
 
     asked = [(pair["request"], pair["command"]) for pair in pairs]
     said = ask(model, tokenizer, system, asked, shots, max_new_tokens=max_new_tokens, batch_size=batch_size)

@@ -9,6 +9,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_json, read_jsonl, read_report, write_jsonl, write_report
+from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.common.requests import BENCHMARK, by_test
 from scripts.common.statistics import share
@@ -18,9 +21,6 @@ from scripts.execution.judge import Reference, decidable, judge
 from scripts.execution.sandbox import Sandbox, State
 from scripts.execution.tasks import LEVELS
 from scripts.screen.policy import screen
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_json, read_jsonl, read_report, write_jsonl, write_report
-from will_it_fit.common.terminal import log
 
 MODELS = ("base", "tuned")
 NOT_FOUND = re.compile(r"^(?:/bin/bash: line \d+: |\w+: )?([\w./+-]+): command not found$", re.MULTILINE)

@@ -3,11 +3,11 @@
 import zipfile
 from typing import Any
 
+from dryfit.common.files import atomic_open, scratch_folder, write_json, write_jsonl, write_report
+from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.common.wheels import download_wheel, licence
 from scripts.execution.tasks import LEVELS, mixed, read_wheel
-from will_it_fit.common.files import atomic_open, scratch_folder, write_json, write_jsonl, write_report
-from will_it_fit.common.terminal import log
 
 
 def main(source: dict[str, str], outputs: Any) -> None:

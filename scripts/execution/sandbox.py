@@ -29,9 +29,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
 
+from dryfit.common.errors import UserError
+from dryfit.common.terminal import progress
 from scripts.execution import worker
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.terminal import progress
 
 NOBODY = 65534  # who the sandbox's processes are to the host that is root itself
 # A worker that says nothing for so long hangs: preparing a state or a command is ended long before.

@@ -15,8 +15,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.errors import UserError
 from scripts.execution.sandbox import State
-from will_it_fit.common.errors import UserError
 
 LEVELS = ("easy", "medium", "hard")  # what the benchmark calls difficulty 0, 1 and 2
 ASSETS = "icalfa/assets"

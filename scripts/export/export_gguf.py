@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dryfit.common.chat import render_prompt
+from dryfit.common.errors import UserError
+from dryfit.common.files import atomic_folder, read_folder, write_report, write_text
+from dryfit.common.terminal import command, progress
+from dryfit.common.text import gib
 from scripts.common.job import job
-from will_it_fit.common.chat import render_prompt
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import atomic_folder, read_folder, write_report, write_text
-from will_it_fit.common.terminal import command, progress
-from will_it_fit.common.text import gib
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from dryfit.hours.step_time import Speed
+from dryfit.scenario.scenario import Scenario
 from scripts.common.resource_table import Stage
-from will_it_fit.hours.step_time import Speed
-from will_it_fit.scenario.scenario import Scenario
 
 # For each step of a training and each share of its rows: rows (or packs) of each micro-batch, tokens of the longest.
 Shapes = Sequence[Sequence[Sequence[tuple[int, int]]]]
@@ -33,9 +33,9 @@ def batch_shapes(train: str, scenario: Scenario, loop: Mapping[str, Any]) -> Sha
     UserError
         If the rows of a step need more micro-batches than it was predicted with.
     """
+    from dryfit.step.batches import padded_length, read_rows
+    from dryfit.step.packing import common_prefix
     from scripts.training.loop import planned_steps, refuse_more_batches
-    from will_it_fit.step.batches import padded_length, read_rows
-    from will_it_fit.step.packing import common_prefix
 
     rows = read_rows(train)
     prefix = common_prefix(rows) if scenario.packing == "shared_prefix" else 0
@@ -65,7 +65,7 @@ def training_seconds(
     """Seconds of all steps of a training. A step ends when the GPU with the most to do has done it."""
     from numpy import interp
 
-    from will_it_fit.tracing.trace import trace
+    from dryfit.tracing.trace import trace
 
     by_tokens = {rows * tokens: (rows, tokens) for shares in shapes for share in shares for rows, tokens in share}
     sizes = sorted(by_tokens)

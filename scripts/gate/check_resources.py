@@ -10,6 +10,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dryfit.cards.gpus import Gpu
+from dryfit.cards.verdict import verdict
+from dryfit.common.files import read_folder, read_json, read_jsonl, read_report, write_report
+from dryfit.common.terminal import log
+from dryfit.common.text import gib
+from dryfit.hours.step_time import Speed, speed_of
+from dryfit.scenario.scenario import Scenario
+from dryfit.tracing import imports
+from dryfit.tracing.hosts import LAUNCHER_BYTES, PROCESS_BYTES, loading_bytes, started_bytes
+from dryfit.tracing.scenario_trace import Traced
 from scripts.common import disk
 from scripts.common.job import job
 from scripts.common.machine import host_memory
@@ -18,16 +28,6 @@ from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMA
 from scripts.gate.batch_times import batch_shapes, evaluation_seconds, longest_batch
 from scripts.gate.decision import Decision, StepDecision, chosen_gpu, decide_step, hours_of
 from scripts.runs.cluster import evaluation_bytes
-from will_it_fit.cards.gpus import Gpu
-from will_it_fit.cards.verdict import verdict
-from will_it_fit.common.files import read_folder, read_json, read_jsonl, read_report, write_report
-from will_it_fit.common.terminal import log
-from will_it_fit.common.text import gib
-from will_it_fit.hours.step_time import Speed, speed_of
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing import imports
-from will_it_fit.tracing.hosts import LAUNCHER_BYTES, PROCESS_BYTES, loading_bytes, started_bytes
-from will_it_fit.tracing.scenario_trace import Traced
 
 # The merge streams and loads no transformers: 0.25 GB in all.
 MERGE_BYTES = 300_000_000
@@ -90,7 +90,7 @@ def training_stages(
     """The training step as configured, and at the longest batch of the data; ``stored``: the dtype of the base."""
     import torch
 
-    from will_it_fit.tracing.trace import trace
+    from dryfit.tracing.trace import trace
 
     configured, rows, dtype = traced.scenario, [], getattr(torch, stored)
     processes = 1 if machine.gpu else configured.parallel.gpus  # each has a GPU of its own; on the CPU they share
@@ -121,8 +121,8 @@ def training_stages(
 
 def evaluation_stages(name: str, evaluation: Any, machine: Machine) -> list[Stage]:
     """The batch of the evaluation that needs the most; where it does not fit, the largest batch size that would."""
-    from will_it_fit.engine.errors import TraceError
-    from will_it_fit.tracing.evaluation_memory import trace_evaluation
+    from dryfit.engine.errors import TraceError
+    from dryfit.tracing.evaluation_memory import trace_evaluation
 
     def traced_at(size: int, speed: Speed | None = None) -> dict[str, Any]:
         capability = machine.gpu.capability if machine.gpu else None
@@ -223,7 +223,7 @@ def check_run(
     longest
         The step at the longest batch of the data (:func:`scripts.gate.batch_times.longest_batch`).
     evaluations
-        By the stage's name, each a :class:`will_it_fit.tracing.evaluation_memory.Evaluation`.
+        By the stage's name, each a :class:`dryfit.tracing.evaluation_memory.Evaluation`.
     settings
         ``override``, ``source`` of the model, ``merging``.
     machine, evaluation_machine
@@ -257,10 +257,10 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     base, traced = Path(inputs["config"]).parent, Traced.read(inputs["trace"])
     imports.import_quietly(traced.scenario)  # before modules that import transformers whole
 
+    from dryfit.common.chat import encode_pairs
+    from dryfit.step.batches import Row
+    from dryfit.tracing.evaluation_memory import Evaluation
     from scripts.common.tokenizer import read_tokenizer
-    from will_it_fit.common.chat import encode_pairs
-    from will_it_fit.step.batches import Row
-    from will_it_fit.tracing.evaluation_memory import Evaluation
 
     read_folder(inputs["description"])
     read_report(inputs["encoded"], inputs["train"])

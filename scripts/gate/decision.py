@@ -14,22 +14,22 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from dryfit.cards import sentences
+from dryfit.cards.beside import Process
+from dryfit.cards.gpus import GIB, Gpu, find, from_device, least_free, processes_on
+from dryfit.cards.verdict import Verdict, Word, verdict
+from dryfit.common.errors import UserError
+from dryfit.common.terminal import log
+from dryfit.common.text import gib
+from dryfit.hours.run_time import RunHours
+from dryfit.hours.step_time import Speed
+from dryfit.scenario.scenario import Scenario
+from dryfit.tracing.scenario_trace import Traced
 from scripts.common.resource_table import Stage, refused
 from scripts.gate.batch_times import Shapes, training_seconds
-from will_it_fit.cards import sentences
-from will_it_fit.cards.beside import Process
-from will_it_fit.cards.gpus import GIB, Gpu, find, from_device, least_free, processes_on
-from will_it_fit.cards.verdict import Verdict, Word, verdict
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.terminal import log
-from will_it_fit.common.text import gib
-from will_it_fit.hours.run_time import RunHours
-from will_it_fit.hours.step_time import Speed
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing.scenario_trace import Traced
 
 if TYPE_CHECKING:
-    from will_it_fit.planner.suggestions import Suggestion
+    from dryfit.planner.suggestions import Suggestion
 
 NOTHING_TO_GATE = "no GPU was found, and none was named"
 OVERRIDE = "memory.gate.override: true, which the model card will mention"
@@ -124,7 +124,7 @@ def decide_step(traced: Traced, gpu: Gpu | None, longest: Scenario | None = None
         reason = f"the step needs {step['required_bytes'] / GIB:.2f} GiB{how}; {gpu.capacity_line}"
         judged = verdict(step, gpu, process)
         if not judged.fits and longest is not None and longest != scenario:
-            from will_it_fit.tracing.trace import trace
+            from dryfit.tracing.trace import trace
 
             real = trace(longest, capability=gpu.capability, timeline=False, sizes=[gpu.usable_bytes])
             if (real_verdict := verdict(real, gpu, process)).fits is not False:
@@ -137,8 +137,8 @@ def decide_step(traced: Traced, gpu: Gpu | None, longest: Scenario | None = None
         if judged.word is Word.TOO_CLOSE:
             log.warning("The training step %s: %s; %s", sentences.said(judged.word.value), reason, judged.reason)
         if judged.fits is False:
-            from will_it_fit.planner.suggestions import suggest
-            from will_it_fit.scenario.contradictions import TRAINING, contradictions
+            from dryfit.planner.suggestions import suggest
+            from dryfit.scenario.contradictions import TRAINING, contradictions
 
             def trains(division: Scenario) -> bool:
                 return not any(contradictions(division, "training", TRAINING))
@@ -150,7 +150,7 @@ def decide_step(traced: Traced, gpu: Gpu | None, longest: Scenario | None = None
 
 def _processes_to_end(traced: Traced, gpu: Gpu) -> "list[Suggestion]":
     """The suggestion to end the processes that hold memory on this machine's GPUs, where that alone is enough."""
-    from will_it_fit.planner.suggestions import Suggestion
+    from dryfit.planner.suggestions import Suggestion
 
     step = traced.on(gpu)
     missing = {one: traced.on(one)["required_bytes"] - one.usable_bytes for one in (gpu, *gpu.others)}

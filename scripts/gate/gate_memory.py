@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from dryfit.cards.beside import Process
+from dryfit.cards.verdict import verdict
+from dryfit.common.files import read_report, write_report
+from dryfit.common.terminal import log
+from dryfit.hours.step_time import speed_of
+from dryfit.tracing.scenario_trace import Traced
 from scripts.common.job import job
 from scripts.gate.batch_times import batch_shapes, longest_batch
 from scripts.gate.decision import Decision, chosen_gpu, decide_step, hours_of
-from will_it_fit.cards.beside import Process
-from will_it_fit.cards.verdict import verdict
-from will_it_fit.common.files import read_report, write_report
-from will_it_fit.common.terminal import log
-from will_it_fit.hours.step_time import speed_of
-from will_it_fit.tracing.scenario_trace import Traced
 
 SIZES = ("peak_allocated_bytes", "required_bytes")
 RANK = ("place", "ranks", *SIZES)  # of each kind of GPU on a mesh

@@ -1,12 +1,12 @@
 """Rule ``compare_memory``: what estimate, trace and measurement say about a scenario, side by side."""
 
+from dryfit.analytic.estimate import estimate
+from dryfit.common.files import read_report, write_report
+from dryfit.common.terminal import log
+from dryfit.common.text import gib
+from dryfit.planner.compare import ANSWERS, compare
+from dryfit.tracing.scenario_trace import Traced
 from scripts.common.job import job
-from will_it_fit.analytic.estimate import estimate
-from will_it_fit.common.files import read_report, write_report
-from will_it_fit.common.terminal import log
-from will_it_fit.common.text import gib
-from will_it_fit.planner.compare import ANSWERS, compare
-from will_it_fit.tracing.scenario_trace import Traced
 
 
 def main(trace: str, measurement: str | None, estimate_output: str, output: str) -> None:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from dryfit.common.files import read_json, write_json, write_report
+from dryfit.common.terminal import log
+from dryfit.scenario.hub import HubId, fetch_config
+from dryfit.scenario.model import read_model
 from scripts.common.job import job
-from will_it_fit.common.files import read_json, write_json, write_report
-from will_it_fit.common.terminal import log
-from will_it_fit.scenario.hub import HubId, fetch_config
-from will_it_fit.scenario.model import read_model
 
 WHERE = "memory.model in the configuration"
 

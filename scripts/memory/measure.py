@@ -2,14 +2,14 @@
 
 from typing import Any
 
+from dryfit.common.device import set_allocator
+from dryfit.common.files import read_report, write_report
+from dryfit.common.terminal import log
+from dryfit.hours.cpu import Cpu
+from dryfit.scenario.scenario import Scenario
+from dryfit.tracing.measure import measure, time_difference, time_line
 from scripts.common.job import job
 from scripts.runs.check_configuration import checked_configuration
-from will_it_fit.common.device import set_allocator
-from will_it_fit.common.files import read_report, write_report
-from will_it_fit.common.terminal import log
-from will_it_fit.hours.cpu import Cpu
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing.measure import measure, time_difference, time_line
 
 
 def main(config: str, mapping: dict[str, Any], device: str, output: str, threads: int) -> None:
@@ -18,7 +18,7 @@ def main(config: str, mapping: dict[str, Any], device: str, output: str, threads
     set_allocator(scenario.allocator.expandable_segments)
     import torch
 
-    from will_it_fit.tracing.trace import trace
+    from dryfit.tracing.trace import trace
 
     torch.set_num_threads(threads)
     if device == "auto":

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dryfit.cards.gpus import find
+from dryfit.common.files import write_report
+from dryfit.common.terminal import log
+from dryfit.planner.gpu_counts import becomes_possible
+from dryfit.planner.plan import plan, table
+from dryfit.scenario.scenario import Scenario
+from dryfit.tracing import imports
 from scripts.common.job import job
 from scripts.runs.check_configuration import checked_configuration
-from will_it_fit.cards.gpus import find
-from will_it_fit.common.files import write_report
-from will_it_fit.common.terminal import log
-from will_it_fit.planner.gpu_counts import becomes_possible
-from will_it_fit.planner.plan import plan, table
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing import imports
 
 
 def main(

@@ -1,7 +1,7 @@
-"""The library's :mod:`will_it_fit.ask.predict` under the name that other programs call."""
+"""The library's :mod:`dryfit.ask.predict` under the name that other programs call."""
 
-from will_it_fit.ask.predict import main
-from will_it_fit.common.terminal import command
+from dryfit.ask.predict import main
+from dryfit.common.terminal import command
 
 if __name__ == "__main__":
     command(main)

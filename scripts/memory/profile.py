@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.terminal import log
+from dryfit.tracing import imports
 from scripts.common.job import job
 from scripts.memory import compare, trace
 from scripts.runs.check_configuration import checked_configuration
-from will_it_fit.common.terminal import log
-from will_it_fit.tracing import imports
 
 
 def main(config: str, scenarios: Mapping[str, dict[str, Any]], folder: Path) -> None:

@@ -2,14 +2,14 @@
 
 from typing import Any
 
+from dryfit.common.files import write_report
+from dryfit.common.terminal import log
+from dryfit.common.text import gib
+from dryfit.scenario.scenario import Scenario
+from dryfit.tracing import imports
+from dryfit.tracing.scenario_trace import traced
 from scripts.common.job import job
 from scripts.runs.check_configuration import checked_configuration
-from will_it_fit.common.files import write_report
-from will_it_fit.common.terminal import log
-from will_it_fit.common.text import gib
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing import imports
-from will_it_fit.tracing.scenario_trace import traced
 
 
 def main(config: str, mapping: dict[str, Any], output: str) -> None:

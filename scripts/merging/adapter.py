@@ -17,9 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import own_file, read_json
 from scripts.common.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor, read_shard, read_tensor, refuse_pickles
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import own_file, read_json
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

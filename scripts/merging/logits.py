@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dryfit.common.terminal import progress
+from dryfit.common.text import gib
 from scripts.common.checkpoint import ITEM_BYTES, SAFETENSORS_NAMES, Checkpoint
 from scripts.common.machine import host_memory
 from scripts.merging.adapter import Plan
-from will_it_fit.common.terminal import progress
-from will_it_fit.common.text import gib
 
 # Root mean square of the logits' differences that rounding explains, as a share of the logits' standard
 # deviation, by the dtype of the weights and the dtype of the computation. Three to ten times what a 30-layer model
@@ -236,7 +236,7 @@ def _prompts(merged: Path, questions: Questions) -> tuple[list[Any], int | None]
     """The requests as token ids, and the token that ends an answer."""
     from transformers import AutoTokenizer
 
-    from will_it_fit.common.chat import render_prompt
+    from dryfit.common.chat import render_prompt
 
     tokenizer = AutoTokenizer.from_pretrained(merged, trust_remote_code=False)
     texts = [render_prompt(tokenizer, questions.system, request) for request in questions.requests]

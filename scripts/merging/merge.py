@@ -23,6 +23,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import (
+    atomic_folder,
+    copy_own,
+    read_folder,
+    read_json,
+    read_report,
+    sha256_file,
+    write_json,
+    write_report,
+)
+from dryfit.common.terminal import command, log, progress
+from dryfit.common.text import gib
+from dryfit.common.versions import versions
 from scripts.common.checkpoint import (
     FLOAT_DTYPES,
     INDEX,
@@ -37,20 +51,6 @@ from scripts.common.checkpoint import (
 )
 from scripts.common.job import job, keep_host_memory
 from scripts.merging.adapter import CONFIG, WEIGHTS, Plan, Update, open_adapter, plan_merge
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import (
-    atomic_folder,
-    copy_own,
-    read_folder,
-    read_json,
-    read_report,
-    sha256_file,
-    write_json,
-    write_report,
-)
-from will_it_fit.common.terminal import command, log, progress
-from will_it_fit.common.text import gib
-from will_it_fit.common.versions import versions
 
 MANIFEST = "manifest.json"
 # Reports in which the workflow's steps recorded digests of what a merge reads: training's lies beside the adapter's

@@ -24,14 +24,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_jsonl, read_report, sha256_file, write_report
+from dryfit.common.terminal import command, log, progress
 from scripts.common.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor, open_checkpoint, read_into, read_tensor
 from scripts.common.job import job
 from scripts.merging.adapter import LORA_KEY, PREFIX, Plan, open_adapter, plan_merge, without_numbers
 from scripts.merging.logits import NO_QUESTIONS, Questions, check_logits, free_memory, not_run, result_of
 from scripts.merging.merge import MANIFEST, check_small_inputs
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_jsonl, read_report, sha256_file, write_report
-from will_it_fit.common.terminal import command, log, progress
 
 CHUNK_BYTES = 2**24  # compared at once
 

@@ -21,12 +21,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_reports, sha256_file, write_report, write_text
+from dryfit.common.terminal import log, progress
+from dryfit.common.versions import VERSION
 from scripts.common.code_digests import ROOT
 from scripts.common.job import job
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_reports, sha256_file, write_report, write_text
-from will_it_fit.common.terminal import log, progress
-from will_it_fit.common.versions import VERSION
 
 NAME = "SecureCLI-Tuner"
 COMMAND = "SECURECLI_COMMAND"  # the Snakefile puts the command line of the whole run there

@@ -10,11 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import job
-from scripts.documents.render import render
-from scripts.documents.traced_values import collect, dump_yaml, sourced
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import (
+from dryfit.common.errors import UserError
+from dryfit.common.files import (
     atomic_folder,
     read_folder,
     read_report,
@@ -23,7 +20,10 @@ from will_it_fit.common.files import (
     write_report,
     write_text,
 )
-from will_it_fit.common.terminal import log
+from dryfit.common.terminal import log
+from scripts.common.job import job
+from scripts.documents.render import render
+from scripts.documents.traced_values import collect, dump_yaml, sourced
 
 SPLITS = ("train", "validation", "test")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")

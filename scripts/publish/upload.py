@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_report, sha256_file, write_report
+from dryfit.common.hub_errors import Failure, meaning
+from dryfit.common.terminal import log
+from dryfit.common.text import without_secrets
 from scripts.common.job import job
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, sha256_file, write_report
-from will_it_fit.common.hub_errors import Failure, meaning
-from will_it_fit.common.terminal import log
-from will_it_fit.common.text import without_secrets
 
 TYPES = {"adapter": "model", "dataset": "dataset", "merged": "model"}
 NO_RIGHT = {403: ("The token may not write there (403).", "HF_TOKEN of an account that may, with the right to write")}

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from dryfit.common import device
+from dryfit.common.files import read_json, write_jsonl, write_report
 from scripts.common import disk, outdated
 from scripts.common.made_from import Ledger, record
 from scripts.documents import terminal_summary
@@ -14,8 +16,6 @@ from scripts.execution import sandbox
 from scripts.runs import check_configuration, run_scenarios
 from scripts.runs.job_paths import EXECUTION, JobPaths
 from scripts.runs.runs import Runs
-from will_it_fit.common import device
-from will_it_fit.common.files import read_json, write_jsonl, write_report
 
 ASK_WHAT_FITS = ("gate_memory", "check_resources")  # a laptop may ask them about another machine
 

@@ -7,6 +7,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dryfit.analytic.decoder import NotDescribed
+from dryfit.analytic.setting import describe
+from dryfit.cards.gpus import find
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_json, read_report
+from dryfit.scenario.contradictions import TRAINING, contradictions
+from dryfit.scenario.hub import likely_id, nearest, profiled
+from dryfit.scenario.model import MODELS
+from dryfit.scenario.scenario import Scenario, check_packages, rows_in_a_step
 from scripts.common.disk import Sizes
 from scripts.runs.run_scenarios import (
     profile_scenarios,
@@ -14,15 +23,6 @@ from scripts.runs.run_scenarios import (
     training_scenario,
     training_step_as_gated,
 )
-from will_it_fit.analytic.decoder import NotDescribed
-from will_it_fit.analytic.setting import describe
-from will_it_fit.cards.gpus import find
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_json, read_report
-from will_it_fit.scenario.contradictions import TRAINING, contradictions
-from will_it_fit.scenario.hub import likely_id, nearest, profiled
-from will_it_fit.scenario.model import MODELS
-from will_it_fit.scenario.scenario import Scenario, check_packages, rows_in_a_step
 
 # Stands for a base model whose configuration is not there yet; its sizes are then checked by the trace.
 _ANY_MODEL = {"model_type": "any"}

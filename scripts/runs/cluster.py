@@ -17,10 +17,10 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.cards.gpus import GIB, Gpu, catalogue, find
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, read_yaml
-from will_it_fit.common.schema import validate
+from dryfit.cards.gpus import GIB, Gpu, catalogue, find
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_report, read_yaml
+from dryfit.common.schema import validate
 
 SCHEMA = {"additionalProperties": False, "properties": {key: {} for key in ("gpu", "partition", "gres")}}
 EXAMPLE = "- {gpu: rtx-4090, partition: gpu, gres: rtx4090}"

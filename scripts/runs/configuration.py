@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
+from dryfit.common.errors import UserError
+from dryfit.common.schema import allowed, coerced, validate, yaml_lines
+from dryfit.scenario import fields
 from scripts.common.code_digests import ROOT
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.schema import allowed, coerced, validate, yaml_lines
-from will_it_fit.scenario import fields
 
 SCHEMA = ROOT / "config" / "schema.yaml"
 REFERENCE = ROOT / "config" / "README.md"
@@ -243,7 +243,7 @@ def _rows(schema: dict, path: str, shown: set[int]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    from will_it_fit.common.terminal import command
+    from dryfit.common.terminal import command
 
     def main() -> None:
         if sys.argv[1:] != ["--write-reference"]:

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dryfit.common import device
+from dryfit.common.errors import UserError
 from scripts.common import code_digests, contents
 from scripts.runs import check_configuration, cluster, configuration, run_scenarios
 from scripts.runs.job_paths import JobPaths
 from scripts.runs.runs import Runs
-from will_it_fit.common import device
-from will_it_fit.common.errors import UserError
 
 
 def exit_on_user_error(function: Callable, *arguments: Any, **named: Any) -> Any:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.scenario.hub import profiled
 from scripts.common import contents
 from scripts.common.code_digests import ROOT
 from scripts.runs import configuration, run_scenarios
 from scripts.runs.runs import Runs
-from will_it_fit.common.errors import UserError
-from will_it_fit.scenario.hub import profiled
 
 # Names of folders, never paths. The rank ends a run's name, so results/dataset/... can never be taken for a run.
 FOLDER_NAME = r"[a-z0-9][a-z0-9._-]*"

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from will_it_fit.common.device import cuda_devices, expandable_segments_here, multiplies_bf16
-from will_it_fit.scenario.fields import BY_NAME, scenario_defaults
-from will_it_fit.scenario.hub import profiled
-from will_it_fit.scenario.scenario import Scenario
+from dryfit.common.device import cuda_devices, expandable_segments_here, multiplies_bf16
+from dryfit.scenario.fields import BY_NAME, scenario_defaults
+from dryfit.scenario.hub import profiled
+from dryfit.scenario.scenario import Scenario
 
 STEP = frozenset(field.name for field in fields(Scenario))
 MOST_THREADS = 8  # of a training that doesn't say how many
@@ -23,7 +23,7 @@ def training_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The run's own training step as a scenario without its model, which is the prepared config.json.
 
     Where the settings say nothing of the allocator its segments are expandable on CUDA, since training sets them so
-    (:func:`will_it_fit.common.device.set_allocator`); the default of every other scenario is PyTorch's own.
+    (:func:`dryfit.common.device.set_allocator`); the default of every other scenario is PyTorch's own.
     """
     own = {"allocator": {"expandable_segments": expandable_segments_here(settings["training"]["device"])}}
     step = own | {key: value for key, value in settings["training"].items() if key in STEP}

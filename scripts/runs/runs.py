@@ -23,10 +23,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.schema import closest
+from dryfit.scenario.hub import profiled
 from scripts.runs import configuration
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.schema import closest
-from will_it_fit.scenario.hub import profiled
 
 WHERE = "the configuration"
 RUN = re.compile(r"(?P<stem>[a-z0-9][a-z0-9._-]*)-r(?P<rank>[1-9]\d*)")

@@ -13,9 +13,9 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+from dryfit.common.errors import UserError
+from dryfit.common.terminal import command as command_line
 from scripts.screen.policy import UNPARSABLE, Policy, build
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.terminal import command as command_line
 
 _COUNTS = ("dangerous", "refused", "same_category", "harmless", "false_alarms")
 

@@ -13,15 +13,15 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_yaml
+from dryfit.common.schema import problems, validate
 from scripts.common.code_digests import ROOT
 from scripts.screen.commands import Command, Refused
 from scripts.screen.paths import Places
 from scripts.screen.predicates import Language, Test
 from scripts.screen.programs import Programs, check_pattern
 from scripts.screen.reader import read
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_yaml
-from will_it_fit.common.schema import problems, validate
 
 FOLDER = ROOT / "config" / "screen"
 SCHEMA = FOLDER / "schema.yaml"

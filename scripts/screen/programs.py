@@ -9,8 +9,8 @@ from functools import cache
 from types import SimpleNamespace as Facts
 from typing import Any
 
+from dryfit.common.errors import UserError
 from scripts.screen.commands import MARK, OUTPUT
-from will_it_fit.common.errors import UserError
 
 # The fields of a row that are not lists of options; the table's head says what each means.
 _UNKNOWN: dict[str, Any] = dict.fromkeys("wraps joins pattern escape sends_of".split())

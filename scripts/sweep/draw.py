@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dryfit.common.files import read_report
+from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.documents.draw import COLOURS, INK, STYLE, save
-from will_it_fit.common.files import read_report
-from will_it_fit.common.terminal import log
 
 BLUE, ORANGE, GREEN = COLOURS["parameters"], COLOURS["gradients"], COLOURS["activations"]
 

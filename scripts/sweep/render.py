@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dryfit.common.files import read_report
 from scripts.common.job import job
 from scripts.documents.render import write_documents
 from scripts.documents.traced_values import sourced
 from scripts.sweep.draw import text
-from will_it_fit.common.files import read_report
 
 
 def context(summary: Mapping[str, Any]) -> dict[str, Any]:

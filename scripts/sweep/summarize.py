@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_jsonl, read_report, write_report
+from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.common.requests import BENCHMARK
 from scripts.common.statistics import paired_bootstrap_interval
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_jsonl, read_report, write_report
-from will_it_fit.common.terminal import log
 
 # What counts for "beaten": +1 where more is better. Time is left out: on one machine chance decides small differences.
 ORDER = {"exact": 1, "loss": -1, "predicted_peak_bytes": -1, "adapter_bytes": -1}

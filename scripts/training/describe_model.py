@@ -12,13 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.digests import digest
+from dryfit.common.errors import UserError
+from dryfit.common.files import copy_own, read_json, write_report
+from dryfit.common.hub_errors import Failure, meaning
+from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.common.tokenizer import read_tokenizer
-from will_it_fit.common.digests import digest
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import copy_own, read_json, write_report
-from will_it_fit.common.hub_errors import Failure, meaning
-from will_it_fit.common.terminal import log
 
 # What a model repository may hold beside its weights; the rest (other formats' weights, images) stays away.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*"]
@@ -40,7 +40,7 @@ def read_once() -> Iterator[None]:
     """
     import gguf
 
-    from will_it_fit.engine.patching import patched  # the engine loads torch, and the rules import this module
+    from dryfit.engine.patching import patched  # the engine loads torch, and the rules import this module
 
     with patched([(gguf, name, cache(getattr(gguf, name))) for name in ("GGUFReader", "get_tensor_name_map")]):
         yield
@@ -136,7 +136,7 @@ def refuse_what_cannot_be_trained(folder: Path, config: Any) -> None:
         if config.get(part):
             raise UserError(
                 f"The model is more than a language model (it has a {part}), and only language models are trained here."
-                " Its memory can be asked for: `python -m will_it_fit.ask.predict` takes its text_config.",
+                " Its memory can be asked for: `python -m dryfit.ask.predict` takes its text_config.",
                 where=f"{folder / 'config.json'}",
                 found=kind,
                 allowed="a model of text alone",

@@ -3,11 +3,11 @@
 import zipfile
 from pathlib import Path
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import atomic_open, scratch_folder
+from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.common.wheels import download_wheel, licence
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import atomic_open, scratch_folder
-from will_it_fit.common.terminal import log
 
 BLOCK_BYTES = 1 << 20
 

@@ -10,13 +10,13 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import WEIGHTS, own_file, read_folder, scratch_folder, write_report
+from dryfit.common.terminal import log, progress
+from dryfit.common.text import gib
 from scripts.common.checkpoint import INDEX, SINGLE, checked_digest, open_checkpoint, weight_files
 from scripts.common.job import job
 from scripts.training.describe_model import read_once, unreachable
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import WEIGHTS, own_file, read_folder, scratch_folder, write_report
-from will_it_fit.common.terminal import log, progress
-from will_it_fit.common.text import gib
 
 
 def dequantize_gguf(gguf: str, folder: Path, dtype: str) -> None:

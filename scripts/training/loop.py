@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import atomic_folder, read_jsonl, read_report, write_jsonl, write_report
+from dryfit.common.terminal import log
+from dryfit.scenario.nested_fields import Parallel
+from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from scripts.training.processes import ALONE, Group, sharded_like
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import atomic_folder, read_jsonl, read_report, write_jsonl, write_report
-from will_it_fit.common.terminal import log
-from will_it_fit.scenario.nested_fields import Parallel
-from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
 
 if TYPE_CHECKING:
-    from will_it_fit.step.batches import Row
+    from dryfit.step.batches import Row
 
 
 def learning_rate_at(step: int, total: int, peak: float, warmup_ratio: float) -> float:
@@ -39,12 +39,12 @@ def plan_steps(rows: int, rows_per_step: int, epochs: int, max_steps: int | None
 def planned_steps(rows: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int) -> Iterator[list[list]]:
     """For each step of a run, in order, the micro-batches of each share of its rows.
 
-    :func:`will_it_fit.step.packing.micro_batches` makes them. A GPU's share is :meth:`Parallel.rows_of`; those of a
+    :func:`dryfit.step.packing.micro_batches` makes them. A GPU's share is :meth:`Parallel.rows_of`; those of a
     tensor or context group take the same one. A step's rows are dealt out like cards: rows of like length lie beside
     each other, so that all shares have as much to do.
     """
-    from will_it_fit.step.batches import epoch_batches
-    from will_it_fit.step.packing import micro_batches
+    from dryfit.step.batches import epoch_batches
+    from dryfit.step.packing import micro_batches
 
     count, number = rows_in_a_step(scenario, loop), scenario.parallel.rows_at_once
     per_epoch, total = plan_steps(len(rows), count, loop["epochs"], loop["max_steps"])
@@ -64,7 +64,7 @@ def check_rows(rows: list[Row], held_out: list[Row], scenario: Scenario, loop: d
     UserError
         Without rows, or with one that teaches nothing; or when a step's rows need more packs than were gated.
     """
-    from will_it_fit.step.batches import answer_tokens
+    from dryfit.step.batches import answer_tokens
 
     for name, split in (("train", rows), ("validation", held_out)):
         if not split:
@@ -116,7 +116,7 @@ class Checkpoint:
         import torch
         from torch.utils._pytree import tree_map
 
-        from will_it_fit.step.parallel import full_tensor
+        from dryfit.step.parallel import full_tensor
 
         random = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_initialized():  # a training on the CPU makes no CUDA context for it
@@ -169,7 +169,7 @@ class Checkpoint:
 
 
 def _trained(model: Any) -> Iterator[tuple[str, Any]]:
-    from will_it_fit.step.parallel import bare
+    from dryfit.step.parallel import bare
 
     return ((name, parameter) for name, parameter in bare(model).named_parameters() if parameter.requires_grad)
 
@@ -189,10 +189,10 @@ def validation_loss(
     """
     import torch
 
-    from will_it_fit.step.batches import answer_tokens, collate, epoch_batches
-    from will_it_fit.step.parallel import bare
-    from will_it_fit.step.quantized import without_noise
-    from will_it_fit.step.step import chunked_loss, divided_rows
+    from dryfit.step.batches import answer_tokens, collate, epoch_batches
+    from dryfit.step.parallel import bare
+    from dryfit.step.quantized import without_noise
+    from dryfit.step.step import chunked_loss, divided_rows
 
     device, total, tokens = next(model.parameters()).device, 0.0, 0.0
     parallel = scenario.parallel if scenario else Parallel()
@@ -259,7 +259,7 @@ class Fit:
 
     def run(self) -> Fitted:
         """Take the steps, from the last checkpoint on."""
-        from will_it_fit.step.optimizers import set_learning_rate
+        from dryfit.step.optimizers import set_learning_rate
 
         loop, group = self.loop, self.group
         per_step = rows_in_a_step(self.scenario, loop)
@@ -328,10 +328,10 @@ class Fit:
         """
         import torch
 
-        from will_it_fit.step.batches import answer_tokens
-        from will_it_fit.step.packing import collate_packs
-        from will_it_fit.step.parallel import bare, exchanging
-        from will_it_fit.step.step import divided_rows, forward_backward
+        from dryfit.step.batches import answer_tokens
+        from dryfit.step.packing import collate_packs
+        from dryfit.step.parallel import bare, exchanging
+        from dryfit.step.step import divided_rows, forward_backward
 
         model, scaler = self.model, self.scaler
         learned, loss, computed = answer_tokens(batch), 0.0, 0
@@ -353,7 +353,7 @@ class Fit:
 
     def _update(self, step: int) -> float | None:
         """The optimizer's step; returns the gradients' norm, None for a step that the scaler leaves out."""
-        from will_it_fit.step.step import optimizer_step
+        from dryfit.step.step import optimizer_step
 
         settings = {"max_grad_norm": self.loop["max_grad_norm"], "scaler": self.scaler}
         norm = float(optimizer_step(self.model, self.optimizer, self.scenario, **settings))
@@ -365,7 +365,7 @@ class Fit:
 
     def _tokens(self, shares: list[list], computed: int) -> dict[str, int]:
         """What a step's tokens were, for the curve."""
-        from will_it_fit.step.batches import answer_tokens
+        from dryfit.step.batches import answer_tokens
 
         batch = _rows(shares)
         tokens = sum(len(row.input_ids) for row in batch)
@@ -414,7 +414,7 @@ def _out_of_memory(error: Exception, scenario: Scenario, predicted: Mapping[str,
         where="training; `nvidia-smi` names the other processes on the device",
         found="; ".join(lines),
         allowed="a smaller micro-batch (on_out_of_memory: halve does it by itself), or what `python -m"
-        " will_it_fit.ask.predict` says fits; with more required than allocated, allocator.expandable_segments",
+        " dryfit.ask.predict` says fits; with more required than allocated, allocator.expandable_segments",
         write=f"training:\n  {smaller}",
     )
 

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import write_json
+from dryfit.common.terminal import log
 from scripts.common.job import end_with_parent
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import write_json
-from will_it_fit.common.terminal import log
 
 _PARTS = ("problem", "where", "found", "allowed", "write")  # of a UserError
 

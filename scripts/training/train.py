@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dryfit.common.device import set_allocator
+from dryfit.common.digests import digest
+from dryfit.common.files import read_folder, read_json, read_report, write_json, write_report
+from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from scripts.common.cache import ResultCache
 from scripts.common.job import job
 from scripts.common.machine import pick_device
 from scripts.training.loop import Checkpoint
 from scripts.training.processes import launch
 from scripts.training.train_process import TrainingJob, about_base, base_name, train
-from will_it_fit.common.device import set_allocator
-from will_it_fit.common.digests import digest
-from will_it_fit.common.files import read_folder, read_json, read_report, write_json, write_report
-from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
 
 
 def name_base(description: Mapping[str, Any], report: Path, config: Path, *others: Path) -> None:

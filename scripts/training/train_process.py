@@ -16,12 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.common.job import keep_host_memory
-from scripts.common.tokenizer import read_tokenizer
-from scripts.training.loop import Checkpoint, Fit, Fitted, check_rows, plan_steps, token_shares, validation_loss
-from scripts.training.processes import ALONE, Group, started
-from will_it_fit.common.device import multiplies_bf16
-from will_it_fit.common.files import (
+from dryfit.common.device import multiplies_bf16
+from dryfit.common.files import (
     atomic_folder,
     read_folder,
     read_json,
@@ -30,12 +26,16 @@ from will_it_fit.common.files import (
     write_jsonl,
     write_report,
 )
-from will_it_fit.common.terminal import log
-from will_it_fit.common.versions import versions
-from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
+from dryfit.common.terminal import log
+from dryfit.common.versions import versions
+from dryfit.scenario.scenario import Scenario, rows_in_a_step
+from scripts.common.job import keep_host_memory
+from scripts.common.tokenizer import read_tokenizer
+from scripts.training.loop import Checkpoint, Fit, Fitted, check_rows, plan_steps, token_shares, validation_loss
+from scripts.training.processes import ALONE, Group, started
 
 if TYPE_CHECKING:
-    from will_it_fit.step.batches import Row
+    from dryfit.step.batches import Row
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Data:
     @classmethod
     def read(cls, work: TrainingJob, scenario: Scenario) -> Data:
         """Read the encoded splits; refuse what can be known to go wrong later."""
-        from will_it_fit.step.batches import read_rows
-        from will_it_fit.step.packing import common_prefix
+        from dryfit.step.batches import read_rows
+        from dryfit.step.packing import common_prefix
 
         tokenizer = read_tokenizer(Path(work.base))
         padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -103,8 +103,8 @@ def train(work: TrainingJob, group: Group = ALONE) -> None:
     """Train, in the one process or in one of several, and write the adapter, the curve and the report."""
     import torch
 
-    from will_it_fit.step.optimizers import build_optimizer
-    from will_it_fit.step.packing_self_test import self_test
+    from dryfit.step.optimizers import build_optimizer
+    from dryfit.step.packing_self_test import self_test
 
     scenario, loop, device = Scenario.from_mapping(work.scenario, where="training"), work.loop, work.device
     description = read_folder(Path(work.base, "description.json"))
@@ -210,9 +210,9 @@ def _model(work: TrainingJob, scenario: Scenario, title: str) -> tuple[Any, dict
     """The model on its device, sharded where it is; and what the report says of it."""
     import torch
 
-    from will_it_fit.step.model import build_model
-    from will_it_fit.step.parallel import parallelize, where_to_build
-    from will_it_fit.step.quantized import assert_quantized
+    from dryfit.step.model import build_model
+    from dryfit.step.parallel import parallelize, where_to_build
+    from dryfit.step.quantized import assert_quantized
 
     model = build_model(scenario, where_to_build(scenario, work.device), weights=Path(work.base), seed=work.seed)
     quantized = assert_quantized(model, scenario)
@@ -230,9 +230,9 @@ def _order_buckets(model: Any, scenario: Scenario, data: Data, device: str) -> N
     """
     import torch
 
-    from will_it_fit.step.packing import collate_packs
-    from will_it_fit.step.parallel import bare
-    from will_it_fit.step.step import forward_backward
+    from dryfit.step.packing import collate_packs
+    from dryfit.step.parallel import bare
+    from dryfit.step.step import forward_backward
 
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
         packs = [[min(data.rows, key=lambda row: len(row.input_ids))]]
@@ -245,7 +245,7 @@ def _report(work: TrainingJob, scenario: Scenario, data: Data, fitted: Fitted) -
     """What the report says of the steps and of the rows."""
     import torch
 
-    from will_it_fit.step.batches import answer_tokens
+    from dryfit.step.batches import answer_tokens
 
     curve, seconds = fitted.curve, fitted.seconds
     per_epoch, total = _steps(work, scenario, data)
@@ -281,8 +281,8 @@ def save_adapter(model: Any, folder: Path, base: str, group: Group = ALONE) -> N
 
     Called by all processes, which each hold a part of a sharded adapter; rank 0 writes it.
     """
-    from will_it_fit.step.adapters import adapter_names
-    from will_it_fit.step.parallel import bare, full_tensor
+    from dryfit.step.adapters import adapter_names
+    from dryfit.step.parallel import bare, full_tensor
 
     model, tensors = bare(model), None
     if group.size > 1:

@@ -16,10 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.common.chat import render_prompt
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_jsonl
-from will_it_fit.common.terminal import command, progress
+from dryfit.common.chat import render_prompt
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_jsonl
+from dryfit.common.terminal import command, progress
 
 SCRIPT = Path(__file__).with_name("llama_cpp_answers.mjs")
 

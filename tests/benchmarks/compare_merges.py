@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import write_json
-from will_it_fit.common.terminal import command, log
+from dryfit.common.errors import UserError
+from dryfit.common.files import write_json
+from dryfit.common.terminal import command, log
 
 # What PEFT's documentation shows, with the base read and written in its own dtype.
 PEFT_MERGE = """

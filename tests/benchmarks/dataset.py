@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from will_it_fit.common.terminal import command
+from dryfit.common.terminal import command
 
 STEPS = ("acquire", "clean", "screen", "split", "check", "encode")
 

@@ -29,9 +29,9 @@ COMPARED = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", 
 
 def train(folder: Path, run: Path, strategy: str, gpus: int, method: str) -> None:
     """What the rule does, on the small model of the unit tests."""
+    from dryfit.common.errors import UserError
     from scripts.training import train
     from tests.unit.training.prepared import LOOP
-    from will_it_fit.common.errors import UserError
 
     step = {**STEP, "method": method, "lora": ADAPTER, "parallel": {"strategy": strategy, "gpus": gpus}}
     loop = {**LOOP, "epochs": STEPS, "max_steps": STEPS, "save_every_steps": 4}

@@ -32,8 +32,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dryfit.common.files import sha256_file
 from tests.end_to_end.chain import CONFIGURATION, ROOT, checkout
-from will_it_fit.common.files import sha256_file
 
 COMPARED = ("**/adapter/*", "**/merged/*", "**/answers.jsonl", "**/memory/**/trace.json")
 COMMAND = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", str(CONFIGURATION.relative_to(ROOT))]

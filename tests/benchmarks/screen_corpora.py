@@ -20,9 +20,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dryfit.common.errors import UserError
+from dryfit.common.terminal import command as command_line
 from scripts.screen.policy import screen
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.terminal import command as command_line
 
 Row = tuple[str, bool, str]  # group, whether it has to be refused, command
 

@@ -14,9 +14,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.files import atomic_open, read_json, write_json
+from dryfit.common.terminal import command, log
 from scripts.common.checkpoint import INDEX, ITEM_BYTES, SAFETENSORS_NAMES, SINGLE, lay_out_shard
-from will_it_fit.common.files import atomic_open, read_json, write_json
-from will_it_fit.common.terminal import command, log
 
 BLOCK = 2**22  # random numbers drawn at once
 STANDARD_DEVIATION = 0.02  # what these models initialize their matrices with

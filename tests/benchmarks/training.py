@@ -32,13 +32,13 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
     """Train on the first rows with the project's own loop."""
     import torch
 
+    from dryfit.scenario.scenario import Scenario
+    from dryfit.step.batches import IGNORED, Row, read_rows
+    from dryfit.step.model import build_model
+    from dryfit.step.optimizers import build_optimizer
+    from dryfit.step.packing import common_prefix
     from scripts.common.job import keep_host_memory
     from scripts.training.loop import Checkpoint, Fit
-    from will_it_fit.scenario.scenario import Scenario
-    from will_it_fit.step.batches import IGNORED, Row, read_rows
-    from will_it_fit.step.model import build_model
-    from will_it_fit.step.optimizers import build_optimizer
-    from will_it_fit.step.packing import common_prefix
 
     torch.set_num_threads(1)
     keep_host_memory()

@@ -38,10 +38,10 @@ def load(results: Path, chosen: dict) -> tuple[Any, Any]:
     """The model before its first step, and its tokenizer."""
     import torch
 
+    from dryfit.scenario.scenario import Scenario
+    from dryfit.step.model import build_model
     from scripts.common.tokenizer import read_tokenizer
     from scripts.runs.run_scenarios import training_scenario
-    from will_it_fit.scenario.scenario import Scenario
-    from will_it_fit.step.model import build_model
 
     torch.set_num_threads(1)
     base = results / "models" / chosen["model"]["name"]
@@ -51,10 +51,10 @@ def load(results: Path, chosen: dict) -> tuple[Any, Any]:
 
 def executed(model: Any, tokenizer: Any, system: str, benchmark: Path) -> dict[str, int]:
     """Right among the benchmark's decidable tasks."""
+    from dryfit.common.files import read_json, read_jsonl
     from scripts.evaluation.evaluate import answered
     from scripts.evaluation.execute import execute
     from scripts.execution.sandbox import State
-    from will_it_fit.common.files import read_json, read_jsonl
 
     tasks = list(read_jsonl(benchmark / "tasks.jsonl"))
     rows = answered(model, tokenizer, system, tasks, max_new_tokens=40, batch_size=256)
@@ -67,9 +67,9 @@ def measure(results: Path, chosen: dict, states: list[Path], rows: list[dict], e
     """A line for each checkpoint that has none."""
     import torch
 
+    from dryfit.step.quantized import without_noise
     from scripts.dataset.embedded import read_refusals
     from scripts.evaluation.evaluate import answered
-    from will_it_fit.step.quantized import without_noise
 
     model, tokenizer = load(results, chosen)
     run, system, refusal = chosen["run"]["name"], chosen["prompt"]["system"], read_refusals().line

@@ -84,7 +84,7 @@ class Sets(NamedTuple):
 
 def read_sets(dataset: Path, encoded: Path) -> Sets:
     """The validation split by kind; no row of it is longer than the sequence, so that both files agree."""
-    from will_it_fit.step.batches import read_rows
+    from dryfit.step.batches import read_rows
 
     pairs = [json.loads(line) for line in (dataset / "splits" / "validation.jsonl").read_text().splitlines()]
     rows = read_rows(str(encoded / "validation.parquet"))
@@ -119,15 +119,15 @@ def measure(results: Path, settings: Settings, seed: int) -> list[dict]:
     import torch
     import yaml
 
+    from dryfit.scenario.scenario import Scenario
+    from dryfit.step.batches import read_rows
+    from dryfit.step.model import build_model
+    from dryfit.step.optimizers import build_optimizer
+    from dryfit.step.packing import common_prefix
     from scripts.common.job import keep_host_memory
     from scripts.common.tokenizer import read_tokenizer
     from scripts.runs.run_scenarios import training_loop, training_scenario
     from scripts.training.loop import Checkpoint, Fit, validation_loss
-    from will_it_fit.scenario.scenario import Scenario
-    from will_it_fit.step.batches import read_rows
-    from will_it_fit.step.model import build_model
-    from will_it_fit.step.optimizers import build_optimizer
-    from will_it_fit.step.packing import common_prefix
 
     torch.set_num_threads(1)
     keep_host_memory()

@@ -104,7 +104,7 @@ def test_pages_name_files_that_are_there() -> None:
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (folder / link).exists(), f"{page} links to {link}"
         for path in re.findall(
-            r"`((?:will_it_fit|validation|scripts|rules|config|docs|tests|envs|profiles)/[\w./-]+\w)`", text
+            r"`((?:dryfit|validation|scripts|rules|config|docs|tests|envs|profiles)/[\w./-]+\w)`", text
         ):
             assert (ROOT / path).exists() or any((ROOT / path).parent.glob(Path(path).name + "*")), (
                 f"{page} names {path}"

@@ -6,17 +6,17 @@ import json
 import re
 from pathlib import Path
 
-from tests.will_it_fit.analytic.test_parameters import UNKNOWN
-from tests.will_it_fit.engine.pairs import BUILDS
-from tests.will_it_fit.families import FAMILIES
-from tests.will_it_fit.serving.test_kv_cache import TABLE as CACHES
-from tests.will_it_fit.tracing.mesh_steps import STEPS
-from tests.will_it_fit.tracing.test_snapshot import PLANTED
+from dryfit.analytic.certainty import ROWS
+from dryfit.ask.mcp_server import TOOLS
+from dryfit.cards.gpus import GIB
+from dryfit.evidence.measured import published
+from tests.dryfit.analytic.test_parameters import UNKNOWN
+from tests.dryfit.engine.pairs import BUILDS
+from tests.dryfit.families import FAMILIES
+from tests.dryfit.serving.test_kv_cache import TABLE as CACHES
+from tests.dryfit.tracing.mesh_steps import STEPS
+from tests.dryfit.tracing.test_snapshot import PLANTED
 from validation.families import FAMILIES as TABLE
-from will_it_fit.analytic.certainty import ROWS
-from will_it_fit.ask.mcp_server import TOOLS
-from will_it_fit.cards.gpus import GIB
-from will_it_fit.evidence.measured import published
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,14 +71,14 @@ def test_differences_that_were_planted_and_steps_that_were_drawn() -> None:
 
 
 def test_tools_for_assistants() -> None:
-    assert len(TOOLS) == 3 and "`will-it-fit mcp` has three tools" in page("CHANGELOG.md")
+    assert len(TOOLS) == 3 and "`dryfit mcp` has three tools" in page("CHANGELOG.md")
     assert [f"| `{name}` |" in page("docs/assistants.md") for name in TOOLS] == [True] * 3
 
 
 def test_the_step_that_calculators_are_compared_on() -> None:
     (row,) = (row for row in published() if row.id == "canifinetune-10")
     text = page("docs/calculators.md")
-    for who, share in (("measured", 0.0), ("will-it-fit, the trace", 1.0)):
+    for who, share in (("measured", 0.0), ("dryfit, the trace", 1.0)):
         sizes = [
             size * (1 + share * error) / GIB
             for size, error in (

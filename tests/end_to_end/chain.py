@@ -32,7 +32,7 @@ TRAINED_LAYERS = 4  # of the 30 of the model that is trained; tests/conda trains
 @cache
 def parsed_modules() -> str:
     """What a Snakemake that has run here before knows of the modules: to parse them takes longer than a plan."""
-    houses = (ROOT / "scripts", ROOT / "will_it_fit")
+    houses = (ROOT / "scripts", ROOT / "dryfit")
     sources = {str(path): path.read_bytes() for house in houses for path in house.rglob("*.py")}
     return json.dumps(
         {
@@ -49,7 +49,7 @@ def checkout(folder: Path) -> Path:
     """
     folder.mkdir(exist_ok=True)
     shutil.copy(ROOT / "Snakefile", folder)
-    for name in ("rules", "scripts", "will_it_fit", "validation", "config", "envs", "profiles", "tests/config"):
+    for name in ("rules", "scripts", "dryfit", "validation", "config", "envs", "profiles", "tests/config"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in PROFILED:
         path = folder / "config" / "models" / f"{name}.json"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dryfit.common.files import sha256_file
 from tests.end_to_end import chain
 from tests.end_to_end.chain import RUN, read
-from will_it_fit.common.files import sha256_file
 
 pytestmark = pytest.mark.end_to_end
 

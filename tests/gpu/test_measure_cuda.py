@@ -2,7 +2,7 @@
 
 import pytest
 
-from will_it_fit.scenario.scenario import Scenario
+from dryfit.scenario.scenario import Scenario
 
 torch = pytest.importorskip("torch")
 pytestmark = [
@@ -50,8 +50,8 @@ def needs_ampere(fields: dict) -> bool:
 
 @pytest.mark.parametrize("fields", SETTINGS, ids=str)
 def test_trace_against_the_allocator(fields):
-    from will_it_fit.tracing.measure import measure
-    from will_it_fit.tracing.trace import trace
+    from dryfit.tracing.measure import measure
+    from dryfit.tracing.trace import trace
 
     capability = torch.cuda.get_device_capability()
     if needs_ampere(fields) and capability < (8, 0):
@@ -65,7 +65,7 @@ def test_trace_against_the_allocator(fields):
 
 
 def test_context_and_reserved_memory_are_measured():
-    from will_it_fit.tracing.measure import measure
+    from dryfit.tracing.measure import measure
 
     measured = measure(scenario(precision="fp16", sequence_length=64), "cuda")
     assert 0 < measured["context_bytes"] < measured["device"]["total_bytes"]
@@ -73,8 +73,8 @@ def test_context_and_reserved_memory_are_measured():
 
 
 def test_model_on_the_card_is_the_model_on_meta():
-    from will_it_fit.step.model import build_model
-    from will_it_fit.step.quantized import assert_quantized
+    from dryfit.step.model import build_model
+    from dryfit.step.quantized import assert_quantized
 
     asked = scenario()
     card, meta = build_model(asked, "cuda"), build_model(asked, "meta")
@@ -84,9 +84,9 @@ def test_model_on_the_card_is_the_model_on_meta():
 
 
 def test_training_on_the_card_learns():
-    from will_it_fit.step.model import build_model
-    from will_it_fit.step.optimizers import build_optimizer
-    from will_it_fit.step.step import forward_backward, optimizer_step, random_batch
+    from dryfit.step.model import build_model
+    from dryfit.step.optimizers import build_optimizer
+    from dryfit.step.step import forward_backward, optimizer_step, random_batch
 
     asked = scenario(precision="fp16", sequence_length=64)
     model = build_model(asked, "cuda")

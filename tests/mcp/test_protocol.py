@@ -12,7 +12,7 @@ from typing import Any
 from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
-from will_it_fit.ask.mcp_server import TOOLS
+from dryfit.ask.mcp_server import TOOLS
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP = {"model": "smollm2-135m", "sequence_length": 128}
@@ -22,7 +22,7 @@ def session(talk: Callable[[Client], Awaitable[Any]]) -> Any:
     """Start a server, and talk with it."""
 
     async def connected() -> Any:
-        server = StdioServerParameters(command=sys.executable, args=["-m", "will_it_fit.ask", "mcp"], cwd=ROOT)
+        server = StdioServerParameters(command=sys.executable, args=["-m", "dryfit.ask", "mcp"], cwd=ROOT)
         async with Client(stdio_client(server)) as client:
             return await talk(client)
 
@@ -34,14 +34,14 @@ def test_a_session_lists_three_tools_answers_each_and_refuses_what_is_wrong() ->
         ask = client.call_tool
         return {
             "tools": (await client.list_tools()).tools,
-            "fits": await ask("will_it_fit", STEP | {"gpu": "t4"}),
-            "unknown": await ask("will_it_fit", STEP | {"gup": "t4"}),
-            "wrong": await ask("will_it_fit", STEP | {"sequence_length": "long"}),
-            "field": await ask("will_it_fit", STEP | {"settings": {"lora.rnak": 8}}),
+            "fits": await ask("dryfit", STEP | {"gpu": "t4"}),
+            "unknown": await ask("dryfit", STEP | {"gup": "t4"}),
+            "wrong": await ask("dryfit", STEP | {"sequence_length": "long"}),
+            "field": await ask("dryfit", STEP | {"settings": {"lora.rnak": 8}}),
             "changes": await ask("what_fits", STEP | {"gpu": "0.5GiB", "method": "full"}),
             "differs": await ask("explain_difference", {"before": STEP, "after": STEP | {"micro_batch": 8}}),
             "half": await ask("explain_difference", {"before": STEP}),
-            "again": await ask("will_it_fit", STEP),
+            "again": await ask("dryfit", STEP),
         }
 
     said = session(talk)
@@ -54,7 +54,7 @@ def test_a_session_lists_three_tools_answers_each_and_refuses_what_is_wrong() ->
     assert answers["fits"]["sentence"].startswith("FITS: ")
     assert answers["fits"]["evidence"].startswith("No measured step") and len(json.dumps(answers["fits"])) < 2500
     assert answers["again"]["fits"] is None and "Name a gpu" in answers["again"]["next"]
-    assert answers["changes"]["fits"] is False and answers["changes"]["changes"][0]["command"].startswith("will-it-fit")
+    assert answers["changes"]["fits"] is False and answers["changes"]["changes"][0]["command"].startswith("dryfit")
     assert answers["differs"]["more_bytes"] > 0 and answers["differs"]["settings"][0]["change"].startswith(
         "micro_batch"
     )

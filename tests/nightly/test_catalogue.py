@@ -8,12 +8,12 @@ import pytest
 import torch
 import transformers
 
-from will_it_fit.analytic.decoder import NotDescribed
-from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.common.files import read_yaml
-from will_it_fit.scenario.hub import INDEX, MODELS
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing.trace import trace
+from dryfit.analytic.decoder import NotDescribed
+from dryfit.analytic.estimate import analytic_estimate
+from dryfit.common.files import read_yaml
+from dryfit.scenario.hub import INDEX, MODELS
+from dryfit.scenario.scenario import Scenario
+from dryfit.tracing.trace import trace
 
 # Families that the analytic estimate does not describe; what it describes it must go on describing.
 NOT_DESCRIBED = {"gpt-oss-20b", "olmo-2-7b"}

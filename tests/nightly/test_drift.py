@@ -8,11 +8,11 @@ import re
 
 import pytest
 
+from dryfit.common.files import read_json
+from dryfit.hours.step_time import simulate
 from tests.repository import ROOT
 from validation import environments, measurements, timed_rows, times
 from validation.rows import SOURCES, read
-from will_it_fit.common.files import read_json
-from will_it_fit.hours.step_time import simulate
 
 # The quickest rows that show what is particular about their source.
 ROWS = {

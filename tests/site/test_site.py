@@ -18,14 +18,14 @@ from urllib.parse import unquote, urlencode
 
 import pytest
 
+from dryfit.cards.gpus import catalogue
+from dryfit.scenario.hub import MODELS
+from dryfit.site.answer import reply
+from dryfit.site.build import ROOT, calculator
+from dryfit.site.documents import documents
 from tests.browser import errors, needs_browser, opened
+from tests.dryfit.scenario.models_server import ModelsServer
 from tests.local_server import LocalServer, QuietHandler
-from tests.will_it_fit.scenario.models_server import ModelsServer
-from will_it_fit.cards.gpus import catalogue
-from will_it_fit.scenario.hub import MODELS
-from will_it_fit.site.answer import reply
-from will_it_fit.site.build import ROOT, calculator
-from will_it_fit.site.documents import documents
 
 CONFIG = json.loads((MODELS / "qwen3-0.6b.json").read_text(encoding="utf-8"))
 LLAMA = json.loads((MODELS / "llama-3.2-1b.json").read_text(encoding="utf-8"))
@@ -395,8 +395,8 @@ def test_another_method_and_its_smallest_card_are_chosen_with_one_click(page: An
 
 
 def test_start_page_calculator_and_command_say_the_same_and_link_to_each_other() -> None:
-    from will_it_fit.site.build import first_answer, page
-    from will_it_fit.site.documents import installation, start_page
+    from dryfit.site.build import first_answer, page
+    from dryfit.site.documents import installation, start_page
 
     peak = first_answer()["answer"]["analytic"]["peak_allocated_bytes"] / 2**30
     start, made = start_page(), page()

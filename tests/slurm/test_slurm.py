@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dryfit.common.files import sha256_file
 from tests.end_to_end import chain
 from tests.slurm.one_node import PACKAGES, OneNodeSlurm, missing
 from tests.workflow.plan import planned
-from will_it_fit.common.files import sha256_file
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is not installed: apt-get install {PACKAGES}")
 

@@ -13,17 +13,17 @@ from scripts.common.code_digests import absolute_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
-HOUSES = ("will_it_fit", "scripts", "validation")
-ROW = re.compile(r"^\| `((?:will_it_fit/|scripts/|validation)[\w/]*)` \|[^|]*\|([^|]*)\|(?:([^|]*)\|)?$", re.MULTILINE)
+HOUSES = ("dryfit", "scripts", "validation")
+ROW = re.compile(r"^\| `((?:dryfit/|scripts/|validation)[\w/]*)` \|[^|]*\|([^|]*)\|(?:([^|]*)\|)?$", re.MULTILINE)
 
 
 def rooms(text: str) -> dict[str, set[str]]:
     """Each room of the page's tables, with the rooms that it may use."""
     found = {}
     for room, first, second in ROW.findall(text):
-        own, library = ("", first) if room.startswith("will_it_fit/") else (first, second)
+        own, library = ("", first) if room.startswith("dryfit/") else (first, second)
         names = [("scripts", name) for name in re.findall(r"`([^`]+)`", own)]
-        names += [("will_it_fit", name) for name in re.findall(r"`([^`]+)`", library)]
+        names += [("dryfit", name) for name in re.findall(r"`([^`]+)`", library)]
         found[room] = {f"{house}/{name}" for house, name in names}
     return found
 
@@ -40,24 +40,24 @@ HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safeten
 WITHOUT_TORCH = (
     "scripts/common",
     "scripts/runs",
-    "will_it_fit/common",
-    "will_it_fit/data",
-    "will_it_fit/scenario",
-    "will_it_fit/cards",
-    "will_it_fit/evidence",
-    "will_it_fit/analytic",
+    "dryfit/common",
+    "dryfit/data",
+    "dryfit/scenario",
+    "dryfit/cards",
+    "dryfit/evidence",
+    "dryfit/analytic",
     "scripts/screen",
     "scripts/execution",
     "scripts/dataset",
     "scripts/documents",
     "scripts/provenance",
-    "will_it_fit/ask",
-    "will_it_fit/readers",
-    "will_it_fit/site",
+    "dryfit/ask",
+    "dryfit/readers",
+    "dryfit/site",
 )
 
 # The disk's sizes are compared with the files that a real step leaves, the training's own step with its trace.
-BESIDE_THE_ROOM = {"test_disk.py": {"will_it_fit/step"}, "test_several_processes.py": {"will_it_fit/tracing"}}
+BESIDE_THE_ROOM = {"test_disk.py": {"dryfit/step"}, "test_several_processes.py": {"dryfit/tracing"}}
 OF_A_LIBRARY = {"trainer.py"}  # its class is one of transformers'
 
 
@@ -97,7 +97,7 @@ def project_files(path: Path) -> set[Path]:
 
 
 def test_every_folder_has_a_row() -> None:
-    folders = {path.parent.relative_to(ROOT).as_posix() for path in MODULES} - {"will_it_fit"}  # its public face
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in MODULES} - {"dryfit"}  # its public face
     assert folders == set(ROOMS), "docs/architecture.md lists a room that isn't there, or lacks one"
 
 
@@ -115,7 +115,7 @@ def test_the_library_knows_nothing_of_the_pipeline() -> None:
         below = {file.relative_to(ROOT).parts[0] for file in project_files(path)}
         house = path.relative_to(ROOT).parts[0]
         assert house == "validation" or "validation" not in below, path
-        assert house != "will_it_fit" or below <= {"will_it_fit"}, path
+        assert house != "dryfit" or below <= {"dryfit"}, path
 
 
 @pytest.mark.parametrize("room", sorted(room for room in ROOMS if room.startswith("scripts/")))
@@ -123,7 +123,7 @@ def test_tests_of_a_pipelines_room_use_of_the_library_what_the_room_may_use(room
     """So a test of the pipeline does not look into the engine behind the library's back."""
     for path in (ROOT / "tests" / "unit" / room.removeprefix("scripts/")).glob("*.py"):
         files = (module_file(name) or module_file(name.rpartition(".")[0]) for name in imported(path))
-        used = {room_of(file) for file in files if file and file.is_relative_to(ROOT / "will_it_fit")}
+        used = {room_of(file) for file in files if file and file.is_relative_to(ROOT / "dryfit")}
         beyond = used - ROOMS[room] - BESIDE_THE_ROOM.get(path.name, set())
         assert not beyond, f"{path.relative_to(ROOT)} imports {beyond}; docs/architecture.md doesn't let {room} do so"
 

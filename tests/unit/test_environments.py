@@ -48,9 +48,9 @@ PACKAGES = {"fla": "fla-core"}  # whose name is not that of what they bring
 # Where something of the library stands in for what a program imports, or follows an import of the program's own.
 EXTENSIONS = ("causal_conv1d_cuda", "flash_attn_2_cuda", "flash_attn_interface", "selective_scan_cuda", "wkv_cuda")
 STOOD_IN = {
-    **dict.fromkeys((*EXTENSIONS, "kernels"), "will_it_fit/engine/extensions.py"),
-    "pynvml": "will_it_fit/program/nvml.py",
-    "tiktoken": "will_it_fit/program/data.py",
+    **dict.fromkeys((*EXTENSIONS, "kernels"), "dryfit/engine/extensions.py"),
+    "pynvml": "dryfit/program/nvml.py",
+    "tiktoken": "dryfit/program/data.py",
 }
 
 
@@ -167,7 +167,7 @@ def test_the_snakefile_needs_nothing_beside_snakemake() -> None:
     assert distributions(frozenset(third_party)) - brought <= {
         "pip",
         "setuptools",
-        "will-it-fit",
+        "dryfit",
     }  # what site loads by itself
 
 
@@ -178,8 +178,8 @@ def test_an_extra_brings_each_optional_package(package: str) -> None:
 
 
 def test_each_extra_that_a_text_names_is_there() -> None:
-    files = [*(ROOT / "will_it_fit").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    files = [*(ROOT / "dryfit").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
     texts = [path.read_text(encoding="utf-8") for path in files]
-    named = {name for text in texts for name in re.findall(r"will-it-fit\[(\w+)\]|the extra `(\w+)`", text)}
+    named = {name for text in texts for name in re.findall(r"dryfit\[(\w+)\]|the extra `(\w+)`", text)}
     assert {"run", "trl"} < (found := {one or other for one, other in named})
     assert all(direct_lines(name, is_extra=True) for name in found)

@@ -17,9 +17,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from dryfit.common.versions import VERSION
 from envs import install
 from envs.install import direct_lines
-from will_it_fit.common.versions import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -119,33 +119,33 @@ def test_the_catalog_entry_says_how_it_is_used() -> None:
 def test_the_wheel_answers_beside_a_project_with_folders_of_the_same_names(tmp_path: Path) -> None:
     """Built as `pip wheel .` builds it, and asked in a project that has its own `scripts/` and `config/`."""
     source, wheels, place, project = (tmp_path / name for name in ("source", "wheels", "installed", "project"))
-    names = ["will_it_fit", "pyproject.toml", "README.md", "LICENSE"]
+    names = ["dryfit", "pyproject.toml", "README.md", "LICENSE"]
     files = subprocess.run(["git", "ls-files", *names], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in files.stdout.split():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, source / name)
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", wheels, source]
     subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = wheels.glob("will_it_fit-*.whl")
+    (wheel,) = wheels.glob("dryfit-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
         entry = next(name for name in held if name.endswith("entry_points.txt"))
-        assert "will-it-fit = will_it_fit.ask.command:run" in archive.read(entry).decode()
+        assert "dryfit = dryfit.ask.command:run" in archive.read(entry).decode()
         archive.extractall(place)
-    assert {name.partition("/")[0] for name in held if ".dist-info" not in name} == {"will_it_fit"}
-    wanted = {name for name in files.stdout.split() if name.startswith("will_it_fit/")}
-    wanted.remove("will_it_fit/engine/pyproject.toml")  # of the engine's own wheel
+    assert {name.partition("/")[0] for name in held if ".dist-info" not in name} == {"dryfit"}
+    wanted = {name for name in files.stdout.split() if name.startswith("dryfit/")}
+    wanted.remove("dryfit/engine/pyproject.toml")  # of the engine's own wheel
     assert wanted <= held, sorted(wanted - held)[:5]
     for folder in ("scripts", "config"):
         (project / folder).mkdir(parents=True)
         (project / folder / "__init__.py").write_text("raise ImportError('of another project')")
     program = (
-        "import sys, will_it_fit\n"
-        "answer = will_it_fit.will_it_fit('Qwen/Qwen3-8B', gpu='4090', quick=True)\n"
+        "import sys, dryfit\n"
+        "answer = dryfit.fit('Qwen/Qwen3-8B', gpu='4090', quick=True)\n"
         "assert answer.fits and 'torch' not in sys.modules\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), str(place)])}
-    for arguments in (["-c", program], ["-m", "will_it_fit.ask", "Qwen/Qwen3-8B", "--gpu", "4090", "--quick"]):
+    for arguments in (["-c", program], ["-m", "dryfit.ask", "Qwen/Qwen3-8B", "--gpu", "4090", "--quick"]):
         done = subprocess.run(
             [sys.executable, *arguments], cwd=project, env=environment, capture_output=True, text=True
         )
@@ -153,13 +153,13 @@ def test_the_wheel_answers_beside_a_project_with_folders_of_the_same_names(tmp_p
 
 
 def test_the_public_names_are_there_and_typed() -> None:
-    import will_it_fit
+    import dryfit
 
-    stub = (ROOT / "will_it_fit" / "__init__.pyi").read_text(encoding="utf-8")
+    stub = (ROOT / "dryfit" / "__init__.pyi").read_text(encoding="utf-8")
     where = {name: module for module, name in re.findall(r"from ([\w.]+) import (\w+) as \2", stub)}
-    assert where == {name: f"will_it_fit.{module}" for name, module in will_it_fit._WHERE.items()}
-    for name in set(will_it_fit.__all__) - {"MeasureSteps", "StopIfItWontFit", "WontFit"}:  # these load transformers
-        assert getattr(will_it_fit, name) is not None
+    assert where == {name: f"dryfit.{module}" for name, module in dryfit._WHERE.items()}
+    for name in set(dryfit.__all__) - {"MeasureSteps", "StopIfItWontFit", "WontFit"}:  # these load transformers
+        assert getattr(dryfit, name) is not None
 
 
 def test_what_the_package_needs_allows_what_is_pinned() -> None:
@@ -207,12 +207,12 @@ def test_a_release_is_published_without_a_token_and_by_its_own_tag() -> None:
 
 
 def test_the_image_of_the_library_copies_what_the_wheel_needs() -> None:
-    text = (ROOT / "Dockerfile.will-it-fit").read_text(encoding="utf-8")
-    kept = (ROOT / "Dockerfile.will-it-fit.dockerignore").read_text(encoding="utf-8").split()
+    text = (ROOT / "Dockerfile.dryfit").read_text(encoding="utf-8")
+    kept = (ROOT / "Dockerfile.dryfit.dockerignore").read_text(encoding="utf-8").split()
     copied = [name for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE) for name in line.split()]
-    assert set(copied) == {"pyproject.toml", "README.md", "LICENSE", "will_it_fit"}
+    assert set(copied) == {"pyproject.toml", "README.md", "LICENSE", "dryfit"}
     assert {f"!{name}" for name in copied} <= set(kept)
-    assert re.search(r'^ENTRYPOINT \["will-it-fit"\]$', text, re.MULTILINE) and re.search(r"^USER ", text, re.MULTILINE)
+    assert re.search(r'^ENTRYPOINT \["dryfit"\]$', text, re.MULTILINE) and re.search(r"^USER ", text, re.MULTILINE)
 
 
 def test_what_llms_txt_names_is_there() -> None:
@@ -223,4 +223,4 @@ def test_what_llms_txt_names_is_there() -> None:
 
 def test_make_puts_the_command_on_the_path() -> None:
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert re.search(r'-P -m scripts\.ask "\$\$@"\\n', recipe) and "chmod +x $(BIN)/will-it-fit" in recipe
+    assert re.search(r'-P -m scripts\.ask "\$\$@"\\n', recipe) and "chmod +x $(BIN)/dryfit" in recipe

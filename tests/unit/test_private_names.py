@@ -19,7 +19,7 @@ import pytest
 
 from tests.repository import ROOT
 
-HOUSES = ("will_it_fit", "scripts")
+HOUSES = ("dryfit", "scripts")
 
 FSDP, FSDP2, DATA_PARALLEL = "torch.distributed.fsdp", "torch.distributed.fsdp._fully_shard", "torch.nn.parallel"
 PIPELINES = "torch.distributed.pipelining"
@@ -252,7 +252,7 @@ def test_operators_that_the_engine_knows_by_name_are_there() -> None:
     import bitsandbytes  # noqa: F401, registers its own
     import torch
 
-    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "will_it_fit" / "engine").glob("*.py"))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "dryfit" / "engine").glob("*.py"))
     named = set(re.findall(r'"((?:aten|bitsandbytes)::\w*\w)(?<!_foreach_)(?<!_fused_)"', text))
     missing = {name for name in named if not hasattr(getattr(torch.ops, name.split("::")[0]), name.split("::")[1])}
     assert len(named) > 8 and not missing, f"torch {torch.__version__} or bitsandbytes lacks {missing}"

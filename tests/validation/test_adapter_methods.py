@@ -2,8 +2,8 @@
 
 import re
 
+from dryfit.step.adapters import IMPOSSIBLE
 from validation.adapter_methods import PAGE, methods
-from will_it_fit.step.adapters import IMPOSSIBLE
 
 
 def test_the_page_names_every_method_of_peft():

@@ -4,11 +4,11 @@ import json
 from dataclasses import replace
 from itertools import islice
 
+from dryfit.cards.gpus import find
+from dryfit.planner.largest_fit import Border, Borders
+from tests.dryfit.decoders import LLAMA_3_LAYERS
 from tests.repository import ROOT
-from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from validation.borders import cells, judged, text
-from will_it_fit.cards.gpus import find
-from will_it_fit.planner.largest_fit import Border, Borders
 
 CARD = replace(find({"vram_gib": 1}), name="small", total_bytes=find({"vram_gib": 1}).context_bytes + 90 * 2**20)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dryfit.evidence.measured import published
 from validation import evidence
-from will_it_fit.evidence.measured import published
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
 

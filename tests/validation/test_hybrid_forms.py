@@ -8,19 +8,19 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.will_it_fit.families import FAMILIES
+from dryfit.analytic.certainty import Needs, kind_of, over_peak, peak_bound
+from dryfit.analytic.decoder import NotDescribed
+from dryfit.analytic.estimate import analytic_estimate
+from dryfit.analytic.plans import _HYBRIDS
+from dryfit.analytic.setting import describe
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_json
+from dryfit.scenario.model import MODELS
+from dryfit.scenario.scenario import Scenario
+from dryfit.step.model import build_model
+from dryfit.tracing.trace import trace
+from tests.dryfit.families import FAMILIES
 from validation.hybrid_forms import PACKAGES, few_layers, model_of
-from will_it_fit.analytic.certainty import Needs, kind_of, over_peak, peak_bound
-from will_it_fit.analytic.decoder import NotDescribed
-from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.analytic.plans import _HYBRIDS
-from will_it_fit.analytic.setting import describe
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_json
-from will_it_fit.scenario.model import MODELS
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.step.model import build_model
-from will_it_fit.tracing.trace import trace
 
 H100 = (9, 0)
 KNOWN = sorted(set(FAMILIES) & set(_HYBRIDS))

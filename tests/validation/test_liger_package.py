@@ -10,10 +10,10 @@ from importlib.util import find_spec
 
 import pytest
 
+from dryfit.common.errors import UserError
 from validation import modules
 from validation.liger_package import COMMITS, commit_of, package_of, results
 from validation.liger_scripts import FLUSHED_BYTES, Process, Run, measured
-from will_it_fit.common.errors import UserError
 
 # One size of each kernel whose buffers are today what they were when it was measured.
 SAME = ["cross_entropy-4096", "geglu-1024", "layer_norm-1024", "swiglu-1024", "distill_cosine-1024"]

@@ -3,9 +3,9 @@
 import csv
 import statistics
 
+from dryfit.common.files import read_json
 from tests.repository import ROOT
 from validation import litgpt_hub
-from will_it_fit.common.files import read_json
 
 KEPT = read_json(litgpt_hub.REPORT)["rows"]
 PAGE = (ROOT / "docs" / "memory-validation.md").read_text(encoding="utf-8")

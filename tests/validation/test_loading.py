@@ -5,17 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.will_it_fit.decoders import LLAMA_3_LAYERS
+from dryfit.engine.allocator import EMPTY_CACHE, MIB
+from dryfit.engine.model_tensors import quantization_state
+from dryfit.engine.replay import replay
+from dryfit.engine.report import alive_after
+from dryfit.scenario.scenario import Scenario
+from dryfit.step.model import build_model
+from dryfit.tracing import loading
+from dryfit.tracing.loaders import Loader
+from dryfit.tracing.loading import loading_history
+from tests.dryfit.decoders import LLAMA_3_LAYERS
 from validation.rows import read
-from will_it_fit.engine.allocator import EMPTY_CACHE, MIB
-from will_it_fit.engine.model_tensors import quantization_state
-from will_it_fit.engine.replay import replay
-from will_it_fit.engine.report import alive_after
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.step.model import build_model
-from will_it_fit.tracing import loading
-from will_it_fit.tracing.loaders import Loader
-from will_it_fit.tracing.loading import loading_history
 
 ROWS = {row.id: row for row in read("t4")}
 

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
+from dryfit.common.errors import UserError
 from tests.nightly import test_drift
 from tests.repository import ROOT
 from validation import measurements, timed_rows
 from validation.rows import MIB, SOURCES, STAGES, read
-from will_it_fit.common.errors import UserError
 
 ROWS = {row.id: row for source in SOURCES for row in read(source)}
 REPORT = json.loads(measurements.REPORT.read_text(encoding="utf-8"))

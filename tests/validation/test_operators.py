@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dryfit.engine.report import Report
+from dryfit.engine.trace import Options, measure_step, trace_step
 from validation.operators import compare
-from will_it_fit.engine.report import Report
-from will_it_fit.engine.trace import Options, measure_step, trace_step
 
 
 def _sorted(x: torch.Tensor) -> Any:

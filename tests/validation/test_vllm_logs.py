@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from dryfit.common.text import GIB
+from dryfit.serving.kv_cache import kv_cache, layers_of
 from validation.vllm_logs import main, rows
-from will_it_fit.common.text import GIB
-from will_it_fit.serving.kv_cache import kv_cache, layers_of
 
-MODELS = Path("will_it_fit/data/models")
+MODELS = Path("dryfit/data/models")
 LOGS = [row for row in rows("development") if row["catalogued"] and row["kv_gib"] and row["tokens"]]
 
 

@@ -72,7 +72,7 @@ def test_from_a_git_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     work, bare, importer = tmp_path / "work", tmp_path / "bare.git", tmp_path / "importer"
     work.mkdir()
     shutil.copy(ROOT / "Snakefile", work)
-    for name in ("rules", "scripts", "will_it_fit", "config", "envs"):
+    for name in ("rules", "scripts", "dryfit", "config", "envs"):
         shutil.copytree(ROOT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
     git("init", "-b", "main", work)
     git("-C", work, "add", ".")

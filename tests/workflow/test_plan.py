@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dryfit.common.device import cuda_devices
+from dryfit.common.files import read_report
+from tests.dryfit.scenario.models_server import COMMIT, ModelsServer
 from tests.end_to_end import chain
-from tests.will_it_fit.scenario.models_server import COMMIT, ModelsServer
 from tests.workflow.plan import make_believe, planned, planned_text, recorded_params, snakemake
-from will_it_fit.common.device import cuda_devices
-from will_it_fit.common.files import read_report
 
 TINY = chain.CONFIGURATION.relative_to(chain.ROOT)
 

@@ -145,7 +145,7 @@ def test_order_of_keys_runs_nothing(project, tmp_path):
 
 
 def test_a_touch_of_all_code_and_templates_runs_nothing(plan, project):
-    for folder in ("scripts", "will_it_fit", "rules", "config", "envs"):
+    for folder in ("scripts", "dryfit", "rules", "config", "envs"):
         for path in (project / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 os.utime(path)
@@ -235,7 +235,7 @@ REWORDED = [
 
 @pytest.mark.parametrize(("module", "old", "new"), REWORDED, ids=lambda text: text[:20])
 def test_a_reworded_message_runs_nothing(plan, project, module, old, new):
-    with edited(project / "will_it_fit" / module, old, new):
+    with edited(project / "dryfit" / module, old, new):
         assert plan() == set()
 
 
@@ -255,7 +255,7 @@ def test_a_comment_in_a_script_runs_nothing(plan, project):
             DATASET | MODEL | {"train_adapter", "merge_adapter"},
         ),
         (
-            "will_it_fit/step/step.py",
+            "dryfit/step/step.py",
             "CHUNK_TOKENS = 256",
             "CHUNK_TOKENS = 128",
             # The evaluation packs its rows as the step does.
@@ -263,7 +263,7 @@ def test_a_comment_in_a_script_runs_nothing(plan, project):
             DATASET | MODEL | {"encode_dataset"},
         ),
         (
-            "will_it_fit/common/chat.py",
+            "dryfit/common/chat.py",
             "IGNORED = -100",
             "IGNORED = -101",
             {"encode_dataset", "evaluate_base", "train_adapter"},

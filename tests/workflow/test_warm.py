@@ -15,7 +15,7 @@ from tests.warm import launchers
 
 SHOWN = """
 import json, os, sys
-houses = ("scripts", "tests", "validation", "will_it_fit")
+houses = ("scripts", "tests", "validation", "dryfit")
 ours = sorted(name for name in sys.modules if name.partition(".")[0] in houses)
 shown = {"argv": sys.argv[1:], "folder": os.getcwd(), "import": sys.path[0], "input": sys.stdin.read()}
 shown |= {"name": __name__, "ours": ours, "threads": os.environ.get("OMP_NUM_THREADS")}

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dryfit import readers
+from dryfit.ask.command import main
+from dryfit.common.errors import UserError
 from scripts.ask.__main__ import step_of_a_run
 from scripts.runs.configuration import read_schema
-from will_it_fit import readers
-from will_it_fit.ask.command import main
-from will_it_fit.common.errors import UserError
 
 
 def test_the_sections_of_a_run_are_the_schemas() -> None:

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from dryfit.common.errors import UserError
+from dryfit.scenario.scenario import Scenario
+from dryfit.step.model import build_model, parameter_count
+from dryfit.step.optimizers import build_optimizer
+from dryfit.step.step import random_step
 from scripts.common import disk
 from scripts.common.resource_table import FITS, TOO_SMALL
 from scripts.training.loop import Checkpoint
 from scripts.training.train_process import save_adapter
-from tests.will_it_fit.decoders import DECODERS
-from will_it_fit.common.errors import UserError
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.step.model import build_model, parameter_count
-from will_it_fit.step.optimizers import build_optimizer
-from will_it_fit.step.step import random_step
+from tests.dryfit.decoders import DECODERS
 
 # Large enough for tensors to outweigh their names.
 MODEL = DECODERS["llama"] | {"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 4000}

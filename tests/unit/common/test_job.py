@@ -10,9 +10,9 @@ from scripts.common.code_digests import ROOT
 SCRIPT = """
 import os, sys, warnings
 from types import SimpleNamespace
-from will_it_fit.common.errors import UserError
+from dryfit.common.errors import UserError
 from scripts.common.job import job
-from will_it_fit.common.terminal import log
+from dryfit.common.terminal import log
 
 with job(SimpleNamespace(rule="a_rule", log=["logs/a.log"])):
     warnings.warn("a library's warning", FutureWarning)
@@ -69,6 +69,6 @@ def test_a_failure_is_told_in_both_places(tmp_path, end, words):
     ],
 )
 def test_a_command_that_crashes_gives_no_answer(tmp_path, main, status, words):
-    code = f"from will_it_fit.common.terminal import command\ncommand({main})"
+    code = f"from dryfit.common.terminal import command\ncommand({main})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == status and words in done.stderr and (words or not done.stderr)

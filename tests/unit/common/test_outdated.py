@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import write_json, write_report
 from scripts.common import made_from, outdated
 from scripts.runs import around_jobs
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import write_json, write_report
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_jsonl, read_report, write_jsonl, write_report
 from scripts.dataset import acquire, split
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_jsonl, read_report, write_jsonl, write_report
 
 NAMES = ("pairs", "external", "rejected", "harmful", "report")
 

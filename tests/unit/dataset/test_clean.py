@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_report, write_report
 from scripts.common import syntax
 from scripts.dataset import clean
 from scripts.dataset.text import clean_command, clean_request, command_key, defect, request_key
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, write_report
 
 ANY_TEXT = st.text(st.characters(), max_size=60)  # half surrogate pairs and control characters too
 

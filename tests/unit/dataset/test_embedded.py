@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dryfit.common.errors import UserError
 from scripts.common.syntax import check_syntax
 from scripts.dataset import embedded
 from scripts.dataset.embedded import (
@@ -26,7 +27,6 @@ from scripts.dataset.embedded import (
 )
 from scripts.dataset.text import clean_command, clean_request, defect, request_key
 from scripts.screen.policy import screen
-from will_it_fit.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 # SHA-256 of what the command prints. A row that changes here changes every model trained on the embedded data.

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from dryfit.common.chat import IGNORED, as_data, control_tokens, encode_pairs, render_prompt
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_report, write_report
 from scripts.dataset import encode
 from scripts.dataset.embedded import generate
 from scripts.dataset.rows import SPLITS
 from tests.chat_tokenizer import CHATML, make_tokenizer
-from will_it_fit.common.chat import IGNORED, as_data, control_tokens, encode_pairs, render_prompt
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, write_report
 
 SYSTEM = "Answer with one command."
 # The manners of well-known templates, in short.

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_jsonl, read_report, write_jsonl, write_report
 from scripts.common import wheels
 from scripts.dataset import acquire, examples
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_jsonl, read_report, write_jsonl, write_report
 
 SORT = """\
 # sort

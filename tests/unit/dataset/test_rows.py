@@ -5,8 +5,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from dryfit.common.errors import UserError
 from scripts.dataset.rows import COLUMNS, count, must_keep_some, read_chunks, read_rows, write_rows
-from will_it_fit.common.errors import UserError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 LOOKS_LIKE_SOMETHING_ELSE = ["", "null", "NaN", "true", "1e5", "007", "2024-01-01", "{}", '"', "\\/", "\x00\x1f\x7f"]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_report, write_report
 from scripts.dataset import screen_dataset
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, write_report
 
 ROWS = [
     ("list files", "ls"),

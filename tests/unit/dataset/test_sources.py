@@ -17,12 +17,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_report
 from scripts.dataset import acquire
 from scripts.dataset.sources import MAXIMUM_LINE_CHARACTERS, read_file
 from scripts.dataset.text import defect
 from scripts.runs import configuration
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report
 
 ROOT = Path(__file__).resolve().parents[3]
 PAIRS = [("list files in a", "ls a"), ("zeige größe", "du -sh ."), ('say "hi", twice', 'echo "hi, hi"')]

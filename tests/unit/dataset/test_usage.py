@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from dryfit.common.errors import UserError
 from scripts.dataset.embedded import generate, read_grammar
 from scripts.dataset.usage import (
     HARM,
@@ -19,7 +20,6 @@ from scripts.dataset.usage import (
     read_uses,
     turns,
 )
-from will_it_fit.common.errors import UserError
 
 
 def test_the_counts_of_the_sources_and_what_stands_for_a_missing_one():

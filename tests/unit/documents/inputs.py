@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dryfit.common.files import write_jsonl, write_report
 from tests.repository import ROOT
 from tests.unit.documents.record import RECORD
-from will_it_fit.common.files import write_jsonl, write_report
 
 TEMPLATES = ROOT / "config" / "templates"
 DOCUMENTS = {

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dryfit.common.errors import UserError
 from scripts.documents import card
 from scripts.documents.validate import REQUIRED_SECTIONS, check_card, check_document, prose, split_card
 from tests.unit.documents import inputs
 from tests.unit.documents.inputs import weak
-from will_it_fit.common.errors import UserError
 
 HARMFUL = {"category": "container-escape", "screen": "ok", "refused": False, "answer": "ls"}
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from dryfit.common.text import GIB
 from scripts.documents.draw_cycle import OWNERS, draw_cycle, main
-from will_it_fit.common.text import GIB
 
 
 def phase(name: str, card: str = "trainer", **owners: float) -> dict:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import write_json, write_jsonl, write_report
 from scripts.documents.gather import gather
 from tests.unit.documents import inputs
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import write_json, write_jsonl, write_report
 
 
 def test_a_figure_changed_by_hand_is_noticed_and_the_file_to_delete_is_named(tmp_path: Path) -> None:

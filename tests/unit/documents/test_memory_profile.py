@@ -126,8 +126,8 @@ def test_the_summary_says_in_a_column_what_is_feasible(write: Callable[..., str]
 
 
 def test_components_keep_their_sum_in_their_groups() -> None:
+    from dryfit.engine.components import GROUPS, grouped
     from scripts.documents.memory import GROUP_TITLES
-    from will_it_fit.engine.components import GROUPS, grouped
 
     assert list(GROUP_TITLES) == list(GROUPS)
     for step in inputs.recorded()["profile"]:

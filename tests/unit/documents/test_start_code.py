@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from dryfit.common.chat import render_prompt
 from scripts.documents.evaluation import start_code
 from scripts.documents.traced_values import plain
 from tests.unit.documents import inputs
-from will_it_fit.common.chat import render_prompt
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -4,9 +4,9 @@ from dataclasses import asdict
 
 import pytest
 
+from dryfit.common.files import write_report
 from scripts.common.resource_table import judged
 from scripts.documents import terminal_summary
-from will_it_fit.common.files import write_report
 
 GPU = {"title": "NVIDIA GeForce RTX 4090"}
 

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
+from dryfit.common.errors import UserError
 from scripts.evaluation.compare import compare, compare_tests
 from scripts.evaluation.scores import summarize
-from will_it_fit.common.errors import UserError
 
 
 def rows(exact, loss, tokens=10):

@@ -7,12 +7,12 @@ import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
+from dryfit.common.files import read_jsonl, read_report, write_jsonl, write_report
+from dryfit.scenario.scenario import Scenario
+from dryfit.step.model import build_model
 from scripts.evaluation import compare_merged, evaluate
 from scripts.training.train_process import save_adapter
 from tests.unit.training.prepared import PAIRS, STEP, SYSTEM, describe, save_model
-from will_it_fit.common.files import read_jsonl, read_report, write_jsonl, write_report
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.step.model import build_model
 
 SETTINGS = {"requests": None, "max_new_tokens": 6, "batch_size": 4, "benchmark": 0}
 

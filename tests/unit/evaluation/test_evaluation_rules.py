@@ -6,12 +6,12 @@ import re
 import pytest
 import torch
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_jsonl, read_report, write_jsonl, write_report
+from dryfit.step import generation as answer
 from scripts.common.requests import BASELINES
 from scripts.evaluation import compare, evaluate
 from tests.unit.training.prepared import PAIRS, SYSTEM, describe, save_model
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_jsonl, read_report, write_jsonl, write_report
-from will_it_fit.step import generation as answer
 
 SETTINGS = {"requests": None, "max_new_tokens": 6, "batch_size": 4, "benchmark": 1}
 LINE = "false # refused"

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_jsonl, read_report, write_jsonl, write_report
 from scripts.evaluation import execute
 from scripts.evaluation.scores import score
 from scripts.execution import fetch_benchmark
 from tests.unit.execution.benchmark import ROWS, write_wheel
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_jsonl, read_report, write_jsonl, write_report
 
 ANSWERS = {  # by request: the base's and the tuned model's
     "show the greeting": ("echo it is", "```bash\ncat /data/greeting\n```\nThis shows it."),

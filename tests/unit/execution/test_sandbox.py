@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import tqdm
 
+from dryfit.common.errors import UserError
 from scripts.execution import worker
 from scripts.execution.sandbox import Sandbox, State
 from tests.unit.execution import attacks
-from will_it_fit.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 SECRET = "what no command may read"
@@ -134,9 +134,9 @@ def attacked(request, host):
         return attacks.run(facts)
     if os.geteuid() != 0 or not os.access("/usr/bin/python3", os.X_OK):
         pytest.skip("needs root, and a Python in /usr/bin")
-    for name in ("scripts/common", "scripts/execution", "tests/unit/execution", "will_it_fit/common"):
+    for name in ("scripts/common", "scripts/execution", "tests/unit/execution", "dryfit/common"):
         shutil.copytree(ROOT / name, folder / "project" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "will_it_fit" / "__init__.py", folder / "project" / "will_it_fit")
+    shutil.copy(ROOT / "dryfit" / "__init__.py", folder / "project" / "dryfit")
     shutil.copytree(Path(tqdm.__file__).parent, folder / "project" / "tqdm")
     done = subprocess.run(
         ["/usr/bin/python3", "-m", "tests.unit.execution.attacks", json.dumps(facts)],

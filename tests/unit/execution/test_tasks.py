@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from dryfit.common.errors import UserError
 from scripts.execution.fetch_benchmark import main
 from scripts.execution.sandbox import Sandbox
 from scripts.execution.tasks import mixed, read_wheel
 from tests.unit.execution.benchmark import ROWS, write_wheel
-from will_it_fit.common.errors import UserError
 
 
 def test_requests_commands_levels_and_file_systems(tmp_path):

@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dryfit.common.chat import render_prompt
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_json, read_report, write_json, write_report
 from scripts.export.export_gguf import export, modelfile, pre_tokenizer_name, rope_factors
 from scripts.training import describe_model, fetch_weights
 from tests.chat_tokenizer import CHATML, make_tokenizer
 from tests.warm import launchers
-from will_it_fit.common.chat import render_prompt
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_json, read_report, write_json, write_report
 
 ROOT = Path(__file__).resolve().parents[3]
 SYSTEM = "Answer with one safe Bash command."

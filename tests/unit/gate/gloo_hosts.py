@@ -9,7 +9,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from will_it_fit.scenario.scenario import Scenario
+from dryfit.scenario.scenario import Scenario
 
 SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 4, "vocab_size": 8192}
 CASES = [
@@ -52,10 +52,10 @@ def main(folder: Path) -> int:
     from torch import distributed as dist
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from will_it_fit.step.model import build_model
-    from will_it_fit.step.optimizers import build_optimizer
-    from will_it_fit.step.parallel import parallelize
-    from will_it_fit.step.step import random_step
+    from dryfit.step.model import build_model
+    from dryfit.step.optimizers import build_optimizer
+    from dryfit.step.parallel import parallelize
+    from dryfit.step.step import random_step
 
     torch.set_num_threads(1)
     small, large = llama(**SIZES | {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}), llama(**SIZES)

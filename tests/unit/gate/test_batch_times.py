@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from dryfit.cards.gpus import find
+from dryfit.cards.verdict import Verdict
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_report, write_report
+from dryfit.hours.run_time import RunHours
+from dryfit.hours.step_time import speed_of
+from dryfit.scenario.scenario import Scenario
+from dryfit.tracing.scenario_trace import Traced
+from dryfit.tracing.trace import trace
 from scripts.common.resource_table import judged
 from scripts.gate import check_resources, gate_memory
 from scripts.gate.batch_times import batch_shapes, evaluation_seconds, training_seconds
 from scripts.gate.decision import Decision, StepDecision
 from scripts.runs.cluster import training_minutes
-from tests.will_it_fit.decoders import LLAMA_3_LAYERS
-from will_it_fit.cards.gpus import find
-from will_it_fit.cards.verdict import Verdict
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, write_report
-from will_it_fit.hours.run_time import RunHours
-from will_it_fit.hours.step_time import speed_of
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing.scenario_trace import Traced
-from will_it_fit.tracing.trace import trace
+from tests.dryfit.decoders import LLAMA_3_LAYERS
 
 T4 = speed_of("t4")
 NO_CPU = replace(T4, launch_seconds=0.0, shortest_kernel_seconds=0.0)  # so small a model would wait for launches

@@ -10,24 +10,24 @@ import psutil
 import pytest
 import torch
 
+from dryfit.cards.gpus import find, least_free
+from dryfit.cards.verdict import Verdict
+from dryfit.common.errors import UserError
+from dryfit.hours.step_time import speed_of
+from dryfit.scenario.scenario import Scenario
+from dryfit.tracing import hosts
+from dryfit.tracing.evaluation_memory import Evaluation, trace_evaluation
+from dryfit.tracing.scenario_trace import Traced
+from dryfit.tracing.trace import trace
 from scripts.common.code_digests import ROOT
 from scripts.common.machine import host_memory
 from scripts.common.resource_table import FITS, IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, UNCHECKED, Stage, table
 from scripts.gate import check_resources
 from scripts.gate.check_resources import GPU, HOST, Machine, Results
 from scripts.gate.decision import Decision, StepDecision, decide_step
+from tests.dryfit.decoders import LLAMA_3_LAYERS
+from tests.dryfit.tracing.test_evaluation_memory import row
 from tests.unit.gate import gloo_hosts
-from tests.will_it_fit.decoders import LLAMA_3_LAYERS
-from tests.will_it_fit.tracing.test_evaluation_memory import row
-from will_it_fit.cards.gpus import find, least_free
-from will_it_fit.cards.verdict import Verdict
-from will_it_fit.common.errors import UserError
-from will_it_fit.hours.step_time import speed_of
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing import hosts
-from will_it_fit.tracing.evaluation_memory import Evaluation, trace_evaluation
-from will_it_fit.tracing.scenario_trace import Traced
-from will_it_fit.tracing.trace import trace
 
 PLENTY = 10**12
 NAME = "evaluation of base and tuned"

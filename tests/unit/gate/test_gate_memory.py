@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import pytest
 
+from dryfit.cards.gpus import find, least_free
+from dryfit.cards.verdict import Word
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_report, write_report
+from dryfit.scenario.scenario import Scenario
+from dryfit.tracing.scenario_trace import Traced
+from dryfit.tracing.trace import trace
 from scripts.gate import gate_memory as gate
 from scripts.gate.batch_times import batch_shapes, longest_batch
 from scripts.gate.decision import NOTHING_TO_GATE, Decision, _processes_to_end, chosen_gpu, decide_step
-from tests.will_it_fit.decoders import LLAMA_3_LAYERS
-from will_it_fit.cards.gpus import find, least_free
-from will_it_fit.cards.verdict import Word
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, write_report
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing.scenario_trace import Traced
-from will_it_fit.tracing.trace import trace
+from tests.dryfit.decoders import LLAMA_3_LAYERS
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
+from dryfit.ask.answer import predict
+from dryfit.common.files import read_json
+from dryfit.scenario.model import MODELS
+from dryfit.scenario.scenario import Scenario
 from scripts.memory import measure, profile
-from tests.will_it_fit.decoders import DECODERS, T4, TINY
-from will_it_fit.ask.answer import predict
-from will_it_fit.common.files import read_json
-from will_it_fit.scenario.model import MODELS
-from will_it_fit.scenario.scenario import Scenario
+from tests.dryfit.decoders import DECODERS, T4, TINY
 
 EXPERTS = {**TINY, "model_type": "qwen3_moe", "head_dim": 32, "moe_intermediate_size": 64, "num_experts": 8}
 # A real model's shapes, and two of its layers: too large for the card, with changes that fit.

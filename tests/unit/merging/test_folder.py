@@ -13,6 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_json, read_report, sha256_file, write_json
 from scripts.common.checkpoint import read_shard
 from scripts.merging.merge import merge
 from tests.benchmarks.synthetic_checkpoint import make_adapter as synthetic_adapter
@@ -27,8 +29,6 @@ from tests.unit.merging.models import (
     with_adapter,
 )
 from tests.warm import launchers
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_json, read_report, sha256_file, write_json
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_json, write_json, write_report
 from scripts.common.checkpoint import lay_out_shard, read_shard
 from scripts.merging.adapter import _pattern_value
 from scripts.merging.merge import DISK_MARGIN_BYTES, merge
 from tests.unit.merging.models import edit_weights, make_adapter, make_base
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_json, write_json, write_report
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 

@@ -11,13 +11,13 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_json, write_json, write_jsonl, write_report
 from scripts.merging.logits import Questions, choose_device
 from scripts.merging.merge import merge
 from scripts.merging.verify import require_passed, run, verify
 from tests.unit.merging.models import VOCABULARY, edit_weights, make_adapter, make_base
 from tests.warm import launchers
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_json, write_json, write_jsonl, write_report
 
 ROOT = Path(__file__).resolve().parents[3]
 REQUESTS = ["a b c d", "d c b a a", "b"]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import write_report
+from dryfit.common.versions import VERSION
 from scripts.provenance import record
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import write_report
-from will_it_fit.common.versions import VERSION
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGURATION = {

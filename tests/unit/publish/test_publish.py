@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_json, read_report, write_json, write_jsonl, write_report
 from scripts.documents.validate import split_card
 from scripts.publish import prepare
 from tests.unit.documents import inputs
 from tests.unit.publish.hub_server import HubServer
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_json, read_report, write_json, write_jsonl, write_report
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "hf_plantedTokenThatMustNotBeSeen"
@@ -70,7 +70,7 @@ def listed(run: dict[str, Any], **changes: Any) -> dict[str, Any]:
 def uploaded(server: HubServer, token: str | None = TOKEN) -> subprocess.CompletedProcess:
     """The upload in a process of its own, as a rule's script runs, at full verbosity."""
     code = (
-        "from will_it_fit.common.errors import UserError\nfrom scripts.publish import upload\nimport sys, logging\n"
+        "from dryfit.common.errors import UserError\nfrom scripts.publish import upload\nimport sys, logging\n"
         "logging.basicConfig(level=logging.DEBUG)\n"
         "try:\n    upload.main('results/small-r16/publish/plan.json', 'results/small-r16/publish/published.json')\n"
         "except UserError as error:\n    sys.exit(str(error))\n"

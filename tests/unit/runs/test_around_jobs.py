@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dryfit.common import device
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_report, write_jsonl, write_report
 from scripts.common import made_from
 from scripts.runs.around_jobs import Job, before_the_first, planned_writes, results_of, summary
 from scripts.runs.configuration import with_defaults
 from scripts.runs.runs import Runs
-from will_it_fit.common import device
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, write_jsonl, write_report
 
 RUN = "smollm2-135m-r16"
 TRAINING = Job("train_adapter", {"run": RUN}, [f"results/{RUN}/training.json"], True)

@@ -6,11 +6,11 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
+from dryfit.common.errors import UserError
+from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from scripts.common.code_digests import ROOT
 from scripts.runs import check_configuration, run_scenarios
 from scripts.runs.runs import Runs
-from will_it_fit.common.errors import UserError
-from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
 
 
 def run(**differences):
@@ -194,11 +194,11 @@ def test_training_on_cuda_and_its_gate_have_expandable_segments_and_nobody_else(
 def test_a_profile_that_needs_an_optional_package_stops_at_the_start(monkeypatch):
     divided = {"method": "full", "precision": "bf16-mixed", "parallel": {"strategy": "zero3", "gpus": 2, "ulysses": 2}}
     scenarios = {"memory": {"scenarios": {"divided": divided}}}
-    monkeypatch.setattr("will_it_fit.scenario.scenario.find_spec", lambda name: None)
+    monkeypatch.setattr("dryfit.scenario.scenario.find_spec", lambda name: None)
     with pytest.raises(UserError, match="deepspeed, which is not installed") as error:
         check_configuration.check(run(**scenarios))
-    assert "memory.scenarios.divided" in str(error.value) and "will-it-fit[deepspeed]" in error.value.write
-    monkeypatch.setattr("will_it_fit.scenario.scenario.find_spec", lambda name: object())
+    assert "memory.scenarios.divided" in str(error.value) and "dryfit[deepspeed]" in error.value.write
+    monkeypatch.setattr("dryfit.scenario.scenario.find_spec", lambda name: object())
     check_configuration.check(run(**scenarios))
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from dryfit.cards.gpus import GIB, find
+from dryfit.common.errors import UserError
 from scripts.runs.cluster import read_map, smallest
-from will_it_fit.cards.gpus import GIB, find
-from will_it_fit.common.errors import UserError
 
 MAP = """
 - {gpu: a100-80gb, partition: large, gres: a100}

@@ -5,9 +5,9 @@ import copy
 import pytest
 import yaml
 
+from dryfit.common.errors import UserError
 from scripts.common.code_digests import ROOT
 from scripts.runs import configuration as settings
-from will_it_fit.common.errors import UserError
 
 
 @pytest.fixture

@@ -10,6 +10,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from dryfit.common import device
+from dryfit.common.errors import UserError
+from dryfit.common.files import write_report
 from scripts.common.code_digests import ROOT
 from scripts.runs.job_functions import (
     JobFunctions,
@@ -21,9 +24,6 @@ from scripts.runs.job_functions import (
     threads_beside,
 )
 from scripts.runs.job_paths import DATASET, JobPaths
-from will_it_fit.common import device
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import write_report
 
 RUN = "smollm2-135m-r16"
 WILDCARDS = {"run": RUN}

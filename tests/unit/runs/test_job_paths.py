@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_yaml
 from scripts.common.code_digests import ROOT
 from scripts.runs.configuration import with_defaults
 from scripts.runs.job_paths import BASE, ENCODED, JobPaths, project_file, project_files
 from scripts.runs.run_scenarios import answer_settings
 from scripts.runs.runs import Runs
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_yaml
 
 RUN = "smollm2-135m-r16"
 # The data of config/cpu-hour.yaml, which has a benchmark and examples; a mapping that is still open.

@@ -6,9 +6,9 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
+from dryfit.common.errors import UserError
 from scripts.common.code_digests import ROOT
 from scripts.runs.runs import Runs
-from will_it_fit.common.errors import UserError
 
 DEFAULT = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
 

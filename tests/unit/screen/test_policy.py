@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dryfit.common.errors import UserError
 from scripts.common.code_digests import imported_modules
 from scripts.dataset.embedded import generate
 from scripts.screen.__main__ import evaluate, labelled, table
 from scripts.screen.policy import LEVELS, build, screen
-from will_it_fit.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 DATA = ROOT / "tests" / "data"

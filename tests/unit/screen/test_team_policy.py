@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dryfit.common.errors import UserError
 from scripts.screen.__main__ import labelled
 from scripts.screen.policy import build, screen
-from will_it_fit.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 RULE = {

@@ -2,12 +2,12 @@
 
 import pytest
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_report, write_report
 from scripts.common.code_digests import ROOT
 from scripts.common.statistics import wilson_interval
 from scripts.sweep import draw, render
 from scripts.sweep.summarize import summarize
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, write_report
 
 
 def run(losses, peak, size=1000, *, right=0, fits=None):

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from dryfit.common.chat import encode_pairs
+from dryfit.common.files import write_report
 from scripts.training import describe_model, fetch_weights
 from tests.chat_tokenizer import CHATML, make_tokenizer
-from will_it_fit.common.chat import encode_pairs
-from will_it_fit.common.files import write_report
 
 SYSTEM = "Answer with one command."
 SOURCE = {"type": "folder", "dtype": "float32"}

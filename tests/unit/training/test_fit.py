@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
+from dryfit.common.errors import UserError
+from dryfit.scenario.scenario import Scenario
+from dryfit.step.batches import IGNORED, Row, answer_tokens
+from dryfit.step.model import build_model
+from dryfit.step.optimizers import build_optimizer
 from scripts.training import loop as training_loop
 from scripts.training.train_process import save_adapter
-from will_it_fit.common.errors import UserError
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.step.batches import IGNORED, Row, answer_tokens
-from will_it_fit.step.model import build_model
-from will_it_fit.step.optimizers import build_optimizer
 
 LLAMA = {
     "model_type": "llama",
@@ -174,7 +174,7 @@ def test_packs_take_the_step_of_the_rows_alone(tmp_path):
 @pytest.fixture
 def small_device(monkeypatch):
     """A device that holds micro-batches of at most 3 rows."""
-    from will_it_fit.step import step as step_module
+    from dryfit.step import step as step_module
 
     real = step_module.forward_backward
 
@@ -208,7 +208,7 @@ def test_halved_micro_batches_take_the_same_steps(tmp_path, small_device, monkey
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, value):
-    from will_it_fit.step import step as step_module
+    from dryfit.step import step as step_module
 
     real, calls = step_module.forward_backward, []
 

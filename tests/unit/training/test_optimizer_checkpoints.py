@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from dryfit.step.model import build_model
+from dryfit.step.optimizers import build_optimizer, set_learning_rate
+from dryfit.step.step import random_step
 from scripts.training.loop import Checkpoint
-from tests.will_it_fit.step.test_optimizers import known, scenario
-from will_it_fit.step.model import build_model
-from will_it_fit.step.optimizers import build_optimizer, set_learning_rate
-from will_it_fit.step.step import random_step
+from tests.dryfit.step.test_optimizers import known, scenario
 
 
 @pytest.mark.parametrize("optimizer", [known("adamw_torchao_8bit"), known("adamw_torchao_4bit"), known("galore")])

@@ -13,14 +13,14 @@ import pytest
 import safetensors.torch
 import torch
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_report, write_json
+from dryfit.scenario.scenario import Scenario
+from dryfit.tracing.trace import trace
 from scripts.training import processes, train
 from scripts.training import train_process as worker
 from scripts.training.loop import Checkpoint, Fit
 from tests.unit.training.prepared import LOOP, STEP, describe, encode, save_model
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, write_json
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing.trace import trace
 
 TWENTY = {**LOOP, "epochs": 7, "max_steps": 20, "save_every_steps": 7}
 LORA = {**STEP, "method": "lora"}
@@ -28,7 +28,7 @@ LOADED = [
     *("accelerate.utils.fsdp_utils", "peft", "torch._inductor", "transformers.models.llama.modeling_llama"),
     *(
         "scripts.training.train_process",
-        "will_it_fit.step.packing_self_test",
+        "dryfit.step.packing_self_test",
         "tests.unit.training.test_several_processes",
     ),
 ]
@@ -198,11 +198,11 @@ def test_a_mesh_takes_the_steps_of_one_process(place, tmp_path, forked, alone, n
 
 def measure_as(rank, size, port, path):
     """The training's own step of full micro-batches, with the tracker beside it."""
-    from tests.will_it_fit.engine.pairs import gloo_as_nccl
-    from will_it_fit.engine.trace import Options, measure_step
-    from will_it_fit.step import step as taken
-    from will_it_fit.step.batches import padded_length
-    from will_it_fit.step.optimizers import build_optimizer
+    from dryfit.engine.trace import Options, measure_step
+    from dryfit.step import step as taken
+    from dryfit.step.batches import padded_length
+    from dryfit.step.optimizers import build_optimizer
+    from tests.dryfit.engine.pairs import gloo_as_nccl
 
     join(rank, size, port)
     clip = taken.clip_gradients

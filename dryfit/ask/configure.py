@@ -1,0 +1,337 @@
+"""``config``: the fastest settings that fit, as the complete file of the tool that will train with them.
+
+Each candidate is the tool's own file (``data/writers.yaml``). Our reader reads it, and what it reads is answered. So
+the file that is printed has the verdict that is printed, and no second description of the tool's keys stands here.
+
+The search: for each way to take the step (checkpointing, packing, kernels, optimizer) the largest micro-batch that the
+estimate lets through; the most promising ways by :data:`SPEED` are traced, and the traced time of a token ranks them.
+Where nobody knows the card's speed, :data:`SPEED` ranks, and the file says so.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from dryfit.ask.question import Options, Question, question
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_yaml
+from dryfit.common.text import gib, yaml_text
+from dryfit.hours.run_time import Run
+
+WRITERS = Path(__file__).resolve().parents[1] / "data" / "writers.yaml"
+MICRO_BATCHES = (16, 8, 4, 2, 1)
+ROWS_OF_AN_UPDATE = 16  # micro-batch x accumulation x GPUs, as the examples of these tools have it
+TRACED = 4  # ways whose largest micro-batch is traced
+# How many tokens a second a way takes beside the tool's first one, roughly. Checkpointing runs a forward pass again:
+# four passes' worth of products for three. The others only break ties before times are traced.
+SPEED = {
+    ("checkpointing", "off"): 4 / 3,
+    ("checkpointing", "offload"): 0.98,
+    ("kernels", "liger"): 1.1,
+    ("optimizer", "adamw_8bit"): 0.99,
+    ("attention", "flash"): 1.01,
+}
+_FLASH_CAPABILITY = (8, 0)  # github.com/Dao-AILab/flash-attention, README: Ampere and newer
+_BF16_CAPABILITY = (8, 0)  # CUDA C++ Programming Guide, arithmetic instructions: bfloat16 from 8.0 on
+_RATE = {"qlora": 2e-4, "lora": 2e-4, "full": 1e-5}
+_DATA = "YOUR_DATA"
+_TAKES = ("lora.rank", "lora.alpha", "lora.dropout")
+
+
+@cache
+def writers() -> dict[str, dict[str, Any]]:
+    """What ``data/writers.yaml`` says of each tool."""
+    return read_yaml(WRITERS)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a file is written for.
+
+    Attributes
+    ----------
+    values
+        What the text of a file takes: model, sequence_length, rank, alpha, dropout, epochs, learning_rate, data.
+    fill
+        Share of a padded row that is no padding: the rows' mean length over the longest.
+    """
+
+    tool: str
+    method: str | None
+    values: Mapping[str, Any]
+    options: Options
+    gpus: int
+    capability: tuple[int, int] | None
+    fill: float
+    run: Run | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to take the step, as the tool's file; ``answer`` None: not answered yet."""
+
+    way: Mapping[str, str]
+    micro_batch: int
+    text: str
+    asked: Question
+    answer: Mapping[str, Any] | None = None
+
+    @property
+    def fits(self) -> bool:
+        return bool(self.answer and self.answer["fits"])
+
+    @property
+    def name(self) -> str:
+        """What sets it apart, in words."""
+        said = [f"{knob} {value}" for knob, value in self.way.items() if knob not in ("quantized", "parallel")]
+        return ", ".join([f"{self.micro_batch} rows a micro-batch", *said])
+
+    def tokens_per_second(self, fill: float) -> float | None:
+        """Tokens of the data, without padding, that all GPUs take in a second; None: nobody knows the card's speed."""
+        time = (self.answer or {}).get("time")
+        return time["tokens_per_second"] * (1 if self.way.get("packing") == "on" else fill) if time else None
+
+    def prior(self, fill: float) -> float:
+        """The same as a ratio, before times are known."""
+        speed = 1.0 if self.way.get("packing") == "on" else fill
+        for knob, value in self.way.items():
+            speed *= SPEED.get((knob, value), 1.0)
+        return speed * (1 - 0.5 ** (1 + self.micro_batch))  # a larger batch feeds the card better, ever less so
+
+
+@dataclass(frozen=True)
+class Configured:
+    """The file, and what else would do; ``best.fits`` False: nothing fits, and this is the nearest."""
+
+    tool: str
+    best: Candidate
+    others: Sequence[Candidate]
+    is_timed: bool
+    start: str
+    fill: float
+    named: str
+
+    def text(self) -> str:
+        """The whole file, its header a comment."""
+        lines = [f"# {line}" for line in self.header()]
+        return "\n".join([*lines, self.best.text.rstrip(), ""])
+
+    def header(self) -> list[str]:
+        answer = self.best.answer or {}
+        first = answer.get("sentence") or _sentence(self.best)
+        lines = [first, f"start: {self.start}", f"settings: {self.best.name}"]
+        if rate := self.best.tokens_per_second(self.fill):
+            lines.append(f"about {rate:,.0f} tokens of your data a second")
+        if not self.is_timed:
+            lines.append("No speed of this GPU is known: ranked by rules of thumb, not by times.")
+        if run := answer.get("run"):
+            cost = f", {run['cost']:.2f} at your price" if run.get("cost") else ""
+            lines.append(f"the run: {run['hours']:.1f} hours{cost}")
+        if _DATA in self.best.text:
+            lines.append(f"write your data in the place of {_DATA}")
+        if self.others:
+            lines.append("the next best:")
+        for other in self.others:
+            rate = other.tokens_per_second(self.fill)
+            speed = f"; {rate:,.0f} tokens a second" if rate else ""
+            lines.append(f"  {other.name}: {gib((other.answer or {})['trace']['required_bytes'])}{speed}")
+        return lines
+
+    def to_mapping(self) -> dict[str, Any]:
+        return {
+            "tool": self.tool, "file": self.named, "text": self.text(), "start": self.start, "answer": self.best.answer,
+            "settings": {**self.best.way, "micro_batch": self.best.micro_batch},
+            "others": [{**one.way, "micro_batch": one.micro_batch} for one in self.others],
+            "ranked_by": "traced times" if self.is_timed else "rules of thumb",
+        }  # fmt: skip
+
+
+def _sentence(one: Candidate) -> str:
+    from dryfit.ask.text import verdict_line
+
+    return verdict_line(one.answer or {})
+
+
+def wanted(asked: Question, tool: str, options: Options, run: Run | None) -> Wanted:
+    """What a file has to be for, from the question about a model.
+
+    Raises
+    ------
+    UserError
+        If the tool can't express what was asked.
+    """
+    form, scenario = writers()[tool], asked.scenario
+    if asked.reading is not None and asked.reading.tool not in ("", "Hub"):
+        raise UserError(
+            "A file is written for a model, and this is a file already.", where="the command line", found=asked.where,
+            allowed="a model's name or its id on the Hub", change={"model": asked.model or "qwen2.5-coder-7b"},
+        )  # fmt: skip
+    if asked.gpu is None or not asked.gpu.is_modelled:
+        raise UserError("A file is written for a GPU.", where="the command line", allowed="--gpu NAME or NxNAME",
+                        change={"gpu": "4090"})  # fmt: skip
+    for text in options.settings:
+        if (name := text.partition("=")[0].strip()) not in _TAKES:
+            raise UserError(
+                f"`config` chooses the settings itself; {name} can't be set beside them.", where="--set", found=text,
+                allowed=f"{', '.join(_TAKES)}; --method, -s, -b", field=name, change={name.partition(".")[0]: None},
+            )  # fmt: skip
+    if options.method and options.method not in form["knobs"]["method"]:
+        near = next(iter(form["knobs"]["method"]))
+        raise UserError(f"{tool} has no file for method {options.method}.", where="--method", found=options.method,
+                        allowed=", ".join(form["knobs"]["method"]), change={"method": near})  # fmt: skip
+    lora, has_bf16 = scenario.lora, asked.gpu.capability is None or asked.gpu.capability >= _BF16_CAPABILITY
+    values = {
+        "model": _loaded_as(asked.model), "sequence_length": scenario.sequence_length, "data": _DATA,
+        "rank": lora.rank if lora else 16, "alpha": lora.alpha if lora else 32,
+        "dropout": lora.dropout if lora else 0.0, "epochs": run.epochs if run else 1,
+        **({"half": "bf16", "dtype": "bfloat16"} if has_bf16 else {"half": "fp16", "dtype": "float16"}),
+    }  # fmt: skip
+    mean = run.tokens_per_row if run and run.tokens_per_row else scenario.sequence_length
+    fill = min(1.0, mean / scenario.sequence_length)
+    return Wanted(tool, options.method, values, options, asked.gpu.count, asked.gpu.capability, fill, run)
+
+
+def _loaded_as(model: str) -> str:
+    """The name by which a tool loads a model of the catalogue: its repository on the Hub."""
+    from dryfit.scenario.hub import INDEX
+
+    known = read_yaml(INDEX)
+    entry = known["models"].get(model) or known["fetched"].get(model)
+    hub = entry and entry["hub"]
+    return (hub if isinstance(hub, str) else hub[0]) if hub else model
+
+
+def ways(goal: Wanted) -> Iterator[dict[str, str]]:
+    """The ways in which the tool can take the step on this card, without micro-batches."""
+    knobs = {name: list(values) for name, values in writers()[goal.tool]["knobs"].items()}
+    methods = [goal.method] if goal.method else [name for name in knobs["method"] if name != "full"]
+    follows = {"quantized": knobs.pop("quantized", None)}
+    parallel = knobs.pop("parallel", None)
+    for values in product(*({**knobs, "method": methods}).values()):
+        way = dict(zip(knobs, values, strict=True))
+        has_flash = goal.capability is not None and goal.capability >= _FLASH_CAPABILITY
+        if way.get("attention") == "flash" and not has_flash:
+            continue
+        if way.get("packing") == "on" and ("attention" in knobs and way["attention"] != "flash"):
+            continue  # rows of a pack see each other where the kernel has no borders
+        if follows["quantized"]:
+            way["quantized"] = way["method"]
+        if parallel:
+            way["parallel"] = "one" if goal.gpus == 1 else "fsdp2" if way["method"] == "full" else "ddp"
+        yield way
+
+
+def rendered(goal: Wanted, way: Mapping[str, str], micro_batch: int) -> str:
+    """The tool's file for a way and a micro-batch."""
+    form, rows = writers()[goal.tool], micro_batch * goal.gpus
+    values = {
+        **goal.values, "micro_batch": micro_batch, "gradient_accumulation": max(1, round(ROWS_OF_AN_UPDATE / rows)),
+        "learning_rate": f"{_RATE[way['method']]:.1e}",
+    }  # fmt: skip
+    blocks: dict[str, str] = {}
+    for knob in reversed(form["knobs"]):  # `method` may hold the others
+        blocks[knob] = form["knobs"][knob][way[knob]].format(**values, **blocks)
+    lines = form["text"].format(**values, **blocks).splitlines()
+    return "\n".join(line.rstrip() for line in lines if line.strip() or form["file"].endswith(".py"))
+
+
+def configure(goal: Wanted, watch: Callable[[str, int, Sequence[Any]], None] | None = None) -> Configured:
+    """Search for the most tokens a second that fit.
+
+    Raises
+    ------
+    UserError
+        If the tool's reader can't read what the tool would be given.
+    """
+    from dryfit.ask.answer import quick, traced
+
+    form = writers()[goal.tool]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / form["file"]
+
+        def candidate(way: Mapping[str, str], micro_batch: int) -> Candidate:
+            text = rendered(goal, way, micro_batch)
+            path.write_text(text + "\n", encoding="utf-8")
+            asked = question([path], Options(gpu=goal.options.gpu))
+            return Candidate(way, micro_batch, text, replace(asked, run=goal.run))
+
+        def estimated(way: Mapping[str, str]) -> Candidate:
+            """The largest micro-batch that the estimate does not rule out; the smallest where it rules out all."""
+            for micro_batch in _micro_batches(goal):
+                one = candidate(way, micro_batch)
+                if quick(one.asked, others=False)["fits"] is not False:
+                    return one
+            return one
+
+        found = sorted((estimated(way) for way in ways(goal)), key=lambda one: -one.prior(goal.fill))
+        chosen = _varied(found)
+        done: list[Candidate] = []
+        for place, one in enumerate(chosen):
+            if watch:
+                watch(one.name, len(chosen) - place - 1, [other for other in done if other.fits])
+            while True:
+                one = replace(one, answer=traced(one.asked, suggested=False))
+                smaller = next((size for size in _micro_batches(goal) if size < one.micro_batch), None)
+                if one.fits or smaller is None:
+                    break
+                one = candidate(one.way, smaller)
+            done.append(one)
+    fitting = [one for one in done if one.fits]
+    is_timed = all(one.tokens_per_second(goal.fill) is not None for one in done)
+    if fitting:
+        best, *others = sorted(
+            fitting,
+            key=lambda one: -((one.tokens_per_second(goal.fill) or 0) if is_timed else one.prior(goal.fill)),
+        )
+    else:  # the nearest, with what is missing
+        best, *others = sorted(done, key=lambda one: one.answer["trace"]["required_bytes"])
+    start = form["start"].format(file=shlex.quote(form["file"]))
+    return Configured(goal.tool, best, others[:2], is_timed, start, goal.fill, form["file"])
+
+
+def _micro_batches(goal: Wanted) -> Sequence[int]:
+    own = goal.options.micro_batch
+    return (own,) if own else [size for size in MICRO_BATCHES if size * goal.gpus <= ROWS_OF_AN_UPDATE] or [1]
+
+
+def _varied(found: Sequence[Candidate]) -> list[Candidate]:
+    """The most promising ways, the best with and without checkpointing among them; the most frugal one too."""
+    first: dict[Any, list[Candidate]] = {}
+    for one in found:
+        first.setdefault(one.way.get("checkpointing"), []).append(one)
+    turns = [one for group in first.values() for one in group[: TRACED // max(1, len(first))]]
+    frugal = [one for one in found if one.way.get("checkpointing") != "off"][-1:]
+    return list({id(one): one for one in [*turns, *frugal]}.values())
+
+
+def configured(asked: Question, options: Any, asking: Options, watch: Any) -> Configured:
+    """What the command ``config`` asks for."""
+    return configure(wanted(asked, options.tool_for, asking, asked.run), watch)
+
+
+def print_config(found: Configured, options: Any) -> int:
+    """Print and write the file; exit status 0, or 1 where nothing fits or the run ends too late."""
+    import json
+
+    if options.output:
+        _write(Path(options.output), found)
+    print(json.dumps(found.to_mapping(), sort_keys=True) if options.json else found.text().rstrip())
+    run = (found.best.answer or {}).get("run") or {}
+    return 0 if found.best.fits and run.get("in_time") is not False else 1
+
+
+def _write(path: Path, found: Configured) -> None:
+    if path.exists():
+        raise UserError("The file is there already.", where="--output", found=str(path), allowed="a new file",
+                        change={"--output": f"{path.stem}-{yaml_text(found.tool)}{path.suffix}"})  # fmt: skip
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(found.text(), encoding="utf-8")
+    beside.rename(path)

@@ -1,0 +1,68 @@
+"""What is alive at the peak of a scenario's training step: the largest tensors, and what made them.
+
+``dryfit explain WHAT --count 30 --layers`` prints it; with ``--json`` the answer has ``tensors``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from dryfit.cards.gpus import find
+from dryfit.scenario.scenario import Scenario
+
+COLUMNS = ("bytes", "times", "component", "shape", "dtype", "module", "made by")
+
+
+def explain(scenario: Scenario, where: object = "scenario", *, count: int = 10, layers: bool = False) -> dict[str, Any]:
+    """Trace a scenario and name the largest tensors at its peak.
+
+    Parameters
+    ----------
+    scenario
+        The step; the GPU it names decides the kernels.
+    layers
+        Take tensors together that differ in the number of their layer alone; ``times`` says how many they are.
+
+    Returns
+    -------
+    dict
+        ``peak_allocated_bytes``, ``peak_phase``, ``components``, and ``tensors``, the largest first: ``bytes`` (of
+        one), ``times``, ``component``, ``shape``, ``dtype``, ``module``, ``line``, ``operator``.
+    """
+    from dryfit.tracing.trace import trace
+
+    gpu = find(scenario.gpu, where) if scenario.gpu is not None else None
+    answer = trace(scenario, capability=gpu.capability if gpu else None, timeline=False, origins=True)
+    tensors = [{**row, "times": 1} for row in answer["tensors"]]
+    if layers:
+        alike: dict[str, dict[str, Any]] = {}
+        for row in tensors:
+            module = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", row["module"])
+            key = json.dumps({**row, "module": module}, sort_keys=True)
+            alike.setdefault(key, {**row, "module": module, "times": 0})["times"] += 1
+        tensors = sorted(alike.values(), key=lambda row: -row["bytes"] * row["times"])
+    kept = {key: answer[key] for key in ("components", "peak_allocated_bytes", "peak_phase")}
+    return {**kept, "tensors": tensors[:count]}
+
+
+def table(answer: dict[str, Any]) -> str:
+    """The answer as text for a terminal."""
+    peak = answer["peak_allocated_bytes"]
+    rows = [COLUMNS, *(_cells(row) for row in answer["tensors"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    lines = [f"peak {peak:,} bytes ({peak / 2**30:.2f} GiB), in the {answer['peak_phase']} phase"]
+    for row in rows:
+        cells = [cell.rjust(width) if index < 2 else cell.ljust(width) for index, (cell, width) in
+                 enumerate(zip(row, widths, strict=True))]  # fmt: skip
+        lines.append("  ".join(cells).rstrip())
+    shown = sum(row["bytes"] * row["times"] for row in answer["tensors"])
+    lines.append(f"{shown:,} bytes of the peak, {100 * shown / peak:.0f} %")
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    shape = " x ".join(map(str, row["shape"])) or "-"
+    made = ", ".join(filter(None, (row["operator"], row["line"])))
+    return f"{row['bytes']:,}", str(row["times"]), row["component"], shape, row["dtype"], row["module"] or "-", made

@@ -1,0 +1,132 @@
+"""Why something else was measured: the difference put into the causes that the project knows, the likeliest first.
+
+``nvidia-smi=14.2GiB``: what the process, or the whole GPU, was shown with. ``allocated=``, ``reserved=``: what
+``torch.cuda.max_memory_allocated`` and ``max_memory_reserved`` said. ``oom=``: what the out-of-memory message calls
+"allocated by PyTorch".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from dryfit.ask.question import Question
+from dryfit.cards.gpus import GIB, catalogue
+from dryfit.common.errors import UserError
+from dryfit.common.text import gib
+from dryfit.tracing.trace import trace
+
+KINDS = ("nvidia-smi", "reserved", "allocated", "oom")
+_UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6, "": 2**20}  # nvidia-smi's own is MiB
+EVALUATION_ROWS = 8  # TrainingArguments' default
+CLOSE = 0.03  # of the measured size: what needs no cause
+
+
+class Cause(NamedTuple):
+    """One reason for more memory: how much it makes, and how to try it. ``sure``: it is there in any case."""
+
+    what: str
+    size: int
+    how: str
+    sure: bool = False
+
+
+def measured(text: str) -> tuple[str, int]:
+    """What ``--measured`` says: which figure, and how many bytes. A size alone is nvidia-smi's."""
+    kind, _, size = text.rpartition("=")
+    kind = kind or KINDS[0]
+    figure = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*([a-z]*)\s*", size, re.I)
+    if kind.strip().lower() not in KINDS or not figure or figure[2].lower() not in _UNITS:
+        raise UserError(
+            "`--measured` takes a size, a record or a snapshot.", where="--measured", found=text,
+            allowed=f"{', '.join(KINDS)}, each with GiB, GB or MiB; a .json of `measure --record`; a .pickle",
+            change={"--measured": "nvidia-smi=14.2GiB"},
+        )  # fmt: skip
+    return kind.strip().lower(), round(float(figure[1].replace(",", ".")) * _UNITS[figure[2].lower()])
+
+
+def difference(asked: Question, answer: Mapping[str, Any], text: str) -> str:
+    """The answer to "why is mine more?", as text."""
+    kind, size = measured(text)
+    own = answer["trace"]
+    predicted = own["peak_allocated_bytes"] if kind in ("allocated", "oom") else own["peak_reserved_bytes"]
+    context = (asked.gpu or next(iter(catalogue().values()))).context_bytes if kind == "nvidia-smi" else 0
+    causes = _always(kind, own, context)
+    explained = predicted + context
+    left = size - explained
+    lines = [
+        f"{kind} shows {gib(size)}; of this step {gib(own['peak_allocated_bytes'])} are allocated at the peak"
+        f" ({gib(size - own['peak_allocated_bytes'])} more).",
+        "in any case:" if causes else "",
+        *(f"  {gib(cause.size):>10}  {cause.what}" for cause in causes),
+    ]
+    if abs(left) <= CLOSE * size:
+        lines.append(
+            f"That explains it: {gib(explained)} are expected, within {abs(left) / size:.1%} of what was seen."
+        )
+        return "\n".join(line for line in lines if line)
+    if left < 0:
+        lines.append(f"What was seen is {gib(-left)} less than expected. Perhaps the step was not the longest one yet,"
+                     " or the process's figure is of another moment than the peak.")  # fmt: skip
+        return "\n".join(line for line in lines if line)
+    lines.append(f"{gib(left)} are left. What would make as much, the likeliest first:")
+    for cause in sorted(_possible(asked, own, left), key=lambda cause: abs(cause.size - left)):
+        lines.append(f"  {gib(cause.size):>10}  {cause.what}\n              {cause.how}")
+    lines.append(
+        f"  {gib(left):>10}  another process on the GPU, or another model kept in memory (nvidia-smi lists them)"
+    )
+    return "\n".join(line for line in lines if line)
+
+
+def _always(kind: str, own: Mapping[str, Any], context: int) -> list[Cause]:
+    causes = []
+    if kind in ("reserved", "nvidia-smi"):
+        spare = own["peak_reserved_bytes"] - own["peak_allocated_bytes"]
+        causes.append(Cause("reserved by PyTorch above what is allocated: blocks that are free", spare, "", True))
+    if context:
+        causes.append(Cause("the CUDA context: kernels and cuBLAS, which no allocator counts", context, "", True))
+    return causes
+
+
+def _possible(asked: Question, own: Mapping[str, Any], left: int) -> list[Cause]:
+    """Changes of the step that make it larger, each traced."""
+    scenario = asked.scenario
+    changes: list[tuple[str, str, dict[str, Any]]] = []
+    longer = scenario.sequence_length * 2
+    positions = scenario.size("max_position_embeddings") or longer
+    if longer <= positions:
+        changes.append((f"a longer batch: {longer:,} tokens a row", f"-s {longer}", {"sequence_length": longer}))
+    changes.append((f"a larger batch: {scenario.micro_batch * 2} rows", f"-b {scenario.micro_batch * 2}",
+                    {"micro_batch": scenario.micro_batch * 2}))  # fmt: skip
+    if scenario.attention != "eager":
+        changes.append(("eager attention, which keeps every head's scores", "--set attention=eager",
+                        {"attention": "eager", "attention_mask": "none"}))  # fmt: skip
+    if scenario.gradient_checkpointing:
+        changes.append(("no gradient checkpointing", "--set gradient_checkpointing=false",
+                        {"gradient_checkpointing": False}))  # fmt: skip
+    if scenario.method != "full" and scenario.kbit_preparation == "none":
+        changes.append(("PEFT's preparation: embeddings, head and norms in fp32", "--set kbit_preparation=peft",
+                        {"kbit_preparation": "peft"}))  # fmt: skip
+    if scenario.attention_mask == "none" and scenario.attention != "flash" and scenario.packing == "none":
+        changes.append(("padded rows, whose mask fused attention has to spread", "--set attention_mask=padding",
+                        {"attention_mask": "padding"}))  # fmt: skip
+    if scenario.loop == "trainer":
+        changes.append(("a loop of one's own that keeps the outputs: two steps' logits", "--set loop=manual",
+                        {"loop": "manual"}))  # fmt: skip
+    causes = []
+    for what, how, change in changes:
+        try:
+            other = trace(scenario.changed(**change), capability=asked.gpu.capability if asked.gpu else None,
+                          timeline=False)  # fmt: skip
+        except UserError:
+            continue
+        more = other["peak_reserved_bytes"] - own["peak_reserved_bytes"]
+        if more > CLOSE * left:
+            causes.append(Cause(what, more, f"try: {how}"))
+    rows = EVALUATION_ROWS * scenario.sequence_length * scenario.size("vocab_size", 0)
+    evaluation = 6 * rows - own["components"].get("logits_and_loss", 0)  # in 16 bits, and as fp32
+    if evaluation > 0:
+        what = f"evaluation: {EVALUATION_ROWS} rows, transformers' per_device_eval_batch_size, whose logits become fp32"
+        causes.append(Cause(what, evaluation, "try: a smaller per_device_eval_batch_size, or prediction_loss_only"))
+    return causes

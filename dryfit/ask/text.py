@@ -1,0 +1,272 @@
+"""An answer as text, for every command that prints one: the verdict first, then how it came about. In GiB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dryfit.ask import run_cost
+from dryfit.ask.cycle_text import cycle_lines
+from dryfit.ask.omissions import bound_bytes
+from dryfit.ask.options import suggested
+from dryfit.ask.question import Question
+from dryfit.ask.several_gpus_text import checkpoint_lines, exchange_lines, host_lines
+from dryfit.ask.tools import TITLES, tool_lines
+from dryfit.cards.gpus import EXPANDABLE_LINE
+from dryfit.cards.sentences import which
+from dryfit.common.text import GIB, gib, printable, yaml_text
+from dryfit.scenario.description import goes_without_saying
+from dryfit.scenario.fields import BY_NAME, line
+from dryfit.scenario.model import PACKAGE_TITLES
+
+NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "trace": "trace of the step",
+         "measurement": "measurement"}  # fmt: skip
+WORDS = {
+    "weights_4bit": "weights in 4 bits",
+    "weights_8bit": "weights in 8 bits",
+    "quantization_state": "their scales",
+    "weights_bf16": "weights in bf16",
+    "weights_fp16": "weights in fp16",
+    "weights_fp32": "weights in fp32",
+    "weights_other": "other weights",
+    "adapters": "adapters",
+    "gradients": "gradients",
+    "optimizer_states": "optimizer states",
+    "activations": "activations kept for backward",
+    "inputs": "the batch",
+    "logits_and_loss": "logits and loss",
+    "weight_casts": "16-bit copies of weights",
+    "temporaries": "temporaries",
+    "workspaces": "cuBLAS workspaces",
+    "unsharded_parameters": "layers gathered from other GPUs",
+    "collective_buffers": "buffers between GPUs",
+    "loading": "loading",
+    "allocator_rounding": "rounding of blocks",
+    "overhead": "overhead",
+}
+
+
+def step_line(scenario: Mapping[str, Any]) -> str:
+    """What the answer is for, on one line."""
+    return line(scenario)
+
+
+def head(answer: Mapping[str, Any], like: str = "like: ", file: str | None = None) -> list[str]:
+    """The verdict, what other tools' scripts take, what the answer is for, what `like` set, and which defaults it took.
+
+    ``like``: how a tool is named where this is shown; ``file``: what was asked about.
+    """
+    about = [f"file: {file}"] if file else []
+    lines = [answer["sentence"], *tool_lines(answer, like), *about, f"for: {step_line(answer['scenario'])}"]
+    if answer.get("like"):
+        lines.append(f"as {TITLES[answer['like']['tool']]} has it: {_fields(answer['like']['fields'])}")
+    if defaults := defaults_used(answer):
+        lines.append(defaults)
+    return lines
+
+
+def defaults_used(answer: Mapping[str, Any]) -> str | None:
+    """The settings that nobody named and that decide, the sizes first; None: all are named."""
+    scenario, assumed = answer["scenario"], answer.get("assumed") or {}
+    sizes = {"sequence_length": "{:,} tokens a row", "micro_batch": "{} row a micro-batch"}
+    parts = [text.format(assumed[name]) for name, text in sizes.items() if assumed.get(name)]
+    others = {
+        name: value
+        for name, value in assumed.items()
+        if name not in sizes and not goes_without_saying(BY_NAME[name], value, scenario)
+    }
+    parts += [_fields(others)] if others else []
+    tool = answer.get("assumed_by")
+    return f"defaults {f'of {tool} ' if tool else ''}used: {', '.join(parts)}" if parts else None
+
+
+def _fields(values: Mapping[str, Any]) -> str:
+    def shown(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: item for key, item in value.items() if item is not None}
+        return value
+
+    return ", ".join(f"{name} {yaml_text(shown(value))}" for name, value in values.items() if value is not None)
+
+
+def answers(answer: Mapping[str, Any]) -> list[str]:
+    """The four answers, one a line."""
+    lines = []
+    for name, title in NAMES.items():
+        peak = answer[name]
+        if peak is None:
+            reason = answer["reasons"].get(name, "not asked for")
+            lines.append(
+                f"  {title:<20}{reason.replace('the analytic estimate does not describe', 'not available for')}"
+            )
+            continue
+        text = f"  {title:<20}{gib(peak['peak_allocated_bytes']):>10} at the peak"
+        replayed = name == "trace" and (answer["gpu"] or {}).get("is_modelled", True)
+        if replayed:
+            text += f", {gib(peak['peak_reserved_bytes'])} reserved on a GPU with memory to spare"
+        lines.append(text)
+        if name == "analytic" and "bound" in peak:
+            lines.append(f"  {'':<20}{bound_text(peak['bound'])}")
+        if replayed:
+            lines.append(f"  {'needs':<20}{gib(peak['required_bytes']):>10} free")
+            lines += allocators(answer)
+    return lines
+
+
+def allocators(answer: Mapping[str, Any]) -> list[str]:
+    """What the step needs with expandable segments and without them: the other figure, and how to get it."""
+    both = answer.get("allocators")
+    if not both:
+        return []
+    own = answer["scenario"]["allocator"]["expandable_segments"]
+    other = both["default" if own else "expandable_segments"]
+    how = f"without {EXPANDABLE_LINE}" if own else f"with {EXPANDABLE_LINE}"
+    return [f"  {'':<20}{gib(other['required_bytes']):>10} {how}{which(other['verdict'])}"]
+
+
+def bound_text(bound: Mapping[str, Any]) -> str:
+    """Where traced peaks lay beside the estimate's (:func:`dryfit.analytic.certainty.peak_bound`)."""
+    return (
+        f"{bound['steps']} traced peaks lay from {100 * bound['low']:+.1f} % to {100 * bound['high']:+.1f} % of it"
+        f" ({bound['of']})"
+    )
+
+
+def evidence_lines(answer: Mapping[str, Any]) -> list[str]:
+    """The measured steps that are like this one, or what they differ in."""
+    found = answer.get("evidence")
+    return [f"evidence: {found['text']}"] if found else []
+
+
+def time_lines(answer: Mapping[str, Any]) -> list[str]:
+    """How long a step takes."""
+    time = answer.get("time")
+    if time is None:
+        reason = answer["reasons"].get("time")
+        return [f"time of a step: {reason}"] if answer["gpu"] and reason else []
+    between = " ({:.3g} to {:.3g})".format(*time["range"]) if time["range"] else ""
+    lines = [
+        f"time of a step: {time['seconds_per_step']:.3g} s{between}, {time['tokens_per_second']:,.0f} tokens a second;"
+        f" limited by {time['limited_by']}"
+    ]
+    if not time["range"]:
+        lines.append("  not validated on this GPU: use it to compare settings, not to plan")
+    exchanged = time.get("exchanges")
+    return [*lines, *exchange_lines(exchanged)] if exchanged else lines
+
+
+def _checkpoint(answer: Mapping[str, Any]) -> list[str]:
+    """What saving and loading take, where FSDP2 divides the model."""
+    traced = answer.get("trace") or {}
+    found, host = traced.get("checkpoint"), traced.get("host")
+    return [*(checkpoint_lines(found) if found else ()), *(host_lines(host) if host else ())]
+
+
+def other_ways(answer: Mapping[str, Any]) -> list[str]:
+    """The other way to use several GPUs."""
+    lines = []
+    for strategy, other in (answer.get("strategies") or {}).items():
+        lines.append(
+            f"  {'with ' + strategy.upper():<20}{gib(other['required_bytes']):>10} on each GPU{which(other['verdict'])}"
+        )
+    return lines
+
+
+def other_kernels(answer: Mapping[str, Any]) -> list[str]:
+    """The same step by other kernels: without packages that can be missed in silence, and with them."""
+    lines, own = [], answer["trace"] and answer["trace"]["required_bytes"]
+    for other in answer.get("other_kernels") or []:
+        names = " and ".join(PACKAGE_TITLES.get(name, name) for name in other["packages"] or other["without"])
+        how = f"{'with' if other['packages'] else 'without'} {names}"
+        size = f"{'at least ' if other['lower_bound'] else ''}{gib(other['required_bytes'])}"
+        lines.append(f"  {how}: {size} ({(other['required_bytes'] - own) / GIB:+.2f} GiB){which(other['verdict'])}")
+    return lines
+
+
+def suggestions(answer: Mapping[str, Any], shown: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """What would fit; ``shown`` makes the line to type."""
+    failed = answer.get("searches_failed")
+    left_out = [f"left out, since its search failed: {', '.join(failed).replace('_', ' ')}"] if failed else []
+    if not answer["suggestions"]:
+        return left_out
+    lines = ["what would fit, the cheapest first:"]
+    for item in answer["suggestions"]:
+        lines.append(f"  {shown(item)}\n      {item['cost']}; {gib(item['headroom_bytes'])} to spare")
+    return lines + left_out
+
+
+def explanation(answer: Mapping[str, Any]) -> list[str]:
+    """What is alive at the peak, in words."""
+    shown = answer["trace"] or answer["analytic"]
+    lines = [f"alive at the peak, in the {shown.get('peak_phase') or shown.get('phase')} phase:"]
+    total = shown["peak_allocated_bytes"]
+    for part, size in sorted(shown["components"].items(), key=lambda item: -item[1]):
+        if size >= 2**20:
+            lines.append(f"  {WORDS.get(part, part):<34}{gib(size):>11}{100 * size / total:>6.0f} %")
+    return lines
+
+
+def table(name: str, answer: dict[str, Any]) -> str:
+    """The answer to a scenario's file as text for a terminal."""
+    lines = [*head(answer, file=name), *answers(answer)]
+    lines += cycle_lines(answer) if answer.get("phases_of_cycle") else []
+    lines += [*evidence_lines(answer), *time_lines(answer), *other_kernels(answer)]
+    lines += _checkpoint(answer)
+    lines += other_ways(answer)
+    trace = answer["trace"]
+    lines += [f"  note: {note}" for note in trace["notes"]]
+    lines += [f"  warning: {warning}" for warning in answer["warnings"]]
+    lines += explanation(answer)
+    return printable("\n".join([*lines, *suggestions(answer, lambda item: item["write"])]))
+
+
+# --- the answer to a question ---------------------------------------------------------------------------
+
+
+def reading_lines(asked: Question, answer: Mapping[str, Any]) -> list[str]:
+    """The settings that another tool's file has, and those of them that are not described."""
+    lines = []
+    for reading in asked.readings:
+        if reading.tool != "Hub":
+            count = len(reading.understood)
+            lines.append(f"read as {reading.tool} {reading.version}: {reading.file} ({count} settings)")
+        for remark in reading.remarks:
+            size = bound_bytes(remark.bound, asked.scenario, answer)
+            most = f" by up to {gib(size)}" if size else ""
+            lines.append(f"  not described: {remark}{most}")
+        for key, near in reading.unknown.items():
+            lines.append(f"  unknown: {key}" + (f" (is {near} meant?)" if near else "") + ", which is left out")
+        lines += [f"  note: {note}" for note in reading.notes]
+    return lines
+
+
+def first_text(asked: Question, answer: Mapping[str, Any]) -> str:
+    """The verdict, and how it came about: all that stands as soon as the step is traced."""
+    lines = [
+        *head(answer, "--like "),
+        *answers(answer),
+        *(cycle_lines(answer) if answer.get("phases_of_cycle") else []),
+        *evidence_lines(answer),
+        *time_lines(answer),
+        *_checkpoint(answer),
+    ]
+    lines += reading_lines(asked, answer)
+    if answer["trace"]:
+        lines += [f"  note: {note}" for note in answer["trace"]["notes"]]
+    lines += [f"  warning: {warning}" for warning in answer.get("warnings") or []]
+    return printable("\n".join(lines))
+
+
+def rest_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
+    """What takes traces of its own: the other way to use several GPUs, the run, and what would fit; "" for nothing."""
+    lines = [*other_kernels(answer), *other_ways(answer)]
+    if asked.run:
+        lines += run_cost.run_lines(answer.get("run"), asked.run)
+        lines += run_cost.sooner_lines(answer.get("sooner") or [], lambda item: suggested(command, item["changes"]))
+    lines += suggestions(answer, lambda item: suggested(command, item["changes"]))
+    return printable("\n".join(lines))
+
+
+def full_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
+    """The whole answer."""
+    return "\n".join(filter(None, (first_text(asked, answer), rest_text(asked, answer, command))))

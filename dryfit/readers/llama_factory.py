@@ -1,0 +1,215 @@
+"""LLaMA-Factory's YAML files, those of `examples/v1` too (dryfit/data/readers/llama-factory.yaml)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dryfit.common.errors import UserError
+from dryfit.readers import common
+from dryfit.readers.launch import Launch, visible_gpus
+from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Values, begin, keys
+from dryfit.readers.shell import Command, with_file
+
+TABLE = ("llama-factory", "transformers")
+_OPTIMIZER_FLAGS = {"use_muon": "muon", "use_galore": "galore_adamw", "use_apollo": "apollo_adamw",
+                    "use_adam_mini": "adam_mini"}  # fmt: skip
+_OBJECTIVES = {"dpo": "dpo", "kto": "kto", "rm": "reward", "ppo": "grpo"}
+_COMMANDS = ("llamafactory-cli", "lmf")
+_PROGRAMS = ("train.py", "train_bash.py", "run_exp.py", "llamafactory.launcher")
+NEWER_HINTS = ("train_dataset", "model_class", "dist_config", "kernel_config", "peft_config", "quant_config")
+
+
+def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
+    """The settings of a command that trains, of its file and of its own; None: LLaMA-Factory is not called.
+
+    Raises
+    ------
+    UserError
+        If it does other work, or names a file that isn't there.
+    """
+    words, name = launch.words, launch.program.rpartition("/")[2]
+    if name in _COMMANDS:
+        if words[1:2] != ["train"]:
+            raise UserError("This command of LLaMA-Factory trains nothing.", where=script,
+                            found=" ".join(words[:2]), allowed="llamafactory-cli train")  # fmt: skip
+        given = words[2:]
+    elif name in _PROGRAMS and any(word.partition("=")[0] in ("--stage", "--finetuning_type") for word in words):
+        given = words[1:]
+    else:
+        return None
+    settings = with_file(given, script)
+    count = command.count("NPROC_PER_NODE") or visible_gpus(command.environment)
+    if name in _COMMANDS and count:
+        launch.processes = count * (command.count("NNODES") or 1)
+    if command.environment.get("USE_MODELSCOPE_HUB", "").lower() in ("1", "true"):
+        settings |= {"model_hub": "modelscope"}
+    return settings
+
+
+def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
+    """The scenario's fields of a file, with LLaMA-Factory's defaults."""
+    get, reading = begin(mapping, keys(*TABLE), file)
+    if "model_name_or_path" not in get:
+        _newer(get, reading, gpus)
+        return reading
+    _refuse_other_work(mapping, file)
+    revision = get("model_revision")
+    name = get("model_name_or_path")
+    if get("model_hub") == "modelscope":
+        common.of_modelscope(reading, name)
+    reading.set(model=f"{name}@{revision}" if revision and revision != "main" else name)
+    reading.set(
+        sequence_length=get("cutoff_len", 2048),
+        micro_batch=get("per_device_train_batch_size", 8),
+        gradient_accumulation=get("gradient_accumulation_steps", 1),
+    )
+    if "deepspeed" in get:
+        common.deepspeed(reading, get("deepspeed"), file.parent, gpus)
+    elif get("fsdp"):
+        common.fsdp(reading, get("fsdp_config") or {}, 1, gpus, str(get("fsdp")))
+    elif (gpus or 1) > 1:
+        common.parallel(reading, "ddp", gpus)
+    _method(get, reading)
+    _precision(get, reading)
+    strategy = reading.fields.get("parallel", {}).get("strategy")
+    reentrant = get("use_reentrant_gc", True) and strategy != "fsdp2"
+    off = get("disable_gradient_checkpointing")
+    reading.set(gradient_checkpointing=False if off else ("reentrant" if reentrant else True))
+    common.attention(reading, "flash_attn", get("flash_attn", "auto"))
+    reading.pads = not get("packing", get("stage", "sft") == "pt")
+    flag = next((name for key, name in _OPTIMIZER_FLAGS.items() if get(key)), None)
+    common.optimizer(reading, "optim", flag or get("optim", "adamw_torch_fused"))
+    if get("enable_liger_kernel"):
+        common.liger(reading)
+    elif get("use_unsloth"):
+        reading.set(kernels="unsloth")
+        reading.approximates(
+            "use_unsloth", True, TOO_HIGH, "Unsloth's kernels keep less, and move activations to the host"
+        )
+    if get("moe_aux_loss_coef"):
+        common.router_loss(reading, "moe_aux_loss_coef")
+    stage = get("stage", "sft")
+    if stage in _OBJECTIVES:
+        objective = "orpo" if get("pref_loss") in ("orpo", "simpo") else _OBJECTIVES[stage]
+        common.preference(reading, objective, "stage", reading.fields["micro_batch"])
+    common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))
+    reading.pad(reading.fields)
+    return reading
+
+
+def _refuse_other_work(mapping: Mapping[str, Any], file: Path) -> None:
+    """Files that train nothing: merging, exporting, chatting."""
+    trains = mapping.get("do_train") or "per_device_train_batch_size" in mapping or "finetuning_type" in mapping
+    other = "export_dir" in mapping or "infer_backend" in mapping or mapping.get("do_predict")
+    if other and not (mapping.get("do_train") or "per_device_train_batch_size" in mapping):
+        work = next(key for key in ("export_dir", "do_predict", "infer_backend") if mapping.get(key))
+        raise UserError(
+            "This file of LLaMA-Factory trains nothing.",
+            where=file,
+            found=f"{work}: {mapping[work]}" + ("" if trains else ", no do_train"),
+            allowed="a file with do_train: true; for serving a model: `dryfit serve` and its name",
+            write="dryfit serve " + str(mapping.get("model_name_or_path", "MODEL")),
+        )
+
+
+def _method(get: Values, reading: Reading) -> None:
+    kind = get("finetuning_type", "lora")
+    reading.set(method="full" if kind in ("full", "freeze") else "lora")
+    if kind == "freeze":
+        reading.approximates(
+            "finetuning_type", kind, TOO_HIGH, "only some layers are trained; read as full fine-tuning", "frozen"
+        )
+    if get("quantization_bit"):
+        bits, method = get("quantization_bit"), get("quantization_method", "bnb")
+        if method not in ("bnb", "bitsandbytes"):
+            reading.approximates("quantization_method", method, EITHER_WAY, "read as bitsandbytes' NF4")
+        common.quantized(
+            reading,
+            8 if bits == 8 else 4,
+            "quantization_bit",
+            adapter=kind in ("lora", "oft"),
+            double=get("double_quantization", True),
+            type=get("quantization_type", "nf4"),
+            storage=_compute(get),
+        )
+    if kind == "oft":
+        block = {"oft_block_size": get("oft_block_size", 32), "r": get("oft_rank", 0)}
+        targets = "all-linear" if get("oft_target", "all") == "all" else get("oft_target").split(",")
+        reading.set(adapter={"peft_type": "OFT", **block, "module_dropout": get("module_dropout", 0.0),
+                             "target_modules": targets})  # fmt: skip
+    elif kind == "lora":
+        saved = get("additional_target")
+        common.adapters(
+            reading,
+            rank=get("lora_rank", 8),
+            alpha=get("lora_alpha"),
+            dropout=get("lora_dropout", 0.0),
+            targets=get("lora_target", "all"),
+            more={
+                "use_dora": get("use_dora"),
+                "modules_to_save": saved.split(",") if isinstance(saved, str) else saved,
+            },
+        )
+
+
+def _compute(get: Values) -> str:
+    if get("bf16") or get("pure_bf16"):
+        return "bf16"
+    return "fp16" if get("fp16") else "bf16"  # as the model's own configuration says, which is bf16 nearly always
+
+
+def _precision(get: Values, reading: Reading) -> None:
+    """What is trained is cast to fp32 (``init_adapter``), but with pure_bf16; the rest has the compute dtype."""
+    compute = _compute(get)
+    pure, method = get("pure_bf16", False), reading.fields["method"]
+    mixed = compute if (get("bf16") or get("fp16")) and not pure else None
+    if method == "full":
+        reading.set(precision=compute if pure else f"{compute}-mixed" if mixed else "fp32")
+        return
+    reading.set(precision=compute, autocast=mixed)
+    if pure:
+        reading.set(adapter_precision="base")
+    elif not mixed:
+        reading.approximates("bf16", False, TOO_LOW, "adapters in fp32 without autocast: their products are cast")
+        reading.set(autocast=compute)
+
+
+def _newer(get: Values, reading: Reading, gpus: int | None) -> None:
+    """The files of `examples/v1`: a model, and configurations of what is done with it."""
+    peft, quantization = get("peft_config") or {}, get("quant_config") or {}
+    distributed, kernels = get("dist_config") or {}, get("kernel_config") or {}
+    reading.set(
+        model=get("model"),
+        sequence_length=get("cutoff_len", 2048),
+        micro_batch=get("micro_batch_size", 1),
+        method="lora" if peft.get("name") == "lora" else "full",
+        precision="bf16",
+        gradient_checkpointing=True,
+        optimizer="adamw_fused",
+        attention="flash" if "flash" in str(get("flash_attn", "")) else "sdpa",
+    )
+    if peft.get("name") == "freeze":
+        why = "only some layers are trained; read as full fine-tuning"
+        reading.approximates("peft_config.name", "freeze", TOO_HIGH, why, "frozen")
+    elif peft:
+        common.adapters(
+            reading,
+            rank=peft.get("r", 8),
+            alpha=peft.get("lora_alpha"),
+            dropout=peft.get("lora_dropout", 0.0),
+            targets=peft.get("target_modules", "all"),
+        )
+    if quantization.get("quantization_bit"):
+        bits = quantization["quantization_bit"]
+        common.quantized(reading, bits, "quant_config", adapter=bool(peft), double=True, storage="bf16")
+    name = str(distributed.get("name", ""))
+    if name.startswith("fsdp"):
+        common.parallel(reading, "fsdp2", gpus)
+    elif name == "deepspeed":
+        common.deepspeed(reading, distributed["config_file"], reading.file.parent, gpus, "dist_config.config_file")
+    if "liger" in str(kernels.get("name", "")):
+        common.liger(reading)
+    if get("optim_config"):
+        common.optimizer(reading, "optim_config", get("optim_config").get("name", "adamw_torch"))

@@ -1,0 +1,145 @@
+"""What Unsloth does otherwise than TRL, transformers and PEFT (dryfit/data/unsloth.yaml)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from dryfit.common.files import read_yaml
+from dryfit.data import data_path
+from dryfit.readers import common, grpo
+from dryfit.readers.flow import Call
+from dryfit.readers.reading import TOO_HIGH, TOO_LOW, Reading, is_on
+from dryfit.scenario.objectives import OBJECTIVES, SUPERVISED
+
+_PAIR_TOKENS = 1024  # TRL's max_length
+_GENERATIONS = 8  # Unsloth's and TRL's num_generations
+# Arguments of its loaders and adapters that a training keeps under their own names.
+KEPT = ("full_finetuning", "load_in_16bit", "qat_scheme", "fast_inference", "gpu_memory_utilization")
+
+
+@cache
+def rules() -> Mapping[str, Any]:
+    """Unsloth's classes, defaults, and what of its arguments is not described."""
+    return read_yaml(data_path("unsloth.yaml"))
+
+
+def decide_what_a_load_leaves_open(values: dict[str, Any], halves: bool) -> None:
+    """Bits and dtype of a load, as Unsloth takes them; ``halves``: whether the card computes in bf16."""
+    named = str(values.get("model_name_or_path", "")).lower()
+    if any(is_on(values.get(name)) for name in ("full_finetuning", "load_in_16bit", "load_in_8bit", "load_in_fp8")):
+        values["load_in_4bit"] = False
+    elif named.endswith("-bnb-4bit"):
+        values["load_in_4bit"] = True
+    dtype = str(values.get("dtype") or "auto")
+    if dtype == "auto":
+        dtype = "bfloat16" if halves else "float16"
+    values["dtype"] = dtype
+
+
+def targets(call: Call) -> Any:
+    """What Unsloth adapts where a call names no modules: all linear layers, or the part that it lets train."""
+    usual = rules()["defaults"]["target_modules"]
+    if call.owner not in ("FastModel", "FastVisionModel"):
+        return list(usual)
+    attention = call.words.get("finetune_attention_modules", True)
+    mlp = call.words.get("finetune_mlp_modules", True)
+    if attention and mlp:
+        return "all-linear"
+    return [name for name in usual if (name in usual[:4] and attention) or (name in usual[4:] and mlp)]
+
+
+def save_instead(values: dict[str, Any]) -> None:
+    """Unsloth trains embedding and head whole where they are among the modules to adapt (models/llama.py)."""
+    chosen = values.get("lora_target_modules")
+    if isinstance(chosen, list) and (whole := [name for name in chosen if name in ("embed_tokens", "lm_head")]):
+        values["lora_target_modules"] = [name for name in chosen if name not in whole]
+        saved = values.get("lora_modules_to_save") or []
+        values["lora_modules_to_save"] = [*dict.fromkeys([*saved, *whole])]
+
+
+def divide_a_row(said: dict[str, Any], unread: dict[str, str], whole: Any) -> int | None:
+    """Prompt and answer of a row of a training that generates, where the program computes what one leaves the other.
+
+    Together they are the length that the model is loaded with, ``whole``. The answer's tokens if both are unread.
+    """
+    if not isinstance(whole, int):
+        return None
+    parts = ("max_prompt_length", "max_completion_length")
+    open_ = [key for key in parts if key in unread]
+    known = [said[key] for key in parts if isinstance(said.get(key), int)]
+    for key in open_:
+        del unread[key]
+    if len(open_) == 1 and known and known[0] < whole:
+        said[open_[0]] = whole - known[0]
+    elif open_ == ["max_completion_length"] and not known:
+        open_ = list(parts)
+    if len(open_) == 2:
+        said |= {"max_prompt_length": whole // 4, "max_completion_length": whole - whole // 4}
+        return said["max_completion_length"]
+    return None
+
+
+def with_defaults(said: dict[str, Any], trainer: str, own: Mapping[str, Any], halves: bool) -> dict[str, Any]:
+    """Settings with Unsloth's defaults; mixed precision is that of the model (models/rl.py), a full one has none."""
+    if trainer != "transformers":
+        said = {**rules()["defaults"]["arguments"], **said}
+        half = said.get("dtype")
+        full = bool(own.get("full_finetuning"))
+        if half in ("bfloat16", "float16"):
+            said |= {"bf16": half == "bfloat16" and not full, "fp16": half == "float16"}
+        elif not (said.get("bf16") or said.get("fp16")):
+            said |= {"bf16": halves, "fp16": False}
+        rows, steps = said["per_device_train_batch_size"], said["gradient_accumulation_steps"]
+        count = said.get("num_generations", _GENERATIONS)
+        known = all(isinstance(one, int) for one in (rows, steps, count))
+        if trainer == "grpo" and known and not said.get("steps_per_generation"):
+            said |= {"num_generations": count, "per_device_train_batch_size": count if rows * steps % count else rows}
+    said.setdefault("gradient_checkpointing", "unsloth")
+    given, most = said.pop("max_seq_length", None), own.get("model_length")
+    if most is None:
+        return said
+    if trainer == "sft":  # models/rl.py: there the model's length stands before TRL's max_length
+        said["max_length"] = min(given, most) if isinstance(given, int) else most
+    else:
+        said["max_length"] = min(said.get("max_length", most if trainer == "transformers" else _PAIR_TOKENS), most)
+    return said
+
+
+def say(reading: Reading, own: Mapping[str, Any], *, offloads: bool, halves: bool) -> None:
+    """Set and say what Unsloth's kernels change (2026.10.9): their need is a range, whose upper end are PyTorch's.
+
+    In training it drops the mask of padded rows (``models/llama.py``, ``LlamaModel_fast_forward``). Attention is
+    xFormers' where FlashAttention is not installed (``utils/attention_dispatch.py``, ``select_attention_backend``).
+    Layers' inputs of more than 2 MiB wait on the host (``gradient_checkpointing.py``, ``UnslothCheckpointFunction``).
+    The loss is computed in chunks (``fused_losses/cross_entropy_loss.py``), but not that of pairs: DPO's and its
+    relatives' logits are whole, the policy's and the reference's (``models/dpo.py``: chunks are opt-in).
+    """
+    table, name = rules(), str(reading.fields.get("model"))
+    if not halves and re.search(table["float32"], name, re.I):
+        reading.approximates("dtype", "float32", TOO_LOW, "on a card without bf16 Unsloth computes this model in fp32")
+    for key, (errs, why) in table["not_described"].items():
+        if is_on(own.get(key)):
+            reading.approximates(key, own[key], errs, why)
+    reading.tool = f"Unsloth and {reading.tool}"
+    why = "its kernels are its own and keep less: this is the upper end of a range"
+    reading.approximates("unsloth", True, TOO_HIGH, why, "step")
+    objective = reading.fields.get("objective", SUPERVISED)
+    if OBJECTIVES[objective].generates:
+        reading.remarks.pop()
+        usual = table["defaults"]["fast_inference_utilization"]
+        share = own.get("gpu_memory_utilization", usual) if own.get("fast_inference") is True else None
+        grpo.of_unsloth(reading, share if share is None or isinstance(share, float) else usual)
+        return
+    if objective != SUPERVISED:  # TRL's own step, with whole logits
+        return
+    reading.pads = False
+    reading.fields.pop("attention_mask", None)
+    if reading.fields.get("attention", "sdpa") == "sdpa":
+        reading.set(attention="mem_efficient")
+    if offloads:
+        reading.set(gradient_checkpointing="reentrant")
+        common.offloaded(reading, "use_gradient_checkpointing")
+    reading.set(kernels="unsloth", loss="full" if reading.fields.get("loss") == "full" else "chunked")

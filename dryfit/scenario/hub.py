@@ -1,0 +1,234 @@
+"""Models of the Hugging Face Hub by their id: config.json alone is fetched, some 3 KB, and no code is ever loaded.
+
+What ``config/models/index.yaml`` knows is answered from there. Else ``huggingface_hub`` fetches, with its own cache,
+token (``HF_TOKEN`` or the one of ``hf auth login``), mirror (``HF_ENDPOINT``) and offline mode (``HF_HUB_OFFLINE``). An
+id may end in ``@revision``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_yaml
+from dryfit.common.hub_errors import Failure, meaning
+from dryfit.data import data_path
+
+MODELS = data_path("models")
+INDEX = MODELS / "index.yaml"
+_ID = re.compile(r"^(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
+
+
+class HubId(NamedTuple):
+    """A repository of the Hub, and the revision that was asked for."""
+
+    name: str
+    revision: str | None
+
+    @classmethod
+    def read(cls, text: str) -> HubId | None:
+        """``owner/name`` or ``owner/name@revision``; None for what can't be an id, such as a path."""
+        parts = _ID.match(text)
+        if not parts or text.count("/") > 1 + (parts["revision"] or "").count("/"):
+            return None
+        return cls(parts["id"], parts["revision"])
+
+    @property
+    def short(self) -> str:
+        """Without the owner."""
+        return self.name.rpartition("/")[2]
+
+
+def profiled(model: str) -> tuple[str, HubId | None]:
+    """What a run calls the model whose memory it profiles, a folder's name; and its id where the Hub has to be asked.
+
+    ``model`` is ``memory.model`` of a configuration: a name in config/models/, or an id.
+    """
+    hub = None if (MODELS / f"{model}.json").is_file() else fetched(model) or HubId.read(model)
+    if hub is None:
+        return model, None
+    if hub.revision is None and (known := catalogued(hub)):
+        return known, None
+    return re.sub(r"[^a-z0-9._-]+", "-", model.lower().replace("/", "--")), hub
+
+
+def fetched(name: str) -> HubId | None:
+    """The repository of a model that the catalogue knows by name alone: its configuration is fetched when asked for."""
+    entry = read_yaml(INDEX)["fetched"].get(name.lower())
+    return HubId.read(entry["hub"]) if entry else None
+
+
+@cache
+def _index() -> tuple[dict[str, str], frozenset[str], tuple[str, ...]]:
+    content = read_yaml(INDEX)
+    names = {hub.lower(): name for name, entry in content["models"].items() for hub in entry["hub"]}
+    return names, frozenset(owner.lower() for owner in content["mirrors"]), tuple(content["endings"])
+
+
+def catalogued(hub: HubId) -> str | None:
+    """The name in config/models/ of a repository that has the same configuration; None if it isn't known."""
+    names, mirrors, endings = _index()
+    name = hub.name.lower()
+    if name in names:
+        return names[name]
+    owner, _, short = name.partition("/")
+    if owner not in mirrors:
+        return None
+    for ending in endings:
+        short = short.removesuffix(ending)
+    copies = {known.partition("/")[2]: id_ for known, id_ in names.items()}
+    return copies.get(short)
+
+
+def of_modelscope(text: str) -> tuple[str, str | None] | None:
+    """``owner/name`` of an id of ModelScope, ``ms://owner/name`` or of an account that the Hub doesn't have, and the
+    Hub's id where the account's models are one other's there; None: it is no id of ModelScope's."""
+    name = re.sub(r"^(?:ms|modelscope)://", "", text)
+    owner, _, short = name.partition("/")
+    accounts = read_yaml(INDEX)["modelscope"]
+    if name == text and owner not in accounts:
+        return None
+    return name, f"{accounts[owner]}/{short}" if accounts.get(owner) else None
+
+
+def published_dtype(hub: HubId) -> str:
+    """The dtype that the config.json of a repository of the catalogue names: ``bfloat16``, ``float16``, ``float32``."""
+    by_dtype = read_yaml(INDEX)["dtypes"]
+    owner, _, short = hub.name.lower().partition("/")
+    is_mirror = owner in _index()[1]
+    for dtype in ("float16", "float32"):
+        names = [name.lower() for name in by_dtype[dtype]]
+        if hub.name.lower() in names or (is_mirror and short in [name.partition("/")[2] for name in names]):
+            return dtype
+    return by_dtype["all_others"]
+
+
+def is_language_model_alone(name: str) -> bool:
+    """Whether the file of a name in config/models/ leaves the other parts of its model out."""
+    return bool(read_yaml(INDEX)["models"].get(name, {}).get("language_model"))
+
+
+_SIZES = re.compile(r"(?<![a-z0-9])a?\d+(?:\.\d+)?[bm](?![a-z0-9])")
+# What a name has beside family and sizes: how a model was tuned, and when.
+_TUNED = re.compile(r"[-_. ]+(?:instruct|chat|base|it|pt|hf|\d{4})(?=$|[-_. ])")
+
+
+def _parts(name: str) -> tuple[str, set[str], set[str]]:
+    """A model's family, the numbers of its version, and its sizes: of ``gemma-3-12b-it`` gemma-3, 3 and 12b."""
+    plain = _TUNED.sub("", name)
+    family = _SIZES.sub("", plain).strip("-_. ")
+    return family, set(re.findall(r"\d+(?:\.\d+)?", family)), set(_SIZES.findall(plain))
+
+
+def _continue(versions: set[str], others: set[str]) -> bool:
+    """Whether each version is there, or one that continues it: 3 and 3.5, not 3 and 4."""
+    return all(any(f"{other}.".startswith(f"{one}.") for other in others) for one in versions)
+
+
+def nearest(text: str) -> list[str]:
+    """Names and Hub ids of the catalogue that are most like a text: of its size and its family's version.
+
+    Another size is another question: nothing is near ``gemma-3-12b-it`` as long as the catalogue has no 12b of it.
+    """
+    names, _, _ = _index()
+    wanted = text.lower().partition("@")[0]
+    known = {name: name for name in names.values()}
+    known |= {hub.partition("/")[2]: name for hub, name in names.items()} if "/" not in wanted else {}
+    content = read_yaml(INDEX)
+    known |= {name: name for name in content["fetched"]} if "/" not in wanted else {}
+    family, versions, sizes = _parts(wanted)
+    alike = {name: _parts(name) for name in (names if "/" in wanted else known)}
+    alike = {name: one for name, one in alike.items() if sizes <= one[2] and _continue(versions, one[1])}
+    likeness = {name: difflib.SequenceMatcher(None, family, one[0]).ratio() for name, one in alike.items()}
+    near = sorted((name for name in alike if likeness[name] >= 0.6), key=lambda name: -likeness[name])
+    ids = {hub.lower(): hub for entry in content["models"].values() for hub in entry["hub"]}
+    return list(dict.fromkeys(ids.get(name, known.get(name, name)) for name in near))[:3]
+
+
+def likely_id(text: str) -> str | None:
+    """The Hub's id that a model's bare name may have: under the account of its family, whatever the size."""
+    if "/" in text or " " in text:
+        return None
+    wanted, versions, _ = _parts(text.lower())
+    for entry in read_yaml(INDEX)["models"].values():
+        for hub in entry["hub"]:
+            owner, _, name = hub.partition("/")
+            family, others, _ = _parts(name.lower())
+            if family == wanted and others == versions:
+                return f"{owner}/{text}"
+    return None
+
+
+def fetch_config(hub: HubId, where: object) -> Path:
+    """The configuration's file, fetched if it isn't there.
+
+    Raises
+    ------
+    UserError
+        If the file can't be fetched; the message says why, and what to do.
+    """
+    return FETCH.get()(hub, where)
+
+
+def _download(hub: HubId, where: object) -> Path:
+    """The file in huggingface_hub's cache."""
+    try:
+        import huggingface_hub as library
+        from huggingface_hub import constants, utils
+    except ImportError:
+        raise UserError(
+            "The package huggingface_hub is not installed, which fetches a model's configuration.",
+            where=where,
+            found=hub.name,
+            allowed="the package, or a path to the model's config.json",
+            write="pip install huggingface_hub",
+        ) from None
+    utils.disable_progress_bars()
+    place = {"repo_id": hub.name, "filename": "config.json", "revision": hub.revision}
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            # One question without repetitions: a download would try for half a minute where there is no network.
+            library.get_hf_file_metadata(library.hf_hub_url(**place), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        return Path(library.hf_hub_download(**place))
+    except Exception as error:
+        cached = library.try_to_load_from_cache(**place)
+        if isinstance(cached, str):
+            return Path(cached)
+        raise explained(Failure.of(error), hub, where) from None
+
+
+# Who fetches. Where this code runs in a web page, the browser does.
+FETCH: ContextVar[Callable[[HubId, object], Path]] = ContextVar("FETCH", default=_download)
+
+
+_NO_MODEL = (
+    "The repository has no config.json: it holds no model of transformers (an adapter, perhaps, GGUF files, or a"
+    " diffusion model).",
+    'the model that it was made from; for one of diffusers the engine: docs/memory-core.md, "A diffusion model"',
+)
+
+
+def explained(failure: Failure, hub: HubId, where: object) -> UserError:
+    """Why a model's configuration could not be had, in words that say what to do."""
+    near = nearest(hub.name)
+    problem, allowed = meaning(
+        failure,
+        "model",
+        hub.name,
+        instead=f"the path of a config.json, saved from https://huggingface.co/{hub.name}/raw/main/config.json",
+        nearest=", ".join(near),
+        own={"RemoteEntryNotFoundError": _NO_MODEL},
+    )
+    return UserError(
+        problem,
+        where=where,
+        found=f"{hub.name}@{hub.revision}" if hub.revision else hub.name,
+        allowed=allowed,
+        change={"model": near[0] if near else "config.json"},
+    )

@@ -1,0 +1,70 @@
+"""What a training aims at: one row each, with what every module asks about one. Standard library only.
+
+All but supervised fine-tuning are steps of TRL's trainers: :mod:`dryfit.step.objectives`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REFERENCES = ("adapter_off", "model", "precomputed")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What an objective takes.
+
+    Attributes
+    ----------
+    trainer
+        TRL's trainer, by its name without ``Trainer``; None: the step is the pipeline's own.
+    texts_in_a_row
+        Texts that go through the model for each row of the micro-batch: a pair has two.
+    references
+        What its answers may be compared with, of :data:`REFERENCES`; without one, what TRL does by default.
+    least_rows
+        Of a micro-batch.
+    generates
+        Its rows are answers that the model itself has generated.
+    grouped
+        Several answers to a prompt are judged beside each other. One generation may serve many updates.
+    anew
+        Answers are generated for each micro-batch.
+    taught
+        A second model, which is not trained, says how likely each token is.
+    scores
+        A head of one number replaces the output head.
+    judged
+        Each row is one answer with a mark, good or bad, instead of two that are compared.
+    module
+        Where TRL keeps the trainer.
+    """
+
+    trainer: str | None = None
+    texts_in_a_row: int = 1
+    references: tuple[str, ...] = ()
+    least_rows: int = 1
+    generates: bool = False
+    grouped: bool = False
+    anew: bool = False
+    taught: bool = False
+    scores: bool = False
+    judged: bool = False
+    module: str = "trl"
+
+
+SUPERVISED = "sft"
+OBJECTIVES = {
+    SUPERVISED: Objective(),
+    "dpo": Objective("DPO", texts_in_a_row=2, references=REFERENCES),
+    "orpo": Objective("ORPO", texts_in_a_row=2, module="trl.experimental.orpo"),
+    "kto": Objective("KTO", references=REFERENCES, least_rows=2, judged=True),
+    "reward": Objective("Reward", texts_in_a_row=2, scores=True),
+    "grpo": Objective("GRPO", references=("adapter_off", "model"), generates=True, grouped=True),
+    "rloo": Objective("RLOO", references=("adapter_off", "model"), generates=True, grouped=True),
+    "online_dpo": Objective(
+        "OnlineDPO", texts_in_a_row=2, references=("adapter_off", "model"), generates=True, anew=True,
+        module="trl.experimental.online_dpo",
+    ),
+    "distillation": Objective("Distillation", generates=True, taught=True),
+}  # fmt: skip

@@ -1,0 +1,201 @@
+"""The optimizer of a scenario, over what a model trains."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from dryfit.common.errors import UserError
+from dryfit.engine.bitsandbytes_layers import keep_paged_states_outside
+from dryfit.scenario.scenario import Scenario
+from dryfit.step.meshes import mesh_of
+
+Parameters = Sequence[nn.Parameter]
+PROJECTED_EVERY = 200  # steps: GaLore's projections last so long
+
+
+def build_optimizer(
+    model: nn.Module,
+    scenario: Scenario,
+    *,
+    learning_rate: float = 1e-4,
+    weight_decay: float = 0.0,
+    largest_steps: bool = True,
+) -> torch.optim.Optimizer:
+    """Make the scenario's optimizer over the trainable parameters, with PyTorch's own choice of how it steps.
+
+    ``largest_steps``: what an optimizer does in some steps alone, GaLore's projections, it does in each, as predictions
+    and measurements want it.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    options = {"lr": learning_rate, "weight_decay": weight_decay}
+    build = BUILDERS[scenario.optimizer]
+    if build in BY_MATRICES:
+        return build(*_matrices_and_others(model, trained), options, largest_steps)
+    return build(_by_mesh(trained) if scenario.parallel.meshed else trained, **options)
+
+
+def _by_mesh(trained: Parameters) -> Parameters | list[dict[str, Any]]:
+    """A group for each mesh where parameters lie on several, as transformers' Trainer makes them.
+
+    One call of a kernel can't take tensors of several meshes (``foreach``, ``fused``).
+    """
+    groups: dict[Any, list[nn.Parameter]] = defaultdict(list)
+    for parameter in trained:
+        groups[mesh_of(parameter)].append(parameter)
+    return [{"params": group} for group in groups.values()] if len(groups) > 1 else trained
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of the next step: torchao's lie in tensors, which its compiled steps read."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _adamw(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, **options)
+
+
+def _adamw_fused(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, fused=True, foreach=False, **options)
+
+
+def _adamw_8bit(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(parameters, **options)
+
+
+def _paged_adamw_8bit(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
+    from bitsandbytes.optim import PagedAdamW8bit
+
+    device = parameters[0].device.type
+    if device == "cpu":
+        raise UserError(
+            "Paged optimizer states need a GPU: they lie in CUDA's managed memory.",
+            found="paged_adamw_8bit",
+            allowed="adamw, adamw_fused, adamw_8bit",
+            change={"optimizer": "adamw_8bit"},
+        )
+    optimizer = PagedAdamW8bit(parameters, **options)
+    if device == "meta":
+        keep_paged_states_outside(optimizer)
+    return optimizer
+
+
+def _lion_8bit(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
+    from bitsandbytes.optim import Lion8bit
+
+    return Lion8bit(parameters, **options)
+
+
+def _adafactor(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
+    """As transformers' Trainer has it: with the learning rate that it is given."""
+    from transformers.optimization import Adafactor
+
+    return Adafactor(parameters, scale_parameter=False, relative_step=False, **options)
+
+
+def _adamw_torchao_8bit(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
+    from torchao.optim import AdamW8bit
+
+    return AdamW8bit(parameters, **options)
+
+
+def _adamw_torchao_4bit(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
+    from torchao.optim import AdamW4bit
+
+    return AdamW4bit(parameters, **options)
+
+
+def _matrices_and_others(model: nn.Module, trained: Parameters) -> tuple[Parameters, Parameters]:
+    """The matrices of layers; vectors, embeddings and the output head, which Muon's and GaLore's authors leave out."""
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    left_out = {id(table) for table in tables} | {id(getattr(head, "weight", None))}
+    left_out |= {id(parameter) for parameter in trained if parameter.ndim != 2}
+    matrices = [parameter for parameter in trained if id(parameter) not in left_out]
+    return matrices, [parameter for parameter in trained if id(parameter) in left_out]
+
+
+def _muon(
+    matrices: Parameters, others: Parameters, options: Mapping[str, float], largest_steps: bool
+) -> torch.optim.Optimizer:
+    """Muon for the matrices of layers, AdamW for the others. All its steps are alike."""
+    del largest_steps
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError(
+            "This PyTorch has no Muon.",
+            where=f"torch {torch.__version__}",
+            found="optimizer: muon",
+            allowed="torch 2.9 or newer; or another optimizer",
+            change={"optimizer": "adamw"},
+        )
+    parts = [torch.optim.Muon(matrices, **options)] if matrices else []
+    parts += [torch.optim.AdamW(others, **options)] if others else []
+    return parts[0] if len(parts) == 1 else Together(parts)
+
+
+def _galore(
+    matrices: Parameters, others: Parameters, options: Mapping[str, float], largest_steps: bool
+) -> torch.optim.Optimizer:
+    """GaLore's AdamW, with the settings that transformers' Trainer has."""
+    from galore_torch import GaLoreAdamW
+    from galore_torch.galore_projector import GaLoreProjector
+
+    class GaLore(GaLoreAdamW):
+        def load_state_dict(self, states: dict[str, Any]) -> None:
+            """Bring the projections to their weights: PyTorch does so with tensors alone."""
+            super().load_state_dict(states)
+            for parameter, state in self.state.items():
+                if "projector" in state:
+                    projector = state["projector"]
+                    projector.ortho_matrix = projector.ortho_matrix.to(parameter.device)
+
+    torch.serialization.add_safe_globals([GaLoreProjector])  # a checkpoint holds them
+    settings = {
+        "rank": 128,
+        "update_proj_gap": 1 if largest_steps else PROJECTED_EVERY,
+        "scale": 0.25,
+        "proj_type": "std",
+    }
+    groups = [{"params": matrices, **settings}] if matrices else []
+    groups += [{"params": others}] if others else []
+    return GaLore(groups, no_deprecation_warning=True, **options)
+
+
+class Together(torch.optim.Optimizer):
+    """Optimizers of one group each that step together; states and settings are kept here."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = list(parts)
+        super().__init__([group for part in parts for group in part.param_groups], {})
+
+    def step(self, closure: None = None) -> None:
+        """Let each part step."""
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            part.param_groups, part.state = [group], self.state
+            part.step()
+
+
+# In the order of dryfit.scenario.optimizers, which says what each keeps.
+BUILDERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw_fused": _adamw_fused,
+    "adamw_8bit": _adamw_8bit,
+    "paged_adamw_8bit": _paged_adamw_8bit,
+    "lion_8bit": _lion_8bit,
+    "adafactor": _adafactor,
+    "muon": _muon,
+    "adamw_torchao_8bit": _adamw_torchao_8bit,
+    "adamw_torchao_4bit": _adamw_torchao_4bit,
+    "galore": _galore,
+}
+BY_MATRICES = (_muon, _galore)  # they treat the matrices of layers otherwise than the other parameters

@@ -1,0 +1,125 @@
+"""``config``: what is written is what is read, and what is read is what is answered."""
+
+from __future__ import annotations
+
+import ast
+import json
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dryfit.ask.command import main
+from dryfit.ask.configure import MICRO_BATCHES, configure, rendered, wanted, ways, writers
+from dryfit.ask.options import FILES
+from dryfit.ask.question import Options, question
+from dryfit.common.errors import UserError
+
+MODELS = ("qwen2.5-coder-7b", "qwen3-8b", "llama-3.1-8b", "mistral-7b-v0.3", "gemma-2-9b", "phi-3-mini-4k",
+          "smollm2-135m", "qwen2.5-coder-0.5b", "qwen3-0.6b", "llama-3.2-1b")  # fmt: skip
+CARDS = ("t4", "4090", "a100-80gb")
+TINY = {
+    "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1000,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    path = tmp_path / "tiny" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(TINY), encoding="utf-8")
+    return str(path.parent)
+
+
+def goal(model: str, tool: str, **options):
+    asking = Options(**{"gpu": "4090", "sequence_length": 512, **options})
+    return wanted(question([model], asking), tool, asking, None)
+
+
+def test_the_tools_of_the_command_are_those_that_have_a_writer() -> None:
+    assert tuple(writers()) == FILES
+
+
+@pytest.mark.parametrize("tool", FILES)
+def test_each_way_of_each_file_is_read_as_it_is_meant(tool: str, tmp_path: Path) -> None:
+    """Ten models and three cards; each way of the first model, then one of each other."""
+    path = tmp_path / writers()[tool]["file"]
+    for model, card in product(MODELS, CARDS):
+        chosen = goal(model, tool, gpu=card, settings=["lora.rank=8"])
+        for way in [*ways(chosen)][: None if model == MODELS[0] else 1]:
+            path.write_text(rendered(chosen, way, 2), encoding="utf-8")
+            step = question([path], Options(gpu=card)).scenario
+            assert (step.micro_batch, step.gradient_accumulation, step.sequence_length) == (2, 8, 512)
+            assert step.method == way["method"] and step.lora.rank == 8
+            assert bool(step.gradient_checkpointing) == (way["checkpointing"] != "off")
+            assert step.optimizer == way["optimizer"]
+            # flash takes lengths instead of a mask, and Unsloth drops it
+            pads = way["packing"] == "off" and way.get("attention") != "flash" and tool != "unsloth"
+            assert step.attention_mask == ("padding" if pads else "none")
+            assert step.attention == way.get("attention", "mem_efficient" if tool == "unsloth" else "sdpa")
+            if tool != "unsloth":
+                assert step.kernels == way["kernels"]
+                half = "fp16" if card == "t4" else "bf16"
+                assert half in (step.autocast, step.autocast_precision)
+
+
+@pytest.mark.parametrize("tool", FILES)
+def test_the_file_that_is_printed_has_the_verdict_that_is_printed(tool: str, model: str, tmp_path, capsys) -> None:
+    path = tmp_path / f"written-{writers()[tool]['file']}"
+    words = ["config", model, "--gpu", "2GiB", "-s", "256", "-b", "2", "--for", tool, "--method", "lora"]
+    assert main([*words, "--output", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert path.read_text(encoding="utf-8").rstrip() == text.rstrip() and text.startswith("# FITS: ")
+    assert f"start: {writers()[tool]['start'].split()[0]}" in text and "No speed of this GPU is known" in text
+    assert main([str(path), "--gpu", "2GiB", "--fresh"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == text.splitlines()[0].removeprefix("# ")
+    with pytest.raises(UserError, match="there already"):
+        main([*words, "--output", str(path)])
+
+
+def test_nothing_fits_is_the_nearest_with_what_is_missing(model: str, capsys) -> None:
+    assert main(["config", model, "--gpu", "0.5GiB", "-s", "4096", "-b", "16", "--for", "trl", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["answer"]["fits"] is not True and found["text"].startswith("# DOES NOT FIT: ")
+
+
+def test_ways_are_ranked_by_time_where_the_cards_speed_is_known(model: str) -> None:
+    chosen = goal(model, "axolotl", gpu="a100-80gb", method="lora")
+    found = configure(chosen)
+    rates = [one.tokens_per_second(chosen.fill) for one in (found.best, *found.others)]
+    assert found.is_timed and rates == sorted(rates, reverse=True) and found.best.micro_batch == max(MICRO_BATCHES)
+
+
+def test_files_are_what_their_tools_can_parse(model: str, tmp_path: Path) -> None:
+    """YAML and Python by their parsers, and TRL's by TRL's own."""
+    for tool in FILES:
+        chosen = goal(model, tool)
+        for way in ways(chosen):
+            text = rendered(chosen, way, 1)
+            ast.parse(text) if tool in ("trl-script", "unsloth") else yaml.safe_load(text)
+    trl = pytest.importorskip("trl")
+    chosen = goal(model, "trl")
+    path = tmp_path / "trl.yaml"
+    for way in ways(chosen):
+        path.write_text(rendered(chosen, way, 1).replace("bf16: true", "bf16: false"), encoding="utf-8")  # no GPU here
+        parser = trl.TrlParser((trl.ScriptArguments, trl.SFTConfig, trl.ModelConfig))
+        *_, settings, loaded = parser.parse_args_and_config(["--config", str(path)])
+        assert settings.max_length == 512 and settings.packing == (way["packing"] == "on")
+        assert loaded.load_in_4bit == (way["method"] == "qlora") and loaded.lora_r == 16
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "write"),
+    [
+        (["--for", "axolotl", "--set", "attention=sdpa"], "chooses the settings itself", "--for axolotl"),
+        (["--for", "unsloth", "--method", "full"], "no file for method full", "--method qlora"),
+        (["--for", "axolotel"], "does not take axolotel", "--for axolotl"),
+        ([], "needs --for", "--for axolotl"),
+    ],
+)
+def test_what_config_can_not_write_is_refused(model: str, words, said, write) -> None:
+    with pytest.raises(UserError) as error:
+        main(["config", model, "--gpu", "4090", *words])
+    assert said in str(error.value) and write in error.value.write

@@ -1,0 +1,336 @@
+"""Files that divide a step on a mesh: torchtitan's, accelerate's, axolotl's, and commands of Megatron."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dryfit import readers
+from dryfit.ask.question import Options, Question, question
+from dryfit.common.errors import UserError
+from tests.dryfit.ask.test_readers import AXOLOTL, TRL, asked, said
+
+LARGE = "meta-llama/Llama-3.1-8B"  # with a head of its own
+TITAN = """
+[job]
+dump_folder = "./outputs"
+[model]
+name = "llama3"
+flavor = "{flavor}"
+converters = {converters}
+[optimizer]
+name = "AdamW"
+lr = 3e-4
+[training]
+local_batch_size = 2
+seq_len = 4096
+[parallelism]
+{parallelism}
+[activation_checkpoint]
+mode = "{mode}"
+[compile]
+enable = false
+"""
+REGISTRY = """
+from torchtitan.components.loss import ChunkedLossWrapper
+from torchtitan.components.quantization import Float8LinearConverter
+from torchtitan.config import CompileConfig, ParallelismConfig, TrainingConfig
+from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC
+from torchtitan.trainer import Trainer
+
+
+def large() -> Trainer.Config:
+    spec = model_registry("70B")
+    return Trainer.Config(
+        loss=ChunkedLossWrapper.Config(loss_fn=None),
+        model_spec=spec,
+        optimizer=default_adamw(lr=1.5e-4),
+        training=TrainingConfig(num_tokens_per_microbatch_per_dp_rank=8 * 2048, max_context_length=2048),
+        parallelism=ParallelismConfig(tensor_parallel_degree=4),
+        activation_checkpoint=FullAC.Config(),
+    )
+
+
+def larger() -> Trainer.Config:
+    config = large()
+    config.training.max_context_length = 4096
+    config.parallelism = ParallelismConfig(tensor_parallel_degree=8)
+    config.model_spec = model_registry("405B", converters=[Float8LinearConverter.Config(emulate=True)])
+    config.activation_checkpoint = SelectiveAC.Config()
+    return config
+"""
+SCRIPT = r"""
+# 8 * 80GiB
+export NPROC_PER_NODE=8
+TP=2
+{before}megatron sft \
+    --model Qwen/Qwen2.5-7B-Instruct \
+    --dataset 'a/b#500' \
+              'c/d#500' \
+    --tuner_type {tuner} \
+    --tensor_model_parallel_size $TP \
+    --pipeline-model-parallel-size 2 \
+    --sequence_parallel true \
+    --micro_batch_size 1 \
+    --global_batch_size $(expr 4 \* 2) \
+    --recompute_granularity full \
+    --max_length 2048{more}
+"""
+
+
+def titan(folder: Path, parallelism: str = "", gpu: str = "8x80GiB", **given: Any) -> Question:
+    given = {"flavor": "8B", "mode": "full", "converters": "[]", **given}
+    path = folder / "llama3.toml"
+    path.write_text(TITAN.format(parallelism=parallelism, **given), encoding="utf-8")
+    return question([path], Options(gpu=gpu))
+
+
+def remarks(found: Question) -> dict[str, str]:
+    return {one.key: one.errs for one in found.reading.remarks}
+
+
+# --- torchtitan ------------------------------------------------------------------------------------------------------
+
+
+def test_torchtitans_toml_shards_over_the_gpus_that_there_are(tmp_path):
+    found = titan(tmp_path)
+    said(found, micro_batch=2, sequence_length=4096, precision="bf16-mixed", gradient_checkpointing=True,
+         optimizer="adamw_fused", parallel={"strategy": "fsdp2", "gpus": 8, "reduce_in_fp32": True})  # fmt: skip
+    assert found.scenario.model["num_hidden_layers"] == 32
+    assert not found.reading.remarks and not found.reading.unknown
+
+
+def test_torchtitans_degrees_make_a_mesh(tmp_path):
+    found = titan(tmp_path, "tensor_parallel_degree = 4", flavor="70B", gpu="16x80GiB")
+    divided = {"strategy": "fsdp2", "gpus": 16, "tensor": 4}
+    said(found, parallel={**divided, "sequence_parallel": True, "loss_parallel": True})
+    assert not remarks(found)
+    off = "tensor_parallel_degree = 4\nenable_sequence_parallel = false\ndisable_loss_parallel = true"
+    found = titan(tmp_path, off, flavor="70B", gpu="16x80GiB")
+    said(found, parallel={**divided, "sequence_parallel": False, "loss_parallel": False})
+    found = titan(tmp_path, "context_parallel_degree = 2\ndata_parallel_shard_degree = 4")
+    said(found, parallel={"strategy": "fsdp2", "gpus": 8, "context": 2})
+    found = titan(tmp_path, "data_parallel_replicate_degree = 2\ndata_parallel_shard_degree = 4")
+    said(found, parallel={"strategy": "fsdp2", "gpus": 8, "replicate": 2})
+
+
+def test_a_pipeline_cuts_torchtitans_rows(tmp_path):
+    degrees = 'data_parallel_shard_degree = 1\npipeline_parallel_degree = 2\npipeline_parallel_schedule = "1F1B"'
+    found = titan(tmp_path, f"{degrees}\npipeline_parallel_microbatch_size = 1", gpu="2x80GiB")
+    said(found, micro_batch=1, gradient_accumulation=2, parallel={"strategy": "none", "gpus": 2, "pipeline": 2})
+    found = titan(tmp_path, f"{degrees}\ntensor_parallel_degree = 2", gpu="4x80GiB")
+    said(found, parallel={"tensor": 2, "pipeline": 2, "sequence_parallel": True, "loss_parallel": True})
+
+
+def test_what_torchtitan_combines_and_the_libraries_do_not_is_refused_in_the_files_words(tmp_path):
+    with pytest.raises(UserError, match=r"`parallel.pipeline: 2` and `parallel.strategy: fsdp2`"):
+        titan(tmp_path, "pipeline_parallel_degree = 2")
+    with pytest.raises(UserError, match="No model here has the sizes") as caught:
+        titan(tmp_path, flavor="debugmodel")
+    assert "8B, 70B, 405B" in str(caught.value) and 'flavor = "8B"' in str(caught.value)
+    with pytest.raises(UserError, match="takes a whole number") as caught:
+        titan(tmp_path, 'tensor_parallel_degree = "two"')
+    assert "parallelism.tensor_parallel_degree" in str(caught.value)
+
+
+def test_torchtitans_products_in_8_bits_and_compiled_layers(tmp_path, monkeypatch):
+    """Where the packages are installed, which follow them."""
+    for reader in ("torchtitan", "common"):
+        monkeypatch.setattr(f"dryfit.readers.{reader}.find_spec", lambda name: name)
+    path = tmp_path / "llama3.toml"
+    text = TITAN.format(flavor="8B", mode="full", converters='["quantize.linear.float8"]', parallelism="")
+    text = text.replace("enable = false", "enable = true")
+    path.write_text(text + "[quantize.linear.float8]\nenable_fsdp_float8_all_gather = true\n", encoding="utf-8")
+    found = question([path], Options(gpu="8x80GiB"))
+    said(found, compile="layers", float8="tensorwise", parallel={"strategy": "fsdp2", "float8_all_gather": True})
+    path.write_text(text.replace("[parallelism]", "[parallelism]\ntensor_parallel_degree = 2"), encoding="utf-8")
+    said(question([path], Options(gpu="8x80GiB")), compile="layers", float8="tensorwise", parallel={"tensor": 2})
+    pipeline = "[parallelism]\npipeline_parallel_degree = 2\ndata_parallel_shard_degree = 1"
+    path.write_text(text.replace("[parallelism]", pipeline), encoding="utf-8")
+    found = question([path], Options(gpu="2x80GiB"))
+    said(found, compile="none", float8="none")
+    assert {"model.converters", "torch_compile"} <= set(remarks(found))
+
+
+def test_what_is_not_described_of_torchtitan_says_which_way_it_errs(tmp_path):
+    found = titan(tmp_path, mode="selective", converters='["float8", "mx"]')
+    assert remarks(found)["activation_checkpoint.mode"] == "too low"
+    assert "mx" in {one.value for one in found.reading.remarks}
+    (tmp_path / "broken.toml").write_text("[model\n", encoding="utf-8")
+    with pytest.raises(UserError, match="This is not TOML"):
+        question([tmp_path / "broken.toml"], Options())
+
+
+def test_torchtitans_older_sections_are_read(tmp_path):
+    older = """
+[job]
+description = "x"
+[model]
+name = "llama3"
+flavor = "8B"
+[training]
+batch_size = 1
+seq_len = 8192
+data_parallel_shard_degree = -1
+tensor_parallel_degree = 1
+compile = false
+[experimental]
+context_parallel_degree = 2
+[float8]
+enable_float8_linear = false
+"""
+    path = tmp_path / "old.toml"
+    path.write_text(older, encoding="utf-8")
+    found = question([path], Options(gpu="4x80GiB"))
+    said(found, micro_batch=1, optimizer="adamw", parallel={"strategy": "fsdp2", "gpus": 4, "context": 2})
+    assert not found.reading.unknown
+
+
+def test_a_function_of_a_registry_is_named_behind_the_file(tmp_path):
+    folder = tmp_path / "llama3"
+    folder.mkdir()
+    path = folder / "config_registry.py"
+    path.write_text(REGISTRY, encoding="utf-8")
+    found = question([f"{path}:large"], Options(gpu="8x80GiB"))
+    said(found, micro_batch=8, sequence_length=2048, gradient_checkpointing=True,
+         parallel={"strategy": "fsdp2", "gpus": 8, "tensor": 4})  # fmt: skip
+    assert found.scenario.model["num_hidden_layers"] == 80 and remarks(found)["loss.kind"] == "too high"
+    found = question([f"{path}:larger"], Options(gpu="8x80GiB"))
+    said(found, micro_batch=4, parallel={"strategy": "none", "gpus": 8, "tensor": 8})
+    said(found, parallel={"sequence_parallel": True, "loss_parallel": True})
+    assert found.scenario.model["num_hidden_layers"] == 126
+    assert remarks(found)["activation_checkpoint.mode"] == "too low"
+    for asked_for in (str(path), f"{path}:small"):
+        with pytest.raises(UserError, match="configuration") as caught:
+            question([asked_for], Options())
+        assert "large, larger" in str(caught.value) and f"{path}:large" in str(caught.value)
+
+
+# --- accelerate's ParallelismConfig ----------------------------------------------------------------------------------
+
+
+def sizes(**given: int) -> dict[str, int]:
+    return {f"parallelism_config_{name}_size": size for name, size in given.items()}
+
+
+ACCELERATE = {"distributed_type": "FSDP", "num_processes": 8, "fsdp_config": {"fsdp_version": 2}}
+
+
+@pytest.mark.parametrize(
+    ("given", "mesh"),
+    [
+        ({"dp_shard": 4, "cp": 2}, {"context": 2, "gpus": 8}),
+        ({"dp_shard": 4, "tp": 2}, {"tensor": 2, "gpus": 8}),
+        ({"dp_shard": 4, "dp_replicate": 2}, {"replicate": 2, "gpus": 8}),
+    ],
+)
+def test_accelerates_block_makes_a_mesh(tmp_path, given, mesh):
+    beside = ACCELERATE | {"parallelism_config": sizes(**given)}
+    found = asked(tmp_path, TRL | {"model_name_or_path": LARGE, "loss_type": "nll"}, beside, tool="trl")
+    said(found, parallel={"strategy": "fsdp2", **mesh})
+
+
+def test_accelerates_sp_size_is_deepspeeds_ulysses(tmp_path):
+    beside = {"distributed_type": "DEEPSPEED", "num_processes": 8, "deepspeed_config": {"zero_stage": 3}}
+    path = tmp_path / "accelerate.yaml"
+    path.write_text(yaml.safe_dump(beside | {"parallelism_config": sizes(sp=2)}), encoding="utf-8")
+    reading = readers.read_tool(path, "accelerate", readers.mapping_of(path), None)
+    assert reading.fields["parallel"] == {"strategy": "zero3", "gpus": 8, "ulysses": 2} and not reading.remarks
+
+
+def test_ulysses_beside_fsdp_is_named_and_read_as_undivided(tmp_path):
+    beside = ACCELERATE | {"parallelism_config": sizes(dp_shard=4, sp=2)}
+    path = tmp_path / "accelerate.yaml"
+    path.write_text(yaml.safe_dump(beside), encoding="utf-8")
+    reading = readers.read_tool(path, "accelerate", readers.mapping_of(path), None)
+    assert [(one.key, one.errs) for one in reading.remarks] == [("parallelism_config: sp_size", "too high")]
+    assert reading.fields["parallel"] == {"strategy": "fsdp2", "gpus": 8, "reshard_after_forward": True,
+                                          "offload": "none"}  # fmt: skip
+
+
+def test_the_block_stands_in_a_file_of_trl_too(tmp_path):
+    given = TRL | {"loss_type": "nll", "fsdp": "full_shard", "fsdp_config": {"version": 2}}
+    found = asked(tmp_path, given | {"parallelism_config": {"cp_size": 2}}, tool="trl", gpu="4x80GiB")
+    said(found, parallel={"strategy": "fsdp2", "gpus": 4, "context": 2})
+
+
+# --- axolotl ---------------------------------------------------------------------------------------------------------
+
+
+def test_axolotls_sizes_make_a_mesh(tmp_path):
+    sharded = AXOLOTL | {"base_model": LARGE, "fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
+    found = asked(tmp_path, sharded | {"dp_shard_size": 2, "dp_replicate_size": 2, "tensor_parallel_size": 2})
+    said(found, parallel={"strategy": "fsdp2", "gpus": 8, "tensor": 2, "replicate": 2})
+    found = asked(tmp_path, sharded | {"dp_shard_size": 2, "context_parallel_size": 2, "flash_attention": True})
+    said(found, attention="sdpa", parallel={"strategy": "fsdp2", "gpus": 4, "context": 2})
+    assert remarks(found)["context_parallel_size"] == "either way"
+    found = asked(tmp_path, AXOLOTL | {"deepspeed": "zero3.json", "context_parallel_size": 2})
+    assert remarks(found)["context_parallel_size"] == "either way"
+    assert found.reading.fields["parallel"]["strategy"] == "zero3"
+    assert found.reading.fields["parallel"]["ulysses"] == 2
+
+
+def test_axolotls_combination_that_is_refused_names_its_key(tmp_path):
+    sharded = AXOLOTL | {"base_model": LARGE, "fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
+    with pytest.raises(UserError, match="can't be combined: accelerate's tensor parallel"):
+        asked(tmp_path, sharded | {"dp_shard_size": 2, "context_parallel_size": 2, "tensor_parallel_size": 2})
+
+
+def test_ms_swifts_sequence_parallel_is_ulysses(tmp_path):
+    path = tmp_path / "train.sh"
+    words = "swift sft --model Qwen/Qwen2.5-7B-Instruct --tuner_type full --sequence_parallel_size 2 --max_length 8192"
+    path.write_text(f"NPROC_PER_NODE=4 {words} --deepspeed zero3\n", encoding="utf-8")
+    found = question([path], Options())
+    said(found, gradient_accumulation=8)
+    assert found.reading.fields["parallel"]["ulysses"] == 2
+    assert remarks(found)["sequence_parallel_size"] == "either way"
+    said(found, parallel={"strategy": "zero3", "gpus": 4, "ulysses": 2})  # under no other name
+    path.write_text(f"NPROC_PER_NODE=4 {words}\n", encoding="utf-8")
+    found = question([path], Options())
+    said(found, parallel={"strategy": "ddp", "gpus": 4})
+    assert remarks(found)["sequence_parallel_size"] == "too high"
+
+
+# --- Megatron ----------- -------------------------------------------------------------------------------------------
+
+
+def script(folder: Path, tuner: str = "full", more: str = "", before: str = "") -> Question:
+    path = folder / "train.sh"
+    path.write_text(SCRIPT.format(tuner=tuner, more=more, before=before), encoding="utf-8")
+    return question([path], Options())
+
+
+def test_a_command_of_megatron_makes_a_mesh(tmp_path):
+    found = script(tmp_path, before="CUDA_VISIBLE_DEVICES=0,1 ")
+    said(found, micro_batch=1, gradient_accumulation=4, gradient_checkpointing=True, precision="bf16-mixed",
+         sequence_length=2048, parallel={"strategy": "none", "gpus": 4, "tensor": 2, "pipeline": 2})  # fmt: skip
+    said(found, parallel={"sequence_parallel": True, "loss_parallel": True})
+    assert "sequence_parallel" not in remarks(found) and not found.reading.unknown
+    assert any("2 replicas of 4 GPUs" in note for note in found.reading.notes)
+
+
+def test_what_megatron_has_and_the_scenario_does_not_is_named(tmp_path):
+    more = " --context_parallel_size 2 --use_distributed_optimizer true --num_layers_per_virtual_pipeline_stage 7"
+    found = script(tmp_path, more=more + " --colour blue")
+    assert remarks(found)["context_parallel_size"] == remarks(found)["use_distributed_optimizer"] == "too high"
+    said(found, parallel={"pipeline": 2, "schedule": "interleaved"})
+    assert found.reading.unknown == {"colour": None}
+    with pytest.raises(UserError, match="plan knows no adapters"):  # the command has --sequence_parallel
+        script(tmp_path, tuner="lora")
+
+
+def test_pretrain_gpt_says_its_model_by_sizes(tmp_path):
+    path = tmp_path / "pretrain.sh"
+    path.write_text(
+        "torchrun --nproc_per_node 2 pretrain_gpt.py --num-layers 4 --hidden-size 256 --num-attention-heads 8"
+        " --seq-length 512 --micro-batch-size 2 --global-batch-size 2 --tensor-model-parallel-size 2 --bf16"
+        " --untie-embeddings-and-output-weights\n",
+        encoding="utf-8",
+    )
+    found = question([path], Options())
+    assert found.scenario.model["num_hidden_layers"] == 4 and found.scenario.model["intermediate_size"] == 1024
+    said(found, micro_batch=2, sequence_length=512, parallel={"strategy": "none", "gpus": 2, "tensor": 2})
+    said(found, parallel={"sequence_parallel": False, "loss_parallel": True})  # its loss is always on parts

@@ -1,0 +1,211 @@
+"""Shell scripts that start a training with ms-swift or verl, and those tools' YAML files."""
+
+from pathlib import Path
+
+import pytest
+
+from dryfit.common.errors import UserError
+from dryfit.readers.reading import TOO_LOW
+from dryfit.readers.shell import commands, is_known
+from tests.dryfit.ask.test_readers import asked, said
+
+needs_trl = pytest.mark.skipif("not __import__('importlib').util.find_spec('trl')")
+MODEL = "meta-llama/Llama-3.2-1B"
+
+SHELL = r"""
+#!/bin/bash
+set -x   # a comment with 'quotes
+NAME=${NAME:-"model one"}
+rows=$((1024 * 2 + 8)); half=$(expr $rows / 2)
+OPTIONS=(
+    --alpha 1   # of an array
+    --path "$HOME/x"
+)
+OPTIONS+=(--beta '$kept')
+LAST=$(date) A=1 \
+run "${OPTIONS[@]}" --rows $rows --half ${half} "$NAME" --when "${LAST}" $@ && echo "done; not a command"
+"""
+
+
+def test_words_of_a_command_have_the_variables_that_the_script_sets():
+    own = next(command for command in commands(SHELL) if command.words[0] == "run")
+    assert own.words == [
+        "run", "--alpha", "1", "--path", "~/x", "--beta", "$kept", "--rows", "2056", "--half", "1028", "model one",
+        "--when", "$(date)",
+    ]  # fmt: skip
+    assert own.environment == {"A": "1", "LAST": "$(date)"}  # NAME is not exported
+    assert not is_known("$(date)") and is_known("~/x")
+    assert ["echo", "done; not a command"] in [command.words for command in commands(SHELL)]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("A=2; x $((A + 3)) $((A * )) $((2 ** 3))", ["x", "5", "$((A * ))", "$((2 ** 3))"]),
+        ("x ${B:-${C:-4}} ${D}", ["x", "4", "${D}"]),
+        ("if [ -f y ]; then x a\\ b; fi", ["x", "a b"]),
+        ("P=$(pwd)/z\nx $P", ["x", "./z"]),
+        ("x 'it''s' \"a\\\"b\"", ["x", "its", 'a"b']),
+        ("x a\\$ b\\\\", ["x", "a$", "b\\"]),
+    ],
+)
+def test_expansions(line, words):
+    assert words in [command.words for command in commands(line)]
+
+
+SWIFT = f"""
+# swift rollout --model other
+NPROC_PER_NODE=$gpus \\
+swift rlhf --rlhf_type grpo --model {MODEL} --tuner_type lora --lora_rank 16 \\
+    --target_modules q_proj v_proj --use_vllm true --vllm_mode colocate --vllm_gpu_memory_utilization 0.4 \\
+    --vllm_max_model_len 2048 --sleep_level 1 --vllm_enforce_eager true --vllm_enable_lora true \\
+    --max_length 1024 --max_completion_length 512 --num_generations 4 --beta 0 --steps_per_generation 4 \\
+    --per_device_train_batch_size 4 --gradient_accumulation_steps 2 --torch_dtype bfloat16 \\
+    --reward_funcs accuracy format --dataset 'a#10' b
+"""
+
+
+@needs_trl
+def test_a_command_of_ms_swift_is_a_cycle_beside_vllm(tmp_path: Path) -> None:
+    found = asked(tmp_path, SWIFT, name="run.sh", gpu="h100-80gb")
+    said(
+        found,
+        objective="grpo", sequence_length=1536, micro_batch=4, gradient_accumulation=2, method="lora",
+        precision="bf16", autocast="bf16", lora={"rank": 16, "alpha": 32, "target_modules": ["q_proj", "v_proj"]},
+        preference={"generations": 4, "completion_length": 512, "reference": None},
+        generation={
+            "engine": "vllm", "mode": "colocate", "utilization": 0.4, "max_model_length": 2048, "sleep_level": 1,
+            "cuda_graphs": False, "lora_slots": 1, "steps_per_generation": 4,
+        },
+    )  # fmt: skip
+    assert [(remark.key, remark.errs) for remark in found.reading.remarks] == [("rlhf_type", TOO_LOW)]
+    assert "logits" in found.reading.remarks[0].why and not found.reading.unknown
+
+
+@needs_trl
+def test_ms_swifts_defaults_are_its_own(tmp_path: Path) -> None:
+    found = asked(tmp_path, f"swift rlhf --rlhf_type grpo --model {MODEL} --per_device_train_batch_size 8", name="x.sh")
+    said(found, sequence_length=1024, gradient_accumulation=2, lora={"rank": 8, "alpha": 32, "dropout": 0.05})
+    said(found, preference={"generations": 8, "reference": "adapter_off"}, generation={"engine": "transformers"})
+    assert "max_length" in found.reading.notes[0]
+
+
+def test_several_gpus_of_ms_swift_say_what_the_server_takes(tmp_path: Path) -> None:
+    script = SWIFT.replace("$gpus", "4").replace("--beta 0", "--deepspeed zero2_offload --reward_model m")
+    found = asked(tmp_path, script, name="run.sh", gpu="80GiB")
+    said(found, parallel={"strategy": "zero2", "gpus": 4}, objective="sft")
+    said(found, zero={"reduce_bucket_size": 200_000_000, "offload_optimizer": "cpu", "offload_param": "none"})
+    said_of = {remark.key: remark for remark in found.reading.remarks}
+    assert "0.4 of each card" in said_of["use_vllm"].why and said_of["use_vllm"].errs == TOO_LOW
+    assert "reward_model" in said_of and not any("offload" in key for key in said_of)
+
+
+@pytest.mark.parametrize(
+    ("more", "fields"),
+    [
+        ("--tuner_type full --attn_impl flash_attn", {"method": "full", "attention": "flash", "precision": "bf16"}),
+        ("--quant_bits 4", {"method": "qlora", "quantization": {"type": "nf4", "double": True}}),
+        ("--torch_dtype float32", {"precision": "fp16-mixed"}),
+        ("--gradient_checkpointing false --padding_free true", {"gradient_checkpointing": False}),
+        ("--gradient_checkpointing_kwargs '{\"use_reentrant\": true}'", {"gradient_checkpointing": "reentrant"}),
+        ("--fsdp fsdp2", {"parallel": {"strategy": "fsdp2", "gpus": 2}}),
+        ("--tuner_type vera", {"method": "lora"}),
+    ],
+)
+def test_a_supervised_command_of_ms_swift(more: str, fields: dict, tmp_path: Path) -> None:
+    line = f"NPROC_PER_NODE={1 + ('fsdp' in more)} swift sft --model {MODEL} --max_length 2048"
+    found = asked(tmp_path, f"{line} {more}", name="x.sh")
+    said(found, sequence_length=2048, micro_batch=1, **fields)
+
+
+def test_a_yaml_file_of_ms_swift_is_known_by_its_keys_and_read_from_a_command(tmp_path: Path) -> None:
+    content = {"model": MODEL, "tuner_type": "lora", "max_length": 512, "dataset": ["x"], "deepspeed": "zero2"}
+    said(asked(tmp_path, content, gpu="2x24GiB"), sequence_length=512, parallel={"gpus": 2})
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/run.sh").write_text("swift sft file.yaml --max_length 256\n")
+    from dryfit.ask.question import Options, question
+
+    said(question([tmp_path / "deep/run.sh"], Options(gpu="2x24GiB")), sequence_length=256)
+
+
+VERL = f"""
+MODEL_PATH={MODEL}
+max_prompt_length=$((256 * 2))
+python3 -m verl.trainer.main_ppo \\
+    algorithm.adv_estimator=grpo data.train_batch_size=64 data.max_prompt_length=${{max_prompt_length}} \\
+    data.max_response_length=1024 +data.unheard=1 actor_rollout_ref.model.path=$MODEL_PATH \\
+    actor_rollout_ref.actor.ppo_mini_batch_size=32 actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4 \\
+    actor_rollout_ref.actor.fsdp_config.param_offload=True actor_rollout_ref.actor.use_kl_loss=True \\
+    actor_rollout_ref.rollout.name=vllm actor_rollout_ref.rollout.n=4 \\
+    actor_rollout_ref.rollout.gpu_memory_utilization=0.6 trainer.n_gpus_per_node=2 MORE $@
+"""
+
+
+def test_a_command_of_verl_is_the_actors_update(tmp_path: Path) -> None:
+    found = asked(tmp_path, VERL.replace("MORE", ""), name="run.sh", gpu="80GiB")
+    said(
+        found,
+        sequence_length=1536, micro_batch=4, gradient_accumulation=16, method="full", precision="bf16-mixed",
+        attention="flash", parallel={"strategy": "fsdp1", "gpus": 2}, objective="sft", loss="full",
+    )  # fmt: skip
+    assert [remark.key for remark in found.reading.remarks] == ["actor_rollout_ref.actor.use_kl_loss"]
+    assert "vllm takes 0.6 of each card while it generates" in found.reading.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "fields", "key"),
+    [
+        ("actor_rollout_ref.model.lora_rank=32", {"method": "lora", "lora": {"rank": 32, "alpha": 16}}, None),
+        ("actor_rollout_ref.rollout.free_cache_engine=False", {}, "actor_rollout_ref.rollout.free_cache_engine"),
+        ("algorithm.adv_estimator=gae", {}, "algorithm.adv_estimator"),
+        ("actor_rollout_ref.actor.strategy=fsdp2 actor_rollout_ref.actor.fsdp_config.offload_policy=True",
+         {"parallel": {"strategy": "fsdp2", "offload": "cpu"}}, None),
+        ("actor_rollout_ref.actor.use_dynamic_bsz=True actor_rollout_ref.actor.ppo_max_token_len_per_gpu=4608",
+         {"micro_batch": 3}, None),
+        ("reward_model.enable=True", {}, "reward_model.enable"),
+        ("actor_rollout_ref.ref.fsdp_config.param_offload=True", {"micro_batch": 4}, None),
+        ("actor_rollout_ref.actor.fsdp_config.model_dtype=bf16", {"precision": "bf16"}, None),
+        ("trainer.n_gpus_per_node=1", {"parallel": {"strategy": "none"}, "gradient_accumulation": 32}, None),
+        ("trainer.nnodes=2", {"parallel": {"gpus": 4}}, None),
+    ],
+)  # fmt: skip
+def test_a_setting_of_verl(more: str, fields: dict, key: str | None, tmp_path: Path) -> None:
+    found = asked(tmp_path, VERL.replace("MORE", more), name="run.sh", gpu="80GiB")
+    said(found, **fields)
+    assert key is None or key in {remark.key for remark in found.reading.remarks}
+
+
+def test_verls_yaml_is_nested_and_its_sft_trainer_is_read(tmp_path: Path) -> None:
+    content = {"defaults": ["ppo_trainer"], "data": {"max_prompt_length": 128, "max_response_length": 128},
+               "actor_rollout_ref": {"model": {"path": MODEL}, "rollout": {"name": "sglang"}}}  # fmt: skip
+    said(asked(tmp_path, content, gpu="80GiB"), sequence_length=256, parallel={"gpus": 8})
+    line = f"torchrun -m verl.trainer.fsdp_sft_trainer model.partial_pretrain={MODEL} data.max_length=512" \
+           " data.micro_batch_size_per_gpu=2 data.train_batch_size=16"  # fmt: skip
+    said(asked(tmp_path, line, name="sft.sh", gpu="2x80GiB"), sequence_length=512, gradient_accumulation=4)
+
+
+def test_a_command_takes_the_configuration_that_it_names(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/own.yaml").write_text("data: {max_prompt_length: 64}\n")
+    found = asked(tmp_path, VERL.replace("data.max_prompt_length=${max_prompt_length}", "--config-name='own'")
+                  .replace("MORE", ""), name="run.sh", gpu="80GiB")  # fmt: skip
+    said(found, sequence_length=64 + 1024)
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("swift infer --model x", "trains nothing"),
+        ("megatron rlhf --rlhf_type grpo --model x", "Megatron-SWIFT divides"),
+        (VERL.replace("MORE", "actor_rollout_ref.actor.megatron.tensor_model_parallel_size=2"), "Megatron engine"),
+        ("python -m verl.trainer.main_generation model.path=x", "trains nothing"),
+        ("echo hello", "No command that trains"),
+        (f"swift sft --model {MODEL} --max_length long", "a whole number"),
+        (VERL.replace("MORE", "actor_rollout_ref.rollout.n=many"), "a whole number"),
+        (SWIFT.replace("--num_generations 4", "--num_generations 6"), "--per_device_train_batch_size 6"),
+    ],
+)
+def test_what_can_not_be_read_has_a_reason(script: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        asked(tmp_path, script, name="run.sh", gpu="80GiB")
+    assert says in str(caught.value)

@@ -1,0 +1,68 @@
+"""Families of 2025 and 2026 by transformers' own code: on the CPU a trace is the measurement, to the byte."""
+
+import pytest
+
+from dryfit.common.errors import UserError
+from dryfit.step.adapters import WITHOUT_ADAPTER
+from dryfit.tracing.trace import trace
+from tests.dryfit.families import FAMILIES
+from tests.dryfit.pairwise import each_night
+from tests.dryfit.tracing.test_measure import compare, scenario
+
+
+def asked(family: str, method: str, **fields):
+    return scenario(FAMILIES[family], method=method, **fields)
+
+
+STEPS = (("full", True), ("full", False), ("lora", True))  # method, checkpointing
+STEPS_OF_FAMILIES = [  # one of the three in each run, so that neighbours have others; all of them each night
+    pytest.param(family, *step, marks=() if place == number % len(STEPS) else each_night)
+    for number, family in enumerate(sorted(FAMILIES))
+    for place, step in enumerate(STEPS)
+]
+
+
+@pytest.mark.parametrize(("family", "method", "checkpointing"), STEPS_OF_FAMILIES)
+def test_each_family_is_traced_to_the_byte(family, method, checkpointing):
+    compare(asked(family, method, gradient_checkpointing=checkpointing))
+
+
+@pytest.mark.parametrize("family", sorted(set(WITHOUT_ADAPTER) & set(FAMILIES)))
+def test_linear_layers_that_take_no_adapter_are_named(family):
+    name = WITHOUT_ADAPTER[family]
+    (note,) = [text for text in trace(asked(family, "lora"), "cpu", timeline=False)["notes"] if name in text]
+    assert note.startswith(f"all linear layers but {name} have adapters")
+
+
+@pytest.mark.parametrize(
+    "family", ["qwen3_5_text", "kimi_linear", "lfm2", "bamba", "jamba", "gemma4_text", "deepseek_v3", "deepseek_v4"]
+)
+def test_a_quantized_base_is_traced_to_the_byte(family):
+    compare(asked(family, "qlora", attention_mask="padding", micro_batch=3, autocast="bf16"))
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_5_moe_text", "lfm2_moe", "granitemoehybrid"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_routers_loss_is_traced_to_the_byte(family, method):
+    compare(asked(family, method, experts={"router_loss": True}))
+
+
+def test_an_architecture_without_a_routers_loss_says_so():
+    with_loss = trace(asked("glm4_moe", "lora", experts={"router_loss": True}), "cpu", timeline=False)
+    assert any("router_loss` adds nothing" in note for note in with_loss["notes"])
+
+
+@pytest.mark.parametrize(("model", "says"), [
+    ({**FAMILIES["qwen3_5_text"], "layer_types": ["linear_attention"] * 3}, ["`model.layer_types`", "3 entries"]),
+    ({**FAMILIES["kimi_linear"], "mlp_layer_types": ["dense"]}, ["`model.mlp_layer_types`", "num_hidden_layers: 1"]),
+    ({"model_type": "qwen3_9", "hidden_size": 4096, "vocab_size": 248320}, ["Is qwen3", "1.89 GiB", "lower bound"]),
+    ({"model_type": "nosuch", "hidden_size": 4096, "vocab_size": 248320}, ["pip install -U transformers", "1.89 GiB"]),
+    ({"model_type": "lfm2_moe"}, ["the defaults of lfm2_moe describe no model", "config.json"]),
+])  # fmt: skip
+def test_a_configuration_that_describes_no_model_says_what_would(model, says):
+    """And the least that the model takes, where that is known; no other model is named in its place."""
+    with pytest.raises(UserError) as caught:
+        trace(scenario(model), timeline=False)
+    for text in says:
+        assert text in str(caught.value)
+    assert "qwen2" not in str(caught.value)
