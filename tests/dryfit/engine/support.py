@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from textwrap import wrap
 
 import bitsandbytes
 import torch
@@ -165,7 +166,9 @@ def table() -> str:
     rows = [(name, outcome(**options)) for name, options in LOOPS.items()]
     rows += [(name, outcome(optimizer)) for name, optimizer in OPTIMIZERS.items()]
     rows += [(f"`train()` of {name}", "on a CPU to the byte (test_trainer.py)") for name in TRAINERS]
-    return "\n".join(["| | traced |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows), ""])
+    texts = dict.fromkeys(text for _, text in rows)
+    groups = [f"- **{text}**: {'; '.join(name for name, found in rows if found == text)}" for text in texts]
+    return "\n".join(line for group in groups for line in wrap(group, 120, subsequent_indent="  ")) + "\n"
 
 
 def page_with(table: str) -> str:
