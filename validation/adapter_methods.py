@@ -14,7 +14,6 @@ import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 from dryfit.common.errors import UserError
@@ -53,9 +52,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-EXACT = "on a CPU to the byte"
-
-
 def methods() -> list[str]:
     """Names of the methods that the installed PEFT knows."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -78,22 +74,21 @@ def attempt(method: str) -> tuple[str, str]:
         return "no", error.problem.split("\n")[0].split(" You may have run")[0]
     measured = measure(scenario, "cpu", timeline=False)
     if predicted["phases"] == measured["phases"]:
-        return "yes", EXACT
+        return "yes", "on a CPU to the byte"
     difference = predicted["peak_allocated_bytes"] / measured["peak_allocated_bytes"] - 1
     return "yes", f"on a CPU {100 * difference:+.2f} %"
 
 
 def table() -> str:
-    """All methods as Markdown: the names of those that are exact, and a row for each of the others."""
+    """All methods as Markdown, a row for each result."""
+    rows: dict[tuple[str, str], list[str]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tried = {method: attempt(method) for method in progress(methods(), "methods", unit="methods")}
-    exact = [method for method, (_, remark) in tried.items() if remark == EXACT]
-    lines = [f"PEFT {version('peft')}, on a decoder of two layers:", ""]
-    lines += [*wrap(f"Traced, {EXACT}: {', '.join(exact)}.", 120), "", "| method | traced | |", "| --- | --- | --- |"]
-    return "\n".join(
-        [*lines, *(f"| {method} | {' | '.join(tried[method])} |" for method in tried if method not in exact)]
-    )
+        for method in progress(methods(), "methods", unit="methods"):
+            rows.setdefault(attempt(method), []).append(method)
+    lines = [f"| {', '.join(names)} | {traced} | {remark} |" for (traced, remark), names in rows.items()]
+    title = f"PEFT {version('peft')}, on a decoder of two layers:"
+    return "\n".join([title, "", "| methods | traced | |", "| --- | --- | --- |", *lines])
 
 
 def main() -> int:
@@ -105,10 +100,7 @@ def main() -> int:
         page = PAGE.read_text(encoding="utf-8")
         new = re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{text}\n{END}", page, flags=re.DOTALL)
         PAGE.write_text(new, encoding="utf-8")
-        print(
-            f"{PAGE.relative_to(ROOT)}: {len(methods()) - text.count('| no |')} methods traced of {len(methods())}",
-            file=sys.stderr,
-        )
+        print(f"{PAGE.relative_to(ROOT)}: renewed", file=sys.stderr)
     else:
         print(text)
     return 0

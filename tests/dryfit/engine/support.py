@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from textwrap import wrap
 
 import bitsandbytes
 import torch
@@ -167,8 +166,8 @@ def table() -> str:
     rows += [(name, outcome(optimizer)) for name, optimizer in OPTIMIZERS.items()]
     rows += [(f"`train()` of {name}", "on a CPU to the byte (test_trainer.py)") for name in TRAINERS]
     texts = dict.fromkeys(text for _, text in rows)
-    groups = [f"- **{text}**: {'; '.join(name for name, found in rows if found == text)}" for text in texts]
-    return "\n".join(line for group in groups for line in wrap(group, 120, subsequent_indent="  ")) + "\n"
+    lines = [f"| {'; '.join(name for name, found in rows if found == text)} | {text} |" for text in texts]
+    return "\n".join(["| | traced |", "| --- | --- |", *lines, ""])
 
 
 def page_with(table: str) -> str:
