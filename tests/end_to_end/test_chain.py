@@ -12,8 +12,6 @@ from dryfit.common.files import sha256_file
 from tests.end_to_end import chain
 from tests.end_to_end.chain import RUN, read
 
-pytestmark = pytest.mark.end_to_end
-
 
 def test_every_job_left_its_outputs_and_a_log(finished: tuple[Path, str]) -> None:
     folder, output = finished
