@@ -25,11 +25,12 @@ TIERS = {"not thorough": "test", "thorough": "test-rest"}  # what -m says
 def mark(items: Iterable[Any]) -> None:
     """Mark the cases that `few` leaves out as thorough.
 
-    Which ones are kept depends on the test's name and on its cases alone.
+    Which ones are kept depends on the test's name and on its cases alone. A case that is skipped counts as none.
     """
     families = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("few") and not item.get_closest_marker("thorough"):
+        skipped = any(mark.args[:1] == (True,) for mark in item.iter_markers("skipif"))
+        if item.get_closest_marker("few") and not (skipped or item.get_closest_marker("thorough")):
             families[item.nodeid.partition("[")[0]].append(item)
     for name, cases in families.items():
         (count,) = cases[0].get_closest_marker("few").args
