@@ -38,8 +38,8 @@ SEED, UNREAD = 45, 40
 VERDICTS = ("fits", "too_close", "does_not_fit", "no_answer")
 DRAWN = ("second", "first", "")  # the sets, the newest first
 FIRST_ASKED = {  # the commit at which each set was asked first
-    "": "75c96db0 of 2026-11-30",
-    "first": "fdc3f1c2 to a2c8f298 of 2026-12-01 (19 of them twice, since three errors were mended between)",
+    "": "commit 75c96db0 of 2026-11-30",
+    "first": "commits fdc3f1c2 to a2c8f298 of 2026-12-01 (19 of them were asked twice, with three mends between)",
 }
 NOT_ASKED = "not_asked"  # at the first asking, for want of time
 AGREEMENTS = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable")
@@ -304,26 +304,24 @@ def readme_lines(reports: Sequence[Report]) -> str:
     for drawn, those in _sets(reports).items():
         told = counts(those, first=True)
         if drawn and told[NOT_ASKED] < told["total"]:
-            at = f" at commit {FIRST_ASKED[drawn]}" if drawn in FIRST_ASKED else ""
-            lines.append(f"Asked{at}, of {_answered(told)} public reports that stayed unread until then,"
+            asked_at = FIRST_ASKED.get(drawn, "they were asked")
+            lines.append(f"{told['total']} public reports of the {drawn} draw stayed unread until {asked_at}."
                          f" {_outcomes(told)}")  # fmt: skip
     told = counts([report for report in reports if report.drawn != "second"])
     lines.append(
-        f"Of {_answered(told)} reports that helped to develop the verdict (the {UNREAD} of the first draw are among"
-        f" them since they were read), {_outcomes(told)}"
+        f"Since then the first draw helps to develop the verdict too, with {told['total'] - UNREAD} more reports."
+        f" {_outcomes(told)}"
     )
     return "\n".join(lines)
 
 
-def _answered(told: dict[str, int]) -> int:
-    return told["total"] - told["undecidable"] - told[NOT_ASKED]
-
-
 def _outcomes(told: dict[str, int]) -> str:
+    answered = told["total"] - told["undecidable"] - told[NOT_ASKED]
     return (
-        f"the verdict was right in {told['right']}, unsafe in {told['unsafe']}, and wrong on the safe side in"
-        f" {told['wrong_on_the_safe_side']}. {told['no_answer']} had no answer."
-        + (f" {told[NOT_ASKED]} more were not asked." if told[NOT_ASKED] else "")
+        f"Of {answered} that were asked, the verdict was right in {told['right']}, unsafe in {told['unsafe']}, and wrong"
+        f" on the safe side in {told['wrong_on_the_safe_side']}; {told['no_answer']} had no answer."
+        + (f" {told['undecidable']} can't be decided." if told["undecidable"] else "")
+        + (f" {told[NOT_ASKED]} were not asked." if told[NOT_ASKED] else "")
     )
 
 
