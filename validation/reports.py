@@ -318,7 +318,7 @@ def readme_lines(reports: Sequence[Report]) -> str:
 def _outcomes(told: dict[str, int]) -> str:
     answered = told["total"] - told["undecidable"] - told[NOT_ASKED]
     return (
-        f"Of {answered} that were asked, the verdict was right in {told['right']}, unsafe in {told['unsafe']}, and wrong"
+        f"Of {answered} asked, the verdict was right in {told['right']}, unsafe in {told['unsafe']}, and wrong"
         f" on the safe side in {told['wrong_on_the_safe_side']}; {told['no_answer']} had no answer."
         + (f" {told['undecidable']} can't be decided." if told["undecidable"] else "")
         + (f" {told[NOT_ASKED]} were not asked." if told[NOT_ASKED] else "")

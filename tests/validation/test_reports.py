@@ -69,7 +69,7 @@ def test_a_second_set_has_columns_and_a_line_of_its_own():
     new = replace(REPORTS[0], id="new-1", decidable="yes", outcome="ran", drawn="second", first_verdict="fits")
     assert "drawn second, once | drawn second, now | drawn first, once" in reports.page([*REPORTS, new])
     assert reports.readme_lines([*REPORTS, new]).startswith("1 public reports of the second draw stayed unread until")
-    assert reports.readme_lines(REPORTS).startswith("40 public reports of the first draw stayed unread until commits fd")
+    assert reports.readme_lines(REPORTS).startswith("40 public reports of the first draw stayed unread until")
 
 
 def test_no_file_lies_beside_without_a_question():
