@@ -1,5 +1,6 @@
 """Public reports: the table is whole, the unread half is the one that was drawn, and the documents say what it says."""
 
+import csv
 import re
 from dataclasses import replace
 
@@ -11,6 +12,8 @@ from validation import reports
 
 REPORTS = reports.read()
 BY_ID = {report.id: report for report in REPORTS}
+with open(reports.FOLDER / "reports-second.csv", encoding="utf-8", newline="") as handle:
+    SECOND = list(csv.DictReader(handle))  # a second set, not asked yet
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
 
@@ -36,6 +39,29 @@ def test_a_row_says_what_was_stated_assumed_and_found(report: reports.Report):
         assert said in ("", reports.NOT_ASKED, *reports.VERDICTS)
     assert bool(report.first_verdict) or (report.drawn == "second" and not report.verdict)
     assert bool(report.required_gib) == (report.verdict in reports.VERDICTS[:3])
+
+
+def test_the_second_set_is_of_other_threads_and_was_not_asked():
+    decidable = [row for row in SECOND if row["decidable"] == "yes"]
+    threads = {row["link"] for row in decidable}
+    assert len(decidable) >= 48 and len(threads) >= 40
+    assert not {report.link for report in REPORTS} & {row["link"] for row in SECOND}
+    assert len({row["id"] for row in SECOND} | set(BY_ID)) == len(SECOND) + len(REPORTS)
+    assert 0.4 <= sum(row["outcome"] == "ran_out" for row in decidable) / len(decidable) <= 0.6
+    assert all(sum(row["link"] == link for row in SECOND) <= 2 for link in threads)
+
+
+@pytest.mark.parametrize("row", SECOND, ids=lambda row: row["id"])
+def test_a_row_of_the_second_set_says_what_was_stated_assumed_and_found(row: dict[str, str]):
+    assert re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+/(issues|pull)/\d+", row["link"])
+    assert re.fullmatch(r"20\d\d-\d\d(-\d\d)?", row["date"])
+    assert row["outcome"] in ("ran", "ran_out") and bool(row["where"]) == (row["outcome"] == "ran_out")
+    assert bool(row["peak_gib"]) == bool(row["peak_is"]) and float(row["peak_gib"] or 1) > 0
+    assert row["decidable"] == "yes" or row["decidable"].startswith("no: ")
+    assert row["settings"] and row["drawn"] == "second" and "--gpu" in row["question"]
+    files = [word for word in row["question"].split() if word.endswith((".yaml", ".yml", ".sh", ".py", ".json"))]
+    assert all((reports.FILES / name).is_file() for name in files)
+    assert not any(row[name] for name in ("verdict", "required_gib", "usable_gib", "why"))
 
 
 def test_each_wrong_verdict_has_its_cause():
@@ -73,7 +99,7 @@ def test_a_second_set_has_columns_and_a_line_of_its_own():
 
 
 def test_no_file_lies_beside_without_a_question():
-    named = " ".join(report.question for report in REPORTS)
+    named = " ".join([report.question for report in REPORTS] + [row["question"] for row in SECOND])
     texts = "".join(path.read_text(encoding="utf-8") for path in reports.FILES.iterdir() if path.is_file())
     for path in reports.FILES.rglob("*.*"):
         assert path.name in named or path.name in texts
