@@ -59,7 +59,8 @@ class Report:
     in ``validation/data/reports``. ``decidable``: yes, or no and why. ``outcome``: ``ran`` or ``ran_out`` (of memory),
     ``where`` it ran out. ``peak_gib``, ``peak_is``: what was stated of the memory. ``drawn``: ``first`` or ``second``,
     the set in which the row stayed unread until it was asked; ``rehearsal`` for rows that were collected with the
-    second set and asked before it; empty for development from the start. The columns ``first_...`` hold the verdict at the first asking (:data:`FIRST_ASKED`), the others the present one.
+    second set and asked before it; empty for development from the start. The columns ``first_...`` hold the verdict at
+    the first asking (:data:`FIRST_ASKED`), the others the present one.
     """
 
     id: str
@@ -112,7 +113,8 @@ def added(reports: Sequence[Report], others: Iterable[Report]) -> list[Report]:
     if read_before := sorted(report.id for report in new if report.link in links):
         raise UserError(f"These reports are from threads that were read before: {', '.join(read_before)}.")
     drawn = draw(new, "second")
-    return [*reports, *(replace(report, drawn="second") if report.id in drawn else report for report in new)]
+    links = {report.link for report in new if report.id in drawn}
+    return [*reports, *(replace(report, drawn="second") if report.link in links else report for report in new)]
 
 
 def write(reports: Iterable[Report]) -> None:
