@@ -188,6 +188,7 @@ def test_weights_that_come_quantized_are_refused() -> None:
 def test_experts_that_are_prepared_in_fp32_are_refused() -> None:
     with pytest.raises(NotDescribed, match="experts in fp32"):
         analytic_estimate(step(FAMILIES["lfm2_moe"], "qlora", kbit_preparation="trl"))
+    assert analytic_estimate(step(FAMILIES["lfm2"], "qlora", kbit_preparation="trl"))["peak_allocated_bytes"]
 
 
 def test_mamba_ssm_cannot_read_a_quantized_matrix() -> None:
