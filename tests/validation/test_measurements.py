@@ -73,7 +73,7 @@ def test_rows_that_leave_nothing_to_chance_are_exact(identity):
     assert {"allocated"} <= set(differences) and max(map(abs, differences.values())) <= rounding * MIB
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("identity", ["peft-ln_tuning-default", "peft-lora-rank32-lorafa", "peft-vera-default"])
 def test_methods_of_peft_reserve_what_was_measured(identity):
     """Here with the installed versions, which hold some tensors in another order than those that were measured."""

@@ -199,6 +199,7 @@ def test_without_torch_the_estimate_answers_and_names_what_to_install(model, wor
     assert done.stdout.startswith({0: "{" if words else "FITS: about "}.get(status, ""))
 
 
+@pytest.mark.thorough
 def test_a_terminal_shows_the_estimate_while_the_step_is_traced(model, capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main([model, "--gpu", "4090", "-s", "64"]) == 0
@@ -300,6 +301,7 @@ def test_a_mean_length_takes_less_than_the_longest(model, capsys) -> None:
     assert mean.hours < longest.hours and mean.steps == longest.steps and longest.longest
 
 
+@pytest.mark.thorough
 def test_a_deadline_that_a_card_does_not_meet_fails(model, capsys) -> None:
     status, text = run(capsys, model, "--gpu", "t4", "-s", "64", "--rows", "50000", "--deadline", "1min")
     assert status == 1 and text.startswith("FITS") and "DOES NOT END BY THE DEADLINE" in text

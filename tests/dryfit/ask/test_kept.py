@@ -70,6 +70,7 @@ def test_a_changed_file_is_asked_about_anew(folder, change) -> None:
     assert KeptAnswer(WORDS, asked()).show() is None
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "other",
     [
@@ -124,6 +125,7 @@ def data(monkeypatch, tmp_path) -> None:
     cards.write_text(cards.read_text() + "\n# a price\n")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("change", [other_folder, variable, python, package, code, data])
 def test_what_decides_an_answer_beside_the_question(folder, monkeypatch, tmp_path, change) -> None:
     keep()
@@ -157,6 +159,7 @@ def test_an_edited_package_is_another(folder, monkeypatch, tmp_path) -> None:
         assert KeptAnswer(WORDS, asked()).show() is None
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "damage",
     [

@@ -87,7 +87,7 @@ pytestmark = pytest.mark.usefixtures("nothing_beside")
 WIDE = LLAMA | {"hidden_size": 512, "intermediate_size": 1408, "vocab_size": 4096}
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("gpus", [2, pytest.param(4, marks=each_night)])
 def test_what_a_gpu_holds_in_any_case_is_below_each_trace(gpus):
     """So nothing that fits is ruled out."""

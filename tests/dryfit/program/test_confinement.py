@@ -75,6 +75,7 @@ FILES = {
 }
 
 
+@pytest.mark.thorough
 def test_files_outside_stay_as_they_are(tmp_path):
     """Each attack is tried in a process of its own; the program prints those that went through."""
     needs("metadata")

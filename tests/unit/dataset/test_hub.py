@@ -142,7 +142,7 @@ def test_an_unreachable_hub(tmp_path):
     assert written(tmp_path) == set()
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
