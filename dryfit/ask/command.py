@@ -173,7 +173,7 @@ def _answered(asked: Asked, program: Sequence[str]) -> int:
     options, command = asked.options, asked.options.command
     if not can_trace() and not (options.quick or options.yaml or command == "serve"):
         missing = "The packages that trace a step are not installed"
-        if command != "fit" or options.rows:
+        if command not in ("fit", "config") or (options.rows and command == "fit"):
             problem = f"{missing}, and `{PROGRAM} {'--rows' if options.rows else command}` needs a trace."
             print(UserError(problem, allowed=f"`{PROGRAM} fit`, which estimates", write=INSTALL_TRACE), file=sys.stderr)
             return 3
