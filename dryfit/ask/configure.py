@@ -30,7 +30,7 @@ from dryfit.common.files import read_json, read_yaml, yaml_value
 from dryfit.common.text import gib, yaml_text
 from dryfit.common.versions import INSTALL_TRACE, can_trace
 from dryfit.hours.run_time import Run
-from dryfit.scenario.hub import MODELS
+from dryfit.scenario.hub import MODELS, index
 
 WRITERS = Path(__file__).resolve().parents[1] / "data" / "writers.yaml"
 MICRO_BATCHES = (16, 8, 4, 2, 1)
@@ -344,9 +344,7 @@ def _pipeline(asked: Question, model: str) -> dict[str, Any]:
 
 def _loaded_as(model: str) -> str:
     """The name by which a tool loads a model of the catalogue: its repository on the Hub."""
-    from dryfit.scenario.hub import INDEX
-
-    known = read_yaml(INDEX)
+    known = index()
     entry = known["models"].get(model) or known["fetched"].get(model)
     hub = entry and entry["hub"]
     return (hub if isinstance(hub, str) else hub[0]) if hub else model

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml
@@ -60,13 +60,19 @@ def profiled(model: str) -> tuple[str, HubId | None]:
 
 def fetched(name: str) -> HubId | None:
     """The repository of a model that the catalogue knows by name alone: its configuration is fetched when asked for."""
-    entry = read_yaml(INDEX)["fetched"].get(name.lower())
+    entry = index()["fetched"].get(name.lower())
     return HubId.read(entry["hub"]) if entry else None
 
 
 @cache
+def index() -> dict[str, Any]:
+    """What ``config/models/index.yaml`` says."""
+    return read_yaml(INDEX)
+
+
+@cache
 def _index() -> tuple[dict[str, str], frozenset[str], tuple[str, ...]]:
-    content = read_yaml(INDEX)
+    content = index()
     names = {hub.lower(): name for name, entry in content["models"].items() for hub in entry["hub"]}
     return names, frozenset(owner.lower() for owner in content["mirrors"]), tuple(content["endings"])
 
@@ -91,7 +97,7 @@ def of_modelscope(text: str) -> tuple[str, str | None] | None:
     Hub's id where the account's models are one other's there; None: it is no id of ModelScope's."""
     name = re.sub(r"^(?:ms|modelscope)://", "", text)
     owner, _, short = name.partition("/")
-    accounts = read_yaml(INDEX)["modelscope"]
+    accounts = index()["modelscope"]
     if name == text and owner not in accounts:
         return None
     return name, f"{accounts[owner]}/{short}" if accounts.get(owner) else None
@@ -99,7 +105,7 @@ def of_modelscope(text: str) -> tuple[str, str | None] | None:
 
 def published_dtype(hub: HubId) -> str:
     """The dtype that the config.json of a repository of the catalogue names: ``bfloat16``, ``float16``, ``float32``."""
-    by_dtype = read_yaml(INDEX)["dtypes"]
+    by_dtype = index()["dtypes"]
     owner, _, short = hub.name.lower().partition("/")
     is_mirror = owner in _index()[1]
     for dtype in ("float16", "float32"):
@@ -111,7 +117,7 @@ def published_dtype(hub: HubId) -> str:
 
 def is_language_model_alone(name: str) -> bool:
     """Whether the file of a name in config/models/ leaves the other parts of its model out."""
-    return bool(read_yaml(INDEX)["models"].get(name, {}).get("language_model"))
+    return bool(index()["models"].get(name, {}).get("language_model"))
 
 
 _SIZES = re.compile(r"(?<![a-z0-9])a?\d+(?:\.\d+)?[bm](?![a-z0-9])")
@@ -140,7 +146,7 @@ def nearest(text: str) -> list[str]:
     wanted = text.lower().partition("@")[0]
     known = {name: name for name in names.values()}
     known |= {hub.partition("/")[2]: name for hub, name in names.items()} if "/" not in wanted else {}
-    content = read_yaml(INDEX)
+    content = index()
     known |= {name: name for name in content["fetched"]} if "/" not in wanted else {}
     family, versions, sizes = _parts(wanted)
     alike = {name: _parts(name) for name in (names if "/" in wanted else known)}
@@ -156,7 +162,7 @@ def likely_id(text: str) -> str | None:
     if "/" in text or " " in text:
         return None
     wanted, versions, _ = _parts(text.lower())
-    for entry in read_yaml(INDEX)["models"].values():
+    for entry in index()["models"].values():
         for hub in entry["hub"]:
             owner, _, name = hub.partition("/")
             family, others, _ = _parts(name.lower())

@@ -170,9 +170,9 @@ def test_what_is_set_is_kept_or_the_next_best_is_said(model: str, capsys) -> Non
     assert main([*words, "trl", "--set", "optimizer=adamw_8bit", "--set", "packing=none"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["settings"]["optimizer"] == "adamw_8bit" and found["settings"]["packing"] == "off"
-    assert main([*words, "torchtune", "--set", "kernels=liger", "--set", "optimizer=lion_8bit"]) == 0
+    assert main([*words, "torchtune", "--set", "attention=flash", "--set", "optimizer=lion_8bit"]) == 0
     text = json.loads(capsys.readouterr().out)["text"]
-    assert "torchtune's file can't say kernels=liger here; chosen from its own way" in text
+    assert "torchtune's file can't say attention=flash here; chosen from its own way" in text
     assert "can't say optimizer=lion_8bit here; chosen from adamw_fused, adamw_8bit" in text
 
 
