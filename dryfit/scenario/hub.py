@@ -19,6 +19,7 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml
 from dryfit.common.hub_errors import Failure, meaning
 from dryfit.data import data_path
+from dryfit.scenario.other_models import RUN, by_name, not_a_language_model
 
 MODELS = data_path("models")
 INDEX = MODELS / "index.yaml"
@@ -216,13 +217,15 @@ FETCH: ContextVar[Callable[[HubId, object], Path]] = ContextVar("FETCH", default
 _NO_MODEL = (
     "The repository has no config.json: it holds no model of transformers (an adapter, perhaps, GGUF files, or a"
     " diffusion model).",
-    'the model that it was made from; for one of diffusers the engine: docs/memory-core.md, "A diffusion model"',
+    f"the model that it was made from; for one of diffusers your training program: {RUN}",
 )
 
 
 def explained(failure: Failure, hub: HubId, where: object) -> UserError:
     """Why a model's configuration could not be had, in words that say what to do."""
     near = nearest(hub.name)
+    if not near and (does := by_name(hub.name)):
+        return not_a_language_model(hub.name, where, does)
     problem, allowed = meaning(
         failure,
         "model",
@@ -236,5 +239,6 @@ def explained(failure: Failure, hub: HubId, where: object) -> UserError:
         where=where,
         found=f"{hub.name}@{hub.revision}" if hub.revision else hub.name,
         allowed=allowed,
-        change={"model": near[0] if near else "config.json"},
+        field="model",
+        change={"model": near[0]} if near else None,
     )
