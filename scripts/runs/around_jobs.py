@@ -12,10 +12,10 @@ from dryfit.common.files import read_json, write_jsonl, write_report
 from scripts.common import disk, outdated
 from scripts.common.made_from import Ledger, record
 from scripts.documents import terminal_summary
-from scripts.execution import sandbox
 from scripts.runs import check_configuration, run_scenarios
 from scripts.runs.job_paths import EXECUTION, JobPaths
 from scripts.runs.runs import Runs
+from scripts.tasks.shell.execution import sandbox
 
 ASK_WHAT_FITS = ("gate_memory", "check_resources")  # a laptop may ask them about another machine
 

@@ -16,6 +16,7 @@ from scripts.common import code_digests, contents
 from scripts.runs import check_configuration, cluster, configuration, run_scenarios
 from scripts.runs.job_paths import JobPaths
 from scripts.runs.runs import Runs
+from scripts.tasks.support import registry
 
 
 def exit_on_user_error(function: Callable, *arguments: Any, **named: Any) -> Any:
@@ -104,6 +105,10 @@ class JobFunctions:
             return chosen
 
         return self.from_settings(pick)
+
+    def task_part(self, part: str) -> Callable:
+        """The same for a part of the task: its options, and digests of its code and of a user's own functions."""
+        return self.from_settings(lambda settings: registry.for_job(settings["task"], part))
 
     def path_of(self, *patterns: str) -> Callable:
         """An input function: the path, or the paths, with what their run is about filled in."""

@@ -53,8 +53,8 @@ def executed(model: Any, tokenizer: Any, system: str, benchmark: Path) -> dict[s
     """Right among the benchmark's decidable tasks."""
     from dryfit.common.files import read_json, read_jsonl
     from scripts.evaluation.evaluate import answered
-    from scripts.evaluation.execute import execute
-    from scripts.execution.sandbox import State
+    from scripts.tasks.shell.execution.execute import execute
+    from scripts.tasks.shell.execution.sandbox import State
 
     tasks = list(read_jsonl(benchmark / "tasks.jsonl"))
     rows = answered(model, tokenizer, system, tasks, max_new_tokens=40, batch_size=256)
@@ -68,8 +68,8 @@ def measure(results: Path, chosen: dict, states: list[Path], rows: list[dict], e
     import torch
 
     from dryfit.step.quantized import without_noise
-    from scripts.dataset.embedded import read_refusals
     from scripts.evaluation.evaluate import answered
+    from scripts.tasks.shell.embedded import read_refusals
 
     model, tokenizer = load(results, chosen)
     run, system, refusal = chosen["run"]["name"], chosen["prompt"]["system"], read_refusals().line

@@ -99,8 +99,8 @@ def read_sets(dataset: Path, encoded: Path) -> Sets:
 
 def answers(model: Any, tokenizer: Any, chosen: dict, sets: Sets) -> dict[str, int]:
     """Right answers (in shfmt's form) and refusals on the validation sets."""
-    from scripts.dataset.embedded import read_refusals
     from scripts.evaluation.evaluate import answered
+    from scripts.tasks.shell.embedded import read_refusals
 
     pairs = [pair for of_kind in sets.pairs.values() for pair in of_kind]
     said = iter(answered(model, tokenizer, chosen["prompt"]["system"], pairs, max_new_tokens=40, batch_size=400))
@@ -180,7 +180,7 @@ def measure(results: Path, settings: Settings, seed: int) -> list[dict]:
 
 def grammar_intents() -> int:
     """How many intents today's grammar has."""
-    from scripts.dataset.embedded import read_grammar
+    from scripts.tasks.shell.embedded import read_grammar
 
     return len(read_grammar().intents)
 

@@ -15,7 +15,7 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_report
 from scripts.common import syntax
 from scripts.dataset import clean
-from scripts.dataset.text import clean_command, clean_request, command_key, defect, request_key
+from scripts.tasks.support.keys import clean_command, clean_request, command_key, defect, request_key
 
 ANY_TEXT = st.text(st.characters(), max_size=60)  # half surrogate pairs and control characters too
 

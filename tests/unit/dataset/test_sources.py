@@ -21,8 +21,8 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import read_report
 from scripts.dataset import acquire
 from scripts.dataset.sources import MAXIMUM_LINE_CHARACTERS, read_file
-from scripts.dataset.text import defect
 from scripts.runs import configuration
+from scripts.tasks.support.keys import defect
 
 ROOT = Path(__file__).resolve().parents[3]
 PAIRS = [("list files in a", "ls a"), ("zeige größe", "du -sh ."), ('say "hi", twice', 'echo "hi, hi"')]

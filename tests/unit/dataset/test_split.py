@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, sha256_file, write_report
 from scripts.dataset import check_splits, split
-from scripts.dataset.embedded import generate, read_refusals
 from scripts.dataset.rows import SPLITS, read_rows, write_rows
-from scripts.dataset.text import command_key, request_key
+from scripts.tasks.shell.embedded import generate, read_refusals
+from scripts.tasks.support.keys import command_key, request_key
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 Pair = tuple[str, str]

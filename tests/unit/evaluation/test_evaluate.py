@@ -2,9 +2,9 @@
 
 import pytest
 
-from scripts.common.syntax import strip_fence
 from scripts.evaluation.evaluate import refuses
 from scripts.evaluation.scores import score, summarize
+from scripts.tasks.shell.syntax import strip_fence
 
 
 @pytest.mark.parametrize(
