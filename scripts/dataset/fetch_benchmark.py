@@ -1,7 +1,5 @@
 """Rule ``fetch_benchmark``: the tasks of a benchmark: rows of a file, or of the package that the task knows."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

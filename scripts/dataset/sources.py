@@ -26,8 +26,8 @@ _ROLES = ("request", "command", "intent")
 # Names that people give the columns, the first one that a file has: https://huggingface.co/datasets by their cards.
 _GUESSES = {
     "messages": ("messages", "conversations", "conversation"),
-    "request": ("request", "prompt", "instruction", "question", "input", "query"),
-    "command": ("command", "answer", "response", "completion", "output", "target"),
+    "request": ("request", "prompt", "instruction", "question", "input"),
+    "command": ("command", "answer", "response", "completion", "output", "target", "query", "sql"),
 }
 # What begins a file in a wider encoding: a mark, the longer ones first, or zeros in the first two characters.
 _MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"}
