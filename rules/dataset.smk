@@ -208,7 +208,7 @@ rule check_splits:
     params:
         code=code("dataset/check_splits.py"),
         task=task_part("splitting"),
-        scores=task_part("scores"),
+        own_metrics=ASKED.own_metrics(),
     message:
         "Checking {wildcards.dataset}: nothing is in two splits, and no row went missing"
     script:

@@ -14,7 +14,7 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
-from scripts.dataset.rows import SPLITS, Rows, read_rows, to_lines
+from scripts.dataset.rows import SPLITS, TEST, Rows, read_rows, to_lines
 from scripts.dataset.split import KNOWN, families_of
 from scripts.tasks.support import registry
 from scripts.tasks.text import Task
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+TRIED = 20  # rows of the test split that own metrics are asked about
 ADDED = ("kinds", "reason", "stage")  # what splitting adds to rows
 
 
@@ -117,7 +118,14 @@ def must_be_the_screened_rows(safe: Rows, found: Rows, where: str) -> None:
             )
 
 
-def main(task: Task, inputs: dict[str, str], report: str) -> None:
+def try_metrics(scores: Task, rows: Rows) -> None:
+    """Ask a user's own metrics about expected answers and about none, so that one that fails does so here."""
+    some = rows.head(TRIED).to_dict("records")
+    for answers in ([row["command"] for row in some], [row["request"] for row in some], [""] * len(some)):
+        scores.score(answers, some)
+
+
+def main(task: Task, inputs: dict[str, str], report: str, scores: Task | None = None) -> None:
     """Check the files of the splits; write the counts of each stage and the overlaps, all zero."""
     import pandas as pd
 
@@ -142,6 +150,8 @@ def main(task: Task, inputs: dict[str, str], report: str) -> None:
             allowed="no request and no command in two splits. The first ones:\n             "
             + "\n             ".join(examples),
         )
+    if scores is not None:
+        try_metrics(scores, splits[TEST])
     rows = {name: len(split) for name, split in splits.items()}
     write_report(report, {"overlaps": counts, "rows": rows, "stages": table, "total": total})
     for row in table:
@@ -151,4 +161,10 @@ def main(task: Task, inputs: dict[str, str], report: str) -> None:
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(registry.of_job(snakemake.params.task), dict(snakemake.input.items()), snakemake.output.report)
+        own = snakemake.params.own_metrics
+        main(
+            registry.of_job(snakemake.params.task),
+            dict(snakemake.input.items()),
+            snakemake.output.report,
+            registry.of_job(own) if own else None,
+        )

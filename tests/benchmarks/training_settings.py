@@ -25,6 +25,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.task_parts import shell
+
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED, FIGURE = ROOT / "docs" / "training-settings.csv", ROOT / "docs" / "images" / "training.png"
 RESULTS = ("loss_intents", "loss_examples", "right_intents", "right_examples", "refused", "wrongly_refused")
@@ -103,7 +105,11 @@ def answers(model: Any, tokenizer: Any, chosen: dict, sets: Sets) -> dict[str, i
     from scripts.tasks.shell.embedded import read_refusals
 
     pairs = [pair for of_kind in sets.pairs.values() for pair in of_kind]
-    said = iter(answered(model, tokenizer, chosen["prompt"]["system"], pairs, max_new_tokens=40, batch_size=400))
+    said = iter(
+        answered(
+            shell("scores"), model, tokenizer, chosen["prompt"]["system"], pairs, max_new_tokens=40, batch_size=400
+        )
+    )
     by_kind = {kind: [next(said) for _ in of_kind] for kind, of_kind in sets.pairs.items()}
     line = read_refusals().line
     right = {f"right_{kind}": sum(row["exact_canonical"] for row in by_kind[kind]) for kind in KINDS if kind in by_kind}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scripts.tasks.shell import Shell
-from scripts.tasks.shell.execution import fetch_benchmark
+from scripts.tasks.shell.execution import fetch_benchmark, sandbox
+from scripts.tasks.shell.task import Shell
 
 
 class Task(Shell):
@@ -15,3 +15,7 @@ class Task(Shell):
     def fetch_benchmark(self, source: Mapping[str, Any], outputs: Any) -> None:
         """Fetch the package that the configuration names."""
         fetch_benchmark.main(dict(source), outputs)
+
+    def must_execute(self) -> None:
+        """Raise where this machine can't run answers sealed off."""
+        sandbox.must_work()

@@ -6,8 +6,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from scripts.tasks.shell import Shell
 from scripts.tasks.shell.syntax import check_syntax
+from scripts.tasks.shell.task import Shell
 from scripts.tasks.support import keys
 from scripts.tasks.text import Checked
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from scripts.common.answers import strip_fence
 from scripts.common.statistics import share
-from scripts.tasks.shell import Shell
 from scripts.tasks.shell.effects import CHANGES, DELETES, READS, effect
 from scripts.tasks.shell.refusals import read_refusals
 from scripts.tasks.shell.screen.policy import screen
 from scripts.tasks.shell.syntax import check_syntax
+from scripts.tasks.shell.task import Shell
 from scripts.tasks.text import chrf, loss_of
 
 FLAGS = ("exact", "exact_canonical", "parses", "program")  # more of each is better

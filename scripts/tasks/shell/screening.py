@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scripts.tasks.shell import Shell
 from scripts.tasks.shell.screen.policy import build
+from scripts.tasks.shell.task import Shell
 from scripts.tasks.text import Screened
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dryfit.common.files import read_jsonl, read_report
-from scripts.tasks.shell import Shell
 from scripts.tasks.shell.embedded import generate, held_out_harm
+from scripts.tasks.shell.task import Shell
 from scripts.tasks.shell.usage import most_used
 from scripts.tasks.text import Found
 

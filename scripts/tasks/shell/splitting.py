@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from scripts.tasks.shell import Shell
 from scripts.tasks.shell.cleaning import command_key
 from scripts.tasks.shell.refusals import read_refusals
+from scripts.tasks.shell.task import Shell
 
 
 class Task(Shell):

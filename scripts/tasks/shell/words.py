@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scripts.tasks.shell import Shell
+from scripts.tasks.shell.task import Shell
 
 
 class Task(Shell):

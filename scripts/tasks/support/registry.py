@@ -43,7 +43,7 @@ def _file(name: str, part: str) -> Path:
     path = FOLDER / name / f"{part}.py"
     if path.is_file():
         return path
-    return FOLDER / name / "__init__.py" if (FOLDER / name).is_dir() else FOLDER / f"{name}.py"
+    return FOLDER / name / "task.py" if (FOLDER / name).is_dir() else FOLDER / f"{name}.py"
 
 
 def for_job(options: Mapping[str, Any], part: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from scripts.tasks.shell.screen.policy import screen
 from scripts.tasks.shell.syntax import check_syntax
 from scripts.tasks.support.keys import clean_command, clean_request, defect, request_key
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 # SHA-256 of what the command prints. A row that changes here changes every model trained on the embedded data.
 ROWS = {
     (42, 1800): "5ea7966e5260caab85211388afbb9485656ec54eda63f9de2f80173b5310caeb",

@@ -8,9 +8,9 @@ import pytest
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_jsonl, read_report, write_jsonl, write_report
 from scripts.evaluation import execute
-from scripts.evaluation.scores import score
 from scripts.tasks.shell.execution import fetch_benchmark
-from tests.unit.execution.benchmark import ROWS, write_wheel
+from scripts.tasks.shell.scores import score
+from tests.unit.tasks.shell.execution.benchmark import ROWS, write_wheel
 
 ANSWERS = {  # by request: the base's and the tuned model's
     "show the greeting": ("echo it is", "```bash\ncat /data/greeting\n```\nThis shows it."),

@@ -1,4 +1,4 @@
-"""What a hostile answer might try, and the sandbox it is tried in: `python -m tests.unit.execution.attacks FACTS`.
+"""What a hostile answer might try, and the sandbox it is tried in: `python -m` this module, with FACTS.
 
 Runs by itself, so that a test can start it as another user of the host. FACTS are what the attacks are told of the
 host, as JSON: a file with a secret, a port that somebody listens on, a socket's path.

@@ -17,9 +17,9 @@ import tqdm
 from dryfit.common.errors import UserError
 from scripts.tasks.shell.execution import worker
 from scripts.tasks.shell.execution.sandbox import Sandbox, State
-from tests.unit.execution import attacks
+from tests.unit.tasks.shell.execution import attacks
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[5]
 SECRET = "what no command may read"
 
 
@@ -134,12 +134,17 @@ def attacked(request, host):
         return attacks.run(facts)
     if os.geteuid() != 0 or not os.access("/usr/bin/python3", os.X_OK):
         pytest.skip("needs root, and a Python in /usr/bin")
-    for name in ("scripts/common", "scripts/tasks/shell/execution", "tests/unit/execution", "dryfit/common"):
+    for name in (
+        "scripts/common",
+        "scripts/tasks/shell/execution",
+        "tests/unit/tasks/shell/execution",
+        "dryfit/common",
+    ):
         shutil.copytree(ROOT / name, folder / "project" / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dryfit" / "__init__.py", folder / "project" / "dryfit")
     shutil.copytree(Path(tqdm.__file__).parent, folder / "project" / "tqdm")
     done = subprocess.run(
-        ["/usr/bin/python3", "-m", "tests.unit.execution.attacks", json.dumps(facts)],
+        ["/usr/bin/python3", "-m", "tests.unit.tasks.shell.execution.attacks", json.dumps(facts)],
         cwd=folder / "project",
         user=12345,
         group=12345,

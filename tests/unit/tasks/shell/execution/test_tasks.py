@@ -9,7 +9,7 @@ from dryfit.common.errors import UserError
 from scripts.tasks.shell.execution.fetch_benchmark import main
 from scripts.tasks.shell.execution.sandbox import Sandbox
 from scripts.tasks.shell.execution.tasks import mixed, read_wheel
-from tests.unit.execution.benchmark import ROWS, write_wheel
+from tests.unit.tasks.shell.execution.benchmark import ROWS, write_wheel
 
 
 def test_requests_commands_levels_and_file_systems(tmp_path):

@@ -16,7 +16,7 @@ from scripts.tasks.shell.embedded import generate
 from scripts.tasks.shell.screen.__main__ import evaluate, labelled, table
 from scripts.tasks.shell.screen.policy import LEVELS, build, screen
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[5]
 DATA = ROOT / "tests" / "data"
 WORKING = DATA / "screen_working.tsv"
 POLICY = build()

@@ -11,7 +11,7 @@ from dryfit.common.errors import UserError
 from scripts.tasks.shell.screen.__main__ import labelled
 from scripts.tasks.shell.screen.policy import build, screen
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[5]
 RULE = {
     "id": "print-payroll",
     "category": "exfiltration",
