@@ -84,6 +84,7 @@ def test_the_documents_say_what_the_table_says():
     assert reports.readme_lines(REPORTS) in README
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["al-28-7b", "ax-602-lora", "nb-phi4"])
 def test_the_same_is_answered_again(name: str):
     report = BY_ID[name]

@@ -151,6 +151,7 @@ for job in jobs(Path("config/config.yaml"), cores=2):
 """
 
 
+@pytest.mark.thorough
 def test_nothing_that_costs_comes_before_the_runs_price(project):
     """What price and gate wait for goes first and keeps the download waiting, on any number of cores."""
     command, environ = [sys.executable, "-c", ORDER], {**os.environ, "PYTHONPATH": str(chain.ROOT)}

@@ -345,6 +345,7 @@ ALIKE = [
 ]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(("kind", "fields"), ALIKE, ids=[f"{k}-{'-'.join(map(str, f.values()))}" for k, f in ALIKE])
 def test_trace_within_three_per_cent(kind, fields) -> None:
     from dryfit.tracing.trace import trace
@@ -361,6 +362,7 @@ def test_expandable_segments_leave_no_rests_in_blocks() -> None:
     assert rough == pytest.approx(peak(grown), rel=0.01)
 
 
+@pytest.mark.thorough
 def test_a_pack_brings_positions_and_a_mask_of_the_queries_dtype() -> None:
     """Compared alone: of a step's peak they are little."""
     from dryfit.tracing.trace import trace
@@ -384,6 +386,7 @@ def test_trace_of_an_older_card_within_three_per_cent() -> None:
     assert analytic_estimate(scenario, capability=(7, 5))["peak_allocated_bytes"] == pytest.approx(traced, rel=0.03)
 
 
+@pytest.mark.thorough
 def test_target_model_within_three_per_cent() -> None:
     from dryfit.tracing.trace import trace
 
@@ -425,6 +428,7 @@ def test_each_tensor_of_fused_adamw_has_a_step_counter() -> None:
     assert estimated - traced == 27 * (512 - 4)
 
 
+@pytest.mark.thorough
 def test_cublaslt_has_a_workspace_for_autograds_thread_where_it_recomputes() -> None:
     from dryfit.tracing.trace import trace
 

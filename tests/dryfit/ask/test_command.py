@@ -94,6 +94,7 @@ def test_json_is_predicts_object(model, capsys) -> None:
     assert found["verdict"] == "fits" and found["sentence"] == own["sentence"]
 
 
+@pytest.mark.thorough
 def test_suggestions_are_command_lines_that_fit(model, capsys) -> None:
     words = (model, "--gpu", "{vram_gib: 0.66, context_mib: 512}", "-s", "4096", "-b", "8", "--method", "lora")
     status, text = run(capsys, *words)
@@ -115,6 +116,7 @@ def _asked(*words: str, kept: Path | None = None, python: str = sys.executable) 
 TOO_LARGE = ("--gpu", "0.66GiB", "-s", "4096", "-b", "8", "--method", "lora")
 
 
+@pytest.mark.thorough
 def test_the_verdict_is_there_before_the_suggestions_and_survives_being_stopped(model, tmp_path) -> None:
     asked = _asked(model, *TOO_LARGE, kept=tmp_path / "kept")
     first = asked.stdout.readline()
@@ -181,6 +183,7 @@ def test_quick_answers_the_steps_that_tools_take_by_default(model, like, method,
     assert status == 0 and text.startswith("FITS: about ")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [([], 0, "the estimate answers"), (["--json"], 0, "the estimate answers"), (["--rows", "9"], 3, "needs a trace")],
@@ -214,6 +217,7 @@ def test_quick_says_where_it_can_not_decide(gpu, word, status, capsys) -> None:
     assert text.startswith(word) and found == status
 
 
+@pytest.mark.thorough
 def test_the_longest_sequence_is_one_that_fits(model, capsys) -> None:
     status, text = run(capsys, "longest", model, "--gpu", SMALL, "--method", "full", "--json")
     found = json.loads(text)
@@ -225,6 +229,7 @@ def test_the_longest_sequence_is_one_that_fits(model, capsys) -> None:
     assert found["limited_by_positions"] or "everything below fits as well; more tokens may fit by chance" in lines[3]
 
 
+@pytest.mark.thorough
 def test_the_largest_batch_is_one_that_is_confirmed(model, capsys) -> None:
     """Rows of a batch are padded and carry a mask, which a row alone does not: the search has it too."""
     words = (model, "--gpu", SMALL, "--like", "trl", "-s", "512", "--set", "loss=full")
@@ -258,6 +263,7 @@ def test_the_smallest_gpu_is_the_smallest_of_all_that_are_known() -> None:
         assert known()[name].usable_bytes == size
 
 
+@pytest.mark.thorough
 def test_all_gpus_are_answered(model, capsys) -> None:
     status, text = run(capsys, "gpus", model, "-s", "64")
     assert status == 0 and text.startswith("FITS 26 of 26 GPUs") and "rtx-4090" in text
@@ -275,12 +281,14 @@ def test_a_run_has_hours_cost_energy_and_its_bounds(model, capsys) -> None:
     assert answer["run"]["hours"] == pytest.approx(hours) and answer["run"]["cost"] == pytest.approx(2 * hours)
 
 
+@pytest.mark.thorough
 def test_a_price_without_a_name_is_that_of_the_card_named(model, capsys) -> None:
     words = (model, "--gpu", "a100-80gb", "-s", "64", "--rows", "50,000", "--json")
     named, plain = (json.loads(run(capsys, *words, "--price", price)[1])["run"] for price in ("a100-80gb=1.29", "1.29"))
     assert plain == named and plain["cost"] > 0
 
 
+@pytest.mark.thorough
 def test_a_mean_length_takes_less_than_the_longest(model, capsys) -> None:
     words = (model, "--gpu", "t4", "-s", "2048", "-b", "8", "--rows", "50000")
     _, text = run(capsys, *words, "--tokens-per-row", "64")
@@ -307,6 +315,7 @@ def test_a_card_of_unknown_speed_answers_memory_and_says_what_to_add(model, caps
     assert "add under `speeds`" in text and "hours and cost: not known" in text
 
 
+@pytest.mark.thorough
 def test_cards_are_ranked_by_cost_among_those_that_end_in_time(model, tmp_path, capsys) -> None:
     prices = tmp_path / "prices.yaml"
     prices.write_text("a100-80gb: 2\nrtx-4090: 0.3\n", encoding="utf-8")
@@ -427,6 +436,7 @@ def test_figures_that_say_nothing(text) -> None:
         measured(text)
 
 
+@pytest.mark.thorough
 def test_a_difference_is_put_into_causes_that_make_as_much(model, capsys) -> None:
     _, text = run(capsys, model, "--gpu", "t4", "-s", "256", "--json")
     own = json.loads(text)["trace"]["peak_reserved_bytes"]
@@ -439,6 +449,7 @@ def test_a_difference_is_put_into_causes_that_make_as_much(model, capsys) -> Non
     assert "That explains it" in text
 
 
+@pytest.mark.thorough
 def test_the_answer_in_python_is_typed_and_shows_itself(model, capsys) -> None:
     answer = fit(model, gpu="t4", sequence_length=64, lora={"rank": 4})
     assert answer.fits and answer.required_bytes > answer.components["weights_4bit"] > 0

@@ -42,6 +42,7 @@ def test_the_tools_of_the_command_are_those_that_have_a_writer() -> None:
     assert tuple(writers()) == FILES
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("tool", FILES)
 def test_each_way_of_each_file_is_read_as_it_is_meant(tool: str, tmp_path: Path) -> None:
     """Ten models and three cards; each way of the first model, then one of each other."""
@@ -65,6 +66,7 @@ def test_each_way_of_each_file_is_read_as_it_is_meant(tool: str, tmp_path: Path)
                 assert half in (step.autocast, step.autocast_precision)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("tool", FILES)
 def test_the_file_that_is_printed_has_the_verdict_that_is_printed(tool: str, model: str, tmp_path, capsys) -> None:
     path = tmp_path / f"written-{writers()[tool]['file']}"
@@ -79,12 +81,14 @@ def test_the_file_that_is_printed_has_the_verdict_that_is_printed(tool: str, mod
         main([*words, "--output", str(path)])
 
 
+@pytest.mark.thorough
 def test_nothing_fits_is_the_nearest_with_what_is_missing(model: str, capsys) -> None:
     assert main(["config", model, "--gpu", "0.5GiB", "-s", "4096", "-b", "16", "--for", "trl", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["answer"]["fits"] is not True and found["text"].startswith("# DOES NOT FIT: ")
 
 
+@pytest.mark.thorough
 def test_ways_are_ranked_by_time_where_the_cards_speed_is_known(model: str) -> None:
     chosen = goal(model, "axolotl", gpu="a100-80gb", method="lora")
     found = configure(chosen)

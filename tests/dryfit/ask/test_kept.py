@@ -251,6 +251,7 @@ def _command(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(program, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.thorough
 def test_the_command_answers_the_second_time_as_the_first_without_torch(folder, capsys) -> None:
     words = ("tiny/config.json", "--gpu", "0.66GiB", "-s", "300")
     first, again = _command(*words), _command(*words)

@@ -43,6 +43,7 @@ class Elsewhere:
         return made
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "loss, checkpointing", [("full", False), ("full", True), ("full", "reentrant"), ("chunked", True)]
 )

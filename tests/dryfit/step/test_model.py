@@ -64,6 +64,7 @@ def folders(tmp_path_factory):
     return folder
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_meta_random_and_loaded_models_are_alike(model_type, method, folders):
@@ -76,6 +77,7 @@ def test_meta_random_and_loaded_models_are_alike(model_type, method, folders):
     assert meta.training and random.training and loaded.training
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "fields",
     [

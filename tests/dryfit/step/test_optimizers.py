@@ -36,6 +36,7 @@ def scenario(**fields) -> Scenario:
     return Scenario.from_mapping(fields)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("optimizer", ON_A_CPU)
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_step_is_traced_to_the_byte(method, optimizer):
@@ -45,6 +46,7 @@ def test_a_step_is_traced_to_the_byte(method, optimizer):
     assert predicted["components"] == measured["components"]
 
 
+@pytest.mark.thorough
 def test_lion_and_adafactor_keep_less_than_adam():
     states = {
         optimizer: trace(scenario(optimizer=optimizer), timeline=False)["components"]["optimizer_states"]

@@ -39,11 +39,13 @@ def known():
     return trace(scenario(), capability=GPU.capability, timeline=False)
 
 
+@pytest.mark.thorough
 def test_trl_says_nothing_of_what_the_asker_did_not_write(recwarn):
     trace(scenario(), capability=GPU.capability, timeline=False)
     assert not [each for each in recwarn if "rollout_func" in str(each.message)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("reference", [None, "adapter_off"])
 def test_answers_of_micro_batches_that_are_left_out_are_counted_in_the_update(reference):
     fields = scenario().to_mapping() | {"gradient_accumulation": 4}
@@ -67,6 +69,7 @@ def test_the_trainers_phases_beside_vllm_are_measured_to_the_byte():
     assert "old_log_probabilities" in phases  # which TRL takes beside vLLM even where an update ends with its answers
 
 
+@pytest.mark.thorough
 def test_awake_the_server_lies_beside_every_phase(known):
     found = of(known, utilization=0.5)
     for phase in found.phases:
@@ -229,6 +232,7 @@ def test_questions_that_know_no_server_are_refused():
         feasibility({"lora": scenario()}, [GPU])
 
 
+@pytest.mark.thorough
 def test_what_does_not_fit_is_told_what_would_by_engine_and_by_trainer():
     crowded = Scenario.from_mapping(
         scenario(utilization=0.89, cuda_graphs=False).to_mapping()

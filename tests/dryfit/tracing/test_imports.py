@@ -7,6 +7,8 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
+import pytest
+
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing import imports
 from dryfit.tracing.trace import trace
@@ -33,6 +35,7 @@ print(json.dumps([before, there(), answers]))
 """
 
 
+@pytest.mark.thorough
 def test_a_step_that_needs_what_was_left_out_is_traced_as_ever() -> None:
     """This process, whose tests need all of it, has left nothing out."""
     changes = [{"parallel": {"strategy": strategy, "gpus": 2}} for strategy in ("fsdp2", "ddp")]

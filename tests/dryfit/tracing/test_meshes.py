@@ -40,6 +40,7 @@ def in_processes(folder, count, *names):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=each_night if name in EACH_NIGHT else ()) for name in STEPS])
 def test_each_process_takes_what_the_group_says(name, measured, tmp_path):
     """To the byte, in every phase; each kind of GPU is traced once, and all of its kind have to be like it.
@@ -73,6 +74,7 @@ def test_a_full_state_dict_takes_what_the_group_says(cpu_offload, measured):
         assert measured[2][rank][f"saved, {cpu_offload}"] == peak
 
 
+@pytest.mark.thorough
 def test_what_saving_and_loading_take():
     step = scenario("fsdp2 x context").changed(precision="bf16", gradient_checkpointing=True)
     found, whole = checkpoint(step), trace(step, timeline=False)["parameters"] * 2
@@ -87,6 +89,7 @@ def test_what_saving_and_loading_take():
     assert checkpoint(scenario("1f1b")) is None
 
 
+@pytest.mark.thorough
 def test_an_answer_says_what_a_host_takes():
     step = scenario("fsdp2 x context").changed(precision="bf16", gpu={"name": "h100-80gb", "count": 4})
     traced = scenario_trace.traced(step).trace
@@ -169,6 +172,7 @@ def test_a_layer_that_the_plan_for_sequence_parallel_does_not_know_is_refused(mo
     assert part in str(caught.value) and "sequence_parallel: false" in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_a_note_says_that_experts_are_taken_to_be_chosen_evenly():
     note = [note for note in trace(scenario("expert"), timeline=False)["notes"] if "experts" in note]
     assert len(note) == 1 and "as many tokens" in note[0]
@@ -183,6 +187,7 @@ def test_a_pipelines_time_has_its_wait():
     assert each[2] > each[8]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["fsdp2 x tensor", "fsdp2 x tensor, sequence, loss, autocast"])
 def test_layers_of_a_divided_model_are_composed(name, monkeypatch):
     """A deep model's step from shallow ones' is the step itself."""

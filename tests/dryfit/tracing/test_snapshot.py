@@ -90,6 +90,7 @@ def planted(events: list[dict[str, Any]], at: int, kind: str) -> list[dict[str, 
     return changed
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("seed", range(PLANTED))
 def test_a_planted_difference_is_the_first_that_is_found(record, tmp_path, seed: int) -> None:
     events, begin = events_of(record)
@@ -113,6 +114,7 @@ def test_a_planted_difference_is_the_first_that_is_found(record, tmp_path, seed:
         assert found.snapshot.size == 777 * 512
 
 
+@pytest.mark.thorough
 def test_the_command_names_the_first_difference(record, tmp_path, capsys) -> None:
     events, begin = events_of(record)
     at = next(index for index in range(begin + 500, len(events)) if events[index]["action"] == "alloc")

@@ -176,6 +176,7 @@ def test_syntax(command, canonical):
     assert (found[1].error is None) == (canonical is not None)
 
 
+@pytest.mark.thorough
 def test_commands_that_share_a_file_are_judged_as_if_alone(monkeypatch):
     # Pieces that open, close and go on: put together they make right commands out of wrong ones, if one lets them.
     pieces = (
@@ -191,6 +192,7 @@ def test_commands_that_share_a_file_are_judged_as_if_alone(monkeypatch):
     assert 100 < sum(found.error is None for found in alone) < 1000
 
 
+@pytest.mark.thorough
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=st.lists(st.tuples(ANY_TEXT, ANY_TEXT), min_size=1, max_size=8))
 def test_no_text_crashes_the_cleaning(tmp_path, pairs):

@@ -71,6 +71,7 @@ def chatml():
     return make_tokenizer(CHATML)
 
 
+@pytest.mark.few(2)
 def test_labels_are_the_answer_and_its_end_token(chat):
     tokenizer, end = chat
     for row in generate(3, 200):
@@ -213,6 +214,7 @@ def test_no_row_falls_between_two_chunks(tmp_path, monkeypatch):
     assert report["lengths"]["p000"] == min(len(ids) for ids, _ in expected)
 
 
+@pytest.mark.thorough
 def test_the_same_rows_are_the_same_bytes(tmp_path):
     run(tmp_path / "a", PAIRS, 512)
     run(tmp_path / "b", PAIRS, 512)

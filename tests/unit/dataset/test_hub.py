@@ -93,6 +93,7 @@ def test_reads_a_config_and_records_the_commit(tmp_path):
     assert SECRET not in done.stdout + done.stderr
 
 
+@pytest.mark.thorough
 def test_a_moved_revision_stops_unless_accepted_or_pinned(tmp_path):
     with HubServer(FILES) as server:
         (tmp_path / "out").mkdir()
@@ -107,6 +108,7 @@ def test_a_moved_revision_stops_unless_accepted_or_pinned(tmp_path):
     assert json.loads((tmp_path / "out/acquire.json").read_text())["sources"][0]["commit"] == "b" * 40
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("mode", "expected"),
     [
@@ -133,6 +135,7 @@ def test_a_failing_hub_is_explained_and_a_rerun_completes(tmp_path, mode, expect
     assert len((tmp_path / "out/raw.jsonl").read_text().splitlines()) == 3000
 
 
+@pytest.mark.thorough
 def test_an_unreachable_hub(tmp_path):
     done = acquire(tmp_path, "http://127.0.0.1:9")
     assert done.returncode == 1
@@ -140,6 +143,7 @@ def test_an_unreachable_hub(tmp_path):
     assert written(tmp_path) == set()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

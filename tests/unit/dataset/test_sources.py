@@ -266,6 +266,7 @@ def test_pandas_would_rename_a_column_and_stop_at_one_line(tmp_path):
         assert [row["line"] for row in rows(tmp_path)] == [2, 4]
 
 
+@pytest.mark.thorough
 def test_datasets_would_stop_at_one_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"nl": "a", "bash": "ls"}\n{"nl": "\xff", "bash": "ls"}\n{"nl": "b", "bash": "ls"}\n')
@@ -315,6 +316,7 @@ def test_a_line_of_100_megabytes_is_rejected_in_bounded_memory(tmp_path):
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
 
 
+@pytest.mark.thorough
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.binary(max_size=300) | st.text(max_size=200).map(str.encode), ending=st.sampled_from(["jsonl", "csv"])

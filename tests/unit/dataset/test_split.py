@@ -78,6 +78,7 @@ def check(folder: Path) -> dict:
     return json.loads((folder / "check.json").read_text())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pairs", [1800, 20_000])
 def test_the_embedded_data_splits_exactly_and_without_a_leak(tmp_path, pairs):
     rows = [(row["request"], row["command"]) for row in generate(42, pairs)]
@@ -217,6 +218,7 @@ def test_the_check_notices_an_intent_in_two_splits(tmp_path):
     assert "family or intent in train and test" in str(error.value)
 
 
+@pytest.mark.thorough
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pairs=st.lists(
@@ -429,6 +431,7 @@ def test_counts_that_do_not_add_up_stop_the_run(report, key):
 ATTACK = '{"command": "rm -rf / --no-preserve-root", "line": 1, "request": "Clean up", "source": "test"}\n'
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

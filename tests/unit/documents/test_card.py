@@ -79,6 +79,7 @@ def test_a_base_out_of_a_wheel_may_name_the_model_that_it_is(write: Callable[...
     assert "base_model" not in split_card(write("MODEL_CARD.md", content))[0]
 
 
+@pytest.mark.thorough
 def test_an_overridden_gate_is_said_at_the_top(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["gate"] |= {
@@ -97,6 +98,7 @@ def test_an_overridden_gate_is_said_at_the_top(write: Callable[..., str]) -> Non
     assert "The memory gate checked nothing (no GPU" in write("MODEL_CARD.md")
 
 
+@pytest.mark.thorough
 def test_hours_that_were_predicted_stand_beside_those_that_were_taken(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["training"]["times"]["train_wall_seconds"] = 61.0
@@ -202,6 +204,7 @@ def test_a_figure_in_the_metadata_says_of_how_many_requests_it_is(write: Callabl
     assert tuned["deletes_unasked"]["n"] != tuned["exact"]["n"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("beats", [True, False])
 def test_a_card_whose_training_does_not_beat_its_baselines_says_so_first(beats: bool, write) -> None:
     content = weak(4)
@@ -229,6 +232,7 @@ def test_an_answer_that_deletes_where_only_reading_was_asked_is_shown_first(writ
     assert page.index("<code>find x -delete</code>") < page.index("<h2>What did it cost?")
 
 
+@pytest.mark.thorough
 def test_another_models_memory_stands_in_its_profile_and_not_in_the_card(write: Callable[..., str]) -> None:
     content = inputs.files()
     card, page = write("MODEL_CARD.md", content), write("report.html", content)
@@ -241,6 +245,7 @@ def test_another_models_memory_stands_in_its_profile_and_not_in_the_card(write: 
     assert f"<p>{other}, " in page
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("count", "n", "wrong"), [(4, 150, 97), (0, 150, 100), (1, 900, 99), (74, 150, 51), (99, 200, 50), (2, 3, None)]
 )
@@ -256,6 +261,7 @@ def test_a_weak_models_card_says_so_first(count: int, n: int, wrong: int | None,
         assert "A demonstration" in lead[2] and f"That is {n - count:,} of {n:,} held-out requests." in lead[2]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("count", "said"), [(99, True), (100, False), (200, False)])
 def test_half_of_the_answers_make_a_model_that_is_no_demonstration(count: int, said: bool, write) -> None:
     assert ("A demonstration" in write("MODEL_CARD.md", weak(count, 200))) == said
@@ -367,6 +373,7 @@ def test_the_most_frequent_reason_stands_first(write: Callable[..., str]) -> Non
     assert "| no request: 2; a like one: 1; a rare one: 1 |" in write("docs/details.md", content)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("source", "said"),
     [

@@ -23,6 +23,7 @@ NINE = [
 ]
 
 
+@pytest.mark.thorough
 def test_the_memory_profile_has_the_hours_of_a_step(write: Callable[..., str]) -> None:
     content = inputs.files()
     compared = content["profile"][0]

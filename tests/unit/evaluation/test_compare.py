@@ -76,6 +76,7 @@ def answers(exact, intents=None, test="known", **fields):
 NOTHING, ALL = [False] * 40, [True] * 40
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("nearest", "few_shot", "tuned", "intents", "beats"),
     [
@@ -105,6 +106,7 @@ def test_an_answer_that_deletes_counts_where_only_reading_was_asked_for():
     assert "deletes_unasked" not in summarize(rows[2:3]), "nothing asks only to read"
 
 
+@pytest.mark.thorough
 def test_each_test_is_compared_by_itself():
     rows = [*answers(NOTHING), *answers(ALL, test="new")]
     found = compare_tests(SHELL, dict.fromkeys(("base", "tuned", "nearest_row", "few_shot"), rows))

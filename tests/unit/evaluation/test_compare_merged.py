@@ -62,6 +62,7 @@ def place(request, tmp_path_factory):
     return scenario, {name: str(path) for name, path in inputs.items()}
 
 
+@pytest.mark.few(1)
 def test_the_trained_model_computes_with_the_values_of_its_few_bits(place):
     scenario, inputs = place
     base, adapter = Path(inputs["weights"]).parent, Path(inputs["adapter"])
@@ -74,6 +75,7 @@ def test_the_trained_model_computes_with_the_values_of_its_few_bits(place):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.few(1)
 def test_both_are_asked_the_same_and_the_figures_are_theirs(place, tmp_path):
     scenario, inputs = place
     outputs = {"answers": str(tmp_path / "as-trained.jsonl"), "comparison": str(tmp_path / "merging.json")}

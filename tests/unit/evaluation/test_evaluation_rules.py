@@ -166,6 +166,7 @@ def compare_all(compared):
     return read_report(compared["comparison"])
 
 
+@pytest.mark.thorough
 def test_base_and_tuned_are_not_exchanged(compared):
     rows = [{**row, "exact": True, "loss_sum": row["loss_sum"] / 2} for row in read_jsonl(compared["tuned"])]
     write_jsonl(compared["tuned"], rows)
@@ -181,6 +182,7 @@ def test_base_and_tuned_are_not_exchanged(compared):
     assert not known["beats_baselines"], "one kind of request is no demonstration"
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["base", *BASELINES, "tuned", "base_metrics", "tuned_metrics"])
 def test_edited_answers_or_metrics_are_noticed(compared, name):
     compared[name].write_text(re.sub(r"[a-z]{4}", "edit", compared[name].read_text(), count=1))

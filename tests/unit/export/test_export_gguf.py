@@ -62,6 +62,7 @@ def read_back(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize(("type_name", "dtype"), [("f32", torch.float32), ("bf16", torch.bfloat16)])
 def test_transformers_reads_the_very_tensors_back(tmp_path, kind, type_name, dtype):

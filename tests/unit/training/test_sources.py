@@ -184,6 +184,7 @@ def saved(folder, shard, seed):
 LAYOUTS = ("5GB", "60KB", "20KB")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("before", LAYOUTS)
 @pytest.mark.parametrize("after", LAYOUTS)
 def test_weights_of_a_source_before_are_not_what_anybody_loads(tmp_path, before, after):
@@ -257,6 +258,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("spoil", "words"), SPOILT.values(), ids=SPOILT)
 def test_weights_that_could_not_be_trained_end_the_fetching_in_words(tmp_path, spoil, words):
     source = saved(tmp_path / "source", "20KB", 2.0)

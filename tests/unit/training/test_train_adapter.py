@@ -132,6 +132,7 @@ def spoil(path):
     path.write_bytes(bytes(content))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("file", "named"),
     [
@@ -163,6 +164,7 @@ def test_an_empty_split_is_an_error_before_the_first_step(place, tmp_path, steps
     assert not steps
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("step", "rows"), [({"micro_batch": 8}, None), ({"packing": "shared_prefix"}, 8)])
 def test_fewer_rows_than_a_step_make_one_step(place, tmp_path, step, rows):
     place |= encode(tmp_path / "encoded", train=3)

@@ -43,6 +43,7 @@ def pairs() -> list[dict]:
     return list(generate(seed=42, pairs=20_000))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("seed", "number"), ROWS)
 def test_the_rows_stay_the_same_byte_for_byte(seed, number):
     digest = hashlib.sha256()
@@ -51,6 +52,7 @@ def test_the_rows_stay_the_same_byte_for_byte(seed, number):
     assert digest.hexdigest() == ROWS[seed, number]
 
 
+@pytest.mark.thorough
 def test_rows_of_known_kinds_have_words_and_values_that_no_training_row_has():
     rows = list(generate(42, 600, programs=10, intents=100, known=200))
     known, others = ([row for row in rows if (row.get("split") == "known") == held] for held in (True, False))
@@ -94,6 +96,7 @@ def test_the_grammar_knows_many_programs_options_and_pipes():
     assert used == set(grammar.slots)
 
 
+@pytest.mark.thorough
 def test_each_intent_is_said_in_eight_forms_at_least():
     grammar = read_grammar()
     places = {form: kind for kind, forms in grammar.forms.items() for form in forms}
@@ -254,6 +257,7 @@ def test_a_typo_leaves_slots_and_short_words_alone():
         assert typed.endswith("<folder> to the <dir>")
 
 
+@pytest.mark.thorough
 def test_a_request_decides_its_command(pairs):
     commands = defaultdict(set)
     for row in pairs:
@@ -271,6 +275,7 @@ def test_the_commands_are_short_valid_bash_and_nothing_is_left_to_clean(pairs):
         assert not re.search(r"<[a-z_]+\d?>", row["request"] + row["command"].replace("< ", ""))
 
 
+@pytest.mark.thorough
 def test_the_screen_lets_every_command_pass(pairs):
     verdicts = {row["command"]: screen(row["command"]) for row in pairs[:4000]}  # each intent twice
     assert {command: verdict for command, verdict in verdicts.items() if verdict.status != "ok"} == {}
@@ -291,6 +296,7 @@ def test_the_seed_decides_and_a_smaller_number_is_a_beginning(pairs):
     assert asked(generate(seed=43, pairs=300)) != asked(pairs[:300])
 
 
+@pytest.mark.thorough
 def test_equal_bytes_in_two_processes():
     def run(hash_seed: str) -> bytes:
         command = [sys.executable, "-m", "scripts.tasks.shell.embedded", "--pairs", "500", "--seed", "7"]

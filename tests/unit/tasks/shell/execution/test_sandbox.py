@@ -157,6 +157,7 @@ def attacked(request, host):
     return json.loads(done.stdout)
 
 
+@pytest.mark.few(1)
 def test_the_host_is_as_it_was(attacked, host):
     folder, _, process, listening = host
     assert (folder / "secret").read_text() == SECRET and process.poll() is None

@@ -196,6 +196,7 @@ def test_a_verdict_tells_category_rule_severity_and_technique():
     assert screen("ls").category is None
 
 
+@pytest.mark.thorough
 def test_the_embedded_data_passes():
     found = {row["command"]: screen(row["command"]).line() for row in generate(42, 1900, programs=30)}
     assert {command: line for command, line in found.items() if line != "ok"} == {}
@@ -235,6 +236,7 @@ BUSY = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("text", BUSY.values(), ids=BUSY)
 def test_no_text_keeps_the_screen_busy(text):
     before = time.process_time()
@@ -299,6 +301,7 @@ def test_the_command_line_answers_line_by_line():
     assert lines[4:] == ["unparsable", "ok", ""]
 
 
+@pytest.mark.thorough
 def test_the_command_line_evaluates():
     done = run("--evaluate", str(WORKING), "--json")
     assert done.returncode == 0
@@ -306,6 +309,7 @@ def test_the_command_line_evaluates():
     assert "| **all** |" in table(RESULT)
 
 
+@pytest.mark.thorough
 def test_a_wrong_labelled_set_is_explained(tmp_path):
     broken = tmp_path / "set.tsv"
     broken.write_text("label\tcategory\tcommand\nmaybe\tx\tls\n")

@@ -36,6 +36,7 @@ def run(*arguments: str, data: bytes = b"") -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.thorough
 def test_the_rule_that_the_readme_shows_works(tmp_path):
     text = (ROOT / "config" / "screen" / "README.md").read_text(encoding="utf-8")
     shown = text.split("```yaml\n")[1].split("```")[0]
@@ -70,6 +71,7 @@ def test_a_rule_of_ones_own_may_refuse_what_the_project_lets_pass(tmp_path):
     assert build(policy(tmp_path, {"rules": [{**strict, "passes": ["git pull"]}]})).judge("git push").rule == "no-push"
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -105,6 +107,7 @@ def test_what_is_wrong_with_a_policy_is_explained(tmp_path, content, expected):
         assert text in str(error.value)
 
 
+@pytest.mark.thorough
 def test_the_command_line_explains_it_too_and_prints_no_verdict(tmp_path):
     for path in (tmp_path / "none.yaml", policy(tmp_path, {"rules": [{**RULE, "fires": ["ls"]}]})):
         done = run("--policy", str(path), data=b"ls\n")
@@ -112,16 +115,19 @@ def test_the_command_line_explains_it_too_and_prints_no_verdict(tmp_path):
         assert b"Traceback" not in done.stderr and str(path).encode() in done.stderr
 
 
+@pytest.mark.thorough
 def test_bytes_that_are_no_text_and_a_line_of_ten_megabytes_are_never_ok():
     done = run(data=b"\xff\xfe ls\nls\0\n" + b"a" * 10_000_000 + b"\n" + b"(" * 100_000 + b"\nls\n")
     assert done.stdout.split() == [b"unparsable"] * 4 + [b"ok"]
 
 
+@pytest.mark.thorough
 def test_the_command_line_tells_all_as_json():
     done = run("--json", data=b"rm -rf /\nls\n")
     assert b'"attack": "T1485"' in done.stdout.splitlines()[0] and b'"status": "ok"' in done.stdout.splitlines()[1]
 
 
+@pytest.mark.thorough
 def test_the_unread_part_keeps_its_floor():
     """Only sums leave this test: the rows stay unread in development."""
     rows = labelled(str(ROOT / "tests" / "data" / "screen_held_out.tsv"))
