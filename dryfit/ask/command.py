@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from dryfit.common.errors import UserError
 from dryfit.common.terminal import now_doing, working
 from dryfit.common.text import gib, printable
 from dryfit.common.versions import INSTALL_TRACE, can_trace
+from dryfit.scenario.other_models import RUN
 
 if TYPE_CHECKING:
     from dryfit.ask.question import Question
@@ -123,6 +125,10 @@ def read(words: Sequence[str]) -> Asked:
     if not errors:
         return asked
     line = shlex.join([PROGRAM, *kept])
+    if any(part.write == RUN for part in errors):  # no line of this command answers
+        gpu = next((value for flag, value in pairwise(kept) if flag == "--gpu"), None)
+        line = RUN.replace(" run ", f" run --gpu {shlex.quote(gpu)} ") if gpu else RUN
+        errors = [part.with_values(write=PASTED) for part in errors]
     raise UserError.several([part.with_values(write=line) if part.write == PASTED else part for part in errors])
 
 
@@ -173,7 +179,7 @@ def _answered(asked: Asked, program: Sequence[str]) -> int:
     options, command = asked.options, asked.options.command
     if not can_trace() and not (options.quick or options.yaml or command == "serve"):
         missing = "The packages that trace a step are not installed"
-        if command != "fit" or options.rows:
+        if command not in ("fit", "config") or (options.rows and command == "fit"):
             problem = f"{missing}, and `{PROGRAM} {'--rows' if options.rows else command}` needs a trace."
             print(UserError(problem, allowed=f"`{PROGRAM} fit`, which estimates", write=INSTALL_TRACE), file=sys.stderr)
             return 3

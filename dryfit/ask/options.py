@@ -24,7 +24,7 @@ from dryfit.scenario.strategies import STRATEGIES
 
 PROGRAM = "dryfit"
 # Tools whose files `config` writes (data/writers.yaml, which is not read to answer --help).
-FILES = ("axolotl", "llama-factory", "trl", "trl-script", "unsloth", "ms-swift")
+FILES = ("axolotl", "llama-factory", "trl", "trl-script", "unsloth", "ms-swift", "torchtune", "pipeline")
 METHODS = BY_NAME["method"].words
 RUN_OPTIONS = ("rows", "tokens_per_row", "epochs", "price", "deadline", "grams_per_kwh")  # options about a whole run
 _EXAMPLE = "qwen2.5-coder-7b"
@@ -147,7 +147,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "config": Command(
         "the fastest settings that fit, as the file of the tool that trains with them",
-        ["--gpu", "--method", "-s", "-b", "--set", "--for", "--output", "--json", *_RUN],
+        ["--gpu", "--method", "-s", "-b", "--set", "--for", "--output", "--json", "--quick", *_RUN],
         ("config qwen2.5-coder-7b --gpu 4090 -s 2048 --for axolotl",
          "config Qwen/Qwen3-8B --gpu a100-40gb --for llama-factory --rows 50000 --tokens-per-row 350"),
         ("--gpu", "--for"),

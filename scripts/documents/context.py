@@ -10,6 +10,7 @@ from typing import Any
 
 from scripts.documents import card, dataset, evaluation, memory
 from scripts.documents.traced_values import plain
+from scripts.tasks.support import registry
 
 
 def derive(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,12 +31,22 @@ def derive(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping
     if "profile_title" in context and "description" in context:
         titles = (context["profile_title"], context["description"]["title"])
         context["profile_is_own"] = len({plain(title).casefold() for title in titles}) == 1
-    context |= dataset.read(files)
-    context |= evaluation.read(files)
-    context |= evaluation.read_benchmark(files)
+    # The memory profile has no configuration: no task decides it.
+    task = registry.task(settings.get("configuration", {}).get("task", {"name": "text"}))
+    context["words"] = {**marked(task.words()), **task.options.get("words", {})}
+    context |= dataset.read(files, task)
+    context |= evaluation.read(files, task)
+    context |= evaluation.read_benchmark(files, task)
     context["alt"] = alternative_texts(context)
     context |= card.read(files, settings, paths, context)
     return context
+
+
+def marked(words: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's own words, which templates print as they stand."""
+    from markupsafe import Markup
+
+    return {name: Markup(word) if isinstance(word, str) else word for name, word in words.items()}
 
 
 def alternative_texts(context: Mapping[str, Any]) -> dict[str, str]:

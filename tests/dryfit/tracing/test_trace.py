@@ -231,9 +231,10 @@ def test_a_sliding_window_within_the_text_costs_a_mask_and_the_flash_kernel():
 
 _TEXT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
 OTHER_MODELS = {
-    "encoder": ({"model_type": "bert", **_TEXT}, "is an encoder", "is_decoder: true"),
-    "encoder-decoder": ({"model_type": "t5", "vocab_size": 300}, "decoder alone", "model_type: qwen2"),
-    "half of an encoder-decoder": ({"model_type": "bart", "vocab_size": 300}, "decoder alone", "model_type: qwen2"),
+    "encoder": ({"model_type": "bert", **_TEXT}, "encodes a text", "dryfit run train.py"),
+    "encoder-decoder": ({"model_type": "t5", "vocab_size": 300}, "writes another", "dryfit run train.py"),
+    "half of an encoder-decoder": ({"model_type": "bart", "vocab_size": 300}, "writes another", "dryfit run train.py"),
+    "an encoder that nobody listed": ({"model_type": "rembert", **_TEXT}, "does not continue a text", "dryfit run"),
     "vision": ({"model_type": "gemma3"}, "more than a language model", "model_type: gemma3_text"),
     "vision by its configuration": (
         {"model_type": "llava", "vision_config": {"a": 1}},

@@ -13,8 +13,8 @@ from dryfit.common.chat import IGNORED, as_data, control_tokens, encode_pairs, r
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_report
 from scripts.dataset import encode
-from scripts.dataset.embedded import generate
 from scripts.dataset.rows import SPLITS
+from scripts.tasks.shell.embedded import generate
 from tests.chat_tokenizer import CHATML, make_tokenizer
 
 SYSTEM = "Answer with one command."

@@ -20,11 +20,12 @@ sleep = time.sleep
 time.sleep = lambda seconds: sleep(min(seconds, 0.05))
 from scripts.common.job import job
 from scripts.dataset.acquire import main
+from scripts.tasks.support import registry
 folder, sources = sys.argv[1], json.loads(sys.argv[2])
 outputs = types.SimpleNamespace(pairs=f"{folder}/raw.jsonl", external=f"{folder}/external.jsonl",
     rejected=f"{folder}/raw.rejected.jsonl", report=f"{folder}/acquire.json", harmful=f"{folder}/harmful.jsonl")
 with job(types.SimpleNamespace(rule="acquire_dataset", log=[f"{folder}/acquire.log"])):
-    main(sources, [], outputs)
+    main(registry.task({"name": "shell", "harm": True}, "sources"), sources, [], outputs)
 """
 
 

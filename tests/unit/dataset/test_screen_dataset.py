@@ -8,6 +8,7 @@ import pytest
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_report
 from scripts.dataset import screen_dataset
+from tests.task_parts import shell
 
 ROWS = [
     ("list files", "ls"),
@@ -26,7 +27,7 @@ def run(folder: Path, pairs: list[tuple[str, str]]) -> tuple[list, list, dict]:
     write_report(inputs["clean"], {}, inputs["pairs"])
     outputs = {"pairs": "safe.jsonl", "rejected": "rejected.jsonl", "report": "screen.json"}
     outputs = {name: str(folder / file) for name, file in outputs.items()}
-    screen_dataset.main(inputs, outputs)
+    screen_dataset.main(shell("screening"), inputs, outputs)
     files = outputs["pairs"], outputs["rejected"]
     kept, rejected = ([json.loads(line) for line in Path(path).read_text().splitlines()] for path in files)
     return kept, rejected, read_report(outputs["report"], *files)
@@ -68,4 +69,4 @@ def test_a_changed_input_is_noticed(tmp_path):
         file.write('{"request": "show", "command": "ls", "source": "t", "line": 9}\n')
     inputs = {"pairs": str(tmp_path / "clean.jsonl"), "clean": str(tmp_path / "clean.json")}
     with pytest.raises(UserError, match=r"clean\.jsonl is not what the step that made it has written"):
-        screen_dataset.main(inputs, {})
+        screen_dataset.main(shell("screening"), inputs, {})

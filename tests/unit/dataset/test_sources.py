@@ -21,8 +21,9 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import read_report
 from scripts.dataset import acquire
 from scripts.dataset.sources import MAXIMUM_LINE_CHARACTERS, read_file
-from scripts.dataset.text import defect
 from scripts.runs import configuration
+from scripts.tasks.shell.cleaning import defect
+from tests.task_parts import shell
 
 ROOT = Path(__file__).resolve().parents[3]
 PAIRS = [("list files in a", "ls a"), ("zeige größe", "du -sh ."), ('say "hi", twice', 'echo "hi, hi"')]
@@ -38,7 +39,7 @@ def run(folder: Path, *paths: Path, **changes: object) -> dict:
         harmful=f"{folder}/out/harmful.jsonl",
     )
     source = {"type": "files", "license": "unknown", "paths": [str(path) for path in paths], "columns": COLUMNS}
-    acquire.main([{**source, **changes}], [], outputs)
+    acquire.main(shell("sources"), [{**source, **changes}], [], outputs)
     return json.loads(Path(outputs.report).read_text())
 
 
@@ -209,7 +210,7 @@ def test_rows_of_an_external_test_set_that_cannot_be_read_are_listed_too(tmp_pat
     }
     outputs = types.SimpleNamespace(**{name: str(tmp_path / file) for name, file in names.items()})
     source = {"type": "files", "license": "MIT", "paths": [str(path)], "columns": COLUMNS}
-    acquire.main([{"type": "embedded", "license": "MIT", "seed": 1, "pairs": 3}], [source], outputs)
+    acquire.main(shell("sources"), [{"type": "embedded", "license": "MIT", "seed": 1, "pairs": 3}], [source], outputs)
     (rejected,) = map(json.loads, Path(outputs.rejected).read_text().splitlines())
     assert (rejected["line"], rejected["reason"]) == (2, "command is not text but int")
     report = read_report(outputs.report, outputs.pairs, outputs.external, outputs.rejected, outputs.harmful)

@@ -13,6 +13,7 @@ from scripts.documents.evaluation import evaluation_rows
 from scripts.documents.validate import prose, split_card
 from tests.docs.test_commands import headings
 from tests.docs.test_prose import complaints
+from tests.task_parts import shell
 from tests.unit.documents import inputs
 from tests.unit.documents.inputs import DOCUMENTS, MARKDOWN, TEMPLATES, extreme, hostile
 
@@ -186,7 +187,7 @@ def test_documents_are_read_without_stumbling(write: Callable[..., str], name: s
 
 
 def test_every_metric_has_its_row_and_what_is_no_metric_has_none() -> None:
-    rows = evaluation_rows(inputs.files()["comparison"])
+    rows = evaluation_rows(inputs.files()["comparison"], shell("words"))
     assert [row["name"] for row in rows][:2] == ["loss", "exact"] and {"chrf", "danger"} <= {
         row["name"] for row in rows
     }
