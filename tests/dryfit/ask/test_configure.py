@@ -71,6 +71,7 @@ def test_each_way_of_each_file_is_read_as_it_is_meant(tool: str, tmp_path: Path)
                 assert half in (step.autocast, step.autocast_precision)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("tool", "model", "card"),
     [
