@@ -31,23 +31,10 @@ from dryfit.planner.compare import untimed_because
 from dryfit.readers.request import parse_request
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.trace import trace
+from tests.dryfit.ask.conftest import TINY
 from tests.warm import launchers
 
 ROOT = Path(__file__).resolve().parents[3]
-TINY = {
-    "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1000,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": False,
-}  # fmt: skip
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> str:
-    path = tmp_path / "tiny" / "config.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps(TINY), encoding="utf-8")
-    return str(path)
-
-
 SMALL = "{vram_gib: 0.6, context_mib: 512}"
 
 
@@ -143,6 +130,7 @@ def test_an_interruption_that_python_drops_ends_the_searches_before_the_next(cap
     assert "Traceback" not in capsys.readouterr().err and signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.thorough
 def test_json_is_one_object_and_the_searches_are_heard_beside_it(model) -> None:
     asked = _asked(model, *TOO_LARGE, "--json", "--suggest", python=f"{launchers()}/python")
     out, err = asked.communicate(timeout=120)
@@ -276,6 +264,7 @@ def test_a_run_has_hours_cost_energy_and_its_bounds(model, capsys) -> None:
     status, text = run(capsys, *words)
     assert status == 0 and "150,000 steps" in text and "ends by the deadline of 720 hours" in text
     assert "each row counts as 64 tokens, the longest" in text and "kg of CO2" in text
+    assert "on each of" not in text  # there is one GPU
     _, found = run(capsys, *words, "--json")
     answer = json.loads(found)
     hours = 150_000 * answer["time"]["seconds_per_step"] / 3600

@@ -23,18 +23,6 @@ MODELS = ("qwen2.5-coder-7b", "qwen3-8b", "llama-3.1-8b", "mistral-7b-v0.3", "ge
           "smollm2-135m", "qwen2.5-coder-0.5b", "qwen3-0.6b", "llama-3.2-1b")  # fmt: skip
 CARDS = ("t4", "4090", "a100-80gb")
 NO_FILE = {("torchtune", "smollm2-135m")}  # torchtune builds no Llama whose embeddings are its head
-TINY = {
-    "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1000,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": False,
-}  # fmt: skip
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> str:
-    path = tmp_path / "tiny" / "config.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps(TINY), encoding="utf-8")
-    return str(path.parent)
 
 
 def goal(model: str, tool: str, **options):
@@ -83,6 +71,7 @@ def test_each_way_of_each_file_is_read_as_it_is_meant(tool: str, tmp_path: Path)
                 assert half in (step.autocast, step.autocast_precision)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("tool", "model", "card"),
     [
