@@ -466,7 +466,7 @@ def preference(reading: Reading, kind: str, key: str, rows: int, *, answers: boo
             reading.fields.pop(name, None)
         reading.set(objective=kind, micro_batch=rows)
         if kind == "dpo" and not liger:
-            why = "logits in chunks, as TRL has them since 1.10; TRL before that, and losses of other tools, keep them"
+            why = "logits in chunks, as TRL has them after 1.9; TRL up to 1.9, and losses of other tools, keep them"
             reading.approximates(f"{kind} with whole logits", kind, TOO_LOW, f"{why} whole", "pair_logits")
         return True
     aim = OBJECTIVES[kind]
