@@ -84,8 +84,9 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
     ----------
     kind
         What the setting touches: ``states``, ``activations``, ``logits``, ``gradients``, ``frozen`` (gradients and
-        states), ``int8``, ``head_fp32``, ``masters`` (fp32 copies and states), ``pair_logits`` (whole logits of a loss
-        that compares answers), ``logits N`` (N bytes for each of them), ``evaluation N`` (N rows without gradients),
+        states), ``int8``, ``head_fp32``, ``masters`` (fp32 copies and states), ``liger_loss``, ``pair_logits`` (whole
+        logits of a loss that compares answers), ``logits N`` (N bytes for each of them), ``evaluation N`` (N rows
+        without gradients),
         ``step`` (all that is not resident).
     """
     shown = answer.get("trace") or answer.get("analytic")
@@ -100,6 +101,8 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         return _more_at_the_loss(int(kind.rpartition(" ")[2]), scenario, shown)
     if kind == "pair_logits":
         return _whole_logits_bytes(scenario, shown)
+    if kind == "liger_loss":
+        return _liger_loss_bytes(scenario)
     if kind == "gradients":
         return parts.get("gradients", 0)
     if kind == "activations":
@@ -129,6 +132,23 @@ def _whole_logits_bytes(scenario: Scenario, trace: Mapping[str, Any]) -> int | N
     """
     half = scenario.autocast_precision or scenario.precision != "fp32"
     return _more_at_the_loss(5 * 2 if half else 4 * 4, scenario, trace)
+
+
+def _liger_loss_bytes(scenario: Scenario) -> int | None:
+    """At most what Liger's fused loss holds beside a chunked loss of a few tokens.
+
+    It computes gradients in its forward pass: those of the hidden states wait for backward, those of the head's weight
+    too where it is trained, and each chunk has logits and their fp32 copy. It has as many chunks as fit the vocabulary
+    into the hidden size, in tokens a power of two (liger_kernel/ops/fused_linear_cross_entropy.py, 0.8).
+    """
+    vocabulary, hidden = size(scenario.model, "vocab_size"), size(scenario.model, "hidden_size")
+    if not vocabulary or not hidden:
+        return None
+    width = 2 if scenario.autocast_precision or scenario.precision != "fp32" else 4
+    chunk = -(-scenario.tokens // -(-vocabulary // hidden))
+    logits = (1 << (chunk - 1).bit_length()) * vocabulary * (width + 4)
+    head = vocabulary * hidden * 4 if scenario.method == "full" else 0
+    return logits + scenario.tokens * hidden * width + head
 
 
 def _more_at_the_loss(width: int, scenario: Scenario, trace: Mapping[str, Any]) -> int | None:

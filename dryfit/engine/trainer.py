@@ -203,13 +203,32 @@ def _device(name: str) -> Iterator[None]:
         return device
 
     places = [(TrainingArguments, "device", property(of_arguments))]
-    places += [(Accelerator, "device", property(lambda _: device))]
+    places += [(Accelerator, "device", property(lambda _: device)), (Accelerator, "__init__", _halves(Accelerator))]
     forget()
     try:
         with patched(places):
             yield
     finally:
         forget()
+
+
+def _halves(kind: type) -> Callable[..., None]:
+    """``Accelerator.__init__``, which refuses fp16 on a device that it doesn't know, such as ``meta``.
+
+    It is made for bf16 there, which it takes anywhere, and told of fp16 afterwards. Without its scaler, whose few bytes
+    are two scalars: the update unscales gradients in place.
+    """
+    original = kind.__init__
+
+    @wraps(original)
+    def made(self: Any, *args: Any, **kwargs: Any) -> None:
+        fp16 = kwargs.get("mixed_precision") == "fp16"
+        original(self, *args, **kwargs | ({"mixed_precision": "bf16"} if fp16 else {}))
+        if fp16:
+            self.state._mixed_precision = "fp16"
+            self.scaler = torch.amp.GradScaler("cuda", enabled=False)
+
+    return made
 
 
 def _refuse_more_than_training(trainer: Any) -> None:

@@ -159,7 +159,13 @@ TABLE = (
         lambda f: {"kernels": GONE},
     ),
     Approximation(
-        lambda f: _value(f, "loss") != "full" and WEIGHTS in _strategy(f).divides, lambda f: {"loss": "full"},
+        lambda f: _value(f, "loss") == "liger" and _strategy(f).zero == 3 and not _meshed(f),
+        lambda f: {"loss": "chunked"},
+        "loss", lambda f: "liger", TOO_LOW, "Liger's fused loss under ZeRO-3 is read as a chunked loss", "liger_loss",
+    ),
+    Approximation(
+        lambda f: _value(f, "loss") != "full" and WEIGHTS in _strategy(f).divides and _strategy(f).zero != 3,
+        lambda f: {"loss": "full"},
         "loss", lambda f: f["loss"], TOO_HIGH, "a loss in chunks is not described where weights are divided", "logits",
     ),
     Approximation(

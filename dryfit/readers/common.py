@@ -359,7 +359,8 @@ def _deepspeed_file(text: str, beside: Path, key: str, tool: str) -> dict[str, A
         path = folder / text
         if path.is_file():
             return read_yaml(path)  # JSON is YAML
-    stem, known = Path(text).stem, read_yaml(_DEEPSPEED_FILES)
+    # ms-swift before 3 had `default-` before the names that it has now (swift/llm/utils/argument.py of 2.6).
+    stem, known = Path(text).stem.removeprefix("default-"), read_yaml(_DEEPSPEED_FILES)
     tools = [known[tool]] if tool in known else list(known.values())
     found = next((files[stem] for files in (*tools, *known.values()) if stem in files), None)
     if found is None:

@@ -164,6 +164,15 @@ def _precision(get: Values, reading: Reading) -> None:
     compute = _compute(get)
     pure, method = get("pure_bf16", False), reading.fields["method"]
     mixed = compute if (get("bf16") or get("fp16")) and not pure else None
+    zero3 = reading.fields.get("parallel", {}).get("strategy") == "zero3"
+    if zero3 and not mixed and method != "qlora":
+        # deepspeed.zero.Init knows the dtype by DeepSpeed's own file, whose `bf16` follows the Trainer's (transformers).
+        note = (
+            "ZeRO-3 divides the weights as they are made, in fp32 unless `bf16` is set: `pure_bf16` says nothing there"
+        )
+        reading.notes.extend([note] if pure else [])
+        reading.set(precision="fp32")
+        return
     if method == "full":
         reading.set(precision=compute if pure else f"{compute}-mixed" if mixed else "fp32")
         return

@@ -35,7 +35,7 @@ _SIZES = ("sequence_length", "micro_batch")
 DECIDING = (*_SIZES, *(name for name in BY_NAME if name not in (*_SIZES, *UNSAID, "model_name", "adapter", "images")))
 _ADAPTERS_ALONE = ("lora", "kbit_preparation", "quantization", "adapter_precision")
 _COMPUTES_IN_BF16 = (8, 0)  # compute capability
-_SHARDED = ("fsdp1", "fsdp2", "zero3")  # where weights are sharded a loss in chunks is not described
+_SHARDED = ("fsdp1", "fsdp2")  # where FSDP shards weights a loss in chunks is not described
 
 
 @dataclass(frozen=True)

@@ -363,10 +363,10 @@ STEP = (
         f"`parallel.strategy: fsdp1` and `kbit_preparation: {{kbit_preparation}}` {_APART}: FSDP1 puts all weights of a"
         " layer into one tensor, so that they need one dtype.",
         "none; or strategy fsdp2", "kbit_preparation: none"),
-    Contradiction(lambda s: (s.sharded or s.zero == 3) and s.loss != "full", "loss",
+    Contradiction(lambda s: s.sharded and s.loss not in (("full", "chunked") if s.zero == 3 else ("full",)), "loss",
         f"`loss: {{loss}}` and `parallel.strategy: {{strategy}}` {_APART}: this loss runs the output head outside the"
         " forward pass in which {strategy_title} has gathered its weights.",
-        "full; or strategy ddp", "loss: full"),
+        "full, or chunked with zero3; or strategy ddp", "loss: full"),
     Contradiction(lambda s: s.sharded and not OPTIMIZERS[s.optimizer].elementwise, "optimizer",
         f"`optimizer: {{optimizer}}` and `parallel.strategy: {{strategy}}` {_APART}: this optimizer takes whole"
         " tensors, and FSDP has sharded them.",

@@ -239,6 +239,10 @@ def test_llama_factorys_defaults_are_its_own(tmp_path: Path) -> None:
     [
         ({"finetuning_type": "full"}, {"method": "full", "precision": "bf16-mixed"}),
         ({"finetuning_type": "full", "pure_bf16": True, "bf16": False}, {"precision": "bf16", "autocast": None}),
+        (
+            {"finetuning_type": "full", "pure_bf16": True, "bf16": False, "deepspeed": "ds_z3_config.json"},
+            {"precision": "fp32", "autocast": None},
+        ),
         ({"quantization_bit": 4}, {"method": "qlora", "quantization": {"double": True, "storage": "bf16"}}),
         ({"quantization_bit": 4, "double_quantization": False}, {"quantization": {"double": False}}),
         ({"disable_gradient_checkpointing": True}, {"gradient_checkpointing": False}),
@@ -392,6 +396,7 @@ def test_gradients_summed_in_another_dtype_are_for_deepspeeds_package(tmp_path: 
     [
         (FACTORY | {"bf16": True}, "examples/deepspeed/ds_z2_config.json", "zero2", {"round_robin_gradients": True}),
         (FACTORY | {"bf16": True}, "ds_z3_offload_config.json", "zero3", {"offload_param": "cpu"}),
+        (FACTORY | {"bf16": True}, "default-zero2", "zero2", {}),
         (AXOLOTL, "deepspeed_configs/zero1.json", "zero1", {"overlap_comm": True}),
         (AXOLOTL, "deepspeed_configs/zero2.json", "zero2", {"offload_optimizer": "cpu"}),
         (AXOLOTL, "deepspeed_configs/zero3_bf16.json", "zero3", {"sub_group_size": 0, "reduce_bucket_size": "auto"}),
@@ -701,3 +706,11 @@ def test_gradients_that_go_at_once_are_known_in_bytes(tmp_path: Path) -> None:
     found = asked(tmp_path, FACTORY | {"optim": "apollo_adamw_layerwise"})
     (gone,) = [one for one in omissions(found.readings, found.scenario, {"trace": TRACED}) if one.too_high_bytes == 7]
     assert gone.what == "optim"
+
+
+def test_ligers_loss_under_zero3_is_read_as_a_loss_in_chunks(tmp_path: Path) -> None:
+    zero3 = {"deepspeed": {"zero_optimization": {"stage": 3}}, "bf16": True, "use_liger_kernel": True}
+    found = asked(tmp_path, TRL | zero3, gpus=8)
+    said(found, loss="chunked", parallel={"strategy": "zero3"})
+    remarks = {remark.key: (remark.errs, remark.bound) for reading in found.readings for remark in reading.remarks}
+    assert remarks["loss"] == ("too low", "liger_loss")

@@ -66,6 +66,11 @@ def test_what_an_objective_keeps_costs_what_it_is(capsys):
 
 
 @needs_trl
+def test_fp16_is_traced_where_accelerate_knows_no_such_device():
+    half = {name: trace(scenario(autocast=name), timeline=False)["peak_allocated_bytes"] for name in ("fp16", "bf16")}
+    assert half["fp16"] == pytest.approx(half["bf16"], rel=0.01)
+
+
 def test_what_trl_refuses_is_said_in_words():
     lora = {"rank": 4, "target_modules": ["lm_head"]}
     with pytest.raises(UserError, match=r"DPOTrainer refuses this model or its adapters.*lm_head") as caught:

@@ -156,6 +156,18 @@ def test_states_are_divided_as_its_authors_say(strategy, gpus):
 
 
 @pytest.mark.thorough
+def test_zero3_computes_the_loss_in_chunks():
+    """The head's weights are gathered for each chunk, and the logits of all tokens never exist at once."""
+    wide = {"model": LLAMA | {"vocab_size": 32_000}, "sequence_length": 1024, **MIXED}
+    whole, chunks = (
+        trace(scenario("full", "zero3", loss=loss, **wide), timeline=False) for loss in ("full", "chunked")
+    )
+    logits = [of["components"].get("logits_and_loss", 0) for of in (whole, chunks)]
+    assert logits[1] < logits[0] / 2
+    assert chunks["peak_allocated_bytes"] < whole["peak_allocated_bytes"]
+    assert chunks["resident_bytes"] == whole["resident_bytes"]
+
+
 def test_zero3_leaves_a_range_and_zero2_none():
     """Blocks that a second stream uses come back when the GPU has got there: how far ahead the CPU is decides."""
     low, high = trace(scenario("full", "zero3"), timeline=False)["reserved_range_bytes"]
