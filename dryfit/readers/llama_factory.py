@@ -166,10 +166,8 @@ def _precision(get: Values, reading: Reading) -> None:
     mixed = compute if (get("bf16") or get("fp16")) and not pure else None
     zero3 = reading.fields.get("parallel", {}).get("strategy") == "zero3"
     if zero3 and not mixed and method != "qlora":
-        # deepspeed.zero.Init knows the dtype by DeepSpeed's own file, whose `bf16` follows the Trainer's (transformers).
-        note = (
-            "ZeRO-3 divides the weights as they are made, in fp32 unless `bf16` is set: `pure_bf16` says nothing there"
-        )
+        # deepspeed.zero.Init takes the dtype from DeepSpeed's configuration, whose `bf16` follows the Trainer's.
+        note = "ZeRO-3 divides the weights as they are made, in fp32 unless `bf16` is set: not by `pure_bf16`"
         reading.notes.extend([note] if pure else [])
         reading.set(precision="fp32")
         return

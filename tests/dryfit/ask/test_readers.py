@@ -710,7 +710,7 @@ def test_gradients_that_go_at_once_are_known_in_bytes(tmp_path: Path) -> None:
 
 def test_ligers_loss_under_zero3_is_read_as_a_loss_in_chunks(tmp_path: Path) -> None:
     zero3 = {"deepspeed": {"zero_optimization": {"stage": 3}}, "bf16": True, "use_liger_kernel": True}
-    found = asked(tmp_path, TRL | zero3, gpus=8)
+    found = asked(tmp_path, TRL | zero3, gpu="8xh100", tool="trl")
     said(found, loss="chunked", parallel={"strategy": "zero3"})
     remarks = {remark.key: (remark.errs, remark.bound) for reading in found.readings for remark in reading.remarks}
     assert remarks["loss"] == ("too low", "liger_loss")

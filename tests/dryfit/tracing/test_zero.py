@@ -158,7 +158,7 @@ def test_states_are_divided_as_its_authors_say(strategy, gpus):
 @pytest.mark.thorough
 def test_zero3_computes_the_loss_in_chunks():
     """The head's weights are gathered for each chunk, and the logits of all tokens never exist at once."""
-    wide = {"model": LLAMA | {"vocab_size": 32_000}, "sequence_length": 1024, **MIXED}
+    wide = {"model": LLAMA | {"vocab_size": 32_000}, "micro_batch": 32, **MIXED}
     whole, chunks = (
         trace(scenario("full", "zero3", loss=loss, **wide), timeline=False) for loss in ("full", "chunked")
     )
