@@ -86,7 +86,7 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         What the setting touches: ``states``, ``activations``, ``logits``, ``gradients``, ``frozen`` (gradients and
         states), ``int8``, ``head_fp32``, ``masters`` (fp32 copies and states), ``pair_logits`` (whole logits of a loss
         that compares answers), ``logits N`` (N bytes for each of them), ``evaluation N`` (N rows without gradients),
-        ``step`` (all that is not resident).
+        ``bytes N``, ``step`` (all that is not resident).
     """
     shown = answer.get("trace") or answer.get("analytic")
     if kind is None or not shown:
@@ -96,6 +96,8 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         return parts.get("optimizer_states", 0)
     if kind.startswith("evaluation "):
         return _evaluation_bytes(int(kind.rpartition(" ")[2]), scenario, shown)
+    if kind.startswith("bytes "):
+        return int(kind.rpartition(" ")[2])
     if kind.startswith("logits "):
         return _more_at_the_loss(int(kind.rpartition(" ")[2]), scenario, shown)
     if kind == "pair_logits":
