@@ -59,8 +59,9 @@ class Report:
     in ``validation/data/reports``. ``decidable``: yes, or no and why. ``outcome``: ``ran`` or ``ran_out`` (of memory),
     ``where`` it ran out. ``peak_gib``, ``peak_is``: what was stated of the memory. ``drawn``: ``first`` or ``second``,
     the set in which the row stayed unread until it was asked; ``rehearsal`` for rows that were collected with the
-    second set and asked before it; empty for development from the start. The columns ``first_...`` hold the verdict at
-    the first asking (:data:`FIRST_ASKED`), the others the present one.
+    second set and asked before it; empty for development from the start. ``found_undecidable``: why the row decides
+    nothing, where that was found after it was asked; its first verdict counts all the same. The columns ``first_...``
+    hold the verdict at the first asking (:data:`FIRST_ASKED`), the others the present one.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Report:
     peak_gib: str
     peak_is: str
     drawn: str = ""
+    found_undecidable: str = ""
     first_verdict: str = ""
     first_required_gib: str = ""
     first_usable_gib: str = ""
@@ -265,7 +267,8 @@ _IN_WORDS = {
 
 def now(report: Report) -> str:
     """Whether the present verdict agrees with the report."""
-    return agreement(report, report.verdict, report.usable_gib)
+    agrees = agreement(report, report.verdict, report.usable_gib)
+    return "undecidable" if agrees and report.found_undecidable else agrees
 
 
 def then(report: Report) -> str:
@@ -299,6 +302,7 @@ def page(reports: Sequence[Report]) -> str:
     parts += [_missed_number(drawn, those) for drawn, those in sets.items() if drawn in SEEDS]
     for drawn, those in sets.items():
         parts += [f"## The wrong ones now: {_SETS[drawn]}", _wrong_table(those)]
+    parts += ["## What decides nothing", _undecidable_table(reports)]
     parts += ["## All of them", _whole_table(reports)]
     return "\n\n".join(parts) + "\n"
 
@@ -392,6 +396,15 @@ def _wrong_table(reports: Sequence[Report]) -> str:
     for report in sorted(wrong, key=lambda one: (_WORST_FIRST.index(now(one)), one.id)):
         cells = [f"[{report.id}]({report.link})", _run(report), _outcome(report), _verdict(report), report.why]
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _undecidable_table(reports: Sequence[Report]) -> str:
+    lines = ["| report | what ran | the outcome | why it decides nothing |", "| --- | --- | --- | --- |"]
+    for report in reports:
+        if why := report.found_undecidable or report.decidable.partition("no: ")[2]:
+            cells = [f"[{report.id}]({report.link})", _run(report), _outcome(report), why]
+            lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(lines)
 
 

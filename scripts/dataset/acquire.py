@@ -120,7 +120,7 @@ def main(
     if test:
         held, about = acquire(task, test, revisions)
         held = held.drop(columns=["intent", "family"], errors="ignore").assign(split=TEST)
-        rows = pd.concat([rows, held], ignore_index=True)
+        rows = pd.concat([held, rows], ignore_index=True)  # of two equal rows the first one is kept
         summaries += [{**one, "test": True} for one in about]
     more = [{"type": "benchmark", **benchmark}] if benchmark else []
     held_out, external_summaries = acquire(task, [*external, *more], revisions)

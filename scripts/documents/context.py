@@ -32,7 +32,7 @@ def derive(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping
         titles = (context["profile_title"], context["description"]["title"])
         context["profile_is_own"] = len({plain(title).casefold() for title in titles}) == 1
     # The memory profile has no configuration: no task decides it.
-    task = registry.task(settings.get("configuration", {}).get("task", {"name": "text"}))
+    task = registry.task(bare(settings.get("configuration", {}).get("task", {"name": "text"})))
     context["words"] = {**marked(task.words()), **task.options.get("words", {})}
     context |= dataset.read(files, task)
     context |= evaluation.read(files, task)
@@ -40,6 +40,15 @@ def derive(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping
     context["alt"] = alternative_texts(context)
     context |= card.read(files, settings, paths, context)
     return context
+
+
+def bare(value: Any) -> Any:
+    """A value without the files that its texts came from."""
+    if isinstance(value, Mapping):
+        return {plain(str(key)): bare(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [bare(item) for item in value]
+    return plain(value) if isinstance(value, str) else value
 
 
 def marked(words: Mapping[str, Any]) -> dict[str, Any]:

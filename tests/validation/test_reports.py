@@ -66,6 +66,14 @@ def test_the_first_verdict_of_a_report_is_kept():
     assert (again.first_verdict, again.verdict, again.required_gib) == ("no_answer", "fits", "23.00")
 
 
+def test_what_is_found_to_decide_nothing_keeps_its_first_verdict():
+    unsafe = replace(REPORTS[0], decidable="yes", outcome="ran_out", first_verdict="fits", verdict="fits")
+    assert (reports.then(unsafe), reports.now(unsafe)) == ("unsafe", "unsafe")
+    found = replace(unsafe, found_undecidable="the failure was no memory's")
+    assert (reports.then(found), reports.now(found)) == ("unsafe", "undecidable")
+    assert "the failure was no memory's" in reports.page([*REPORTS, replace(found, id="new-1")])
+
+
 def test_a_second_set_is_of_threads_that_nobody_read():
     new = replace(REPORTS[0], id="new-1", link="https://github.com/huggingface/trl/issues/1", drawn="")
     assert [report.drawn for report in reports.added(REPORTS, [new, REPORTS[0]])[len(REPORTS) :]] == ["second"]
