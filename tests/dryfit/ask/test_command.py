@@ -133,7 +133,7 @@ def test_an_interruption_that_python_drops_ends_the_searches_before_the_next(cap
 @pytest.mark.thorough
 def test_json_is_one_object_and_the_searches_are_heard_beside_it(model) -> None:
     asked = _asked(model, *TOO_LARGE, "--json", "--suggest", python=f"{launchers()}/python")
-    out, err = asked.communicate(timeout=120)
+    out, err = asked.communicate(timeout=600)
     found = json.loads(out)
     assert asked.returncode == 1 and found["suggestions"]
     assert all(re.match(r"tracing .+ \(\d+ s\)$", line) for line in err.splitlines())
