@@ -17,7 +17,7 @@ class ModelsServer(LocalServer):
     ----------
     models
         By id the configuration; or instead of it what goes wrong: ``gated``, ``limited`` (429), ``broken`` (500),
-        ``empty`` (a repository without a config.json), ``slow`` (an answer after seconds), or ``-> owner/name``
+        ``empty`` (a repository without a config.json), or ``-> owner/name``
         (renamed).
     """
 
