@@ -34,9 +34,11 @@ from validation.rows import FOLDER
 
 TABLE = FOLDER / "reports.csv"
 FILES = FOLDER / "reports"
-SEED, UNREAD = 45, 40
+UNREAD = 40  # rows of a draw
+SEEDS = {"first": 45, "second": 46}
+BESIDE = {"first": "", "second": "rehearsal"}  # `drawn` of the rows that were collected with a draw and not drawn
 VERDICTS = ("fits", "too_close", "does_not_fit", "no_answer")
-DRAWN = ("second", "first", "")  # the sets, the newest first
+DRAWN = ("second", "rehearsal", "first", "")  # the sets, the newest first
 FIRST_ASKED = {  # the commit at which each set was asked first
     "": "commit 75c96db0 of 2026-11-30",
     "first": "commits fdc3f1c2 to a2c8f298 of 2026-12-01 (19 of them were asked twice, with three mends between)",
@@ -56,10 +58,10 @@ class Report:
     ``settings`` were stated by the author, ``assumed`` was not. ``question``: the words behind ``dryfit``, asked
     in ``validation/data/reports``. ``decidable``: yes, or no and why. ``outcome``: ``ran`` or ``ran_out`` (of memory),
     ``where`` it ran out. ``peak_gib``, ``peak_is``: what was stated of the memory. ``drawn``: ``first`` or ``second``,
-    the set in which the row stayed unread until it was asked; empty for development from the start.
-    ``found_undecidable``: why the row decides nothing, where that was found after it was asked; its first verdict
-    counts all the same. The columns
-    ``first_...`` hold the verdict at the first asking (:data:`FIRST_ASKED`), the others the present one.
+    the set in which the row stayed unread until it was asked; ``rehearsal`` for rows that were collected with the
+    second set and asked before it; empty for development from the start. ``found_undecidable``: why the row decides
+    nothing, where that was found after it was asked; its first verdict counts all the same. The columns ``first_...``
+    hold the verdict at the first asking (:data:`FIRST_ASKED`), the others the present one.
     """
 
     id: str
@@ -102,17 +104,19 @@ def read(table: Path = TABLE) -> list[Report]:
 
 
 def added(reports: Sequence[Report], others: Iterable[Report]) -> list[Report]:
-    """``reports`` with those of ``others`` that they lack, as the second set, of which nothing was asked yet.
+    """``reports`` with those of ``others`` that they lack: the second draw, and beside it those to rehearse with.
 
     Raises:
-        UserError: A thread of the second set is in another set too, so that it was not unread.
+        UserError: A thread of the new rows is in another set too, so that it was not unread.
     """
     ids = {report.id for report in reports}
-    links = {report.link for report in reports if report.drawn != "second"}
-    new = [replace(report, drawn="second") for report in others if report.id not in ids]
+    links = {report.link for report in reports if report.drawn not in ("second", BESIDE["second"])}
+    new = [replace(report, drawn=BESIDE["second"]) for report in others if report.id not in ids]
     if read_before := sorted(report.id for report in new if report.link in links):
         raise UserError(f"These reports are from threads that were read before: {', '.join(read_before)}.")
-    return [*reports, *new]
+    drawn = draw(new, "second")
+    links = {report.link for report in new if report.id in drawn}
+    return [*reports, *(replace(report, drawn="second") if report.link in links else report for report in new)]
 
 
 def write(reports: Iterable[Report]) -> None:
@@ -122,20 +126,20 @@ def write(reports: Iterable[Report]) -> None:
         table.writerows(asdict(report) for report in reports)
 
 
-def draw(reports: Sequence[Report], seed: int = SEED, wanted: int = UNREAD) -> set[str]:
-    """The ids of the decidable reports of the first draw: whole threads, shuffled, until ``wanted`` rows are together.
+def draw(reports: Sequence[Report], name: str) -> set[str]:
+    """The ids of the decidable reports of a draw: whole threads, shuffled, until there are :data:`UNREAD` rows.
 
-    A thread goes in whole or not at all, so that no row of the development half tells about an unread one.
+    A thread goes in whole or not at all, so that no other row tells about an unread one.
     """
     threads: dict[str, list[str]] = {}
     for report in reports:
-        if report.decidable == "yes" and report.drawn != "second":
+        if report.decidable == "yes" and report.drawn in (name, BESIDE[name]):
             threads.setdefault(report.link, []).append(report.id)
     links = sorted(threads)
-    random.Random(seed).shuffle(links)
+    random.Random(SEEDS[name]).shuffle(links)
     drawn: list[str] = []
     for link in links:
-        if len(drawn) + len(threads[link]) <= wanted:
+        if len(drawn) + len(threads[link]) <= UNREAD:
             drawn += threads[link]
     return set(drawn)
 
@@ -244,7 +248,7 @@ def asked(report: Report, answer: dict[str, Any]) -> Report:
 
 PAGE = _ROOT / "docs" / "reports.md"
 README = _ROOT / "README.md"
-_SETS = {"second": "drawn second", "first": "drawn first", "": "development"}
+_SETS = {"second": "drawn second", "rehearsal": "rehearsal", "first": "drawn first", "": "development"}
 _WORST_FIRST = ("unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable", "right")
 _IN_WORDS = {
     "fits": "FITS",
@@ -292,10 +296,10 @@ def _sets(reports: Sequence[Report]) -> dict[str, list[Report]]:
 def page(reports: Sequence[Report]) -> str:
     """docs/reports.md."""
     sets = _sets(reports)
-    parts = [_HEAD.format(reports=len(reports), threads=len({report.link for report in reports}), seed=SEED,
+    parts = [_HEAD.format(reports=len(reports), threads=len({report.link for report in reports}), seed=SEEDS["first"],
                           unread=len(sets["first"]))]  # fmt: skip
     parts += ["## What came out", _count_table(sets)]
-    parts += [_missed_number(drawn, those) for drawn, those in sets.items() if drawn]
+    parts += [_missed_number(drawn, those) for drawn, those in sets.items() if drawn in SEEDS]
     for drawn, those in sets.items():
         parts += [f"## The wrong ones now: {_SETS[drawn]}", _wrong_table(those)]
     parts += ["## What decides nothing", _undecidable_table(reports)]
@@ -308,7 +312,7 @@ def readme_lines(reports: Sequence[Report]) -> str:
     lines = []
     for drawn, those in _sets(reports).items():
         told = counts(those, first=True)
-        if drawn and told[NOT_ASKED] < told["total"]:
+        if drawn in SEEDS and told[NOT_ASKED] < told["total"]:
             asked_at = FIRST_ASKED.get(drawn, "they were asked")
             lines.append(f"{told['total']} public reports of the {drawn} draw stayed unread until {asked_at}."
                          f" {_outcomes(told)}")  # fmt: skip
@@ -457,7 +461,8 @@ def main() -> None:
     options = parser.parse_args()
     reports = read()
     if options.what == "draw":
-        print("\n".join(sorted(draw(reports))))
+        for name in SEEDS:
+            print(f"{name}: {' '.join(sorted(draw(reports, name)))}")
     elif options.what == "add":
         for name in options.ids:
             reports = added(reports, read(Path(name)))
