@@ -711,3 +711,19 @@ def test_4_bit_weights_are_stored_in_deepspeeds_dtype(tmp_path: Path) -> None:
     found = asked(tmp_path, AXOLOTL | given, gpu="2xt4")
     said(found, quantization={"storage": "fp16"}, autocast="fp16")
     assert "bnb_4bit_quant_storage" in {remark.key for remark in found.reading.remarks}
+
+
+@pytest.mark.parametrize(
+    ("more", "whole"),
+    [
+        ({"fsdp": "full_shard"}, True),
+        ({"fsdp": "full_shard auto_wrap"}, False),
+        ({"fsdp": "full_shard", "fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}, False),
+    ],
+)
+def test_a_model_that_nothing_wraps_is_one_unit(more: dict, whole: bool, tmp_path: Path) -> None:
+    found = asked(tmp_path, FACTORY | {"bf16": True, **more}, gpu="4xa100-40gb")
+    said(found, parallel={"strategy": "fsdp1"})
+    trace = TRACED | {"parameters": 1000, "trainable_parameters": 10}
+    more = {one.what: one.too_low_bytes for one in omissions(found.readings, found.scenario, {"trace": trace})}
+    assert more.get("no auto_wrap") == (2 * 1010 if whole else None)
