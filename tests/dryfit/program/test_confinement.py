@@ -131,6 +131,7 @@ for name in filter(str.isdecimal, os.listdir("/proc")):
             victim.kill()
 
 
+@pytest.mark.thorough
 def test_no_child_outlives_the_program(tmp_path):
     beats = tmp_path / "beats"
     beats.mkdir()
