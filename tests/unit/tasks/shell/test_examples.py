@@ -9,7 +9,8 @@ import pytest
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_jsonl, read_report, write_jsonl, write_report
 from scripts.common import wheels
-from scripts.dataset import acquire, examples
+from scripts.dataset import acquire
+from scripts.tasks.shell import examples
 
 SORT = """\
 # sort
