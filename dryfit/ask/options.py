@@ -102,9 +102,10 @@ _EXAMPLES = {"--gpu": "4090", "-s": 2048, "-b": 4, "--set": "lora.rank=64", "--r
              "--measured": "14.2GiB", "--for": "axolotl", "--output": "train.yaml",
              "--record": "run.json", "--requests": 4, "--weights": "q4_k_m"}  # fmt: skip
 
+_MEMORY = ("vram", "vram_gb", "gpu_memory")
 # What people type for an option of ours, beside the names of a scenario's fields.
 _ALSO = {
-    **dict.fromkeys(("vram", "vram_gb", "card", "device", "gpu_memory"), "--gpu"),
+    **dict.fromkeys((*_MEMORY, "card", "device"), "--gpu"),
     **dict.fromkeys(("bs", "batch", "batchsize", "train_batch_size"), "-b"),
     **dict.fromkeys(("ctx", "context", "context_length", "seq", "seqlen", "seq_length"), "-s"),
     **dict.fromkeys(("quant", "quantization", "dtype"), "--weights"),
@@ -426,7 +427,7 @@ def _unknown(
     known |= {also: option for also, option in _ALSO.items() if option in table}
     near = key if key in known else closest(key, known)
     meant = _typed(known[near], value) if near else []
-    if meant[:1] == ["--gpu"] and re.fullmatch(r"[\d.]+", meant[1]) and "gpu" not in key:
+    if meant[:1] == ["--gpu"] and re.fullmatch(r"[\d.]+", meant[1]) and key in _MEMORY:
         meant[1] += "GiB"
     yield Slip(at, count, problem, found, allowed, meant)
 

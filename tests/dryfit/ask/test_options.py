@@ -45,7 +45,7 @@ def corrected(line: str) -> str:
         ("--gpu 4090 --grad-accumulation 8 --optim adamw_8bit",
          "--gpu 4090 --set gradient_accumulation=8 --set optimizer=adamw_8bit"),
         ("--gpu 4090 --count 3", "--gpu 4090"),
-        ("--gup 4090 --seq-len 2k --method lroa --lora-rank 8 --set atention=sdpa",
+        ("--gup 4090 --seq-len 2x --method lroa --lora-rank 8 --set atention=sdpa",
          "--gpu 4090 -s 2048 --method lora --set lora.rank=8 --set attention=sdpa"),
     ],
 )  # fmt: skip
@@ -79,7 +79,7 @@ def test_a_command_refuses_what_it_does_not_use_and_asks_for_what_it_needs(typed
 
 def test_all_errors_of_a_line_are_named_and_the_line_stands_once() -> None:
     with pytest.raises(UserError) as caught:
-        main([MODEL, "--seq-len", "2k", "--lora-r", "8", "--method", "lroa", "--gpu", "4900"])
+        main([MODEL, "--seq-len", "2x", "--lora-r", "8", "--method", "lroa", "--gpu", "4900"])
     assert len(caught.value.parts) == 5 and str(caught.value).count("dryfit qwen2.5-coder-7b") == 1
 
 
