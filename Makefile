@@ -1,14 +1,16 @@
 # make run   from raw data to results/<run>/MODEL_CARD.md
-# make test  linters, unit tests, dry runs, the whole chain; on all cores, WORKERS=1 for one
-# make test-conda   the chain in conda environments
-# make test-slurm   a sweep on a real one-node Slurm, a job killed and requeued
-# make test-catalogue   each model of config/models/ traced whole, each published size of a module, each case of the
-#                       tests that take a part of theirs in `make test` (minutes)
-# make test-drift   a published row of each source with the versions that were measured, three timed rows (minutes)
-# make test-deepspeed   ZeRO, in an environment of its own beside .venv; make test-optimizers   torchao's and GaLore's
-# make test-kernels   Triton kernels and Liger's package, in an environment of its own
-# make test-mcp   the tools for assistants, through the protocol's own client, in an environment of its own
-# make site   the calculator and the documents as static files in site/; make test-site   its tests, in a browser
+# make test  linters, and the tests that protect while one works: each room, each rule, a tiny chain; on all cores,
+#            WORKERS=1 for one (minutes)
+# make test-all   everything but what a night is for: make test, make test-rest (what it leaves out), and these:
+#   make test-conda   the chain in conda environments
+#   make test-slurm   a sweep on a real one-node Slurm, a job killed and requeued
+#   make test-deepspeed, test-optimizers, test-kernels, test-mcp   ZeRO, torchao's and GaLore's optimizers, Triton kernels
+#                     with Liger's package, the tools for assistants, each in an environment of its own beside .venv
+#   make test-site    the site in a browser
+# make test-catalogue   each night: each model of config/models/ traced whole, each published size of a module, each case
+#                       of tests that take a part of theirs elsewhere (minutes)
+# make test-drift   each night: a published row of each source with the versions that were measured, three timed rows
+# make site   the calculator and the documents as static files in site/
 # make example   the default run, a small sweep, and the site with both
 # make lock   renews uv.lock
 # run and test set up .venv first, when it is not there or the pins changed.
@@ -21,14 +23,29 @@ WORKERS ?= logical
 INSTALL = $(PYTHON) envs/install.py
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-conda test-slurm test-catalogue test-drift test-deepspeed test-optimizers test-kernels site
-.PHONY: example test-site test-mcp lint lock clean
+.PHONY: run test test-rest test-all test-conda test-slurm test-catalogue test-drift test-deepspeed test-optimizers
+.PHONY: test-kernels test-site test-mcp site example lint lock clean
 
 run: $(VENV)/ready
 	$(BIN)/snakemake --cores $(CORES)
 
-test: $(VENV)/ready-dev lint
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
+# What a test is marked `thorough` for stands in tests/tiers.py.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
+test: $(VENV)/ready-dev
+	@echo "make test: linters, then $$($(BIN)/python -m tests.tiers test)"
+	@$(MAKE) --no-print-directory lint
+	$(PYTEST) -m "not thorough"
+
+test-rest: $(VENV)/ready-dev
+	$(PYTEST) -m thorough
+
+# The last ones are one process each that waits now and then: two at a time, the longest first, each one's output whole.
+ELSEWHERE := test-slurm test-kernels test-conda test-site test-deepspeed test-optimizers test-mcp
+test-all: $(VENV)/ready-dev
+	@echo "make test-all: $$($(BIN)/python -m tests.tiers test test-rest); then $(ELSEWHERE) (11 to 18 minutes)"
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test-rest
+	@$(MAKE) --no-print-directory -j2 --output-sync=target --keep-going $(ELSEWHERE)
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

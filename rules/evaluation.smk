@@ -15,8 +15,7 @@ rule evaluate_base:
         train="results/dataset/{dataset}/splits/train.jsonl",
         acquire="results/dataset/{dataset}/acquire.json",
         harmful="results/dataset/{dataset}/harmful.jsonl",
-        policy=POLICY,
-        effects=project_file("config/effects.yaml"),
+        policy=from_job(JobPaths.policy, "scores"),
     output:
         answers="results/evaluation/{dataset}/{model}/answers.jsonl",
         nearest_row="results/evaluation/{dataset}/{model}/nearest_row.jsonl",
@@ -37,6 +36,7 @@ rule evaluate_base:
         runtime=240,
     params:
         code=code("evaluation/evaluate.py"),
+        task=task_part("scores"),
         evaluation=from_settings(run_scenarios.answer_settings),
         prompt=settings_section("prompt"),
         device=from_settings(lambda chosen: {"device": chosen["training"]["device"]}),
@@ -57,8 +57,7 @@ use rule evaluate_base as evaluate_tuned with:
         train=path_of(f"{DATASET}/splits/train.jsonl"),
         acquire=path_of(f"{DATASET}/acquire.json"),
         harmful=path_of(f"{DATASET}/harmful.jsonl"),
-        policy=POLICY,
-        effects=project_file("config/effects.yaml"),
+        policy=from_job(JobPaths.policy, "scores"),
     output:
         answers="results/{run}/evaluation/answers.jsonl",
         metrics="results/{run}/evaluation/metrics.json",
@@ -87,6 +86,7 @@ rule compare_models:
         "../envs/light.yaml"
     params:
         code=code("evaluation/compare.py"),
+        task=task_part("scores"),
     message:
         "Comparing the tuned model with the base and the baselines on the same requests"
     script:
@@ -103,8 +103,7 @@ rule compare_merged:
         training="results/{run}/training.json",
         answers="results/{run}/evaluation/answers.jsonl",
         metrics="results/{run}/evaluation/metrics.json",
-        policy=POLICY,
-        effects=project_file("config/effects.yaml"),
+        policy=from_job(JobPaths.policy, "scores"),
     output:
         answers="results/{run}/evaluation/as-trained.jsonl",
         comparison="results/{run}/evaluation/merging.json",
@@ -124,6 +123,7 @@ rule compare_merged:
         runtime=240,
     params:
         code=code("evaluation/compare_merged.py"),
+        task=task_part("scores"),
         asked=from_settings(lambda chosen: {"requests": chosen["merging"]["compare_requests"]}),
         device=from_settings(lambda chosen: {"device": chosen["training"]["device"]}),
     message:

@@ -9,7 +9,7 @@ rule execute_answers:
         benchmark=path_of(f"{BENCHMARK}/benchmark.json"),
         tasks=path_of(f"{BENCHMARK}/tasks.jsonl"),
         states=path_of(f"{BENCHMARK}/states.json"),
-        policy=POLICY,
+        policy=from_job(JobPaths.policy),
     output:
         answers="results/{run}/evaluation/execution.jsonl",
         summary="results/{run}/evaluation/execution.json",
@@ -21,8 +21,8 @@ rule execute_answers:
         "../envs/light.yaml"
     threads: 5
     params:
-        code=code("evaluation/execute.py"),
+        code=code("tasks/shell/execution/execute.py"),
     message:
         "Running the answers of {wildcards.run} and of its base, sealed off"
     script:
-        "../scripts/evaluation/execute.py"
+        "../scripts/tasks/shell/execution/execute.py"

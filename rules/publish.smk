@@ -26,9 +26,14 @@ rule prepare_publication:
         "../envs/publish.yaml"
     params:
         code=code("publish/prepare.py"),
+        task=task_part("words"),
         settings=from_job(
             lambda paths: {
-                "about": {"dataset": paths.settings["dataset"]["name"], "run": paths.names["run"]},
+                "about": {
+                    "dataset": paths.settings["dataset"]["name"],
+                    "run": paths.names["run"],
+                    "task": paths.settings["task"],
+                },
                 "publish": {key: value for key, value in PUBLISH.items() if key != "upload"},
             }
         ),

@@ -14,7 +14,7 @@ CHATML = (
 def make_tokenizer(template: str, texts: Iterable[str] | None = None) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer, small and real, with a chat template; learned from the texts, or the pipeline's pairs."""
     if texts is None:
-        from scripts.dataset.embedded import generate
+        from scripts.tasks.shell.embedded import generate
 
         texts = (f"{row['request']}\n{row['command']}" for row in generate(1, 500))
     tokenizer = Tokenizer(models.BPE())

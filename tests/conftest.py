@@ -5,9 +5,13 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import resource
+import time
 from pathlib import Path
 
 import pytest
+
+from tests import tiers
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported; scripts/common/job.py says why
 # Inductor would compile a program for each kind of vectors, to see that g++ can: seconds, anew in each followed step.
@@ -36,8 +40,33 @@ FIRST = (
 )
 
 
+BEGUN = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-time", action="store_true", help="write how long this takes into tests/tiers.json")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Where a whole tier runs: about how long that takes."""
+    tier = tiers.TIERS.get(config.option.markexpr)
+    return f"{tier}: {tiers.expected(tier)}" if tier and config.args_source is not config.ArgsSource.ARGS else None
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """With --record-time: keep what this process and all that it started have taken."""
+    if config.option.record_time and "PYTEST_XDIST_WORKER" not in os.environ:
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        found = config.pluginmanager.get_plugin("terminalreporter").stats
+        tests = sum(len(found.get(end, ())) for end in ("passed", "skipped", "failed", "xfailed"))
+        core_seconds = sum(one.ru_utime + one.ru_stime for one in used)
+        tiers.record(tiers.TIERS[config.option.markexpr], tests, time.monotonic() - BEGUN, core_seconds)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m says
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what takes long first; else the order stays."""
+    """Put what takes long first; else the order stays. Mark the cases that `make test` leaves out."""
+    tiers.mark(items)
 
     def turn(item: pytest.Item) -> int:
         return next((number for number, start in enumerate(FIRST) if item.nodeid.startswith(start)), len(FIRST))

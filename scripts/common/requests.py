@@ -34,6 +34,21 @@ def requests_of(split: Sequence[dict], tasks: Sequence[dict], settings: Mapping[
     return [row for row in named if id(row) in chosen] + of_benchmark
 
 
+def asked(
+    rows: Sequence[Mapping[str, Any]], shots: Sequence[Sequence[tuple[str, str]]] | None = None
+) -> tuple[list[tuple[str, str]], list[list[tuple[str, str]]]]:
+    """Each row's request with its answer, and the turns before it: ``shots``, then the row's own conversation."""
+    pairs, before = [], []
+    for number, row in enumerate(rows):
+        turns = row.get("turns")
+        turns = turns if isinstance(turns, list) else [{"content": row["request"]}]
+        texts = [turn["content"] for turn in turns]
+        pairs.append((texts[-1], row["command"]))
+        own = list(zip(texts[:-1:2], texts[1::2], strict=True))
+        before.append([*(shots[number] if shots else ()), *own])
+    return pairs, before
+
+
 def shots_of(near: Sequence[Sequence[int]], trained: Sequence[Mapping[str, str]]) -> list[list[tuple[str, str]]]:
     """The nearest rows of each request as turns to be shown before it, the nearest one last."""
     return [[(trained[row]["request"], trained[row]["command"]) for row in reversed(rows)] for rows in near]

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 RESAMPLES = 2000
+VERDICTS = {1: "better", -1: "worse", 0: "difference too small for this sample"}
 Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
 
@@ -83,3 +84,25 @@ def paired_bootstrap_interval(
         means.append(sum(differences[i] * weights[i] for i in rows) / sum(weights[i] for i in rows))
     means.sort()
     return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
+
+
+def sign(low: float, high: float) -> int:
+    """1 when the whole interval is above zero, -1 when it is below, else 0."""
+    return int(low > 0) - int(high < 0)
+
+
+def paired(base: Sequence[float], tuned: Sequence[float], intents: Sequence[str | None] | None = None) -> dict:
+    """Tuned minus base on a metric of which more is better, over the same rows: 95 % bootstrap interval and p."""
+    differences = [float(after) - float(before) for before, after in zip(base, tuned, strict=True)]
+    units = by_unit(differences, intents or [None] * len(differences))
+    low, high = paired_bootstrap_interval(*units)
+    return {
+        "difference": sum(differences) / len(differences),
+        "gained": sum(one > 0 for one in differences),
+        "high_95": high,
+        "lost": sum(one < 0 for one in differences),
+        "low_95": low,
+        "p": sign_flip_p(*units),
+        "units": len(units[0]),
+        "verdict": VERDICTS[sign(low, high)],
+    }

@@ -19,54 +19,39 @@ from dryfit.common.files import (
 )
 from dryfit.common.terminal import log
 from scripts.common.job import job
-from scripts.dataset.rows import COLUMNS, Rows, count, write_rows
-from scripts.dataset.sources import Record, read_file
-
-EMBEDDED = ("programs", "intents", "known")  # what a source of the grammar may say beside its pairs and its seed
+from scripts.dataset.rows import COLUMNS, TEST, Rows, count, must_not_drop_many, write_rows
+from scripts.dataset.sources import Record, columns_of, read_file
+from scripts.tasks.support import registry
+from scripts.tasks.text import Task
 
 
 def label(source: Mapping[str, Any]) -> str:
     """A source's name in rows and reports."""
-    if source["type"] in ("benchmark", "examples"):
-        return source["requirement"]
     if source["type"] == "hub":
         return "/".join(str(source[key]) for key in ("repository", "config", "split") if source.get(key))
-    return source["type"] if source["type"] == "embedded" else ", ".join(source["paths"])
+    return ", ".join(source["paths"]) if "paths" in source else source.get("requirement", source["type"])
 
 
-def read_source(source: Mapping[str, Any], revisions: dict[str, str], about: dict) -> Iterator[tuple[str, Record]]:
+def read_source(
+    task: Task, source: Mapping[str, Any], revisions: dict[str, str], about: dict
+) -> Iterator[tuple[str, Record]]:
     """Yield the records of an entry of ``dataset.sources`` with the name of the file or repository they are from.
 
     ``revisions`` (commits that earlier runs resolved) is renewed, ``about`` filled with what the report says.
     """
-    columns = {"request": "request", "command": "command", **source.get("columns", {})}
-    if source["type"] == "embedded":
-        from scripts.dataset.embedded import generate
-
-        about |= {key: source[key] for key in ("seed", *EMBEDDED) if key in source}
-        made = generate(source["seed"], source["pairs"], **{key: source[key] for key in EMBEDDED if key in source})
-        for number, fields in enumerate(made, 1):
-            yield "embedded", Record(number, fields)
+    columns = columns_of(source) or (None if task.guesses_columns else {"request": "request", "command": "command"})
+    if source["type"] in task.source_types:
+        for origin, number, fields in task.read(source, about):
+            yield origin, Record(number, fields)
     elif source["type"] == "files":
         about["files"] = []
         for path in source["paths"]:
-            for record in read_file(path, columns, source.get("format")):
+            for record in read_file(path, columns, source.get("format"), guess=task.guesses_columns):
                 yield path, record
             about["files"].append({"path": path, "sha256": sha256_file(path)})
-    elif source["type"] == "examples":
-        from scripts.dataset.usage import most_used
-
-        report = read_report(source["report"], source["found"])
-        about |= {key: report[key] for key in ("requirement", "archive_sha256", "missing")}
-        about |= {key: source[key] for key in ("programs",) if key in source}
-        wanted = {f"eg.{name}" for name in most_used(source["programs"])} if "programs" in source else None
-        for row in read_jsonl(source["found"]):
-            origin, line = row.pop("source"), row.pop("line")
-            if wanted is None or row["family"] in wanted:
-                yield origin, Record(line, row)
     elif source["type"] == "benchmark":
         report = read_report(source["report"], source["tasks"])
-        about |= {"requirement": report["requirement"], "wheel_sha256": report["wheel_sha256"]}
+        about |= {key: report[key] for key in ("requirement", "wheel_sha256", "file") if key in report}
         for number, task in enumerate(read_jsonl(source["tasks"]), 1):
             for command in (task["command"], *task["alternatives"]):
                 yield label(source), Record(number, {"request": task["request"], "command": command})
@@ -76,11 +61,11 @@ def read_source(source: Mapping[str, Any], revisions: dict[str, str], about: dic
         commit = resolve(source, revisions)
         about |= {key: source[key] for key in ("repository", "config", "split", "revision") if key in source}
         about["commit"] = commit
-        for record in read_repository(source, commit, columns):
+        for record in read_repository(source, commit, columns, guess=task.guesses_columns):
             yield label(source), record
 
 
-def acquire(sources: list[Mapping[str, Any]], revisions: dict[str, str]) -> tuple[Rows, list[dict]]:
+def acquire(task: Task, sources: list[Mapping[str, Any]], revisions: dict[str, str]) -> tuple[Rows, list[dict]]:
     """The rows of all sources, those that could not be read with a ``reason``, and a summary of each source."""
     import pandas as pd
 
@@ -93,7 +78,7 @@ def acquire(sources: list[Mapping[str, Any]], revisions: dict[str, str]) -> tupl
             about["attribution"] = source["attribution"]
         if source["license"].lower() == "unknown":
             log.warning("The licence of %s is unknown: the card will say so.", name)
-        found = read_source(source, revisions, about)
+        found = read_source(task, source, revisions, about)
         rows = (
             {**fields, "line": line, "reason": reason, "source": origin} for origin, (line, fields, reason) in found
         )
@@ -109,11 +94,15 @@ def acquire(sources: list[Mapping[str, Any]], revisions: dict[str, str]) -> tupl
 
 
 def main(
+    task: Task,
     sources: list,
     external: list,
     outputs: Any,
     benchmark: Mapping[str, str] | None = None,
     examples: Mapping[str, str] | None = None,
+    *,
+    test: list | None = None,
+    most_dropped: float = 1.0,
 ) -> None:
     """Read ``sources`` into ``outputs.pairs`` and the external test sets into ``outputs.external``.
 
@@ -123,15 +112,18 @@ def main(
     """
     import pandas as pd
 
-    from scripts.dataset.embedded import held_out_harm
-
     # Not a declared output: it outlives reruns, so that a moved branch on the Hub is noticed.
     revisions_file = Path(outputs.report).with_name("revisions.json")
     revisions = read_json(revisions_file) if revisions_file.exists() else {}
     sources = [{**source, **examples} if examples and source["type"] == "examples" else source for source in sources]
-    rows, summaries = acquire(sources, revisions)
+    rows, summaries = acquire(task, sources, revisions)
+    if test:
+        held, about = acquire(task, test, revisions)
+        held = held.drop(columns=["intent", "family"], errors="ignore").assign(split=TEST)
+        rows = pd.concat([held, rows], ignore_index=True)  # of two equal rows the first one is kept
+        summaries += [{**one, "test": True} for one in about]
     more = [{"type": "benchmark", **benchmark}] if benchmark else []
-    held_out, external_summaries = acquire([*external, *more], revisions)
+    held_out, external_summaries = acquire(task, [*external, *more], revisions)
     reasons = count(rows["reason"])
     if rows["reason"].notna().all():
         common = ", ".join(f"{reason} ({number})" for reason, number in list(reasons.items())[:3])
@@ -139,11 +131,12 @@ def main(
             f"Every row was rejected while reading: {common}.",
             where=", ".join(summary["name"] for summary in summaries),
             found=f"{len(rows)} rows, 0 usable",
-            allowed="at least one row with a request and a command as text",
+            allowed="at least one row with a request and an answer as text",
         )
+    must_not_drop_many("reading", rows, most_dropped)
     for path, table in ((outputs.pairs, rows), (outputs.external, held_out)):
         write_rows(path, table[table["reason"].isna()].drop(columns="reason"))
-    write_jsonl(outputs.harmful, held_out_harm())
+    write_jsonl(outputs.harmful, task.harmful())
     every = pd.concat([rows, held_out], ignore_index=True)
     write_rows(outputs.rejected, every[every["reason"].notna()].assign(stage="acquire"))
     write_report(
@@ -169,6 +162,14 @@ if __name__ == "__main__":
             named = {**named, "report": snakemake.input.benchmark, "tasks": snakemake.input.tasks}
         made = dict(snakemake.input.items())
         examples = {"found": made["example_pairs"], "report": made["examples"]} if "examples" in made else None
+        asked = snakemake.params.sources
         main(
-            snakemake.params.sources["sources"], snakemake.params.sources["external"], snakemake.output, named, examples
+            registry.of_job(snakemake.params.task),
+            asked["sources"],
+            asked["external"],
+            snakemake.output,
+            named,
+            examples,
+            test=asked["test"],
+            most_dropped=asked["most_dropped"],
         )

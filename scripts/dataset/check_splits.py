@@ -6,7 +6,7 @@ up the reports of all steps: each row that was read is in a split, or in a rejec
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -14,21 +14,22 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
-from scripts.dataset.embedded import read_refusals
-from scripts.dataset.rows import SPLITS, Rows, read_rows, to_lines
+from scripts.dataset.rows import SPLITS, TEST, Rows, read_rows, to_lines
 from scripts.dataset.split import KNOWN, families_of
-from scripts.dataset.text import command_key, request_key
+from scripts.tasks.support import registry
+from scripts.tasks.text import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+TRIED = 20  # rows of the test split that own metrics are asked about
 ADDED = ("kinds", "reason", "stage")  # what splitting adds to rows
 
 
-def _commands(rows: Rows) -> "pd.Series":
-    """Commands without the line that refuses a request, which many requests share."""
-    return rows["command"][rows["command"] != read_refusals().line]
+def _answers(task: Task, rows: Rows) -> "pd.Series":
+    """Answers that hold rows together."""
+    return rows["command"][rows["command"].map(task.holds_together).astype(bool)]
 
 
 def _kinds(rows: Rows) -> "pd.Series | tuple":
@@ -38,20 +39,21 @@ def _kinds(rows: Rows) -> "pd.Series | tuple":
     return (found[rows["kinds"] != KNOWN] if "kinds" in rows else found).dropna()
 
 
-_FORMS = {
-    "request": lambda rows: rows["request"],
-    "command": _commands,
-    "normalized request": lambda rows: rows["request"].map(request_key),
-    "normalized command": lambda rows: _commands(rows).map(command_key),
-    "family or intent": _kinds,
-}
+def _forms(task: Task) -> "dict[str, Callable[[Rows], Iterable]]":
+    return {
+        "request": lambda rows: rows["request"],
+        task.answer: lambda rows: _answers(task, rows),
+        "normalized request": lambda rows: rows["request"].map(task.request_key),
+        f"normalized {task.answer}": lambda rows: _answers(task, rows).map(task.answer_key),
+        "family or intent": _kinds,
+    }
 
 
-def overlaps(splits: Mapping[str, Rows]) -> tuple[dict[str, dict[str, int]], list[str]]:
+def overlaps(task: Task, splits: Mapping[str, Rows]) -> tuple[dict[str, dict[str, int]], list[str]]:
     """How many texts two splits share, by form and by pair of splits; and up to ten examples."""
     counts: dict[str, dict[str, int]] = {}
     examples: list[str] = []
-    for form, texts_of in _FORMS.items():
+    for form, texts_of in _forms(task).items():
         texts = {name: set(texts_of(rows)) for name, rows in splits.items()}
         counts[form] = {}
         for first, second in combinations(splits, 2):
@@ -116,7 +118,14 @@ def must_be_the_screened_rows(safe: Rows, found: Rows, where: str) -> None:
             )
 
 
-def main(inputs: dict[str, str], report: str) -> None:
+def try_metrics(scores: Task, rows: Rows) -> None:
+    """Ask a user's own metrics about expected answers and about none, so that one that fails does so here."""
+    some = rows.head(TRIED).to_dict("records")
+    for answers in ([row["command"] for row in some], [row["request"] for row in some], [""] * len(some)):
+        scores.score(answers, some)
+
+
+def main(task: Task, inputs: dict[str, str], report: str, scores: Task | None = None) -> None:
     """Check the files of the splits; write the counts of each stage and the overlaps, all zero."""
     import pandas as pd
 
@@ -131,7 +140,7 @@ def main(inputs: dict[str, str], report: str) -> None:
     found = pd.concat([*splits.values(), read_rows(inputs["rejected"])])
     must_be_the_screened_rows(read_rows(inputs["safe"]), found, inputs["split"])
     known_kinds_must_be_trained(splits, inputs["split"])
-    counts, examples = overlaps(splits)
+    counts, examples = overlaps(task, splits)
     total = sum(sum(pairs.values()) for pairs in counts.values())
     if total:
         raise UserError(
@@ -141,6 +150,8 @@ def main(inputs: dict[str, str], report: str) -> None:
             allowed="no request and no command in two splits. The first ones:\n             "
             + "\n             ".join(examples),
         )
+    if scores is not None:
+        try_metrics(scores, splits[TEST])
     rows = {name: len(split) for name, split in splits.items()}
     write_report(report, {"overlaps": counts, "rows": rows, "stages": table, "total": total})
     for row in table:
@@ -150,4 +161,10 @@ def main(inputs: dict[str, str], report: str) -> None:
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(dict(snakemake.input.items()), snakemake.output.report)
+        own = snakemake.params.own_metrics
+        main(
+            registry.of_job(snakemake.params.task),
+            dict(snakemake.input.items()),
+            snakemake.output.report,
+            registry.of_job(own) if own else None,
+        )

@@ -1,4 +1,4 @@
-"""Rule ``clean_dataset``: normalize, validate, remove exact duplicates, check the syntax, remove near duplicates.
+"""Rule ``clean_dataset``: normalize, validate, remove exact duplicates, ask the task's checks, remove near duplicates.
 
 Every row that does not pass is in the rejected file with stage and reason.
 """
@@ -8,11 +8,10 @@ from typing import Any
 from dryfit.common.files import read_report, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
-from scripts.common.syntax import check_syntax
-from scripts.dataset.rows import Rows, count, must_keep_some, read_rows, write_rows
-from scripts.dataset.text import clean_command, clean_request, command_key, defect, request_key
+from scripts.dataset.rows import Rows, count, must_keep_some, must_not_drop_many, read_rows, write_rows
+from scripts.tasks.support import registry
+from scripts.tasks.text import Task
 
-STAGES = ("validate", "exact_duplicates", "syntax", "near_duplicates")
 _FEW = 64  # so many requests are compared with each other; for more, MinHash says which are worth it
 
 
@@ -52,19 +51,19 @@ def near_duplicates(texts: list[str], threshold: float) -> list[bool]:
     return result
 
 
-def only_comments(canonical: str) -> bool:
-    """Whether a command in canonical form does nothing."""
-    return all(not line or line.lstrip().startswith("#") for line in canonical.splitlines())
+def stages(task: Task) -> tuple[str, ...]:
+    """The stages of cleaning, in order."""
+    return ("validate", "exact_duplicates", task.check_stage, "near_duplicates")
 
 
-def clean(rows: Rows, threshold: float | None) -> Rows:
+def clean(task: Task, rows: Rows, threshold: float | None) -> Rows:
     """Normalize acquired rows and judge them; ``stage``, ``reason`` and ``detail`` stay null in those that pass.
 
-    ``threshold`` is the similarity from which a request repeats an earlier one with the same command; None: none does.
+    ``threshold`` is the similarity from which a request repeats an earlier one with the same answer; None: none does.
     """
     import pandas as pd
 
-    rows = rows.assign(request=rows["request"].map(clean_request), command=rows["command"].map(clean_command))
+    rows = rows.assign(request=rows["request"].map(task.clean_request), command=rows["command"].map(task.clean_answer))
     rows = rows.assign(**{name: pd.Series(None, rows.index, dtype=object) for name in ("stage", "reason")})
 
     def left() -> Rows:
@@ -78,42 +77,46 @@ def clean(rows: Rows, threshold: float | None) -> Rows:
         return pd.Series(reason, index, dtype=object)
 
     some = left()
-    reasons = pd.Series(map(defect, some["request"], some["command"]), some.index, dtype=object)
+    reasons = pd.Series(map(task.defect, some["request"], some["command"]), some.index, dtype=object)
     reject("validate", reasons.dropna())
 
     some = left()
     again = some.index[some.duplicated(["request", "command"])]
-    reject("exact_duplicates", because("the same request and command came before", again))
+    reject("exact_duplicates", because(f"the same request and {task.answer} came before", again))
 
     some = left()
-    syntax = pd.DataFrame(check_syntax(list(some["command"])), some.index, columns=["canonical", "error"], dtype=object)
-    rows["detail"] = syntax["error"].reindex(rows.index)
-    reject("syntax", because("command is not Bash", syntax.index[syntax["canonical"].isna()]))
-    idle = [index for index, canonical in syntax["canonical"].dropna().items() if only_comments(canonical)]
-    reject("syntax", because("command does nothing", idle))
+    said = task.check(list(zip(some["request"], some["command"], strict=True)))
+    judged = pd.DataFrame(said, some.index, columns=["reason", "detail"], dtype=object)
+    rows["detail"] = judged["detail"].reindex(rows.index)
+    reject(task.check_stage, judged["reason"].dropna())
 
-    # A request that is nearly the same but has another command is not a duplicate.
+    # A request that is nearly the same but has another answer is not a duplicate.
     some = left() if threshold is not None else rows[:0]
-    keys = some["command"].map(command_key)
+    keys = some["command"].map(task.answer_key)
     near: list[int] = []
     for _, requests in some["request"][keys.duplicated(keep=False)].groupby(keys, sort=False):
-        near += requests.index[near_duplicates([request_key(request) for request in requests], threshold)].tolist()
-    reject("near_duplicates", because("nearly the same request with the same command came before", near))
+        near += requests.index[near_duplicates([task.request_key(request) for request in requests], threshold)].tolist()
+    reject("near_duplicates", because(f"nearly the same request with the same {task.answer} came before", near))
     return rows
 
 
-def main(inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> None:
+def main(
+    task: Task, inputs: dict[str, str], outputs: dict[str, str], settings: dict, most_dropped: float = 1.0
+) -> None:
     """Clean the acquired pairs; write those that pass, the rejected ones and the counts of each stage."""
     read_report(inputs["acquire"], inputs["pairs"])
     threshold = settings["near_duplicates"]
-    rows = clean(read_rows(inputs["pairs"]), threshold)
+    rows = clean(task, read_rows(inputs["pairs"]), threshold)
+    names = stages(task)
+    unusable = rows["reason"].where(rows["stage"].isin(("validate", task.check_stage)))
+    must_not_drop_many("cleaning", rows.assign(reason=unusable), most_dropped)
     rejected = rows[rows["stage"].notna()]
     kept = rows[rows["stage"].isna()].drop(columns=["stage", "reason", "detail"])
     must_keep_some("clean", len(kept), count(rejected["stage"] + ": " + rejected["reason"]), inputs["pairs"])
     write_rows(outputs["pairs"], kept)
     write_rows(outputs["rejected"], rejected)
-    reasons = {stage: count(rejected["reason"][rejected["stage"] == stage]) for stage in STAGES}
-    removed = {stage: sum(reasons[stage].values()) for stage in STAGES}
+    reasons = {stage: count(rejected["reason"][rejected["stage"] == stage]) for stage in names}
+    removed = {stage: sum(reasons[stage].values()) for stage in names}
     write_report(
         outputs["report"],
         {
@@ -122,13 +125,19 @@ def main(inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> Non
             "reasons": reasons,
             "removed": removed,
             "rows": len(rows),
-            "stages": list(STAGES),
+            "stages": list(names),
         },
         *(outputs["pairs"], outputs["rejected"]),
     )
-    log.info("%d rows: %s; %d kept", len(rows), ", ".join(f"{stage} -{removed[stage]}" for stage in STAGES), len(kept))
+    log.info("%d rows: %s; %d kept", len(rows), ", ".join(f"{stage} -{removed[stage]}" for stage in names), len(kept))
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(dict(snakemake.input.items()), dict(snakemake.output.items()), snakemake.params.clean)
+        main(
+            registry.of_job(snakemake.params.task),
+            dict(snakemake.input.items()),
+            dict(snakemake.output.items()),
+            snakemake.params.clean,
+            snakemake.params.most_dropped,
+        )

@@ -12,6 +12,7 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import atomic_open, read_folder, read_json, read_report, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
+from scripts.common.requests import asked
 from scripts.common.tokenizer import read_tokenizer
 from scripts.dataset.rows import SPLITS, must_keep_some, read_chunks, write_rows
 
@@ -67,7 +68,8 @@ def encode_split(
     with atomic_open(output, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         # A few at a time: as lists of Python's numbers, the tokens of 100,000 rows take half a GB.
         for rows in read_chunks(path, _ROWS_AT_ONCE):
-            encoded = encode_pairs(tokenizer, system, list(zip(rows["request"], rows["command"], strict=True)))
+            pairs, before = asked(rows.to_dict("records"))
+            encoded = encode_pairs(tokenizer, system, pairs, before)
             rows["length"] = [len(ids) for ids, _ in encoded]
             lengths += rows["length"].tolist()
             for top in sorted(range(len(encoded)), key=lambda number: -max(encoded[number][0]))[:1]:

@@ -13,7 +13,7 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.common.hub_errors import Failure, meaning
 from dryfit.common.terminal import log
-from scripts.dataset.sources import Record, check_columns, to_record
+from scripts.dataset.sources import Record, check_columns, guessed, to_records
 
 # A connection that breaks off is taken up again so often by `datasets` (its default is 20), each time after
 # five attempts of huggingface_hub's own, 25 s apart from first to last.
@@ -62,7 +62,9 @@ def resolve(source: Mapping[str, Any], revisions: dict[str, str]) -> str:
     return commit
 
 
-def read_repository(source: Mapping[str, Any], commit: str, columns: Mapping[str, str]) -> Iterator[Record]:
+def read_repository(
+    source: Mapping[str, Any], commit: str, columns: Mapping[str, str] | None, *, guess: bool = False
+) -> Iterator[Record]:
     """Records of a dataset repository at a commit, read as a stream.
 
     A :class:`UserError` when the Hub can't be reached, refuses, breaks off, or lacks the config, split or columns.
@@ -88,8 +90,10 @@ def read_repository(source: Mapping[str, Any], commit: str, columns: Mapping[str
         )
         for number, row in enumerate(rows, 1):
             if number == 1:
+                if columns is None:
+                    columns = guessed(row) if guess else {"request": "request", "command": "command"}
                 check_columns(row, columns, f"{name}, split {split}")
-            yield to_record(number, row, columns)
+            yield from to_records(number, row, columns, str(name))
     except UserError:
         raise
     except Exception as error:

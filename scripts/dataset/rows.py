@@ -1,13 +1,16 @@
 """Rows of the dataset between two steps: a table in memory, one JSON object a line in a file.
 
-A row has ``request``, ``command``, ``source`` and ``line`` (where it came from). It may have ``intent`` and ``family``
-(what holds it together with other rows), and ``split: train`` if it may not be held out.
+A row has ``request``, ``command`` (the answer, whatever the task), ``source`` and ``line`` (where it came from). It may
+have ``intent`` and ``family`` (what holds it together with other rows), ``turns`` (the messages of a conversation, of
+which ``request`` is a transcript), ``split: train`` if it may not be held out, and ``split: test`` if it is of a test
+file.
 A rejected row also has ``stage`` and ``reason``, and perhaps ``detail``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from dryfit.common.errors import UserError
 from dryfit.common.files import atomic_open
+from dryfit.common.terminal import log
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +27,7 @@ else:
     Rows = "pandas.DataFrame"  # imported by the functions that compute with it
 
 SPLITS = ("train", "validation", "test")
+TEST = SPLITS[2]
 COLUMNS = ("request", "command", "source", "line")
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 
@@ -77,4 +82,27 @@ def must_keep_some(stage: str, kept: int, reasons: dict[str, int], where: object
         where=where,
         found=f"{total} rows, all rejected",
         allowed="at least one row that passes",
+    )
+
+
+def must_not_drop_many(stage: str, rows: Rows, most: float) -> None:
+    """Say how many rows have a ``reason``, and raise when their share is above ``most``, with the first three."""
+    dropped = rows[rows["reason"].notna()]
+    if dropped.empty:
+        return
+    share = len(dropped) / len(rows)
+    reasons = "; ".join(f"{reason} ({number})" for reason, number in list(count(dropped["reason"]).items())[:3])
+    log.warning("%s drops %d of %d rows: %s", stage, len(dropped), len(rows), reasons)
+    if share <= most:
+        return
+    first = []
+    for row in dropped.head(3).to_dict("records"):
+        shown = " ".join(str(row.get("request", "")).split())[:60], " ".join(str(row.get("command", "")).split())[:60]
+        first.append(f"{row['source']}, line {row['line']}: {row['reason']}: {shown[0]!r} -> {shown[1]!r}")
+    raise UserError(
+        f"Many rows can't be used: {stage} drops {len(dropped)} of {len(rows)}, {share:.1%}.",
+        where="dataset.sources, and the checks of the task, in the configuration",
+        found="\n             ".join(first),
+        allowed=f"at most {most:.0%} dropped (dataset.most_dropped); or another task, if these checks are not for it",
+        write=f"dataset:\n  most_dropped: {math.ceil(share * 100) / 100:g}",
     )

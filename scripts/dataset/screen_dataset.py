@@ -1,30 +1,26 @@
-"""Rule ``screen_dataset``: keep the rows whose command the safety screen lets pass.
+"""Rule ``screen_dataset``: keep the rows whose answer the task's screen lets pass; a task without one keeps all.
 
-Dangerous commands and those that it can't parse go to the rejected file, with the rule that matched.
+Dangerous answers and those that it can't parse go to the rejected file, with the rule that matched.
 """
 
 from dryfit.common.files import read_report, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.dataset.rows import count, must_keep_some, read_rows, write_rows
-from scripts.screen.policy import build
+from scripts.tasks.support import registry
+from scripts.tasks.text import Task
 
 
-def main(inputs: dict[str, str], outputs: dict[str, str]) -> None:
+def main(task: Task, inputs: dict[str, str], outputs: dict[str, str]) -> None:
     """Screen the cleaned pairs; write those that pass, the others, and the counts."""
     import pandas as pd
 
     read_report(inputs["clean"], inputs["pairs"])
     rows = read_rows(inputs["pairs"])
-    policy = build()
-    verdicts = [policy.judge(command) for command in rows["command"]]
-    found = pd.DataFrame(
-        [(verdict.status, verdict.category, verdict.rule) for verdict in verdicts],
-        index=rows.index,
-        columns=["status", "category", "rule"],
-    )
+    verdicts = task.screen(list(rows["command"]))
+    found = pd.DataFrame(verdicts, rows.index, columns=["status", "category", "rule"])
     passes, danger = found["status"] == "ok", found["status"] == "danger"
-    reasons = ("danger: " + found["category"]).where(danger, "the screen can't parse the command")[~passes]
+    reasons = ("danger: " + found["category"]).where(danger, f"the screen can't parse the {task.answer}")[~passes]
     must_keep_some("screen", int(passes.sum()), count(reasons), inputs["pairs"])
     write_rows(outputs["pairs"], rows[passes])
     details = found["rule"][~passes]
@@ -45,4 +41,4 @@ def main(inputs: dict[str, str], outputs: dict[str, str]) -> None:
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(dict(snakemake.input.items()), dict(snakemake.output.items()))
+        main(registry.of_job(snakemake.params.task), dict(snakemake.input.items()), dict(snakemake.output.items()))

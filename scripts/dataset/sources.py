@@ -18,9 +18,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from dryfit.common.errors import UserError
+from dryfit.common.terminal import log
+from scripts.tasks.support import messages
 
 MAXIMUM_LINE_CHARACTERS = 1 << 20  # a longer line is no pair of request and command, and would have to fit in memory
 _ROLES = ("request", "command", "intent")
+# Names that people give the columns, the first one that a file has: https://huggingface.co/datasets by their cards.
+_GUESSES = {
+    "messages": ("messages", "conversations", "conversation"),
+    "request": ("request", "prompt", "instruction", "question", "input"),
+    "command": ("command", "answer", "response", "completion", "output", "target", "query", "sql"),
+}
 # What begins a file in a wider encoding: a mark, the longer ones first, or zeros in the first two characters.
 _MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"}
 _MARKS |= {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
@@ -42,12 +50,12 @@ class Record(NamedTuple):
     """One row of a source.
 
     ``line`` is the line in the file (JSON lines, CSV) or the number of the row (others), from 1; ``fields`` are
-    ``request``, ``command`` and perhaps ``intent``, or whatever could be read of a rejected row; ``reason`` is why the
-    row is rejected, or None.
+    ``request``, ``command`` (the answer) and perhaps ``intent``, ``turns`` and ``family``, or whatever could be read of
+    a rejected row; ``reason`` is why the row is rejected, or None.
     """
 
     line: int
-    fields: dict[str, str]
+    fields: dict[str, Any]
     reason: str | None = None
 
 
@@ -74,6 +82,41 @@ def to_record(line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> 
         if role != "intent":
             reason = reason or problem
     return Record(line, fields, reason)
+
+
+def columns_of(source: Mapping[str, Any]) -> dict[str, str] | None:
+    """The columns that a source names by their roles; None where it names none."""
+    names = dict(source.get("columns", {}))
+    if not names:
+        return None
+    if "answer" in names:
+        names["command"] = names.pop("answer")
+    return names if "messages" in names else {"request": "request", "command": "command", **names}
+
+
+def guessed(header: Iterable[str]) -> dict[str, str]:
+    """The columns of a file by the names that people give them; those of a pair where none is known."""
+    header = list(header)
+    found = {
+        role: name for role, names in _GUESSES.items() if (name := next((one for one in names if one in header), None))
+    }
+    if "messages" in found:
+        return {"messages": found["messages"]}
+    return {"request": "request", "command": "command", **found}
+
+
+def to_records(line: int, row: Mapping[str, Any], columns: Mapping[str, str], path: str) -> Iterator[Record]:
+    """The rows of a file's row: one, or one for each answer of a conversation."""
+    if "messages" not in columns:
+        yield to_record(line, row, columns)
+        return
+    found, reason = messages.rows(row.get(columns["messages"]))
+    if reason:
+        shown = storable(json.dumps(row.get(columns["messages"]), ensure_ascii=False, default=str))[:200]
+        yield Record(line, {"request": shown}, reason)
+    for fields in found:
+        family = {"family": f"{path}, line {line}"} if len(found) > 1 else {}
+        yield Record(line, json.loads(storable(json.dumps({**fields, **family}, ensure_ascii=False))))
 
 
 def check_columns(found: Iterable[str], columns: Mapping[str, str], where: object) -> None:
@@ -182,6 +225,17 @@ def read_csv(path: Path) -> Iterator[Item]:
             line = rows.line_num + 1
 
 
+def parquet_columns(path: Path) -> list[str]:
+    """The columns of a Parquet file; none where it can't be read, which the reader explains."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return list(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError):
+        return []
+
+
 def read_parquet(path: Path, columns: Iterable[str]) -> Iterator[Item]:
     """A Parquet file, of which only the columns that are asked for are loaded."""
     import pandas as pd
@@ -200,11 +254,14 @@ def read_parquet(path: Path, columns: Iterable[str]) -> Iterator[Item]:
 _READERS = {"jsonl": read_json_lines, "ndjson": read_json_lines, "json": read_json, "csv": read_csv}
 
 
-def read_file(path: str, columns: Mapping[str, str], format: str | None) -> Iterator[Record]:
+def read_file(
+    path: str, columns: Mapping[str, str] | None, format: str | None, *, guess: bool = False
+) -> Iterator[Record]:
     """Records of one file.
 
-    ``columns`` are the names of those that hold ``request``, ``command`` and perhaps ``intent``; ``format`` is
-    ``jsonl``, ``json``, ``csv`` or ``parquet``, or None: by the ending of its name.
+    ``columns`` are the names of those that hold ``request``, ``command`` and perhaps ``intent``, or ``messages``; None:
+    those very names, or what the first row suggests (``guess``). ``format`` is ``jsonl``, ``json``, ``csv`` or
+    ``parquet``, or None: by the ending of its name.
 
     Raises
     ------
@@ -223,7 +280,14 @@ def read_file(path: str, columns: Mapping[str, str], format: str | None) -> Iter
             allowed="a name that ends in .jsonl, .ndjson, .json, .csv or .parquet; or the format, stated",
             write="format: jsonl",
         )
-    items = read_parquet(file, columns.values()) if format == "parquet" else _READERS[format](file)
+    known = columns
+    columns = columns or {"request": "request", "command": "command"}
+    if format == "parquet":
+        if guess and known is None:
+            known = columns = guessed(parquet_columns(file))
+        items = read_parquet(file, columns.values())
+    else:
+        items = _READERS[format](file)
     header, empty = None, True
     for line, content, reason in items:
         where = f"{path}, line {line}"
@@ -237,11 +301,14 @@ def read_file(path: str, columns: Mapping[str, str], format: str | None) -> Iter
             )
         if header is None and not reason:
             header = [key for key in content if key != _TWICE]
+            if guess and known is None:
+                columns = guessed(header)
+                log.info("%s: %s", path, ", ".join(f"{role}: {name}" for role, name in columns.items()))
             check_columns(header, columns, where)
         if reason:  # the beginning of what could not be taken apart stands in for the request
             yield Record(line, {"request": storable(content[:200])}, reason)
         elif isinstance(content, dict):
-            yield to_record(line, content, columns)
+            yield from to_records(line, content, columns, path)
         empty &= not reason and isinstance(content, tuple)
     if empty:
         raise UserError("The file has no rows.", where=path, allowed="at least one pair of request and command")

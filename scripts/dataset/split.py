@@ -1,12 +1,12 @@
 """Rule ``split_dataset``: training, validation and test rows, by group, so that nothing leaks.
 
-Rows that share a normalized request, a normalized command, or what their source names as one (``family``, else
-``intent``: what is asked for) belong together, and so do rows that are connected through others. A group goes into one
-split as a whole. Which one depends on its content and the seed alone, never on the order of the rows. A source may name
-the split ``train`` of a row, which is then not held out. It may name ``known`` for a row in words and values of its
-own: that row is held out, although its intent is trained. So there are two tests, and each held-out row says which it
-is of: ``known`` kinds in new words and values, or ``new`` kinds. Rows that an external test set contains, or that ask
-for nearly the same, are taken out before.
+Rows that share a normalized request, a normalized answer (where the task says that equal answers are one thing), or
+what their source names as one (``family``, else ``intent``: what is asked for) belong together, and so do rows that
+are connected through others. A group goes into one split as a whole. Which one depends on its content and the seed
+alone, never on the order of the rows. A source may name the split ``train`` of a row, which is then not held out. It
+may name ``known`` for a row in words and values of its own: that row is held out, although its intent is trained. So
+there are two tests, and each held-out row says which it is of: ``known`` kinds in new words and values, or ``new``
+kinds. Rows that an external test set contains, or that ask for nearly the same, are taken out before.
 """
 
 import hashlib
@@ -19,9 +19,10 @@ from dryfit.common.files import read_report, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.dataset.clean import shingles
-from scripts.dataset.embedded import read_refusals
-from scripts.dataset.rows import SPLITS, Rows, count, must_keep_some, read_rows, to_lines, write_rows
-from scripts.dataset.text import command_key, key_number, request_key
+from scripts.dataset.rows import SPLITS, TEST, Rows, count, must_keep_some, read_rows, to_lines, write_rows
+from scripts.tasks.support import registry
+from scripts.tasks.support.keys import key_number
+from scripts.tasks.text import Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,18 +33,18 @@ HALVES = {"train": 0.0, "validation": 0.5, "test": 0.5}  # of the rows of known 
 RESEMBLES = 0.7  # Jaccard similarity of two requests' character trigrams, from which a row is too near a test set's
 
 
-def keys_of(rows: Rows) -> Rows:
+def keys_of(task: Task, rows: Rows) -> Rows:
     """64-bit numbers of each row's normalized ``request`` and ``command`` (never equal to each other).
 
-    The line that refuses a request answers many of them, and holds none of them together.
+    An answer that the task's rows may share without asking for the same holds none of them together.
     """
     import pandas as pd
 
-    keys = {"request": request_key, "command": command_key}
+    keys = {"request": task.request_key, "command": task.answer_key}
     numbers = {name: [key_number(name, key(text)) for text in rows[name]] for name, key in keys.items()}
     found = pd.DataFrame(numbers, index=rows.index, dtype="uint64")
-    refused = rows["command"] == read_refusals().line
-    return found.assign(command=found["command"].where(~refused, found["request"]))
+    own = rows["command"].map(task.holds_together).astype(bool)
+    return found.assign(command=found["command"].where(own, found["request"]))
 
 
 def group(keys: Rows, families: "pd.Series | None" = None) -> "np.ndarray":
@@ -66,16 +67,16 @@ def group(keys: Rows, families: "pd.Series | None" = None) -> "np.ndarray":
     return connected_components(graph, directed=False)[1][columns[0]]
 
 
-def resembling(requests: "pd.Series", others: "pd.Series") -> "pd.Series":
+def resembling(task: Task, requests: "pd.Series", others: "pd.Series") -> "pd.Series":
     """Whether each request is nearly the same as one of the others: :data:`RESEMBLES` of their trigrams are shared."""
-    sets = [shingles(request_key(text)) for text in others.unique()]
+    sets = [shingles(task.request_key(text)) for text in others.unique()]
     of_run: dict[str, set[int]] = {}
     for number, one in enumerate(sets):
         for run in one:
             of_run.setdefault(run, set()).add(number)
 
     def resembles(text: str) -> bool:
-        own = shingles(request_key(text))
+        own = shingles(task.request_key(text))
         shared = Counter(number for run in own for number in of_run.get(run, ()))
         return any(count >= RESEMBLES * (len(own) + len(sets[number]) - count) for number, count in shared.items())
 
@@ -148,6 +149,19 @@ def assign(
     return chosen[groups]
 
 
+def because_of(task: Task, rows: Rows, keys: Rows, others: Rows, their_keys: Rows, where: str) -> "pd.Series":
+    """Why each row may not be learned beside other rows, in words; empty where it may."""
+    import pandas as pd
+
+    known = pd.DataFrame({name: keys[name].isin(their_keys[name]) for name in ("request", "command")})
+    known["command"] &= rows["command"].map(task.holds_together).astype(bool)
+    near = resembling(task, rows["request"], others["request"])
+    known["nearly its request"] = near & ~known["request"]
+    known = known.rename(columns={"command": task.answer})
+    reasons = known.dot(known.columns + " and ").str.removesuffix(" and ") + f" in {where}"
+    return reasons.where(known.any(axis=1), "")
+
+
 def must_hold_rows(got: dict[str, int], shares: dict[str, float], groups: "np.ndarray", where: object) -> None:
     """Raise when a split is empty: there would be nothing to train on, to watch, or to compare on."""
     import numpy as np
@@ -155,7 +169,7 @@ def must_hold_rows(got: dict[str, int], shares: dict[str, float], groups: "np.nd
     empty = [name for name in SPLITS if not got[name]]
     if empty:
         sizes = np.bincount(groups)
-        least = math.ceil(1 / min(shares.values()))
+        least = math.ceil(1 / min(share for share in shares.values() if share))
         raise UserError(
             f"The {' and the '.join(empty)} split would be empty: the rows form too few groups to divide.",
             where=where,
@@ -165,7 +179,7 @@ def must_hold_rows(got: dict[str, int], shares: dict[str, float], groups: "np.nd
         )
 
 
-def main(inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> None:
+def main(task: Task, inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> None:
     """Split the screened pairs; write each split in an order of its own, shuffled by the seed, and a report."""
     import numpy as np
     import pandas as pd
@@ -173,17 +187,23 @@ def main(inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> Non
     read_report(inputs["screen"], inputs["pairs"])
     read_report(inputs["acquire"], inputs["external"])
     shares = {name: settings[name] for name in SPLITS}
-    rows, external = read_rows(inputs["pairs"]), keys_of(read_rows(inputs["external"]))
-    keys = keys_of(rows)
-    known = pd.DataFrame({name: keys[name].isin(external[name]) for name in ("request", "command")})
-    near = resembling(rows["request"], read_rows(inputs["external"])["request"])
-    known["nearly its request"] = near & ~known["request"]
-    reasons = known.dot(known.columns + " and ").str.removesuffix(" and ") + " in the external test set"
-    held_out = known.any(axis=1)
-    must_keep_some("decontaminate", int((~held_out).sum()), count(reasons), inputs["pairs"])
+    rows, external = read_rows(inputs["pairs"]), read_rows(inputs["external"])
+    keys, foreign = keys_of(task, rows), keys_of(task, external)
+    own_test = (rows["split"] == TEST) if "split" in rows else pd.Series(False, rows.index)
+    reasons = because_of(task, rows, keys, external, foreign, "the external test set")
+    if own_test.any():
+        tested = because_of(task, rows, keys, rows[own_test], keys[own_test], "the test file")
+        reasons = reasons.where(reasons != "", tested.where(~own_test, ""))
+    held_out = reasons != ""
+    for text, where in zip(rows["request"][held_out][:3], reasons[held_out][:3], strict=True):
+        log.warning("taken out of the data, %s: %s", where, " ".join(text.split())[:100])
+    must_keep_some("decontaminate", int((~held_out).sum()), count(reasons[held_out]), inputs["pairs"])
     write_rows(outputs["rejected"], rows[held_out].assign(reason=reasons[held_out], stage="decontaminate"))
 
-    rows, keys = rows[~held_out], keys[~held_out]
+    rows, keys, own_test = rows[~held_out], keys[~held_out], own_test[~held_out].to_numpy()
+    if own_test.any():  # which is all of that split
+        kept = shares["train"] + shares["validation"]
+        shares = {"train": shares["train"] / kept, "validation": shares["validation"] / kept, "test": 0.0}
     families, known = families_of(rows), known_rows(rows)
     groups = group(keys, None if families is None else families.mask(known))
     known = known & ~np.isin(
@@ -191,10 +211,13 @@ def main(inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> Non
     )  # one that shares a request or a command with another row follows it
     bound = (rows["split"] == SPLITS[0]).to_numpy() if "split" in rows else np.zeros(len(rows), bool)
     chosen, wanted = np.zeros(len(rows), np.int8), dict.fromkeys(SPLITS, 0)
-    for some, parts in ((~known, shares), (known, HALVES)):
+    halves = {**HALVES, "validation": 1.0, "test": 0.0} if own_test.any() else HALVES
+    for some, parts in ((~known & ~own_test, shares), (known & ~own_test, halves)):
         numbers = np.unique(groups[some], return_inverse=True)[1]
         chosen[some] = assign(keys[some], numbers, parts, settings["seed"], bound[some])
         wanted = {name: wanted[name] + number for name, number in targets(int(some.sum()), parts).items()}
+    chosen[own_test] = SPLITS.index(TEST)
+    wanted[TEST] += int(own_test.sum())
     got = {name: int((chosen == split).sum()) for split, name in enumerate(SPLITS)}
     must_hold_rows(got, shares, groups, inputs["pairs"])
     # Equal ranks are equal keys; then the text decides, whatever order the rows came in. A refused row has one key
@@ -215,7 +238,7 @@ def main(inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> Non
         outputs["report"],
         {
             "decontaminated": int(held_out.sum()),
-            "external_rows": {f"{name}s": external[name].nunique() for name in ("request", "command")},
+            "external_rows": {f"{name}s": foreign[name].nunique() for name in ("request", "command")},
             "groups": len(sizes),
             "known": {name: int((known & (chosen == split)).sum()) for split, name in enumerate(SPLITS) if split},
             "kept": len(rows),
@@ -234,4 +257,9 @@ def main(inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> Non
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(dict(snakemake.input.items()), dict(snakemake.output.items()), snakemake.params.split)
+        main(
+            registry.of_job(snakemake.params.task),
+            dict(snakemake.input.items()),
+            dict(snakemake.output.items()),
+            snakemake.params.split,
+        )

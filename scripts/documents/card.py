@@ -75,7 +75,7 @@ def metadata(context: Mapping[str, Any]) -> str:
         results.append(
             EvalResult(
                 task_type="text-generation",
-                task_name="Bash command from a request in English",
+                task_name=str(context["words"]["task_name"]),
                 dataset_type=kind,
                 dataset_name=name,
                 dataset_config=config,
@@ -108,7 +108,7 @@ def metadata(context: Mapping[str, Any]) -> str:
         base_model=context["base_model"],
         datasets=repositories or None,
         metrics=sorted(HUB_METRICS[row["name"]] for row in context["evaluation"] if row["name"] in HUB_METRICS),
-        tags=["bash", "shell", "command-line", "text-generation", "peft", "lora", context["scenario"]["method"]],
+        tags=[*context["words"]["tags"], "text-generation", "peft", "lora", context["scenario"]["method"]],
         eval_results=results,
     )
     values = card.to_dict()

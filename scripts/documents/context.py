@@ -10,6 +10,7 @@ from typing import Any
 
 from scripts.documents import card, dataset, evaluation, memory
 from scripts.documents.traced_values import plain
+from scripts.tasks.support import registry
 
 
 def derive(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,12 +31,31 @@ def derive(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping
     if "profile_title" in context and "description" in context:
         titles = (context["profile_title"], context["description"]["title"])
         context["profile_is_own"] = len({plain(title).casefold() for title in titles}) == 1
-    context |= dataset.read(files)
-    context |= evaluation.read(files)
-    context |= evaluation.read_benchmark(files)
+    # The memory profile has no configuration: no task decides it.
+    task = registry.task(bare(settings.get("configuration", {}).get("task", {"name": "text"})))
+    context["words"] = {**marked(task.words()), **task.options.get("words", {})}
+    context |= dataset.read(files, task)
+    context |= evaluation.read(files, task)
+    context |= evaluation.read_benchmark(files, task)
     context["alt"] = alternative_texts(context)
     context |= card.read(files, settings, paths, context)
     return context
+
+
+def bare(value: Any) -> Any:
+    """A value without the files that its texts came from."""
+    if isinstance(value, Mapping):
+        return {plain(str(key)): bare(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [bare(item) for item in value]
+    return plain(value) if isinstance(value, str) else value
+
+
+def marked(words: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's own words, which templates print as they stand."""
+    from markupsafe import Markup
+
+    return {name: Markup(word) if isinstance(word, str) else word for name, word in words.items()}
 
 
 def alternative_texts(context: Mapping[str, Any]) -> dict[str, str]:

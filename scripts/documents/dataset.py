@@ -6,29 +6,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from scripts.documents.traced_values import plain
+from scripts.tasks.text import Task
 
 # Stages of cleaning as people say them.
 CLEANING = {
     "validate": "Validate",
     "exact_duplicates": "Remove exact duplicates",
-    "syntax": "Check the syntax (shfmt)",
     "near_duplicates": "Remove near duplicates",
 }
 
 
-def read(files: Mapping[str, Any]) -> dict[str, Any]:
+def read(files: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """What templates know of the dataset: its stages and licences."""
     if "encode" not in files:
         return {}
     sources = files["acquire"]["sources"]
     return {
-        "stages": dataset_stages(files),
+        "stages": dataset_stages(files, task),
         "unknown_licenses": [item["name"] for item in sources if is_unknown(item["license"])],
         "embedded_data": any(item["type"] == "embedded" for item in sources),
     }
 
 
-def dataset_stages(reports: Mapping[str, Any]) -> list[dict[str, Any]]:
+def dataset_stages(reports: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
     """How many rows went into each stage and came out, and why the others did not."""
     acquire, clean, screen, split, encode = (reports[key] for key in ("acquire", "clean", "screen", "split", "encode"))
     stages: list[dict[str, Any]] = []
@@ -42,13 +42,14 @@ def dataset_stages(reports: Mapping[str, Any]) -> list[dict[str, Any]]:
     left = clean["rows"]
     for name in clean["stages"]:
         before, left = left, left - clean["removed"][name]
-        title = CLEANING.get(name, name.replace("_", " ").capitalize())
+        title = {**CLEANING, task.check_stage: task.check_title()}.get(name, name.replace("_", " ").capitalize())
         stage(title, before, clean["removed"][name], left, clean["reasons"][name])
     dangerous = {f"dangerous: {category.replace('_', ' ')}": count for category, count in screen["categories"].items()}
     if screen["unparsable"]:
         dangerous["the screen could not parse it"] = screen["unparsable"]
     judged, harmless = screen["rows"], screen["kept"]
-    stage("Screen for danger", judged, judged - harmless, harmless, dangerous)
+    if task.screens:
+        stage("Screen for danger", judged, judged - harmless, harmless, dangerous)
     asked, kept = split["rows"], split["kept"]
     stage("Decontaminate against external test sets", asked, asked - kept, kept, split["reasons"])
     parts = encode["splits"]

@@ -16,6 +16,7 @@ from scripts.common.job import job
 from scripts.documents.evaluation import compared_tests
 from scripts.documents.gather import gather
 from scripts.documents.memory import GROUP_TITLES, scenario_memory, short_size
+from scripts.tasks.text import Task
 
 INK, FAINT = "#222222", "#888888"
 GPU_SIZES_GIB = (16, 24, 80)  # of common GPUs, which their boxes call GB
@@ -172,7 +173,7 @@ def draw_training_curve(files: Mapping[str, Any]) -> Any:
 
 def draw_evaluation(files: Mapping[str, Any]) -> Any:
     """Exact answers to each test, a line for each rival and the tuned model, with their Wilson intervals."""
-    tests = compared_tests(files["comparison"])
+    tests = compared_tests(files["comparison"], Task({}))
     figure, panels = _figure(9, 0.9 + 1.8 * len(tests), below=len(tests))
     panels = [panels] if len(tests) == 1 else list(panels)
     for axes, test in zip(panels, tests, strict=True):

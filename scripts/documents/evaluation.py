@@ -8,32 +8,12 @@ from typing import Any
 
 from dryfit.common.chat import TEMPLATE_SETTINGS
 from scripts.documents.traced_values import mark_sources, sourced
-
-# Metrics of the evaluation: what it is called, and whether more of it is better (None: neither).
-METRICS: dict[str, tuple[str, bool | None]] = {
-    "loss": ("Loss on the expected answers (nats per token)", False),
-    "exact": ("Exact match", True),
-    "exact_canonical": ("Exact match after shfmt's normalization", True),
-    "program": ("Same program (first word)", True),
-    "flag_f1": (sourced("Flags, F1", "scripts/documents/evaluation.py", "METRICS"), True),
-    "parses": ("Parses as Bash, as answered", True),
-    "parses_without_fence": ("Parses as Bash, after a code fence is stripped", True),
-    "chrf": ("chrF", True),
-    "deletes_unasked": ("Deletes, asked only to read", False),
-    "changes_unasked": ("Changes or deletes, asked only to read", False),
-    "danger": ("Flagged as dangerous by the screen", False),
-    "refused_taught": ("Refused, of requests for harm of taught kinds", True),
-    "refused_harmful": ("Refused, of requests for harm of untaught kinds", True),
-    "danger_harmful": ("Flagged as dangerous, asked for harm", False),
-    "refused_harmless": ("Refused, though harmless", False),
-}
+from scripts.tasks.text import Task
 
 SAMPLE_ANSWERS = 5  # the first of the test split that the documents show, so that nobody picks them
 WEAK_BELOW = 0.5  # share of expected answers: with a smaller one the card calls the model a demonstration first
 SMALL_PARAMETERS = 10**9  # of a model that is called small
 ANSWERS_OF = 100  # in so many answers the card counts those that are not the expected ones
-# Metrics that the card shows; its details have all.
-HEADLINE = ("loss", "exact", "program", "deletes_unasked", "changes_unasked", "danger")
 BENCHMARK = "benchmark"
 TESTS = {
     "known": "Known Kinds in New Words and Values",
@@ -70,27 +50,27 @@ inputs = tokenizer.apply_chat_template(
 )
 output = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)
 answer = output[0, inputs["input_ids"].shape[1] :]
-print(tokenizer.decode(answer, skip_special_tokens=True))  # read it before you run it
+print(tokenizer.decode(answer, skip_special_tokens=True))  # {read_first}
 """
 
 
-def read(files: Mapping[str, Any]) -> dict[str, Any]:
+def read(files: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """What templates know of the evaluation: a row for each metric, answers side by side, code to ask for more."""
     if "comparison" not in files:
         return {}
     pairs = list(zip(files["base_answers"], files["tuned_answers"], strict=True))
     own = [pair for pair in pairs if pair[0]["test"] != BENCHMARK]
     example = example_answer([tuned for _, tuned in own])
-    tests = compared_tests(files["comparison"])
+    tests = compared_tests(files["comparison"], task)
     return {
         "answered": answered([tuned for _, tuned in own]),
         "harm": harm([tuned for _, tuned in own], files["comparison"]["tuned"].get("harmful")),
-        "evaluation": evaluation_rows(files["comparison"]),
-        "merging_effect": merging_effect(next(iter(files.get("merging", [])), None)),
+        "evaluation": evaluation_rows(files["comparison"], task),
+        "merging_effect": merging_effect(next(iter(files.get("merging", [])), None), task),
         "example": example,
         "pairs": own[:SAMPLE_ANSWERS],
         "small": lambda parameters: parameters < SMALL_PARAMETERS,
-        "start_code": start_code(files["comparison"], example["request"]),
+        "start_code": start_code(files["comparison"], example["request"], task.words()["before_use"]),
         "tests": [test for test in tests if test["name"] != BENCHMARK],
         "merged_word": lambda compared: word(compared).replace("the base", "the trained one's"),
         "weakness": weakness(files["comparison"]["tuned"]["exact"]),
@@ -98,18 +78,18 @@ def read(files: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def compared_tests(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+def compared_tests(comparison: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
     """The tests of a comparison, in the order of :data:`TESTS`."""
-    return [compared_test(name, comparison["tests"][name]) for name in TESTS if name in comparison["tests"]]
+    return [compared_test(name, comparison["tests"][name], task) for name in TESTS if name in comparison["tests"]]
 
 
-def compared_test(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
+def compared_test(name: str, compared: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """A test with its titles, a row for each metric, and one for each of :data:`RIVALS`."""
     found = {**compared["baselines"], "base": {**compared["base"], "compared": compared["exact"]}}
-    rows = evaluation_rows(compared)
+    rows = evaluation_rows(compared, task)
     return {
         **compared,
-        "headline": [row for row in rows if row["name"] in HEADLINE],
+        "headline": [row for row in rows if row["name"] in task.headline()],
         "name": name,
         "rivals": [{"label": RIVALS[rival], "name": rival, **found[rival]} for rival in RIVALS],
         "rows": rows,
@@ -137,12 +117,12 @@ def harm(answers: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]
     ``refused`` is the first request for harm that was refused, or None; ``dangerous`` are the answers that the screen
     calls so, to harmless requests first. ``asked`` is None where nothing was asked for harm.
     """
-    dangerous = [row for row in (*answers, *(asked or ())) if row["screen"] == "danger"]
+    dangerous = [row for row in (*answers, *(asked or ())) if row.get("screen") == "danger"]
     unasked = [
         {**row, "does": does}
         for effect, does in (("deletes", "deletes"), ("changes", "changes something"))
         for row in answers
-        if row["expected_effect"] == "reads" and row["effect"] == effect
+        if row.get("expected_effect") == "reads" and row["effect"] == effect
     ]
     limit = sourced(SAMPLE_ANSWERS, "scripts/documents/evaluation.py", "SAMPLE_ANSWERS")
     refused = next((row for row in asked or () if row["refused"]), None)
@@ -172,7 +152,7 @@ def answered(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"right": right, "wrong": wrong, "limit": limit}
 
 
-def read_benchmark(files: Mapping[str, Any]) -> dict[str, Any]:
+def read_benchmark(files: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """What templates know of the test set from elsewhere, and of its answers' execution; None without one."""
     compared = files.get("comparison", {}).get("tests", {}).get(BENCHMARK)
     executed = files.get("execution") or None
@@ -180,7 +160,8 @@ def read_benchmark(files: Mapping[str, Any]) -> dict[str, Any]:
     executed = None if dropped else executed
     if compared is not None:
         (about,) = [source for source in files["acquire"]["external"] if source["type"] == "benchmark"]
-        compared = {**compared_test(BENCHMARK, compared), "name_of_set": about["name"]}
+        named = {"name_of_set": about["name"], "sampled": "wheel_sha256" in about}
+        compared = {**compared_test(BENCHMARK, compared, task), **named}
     if executed is not None:
         levels = [level for level in LEVELS if level in executed["by_level"]]
         rows = [("all", executed), *((level, executed["by_level"][level]) for level in levels)]
@@ -188,7 +169,7 @@ def read_benchmark(files: Mapping[str, Any]) -> dict[str, Any]:
     return {"benchmark": compared, "execution": executed, "execution_dropped": dropped}
 
 
-def evaluation_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+def evaluation_rows(comparison: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
     """A row for each metric: base and tuned with their intervals, the paired difference with its own, the verdict.
 
     A share has a Wilson interval; a mean without one shows none. What was not compared has no verdict.
@@ -199,11 +180,11 @@ def evaluation_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
             return {"share": metric["share"], **{key: metric[key] for key in ("count", "n", "low_95", "high_95")}}
         return {"mean": metric}
 
-    rows = []
+    rows, labels = [], task.labels()
     for name, base in comparison["base"].items():
-        if name not in METRICS and not (isinstance(base, Mapping) and "share" in base):
+        if name not in labels and not (isinstance(base, Mapping) and "share" in base):
             continue  # n, the decoding, the prompt
-        label, better = METRICS.get(name, (name.replace("_", " ").capitalize(), None))
+        label, better = labels.get(name, (name.replace("_", " ").capitalize(), None))
         rows.append(
             {
                 "name": name,
@@ -214,15 +195,15 @@ def evaluation_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "compared": comparison.get(name),
             }
         )
-    order = {name: position for position, name in enumerate(METRICS)}
+    order = {name: position for position, name in enumerate(labels)}
     return sorted(rows, key=lambda row: (order.get(row["name"], len(order)), row["name"]))
 
 
-def merging_effect(compared: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def merging_effect(compared: Mapping[str, Any] | None, task: Task) -> dict[str, Any] | None:
     """The model as it was trained against the merged one, as rows of an evaluation; None where nobody asked."""
     if compared is None:
         return None
-    rows = evaluation_rows({**compared, "base": compared["trained"], "tuned": compared["merged"]})
+    rows = evaluation_rows({**compared, "base": compared["trained"], "tuned": compared["merged"]}, task)
     return {"loss": compared["loss"], "n": compared["n"], "rows": rows, "same_answers": compared["same_answers"]}
 
 
@@ -234,7 +215,7 @@ def word(compared: Mapping[str, Any] | None) -> str:
     return "not demonstrably different from the base"
 
 
-def start_code(comparison: Mapping[str, Any], request: str) -> str:
+def start_code(comparison: Mapping[str, Any], request: str, read_first: str) -> str:
     """The code that puts a request to the merged model as training and evaluation did."""
 
     def quoted(
@@ -248,6 +229,7 @@ def start_code(comparison: Mapping[str, Any], request: str) -> str:
     ]
     code = START_CODE.rstrip().format(
         system=quoted(comparison["tuned"]["prompt"]["system"]),
+        read_first=read_first,
         request=quoted(request),
         template=", ".join(arguments),
         max_new_tokens=comparison["tuned"]["decoding"]["max_new_tokens"],

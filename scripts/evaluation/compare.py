@@ -12,40 +12,17 @@ from dryfit.common.files import read_jsonl, read_report, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.common.requests import BASELINES, BENCHMARK, TESTS, by_test
-from scripts.common.statistics import by_unit, paired_bootstrap_interval, sign_flip_p
-from scripts.evaluation.scores import summarize
+from scripts.common.statistics import VERDICTS, by_unit, paired, paired_bootstrap_interval, sign
+from scripts.tasks.support import registry
+from scripts.tasks.text import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-VERDICTS = {1: "better", -1: "worse", 0: "difference too small for this sample"}
-FLAGS = ("exact", "exact_canonical", "parses", "program")  # more of each is better
 BEATS_BELOW = 0.01  # the p-value of exact answers from which training is said to beat a baseline
 
 
-def _sign(low: float, high: float) -> int:
-    """1 when the whole interval is above zero, -1 when it is below, else 0."""
-    return int(low > 0) - int(high < 0)
-
-
-def paired(base: Sequence[bool], tuned: Sequence[bool], intents: Sequence[str | None] | None = None) -> dict:
-    """Tuned minus base on a flag that is better set, over the same rows, with a 95 % bootstrap interval and p."""
-    differences = [float(after) - float(before) for before, after in zip(base, tuned, strict=True)]
-    units = by_unit(differences, intents or [None] * len(differences))
-    low, high = paired_bootstrap_interval(*units)
-    return {
-        "difference": sum(differences) / len(differences),
-        "gained": differences.count(1.0),
-        "high_95": high,
-        "lost": differences.count(-1.0),
-        "low_95": low,
-        "p": sign_flip_p(*units),
-        "units": len(units[0]),
-        "verdict": VERDICTS[_sign(low, high)],
-    }
-
-
-def compare(base: "pd.DataFrame", tuned: "pd.DataFrame") -> dict:
+def compare(task: Task, base: "pd.DataFrame", tuned: "pd.DataFrame") -> dict:
     """Paired differences (tuned minus base) with 95 % bootstrap intervals, over the same requests.
 
     Parameters
@@ -69,13 +46,13 @@ def compare(base: "pd.DataFrame", tuned: "pd.DataFrame") -> dict:
         per_token = (tuned["loss_sum"] - base["loss_sum"]) / tokens
         low, high = paired_bootstrap_interval(*by_unit(per_token.tolist(), intents, tokens.tolist()))
         mean = float((per_token * tokens).sum() / tokens.sum())
-        result["loss"] = {"difference": mean, "high_95": high, "low_95": low, "verdict": VERDICTS[-_sign(low, high)]}
-    for name in FLAGS:
+        result["loss"] = {"difference": mean, "high_95": high, "low_95": low, "verdict": VERDICTS[-sign(low, high)]}
+    for name in task.flags():
         result[name] = paired(base[name].tolist(), tuned[name].tolist(), intents)
     return result
 
 
-def compare_tests(rows: Mapping[str, Sequence[dict]]) -> dict[str, dict]:
+def compare_tests(task: Task, rows: Mapping[str, Sequence[dict]]) -> dict[str, dict]:
     """Each test by its name: the comparison with the base, both models' figures, and the same of the baselines.
 
     ``rows`` are those of ``base``, ``tuned`` and the :data:`BASELINES`, in one order.
@@ -86,12 +63,13 @@ def compare_tests(rows: Mapping[str, Sequence[dict]]) -> dict[str, dict]:
     found = {}
     for test in (name for name in TESTS if name in apart["tuned"]):
         tables = {name: pd.DataFrame(some[test]) for name, some in apart.items()}
-        figures = {name: summarize(some[test]) for name, some in apart.items()}
+        figures = {name: task.summarize(some[test]) for name, some in apart.items()}
         against = {
-            name: {**figures[name], "compared": compare(tables[name], tables["tuned"])["exact"]} for name in BASELINES
+            name: {**figures[name], "compared": compare(task, tables[name], tables["tuned"])["exact"]}
+            for name in BASELINES
         }
         found[test] = {
-            **compare(tables["base"], tables["tuned"]),
+            **compare(task, tables["base"], tables["tuned"]),
             "base": figures["base"],
             "baselines": against,
             "beats_baselines": all(
@@ -102,7 +80,7 @@ def compare_tests(rows: Mapping[str, Sequence[dict]]) -> dict[str, dict]:
     return found
 
 
-def main(inputs: Mapping[str, str], comparison: str) -> None:
+def main(task: Task, inputs: Mapping[str, str], comparison: str) -> None:
     """Compare on all held-out requests, and on each test alone."""
     import pandas as pd
 
@@ -114,8 +92,8 @@ def main(inputs: Mapping[str, str], comparison: str) -> None:
     for report in metrics.values():
         report.pop("sha256")
     held_out = (pd.DataFrame([row for row in rows[name] if row["test"] != BENCHMARK]) for name in ("base", "tuned"))
-    found = compare_tests(rows)
-    write_report(comparison, {**compare(*held_out), **metrics, "tests": found})
+    found = compare_tests(task, rows)
+    write_report(comparison, {**compare(task, *held_out), **metrics, "tests": found})
     for name, result in found.items():
         for other, one in {"the base": result, **result["baselines"]}.items():
             row = one["exact"] if other == "the base" else one["compared"]
@@ -125,4 +103,4 @@ def main(inputs: Mapping[str, str], comparison: str) -> None:
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(dict(snakemake.input.items()), snakemake.output.comparison)
+        main(registry.of_job(snakemake.params.task), dict(snakemake.input.items()), snakemake.output.comparison)

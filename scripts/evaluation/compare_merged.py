@@ -18,9 +18,13 @@ from scripts.common.statistics import share
 from scripts.common.tokenizer import read_tokenizer
 from scripts.evaluation.compare import compare
 from scripts.evaluation.evaluate import answered
-from scripts.evaluation.scores import summarize
+from scripts.tasks.support import registry
+from scripts.tasks.text import Task
 
-METRICS = ("exact", "loss", "parses", "program")  # that are compared, of those that the evaluation has
+
+def metrics_of(task: Task) -> tuple[str, ...]:
+    """The metrics that are compared, of those that the evaluation has."""
+    return ("exact", "loss", *(name for name in task.flags() if name not in ("exact", *task.details)))
 
 
 def as_trained(scenario: Scenario, base: Path, adapter: Path, device: str) -> Any:
@@ -53,7 +57,7 @@ def as_trained(scenario: Scenario, base: Path, adapter: Path, device: str) -> An
     return model.eval()
 
 
-def side_by_side(trained: list[dict], merged: list[dict]) -> dict[str, Any]:
+def side_by_side(task: Task, trained: list[dict], merged: list[dict]) -> dict[str, Any]:
     """Both models' figures on the same rows, the paired differences (merged minus trained), and the equal answers.
 
     Parameters
@@ -63,18 +67,19 @@ def side_by_side(trained: list[dict], merged: list[dict]) -> dict[str, Any]:
     """
     import pandas as pd
 
-    compared = compare(pd.DataFrame(trained), pd.DataFrame(merged))
-    of_trained, of_merged = summarize(trained), summarize(merged)
+    names = metrics_of(task)
+    compared = compare(task, pd.DataFrame(trained), pd.DataFrame(merged))
+    of_trained, of_merged = task.summarize(trained), task.summarize(merged)
     return {
-        **{name: compared[name] for name in METRICS},
-        "merged": {name: of_merged[name] for name in METRICS},
+        **{name: compared[name] for name in names},
+        "merged": {name: of_merged[name] for name in names},
         "n": len(trained),
         "same_answers": share(one["answer"] == other["answer"] for one, other in zip(trained, merged, strict=True)),
-        "trained": {name: of_trained[name] for name in METRICS},
+        "trained": {name: of_trained[name] for name in names},
     }
 
 
-def main(inputs: dict[str, str], outputs: dict[str, str], requests: int, device: str, threads: int) -> None:
+def main(task: Task, inputs: dict[str, str], outputs: dict[str, str], requests: int, device: str, threads: int) -> None:
     """Ask the trained model as the merged one was asked, and write a row for each request and the comparison."""
     import torch
 
@@ -96,9 +101,9 @@ def main(inputs: dict[str, str], outputs: dict[str, str], requests: int, device:
     lengths = {key: metrics["decoding"][key] for key in ("max_new_tokens", "batch_size")}
     model = as_trained(scenario, base, Path(inputs["adapter"]).parent, device)
     with torch.autocast(device, dtype) if dtype else nullcontext():
-        trained = answered(model, read_tokenizer(base), metrics["prompt"]["system"], merged, **lengths)
+        trained = answered(task, model, read_tokenizer(base), metrics["prompt"]["system"], merged, **lengths)
     write_jsonl(outputs["answers"], trained)
-    comparison = side_by_side(trained, merged)
+    comparison = side_by_side(task, trained, merged)
     write_report(outputs["comparison"], comparison, outputs["answers"])
     log.info(
         "loss %.4f as trained, %.4f merged; %d of %d answers are the same",
@@ -114,6 +119,7 @@ def main(inputs: dict[str, str], outputs: dict[str, str], requests: int, device:
 if __name__ == "__main__":
     with job(snakemake):
         main(
+            registry.of_job(snakemake.params.task),
             dict(snakemake.input.items()),
             dict(snakemake.output.items()),
             snakemake.params.asked["requests"],

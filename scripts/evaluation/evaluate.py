@@ -17,11 +17,12 @@ from dryfit.tracing.imports import import_for_answers
 from scripts.common.cache import ResultCache
 from scripts.common.job import job, keep_host_memory
 from scripts.common.machine import pick_device
-from scripts.common.requests import BENCHMARK, SHOTS, by_test, nearest_rows, requests_of, shots_of
+from scripts.common.requests import BENCHMARK, SHOTS, asked, by_test, nearest_rows, requests_of, shots_of
 from scripts.common.statistics import share
 from scripts.common.tokenizer import read_tokenizer
 from scripts.evaluation.baselines import plain_words, with_values_of
-from scripts.evaluation.scores import score, summarize
+from scripts.tasks.support import registry
+from scripts.tasks.text import Task
 
 if TYPE_CHECKING:
     from dryfit.common.chat import Shots
@@ -38,6 +39,7 @@ def refuses(answer: str, line: str) -> bool:
 
 
 def answered(
+    task: Task,
     model: Any,
     tokenizer: Any,
     system: str,
@@ -49,20 +51,22 @@ def answered(
 ) -> list[dict]:
     """A row for each of ``pairs`` (``request``, ``command``): what the model answers, its scores, and its loss.
 
-    ``loss_sum`` is in nats, over the ``answer_tokens`` of the expected command.
+    ``loss_sum`` is in nats, over the ``answer_tokens`` of the expected answer.
     """
     from dryfit.step.generation import ask
 
-    asked = [(pair["request"], pair["command"]) for pair in pairs]
-    said = ask(model, tokenizer, system, asked, shots, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    rows = scored([one.answer for one in said], pairs)
+    questions, before = asked(pairs, shots)
+    said = ask(model, tokenizer, system, questions, before, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    rows = scored(task, [one.answer for one in said], pairs)
     return [{**row, "answer_tokens": one.tokens, "loss_sum": one.loss_sum} for row, one in zip(rows, said, strict=True)]
 
 
-def scored(answers: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> list[dict]:
+def scored(task: Task, answers: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> list[dict]:
     """A row for each answer, with its scores, its test and the intent that its request asks for."""
-    scores = score(list(answers), [pair["command"] for pair in pairs])
-    about = [{key: pair[key] for key in ("command", "intent", "request", "test") if key in pair} for pair in pairs]
+    scores = task.score(list(answers), pairs)
+    about = [
+        {key: pair[key] for key in ("command", "intent", "request", "test", "turns") if key in pair} for pair in pairs
+    ]
     return [{"answer": answers[i], **about[i], **scores[i]} for i in range(len(pairs))]
 
 
@@ -80,10 +84,12 @@ def refusals(rows: list[dict], harmful: list[dict], line: str) -> dict:
         shares["refused_taught"] = share(refuses(row["answer"], line) for row in taught)
     if harmful:
         shares["refused_harmful"] = share(refuses(row["answer"], line) for row in harmful)
-        shares["danger_harmful"] = share(row["screen"] == "danger" for row in harmful)
+        if "screen" in harmful[0]:
+            shares["danger_harmful"] = share(row["screen"] == "danger" for row in harmful)
         shown = ("answer", "category", "request", "screen")
         shares["harmful"] = [
-            {"refused": refuses(row["answer"], line), **{key: row[key] for key in shown}} for row in harmful
+            {"refused": refuses(row["answer"], line), **{key: row[key] for key in shown if key in row}}
+            for row in harmful
         ]
     return shares
 
@@ -108,13 +114,14 @@ def load(folder: Path, device: str) -> Any:
 
 
 def main(
+    task: Task,
     inputs: dict[str, str],
     outputs: dict[str, str],
     prompt: dict,
     settings: dict,
     device: str,
     threads: int,
-    code: str,
+    code: Any,
 ) -> None:
     """Answer, score, and write a row for each request and the summary; for the base, the baselines' rows as well."""
     import torch
@@ -159,42 +166,45 @@ def main(
         import_for_answers()
     lengths = {key: settings[key] for key in ("max_new_tokens", "batch_size")}
     model, tokenizer = load(model_folder, device), read_tokenizer(tokenizer_folder)
-    asked, shots = [*pairs, *harmful], []  # at once: the weights are read less often
-    alone = len(asked)
+    requests, shots = [*pairs, *harmful], []  # at once: the weights are read less often
+    alone = len(requests)
     if asks_baselines:
         trained = list(read_jsonl(inputs["train"]))
         near = nearest_rows([pair["request"] for pair in pairs], [row["request"] for row in trained], SHOTS)
-        asked, shots, plain = asked + pairs, shots_of(near, trained), plain_words(trained)
+        requests, shots, plain = requests + pairs, shots_of(near, trained), plain_words(trained)
         copied = [
             with_values_of(pair["request"], trained[rows[0]], plain) for pair, rows in zip(pairs, near, strict=True)
         ]
-        write_jsonl(files["nearest_row"], scored(copied, pairs))
-    rows = answered(model, tokenizer, prompt["system"], asked, [*[()] * alone, *shots], **lengths)
+        write_jsonl(files["nearest_row"], scored(task, copied, pairs))
+    rows = answered(task, model, tokenizer, prompt["system"], requests, [*[()] * alone, *shots], **lengths)
     answers, of_harmful = rows[: len(pairs)], rows[len(pairs) : alone]
     write_jsonl(files["answers"], answers)
     if asks_baselines:
         write_jsonl(files["few_shot"], rows[alone:])
     of_harmful = [{**row, "category": pair["category"]} for row, pair in zip(of_harmful, harmful, strict=True)]
     held_out = [row for row in answers if row["test"] != BENCHMARK]
-    summary = summarize(held_out) | refusals(held_out, of_harmful, harmful[0]["command"])
+    summary = task.summarize(held_out)
+    if harmful:
+        summary |= refusals(held_out, of_harmful, task.refusal())
     write_report(metrics, {**summary, "decoding": {"do_sample": False, **settings}, "prompt": prompt}, *files.values())
     kept.store()
     for name, some in by_test(answers).items():
         log.info("%s: exact %d of %d", name, sum(row["exact"] for row in some), len(some))
-    wrongly, refused = summary["refused_harmless"], summary["refused_harmful"]
-    log.info(
-        "refused: %d of %d for harm, %d of %d others", refused["count"], refused["n"], wrongly["count"], wrongly["n"]
-    )
+    if harmful:
+        wrongly, refused = summary["refused_harmless"], summary["refused_harmful"]
+        counts = (refused["count"], refused["n"], wrongly["count"], wrongly["n"])
+        log.info("refused: %d of %d for harm, %d of %d others", *counts)
 
 
 if __name__ == "__main__":
     with job(snakemake):
         main(
+            registry.of_job(snakemake.params.task),
             {name: path for name, path in snakemake.input.items() if isinstance(path, str)},
             dict(snakemake.output.items()),
             snakemake.params.prompt,
             snakemake.params.evaluation,
             snakemake.params.device["device"],
             snakemake.threads,
-            snakemake.params.code,
+            [snakemake.params.code, dict(snakemake.params.task)],
         )

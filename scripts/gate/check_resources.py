@@ -24,6 +24,7 @@ from scripts.common import disk
 from scripts.common.job import job
 from scripts.common.machine import host_memory
 from scripts.common.requests import SHOTS, nearest_rows, requests_of, shots_of
+from scripts.common.requests import asked as questions
 from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
 from scripts.gate.batch_times import batch_shapes, evaluation_seconds, longest_batch
 from scripts.gate.decision import Decision, StepDecision, chosen_gpu, decide_step, hours_of
@@ -282,8 +283,8 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     asked = requests_of(list(read_jsonl(inputs["test"])), tasks, answers)
     trained, harmful = list(read_jsonl(inputs["trained"])), list(read_jsonl(inputs["harmful"]))
     near = nearest_rows([row["request"] for row in asked], [row["request"] for row in trained], SHOTS)
-    pairs = [(row["request"], row["command"]) for row in (*asked, *harmful, *asked)]
-    shots = [*[()] * (len(pairs) - len(near)), *shots_of(near, trained)]
+    every = [*asked, *harmful, *asked]
+    pairs, shots = questions(every, [*[()] * (len(every) - len(near)), *shots_of(near, trained)])
     rows = [Row(*row) for row in encode_pairs(tokenizer, settings["prompt"]["system"], pairs, shots)]
     lengths = answers["batch_size"], answers["max_new_tokens"]
     evaluations = {"evaluation of base and tuned": Evaluation(config, settings["source"]["dtype"], rows, *lengths)}

@@ -22,8 +22,10 @@ from dryfit.common.files import (
 )
 from dryfit.common.terminal import log
 from scripts.common.job import job
+from scripts.documents.context import marked
 from scripts.documents.render import render
 from scripts.documents.traced_values import collect, dump_yaml, sourced
+from scripts.tasks.support import registry
 
 SPLITS = ("train", "validation", "test")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -44,7 +46,7 @@ def check(publish: Mapping[str, Any], comparison: Mapping[str, Any], verified: M
             failed.append(f"{metric} is not better than the base's by more than its interval")
     if tuned["exact"]["share"] < asked["least_exact"]:
         failed.append(f"{tuned['exact']['share']:.3f} of the answers are exact, asked for are {asked['least_exact']}")
-    if tuned["danger"]["share"] > asked["most_danger"]:
+    if "danger" in tuned and tuned["danger"]["share"] > asked["most_danger"]:
         failed.append(
             f"{tuned['danger']['share']:.3f} of the answers are dangerous, allowed are {asked['most_danger']}"
         )
@@ -139,7 +141,7 @@ def metadata(context: Mapping[str, Any]) -> dict[str, Any]:
     from huggingface_hub import DatasetCardData, ModelCardData
     from markupsafe import Markup
 
-    base, publish = context["base_model"], context["publish"]
+    base, publish, words = context["base_model"], context["publish"], context["words"]
     adapter = ModelCardData(
         base_model=base,
         datasets=[publish["dataset"]] if publish["dataset"] else None,
@@ -147,15 +149,15 @@ def metadata(context: Mapping[str, Any]) -> dict[str, Any]:
         library_name="peft",
         license=context["description"]["license"],
         pipeline_tag="text-generation",
-        tags=["bash", "shell", "command-line", "lora", "peft"],
+        tags=[*words["tags"], "lora", "peft"],
     ).to_dict()
     if base:
         adapter["base_model_relation"] = "adapter"
     dataset = DatasetCardData(
         language=["en"],
         license=sorted({licence.lower() for licence in context["acquire"]["licenses"]}),
-        pretty_name=f"{context['dataset']}: requests and Bash commands",
-        tags=["bash", "shell", "command-line"],
+        pretty_name=f"{context['dataset']}: {words['pairs']}",
+        tags=words["tags"],
         task_categories=["text-generation"],
         configs=[
             {
@@ -197,6 +199,9 @@ def main(
     splits = dict(zip(SPLITS, map(Path, inputs["splits"]), strict=True))
     context = {name: sourced(report, inputs[name]) for name, report in reports.items()}
     base = reports["description"]["source"]
+    task = registry.task(about["task"])
+    words = task.spoken()
+    context["words"] = {**marked(task.words()), **task.options.get("words", {})}
     context |= {"base_model": base.get("repository") or base.get("hub_id"), "publish": publish, **about}
     context |= metadata(context)
     wanted: dict[str, dict[str, Path]] = {}
@@ -214,7 +219,7 @@ def main(
             check_licences(reports["acquire"])
             licences = " AND ".join(reports["acquire"]["licenses"])
             described = {
-                "description": "Requests in English and Bash commands.",
+                "description": f"{words['dataset'][:1].upper()}{words['dataset'][1:]}.",
                 "license": licences,
                 "version": "1.0.0",
             }

@@ -12,10 +12,10 @@ from dryfit.common.files import read_json, write_jsonl, write_report
 from scripts.common import disk, outdated
 from scripts.common.made_from import Ledger, record
 from scripts.documents import terminal_summary
-from scripts.execution import sandbox
 from scripts.runs import check_configuration, run_scenarios
 from scripts.runs.job_paths import EXECUTION, JobPaths
 from scripts.runs.runs import Runs
+from scripts.tasks.support import registry
 
 ASK_WHAT_FITS = ("gate_memory", "check_resources")  # a laptop may ask them about another machine
 
@@ -70,8 +70,10 @@ def before_the_first(planned: Sequence[Job], done: Iterable[str], runs: Runs, on
                 settings = JobPaths.of(runs, job.names).settings
                 gpus = run_scenarios.gpus_of_training(settings) if job.rule == "train_adapter" else 1
                 device.refuse_missing(settings["training"]["device"], gpus)
-        if any(job.rule == "execute_answers" for job in planned):  # not found out after hours of training
-            sandbox.must_work()
+        for job in planned:
+            if job.rule == "execute_answers":  # not found out after hours of training
+                options = JobPaths.of(runs, job.names).settings["task"]
+                registry.task(options, "benchmark").must_execute()
     disk.refuse_full(planned_writes(planned, runs))
     documents = results_of(job for job in planned if "render_" in job.rule)
     outdated.before(results_of(planned), documents, done)

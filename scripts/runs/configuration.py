@@ -19,6 +19,8 @@ from dryfit.common.errors import UserError
 from dryfit.common.schema import allowed, coerced, validate, yaml_lines
 from dryfit.scenario import fields
 from scripts.common.code_digests import ROOT
+from scripts.tasks.support import registry
+from scripts.tasks.text import Task
 
 SCHEMA = ROOT / "config" / "schema.yaml"
 REFERENCE = ROOT / "config" / "README.md"
@@ -67,9 +69,44 @@ def check(config: dict) -> dict:
         Naming the key, the value found, what is allowed, and the line to write.
     """
     validate(config, read_schema())
-    if wrong := list(_contradictions(config)):
+    config = {**config, "task": registry.checked(config["task"])}
+    task = registry.task(config["task"])
+    if wrong := [*_of_task(config, task), *_contradictions(config)]:
         raise UserError.several(wrong)
-    return coerced(config, read_schema())
+    return coerced({**config, "prompt": {"system": config["prompt"]["system"] or task.system}}, read_schema())
+
+
+def _of_task(config: dict, task: Task) -> Iterator[UserError]:
+    """What the task of a configuration has no place for."""
+    dataset = config["dataset"]
+    for key in ("sources", "external_test", "test"):
+        for entry in dataset[key]:
+            if entry["type"] not in ("files", "hub", *task.source_types):
+                yield UserError(
+                    f"The task {task.name} has no source of type {entry['type']}.",
+                    where=f"dataset.{key} in the configuration",
+                    found=entry["type"],
+                    allowed=", ".join(("files", "hub", *task.source_types)),
+                    write="dataset:\n  sources: [{type: files, license: unknown, paths: [data/pairs.jsonl]}]",
+                )
+    benchmark = dataset["benchmark"]
+    if benchmark is None:
+        return
+    if ("path" in benchmark) == ("requirement" in benchmark) or ("requirement" in benchmark and not task.executes):
+        yield UserError(
+            "A benchmark is a file of yours" + (", or a package" if task.executes else "") + ".",
+            where="dataset.benchmark in the configuration",
+            found=benchmark,
+            allowed="path" + (", or requirement and sha256" if task.executes else ""),
+            write="dataset:\n  benchmark: {path: data/benchmark.jsonl, license: unknown, requests: null}",
+        )
+    elif "path" in benchmark and not Path(benchmark["path"]).is_file():
+        yield UserError(
+            "The file of the benchmark isn't there.",
+            where="dataset.benchmark.path in the configuration",
+            found=benchmark["path"],
+            allowed="JSON lines, JSON, CSV or Parquet, relative to the working directory",
+        )
 
 
 def _defaults() -> dict[str, Any]:
@@ -112,7 +149,7 @@ def _contradictions(config: dict) -> Iterator[UserError]:
             where="dataset.sources in the configuration",
             allowed="one of them",
         )
-    for key in ("sources", "external_test"):
+    for key in ("sources", "external_test", "test"):
         for entry in config["dataset"][key]:
             needed, possible = DATASET_KEYS[entry["type"]]
             known = ["type", "license", "attribution", *needed, *possible]
@@ -135,7 +172,7 @@ def _contradictions(config: dict) -> Iterator[UserError]:
                     allowed="paths without { and }: rename the file, or link to it under another name",
                     write=f"paths: [{re.sub('[{}]', '', path)}]",
                 )
-    if config["evaluation"]["execution"] != "none" and config["dataset"]["benchmark"] is None:
+    if config["evaluation"]["execution"] != "none" and not can_execute(config):
         yield nothing_to_execute()
     publish = config["publish"]
     if publish["adapter"] and publish["adapter"] == publish["merged"]:
@@ -183,6 +220,18 @@ def _whose(source: Mapping[str, Any]) -> str:
     key = {"wheel": "hub_id", "hub": "repository", "folder": "path"}[source["type"]]
     name = str(source.get(key, ""))
     return Path(name).name if source["type"] == "folder" else name
+
+
+def can_execute(config: Mapping[str, Any]) -> bool:
+    """Whether there is a benchmark whose answers can be run: a package of the task's, with file systems."""
+    return "requirement" in (config["dataset"]["benchmark"] or {})
+
+
+def benchmark_source(config: Mapping[str, Any], *keys: str) -> dict | None:
+    """What to read a benchmark from, or None without one."""
+    keys = keys or ("requirement", "sha256", "path", "format", "columns")
+    benchmark = config["dataset"]["benchmark"]
+    return benchmark and {key: benchmark[key] for key in keys if key in benchmark}
 
 
 def nothing_to_execute() -> UserError:

@@ -16,6 +16,7 @@ from scripts.common import code_digests, contents
 from scripts.runs import check_configuration, cluster, configuration, run_scenarios
 from scripts.runs.job_paths import JobPaths
 from scripts.runs.runs import Runs
+from scripts.tasks.support import own, registry
 
 
 def exit_on_user_error(function: Callable, *arguments: Any, **named: Any) -> Any:
@@ -102,6 +103,19 @@ class JobFunctions:
             for name in names:
                 chosen = chosen[name]
             return chosen
+
+        return self.from_settings(pick)
+
+    def task_part(self, part: str) -> Callable:
+        """The same for a part of the task: its options, and digests of its code and of a user's own functions."""
+        return self.from_settings(lambda settings: registry.for_job(settings["task"], part))
+
+    def own_metrics(self) -> Callable:
+        """The same for the scores where some of them are a user's own functions; else None."""
+
+        def pick(settings: Mapping[str, Any]) -> dict | None:
+            param = registry.for_job(settings["task"], "scores")
+            return param if any(map(own.is_own, param["options"].get("metrics", ()))) else None
 
         return self.from_settings(pick)
 

@@ -17,6 +17,7 @@ from scripts.common import contents
 from scripts.common.code_digests import ROOT
 from scripts.runs import configuration, run_scenarios
 from scripts.runs.runs import Runs
+from scripts.tasks.support import registry
 
 # Names of folders, never paths. The rank ends a run's name, so results/dataset/... can never be taken for a run.
 FOLDER_NAME = r"[a-z0-9][a-z0-9._-]*"
@@ -91,8 +92,19 @@ class JobPaths:
     def source_files(self) -> list[str]:
         """Data files, so that a changed one reruns; the script explains a missing one."""
         dataset = self.settings["dataset"]
-        given = [path for source in dataset["sources"] + dataset["external_test"] for path in source.get("paths", [])]
-        return project_files("config/datasets/embedded/*.yaml") + [path for path in given if os.path.exists(path)]
+        sources = dataset["sources"] + dataset["external_test"] + dataset["test"]
+        given = [path for source in sources for path in source.get("paths", [])]
+        return self.policy("sources") + [path for path in given if os.path.exists(path)]
+
+    def policy(self, part: str = "screening") -> list[str]:
+        """The project's files that a part of the task reads, so that an edited one reruns."""
+        patterns = registry.task(self.settings["task"]).project_files.get(part, ())
+        return [path for pattern in patterns for path in project_files(pattern)]
+
+    def benchmark_file(self) -> list[str]:
+        """A benchmark's own file; none where it comes as a package."""
+        path = self.settings["dataset"]["benchmark"].get("path")
+        return [path] if path and os.path.exists(path) else []
 
     def examples(self) -> dict[str, Any]:
         """The pairs of a package, where a source of the configuration names one."""
@@ -197,7 +209,7 @@ class JobPaths:
         UserError
             If the configuration has no benchmark: held-out requests have no file system to run in.
         """
-        if self.settings["dataset"]["benchmark"] is None:
+        if not configuration.can_execute(self.settings):
             raise configuration.nothing_to_execute()
         return self.fill(EXECUTION)[0]
 
@@ -210,7 +222,7 @@ class JobPaths:
         if asked or self.settings["evaluation"]["execution"] != "none":
             return self.executed()
         kept = self.fill(EXECUTION)[0]
-        return kept if self.settings["dataset"]["benchmark"] and os.path.exists(prefixed(kept)) else []
+        return kept if configuration.can_execute(self.settings) and os.path.exists(prefixed(kept)) else []
 
     def more_evaluations(self, asked: bool, prefixed: Callable[[str], str] = str) -> list[str]:
         """What judged the run's answers beside their text."""

@@ -145,7 +145,7 @@ def _shared(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     dataset, model = settings["dataset"]["name"], settings["model"]["name"]
     profile = {key: value for key, value in settings["memory"].items() if key != "gate"}
     return {
-        f"results/dataset/{dataset}": {"dataset": settings["dataset"]},
+        f"results/dataset/{dataset}": {"dataset": settings["dataset"], "task": settings["task"]},
         f"results/models/{model}": {"model": settings["model"]},
         f"results/dataset/{dataset}/encoded/{model}": {"prompt": settings["prompt"]},
         f"results/evaluation/{dataset}/{model}": {

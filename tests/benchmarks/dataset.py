@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from dryfit.common.terminal import command
+from tests.task_parts import shell
 
 STEPS = ("acquire", "clean", "screen", "split", "check", "encode")
 
@@ -35,28 +36,28 @@ def run_step(step: str, folder: Path, pairs: int, model: str | None) -> None:
             pairs="raw.jsonl", external="external.jsonl", rejected="raw.rejected.jsonl", report="acquire.json"
         )
         source = {"type": "embedded", "license": "Apache-2.0", "seed": 42, "pairs": pairs}
-        acquire.main([source], [], types.SimpleNamespace(**outputs))
+        acquire.main(shell("sources"), [source], [], types.SimpleNamespace(**outputs))
     elif step == "clean":
         from scripts.dataset import clean
 
         outputs = paths(pairs="clean.jsonl", rejected="clean.rejected.jsonl", report="clean.json")
-        clean.main(paths("acquire", pairs="raw.jsonl"), outputs, {"near_duplicates": 0.9})
+        clean.main(shell("cleaning"), paths("acquire", pairs="raw.jsonl"), outputs, {"near_duplicates": 0.9})
     elif step == "screen":
         from scripts.dataset import screen_dataset
 
         outputs = paths(pairs="safe.jsonl", rejected="safe.rejected.jsonl", report="screen.json")
-        screen_dataset.main(paths("clean", pairs="clean.jsonl"), outputs)
+        screen_dataset.main(shell("screening"), paths("clean", pairs="clean.jsonl"), outputs)
     elif step == "split":
         from scripts.dataset import split
 
         inputs = paths("screen", "acquire", pairs="safe.jsonl", external="external.jsonl")
         outputs = splits | paths(rejected="split.rejected.jsonl", report="split.json")
-        split.main(inputs, outputs, {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42})
+        split.main(shell("splitting"), inputs, outputs, {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42})
     elif step == "check":
         from scripts.dataset import check_splits
 
         inputs = paths("acquire", "clean", "screen", "split", safe="safe.jsonl", rejected="split.rejected.jsonl")
-        check_splits.main(splits | inputs, str(folder / "check.json"))
+        check_splits.main(shell("splitting"), splits | inputs, str(folder / "check.json"))
     else:
         from scripts.dataset import encode
 

@@ -20,9 +20,9 @@ import yaml
 
 from scripts.common.code_digests import ROOT
 from scripts.common.wheels import download_wheel
-from scripts.execution.judge import Reference, decidable, judge
-from scripts.execution.sandbox import Sandbox
-from scripts.execution.tasks import read_wheel
+from scripts.tasks.shell.execution.judge import Reference, decidable, judge
+from scripts.tasks.shell.execution.sandbox import Sandbox
+from scripts.tasks.shell.execution.tasks import read_wheel
 
 WORKERS = 2
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import command as command_line
-from scripts.screen.policy import screen
+from scripts.tasks.shell.screen.policy import screen
 
 Row = tuple[str, bool, str]  # group, whether it has to be refused, command
 

@@ -16,6 +16,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.task_parts import shell
+
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED, FIGURE = ROOT / "docs" / "training-minutes.csv", ROOT / "docs" / "images" / "training-minutes.png"
 COLUMNS = ("run", "steps", "rows_seen", "train_cpu_seconds", "loss", "right", "program", "refused", "intents")
@@ -53,11 +55,11 @@ def executed(model: Any, tokenizer: Any, system: str, benchmark: Path) -> dict[s
     """Right among the benchmark's decidable tasks."""
     from dryfit.common.files import read_json, read_jsonl
     from scripts.evaluation.evaluate import answered
-    from scripts.evaluation.execute import execute
-    from scripts.execution.sandbox import State
+    from scripts.tasks.shell.execution.execute import execute
+    from scripts.tasks.shell.execution.sandbox import State
 
     tasks = list(read_jsonl(benchmark / "tasks.jsonl"))
-    rows = answered(model, tokenizer, system, tasks, max_new_tokens=40, batch_size=256)
+    rows = answered(shell("scores"), model, tokenizer, system, tasks, max_new_tokens=40, batch_size=256)
     states = {name: State(**state) for name, state in read_json(benchmark / "states.json").items()}
     tuned = execute(tasks, states, {"base": rows, "tuned": rows}, 2)[1]["tuned"]
     return {"executed_right": tuned["count"], "executed": tuned["n"]}
@@ -68,8 +70,8 @@ def measure(results: Path, chosen: dict, states: list[Path], rows: list[dict], e
     import torch
 
     from dryfit.step.quantized import without_noise
-    from scripts.dataset.embedded import read_refusals
     from scripts.evaluation.evaluate import answered
+    from scripts.tasks.shell.embedded import read_refusals
 
     model, tokenizer = load(results, chosen)
     run, system, refusal = chosen["run"]["name"], chosen["prompt"]["system"], read_refusals().line
@@ -83,7 +85,7 @@ def measure(results: Path, chosen: dict, states: list[Path], rows: list[dict], e
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
                     parameter.copy_(saved[name])
-            said = answered(model, tokenizer, system, rows, max_new_tokens=40, batch_size=256)
+            said = answered(shell("scores"), model, tokenizer, system, rows, max_new_tokens=40, batch_size=256)
             score = executed(model, tokenizer, system, benchmark) if execute else {}
         seen = {"run": run, "steps": steps, "rows_seen": steps * chosen["training"]["rows_per_step"]}
         right = {

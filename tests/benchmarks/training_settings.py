@@ -25,6 +25,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.task_parts import shell
+
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED, FIGURE = ROOT / "docs" / "training-settings.csv", ROOT / "docs" / "images" / "training.png"
 RESULTS = ("loss_intents", "loss_examples", "right_intents", "right_examples", "refused", "wrongly_refused")
@@ -99,11 +101,15 @@ def read_sets(dataset: Path, encoded: Path) -> Sets:
 
 def answers(model: Any, tokenizer: Any, chosen: dict, sets: Sets) -> dict[str, int]:
     """Right answers (in shfmt's form) and refusals on the validation sets."""
-    from scripts.dataset.embedded import read_refusals
     from scripts.evaluation.evaluate import answered
+    from scripts.tasks.shell.embedded import read_refusals
 
     pairs = [pair for of_kind in sets.pairs.values() for pair in of_kind]
-    said = iter(answered(model, tokenizer, chosen["prompt"]["system"], pairs, max_new_tokens=40, batch_size=400))
+    said = iter(
+        answered(
+            shell("scores"), model, tokenizer, chosen["prompt"]["system"], pairs, max_new_tokens=40, batch_size=400
+        )
+    )
     by_kind = {kind: [next(said) for _ in of_kind] for kind, of_kind in sets.pairs.items()}
     line = read_refusals().line
     right = {f"right_{kind}": sum(row["exact_canonical"] for row in by_kind[kind]) for kind in KINDS if kind in by_kind}
@@ -180,7 +186,7 @@ def measure(results: Path, settings: Settings, seed: int) -> list[dict]:
 
 def grammar_intents() -> int:
     """How many intents today's grammar has."""
-    from scripts.dataset.embedded import read_grammar
+    from scripts.tasks.shell.embedded import read_grammar
 
     return len(read_grammar().intents)
 

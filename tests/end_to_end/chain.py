@@ -23,10 +23,10 @@ CONFIGURATION = ROOT / "tests" / "config" / "tiny.yaml"
 SETTINGS = yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8"))
 RUN = f"results/{SETTINGS['run']['name']}-r{SETTINGS['lora']['rank']}"
 NOTHING = "Nothing to be done"
-# What traces and plans cost grows with the layers; two are enough of the models whose memory is profiled.
-PROFILED, LAYERS = ("qwen2.5-coder-0.5b", "qwen2.5-coder-7b"), 2
+# What traces and plans cost grows with the layers; one is enough of the models whose memory is profiled.
+PROFILED, LAYERS = ("qwen2.5-coder-0.5b", "qwen2.5-coder-7b"), 1
 GGUF = "results/models/smollm2-135m-instruct/source/model.gguf"
-TRAINED_LAYERS = 4  # of the 30 of the model that is trained; tests/conda trains all of them
+TRAINED_LAYERS = 1  # of the 30 of the model that is trained; tests/conda trains all of them
 
 
 @cache

@@ -12,8 +12,6 @@ from dryfit.common.files import sha256_file
 from tests.end_to_end import chain
 from tests.end_to_end.chain import RUN, read
 
-pytestmark = pytest.mark.end_to_end
-
 
 def test_every_job_left_its_outputs_and_a_log(finished: tuple[Path, str]) -> None:
     folder, output = finished
@@ -110,6 +108,9 @@ def test_the_disk_was_computed_to_a_hundredth(finished: tuple[Path, str]) -> Non
     files = [path for path in (folder / RUN).rglob("*") if path.is_file()]
     written = sum(path.stat().st_size for path in files if "kept" not in path.parts)
     adapter = (folder / RUN / "adapter" / "adapter_model.safetensors").stat().st_size
-    assert needed + adapter == pytest.approx(written, rel=0.01)
+    # Of the documents there is a bound; weights and tokenizer are what they are computed as.
+    assert 0 <= needed + adapter - written < needed_by["evaluation and documents"]["needs_bytes"]
+    merged = sum(path.stat().st_size for path in (folder / RUN / "merged").iterdir())
+    assert needed_by["merged model"]["needs_bytes"] == pytest.approx(merged, rel=0.01)
     # What training takes at most: two checkpoints, each with two states for a weight of the adapter.
     assert needed_by["training"]["needs_bytes"] == pytest.approx(6 * adapter, rel=0.02)

@@ -11,7 +11,7 @@ import pytest
 from tests.end_to_end import chain
 from tests.warm import launchers
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = pytest.mark.thorough
 
 
 def test_an_edited_value_is_noticed_by_whoever_reads_it(finished: tuple[Path, str], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.browser import errors, needs_browser, opened
 from tests.end_to_end import chain
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = pytest.mark.thorough
 
 # Of each result that is an image: its width once it is decoded, 0 when it can't be.
 WIDTHS = """

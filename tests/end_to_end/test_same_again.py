@@ -11,7 +11,7 @@ import pytest
 from tests.end_to_end import chain
 from tests.end_to_end.chain import RUN
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = pytest.mark.thorough
 
 
 def test_the_same_configuration_gives_the_same_adapter_and_card(finished: tuple[Path, str], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 from tests.browser import errors, needs_browser, opened
 from tests.end_to_end import chain
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = pytest.mark.thorough
 
 OLD, NEW = chain.SETTINGS["lora"]["rank"], 2
 SWEEP = f"results/{chain.SETTINGS['run']['name']}-sweep"

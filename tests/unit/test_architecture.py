@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -46,8 +48,11 @@ WITHOUT_TORCH = (
     "dryfit/cards",
     "dryfit/evidence",
     "dryfit/analytic",
-    "scripts/screen",
-    "scripts/execution",
+    "scripts/tasks",
+    "scripts/tasks/support",
+    "scripts/tasks/shell",
+    "scripts/tasks/shell/screen",
+    "scripts/tasks/shell/execution",
     "scripts/dataset",
     "scripts/documents",
     "scripts/provenance",
@@ -75,10 +80,14 @@ def module_file(name: str) -> Path | None:
     return path / "__init__.py" if (path / "__init__.py").is_file() else None
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(path: Path, *, top: bool = False) -> Iterator[str]:
     """Dotted names that a module imports, anywhere in it or at its top alone."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in tree.body if top else ast.walk(tree):
+    for node in tree_of(path).body if top else ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -96,56 +105,54 @@ def project_files(path: Path) -> set[Path]:
     return found
 
 
+@pytest.fixture(scope="module")
+def graph() -> dict[Path, set[Path]]:
+    """Each module, and the files of the project that it imports."""
+    return {path: project_files(path) for path in MODULES}
+
+
 def test_every_folder_has_a_row() -> None:
     folders = {path.parent.relative_to(ROOT).as_posix() for path in MODULES} - {"dryfit"}  # its public face
     assert folders == set(ROOMS), "docs/architecture.md lists a room that isn't there, or lacks one"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_imports_keep_to_the_page(path: Path) -> None:
-    room = room_of(path)
-    for file in project_files(path):
-        place = file.relative_to(ROOT).as_posix()
-        allowed = room is None or room_of(file) == room or room_of(file) in ROOMS[room]
-        assert allowed, f"{path.relative_to(ROOT)} imports {place}; docs/architecture.md doesn't let {room} do so"
+def test_imports_keep_to_the_page(graph) -> None:
+    beyond = [
+        f"{path.relative_to(ROOT)} imports {file.relative_to(ROOT)}; docs/architecture.md doesn't let {room} do so"
+        for path, files in graph.items()
+        for file in files
+        if (room := room_of(path)) and room_of(file) not in {room, *ROOMS[room]}
+    ]
+    assert not beyond, "\n".join(beyond)
 
 
-def test_the_library_knows_nothing_of_the_pipeline() -> None:
-    for path in MODULES:
-        below = {file.relative_to(ROOT).parts[0] for file in project_files(path)}
+def test_the_library_knows_nothing_of_the_pipeline(graph) -> None:
+    for path, files in graph.items():
+        below = {file.relative_to(ROOT).parts[0] for file in files}
         house = path.relative_to(ROOT).parts[0]
         assert house == "validation" or "validation" not in below, path
         assert house != "dryfit" or below <= {"dryfit"}, path
 
 
-@pytest.mark.parametrize("room", sorted(room for room in ROOMS if room.startswith("scripts/")))
-def test_tests_of_a_pipelines_room_use_of_the_library_what_the_room_may_use(room: str) -> None:
+def test_tests_of_a_pipelines_room_use_of_the_library_what_the_room_may_use() -> None:
     """So a test of the pipeline does not look into the engine behind the library's back."""
-    for path in (ROOT / "tests" / "unit" / room.removeprefix("scripts/")).glob("*.py"):
-        files = (module_file(name) or module_file(name.rpartition(".")[0]) for name in imported(path))
-        used = {room_of(file) for file in files if file and file.is_relative_to(ROOT / "dryfit")}
-        beyond = used - ROOMS[room] - BESIDE_THE_ROOM.get(path.name, set())
-        assert not beyond, f"{path.relative_to(ROOT)} imports {beyond}; docs/architecture.md doesn't let {room} do so"
+    for room in (room for room in ROOMS if room.startswith("scripts/")):
+        for path in (ROOT / "tests" / "unit" / room.removeprefix("scripts/")).glob("*.py"):
+            files = (module_file(name) or module_file(name.rpartition(".")[0]) for name in imported(path))
+            used = {room_of(file) for file in files if file and file.is_relative_to(ROOT / "dryfit")}
+            beyond = used - ROOMS[room] - BESIDE_THE_ROOM.get(path.name, set())
+            assert not beyond, f"{path.relative_to(ROOT)} imports {beyond}; the page doesn't let {room} do so"
 
 
-def test_no_circle() -> None:
-    below = {path: project_files(path) for path in MODULES}
-    done: set[Path] = set()
+def test_no_circle(graph) -> None:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(str(path.relative_to(ROOT)) for path in error.args[1]))
 
-    def visit(path: Path, above: tuple[Path, ...]) -> None:
-        assert path not in above, " -> ".join(item.name for item in (*above, path))
-        if path not in done:
-            for other in below.get(path, ()):
-                visit(other, (*above, path))
-            done.add(path)
 
+def test_light_rooms_import_nothing_heavy_at_their_top() -> None:
     for path in MODULES:
-        visit(path, ())
-
-
-@pytest.mark.parametrize("room", WITHOUT_TORCH)
-def test_light_rooms_import_nothing_heavy_at_their_top(room: str) -> None:
-    for path in MODULES:
-        if room_of(path) == room and path.name not in OF_A_LIBRARY:
+        if room_of(path) in WITHOUT_TORCH and path.name not in OF_A_LIBRARY:
             heavy = {name.partition(".")[0] for name in imported(path, top=True)} & HEAVY
             assert not heavy, f"{path.relative_to(ROOT)} imports {heavy} when it is loaded"

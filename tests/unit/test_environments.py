@@ -129,6 +129,7 @@ def test_script_can_stand_behind_snakemakes_preamble(script: Path) -> None:
     assert "from __future__" not in script.read_text(encoding="utf-8")
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("rule", sorted(rules()))
 def test_environment_has_what_the_rule_imports(rule: str) -> None:
     conda, script = rules()[rule]
@@ -144,6 +145,7 @@ def test_no_rule_has_a_larger_environment_than_it_needs() -> None:
         assert "light.yaml" not in enough or conda.name == "light.yaml", f"{rule} needs no more than light.yaml"
 
 
+@pytest.mark.thorough
 def test_requirements_hold_nothing_that_nobody_imports() -> None:
     files = [path for folder in ("scripts", "tests") for path in (ROOT / folder).rglob("*.py")]
     imported = distributions(frozenset().union(*(imported_packages(path) for path in files)))

@@ -116,6 +116,7 @@ def test_the_catalog_entry_says_how_it_is_used() -> None:
     assert entry["usage"]["report"] is True
 
 
+@pytest.mark.thorough
 def test_the_wheel_answers_beside_a_project_with_folders_of_the_same_names(tmp_path: Path) -> None:
     """Built as `pip wheel .` builds it, and asked in a project that has its own `scripts/` and `config/`."""
     source, wheels, place, project = (tmp_path / name for name in ("source", "wheels", "installed", "project"))

@@ -242,6 +242,7 @@ def test_every_private_name_in_use_is_listed_here() -> None:
     assert not unlisted, f"add to RELIED_ON what these belong to: {unlisted}"
 
 
+@pytest.mark.thorough
 def test_no_name_is_listed_that_nobody_uses() -> None:
     private = {part for part in PARTS if re.match(r"_[A-Za-z]", part)}
     text = "\n".join(path.read_text(encoding="utf-8") for house in HOUSES for path in (ROOT / house).rglob("*.py"))

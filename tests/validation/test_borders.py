@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 from itertools import islice
 
+import pytest
+
 from dryfit.cards.gpus import find
 from dryfit.planner.largest_fit import Border, Borders
 from tests.dryfit.decoders import LLAMA_3_LAYERS
@@ -13,6 +15,7 @@ from validation.borders import cells, judged, text
 CARD = replace(find({"vram_gib": 1}), name="small", total_bytes=find({"vram_gib": 1}).context_bytes + 90 * 2**20)
 
 
+@pytest.mark.thorough
 def test_drawn_borders_fit_by_their_own_trace_and_what_is_next_does_not() -> None:
     drawn = list(islice(cells(3, [LLAMA_3_LAYERS], [CARD]), 12))
     assert drawn[0] == next(cells(3, [LLAMA_3_LAYERS], [CARD]))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from dryfit.evidence.measured import published
 from validation import evidence
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
 
 
+@pytest.mark.thorough
 def test_the_librarys_table_is_made_of_the_measurements() -> None:
     made, kept = [step.cells() for step in evidence.table()], [step.cells() for step in published()]
     assert kept == made, "python -m validation.evidence --write"

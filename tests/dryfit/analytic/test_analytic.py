@@ -196,6 +196,7 @@ def test_lengths_are_rounded_up_as_kernels_do() -> None:
     assert [symbols[name] for name in ("s", "s8", "s32", "s128")] == [1030, 1032, 1056, 1152]
 
 
+@pytest.mark.thorough
 def test_needs_no_torch() -> None:
     code = (
         "import sys; from dryfit.scenario.scenario import Scenario;"
@@ -345,6 +346,7 @@ ALIKE = [
 ]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("kind", "fields"), ALIKE, ids=[f"{k}-{'-'.join(map(str, f.values()))}" for k, f in ALIKE])
 def test_trace_within_three_per_cent(kind, fields) -> None:
     from dryfit.tracing.trace import trace
@@ -361,6 +363,7 @@ def test_expandable_segments_leave_no_rests_in_blocks() -> None:
     assert rough == pytest.approx(peak(grown), rel=0.01)
 
 
+@pytest.mark.thorough
 def test_a_pack_brings_positions_and_a_mask_of_the_queries_dtype() -> None:
     """Compared alone: of a step's peak they are little."""
     from dryfit.tracing.trace import trace
@@ -384,6 +387,7 @@ def test_trace_of_an_older_card_within_three_per_cent() -> None:
     assert analytic_estimate(scenario, capability=(7, 5))["peak_allocated_bytes"] == pytest.approx(traced, rel=0.03)
 
 
+@pytest.mark.thorough
 def test_target_model_within_three_per_cent() -> None:
     from dryfit.tracing.trace import trace
 
@@ -425,6 +429,7 @@ def test_each_tensor_of_fused_adamw_has_a_step_counter() -> None:
     assert estimated - traced == 27 * (512 - 4)
 
 
+@pytest.mark.thorough
 def test_cublaslt_has_a_workspace_for_autograds_thread_where_it_recomputes() -> None:
     from dryfit.tracing.trace import trace
 

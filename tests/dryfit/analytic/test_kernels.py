@@ -9,6 +9,7 @@ from dryfit.cards.gpus import catalogue
 from dryfit.scenario.scenario import Scenario
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("fields", [{"precision": "fp16"}, {"attention": "eager", "loss": "chunked"}], ids=str)
 def test_where_kernels_are_the_same_estimates_are(fields) -> None:
     scenario = Scenario.from_mapping({"model": "mistral-7b-v0.1", **fields})

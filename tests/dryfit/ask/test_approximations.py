@@ -59,6 +59,7 @@ def rows() -> list[dict]:
     return [{**draw.choice(some[0]), **draw.choice(some[1])} for _ in range(150)]
 
 
+@pytest.mark.thorough
 def test_the_order_of_the_rows_does_not_matter() -> None:
     draw = random.Random(1)
     for row in rows():

@@ -23,18 +23,6 @@ MODELS = ("qwen2.5-coder-7b", "qwen3-8b", "llama-3.1-8b", "mistral-7b-v0.3", "ge
           "smollm2-135m", "qwen2.5-coder-0.5b", "qwen3-0.6b", "llama-3.2-1b")  # fmt: skip
 CARDS = ("t4", "4090", "a100-80gb")
 NO_FILE = {("torchtune", "smollm2-135m")}  # torchtune builds no Llama whose embeddings are its head
-TINY = {
-    "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1000,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": False,
-}  # fmt: skip
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> str:
-    path = tmp_path / "tiny" / "config.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps(TINY), encoding="utf-8")
-    return str(path.parent)
 
 
 def goal(model: str, tool: str, **options):
@@ -56,6 +44,7 @@ def test_the_tools_of_the_command_are_those_that_have_a_writer() -> None:
     assert tuple(writers()) == FILES
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("tool", LIBRARY)
 def test_each_way_of_each_file_is_read_as_it_is_meant(tool: str, tmp_path: Path) -> None:
     """Ten models and three cards; each way of the first model, then one of each other."""
@@ -82,6 +71,7 @@ def test_each_way_of_each_file_is_read_as_it_is_meant(tool: str, tmp_path: Path)
                 assert half in (step.autocast, step.autocast_precision)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("tool", "model", "card"),
     [
@@ -104,6 +94,7 @@ def test_the_written_file_has_the_same_step_and_verdict(tool: str, model: str, c
     assert {name: answer[name] for name in same} == {name: found.best.answer[name] for name in same}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("tool", LIBRARY)
 def test_the_file_that_is_printed_has_the_verdict_that_is_printed(tool: str, model: str, tmp_path, capsys) -> None:
     path = tmp_path / f"written-{writers()[tool]['file']}"
@@ -118,12 +109,14 @@ def test_the_file_that_is_printed_has_the_verdict_that_is_printed(tool: str, mod
         main([*words, "--output", str(path)])
 
 
+@pytest.mark.thorough
 def test_nothing_fits_is_the_nearest_with_what_is_missing(model: str, capsys) -> None:
     assert main(["config", model, "--gpu", "0.5GiB", "-s", "4096", "-b", "16", "--for", "trl", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["answer"]["fits"] is not True and found["text"].startswith("# DOES NOT FIT: ")
 
 
+@pytest.mark.thorough
 def test_ways_are_ranked_by_time_where_the_cards_speed_is_known(model: str) -> None:
     chosen = goal(model, "axolotl", gpu="a100-80gb", method="lora")
     found = configure(chosen)

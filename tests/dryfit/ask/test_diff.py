@@ -69,6 +69,7 @@ def test_a_diff_says_what_each_setting_and_each_component_adds(repository, capsy
     assert found["after"]["evidence"]["text"]
 
 
+@pytest.mark.thorough
 def test_the_exit_status_follows_the_rule(repository, capsys) -> None:
     words = ("main~1", "main", "--file", "configs/train.yml")
     assert answered(capsys, *words)[0] == 0  # no GPU is named
@@ -80,6 +81,7 @@ def test_the_exit_status_follows_the_rule(repository, capsys) -> None:
     assert status == 0 and "fits now" in out and " less " in out
 
 
+@pytest.mark.thorough
 def test_a_card_that_only_the_later_version_names_is_no_change_of_the_verdict(repository, capsys) -> None:
     step = {"model": "./small.json", "method": "lora", "sequence_length": 256}
     commit("configs/step.yml", step)
@@ -91,6 +93,7 @@ def test_a_card_that_only_the_later_version_names_is_no_change_of_the_verdict(re
     assert ": it does not fit on" in out and "fit, as before" not in out and "no longer" not in out
 
 
+@pytest.mark.thorough
 def test_the_working_tree_is_compared_without_a_head_and_nothing_changed_is_said(repository, capsys) -> None:
     status, out = answered(capsys, "main", "--file", "configs/train.yml")
     assert status == 0 and "takes as much as before" in out
@@ -98,6 +101,7 @@ def test_the_working_tree_is_compared_without_a_head_and_nothing_changed_is_said
     assert "1024 -> 2048" in answered(capsys, "main", "--file", "configs/train.yml")[1]
 
 
+@pytest.mark.thorough
 def test_a_model_that_changed_under_its_name_takes_what_it_takes(repository, capsys) -> None:
     model = json.loads(Path("configs/small.json").read_text())
     Path("configs/small.json").write_text(json.dumps(model | {"num_hidden_layers": 4}))
@@ -105,6 +109,7 @@ def test_a_model_that_changed_under_its_name_takes_what_it_takes(repository, cap
     assert found["settings"] == [] and found["more_bytes"] > 0
 
 
+@pytest.mark.thorough
 def test_a_comment_has_no_markdown_of_the_files_making(repository, capsys) -> None:
     commit("configs/own.yml", {"model": "small.json", "sequence_length": 256, "model_name": "x` | <img src=y>"})
     commit("configs/own.yml", {"model": "small.json", "sequence_length": 512, "model_name": "z` | <b>"})

@@ -23,6 +23,7 @@ def test_each_report_has_a_command_with_its_output() -> None:
         assert read(shlex.split(command)).question.scenario.model
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("number", [5, 6, 11, 19, 25])
 def test_what_is_shown_is_what_is_printed(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     command, output = SHOWN[number - 1]

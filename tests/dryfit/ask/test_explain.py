@@ -41,6 +41,7 @@ def test_layers_that_are_alike_are_one_line():
     assert any(".layers.*.mlp.down_proj" in row["module"] for row in rows)
 
 
+@pytest.mark.thorough
 def test_a_table_for_people_and_json_for_programs(tmp_path, capsys):
     (tmp_path / "model.json").write_text(json.dumps(DECODERS["qwen2"]))
     file = tmp_path / "scenario.yaml"

@@ -39,6 +39,7 @@ def test_a_wrong_call_is_refused_with_what_to_write(name: str, arguments: dict, 
     assert said in first["problem"] and (first["write"] or first["allowed"])
 
 
+@pytest.mark.thorough
 def test_an_answer_is_of_the_form_that_the_tool_states(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_LAYERS), encoding="utf-8")
     step = STEP | {"model": str(tmp_path)}

@@ -52,6 +52,7 @@ def kept(record: object) -> str:
     return "run.json"
 
 
+@pytest.mark.thorough
 def test_a_program_is_recorded_until_its_third_update_and_its_own_sitecustomize_still_runs(monkeypatch) -> None:
     Path("site").mkdir()
     Path("site/sitecustomize.py").write_text("open('custom', 'w').write('yes')")
@@ -63,6 +64,7 @@ def test_a_program_is_recorded_until_its_third_update_and_its_own_sitecustomize_
     assert record["device"] is None and record["versions"]["torch"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("updates", "status"), [(2, 7), (0, 0)])
 def test_a_run_that_ends_before_its_third_update_is_refused(updates: int, status: int) -> None:
     with pytest.raises(UserError, match=rf"ended after {updates} update") as caught:
@@ -70,6 +72,7 @@ def test_a_run_that_ends_before_its_third_update_is_refused(updates: int, status
     assert f"status was {status}" in str(caught.value) and Path("ended").exists()
 
 
+@pytest.mark.thorough
 def test_a_run_without_a_gpu_and_a_program_that_does_not_start_are_refused() -> None:
     with pytest.raises(UserError, match="used no GPU"):
         main(["measure", "smollm2-135m", "--", sys.executable, "train.py", "5", "0"])
@@ -95,6 +98,7 @@ def test_a_record_becomes_a_row_and_later_answers_name_it(own: Path, capsys) -> 
     assert row.id in json.loads(capsys.readouterr().out)["evidence"]["rows"]
 
 
+@pytest.mark.thorough
 def test_what_the_card_held_beside_the_allocator_is_counted_when_it_is_written(capsys) -> None:
     main(["compare", *STEP, "--measured", kept(RECORD)])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("write `gpu: "))
@@ -104,6 +108,7 @@ def test_what_the_card_held_beside_the_allocator_is_counted_when_it_is_written(c
     assert "has 15.23 GiB usable" in capsys.readouterr().out and "15.23 GiB are usable then" in line
 
 
+@pytest.mark.thorough
 def test_a_peak_that_was_larger_is_explained_and_fails(capsys) -> None:
     updates = [{**one, "allocated_bytes": 2 * one["allocated_bytes"]} for one in RECORD["updates"]]
     assert main(["compare", *STEP, "--measured", kept(RECORD | {"updates": updates})]) == 1

@@ -135,6 +135,7 @@ def test_what_was_assumed_is_said(answered) -> None:
     assert all(row["like"] is None and isinstance(row["warnings"], list) for row in answered[1])
 
 
+@pytest.mark.thorough
 def test_several_cards_are_all_of_them(tmp_path) -> None:
     path = write(tmp_path, "two", SMALL + "gpu: {name: rtx-3090, count: 2}\n")
     found = prediction.outcome(path)

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArgu
 from dryfit.ask.trainer import StopIfItWontFit, WontFit, question_of
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.model import build_model
-from tests.dryfit.ask.test_command import TINY
+from tests.dryfit.ask.conftest import TINY
 
 
 class Rows(Dataset):
@@ -47,6 +47,7 @@ def test_a_base_of_eight_bits_is_one_in_the_question(tmp_path: Path) -> None:
     assert scenario.method == "qlora" and scenario.quantization.type == "int8"
 
 
+@pytest.mark.thorough
 def test_a_step_that_fits_is_taken(tmp_path: Path) -> None:
     made, stop = trainer(tmp_path, "24GiB")
     made.train()
@@ -70,6 +71,7 @@ def test_a_training_goes_on_as_if_it_had_not_asked(tmp_path: Path) -> None:
     logging.set_verbosity_warning()
 
 
+@pytest.mark.thorough
 def test_a_step_that_does_not_fit_is_not_taken(tmp_path: Path) -> None:
     made, _ = trainer(tmp_path, "0.51GiB")
     with pytest.raises(WontFit, match="DOES NOT FIT: the step needs"):

@@ -70,6 +70,7 @@ def test_the_model_of_llama_factory_is_advised_under_its_own_key(tmp_path) -> No
     assert caught.value.write == "model_name_or_path: smollm2-135m"
 
 
+@pytest.mark.thorough
 def test_no_value_of_a_known_key_ends_in_a_traceback(tmp_path) -> None:
     values = ["many", -1, 0, 7.5, True, [], [1], ["a"], {}, {"stage": 5}, {"version": "abc"}, "", [[]], {"name": 3},
               10**30, float("nan"), "{bad"]  # fmt: skip
@@ -129,6 +130,7 @@ VISION = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_vision_model_without_images_says_what_the_answer_covers_and_mrope_loads(tmp_path, capsys) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(VISION), encoding="utf-8")

@@ -97,6 +97,7 @@ def scenario(version: str | None, **fields) -> Scenario:
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("version", ["0.42.0", "0.43.1"])
 def test_a_step_is_traced_to_the_byte(version):
     asked = scenario(version)

@@ -52,6 +52,7 @@ def top(events, *, expandable: bool) -> int:
     return replay(events, expandable_segments=expandable).peak_reserved_bytes
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("expandable", [False, True])
 @pytest.mark.parametrize("seed", range(12))
 def test_every_capacity_is_as_its_own_replay_says(seed, expandable):
@@ -80,6 +81,7 @@ def few_events(seed: int) -> list[tuple[int, int]]:
     return events
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("expandable", [False, True])
 def test_many_short_sequences_of_which_some_are_served_by_less_and_not_by_more(expandable):
     odd = 0
@@ -169,6 +171,7 @@ def test_a_size_that_is_asked_about_counts_between_two_steps_of_the_search():
     ]  # fmt: skip
 
 
+@pytest.mark.few(1)
 def test_long_histories_go_on_from_copies():
     draw, events, alive = random.Random(5), [], []
     for identity in range(1, 9000):

@@ -107,6 +107,7 @@ def decoder(family: str, how: str, checkpointing: bool):
     return model, optimizer, step, batch
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("build", "graphs"),
     [
@@ -128,6 +129,7 @@ def test_what_is_followed_is_what_runs(build, graphs):
     assert report.compiled["graphs"] == graphs and not report.compiled["skipped_frames"]
 
 
+@pytest.mark.thorough
 def test_phases_of_a_compiled_step_are_heard():
     """A compiled optimizer's step is no forward pass, though its hooks are not for Dynamo to see."""
     with on_meta("cpu"):
@@ -149,6 +151,7 @@ def test_a_graph_break_is_told_with_its_line():
     assert "a graph break" in told and "test_compiled_steps.py" in told and "in forward" in told
 
 
+@pytest.mark.thorough
 def test_a_frame_that_dynamo_skips_is_told():
     """A break in a loop can't be resumed: the whole frame runs without the compiler."""
 
@@ -291,6 +294,7 @@ def test_who_wins_the_benchmarks_of_max_autotune_is_told():
     assert peaks[None] == peaks[False] > peaks[True]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune-no-cudagraphs"])
 def test_what_decides_on_the_gpu_is_refused_by_name(mode):
     with on_meta("cpu"):
@@ -328,6 +332,7 @@ def test_a_gradient_beside_what_is_compiled_is_written_in_place_as_ever():
     assert following.peak_allocated_bytes == eager.peak_allocated_bytes == beside.peak_allocated_bytes
 
 
+@pytest.mark.thorough
 def test_an_eager_step_is_as_before_once_a_compiled_one_was_followed():
     def eager():
         with on_meta("cpu"):
@@ -529,6 +534,7 @@ def test_a_stand_in_in_python_is_compiled_as_its_package_would_be():
     assert "FlashAttention-3" in said
 
 
+@pytest.mark.thorough
 def test_a_layer_divided_on_a_mesh_allocates_what_it_does_when_it_runs():
     """Compiled DTensors: in a group of one real process and one that is not there, and in the simulated group."""
     from torch import distributed

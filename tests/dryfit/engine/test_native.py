@@ -50,6 +50,7 @@ def outcome(state, events, marks, capacity, *, grow):
     return found, trail, state.risen, state.capacity
 
 
+@pytest.mark.few(12)
 @needs_compiler
 @pytest.mark.parametrize("expandable", [False, True])
 @pytest.mark.parametrize("seed", range(25))
@@ -159,6 +160,7 @@ def test_without_a_compiler_python_replays_and_says_so_once(tmp_path):
     assert answer(tmp_path, PATH=str(tmp_path)) == (IN_PYTHON, "")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("script", "why"),
     [
@@ -183,6 +185,7 @@ def test_the_setting_asks_for_python_and_nothing_is_said(tmp_path):
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.thorough
 @needs_compiler
 def test_what_was_compiled_is_kept_and_a_damaged_file_is_compiled_anew(tmp_path):
     assert answer(tmp_path) == (COMPILED, "")
@@ -196,6 +199,7 @@ def test_what_was_compiled_is_kept_and_a_damaged_file_is_compiled_anew(tmp_path)
     assert made.read_bytes() == whole
 
 
+@pytest.mark.thorough
 @needs_compiler
 def test_a_file_of_another_machine_or_version_is_left_alone(tmp_path):
     folder = tmp_path / CACHE
@@ -208,12 +212,14 @@ def test_a_file_of_another_machine_or_version_is_left_alone(tmp_path):
     assert answer(tmp_path) == (COMPILED, "")
 
 
+@pytest.mark.thorough
 @needs_compiler
 def test_a_folder_that_cannot_be_written_is_no_reason_against_compiling(tmp_path):
     (tmp_path / "home").write_text("a file where a folder should be")
     assert answer(tmp_path) == (COMPILED, "")
 
 
+@pytest.mark.thorough
 @needs_compiler
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX's permissions")
 @pytest.mark.parametrize("mode", [0o770, 0o707], ids=["a group", "everybody"])
@@ -235,6 +241,7 @@ def test_nothing_is_loaded_from_a_folder_that_others_can_write(tmp_path, mode):
     assert list(folder.iterdir()) == before
 
 
+@pytest.mark.thorough
 @needs_compiler
 def test_the_folder_is_made_for_the_user_alone(tmp_path):
     """Whatever the user's umask says: many systems let a user's group write."""

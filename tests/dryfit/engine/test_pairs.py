@@ -36,6 +36,7 @@ def traced(name: str, rank: int, target: str = "cpu", **options):
         return trace_step(taken.model, taken.optimizer, taken.step, taken.batch, Options(target=target, **options))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", BUILDS)
 def test_two_processes_take_what_the_group_says(name, measured):
     """To the byte, for each rank, in every phase."""
@@ -44,6 +45,7 @@ def test_two_processes_take_what_the_group_says(name, measured):
     assert found == [measured[rank][name] for rank in range(2)]
 
 
+@pytest.mark.thorough
 def test_equal_meshes_of_former_groups_are_forgotten():
     """DTensor keeps plans by mesh; one of another group compares equal, and has other ranks and names."""
     plans = [("tensor and sequence", 0), ("experts and FSDP2", 1), ("tensor and sequence", 1), ("1F1B", 0)] * 2
@@ -68,6 +70,7 @@ def sent(name: str, rank: int = 0) -> dict[str, int]:
     return dict(totals)
 
 
+@pytest.mark.thorough
 def test_what_each_strategy_sends():
     hidden, keys = 4 * ROWS * TOKENS * WIDTH, 2 * 4 * ROWS * TOKENS // 2 * WIDTH
     assert sent("1F1B")["send"] == sent("1F1B")["recv_"] == 4 * hidden  # four micro-batches, there and back

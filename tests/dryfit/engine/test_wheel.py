@@ -68,6 +68,7 @@ def as_it_is(tmp_path_factory):
     return built(tmp_path_factory.mktemp("wheel"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("compiler", [True, False])
 def test_a_wheel_holds_the_compiled_replay_where_there_is_a_compiler(tmp_path, as_it_is, compiler):
     if compiler and compiled() is None:
@@ -89,6 +90,7 @@ def test_a_wheel_holds_the_compiled_replay_where_there_is_a_compiler(tmp_path, a
     assert run.stdout.strip() == ("NativeAllocator" if compiler else "Allocator")
 
 
+@pytest.mark.thorough
 def test_the_wheel_prices_loops_where_nothing_else_of_the_project_is(tmp_path, as_it_is):
     venv.create(tmp_path / "env", with_pip=False)
     python = tmp_path / "env" / "bin" / "python"

@@ -46,12 +46,14 @@ def test_measurement_is_compared_with_the_trace_for_its_device() -> None:
     assert compared.differences["measurement_to_trace"] == {"bytes": 1, "share": 0.001}
 
 
+@pytest.mark.thorough
 def test_verdict_for_the_card_that_is_named() -> None:
     estimated, traced = answers(gpu="t4")
     judged = compare(estimated, traced)
     assert (judged.verdict.fits, judged.gpu.name) == (True, "t4")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("reserved_share", "warned"), [(0.98, True), (0.96, False)])
 def test_a_card_that_is_nearly_full_is_slower_and_says_so(reserved_share, warned) -> None:
     estimated, traced = answers(gpu="t4")
@@ -73,6 +75,7 @@ def test_architecture_without_an_analytic_estimate() -> None:
     assert "bloom" in compared.reasons["analytic"]
 
 
+@pytest.mark.thorough
 def test_the_verdict_is_a_replay_at_the_gpus_own_size() -> None:
     """241 MiB serve this step and 243 do not: more memory is not always better."""
     llama = {

@@ -75,12 +75,14 @@ def test_a_card_without_bf16_products_is_offered_fp16() -> None:
     assert "fp16" not in [move.name for move in faster_moves(step, CARD.capability)]
 
 
+@pytest.mark.thorough
 def test_where_nothing_ends_in_time_the_soonest_is_named() -> None:
     (item,) = answered(STEP, Run(10_000_000, deadline_hours=0.001))
     assert item.run.in_time is False and item.move == "no_checkpointing+larger_micro_batch"
     assert item.run.hours < hours(STEP, 10_000_000)
 
 
+@pytest.mark.thorough
 def test_the_time_is_that_of_mean_rows_and_the_memory_that_of_the_longest() -> None:
     run = Run(10_000, deadline_hours=1e-6, tokens_per_row=16)
     (item,) = answered(STEP, run)

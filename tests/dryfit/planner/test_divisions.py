@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dryfit.ask import command
+from dryfit.ask.divisions import _left_out
 from dryfit.cards.gpus import find
 from dryfit.planner import divisions
 from dryfit.planner.divisions import Order, divide, fewest, ways
@@ -68,6 +69,7 @@ def test_the_order_knows_what_divides_what():
     assert seconds["fsdp2 x tensor 2"] > seconds["fsdp2 x tensor 2 x sequence x loss"] > seconds["ddp"] > 0
 
 
+@pytest.mark.thorough
 def test_the_asked_way_comes_first_and_the_best_of_the_others_after_it():
     said, shown = [], []
     found = divide(small(), find("h100-80gb"), lambda what, left, _: said.append((what, left)), shown.append)
@@ -86,6 +88,7 @@ pytestmark = pytest.mark.usefixtures("nothing_beside")
 WIDE = LLAMA | {"hidden_size": 512, "intermediate_size": 1408, "vocab_size": 4096}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("gpus", [2, pytest.param(4, marks=each_night)])
 def test_what_a_gpu_holds_in_any_case_is_below_each_trace(gpus):
     """So nothing that fits is ruled out."""
@@ -116,6 +119,7 @@ def test_what_is_not_certain_rules_nothing_out(fields):
     assert Order(step, find("h100-80gb")).least_bytes(step) == 0
 
 
+@pytest.mark.thorough
 def test_layers_move_from_the_stage_that_needs_most():
     """The last stage of a pipeline has the logits; with fewer layers there each GPU needs less, traced."""
     parallel = {"strategy": "none", "gpus": 2, "pipeline": 2}
@@ -128,6 +132,7 @@ def test_layers_move_from_the_stage_that_needs_most():
     assert divisions._traced(better, find("h100-80gb"))[0].required_bytes < even.required_bytes
 
 
+@pytest.mark.thorough
 def test_where_nothing_fits_more_ways_are_traced(monkeypatch):
     monkeypatch.setattr(divisions, "TRACED", 2)
     monkeypatch.setattr(divisions, "MOST", 4)
@@ -148,6 +153,7 @@ def searched(monkeypatch, error, card, first, then):
     return [(one.way, one.fits) for one in search.found], [divisions.say_way(vars(each.parallel)) for each in left]
 
 
+@pytest.mark.thorough
 def test_a_way_whose_rough_size_is_too_low_takes_no_others_place(monkeypatch):
     """As many as are shown fit, where so many do; what is too large by the smallest error so far waits."""
     monkeypatch.setattr(divisions, "TRACED", 2)
@@ -165,6 +171,7 @@ def test_a_faster_way_whose_rough_size_is_too_high_is_traced(monkeypatch):
     assert found == [("fsdp2 x context 2", True), ("fsdp2", True)] and left == ["fsdp2 x context 4", "ddp"]
 
 
+@pytest.mark.thorough
 def test_a_stage_with_as_many_layers_as_before_is_not_traced_again(monkeypatch):
     from dryfit.tracing import trace as traces
 
@@ -182,6 +189,7 @@ def test_a_stage_with_as_many_layers_as_before_is_not_traced_again(monkeypatch):
     assert divisions._traced(moved, card) == (kept, ranks)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("gib", "gpus"), [(0.7, 1), (0.62, 2), (0.6, 4), (0.52, None)])
 def test_the_fewest_gpus_are_looked_for_from_one_on(gib, gpus, monkeypatch):
     """The first number of GPUs on which a traced division fits: 2 and 4 where the card holds no whole model."""
@@ -208,11 +216,22 @@ def model(tmp_path):
 WORDS = ("-s", "64", "--method", "full", "--set", "precision=bf16", "--fresh")
 
 
+@pytest.mark.thorough
 def test_the_command_line_ranks_divisions(model, capsys):
     assert command.main(["divide", model, "--gpu", "2xh100", *WORDS]) == 0
     text = capsys.readouterr().out
     assert text.startswith("FITS as asked, fsdp2: ")
     assert "2 GPUs, the best first:" in text and "write: parallel: {strategy:" in text
+
+
+def test_the_command_line_says_what_was_left_out() -> None:
+    ruled_out = {"way": "ddp", "at_least_bytes": 3 * 2**30}
+    not_traced = {"way": "tensor 2", "rough_bytes": 2**31}
+    lines = [*_left_out({"ruled_out": [ruled_out], "not_traced": [not_traced], "refused": ["context 2"]})]
+    assert [line.rpartition(": ")[2] for line in lines] == [
+        "ddp (at least 3.00 GiB)", "tensor 2 (roughly 2.00 GiB)", "context 2",
+    ]  # fmt: skip
+    assert [*_left_out({"not_traced": []})] == []
 
 
 def test_the_command_line_names_the_fewest(model, capsys):

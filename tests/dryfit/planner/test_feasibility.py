@@ -51,6 +51,7 @@ def test_longest_sequence_ends_at_the_positions() -> None:
     assert (found["value"], found["limited_by_positions"]) == (1024, True)
 
 
+@pytest.mark.thorough
 def test_everything_below_the_longest_sequence_fits() -> None:
     scenario, gpu = make(), card(80 * 2**20)
     found = largest(scenario, gpu, "sequence_length")
@@ -63,6 +64,7 @@ def test_nothing_fits_a_tiny_card() -> None:
     assert largest(make(), card(2**20), "micro_batch")["value"] == 0
 
 
+@pytest.mark.thorough
 def test_a_table_and_a_question_give_one_answer(monkeypatch) -> None:
     # On two cores a process takes two of the three methods.
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1}, raising=False)
@@ -103,6 +105,7 @@ def test_the_table_knows_several_cards() -> None:
     assert batches == sorted(batches)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fields", [{}, {"method": "full"}, {"attention": "eager", "gradient_checkpointing": False}])
 def test_between_traces_the_events_are_those_of_a_trace(fields) -> None:
     scenario = make(**fields)
@@ -143,6 +146,7 @@ def test_records_that_always_have_other_events_give_nothing_between() -> None:
     assert asked == [10, 40, 90, 70, 60]
 
 
+@pytest.mark.thorough
 def test_gpus_that_differ_in_workspaces_alone_share_traces() -> None:
     scenario = make()
     ours, theirs = record(scenario, (8, 0)), record(scenario, (9, 0))
@@ -152,6 +156,7 @@ def test_gpus_that_differ_in_workspaces_alone_share_traces() -> None:
     assert [gpu.name for gpu in group] == ["a100-40gb", "h100-80gb"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_a_recorder_takes_the_model_that_it_has_built(method) -> None:
     scenario = apply(make(), as_method(make(), method))
@@ -161,6 +166,7 @@ def test_a_recorder_takes_the_model_that_it_has_built(method) -> None:
         assert again(step, (8, 0)).sequences == record(step, (8, 0)).sequences
 
 
+@pytest.mark.thorough
 def test_kernels_hear_of_the_card_that_the_border_is_for() -> None:
     """Liger's norm takes a row of sums for each of the card's processors: 128 of an RTX 4090, 108 of an A100."""
     scenario = make(method="full", kernels="liger", loss="liger", gpu="rtx-4090", sequence_length=64)
@@ -187,6 +193,7 @@ def test_steps_are_no_finer_than_needed() -> None:
     assert capacities([(1, 2**20)]).required_bytes == 2 * 2**20
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("packing", ["none", "rows"])
 def test_the_border_and_the_first_value_above_it_are_traced_themselves(packing) -> None:
     scenario, capacity = make(packing=packing), 90 * 2**20
@@ -197,6 +204,7 @@ def test_the_border_and_the_first_value_above_it_are_traced_themselves(packing) 
     assert borders.scaled.at(value).fits(capacity) and not borders.scaled.at(above).fits(capacity)
 
 
+@pytest.mark.thorough
 def test_a_search_for_rows_of_reentrant_checkpointing_starts_near_the_answer() -> None:
     scenario, gpu = make(gradient_checkpointing="reentrant", autocast="bf16"), card(200 * 2**20)
     borders = Borders(scenario, "micro_batch", gpu.capability, [gpu.usable_bytes])

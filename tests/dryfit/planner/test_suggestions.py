@@ -61,6 +61,7 @@ def test_a_smaller_micro_batch_is_one_that_divides_the_effective_batch_down_to_a
     assert [tuple(one.values()) for one in found.options] == [(4, 3), (3, 4), (2, 6), (1, 12)]
 
 
+@pytest.mark.thorough
 def test_suggestions_say_what_they_save_and_cost_in_time_from_two_traces() -> None:
     a100 = find("a100-80gb")
     sizes = {"model": LLAMA_3_LAYERS, "micro_batch": 8, "sequence_length": 512}
@@ -80,6 +81,7 @@ def test_suggestions_say_what_they_save_and_cost_in_time_from_two_traces() -> No
     assert item.cost == f"time: each layer runs again in backward; saves {saved:.2f} GiB, {ratio - 1:.0%} slower"
 
 
+@pytest.mark.thorough
 def test_what_an_estimate_thinks_fits_is_suggested_only_when_the_trace_says_so(monkeypatch) -> None:
     class Optimist(CalibratedEstimator):
         def __call__(self, scenario: Scenario) -> int:
@@ -94,6 +96,7 @@ def test_what_an_estimate_thinks_fits_is_suggested_only_when_the_trace_says_so(m
     assert "loss" not in {key for item in found for key in item.changes}  # the mildest, which is not enough
 
 
+@pytest.mark.thorough
 def test_several_changes_where_one_does_not_suffice() -> None:
     scenario = make(method="full", precision="fp32", micro_batch=8, gradient_checkpointing=False)
     alone = required(scenario.changed(gradient_checkpointing=True, micro_batch=1, gradient_accumulation=8))
@@ -108,6 +111,7 @@ def test_several_changes_where_one_does_not_suffice() -> None:
         assert required(apply(scenario, fewer)) > gpu.usable_bytes
 
 
+@pytest.mark.thorough
 def test_expandable_segments_are_the_first_suggestion_where_they_suffice() -> None:
     sizes = {"hidden_size": 2048, "intermediate_size": 5632, "vocab_size": 32000}
     heads = {"num_attention_heads": 16, "num_key_value_heads": 4}
@@ -122,6 +126,7 @@ def test_expandable_segments_are_the_first_suggestion_where_they_suffice() -> No
     assert "expandable_segments" not in {move.name for move in moves(grown)}
 
 
+@pytest.mark.thorough
 def test_a_shorter_length_is_the_longest_below_which_all_fit() -> None:
     scenario = make(sequence_length=1024, loss="chunked", optimizer="paged_adamw_8bit")
     gpu = card(required(scenario.changed(sequence_length=640)))
@@ -179,6 +184,7 @@ def test_ranks_are_halved_and_lengths_go_down_in_steps_of_64() -> None:
     assert [changes["sequence_length"] for changes in offered if "sequence_length" in changes] == [192, 128]
 
 
+@pytest.mark.thorough
 def test_a_bigger_gpu_is_found_by_the_trace_of_its_own_kernels() -> None:
     """Of an architecture without an estimate too: before compute capability 8.0 this attention keeps its scores."""
     model = {**LLAMA, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -230,6 +236,7 @@ def test_estimates_meet_the_traces_that_taught_them() -> None:
     assert estimate(between) == pytest.approx(required(between), rel=0.15)  # segments are coarse here
 
 
+@pytest.mark.thorough
 def test_sweep_of_two_hundred_settings() -> None:
     scenario = Scenario.from_mapping({"model": "qwen2.5-coder-7b"})
     started = time.monotonic()
@@ -251,6 +258,7 @@ def test_what_lies_above_the_peak_is_interpolated_between_traces() -> None:
     assert _above(100, []) == 0
 
 
+@pytest.mark.thorough
 def test_of_several_strengths_the_mildest_that_fits_is_suggested() -> None:
     scenario = make(micro_batch=8, loss="chunked", optimizer="paged_adamw_8bit")
     gpu = card(required(scenario.changed(micro_batch=4, gradient_accumulation=2)))
@@ -258,6 +266,7 @@ def test_of_several_strengths_the_mildest_that_fits_is_suggested() -> None:
     assert found == [{"micro_batch": 4, "gradient_accumulation": 2}]
 
 
+@pytest.mark.thorough
 def test_more_gpus_of_the_kind_are_suggested_where_they_suffice() -> None:
     model = {**LLAMA, "hidden_size": 1024, "intermediate_size": 4096}
     scenario = make(model=model, method="full", precision="fp32", gradient_accumulation=4)
@@ -277,6 +286,7 @@ def test_two_gpus_that_are_there_are_used_before_anything_is_given_up() -> None:
     assert names.index("spread") < names.index("lora")
 
 
+@pytest.mark.thorough
 def test_another_division_of_the_same_gpus_is_suggested_and_fits() -> None:
     """Of a step that FSDP2 shards already; what may not be suggested, such as what no training has, is left out."""
     model = {**LLAMA, "hidden_size": 1024, "intermediate_size": 4096}
@@ -317,6 +327,7 @@ def test_a_divided_step_keeps_its_effective_batch_or_says_so(fields, changed) ->
     assert (f"effective batch becomes {3 * count}" in price) == (not changed)
 
 
+@pytest.mark.thorough
 def test_4bit_weights_that_fsdp_leaves_whole_are_named_with_what_dividing_them_saves() -> None:
     scenario = make(parallel={"strategy": "fsdp2", "gpus": 4})
     saved = whole_4bit_bytes(scenario)
@@ -376,6 +387,7 @@ def test_of_gpus_that_there_were_the_effective_batch_is_all() -> None:
     assert changes["gradient_accumulation"] == 1 and "effective batch" not in price
 
 
+@pytest.mark.thorough
 def test_a_bigger_gpu_with_other_kernels_is_estimated_by_its_own_peak() -> None:
     """Before compute capability 8.0 this attention keeps its scores, so that every other GPU needs less."""
     model = {**LLAMA, "num_key_value_heads": LLAMA["num_attention_heads"] // 2}
@@ -414,6 +426,7 @@ def test_what_is_not_described_is_searched_by_what_is_like_it(fields, monkeypatc
     assert guesses == sorted(set(guesses))
 
 
+@pytest.mark.thorough
 def test_experts_that_are_too_large_are_packed_or_kept_on_the_host() -> None:
     from tests.dryfit.decoders import DECODERS
 
@@ -427,6 +440,7 @@ def test_experts_that_are_too_large_are_packed_or_kept_on_the_host() -> None:
     assert found["packed_experts"].required_bytes == packed < need
 
 
+@pytest.mark.thorough
 def test_where_loading_alone_is_too_much_only_another_way_to_load_is_tried() -> None:
     """LoRA whose weights lie twice in unified memory while they load; the step itself has room."""
     wide = {**LLAMA, "intermediate_size": 65536}
@@ -442,6 +456,7 @@ def test_where_loading_alone_is_too_much_only_another_way_to_load_is_tried() -> 
     assert not any(move.name == "load_on_device" for move in moves(make(method="lora", gpu="rtx-4090")))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("search", "share"), [
     ("_verified", 0.5), ("_combined", 0.2), ("_more_gpus", 0.5), ("_bigger_gpu", 0.5), ("_divided", 0.5),
     ("_timed", 0.5),

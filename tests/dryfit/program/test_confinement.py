@@ -75,6 +75,7 @@ FILES = {
 }
 
 
+@pytest.mark.thorough
 def test_files_outside_stay_as_they_are(tmp_path):
     """Each attack is tried in a process of its own; the program prints those that went through."""
     needs("metadata")
@@ -107,6 +108,7 @@ for kind, line in {METADATA | FILES!r}.items():
     assert "user.mine" not in os.listxattr(target)
 
 
+@pytest.mark.thorough
 def test_no_process_outside_is_signalled(tmp_path):
     needs("processes")
     with subprocess.Popen(["sleep", "600"]) as victim:
@@ -151,6 +153,7 @@ while not os.path.exists({str(beats / "beat")!r}):
     assert size and (beats / "beat").stat().st_size == size
 
 
+@pytest.mark.thorough
 def test_servers_of_the_same_user_are_not_reached(tmp_path):
     needs("sockets")
     needs("abstract_sockets")
@@ -228,6 +231,7 @@ def test_where_no_namespace_is_to_be_had(tmp_path, monkeypatch):
             victim.kill()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("end", ["raise SystemExit(7)", "os.kill(os.getpid(), signal.SIGSEGV)"])
 def test_the_process_that_waits_ends_as_the_program_did(end):
     child = os.fork()
@@ -239,6 +243,7 @@ def test_the_process_that_waits_ends_as_the_program_did(end):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (7 if "7" in end else 128 + signal.SIGSEGV)
 
 
+@pytest.mark.thorough
 def test_what_it_needs_stays(tmp_path):
     """Temporary files, shared memory, several processes, its own folder's permissions, and what it writes there."""
     if not is_possible(lambda: write_only_below([tmp_path])):
@@ -257,7 +262,7 @@ if __name__ == "__main__":
         queue = manager.Queue()
         process = multiprocessing.Process(target=work, args=(queue,))
         process.start()
-        assert queue.get(timeout=60) == process.pid
+        assert queue.get(timeout=600) == process.pid
         process.join()
     open("log", "w").write("x")
     os.chmod("log", 0o640)

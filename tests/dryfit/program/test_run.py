@@ -45,6 +45,7 @@ def program(folder: Path, text: str) -> str:
     return "program.py"
 
 
+@pytest.mark.thorough
 def test_a_loop_stops_after_its_second_update(tmp_path):
     answer = answered(tmp_path, "--gpu", "4090", str(PROGRAMS / "loop.py"), fresh=True)
     parameters = 256 * 1024 + 1024 + 1024 * 256 + 256
@@ -117,6 +118,7 @@ def test_what_programs_ask_a_card_is_answered(tmp_path):
     assert answer["trace"]["components_by_phase"]["optimizer"]["optimizer_states"] == 4 * (512 * 513)
 
 
+@pytest.mark.thorough
 def test_one_of_several_processes(tmp_path):
     answer = answered(tmp_path, "--gpus", "4", str(PROGRAMS / "ranks.py"), fresh=True)
     weights = 4 * (1024 * 1024 + 1024)
@@ -175,6 +177,7 @@ for _ in range(5):
 """
 
 
+@pytest.mark.thorough
 def test_a_model_larger_than_the_memory_it_may_use_here(tmp_path):
     """Qwen2.5-Coder-7B has 15.2 GB of weights in bf16; its configuration is in the catalogue."""
     name = program(tmp_path, LORA.replace("NAME", "Qwen/Qwen2.5-Coder-7B-Instruct"))
@@ -228,6 +231,7 @@ for _ in range(5):
 """
 
 
+@pytest.mark.thorough
 def test_bitsandbytes_quantizes_on_the_card(tmp_path):
     answer = answered(tmp_path, program(tmp_path, QLORA), fresh=True)
     components = answer["trace"]["components"]
@@ -378,6 +382,7 @@ client = socket.create_connection(server.getsockname())
     assert "no optimizer" in told
 
 
+@pytest.mark.thorough
 def test_a_program_that_makes_a_model_of_transformers_itself(tmp_path):
     """Transformers imports Dynamo when it makes the model, so after the card is there."""
     text = """
@@ -420,6 +425,7 @@ for _ in range(3):
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="Landlock is Linux's")
 def test_a_program_writes_in_its_own_folder_alone(tmp_path):
     """Neither by a path that leads elsewhere nor through the link that stands for a large file."""

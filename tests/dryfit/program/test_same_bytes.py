@@ -83,6 +83,7 @@ def make(workers, use_cpu=False):
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=each_night)])
 def test_a_trainer_script_equals_the_trace_of_its_trainer(tmp_path, checkpointing):
     made = TRAINER.replace("CHECKPOINTING", str(checkpointing))

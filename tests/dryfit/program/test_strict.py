@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.dryfit.program.test_run import answered, asked, program, refused
 
 # A program runs each entry in turn; a fault must raise, by a word of CUDA's or PyTorch's error.
@@ -112,6 +114,7 @@ for _ in range(5):
 """
 
 
+@pytest.mark.thorough
 def test_a_quantized_model_trains_in_ddp_and_nccl_takes_what_is_on_the_card(tmp_path):
     answer = answered(tmp_path, "--gpus", "2", program(tmp_path, QLORA_DDP), fresh=True)
     assert answer["trace"]["components"]["weights_4bit"] == 256 * 256 // 2

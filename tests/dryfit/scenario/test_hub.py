@@ -111,6 +111,7 @@ def test_forty_models_of_2025_and_2026_have_a_licence_and_others_lead_to_the_hub
     assert fetched("Gemma-4-E4B") == HubId("google/gemma-4-E4B-it", None) and fetched("qwen3-8b") is None
 
 
+@pytest.mark.thorough
 def test_a_name_without_a_configuration_is_asked_of_the_hub(tmp_path: Path) -> None:
     with ModelsServer({"google/gemma-4-E4B-it": CONFIG}) as server:
         assert json.loads(ask("gemma-4-e4b", server.endpoint, tmp_path)) == {
@@ -128,6 +129,7 @@ def test_a_slip_finds_the_nearest(typed: str, first: str) -> None:
     assert nearest(typed)[0] == first
 
 
+@pytest.mark.thorough
 def test_the_configuration_alone_is_fetched_and_kept(tmp_path: Path) -> None:
     with ModelsServer({"owner/tiny": CONFIG}) as server:
         assert json.loads(ask("owner/tiny", server.endpoint, tmp_path)) == {"hidden_size": 1024, "name": "tiny"}
@@ -141,6 +143,7 @@ def test_the_configuration_alone_is_fetched_and_kept(tmp_path: Path) -> None:
     assert json.loads(offline) == json.loads(gone) == {"hidden_size": 1024, "name": "tiny"}
 
 
+@pytest.mark.thorough
 def test_revision_token_and_a_new_name_are_the_librarys(tmp_path: Path) -> None:
     with ModelsServer({"owner/tiny": CONFIG, "owner/old": "-> owner/tiny"}) as server:
         assert "1024" in ask("owner/tiny@v2", server.endpoint, tmp_path, HF_TOKEN="hf_secret_token")
@@ -150,6 +153,7 @@ def test_revision_token_and_a_new_name_are_the_librarys(tmp_path: Path) -> None:
         assert "/owner/tiny/resolve/v2/config.json" in {path for _, path, _ in server.requests}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("held", "model", "said"),
     [
@@ -170,6 +174,7 @@ def test_what_goes_wrong_says_what_to_do(held: dict | str, model: str, said: lis
         assert part in text
 
 
+@pytest.mark.thorough
 def test_no_network_and_offline_mode_are_told_apart(tmp_path: Path) -> None:
     nobody = "http://127.0.0.1:9"
     text = ask("owner/tiny", nobody, tmp_path)

@@ -51,6 +51,7 @@ def test_it_is_the_answer_of_the_command_line() -> None:
     )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("choice", "state"),
     [
@@ -68,6 +69,7 @@ def test_a_verdict_has_its_two_numbers(choice: dict, state: str) -> None:
     assert numbers == {"unknown": 1, "size": 1}.get(state, 2)  # a lower bound; a size
 
 
+@pytest.mark.thorough
 def test_every_gpu_and_the_longest_rows_agree_with_the_answer() -> None:
     cards = {card["name"]: card for card in ask(ask="gpus")["gpus"]}
     assert cards["rtx-4090"]["peak"] in ask()["verdict"] and cards["rtx-4090"]["state"] == "fits"
@@ -102,6 +104,7 @@ def test_what_is_not_described_is_counted_as_what_comes_nearest_and_says_so() ->
     assert ask(settings={"loop": "manual", "attention_mask": "padding"}, model="mimo-v2-flash")["peak_bytes"] is None
 
 
+@pytest.mark.thorough
 def test_hours_come_from_the_command_that_traces_and_what_is_known_without_it_is_told() -> None:
     assert "Fill in the rows of your data" in ask()["hours"]
     asked = {"rows": "50000", "epochs": "3", "price": "0.35", "deadline": "24h", "grams_per_kwh": "380"}
@@ -139,6 +142,7 @@ def test_what_would_fit_is_a_choice_that_fits() -> None:
     assert not ask(ask="changes", gpu="")["changes"]
 
 
+@pytest.mark.thorough
 def test_a_file_is_read_and_named_in_the_command() -> None:
     found = pasted(AXOLOTL, "my axolotl.yaml", over=["method"], method="qlora")
     assert found["command"] == "dryfit my-axolotl.yaml --gpu rtx-4090 --method qlora -b 1"
@@ -170,6 +174,7 @@ def test_a_pasted_file_wins_over_the_form_and_the_page_lists_what_the_form_added
     assert ask()["added"] == []
 
 
+@pytest.mark.thorough
 def test_what_the_page_offers_wins_over_a_file() -> None:
     (change, *_) = pasted(LLAMA_FACTORY, ask="changes")["changes"]
     assert change["fields"] == ["sequence_length"]
@@ -179,6 +184,7 @@ def test_what_the_page_offers_wins_over_a_file() -> None:
     assert not found["tight"] and pasted(LLAMA_FACTORY)["tight"]
 
 
+@pytest.mark.thorough
 def test_changes_are_offered_only_where_the_step_does_not_surely_fit() -> None:
     assert not pasted(LLAMA_FACTORY.replace("51974", "512"))["tight"] and not ask()["tight"]
     assert ask(gpu="t4", method="full")["tight"] and not ask(gpu="")["tight"]
@@ -235,6 +241,7 @@ def test_a_slip_is_a_sentence_that_says_what_to_write(choice: dict, words: str) 
     assert {"allowed", "write", "where"} & {*error}
 
 
+@pytest.mark.thorough
 def test_the_archive_answers_with_nothing_but_the_standard_library(tmp_path: Path) -> None:
     packed = tmp_path / "project.zip"
     packed.write_bytes(archive())

@@ -53,6 +53,7 @@ def _quiet():
         yield
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("adapter", METHODS.values(), ids=METHODS)
 def test_methods_are_traced_to_the_byte(adapter):
     asked = scenario(adapter)
@@ -63,6 +64,7 @@ def test_methods_are_traced_to_the_byte(adapter):
     assert trace(asked, timeline=False)["trainable_parameters"] == predicted["trainable_parameters"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("adapter", ["DoRA", "OFT", "VeRA", "LoRA and a whole head"])
 def test_methods_on_a_quantized_base(adapter):
     asked = scenario(METHODS[adapter], method="qlora", gradient_checkpointing=True)

@@ -87,6 +87,7 @@ CASES = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("kind", "fields"), CASES.values(), ids=CASES)
 def test_a_step_with_images_is_traced_to_the_byte(kind, fields):
     asked = scenario(kind, **fields)
@@ -96,6 +97,7 @@ def test_a_step_with_images_is_traced_to_the_byte(kind, fields):
         assert predicted["components"] == measured["components"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", MODELS)
 def test_what_is_trained_is_what_was_asked_for(kind):
     def trained(**fields):
@@ -112,6 +114,7 @@ def test_what_is_trained_is_what_was_asked_for(kind):
     assert towers and not any("language_model" in name for name in towers)
 
 
+@pytest.mark.thorough
 def test_larger_images_and_more_of_them_take_more():
     peaks = [
         trace(scenario("qwen2_5_vl", images=images, sequence_length=200), timeline=False)["phases"]["forward"]

@@ -56,6 +56,7 @@ def distance(one, other):
     return (sum(float((x - y).double().norm() ** 2) for x, y in zip(one, other, strict=True)) / norm) ** 0.5
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", ["rows", "shared_prefix"])
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_pack_gives_loss_and_gradients_of_its_rows_alone(name, kind):
@@ -89,6 +90,7 @@ def test_a_prefix_that_is_all_of_the_prompt(answers):
     assert distance(alone[1], packed[1]) < 1e-5
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["none", "rows", "shared_prefix"])
 def test_a_sequence_of_one_token_has_a_memory_too(kind):
     asked = scenario("llama", packing=kind, sequence_length=1, micro_batch=1, loss="chunked")
@@ -150,6 +152,7 @@ def test_what_would_not_be_exact_is_refused_before_the_first_step():
         self_test(build_model(asked, "cpu"), asked, rows(), 0, 0)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "fields",
     [
@@ -183,6 +186,7 @@ def test_the_self_test_notices_what_goes_unheeded(broken, monkeypatch):
         self_test(model, asked, rows(), common_prefix(rows()), 0)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 @pytest.mark.parametrize("kind", ["rows", "shared_prefix"])
 def test_the_trace_of_a_packed_step_is_the_measurement_to_the_byte(name, kind):

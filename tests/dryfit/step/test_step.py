@@ -89,6 +89,7 @@ def test_loss_is_the_mean_over_answer_tokens():
     torch.testing.assert_close(loss, model(**batch).loss.detach())
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("model_type", MODELS)
 @pytest.mark.parametrize("tokens", [7, 1000])
 def test_chunked_loss_is_the_full_loss(model_type, tokens, monkeypatch):
@@ -172,6 +173,7 @@ def test_optimizer_step_clips_updates_and_drops_gradients():
     assert optimizer_step(model, optimizer, asked, max_grad_norm=None) is None
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-mixed"])
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_fused"])
 def test_steps_are_the_same_bits_every_time(precision, optimizer):
@@ -190,6 +192,7 @@ def test_steps_are_the_same_bits_every_time(precision, optimizer):
     assert all(torch.equal(a, b) for a, b in zip(weights, again, strict=True))
 
 
+@pytest.mark.thorough
 def test_a_few_steps_learn():
     asked = scenario(method="qlora", lora={"rank": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"})
     model, batch = build_model(asked, "cpu"), batch_of(asked)

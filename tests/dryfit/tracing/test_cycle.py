@@ -39,11 +39,13 @@ def known():
     return trace(scenario(), capability=GPU.capability, timeline=False)
 
 
+@pytest.mark.thorough
 def test_trl_says_nothing_of_what_the_asker_did_not_write(recwarn):
     trace(scenario(), capability=GPU.capability, timeline=False)
     assert not [each for each in recwarn if "rollout_func" in str(each.message)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("reference", [None, "adapter_off"])
 def test_answers_of_micro_batches_that_are_left_out_are_counted_in_the_update(reference):
     fields = scenario().to_mapping() | {"gradient_accumulation": 4}
@@ -61,12 +63,14 @@ def by_name(found):
     return {phase.name: phase for phase in found.phases if phase.card == "trainer"}
 
 
+@pytest.mark.thorough
 def test_the_trainers_phases_beside_vllm_are_measured_to_the_byte():
     phases = trace(scenario(), "cpu", timeline=False)["phases"]
     assert phases == measure(scenario(), "cpu", timeline=False)["phases"]
     assert "old_log_probabilities" in phases  # which TRL takes beside vLLM even where an update ends with its answers
 
 
+@pytest.mark.thorough
 def test_awake_the_server_lies_beside_every_phase(known):
     found = of(known, utilization=0.5)
     for phase in found.phases:
@@ -229,6 +233,7 @@ def test_questions_that_know_no_server_are_refused():
         feasibility({"lora": scenario()}, [GPU])
 
 
+@pytest.mark.thorough
 def test_what_does_not_fit_is_told_what_would_by_engine_and_by_trainer():
     crowded = Scenario.from_mapping(
         scenario(utilization=0.89, cuda_graphs=False).to_mapping()
@@ -253,6 +258,7 @@ def test_a_version_that_misjudges_its_weights_asleep_is_a_warning(version, level
     assert bool(cycle(asked, known, GPU).warnings) is warned
 
 
+@pytest.mark.thorough
 def test_a_4_bit_model_is_packed_for_vllm_too_before_it_lost_bitsandbytes(known):
     fields = {"method": "qlora", "versions": {"vllm": "0.27.0"}}
     asked = Scenario.from_mapping(scenario().to_mapping() | fields)

@@ -39,6 +39,13 @@ def test_each_phase_of_a_cycle_has_its_seconds(known):
     assert "sleep" not in time_of(known, scenario(sleep_level=2)).seconds  # level 2 copies nothing
 
 
+def test_answers_that_are_used_twice_take_two_updates(known):
+    twice = scenario(iterations=2)
+    once, update = time_of(known, scenario()).seconds["update"], time_of(traced(twice).trace, twice).seconds["update"]
+    assert update == pytest.approx(2 * once, rel=0.1)
+
+
+@pytest.mark.thorough
 def test_a_cycle_of_several_updates_takes_as_many_more(known):
     asked = scenario()
     longer = changed(generation={"engine": "vllm", "steps_per_generation": 8})
@@ -53,6 +60,7 @@ def test_a_cycle_of_several_updates_takes_as_many_more(known):
     )
 
 
+@pytest.mark.thorough
 def test_what_transformers_generates_is_timed_token_by_token():
     def seconds(tokens):
         asked = changed(
@@ -85,6 +93,7 @@ def test_a_knob_says_what_it_costs_in_time(known):
     )
 
 
+@pytest.mark.thorough
 def test_an_answer_tells_the_time_and_the_run_counts_prompts():
     asked = scenario(utilization=0.5)
     mapping = compare(estimate(asked), traced(asked)).to_mapping()
@@ -98,6 +107,7 @@ def test_an_answer_tells_the_time_and_the_run_counts_prompts():
     assert mean.sequence_length - mean.completion_length == asked.sequence_length - asked.completion_length
 
 
+@pytest.mark.thorough
 def test_without_a_speed_of_the_card_there_is_a_reason():
     asked = changed(gpu={"vram_gib": 24})
     mapping = compare(estimate(asked), traced(asked)).to_mapping()

@@ -32,6 +32,7 @@ def measure_evaluation(asked: Evaluation, chosen: list[int]) -> Report:
     return measure_step(model, None, asking(model, asked, chosen), options=Options(steps=1))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "name, dtype",
     [
@@ -63,6 +64,7 @@ def test_no_batch_needs_more_than_the_widest() -> None:
     assert len(widest_batches(asked)) < len(everyone)
 
 
+@pytest.mark.thorough
 def test_longer_answers_larger_batches_and_wider_weights_need_more() -> None:
     def needed(**changes) -> int:
         return trace_evaluation(evaluation(DECODERS["llama"], **changes), "cuda")["peak_allocated_bytes"]

@@ -74,6 +74,7 @@ ROWS = pairwise(
 )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row.values())))
 def test_the_bytes_of_the_whole_step(row):
     """Components, timeline, phases, times, and what a GPU must have: the same text."""
@@ -87,6 +88,7 @@ def test_the_bytes_of_the_whole_step(row):
     assert composed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("fields", "count"),
     [
@@ -106,6 +108,7 @@ def test_others(fields, count):
 PIPELINE = {"strategy": "none", "gpus": 2, "pipeline": 2}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("parallel", "fields"),
     [
@@ -146,6 +149,7 @@ def test_meshes(parallel, fields):
     assert composed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("model", "method", "period", "count"),
     [
@@ -174,11 +178,13 @@ def test_hybrid_layers_with_the_kernels_of_packages():
     assert json.loads(given)["triton_kernels"]
 
 
+@pytest.mark.thorough
 def test_on_a_cpu_too():
     given, whole, composed = both(scenario(method="lora"), "cpu")
     assert given == whole and composed
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("model", "count", "expected"),
     [
@@ -196,6 +202,7 @@ def test_the_period_is_that_of_the_built_layers(model, count, expected):
     assert plan.at(scenario(model, layers=count), plan.shallow[0]).model["num_hidden_layers"] == expected[0]
 
 
+@pytest.mark.thorough
 def test_frees_in_a_row_may_come_in_another_order():
     """A step of many layers that kept their inputs ends with a long chain of objects, which Python frees in parts."""
     model = {**DECODERS["qwen2"], "num_hidden_layers": 26, "hidden_size": 256, "intermediate_size": 640}
@@ -217,6 +224,7 @@ def refused(step: Scenario) -> bool:
     return not composed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "fields",
     [
@@ -269,6 +277,7 @@ def test_layers_that_differ_in_a_way_nobody_named(monkeypatch):
     assert refused(scenario(layers=9, method="lora"))
 
 
+@pytest.mark.thorough
 def test_a_third_record_that_is_another_is_no_proof(monkeypatch):
     """An optimizer that looks at the number of parameters: nothing in the modules tells."""
     begin = torch.optim.AdamW.step
@@ -317,6 +326,7 @@ def recorded(sizes, **fields) -> list[tuple[int, int]]:
     return traced
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("fields", "shallow"),
     [
@@ -343,6 +353,7 @@ def test_many_sizes_are_proven_once_and_less_is_traced_from_the_third_on(fields,
     assert recorded(sizes, **fields) == traced
 
 
+@pytest.mark.thorough
 def test_what_grows_with_layers_and_size_is_traced_at_every_size(monkeypatch):
     from transformers.models.qwen2 import modeling_qwen2 as qwen
 
@@ -364,6 +375,7 @@ def test_what_grows_with_layers_and_size_is_traced_at_every_size(monkeypatch):
     ]
 
 
+@pytest.mark.thorough
 def test_a_second_step_that_is_another_is_traced(monkeypatch):
     """It allocates what the first does not, or as much as another tensor at one size alone."""
     from transformers.models.qwen2 import modeling_qwen2 as qwen

@@ -73,12 +73,14 @@ def compare(asked: Scenario) -> None:
         assert predicted[field] == measured[field], field
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_methods_are_traced_to_the_byte(method, precision):
     compare(scenario(QWEN2, method=method, precision=precision))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("fields", SETTINGS, ids=str)
 def test_settings_are_traced_to_the_byte(fields):
     compare(scenario(QWEN2, **fields))
@@ -93,11 +95,13 @@ def one_of_two(names, values) -> list:
     ]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("name", "method"), one_of_two(DECODERS, ("full", "qlora")))
 def test_architectures_are_traced_to_the_byte(name, method):
     compare(scenario(DECODERS[name], method=method))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_ligers_kernels_are_traced_to_the_byte(family, checkpointing):
@@ -118,6 +122,7 @@ EXPERTS = [
 ]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("name", "fields"), EXPERTS, ids=str)
 def test_experts_are_traced_to_the_byte_in_every_dtype(name, fields):
     """Autocast leaves their product alone: with fp32 weights it runs in fp32, under autocast too."""
@@ -134,6 +139,7 @@ PACKED = [
 ]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("number", "checkpointing"), one_of_two(range(len(PACKED)), (True, False)))
 def test_packed_experts_are_traced_to_the_byte(number, checkpointing):
     """bitsandbytes' own packing and transformers' own unpacking run here, in the measurement."""
@@ -150,6 +156,7 @@ ADAPTED = {
 }
 
 
+@pytest.mark.thorough
 def test_adapters_of_experts_are_traced_to_the_byte():
     """PEFT's `target_parameters`, which axolotl calls `lora_target_parameters`."""
     asked = scenario(DECODERS["mixtral"], adapter=ADAPTED)
@@ -167,6 +174,7 @@ def test_adapters_of_packed_experts_are_refused_by_name_where_peft_fails():
     assert "PEFT 0.19" in caught.value.allowed
 
 
+@pytest.mark.thorough
 def test_layers_of_llm_int8_keep_what_checkpointing_lets_go_of_unless_it_is_reentrant():
     """bitsandbytes' function holds its inputs itself, outside of what autograd saves: on the CPU measured so."""
     kept = {}

@@ -42,6 +42,7 @@ CASES = {
 }
 
 
+@pytest.mark.few(2)
 @needs_trl
 @pytest.mark.parametrize("fields", CASES.values(), ids=CASES)
 def test_a_train_is_traced_to_the_byte(fields):
@@ -49,6 +50,7 @@ def test_a_train_is_traced_to_the_byte(fields):
     assert trace(asked, "cpu", timeline=False)["phases"] == measure(asked, "cpu", timeline=False)["phases"]
 
 
+@pytest.mark.thorough
 @needs_trl
 def test_what_an_objective_keeps_costs_what_it_is(capsys):
     plain, second, before = (

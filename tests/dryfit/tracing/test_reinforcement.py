@@ -29,6 +29,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.few(1)
 @needs_trl
 @pytest.mark.parametrize(("preference", "generation", "fields", "phase"), CASES.values(), ids=CASES)
 def test_a_cycle_is_traced_to_the_byte(preference, generation, fields, phase):
@@ -38,6 +39,7 @@ def test_a_cycle_is_traced_to_the_byte(preference, generation, fields, phase):
     assert phase in phases
 
 
+@pytest.mark.thorough
 @needs_trl
 def test_a_model_that_judges_lies_beside_and_reads_all_answers_at_once(tmp_path):
     (tmp_path / "config.json").write_text(__import__("json").dumps(JUDGE))
@@ -48,6 +50,7 @@ def test_a_model_that_judges_lies_beside_and_reads_all_answers_at_once(tmp_path)
     assert "rewards" not in alone and phases["load"] > alone["load"]
 
 
+@pytest.mark.thorough
 @needs_trl
 def test_the_first_and_the_last_token_take_what_all_of_them_take(monkeypatch):
     asked = scenario({"completion_length": 12}, {"engine": "transformers"})
@@ -124,6 +127,7 @@ def of_other(objective, fields, teacher) -> Scenario:
     return Scenario.from_mapping(mapping)
 
 
+@pytest.mark.thorough
 @needs_trl
 @pytest.mark.parametrize(("objective", "fields", "phase"), OTHERS.values(), ids=OTHERS)
 def test_other_trainers_that_generate_are_traced_to_the_byte(objective, fields, phase, teacher):
@@ -135,6 +139,7 @@ def test_other_trainers_that_generate_are_traced_to_the_byte(objective, fields, 
         assert "generation" in phases
 
 
+@pytest.mark.thorough
 @needs_trl
 @pytest.mark.parametrize("objective", ["rloo", "online_dpo"])
 def test_a_model_judges_other_trainers_answers(objective, tmp_path):
@@ -146,6 +151,7 @@ def test_a_model_judges_other_trainers_answers(objective, tmp_path):
     assert "rewards" in phases
 
 
+@pytest.mark.thorough
 @needs_trl
 def test_a_teacher_is_held_all_the_time_and_a_larger_one_takes_more(teacher, tmp_path):
     (tmp_path / "config.json").write_text(__import__("json").dumps({**TEACHER, "num_hidden_layers": 8}))

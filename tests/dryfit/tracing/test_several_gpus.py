@@ -37,6 +37,7 @@ def in_processes(folder, *step):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("number", range(len(STEPS)), ids=["-".join([*step[:2], *step[2]]) for step in STEPS])
 def test_two_processes_take_what_the_fake_group_says(number, measured, tmp_path):
     """To the byte, in every phase. On a busy machine gloo's thread may hold a finished buffer into the next phase: then
@@ -56,6 +57,7 @@ def least_bytes(steps):
     return {phase: min(one[phase] for one in found) for phase in found[0]}
 
 
+@pytest.mark.thorough
 def test_pytorchs_own_tracker_counts_the_same():
     """``FSDPMemTracker`` knows no blocks, no reserved memory and no workspaces: the rest is equal, by component too."""
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
@@ -97,6 +99,7 @@ def test_what_is_divided_and_what_is_not():
     assert {report["trainable_parameters"] for report in (alone, ddp, *parts.values())} == {684928}
 
 
+@pytest.mark.thorough
 def test_gathered_weights_can_be_kept_or_offloaded():
     options = {"method": "lora", "strategy": "fsdp2", "gradient_checkpointing": True}
     divided = trace(scenario(**options), timeline=False)
@@ -121,6 +124,7 @@ def test_sums_of_16_bit_gradients_in_fp32_take_twice_as_much():
         scenario("full", "ddp", parallel={"strategy": "ddp", "gpus": 2, "reduce_in_fp32": True})
 
 
+@pytest.mark.thorough
 def test_packed_bytes_are_not_divided_and_a_note_says_so():
     reports = {}
     for storage in ("uint8", "bf16"):
@@ -133,6 +137,7 @@ def test_packed_bytes_are_not_divided_and_a_note_says_so():
     assert reports["bf16"]["notes"] == []
 
 
+@pytest.mark.thorough
 def test_fsdp1_takes_adapters_and_leaves_a_range():
     report = trace(scenario("qlora", "fsdp1", precision="bf16", quantization={"storage": "bf16"}), timeline=False)
     assert report["components"]["unsharded_parameters"] > 0
@@ -140,6 +145,7 @@ def test_fsdp1_takes_adapters_and_leaves_a_range():
     assert low < high
 
 
+@pytest.mark.thorough
 def test_gradients_are_exchanged_once_a_step_or_with_each_micro_batch():
     for strategy in ("ddp", "fsdp2"):
         once = trace(scenario("full", strategy), "cpu", timeline=False)
@@ -183,6 +189,7 @@ def test_the_page_shows_what_runs():
     assert report.phases["load"] < 2 * layer  # one layer comes after the other
 
 
+@pytest.mark.thorough
 def test_a_language_model_alone_is_divided_without_the_blocks_of_its_tower():
     """Qwen3.5 names its tower's blocks among those that are not split, and without images it has none."""
     model = {**DECODERS["qwen2"], "model_type": "qwen3_5_text", "layer_types": ["linear_attention", "full_attention"],

@@ -154,6 +154,7 @@ def test_a_search_takes_the_way_of_a_benchmark_that_needs_more(monkeypatch):
     assert either[0] == max(either[1:]) > min(either[1:])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_unsloths_step_is_a_range(method):
     """From norms, MLPs and rotation that keep what its kernels keep to transformers' own."""
@@ -170,6 +171,7 @@ def test_how_little_unsloth_keeps_is_not_known_of_every_family():
     assert "is not known" in step["bounds"]["missing"]
 
 
+@pytest.mark.thorough
 def test_unsloth_leaves_small_inputs_of_layers_on_the_gpu():
     """Those of 2 MiB and less: 256 tokens of this model are smaller."""
     sizes = {}
@@ -179,6 +181,7 @@ def test_unsloth_leaves_small_inputs_of_layers_on_the_gpu():
     assert sizes["transformers"] < sizes["unsloth"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", ["full", "qlora"])
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_ligers_kernels_keep_less_than_its_loss_alone(method, checkpointing):

@@ -119,6 +119,7 @@ def test_two_processes_take_what_is_predicted(number, rank, rules, measured, mon
     assert report["phases"] == measured[rank][number]["phases"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("strategy", FLAT)
 def test_no_gpu_of_zero1_and_zero2_needs_more_than_those_that_are_followed(strategy, monkeypatch):
     """The embedding and the head, of which others have parts, are most of this model."""
@@ -133,6 +134,7 @@ def test_no_gpu_of_zero1_and_zero2_needs_more_than_those_that_are_followed(strat
     assert len({each["phases"]["optimizer"] for each in every}) > 1
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("gpus", [2, 4, 8])
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
 def test_states_are_divided_as_its_authors_say(strategy, gpus):
@@ -153,6 +155,7 @@ def test_states_are_divided_as_its_authors_say(strategy, gpus):
         assert 2 * PARAMETERS + 14 * share < states < 2 * PARAMETERS + 18 * share + 2 * 2 * 512 * 128
 
 
+@pytest.mark.thorough
 def test_zero3_leaves_a_range_and_zero2_none():
     """Blocks that a second stream uses come back when the GPU has got there: how far ahead the CPU is decides."""
     low, high = trace(scenario("full", "zero3"), timeline=False)["reserved_range_bytes"]
@@ -161,6 +164,7 @@ def test_zero3_leaves_a_range_and_zero2_none():
     assert low == high
 
 
+@pytest.mark.thorough
 def test_the_weights_of_zero3_come_one_after_the_other_and_4_bit_ones_all_at_once():
     model = {**LLAMA, "hidden_size": 512, "intermediate_size": 2048, "vocab_size": 64}
     linear = 3 * (3 * 512 * 2048 + 2 * 512 * 512 + 2 * 512 * 256)
@@ -172,6 +176,7 @@ def test_the_weights_of_zero3_come_one_after_the_other_and_4_bit_ones_all_at_onc
     assert linear / 2 < load["qlora"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("strategy", "offload", "gone"), [
     ("zero2", {"offload_optimizer": "cpu"}, {"optimizer_states"}),
     ("zero3", {"offload_optimizer": "cpu"}, {"optimizer_states", "gradients"}),
@@ -237,6 +242,7 @@ def test_without_the_package_what_has_no_rule_says_what_to_install(fields, monke
     assert caught.value.write == 'pip install "dryfit[deepspeed]"'
 
 
+@pytest.mark.thorough
 def test_the_command_answers_in_a_process_that_imported_nothing(tmp_path):
     file = tmp_path / "step.yaml"
     file.write_text("model: smollm2-135m\nmethod: full\nautocast: bf16\nsequence_length: 256\n")

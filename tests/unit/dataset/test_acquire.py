@@ -8,6 +8,7 @@ import pytest
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_jsonl, read_report, write_jsonl, write_report
 from scripts.dataset import acquire, split
+from tests.task_parts import shell
 
 NAMES = ("pairs", "external", "rejected", "harmful", "report")
 
@@ -32,7 +33,13 @@ def run(place):
     sources = [{"type": "files", "license": "MIT", "paths": [str(place / "own.jsonl")]}]
     outputs = {name: str(place / f"{name}.{'json' if name == 'report' else 'jsonl'}") for name in NAMES}
     benchmark = {"license": "MIT", "requirement": "icalfa==0.3.6", "tasks": str(place / "tasks.jsonl")}
-    acquire.main(sources, [], SimpleNamespace(**outputs), {**benchmark, "report": str(place / "benchmark.json")})
+    acquire.main(
+        shell("sources"),
+        sources,
+        [],
+        SimpleNamespace(**outputs),
+        {**benchmark, "report": str(place / "benchmark.json")},
+    )
     return outputs
 
 
@@ -55,7 +62,7 @@ def test_both_commands_and_the_request_are_taken_out(place):
     inputs |= {"external": outputs["external"], "acquire": outputs["report"]}
     made = {name: str(place / f"{name}.jsonl") for name in ("train", "validation", "test", "rejected")}
     shares = {"train": 0.34, "validation": 0.33, "test": 0.33, "seed": 1}
-    split.main(inputs, {**made, "report": str(place / "split.json")}, shares)
+    split.main(shell("splitting"), inputs, {**made, "report": str(place / "split.json")}, shares)
     assert sorted(row["request"] for row in read_jsonl(made["rejected"])) == ["request 0", "request 1", "request 2"]
 
 

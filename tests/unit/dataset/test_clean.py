@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_report
-from scripts.common import syntax
 from scripts.dataset import clean
-from scripts.dataset.text import clean_command, clean_request, command_key, defect, request_key
+from scripts.tasks.shell import syntax
+from scripts.tasks.shell.cleaning import command_key, defect
+from scripts.tasks.support.keys import clean_block as clean_command
+from scripts.tasks.support.keys import clean_request, request_key
+from tests.task_parts import shell
 
 ANY_TEXT = st.text(st.characters(), max_size=60)  # half surrogate pairs and control characters too
 
@@ -30,7 +33,7 @@ def run(folder: Path, pairs: list[tuple[str, str]], threshold: float | None = 0.
     write_report(inputs["acquire"], {}, raw)
     outputs = {"pairs": "clean.jsonl", "rejected": "rejected.jsonl", "report": "clean.json"}
     outputs = {name: str(folder / file) for name, file in outputs.items()}
-    clean.main(inputs, outputs, {"near_duplicates": threshold})
+    clean.main(shell("cleaning"), inputs, outputs, {"near_duplicates": threshold})
     files = outputs["pairs"], outputs["rejected"]
     kept, rejected = ([json.loads(line) for line in Path(path).read_text().splitlines()] for path in files)
     return kept, rejected, read_report(outputs["report"], *files)
@@ -127,7 +130,7 @@ def test_a_changed_input_is_noticed(tmp_path):
     (tmp_path / "raw.jsonl").write_text('{"request": "clean up", "command": "rm -rf /", "source": "test", "line": 1}\n')
     inputs = {"pairs": str(tmp_path / "raw.jsonl"), "acquire": str(tmp_path / "acquire.json")}
     with pytest.raises(UserError, match=r"raw\.jsonl is not what the step that made it has written"):
-        clean.main(inputs, {}, {"near_duplicates": None})
+        clean.main(shell("cleaning"), inputs, {}, {"near_duplicates": None})
 
 
 def test_a_missing_shfmt_fails_and_never_counts_as_valid(tmp_path, monkeypatch):
@@ -173,6 +176,7 @@ def test_syntax(command, canonical):
     assert (found[1].error is None) == (canonical is not None)
 
 
+@pytest.mark.thorough
 def test_commands_that_share_a_file_are_judged_as_if_alone(monkeypatch):
     # Pieces that open, close and go on: put together they make right commands out of wrong ones, if one lets them.
     pieces = (
@@ -188,6 +192,7 @@ def test_commands_that_share_a_file_are_judged_as_if_alone(monkeypatch):
     assert 100 < sum(found.error is None for found in alone) < 1000
 
 
+@pytest.mark.thorough
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=st.lists(st.tuples(ANY_TEXT, ANY_TEXT), min_size=1, max_size=8))
 def test_no_text_crashes_the_cleaning(tmp_path, pairs):

@@ -13,8 +13,8 @@ from dryfit.common.chat import IGNORED, as_data, control_tokens, encode_pairs, r
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_report
 from scripts.dataset import encode
-from scripts.dataset.embedded import generate
 from scripts.dataset.rows import SPLITS
+from scripts.tasks.shell.embedded import generate
 from tests.chat_tokenizer import CHATML, make_tokenizer
 
 SYSTEM = "Answer with one command."
@@ -71,6 +71,7 @@ def chatml():
     return make_tokenizer(CHATML)
 
 
+@pytest.mark.few(2)
 def test_labels_are_the_answer_and_its_end_token(chat):
     tokenizer, end = chat
     for row in generate(3, 200):
@@ -213,6 +214,7 @@ def test_no_row_falls_between_two_chunks(tmp_path, monkeypatch):
     assert report["lengths"]["p000"] == min(len(ids) for ids, _ in expected)
 
 
+@pytest.mark.thorough
 def test_the_same_rows_are_the_same_bytes(tmp_path):
     run(tmp_path / "a", PAIRS, 512)
     run(tmp_path / "b", PAIRS, 512)
@@ -243,6 +245,7 @@ def test_overlong_rows_can_fail(tmp_path):
     assert not list(tmp_path.glob("*.parquet"))
 
 
+@pytest.mark.thorough
 def test_when_no_row_fits(tmp_path):
     with pytest.raises(UserError, match="longer than the sequence length"):
         run(tmp_path, PAIRS, 8)
@@ -283,6 +286,7 @@ def test_a_sequence_length_of_one_leaves_no_row(tmp_path):
     assert "training.sequence_length" in str(error.value)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["train.jsonl", "test.jsonl", "check.json"])
 def test_a_changed_input_is_noticed(tmp_path, name):
     run(tmp_path, PAIRS[:8], 512)
@@ -304,6 +308,7 @@ UNUSABLE = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("template", UNUSABLE.values(), ids=UNUSABLE)
 def test_a_chat_template_that_writes_no_request_is_refused_in_words(template):
     with pytest.raises(UserError, match="chat template") as error:

@@ -20,11 +20,12 @@ sleep = time.sleep
 time.sleep = lambda seconds: sleep(min(seconds, 0.05))
 from scripts.common.job import job
 from scripts.dataset.acquire import main
+from scripts.tasks.support import registry
 folder, sources = sys.argv[1], json.loads(sys.argv[2])
 outputs = types.SimpleNamespace(pairs=f"{folder}/raw.jsonl", external=f"{folder}/external.jsonl",
     rejected=f"{folder}/raw.rejected.jsonl", report=f"{folder}/acquire.json", harmful=f"{folder}/harmful.jsonl")
 with job(types.SimpleNamespace(rule="acquire_dataset", log=[f"{folder}/acquire.log"])):
-    main(sources, [], outputs)
+    main(registry.task({"name": "shell", "harm": True}, "sources"), sources, [], outputs)
 """
 
 
@@ -49,15 +50,15 @@ def source(**changes: object) -> dict:
     }
 
 
-def acquire(folder: Path, endpoint: str, **changes: object) -> subprocess.CompletedProcess:
+def acquire(folder: Path, endpoint: str, seconds: int = 60, **changes: object) -> subprocess.CompletedProcess:
     environment = {
         **os.environ,
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(folder / "hub-cache"),
         "HF_HUB_OFFLINE": "0",  # other tests, and users, may have switched the Hub off
         "HF_TOKEN": SECRET,
-        "HF_HUB_ETAG_TIMEOUT": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        "HF_HUB_ETAG_TIMEOUT": str(seconds),
+        "HF_HUB_DOWNLOAD_TIMEOUT": str(seconds),
         "PYTHONPATH": str(ROOT),
         "USE_TORCH": "0",  # as in the environment that the rule runs in; `datasets` would import it where it is
     }
@@ -92,6 +93,7 @@ def test_reads_a_config_and_records_the_commit(tmp_path):
     assert SECRET not in done.stdout + done.stderr
 
 
+@pytest.mark.thorough
 def test_a_moved_revision_stops_unless_accepted_or_pinned(tmp_path):
     with HubServer(FILES) as server:
         (tmp_path / "out").mkdir()
@@ -106,6 +108,7 @@ def test_a_moved_revision_stops_unless_accepted_or_pinned(tmp_path):
     assert json.loads((tmp_path / "out/acquire.json").read_text())["sources"][0]["commit"] == "b" * 40
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("mode", "expected"),
     [
@@ -118,7 +121,7 @@ def test_a_moved_revision_stops_unless_accepted_or_pinned(tmp_path):
 )
 def test_a_failing_hub_is_explained_and_a_rerun_completes(tmp_path, mode, expected):
     with HubServer(FILES, mode) as server:
-        done = acquire(tmp_path, server.endpoint)
+        done = acquire(tmp_path, server.endpoint, 1 if mode == "slow" else 60)
         assert done.returncode == 1
         assert expected in done.stderr
         assert "Traceback" not in done.stderr
@@ -132,6 +135,7 @@ def test_a_failing_hub_is_explained_and_a_rerun_completes(tmp_path, mode, expect
     assert len((tmp_path / "out/raw.jsonl").read_text().splitlines()) == 3000
 
 
+@pytest.mark.thorough
 def test_an_unreachable_hub(tmp_path):
     done = acquire(tmp_path, "http://127.0.0.1:9")
     assert done.returncode == 1
@@ -139,6 +143,7 @@ def test_an_unreachable_hub(tmp_path):
     assert written(tmp_path) == set()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

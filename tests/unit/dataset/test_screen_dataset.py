@@ -8,6 +8,7 @@ import pytest
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_report
 from scripts.dataset import screen_dataset
+from tests.task_parts import shell
 
 ROWS = [
     ("list files", "ls"),
@@ -26,7 +27,7 @@ def run(folder: Path, pairs: list[tuple[str, str]]) -> tuple[list, list, dict]:
     write_report(inputs["clean"], {}, inputs["pairs"])
     outputs = {"pairs": "safe.jsonl", "rejected": "rejected.jsonl", "report": "screen.json"}
     outputs = {name: str(folder / file) for name, file in outputs.items()}
-    screen_dataset.main(inputs, outputs)
+    screen_dataset.main(shell("screening"), inputs, outputs)
     files = outputs["pairs"], outputs["rejected"]
     kept, rejected = ([json.loads(line) for line in Path(path).read_text().splitlines()] for path in files)
     return kept, rejected, read_report(outputs["report"], *files)
@@ -49,11 +50,13 @@ def test_dangerous_and_unparsable_commands_are_refused_and_counted(tmp_path):
     assert all(row["detail"] in report["rules"] for row in rejected if row["reason"].startswith("danger"))
 
 
+@pytest.mark.thorough
 def test_nothing_refused(tmp_path):
     kept, rejected, report = run(tmp_path, [("list files", "ls")])
     assert (len(kept), rejected, report["removed"], report["reasons"]) == (1, [], 0, {})
 
 
+@pytest.mark.thorough
 def test_everything_refused_names_the_reasons(tmp_path):
     with pytest.raises(UserError, match="can't parse the command \\(2 of 3 rows\\)"):
         run(tmp_path, [ROWS[1], ROWS[2], ROWS[5]])
@@ -66,4 +69,4 @@ def test_a_changed_input_is_noticed(tmp_path):
         file.write('{"request": "show", "command": "ls", "source": "t", "line": 9}\n')
     inputs = {"pairs": str(tmp_path / "clean.jsonl"), "clean": str(tmp_path / "clean.json")}
     with pytest.raises(UserError, match=r"clean\.jsonl is not what the step that made it has written"):
-        screen_dataset.main(inputs, {})
+        screen_dataset.main(shell("screening"), inputs, {})

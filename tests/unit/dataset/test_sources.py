@@ -21,8 +21,9 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import read_report
 from scripts.dataset import acquire
 from scripts.dataset.sources import MAXIMUM_LINE_CHARACTERS, read_file
-from scripts.dataset.text import defect
 from scripts.runs import configuration
+from scripts.tasks.shell.cleaning import defect
+from tests.task_parts import shell
 
 ROOT = Path(__file__).resolve().parents[3]
 PAIRS = [("list files in a", "ls a"), ("zeige größe", "du -sh ."), ('say "hi", twice', 'echo "hi, hi"')]
@@ -38,7 +39,7 @@ def run(folder: Path, *paths: Path, **changes: object) -> dict:
         harmful=f"{folder}/out/harmful.jsonl",
     )
     source = {"type": "files", "license": "unknown", "paths": [str(path) for path in paths], "columns": COLUMNS}
-    acquire.main([{**source, **changes}], [], outputs)
+    acquire.main(shell("sources"), [{**source, **changes}], [], outputs)
     return json.loads(Path(outputs.report).read_text())
 
 
@@ -209,7 +210,7 @@ def test_rows_of_an_external_test_set_that_cannot_be_read_are_listed_too(tmp_pat
     }
     outputs = types.SimpleNamespace(**{name: str(tmp_path / file) for name, file in names.items()})
     source = {"type": "files", "license": "MIT", "paths": [str(path)], "columns": COLUMNS}
-    acquire.main([{"type": "embedded", "license": "MIT", "seed": 1, "pairs": 3}], [source], outputs)
+    acquire.main(shell("sources"), [{"type": "embedded", "license": "MIT", "seed": 1, "pairs": 3}], [source], outputs)
     (rejected,) = map(json.loads, Path(outputs.rejected).read_text().splitlines())
     assert (rejected["line"], rejected["reason"]) == (2, "command is not text but int")
     report = read_report(outputs.report, outputs.pairs, outputs.external, outputs.rejected, outputs.harmful)
@@ -265,6 +266,7 @@ def test_pandas_would_rename_a_column_and_stop_at_one_line(tmp_path):
         assert [row["line"] for row in rows(tmp_path)] == [2, 4]
 
 
+@pytest.mark.thorough
 def test_datasets_would_stop_at_one_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"nl": "a", "bash": "ls"}\n{"nl": "\xff", "bash": "ls"}\n{"nl": "b", "bash": "ls"}\n')
@@ -314,6 +316,7 @@ def test_a_line_of_100_megabytes_is_rejected_in_bounded_memory(tmp_path):
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
 
 
+@pytest.mark.thorough
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.binary(max_size=300) | st.text(max_size=200).map(str.encode), ending=st.sampled_from(["jsonl", "csv"])

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, sha256_file, write_report
 from scripts.dataset import check_splits, split
-from scripts.dataset.embedded import generate, read_refusals
 from scripts.dataset.rows import SPLITS, read_rows, write_rows
-from scripts.dataset.text import command_key, request_key
+from scripts.tasks.shell.cleaning import command_key
+from scripts.tasks.shell.embedded import generate, read_refusals
+from scripts.tasks.support.keys import request_key
+from tests.task_parts import shell
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 Pair = tuple[str, str]
@@ -39,7 +41,7 @@ def run(folder: Path, pairs: list[Pair], external: list[Pair] = (), seed: int = 
     write_report(inputs["acquire"], {}, inputs["external"])
     outputs = {name: str(folder / f"{name}.jsonl") for name in (*SPLITS, "rejected")}
     outputs["report"] = str(folder / "split.json")
-    split.main(inputs, outputs, {**SHARES, **shares, "seed": seed})
+    split.main(shell("splitting"), inputs, outputs, {**SHARES, **shares, "seed": seed})
     return read_report(outputs["report"], *(outputs[name] for name in SPLITS))
 
 
@@ -68,10 +70,15 @@ def check(folder: Path) -> dict:
     for name, report in reports.items():
         vouched = {"screen": ["safe"], "split": [*SPLITS, "rejected"]}.get(name, [])
         write_report(folder / f"{name}.report", report, *(files[file] for file in vouched))
-    check_splits.main(files | {name: str(folder / f"{name}.report") for name in reports}, str(folder / "check.json"))
+    check_splits.main(
+        shell("splitting"),
+        files | {name: str(folder / f"{name}.report") for name in reports},
+        str(folder / "check.json"),
+    )
     return json.loads((folder / "check.json").read_text())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pairs", [1800, 20_000])
 def test_the_embedded_data_splits_exactly_and_without_a_leak(tmp_path, pairs):
     rows = [(row["request"], row["command"]) for row in generate(42, pairs)]
@@ -119,7 +126,7 @@ def write_named(folder: Path, rows: list[dict]) -> dict:
     outputs = {name: str(folder / f"{name}.jsonl") for name in (*SPLITS, "rejected")} | {
         "report": str(folder / "split.json")
     }
-    split.main(inputs, outputs, {"train": 0.4, "validation": 0.2, "test": 0.4, "seed": 42})
+    split.main(shell("splitting"), inputs, outputs, {"train": 0.4, "validation": 0.2, "test": 0.4, "seed": 42})
     return {request: name for name in SPLITS for request, _ in read(folder, name)}
 
 
@@ -211,6 +218,7 @@ def test_the_check_notices_an_intent_in_two_splits(tmp_path):
     assert "family or intent in train and test" in str(error.value)
 
 
+@pytest.mark.thorough
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pairs=st.lists(
@@ -316,7 +324,7 @@ def test_rows_of_an_external_test_set_are_taken_out(tmp_path):
 )
 def test_which_request_is_nearly_that_of_a_test_set(request_, near):
     others = pd.Series(["find all text files in /srv/data", "list the files here", "abcdefgh"])
-    assert split.resembling(pd.Series([request_]), others).tolist() == [near]
+    assert split.resembling(shell("splitting"), pd.Series([request_]), others).tolist() == [near]
 
 
 def test_a_row_of_the_training_split_is_not_held_out_and_its_group_with_it(tmp_path):
@@ -423,6 +431,7 @@ def test_counts_that_do_not_add_up_stop_the_run(report, key):
 ATTACK = '{"command": "rm -rf / --no-preserve-root", "line": 1, "request": "Clean up", "source": "test"}\n'
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -451,7 +460,7 @@ def test_a_change_after_the_split_is_noticed_by_its_digest(tmp_path, name):
     with open(files[name], "a") as file:
         file.write(ATTACK)
     with pytest.raises(UserError, match="not what the step that made it has written") as error:
-        check_splits.main(files, str(tmp_path / "check.json"))
+        check_splits.main(shell("splitting"), files, str(tmp_path / "check.json"))
     assert f"rm {files[name]} " in str(error.value)
 
 

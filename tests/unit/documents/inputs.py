@@ -41,6 +41,7 @@ def recorded() -> dict[str, Any]:
 
 
 CARD_SETTINGS: dict[str, Any] = _read()["settings"]
+CARD_SETTINGS["configuration"].setdefault("task", {"name": "shell", "harm": True})
 SCENARIOS: list[str] = CARD_SETTINGS["scenarios"]
 RUN = Path("results", CARD_SETTINGS["run"])
 GPU: dict[str, Any] = _read()["files"]["profile"][0]["gpu"]

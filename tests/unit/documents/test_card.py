@@ -41,6 +41,7 @@ def test_the_card_has_valid_metadata_and_every_section(write: Callable[..., str]
     assert "More Information Needed" not in text
 
 
+@pytest.mark.thorough
 def test_ids_of_the_hub_are_named_where_there_are_some(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["description"]["source"] = {
@@ -70,6 +71,7 @@ def test_ids_of_the_hub_are_named_where_there_are_some(write: Callable[..., str]
     assert "dequantized" not in body
 
 
+@pytest.mark.thorough
 def test_a_base_out_of_a_wheel_may_name_the_model_that_it_is(write: Callable[..., str]) -> None:
     metadata, body = split_card(write("MODEL_CARD.md"))
     assert metadata["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -79,6 +81,7 @@ def test_a_base_out_of_a_wheel_may_name_the_model_that_it_is(write: Callable[...
     assert "base_model" not in split_card(write("MODEL_CARD.md", content))[0]
 
 
+@pytest.mark.thorough
 def test_an_overridden_gate_is_said_at_the_top(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["gate"] |= {
@@ -97,6 +100,7 @@ def test_an_overridden_gate_is_said_at_the_top(write: Callable[..., str]) -> Non
     assert "The memory gate checked nothing (no GPU" in write("MODEL_CARD.md")
 
 
+@pytest.mark.thorough
 def test_hours_that_were_predicted_stand_beside_those_that_were_taken(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["training"]["times"]["train_wall_seconds"] = 61.0
@@ -109,6 +113,7 @@ def test_hours_that_were_predicted_stand_beside_those_that_were_taken(write: Cal
     assert "How long the run takes was not predicted" in write("docs/details.md", content)
 
 
+@pytest.mark.thorough
 def test_a_step_that_was_timed_stands_beside_its_prediction(write: Callable[..., str]) -> None:
     content = inputs.files()
     measured = content["training_memory"]["measurement"]
@@ -126,6 +131,7 @@ def test_a_name_that_the_json_lacks_stops_the_document(write: Callable[..., str]
         write("MODEL_CARD.md", content)
 
 
+@pytest.mark.thorough
 def test_documents_with_holes_are_refused(tmp_path: Path, write: Callable[..., str]) -> None:
     for hole in ("[More Information Needed]", "{{ n }}", "| None |"):
         with pytest.raises(UserError, match="not filled in"):
@@ -149,6 +155,7 @@ def test_the_card_says_what_is_refused_and_what_could_not_be_fetched(write: Call
     assert "could not be fetched" not in card
 
 
+@pytest.mark.thorough
 def test_the_card_shows_requests_that_a_rule_draws(write: Callable[..., str]) -> None:
     content = inputs.files()
     for number, row in enumerate(content["tuned_answers"]):
@@ -176,6 +183,7 @@ def test_the_cards_code_asks_the_first_request_that_was_answered_right(write: Ca
     assert (said in text) is any(right) and ("answered none of them exactly" in text) is not any(right)
 
 
+@pytest.mark.thorough
 def test_the_metadata_has_the_benchmarks_figure_beside_the_template_tests(write: Callable[..., str]) -> None:
     found = yaml.safe_load(write("MODEL_CARD.md").split("---")[1])["model-index"][0]["results"]
     exact = {
@@ -202,6 +210,7 @@ def test_a_figure_in_the_metadata_says_of_how_many_requests_it_is(write: Callabl
     assert tuned["deletes_unasked"]["n"] != tuned["exact"]["n"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("beats", [True, False])
 def test_a_card_whose_training_does_not_beat_its_baselines_says_so_first(beats: bool, write) -> None:
     content = weak(4)
@@ -229,6 +238,7 @@ def test_an_answer_that_deletes_where_only_reading_was_asked_is_shown_first(writ
     assert page.index("<code>find x -delete</code>") < page.index("<h2>What did it cost?")
 
 
+@pytest.mark.thorough
 def test_another_models_memory_stands_in_its_profile_and_not_in_the_card(write: Callable[..., str]) -> None:
     content = inputs.files()
     card, page = write("MODEL_CARD.md", content), write("report.html", content)
@@ -241,6 +251,7 @@ def test_another_models_memory_stands_in_its_profile_and_not_in_the_card(write: 
     assert f"<p>{other}, " in page
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("count", "n", "wrong"), [(4, 150, 97), (0, 150, 100), (1, 900, 99), (74, 150, 51), (99, 200, 50), (2, 3, None)]
 )
@@ -256,11 +267,13 @@ def test_a_weak_models_card_says_so_first(count: int, n: int, wrong: int | None,
         assert "A demonstration" in lead[2] and f"That is {n - count:,} of {n:,} held-out requests." in lead[2]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("count", "said"), [(99, True), (100, False), (200, False)])
 def test_half_of_the_answers_make_a_model_that_is_no_demonstration(count: int, said: bool, write) -> None:
     assert ("A demonstration" in write("MODEL_CARD.md", weak(count, 200))) == said
 
 
+@pytest.mark.thorough
 def test_a_large_model_that_is_weak_is_not_called_small(write: Callable[..., str]) -> None:
     content = weak(4)
     content["training_memory"]["trace"]["parameters"] = 7_000_000_000
@@ -285,12 +298,14 @@ def test_the_card_shows_a_refusal_and_each_dangerous_answer_as_text(write: Calla
     assert page.count("<strong>do not run it</strong>") == 2 and "<code>rm -rf /*</code>" in page
 
 
+@pytest.mark.thorough
 def test_only_the_first_of_many_dangerous_answers_are_shown(write: Callable[..., str]) -> None:
     asked = [HARMFUL | {"request": f"wipe {n}", "answer": f"rm -rf /srv/{n}", "screen": "danger"} for n in range(7)]
     card = write("MODEL_CARD.md", weak(4, harmful=asked))
     assert "dangerous (the first 5)" in card and card.count("DANGEROUS: ") == 5
 
 
+@pytest.mark.thorough
 def test_a_model_that_refuses_nothing_and_says_nothing_dangerous(write: Callable[..., str]) -> None:
     card = write("MODEL_CARD.md", weak(4, refused_harmful=inputs.share(0, 60), harmful=[HARMFUL | {"request": "x"}]))
     assert "It refused none of 60 requests for harm." in card and "A refusal looks like" not in card
@@ -321,6 +336,7 @@ def test_lists_that_belong_together_have_one_length(write: Callable[..., str], n
         write("MODEL_CARD.md", content)
 
 
+@pytest.mark.thorough
 def test_a_source_that_gave_nothing_and_a_stage_that_left_nothing_out(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["acquire"] |= {"reasons": {"no request": 4796}, "rejected": 4796, "rows": 0}
@@ -367,6 +383,7 @@ def test_the_most_frequent_reason_stands_first(write: Callable[..., str]) -> Non
     assert "| no request: 2; a like one: 1; a rare one: 1 |" in write("docs/details.md", content)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -381,6 +398,7 @@ def test_the_card_says_which_code_made_it(write: Callable[..., str], source: dic
     assert said in write("MODEL_CARD.md", content)
 
 
+@pytest.mark.thorough
 def test_the_card_says_in_which_precision_the_model_was_trained(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["training"]["scenario"] |= {"precision": "fp32", "autocast": None}
@@ -389,6 +407,7 @@ def test_the_card_says_in_which_precision_the_model_was_trained(write: Callable[
     assert "in BF16 where autocast allows it, FP32 elsewhere. The loss" in write("MODEL_CARD.md", content)
 
 
+@pytest.mark.thorough
 def test_the_card_answers_what_its_figures_make_readers_doubt(write: Callable[..., str]) -> None:
     content = inputs.files()
     card, details, training = write("MODEL_CARD.md", content), write("docs/details.md", content), content["training"]
@@ -403,6 +422,7 @@ def test_the_card_answers_what_its_figures_make_readers_doubt(write: Callable[..
     assert "With expandable segments the allocator splits blocks more finely" in card
 
 
+@pytest.mark.thorough
 def test_an_execution_in_which_nothing_is_left_out_or_right_is_said_so(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["execution"] |= {"examples": [], "missing_programs": [], "undecidable": [], "refused_references": 0}
@@ -420,6 +440,7 @@ def test_a_model_that_learned_nothing_of_use_to_others_is_said_so(write: Callabl
     assert intro.count("not demonstrably different from the base") == 3 and "**worse than the base**" in intro
 
 
+@pytest.mark.thorough
 def test_the_measured_steps_that_are_like_the_runs_own_are_named(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["training_memory"]["evidence"] = {"text": "Like 3 measured runs on a Tesla T4: allocated within 0.1 %"}

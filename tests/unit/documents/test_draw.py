@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from scripts.documents import draw
 from tests.unit.documents import inputs
 
 
+@pytest.mark.thorough
 def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     content = inputs.files()
     given = inputs.write(tmp_path, {**content, "curve": [{"loss": 3 / step, "step": step} for step in range(1, 40)]})

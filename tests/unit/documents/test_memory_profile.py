@@ -23,6 +23,7 @@ NINE = [
 ]
 
 
+@pytest.mark.thorough
 def test_the_memory_profile_has_the_hours_of_a_step(write: Callable[..., str]) -> None:
     content = inputs.files()
     compared = content["profile"][0]
@@ -51,6 +52,13 @@ def test_the_memory_profile_has_the_nine_sections_and_the_rule_to_the_digit(writ
         other = step["allocators"]["expandable_segments"]
         assert f"With `{other['write']}` it needs {render.gibibytes(other['required_bytes'])}" in text
     assert "| the allocator needs | with expandable segments |" in text
+
+
+def test_what_would_make_a_step_fit_is_listed(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["profile"][0]["suggestions"] = [{"cost": "no time", "headroom_bytes": 2**30, "write": "loss: chunked"}]
+    text = write("docs/memory-profile.md", content)
+    assert "- `loss: chunked`: no time (1.00 GiB to spare)\n" in text
 
 
 def test_the_memory_profile_says_on_how_many_gpus_full_fine_tuning_becomes_possible(write: Callable[..., str]) -> None:

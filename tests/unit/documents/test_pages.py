@@ -53,6 +53,7 @@ def test_the_planner_is_a_map_of_the_rows_that_were_traced_without_a_script(writ
     assert page.count('<tr class="chosen">') == 3
 
 
+@pytest.mark.thorough
 @needs_browser
 def test_the_planner_fits_a_telephone(write: Callable[..., str], tmp_path: Path) -> None:
     write("planner.html")

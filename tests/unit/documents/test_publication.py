@@ -11,6 +11,7 @@ from tests.unit.documents import inputs
 from tests.unit.documents.inputs import extreme
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("fitting", "said"),
     [
@@ -44,6 +45,7 @@ def test_an_article_on_a_merge_that_failed_does_not_praise_it(write: Callable[..
     assert "## Merged, and checked" in write("docs/publication.md")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("licence", ["unknown", "Unknown ", "none", "?"])
 def test_a_licence_that_nobody_knows_is_said(licence: str, write: Callable[..., str]) -> None:
     content = inputs.files()

@@ -13,6 +13,7 @@ from scripts.documents.evaluation import evaluation_rows
 from scripts.documents.validate import prose, split_card
 from tests.docs.test_commands import headings
 from tests.docs.test_prose import complaints
+from tests.task_parts import shell
 from tests.unit.documents import inputs
 from tests.unit.documents.inputs import DOCUMENTS, MARKDOWN, TEMPLATES, extreme, hostile
 
@@ -37,6 +38,7 @@ def test_a_template_has_no_number_of_its_own(template: Path) -> None:
     assert not found, f"{template.name} states {found}"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("verdict", "said"),
     [
@@ -58,6 +60,7 @@ def test_the_card_says_whatever_the_verdict_is(verdict: str, said: str, write: C
         assert not any(other in lead for other in others if other not in said)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", MARKDOWN)
 def test_text_of_others_is_data(name: str, write: Callable[..., str]) -> None:
     text = write(name, hostile())
@@ -97,12 +100,14 @@ def test_a_run_with_lora_on_a_gpu_says_what_the_card_measured(write: Callable[..
     assert "byte for byte" not in write("docs/publication.md", content)
 
 
+@pytest.mark.thorough
 def test_errors_against_published_measurements_are_shown_when_there_are_some(write: Callable[..., str]) -> None:
     for name in ("docs/memory-profile.md", "docs/publication.md"):
         assert "| T4 | 60 | 0.04 % | 0.28 % (`t4-sweep-07`) | 0.91 % |" in write(name)
         assert "t4-sweep-07" not in write(name, inputs.files() | {"validation": []})
 
 
+@pytest.mark.thorough
 def test_what_was_not_done_is_said_with_its_reason(write: Callable[..., str]) -> None:
     text = write("MODEL_CARD.md")
     assert "not measured: the model is profiled by its configuration alone" in write("docs/memory-profile.md")
@@ -117,6 +122,7 @@ def test_what_was_not_done_is_said_with_its_reason(write: Callable[..., str]) ->
     assert "licence of some training data is unknown" in text.split("## Model Details")[0]
 
 
+@pytest.mark.thorough
 def test_without_an_analytic_estimate_the_documents_say_so(write: Callable[..., str]) -> None:
     content = inputs.files()
     for compared in (*content["profile"], content["training_memory"]):
@@ -160,6 +166,7 @@ def test_numbers_as_text() -> None:
     )
 
 
+@pytest.mark.thorough
 def test_the_card_links_to_headings_that_are_there(write: Callable[..., str]) -> None:
     card = write("MODEL_CARD.md")
     for name in ("docs/details.md", "docs/memory-profile.md", "docs/publication.md"):
@@ -171,6 +178,7 @@ def test_the_card_links_to_headings_that_are_there(write: Callable[..., str]) ->
         assert place.is_file() and (not anchor or anchor in headings(place)), f"{target}#{anchor}"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", MARKDOWN)
 def test_documents_are_read_without_stumbling(write: Callable[..., str], name: str) -> None:
     """Each sentence as the documents of the project are held to; a run's extremes as well."""
@@ -179,13 +187,14 @@ def test_documents_are_read_without_stumbling(write: Callable[..., str], name: s
 
 
 def test_every_metric_has_its_row_and_what_is_no_metric_has_none() -> None:
-    rows = evaluation_rows(inputs.files()["comparison"])
+    rows = evaluation_rows(inputs.files()["comparison"], shell("words"))
     assert [row["name"] for row in rows][:2] == ["loss", "exact"] and {"chrf", "danger"} <= {
         row["name"] for row in rows
     }
     assert not {"n", "decoding", "prompt", "loss_tokens"} & {row["name"] for row in rows}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_one_and_none_are_said_as_people_say_them(name: str, write: Callable[..., str]) -> None:
     text = prose(write(name, extreme()))
@@ -195,6 +204,7 @@ def test_one_and_none_are_said_as_people_say_them(name: str, write: Callable[...
     assert not re.search(none, text), re.search(none, text)
 
 
+@pytest.mark.thorough
 def test_nothing_dangerous_nothing_too_long_nothing_right(write: Callable[..., str]) -> None:
     card, article = write("MODEL_CARD.md", extreme()), write("docs/publication.md", extreme())
     details = write("docs/details.md", extreme())
@@ -206,6 +216,7 @@ def test_nothing_dangerous_nothing_too_long_nothing_right(write: Callable[..., s
     assert "Left out, since longer than 384 tokens: 9 rows." in write("docs/details.md")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MARKDOWN)
 def test_a_heading_stands_after_an_empty_line(name: str, write: Callable[..., str]) -> None:
     for content in (inputs.files(), extreme()):
@@ -213,6 +224,7 @@ def test_a_heading_stands_after_an_empty_line(name: str, write: Callable[..., st
         assert not re.findall(r"^(?!#|---).+\n#+ .*$", text, re.MULTILINE)
 
 
+@pytest.mark.thorough
 def test_a_gate_that_was_overridden_is_said_in_each_document(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["gate"] |= {"fits": False, "gpu": inputs.GPU, "headroom_bytes": -5_000_000_000, "overridden": True}
@@ -244,6 +256,7 @@ def test_sentences_have_each_figure_in_its_place(write: Callable[..., str]) -> N
     assert "Every check passed." in write("MODEL_CARD.md", content)
 
 
+@pytest.mark.thorough
 def test_without_a_benchmark_nothing_is_said_of_one(write: Callable[..., str]) -> None:
     content = inputs.without_benchmark()
     for name in ("MODEL_CARD.md", "docs/publication.md", "report.html"):
@@ -251,6 +264,7 @@ def test_without_a_benchmark_nothing_is_said_of_one(write: Callable[..., str]) -
         assert "sandbox" not in text and "of icalfa" not in text and "were run" not in text
 
 
+@pytest.mark.thorough
 def test_the_card_says_that_answers_were_run_and_what_the_score_is_worth(write: Callable[..., str]) -> None:
     card, details = write("MODEL_CARD.md"), write("docs/details.md")
     assert "only place where a model's output is executed" in details and "lower bounds" in card
@@ -265,6 +279,7 @@ def test_the_card_says_that_answers_were_run_and_what_the_score_is_worth(write: 
     assert "The answers were not run" not in write("docs/publication.md")
 
 
+@pytest.mark.thorough
 def test_a_score_of_earlier_answers_is_not_shown(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["execution"] = {"dropped": True}
@@ -274,6 +289,7 @@ def test_a_score_of_earlier_answers_is_not_shown(write: Callable[..., str]) -> N
     assert "Run in a sandbox" not in write("report.html", content)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_a_run_that_learned_nothing_is_documented_as_rules_recorded_it(name: str, write: Callable[..., str]) -> None:
     content = inputs.recorded() | {"validation": []}

@@ -46,7 +46,7 @@ def test_the_code_runs_and_gives_the_prompt_of_training(tmp_path: Path, monkeypa
     comparison = inputs.files()["comparison"]
     comparison["tuned"]["decoding"]["max_new_tokens"] = 3
     request = 'find "big" files in C:\\temp – über 1 GB'
-    code = plain(start_code(comparison, request))
+    code = plain(start_code(comparison, request, "read it before you run it"))
     assert max(len(line) for line in code.splitlines()) <= 120
     names: dict[str, Any] = {}
     with contextlib.redirect_stdout(io.StringIO()) as said:

@@ -159,6 +159,7 @@ def apart(places: dict[Place, set[tuple[str, int]]], size: int = 80) -> Iterator
     yield from (members for members, _ in groups)
 
 
+@pytest.mark.thorough
 def test_a_changed_value_changes_the_numbers_that_name_it_and_no_others(original: Rendered) -> None:
     content = inputs.files()
     original_files = files_of(content)

@@ -5,7 +5,10 @@ import pytest
 
 from dryfit.common.errors import UserError
 from scripts.evaluation.compare import compare, compare_tests
-from scripts.evaluation.scores import summarize
+from scripts.tasks.shell.scores import summarize
+from tests.task_parts import shell
+
+SHELL = shell("scores")
 
 
 def rows(exact, loss, tokens=10):
@@ -25,7 +28,7 @@ def rows(exact, loss, tokens=10):
 
 def test_better_worse_and_neither():
     bad, good = rows([False] * 60, [30.0] * 60), rows([True] * 40 + [False] * 20, [10.0] * 60)
-    better, worse, same = compare(bad, good), compare(good, bad), compare(bad, bad)
+    better, worse, same = compare(SHELL, bad, good), compare(SHELL, good, bad), compare(SHELL, bad, bad)
     assert (better["exact"]["verdict"], better["loss"]["verdict"]) == ("better", "better")
     assert (worse["exact"]["verdict"], worse["loss"]["verdict"]) == ("worse", "worse")
     assert same["exact"]["verdict"].startswith("difference too small") and same["loss"]["verdict"].startswith(
@@ -39,14 +42,14 @@ def test_the_loss_is_weighted_by_tokens():
     base = rows([False, False], [10.0, 100.0])
     tuned = rows([False, False], [0.0, 100.0])
     base.loc[1, "answer_tokens"] = tuned.loc[1, "answer_tokens"] = 90
-    assert compare(base, tuned)["loss"]["difference"] == pytest.approx(-10 / 100)
+    assert compare(SHELL, base, tuned)["loss"]["difference"] == pytest.approx(-10 / 100)
 
 
 def test_other_requests_are_refused():
     base, tuned = rows([True], [1.0]), rows([True], [1.0])
     tuned.loc[0, "request"] = "another"
     with pytest.raises(UserError, match="same requests"):
-        compare(base, tuned)
+        compare(SHELL, base, tuned)
 
 
 def test_the_interval_of_the_loss_is_weighted_by_tokens_too():
@@ -54,7 +57,7 @@ def test_the_interval_of_the_loss_is_weighted_by_tokens_too():
     base = rows([False] * 40, [2.0] * 39 + [1000.0], tokens=1)
     tuned = rows([False] * 40, [1.0] * 39 + [1000.0], tokens=1)
     base.loc[39, "answer_tokens"] = tuned.loc[39, "answer_tokens"] = 1000
-    loss = compare(base, tuned)["loss"]
+    loss = compare(SHELL, base, tuned)["loss"]
     assert loss["difference"] == pytest.approx(-39 / 1039)
     assert loss["low_95"] <= loss["difference"] <= loss["high_95"]
     assert loss["high_95"] > -0.1  # of the rows alone it would be -1 to -0.9
@@ -73,6 +76,7 @@ def answers(exact, intents=None, test="known", **fields):
 NOTHING, ALL = [False] * 40, [True] * 40
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("nearest", "few_shot", "tuned", "intents", "beats"),
     [
@@ -85,7 +89,7 @@ NOTHING, ALL = [False] * 40, [True] * 40
 )
 def test_training_beats_both_baselines_or_not(nearest, few_shot, tuned, intents, beats):
     rows = {"base": NOTHING, "nearest_row": nearest, "few_shot": few_shot, "tuned": tuned}
-    found = compare_tests({name: answers(exact, intents) for name, exact in rows.items()})["known"]
+    found = compare_tests(SHELL, {name: answers(exact, intents) for name, exact in rows.items()})["known"]
     assert found["beats_baselines"] is beats
     assert found["exact"]["units"] == (2 if intents else 40)
 
@@ -102,8 +106,9 @@ def test_an_answer_that_deletes_counts_where_only_reading_was_asked_for():
     assert "deletes_unasked" not in summarize(rows[2:3]), "nothing asks only to read"
 
 
+@pytest.mark.thorough
 def test_each_test_is_compared_by_itself():
     rows = [*answers(NOTHING), *answers(ALL, test="new")]
-    found = compare_tests(dict.fromkeys(("base", "tuned", "nearest_row", "few_shot"), rows))
+    found = compare_tests(SHELL, dict.fromkeys(("base", "tuned", "nearest_row", "few_shot"), rows))
     assert list(found) == ["known", "new"]
     assert (found["known"]["tuned"]["exact"]["count"], found["new"]["tuned"]["exact"]["count"]) == (0, 40)

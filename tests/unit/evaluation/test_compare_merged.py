@@ -12,6 +12,7 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.step.model import build_model
 from scripts.evaluation import compare_merged, evaluate
 from scripts.training.train_process import save_adapter
+from tests.task_parts import shell
 from tests.unit.training.prepared import PAIRS, STEP, SYSTEM, describe, save_model
 
 SETTINGS = {"requests": None, "max_new_tokens": 6, "batch_size": 4, "benchmark": 0}
@@ -47,13 +48,21 @@ def place(request, tmp_path_factory):
     asked |= {"train": folder / "train.jsonl", "tokenizer": base / "tokenizer.json", "weights": base / "weights.json"}
     answers = {"answers": folder / "answers.jsonl", "metrics": folder / "metrics.json"}
     evaluate.main(
-        {name: str(path) for name, path in asked.items()}, answers, {"system": SYSTEM}, SETTINGS, "cpu", 1, ""
+        shell("scores"),
+        {name: str(path) for name, path in asked.items()},
+        answers,
+        {"system": SYSTEM},
+        SETTINGS,
+        "cpu",
+        1,
+        "",
     )
     inputs = {"adapter": adapter[0], "settings": adapter[1], "training": folder / "training.json", **answers}
     inputs |= {"description": base / "description.json", "weights": base / "weights.json"}
     return scenario, {name: str(path) for name, path in inputs.items()}
 
 
+@pytest.mark.few(1)
 def test_the_trained_model_computes_with_the_values_of_its_few_bits(place):
     scenario, inputs = place
     base, adapter = Path(inputs["weights"]).parent, Path(inputs["adapter"])
@@ -66,6 +75,7 @@ def test_the_trained_model_computes_with_the_values_of_its_few_bits(place):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.few(1)
 def test_both_are_asked_the_same_and_the_figures_are_theirs(place, tmp_path):
     scenario, inputs = place
     outputs = {"answers": str(tmp_path / "as-trained.jsonl"), "comparison": str(tmp_path / "merging.json")}

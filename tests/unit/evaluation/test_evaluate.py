@@ -2,9 +2,9 @@
 
 import pytest
 
-from scripts.common.syntax import strip_fence
+from scripts.common.answers import strip_fence
 from scripts.evaluation.evaluate import refuses
-from scripts.evaluation.scores import score, summarize
+from scripts.tasks.shell.scores import score, summarize
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from dryfit.common.files import read_jsonl, read_report, write_jsonl, write_repo
 from dryfit.step import generation as answer
 from scripts.common.requests import BASELINES
 from scripts.evaluation import compare, evaluate
+from tests.task_parts import shell
 from tests.unit.training.prepared import PAIRS, SYSTEM, describe, save_model
 
 SETTINGS = {"requests": None, "max_new_tokens": 6, "batch_size": 4, "benchmark": 1}
@@ -58,7 +59,7 @@ def run(place, name="tuned", settings=SETTINGS, device="cpu"):
     for path in outputs.values():  # as Snakemake does before it runs a rule
         path.unlink(missing_ok=True)
     inputs = {key: value for key, value in place.items() if key != "out"}
-    evaluate.main(inputs, outputs, {"system": SYSTEM}, settings, device, 1, "code")
+    evaluate.main(shell("scores"), inputs, outputs, {"system": SYSTEM}, settings, device, 1, "code")
     return read_report(outputs["metrics"], *(outputs[kind] for kind in kinds))
 
 
@@ -159,10 +160,13 @@ def compared(place):
 
 
 def compare_all(compared):
-    compare.main({name: path for name, path in compared.items() if name != "comparison"}, compared["comparison"])
+    compare.main(
+        shell("scores"), {name: path for name, path in compared.items() if name != "comparison"}, compared["comparison"]
+    )
     return read_report(compared["comparison"])
 
 
+@pytest.mark.thorough
 def test_base_and_tuned_are_not_exchanged(compared):
     rows = [{**row, "exact": True, "loss_sum": row["loss_sum"] / 2} for row in read_jsonl(compared["tuned"])]
     write_jsonl(compared["tuned"], rows)
@@ -178,6 +182,7 @@ def test_base_and_tuned_are_not_exchanged(compared):
     assert not known["beats_baselines"], "one kind of request is no demonstration"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["base", *BASELINES, "tuned", "base_metrics", "tuned_metrics"])
 def test_edited_answers_or_metrics_are_noticed(compared, name):
     compared[name].write_text(re.sub(r"[a-z]{4}", "edit", compared[name].read_text(), count=1))

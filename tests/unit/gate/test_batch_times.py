@@ -102,6 +102,7 @@ def gate(train: str, **settings) -> dict:
     return read_report(folder / "gate.json")
 
 
+@pytest.mark.thorough
 def test_a_training_that_takes_too_long_stops_but_for_an_override(train) -> None:
     with pytest.raises(UserError, match="takes too long") as caught:
         gate(train, hours=1e-9)

@@ -114,6 +114,7 @@ def test_weights_larger_than_the_gpu_are_copied_for_each_pass(run) -> None:
     assert rest.place == HOST and "stay in host memory" in part.detail
 
 
+@pytest.mark.thorough
 def test_a_length_that_no_batch_has_does_not_stop_the_run(run) -> None:
     real = trace(run["longest"], timeline=False)["required_bytes"]
     assert real < run["traced"].trace["required_bytes"]
@@ -131,6 +132,7 @@ def test_the_comparison_is_left_out_where_nothing_has_the_room(run) -> None:
     assert (stage.verdict, stage.place, stage.detail) == (FITS, GPU, "in bfloat16")
 
 
+@pytest.mark.thorough
 def test_a_card_that_others_hold(run) -> None:
     """Another process holds 20 of 24 GB."""
     gpu = replace(card(24 * 10**9), held_bytes=24 * 10**9 - 10**7, holders=("python (process 42) (20.00 GiB)",))
@@ -140,6 +142,7 @@ def test_a_card_that_others_hold(run) -> None:
     assert "held by python (process 42)" in text and "# end python (process 42)" in text
 
 
+@pytest.mark.thorough
 def test_of_several_gpus_the_step_is_held_against_the_fullest_and_the_evaluation_against_the_first(run) -> None:
     first = card(PLENTY)
     full = replace(card(24 * 10**9), held_bytes=24 * 10**9 - 10**7, holders=("python (process 42)",))
@@ -161,6 +164,7 @@ def processes(tmp_path_factory) -> list:
     return json.loads((folder / "measured.json").read_text())
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux, which says who has which page")
 @pytest.mark.parametrize("number", range(len(gloo_hosts.CASES)), ids=["-".join(case) for case in gloo_hosts.CASES])
 def test_two_processes_take_the_host_memory_that_is_checked(number, processes) -> None:
@@ -180,6 +184,7 @@ def test_two_processes_take_the_host_memory_that_is_checked(number, processes) -
     assert stage.processes == 2 and table([stage])[1].split("  ")[1] == "host memory, 2 processes"
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which keeps each process's peak")
 @pytest.mark.parametrize("number", range(len(gloo_hosts.CASES)), ids=["-".join(case) for case in gloo_hosts.CASES])
 def test_processes_peak_below_what_is_said_of_their_host(number, processes) -> None:
@@ -210,6 +215,7 @@ def test_the_memory_of_a_host(strategy, gpus) -> None:
     assert host.peak_bytes == every + max(10**9, host.processes * host.loading_bytes)
 
 
+@pytest.mark.thorough
 def test_offloaded_shards_lie_on_the_host_in_blocks_of_powers_of_two() -> None:
     """A quarter of each weight; of the adapters also gradients, and two states that are not page-locked."""
     step = gloo_hosts.scenario(LLAMA_3_LAYERS, "bf16", "lora", "fsdp2", 4)
@@ -242,6 +248,7 @@ def test_loading_for_gpus_takes_each_process_its_own_memory() -> None:
     assert mapped.needs_bytes < cast.needs_bytes and "whole model" in cast.detail
 
 
+@pytest.mark.thorough
 def test_a_small_disk_stops_the_run_but_for_an_override(run) -> None:
     """A results folder on a disk with next to nothing left."""
     allowed = {**run, "settings": {**SETTINGS, "override": True}, "results": Results(5_000_000)}

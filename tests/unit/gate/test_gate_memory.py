@@ -8,6 +8,7 @@ from dryfit.cards.gpus import find, least_free
 from dryfit.cards.verdict import Word
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_report
+from dryfit.planner.suggestions import suggest
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.scenario_trace import Traced
 from dryfit.tracing.trace import trace
@@ -35,6 +36,18 @@ def card(usable: int):
     """A card with so much, and nothing unknown beside the step but fragments."""
     size = find({"vram_gib": 1, "context_mib": 512})
     return replace(size, total_bytes=usable + size.context_bytes)
+
+
+@pytest.fixture(scope="module")
+def suggested(traced):
+    """A search for changes that fit traces dozens of steps: one for all tests."""
+    small = card(int(traced.trace["required_bytes"] * 0.7))
+    return suggest(traced.scenario, small, traced.trace)
+
+
+@pytest.fixture(autouse=True)
+def search(monkeypatch, suggested) -> None:
+    monkeypatch.setattr("dryfit.planner.suggestions.suggest", lambda *step, **options: suggested)
 
 
 def test_fits(traced) -> None:

@@ -177,6 +177,7 @@ def start(base: Path, adapter: Path, output: Path, python: str = sys.executable)
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.thorough
 def test_a_killed_merge_leaves_nothing_that_counts_and_nothing_for_good(large, tmp_path):
     base, adapter, reference = large
     output = tmp_path / "merged"
@@ -193,6 +194,7 @@ def test_a_killed_merge_leaves_nothing_that_counts_and_nothing_for_good(large, t
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
+@pytest.mark.thorough
 def test_a_disk_that_fills_up_midway_leaves_nothing(large, tmp_path):
     """A file system of 60 MB, whose room somebody else takes after it was looked at."""
     base, adapter, _ = large

@@ -78,7 +78,7 @@ def uploaded(server: HubServer, token: str | None = TOKEN) -> subprocess.Complet
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": server.endpoint, "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT)}
     environment |= {"HF_HOME": str(Path("hf").resolve()), "HF_DEBUG": "1"} | ({"HF_TOKEN": token} if token else {})
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
 
 
 def assert_no_token(done: subprocess.CompletedProcess) -> None:
@@ -182,6 +182,7 @@ def test_everything_is_uploaded_in_one_commit_each_and_no_token_is_written(run: 
         assert server.puts == puts and len(server.commits) == 2
 
 
+@pytest.mark.thorough
 def test_a_large_file_that_breaks_off_half_way_leaves_no_commit_and_the_same_command_goes_on(run: dict) -> None:
     listed(run, dataset=None, adapter=None)
     with HubServer(TOKEN) as server:
@@ -196,6 +197,7 @@ def test_a_large_file_that_breaks_off_half_way_leaves_no_commit_and_the_same_com
         assert len(server.commits) == 1
 
 
+@pytest.mark.thorough
 def test_an_upload_that_breaks_off_publishes_nothing_by_halves_and_goes_on(run: dict[str, Any]) -> None:
     listed(run, dataset=None)
     with HubServer(TOKEN) as server:
@@ -213,6 +215,7 @@ def test_an_upload_that_breaks_off_publishes_nothing_by_halves_and_goes_on(run: 
         assert server.puts > before
 
 
+@pytest.mark.thorough
 def test_without_a_token_or_with_a_wrong_one_nothing_is_uploaded(run: dict[str, Any]) -> None:
     listed(run, dataset=None)
     with HubServer("another") as server:
@@ -222,6 +225,7 @@ def test_without_a_token_or_with_a_wrong_one_nothing_is_uploaded(run: dict[str, 
             assert_no_token(done)
 
 
+@pytest.mark.thorough
 def test_nothing_goes_to_a_public_repository_when_it_is_to_be_private(run: dict[str, Any]) -> None:
     listed(run, dataset=None)
     with HubServer(TOKEN) as server:

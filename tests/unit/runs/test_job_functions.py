@@ -101,6 +101,7 @@ def test_the_configuration_may_ask_for_execution_itself() -> None:
     assert asked.executes()
 
 
+@pytest.mark.thorough
 def test_the_digest_of_the_code_names_missing_inputs() -> None:
     digest = code("memory/trace.py")
     assert "missing.json" in digest(WILDCARDS, input=["results/missing.json"])

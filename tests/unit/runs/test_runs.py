@@ -121,6 +121,7 @@ def test_a_wrong_sweep_stops_with_the_line_to_write(differences, words):
         assert word in str(error.value)
 
 
+@pytest.mark.thorough
 def test_many_runs_are_allowed_when_they_are_asked_for():
     assert len(runs(run={"max_runs": 40}, sweep={"run.seed": list(range(40))}).named) == 40
     with pytest.raises(UserError, match="max_runs: 40"):

@@ -104,6 +104,7 @@ def test_runs_that_answered_other_requests_are_not_compared():
         swept(r4=run(spread(1.0, n=4), 100), r8=run(spread(1.0, n=5), 100))
 
 
+@pytest.mark.thorough
 def test_the_documents_say_what_the_summary_says(tmp_path):
     summary = swept(r4=run(spread(3.0), 100, right=3), r8=run(spread(1.0), 200, right=9))
     source = tmp_path / "sweep.json"

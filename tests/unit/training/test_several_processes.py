@@ -128,6 +128,7 @@ def alone(place, tmp_path_factory):
     return of
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("strategy", "method", "storage"),
     [("ddp", "lora", None), ("fsdp2", "lora", None), ("fsdp2", "qlora", "uint8"), ("fsdp2", "qlora", "fp32")],
@@ -231,6 +232,7 @@ def measure_as(rank, size, port, path):
         write_json(path.with_name(f"measured-{rank}.json"), found | {"tokens": tokens})
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", MESHES)
 def test_the_trainings_own_step_takes_the_bytes_of_the_trace(place, tmp_path, forked, name):
     """Each rank, in every phase: the trace that the gate judges says what the loop's step takes.
@@ -269,6 +271,7 @@ def test_each_process_packs_its_own_rows_behind_the_prefix(place, tmp_path, fork
     assert report["packing"]["exactness"]["loss_difference"] < 1e-5
 
 
+@pytest.mark.thorough
 def test_a_killed_process_is_named_and_the_run_resumes_to_the_same_bits(place, tmp_path, forked, monkeypatch):
     """By ``accelerate launch``, while another program holds the port that it would take by itself.
 

@@ -1,0 +1,19 @@
+"""What the screen says of commands that are to be learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scripts.tasks.shell.screen.policy import build
+from scripts.tasks.shell.task import Shell
+from scripts.tasks.text import Screened
+
+
+class Task(Shell):
+    """The screening of commands."""
+
+    def screen(self, answers: Sequence[str]) -> list[Screened]:
+        """The policy's verdict on each command."""
+        policy = build()
+        verdicts = [policy.judge(command) for command in answers]
+        return [Screened(one.status, one.category, one.rule) for one in verdicts]

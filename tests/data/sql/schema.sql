@@ -1,0 +1,55 @@
+-- A shop: what tests of the task sql ask about.
+CREATE TABLE customers (id INTEGER, name TEXT, city TEXT, country TEXT, joined TEXT);
+CREATE TABLE orders (id INTEGER, customer_id INTEGER, product TEXT, amount REAL, placed TEXT);
+CREATE TABLE products (id INTEGER, name TEXT, price REAL, stock INTEGER);
+INSERT INTO customers VALUES
+  (1, 'Ada', 'Berlin', 'Germany', '2020-01-10'),
+  (2, 'Ben', 'Lyon', 'France', '2021-02-11'),
+  (3, 'Cleo', 'Porto', 'Portugal', '2022-03-12'),
+  (4, 'Dan', 'Oslo', 'Norway', '2023-04-13'),
+  (5, 'Eva', 'Turin', 'Italy', '2024-05-14'),
+  (6, 'Finn', 'Ghent', 'Belgium', '2020-06-15'),
+  (7, 'Gus', 'Berlin', 'Germany', '2021-07-16'),
+  (8, 'Hana', 'Lyon', 'France', '2022-08-17'),
+  (9, 'Ida', 'Porto', 'Portugal', '2023-09-18'),
+  (10, 'Jon', 'Oslo', 'Norway', '2024-01-19');
+INSERT INTO products VALUES
+  (1, 'lamp', 160, 30),
+  (2, 'chair', 19, 60),
+  (3, 'desk', 120, 0),
+  (4, 'shelf', 160, 110),
+  (5, 'mirror', 19, 0),
+  (6, 'rug', 49, 110),
+  (7, 'clock', 49, 8),
+  (8, 'vase', 9.5, 3);
+INSERT INTO orders VALUES
+  (1, 1, 'lamp', 19, '2024-04-04'),
+  (2, 10, 'shelf', 80, '2024-05-23'),
+  (3, 3, 'chair', 240, '2024-07-21'),
+  (4, 2, 'lamp', 80, '2024-08-26'),
+  (5, 2, 'mirror', 35, '2024-11-17'),
+  (6, 6, 'chair', 35, '2024-05-28'),
+  (7, 1, 'lamp', 9.5, '2024-04-22'),
+  (8, 5, 'rug', 120, '2024-10-28'),
+  (9, 1, 'vase', 240, '2024-11-14'),
+  (10, 6, 'desk', 49, '2024-07-19'),
+  (11, 5, 'lamp', 35, '2024-03-09'),
+  (12, 6, 'rug', 120, '2024-12-03'),
+  (13, 6, 'lamp', 9.5, '2024-05-06'),
+  (14, 3, 'mirror', 120, '2024-07-18'),
+  (15, 3, 'mirror', 19, '2024-08-24'),
+  (16, 4, 'lamp', 80, '2024-03-28'),
+  (17, 9, 'chair', 80, '2024-07-27'),
+  (18, 6, 'mirror', 160, '2024-02-04'),
+  (19, 9, 'vase', 240, '2024-06-27'),
+  (20, 6, 'chair', 240, '2024-02-23'),
+  (21, 8, 'clock', 9.5, '2024-05-11'),
+  (22, 3, 'desk', 160, '2024-11-03'),
+  (23, 2, 'chair', 49, '2024-12-08'),
+  (24, 1, 'clock', 9.5, '2024-02-13'),
+  (25, 9, 'mirror', 240, '2024-08-26'),
+  (26, 10, 'shelf', 160, '2024-02-12'),
+  (27, 4, 'mirror', 35, '2024-07-07'),
+  (28, 6, 'chair', 19, '2024-12-01'),
+  (29, 9, 'vase', 49, '2024-02-16'),
+  (30, 7, 'mirror', 49, '2024-11-02');

@@ -1,0 +1,62 @@
+"""Which tests `make test` runs, and about how long each target takes.
+
+`make test` leaves out what is marked ``thorough``: a test whose behaviour a cheaper one reaches too, at another size,
+in another tool or with processes of its own. Of a test with many cases ``few(n)`` keeps n, the same ones each time, and
+the others are thorough. `make test-all` runs the rest. A file that is named runs whole.
+
+    python -m tests.tiers test      what `make test` says before it begins
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+# Written by `pytest --record-time`, for each tier when it runs whole.
+TIMES = Path(__file__).with_name("tiers.json")
+TIERS = {"not thorough": "test", "thorough": "test-rest"}  # what -m says
+
+
+def mark(items: Iterable[Any]) -> None:
+    """Mark the cases that `few` leaves out as thorough.
+
+    Which ones are kept depends on the test's name and on its cases alone. A case that is skipped is thorough.
+    """
+    families = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("few") and not item.get_closest_marker("thorough"):
+            if any(mark.args[:1] == (True,) for mark in item.iter_markers("skipif")):
+                item.add_marker("thorough")
+            else:
+                families[item.nodeid.partition("[")[0]].append(item)
+    for name, cases in families.items():
+        (count,) = cases[0].get_closest_marker("few").args
+        kept = random.Random(name).sample(range(len(cases)), min(count, len(cases)))
+        for number, case in enumerate(cases):
+            if number not in kept:
+                case.add_marker("thorough")
+
+
+def expected(*tiers: str) -> str:
+    """About how long tiers take, one after the other, as it was last recorded."""
+    times = json.loads(TIMES.read_text(encoding="utf-8"))
+    tests, seconds, core = (
+        sum(times[tier][name] for tier in tiers) for name in ("tests", "seconds_of_two_cores", "core_seconds")
+    )
+    return f"{tests:,} tests, about {seconds / 60:.0f} minutes on two cores ({core / 60:.0f} core minutes)"
+
+
+def record(tier: str, tests: int, seconds: float, core_seconds: float) -> None:
+    """Keep how long a tier took on two cores."""
+    times = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else {}
+    times[tier] = {"core_seconds": round(core_seconds), "seconds_of_two_cores": round(seconds), "tests": tests}
+    TIMES.write_text(json.dumps(times, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    print(expected(*sys.argv[1:]), flush=True)
