@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dryfit.common.errors import UserError
-from scripts.dataset import embedded
+from scripts.tasks.shell import embedded
 from scripts.tasks.shell.embedded import (
     SLOT,
     generate,
