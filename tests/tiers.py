@@ -25,13 +25,15 @@ TIERS = {"not thorough": "test", "thorough": "test-rest"}  # what -m says
 def mark(items: Iterable[Any]) -> None:
     """Mark the cases that `few` leaves out as thorough.
 
-    Which ones are kept depends on the test's name and on its cases alone. A case that is skipped counts as none.
+    Which ones are kept depends on the test's name and on its cases alone. A case that is skipped is thorough.
     """
     families = defaultdict(list)
     for item in items:
-        skipped = any(mark.args[:1] == (True,) for mark in item.iter_markers("skipif"))
-        if item.get_closest_marker("few") and not (skipped or item.get_closest_marker("thorough")):
-            families[item.nodeid.partition("[")[0]].append(item)
+        if item.get_closest_marker("few") and not item.get_closest_marker("thorough"):
+            if any(mark.args[:1] == (True,) for mark in item.iter_markers("skipif")):
+                item.add_marker("thorough")
+            else:
+                families[item.nodeid.partition("[")[0]].append(item)
     for name, cases in families.items():
         (count,) = cases[0].get_closest_marker("few").args
         kept = random.Random(name).sample(range(len(cases)), min(count, len(cases)))

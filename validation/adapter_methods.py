@@ -80,13 +80,15 @@ def attempt(method: str) -> tuple[str, str]:
 
 
 def table() -> str:
-    """All methods as Markdown."""
-    lines = [f"PEFT {version('peft')}, on a decoder of two layers:", "", "| method | traced | |", "| --- | --- | --- |"]
+    """All methods as Markdown, a row for each result."""
+    rows: dict[tuple[str, str], list[str]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for method in progress(methods(), "methods", unit="methods"):
-            lines.append("| {} | {} | {} |".format(method, *attempt(method)).replace("|  |", "| |"))
-    return "\n".join(lines)
+            rows.setdefault(attempt(method), []).append(method)
+    lines = [f"| {', '.join(names)} | {traced} | {remark} |" for (traced, remark), names in rows.items()]
+    title = f"PEFT {version('peft')}, on a decoder of two layers:"
+    return "\n".join([title, "", "| methods | traced | |", "| --- | --- | --- |", *lines])
 
 
 def main() -> int:
@@ -98,7 +100,7 @@ def main() -> int:
         page = PAGE.read_text(encoding="utf-8")
         new = re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{text}\n{END}", page, flags=re.DOTALL)
         PAGE.write_text(new, encoding="utf-8")
-        print(f"{PAGE.relative_to(ROOT)}: {text.count('| yes |')} methods traced of {len(methods())}", file=sys.stderr)
+        print(f"{PAGE.relative_to(ROOT)}: renewed", file=sys.stderr)
     else:
         print(text)
     return 0

@@ -1,11 +1,13 @@
 """What people reported about runs of theirs, asked of ``dryfit``, and whether the verdict was right.
 
-    python -m validation.reports draw            which reports stayed unread: the draw, again
+    python -m validation.reports draw            which reports stayed unread at first: the draw, again
+    python -m validation.reports add FILE        add the rows of another table as the second set that stayed unread
     python -m validation.reports ask [ID ...]    ask again (all of them without ids), and keep the verdicts
     python -m validation.reports page            write docs/reports.md and README's lines from what is kept
 
 ``validation/data/reports.csv`` has a row for each question: what was stated, what we assumed, and what came of the run.
-The files that a question names lie in ``validation/data/reports``.
+The files that a question names lie in ``validation/data/reports``. A row of a set that was drawn stays unread until it
+is asked. Its first verdict is kept beside the present one, since the row helps to develop the verdict from then on.
 """
 
 from __future__ import annotations
@@ -32,8 +34,15 @@ from validation.rows import FOLDER
 
 TABLE = FOLDER / "reports.csv"
 FILES = FOLDER / "reports"
-SEED, UNREAD = 45, 40
+UNREAD = 40  # rows of a draw
+SEEDS = {"first": 45, "second": 46}
+BESIDE = {"first": "", "second": "rehearsal"}  # `drawn` of the rows that were collected with a draw and not drawn
 VERDICTS = ("fits", "too_close", "does_not_fit", "no_answer")
+DRAWN = ("second", "rehearsal", "first", "")  # the sets, the newest first
+FIRST_ASKED = {  # the commit at which each set was asked first
+    "": "commit 75c96db0 of 2026-11-30",
+    "first": "commits fdc3f1c2 to a2c8f298 of 2026-12-01 (19 of them were asked twice, with three mends between)",
+}
 NOT_ASKED = "not_asked"  # at the first asking, for want of time
 AGREEMENTS = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable")
 _CLOSE = 0.97  # of the card: as near to its border as that, too close to call is the right thing to say
@@ -48,8 +57,11 @@ class Report:
 
     ``settings`` were stated by the author, ``assumed`` was not. ``question``: the words behind ``dryfit``, asked
     in ``validation/data/reports``. ``decidable``: yes, or no and why. ``outcome``: ``ran`` or ``ran_out`` (of memory),
-    ``where`` it ran out. ``peak_gib``, ``peak_is``: what was stated of the memory. ``half``: ``development``, or
-    ``unread`` until the end. ``baseline`` is commit 75c96db0; the unread half was not asked then.
+    ``where`` it ran out. ``peak_gib``, ``peak_is``: what was stated of the memory. ``drawn``: ``first`` or ``second``,
+    the set in which the row stayed unread until it was asked; ``rehearsal`` for rows that were collected with the
+    second set and asked before it; empty for development from the start. ``found_undecidable``: why the row decides
+    nothing, where that was found after it was asked; its first verdict counts all the same. The columns ``first_...``
+    hold the verdict at the first asking (:data:`FIRST_ASKED`), the others the present one.
     """
 
     id: str
@@ -68,11 +80,12 @@ class Report:
     where: str
     peak_gib: str
     peak_is: str
-    half: str
-    baseline_verdict: str = ""
-    baseline_required_gib: str = ""
-    baseline_usable_gib: str = ""
-    baseline_why: str = ""
+    drawn: str = ""
+    found_undecidable: str = ""
+    first_verdict: str = ""
+    first_required_gib: str = ""
+    first_usable_gib: str = ""
+    first_why: str = ""
     verdict: str = ""
     required_gib: str = ""
     usable_gib: str = ""
@@ -82,10 +95,28 @@ class Report:
 COLUMNS = tuple(field.name for field in fields(Report))
 
 
-def read() -> list[Report]:
-    """All reports, in the order of the file."""
-    with open(TABLE, encoding="utf-8", newline="") as handle:
-        return [Report(**row) for row in csv.DictReader(handle)]
+def read(table: Path = TABLE) -> list[Report]:
+    """All reports, in the order of the file; columns that a :class:`Report` doesn't have are left out."""
+    with open(table, encoding="utf-8", newline="") as handle:
+        return [
+            Report(**{name: value for name, value in row.items() if name in COLUMNS}) for row in csv.DictReader(handle)
+        ]
+
+
+def added(reports: Sequence[Report], others: Iterable[Report]) -> list[Report]:
+    """``reports`` with those of ``others`` that they lack: the second draw, and beside it those to rehearse with.
+
+    Raises:
+        UserError: A thread of the new rows is in another set too, so that it was not unread.
+    """
+    ids = {report.id for report in reports}
+    links = {report.link for report in reports if report.drawn not in ("second", BESIDE["second"])}
+    new = [replace(report, drawn=BESIDE["second"]) for report in others if report.id not in ids]
+    if read_before := sorted(report.id for report in new if report.link in links):
+        raise UserError(f"These reports are from threads that were read before: {', '.join(read_before)}.")
+    drawn = draw(new, "second")
+    links = {report.link for report in new if report.id in drawn}
+    return [*reports, *(replace(report, drawn="second") if report.link in links else report for report in new)]
 
 
 def write(reports: Iterable[Report]) -> None:
@@ -95,20 +126,20 @@ def write(reports: Iterable[Report]) -> None:
         table.writerows(asdict(report) for report in reports)
 
 
-def draw(reports: Sequence[Report], seed: int = SEED, wanted: int = UNREAD) -> set[str]:
-    """The ids of the decidable reports that stay unread: whole threads, shuffled, until ``wanted`` rows are together.
+def draw(reports: Sequence[Report], name: str) -> set[str]:
+    """The ids of the decidable reports of a draw: whole threads, shuffled, until there are :data:`UNREAD` rows.
 
-    A thread goes in whole or not at all, so that no row of the development half tells about an unread one.
+    A thread goes in whole or not at all, so that no other row tells about an unread one.
     """
     threads: dict[str, list[str]] = {}
     for report in reports:
-        if report.decidable == "yes":
+        if report.decidable == "yes" and report.drawn in (name, BESIDE[name]):
             threads.setdefault(report.link, []).append(report.id)
     links = sorted(threads)
-    random.Random(seed).shuffle(links)
+    random.Random(SEEDS[name]).shuffle(links)
     drawn: list[str] = []
     for link in links:
-        if len(drawn) + len(threads[link]) <= wanted:
+        if len(drawn) + len(threads[link]) <= UNREAD:
             drawn += threads[link]
     return set(drawn)
 
@@ -196,24 +227,28 @@ def agreement(report: Report, said: str, usable_gib: str) -> str:
 
 
 def asked(report: Report, answer: dict[str, Any]) -> Report:
-    """The report with what was answered now; ``why`` stays, where it explains the same verdict."""
+    """The report with what was answered now; ``why`` stays, where it explains the same verdict.
+
+    At the first asking the answer is kept as the first one too.
+    """
     said = verdict(answer)
+    required_gib, usable_gib = "", ""
     if said == "no_answer":
-        reason = str(answer.get("error", "")).split("\n")[0]
-        return replace(report, verdict=said, required_gib="", usable_gib="", why=reason or report.why)
-    usable = answer["gpu"]["usable_bytes"]
-    required = usable - answer["headroom_bytes"]
-    why = report.why if report.verdict == said else ""
-    return replace(
-        report, verdict=said, required_gib=f"{required / GIB:.2f}", usable_gib=f"{usable / GIB:.2f}", why=why
-    )
+        why = str(answer.get("error", "")).split("\n")[0] or report.why
+    else:
+        usable = answer["gpu"]["usable_bytes"]
+        required_gib, usable_gib = f"{(usable - answer['headroom_bytes']) / GIB:.2f}", f"{usable / GIB:.2f}"
+        why = report.why if report.verdict == said else ""
+    if not report.first_verdict:
+        report = replace(report, first_verdict=said, first_required_gib=required_gib, first_usable_gib=usable_gib)
+    return replace(report, verdict=said, required_gib=required_gib, usable_gib=usable_gib, why=why)
 
 
 # The page and README's lines ---------------------------------------------------------------------------------------
 
 PAGE = _ROOT / "docs" / "reports.md"
 README = _ROOT / "README.md"
-_HALVES = {"unread": "unread until the end", "development": "development"}
+_SETS = {"second": "drawn second", "rehearsal": "rehearsal", "first": "drawn first", "": "development"}
 _WORST_FIRST = ("unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable", "right")
 _IN_WORDS = {
     "fits": "FITS",
@@ -226,62 +261,76 @@ _IN_WORDS = {
     "unsafe": "unsafe: it fits, we say, and it ran out",
     "wrong_on_the_safe_side": "wrong on the safe side",
     "undecidable": "undecidable from what is stated",
-    NOT_ASKED: "not asked again yet",
+    NOT_ASKED: "not asked",
 }
 
 
 def now(report: Report) -> str:
     """Whether the present verdict agrees with the report."""
-    return agreement(report, report.verdict, report.usable_gib)
+    agrees = agreement(report, report.verdict, report.usable_gib)
+    return "undecidable" if agrees and report.found_undecidable else agrees
 
 
 def then(report: Report) -> str:
-    """The same of the verdict at the first asking, of the development half alone."""
-    return agreement(report, report.baseline_verdict, report.baseline_usable_gib)
+    """The same of the verdict at the first asking."""
+    return agreement(report, report.first_verdict, report.first_usable_gib)
 
 
-def counts(reports: Iterable[Report]) -> dict[str, dict[str, int]]:
-    """For each half, how many reports of each agreement, now; ``total``: of all, ``too_close``: verdicts."""
-    names = (*AGREEMENTS, NOT_ASKED, "too_close", "total")
-    told: dict[str, dict[str, int]] = {half: dict.fromkeys(names, 0) for half in _HALVES}
+def counts(reports: Iterable[Report], first: bool = False) -> dict[str, int]:
+    """How many reports of each agreement, now or at the first asking; ``too_close``: such verdicts; ``total``: all."""
+    told = dict.fromkeys((*AGREEMENTS, NOT_ASKED, "too_close", "total"), 0)
     for report in reports:
-        half = told[report.half]
-        half["total"] += 1
-        half["too_close"] += report.verdict == "too_close" and report.decidable == "yes"
-        half[now(report) or NOT_ASKED] += 1
+        said = report.first_verdict if first else report.verdict
+        told["total"] += 1
+        told["too_close"] += said == "too_close" and report.decidable == "yes"
+        told[(then if first else now)(report) or NOT_ASKED] += 1
     return told
+
+
+def _sets(reports: Sequence[Report]) -> dict[str, list[Report]]:
+    """The reports of each set that has any, the newest set first."""
+    sets = {drawn: [report for report in reports if report.drawn == drawn] for drawn in DRAWN}
+    return {drawn: those for drawn, those in sets.items() if those}
 
 
 def page(reports: Sequence[Report]) -> str:
     """docs/reports.md."""
-    told = counts(reports)
-    parts = [_HEAD.format(reports=len(reports), threads=len({report.link for report in reports}), seed=SEED,
-                          unread=told["unread"]["total"])]  # fmt: skip
-    parts += ["## What came out", _count_table(reports), _missed_number(told["unread"])]
-    for half, title in _HALVES.items():
-        parts += [f"## The wrong ones: {title}", _wrong_table([one for one in reports if one.half == half])]
+    sets = _sets(reports)
+    parts = [_HEAD.format(reports=len(reports), threads=len({report.link for report in reports}), seed=SEEDS["first"],
+                          unread=len(sets["first"]))]  # fmt: skip
+    parts += ["## What came out", _count_table(sets)]
+    parts += [_missed_number(drawn, those) for drawn, those in sets.items() if drawn in SEEDS]
+    for drawn, those in sets.items():
+        parts += [f"## The wrong ones now: {_SETS[drawn]}", _wrong_table(those)]
+    parts += ["## What decides nothing", _undecidable_table(reports)]
     parts += ["## All of them", _whole_table(reports)]
     return "\n\n".join(parts) + "\n"
 
 
 def readme_lines(reports: Sequence[Report]) -> str:
-    """The lines of README's "How exact it is"."""
-    told = counts(reports)
-    return "\n".join(_readme_line(told[half], title) for half, title in _README_TITLES.items())
+    """The lines of README's "How exact it is": each drawn set at its one reading, then all that was read, now."""
+    lines = []
+    for drawn, those in _sets(reports).items():
+        told = counts(those, first=True)
+        if drawn in SEEDS and told[NOT_ASKED] < told["total"]:
+            asked_at = FIRST_ASKED.get(drawn, "they were asked")
+            lines.append(f"{told['total']} public reports of the {drawn} draw stayed unread until {asked_at}."
+                         f" {_outcomes(told)}")  # fmt: skip
+    told = counts([report for report in reports if report.drawn != "second"])
+    lines.append(
+        f"Since then the first draw helps to develop the verdict too, with {told['total'] - UNREAD} more reports."
+        f" {_outcomes(told)}"
+    )
+    return "\n".join(lines)
 
 
-_README_TITLES = {
-    "unread": "public reports that stayed unread until the end",
-    "development": "public reports that helped to develop the verdict",
-}
-
-
-def _readme_line(told: dict[str, int], title: str) -> str:
-    asked_of = told["total"] - told["undecidable"] - told[NOT_ASKED]
+def _outcomes(told: dict[str, int]) -> str:
+    answered = told["total"] - told["undecidable"] - told[NOT_ASKED]
     return (
-        f"Of {asked_of} {title}, the verdict was right in {told['right']}, unsafe in {told['unsafe']}, and wrong on the"
-        f" safe side in {told['wrong_on_the_safe_side']}. {told['no_answer']} had no answer. {told[NOT_ASKED]} more"
-        " were not asked again yet."
+        f"Of {answered} asked, the verdict was right in {told['right']}, unsafe in {told['unsafe']}, and wrong"
+        f" on the safe side in {told['wrong_on_the_safe_side']}; {told['no_answer']} had no answer."
+        + (f" {told['undecidable']} can't be decided." if told["undecidable"] else "")
+        + (f" {told[NOT_ASKED]} were not asked." if told[NOT_ASKED] else "")
     )
 
 
@@ -300,38 +349,39 @@ hundredths of a percent. Here the question is another one: is the verdict right 
    asked these questions while the verdict was changed. 19 were asked first at commit fdc3f1c2: 12 were right, 3
    unsafe, one wrong on the safe side, and 3 had no answer. Two of those three met an error of ours, and one of the
    unsafe ones a rule that was missing: DeepSpeed on one GPU keeps fp32 copies. Both were mended. Then the others were
-   asked for the first time, and these again: the table has that.
-3. **The other half was for development.** It was asked at commit 75c96db0 first. Only the causes of wrong answers were
-   told to those who changed the verdict.
+   asked for the first time, and these again. The column "drawn first, once" has that, and is not written again. Since
+   then these rows are read, and they help to develop the verdict as the others do: "now" has them after that.
+3. **The others were for development from the start.** They were asked at commit 75c96db0 first. Only the causes of
+   wrong answers were told to those who changed the verdict.
 
 "Too close to call" counts as right where the run ended out of memory or took 97 % of the card and more. A verdict is
 unsafe where it says that the step fits, and the run ended out of memory."""
 
 
-def _count_table(reports: Sequence[Report]) -> str:
-    told = counts(reports)
-    lines = ["| | " + " | ".join(_HALVES.values()) + " | development, first asking |", "| --- | ---: | ---: | ---: |"]
-    first = [then(report) or NOT_ASKED for report in reports if report.half == "development"]
-    for name in ("right", *_WORST_FIRST[:-1], NOT_ASKED):
-        cells = [str(told[half][name]) for half in _HALVES] + [str(first.count(name))]
-        lines.append(f"| {_IN_WORDS[name]} | " + " | ".join(cells) + " |")
-    cells = [str(told[half]["total"]) for half in _HALVES] + [str(len(first))]
-    lines.append("| all | " + " | ".join(cells) + " |")
-    close = [str(told[half]["too_close"]) for half in _HALVES]
-    lines.append("| of these too close to call | " + " | ".join(close) + " | 0 |")
+def _count_table(sets: dict[str, list[Report]]) -> str:
+    columns = {}
+    for drawn, those in sets.items():
+        columns[f"{_SETS[drawn]}, {'once' if drawn else 'first asking'}"] = counts(those, first=True)
+        columns[f"{_SETS[drawn]}, now"] = counts(those)
+    names = {**{name: _IN_WORDS[name] for name in ("right", *_WORST_FIRST[:-1], NOT_ASKED)},
+             "total": "all", "too_close": "of these too close to call"}  # fmt: skip
+    lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    for name, title in names.items():
+        lines.append(f"| {title} | " + " | ".join(str(told[name]) for told in columns.values()) + " |")
     return "\n".join(lines)
 
 
-def _missed_number(told: dict[str, int]) -> str:
-    """Whether the numbers that were set before are reached."""
+def _missed_number(drawn: str, reports: Sequence[Report]) -> str:
+    """Whether the numbers that were set before are reached at the one reading of a drawn set."""
+    told = counts(reports, first=True)
     share = 100 * told["too_close"] / max(told["total"], 1)
     reached = told["right"] >= _WANTED_RIGHT and not told["unsafe"] and share <= _MOST_CLOSE_PERCENT
     said = "These numbers are reached." if reached else "These numbers are not reached."
     if told[NOT_ASKED]:
-        said += f" Of the unread reports {told[NOT_ASKED]} were not asked for want of time."
+        said += f" {told[NOT_ASKED]} were not asked for want of time."
     return (
-        f"We wanted {_WANTED_RIGHT} of the {UNREAD} unread reports right, none unsafe, and at most"
-        f" {_MOST_CLOSE_PERCENT} % too close to call. {said}"
+        f"Of the reports that were {_SETS[drawn]} we wanted {_WANTED_RIGHT} of {UNREAD} right at their one reading,"
+        f" none unsafe, and at most {_MOST_CLOSE_PERCENT} % too close to call. {said}"
     )
 
 
@@ -349,13 +399,23 @@ def _wrong_table(reports: Sequence[Report]) -> str:
     return "\n".join(lines)
 
 
+def _undecidable_table(reports: Sequence[Report]) -> str:
+    lines = ["| report | what ran | the outcome | why it decides nothing |", "| --- | --- | --- | --- |"]
+    for report in reports:
+        if why := report.found_undecidable or report.decidable.partition("no: ")[2]:
+            cells = [f"[{report.id}]({report.link})", _run(report), _outcome(report), why]
+            lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return "\n".join(lines)
+
+
 def _whole_table(reports: Sequence[Report]) -> str:
     lines = [
-        "| report | half | tool, model, method | the outcome | the verdict | |",
+        "| report | set | tool, model, method | the outcome | the verdict | |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for report in sorted(reports, key=lambda one: (_WORST_FIRST.index(now(one) or "undecidable"), one.id)):
-        cells = [f"[{report.id}]({report.link})", report.half, f"{report.tool}, {report.model}, {report.method}",
+        what = f"{report.tool}, {report.model}, {report.method}"
+        cells = [f"[{report.id}]({report.link})", _SETS[report.drawn], what,
                  _outcome(report), _verdict(report), _IN_WORDS.get(now(report), "").partition(":")[0]]  # fmt: skip
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(lines)
@@ -393,13 +453,18 @@ def write_pages(reports: Sequence[Report]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("draw", "ask", "page"))
-    parser.add_argument("ids", nargs="*", metavar="ID")
+    parser.add_argument("what", choices=("draw", "add", "ask", "page"))
+    parser.add_argument("ids", nargs="*", metavar="ID or FILE")
     parser.add_argument("--jobs", type=int, default=1, help="questions at once")
     options = parser.parse_args()
     reports = read()
     if options.what == "draw":
-        print("\n".join(sorted(draw(reports))))
+        for name in SEEDS:
+            print(f"{name}: {' '.join(sorted(draw(reports, name)))}")
+    elif options.what == "add":
+        for name in options.ids:
+            reports = added(reports, read(Path(name)))
+        write(reports)
     elif options.what == "ask":
         order = [report.id for report in reports]
         wanted = [report for report in reports if not options.ids or report.id in options.ids]

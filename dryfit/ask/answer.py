@@ -10,7 +10,7 @@ from typing import Any
 from dryfit.analytic.certainty import Needs, kind_of, peak_bound
 from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.estimate import analytic_estimate, estimate
-from dryfit.ask.omissions import omissions
+from dryfit.ask.omissions import of_older_tools, omissions
 from dryfit.ask.question import Question
 from dryfit.ask.tools import by_tool, other_verdicts
 from dryfit.cards import sentences
@@ -66,7 +66,10 @@ def whole_answer(
         Other tools' files that were read; what they say and the step can't counts against the verdict.
     """
     compared = _compared(request.scenario, where)
-    left_out = omissions(readings, request.scenario, {"trace": compared.traced.trace})
+    left_out = [*omissions(readings, request.scenario, {"trace": compared.traced.trace})]
+    if compared.verdict.leaving_out(left_out).fits:
+        needed = compared.traced.trace["required_bytes"]
+        left_out += of_older_tools(readings, request.scenario, needed, lambda other: _required_bytes(other, where))
     compared = replace(compared, verdict=compared.verdict.leaving_out(left_out))
     answer = compared.to_mapping(suggested=False) | request.origin_fields()
     _add_tools(answer, request, where)
@@ -94,6 +97,10 @@ def whole_answer(
             answer["suggestions"] = compared.suggestions(watch, failed)
     answer["searches_failed"] = failed
     return answer
+
+
+def _required_bytes(scenario: Scenario, where: object) -> int:
+    return scenario_trace.traced(scenario, where).trace["required_bytes"]
 
 
 def _other_kernels(compared: Comparison, where: object) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     if words[0] == "--version":
         print(version())
+        return 0
+    if words[0].partition("=")[0] == "--print-completion":
+        from dryfit.ask.completion import script
+
+        print(script("".join(words[1:]) or words[0].partition("=")[2]))
         return 0
     command, rest = split(words)
     if command in ("run", "diff", "check", "mcp"):
@@ -122,7 +128,13 @@ def read(words: Sequence[str]) -> Asked:
                 break
     if not errors:
         return asked
+    from dryfit.scenario.other_models import RUN
+
     line = shlex.join([PROGRAM, *kept])
+    if any(part.write == RUN for part in errors):  # no line of this command answers
+        gpu = next((value for flag, value in pairwise(kept) if flag == "--gpu"), None)
+        line = RUN.replace(" run ", f" run --gpu {shlex.quote(gpu)} ") if gpu else RUN
+        errors = [part.with_values(write=PASTED) for part in errors]
     raise UserError.several([part.with_values(write=line) if part.write == PASTED else part for part in errors])
 
 
@@ -168,12 +180,19 @@ def _is_typed(error: UserError, given: Iterable[str]) -> bool:
 # --- a question, answered ---------------------------------------------------------------------------------------------
 
 
+_ends_with_its_answer = False  # whether the process is the console script's (dryfit.tracing.imports)
+
+
 def _answered(asked: Asked, program: Sequence[str]) -> int:
     """Answer a line; the exit status."""
+    if _ends_with_its_answer:
+        from dryfit.tracing import imports
+
+        imports.ends_with_its_answer = True
     options, command = asked.options, asked.options.command
     if not can_trace() and not (options.quick or options.yaml or command == "serve"):
         missing = "The packages that trace a step are not installed"
-        if command != "fit" or options.rows:
+        if command not in ("fit", "config") or (options.rows and command == "fit"):
             problem = f"{missing}, and `{PROGRAM} {'--rows' if options.rows else command}` needs a trace."
             print(UserError(problem, allowed=f"`{PROGRAM} fit`, which estimates", write=INSTALL_TRACE), file=sys.stderr)
             return 3
@@ -429,9 +448,9 @@ def scenario_yaml(mapping: dict[str, Any], asked: str) -> str:
 def run() -> None:
     """The console script."""
     from dryfit.common.terminal import command
-    from dryfit.tracing import imports
 
-    imports.ends_with_its_answer = True
+    global _ends_with_its_answer
+    _ends_with_its_answer = True
     command(main)
 
 

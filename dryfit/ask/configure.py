@@ -5,26 +5,32 @@ the file that is printed has the verdict that is printed, and no second descript
 
 The search: for each way to take the step (checkpointing, packing, kernels, optimizer) the largest micro-batch that the
 estimate lets through; the most promising ways by :data:`SPEED` are traced, and the traced time of a token ranks them.
-Where nobody knows the card's speed, :data:`SPEED` ranks, and the file says so.
+Where nobody knows the card's speed, or nothing is traced, :data:`SPEED` ranks, and the file says so.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from dryfit.analytic.certainty import Needs
 from dryfit.ask.question import Options, Question, question
 from dryfit.common.errors import UserError
-from dryfit.common.files import read_yaml
+from dryfit.common.files import read_json, read_yaml, yaml_value
 from dryfit.common.text import gib, yaml_text
+from dryfit.common.versions import INSTALL_TRACE, can_trace
 from dryfit.hours.run_time import Run
+from dryfit.scenario.hub import MODELS, index
 
 WRITERS = Path(__file__).resolve().parents[1] / "data" / "writers.yaml"
 MICRO_BATCHES = (16, 8, 4, 2, 1)
@@ -43,7 +49,18 @@ _FLASH_CAPABILITY = (8, 0)  # github.com/Dao-AILab/flash-attention, README: Ampe
 _BF16_CAPABILITY = (8, 0)  # CUDA C++ Programming Guide, arithmetic instructions: bfloat16 from 8.0 on
 _RATE = {"qlora": 2e-4, "lora": 2e-4, "full": 1e-5}
 _DATA = "YOUR_DATA"
+_FOLLOW_THE_METHOD = ("quantized", "adapter")  # places in a file where the method's text goes on
 _TAKES = ("lora.rank", "lora.alpha", "lora.dropout")
+# Fields that may be set beside the question, with the knob that each one is, and its values as files' knobs call them.
+_PINS: dict[str, tuple[str, Mapping[str, str]]] = {
+    "attention": ("attention", {}),
+    "gradient_checkpointing": ("checkpointing", {"True": "on", "False": "off"}),
+    "kernels": ("kernels", {}),
+    "optimizer": ("optimizer", {}),
+    "packing": ("packing", {"none": "off", "rows": "on"}),
+}
+# Sizes that tell torchtune's builders apart, by its names.
+_ARGUMENTS = ("embed_dim", "intermediate_dim", "num_heads", "num_layers", "vocab_size")
 
 
 @cache
@@ -62,6 +79,10 @@ class Wanted:
         What the text of a file takes: model, sequence_length, rank, alpha, dropout, epochs, learning_rate, data.
     fill
         Share of a padded row that is no padding: the rows' mean length over the longest.
+    pins
+        Knobs that the question sets, with their values.
+    notes
+        What was asked for that the tool's file can't say, and what stands there instead.
     """
 
     tool: str
@@ -72,6 +93,8 @@ class Wanted:
     capability: tuple[int, int] | None
     fill: float
     run: Run | None
+    pins: Mapping[str, str]
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -91,7 +114,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """What sets it apart, in words."""
-        said = [f"{knob} {value}" for knob, value in self.way.items() if knob not in ("quantized", "parallel")]
+        said = [f"{knob} {value}" for knob, value in self.way.items() if knob not in (*_FOLLOW_THE_METHOD, "parallel")]
         return ", ".join([f"{self.micro_batch} rows a micro-batch", *said])
 
     def tokens_per_second(self, fill: float) -> float | None:
@@ -99,12 +122,24 @@ class Candidate:
         time = (self.answer or {}).get("time")
         return time["tokens_per_second"] * (1 if self.way.get("packing") == "on" else fill) if time else None
 
+    @property
+    def required_bytes(self) -> int | None:
+        """What the step needs: traced, or estimated; None: nobody said."""
+        answer = self.answer or {}
+        known = answer.get("trace") or answer.get("analytic") or {}
+        return known.get("required_bytes") or known.get("peak_allocated_bytes")
+
     def prior(self, fill: float) -> float:
         """The same as a ratio, before times are known."""
-        speed = 1.0 if self.way.get("packing") == "on" else fill
-        for knob, value in self.way.items():
-            speed *= SPEED.get((knob, value), 1.0)
-        return speed * (1 - 0.5 ** (1 + self.micro_batch))  # a larger batch feeds the card better, ever less so
+        return prior(self.way, self.micro_batch, fill)
+
+
+def prior(way: Mapping[str, str], micro_batch: int, fill: float) -> float:
+    """How many tokens a second a way takes beside another one of the tool, by :data:`SPEED`."""
+    speed = 1.0 if way.get("packing") == "on" else fill
+    for knob, value in way.items():
+        speed *= SPEED.get((knob, value), 1.0)
+    return speed * (1 - 0.5 ** (1 + micro_batch))  # a larger batch feeds the card better, ever less so
 
 
 @dataclass(frozen=True)
@@ -116,8 +151,15 @@ class Configured:
     others: Sequence[Candidate]
     is_timed: bool
     start: str
-    fill: float
-    named: str
+    goal: Wanted
+
+    @property
+    def fill(self) -> float:
+        return self.goal.fill
+
+    @property
+    def named(self) -> str:
+        return writers()[self.tool]["file"]
 
     def text(self) -> str:
         """The whole file, its header a comment."""
@@ -130,11 +172,14 @@ class Configured:
         lines = [first, f"start: {self.start}", f"settings: {self.best.name}"]
         if rate := self.best.tokens_per_second(self.fill):
             lines.append(f"about {rate:,.0f} tokens of your data a second")
-        if not self.is_timed:
+        if not answer.get("trace"):
+            lines.append("Estimated, not traced: ranked by rules of thumb, not by times.")
+        elif not self.is_timed:
             lines.append("No speed of this GPU is known: ranked by rules of thumb, not by times.")
         if run := answer.get("run"):
             cost = f", {run['cost']:.2f} at your price" if run.get("cost") else ""
             lines.append(f"the run: {run['hours']:.1f} hours{cost}")
+        lines += [*self.goal.notes, *_own_ways(self.tool)]
         if _DATA in self.best.text:
             lines.append(f"write your data in the place of {_DATA}")
         if self.others:
@@ -142,7 +187,8 @@ class Configured:
         for other in self.others:
             rate = other.tokens_per_second(self.fill)
             speed = f"; {rate:,.0f} tokens a second" if rate else ""
-            lines.append(f"  {other.name}: {gib((other.answer or {})['trace']['required_bytes'])}{speed}")
+            size = f": {gib(other.required_bytes)}" if other.required_bytes else ""
+            lines.append(f"  {other.name}{size}{speed}")
         return lines
 
     def to_mapping(self) -> dict[str, Any]:
@@ -158,6 +204,12 @@ def _sentence(one: Candidate) -> str:
     from dryfit.ask.text import verdict_line
 
     return verdict_line(one.answer or {})
+
+
+def _own_ways(tool: str) -> list[str]:
+    """Settings that other tools' files have and this one's does not."""
+    lacks = [knob for knob, _ in _PINS.values() if len(writers()[tool]["knobs"].get(knob, ())) < 2]
+    return [f"{tool} has no key here for {', '.join(lacks)}: its own way stands"] if lacks else []
 
 
 def wanted(asked: Question, tool: str, options: Options, run: Run | None) -> Wanted:
@@ -177,33 +229,127 @@ def wanted(asked: Question, tool: str, options: Options, run: Run | None) -> Wan
     if asked.gpu is None or not asked.gpu.is_modelled:
         raise UserError("A file is written for a GPU.", where="the command line", allowed="--gpu NAME or NxNAME",
                         change={"gpu": "4090"})  # fmt: skip
-    for text in options.settings:
-        if (name := text.partition("=")[0].strip()) not in _TAKES:
-            raise UserError(
-                f"`config` chooses the settings itself; {name} can't be set beside them.", where="--set", found=text,
-                allowed=f"{', '.join(_TAKES)}; --method, -s, -b", field=name, change={name.partition(".")[0]: None},
-            )  # fmt: skip
+    pins, notes = _pins(tool, options.settings)
     if options.method and options.method not in form["knobs"]["method"]:
         near = next(iter(form["knobs"]["method"]))
         raise UserError(f"{tool} has no file for method {options.method}.", where="--method", found=options.method,
                         allowed=", ".join(form["knobs"]["method"]), change={"method": near})  # fmt: skip
     lora, has_bf16 = scenario.lora, asked.gpu.capability is None or asked.gpu.capability >= _BF16_CAPABILITY
+    half = "bf16" if has_bf16 else "fp16"
+    if half in form.get("instead", {}):
+        half, why = form["instead"][half]
+        notes.append(why)
+    model = _loaded_as(asked.model)
     values = {
-        "model": _loaded_as(asked.model), "sequence_length": scenario.sequence_length, "data": _DATA,
+        "model": model, "sequence_length": scenario.sequence_length, "data": _DATA,
         "rank": lora.rank if lora else 16, "alpha": lora.alpha if lora else 32,
-        "dropout": lora.dropout if lora else 0.0, "epochs": run.epochs if run else 1,
-        **({"half": "bf16", "dtype": "bfloat16"} if has_bf16 else {"half": "fp16", "dtype": "float16"}),
+        "dropout": lora.dropout if lora else 0.0, "epochs": f"{run.epochs if run else 1:g}",
+        "half": half, "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[half],
     }  # fmt: skip
+    if tool == "torchtune":
+        values |= _torchtune(asked, form)
+    if tool == "pipeline":
+        values |= _pipeline(asked, model) | {"epochs": ceil(run.epochs) if run else 1}
     mean = run.tokens_per_row if run and run.tokens_per_row else scenario.sequence_length
     fill = min(1.0, mean / scenario.sequence_length)
-    return Wanted(tool, options.method, values, options, asked.gpu.count, asked.gpu.capability, fill, run)
+    return Wanted(tool, options.method, values, options, asked.gpu.count, asked.gpu.capability, fill, run, pins, notes)
+
+
+def _pins(tool: str, settings: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The knobs that ``--set`` names, and what of them the tool's file can't say."""
+    pins, notes, knobs = {}, [], writers()[tool]["knobs"]
+    for text in settings:
+        name, _, written = (part.strip() for part in text.partition("="))
+        if name in _TAKES:
+            continue
+        if name not in _PINS:
+            raise UserError(
+                f"`config` chooses the settings itself; {name} can't be set beside them.", where="--set", found=text,
+                allowed=f"{', '.join([*_TAKES, *_PINS])}; --method, -s, -b", field=name,
+                change={name.partition(".")[0]: None},
+            )  # fmt: skip
+        knob, words = _PINS[name]
+        value = str(yaml_value(written, "--set"))
+        value = words.get(value, value)
+        if value in knobs.get(knob, ()):
+            pins[knob] = value
+        else:
+            known = ", ".join(knobs.get(knob, ())) or "its own way"
+            notes.append(f"{tool}'s file can't say {text} here; chosen from {known}")
+    return pins, notes
+
+
+def _torchtune(asked: Question, form: Mapping[str, Any]) -> dict[str, Any]:
+    """torchtune's builder of a model: one for its sizes, or the family's with the sizes as arguments."""
+    from dryfit.readers.reading import TABLES
+    from dryfit.scenario.model import size
+
+    table, own = read_yaml(TABLES / "torchtune.yaml"), asked.scenario.model
+
+    theirs = [table["arguments"][name] for name in _ARGUMENTS]
+
+    def sizes(model: Mapping[str, Any]) -> list[Any]:
+        groups = size(model, "num_key_value_heads") or size(model, "num_attention_heads")
+        return [model["model_type"], groups, *(size(model, name) for name in theirs)]
+
+    known = [
+        builder for builder, name in table["models"].items()
+        if builder.partition("_")[0] in form["families"] and sizes(own) == sizes(read_json(MODELS / f"{name}.json"))
+    ]  # fmt: skip
+    known += [
+        builder for builder, given in table["sizes"].items()
+        if builder.startswith(own["model_type"]) and sizes(own)[2:] == [given[name] for name in _ARGUMENTS]
+    ]  # fmt: skip
+    kind = "instruct" if "instruct" in asked.model.lower() else "base"
+    builder = next((name for name in known if name.endswith(kind)), known[0] if known else "")
+    module = next((name for name in sorted(form["families"], key=len, reverse=True) if builder.startswith(name)), "")
+    arguments = ""
+    if not builder:
+        module = {kind: name for name, kind in table["builders"].items()}.get(own["model_type"], "")
+        head = size(own, "hidden_size") // size(own, "num_attention_heads")
+        if not module or own.get("tie_word_embeddings") or own.get("head_dim") not in (None, head):
+            raise UserError(
+                "torchtune has no builder for this model.", where="--for", found="torchtune",
+                allowed=f"another tool; or a model of torchtune's: {', '.join(sorted(set(table['models'].values())))}",
+                field="--for", change={"--for": "axolotl"},
+            )  # fmt: skip
+        builder = module
+        given = {name: size(own, theirs) for name, theirs in table["arguments"].items()}
+        given["num_kv_heads"] = given["num_kv_heads"] or given["num_heads"]
+        arguments = "".join(f"  {name}: {value}\n" for name, value in given.items() if value is not None)
+    tokenizer, files = form["tokenizers"][form["families"][module]["tokenizer"]]
+    folder = asked.model if Path(asked.model).is_dir() else f"models/{_loaded_as(asked.model).rpartition('/')[2]}"
+    return {
+        "builder": builder, "module": module, "arguments": arguments, "folder": folder, "tokenizer": tokenizer,
+        "tokenizer_files": "\n".join(f"  {key}: {folder}/{name}" for key, name in files.items()),
+        "kind": form["families"][module]["checkpoint"],
+    }  # fmt: skip
+
+
+def _pipeline(asked: Question, model: str) -> dict[str, Any]:
+    """What a run's settings say of a model: where its weights come from, and what folders are called."""
+    from dryfit import readers
+
+    if readers.step_of_a_run is None:
+        raise UserError(
+            "These are settings of SecureCLI-Tuner's pipeline, which is not installed with the library.",
+            where="--for", found="pipeline", allowed="another tool; or the same line in the pipeline's folder, with"
+            " `python -m scripts.ask` in the place of `dryfit`", field="--for", change={"--for": "axolotl"},
+        )  # fmt: skip
+    folder = Path(asked.model)
+    title = folder.resolve().name if folder.exists() else model.rpartition("/")[2]
+    source = f"type: folder\n    path: {folder}" if folder.exists() else f"type: hub\n    repository: {model}"
+    return {
+        "title": title, "slug": re.sub(r"[^a-z0-9._-]+", "-", title.lower()).strip("-._") or "model",
+        "source": source if folder.exists() else f"{source}\n    revision: main", "profiled": asked.model,
+        "gpu": yaml_text(asked.gpu.setting if asked.gpu else None),
+        "gpus": asked.gpu.count if asked.gpu else 1,
+    }  # fmt: skip
 
 
 def _loaded_as(model: str) -> str:
     """The name by which a tool loads a model of the catalogue: its repository on the Hub."""
-    from dryfit.scenario.hub import INDEX
-
-    known = read_yaml(INDEX)
+    known = index()
     entry = known["models"].get(model) or known["fetched"].get(model)
     hub = entry and entry["hub"]
     return (hub if isinstance(hub, str) else hub[0]) if hub else model
@@ -212,18 +358,18 @@ def _loaded_as(model: str) -> str:
 def ways(goal: Wanted) -> Iterator[dict[str, str]]:
     """The ways in which the tool can take the step on this card, without micro-batches."""
     knobs = {name: list(values) for name, values in writers()[goal.tool]["knobs"].items()}
+    knobs |= {knob: [value] for knob, value in goal.pins.items()}
     methods = [goal.method] if goal.method else [name for name in knobs["method"] if name != "full"]
-    follows = {"quantized": knobs.pop("quantized", None)}
+    follows = [knob for knob in _FOLLOW_THE_METHOD if knobs.pop(knob, None)]
     parallel = knobs.pop("parallel", None)
     for values in product(*({**knobs, "method": methods}).values()):
         way = dict(zip(knobs, values, strict=True))
         has_flash = goal.capability is not None and goal.capability >= _FLASH_CAPABILITY
         if way.get("attention") == "flash" and not has_flash:
             continue
-        if way.get("packing") == "on" and ("attention" in knobs and way["attention"] != "flash"):
+        if way.get("packing") == "on" and goal.pins.get("packing") != "on" and way.get("attention", "flash") != "flash":
             continue  # rows of a pack see each other where the kernel has no borders
-        if follows["quantized"]:
-            way["quantized"] = way["method"]
+        way |= dict.fromkeys(follows, way["method"])
         if parallel:
             way["parallel"] = "one" if goal.gpus == 1 else "fsdp2" if way["method"] == "full" else "ddp"
         yield way
@@ -243,13 +389,15 @@ def rendered(goal: Wanted, way: Mapping[str, str], micro_batch: int) -> str:
     return "\n".join(line.rstrip() for line in lines if line.strip() or form["file"].endswith(".py"))
 
 
-def configure(goal: Wanted, watch: Callable[[str, int, Sequence[Any]], None] | None = None) -> Configured:
-    """Search for the most tokens a second that fit.
+def configure(
+    goal: Wanted, watch: Callable[[str, int, Sequence[Any]], None] | None = None, *, is_traced: bool = True
+) -> Configured:
+    """Search for the most tokens a second that fit; without a trace the estimate answers.
 
     Raises
     ------
     UserError
-        If the tool's reader can't read what the tool would be given.
+        If the tool's reader can't read what the tool would be given, or nothing answers without a trace.
     """
     from dryfit.ask.answer import quick, traced
 
@@ -265,25 +413,41 @@ def configure(goal: Wanted, watch: Callable[[str, int, Sequence[Any]], None] | N
 
         def estimated(way: Mapping[str, str]) -> Candidate:
             """The largest micro-batch that the estimate does not rule out; the smallest where it rules out all."""
-            for micro_batch in _micro_batches(goal):
-                one = candidate(way, micro_batch)
-                if quick(one.asked, others=False)["fits"] is not False:
-                    return one
+            sizes = _micro_batches(goal)
+            at = bisect_left(sizes, True, key=lambda size: _may_fit(candidate(way, size).asked))
+            return candidate(way, sizes[min(at, len(sizes) - 1)])
+
+        def answered(one: Candidate) -> Candidate:
+            answer = traced(one.asked, suggested=False) if is_traced else quick(one.asked, others=False)
+            return replace(one, answer=answer)
+
+        def is_told(one: Candidate) -> bool:
+            return is_traced or (one.asked.scenario.loss != "liger" and _peak(one.asked) is not None)
+
+        def largest(one: Candidate) -> Candidate:
+            """The same way with the largest micro-batch that fits, or the smallest, answered."""
+            for size in [size for size in _micro_batches(goal) if size <= one.micro_batch]:
+                one = answered(one if size == one.micro_batch else candidate(one.way, size))
+                if one.fits:
+                    break
             return one
 
-        found = sorted((estimated(way) for way in ways(goal)), key=lambda one: -one.prior(goal.fill))
-        chosen = _varied(found)
-        done: list[Candidate] = []
+        chosen, done = _promising(goal, estimated, is_told), []
         for place, one in enumerate(chosen):
             if watch:
                 watch(one.name, len(chosen) - place - 1, [other for other in done if other.fits])
-            while True:
-                one = replace(one, answer=traced(one.asked, suggested=False))
-                smaller = next((size for size in _micro_batches(goal) if size < one.micro_batch), None)
-                if one.fits or smaller is None:
-                    break
-                one = candidate(one.way, smaller)
-            done.append(one)
+            done.append(largest(one))
+        if not any(one.fits for one in done):  # the most frugal: the last values of all knobs but the method
+            method = goal.method or next(iter(form["knobs"]["method"]))
+            saving = [way for way in ways(goal) if way["method"] == method and way.get("checkpointing") != "off"]
+            smallest = [candidate(way, _micro_batches(goal)[-1]) for way in reversed(saving)]
+            done += [answered(one) for one in [one for one in smallest if is_told(one)][:1]]
+    done = [one for one in done if one.required_bytes]
+    if not done:
+        raise UserError(
+            "The estimate describes none of these steps.", where="--quick", allowed="a trace, without --quick",
+            write=None if can_trace() else INSTALL_TRACE, field="--quick",
+        )  # fmt: skip
     fitting = [one for one in done if one.fits]
     is_timed = all(one.tokens_per_second(goal.fill) is not None for one in done)
     if fitting:
@@ -292,9 +456,28 @@ def configure(goal: Wanted, watch: Callable[[str, int, Sequence[Any]], None] | N
             key=lambda one: -((one.tokens_per_second(goal.fill) or 0) if is_timed else one.prior(goal.fill)),
         )
     else:  # the nearest, with what is missing
-        best, *others = sorted(done, key=lambda one: one.answer["trace"]["required_bytes"])
-    start = form["start"].format(file=shlex.quote(form["file"]))
-    return Configured(goal.tool, best, others[:2], is_timed, start, goal.fill, form["file"])
+        best, *others = sorted(done, key=lambda one: one.required_bytes or 0)
+    start = form["start" if goal.gpus == 1 or "start_several" not in form else "start_several"].format(
+        file=shlex.quote(form["file"]), gpus=goal.gpus, trains="full" if best.way["method"] == "full" else "lora"
+    )
+    return Configured(goal.tool, best, others[:2], is_timed, start, goal)
+
+
+def _peak(asked: Question) -> int | None:
+    """The estimate's peak in bytes. Liger's loss, which it does not describe, is a little less than one in chunks."""
+    from dryfit.analytic.estimate import estimate
+
+    step = asked.scenario
+    if step.loss == "liger":
+        step = step.changed(loss="chunked", kernels="transformers")
+    analytic = estimate(step, asked.where, blocks=False).analytic
+    return analytic["peak_allocated_bytes"] if analytic else None
+
+
+def _may_fit(asked: Question) -> bool:
+    """Whether the estimate does not rule a step out; a step that it does not describe is not ruled out."""
+    peak = _peak(asked)
+    return peak is None or Needs(asked.scenario, peak, asked.gpu and asked.gpu.capability).may_fit(asked.gpu)
 
 
 def _micro_batches(goal: Wanted) -> Sequence[int]:
@@ -302,19 +485,32 @@ def _micro_batches(goal: Wanted) -> Sequence[int]:
     return (own,) if own else [size for size in MICRO_BATCHES if size * goal.gpus <= ROWS_OF_AN_UPDATE] or [1]
 
 
-def _varied(found: Sequence[Candidate]) -> list[Candidate]:
-    """The most promising ways, the best with and without checkpointing among them; the most frugal one too."""
-    first: dict[Any, list[Candidate]] = {}
-    for one in found:
-        first.setdefault(one.way.get("checkpointing"), []).append(one)
-    turns = [one for group in first.values() for one in group[: TRACED // max(1, len(first))]]
-    frugal = [one for one in found if one.way.get("checkpointing") != "off"][-1:]
-    return list({id(one): one for one in [*turns, *frugal]}.values())
+def _promising(
+    goal: Wanted, estimated: Callable[[Mapping[str, str]], Candidate], is_told: Callable[[Candidate], bool]
+) -> list[Candidate]:
+    """The ways that are best by :data:`SPEED`, some with and some without checkpointing.
+
+    A way is estimated only while its largest micro-batch could still bring it among the best.
+    """
+    groups: dict[Any, list[Mapping[str, str]]] = {}
+    most = _micro_batches(goal)[0]
+    for way in sorted(ways(goal), key=lambda way: -prior(way, most, goal.fill)):
+        groups.setdefault(way.get("checkpointing"), []).append(way)
+    chosen = []
+    for group in groups.values():
+        count, best = max(1, TRACED // len(groups)), []
+        for way in group:
+            if len(best) == count and best[-1].prior(goal.fill) >= prior(way, most, goal.fill):
+                break
+            if is_told(one := estimated(way)):
+                best = sorted([*best, one], key=lambda one: -one.prior(goal.fill))[:count]
+        chosen += best
+    return sorted(chosen, key=lambda one: -one.prior(goal.fill))
 
 
 def configured(asked: Question, options: Any, asking: Options, watch: Any) -> Configured:
     """What the command ``config`` asks for."""
-    return configure(wanted(asked, options.tool_for, asking, asked.run), watch)
+    return configure(wanted(asked, options.tool_for, asking, asked.run), watch, is_traced=not options.quick)
 
 
 def print_config(found: Configured, options: Any) -> int:

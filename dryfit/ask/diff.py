@@ -365,12 +365,17 @@ def _cell(value: Any) -> str:
     return f"`{_plain(value if isinstance(value, str) else yaml_text(value))[:120]}`"
 
 
-def check(words: Sequence[str]) -> int:
-    """The command ``dryfit check``."""
+def check_parser() -> argparse.ArgumentParser:
+    """All options of ``dryfit check``."""
     made = Parser(prog="dryfit check", description="Which of these training files' steps do not fit.")
     made.add_argument("files", nargs="+", metavar="FILE")
     made.add_argument("--gpu", required=True, help="4090, 'A100 80GB', 2x3090, 24GiB, ...")
-    options = made.parse_args(words)
+    return made
+
+
+def check(words: Sequence[str]) -> int:
+    """The command ``dryfit check``."""
+    options = check_parser().parse_args(words)
     from dryfit.ask.answer import quick, traced
 
     refused: list[str] = []

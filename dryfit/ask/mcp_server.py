@@ -237,9 +237,14 @@ async def _serve() -> None:
         await server.run(reading, writing, server.create_initialization_options())
 
 
+def parser() -> Parser:
+    """The options of ``dryfit mcp``: none."""
+    return Parser(prog="dryfit mcp", description=__doc__.splitlines()[0])
+
+
 def main(words: list[str]) -> int:
     """The command ``dryfit mcp``."""
-    Parser(prog="dryfit mcp", description=__doc__.splitlines()[0]).parse_args(words)
+    parser().parse_args(words)
     try:
         import mcp  # noqa: F401
     except ModuleNotFoundError:

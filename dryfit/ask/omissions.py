@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.setting import describe
 from dryfit.cards.verdict import Omission
+from dryfit.common.errors import UserError
 from dryfit.readers.reading import TOO_HIGH, TOO_LOW, Reading
+from dryfit.scenario.model import size
 from dryfit.scenario.scenario import Scenario
 
 
@@ -20,10 +23,58 @@ def omissions(readings: Iterable[Reading], scenario: Scenario, answer: Mapping[s
     answer
         With the trace or the analytic estimate, whose parts bound what is missing.
     """
+    yield from _outliers(scenario)
     for reading in readings:
         for remark in reading.remarks:
             size = bound_bytes(remark.bound, scenario, answer)
             yield Omission(remark.key, 0 if remark.errs == TOO_HIGH else size, 0 if remark.errs == TOO_LOW else size)
+
+
+def _outliers(scenario: Scenario) -> Iterator[Omission]:
+    """1 % of the columns of each quantized layer's inputs, which LLM.int8 keeps in 16 bits where a value reaches 6.
+
+    As the note of :func:`dryfit.step.quantized.quantization_notes` counts them, for decoders without experts.
+    """
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+    layers, hidden, inner, heads = sizes = [size(scenario.model, name) for name in names]
+    if scenario.method != "qlora" or scenario.quantization.type != "int8" or not all(sizes):
+        return
+    wide = heads * size(scenario.model, "head_dim", hidden // heads)
+    inputs = layers * (5 * hidden + wide + inner)  # query, key, value, gate and up; the output's; down
+    yield Omission("columns that LLM.int8 keeps in 16 bits", inputs * scenario.tokens * 2 // 100)
+
+
+def of_older_tools(
+    readings: Iterable[Reading], scenario: Scenario, needed_bytes: int, traced: Callable[[Scenario], int]
+) -> Iterator[Omission]:
+    """What more a step needs with the defaults that older versions of a tool have where its file says nothing.
+
+    Parameters
+    ----------
+    needed_bytes
+        What the step needs with the present defaults.
+    traced
+        What another step needs, in bytes. It may refuse one by a :class:`UserError`.
+    """
+    for reading in readings:
+        own = {name: value for name, value in reading.older.items() if _as_read(scenario, reading, name)}
+        if not own:
+            continue
+        with suppress(UserError):  # the older defaults don't go with what else is asked
+            more = traced(scenario.changed(**own)) - needed_bytes
+            if more > 0:
+                yield Omission(f"{reading.older_is}, {' and '.join(_OLDER[name] for name in own)}", more)
+
+
+_OLDER = {
+    "gradient_checkpointing": "without checkpointing",
+    "loss": "with whole logits",
+    "precision": "with weights in fp32",
+}
+
+
+def _as_read(scenario: Scenario, reading: Reading, name: str) -> bool:
+    return name in reading.fields and getattr(scenario, name) == reading.fields[name]
 
 
 def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any]) -> int | None:
@@ -32,8 +83,10 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
     Parameters
     ----------
     kind
-        What the setting touches: ``states``, ``activations``, ``logits``, ``frozen`` (gradients and states), ``int8``,
-        ``head_fp32``, ``masters`` (fp32 copies and states), ``step`` (all that is not resident).
+        What the setting touches: ``states``, ``activations``, ``logits``, ``gradients``, ``frozen`` (gradients and
+        states), ``int8``, ``head_fp32``, ``masters`` (fp32 copies and states), ``pair_logits`` (whole logits of a loss
+        that compares answers), ``logits N`` (N bytes for each of them), ``evaluation N`` (N rows without gradients),
+        ``step`` (all that is not resident).
     """
     shown = answer.get("trace") or answer.get("analytic")
     if kind is None or not shown:
@@ -41,6 +94,14 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
     parts = shown["components"]
     if kind == "states":
         return parts.get("optimizer_states", 0)
+    if kind.startswith("evaluation "):
+        return _evaluation_bytes(int(kind.rpartition(" ")[2]), scenario, shown)
+    if kind.startswith("logits "):
+        return _more_at_the_loss(int(kind.rpartition(" ")[2]), scenario, shown)
+    if kind == "pair_logits":
+        return _whole_logits_bytes(scenario, shown)
+    if kind == "gradients":
+        return parts.get("gradients", 0)
     if kind == "activations":
         return parts.get("activations", 0)
     if kind == "logits":
@@ -58,3 +119,36 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
     if kind == "int8":
         return counts["linear"]
     return 2 * (counts["embeddings"] + counts.get("output_head", 0))
+
+
+def _whole_logits_bytes(scenario: Scenario, trace: Mapping[str, Any]) -> int | None:
+    """What DPO's whole logits add to the peak (TRL 1.5, trl/trainer/dpo_trainer.py).
+
+    The logits are copied without their last position. Backward holds this copy, the gradients of the chosen logits and
+    of their logsumexp, and the gradient of the slice. In 16 bits log_softmax's result is kept besides.
+    """
+    half = scenario.autocast_precision or scenario.precision != "fp32"
+    return _more_at_the_loss(5 * 2 if half else 4 * 4, scenario, trace)
+
+
+def _more_at_the_loss(width: int, scenario: Scenario, trace: Mapping[str, Any]) -> int | None:
+    """How far the peak rises if so many bytes for each logit are alive between forward and backward."""
+    phases, vocabulary = trace.get("phases"), size(scenario.model, "vocab_size")
+    if not phases or not vocabulary:
+        return None
+    whole = scenario.tokens * scenario.aim.texts_in_a_row * vocabulary * width
+    return max(max(phases.get("forward", 0), phases.get("backward", 0)) + whole - trace["peak_allocated_bytes"], 0)
+
+
+def _evaluation_bytes(rows: int, scenario: Scenario, shown: Mapping[str, Any]) -> int | None:
+    """By how much an evaluation of so many rows needs more than the step: weights and states, and the rows' logits.
+
+    The loss is computed in fp32: in 16 bits the logits are there, their copy in fp32, and its log_softmax.
+    """
+    vocabulary = size(scenario.model, "vocab_size")
+    if not vocabulary or scenario.loss != "full":
+        return None
+    half = scenario.autocast_precision or scenario.precision != "fp32"
+    logits = rows * scenario.sequence_length * vocabulary * (2 + 4 + 4 if half else 4 + 4)
+    states = max(parts.get("optimizer_states", 0) for parts in (shown.get("components_by_phase") or {"": {}}).values())
+    return max(shown["resident_bytes"] + states + logits - shown["peak_allocated_bytes"], 0)

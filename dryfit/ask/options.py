@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from dryfit.common.errors import UserError
-from dryfit.common.schema import closest
-from dryfit.common.text import yaml_text
-from dryfit.readers import TOOLS
-from dryfit.readers.request import LIKE
-from dryfit.scenario.fields import BY_NAME, ELSEWHERE
-from dryfit.scenario.strategies import STRATEGIES
+from dryfit.common.text import closest, yaml_text
 
 PROGRAM = "dryfit"
+# Words that options take, as the modules that know them have them: --help is answered without importing those.
+TOOLS = ("axolotl", "llama-factory", "trl", "torchtitan", "torchtune", "ms-swift", "verl", "megatron")
+LIKE = ("trl", "peft", "axolotl", "unsloth")
+METHODS = ("full", "lora", "qlora")
+STRATEGIES = ("none", "ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3")
 # Tools whose files `config` writes (data/writers.yaml, which is not read to answer --help).
-FILES = ("axolotl", "llama-factory", "trl", "trl-script", "unsloth", "ms-swift")
-METHODS = BY_NAME["method"].words
+FILES = ("axolotl", "llama-factory", "trl", "trl-script", "unsloth", "ms-swift", "torchtune", "pipeline")
 RUN_OPTIONS = ("rows", "tokens_per_row", "epochs", "price", "deadline", "grams_per_kwh")  # options about a whole run
 _EXAMPLE = "qwen2.5-coder-7b"
 NO_TOOL = "none"  # of --like: the defaults of a scenario's fields
@@ -55,13 +54,13 @@ _STEP = {
     "--method": {"choices": METHODS, "help": "which weights are trained"},
     "-s": {"long": "--sequence-length", "type": whole_number, "metavar": "TOKENS", "help": "tokens of a row"},
     "-b": {"long": "--micro-batch", "type": whole_number, "metavar": "ROWS", "help": "rows of a micro-batch"},
-    "--strategy": {"choices": tuple(STRATEGIES), "help": "how several GPUs are used (fsdp2 if --gpu names several)"},
+    "--strategy": {"choices": STRATEGIES, "help": "how several GPUs are used (fsdp2 if --gpu names several)"},
     "--like": {
         "choices": (*LIKE, NO_TOOL),
         "help": "take unset fields from this tool's defaults (trl for a model alone); none: a scenario's own",
     },
     "--set": {"action": "append", "metavar": "FIELD=VALUE", "help": "any field of a scenario, lora.rank=64"},
-    "--from": {"dest": "tool", "choices": tuple(TOOLS), "help": "tool that the file belongs to"},
+    "--from": {"dest": "tool", "choices": TOOLS, "help": "tool that the file belongs to"},
 }
 _ANSWER = {
     "--json": {"action": "store_true", "help": "for programs: the object of dryfit.ask.predict"},
@@ -147,7 +146,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "config": Command(
         "the fastest settings that fit, as the file of the tool that trains with them",
-        ["--gpu", "--method", "-s", "-b", "--set", "--for", "--output", "--json", *_RUN],
+        ["--gpu", "--method", "-s", "-b", "--set", "--for", "--output", "--json", "--quick", *_RUN],
         ("config qwen2.5-coder-7b --gpu 4090 -s 2048 --for axolotl",
          "config Qwen/Qwen3-8B --gpu a100-40gb --for llama-factory --rows 50000 --tokens-per-row 350"),
         ("--gpu", "--for"),
@@ -191,6 +190,7 @@ def parser() -> Parser:
     made = Parser(prog=PROGRAM, description="Whether a fine-tuning step fits a GPU, asked in one line.",
                   epilog=_epilog("fit"), formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     made.add_argument("--version", action="store_true", help="versions of this package, torch and the catalogue")
+    made.add_argument("--print-completion", metavar="SHELL", help="what completes it in bash, zsh or fish")
     adds = made.add_subparsers(title="commands", metavar="COMMAND")
     for name, command in COMMANDS.items():
         adds.add_parser(name, help=command.about)
@@ -208,11 +208,16 @@ def own_parser(name: str) -> Parser:
         allow_abbrev=False,
     )
     made.add_argument("what", nargs="+", metavar="WHAT", help="a model or a file; then files beside it")
-    for option in command.takes:
+    add_options(made, name)
+    return made
+
+
+def add_options(made: argparse.ArgumentParser, name: str) -> None:
+    """Add a command's options to a parser."""
+    for option in COMMANDS[name].takes or ():
         given = dict(OPTIONS[option])
         names = [option, given.pop("long")] if "long" in given else [option]
         made.add_argument(*names, **given)
-    return made
 
 
 def _epilog(name: str) -> str:
@@ -369,6 +374,8 @@ def _unknown(
 
 def _fields() -> dict[str, str]:
     """Fields and their parts by what may be typed for them: ``lora_rank``, and other tools' names."""
+    from dryfit.scenario.fields import BY_NAME, ELSEWHERE
+
     parts = {
         f"{field.name}_{part.name}": f"{field.name}.{part.name}" for field in BY_NAME.values() for part in field.parts
     }

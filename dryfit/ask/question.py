@@ -132,6 +132,7 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
     if reading is not None:
         named = {one.partition(".")[0] for said in reading.understood.values() for one in said.split(", ")}
         named |= {one.partition(".")[0] for one in options.given}
+        reading.older = {name: value for name, value in reading.older.items() if name not in options.given}
         mapping = request.scenario.to_mapping()
         assumed = {name: mapping[name] for name in DECIDING if name in reading.fields and name not in named}
         request = replace(request, mapping={}, assumed=assumed, assumed_by=reading.tool)

@@ -7,7 +7,6 @@ brings is imported: PyYAML and jsonschema.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import Any
 import yaml
 
 from dryfit.common.errors import UserError
-from dryfit.common.text import yaml_text
+from dryfit.common.text import closest, yaml_text
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$")
 _SMALL = 3  # keys: so small a mapping is shown whole
@@ -109,11 +108,6 @@ def _position(path: Iterable[Any], value: Any) -> tuple[int, ...]:
         places.append(part if isinstance(part, int) else list(value).index(part))
         value = value[part]
     return tuple(places)
-
-
-def closest(word: object, known: Iterable[str]) -> str | None:
-    """The known word that a misspelt one is most like."""
-    return next(iter(difflib.get_close_matches(str(word), sorted(known), n=1, cutoff=0.6)), None)
 
 
 def _explained(error: Any, value: Any, where: object) -> Iterator[UserError]:

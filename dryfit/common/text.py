@@ -8,13 +8,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 GIB, MIB = 2**30, 2**20
 # What steers a terminal: C0 and C1 but for line breaks and tabs, and the marks that turn text round.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _TOKEN = re.compile(r"\bhf_\w{6,}")
+
+
+def closest(word: object, known: Iterable[str]) -> str | None:
+    """The known word that a misspelt one is most like."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(str(word), sorted(known), n=1, cutoff=0.6)), None)
 
 
 def gib(size: float, digits: int = 2) -> str:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 # Documents and provenance carry it; CITATION.cff and CHANGELOG.md name the same one.
@@ -19,6 +18,8 @@ def can_trace() -> bool:
 
 def versions(names: Iterable[str] = STACK) -> dict[str, str | None]:
     """Python's version and those of packages; None for one that is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
     numbers: dict[str, str | None] = {"python": sys.version.split()[0]}
     for name in names:
         try:

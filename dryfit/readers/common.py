@@ -390,6 +390,20 @@ def router_loss(reading: Reading, key: str) -> None:
         reading.approximates(key, True, TOO_LOW, "the routers' logits are kept for a loss of their own")
 
 
+def evaluation(reading: Reading, settings: Mapping[str, Any]) -> None:
+    """Say what an evaluation of transformers' Trainer takes, where one is asked for; of 8 rows if nobody says how many.
+
+    It runs without gradients, so that its logits count alone (transformers 5.24.0, training_args.py and trainer.py).
+    """
+    on = [settings.get(key) for key in ("eval_strategy", "evaluation_strategy", "do_eval")]
+    if not any(str(value).lower() in ("steps", "epoch", "true") for value in on):
+        return
+    rows = settings.get("per_device_eval_batch_size", 8)
+    if isinstance(rows, int) and not isinstance(rows, bool):
+        why = f"an evaluation of {rows} rows of full length keeps their logits"
+        reading.approximates("evaluation", rows, TOO_LOW, why, f"evaluation {rows}")
+
+
 _PLANS = ("tensor", "expert")  # axes that transformers' plans divide
 
 
@@ -446,10 +460,14 @@ def preference(reading: Reading, kind: str, key: str, rows: int, *, answers: boo
     bool
         Whether TRL's step is predicted.
     """
+    liger = reading.fields.get("loss") == "liger"
     if _is_predicted(reading.fields, kind, rows) and answers >= OBJECTIVES[kind].generates:
         for name in _TRL_DECIDES:
             reading.fields.pop(name, None)
         reading.set(objective=kind, micro_batch=rows)
+        if kind == "dpo" and not liger:
+            why = "logits in chunks, as TRL has them since 1.10; TRL before that, and losses of other tools, keep them"
+            reading.approximates(f"{kind} with whole logits", kind, TOO_LOW, f"{why} whole", "pair_logits")
         return True
     aim = OBJECTIVES[kind]
     if aim.texts_in_a_row == 2:

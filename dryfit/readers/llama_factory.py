@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.common.errors import UserError
-from dryfit.readers import common
+from dryfit.readers import common, unsloth
 from dryfit.readers.launch import Launch, visible_gpus
 from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Values, begin, keys
 from dryfit.readers.shell import Command, with_file
@@ -84,10 +84,8 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     if get("enable_liger_kernel"):
         common.liger(reading)
     elif get("use_unsloth"):
-        reading.set(kernels="unsloth")
-        reading.approximates(
-            "use_unsloth", True, TOO_HIGH, "Unsloth's kernels keep less, and move activations to the host"
-        )
+        unsloth.take_the_step(reading, offloads=True)  # model/model_utils/unsloth.py asks for its checkpointing
+        reading.approximates("use_unsloth", True, TOO_HIGH, unsloth.UPPER_END, "step")
     if get("moe_aux_loss_coef"):
         common.router_loss(reading, "moe_aux_loss_coef")
     stage = get("stage", "sft")
@@ -95,6 +93,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
         objective = "orpo" if get("pref_loss") in ("orpo", "simpo") else _OBJECTIVES[stage]
         common.preference(reading, objective, "stage", reading.fields["micro_batch"])
     common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))
+    common.evaluation(reading, mapping)
     reading.pad(reading.fields)
     return reading
 

@@ -182,6 +182,8 @@ class _Program:
             return self._taken(call, "bits", "bits")
         if call.name == "from_pretrained":
             return self._loaded(call)
+        if call.name == "from_config":
+            return self._from_configuration(call)
         if call.name == "get_peft_model":
             return self._adapted(call)
         if call.name in ("prepare_model_for_kbit_training", "gradient_checkpointing_enable"):
@@ -260,6 +262,9 @@ class _Program:
 
     def _loaded(self, call: Call) -> Any:
         calls = _calls()
+        if call.owner.endswith("Config"):
+            name = call.argument(0, "pretrained_model_name_or_path")
+            return Made("configuration", {"model_name_or_path": name}) if isinstance(name, str) else UNKNOWN
         if any(call.owner.endswith(kind) for kind in calls["no_weights"]) or not call.owner:
             return UNKNOWN
         loaders = calls["models"] + unsloth.rules()["loaders"]
@@ -279,6 +284,7 @@ class _Program:
         for part in call.things:
             if part.kind == "bits":
                 made.take(part)
+        made.values["dtype_is_open"] = "dtype" not in made.values and "dtype" not in made.unread
         made.values.setdefault("dtype", "auto")  # transformers 5: as the model's files say
         auto = call.written.get("auto_model", "").rpartition(".")[2]
         made.values["classes"] = [call.owner, *([auto] if auto else [])]
@@ -291,6 +297,15 @@ class _Program:
             made.unread["model_name_or_path"] = written or "the first argument"
         if own:
             unsloth.decide_what_a_load_leaves_open(made.values, self.halves)
+        return self._part(made)
+
+    def _from_configuration(self, call: Call) -> Any:
+        """A model with new weights, which are in fp32 unless a dtype is named (transformers 4, ``_from_config``)."""
+        configuration = next((one for one in call.things if one.kind == "configuration"), None)
+        if configuration is None:
+            return UNKNOWN
+        made = Made("model", {**configuration.values, "dtype": "float32", "classes": [call.owner]})
+        made.take(self._taken(call, "model", "loaded"))
         return self._part(made)
 
     def _adapted(self, call: Call) -> Any:
@@ -336,8 +351,8 @@ def _with(made: Made, **values: Any) -> Made:
 # --- from a training to a scenario ---
 
 # What a training says beside TRL's keys.
-_OWN = ("trainer", "classes", "images", "sound", "folders", "prepared", "enabled_checkpointing", "model_length", "**",
-        *unsloth.KEPT)  # fmt: skip
+_OWN = ("trainer", "classes", "dtype_is_open", "images", "sound", "folders", "prepared", "enabled_checkpointing",
+        "model_length", "**", *unsloth.KEPT)  # fmt: skip
 # What no default stands for where the program computes it: our field.
 _DECISIVE = {"max_length": "sequence_length", "max_seq_length": "sequence_length",
              "per_device_train_batch_size": "micro_batch"}  # fmt: skip
@@ -348,6 +363,8 @@ def _reading(program: _Program, training: Made, path: Path, gpus: int | None) ->
     table, said, unread = unsloth.rules(), dict(training.values), dict(training.unread)
     trainer, is_unsloths = said["trainer"], bool(set(said["classes"]) & set(table["loaders"]))
     own = {name: said.pop(name) for name in (*_OWN, *table["not_described"]) if name in said}
+    stated = {*said, *unread} - ({"dtype"} if own.get("dtype_is_open", True) else set())
+    stated |= {"gradient_checkpointing"} if own.get("enabled_checkpointing") else set()
     generates = trainer in OBJECTIVES and OBJECTIVES[trainer].generates
     offloads, divided = said.get("gradient_checkpointing") == "unsloth", None
     if is_unsloths:
@@ -364,7 +381,7 @@ def _reading(program: _Program, training: Made, path: Path, gpus: int | None) ->
         unread.pop("max_length", None)
         for key in {"max_prompt_length", "max_completion_length"} & set(unread):
             unread["max_length"] = unread.pop(key)
-    reading = trl.read(said, path, gpus, trainer)
+    reading = trl.read(said, path, gpus, trainer, stated)
     if divided:
         reading.approximates("max_completion_length", divided, EITHER_WAY, _A_QUARTER)
     _say_what_is_unread(program, unread, reading)

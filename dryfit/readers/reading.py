@@ -51,7 +51,7 @@ class Keys:
     tool: str
     version: str
     understood: Mapping[str, str]  # their key to the scenario's fields
-    not_described: Mapping[str, tuple[str, str]]
+    not_described: Mapping[str, tuple[str, ...]]  # which way the answer errs, why, and what bounds it if that is known
     harmless: tuple[str, ...]  # patterns
 
     def kind(self, key: str) -> str:
@@ -62,8 +62,8 @@ class Keys:
             return "not described"
         return "harmless" if any(fnmatchcase(key, pattern) for pattern in self.harmless) else "unknown"
 
-    def remark(self, key: str) -> tuple[str, str] | None:
-        """Which way the answer errs by a key, and why."""
+    def remark(self, key: str) -> tuple[str, ...] | None:
+        """Which way the answer errs by a key, why, and what bounds it."""
         if key in self.not_described:
             return self.not_described[key]
         patterns = (pattern for pattern in self.not_described if "*" in pattern and fnmatchcase(key, pattern))
@@ -79,7 +79,7 @@ class Keys:
 def keys(*names: str) -> Keys:
     """The tables of dryfit/data/readers/, several as one; tool and version are the first one's."""
     read = [read_yaml(TABLES / f"{name}.yaml") for name in names]
-    remarks = {key: (errs, why) for table in reversed(read) for key, (errs, why) in table["not_described"].items()}
+    remarks = {key: tuple(remark) for table in reversed(read) for key, remark in table["not_described"].items()}
     understood = {key: sets for table in reversed(read) for key, sets in table["understood"].items()}
     return Keys(
         tool=read[0]["tool"],
@@ -106,6 +106,9 @@ class Reading:
     table: Keys | None = None
     # Fields that the file leaves open and no default stands for, and why: the asker has to name them.
     needs: dict[str, str] = field(default_factory=dict)
+    # Fields that an older version of the tool sets otherwise where the file says nothing, and which versions those are.
+    older: dict[str, Any] = field(default_factory=dict)
+    older_is: str = ""
     pads: bool = False  # whether the tool pads the rows of a batch, which then carries a mask
     line: str = "{key}: {value}"  # how the file writes a setting
 

@@ -7,7 +7,8 @@ documentation) and ``axolotl``: ``data/tool_defaults.yaml`` lists it; sizes are 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -103,7 +104,10 @@ def parse_request(
     divides = own is None or own.trainer is None  # a trainer of TRL's takes one GPU, and a server perhaps the others
     if divides and (count := gpu_count(named.get("gpu"))) > 1 and not _says_how(named.get("parallel")):
         defaults["parallel"] = {**scenario_defaults()["parallel"], **_all_of(count, named.get("parallel") or {})}
-    scenario = Scenario.from_mapping(named, defaults, where)
+    try:
+        scenario = Scenario.from_mapping(named, defaults, where)
+    except UserError as error:
+        raise _with_defaults_named(error, given, set_by_tool, tool) from None
     taken = {name: value for name, value in defaults.items() if name != "parallel"}
     values = {**scenario_defaults(), **defaults}
     skipped = _ADAPTERS_ALONE if scenario.method == "full" else ("lora",) if scenario.adapter else ()
@@ -119,6 +123,24 @@ def parse_request(
     return ScenarioRequest(
         scenario, named, tool, taken, assumed_fields, warnings=left_out(named.get("model"), scenario, where)
     )
+
+
+def _with_defaults_named(
+    error: UserError, given: Collection[str], set_by_tool: Collection[str], tool: str | None
+) -> UserError:
+    """An error, or several, in which a value that nobody named is called a default."""
+    if error.parts:
+        return UserError.several([_with_defaults_named(part, given, set_by_tool, tool) for part in error.parts])
+    shown = dict(re.findall(r"`([\w.]+): ([^`]+)`", error.problem))
+    if error.field in BY_NAME and error.found is not None:
+        shown.setdefault(error.field, yaml_text(error.found))
+    tops = {name: name.partition(".")[0] for name in shown}
+    defaults = [name for name, top in tops.items() if top in BY_NAME and top not in given]
+    if not defaults or len(defaults) == len(shown) > 1:
+        return error
+    of = f"{tool}'s default" if defaults[0] in set_by_tool else "a default"
+    values = " and ".join(f"`{name}: {shown[name]}`" for name in defaults)
+    return error.with_values(problem=f"{error.problem} {values} {'are' if defaults[1:] else 'is'} {of}.")
 
 
 def _says_how(parallel: Any) -> bool:

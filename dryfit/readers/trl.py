@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,13 @@ def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str,
     return {**with_file(given, script), "command": kind}
 
 
-def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, trainer: str = "sft") -> Reading:
+def read(
+    mapping: Mapping[str, Any],
+    file: Path,
+    gpus: int | None = None,
+    trainer: str = "sft",
+    stated: Collection[str] | None = None,
+) -> Reading:
     """The scenario's fields, with TRL's defaults.
 
     Parameters
@@ -44,6 +50,8 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
     trainer
         An objective; ``transformers``: its own Trainer, whose defaults
         differ (no checkpointing, no mixed precision, the model in the dtype of its files).
+    stated
+        The keys that somebody wrote, where ``mapping`` holds defaults too; None: all of them.
     """
     get, reading = begin(mapping, keys(*TABLE), file)
     trainer = _trainer(get, trainer)
@@ -77,13 +85,36 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
     if get("activation_offloading"):
         common.offloaded(reading, "activation_offloading")
     _parallel(get, reading, gpus)
+    _before(get, reading, trainer, mapping if stated is None else stated)
     if trainer in OBJECTIVES and trainer != SUPERVISED:
         predicted = common.preference(reading, trainer, "trainer", reading.fields["micro_batch"], answers=True)
         if OBJECTIVES[trainer].generates:
             (grpo.set_cycle if predicted else grpo.beside_several)(get, reading)
     common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))
+    common.evaluation(reading, mapping)
     reading.pad(reading.fields)
     return reading
+
+
+def _before(get: Values, reading: Reading, trainer: str, stated: Collection[str]) -> None:
+    """What older versions do where nothing is stated: other defaults of memory's largest parts.
+
+    TRL 0.22 of August 2025 began to checkpoint, 0.19 to compute under bf16, and 1.7 of June 2026 to compute the loss in
+    chunks (trl/trainer/sft_config.py of these tags). transformers 5 began to load weights in the dtype of their files
+    (PreTrainedModel.from_pretrained; fp32 before).
+    """
+    plain, older = trainer == "transformers", {}
+    if not plain and not {"gradient_checkpointing", "activation_checkpointing"} & set(stated):
+        older["gradient_checkpointing"] = False
+    if reading.fields.get("loss") == "chunked" and "loss_type" not in stated:
+        older["loss"] = "full"
+    init = get("model_init_kwargs") or {}
+    dtypes = {"dtype", "torch_dtype"} & ({*stated} | ({*init} if isinstance(init, Mapping) else set()))
+    if not dtypes and not (get("load_in_4bit") or get("load_in_8bit")):
+        half = next((name for name in ("bf16", "fp16") if name in stated and get(name)), None)
+        older["precision"] = f"{half}-mixed" if half else "fp32"
+    reading.older = {name: value for name, value in older.items() if value != reading.fields.get(name)}
+    reading.older_is = "transformers before 5" if plain else "TRL before 1.7"
 
 
 def _trainer(get: Values, named: str) -> str:

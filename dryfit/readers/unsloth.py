@@ -16,6 +16,7 @@ from dryfit.scenario.objectives import OBJECTIVES, SUPERVISED
 
 _PAIR_TOKENS = 1024  # TRL's max_length
 _GENERATIONS = 8  # Unsloth's and TRL's num_generations
+UPPER_END = "its kernels are its own and keep less: this is the upper end of a range"
 # Arguments of its loaders and adapters that a training keeps under their own names.
 KEPT = ("full_finetuning", "load_in_16bit", "qat_scheme", "fast_inference", "gpu_memory_utilization")
 
@@ -118,14 +119,14 @@ def say(reading: Reading, own: Mapping[str, Any], *, offloads: bool, halves: boo
     relatives' logits are whole, the policy's and the reference's (``models/dpo.py``: chunks are opt-in).
     """
     table, name = rules(), str(reading.fields.get("model"))
+    reading.older = {}  # its own defaults stand before TRL's
     if not halves and re.search(table["float32"], name, re.I):
         reading.approximates("dtype", "float32", TOO_LOW, "on a card without bf16 Unsloth computes this model in fp32")
     for key, (errs, why) in table["not_described"].items():
         if is_on(own.get(key)):
             reading.approximates(key, own[key], errs, why)
     reading.tool = f"Unsloth and {reading.tool}"
-    why = "its kernels are its own and keep less: this is the upper end of a range"
-    reading.approximates("unsloth", True, TOO_HIGH, why, "step")
+    reading.approximates("unsloth", True, TOO_HIGH, UPPER_END, "step")
     objective = reading.fields.get("objective", SUPERVISED)
     if OBJECTIVES[objective].generates:
         reading.remarks.pop()
@@ -135,11 +136,24 @@ def say(reading: Reading, own: Mapping[str, Any], *, offloads: bool, halves: boo
         return
     if objective != SUPERVISED:  # TRL's own step, with whole logits
         return
+    take_the_step(reading, offloads=offloads)
+
+
+def take_the_step(reading: Reading, *, offloads: bool) -> None:
+    """Set what Unsloth's step of supervised fine-tuning does otherwise; ``offloads``: layers' inputs go to the host."""
+    table, name = rules(), str(reading.fields.get("model"))
     reading.pads = False
     reading.fields.pop("attention_mask", None)
     if reading.fields.get("attention", "sdpa") == "sdpa":
-        reading.set(attention="mem_efficient")
+        reading.set(attention="eager" if re.search(table["eager"], name, re.I) else "mem_efficient")
+    if reading.fields["attention"] == "eager":
+        why = "attention that keeps its scores; since May 2026 flex_attention on Ampere and later, which keeps none"
+        reading.approximates("attention", "eager", TOO_HIGH, why)
     if offloads:
         reading.set(gradient_checkpointing="reentrant")
         common.offloaded(reading, "use_gradient_checkpointing")
     reading.set(kernels="unsloth", loss="full" if reading.fields.get("loss") == "full" else "chunked")
+    old, new = (re.search(table[key], name, re.I) for key in ("whole_logits", "not_whole_logits"))
+    if old and not new and reading.fields["loss"] == "chunked":
+        why = "Unsloth before November 2024 keeps whole logits"
+        reading.approximates("older Unsloth with whole logits", True, TOO_LOW, why, "logits 6")

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml
 from dryfit.common.hub_errors import Failure, meaning
 from dryfit.data import data_path
+from dryfit.scenario.other_models import RUN, by_name, not_a_language_model
 
 MODELS = data_path("models")
 INDEX = MODELS / "index.yaml"
@@ -60,13 +61,19 @@ def profiled(model: str) -> tuple[str, HubId | None]:
 
 def fetched(name: str) -> HubId | None:
     """The repository of a model that the catalogue knows by name alone: its configuration is fetched when asked for."""
-    entry = read_yaml(INDEX)["fetched"].get(name.lower())
+    entry = index()["fetched"].get(name.lower())
     return HubId.read(entry["hub"]) if entry else None
 
 
 @cache
+def index() -> dict[str, Any]:
+    """What ``config/models/index.yaml`` says."""
+    return read_yaml(INDEX)
+
+
+@cache
 def _index() -> tuple[dict[str, str], frozenset[str], tuple[str, ...]]:
-    content = read_yaml(INDEX)
+    content = index()
     names = {hub.lower(): name for name, entry in content["models"].items() for hub in entry["hub"]}
     return names, frozenset(owner.lower() for owner in content["mirrors"]), tuple(content["endings"])
 
@@ -91,7 +98,7 @@ def of_modelscope(text: str) -> tuple[str, str | None] | None:
     Hub's id where the account's models are one other's there; None: it is no id of ModelScope's."""
     name = re.sub(r"^(?:ms|modelscope)://", "", text)
     owner, _, short = name.partition("/")
-    accounts = read_yaml(INDEX)["modelscope"]
+    accounts = index()["modelscope"]
     if name == text and owner not in accounts:
         return None
     return name, f"{accounts[owner]}/{short}" if accounts.get(owner) else None
@@ -99,7 +106,7 @@ def of_modelscope(text: str) -> tuple[str, str | None] | None:
 
 def published_dtype(hub: HubId) -> str:
     """The dtype that the config.json of a repository of the catalogue names: ``bfloat16``, ``float16``, ``float32``."""
-    by_dtype = read_yaml(INDEX)["dtypes"]
+    by_dtype = index()["dtypes"]
     owner, _, short = hub.name.lower().partition("/")
     is_mirror = owner in _index()[1]
     for dtype in ("float16", "float32"):
@@ -111,7 +118,7 @@ def published_dtype(hub: HubId) -> str:
 
 def is_language_model_alone(name: str) -> bool:
     """Whether the file of a name in config/models/ leaves the other parts of its model out."""
-    return bool(read_yaml(INDEX)["models"].get(name, {}).get("language_model"))
+    return bool(index()["models"].get(name, {}).get("language_model"))
 
 
 _SIZES = re.compile(r"(?<![a-z0-9])a?\d+(?:\.\d+)?[bm](?![a-z0-9])")
@@ -140,7 +147,7 @@ def nearest(text: str) -> list[str]:
     wanted = text.lower().partition("@")[0]
     known = {name: name for name in names.values()}
     known |= {hub.partition("/")[2]: name for hub, name in names.items()} if "/" not in wanted else {}
-    content = read_yaml(INDEX)
+    content = index()
     known |= {name: name for name in content["fetched"]} if "/" not in wanted else {}
     family, versions, sizes = _parts(wanted)
     alike = {name: _parts(name) for name in (names if "/" in wanted else known)}
@@ -156,7 +163,7 @@ def likely_id(text: str) -> str | None:
     if "/" in text or " " in text:
         return None
     wanted, versions, _ = _parts(text.lower())
-    for entry in read_yaml(INDEX)["models"].values():
+    for entry in index()["models"].values():
         for hub in entry["hub"]:
             owner, _, name = hub.partition("/")
             family, others, _ = _parts(name.lower())
@@ -210,13 +217,15 @@ FETCH: ContextVar[Callable[[HubId, object], Path]] = ContextVar("FETCH", default
 _NO_MODEL = (
     "The repository has no config.json: it holds no model of transformers (an adapter, perhaps, GGUF files, or a"
     " diffusion model).",
-    'the model that it was made from; for one of diffusers the engine: docs/memory-core.md, "A diffusion model"',
+    f"the model that it was made from; for one of diffusers your training program: {RUN}",
 )
 
 
 def explained(failure: Failure, hub: HubId, where: object) -> UserError:
     """Why a model's configuration could not be had, in words that say what to do."""
     near = nearest(hub.name)
+    if not near and (does := by_name(hub.name)):
+        return not_a_language_model(hub.name, where, does)
     problem, allowed = meaning(
         failure,
         "model",
@@ -230,5 +239,6 @@ def explained(failure: Failure, hub: HubId, where: object) -> UserError:
         where=where,
         found=f"{hub.name}@{hub.revision}" if hub.revision else hub.name,
         allowed=allowed,
-        change={"model": near[0] if near else "config.json"},
+        field="model",
+        change={"model": near[0]} if near else None,
     )

@@ -23,6 +23,7 @@ from dryfit.scenario.hub import (
     nearest,
     of_modelscope,
 )
+from dryfit.scenario.other_models import by_name, not_a_language_model, refuse_other_kinds
 
 # Other names for the same sizes in older configurations (GPT-2's; transformers' `attribute_map`).
 ALIASES = {
@@ -142,6 +143,7 @@ def read_model(value: Any, where: object, *, whole: bool = False) -> tuple[dict[
             change={"model": example},
         )
     given = json.loads(json.dumps(dict(value), default=str))
+    refuse_other_kinds(given, where)
     model, alone = language_model(given)
     _check_model(model, where)
     if whole:
@@ -245,7 +247,7 @@ def _file(text: str, where: object) -> tuple[Path, str]:
     if not path.is_file():
         path = found_beside(text, where)
     if path is not None and (path / _PIPELINE).is_file():
-        _refuse_diffusion(json.loads((path / _PIPELINE).read_text(encoding="utf-8")), where)
+        refuse_other_kinds(json.loads((path / _PIPELINE).read_text(encoding="utf-8")), where)
     if path is not None and path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(
@@ -280,6 +282,8 @@ def _file(text: str, where: object) -> tuple[Path, str]:
             change={"model": "qwen2.5-coder-7b"},
         )
     near = nearest(text)
+    if not near and (does := by_name(text)):
+        raise not_a_language_model(text, where, does)
     raise UserError(
         "`model` is neither the name of a known configuration nor a path to a file, nor an id on the Hub.",
         where=where,
@@ -293,22 +297,7 @@ def _file(text: str, where: object) -> tuple[Path, str]:
 _PIPELINE = "model_index.json"  # of a folder of diffusers, whose models lie in folders of their own
 
 
-def _refuse_diffusion(model: Mapping[str, Any], where: object) -> None:
-    """A configuration of diffusers, whose models are traced by a program and not by a scenario."""
-    if isinstance(kind := model.get("_class_name"), str):
-        parts = (model.get(part) for part in ("transformer", "unet"))  # of a pipeline: library and class
-        trained = next((part[1] for part in parts if isinstance(part, list) and len(part) == 2), kind)
-        raise UserError(
-            "This is a model of diffusers. A scenario is about models that continue a text.",
-            where=where,
-            found=kind,
-            allowed='the engine, with the step of your own program: docs/memory-core.md, "A diffusion model"',
-            write=f"model = diffusers.{trained}.from_config(config)  # in `with on_meta():`, for trace_step(...)",
-        )
-
-
 def _check_model(model: dict[str, Any], where: object) -> None:
-    _refuse_diffusion(model, where)
     if not isinstance(model.get("model_type"), str) or not model["model_type"]:
         raise UserError(
             "`model.model_type` is missing: it says which architecture the sizes belong to.",

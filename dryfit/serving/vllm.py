@@ -254,17 +254,6 @@ def nf4_bytes(model: Mapping[str, Any], parameters: int) -> int:
     return packed // 2 + packed // 64 * 4 + tables * WIDTH
 
 
-def fp8_bytes(model: Mapping[str, Any], parameters: int, tensor_parallel: int = 1) -> int:
-    """Weights in FP8 on each GPU: a byte a number, and a fp32 scale for blocks of 128 x 128 (Qwen's ``-FP8`` files).
-
-    Embeddings and the head stay in 16 bits.
-    """
-    text = model.get("text_config") or model
-    tables = text["vocab_size"] * text["hidden_size"] * (1 if text.get("tie_word_embeddings") else 2)
-    packed = parameters - tables
-    return (packed + packed // 128**2 * 4 + tables * WIDTH) // tensor_parallel
-
-
 def merging_bytes(model: Mapping[str, Any]) -> int:
     """What adapters take while they are merged for the server: a layer's product and its scaled copy, in fp32.
 

@@ -21,6 +21,7 @@ from dryfit.common.text import gib
 from dryfit.engine.bitsandbytes_layers import quantize_4bit, quantize_8bit
 from dryfit.scenario.model import SIZES
 from dryfit.scenario.optimizers import OPTIMIZERS
+from dryfit.scenario.other_models import not_a_language_model
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.adapters import DTYPES, adapter_names, add_adapters, left_out, outside_language
 from dryfit.step.experts import pack_experts
@@ -308,28 +309,21 @@ def _refuse_other_models(config: transformers.PretrainedConfig) -> None:
             allowed="the language model that it was made from, without these layers",
             write=f"model: {'llama-3.1-8b' if text.num_hidden_layers < 80 else 'llama-3.1-70b'}",
         )
-    problem = None
-    if getattr(config, "is_encoder_decoder", False) or not _is_decoder(config):
-        problem = "is not a language model that is a decoder alone", "a decoder: qwen2, llama, mistral, gemma2, ..."
-        write = "model: {model_type: qwen2, ...}"
-    if text is not config and not getattr(config, "is_encoder_decoder", False):
-        problem = "is more than a language model", "its language model alone, as a configuration of its own"
-        write = f"model: {{model_type: {text.model_type}, ...}}"
-    elif (  # before transformers 5 every configuration has these fields
+    both = getattr(config, "is_encoder_decoder", False)
+    if text is not config and not both:
+        raise UserError(
+            "This model is more than a language model.",
+            where="model.model_type", found=config.model_type,
+            allowed="its language model alone, as a configuration of its own",
+            write=f"model: {{model_type: {text.model_type}, ...}}",
+        )  # fmt: skip
+    is_encoder = (  # before transformers 5 every configuration has these fields
         int(transformers.__version__.split(".")[0]) >= 5
         and hasattr(config, "add_cross_attention")
         and getattr(config, "is_decoder", True) is False
-    ):
-        problem = "is an encoder, which isn't trained to continue a text", "a decoder; for this class, is_decoder: true"
-        write = f"model: {{model_type: {config.model_type}, is_decoder: true, ...}}"
-    if problem:
-        raise UserError(
-            f"This model {problem[0]}.",
-            where="model.model_type",
-            found=config.model_type,
-            allowed=problem[1],
-            write=write,
-        )
+    )
+    if both or is_encoder or not _is_decoder(config):
+        raise not_a_language_model(config.model_type)
 
 
 def attention_kernel(scenario: Scenario) -> str:

@@ -34,6 +34,8 @@ def build_optimizer(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     options = {"lr": learning_rate, "weight_decay": weight_decay}
     build = BUILDERS[scenario.optimizer]
+    if build is _adamw_fused and scenario.parallel.offload == "cpu":
+        build = _adamw  # it steps on the host, where the GPU has no part in how
     if build in BY_MATRICES:
         return build(*_matrices_and_others(model, trained), options, largest_steps)
     return build(_by_mesh(trained) if scenario.parallel.meshed else trained, **options)

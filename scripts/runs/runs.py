@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dryfit.common.errors import UserError
-from dryfit.common.schema import closest
+from dryfit.common.text import closest
 from dryfit.scenario.hub import profiled
 from scripts.runs import configuration
 

@@ -41,6 +41,7 @@ NOT_IMPORTED = {
 # Imported where a setting asks for it, and the extra that brings it. A message says what to install.
 OPTIONAL = {
     **{name: name for name in ("deepspeed", "trl", "mcp")},
+    "shtab": "completion",
     **dict.fromkeys(("torchao", "galore_torch"), "optimizers"),
     **dict.fromkeys(("triton", "liger_kernel", "cut_cross_entropy", "fla"), "run"),
 }
@@ -148,7 +149,7 @@ def test_no_rule_has_a_larger_environment_than_it_needs() -> None:
 def test_requirements_hold_nothing_that_nobody_imports() -> None:
     files = [path for folder in ("scripts", "tests") for path in (ROOT / folder).rglob("*.py")]
     imported = distributions(frozenset().union(*(imported_packages(path) for path in files)))
-    assert set(requirements("dev")) - imported - set(NOT_IMPORTED) - {"trl"} == set()
+    assert set(requirements("dev")) - imported - set(NOT_IMPORTED) - {"shtab", "trl"} == set()
 
 
 def test_the_snakefile_needs_nothing_beside_snakemake() -> None:

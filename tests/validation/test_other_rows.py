@@ -22,10 +22,10 @@ def test_no_second_try_stands_without_its_first():
     assert {(tried.id, tried.what) for tried in TRIES} == known
 
 
-def test_the_page_shows_the_tables_and_readme_the_worst():
+def test_the_page_shows_the_overview_and_readme_the_worst():
     assert other_rows.overview(TRIES) in PAGE
-    for group in other_rows.TITLES:
-        assert other_rows.table(TRIES, group) in PAGE
+    tables = "".join(other_rows.table(TRIES, group) for group in other_rows.TITLES)
+    assert all(f"| {tried.settings or tried.id} |" in tables for tried in TRIES if tried.attempt == "first")
     for figures in ("30 traced | 1.2 %, 35.2 % (at the second try 1.0 %, 9.7 %)", "9 | 5.3 %, 15.4 %"):
         assert figures in README
     assert "| 30 of 31 | 1.24 % | +35.15 % (psoft-default) |" in PAGE and "-9.65 % (fourierft-default)" in PAGE

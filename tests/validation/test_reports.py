@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from dryfit.common.errors import UserError
 from tests.repository import ROOT
 from validation import reports
 
@@ -15,12 +16,9 @@ PAGE = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
 
 
 def test_there_are_as_many_as_were_asked_for():
-    decidable = [report for report in REPORTS if report.decidable == "yes"]
     assert len(REPORTS) == len(BY_ID) >= 80
-    assert {half: sum(report.half == half for report in decidable) for half in ("unread", "development")} == {
-        "unread": 40,
-        "development": 72,
-    }
+    decidable = [report.drawn for report in REPORTS if report.decidable == "yes"]
+    assert decidable.count("first") == decidable.count("second") == 40
 
 
 @pytest.mark.parametrize("report", REPORTS, ids=lambda report: report.id)
@@ -31,13 +29,19 @@ def test_a_row_says_what_was_stated_assumed_and_found(report: reports.Report):
     assert bool(report.peak_gib) == bool(report.peak_is) and float(report.peak_gib or 1) > 0
     assert report.decidable == "yes" or report.decidable.startswith("no: ")
     assert report.outcome_seen_before_question in ("yes", "no")
-    assert report.settings and report.half in ("unread", "development") and "--gpu" in report.question
-    files = [word for word in report.question.split() if word.endswith((".yaml", ".yml", ".sh", ".py"))]
+    assert report.settings and report.drawn in reports.DRAWN and "--gpu" in report.question
+    files = [word for word in report.question.split() if word.endswith((".yaml", ".yml", ".sh", ".py", ".json"))]
     assert all((reports.FILES / name).is_file() for name in files)
-    for said in (report.verdict, report.baseline_verdict):
+    for said in (report.verdict, report.first_verdict):
         assert said in ("", reports.NOT_ASKED, *reports.VERDICTS)
-    assert (report.half == "unread") == (report.baseline_verdict == "")
+    assert bool(report.first_verdict) or (report.drawn in ("second", "rehearsal") and not report.verdict)
     assert bool(report.required_gib) == (report.verdict in reports.VERDICTS[:3])
+
+
+def test_the_second_set_is_of_both_outcomes():
+    decidable = [report for report in REPORTS if report.drawn in ("second", "rehearsal") and report.decidable == "yes"]
+    assert len(decidable) >= 80 and len({report.link for report in decidable}) >= 60
+    assert 0.4 <= sum(report.outcome == "ran_out" for report in decidable) / len(decidable) <= 0.6
 
 
 def test_each_wrong_verdict_has_its_cause():
@@ -45,14 +49,49 @@ def test_each_wrong_verdict_has_its_cause():
     assert [report.id for report in wrong if not report.why] == []
 
 
-def test_the_unread_half_is_the_one_that_was_drawn():
-    assert {report.id for report in REPORTS if report.half == "unread"} == reports.draw(REPORTS)
-    threads = {half: {one.link for one in REPORTS if one.half == half} for half in ("unread", "development")}
-    assert not threads["unread"] & threads["development"]
+def test_each_set_is_the_one_that_was_drawn():
+    for name in reports.SEEDS:
+        decidable = {report.id for report in REPORTS if report.drawn == name and report.decidable == "yes"}
+        assert decidable == reports.draw(REPORTS, name)
+    threads = [{one.link for one in REPORTS if one.drawn == drawn} for drawn in reports.DRAWN]
+    assert len(set.union(*threads)) == sum(map(len, threads))
+
+
+def test_the_first_verdict_of_a_report_is_kept():
+    unread = replace(REPORTS[0], drawn="second", first_verdict="", verdict="", required_gib="", why="")
+    once = reports.asked(unread, {"error": "The file names no model."})
+    assert (once.first_verdict, once.verdict, once.why) == ("no_answer", "no_answer", "The file names no model.")
+    answer = {"fits": True, "gpu": {"usable_bytes": 24 * 2**30}, "headroom_bytes": 2**30}
+    again = reports.asked(once, answer)
+    assert (again.first_verdict, again.verdict, again.required_gib) == ("no_answer", "fits", "23.00")
+
+
+def test_what_is_found_to_decide_nothing_keeps_its_first_verdict():
+    unsafe = replace(REPORTS[0], decidable="yes", outcome="ran_out", first_verdict="fits", verdict="fits")
+    assert (reports.then(unsafe), reports.now(unsafe)) == ("unsafe", "unsafe")
+    found = replace(unsafe, found_undecidable="the failure was no memory's")
+    assert (reports.then(found), reports.now(found)) == ("unsafe", "undecidable")
+    assert "the failure was no memory's" in reports.page([*REPORTS, replace(found, id="new-1")])
+
+
+def test_a_second_set_is_of_threads_that_nobody_read():
+    new = replace(REPORTS[0], id="new-1", link="https://github.com/huggingface/trl/issues/1", drawn="")
+    assert [report.drawn for report in reports.added(REPORTS, [new, REPORTS[0]])[len(REPORTS) :]] == ["second"]
+    with pytest.raises(UserError, match="threads that were read before: new-2"):
+        reports.added(REPORTS, [replace(REPORTS[0], id="new-2")])
+
+
+def test_each_draw_has_columns_and_a_line_of_its_own():
+    columns = "drawn second, once | drawn second, now | rehearsal, once | rehearsal, now | drawn first, once"
+    assert columns in reports.page(REPORTS)
+    first, *_ = reports.readme_lines([report for report in REPORTS if report.drawn != "second"]).splitlines()
+    assert first.startswith("40 public reports of the first draw stayed unread until")
+    asked = [replace(report, first_verdict="fits") if report.drawn == "second" else report for report in REPORTS]
+    assert reports.readme_lines(asked).startswith("41 public reports of the second draw stayed unread until")
 
 
 def test_no_file_lies_beside_without_a_question():
-    named = " ".join(report.question for report in REPORTS)
+    named = " ".join([report.question for report in REPORTS])
     texts = "".join(path.read_text(encoding="utf-8") for path in reports.FILES.iterdir() if path.is_file())
     for path in reports.FILES.rglob("*.*"):
         assert path.name in named or path.name in texts

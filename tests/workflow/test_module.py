@@ -48,6 +48,7 @@ def test_from_a_checkout(tmp_path: Path) -> None:
     assert not (importer / "results").exists()
 
 
+@pytest.mark.thorough
 def test_a_score_that_is_there_is_found_behind_the_prefix(tmp_path: Path) -> None:
     benchmark = yaml.safe_load((ROOT / "config/cpu-hour.yaml").read_text())["dataset"]["benchmark"]
     configuration = CONFIGURATION | {"dataset": CONFIGURATION["dataset"] | {"benchmark": benchmark}}
@@ -61,6 +62,7 @@ def test_a_score_that_is_there_is_found_behind_the_prefix(tmp_path: Path) -> Non
     assert "tuner_record_provenance" in said and f"{score}l" in said
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_from_a_git_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What github() fetches, served by a bare repository on this machine."""
@@ -100,6 +102,7 @@ def test_from_a_git_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert main.returncode == 0 and "render_documents" in main.stdout, (main.stdout + main.stderr)[-3000:]
 
 
+@pytest.mark.thorough
 def test_an_unknown_key_is_named(tmp_path: Path) -> None:
     importer = workflow(tmp_path, repr(str(ROOT / "Snakefile")), {"lora": {"rnak": 8}})
     done = snakemake(importer, "--dry-run")

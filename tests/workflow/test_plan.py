@@ -45,6 +45,7 @@ def test_the_7b_run_plans_with_the_hub_instead_of_the_wheel(project):
     assert "download_gguf" not in rules
 
 
+@pytest.mark.thorough
 def test_an_hour_on_a_processor_is_the_default_chain_on_more_rows(project):
     text = planned_text(project, "--configfile", "config/cpu-hour.yaml")
     assert "results/smollm2-135m-hour-r16/training.json" in text and "results/dataset/embedded-hour/raw.jsonl" in text
@@ -76,6 +77,7 @@ def profiling(project, model):
     return "--configfile", "model.yaml"
 
 
+@pytest.mark.thorough
 def test_a_model_of_the_hub_is_profiled_and_only_its_job_asks_the_hub(project, monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith("HF_")]:
         monkeypatch.delenv(name)
@@ -102,6 +104,7 @@ def test_a_model_that_is_nowhere_is_refused_with_the_nearest(project):
     assert done.returncode == 1 and "model: qwen2.5-coder-7b" in done.stderr and "owner/name" in done.stderr
 
 
+@pytest.mark.thorough
 def test_execution_without_a_benchmark_is_refused(project):
     for text, target in (("evaluation: {execution: bubblewrap}\n", "all"), ("", "execute")):
         (project / "wrong.yaml").write_text(f"dataset: {{benchmark: null}}\n{text}", encoding="utf-8")
@@ -129,6 +132,7 @@ def test_publishing_is_asked_for_by_name_and_uploads_only_where_the_configuratio
     assert "upload_publication" in planned(project, "--configfile", "upload.yaml", "--", "publish")
 
 
+@pytest.mark.thorough
 def test_a_step_on_several_gpus_is_trained_and_not_measured_by_one_process(project):
     (project / "two.yaml").write_text("training: {parallel: {strategy: ddp, gpus: 2}}\n", encoding="utf-8")
     rules = planned(project, "--configfile", "two.yaml")
@@ -174,6 +178,7 @@ def test_nothing_that_costs_comes_before_the_runs_price(project):
     assert f"before_gate={download}" in profile["resources"]
 
 
+@pytest.mark.thorough
 def test_a_path_says_what_its_job_does(project):
     """The configured rank is 16."""
     adapter = "results/smollm2-135m-r64/adapter/adapter_model.safetensors"
@@ -182,6 +187,7 @@ def test_a_path_says_what_its_job_does(project):
     assert "'rank': 64" in recorded_params(project, "results/smollm2-135m-r64/memory/training/trace.json")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("path", "known"),
     [
@@ -197,6 +203,7 @@ def test_a_path_that_the_configuration_does_not_know_is_an_error_that_shows_what
     assert done.returncode == 1 and known in done.stderr and "Traceback" not in done.stderr, done.stderr[-3000:]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -244,6 +251,7 @@ def test_every_file_is_asked_for_by_a_rule_or_is_what_the_run_is_for(made):
     assert set(paths) - read <= set(asked[1].split(", "))  # what is asked for may be read besides
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("target", "missing", "rules"),
     [
@@ -266,6 +274,7 @@ def test_what_a_failed_job_has_taken_away_is_missed_by_each_target(made, target,
         aside.rename(project / missing)
 
 
+@pytest.mark.thorough
 def test_a_failed_run_fails_again_and_leaves_no_old_document(tmp_path):
     """A file of one's own whose header breaks, over a finished run."""
     project = chain.checkout(tmp_path)
@@ -284,6 +293,7 @@ def test_a_failed_run_fails_again_and_leaves_no_old_document(tmp_path):
         assert adapter in (project / "results" / "own-r16" / "OUTDATED.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("target", "differences", "words"),
     [
@@ -309,6 +319,7 @@ def test_what_can_not_be_stops_the_same_command_each_time_and_touches_nothing(
     assert {path: (project / path).stat().st_mtime_ns for path in paths} == before
 
 
+@pytest.mark.thorough
 def test_results_without_a_record_do_not_pass_as_new(made, tmp_path):
     """Of an older version, or copied without their .snakemake: Snakemake would go by their times alone."""
     project, _ = made

@@ -73,6 +73,7 @@ def test_a_changed_rank_plans_exactly_what_depends_on_it(plan, project, tmp_path
     assert missing and all(output.startswith(run) for outputs in missing for output in outputs.split(", "))
 
 
+@pytest.mark.thorough
 def test_going_back_to_the_old_rank_runs_nothing(plan, project, tmp_path):
     other = tmp_path / "other.yaml"
     other.write_text("lora: {rank: 8}\n", encoding="utf-8")
@@ -81,6 +82,7 @@ def test_going_back_to_the_old_rank_runs_nothing(plan, project, tmp_path):
     assert plan() == set()
 
 
+@pytest.mark.thorough
 def test_swapped_rank_and_alpha_rerun(plan):
     assert "train_adapter" in plan({"lora": {"rank": 8, "alpha": 4}})
 
@@ -91,22 +93,26 @@ def test_a_changed_alpha_trains_again(plan):
     assert not rules & (DATASET | MODEL | {"encode_dataset", "evaluate_base"})
 
 
+@pytest.mark.thorough
 def test_a_changed_learning_rate_trains_again_and_leaves_memory_alone(plan):
     rules = plan({"training": {"learning_rate": 5.0e-4}})
     assert {"train_adapter", *TRAINED} <= rules
     assert not rules & (DATASET | MODEL | {"encode_dataset", "evaluate_base", "trace_memory", "gate_memory"})
 
 
+@pytest.mark.thorough
 def test_other_threads_train_nothing_anew(plan):
     assert not plan({"training": {"threads": 2}}) - DOCUMENTS
 
 
+@pytest.mark.thorough
 def test_a_changed_sequence_length_does_not_clean_again(plan):
     rules = plan({"training": {"sequence_length": 80}})
     assert {"encode_dataset", "train_adapter", "trace_memory"} <= rules
     assert not rules & (DATASET | MODEL | {"evaluate_base"})
 
 
+@pytest.mark.thorough
 def test_a_changed_system_prompt_encodes_again_and_no_more_of_the_data(plan):
     rules = plan({"prompt": {"system": "Answer with a command."}})
     assert {"encode_dataset", "train_adapter", "evaluate_base"} <= rules
@@ -119,20 +125,24 @@ def test_a_changed_evaluation_does_not_train(plan):
     assert not rules & (DATASET | MODEL | {"train_adapter", "merge_adapter"})
 
 
+@pytest.mark.thorough
 def test_another_sample_of_the_benchmark_is_only_asked_for(plan):
     asked = {"evaluate_base", "evaluate_tuned", "compare_models", "compare_merged", "check_resources"}
     assert plan({"dataset": {"benchmark": {"requests": 5}}}) - DOCUMENTS == asked
 
 
+@pytest.mark.thorough
 def test_answers_are_executed_when_it_is_asked_for_and_nothing_is_answered_again(plan):
     assert plan({"evaluation": {"execution": "bubblewrap"}}) - DOCUMENTS == {"execute_answers"}
 
 
+@pytest.mark.thorough
 def test_more_requests_for_what_merging_changed_ask_that_again_alone(plan):
     assert plan({"merging": {"compare_requests": 5}}) - DOCUMENTS == {"compare_merged"}
     assert "compare_merged" not in plan({"merging": {"compare_requests": 0}})
 
 
+@pytest.mark.thorough
 def test_order_of_keys_runs_nothing(project, tmp_path):
     config = yaml.safe_load((project / "config" / "config.yaml").read_text(encoding="utf-8"))
 
@@ -160,6 +170,7 @@ def test_a_changed_template_renders_only_documents(plan, project):
     assert rules and rules <= DOCUMENTS
 
 
+@pytest.mark.thorough
 def test_a_changed_policy_of_the_screen_judges_again(plan, project):
     with edited(project / "config" / "screen" / "exfiltration.yaml", "level: critical", "level: high"):
         rules = plan()
@@ -176,6 +187,7 @@ def rewritten(path, old, new):
     return content
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("file", "old", "new", "expected", "spared"),
     [
@@ -199,6 +211,7 @@ def test_a_file_with_other_contents_reruns_whatever_its_time(plan, project, file
     assert expected <= rules and not rules & spared
 
 
+@pytest.mark.thorough
 def test_data_and_a_model_of_ones_own_rerun_by_their_contents(tmp_path):
     project = chain.checkout(tmp_path)
     source = {"type": "files", "license": "unknown", "paths": ["own.csv"]}
@@ -233,17 +246,20 @@ REWORDED = [
 ]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("module", "old", "new"), REWORDED, ids=lambda text: text[:20])
 def test_a_reworded_message_runs_nothing(plan, project, module, old, new):
     with edited(project / "dryfit" / module, old, new):
         assert plan() == set()
 
 
+@pytest.mark.thorough
 def test_a_comment_in_a_script_runs_nothing(plan, project):
     with edited(project / "scripts" / "training" / "train.py", "\n\n\n", "\n\n\n# A comment.\n"):
         assert plan() == set()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("module", "old", "new", "expected", "spared"),
     [
@@ -278,6 +294,7 @@ def test_a_changed_helper_reruns_the_rules_that_import_it(plan, project, module,
     assert not rules & spared
 
 
+@pytest.mark.thorough
 def test_a_changed_pin_reruns_what_runs_in_that_environment(plan, project):
     with edited(project / "envs" / "torch.yaml", "peft==", "peft==0."):
         rules = plan()
@@ -285,6 +302,7 @@ def test_a_changed_pin_reruns_what_runs_in_that_environment(plan, project):
     assert "clean_dataset" not in rules
 
 
+@pytest.mark.thorough
 def test_a_score_is_kept_and_nothing_is_run_unasked(plan, project, tmp_path):
     """Asked for by name once; then it is a file that no job makes, whatever changes."""
     other = tmp_path / "executed.yaml"

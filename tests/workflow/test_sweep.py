@@ -54,6 +54,7 @@ def test_nothing_to_do_and_one_rank_alone_is_nothing_to_do_either(made):
     assert planned_jobs(project) == {}, "the default's rank is one of the three"
 
 
+@pytest.mark.thorough
 def test_a_fourth_rank_plans_its_own_jobs_and_the_sweeps_documents(made):
     project, _ = made
     four = configuration(project, "four", lora={"rank": [4, 8, 16, 32]})
@@ -62,6 +63,7 @@ def test_a_fourth_rank_plans_its_own_jobs_and_the_sweeps_documents(made):
     assert plan == dict.fromkeys(RANKED | SWEPT, 1)
 
 
+@pytest.mark.thorough
 def test_a_swept_learning_rate_shares_the_dataset_and_the_base(made):
     project, _ = made
     rates = configuration(project, "rates", sweep={"training.learning_rate": [1e-3, 4e-3]})

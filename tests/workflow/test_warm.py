@@ -35,6 +35,7 @@ def script(tmp_path: Path) -> Path:
     return tmp_path / "shown.py"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("how", ["script", "module", "module, nothing of the folder"])
 def test_a_command_is_what_python_makes_of_it(python: Path, script: Path, tmp_path: Path, how: str) -> None:
     arguments = {"script": [script, "a", "-b"], "module": ["-m", "shown", "a"]}.get(how, ["-P", "-m", "shown", "a"])
@@ -54,6 +55,7 @@ def test_threads_are_those_of_the_commands_environment(python: Path, tmp_path: P
         assert subprocess.check_output([python, tmp_path / "threads.py"], env=environ, text=True) == f"{count}\n"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("text", "status", "said"),
     [
@@ -95,6 +97,7 @@ def test_a_command_that_is_ended_ends_the_work(python: Path, tmp_path: Path) -> 
     pytest.fail("the work goes on")
 
 
+@pytest.mark.thorough
 def test_what_packages_would_read_otherwise_gets_a_process_of_its_own(python: Path, tmp_path: Path) -> None:
     (tmp_path / "hub.py").write_text(
         "from huggingface_hub import constants; print(constants.HF_HUB_OFFLINE)", encoding="utf-8"

@@ -196,6 +196,7 @@ def test_lengths_are_rounded_up_as_kernels_do() -> None:
     assert [symbols[name] for name in ("s", "s8", "s32", "s128")] == [1030, 1032, 1056, 1152]
 
 
+@pytest.mark.thorough
 def test_needs_no_torch() -> None:
     code = (
         "import sys; from dryfit.scenario.scenario import Scenario;"
@@ -345,7 +346,7 @@ ALIKE = [
 ]
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("kind", "fields"), ALIKE, ids=[f"{k}-{'-'.join(map(str, f.values()))}" for k, f in ALIKE])
 def test_trace_within_three_per_cent(kind, fields) -> None:
     from dryfit.tracing.trace import trace

@@ -18,12 +18,9 @@ from dryfit.ask.command import main
 from dryfit.ask.kept import KeptAnswer
 from dryfit.ask.question import Options, question
 from dryfit.hours.run_time import Run
+from tests.dryfit.ask.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[3]
-MODEL = {
-    "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1000,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
-}  # fmt: skip
 WORDS = ("tiny/config.json", "--gpu", "24GiB")
 
 
@@ -33,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DRYFIT_CACHE", str(tmp_path / "kept"))
     monkeypatch.chdir(tmp_path)
     Path("tiny").mkdir()
-    Path("tiny", "config.json").write_text(json.dumps(MODEL))
+    Path("tiny", "config.json").write_text(json.dumps(TINY))
     Path("accelerate.yaml").write_text(yaml.safe_dump({"distributed_type": "NO", "mixed_precision": "bf16"}))
     return tmp_path / "kept"
 
@@ -56,7 +53,7 @@ def test_an_answer_is_shown_again_with_its_exit_status(folder, capsys, status) -
 
 
 def changed_model() -> None:
-    Path("tiny", "config.json").write_text(json.dumps({**MODEL, "vocab_size": 1001}))
+    Path("tiny", "config.json").write_text(json.dumps({**TINY, "vocab_size": 1001}))
 
 
 def changed_file_beside() -> None:
@@ -70,6 +67,7 @@ def test_a_changed_file_is_asked_about_anew(folder, change) -> None:
     assert KeptAnswer(WORDS, asked()).show() is None
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "other",
     [
@@ -124,6 +122,7 @@ def data(monkeypatch, tmp_path) -> None:
     cards.write_text(cards.read_text() + "\n# a price\n")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("change", [other_folder, variable, python, package, code, data])
 def test_what_decides_an_answer_beside_the_question(folder, monkeypatch, tmp_path, change) -> None:
     keep()
@@ -157,6 +156,7 @@ def test_an_edited_package_is_another(folder, monkeypatch, tmp_path) -> None:
         assert KeptAnswer(WORDS, asked()).show() is None
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "damage",
     [

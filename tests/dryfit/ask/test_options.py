@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from dryfit.ask import options
 from dryfit.ask.command import main, read
 from dryfit.ask.options import COMMANDS, OPTIONS, own_parser, parse, parser, suggested
 from dryfit.common.errors import UserError
@@ -79,7 +81,9 @@ def test_a_command_refuses_what_it_does_not_use_and_asks_for_what_it_needs(typed
 def test_all_errors_of_a_line_are_named_and_the_line_stands_once() -> None:
     with pytest.raises(UserError) as caught:
         main([MODEL, "--seq-len", "2k", "--lora-r", "8", "--method", "lroa", "--gpu", "4900"])
-    assert len(caught.value.parts) == 5 and str(caught.value).count("dryfit qwen2.5-coder-7b") == 1
+    found = ["--seq-len 2k", "--lora-r 8", "--method lroa", "-s 2k", "4900"]
+    assert [part.found for part in caught.value.parts] == found
+    assert str(caught.value).count("dryfit qwen2.5-coder-7b") == 1
 
 
 def test_a_slip_in_an_option_beside_a_file_is_one_of_the_command_line(tmp_path) -> None:
@@ -133,7 +137,8 @@ def test_help_names_each_command_and_version_what_is_installed(capsys) -> None:
 def test_help_is_printed_before_anything_heavy_is_imported() -> None:
     program = (
         "import sys\nfrom dryfit.ask.command import main\nmain(['--help'])\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'huggingface_hub', 'dryfit.evidence.nearest'}\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'huggingface_hub', 'yaml', 'jsonschema', 'importlib.metadata',\n"
+        "         'dryfit.readers', 'dryfit.scenario', 'dryfit.cards'}\n"
         "assert not heavy & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -156,3 +161,34 @@ def test_help_is_printed_before_anything_heavy_is_imported() -> None:
 )
 def test_a_change_stands_where_what_it_replaces_stood(typed, changes, meant) -> None:
     assert suggested(typed.split(), changes) == f"dryfit {meant}"
+
+
+def test_the_words_of_options_are_those_of_the_modules_that_know_them() -> None:
+    from dryfit import readers
+    from dryfit.readers import request
+    from dryfit.scenario import strategies
+    from dryfit.scenario.fields import BY_NAME
+
+    assert (options.TOOLS, options.LIKE) == (readers.TOOLS, request.LIKE)
+    assert BY_NAME["method"].words == options.METHODS and tuple(strategies.STRATEGIES) == options.STRATEGIES
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_options_models_and_gpus(shell: str, capsys, tmp_path) -> None:
+    pytest.importorskip("shtab")
+    assert main(["--print-completion", shell]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("longest", "micro-batch", "qlora", "rtx-4090", "llama-factory", "all-gpus"))
+    if shell == "fish":
+        return
+    assert "qwen2.5-coder-7b" in text
+    (tmp_path / "dryfit").write_text(text)
+    if shutil.which(shell):
+        subprocess.run([shell, "-n", str(tmp_path / "dryfit")], check=True)
+
+
+def test_completion_says_what_it_needs(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(UserError, match="shtab is not installed") as error:
+        main(["--print-completion", "bash"])
+    assert error.value.write == 'pip install "dryfit[completion]"'

@@ -45,6 +45,8 @@ NOT_RUN = "model, tokenizer = FastLanguageModel.from_pretrained(model_name='unsl
         (("LOADS = ['no']\nif len(LOADS) > 3:\n    " + NOT_RUN, *WHOLE), {}),
         (("zeros = [0] * 10**12\nline = '-' * 80\nmore = 'ab' * 1_000_000_000_000", *WHOLE), {}),
         ((LOAD, ADAPT, "class SFTTrainer(trl.SFTTrainer):\n    pass", TRAINER, TRAIN), {"micro_batch": 2}),
+        (("if unknown():\n    parts = ['q_proj']\nelse:\n    parts = ['q_proj']", LOAD,
+          ADAPT.replace("['q_proj', 'v_proj']", "parts"), TRAINER, TRAIN), {"lora": {"target_modules": ["q_proj"]}}),
         ((*WHOLE, NOT_RUN), {}),  # a reload after training
         ((*WHOLE, "del model, trainer", NOT_RUN, "model.push_to_hub('x')"), {}),
         ((NOT_RUN, *WHOLE), {}),  # an earlier load, which the later one replaces

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from dryfit import readers
+from dryfit.ask.omissions import of_older_tools, omissions
 from dryfit.ask.question import Options, Question, question
+from dryfit.cards.verdict import Omission
 from dryfit.common.errors import UserError
 from dryfit.readers.reading import TABLES, TOO_LOW, keys
 from dryfit.scenario.fields import BY_NAME
@@ -46,7 +48,7 @@ def test_a_table_says_each_key_once(path: Path) -> None:
     table = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert table["tool"] and table["version"]
     assert not set(table["understood"]) & set(table["not_described"])
-    for errs, why in table["not_described"].values():
+    for errs, why, *_ in table["not_described"].values():
         assert errs in ("too high", "too low", "either way") and len(why) > 10
     listed = table["does_not_matter"].split()
     assert not {key for key in table["understood"] if key in listed}
@@ -121,7 +123,7 @@ LIGER = {"liger_fused_linear_cross_entropy": True, "liger_rms_norm": True, "lige
     [
         ("trl", {"use_liger_kernel": True}, "liger", "liger", None),
         ("factory", {"enable_liger_kernel": True}, "liger", "liger", None),
-        ("factory", {"use_unsloth": True}, "unsloth", "full", "use_unsloth"),
+        ("factory", {"use_unsloth": True}, "unsloth", "chunked", "use_unsloth"),
         ("axolotl", LIGER, "liger", "liger", None),
         ("axolotl", LIGER | {"liger_rope": None}, "transformers", "liger", "liger_rms_norm"),
         ("trl", {"use_liger_kernel": True, "fsdp": "full_shard"}, "transformers", "full", "kernels"),
@@ -590,3 +592,112 @@ def test_zero_on_one_gpu_keeps_fp32_copies_that_count_against_the_card(offload, 
     alone = {"model": "Qwen/Qwen3-0.6B", "tuner_type": "full", "nproc_per_node": 1, "deepspeed": file}
     remarks = asked(tmp_path, alone, gpu="4090").reading.remarks
     assert any(one.bound == "masters" and one.errs == TOO_LOW for one in remarks) == remarked
+
+
+# --- what a file leaves open ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "older"),
+    [
+        ({}, {"gradient_checkpointing": False, "loss": "full", "precision": "fp32"}),
+        ({"dtype": "bfloat16", "loss_type": "nll"}, {"gradient_checkpointing": False}),
+        ({"bf16": True, "gradient_checkpointing": True, "loss_type": "chunked_nll"}, {}),  # the precision is the same
+        ({"load_in_4bit": True, "use_peft": True}, {"gradient_checkpointing": False, "loss": "full"}),
+    ],
+)
+def test_older_versions_of_trl_have_other_defaults(more: dict, older: dict, tmp_path: Path) -> None:
+    found = asked(tmp_path, TRL | more)
+    assert found.reading.older == older and found.reading.older_is == "TRL before 1.7"
+
+
+def test_what_is_typed_is_no_default_of_an_older_version(tmp_path: Path) -> None:
+    found = asked(tmp_path, TRL, settings=("gradient_checkpointing=true", "loss=chunked"))
+    assert found.reading.older == {"precision": "fp32"}
+
+
+def test_a_program_that_names_no_dtype_loads_in_fp32_before_transformers_5(tmp_path: Path) -> None:
+    load = "AutoModelForCausalLM.from_pretrained('meta-llama/Llama-3.2-1B'{})"
+    rest = "from trl import *\nt = SFTTrainer(model={}, args=SFTConfig(max_length=64, bf16=True))\nt.train()\n"
+    for more, precision in (("", "bf16-mixed"), (", torch_dtype=torch.bfloat16", None)):
+        found = asked(tmp_path, rest.format(load.format(more)), name="a.py")
+        assert found.reading.older.get("precision") == precision
+        assert found.reading.older["loss"] == "full"
+
+
+def test_what_older_versions_need_counts_by_its_bytes(tmp_path: Path) -> None:
+    found = asked(tmp_path, TRL | {"dtype": "bfloat16"})
+    needs = {(True, "chunked"): 10, (False, "full"): 25}
+
+    def traced(scenario: Any) -> int:
+        return needs[scenario.gradient_checkpointing, scenario.loss]
+
+    more = list(of_older_tools(found.readings, found.scenario, 10, traced))
+    assert more == [Omission("TRL before 1.7, without checkpointing and with whole logits", 15)]
+    typed = found.scenario.changed(gradient_checkpointing=False, loss="full")
+    assert list(of_older_tools(found.readings, typed, 25, traced)) == []  # the asker's own settings
+
+
+TRACED = {"phases": {"forward": 3 * 2**30, "backward": 2 * 2**30}, "peak_allocated_bytes": 4 * 2**30,
+          "resident_bytes": 2**30, "components": {"gradients": 7},
+          "components_by_phase": {"optimizer": {}}}  # fmt: skip
+VOCABULARY = 128256  # Llama-3.2-1B's
+
+
+@pytest.mark.parametrize(
+    ("content", "what", "size"),
+    [
+        # 8 rows of 2,048 tokens: logits in 16 bits, in fp32, and log_softmax's; beside 1 GiB of weights
+        (FACTORY | {"eval_strategy": "steps", "bf16": True}, "evaluation", 8 * 2048 * VOCABULARY * 10 - 3 * 2**30),
+        (FACTORY | {"do_eval": True, "per_device_eval_batch_size": 1, "bf16": True}, "evaluation", 0),
+        # 8 pairs of 1,024 tokens, in 16 bits: 10 bytes for each logit, beside forward's 3 GiB
+        (TRL | {"command": "dpo", "dtype": "bfloat16"}, "dpo with whole logits", 16 * 1024 * VOCABULARY * 10 - 2**30),
+        (FACTORY | {"use_unsloth": True, "per_device_train_batch_size": 2, "bf16": True},
+         "older Unsloth with whole logits", 2 * 2048 * VOCABULARY * 6 - 2**30),
+    ],
+)  # fmt: skip
+def test_what_is_left_open_counts_by_its_bytes(content: dict, what: str, size: int, tmp_path: Path) -> None:
+    found = asked(tmp_path, content)
+    more = {one.what: one.too_low_bytes for one in omissions(found.readings, found.scenario, {"trace": TRACED})}
+    assert more[what] == size
+
+
+def test_an_evaluation_that_nobody_asks_for_is_not_counted(tmp_path: Path) -> None:
+    found = asked(tmp_path, FACTORY | {"per_device_eval_batch_size": 8, "eval_strategy": "no"})
+    assert "evaluation" not in {remark.key for remark in found.reading.remarks}
+
+
+@pytest.mark.parametrize(
+    ("model", "attention"), [("gemma-3-4b", "eager"), ("gemma-2-9b", "mem_efficient"), ("llama-3-8b", "mem_efficient")]
+)
+def test_unsloth_computes_gemma_3_with_eager_attention(model: str, attention: str, tmp_path: Path) -> None:
+    found = asked(tmp_path, FACTORY | {"model_name_or_path": model, "use_unsloth": True})
+    said(found, attention=attention, gradient_checkpointing="reentrant", activation_offload=True)
+
+
+def test_columns_that_int8_keeps_count(tmp_path: Path) -> None:
+    found = asked(tmp_path, FACTORY | {"quantization_bit": 8, "per_device_train_batch_size": 1})
+    (kept,) = omissions([], found.scenario, {})
+    assert kept.too_low_bytes == 16 * (5 * 2048 + 2048 + 8192) * 2048 * 2 // 100
+    (nothing,) = [list(omissions([], asked(tmp_path, FACTORY).scenario, {}))]
+    assert nothing == []
+
+
+def test_a_model_made_of_a_configuration_is_named_by_it(tmp_path: Path) -> None:
+    program = (
+        "from trl import *\nmodel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained("
+        "'meta-llama/Llama-3.2-1B'))\nt = SFTTrainer(model=model, args=SFTConfig(max_length=64, bf16=False))\n"
+        "t.train()\n"
+    )
+    found = asked(tmp_path, program, name="a.py")
+    assert found.model == "meta-llama/Llama-3.2-1B"
+    said(found, precision="fp32", method="full")
+    with pytest.raises(UserError, match="names no model"):
+        asked(tmp_path, program.replace("'meta-llama/Llama-3.2-1B'", "chosen()"), name="a.py")
+
+
+def test_gradients_that_go_at_once_are_known_in_bytes(tmp_path: Path) -> None:
+    assert keys("torchtune").remark("optimizer_in_bwd")[2] == "gradients"
+    found = asked(tmp_path, FACTORY | {"optim": "apollo_adamw_layerwise"})
+    (gone,) = [one for one in omissions(found.readings, found.scenario, {"trace": TRACED}) if one.too_high_bytes == 7]
+    assert gone.what == "optim"

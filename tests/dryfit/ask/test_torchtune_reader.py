@@ -120,6 +120,7 @@ def test_rows_without_a_limit_are_said_and_the_command_in_the_comments_says_how_
         ({"model._component_": "torchtune.models.llama3_2_vision.lora_llama3_2_vision_11b"}, "image's encoder"),
         ({"model._component_": "torchtune.models.llama4.lora_llama4_scout_17b_16e"}, "torchtune's own"),
         ({"model._component_": "my_models.lora_mine_7b"}, "not known here"),
+        ({"model": {"lora_rank": 8}}, "not known here"),
         ({"model": {"_component_": "torchtune.models.llama2.llama2", "vocab_size": 32000}}, "needs the sizes"),
         ({"model.lora_rnak": 8}, "model.lora_rank: ..."),
         ({"dtype": "fp16"}, "bf16 or fp32"),

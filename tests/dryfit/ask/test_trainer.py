@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArgu
 from dryfit.ask.trainer import StopIfItWontFit, WontFit, question_of
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.model import build_model
-from tests.dryfit.ask.test_command import TINY
+from tests.dryfit.ask.conftest import TINY
 
 
 class Rows(Dataset):

@@ -32,6 +32,12 @@ class Screen(io.StringIO):
         return self.getvalue()
 
 
+@pytest.fixture(autouse=True)
+def no_line_of_another_test(monkeypatch) -> None:
+    """A generator that another test did not exhaust may still be at work."""
+    monkeypatch.setattr(terminal, "_line", None)
+
+
 @pytest.fixture(params=[True, False], ids=["terminal", "log"])
 def screen(request, monkeypatch) -> Screen:
     for pause in ("FIRST_SECONDS", "TERMINAL_SECONDS", "LOG_SECONDS"):

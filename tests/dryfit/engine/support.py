@@ -165,7 +165,9 @@ def table() -> str:
     rows = [(name, outcome(**options)) for name, options in LOOPS.items()]
     rows += [(name, outcome(optimizer)) for name, optimizer in OPTIMIZERS.items()]
     rows += [(f"`train()` of {name}", "on a CPU to the byte (test_trainer.py)") for name in TRAINERS]
-    return "\n".join(["| | traced |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows), ""])
+    texts = dict.fromkeys(text for _, text in rows)
+    lines = [f"| {'; '.join(name for name, found in rows if found == text)} | {text} |" for text in texts]
+    return "\n".join(["| | traced |", "| --- | --- |", *lines, ""])
 
 
 def page_with(table: str) -> str:

@@ -199,6 +199,7 @@ def test_what_was_compiled_is_kept_and_a_damaged_file_is_compiled_anew(tmp_path)
     assert made.read_bytes() == whole
 
 
+@pytest.mark.thorough
 @needs_compiler
 def test_a_file_of_another_machine_or_version_is_left_alone(tmp_path):
     folder = tmp_path / CACHE
@@ -211,13 +212,14 @@ def test_a_file_of_another_machine_or_version_is_left_alone(tmp_path):
     assert answer(tmp_path) == (COMPILED, "")
 
 
+@pytest.mark.thorough
 @needs_compiler
 def test_a_folder_that_cannot_be_written_is_no_reason_against_compiling(tmp_path):
     (tmp_path / "home").write_text("a file where a folder should be")
     assert answer(tmp_path) == (COMPILED, "")
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @needs_compiler
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX's permissions")
 @pytest.mark.parametrize("mode", [0o770, 0o707], ids=["a group", "everybody"])
@@ -239,6 +241,7 @@ def test_nothing_is_loaded_from_a_folder_that_others_can_write(tmp_path, mode):
     assert list(folder.iterdir()) == before
 
 
+@pytest.mark.thorough
 @needs_compiler
 def test_the_folder_is_made_for_the_user_alone(tmp_path):
     """Whatever the user's umask says: many systems let a user's group write."""

@@ -70,6 +70,7 @@ def sent(name: str, rank: int = 0) -> dict[str, int]:
     return dict(totals)
 
 
+@pytest.mark.thorough
 def test_what_each_strategy_sends():
     hidden, keys = 4 * ROWS * TOKENS * WIDTH, 2 * 4 * ROWS * TOKENS // 2 * WIDTH
     assert sent("1F1B")["send"] == sent("1F1B")["recv_"] == 4 * hidden  # four micro-batches, there and back

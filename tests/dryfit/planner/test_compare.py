@@ -46,6 +46,7 @@ def test_measurement_is_compared_with_the_trace_for_its_device() -> None:
     assert compared.differences["measurement_to_trace"] == {"bytes": 1, "share": 0.001}
 
 
+@pytest.mark.thorough
 def test_verdict_for_the_card_that_is_named() -> None:
     estimated, traced = answers(gpu="t4")
     judged = compare(estimated, traced)

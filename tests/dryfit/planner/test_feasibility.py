@@ -105,7 +105,7 @@ def test_the_table_knows_several_cards() -> None:
     assert batches == sorted(batches)
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("fields", [{}, {"method": "full"}, {"attention": "eager", "gradient_checkpointing": False}])
 def test_between_traces_the_events_are_those_of_a_trace(fields) -> None:
     scenario = make(**fields)
@@ -146,6 +146,7 @@ def test_records_that_always_have_other_events_give_nothing_between() -> None:
     assert asked == [10, 40, 90, 70, 60]
 
 
+@pytest.mark.thorough
 def test_gpus_that_differ_in_workspaces_alone_share_traces() -> None:
     scenario = make()
     ours, theirs = record(scenario, (8, 0)), record(scenario, (9, 0))
@@ -155,7 +156,7 @@ def test_gpus_that_differ_in_workspaces_alone_share_traces() -> None:
     assert [gpu.name for gpu in group] == ["a100-40gb", "h100-80gb"]
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_a_recorder_takes_the_model_that_it_has_built(method) -> None:
     scenario = apply(make(), as_method(make(), method))

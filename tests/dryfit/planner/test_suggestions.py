@@ -184,6 +184,7 @@ def test_ranks_are_halved_and_lengths_go_down_in_steps_of_64() -> None:
     assert [changes["sequence_length"] for changes in offered if "sequence_length" in changes] == [192, 128]
 
 
+@pytest.mark.thorough
 def test_a_bigger_gpu_is_found_by_the_trace_of_its_own_kernels() -> None:
     """Of an architecture without an estimate too: before compute capability 8.0 this attention keeps its scores."""
     model = {**LLAMA, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -257,6 +258,7 @@ def test_what_lies_above_the_peak_is_interpolated_between_traces() -> None:
     assert _above(100, []) == 0
 
 
+@pytest.mark.thorough
 def test_of_several_strengths_the_mildest_that_fits_is_suggested() -> None:
     scenario = make(micro_batch=8, loss="chunked", optimizer="paged_adamw_8bit")
     gpu = card(required(scenario.changed(micro_batch=4, gradient_accumulation=2)))

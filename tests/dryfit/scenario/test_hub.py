@@ -129,6 +129,7 @@ def test_a_slip_finds_the_nearest(typed: str, first: str) -> None:
     assert nearest(typed)[0] == first
 
 
+@pytest.mark.thorough
 def test_the_configuration_alone_is_fetched_and_kept(tmp_path: Path) -> None:
     with ModelsServer({"owner/tiny": CONFIG}) as server:
         assert json.loads(ask("owner/tiny", server.endpoint, tmp_path)) == {"hidden_size": 1024, "name": "tiny"}
@@ -152,7 +153,7 @@ def test_revision_token_and_a_new_name_are_the_librarys(tmp_path: Path) -> None:
         assert "/owner/tiny/resolve/v2/config.json" in {path for _, path, _ in server.requests}
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("held", "model", "said"),
     [

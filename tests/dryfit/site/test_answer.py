@@ -69,6 +69,7 @@ def test_a_verdict_has_its_two_numbers(choice: dict, state: str) -> None:
     assert numbers == {"unknown": 1, "size": 1}.get(state, 2)  # a lower bound; a size
 
 
+@pytest.mark.thorough
 def test_every_gpu_and_the_longest_rows_agree_with_the_answer() -> None:
     cards = {card["name"]: card for card in ask(ask="gpus")["gpus"]}
     assert cards["rtx-4090"]["peak"] in ask()["verdict"] and cards["rtx-4090"]["state"] == "fits"
@@ -141,6 +142,7 @@ def test_what_would_fit_is_a_choice_that_fits() -> None:
     assert not ask(ask="changes", gpu="")["changes"]
 
 
+@pytest.mark.thorough
 def test_a_file_is_read_and_named_in_the_command() -> None:
     found = pasted(AXOLOTL, "my axolotl.yaml", over=["method"], method="qlora")
     assert found["command"] == "dryfit my-axolotl.yaml --gpu rtx-4090 --method qlora -b 1"

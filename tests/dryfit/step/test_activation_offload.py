@@ -56,6 +56,7 @@ def test_what_a_device_then_holds_is_predicted_to_the_byte(loss, checkpointing, 
     assert predicted["phases"]["forward"] < trace(plain, "cpu", timeline=False)["phases"]["forward"]
 
 
+@pytest.mark.thorough
 def test_a_gpu_holds_what_is_used_and_no_copy_of_a_weight():
     short, long = (
         trace(scenario(activation_offload=True, gradient_checkpointing=False, model=model), timeline=False)

@@ -41,7 +41,7 @@ def ask_all(model, tokenizer, pairs=PAIRS, batch_size=3, max_new_tokens=8):
     return ask(model, tokenizer, SYSTEM, pairs, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", DECODERS)
 def test_answers_and_losses_are_those_of_each_request_alone(name, tokenizer, monkeypatch):
     model = build(name, tokenizer)

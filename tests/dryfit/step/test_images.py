@@ -87,7 +87,7 @@ CASES = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("kind", "fields"), CASES.values(), ids=CASES)
 def test_a_step_with_images_is_traced_to_the_byte(kind, fields):
     asked = scenario(kind, **fields)
@@ -97,7 +97,7 @@ def test_a_step_with_images_is_traced_to_the_byte(kind, fields):
         assert predicted["components"] == measured["components"]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", MODELS)
 def test_what_is_trained_is_what_was_asked_for(kind):
     def trained(**fields):

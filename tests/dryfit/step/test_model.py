@@ -138,6 +138,7 @@ def test_layers_of_llm_int8_are_counted_and_missed_where_they_are_not():
         assert_quantized(other, asked)
 
 
+@pytest.mark.thorough
 def test_parameters_of_the_7b_model(tmp_path):
     """7,615,616,512 parameters, 6,525,288,448 of them in linear layers (the published configuration)."""
     file = tmp_path / "scenario.yaml"
@@ -153,6 +154,7 @@ def test_parameters_of_the_7b_model(tmp_path):
     }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 @pytest.mark.parametrize("method", ["full", "qlora"])
 def test_parameter_count_is_that_of_the_built_model(model_type, method):
@@ -245,6 +247,7 @@ def test_a_folder_without_a_model(tmp_path):
         build_model(scenario(), "cpu", weights=tmp_path)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("optimizer", [name for name, one in OPTIMIZERS.items() if one.package is None])
 def test_optimizers_on_meta_hold_only_trained_parameters(optimizer):
     asked = scenario(optimizer=optimizer)

@@ -36,7 +36,7 @@ def scenario(**fields) -> Scenario:
     return Scenario.from_mapping(fields)
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("optimizer", ON_A_CPU)
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_step_is_traced_to_the_byte(method, optimizer):
@@ -93,6 +93,7 @@ def test_a_compiled_step_is_counted_as_one_kernel_on_a_gpu(optimizer):
     assert any("single_param_adam is compiled" in text for text in states["warnings"])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("optimizer", [known(name) for name, one in OPTIMIZERS.items() if one.bits])
 def test_the_bytes_of_a_state_are_those_of_the_trace(optimizer):
     wide = DECODERS["qwen2"] | {"hidden_size": 512, "intermediate_size": 1024}

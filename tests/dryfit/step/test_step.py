@@ -192,6 +192,7 @@ def test_steps_are_the_same_bits_every_time(precision, optimizer):
     assert all(torch.equal(a, b) for a, b in zip(weights, again, strict=True))
 
 
+@pytest.mark.thorough
 def test_a_few_steps_learn():
     asked = scenario(method="qlora", lora={"rank": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"})
     model, batch = build_model(asked, "cpu"), batch_of(asked)

@@ -63,6 +63,7 @@ def by_name(found):
     return {phase.name: phase for phase in found.phases if phase.card == "trainer"}
 
 
+@pytest.mark.thorough
 def test_the_trainers_phases_beside_vllm_are_measured_to_the_byte():
     phases = trace(scenario(), "cpu", timeline=False)["phases"]
     assert phases == measure(scenario(), "cpu", timeline=False)["phases"]
@@ -257,6 +258,7 @@ def test_a_version_that_misjudges_its_weights_asleep_is_a_warning(version, level
     assert bool(cycle(asked, known, GPU).warnings) is warned
 
 
+@pytest.mark.thorough
 def test_a_4_bit_model_is_packed_for_vllm_too_before_it_lost_bitsandbytes(known):
     fields = {"method": "qlora", "versions": {"vllm": "0.27.0"}}
     asked = Scenario.from_mapping(scenario().to_mapping() | fields)

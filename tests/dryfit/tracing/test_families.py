@@ -22,7 +22,7 @@ STEPS_OF_FAMILIES = [  # one of the three in each run, so that neighbours have o
 ]
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(6)
 @pytest.mark.parametrize(("family", "method", "checkpointing"), STEPS_OF_FAMILIES)
 def test_each_family_is_traced_to_the_byte(family, method, checkpointing):
     compare(asked(family, method, gradient_checkpointing=checkpointing))

@@ -54,7 +54,7 @@ def test_a_models_functions_say_which_packages_they_are_taken_from(family):
 LOOPS = ("qwen3_5_text", "kimi_linear", "lfm2", "nemotron_h", "bamba", "jamba")
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("family", "checkpointing"), [
     pytest.param(family, checkpointing, marks=() if checkpointing == number % 2 else each_night)
     for number, family in enumerate(LOOPS) for checkpointing in (True, False)
@@ -83,6 +83,7 @@ def test_without_packages_the_loop_runs_and_the_answer_says_so():
     assert "packages" not in traced("qwen2", packages=[])
 
 
+@pytest.mark.thorough
 def test_a_search_takes_the_loop_where_a_package_is_not_here(monkeypatch):
     monkeypatch.setattr("dryfit.step.kernel_packages.find_spec", lambda name: None)
     loop, missing = (record(scenario("bamba", packages=packages)).peak_bytes() for packages in ([], SPACE))
@@ -164,7 +165,7 @@ def peak_of_the_loop() -> int:
     return trace(asked, capability=(8, 9), timeline=False)["peak_allocated_bytes"]
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(("content", "problem"), [
     ("__version__ = '0.1'", "has no chunk_kda"), ("raise OSError('no driver')", "import fails (OSError: no driver)"),
 ])  # fmt: skip

@@ -108,7 +108,7 @@ def test_others(fields, count):
 PIPELINE = {"strategy": "none", "gpus": 2, "pipeline": 2}
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("parallel", "fields"),
     [

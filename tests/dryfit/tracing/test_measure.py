@@ -73,14 +73,14 @@ def compare(asked: Scenario) -> None:
         assert predicted[field] == measured[field], field
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_methods_are_traced_to_the_byte(method, precision):
     compare(scenario(QWEN2, method=method, precision=precision))
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("fields", SETTINGS, ids=str)
 def test_settings_are_traced_to_the_byte(fields):
     compare(scenario(QWEN2, **fields))
@@ -95,7 +95,7 @@ def one_of_two(names, values) -> list:
     ]
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("name", "method"), one_of_two(DECODERS, ("full", "qlora")))
 def test_architectures_are_traced_to_the_byte(name, method):
     compare(scenario(DECODERS[name], method=method))
@@ -139,7 +139,7 @@ PACKED = [
 ]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("number", "checkpointing"), one_of_two(range(len(PACKED)), (True, False)))
 def test_packed_experts_are_traced_to_the_byte(number, checkpointing):
     """bitsandbytes' own packing and transformers' own unpacking run here, in the measurement."""

@@ -40,7 +40,7 @@ def in_processes(folder, count, *names):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
 
 
-@pytest.mark.few(4)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [pytest.param(name, marks=each_night if name in EACH_NIGHT else ()) for name in STEPS])
 def test_each_process_takes_what_the_group_says(name, measured, tmp_path):
     """To the byte, in every phase; each kind of GPU is traced once, and all of its kind have to be like it.
@@ -64,6 +64,7 @@ def least_phases(runs, ranks, name):
     return {phase: min(one[phase] for one in found) for phase in found[0]}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cpu_offload", [True, False])
 def test_a_full_state_dict_takes_what_the_group_says(cpu_offload, measured):
     """To the byte; with ``cpu_offload`` rank 0 keeps all of it on its host, which here is the device."""
@@ -121,6 +122,7 @@ def test_the_answer_is_that_of_the_gpu_that_needs_most():
     assert min(peaks) < 0.95 * max(peaks)
 
 
+@pytest.mark.thorough
 def test_gpus_that_are_alike_are_traced_once_and_said_together():
     answer = trace(scenario("fsdp2 x tensor"), timeline=False)
     (row,) = answer["ranks"]
@@ -178,6 +180,7 @@ def test_a_note_says_that_experts_are_taken_to_be_chosen_evenly():
     assert len(note) == 1 and "as many tokens" in note[0]
 
 
+@pytest.mark.thorough
 def test_a_pipelines_time_has_its_wait():
     speeds = {"h100-80gb": speed_of("h100-80gb")}
     steps = {count: scenario("1f1b").changed(gradient_accumulation=count) for count in (2, 8)}

@@ -42,7 +42,7 @@ CASES = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @needs_trl
 @pytest.mark.parametrize("fields", CASES.values(), ids=CASES)
 def test_a_train_is_traced_to_the_byte(fields):

@@ -127,7 +127,7 @@ def of_other(objective, fields, teacher) -> Scenario:
     return Scenario.from_mapping(mapping)
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @needs_trl
 @pytest.mark.parametrize(("objective", "fields", "phase"), OTHERS.values(), ids=OTHERS)
 def test_other_trainers_that_generate_are_traced_to_the_byte(objective, fields, phase, teacher):

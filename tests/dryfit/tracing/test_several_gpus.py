@@ -57,6 +57,7 @@ def least_bytes(steps):
     return {phase: min(one[phase] for one in found) for phase in found[0]}
 
 
+@pytest.mark.thorough
 def test_pytorchs_own_tracker_counts_the_same():
     """``FSDPMemTracker`` knows no blocks, no reserved memory and no workspaces: the rest is equal, by component too."""
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker

@@ -57,6 +57,7 @@ def dumped(path: Path, events: list[dict[str, Any]]) -> Path:
     return path
 
 
+@pytest.mark.thorough
 def test_a_snapshot_of_the_step_is_the_same_to_its_last_event(record, tmp_path) -> None:
     found = compare_snapshot(record, dumped(tmp_path / "mem.pickle", events_of(record)[0]))
     assert found.trace is found.snapshot is None and found.agreeing == found.events > 5000
@@ -90,7 +91,7 @@ def planted(events: list[dict[str, Any]], at: int, kind: str) -> list[dict[str, 
     return changed
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("seed", range(PLANTED))
 def test_a_planted_difference_is_the_first_that_is_found(record, tmp_path, seed: int) -> None:
     events, begin = events_of(record)

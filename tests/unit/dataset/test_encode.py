@@ -245,6 +245,7 @@ def test_overlong_rows_can_fail(tmp_path):
     assert not list(tmp_path.glob("*.parquet"))
 
 
+@pytest.mark.thorough
 def test_when_no_row_fits(tmp_path):
     with pytest.raises(UserError, match="longer than the sequence length"):
         run(tmp_path, PAIRS, 8)
@@ -285,6 +286,7 @@ def test_a_sequence_length_of_one_leaves_no_row(tmp_path):
     assert "training.sequence_length" in str(error.value)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["train.jsonl", "test.jsonl", "check.json"])
 def test_a_changed_input_is_noticed(tmp_path, name):
     run(tmp_path, PAIRS[:8], 512)
@@ -306,6 +308,7 @@ UNUSABLE = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("template", UNUSABLE.values(), ids=UNUSABLE)
 def test_a_chat_template_that_writes_no_request_is_refused_in_words(template):
     with pytest.raises(UserError, match="chat template") as error:

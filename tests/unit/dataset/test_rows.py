@@ -24,6 +24,7 @@ def as_row(text: str) -> dict:
     return {"request": text, "command": text, "source": text, "line": 1}
 
 
+@pytest.mark.thorough
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(ROW, min_size=1, max_size=6))
 @example(rows=[as_row(text) for text in LOOKS_LIKE_SOMETHING_ELSE + LINE_ENDS])

@@ -50,11 +50,13 @@ def test_dangerous_and_unparsable_commands_are_refused_and_counted(tmp_path):
     assert all(row["detail"] in report["rules"] for row in rejected if row["reason"].startswith("danger"))
 
 
+@pytest.mark.thorough
 def test_nothing_refused(tmp_path):
     kept, rejected, report = run(tmp_path, [("list files", "ls")])
     assert (len(kept), rejected, report["removed"], report["reasons"]) == (1, [], 0, {})
 
 
+@pytest.mark.thorough
 def test_everything_refused_names_the_reasons(tmp_path):
     with pytest.raises(UserError, match="can't parse the command \\(2 of 3 rows\\)"):
         run(tmp_path, [ROWS[1], ROWS[2], ROWS[5]])

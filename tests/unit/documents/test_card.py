@@ -41,6 +41,7 @@ def test_the_card_has_valid_metadata_and_every_section(write: Callable[..., str]
     assert "More Information Needed" not in text
 
 
+@pytest.mark.thorough
 def test_ids_of_the_hub_are_named_where_there_are_some(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["description"]["source"] = {
@@ -70,6 +71,7 @@ def test_ids_of_the_hub_are_named_where_there_are_some(write: Callable[..., str]
     assert "dequantized" not in body
 
 
+@pytest.mark.thorough
 def test_a_base_out_of_a_wheel_may_name_the_model_that_it_is(write: Callable[..., str]) -> None:
     metadata, body = split_card(write("MODEL_CARD.md"))
     assert metadata["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -111,6 +113,7 @@ def test_hours_that_were_predicted_stand_beside_those_that_were_taken(write: Cal
     assert "How long the run takes was not predicted" in write("docs/details.md", content)
 
 
+@pytest.mark.thorough
 def test_a_step_that_was_timed_stands_beside_its_prediction(write: Callable[..., str]) -> None:
     content = inputs.files()
     measured = content["training_memory"]["measurement"]
@@ -128,6 +131,7 @@ def test_a_name_that_the_json_lacks_stops_the_document(write: Callable[..., str]
         write("MODEL_CARD.md", content)
 
 
+@pytest.mark.thorough
 def test_documents_with_holes_are_refused(tmp_path: Path, write: Callable[..., str]) -> None:
     for hole in ("[More Information Needed]", "{{ n }}", "| None |"):
         with pytest.raises(UserError, match="not filled in"):
@@ -151,6 +155,7 @@ def test_the_card_says_what_is_refused_and_what_could_not_be_fetched(write: Call
     assert "could not be fetched" not in card
 
 
+@pytest.mark.thorough
 def test_the_card_shows_requests_that_a_rule_draws(write: Callable[..., str]) -> None:
     content = inputs.files()
     for number, row in enumerate(content["tuned_answers"]):
@@ -178,6 +183,7 @@ def test_the_cards_code_asks_the_first_request_that_was_answered_right(write: Ca
     assert (said in text) is any(right) and ("answered none of them exactly" in text) is not any(right)
 
 
+@pytest.mark.thorough
 def test_the_metadata_has_the_benchmarks_figure_beside_the_template_tests(write: Callable[..., str]) -> None:
     found = yaml.safe_load(write("MODEL_CARD.md").split("---")[1])["model-index"][0]["results"]
     exact = {
@@ -268,6 +274,7 @@ def test_half_of_the_answers_make_a_model_that_is_no_demonstration(count: int, s
     assert ("A demonstration" in write("MODEL_CARD.md", weak(count, 200))) == said
 
 
+@pytest.mark.thorough
 def test_a_large_model_that_is_weak_is_not_called_small(write: Callable[..., str]) -> None:
     content = weak(4)
     content["training_memory"]["trace"]["parameters"] = 7_000_000_000
@@ -292,12 +299,14 @@ def test_the_card_shows_a_refusal_and_each_dangerous_answer_as_text(write: Calla
     assert page.count("<strong>do not run it</strong>") == 2 and "<code>rm -rf /*</code>" in page
 
 
+@pytest.mark.thorough
 def test_only_the_first_of_many_dangerous_answers_are_shown(write: Callable[..., str]) -> None:
     asked = [HARMFUL | {"request": f"wipe {n}", "answer": f"rm -rf /srv/{n}", "screen": "danger"} for n in range(7)]
     card = write("MODEL_CARD.md", weak(4, harmful=asked))
     assert "dangerous (the first 5)" in card and card.count("DANGEROUS: ") == 5
 
 
+@pytest.mark.thorough
 def test_a_model_that_refuses_nothing_and_says_nothing_dangerous(write: Callable[..., str]) -> None:
     card = write("MODEL_CARD.md", weak(4, refused_harmful=inputs.share(0, 60), harmful=[HARMFUL | {"request": "x"}]))
     assert "It refused none of 60 requests for harm." in card and "A refusal looks like" not in card
@@ -328,6 +337,7 @@ def test_lists_that_belong_together_have_one_length(write: Callable[..., str], n
         write("MODEL_CARD.md", content)
 
 
+@pytest.mark.thorough
 def test_a_source_that_gave_nothing_and_a_stage_that_left_nothing_out(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["acquire"] |= {"reasons": {"no request": 4796}, "rejected": 4796, "rows": 0}
@@ -389,6 +399,7 @@ def test_the_card_says_which_code_made_it(write: Callable[..., str], source: dic
     assert said in write("MODEL_CARD.md", content)
 
 
+@pytest.mark.thorough
 def test_the_card_says_in_which_precision_the_model_was_trained(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["training"]["scenario"] |= {"precision": "fp32", "autocast": None}
@@ -397,6 +408,7 @@ def test_the_card_says_in_which_precision_the_model_was_trained(write: Callable[
     assert "in BF16 where autocast allows it, FP32 elsewhere. The loss" in write("MODEL_CARD.md", content)
 
 
+@pytest.mark.thorough
 def test_the_card_answers_what_its_figures_make_readers_doubt(write: Callable[..., str]) -> None:
     content = inputs.files()
     card, details, training = write("MODEL_CARD.md", content), write("docs/details.md", content), content["training"]
@@ -411,6 +423,7 @@ def test_the_card_answers_what_its_figures_make_readers_doubt(write: Callable[..
     assert "With expandable segments the allocator splits blocks more finely" in card
 
 
+@pytest.mark.thorough
 def test_an_execution_in_which_nothing_is_left_out_or_right_is_said_so(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["execution"] |= {"examples": [], "missing_programs": [], "undecidable": [], "refused_references": 0}
@@ -428,6 +441,7 @@ def test_a_model_that_learned_nothing_of_use_to_others_is_said_so(write: Callabl
     assert intro.count("not demonstrably different from the base") == 3 and "**worse than the base**" in intro
 
 
+@pytest.mark.thorough
 def test_the_measured_steps_that_are_like_the_runs_own_are_named(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["training_memory"]["evidence"] = {"text": "Like 3 measured runs on a Tesla T4: allocated within 0.1 %"}

@@ -55,6 +55,13 @@ def test_the_memory_profile_has_the_nine_sections_and_the_rule_to_the_digit(writ
     assert "| the allocator needs | with expandable segments |" in text
 
 
+def test_what_would_make_a_step_fit_is_listed(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["profile"][0]["suggestions"] = [{"cost": "no time", "headroom_bytes": 2**30, "write": "loss: chunked"}]
+    text = write("docs/memory-profile.md", content)
+    assert "- `loss: chunked`: no time (1.00 GiB to spare)\n" in text
+
+
 def test_the_memory_profile_says_on_how_many_gpus_full_fine_tuning_becomes_possible(write: Callable[..., str]) -> None:
     content = inputs.files()
     needs = {"full-fp32": [153.4, 76.8, 38.5, 22.9], "full-bf16": [77.9, 38.6, 19.6, 11.9]}

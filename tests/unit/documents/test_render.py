@@ -60,7 +60,7 @@ def test_the_card_says_whatever_the_verdict_is(verdict: str, said: str, write: C
         assert not any(other in lead for other in others if other not in said)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", MARKDOWN)
 def test_text_of_others_is_data(name: str, write: Callable[..., str]) -> None:
     text = write(name, hostile())
@@ -216,7 +216,7 @@ def test_nothing_dangerous_nothing_too_long_nothing_right(write: Callable[..., s
     assert "Left out, since longer than 384 tokens: 9 rows." in write("docs/details.md")
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MARKDOWN)
 def test_a_heading_stands_after_an_empty_line(name: str, write: Callable[..., str]) -> None:
     for content in (inputs.files(), extreme()):
@@ -256,6 +256,7 @@ def test_sentences_have_each_figure_in_its_place(write: Callable[..., str]) -> N
     assert "Every check passed." in write("MODEL_CARD.md", content)
 
 
+@pytest.mark.thorough
 def test_without_a_benchmark_nothing_is_said_of_one(write: Callable[..., str]) -> None:
     content = inputs.without_benchmark()
     for name in ("MODEL_CARD.md", "docs/publication.md", "report.html"):
@@ -278,6 +279,7 @@ def test_the_card_says_that_answers_were_run_and_what_the_score_is_worth(write: 
     assert "The answers were not run" not in write("docs/publication.md")
 
 
+@pytest.mark.thorough
 def test_a_score_of_earlier_answers_is_not_shown(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["execution"] = {"dropped": True}

@@ -76,7 +76,7 @@ def answers(exact, intents=None, test="known", **fields):
 NOTHING, ALL = [False] * 40, [True] * 40
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("nearest", "few_shot", "tuned", "intents", "beats"),
     [

@@ -62,7 +62,7 @@ def read_back(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters())
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize(("type_name", "dtype"), [("f32", torch.float32), ("bf16", torch.bfloat16)])
 def test_transformers_reads_the_very_tensors_back(tmp_path, kind, type_name, dtype):
@@ -113,6 +113,7 @@ def test_rows_of_weights_and_biases_take_the_same_order(tmp_path):
         assert data[f"{name}.bias"][:4].tolist() == [0, 8, 1, 9]  # heads of 16: halves side by side
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("type_name", "bound"), [("f16", 2**-11), ("q8_0", 1 / 127)])
 def test_smaller_types_round_and_no_more(tmp_path, type_name, bound):
     model = make_model(tmp_path / "merged", "llama")
@@ -137,6 +138,7 @@ def test_rows_that_are_no_whole_blocks_stay_in_16_bits(tmp_path):
     assert report["tensors"] == {"F16": 2, "F32": 11, "Q8_0": 14}  # down_proj of two layers
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("kind", "split"), [("qwen2", "qwen2"), ("llama", "gpt-2")])
 def test_the_tokenizer_of_training_goes_along(tmp_path, kind, split):
     """Two models with the same tokenizer.json: transformers splits text for Qwen2 in Qwen2's way all the same."""
@@ -174,6 +176,7 @@ PRE_TOKENIZERS = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
 def test_how_text_is_split_is_told_from_the_tokenizer_s_own_description(name):
     backend = make_tokenizer(CHATML).backend_tokenizer
@@ -186,6 +189,7 @@ def test_how_text_is_split_is_told_from_the_tokenizer_s_own_description(name):
         pre_tokenizer_name(content, Path("tokenizer.json"))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "change",
     [
@@ -259,6 +263,7 @@ def refuse(model: Path, *words: str, type_name: str = "f16") -> None:
     assert [path.name for path in model.parent.iterdir()] == [model.name]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("kind", "change", "words"),
     [

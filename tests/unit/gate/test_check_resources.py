@@ -184,7 +184,7 @@ def test_two_processes_take_the_host_memory_that_is_checked(number, processes) -
     assert stage.processes == 2 and table([stage])[1].split("  ")[1] == "host memory, 2 processes"
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which keeps each process's peak")
 @pytest.mark.parametrize("number", range(len(gloo_hosts.CASES)), ids=["-".join(case) for case in gloo_hosts.CASES])
 def test_processes_peak_below_what_is_said_of_their_host(number, processes) -> None:
@@ -248,6 +248,7 @@ def test_loading_for_gpus_takes_each_process_its_own_memory() -> None:
     assert mapped.needs_bytes < cast.needs_bytes and "whole model" in cast.detail
 
 
+@pytest.mark.thorough
 def test_a_small_disk_stops_the_run_but_for_an_override(run) -> None:
     """A results folder on a disk with next to nothing left."""
     allowed = {**run, "settings": {**SETTINGS, "override": True}, "results": Results(5_000_000)}

@@ -76,7 +76,7 @@ def edit_tensor(merged: Path, name: str, edit) -> None:
     renew_digests(merged)
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("kind", "settings"),

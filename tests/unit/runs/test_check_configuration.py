@@ -48,6 +48,7 @@ def test_the_default_and_the_7b_configuration_pass():
     )
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize(
     ("differences", "words"),
     [
@@ -109,6 +110,7 @@ def test_the_rows_of_a_packed_step_are_given_and_those_of_another_follow():
 PLAIN = {"loss": "full", "packing": "none", "rows_per_step": None, "method": "lora"}
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     ("training", "words"),
     [

@@ -87,7 +87,7 @@ NOISY = {"rank": 4, "alpha": 8, "dropout": 0.2, "target_modules": "all-linear"}
 IN_BF16 = {"precision": "bf16", "autocast": "bf16", "optimizer": "adamw_fused"}  # the default where bf16 is fast
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("step", [{}, {"lora": NOISY}, IN_BF16])  # noise comes from the random state, which is kept
 def test_a_killed_run_ends_like_one_that_was_not(tmp_path, step):
     chosen = scenario(**step)
@@ -194,6 +194,7 @@ def test_out_of_memory_is_explained(tmp_path, small_device):
     assert "Tried to allocate 2.00 GiB" in str(error.value)
 
 
+@pytest.mark.thorough
 def test_halved_micro_batches_take_the_same_steps(tmp_path, small_device, monkeypatch):
     loop, data = {**LOOP, "on_out_of_memory": "halve", "max_steps": 4}, rows(longest=9)
     halved, curve, _ = fit(tmp_path / "halved", scenario(micro_batch=8), loop, data=data)

@@ -84,6 +84,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("name", "text", "words"), BROKEN.values(), ids=BROKEN)
 def test_a_folder_with_a_broken_file_is_refused_in_words(tmp_path, name, text, words):
     source = save_model(tmp_path / "source")
@@ -184,7 +185,7 @@ def saved(folder, shard, seed):
 LAYOUTS = ("5GB", "60KB", "20KB")
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("before", LAYOUTS)
 @pytest.mark.parametrize("after", LAYOUTS)
 def test_weights_of_a_source_before_are_not_what_anybody_loads(tmp_path, before, after):
@@ -258,7 +259,7 @@ SPOILT = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("spoil", "words"), SPOILT.values(), ids=SPOILT)
 def test_weights_that_could_not_be_trained_end_the_fetching_in_words(tmp_path, spoil, words):
     source = saved(tmp_path / "source", "20KB", 2.0)

@@ -112,6 +112,7 @@ def test_a_finished_training_comes_back_when_its_settings_do(place, steps):
     )
 
 
+@pytest.mark.thorough
 def test_what_is_kept_is_named_as_it_is_described_now(place, steps):
     """A new title or licence shapes no adapter: it costs no step, and none of the old ones comes back."""
     first, description = run(place), place["base"] / "description.json"
@@ -132,7 +133,7 @@ def spoil(path):
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("file", "named"),
     [
@@ -156,6 +157,7 @@ def test_a_damaged_input_is_noticed_and_named(place, tmp_path, steps, file, name
     assert all(f"{tmp_path / name}" in error.value.write for name in named) and not steps
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_an_empty_split_is_an_error_before_the_first_step(place, tmp_path, steps, split):
     place |= encode(tmp_path / "encoded", **{split: 0})
@@ -187,6 +189,7 @@ def test_rows_that_teach_nothing_are_an_error(place, tmp_path, steps):
         run(place)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("step", "loop", "write"),
     [
@@ -202,6 +205,7 @@ def test_settings_that_contradict_each_other_stop_at_the_start(place, steps, ste
     assert write in error.value.write and not steps
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_stops_at_the_start_and_loses_nothing(place, steps):
     first = run(place)
@@ -210,6 +214,7 @@ def test_a_device_that_is_not_there_stops_at_the_start_and_loses_nothing(place, 
     assert run(place) == first and len(steps) == 4
 
 
+@pytest.mark.thorough
 def test_the_report_holds_no_time_in_what_is_kept_apart(place):
     """Two runs of the same settings differ in times alone."""
     first = run(place)

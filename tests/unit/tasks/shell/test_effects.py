@@ -22,6 +22,7 @@ bash -c 'rm x'; rsync -a --delete a/ b/
 """
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -243,6 +243,7 @@ def test_without_bubblewrap_it_is_said_what_to_install(monkeypatch, tmp_path):
     assert "apt-get install bubblewrap" in refused(monkeypatch, PATH=str(tmp_path)).write
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("said", "words"),
     [

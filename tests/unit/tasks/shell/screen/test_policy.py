@@ -258,6 +258,7 @@ def test_characters_beyond_the_scanners_table_do_not_crash():
     assert screen("rm -rf / # \U0001f600").status == "danger"
 
 
+@pytest.mark.thorough
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.one_of(

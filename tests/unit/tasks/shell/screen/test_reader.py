@@ -58,6 +58,8 @@ def test_words_are_what_the_shell_would_make_of_them(text, words):
         "su -c 'rm -rf /'",
         "ssh -p 22 host rm -rf /",
         "perl -e 'system(\"rm -rf /\")'",
+        'node --eval \'require("child_process").execSync("rm -rf /")\'',
+        "gdb --batch --eval-command 'shell rm -rf /'",
         'python3 -c \'import subprocess; subprocess.run(["rm", "-rf", "/"])\'',
         "awk 'BEGIN { system(\"rm -rf /\") }'",
         "git -c core.pager='rm -rf /' log",

@@ -53,6 +53,7 @@ def test_a_rule_is_added_replaced_and_switched_off(tmp_path):
     assert build(policy(tmp_path, {"disable": ["plant-key"]})).judge(key).status == "ok"
 
 
+@pytest.mark.thorough
 def test_places_groups_and_programs_are_added_to(tmp_path):
     content = {
         "places": {"secrets": "/srv/vault/"},
@@ -71,7 +72,7 @@ def test_a_rule_of_ones_own_may_refuse_what_the_project_lets_pass(tmp_path):
     assert build(policy(tmp_path, {"rules": [{**strict, "passes": ["git pull"]}]})).judge("git push").rule == "no-push"
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
