@@ -101,6 +101,7 @@ def test_an_answer_says_what_a_host_takes():
     assert line.startswith("host memory: 4 processes on a host") and "at most, while" in line
 
 
+@pytest.mark.thorough
 def test_the_range_of_experts_ends_where_one_gpu_gets_all_tokens(measured):
     bounds = trace(scenario("expert"), "cpu", timeline=False)["bounds"]
     even, (unlucky, lucky) = measured[2][0]["expert"], [one[UNLUCKY] for one in measured[2]]

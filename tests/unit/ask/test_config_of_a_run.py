@@ -32,6 +32,7 @@ def test_each_way_is_read_as_it_is_meant(tmp_path: Path, monkeypatch: pytest.Mon
             assert settings["memory"]["gate"]["gpu"] == "rtx-4090" and settings["model"]["source"]["type"] == "hub"
 
 
+@pytest.mark.thorough
 def test_what_is_printed_is_what_the_written_file_has(model: str, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(readers, "step_of_a_run", step_of_a_run)
     path = tmp_path / "written.yaml"
