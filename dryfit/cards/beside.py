@@ -33,6 +33,9 @@ class Process:
         How many processes train together, one on each GPU.
     groups
         NCCL's communicators of a process; 0: it has none.
+    more_groups
+        Communicators that a process may have besides: DeepSpeed clones the group of all processes, and transformers'
+        Trainer gathers losses over the first (deepspeed/utils/groups.py, ``_clone_world_group``).
     """
 
     gpus: int = 1
@@ -41,6 +44,7 @@ class Process:
     expandable_segments: bool = False
     compiled: bool = False
     meshed: bool = False
+    more_groups: int = 0
 
     @classmethod
     def of(cls, scenario: Scenario) -> Process:
@@ -54,6 +58,7 @@ class Process:
             scenario.allocator.expandable_segments,
             scenario.compile != "none",
             parallel.meshed,
+            int(parallel.zero_stage > 0),
         )
 
 
@@ -155,6 +160,6 @@ def _parts(process: Process, gpu: Gpu, table: Mapping[str, Any]) -> Iterator[Par
         yield Part(
             "NCCL's buffers",
             process.groups * int(least * MIB),
-            process.groups * int(row["most_mib"] * MIB),
+            (process.groups + process.more_groups) * int(row["most_mib"] * MIB),
             row["evidence"],
         )
