@@ -351,6 +351,8 @@ hundredths of a percent. Here the question is another one: is the verdict right 
    unsafe ones a rule that was missing: DeepSpeed on one GPU keeps fp32 copies. Both were mended. Then the others were
    asked for the first time, and these again. The column "drawn first, once" has that, and is not written again. Since
    then these rows are read, and they help to develop the verdict as the others do: "now" has them after that.
+   The causes of wrong verdicts were mended on 2026-12-01. Traces that were stored that day were judged again with the
+   present rules, and some reports were asked again. A report that was not keeps the verdict that it had.
 3. **The others were for development from the start.** They were asked at commit 75c96db0 first. Only the causes of
    wrong answers were told to those who changed the verdict.
 

@@ -131,10 +131,15 @@ class Candidate:
 
     def prior(self, fill: float) -> float:
         """The same as a ratio, before times are known."""
-        speed = 1.0 if self.way.get("packing") == "on" else fill
-        for knob, value in self.way.items():
-            speed *= SPEED.get((knob, value), 1.0)
-        return speed * (1 - 0.5 ** (1 + self.micro_batch))  # a larger batch feeds the card better, ever less so
+        return prior(self.way, self.micro_batch, fill)
+
+
+def prior(way: Mapping[str, str], micro_batch: int, fill: float) -> float:
+    """How many tokens a second a way takes beside another one of the tool, by :data:`SPEED`."""
+    speed = 1.0 if way.get("packing") == "on" else fill
+    for knob, value in way.items():
+        speed *= SPEED.get((knob, value), 1.0)
+    return speed * (1 - 0.5 ** (1 + micro_batch))  # a larger batch feeds the card better, ever less so
 
 
 @dataclass(frozen=True)
@@ -416,21 +421,27 @@ def configure(
             answer = traced(one.asked, suggested=False) if is_traced else quick(one.asked, others=False)
             return replace(one, answer=answer)
 
-        found = sorted((estimated(way) for way in ways(goal)), key=lambda one: -one.prior(goal.fill))
-        if not is_traced:
-            found = [one for one in found if one.asked.scenario.loss != "liger" and _peak(one.asked)] or found
-        chosen = _varied(found)
-        done: list[Candidate] = []
+        def is_told(one: Candidate) -> bool:
+            return is_traced or (one.asked.scenario.loss != "liger" and _peak(one.asked) is not None)
+
+        def largest(one: Candidate) -> Candidate:
+            """The same way with the largest micro-batch that fits, or the smallest, answered."""
+            for size in [size for size in _micro_batches(goal) if size <= one.micro_batch]:
+                one = answered(one if size == one.micro_batch else candidate(one.way, size))
+                if one.fits:
+                    break
+            return one
+
+        chosen, done = _promising(goal, estimated, is_told), []
         for place, one in enumerate(chosen):
             if watch:
                 watch(one.name, len(chosen) - place - 1, [other for other in done if other.fits])
-            while True:
-                one = answered(one)
-                smaller = next((size for size in _micro_batches(goal) if size < one.micro_batch), None)
-                if one.fits or smaller is None:
-                    break
-                one = candidate(one.way, smaller)
-            done.append(one)
+            done.append(largest(one))
+        if not any(one.fits for one in done):  # the most frugal: the last values of all knobs but the method
+            method = goal.method or next(iter(form["knobs"]["method"]))
+            saving = [way for way in ways(goal) if way["method"] == method and way.get("checkpointing") != "off"]
+            smallest = [candidate(way, _micro_batches(goal)[-1]) for way in reversed(saving)]
+            done += [answered(one) for one in [one for one in smallest if is_told(one)][:1]]
     done = [one for one in done if one.required_bytes]
     if not done:
         raise UserError(
@@ -474,14 +485,27 @@ def _micro_batches(goal: Wanted) -> Sequence[int]:
     return (own,) if own else [size for size in MICRO_BATCHES if size * goal.gpus <= ROWS_OF_AN_UPDATE] or [1]
 
 
-def _varied(found: Sequence[Candidate]) -> list[Candidate]:
-    """The most promising ways, the best with and without checkpointing among them; the most frugal one too."""
-    first: dict[Any, list[Candidate]] = {}
-    for one in found:
-        first.setdefault(one.way.get("checkpointing"), []).append(one)
-    turns = [one for group in first.values() for one in group[: TRACED // max(1, len(first))]]
-    frugal = [one for one in found if one.way.get("checkpointing") != "off"][-1:]
-    return list({id(one): one for one in [*turns, *frugal]}.values())
+def _promising(
+    goal: Wanted, estimated: Callable[[Mapping[str, str]], Candidate], is_told: Callable[[Candidate], bool]
+) -> list[Candidate]:
+    """The ways that are best by :data:`SPEED`, some with and some without checkpointing.
+
+    A way is estimated only while its largest micro-batch could still bring it among the best.
+    """
+    groups: dict[Any, list[Mapping[str, str]]] = {}
+    most = _micro_batches(goal)[0]
+    for way in sorted(ways(goal), key=lambda way: -prior(way, most, goal.fill)):
+        groups.setdefault(way.get("checkpointing"), []).append(way)
+    chosen = []
+    for group in groups.values():
+        count, best = max(1, TRACED // len(groups)), []
+        for way in group:
+            if len(best) == count and best[-1].prior(goal.fill) >= prior(way, most, goal.fill):
+                break
+            if is_told(one := estimated(way)):
+                best = sorted([*best, one], key=lambda one: -one.prior(goal.fill))[:count]
+        chosen += best
+    return sorted(chosen, key=lambda one: -one.prior(goal.fill))
 
 
 def configured(asked: Question, options: Any, asking: Options, watch: Any) -> Configured:

@@ -86,8 +86,8 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         What the setting touches: ``states``, ``activations``, ``logits``, ``gradients``, ``frozen`` (gradients and
         states), ``int8``, ``head_fp32``, ``masters`` (fp32 copies and states), ``liger_loss``, ``pair_logits`` (whole
         logits of a loss that compares answers), ``logits N`` (N bytes for each of them), ``evaluation N`` (N rows
-        without gradients),
-        ``step`` (all that is not resident).
+        without gradients), ``bytes N``, ``unit`` (all weights and all gradients, gathered), ``step`` (all that is not
+        resident).
     """
     shown = answer.get("trace") or answer.get("analytic")
     if kind is None or not shown:
@@ -97,12 +97,18 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         return parts.get("optimizer_states", 0)
     if kind.startswith("evaluation "):
         return _evaluation_bytes(int(kind.rpartition(" ")[2]), scenario, shown)
+    if kind.startswith("bytes "):
+        return int(kind.rpartition(" ")[2])
     if kind.startswith("logits "):
         return _more_at_the_loss(int(kind.rpartition(" ")[2]), scenario, shown)
     if kind == "pair_logits":
         return _whole_logits_bytes(scenario, shown)
     if kind == "liger_loss":
         return _liger_loss_bytes(scenario)
+    if kind == "unit":
+        whole = shown.get("parameters"), shown.get("trainable_parameters")
+        half = scenario.autocast_precision or scenario.precision != "fp32"
+        return sum(whole) * (2 if half else 4) if all(isinstance(count, int) for count in whole) else None
     if kind == "gradients":
         return parts.get("gradients", 0)
     if kind == "activations":

@@ -31,10 +31,16 @@ NO_TOOL = "none"  # of --like: the defaults of a scenario's fields
 PASTED = "the line with all of it put right"  # stands for it until it is known
 
 
-def whole_number(text: str) -> int | None:
-    """A count as it is written on a command line, thousands set apart or not; None for anything else."""
-    plain = re.sub(r"(?<=\d)[,_](?=\d{3})", "", text.strip())
-    return int(plain) if re.fullmatch(r"[1-9]\d*", plain) else None
+def whole_number(text: str, thousand: int = 1000) -> int | None:
+    """A count as it is written on a command line, thousands set apart or not, or as 10k; None for anything else."""
+    plain = re.sub(r"(?<=\d)[,_](?=\d{3})", "", text.strip().lower())
+    number = re.fullmatch(r"([1-9]\d*)(k?)", plain)
+    return int(number[1]) * (thousand if number[2] else 1) if number else None
+
+
+def tokens(text: str) -> int | None:
+    """A length of rows: 8k are 8,192 tokens."""
+    return whole_number(text, 1024)
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +58,7 @@ class Parser(argparse.ArgumentParser):
 _STEP = {
     "--gpu": {"metavar": "GPU", "help": "4090, 'A100 80GB', 2x3090, 24GiB, ..."},
     "--method": {"choices": METHODS, "help": "which weights are trained"},
-    "-s": {"long": "--sequence-length", "type": whole_number, "metavar": "TOKENS", "help": "tokens of a row"},
+    "-s": {"long": "--sequence-length", "type": tokens, "metavar": "TOKENS", "help": "tokens of a row"},
     "-b": {"long": "--micro-batch", "type": whole_number, "metavar": "ROWS", "help": "rows of a micro-batch"},
     "--strategy": {"choices": STRATEGIES, "help": "how several GPUs are used (fsdp2 if --gpu names several)"},
     "--like": {
@@ -95,6 +101,20 @@ _EXAMPLES = {"--gpu": "4090", "-s": 2048, "-b": 4, "--set": "lora.rank=64", "--r
              "--epochs": 3, "--price": 1.29, "--deadline": "24h", "--grams-per-kwh": 380, "--count": 10,
              "--measured": "14.2GiB", "--for": "axolotl", "--output": "train.yaml",
              "--record": "run.json", "--requests": 4, "--weights": "q4_k_m"}  # fmt: skip
+
+_MEMORY = ("vram", "vram_gb", "gpu_memory")
+# What people type for an option of ours, beside the names of a scenario's fields.
+_ALSO = {
+    **dict.fromkeys((*_MEMORY, "card", "device"), "--gpu"),
+    **dict.fromkeys(("bs", "batch", "batchsize", "train_batch_size"), "-b"),
+    **dict.fromkeys(("ctx", "context", "context_length", "seq", "seqlen", "seq_length"), "-s"),
+    **dict.fromkeys(("quant", "quantization", "dtype"), "--weights"),
+    **dict.fromkeys(("examples", "samples", "num_rows", "dataset_size"), "--rows"),
+    **dict.fromkeys(("format", "framework", "tool"), "--for"),
+}
+_COUNTS = ("gpus", "num_gpus", "n_gpus", "ngpus", "num_processes", "nproc_per_node", "world_size")  # 4 of --gpu
+# Words between a model and a GPU in a question in plain English.
+_FILLERS = frozenset("a an the i can will would does do fit fits on in with for my of into to train finetune".split())
 
 
 @dataclass(frozen=True)
@@ -294,6 +314,9 @@ def slips(words: Sequence[str]) -> list[Slip]:
     if takes is None or {"-h", "--help"} & set(rest):
         return []
     found, places = list(_wrong_options(command, rest, start)), list(_positions(words))
+    plain = list(_plain_english(words, places))
+    found += plain
+    places = [place for place in places if not any(slip.at == place for slip in plain)]
     near = closest(words[places[0]], COMMANDS) if command == "fit" and len(places) > 1 else None
     if near and not words[places[0]].startswith(("/", ".")) and "." not in words[places[0]]:
         word = words[places[0]]
@@ -307,6 +330,32 @@ def slips(words: Sequence[str]) -> list[Slip]:
             found.append(Slip(len(words), 0, f"`{PROGRAM} {command}` needs {name}.", "", OPTIONS[name]["help"],
                               [name, "24GiB" if name == "--gpu" else _EXAMPLES[name]]))  # fmt: skip
     return found
+
+
+def _plain_english(words: Sequence[str], places: Sequence[int]) -> Iterator[Slip]:
+    """Words beside the model that are no files: ``on 4090``, ``does ... fit``."""
+    beside = [place for place in places if not Path(words[place]).exists()]
+    if len(beside) < 2:
+        return
+    asks = any(words[place].lower() in _FILLERS for place in beside)
+    named = {"--gpu"} & {_named(word) for word in words}
+    for place in beside if asks else ():
+        word = words[place]
+        problem, allowed = "A question is a model and options.", "a model's name, then options"
+        if word.lower() in _FILLERS:
+            yield Slip(place, 1, problem, word, allowed, [])
+        elif not named and _is_gpu(word):
+            named = {"--gpu"}
+            yield Slip(place, 1, problem, word, allowed, ["--gpu", word])
+
+
+def _is_gpu(word: str) -> bool:
+    from dryfit.cards.gpus import find
+
+    try:
+        return bool(find(word))
+    except UserError:
+        return False
 
 
 def _named(word: str) -> str:
@@ -334,7 +383,7 @@ def _wrong_options(command: str, words: Sequence[str], start: int) -> Iterator[S
         count = 2 if takes_next else 1
         at += takes_next
         if option is None:
-            yield _unknown(command, start + here, count, name, value, table)
+            yield from _unknown(command, start + here, count, name, value, table, words, start)
         elif value is None:
             example = _EXAMPLES.get(option) or form["choices"][0]
             yield Slip(start + here, 1, f"`{name}` has no value.", word, form["help"], [option, str(example)])
@@ -354,22 +403,33 @@ def _is_switch(name: str) -> bool:
 
 
 def _unknown(
-    command: str, at: int, count: int, name: str, value: str | None, table: Mapping[str, str]
-) -> Slip:  # fmt: skip
+    command: str, at: int, count: int, name: str, value: str | None, table: Mapping[str, str],
+    words: Sequence[str], start: int,
+) -> Iterator[Slip]:  # fmt: skip
     """An option that the command does not take: another command's, or the nearest of its own and of the fields."""
     found = name if value is None else f"{name} {value}"
     elsewhere = [other for other, one in COMMANDS.items() if name in (one.takes or ())]
     if elsewhere:
-        problem = (
-            f"`{PROGRAM} {command}` does not use {name}; {', '.join(elsewhere)} {'do' if elsewhere[1:] else 'does'}."
-        )
-        return Slip(at, count, problem, found, ", ".join(table), [])
+        do = "do" if elsewhere[1:] else "does"
+        problem = f"`{PROGRAM} {command}` does not use {name}; {', '.join(elsewhere)} {do}."
+        yield Slip(at, count, problem, found, ", ".join(table), [])
+        return
     key = name.lstrip("-").replace("-", "_").lower()
+    problem = f"{PROGRAM} has no option `{name}`."
+    allowed = f"{PROGRAM} {command} --help lists all; --set takes any field of a scenario"
+    gpu = next((place for place, word in enumerate(words) if place and words[place - 1] == "--gpu"), None)
+    if key in _COUNTS and gpu is not None and (value or "").isdigit():  # one option says both
+        yield Slip(at, count, problem, found, "--gpu 2x4090", [])
+        yield Slip(start + gpu, 1, "How many GPUs stands with their name.", words[gpu], "--gpu 2x4090",
+                   [f"{value}x{words[gpu]}"])  # fmt: skip
+        return
     known = {_dest(option): option for option in table} | (_fields() if "--set" in table else {})
+    known |= {also: option for also, option in _ALSO.items() if option in table}
     near = key if key in known else closest(key, known)
     meant = _typed(known[near], value) if near else []
-    return Slip(at, count, f"{PROGRAM} has no option `{name}`.", found,
-                f"{PROGRAM} {command} --help lists all; --set takes any field of a scenario", meant)  # fmt: skip
+    if meant[:1] == ["--gpu"] and re.fullmatch(r"[\d.]+", meant[1]) and key in _MEMORY:
+        meant[1] += "GiB"
+    yield Slip(at, count, problem, found, allowed, meant)
 
 
 def _fields() -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dryfit import readers
+import dryfit.readers as readers  # `from dryfit import` would first ask the package for the name
 from dryfit.ask.options import NO_TOOL, nearest_field
 from dryfit.cards.gpus import Gpu, find
 from dryfit.common.errors import UserError

@@ -21,7 +21,9 @@ def closest(word: object, known: Iterable[str]) -> str | None:
     """The known word that a misspelt one is most like."""
     import difflib
 
-    return next(iter(difflib.get_close_matches(str(word), sorted(known), n=1, cutoff=0.6)), None)
+    names = sorted(known)
+    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
+    return next(iter(near or (name for name in names if len(name) > 3 and str(word).startswith(name))), None)
 
 
 def gib(size: float, digits: int = 2) -> str:

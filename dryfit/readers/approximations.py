@@ -204,6 +204,13 @@ TABLE = (
         lambda f: {"kbit_preparation": GONE},
     ),
     Approximation(
+        lambda f: _strategy(f).zero and (f.get("quantization") or {}).get("storage") in ("bf16", "fp16", "fp32")
+        and f["quantization"]["storage"] != (f.get("autocast") or _half(f)),
+        lambda f: {"quantization": {**f["quantization"], "storage": f.get("autocast") or _half(f)}},
+        "bnb_4bit_quant_storage", lambda f: f["quantization"]["storage"], EITHER_WAY,
+        "DeepSpeed casts 4-bit weights that are stored in another float dtype than its own; read as stored in that",
+    ),
+    Approximation(
         lambda f: _value(f, "attention") == "flash" and (f.get("autocast") or _half(f)) == "fp32",
         lambda f: {"attention": "sdpa"},
         "attention", lambda f: "flash", EITHER_WAY, "FlashAttention takes no fp32; read as sdpa",

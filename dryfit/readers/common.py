@@ -263,6 +263,10 @@ def fsdp(reading: Reading, config: Mapping[str, Any], version: int, gpus: int | 
     if "HYBRID" in sharding:
         reading.approximates("fsdp_sharding_strategy", sharding, TOO_LOW, "weights are divided within a node alone")
     offload = bool(settings.get("offload_params")) or "offload" in words
+    wraps = {"auto_wrap_policy", "transformer_layer_cls_to_wrap", "min_num_params"} & {*settings}
+    if version == 1 and words and "auto_wrap" not in words and not wraps:  # transformers: --fsdp full_shard
+        why = "nothing says what is wrapped: as one unit all weights are gathered at once, and all gradients made"
+        reading.approximates("no auto_wrap", words, TOO_LOW, why, "unit")
     parallel(reading, f"fsdp{version}", gpus, reshard_after_forward=bool(reshard), offload="cpu" if offload else "none")
     if settings.get("activation_checkpointing"):
         reading.set(gradient_checkpointing=True)

@@ -176,7 +176,7 @@ def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
         common.deepspeed(reading, get("deepspeed"), reading.file.parent, gpus)
     elif get("fsdp"):
         words = get("fsdp") if isinstance(get("fsdp"), str) else " ".join(map(str, get("fsdp")))
-        common.fsdp(reading, get("fsdp_config") or {}, 1, gpus, words if "offload" in words else "")
+        common.fsdp(reading, get("fsdp_config") or {}, 1, gpus, words)
     elif (gpus or 1) > 1 and not get("parallelism_config"):
         common.parallel(reading, "ddp", gpus)
     if divided := checked("parallelism_config", get("parallelism_config"), reading.file, "keys below it"):

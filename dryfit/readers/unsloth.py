@@ -153,6 +153,9 @@ def take_the_step(reading: Reading, *, offloads: bool) -> None:
         reading.set(gradient_checkpointing="reentrant")
         common.offloaded(reading, "use_gradient_checkpointing")
     reading.set(kernels="unsloth", loss="full" if reading.fields.get("loss") == "full" else "chunked")
+    if count := next((count for key, count in table["towers"].items() if re.search(key, name, re.I)), 0):
+        why = "the model is loaded with its vision tower, whose weights are not counted"
+        reading.approximates("vision tower", True, TOO_LOW, why, f"bytes {2 * count}")
     old, new = (re.search(table[key], name, re.I) for key in ("whole_logits", "not_whole_logits"))
     if old and not new and reading.fields["loss"] == "chunked":
         why = "Unsloth before November 2024 keeps whole logits"

@@ -90,7 +90,7 @@ def catalogued(hub: HubId) -> str | None:
     for ending in endings:
         short = short.removesuffix(ending)
     copies = {known.partition("/")[2]: id_ for known, id_ in names.items()}
-    return copies.get(short)
+    return copies.get(short) or (short if (MODELS / f"{short}.json").is_file() else None)
 
 
 def of_modelscope(text: str) -> tuple[str, str | None] | None:

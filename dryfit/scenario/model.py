@@ -143,7 +143,9 @@ def read_model(value: Any, where: object, *, whole: bool = False) -> tuple[dict[
             change={"model": example},
         )
     given = json.loads(json.dumps(dict(value), default=str))
-    refuse_other_kinds(given, where)
+    names = given.get("architectures")
+    if not (isinstance(names, list) and any(str(name).endswith("ForCausalLM") for name in names)):
+        refuse_other_kinds(given, where)
     model, alone = language_model(given)
     _check_model(model, where)
     if whole:

@@ -198,13 +198,17 @@ def precision_title(scenario: Mapping[str, Any]) -> str:
 
 
 def sections(scenarios: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The three that the memory profile has a section for, each the first of its kind, or None; and the others."""
+    """Those that the memory profile has a section for, each the first of its kind, or None; and the others.
+
+    The rule of thumb's B is in 16 bits: all of the step (``B``), or its computation alone (``mixed``).
+    """
 
     def first(method: str, *precisions: str) -> Any:
         fitting = (s for s in scenarios if s["scenario"]["method"] == method)
         return next((s for s in fitting if not precisions or s["scenario"]["precision"] in precisions), None)
 
     chosen = {"A": first("full", "fp32"), "B": first("full", "bf16", "fp16"), "C": first("qlora")}
+    chosen["mixed"] = first("full", "bf16-mixed", "fp16-mixed")
     names = [scenario["name"] for scenario in chosen.values() if scenario]
     return {**chosen, "others": [scenario for scenario in scenarios if scenario["name"] not in names]}
 

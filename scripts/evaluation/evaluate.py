@@ -185,7 +185,7 @@ def main(
     held_out = [row for row in answers if row["test"] != BENCHMARK]
     summary = task.summarize(held_out)
     if harmful:
-        summary |= refusals(held_out, of_harmful, task.refusal())
+        summary |= refusals(held_out, of_harmful, harmful[0]["command"])
     write_report(metrics, {**summary, "decoding": {"do_sample": False, **settings}, "prompt": prompt}, *files.values())
     kept.store()
     for name, some in by_test(answers).items():

@@ -268,10 +268,6 @@ class Task:
             found[name] = share(values) if whole else sum(values) / len(values)
         return found
 
-    def refusal(self) -> str:
-        """The line that declines a request for harm."""
-        return self.options["refusal"]
-
     # --- words -------------------------------------------------------------------------------------
 
     def labels(self) -> dict[str, tuple[str, bool | None]]:

@@ -3,6 +3,8 @@
 import os
 import subprocess
 
+import pytest
+
 from tests.repository import ROOT
 from tests.warm import launchers
 
@@ -25,6 +27,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.thorough
 def test_the_librarys_tests_are_collected_without_snakemake_and_without_the_pipeline(tmp_path) -> None:
     """All of them are imported, in a process that has torch and transformers already."""
     (tmp_path / "collect.py").write_text(WITHOUT)

@@ -183,6 +183,7 @@ PARTS = {part for owner, names in RELIED_ON.items() for part in [*owner.split(".
 ELSEWHERE = {
     "_cuda_getCurrentRawStream",
     "_torchdynamo_orig_callable",
+    "_actions",
     "_asdict",
     "_current_frames",
     "_exit",

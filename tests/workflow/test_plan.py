@@ -193,7 +193,7 @@ def test_a_path_says_what_its_job_does(project):
     [
         ("results/another-r16/MODEL_CARD.md", "smollm2-135m-r16"),
         ("results/dataset/another/clean.jsonl", "dataset.name: embedded"),
-        ("results/smollm2-135m-r16/memory/another/trace.json", "full-fp32, full-bf16, qlora"),
+        ("results/smollm2-135m-r16/memory/another/trace.json", "full-fp32, full-bf16-mixed, full-bf16, qlora"),
     ],
 )
 def test_a_path_that_the_configuration_does_not_know_is_an_error_that_shows_what_it_knows(project, path, known):

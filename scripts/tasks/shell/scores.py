@@ -8,7 +8,6 @@ from typing import Any
 from scripts.common.answers import strip_fence
 from scripts.common.statistics import share
 from scripts.tasks.shell.effects import CHANGES, DELETES, READS, effect
-from scripts.tasks.shell.refusals import read_refusals
 from scripts.tasks.shell.screen.policy import screen
 from scripts.tasks.shell.syntax import check_syntax
 from scripts.tasks.shell.task import Shell
@@ -72,6 +71,3 @@ class Task(Shell):
 
     def flags(self) -> tuple[str, ...]:
         return FLAGS
-
-    def refusal(self) -> str:
-        return read_refusals().line

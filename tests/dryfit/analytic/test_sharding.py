@@ -56,6 +56,13 @@ def test_a_tied_embedding_brings_no_layer_in_again() -> None:
     assert found["peak_allocated_bytes"] == pytest.approx(traced["peak_allocated_bytes"], rel=0.02)
 
 
+def test_an_embedding_of_its_own_is_gathered_when_the_output_head_is_gone() -> None:
+    model = {**WIDE, "vocab_size": 32768}
+    step = make(method="full", parallel={**FSDP2, "gpus": 8}, model=model, micro_batch=1, sequence_length=32)
+    found, traced = analytic_estimate(step), trace(step, timeline=False)
+    assert found["peak_allocated_bytes"] == pytest.approx(traced["peak_allocated_bytes"], rel=0.01)
+
+
 def test_more_gpus_need_less_of_each_and_ddp_needs_more() -> None:
     peak = lambda **fields: analytic_estimate(make(method="full", **fields))["peak_allocated_bytes"]  # noqa: E731
     alone = peak()

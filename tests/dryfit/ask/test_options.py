@@ -12,7 +12,7 @@ import pytest
 
 from dryfit.ask import options
 from dryfit.ask.command import main, read
-from dryfit.ask.options import COMMANDS, OPTIONS, own_parser, parse, parser, suggested
+from dryfit.ask.options import COMMANDS, OPTIONS, own_parser, parse, parser, suggested, whole_number
 from dryfit.common.errors import UserError
 
 MODEL = "qwen2.5-coder-7b"
@@ -32,7 +32,6 @@ def corrected(line: str) -> str:
         ("--max_seq_length=2048 --gpu 4090", "-s 2048 --gpu 4090"),
         ("--gpu 4090 --lora-r 64 -s 1024", "--gpu 4090 --set lora.rank=64 -s 1024"),
         ("--gpu 4090 --precision fp16", "--gpu 4090 --set precision=fp16"),
-        ("-s 2k --gpu 4090", "-s 2048 --gpu 4090"),
         ("--gpu 'MacBook Pro M3 Max' -s 2048", "--gpu apple-32gb -s 2048"),
         ("--gpu colab -s 2048", "--gpu t4 -s 2048"),
         ("--gup 4090 -s 64", "--gpu 4090 -s 64"),
@@ -46,7 +45,7 @@ def corrected(line: str) -> str:
         ("--gpu 4090 --grad-accumulation 8 --optim adamw_8bit",
          "--gpu 4090 --set gradient_accumulation=8 --set optimizer=adamw_8bit"),
         ("--gpu 4090 --count 3", "--gpu 4090"),
-        ("--gup 4090 --seq-len 2k --method lroa --lora-rank 8 --set atention=sdpa",
+        ("--gup 4090 --seq-len 2x --method lroa --lora-rank 8 --set atention=sdpa",
          "--gpu 4090 -s 2048 --method lora --set lora.rank=8 --set attention=sdpa"),
     ],
 )  # fmt: skip
@@ -80,8 +79,8 @@ def test_a_command_refuses_what_it_does_not_use_and_asks_for_what_it_needs(typed
 
 def test_all_errors_of_a_line_are_named_and_the_line_stands_once() -> None:
     with pytest.raises(UserError) as caught:
-        main([MODEL, "--seq-len", "2k", "--lora-r", "8", "--method", "lroa", "--gpu", "4900"])
-    found = ["--seq-len 2k", "--lora-r 8", "--method lroa", "-s 2k", "4900"]
+        main([MODEL, "--seq-len", "2x", "--lora-r", "8", "--method", "lroa", "--gpu", "4900"])
+    found = ["--seq-len 2x", "--lora-r 8", "--method lroa", "-s 2x", "4900"]
     assert [part.found for part in caught.value.parts] == found
     assert str(caught.value).count("dryfit qwen2.5-coder-7b") == 1
 
@@ -108,6 +107,7 @@ def test_numbers_of_set_are_those_of_files() -> None:
 def test_what_is_right_is_left_alone() -> None:
     options = parse(["batch", MODEL, "-s2,048", "--gpu=4090", "--set", "lora.rank=4", "--set=loss=full"])
     assert (options.command, options.sequence_length, options.gpu) == ("batch", 2048, "4090")
+    assert parse([MODEL, "-s", "2k", "--rows", "10k"]).sequence_length == 2048 and whole_number("10k") == 10_000
     assert options.set == ["lora.rank=4", "loss=full"] and options.micro_batch is None and options.quick is None
 
 

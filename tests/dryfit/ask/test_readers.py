@@ -678,6 +678,8 @@ def test_an_evaluation_that_nobody_asks_for_is_not_counted(tmp_path: Path) -> No
 def test_unsloth_computes_gemma_3_with_eager_attention(model: str, attention: str, tmp_path: Path) -> None:
     found = asked(tmp_path, FACTORY | {"model_name_or_path": model, "use_unsloth": True})
     said(found, attention=attention, gradient_checkpointing="reentrant", activation_offload=True)
+    more = {one.what: one.too_low_bytes for one in omissions(found.readings, found.scenario, {"trace": TRACED})}
+    assert more.get("vision tower") == (2 * 416_866_032 if attention == "eager" else None)
 
 
 def test_columns_that_int8_keeps_count(tmp_path: Path) -> None:
@@ -714,3 +716,27 @@ def test_ligers_loss_under_zero3_is_read_as_a_loss_in_chunks(tmp_path: Path) -> 
     said(found, loss="chunked", parallel={"strategy": "zero3"})
     remarks = {remark.key: (remark.errs, remark.bound) for reading in found.readings for remark in reading.remarks}
     assert remarks["loss"] == ("too low", "liger_loss")
+
+
+def test_4_bit_weights_are_stored_in_deepspeeds_dtype(tmp_path: Path) -> None:
+    config = {"zero_optimization": {"stage": 2}}
+    given = {"adapter": "qlora", "load_in_4bit": True, "bf16": False, "fp16": True, "deepspeed": config}
+    found = asked(tmp_path, AXOLOTL | given, gpu="2xt4")
+    said(found, quantization={"storage": "fp16"}, autocast="fp16")
+    assert "bnb_4bit_quant_storage" in {remark.key for remark in found.reading.remarks}
+
+
+@pytest.mark.parametrize(
+    ("more", "whole"),
+    [
+        ({"fsdp": "full_shard"}, True),
+        ({"fsdp": "full_shard auto_wrap"}, False),
+        ({"fsdp": "full_shard", "fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}, False),
+    ],
+)
+def test_a_model_that_nothing_wraps_is_one_unit(more: dict, whole: bool, tmp_path: Path) -> None:
+    found = asked(tmp_path, FACTORY | {"bf16": True, **more}, gpu="4xa100-40gb")
+    said(found, parallel={"strategy": "fsdp1"})
+    trace = TRACED | {"parameters": 1000, "trainable_parameters": 10}
+    more = {one.what: one.too_low_bytes for one in omissions(found.readings, found.scenario, {"trace": trace})}
+    assert more.get("no auto_wrap") == (2 * 1010 if whole else None)

@@ -142,6 +142,7 @@ def test_phases_of_a_compiled_step_are_heard():
     assert report.components_by_phase["backward"]["gradients"] > 0
 
 
+@pytest.mark.thorough
 def test_a_graph_break_is_told_with_its_line():
     with on_meta("cpu"):
         model, optimizer, step, batch = perceptron(breaks=True)

@@ -36,7 +36,7 @@ def traced(name: str, rank: int, target: str = "cpu", **options):
         return trace_step(taken.model, taken.optimizer, taken.step, taken.batch, Options(target=target, **options))
 
 
-@pytest.mark.few(2)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", BUILDS)
 def test_two_processes_take_what_the_group_says(name, measured):
     """To the byte, for each rank, in every phase."""

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dryfit.ask import command
+from dryfit.ask.divisions import _left_out
 from dryfit.cards.gpus import find
 from dryfit.planner import divisions
 from dryfit.planner.divisions import Order, divide, fewest, ways
@@ -221,6 +222,16 @@ def test_the_command_line_ranks_divisions(model, capsys):
     text = capsys.readouterr().out
     assert text.startswith("FITS as asked, fsdp2: ")
     assert "2 GPUs, the best first:" in text and "write: parallel: {strategy:" in text
+
+
+def test_the_command_line_says_what_was_left_out() -> None:
+    ruled_out = {"way": "ddp", "at_least_bytes": 3 * 2**30}
+    not_traced = {"way": "tensor 2", "rough_bytes": 2**31}
+    lines = [*_left_out({"ruled_out": [ruled_out], "not_traced": [not_traced], "refused": ["context 2"]})]
+    assert [line.rpartition(": ")[2] for line in lines] == [
+        "ddp (at least 3.00 GiB)", "tensor 2 (roughly 2.00 GiB)", "context 2",
+    ]  # fmt: skip
+    assert [*_left_out({"not_traced": []})] == []
 
 
 def test_the_command_line_names_the_fewest(model, capsys):

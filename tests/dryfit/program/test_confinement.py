@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -131,6 +132,7 @@ for name in filter(str.isdecimal, os.listdir("/proc")):
             victim.kill()
 
 
+@pytest.mark.thorough
 def test_no_child_outlives_the_program(tmp_path):
     beats = tmp_path / "beats"
     beats.mkdir()
@@ -186,6 +188,15 @@ socket.socket(socket.AF_UNIX).connect("own")
                 server.accept()
         if held("processes"):  # abstract names are kept with a network, too
             answered(inside, "--network", program(inside, text), fresh=True)
+
+
+def test_namespaces_are_those_that_unshare_makes():
+    """The second level: the first one is another process's."""
+    command = ["unshare", "--user", "--map-root-user", "--mount", "--ipc", "--net", "true"]
+    if not shutil.which("unshare") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody leave namespaces")
+    kinds = [*confinement._levels(network=False)][1]
+    assert is_possible(lambda: confinement._unshare(kinds)) and not is_possible(lambda: confinement._unshare(1))
 
 
 def test_where_no_namespace_is_to_be_had(tmp_path, monkeypatch):
@@ -262,7 +273,7 @@ if __name__ == "__main__":
         queue = manager.Queue()
         process = multiprocessing.Process(target=work, args=(queue,))
         process.start()
-        assert queue.get(timeout=60) == process.pid
+        assert queue.get(timeout=600) == process.pid
         process.join()
     open("log", "w").write("x")
     os.chmod("log", 0o640)

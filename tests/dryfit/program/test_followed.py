@@ -74,6 +74,7 @@ def test_each_model_of_the_catalogue_has_its_published_dtype(name):
     assert published_dtype(HubId.read(name)) == DTYPES[name]
 
 
+@pytest.mark.thorough
 def test_a_script_without_a_dtype_loads_the_published_one(tmp_path):
     text = """
 import torch
@@ -89,6 +90,7 @@ for name, options in (("meta-llama/Llama-3.2-1B", {}), ("meta-llama/Llama-3.2-1B
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_memory_that_grows_does_not_fit_for_ever(tmp_path):
     done = asked(tmp_path, "--yes", "--gpu", "4090", program(tmp_path, loop("kept.append(x.new_empty(2**24))")))
     assert done.returncode == 1 and done.stdout.startswith("TOO CLOSE TO CALL")
@@ -110,6 +112,7 @@ def test_memory_that_stays_does_not_grow(tmp_path):
     assert answer["program"]["growth_bytes"] == 0 and answer["program"]["updates"] == 4
 
 
+@pytest.mark.thorough
 def test_a_program_that_came_to_its_end_has_all_its_growth_in_the_peak(tmp_path):
     name = program(tmp_path, loop("kept.append(x.new_empty(2**24))", steps=6))
     answer = answered(tmp_path, "--gpu", "4090", "--steps", "99", name)
@@ -138,6 +141,7 @@ while True:
 """
 
 
+@pytest.mark.thorough
 def test_a_program_that_halves_its_batch_goes_on(tmp_path):
     answer = answered(tmp_path, "--gpu", "4090", program(tmp_path, HALVES.replace("KIND", "torch.OutOfMemoryError")))
     ran_out = answer["program"]["ran_out"]
@@ -146,12 +150,14 @@ def test_a_program_that_halves_its_batch_goes_on(tmp_path):
     assert any("ran out" in warning for warning in answer["warnings"])
 
 
+@pytest.mark.thorough
 def test_a_program_that_does_not_runs_again_to_see_what_it_needs(tmp_path):
     done = asked(tmp_path, "--yes", "--gpu", "4090", program(tmp_path, HALVES.replace("KIND", "ValueError")))
     assert done.returncode == 1 and done.stdout.startswith("DOES NOT FIT: the program needs 128.0")
     assert "ran out at program.py:10" in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_share_of_the_card_is_a_border(tmp_path):
     share = (
         "torch.cuda.set_per_process_memory_fraction(0.5)\nassert torch.cuda.get_per_process_memory_fraction() == 0.5"
@@ -196,6 +202,7 @@ for epoch in range(10):
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shuffle", ["True", "False"])
 def test_the_largest_batch_a_validation_and_a_save_are_followed(tmp_path, shuffle):
     text = EPOCHS.replace("SHUFFLE", shuffle).replace("LENGTH", "10 + (at * 37) % 200")
@@ -227,6 +234,7 @@ trainer.save_model("final")
 """
 
 
+@pytest.mark.thorough
 def test_a_trainer_evaluates_and_saves_after_its_updates(tmp_path):
     done = asked(tmp_path, "--yes", "--gpu", "4090", program(tmp_path, TRAINER))
     assert done.returncode == 0 and "not covered" not in done.stdout, done.stderr
@@ -248,6 +256,7 @@ def test_what_is_not_followed_is_in_the_verdicts_line(tmp_path):
     assert first.endswith(f"; later batches, validation, saving and unfreezing (program.py:{line}) are not covered")
 
 
+@pytest.mark.thorough
 def test_what_tidies_up_after_the_end_prints_no_traceback(tmp_path):
     """As Lightning does: it handles whatever ends its loop, and moves the model to the host with its gradients."""
     text = """
@@ -286,12 +295,14 @@ def test_a_line_to_write_keeps_what_the_asker_wrote(words, write):
     assert whole_line(write, split, parser().parse_args(split)) == (f"dryfit run {line}" if line else write)
 
 
+@pytest.mark.thorough
 def test_a_data_set_that_is_missing_is_offered_to_be_made_up(tmp_path):
     text = "import datasets\ndatasets.load_dataset('nobody/a-data-set')"
     said = refused(tmp_path, "--gpu", "t4", program(tmp_path, text))
     assert "dryfit run --batch 8x512 --yes --gpu t4 program.py" in said and "not at hand" in said
 
 
+@pytest.mark.thorough
 def test_a_slow_program_is_said_to_run(tmp_path):
     done = asked(tmp_path, "--yes", program(tmp_path, "import time\ntime.sleep(3)\n" + loop("time.sleep(1)")))
     lines = [line for line in done.stderr.splitlines() if line.startswith("dryfit: program.py: ")]

@@ -25,6 +25,7 @@ for _ in range(3):
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("needs", "first", "multiple", "expected"),
     [
@@ -43,16 +44,19 @@ def test_the_border_is_found_and_was_run(needs, first, multiple, expected):
     assert expected is None or tried.too_large == expected + multiple
 
 
+@pytest.mark.thorough
 def test_a_search_ends_where_nothing_is_too_large():
     tried = largest(lambda value: (value, True), 1000, 8, 1)
     assert len(tried.fits) == MOST_RUNS and tried.too_large is None and tried.largest == max(tried.fits)
 
 
+@pytest.mark.thorough
 def test_a_search_ends_where_a_setting_decides_nothing():
     tried = largest(lambda value: (10, True), 1000, 8, 1)
     assert tried.is_flat and len(tried.fits) == 2
 
 
+@pytest.mark.thorough
 def test_a_programs_largest_length(tmp_path):
     (tmp_path / "train.py").write_text(PROGRAM.replace("LIMIT", "10**6"))
     done = asked(tmp_path, "--yes", "--json", "--vary", "length", "--gpu", "4090", "train.py", "--length=256")
@@ -65,6 +69,7 @@ def test_a_programs_largest_length(tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_a_length_that_a_program_refuses_is_too_large(tmp_path):
     (tmp_path / "train.py").write_text(PROGRAM.replace("LIMIT", "300"))
     done = asked(tmp_path, "--yes", "--vary", "length:100", "--gpu", "4090", "train.py", "--length", "200")

@@ -44,6 +44,7 @@ def test_the_ranks_in_words(tmp_path):
     assert any("required by rank" in line and "rank 0 " in line and "rank 2 " in line for line in lines)
 
 
+@pytest.mark.thorough
 def test_a_process_that_is_not_the_first_has_its_own_card(tmp_path):
     answer = answered(tmp_path, "--gpus", "4", "--ranks", "3", str(PROGRAMS / "ranks.py"))
     assert answer["rank"] == 3 and answer["trace"]["components"]["collective_buffers"] >= 4 * 1024 * 1025
@@ -65,6 +66,7 @@ for _ in range(3):
 """
 
 
+@pytest.mark.thorough
 def test_objects_that_another_process_sends_are_told(tmp_path):
     name = program(tmp_path, SPLIT)
     answer = answered(tmp_path, "--gpus", "2", "--ranks", "all", name)
@@ -74,12 +76,14 @@ def test_objects_that_another_process_sends_are_told(tmp_path):
     assert not answered(tmp_path, "--gpus", "2", name)["warnings"]
 
 
+@pytest.mark.thorough
 def test_a_process_that_fails_is_named(tmp_path):
     failing = UNEVEN.replace("if rank == 2:", "if rank == 1:\n    raise ValueError('an odd rank')\nif rank == 2:")
     told = refused(tmp_path, "--gpus", "2", "--ranks", "all", program(tmp_path, failing))
     assert "an odd rank" in told and "the process of rank 1, program.py:9" in told
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("words", [("--ranks", "all,1"), ("--gpus", "2", "--ranks", "2"), ("--ranks", "1")])
 def test_ranks_that_are_not_there(tmp_path, words):
     told = refused(tmp_path, *words, program(tmp_path, UNEVEN))

@@ -74,6 +74,7 @@ for step in range(9):
 """
 
 
+@pytest.mark.thorough
 def test_an_update_by_one_of_two_optimizers_is_the_second_one(tmp_path):
     """It ends where the next forward pass begins: until then the other optimizer may follow."""
     answer = answered(tmp_path, program(tmp_path, ONE_RESTS))
@@ -112,6 +113,7 @@ def test_a_step_that_is_captured_after_its_warm_up_is_in_the_answer(tmp_path):
     assert answer["trace"]["peak_reserved_bytes"] > 4 * weights  # weights, and gradients in two pools with what is kept
 
 
+@pytest.mark.thorough
 def test_what_programs_ask_a_card_is_answered(tmp_path):
     answer = answered(tmp_path, str(PROGRAMS / "asks.py"))
     assert answer["program"]["updates"] == 2 and answer["evaluation"] is None
@@ -126,6 +128,7 @@ def test_one_of_several_processes(tmp_path):
     assert answer["trace"]["components"]["weights_fp32"] == weights
 
 
+@pytest.mark.thorough
 def test_a_module_is_started_by_its_name_and_hears_its_words(tmp_path):
     package = tmp_path / "training"
     package.mkdir()
@@ -145,6 +148,7 @@ def test_what_it_writes_is_listed_and_does_not_stay(tmp_path):
     assert (tmp_path / "log.txt").read_text() == "hello"
 
 
+@pytest.mark.thorough
 def test_every_card_is_judged(tmp_path):
     answer = answered(tmp_path, "--all-gpus", str(PROGRAMS / "loop.py"))
     assert all(row["fits"] for row in answer["all_gpus"]) and answer["gpu"] is None and answer["fits"] is None
@@ -187,6 +191,7 @@ def test_a_model_larger_than_the_memory_it_may_use_here(tmp_path):
     assert any("not at hand" in warning for warning in answer["warnings"])
 
 
+@pytest.mark.thorough
 def test_a_model_that_is_neither_here_nor_known(tmp_path):
     told = refused(tmp_path, program(tmp_path, LORA.replace("NAME", "nobody/an-unknown-model")))
     assert "network" in told and "program.py:5" in told and "--network" in told
@@ -210,6 +215,7 @@ for _ in range(5):
 """
 
 
+@pytest.mark.thorough
 def test_a_sharded_model_comes_from_the_host(tmp_path):
     answer = answered(tmp_path, "--gpus", "4", program(tmp_path, SHARDED))
     own = answer["trace"]["components_by_phase"]["optimizer"]
@@ -254,6 +260,7 @@ for _ in range(5):
 """
 
 
+@pytest.mark.thorough
 def test_data_that_is_not_at_hand_is_made_up_where_somebody_asks_for_it(tmp_path):
     name = program(tmp_path, TOKENS)
     assert "--batch 8x1024" in refused(tmp_path, name)
@@ -274,6 +281,7 @@ for _ in range(3):
 """
 
 
+@pytest.mark.thorough
 def test_a_data_set_that_is_streamed_is_made_up_too(tmp_path):
     answer = answered(tmp_path, "--batch", "4x64", program(tmp_path, STREAMED))
     assert answer["program"]["made_up"]["data"] == ["nobody/an-unknown-text (text)"]
@@ -282,6 +290,7 @@ def test_a_data_set_that_is_streamed_is_made_up_too(tmp_path):
     assert "the missing file at that path" in told and "--batch" not in told
 
 
+@pytest.mark.thorough
 def test_what_follows_the_updates_that_were_asked_for_does_not_matter(tmp_path):
     name = program(tmp_path, (PROGRAMS / "loop.py").read_text().replace("    model.eval()", "    raise ValueError"))
     assert answered(tmp_path, "--steps", "1", name)["program"]["updates"] == 1
@@ -306,6 +315,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("text", REFUSED)
 def test_programs_without_an_answer(tmp_path, text):
     told = refused(tmp_path, program(tmp_path, text))
@@ -313,11 +323,13 @@ def test_programs_without_an_answer(tmp_path, text):
         assert words in told, told
 
 
+@pytest.mark.thorough
 def test_a_program_that_never_steps(tmp_path):
     told = refused(tmp_path, "--seconds", "12", program(tmp_path, "import time\nwhile True:\n    time.sleep(0.1)\n"))
     assert "no update of an optimizer within 12 seconds" in told and "program.py:3" in told and "--seconds 48" in told
 
 
+@pytest.mark.thorough
 def test_a_kernel_that_is_not_known(tmp_path):
     text = """import torch
 @torch.library.custom_op("mine::kernel", mutates_args=(), device_types="cuda")
@@ -328,6 +340,7 @@ kernel(torch.ones(3, device="cuda"))
     assert "there is no GPU" in refused(tmp_path, program(tmp_path, text))
 
 
+@pytest.mark.thorough
 def test_a_value_that_decides_can_be_answered(tmp_path):
     text = (
         (PROGRAMS / "loop.py")
@@ -362,16 +375,19 @@ WRONG = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("words", WRONG)
 def test_a_wrong_command_line(tmp_path, words):
     program(tmp_path, "print()")
     assert WRONG[words] in refused(tmp_path, *words)
 
 
+@pytest.mark.thorough
 def test_what_is_not_python_is_said_before_it_runs(tmp_path):
     assert "not Python" in refused(tmp_path, program(tmp_path, "print 'hello'"))
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="a process gives up its network on Linux")
 def test_localhost_stays(tmp_path):
     text = """import socket
@@ -449,6 +465,7 @@ def test_a_program_writes_in_its_own_folder_alone(tmp_path):
     assert "no such folder" in refused(inside, "--write", "missing", name).lower()
 
 
+@pytest.mark.thorough
 def test_a_model_of_vision_in_data_parallel(tmp_path):
     """``DataParallel`` asks tensors on which card they lie, and ``trunc_normal_`` draws until no value lies outside."""
     text = """
@@ -486,6 +503,7 @@ while True:
     assert answer["trace"]["components_by_phase"]["backward"]["gradients"] == 4 * 257 * 256
 
 
+@pytest.mark.thorough
 def test_what_lies_beside_the_folder_is_found_and_not_written(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "rows").write_text("16")
@@ -497,6 +515,7 @@ def test_what_lies_beside_the_folder_is_found_and_not_written(tmp_path):
     assert "--write FOLDER" in said and (tmp_path / "data" / "rows").read_text() == "16"
 
 
+@pytest.mark.thorough
 def test_a_program_that_chooses_by_values_runs_with_the_share_that_is_chosen(tmp_path):
     text = """
 import torch
@@ -518,6 +537,7 @@ while True:
     assert [read["value"] for read in answer["program"]["reads"] if read["decided"]] == [0.25, 0.125, 0.25]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -139,6 +139,7 @@ METHODS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
 def test_a_scenario_of_the_same_step_takes_the_same_bytes(tmp_path, monkeypatch, method):
     """The program makes its model on the host and moves it. So does the scenario here, or blocks lie elsewhere."""

@@ -94,6 +94,7 @@ def test_a_program_in_another_encoding_says_nothing_itself(tmp_path, monkeypatch
         length(ProgramRequest("train.py"))
 
 
+@pytest.mark.thorough
 def test_a_length_that_stands_elsewhere_is_not_changed(tmp_path, monkeypatch):
     (tmp_path / "train.py").write_text("block_size = 1024\n")
     (tmp_path / "here").mkdir()
@@ -102,6 +103,7 @@ def test_a_length_that_stands_elsewhere_is_not_changed(tmp_path, monkeypatch):
         length(ProgramRequest(str(tmp_path / "train.py")))
 
 
+@pytest.mark.thorough
 def test_a_programs_longest_rows(tmp_path):
     (tmp_path / "train.py").write_text(
         PROGRAM.replace("LIMIT", "10**6")
@@ -117,6 +119,7 @@ def test_a_programs_longest_rows(tmp_path):
     assert "takes one GPU" in told
 
 
+@pytest.mark.thorough
 def test_a_length_that_decides_nothing(tmp_path):
     (tmp_path / "train.py").write_text(
         "max_length = 512\n" + PROGRAM.replace("LIMIT", "10**6").replace("type=int", "default=8")
@@ -125,6 +128,7 @@ def test_a_length_that_decides_nothing(tmp_path):
     assert "the same memory with max_length at 512 and " in told and "--batch 8x512" in told
 
 
+@pytest.mark.thorough
 def test_a_program_that_names_no_length(tmp_path):
     (tmp_path / "train.py").write_text("rows = 8\n")
     told = refused(tmp_path, "--longest", "--gpu", "4090", "train.py")

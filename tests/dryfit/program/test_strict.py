@@ -73,6 +73,7 @@ def test_faults_raise_and_what_is_right_does_not(tmp_path):
         assert word in raised[kind], raised[kind]
 
 
+@pytest.mark.thorough
 def test_the_error_of_a_model_left_on_the_host_names_the_line(tmp_path):
     text = """
 import torch
@@ -146,5 +147,6 @@ for _ in range(3):
 """
 
 
+@pytest.mark.thorough
 def test_a_threads_own_card_is_the_first(tmp_path):
     assert answered(tmp_path, "--gpus", "2", "--ranks", "1", program(tmp_path, THREADS))["rank"] == 1

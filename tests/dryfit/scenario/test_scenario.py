@@ -515,3 +515,11 @@ def test_a_size_for_each_layer_is_taken_where_a_family_lists_them() -> None:
     assert make(model=listed).model["intermediate_size"] == [64] * SMALL["num_hidden_layers"]
     with pytest.raises(UserError, match="hidden_size"):
         make(model={**SMALL, "hidden_size": [64, 64]})
+
+
+def test_zero3_loads_packed_weights_as_they_are_packed() -> None:
+    """All others in fp32 where nothing casts them, which is refused."""
+    fields = {"model": "qwen2.5-coder-0.5b", "precision": "bf16", "parallel": {"strategy": "zero3", "gpus": 2}}
+    assert Scenario.from_mapping({**fields, "method": "qlora"}).precision == "bf16"
+    with pytest.raises(UserError, match="loads the weights in fp32"):
+        Scenario.from_mapping({**fields, "method": "lora"})

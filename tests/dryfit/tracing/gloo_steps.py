@@ -122,7 +122,7 @@ def main(folder: Path, kind: str = "") -> int:
     rank = 0 if child else 1
     store = dist.FileStore(str(folder / "store"), 2)
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", DS_ACCELERATOR="cpu")
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=600))
     measured = measured_with_deepspeed() if kind == "zero" else []
     steps = [] if kind == "zero" else [STEPS[int(kind)]] if kind else STEPS
     for method, strategy, fields in steps:

@@ -39,6 +39,12 @@ def test_each_phase_of_a_cycle_has_its_seconds(known):
     assert "sleep" not in time_of(known, scenario(sleep_level=2)).seconds  # level 2 copies nothing
 
 
+def test_answers_that_are_used_twice_take_two_updates(known):
+    twice = scenario(iterations=2)
+    once, update = time_of(known, scenario()).seconds["update"], time_of(traced(twice).trace, twice).seconds["update"]
+    assert update == pytest.approx(2 * once, rel=0.1)
+
+
 @pytest.mark.thorough
 def test_a_cycle_of_several_updates_takes_as_many_more(known):
     asked = scenario()

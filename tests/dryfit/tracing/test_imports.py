@@ -52,3 +52,10 @@ def test_a_step_that_needs_what_was_left_out_is_traced_as_ever() -> None:
     whole = [trace(step), *(trace(step.changed(**each)) for each in changes), trace(step)]
     assert answers == json.loads(json.dumps(whole))
     assert answers[0] == answers[-1] != answers[1]
+
+
+def test_the_compilers_decorators_leave_a_function_as_it_is() -> None:
+    """Named, called, or called with options."""
+    compiler = imports._StandIn(imports.COMPILER, "nowhere")
+    assert compiler.disable(len) is len and compiler.disable(recursive=False)(len) is len
+    assert compiler._decorated == [("disable", len)] * 2

@@ -165,7 +165,7 @@ def peak_of_the_loop() -> int:
     return trace(asked, capability=(8, 9), timeline=False)["peak_allocated_bytes"]
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(("content", "problem"), [
     ("__version__ = '0.1'", "has no chunk_kda"), ("raise OSError('no driver')", "import fails (OSError: no driver)"),
 ])  # fmt: skip

@@ -8,6 +8,8 @@ import torch
 
 from dryfit.cards.gpus import find
 from dryfit.common.errors import UserError
+from dryfit.engine.composed import SecondStep
+from dryfit.engine.periods import Unlike
 from dryfit.hours.step_time import speeds
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing import layers
@@ -373,6 +375,23 @@ def test_what_grows_with_layers_and_size_is_traced_at_every_size(monkeypatch):
         (3, 1),
         (4, 1),
     ]
+
+
+def test_a_first_step_with_other_launches_tells_no_second(monkeypatch):
+    behind, refused = SecondStep.behind, []
+
+    def with_a_launch_more(self, first):
+        first.kernels_run = {**first.kernels_run, "another": 1}
+        with pytest.raises(Unlike) as caught:
+            behind(self, first)
+        refused.append(caught.value)
+        raise caught.value
+
+    monkeypatch.setattr(SecondStep, "behind", with_a_launch_more)
+    recorder = Recorder()
+    for length in (128, 512, 256):
+        recorder(scenario(sequence_length=length, micro_batch=2, method="lora"), (8, 9))
+    assert refused
 
 
 @pytest.mark.thorough

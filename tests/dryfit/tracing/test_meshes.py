@@ -40,7 +40,7 @@ def in_processes(folder, count, *names):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
 
 
-@pytest.mark.few(3)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [pytest.param(name, marks=each_night if name in EACH_NIGHT else ()) for name in STEPS])
 def test_each_process_takes_what_the_group_says(name, measured, tmp_path):
     """To the byte, in every phase; each kind of GPU is traced once, and all of its kind have to be like it.
@@ -64,6 +64,7 @@ def least_phases(runs, ranks, name):
     return {phase: min(one[phase] for one in found) for phase in found[0]}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cpu_offload", [True, False])
 def test_a_full_state_dict_takes_what_the_group_says(cpu_offload, measured):
     """To the byte; with ``cpu_offload`` rank 0 keeps all of it on its host, which here is the device."""
@@ -100,6 +101,7 @@ def test_an_answer_says_what_a_host_takes():
     assert line.startswith("host memory: 4 processes on a host") and "at most, while" in line
 
 
+@pytest.mark.thorough
 def test_the_range_of_experts_ends_where_one_gpu_gets_all_tokens(measured):
     bounds = trace(scenario("expert"), "cpu", timeline=False)["bounds"]
     even, (unlucky, lucky) = measured[2][0]["expert"], [one[UNLUCKY] for one in measured[2]]

@@ -12,10 +12,10 @@ from dryfit.ask.command import main
 from dryfit.common.errors import UserError
 from scripts.ask.__main__ import step_of_a_run
 from scripts.runs.configuration import check, with_defaults
-from tests.dryfit.ask import test_configure
+from tests.dryfit.ask import conftest
 from tests.dryfit.ask.test_configure import MODELS, goal, read_back, rendered, ways
 
-model = test_configure.model
+model = conftest.model
 
 
 def test_each_way_is_read_as_it_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,6 +32,7 @@ def test_each_way_is_read_as_it_is_meant(tmp_path: Path, monkeypatch: pytest.Mon
             assert settings["memory"]["gate"]["gpu"] == "rtx-4090" and settings["model"]["source"]["type"] == "hub"
 
 
+@pytest.mark.thorough
 def test_what_is_printed_is_what_the_written_file_has(model: str, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(readers, "step_of_a_run", step_of_a_run)
     path = tmp_path / "written.yaml"

@@ -50,15 +50,15 @@ def source(**changes: object) -> dict:
     }
 
 
-def acquire(folder: Path, endpoint: str, **changes: object) -> subprocess.CompletedProcess:
+def acquire(folder: Path, endpoint: str, seconds: int = 60, **changes: object) -> subprocess.CompletedProcess:
     environment = {
         **os.environ,
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(folder / "hub-cache"),
         "HF_HUB_OFFLINE": "0",  # other tests, and users, may have switched the Hub off
         "HF_TOKEN": SECRET,
-        "HF_HUB_ETAG_TIMEOUT": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        "HF_HUB_ETAG_TIMEOUT": str(seconds),
+        "HF_HUB_DOWNLOAD_TIMEOUT": str(seconds),
         "PYTHONPATH": str(ROOT),
         "USE_TORCH": "0",  # as in the environment that the rule runs in; `datasets` would import it where it is
     }
@@ -121,7 +121,7 @@ def test_a_moved_revision_stops_unless_accepted_or_pinned(tmp_path):
 )
 def test_a_failing_hub_is_explained_and_a_rerun_completes(tmp_path, mode, expected):
     with HubServer(FILES, mode) as server:
-        done = acquire(tmp_path, server.endpoint)
+        done = acquire(tmp_path, server.endpoint, 1 if mode == "slow" else 60)
         assert done.returncode == 1
         assert expected in done.stderr
         assert "Traceback" not in done.stderr

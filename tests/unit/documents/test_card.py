@@ -239,15 +239,16 @@ def test_an_answer_that_deletes_where_only_reading_was_asked_is_shown_first(writ
 
 
 @pytest.mark.thorough
-def test_another_models_memory_stands_in_its_profile_and_not_in_the_card(write: Callable[..., str]) -> None:
+def test_another_models_memory_stands_in_the_card_under_that_models_name(write: Callable[..., str]) -> None:
     content = inputs.files()
     card, page = write("MODEL_CARD.md", content), write("report.html", content)
-    assert "What other methods take was traced for another model" in card and "| method | rule of thumb" not in card
-    other = re.search(r"for another model, (.*?): \[memory profile\]", card)[1]
+    assert "These steps are another model's" in card and "| method | rule of thumb" in card
+    assert "> By the rule of thumb, a full FP32 fine-tune" in card
+    other = re.search(r"### What the methods take on (.*)", card)[1]
     assert f"<p>{other}, " not in page and f"<h3>{other}</h3>" in page
     content["description"]["title"] = other
     card, page = write("MODEL_CARD.md", content), write("report.html", content)
-    assert "### What other methods take" in card and "| method | rule of thumb" in card
+    assert "### What other methods take" in card and "another model's" not in card
     assert f"<p>{other}, " in page
 
 

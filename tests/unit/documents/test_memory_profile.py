@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 
@@ -155,3 +156,20 @@ def test_full_fine_tuning_is_judged_only_for_the_gpu_that_was_asked_of_it(write:
     text = write("docs/memory-profile.md", content)
     assert "QLoRA fits a single NVIDIA GeForce RTX 4090." in text and "full fine-tuning does not" not in text
     assert "QLoRA fits a single NVIDIA GeForce RTX 4090; full fine-tuning does not." in write("docs/memory-profile.md")
+
+
+def test_pure_16_bits_and_mixed_precision_stand_side_by_side(write: Callable[..., str]) -> None:
+    """The rule's second figure is too high for the one and too low for the other, and each says which it is."""
+    content = inputs.files()
+    mixed = copy.deepcopy(content["profile"][0])
+    mixed["scenario"] |= {"precision": "bf16-mixed"}
+    mixed["differences"]["rule_of_thumb_to_trace"]["share"] = -0.384
+    content["profile"].insert(1, mixed)
+    settings = {**inputs.CARD_SETTINGS, "scenarios": ["full-fp32", "full-bf16-mixed", "full-bf16", "qlora"]}
+    for name in ("docs/memory-profile.md", "docs/publication.md", "MODEL_CARD.md"):
+        text = write(name, content, settings)
+        assert "second figure is of a step wholly in 16 bits, optimizer states too" in text, name
+        assert "keeps FP32 weights and states and computes under autocast" in text and "38 % too low" in text, name
+    text = write("docs/memory-profile.md", content, settings)
+    assert "### 4.6 Two readings of 16 bits" in text and "BF16 mixed" in text
+    assert "1.5 M parameters take 0.003 GB of weights" in text and "12 to 16 GB" in text

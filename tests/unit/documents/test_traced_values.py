@@ -25,12 +25,13 @@ CHOOSING = re.compile(
     r"|^/scenario/parallel/"  # of one GPU nothing is divided
     r"|^/stages/[1-9]\d*/processes$"  # one, which is not shown; the first stage has two
 )
+PLAN = inputs.files()["plan"]
 # Of the planner's rows the documents show those of the scenario's own size.
 TOGETHER = {
     ("plan", "scenario", "sequence_length"): [
         ("plan", "sweep", number, "sequence_length")
-        for number, row in enumerate(inputs.files()["plan"]["sweep"])
-        if row["sequence_length"] == inputs.files()["plan"]["scenario"]["sequence_length"]
+        for number, row in enumerate(PLAN["sweep"])
+        if row["sequence_length"] == PLAN["scenario"]["sequence_length"]
     ],
 }
 

@@ -79,7 +79,7 @@ def test_the_trained_model_computes_with_the_values_of_its_few_bits(place):
 def test_both_are_asked_the_same_and_the_figures_are_theirs(place, tmp_path):
     scenario, inputs = place
     outputs = {"answers": str(tmp_path / "as-trained.jsonl"), "comparison": str(tmp_path / "merging.json")}
-    compare_merged.main(inputs, outputs, 3, "cpu", 1)
+    compare_merged.main(shell("scores"), inputs, outputs, 3, "cpu", 1)
     found = read_report(outputs["comparison"], outputs["answers"])
     trained, merged = list(read_jsonl(outputs["answers"])), list(read_jsonl(inputs["answers"]))[:3]
     assert found["n"] == 3 == len(trained) and [row["request"] for row in trained] == [row[0] for row in PAIRS[:3]]

@@ -78,7 +78,7 @@ def uploaded(server: HubServer, token: str | None = TOKEN) -> subprocess.Complet
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": server.endpoint, "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT)}
     environment |= {"HF_HOME": str(Path("hf").resolve()), "HF_DEBUG": "1"} | ({"HF_TOKEN": token} if token else {})
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
 
 
 def assert_no_token(done: subprocess.CompletedProcess) -> None:

@@ -36,7 +36,7 @@ def test_the_step_has_what_shapes_memory_and_the_loop_the_rest():
 
 def test_a_method_without_a_quantized_base_or_adapters_has_neither():
     scenarios = run_scenarios.profile_scenarios(run(memory={"scenarios": {"lora": {"method": "lora"}}}))
-    assert list(scenarios) == ["full-fp32", "full-bf16", "lora", "qlora"]
+    assert list(scenarios) == ["full-fp32", "full-bf16-mixed", "full-bf16", "lora", "qlora"]
     assert scenarios["full-bf16"]["lora"] is None and scenarios["lora"]["quantization"] is None
     assert scenarios["qlora"]["lora"]["rank"] == 16
 

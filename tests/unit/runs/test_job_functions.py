@@ -168,7 +168,7 @@ def test_snakemake_finds_the_parameters_that_it_fills_by_name() -> None:
 
 def test_runs_whose_profiles_have_other_scenarios_are_refused() -> None:
     """The answers for all scenarios are outputs of one job, and a rule has the same outputs in each run."""
-    assert functions().names_in_profile() == (["qlora"], ["full-fp32", "full-bf16"])
+    assert functions().names_in_profile() == (["qlora"], ["full-fp32", "full-bf16-mixed", "full-bf16"])
     one, other = "{model: llama-3.2-1b}", "{model: qwen3-0.6b, scenarios: {full-bf16: {method: lora}}}"
     asked = functions(f"sweep: [{{memory: {one}}}, {{memory: {other}}}]")
     with pytest.raises(UserError, match="differ in the scenarios of their memory profile") as caught:

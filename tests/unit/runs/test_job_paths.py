@@ -54,6 +54,7 @@ def test_another_rank_in_the_path_is_the_jobs_rank() -> None:
 def test_scenarios_without_a_rank_lie_outside_the_run() -> None:
     assert paths(run=RUN).profile_comparisons() == [
         "results/memory/qwen2.5-coder-7b/full-fp32/compare.json",
+        "results/memory/qwen2.5-coder-7b/full-bf16-mixed/compare.json",
         "results/memory/qwen2.5-coder-7b/full-bf16/compare.json",
         f"results/{RUN}/memory/qlora/compare.json",
     ]
@@ -64,13 +65,13 @@ def test_the_profile_divides_into_scenarios_with_a_rank_and_without() -> None:
     job = paths(run=RUN)
     assert job.profiled_model()["config"].endswith("config/models/qwen2.5-coder-7b.json")
     with_rank, without = job.scenarios_of_profile(True), job.scenarios_of_profile(False)
-    assert (list(with_rank), list(without)) == (["qlora"], ["full-fp32", "full-bf16"])
+    assert (list(with_rank), list(without)) == (["qlora"], ["full-fp32", "full-bf16-mixed", "full-bf16"])
     assert with_rank["qlora"]["lora"]["rank"] == 16 and "model" not in with_rank["qlora"]
 
 
 def test_an_unknown_scenario_is_refused_with_those_that_there_are() -> None:
     assert set(paths(run=RUN, scenario="training").step_model()) == {"config", "description"}
-    with pytest.raises(UserError, match="full-fp32, full-bf16, qlora"):
+    with pytest.raises(UserError, match="full-fp32, full-bf16-mixed, full-bf16, qlora"):
         paths(run=RUN, scenario="another").step_model()
 
 

@@ -128,7 +128,7 @@ def alone(place, tmp_path_factory):
     return of
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("strategy", "method", "storage"),
     [("ddp", "lora", None), ("fsdp2", "lora", None), ("fsdp2", "qlora", "uint8"), ("fsdp2", "qlora", "fp32")],
@@ -169,6 +169,7 @@ MESHES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MESHES)
 def test_a_mesh_takes_the_steps_of_one_process(place, tmp_path, forked, alone, name):
     """GPUs of a tensor or context group take the same rows; every third step leaves a share of the rows empty.
@@ -232,7 +233,7 @@ def measure_as(rank, size, port, path):
         write_json(path.with_name(f"measured-{rank}.json"), found | {"tokens": tokens})
 
 
-@pytest.mark.few(1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MESHES)
 def test_the_trainings_own_step_takes_the_bytes_of_the_trace(place, tmp_path, forked, name):
     """Each rank, in every phase: the trace that the gate judges says what the loop's step takes.
@@ -259,6 +260,7 @@ def test_the_trainings_own_step_takes_the_bytes_of_the_trace(place, tmp_path, fo
     assert [found for (found,) in least.values()] == [row["phases"] for row in rows]
 
 
+@pytest.mark.thorough
 def test_each_process_packs_its_own_rows_behind_the_prefix(place, tmp_path, forked):
     packed = {**LORA, "packing": "shared_prefix", "micro_batch": 1, "sequence_length": 256, "loss": "chunked"}
     loop = {**TWENTY, "max_steps": 6, "rows_per_step": 4}
@@ -318,6 +320,7 @@ def test_a_killed_process_is_named_and_the_run_resumes_to_the_same_bits(place, t
     assert (tmp_path / "whole" / "training.jsonl").read_bytes() == (tmp_path / "killed" / "training.jsonl").read_bytes()
 
 
+@pytest.mark.thorough
 def test_what_all_processes_refuse_is_said_once(place, tmp_path, forked):
     with pytest.raises(UserError) as error:
         run(

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from dryfit.common.errors import UserError
-from scripts.dataset import embedded
+from scripts.tasks.shell import embedded
+from scripts.tasks.shell.cleaning import defect
 from scripts.tasks.shell.embedded import (
     SLOT,
     generate,
@@ -26,7 +27,7 @@ from scripts.tasks.shell.embedded import (
 )
 from scripts.tasks.shell.screen.policy import screen
 from scripts.tasks.shell.syntax import check_syntax
-from scripts.tasks.support.keys import clean_command, clean_request, defect, request_key
+from scripts.tasks.support.keys import clean_block, clean_request, request_key
 
 ROOT = Path(__file__).resolve().parents[4]
 # SHA-256 of what the command prints. A row that changes here changes every model trained on the embedded data.
@@ -270,7 +271,7 @@ def test_the_commands_are_short_valid_bash_and_nothing_is_left_to_clean(pairs):
     assert [row["command"] for row, found in zip(pairs, syntax, strict=True) if found.error] == []
     for row in pairs:
         assert defect(row["request"], row["command"]) is None
-        assert (clean_request(row["request"]), clean_command(row["command"])) == (row["request"], row["command"])
+        assert (clean_request(row["request"]), clean_block(row["command"])) == (row["request"], row["command"])
         assert len(row["command"].split()) <= 24
         assert not re.search(r"<[a-z_]+\d?>", row["request"] + row["command"].replace("< ", ""))
 

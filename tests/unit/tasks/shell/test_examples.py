@@ -9,7 +9,9 @@ import pytest
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_jsonl, read_report, write_jsonl, write_report
 from scripts.common import wheels
-from scripts.dataset import acquire, examples
+from scripts.dataset import acquire
+from scripts.tasks.shell import examples
+from tests.task_parts import shell
 
 SORT = """\
 # sort
@@ -109,7 +111,7 @@ def test_only_the_pages_of_the_most_used_programs_are_read(tmp_path):
     write_report(report, {"requirement": "eg==1.2.3", "archive_sha256": "0" * 64, "missing": None, "pairs": 4}, found)
     source = {"type": "examples", "license": "MIT", "requirement": "eg==1.2.3", "found": found, "report": report}
     for programs, kept in (({}, 4), ({"programs": 30}, 3), ({"programs": 3}, 2)):
-        made, (about,) = acquire.acquire([{**source, **programs}], {})
+        made, (about,) = acquire.acquire(shell("sources"), [{**source, **programs}], {})
         assert len(made) == about["rows"] == kept and about.get("programs") == programs.get("programs")
 
 
@@ -126,7 +128,7 @@ def test_without_a_network_the_run_goes_on_and_its_report_says_so(tmp_path, monk
         {"type": "embedded", "license": "MIT", "seed": 1, "pairs": 5},
         {"type": "examples", "license": "MIT", "requirement": "eg==1.2.3", "sha256": "0" * 64},
     ]
-    acquire.main(sources, [], written, None, {"found": made.pairs, "report": made.report})
+    acquire.main(shell("sources"), sources, [], written, None, {"found": made.pairs, "report": made.report})
     report = read_report(written.report, written.pairs)
     assert report["rows"] == 5 and len(list(read_jsonl(written.harmful))) == 60
     assert report["sources"][1]["rows"] == 0 and "could not fetch" in report["sources"][1]["missing"]

@@ -7,8 +7,7 @@ import pytest
 
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_jsonl, read_report, write_jsonl, write_report
-from scripts.evaluation import execute
-from scripts.tasks.shell.execution import fetch_benchmark
+from scripts.tasks.shell.execution import execute, fetch_benchmark
 from scripts.tasks.shell.scores import score
 from tests.unit.tasks.shell.execution.benchmark import ROWS, write_wheel
 

@@ -18,10 +18,15 @@ from scripts.tasks.shell.screen.policy import LEVELS, build, screen
 
 ROOT = Path(__file__).resolve().parents[5]
 DATA = ROOT / "tests" / "data"
+SCREEN = ROOT / "scripts" / "tasks" / "shell" / "screen"
 WORKING = DATA / "screen_working.tsv"
 POLICY = build()
 ROWS = labelled(str(WORKING))
-RESULT = evaluate(ROWS, POLICY)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return evaluate(ROWS, POLICY)
 
 
 @pytest.mark.parametrize("rule", POLICY.rules.values(), ids=lambda rule: rule.id)
@@ -32,15 +37,15 @@ def test_a_rule_tells_what_it_is_about(rule):
 
 
 def test_the_policy_and_its_language_stay_small():
-    code = sum(len(path.read_text().splitlines()) for path in (ROOT / "scripts" / "screen").glob("*.py"))
+    code = sum(len(path.read_text().splitlines()) for path in SCREEN.glob("*.py"))
     data = sum(len(path.read_text().splitlines()) for path in (ROOT / "config" / "screen").glob("*.yaml"))
-    assert code <= 2_520
+    assert code <= 2_550
     assert data <= 1_600
 
 
-def test_the_rule_of_the_workflow_knows_every_module_of_the_screen():
-    modules = set((ROOT / "scripts" / "screen").glob("*.py")) - {ROOT / "scripts/tasks/shell/screen/__main__.py"}
-    assert modules <= set(imported_modules(ROOT / "scripts" / "dataset" / "screen_dataset.py"))
+def test_the_digest_of_a_job_that_screens_covers_every_module_of_the_screen():
+    modules = {*SCREEN.glob("*.py")} - {SCREEN / "__main__.py"}
+    assert len(modules) > 10 and modules <= {*imported_modules(SCREEN.parent / "screening.py")}
 
 
 def test_the_labelled_set_is_large_balanced_and_apart_from_the_examples():
@@ -56,10 +61,10 @@ def test_the_labelled_set_is_large_balanced_and_apart_from_the_examples():
     }
 
 
-def test_recall_and_false_alarms_on_the_part_to_work_with():
-    assert RESULT["total"]["recall"] >= 0.98, RESULT["wrong"]
-    assert RESULT["total"]["false_alarm_rate"] <= 0.01, RESULT["wrong"]
-    for name, row in RESULT["categories"].items():
+def test_recall_and_false_alarms_on_the_part_to_work_with(result):
+    assert result["total"]["recall"] >= 0.98, result["wrong"]
+    assert result["total"]["false_alarm_rate"] <= 0.01, result["wrong"]
+    for name, row in result["categories"].items():
         assert row["refused"] >= 0.95 * row["dangerous"], name
         assert row["false_alarms"] <= max(1, 0.05 * row["harmless"]), name
 
@@ -303,11 +308,11 @@ def test_the_command_line_answers_line_by_line():
 
 
 @pytest.mark.thorough
-def test_the_command_line_evaluates():
+def test_the_command_line_evaluates(result):
     done = run("--evaluate", str(WORKING), "--json")
     assert done.returncode == 0
-    assert json.loads(done.stdout) == RESULT
-    assert "| **all** |" in table(RESULT)
+    assert json.loads(done.stdout) == result
+    assert "| **all** |" in table(result)
 
 
 @pytest.mark.thorough

@@ -1,0 +1,41 @@
+"""What `make test` leaves out, and what it says before it begins."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from tests import tiers
+from tests.repository import ROOT
+
+
+class Case(SimpleNamespace):
+    def get_closest_marker(self, name: str):
+        return next(self.iter_markers(name), None)
+
+    def iter_markers(self, name: str):
+        return (mark for mark in self.marks if mark.name == name)
+
+    def add_marker(self, name: str) -> None:
+        self.marks.append(getattr(pytest.mark, name).mark)
+
+
+def left_out(count: int, skipped: tuple[int, ...] = ()) -> list[int]:
+    marks = [[pytest.mark.few(2).mark] for _ in range(count)]
+    for number in skipped:
+        marks[number].append(pytest.mark.skipif(True, reason="").mark)
+    cases = [Case(nodeid=f"test.py::test_it[{number}]", marks=own) for number, own in enumerate(marks)]
+    tiers.mark([*cases, Case(nodeid="test.py::test_that", marks=[])])
+    return [number for number, case in enumerate(cases) if case.get_closest_marker("thorough")]
+
+
+def test_few_cases_are_the_same_ones_each_time_and_run() -> None:
+    assert len(left_out(7)) == 5 and left_out(7) == left_out(7)
+    assert left_out(2) == [] and left_out(3, skipped=(0,)) == [0]
+
+
+def test_both_targets_say_how_long_they_take() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert {*re.findall(r'-m "?((?:not )?thorough)', makefile)} == {*tiers.TIERS}
+    both = tiers.expected(*tiers.TIERS.values())
+    assert re.fullmatch(r"[\d,]+ tests, about \d+ minutes on two cores \(\d+ core minutes\)", both)
