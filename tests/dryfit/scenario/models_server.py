@@ -3,7 +3,9 @@
 import hashlib
 import json
 import re
+import time
 import urllib.parse
+from contextlib import suppress
 
 from tests.local_server import LocalServer, QuietHandler
 
@@ -17,7 +19,7 @@ class ModelsServer(LocalServer):
     ----------
     models
         By id the configuration; or instead of it what goes wrong: ``gated``, ``limited`` (429), ``broken`` (500),
-        ``empty`` (a repository without a config.json), or ``-> owner/name``
+        ``empty`` (a repository without a config.json), ``slow`` (an answer after seconds), or ``-> owner/name``
         (renamed).
     """
 
@@ -63,6 +65,10 @@ class _Handler(QuietHandler):
             self.answer(b"{}", 429, Retry_After="0")
         elif held == "broken":
             self.refuse(500)
+        elif held == "slow":
+            time.sleep(3)
+            with suppress(BrokenPipeError):  # who asked has gone
+                self.refuse(500)
         elif isinstance(held, str) and held.startswith("-> "):
             self.answer(b"", 307, Location=f"/{held.removeprefix('-> ')}/resolve/{found[2]}/{found[3]}")
         elif held == "empty" or found[3] != "config.json":
