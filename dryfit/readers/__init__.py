@@ -100,7 +100,9 @@ SCRIPTS: dict[str, Callable[[Launch, Command, Path], Mapping[str, Any] | None]] 
 step_of_a_run: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 # The sections of a run's settings (config/schema.yaml): a file with any other key is no run's.
 RUN_SECTIONS = frozenset(
-    "run sweep task dataset prompt model lora training memory scenario_defaults merging evaluation publish cluster".split()
+    (
+        "run sweep task dataset prompt model lora training memory scenario_defaults merging evaluation publish cluster"
+    ).split()
 )
 _LOOKS_LIKE = data_path("looks_like.yaml")  # files that are often tried, by their keys
 CAN_READ = (
