@@ -91,7 +91,7 @@ def analytic_estimate(
         "phases": dict(step.peaks),
         "resident_bytes": step.resident,
         "components": dict(components),
-        "terms": sorted(terms, key=lambda term: -term["bytes"]),
+        "terms": sorted(terms, key=lambda term: (-term["bytes"], term["what"], term["formula"])),
         "parameters": decoder.parameter_counts(),
     }
 

@@ -141,6 +141,12 @@ def random_choice(dice: random.Random) -> dict:
     }  # fmt: skip
 
 
+def first_difference(browser: Any, request: dict) -> str:
+    (text,), expected = in_browser(browser, [request]), in_python(request)
+    at = next((at for at, (one, other) in enumerate(zip(text, expected, strict=False)) if one != other), 0)
+    return f"{text[at - 100 : at + 80]!r} instead of {expected[at - 100 : at + 80]!r}"
+
+
 @needs_browser
 def test_random_choices_equal_pythons_to_the_byte(page: Any) -> None:
     dice = random.Random(25)
@@ -157,7 +163,7 @@ def test_random_choices_equal_pythons_to_the_byte(page: Any) -> None:
     ]
     found = in_browser(page, requests)
     differ = [request for request, text in zip(requests, found, strict=True) if text != in_python(request)]
-    assert not differ, f"{len(differ)} differ, the first: {differ[0]}"
+    assert not differ, f"{len(differ)} differ, the first: {differ[0]}; {first_difference(page, differ[0])}"
     assert sum('"answer"' in text for text in found) > CHOICES / 2, "most were refused: the test says little"
 
 
