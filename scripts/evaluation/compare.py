@@ -12,7 +12,7 @@ from dryfit.common.files import read_jsonl, read_report, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.common.requests import BASELINES, BENCHMARK, TESTS, by_test
-from scripts.common.statistics import VERDICTS, by_unit, paired, paired_bootstrap_interval, sign
+from scripts.common.statistics import VERDICTS, by_unit, paired, paired_bootstrap_interval, share, sign
 from scripts.tasks.support import registry
 from scripts.tasks.text import Task
 
@@ -63,7 +63,7 @@ def compare_tests(task: Task, rows: Mapping[str, Sequence[dict]]) -> dict[str, d
     found = {}
     for test in (name for name in TESTS if name in apart["tuned"]):
         tables = {name: pd.DataFrame(some[test]) for name, some in apart.items()}
-        figures = {name: task.summarize(some[test]) for name, some in apart.items()}
+        figures = {name: task.summarize(some[test], share) for name, some in apart.items()}
         against = {
             name: {**figures[name], "compared": compare(task, tables[name], tables["tuned"])["exact"]}
             for name in BASELINES

@@ -69,7 +69,7 @@ def side_by_side(task: Task, trained: list[dict], merged: list[dict]) -> dict[st
 
     names = metrics_of(task)
     compared = compare(task, pd.DataFrame(trained), pd.DataFrame(merged))
-    of_trained, of_merged = task.summarize(trained), task.summarize(merged)
+    of_trained, of_merged = task.summarize(trained, share), task.summarize(merged, share)
     return {
         **{name: compared[name] for name in names},
         "merged": {name: of_merged[name] for name in names},

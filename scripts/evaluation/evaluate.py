@@ -183,7 +183,7 @@ def main(
         write_jsonl(files["few_shot"], rows[alone:])
     of_harmful = [{**row, "category": pair["category"]} for row, pair in zip(of_harmful, harmful, strict=True)]
     held_out = [row for row in answers if row["test"] != BENCHMARK]
-    summary = task.summarize(held_out)
+    summary = task.summarize(held_out, share)
     if harmful:
         summary |= refusals(held_out, of_harmful, harmful[0]["command"])
     write_report(metrics, {**summary, "decoding": {"do_sample": False, **settings}, "prompt": prompt}, *files.values())

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from dryfit.common.errors import UserError
 from dryfit.common.schema import closest
-from scripts.common.statistics import share
 from scripts.tasks.support import keys, own
 
 MAXIMUM_CHARACTERS = 200_000  # of a prompt or an answer: far more than a sequence holds
@@ -257,8 +256,12 @@ class Task:
         own_names = tuple(name.partition(":")[2] for name in asked if own.is_own(name))
         return (*self.compared, *normalized, *own_names)
 
-    def summarize(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The figures of many answers: shares with Wilson intervals, means of numbers."""
+    def summarize(self, rows: Sequence[Mapping[str, Any]], share: Callable[[list[bool]], Any]) -> dict[str, Any]:
+        """The figures of many answers: shares with Wilson intervals, means of numbers.
+
+        ``share`` is :func:`scripts.common.statistics.share`. It is not imported here, so that an edit of the statistics
+        does not prepare the data again.
+        """
         found: dict[str, Any] = {"n": len(rows), **loss_of(rows)}
         if "chrf" in self.options["metrics"]:
             found["chrf"] = chrf([self.plain(row["answer"]) for row in rows], [row["command"] for row in rows])

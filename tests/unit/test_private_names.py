@@ -28,7 +28,7 @@ ZERO = "deepspeed.runtime.zero"
 RELIED_ON = {
     "liger_kernel.transformers.monkey_patch": "_apply_liger_kernel_to_instance",
     "accelerate.big_modeling": ("_attach_context_parallel_hooks _refuse_recurrent_layers_under_sequence_parallelism"),
-    "accelerate.state.AcceleratorState": "_reset_state",
+    "accelerate.state.AcceleratorState": "_mixed_precision _reset_state",
     "accelerate.state.GradientState": "_reset_state",
     "bitsandbytes.autograd": "_functions",
     "bitsandbytes.nn.parametrize": "_disable_parametrization_cache _enable_parametrization_cache",

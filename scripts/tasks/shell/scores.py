@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from scripts.common.answers import strip_fence
@@ -66,7 +66,7 @@ class Task(Shell):
     def score(self, answers: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return score(list(answers), [pair["command"] for pair in pairs])
 
-    def summarize(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def summarize(self, rows: Sequence[Mapping[str, Any]], share: Callable[[list[bool]], Any]) -> dict[str, Any]:
         return summarize(rows)
 
     def flags(self) -> tuple[str, ...]:

@@ -165,11 +165,6 @@ WRONG = {
         "only FSDP can keep",
         "parallel: {strategy: zero3, gpus: 2, offload: none}",
     ),
-    "a loss outside the forward pass of zero3": (
-        {"loss": "chunked", "parallel": {"strategy": "zero3", "gpus": 2}},
-        "in which ZeRO-3 has gathered",
-        "loss: full",
-    ),
     "zero and 8-bit states": (
         {"optimizer": "adamw_8bit", "parallel": {"strategy": "zero2", "gpus": 2}},
         "one flat tensor",

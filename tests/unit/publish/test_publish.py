@@ -14,6 +14,7 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import read_json, read_report, write_json, write_jsonl, write_report
 from scripts.documents.validate import split_card
 from scripts.publish import prepare
+from scripts.tasks.support import registry
 from tests.unit.documents import inputs
 from tests.unit.publish.hub_server import HubServer
 
@@ -26,7 +27,7 @@ PUBLISH = {
     "private": True,
     "thresholds": {"better": ["loss"], "least_exact": 0.1, "most_danger": 0.05},
 }
-ABOUT = {"dataset": "embedded", "run": "small-r16"}
+ABOUT = {"dataset": "embedded", "run": "small-r16", "task": registry.checked("shell")}
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dryfit.common.errors import UserError
+from scripts.common.statistics import share
 from scripts.dataset import check_splits
 from scripts.dataset.rows import write_rows
 from scripts.tasks.support import messages, registry
@@ -30,7 +31,7 @@ def test_metrics_of_answers() -> None:
     rows = task.score(["In France.", "in france", "Italy"], [PAIR] * 3)
     assert [row["exact"] for row in rows] == [True, False, False]
     assert [row["normalized"] for row in rows] == [True, True, False]
-    summary = task.summarize([{**row, **PAIR, "answer": "In France."} for row in rows])
+    summary = task.summarize([{**row, **PAIR, "answer": "In France."} for row in rows], share)
     assert summary["exact"]["count"] == 1 and summary["normalized"]["count"] == 2 and summary["chrf"] == 100
 
 
@@ -60,7 +61,7 @@ def test_own_metrics_and_checks(own: Path) -> None:
     rows = task.score(["In Italy.", "In France."], [PAIR] * 2)
     assert [row["overlap"] for row in rows] == [0.5, 1.0]
     assert task.flags() == ("exact", "overlap") and "Overlap" in task.labels()["overlap"]
-    assert task.summarize([{**row, **PAIR, "answer": ""} for row in rows])["overlap"] == 0.75
+    assert task.summarize([{**row, **PAIR, "answer": ""} for row in rows], share)["overlap"] == 0.75
     checked = text("cleaning", checks=["my_metrics:polite"]).check([("a", "b"), ("please", "b")])
     assert [one.reason for one in checked] == ["not polite", None]
 
