@@ -42,6 +42,8 @@ DRAWN = ("second", "rehearsal", "first", "")  # the sets, the newest first
 FIRST_ASKED = {  # the commit at which each set was asked first
     "": "commit 75c96db0 of 2026-11-30",
     "first": "commits fdc3f1c2 to a2c8f298 of 2026-12-01 (19 of them were asked twice, with three mends between)",
+    "rehearsal": "commit 4e04f64c of 2026-12-01",
+    "second": "commit 57d9f232 of 2026-12-01",
 }
 NOT_ASKED = "not_asked"  # at the first asking, for want of time
 AGREEMENTS = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable")
@@ -283,7 +285,8 @@ def counts(reports: Iterable[Report], first: bool = False) -> dict[str, int]:
         said = report.first_verdict if first else report.verdict
         told["total"] += 1
         told["too_close"] += said == "too_close" and report.decidable == "yes"
-        told[(then if first else now)(report) or NOT_ASKED] += 1
+        undecidable = "undecidable" if report.decidable != "yes" else ""
+        told[(then if first else now)(report) or undecidable or NOT_ASKED] += 1
     return told
 
 
@@ -296,8 +299,8 @@ def _sets(reports: Sequence[Report]) -> dict[str, list[Report]]:
 def page(reports: Sequence[Report]) -> str:
     """docs/reports.md."""
     sets = _sets(reports)
-    parts = [_HEAD.format(reports=len(reports), threads=len({report.link for report in reports}), seed=SEEDS["first"],
-                          unread=len(sets["first"]))]  # fmt: skip
+    threads = len({report.link for report in reports})
+    parts = [_HEAD.format(reports=len(reports), threads=threads, unread=UNREAD, **SEEDS)]
     parts += ["## What came out", _count_table(sets)]
     parts += [_missed_number(drawn, those) for drawn, those in sets.items() if drawn in SEEDS]
     for drawn, those in sets.items():
@@ -345,7 +348,7 @@ hundredths of a percent. Here the question is another one: is the verdict right 
 1. **The question came first.** `validation/data/reports.csv` says what a report stated and what we assumed, and the
    question lies beside it. The outcome is in columns of its own. A search shows a thread's title, so the outcome was
    seen before the question was written in all rows. No verdict was known then.
-2. **{unread} reports stayed unread.** `python -m validation.reports draw` draws whole threads with seed {seed}. Nobody
+2. **{unread} reports stayed unread.** `python -m validation.reports draw` draws whole threads with seed {first}. Nobody
    asked these questions while the verdict was changed. 19 were asked first at commit fdc3f1c2: 12 were right, 3
    unsafe, one wrong on the safe side, and 3 had no answer. Two of those three met an error of ours, and one of the
    unsafe ones a rule that was missing: DeepSpeed on one GPU keeps fp32 copies. Both were mended. Then the others were
@@ -353,7 +356,12 @@ hundredths of a percent. Here the question is another one: is the verdict right 
    then these rows are read, and they help to develop the verdict as the others do: "now" has them after that.
    The causes of wrong verdicts were mended on 2026-12-01. Traces that were stored that day were judged again with the
    present rules, and some reports were asked again. A report that was not keeps the verdict that it had.
-3. **The others were for development from the start.** They were asked at commit 75c96db0 first. Only the causes of
+3. **90 reports of 64 other threads came later**, when the causes above were being mended. Their questions were written
+   before any was asked. 40 were drawn with seed {second}, by whole threads, and stayed unread. The others were asked
+   first, as a rehearsal: some causes of its wrong answers were mended, and four of its rows were asked again. Then the
+   40 were asked, once. That 3 of them, DPO and ORPO with ZeRO-3, would be refused was seen before, since each question
+   was tried for its form.
+4. **The others were for development from the start.** They were asked at commit 75c96db0 first. Only the causes of
    wrong answers were told to those who changed the verdict.
 
 "Too close to call" counts as right where the run ended out of memory or took 97 % of the card and more. A verdict is
