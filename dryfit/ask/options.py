@@ -333,19 +333,22 @@ def slips(words: Sequence[str]) -> list[Slip]:
 
 
 def _plain_english(words: Sequence[str], places: Sequence[int]) -> Iterator[Slip]:
-    """Words beside the model that are no files: ``on 4090``, ``does ... fit``."""
+    """Words beside the model that are no files: ``on 4090``, ``lora``, ``does ... fit``."""
     beside = [place for place in places if not Path(words[place]).exists()]
     if len(beside) < 2:
         return
     asks = any(words[place].lower() in _FILLERS for place in beside)
-    named = {"--gpu"} & {_named(word) for word in words}
-    for place in beside if asks else ():
+    named = {_named(word) for word in words}
+    for place in beside if asks else beside[1:]:
         word = words[place]
         problem, allowed = "A question is a model and options.", "a model's name, then options"
-        if word.lower() in _FILLERS:
+        if asks and word.lower() in _FILLERS:
             yield Slip(place, 1, problem, word, allowed, [])
-        elif not named and _is_gpu(word):
-            named = {"--gpu"}
+        elif word.lower() in METHODS and "--method" not in named:
+            named.add("--method")
+            yield Slip(place, 1, problem, word, allowed, ["--method", word.lower()])
+        elif "--gpu" not in named and _is_gpu(word):
+            named.add("--gpu")
             yield Slip(place, 1, problem, word, allowed, ["--gpu", word])
 
 
@@ -398,8 +401,9 @@ def _wrong_options(command: str, words: Sequence[str], start: int) -> Iterator[S
 
 
 def _is_switch(name: str) -> bool:
-    """Whether an option that this command does not take has no value."""
-    return OPTIONS.get(name, {}).get("action") == "store_true"
+    """Whether an option that this command does not take has no value: ``--full`` and ``--no-...`` have none."""
+    key = name.lstrip("-")
+    return OPTIONS.get(name, {}).get("action") == "store_true" or key in METHODS or key.startswith(("no-", "no_"))
 
 
 def _unknown(
@@ -425,8 +429,14 @@ def _unknown(
         return
     known = {_dest(option): option for option in table} | (_fields() if "--set" in table else {})
     known |= {also: option for also, option in _ALSO.items() if option in table}
-    near = key if key in known else closest(key, known)
-    meant = _typed(known[near], value) if near else []
+    denied = key.startswith("no_") and key not in known
+    key = key.removeprefix("no_") if denied else key
+    near = key if key in known else closest(key, known, 0.65)  # --tokens is not --set kernels
+    meant = _typed(known[near], "false" if denied else value) if near else []
+    if key in METHODS and value is None and "--method" in table:
+        meant = ["--method", key]
+    if not meant:
+        problem = f"{PROGRAM} has no option `{name}`, and the line below leaves it out."
     if meant[:1] == ["--gpu"] and re.fullmatch(r"[\d.]+", meant[1]) and key in _MEMORY:
         meant[1] += "GiB"
     yield Slip(at, count, problem, found, allowed, meant)

@@ -17,12 +17,12 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2
 _TOKEN = re.compile(r"\bhf_\w{6,}")
 
 
-def closest(word: object, known: Iterable[str]) -> str | None:
-    """The known word that a misspelt one is most like."""
+def closest(word: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word that a misspelt one is most like; ``cutoff`` is difflib's, from 0 to 1."""
     import difflib
 
     names = sorted(known)
-    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(word), names, n=1, cutoff=cutoff)
     return next(iter(near or (name for name in names if len(name) > 3 and str(word).startswith(name))), None)
 
 

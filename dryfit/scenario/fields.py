@@ -440,6 +440,7 @@ ELSEWHERE = {
     **dict.fromkeys(("lora_r", "lora_rank"), "lora.rank"),
     **dict.fromkeys(("lora_target", "lora_target_modules"), "lora.target_modules"),
     **{"lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout", "attn_implementation": "attention"},
+    "attn": "attention",
     **{"gradient_accumulation_steps": "gradient_accumulation", "finetuning_type": "method", "optim": "optimizer"},
 }
 # What a training aims at, which `method` does not say.

@@ -12,7 +12,7 @@ import pytest
 
 from dryfit.ask import options
 from dryfit.ask.command import main, read
-from dryfit.ask.options import COMMANDS, OPTIONS, own_parser, parse, parser, suggested, whole_number
+from dryfit.ask.options import COMMANDS, OPTIONS, own_parser, parse, parser, put_right, slips, suggested, whole_number
 from dryfit.common.errors import UserError
 
 MODEL = "qwen2.5-coder-7b"
@@ -192,3 +192,22 @@ def test_completion_says_what_it_needs(monkeypatch) -> None:
     with pytest.raises(UserError, match="shtab is not installed") as error:
         main(["--print-completion", "bash"])
     assert error.value.write == 'pip install "dryfit[completion]"'
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--gpu 4090 --no-gradient-checkpointing", "--gpu 4090 --set gradient_checkpointing=false"),
+        ("--gpu h100 --full", "--gpu h100 --method full"),
+        ("a100-80gb", "--gpu a100-80gb"),
+        ("lora 2x3090 -s 2048", "--method lora --gpu 2x3090 -s 2048"),
+    ],
+)
+def test_a_correction_means_what_was_typed(words: str, line: str) -> None:
+    typed = ["qwen2.5-coder-7b", *words.split()]
+    assert put_right(typed, slips(typed)) == ["qwen2.5-coder-7b", *line.split()]
+
+
+def test_a_correction_says_what_it_leaves_out() -> None:
+    (slip,) = slips(["qwen2.5-coder-7b", "--gpu", "4090", "--tokens", "100M"])
+    assert slip.meant == [] and slip.problem == "dryfit has no option `--tokens`, and the line below leaves it out."
