@@ -74,8 +74,8 @@ class Serving:
         """What to try where not even one request fits."""
         one = self.weights_bytes + self.step_bytes + self.cache_bytes_a_token * self.tokens
         if BITS[self.weights] <= 5:
-            return f"one such request needs {gib(one)}: {smallest(one)}; or shorter requests (-s)"
-        return f"one such request needs {gib(one)}: {smallest(one)}; or fewer bits: --weights q4_k_m"
+            return f"one such request needs {gib(one)}: {_smallest(one)}; or shorter requests (-s)"
+        return f"one such request needs {gib(one)}: {_smallest(one)}; or fewer bits: --weights q4_k_m"
 
     def to_mapping(self) -> dict[str, Any]:
         kept = {name: value for name, value in asdict(self).items() if name != "gpu"}
@@ -85,7 +85,7 @@ class Serving:
     def text(self) -> str:
         need = f"serving needs {gib(self.total_bytes)}"
         if self.gpu is None:
-            first = f"{need[0].upper()}{need[1:]}: {smallest(self.total_bytes)}"
+            first = f"{need[0].upper()}{need[1:]}: {_smallest(self.total_bytes)}"
         else:
             first = sentence(self.verdict, need, has_usable(self.gpu.to_mapping()))
         of = f"{self.requests} request{'s' if self.requests > 1 else ''} of {self.tokens:,} tokens"
@@ -104,6 +104,11 @@ class Serving:
         return "\n".join(lines)
 
 
+def _smallest(needed_bytes: int) -> str:
+    """The smallest card that has it; serving is not divided here."""
+    return smallest(needed_bytes).partition(";")[0]
+
+
 def serve(asked: Question, requests: int, weights: str | None) -> Serving:
     """What serving a model takes.
 
@@ -113,6 +118,14 @@ def serve(asked: Question, requests: int, weights: str | None) -> Serving:
         For an unknown quantization, or an architecture whose keys and values are not described.
     """
     scenario = asked.scenario
+    if scenario.parallel.gpus > 1:
+        raise UserError(
+            "Serving on several GPUs has no answer: weights and cache are counted on one.",
+            where="--gpu",
+            found=f"{scenario.parallel.gpus} GPUs",
+            allowed="one GPU",
+            write=f"--gpu {asked.gpu.name}" if asked.gpu else None,
+        )
     kind = (weights or ("nf4" if scenario.method == "qlora" and "method" in asked.asked.mapping else "bf16")).lower()
     if kind not in BITS:
         raise UserError(

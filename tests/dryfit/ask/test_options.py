@@ -211,3 +211,8 @@ def test_a_correction_means_what_was_typed(words: str, line: str) -> None:
 def test_a_correction_says_what_it_leaves_out() -> None:
     (slip,) = slips(["qwen2.5-coder-7b", "--gpu", "4090", "--tokens", "100M"])
     assert slip.meant == [] and slip.problem == "dryfit has no option `--tokens`, and the line below leaves it out."
+
+
+def test_serving_on_several_gpus_is_refused_and_not_advised() -> None:
+    with pytest.raises(UserError, match="Serving on several GPUs has no answer"):
+        main(["serve", "llama-3.1-8b", "--gpu", "2x4090"])
