@@ -25,7 +25,19 @@ PYODIDE = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.
 # Pure Python, as it is installed here; dryfit/data/site/rpds.py stands in for the one that is compiled.
 PACKAGES = ("attr", "attrs", "jsonschema", "jsonschema_specifications", "referencing", "yaml")
 ROOT = Path(__file__).resolve().parents[2]  # of the repository: the site is built there, with its documents
-DATA = ("*.yaml", "*.csv", "models/*", "readers/*")
+DATA = (
+    "beside_the_step.yaml",
+    "closed_form_errors.csv",
+    "deepspeed_files.yaml",
+    "gpus.yaml",
+    "looks_like.yaml",
+    "measured_steps.csv",
+    "models/*",
+    "other_models.yaml",
+    "readers/*",
+    "tool_defaults.yaml",
+    "unsloth.yaml",
+)
 _TIME = (1980, 1, 1, 0, 0, 0)  # of every member of an archive, so that equal files are equal archives
 
 
