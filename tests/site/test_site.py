@@ -358,9 +358,9 @@ def test_a_telephone_sees_the_verdict_after_tapping(page: Any) -> None:
 @needs_browser
 def test_an_error_leaves_nothing_of_the_answer_before(page: Any) -> None:
     verdict(page, model="qwen3-8b", gpu="rtx-4090", gpus="1", sequence_length="2048")
-    assert page.execute_script("return !document.getElementById('answer').hidden")
+    until(page, "!document.getElementById('answer').hidden")
     verdict(page, model="qwen3-8b", gpu="rtx-9999", gpus="1", sequence_length="2048")
-    assert page.execute_script("return document.getElementById('answer').hidden")
+    until(page, "document.getElementById('answer').hidden")
 
 
 @needs_browser
