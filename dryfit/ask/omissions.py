@@ -143,16 +143,17 @@ def _whole_logits_bytes(scenario: Scenario, trace: Mapping[str, Any]) -> int | N
 def _liger_loss_bytes(scenario: Scenario) -> int | None:
     """At most what Liger's fused loss holds beside a chunked loss of a few tokens.
 
-    It computes gradients in its forward pass: those of the hidden states wait for backward, those of the head's weight
-    too where it is trained, and each chunk has logits and their fp32 copy. It has as many chunks as fit the vocabulary
-    into the hidden size, in tokens a power of two (liger_kernel/ops/fused_linear_cross_entropy.py, 0.8).
+    It computes gradients in its forward pass. Those of the hidden states wait for backward, and those of the head's
+    weight too where it is trained. A chunk has logits, and in older versions their fp32 copy. There are as many chunks
+    as the hidden size fits into the vocabulary, each a power of two of tokens and at most all of them
+    (liger_kernel/ops/fused_linear_cross_entropy.py, 0.8.5).
     """
     vocabulary, hidden = size(scenario.model, "vocab_size"), size(scenario.model, "hidden_size")
     if not vocabulary or not hidden:
         return None
     width = 2 if scenario.autocast_precision or scenario.precision != "fp32" else 4
     chunk = -(-scenario.tokens // -(-vocabulary // hidden))
-    logits = (1 << (chunk - 1).bit_length()) * vocabulary * (width + 4)
+    logits = min(1 << (chunk - 1).bit_length(), scenario.tokens) * vocabulary * (width + 4)
     head = vocabulary * hidden * 4 if scenario.method == "full" else 0
     return logits + scenario.tokens * hidden * width + head
 

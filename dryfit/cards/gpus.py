@@ -200,8 +200,10 @@ def _assumed_context(capability: float | None, assumptions: Mapping[str, float])
 
 
 def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
-    """The GPU of a name, as config/gpus.yaml has it or as people write it (:mod:`dryfit.cards.gpu_names`), or of a
-    size, ``{vram_gib: number}``; ``{..., count: 2}``: several; ``{..., context_mib: 530}``: yours holds so much beside
+    """The GPU that has a name or a size.
+
+    A name is one of config/gpus.yaml, or what people write for it (:mod:`dryfit.cards.gpu_names`). A size is
+    ``{vram_gib: number}``; ``{..., count: 2}``: several; ``{..., context_mib: 530}``: yours holds so much beside
     the allocator.
 
     Raises

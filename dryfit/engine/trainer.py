@@ -215,8 +215,8 @@ def _device(name: str) -> Iterator[None]:
 def _halves(kind: type) -> Callable[..., None]:
     """``Accelerator.__init__``, which refuses fp16 on a device that it doesn't know, such as ``meta``.
 
-    It is made for bf16 there, which it takes anywhere, and told of fp16 afterwards. Without its scaler, whose few bytes
-    are two scalars: the update unscales gradients in place.
+    So it is made for bf16, which it takes on any device, and set to fp16 afterwards. Its gradient scaler is off: it
+    holds two scalars, and the update unscales gradients in place.
     """
     original = kind.__init__
 

@@ -363,7 +363,7 @@ def _deepspeed_file(text: str, beside: Path, key: str, tool: str) -> dict[str, A
         path = folder / text
         if path.is_file():
             return read_yaml(path)  # JSON is YAML
-    # ms-swift before 3 had `default-` before the names that it has now (swift/llm/utils/argument.py of 2.6).
+    # ms-swift before 3 had `default-` before the names that it has now (its notes of release 3.0, pull request 2546).
     stem, known = Path(text).stem.removeprefix("default-"), read_yaml(_DEEPSPEED_FILES)
     tools = [known[tool]] if tool in known else list(known.values())
     found = next((files[stem] for files in (*tools, *known.values()) if stem in files), None)

@@ -25,19 +25,8 @@ PYODIDE = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.
 # Pure Python, as it is installed here; dryfit/data/site/rpds.py stands in for the one that is compiled.
 PACKAGES = ("attr", "attrs", "jsonschema", "jsonschema_specifications", "referencing", "yaml")
 ROOT = Path(__file__).resolve().parents[2]  # of the repository: the site is built there, with its documents
-DATA = (
-    "beside_the_step.yaml",
-    "closed_form_errors.csv",
-    "deepspeed_files.yaml",
-    "gpus.yaml",
-    "looks_like.yaml",
-    "measured_steps.csv",
-    "models/*",
-    "other_models.yaml",
-    "readers/*",
-    "tool_defaults.yaml",
-    "unsloth.yaml",
-)
+DATA = ("*.csv", "*.yaml", "models/*", "readers/*")
+NOT_ASKED = ("program_calls.yaml", "writers.yaml")  # programs are not read there, and no tool's file is written
 _TIME = (1980, 1, 1, 0, 0, 0)  # of every member of an archive, so that equal files are equal archives
 
 
@@ -102,7 +91,7 @@ def project_modules(script: Path) -> set[Path]:
 
 def _members() -> Iterator[tuple[str, Path]]:
     files = {*project_modules(Path(__file__).with_name("answer.py"))}
-    files |= {path for pattern in DATA for path in data_path().glob(pattern)}
+    files |= {path for pattern in DATA for path in data_path().glob(pattern) if path.name not in NOT_ASKED}
     yield from ((path.relative_to(ROOT).as_posix(), path) for path in files)
     yield "rpds.py", data_path("site", "rpds.py")
     for package in PACKAGES:

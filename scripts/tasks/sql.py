@@ -25,7 +25,7 @@ INSTALL = "pip install sqlglot==30.30.0"  # as pyproject.toml pins it
 
 
 def statement(query: str, dialect: str) -> Any:
-    """The one statement of a text as sqlglot's tree; a ``ValueError`` with the reason where there is none."""
+    """The one statement of a text as sqlglot's tree. A text without one raises ``ValueError`` with the reason."""
     try:
         import sqlglot
         from sqlglot import exp

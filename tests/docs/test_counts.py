@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from dryfit.analytic import families, plans
 from dryfit.analytic.certainty import ROWS
 from dryfit.ask.mcp_server import TOOLS
 from dryfit.cards.gpus import GIB
@@ -51,6 +52,11 @@ def test_families() -> None:
     text = (ROOT / "docs/memory-core.md").read_text(encoding="utf-8")
     rows = re.findall(rf"^\| (\w+) \| [\d,]+ \| {packages} \|", text, re.MULTILINE)
     assert rows == list(TABLE)
+
+
+def test_families_that_the_closed_form_knows() -> None:
+    count = len(families.FAMILIES) + len(plans._HYBRIDS)
+    assert f"without PyTorch for {count} families" in page("CHANGELOG.md")
 
 
 def test_models_whose_cache_vllm_divides_itself() -> None:
