@@ -66,14 +66,15 @@ def whole_answer(
         Other tools' files that were read; what they say and the step can't counts against the verdict.
     """
     compared = _compared(request.scenario, where)
-    left_out = [*omissions(readings, request.scenario, {"trace": compared.traced.trace})]
-    if compared.verdict.leaving_out(left_out).fits:
-        needed = compared.traced.trace["required_bytes"]
-        left_out += of_older_tools(readings, request.scenario, needed, lambda other: _required_bytes(other, where))
+    left_out = omissions(readings, request.scenario, {"trace": compared.traced.trace})
     compared = replace(compared, verdict=compared.verdict.leaving_out(left_out))
+    older = []
+    if compared.verdict.fits and compared.gpu:
+        room = compared.gpu.usable_bytes
+        older = list(of_older_tools(readings, request.scenario, room, lambda other: _required_bytes(other, where)))
     answer = compared.to_mapping(suggested=False) | request.origin_fields()
     _add_tools(answer, request, where)
-    answer["warnings"] = [*request.warnings, *answer["warnings"], *without_masters(request.scenario, where)]
+    answer["warnings"] = [*older, *request.warnings, *answer["warnings"], *without_masters(request.scenario, where)]
     answer["strategies"] = {}
     if shown:
         shown(answer)

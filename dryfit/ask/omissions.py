@@ -10,6 +10,7 @@ from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.setting import describe
 from dryfit.cards.verdict import Omission
 from dryfit.common.errors import UserError
+from dryfit.common.text import gib
 from dryfit.readers.reading import TOO_HIGH, TOO_LOW, Reading
 from dryfit.scenario.model import size
 from dryfit.scenario.scenario import Scenario
@@ -45,14 +46,16 @@ def _outliers(scenario: Scenario) -> Iterator[Omission]:
 
 
 def of_older_tools(
-    readings: Iterable[Reading], scenario: Scenario, needed_bytes: int, traced: Callable[[Scenario], int]
-) -> Iterator[Omission]:
-    """What more a step needs with the defaults that older versions of a tool have where its file says nothing.
+    readings: Iterable[Reading], scenario: Scenario, usable_bytes: int, traced: Callable[[Scenario], int]
+) -> Iterator[str]:
+    """Which older version of a tool takes a step that does not fit, where its file says nothing, in a sentence.
+
+    The verdict is about the present version. A file that runs with an older one is told here what to set.
 
     Parameters
     ----------
-    needed_bytes
-        What the step needs with the present defaults.
+    usable_bytes
+        What the GPU has for the step.
     traced
         What another step needs, in bytes. It may refuse one by a :class:`UserError`.
     """
@@ -61,15 +64,19 @@ def of_older_tools(
         if not own:
             continue
         with suppress(UserError):  # the older defaults don't go with what else is asked
-            more = traced(scenario.changed(**own)) - needed_bytes
-            if more > 0:
-                yield Omission(f"{reading.older_is}, {' and '.join(_OLDER[name] for name in own)}", more)
+            needed = traced(scenario.changed(**own))
+            if needed > usable_bytes:
+                how = " and ".join(_OLDER[name] for name in own)
+                yield (
+                    f"with {reading.older_is}, whose defaults are {how}, the step needs {gib(needed)} and does not fit;"
+                    f" the file leaves {', '.join(own)} open"
+                )
 
 
 _OLDER = {
-    "gradient_checkpointing": "without checkpointing",
-    "loss": "with whole logits",
-    "precision": "with weights in fp32",
+    "gradient_checkpointing": "no checkpointing",
+    "loss": "whole logits",
+    "precision": "weights in fp32",
 }
 
 

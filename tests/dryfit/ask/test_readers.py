@@ -12,7 +12,6 @@ import yaml
 from dryfit import readers
 from dryfit.ask.omissions import of_older_tools, omissions
 from dryfit.ask.question import Options, Question, question
-from dryfit.cards.verdict import Omission
 from dryfit.common.errors import UserError
 from dryfit.readers.reading import TABLES, TOO_LOW, keys
 from dryfit.scenario.fields import BY_NAME
@@ -630,17 +629,20 @@ def test_a_program_that_names_no_dtype_loads_in_fp32_before_transformers_5(tmp_p
         assert found.reading.older["loss"] == "full"
 
 
-def test_what_older_versions_need_counts_by_its_bytes(tmp_path: Path) -> None:
+def test_an_older_version_whose_step_does_not_fit_is_named(tmp_path: Path) -> None:
     found = asked(tmp_path, TRL | {"dtype": "bfloat16"})
-    needs = {(True, "chunked"): 10, (False, "full"): 25}
+    needs = {(True, "chunked"): 10 * 2**30, (False, "full"): 25 * 2**30}
 
     def traced(scenario: Any) -> int:
         return needs[scenario.gradient_checkpointing, scenario.loss]
 
-    more = list(of_older_tools(found.readings, found.scenario, 10, traced))
-    assert more == [Omission("TRL before 1.7, without checkpointing and with whole logits", 15)]
+    (said,) = of_older_tools(found.readings, found.scenario, 24 * 2**30, traced)
+    assert said.startswith(
+        "with TRL before 1.7, whose defaults are no checkpointing and whole logits, the step needs 25"
+    )
+    assert list(of_older_tools(found.readings, found.scenario, 26 * 2**30, traced)) == [], "it fits all the same"
     typed = found.scenario.changed(gradient_checkpointing=False, loss="full")
-    assert list(of_older_tools(found.readings, typed, 25, traced)) == []  # the asker's own settings
+    assert list(of_older_tools(found.readings, typed, 1, traced)) == []  # the asker's own settings
 
 
 TRACED = {"phases": {"forward": 3 * 2**30, "backward": 2 * 2**30}, "peak_allocated_bytes": 4 * 2**30,
