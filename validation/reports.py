@@ -317,8 +317,11 @@ def readme_lines(reports: Sequence[Report]) -> str:
         told = counts(those, first=True)
         if drawn in SEEDS and told[NOT_ASKED] < told["total"]:
             asked_at = FIRST_ASKED.get(drawn, "they were asked")
-            lines.append(f"{told['total']} public reports of the {drawn} draw stayed unread until {asked_at}."
-                         f" {_outcomes(told)}")  # fmt: skip
+            since = counts(those)
+            lines.append(
+                f"{told['total']} public reports of the {drawn} draw stayed unread until {asked_at}. {_outcomes(told)}"
+                f" By the present rules {since['right']} are right and {since['unsafe']} unsafe."
+            )
     told = counts([report for report in reports if report.drawn != "second"])
     lines.append(
         f"Since then the first draw helps to develop the verdict too, with {told['total'] - UNREAD} more reports."
@@ -358,9 +361,10 @@ hundredths of a percent. Here the question is another one: is the verdict right 
    present rules, and some reports were asked again. A report that was not keeps the verdict that it had.
 3. **90 reports of 64 other threads came later**, when the causes above were being mended. Their questions were written
    before any was asked. 40 were drawn with seed {second}, by whole threads, and stayed unread. The others were asked
-   first, as a rehearsal: some causes of its wrong answers were mended, and four of its rows were asked again. Then the
+   first, as a rehearsal: some causes of its wrong answers were mended, and six of its rows were asked again. Then the
    40 were asked, once. That 3 of them, DPO and ORPO with ZeRO-3, would be refused was seen before, since each question
-   was tried for its form.
+   was tried for its form. One rule was taken back afterwards: the defaults of older versions of TRL are a
+   warning now, since they made half a card to spare too close to call. By that o1-506-b16 became unsafe.
 4. **The others were for development from the start.** They were asked at commit 75c96db0 first. Only the causes of
    wrong answers were told to those who changed the verdict.
 
