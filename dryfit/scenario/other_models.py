@@ -64,6 +64,15 @@ def refuse_other_kinds(model: Mapping[str, Any], where: object) -> None:
         raise not_a_language_model(kind, where, _known().get(_plain(kind), both))
 
 
+def is_other_kind(model: Mapping[str, Any]) -> bool:
+    """Whether a configuration says itself that its model continues no text."""
+    try:
+        refuse_other_kinds(model, None)
+    except UserError:
+        return True
+    return False
+
+
 def by_name(text: str) -> str | None:
     """What a model does whose name alone is known, an id's too: ``openai/whisper-tiny``; None: nothing is known."""
     owner, _, name = _plain(text.partition("@")[0]).rpartition("/")
