@@ -1,8 +1,8 @@
 """A model that continues no text, asked about by name: its recipe's answer, ``--recipe`` and ``--yaml``.
 
-    dryfit openai/whisper-large-v3 --gpu t4 -b 8
-    dryfit black-forest-labs/FLUX.1-dev --gpu 4090 -b 1 --set size=1024
-    dryfit BAAI/bge-m3 --recipe list
+dryfit openai/whisper-large-v3 --gpu t4 -b 8
+dryfit black-forest-labs/FLUX.1-dev --gpu 4090 -b 1 --set size=1024
+dryfit BAAI/bge-m3 --recipe list
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from dryfit.ask.options import PROGRAM, first_place, parse, suggested
@@ -47,14 +48,15 @@ def answered(words: Sequence[str]) -> int | None:
         If the line is wrong, or the model can't be had.
     """
     named = next((words[at] for at in first_place(words)), None)
-    lists = "--recipe" in words or any(word.startswith("--recipe=") for word in words)
+    chosen = next((value for word, value in pairwise([*words, ""]) if word == "--recipe"), None)
+    chosen = chosen or next((word[9:] for word in words if word.startswith("--recipe=")), None)
     model = find(named) if named else None
-    if model is None and not lists:
+    if not chosen and (model is None or model.recipe is None):
         return None
-    options = parse(words)
-    if options.recipe == "list":
+    if chosen == "list":
         print("\n".join(_listed(model)))
         return 0
+    options = parse(words)
     if model is None:
         raise UserError(
             "Recipes are for models that continue no text.", where="--recipe", found=named,
@@ -98,12 +100,6 @@ def question(model: OtherModel, options: argparse.Namespace) -> RecipeQuestion:
             allowed="--gpu, --method, -b, -s, --set, --recipe, --json, --suggest, --yaml, --fresh",
             write=f"{PROGRAM} {model.name} --gpu {options.gpu or '4090'}",
         )  # fmt: skip
-    if (options.recipe or model.recipe) is None:
-        raise UserError(
-            f"There is no recipe for a model of this kind: {model.kind}.", where=model.source, found=model.kind,
-            allowed="your own training program; or a recipe by name, see --recipe list", field="model",
-            write=f"{PROGRAM} run --gpu {options.gpu or '4090'} train.py",
-        )  # fmt: skip
     chosen = recipe(options.recipe or model.recipe)
     gpu = card(options.gpu, "--gpu") if options.gpu else None
     if gpu and gpu.count > 1:
@@ -134,7 +130,13 @@ def _given(chosen: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     for text in options.set:
         name, equals, written = text.partition("=")
         if not equals:
-            raise UserError("`--set` takes setting=value.", where="--set", found=text, write="--set micro_batch=2")
+            raise UserError(
+                "`--set` takes setting=value.",
+                where="--set",
+                found=text,
+                allowed="a setting of the recipe",
+                write="--set micro_batch=2",
+            )
         given[name.strip()] = yaml_value(written, "--set")
     return given
 

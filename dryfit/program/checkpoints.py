@@ -63,7 +63,7 @@ class Checkpoints:
         ]
 
     def of_diffusers(self, module: Any) -> list[tuple[Any, str, Any]]:
-        """Patches of ``diffusers.models.modeling_utils``: of a checkpoint names, shapes and dtypes are seen here too."""
+        """Patches of ``diffusers.models.modeling_utils``: of checkpoints, names, shapes and dtypes are seen."""
         kind = module.ModelMixin
         load, read = kind.from_pretrained.__func__, module.load_state_dict
 
@@ -78,7 +78,7 @@ class Checkpoints:
             if not str(file).endswith(".safetensors"):
                 return read(file, *args, **options)
             opened = _Opened(str(file), self._tracker)
-            return {key: opened.get_tensor(key) for key in opened.keys()}
+            return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
 
         return [
             (kind, "from_pretrained", classmethod(from_pretrained)),
@@ -122,7 +122,6 @@ class Checkpoints:
             config.save_pretrained(folder)
             self.made_up.append(f"{name}/{part}".rstrip("/"))
         return str(folder)
-
 
     def _make_up_part(self, cls: Any, name: str, options: Mapping[str, Any]) -> str:
         """The same for a part of a pipeline of diffusers, which lies in a folder of its own."""

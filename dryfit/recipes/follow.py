@@ -19,6 +19,8 @@ from dryfit.recipes.recipe import MODEL, Recipe
 
 # Values of a spare: half of what it is, at least 1; what the line asked for.
 HALVED, GIVEN = "halved", "given"
+# Models whose positions begin behind the id of padding, 1 (transformers' create_position_ids_from_input_ids).
+_FROM_THE_PADDING, _RESERVED = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "data2vec-text"), 2
 # Kinds of errors that a program raises where its sizes don't go together.
 _SIZES = ("ValueError", "RuntimeError", "IndexError", "AssertionError")
 
@@ -38,13 +40,21 @@ def check(recipe: Recipe, model: OtherModel, values: Mapping[str, Any]) -> None:
             write=f'pip install "dryfit[{recipe.extra}]"',
         )  # fmt: skip
     for name, key in recipe.limits.items():
-        key, _, reserved = key.partition(" - ")
-        most = model.config.get(key)
-        if isinstance(most, int) and values[name] > (most := most - int(reserved or 0)):
+        most = _most(model, key)
+        if most is not None and values[name] > most:
             raise UserError(
-                f"{model.name} takes at most {most:,} {name.replace('_', ' ')}.", where="--set", found=f"{name}={values[name]}",
-                allowed=f"1 to {most}: its configuration's {key}", field=name, write=f"--set {name}={most}",
+                f"{model.name} takes a {name.replace('_', ' ')} of {most:,} at most.", where="--set",
+                found=f"{name}={values[name]}", allowed=f"1 to {most}: its configuration's {key}", field=name,
+                write=f"--set {name}={most}",
             )  # fmt: skip
+
+
+def _most(model: OtherModel, key: str) -> int | None:
+    """The largest value that a key of the model's configuration allows; None: nothing bounds it."""
+    most = model.config.get(key)
+    if not isinstance(most, int) or model.config.get("position_biased_input") is False:  # of DeBERTa: no table
+        return None
+    return most - _RESERVED if model.kind.replace("_", "-") in _FROM_THE_PADDING else most
 
 
 def follow(recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: str | None) -> dict[str, Any]:
@@ -68,6 +78,7 @@ def follow(recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: st
         Path(asked.program).write_text(text, encoding="utf-8")
         with open("output.txt", "w+", encoding="utf-8") as output:
             found = run(asked, output, label=f"{model.name}, recipe {recipe.name}")
+    found |= {"made_up": {"weights": [], "data": []}, "written": []}  # what a recipe is: no weights, no data
     try:
         answered = of_ranks({0: answer(asked, found)})
     except UserError as error:
@@ -86,8 +97,8 @@ def _in_our_words(
     sizes = ", ".join(f"{name} {value}" for name, value in values.items() if type(value) is int)
     said = next(filter(None, map(str.strip, str(found.get("text", "")).splitlines())), error.problem)
     return UserError(
-        f"{model.name} does not take these sizes: {said.rstrip('.')}.", where=f"recipe {recipe.name}", found=sizes,
-        allowed="the sizes that its configuration names; the recipe's own are in --yaml",
+        f"{model.name} can't take such a step: {said.rstrip('.')}.", where=f"recipe {recipe.name}", found=sizes,
+        allowed="sizes that go with its configuration; the recipe's own are in --yaml",
     )  # fmt: skip
 
 

@@ -81,6 +81,8 @@ def find(what: str) -> OtherModel | None:
         entry = known()[name]
         return _model(name, entry["files"], entry["source"], entry.get("recipe"))
     hub = HubId.read(what)
+    if hub and hub.name.startswith("timm/"):
+        return _model(hub.name, {CONFIG: {"model_type": "timm"}}, "timm's own registry")
     if not (does := by_name(what)) or (hub and catalogued(hub)):
         return None
     return _on_the_hub(hub, what, does) if hub else _refuse_unknown(what, does)
@@ -156,7 +158,11 @@ def _model(name: str, files: Mapping[str, Any], source: str, recipe: str | None 
 def _ranker(config: Mapping[str, Any]) -> str | None:
     """A model that gives a pair of texts one number is a cross-encoder."""
     architectures = " ".join(map(str, config.get("architectures") or []))
-    return "cross_encoder" if "SequenceClassification" in architectures and len(config.get("id2label") or ()) == 1 else None
+    return (
+        "cross_encoder"
+        if "SequenceClassification" in architectures and len(config.get("id2label") or ()) == 1
+        else None
+    )
 
 
 def _by_kind(kind: object) -> str | None:
@@ -170,7 +176,7 @@ def _refuse_unknown(what: str, does: str) -> None:
     near = closest(what, known())
     raise UserError(
         f"This model {does}, and its configuration is not at hand.", where="the command line", found=what,
-        allowed="a folder with its config.json or model_index.json; the network, to read it from the Hub; a model that is"
-        f" known by name, such as {near or next(iter(known()))}; your own program, by dryfit run", field="model",
+        allowed="a folder with its config.json or model_index.json; the network, to read it from the Hub; a model that"
+        f" is known by name, such as {near or next(iter(known()))}; your own program, by dryfit run", field="model",
         write=f"dryfit {near}" if near else RUN,
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """Recipes: training programs as people write them, whose first assignments are their settings.
 
-A recipe is a file of ``dryfit/data/recipes`` and a row of its table, ``recipes.yaml``. The program's text says the rest:
-the first line of its docstring what it does, the items below what is assumed, the assignments behind its imports which
-settings it has, and the comment behind each one what it means: ``a | b`` are all values that it takes.
+A recipe is a file of ``dryfit/data/recipes`` and a row of its table, ``recipes.yaml``. The program's text says the
+rest: the first line of its docstring what it does, the items below what is assumed, the assignments behind its imports
+which settings it has, and the comment behind each one what it means: ``a | b`` are all values that it takes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from dryfit.data import data_path
 FOLDER = data_path("recipes")
 MODEL = "model"  # the setting that names the model
 # What the command line and scenarios call a setting, where a recipe calls it otherwise.
-ALSO = {"lora.rank": "rank", "batch_size": "micro_batch", "resolution": "size", "image_size": "size", "frames": "frames"}
+ALSO = {
+    "lora.rank": "rank",
+    "batch_size": "micro_batch",
+    "resolution": "size",
+    "image_size": "size",
+}
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,9 @@ class Recipe:
                 known = [each for each in own if each != MODEL]
                 near = closest(name, known)
                 raise UserError(
-                    f"The recipe {self.name} has no setting `{asked}`.", where=where, found=f"{asked}={yaml_text(value)}",
-                    allowed=", ".join(f"{each} ({own[each].value})" for each in known), field=asked,
+                    f"The recipe {self.name} has no setting `{asked}`.", where=where,
+                    found=f"{asked}={yaml_text(value)}", field=asked,
+                    allowed=", ".join(f"{each} ({own[each].value})" for each in known),
                     write=f"--set {near}={yaml_text(value)}" if near else None,
                 )  # fmt: skip
             found[name] = self._value(own[name], value, where)
@@ -123,7 +129,8 @@ class Recipe:
         kind, name = type(setting.value), setting.name
         least = 1 if setting.value else 0
         allowed = ", ".join(setting.choices) or {bool: "true, false", str: "a word"}.get(
-            kind, f"a whole number from {least} on" + (f", a multiple of {m}" if (m := self.multiples.get(name)) else "")
+            kind,
+            f"a whole number from {least} on" + (f", a multiple of {m}" if (m := self.multiples.get(name)) else ""),
         )
         if setting.choices and value is None and "none" in setting.choices:
             value = "none"
@@ -134,7 +141,8 @@ class Recipe:
             near = _nearest_value(setting, value, self.multiples.get(name, 1))
             raise UserError(
                 f"`{name}` of the recipe {self.name} does not take {yaml_text(value)}.", where=where,
-                found=f"{name}={yaml_text(value)}", allowed=allowed, field=name, write=f"--set {name}={yaml_text(near)}",
+                found=f"{name}={yaml_text(value)}", allowed=allowed, field=name,
+                write=f"--set {name}={yaml_text(near)}",
             )  # fmt: skip
         return value
 

@@ -37,7 +37,8 @@ def not_a_language_model(kind: str, where: object = "model.model_type", does: st
         else f"This model {what}, and a scenario is about models that continue a text." if what
         else "This model does not continue a text, as a scenario's does.",
         where=where, found=kind,
-        allowed="your own training program as it stands, whatever it trains; or a model that continues a text",
+        allowed="your own training program as it stands, whatever it trains; a recipe, see `dryfit --recipe list`; or a"
+        " model that continues a text",
         write=RUN, field="model",
     )  # fmt: skip
 

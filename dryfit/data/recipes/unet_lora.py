@@ -1,6 +1,6 @@
 """LoRA of Stable Diffusion and SDXL with diffusers, as its train_text_to_image_lora.py and _lora_sdxl.py.
 
-- latents and texts are encoded once, and their models leave the card (cached), or in each step by models that stay there
+- latents and texts are encoded once, and their models leave the card (cached), or in each step by models that stay
 - U-Net, VAE and text encoders in 16 bits, LoRA on the attention's projections in fp32; rank 0 trains all of the U-Net
 """
 
