@@ -25,6 +25,8 @@ dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype).cuda()
 t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", dtype=dtype).cuda()
 vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype).cuda()
+for frozen in (clip, t5, vae):
+    frozen.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -38,7 +40,7 @@ def encoded():
 
 if cached:
     kept = encoded()
-    del clip, t5, vae
+    del clip, t5, vae, frozen
     free_memory()
 four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 transformer = FluxTransformer2DModel.from_pretrained(

@@ -29,6 +29,8 @@ texts = [CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dt
 if is_xl:
     second = CLIPTextModelWithProjection.from_pretrained(model, subfolder="text_encoder_2", dtype=dtype)
     texts.append(second.cuda())
+for frozen in (vae, *texts):
+    frozen.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -43,9 +45,7 @@ def encoded():
 
 if cached:
     kept = encoded()
-    del vae, texts
-    if is_xl:
-        del second
+    vae = texts = second = frozen = None
     free_memory()
 if rank:
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
