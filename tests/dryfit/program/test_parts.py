@@ -64,7 +64,7 @@ def test_how_far_a_program_was_followed(outcome, updates, gpus, said) -> None:
 
 def test_a_model_that_the_program_lets_go_is_freed() -> None:
     """As text encoders that make way for a diffusion model."""
-    tracker, _ = make_tracker(nn.Module(), Options(steps=1), on_gpu=True)
+    tracker, _ = make_tracker(nn.Module(), Options(steps=1, origins=True), on_gpu=True)
     loop = Loop(tracker, 2, lambda: 0)
     model = nn.Sequential(nn.Linear(2, 2))
     loop._learn(model)
