@@ -15,7 +15,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dryfit.ask import recipe
 from dryfit.ask.options import PASTED, PROGRAM, RUN_OPTIONS, changed, parsed, parser, put_right, slips, split
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import now_doing, working
@@ -46,8 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     program, words = rest[cut + 1 :], words[: len(words) - len(rest) + cut]
     if {"-h", "--help"} & set(words):
         parsed(words)  # prints the command's own help, and ends
-    if command == "fit" and (status := recipe.answered(words)) is not None:
-        return status
+    if command == "fit":
+        from dryfit.ask import recipe
+
+        if (status := recipe.answered(words)) is not None:
+            return status
     try:
         return _answered(read(words), program)
     except _Stopped as stopped:

@@ -148,7 +148,8 @@ COMMANDS: dict[str, Command] = {
         [*_STEP, *_ANSWER, *_RUN, *_RECIPE],
         ("Qwen/Qwen2.5-Coder-7B-Instruct --gpu 4090",
          "qwen2.5-coder-7b --method lora --gpu 2x3090 -s 2048 -b 4 --set lora.rank=64",
-         "my-axolotl.yaml --gpu 24GiB --rows 50000 --epochs 3 --price 0.35"),
+         "my-axolotl.yaml --gpu 24GiB --rows 50000 --epochs 3 --price 0.35",
+         "openai/whisper-large-v3 --gpu t4 -b 8"),
     ),
     "longest": Command(
         "the longest rows that fit", [*_all_but("-s"), "--json", "--fresh"],

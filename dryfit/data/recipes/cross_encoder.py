@@ -15,7 +15,8 @@ precision = "bf16"  # bf16 | fp16 | fp32
 gradient_checkpointing = False
 optimizer = "adamw"  # adamw | adamw_8bit
 
-ranker = CrossEncoder(model, num_labels=1, max_length=sequence_length, device="cuda", model_kwargs={"dtype": "float32"})
+ranker = CrossEncoder(model, num_labels=1, device="cuda", model_kwargs={"dtype": "float32"})
+ranker.max_seq_length = sequence_length
 rows = 2 * micro_batch
 text = "word " * sequence_length
 pairs = Dataset.from_dict({"query": ["word"] * rows, "answer": [text] * rows, "label": [1.0] * rows})
