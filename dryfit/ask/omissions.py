@@ -14,6 +14,7 @@ from dryfit.common.text import gib
 from dryfit.readers.reading import TOO_HIGH, TOO_LOW, Reading
 from dryfit.scenario.model import size
 from dryfit.scenario.scenario import Scenario
+from dryfit.scenario.strategies import NONE
 
 
 def omissions(readings: Iterable[Reading], scenario: Scenario, answer: Mapping[str, Any]) -> Iterator[Omission]:
@@ -25,6 +26,8 @@ def omissions(readings: Iterable[Reading], scenario: Scenario, answer: Mapping[s
         With the trace or the analytic estimate, whose parts bound what is missing.
     """
     yield from _outliers(scenario)
+    if scenario.objective == "orpo" and scenario.parallel.strategy != NONE:
+        yield Omission("orpo's copies of its logits", _orpo_bytes(scenario, answer))
     for reading in readings:
         for remark in reading.remarks:
             size = bound_bytes(remark.bound, scenario, answer)
@@ -145,6 +148,17 @@ def _whole_logits_bytes(scenario: Scenario, trace: Mapping[str, Any]) -> int | N
     """
     half = scenario.autocast_precision or scenario.precision != "fp32"
     return _more_at_the_loss(5 * 2 if half else 4 * 4, scenario, trace)
+
+
+def _orpo_bytes(scenario: Scenario, answer: Mapping[str, Any]) -> int | None:
+    """What ORPO's whole logits add to those of a supervised step (TRL 1.16, trl/experimental/orpo/orpo_trainer.py).
+
+    Three losses read them: that of the chosen answers, the answers' log-probabilities without the last position, and
+    their gradients. Each may hold a copy in 16 bits. On one GPU TRL's own step was traced 2 bytes a logit above the
+    supervised one, and its allocator needed up to 5.
+    """
+    shown = answer.get("trace")
+    return _more_at_the_loss(3 * 2, scenario, shown) if shown else None
 
 
 def _liger_loss_bytes(scenario: Scenario) -> int | None:
