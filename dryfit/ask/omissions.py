@@ -8,13 +8,14 @@ from typing import Any
 
 from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.setting import describe
+from dryfit.cards.gpus import named
 from dryfit.cards.verdict import Omission
 from dryfit.common.errors import UserError
 from dryfit.common.text import gib
 from dryfit.readers.reading import TOO_HIGH, TOO_LOW, Reading
 from dryfit.scenario.model import size
 from dryfit.scenario.scenario import Scenario
-from dryfit.scenario.strategies import NONE
+from dryfit.scenario.strategies import NONE, WEIGHTS
 
 
 def omissions(readings: Iterable[Reading], scenario: Scenario, answer: Mapping[str, Any]) -> Iterator[Omission]:
@@ -97,7 +98,7 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         states), ``int8``, ``head_fp32``, ``masters`` (fp32 copies and states), ``liger_loss``, ``pair_logits`` (whole
         logits of a loss that compares answers), ``logits N`` (N bytes for each of them), ``evaluation N`` (N rows
         without gradients), ``bytes N``, ``unit`` (all weights and all gradients, gathered), ``step`` (all that is not
-        resident).
+        resident), ``reference`` (the weights of a second model), ``share N`` (that part of the card).
     """
     shown = answer.get("trace") or answer.get("analytic")
     if kind is None or not shown:
@@ -119,6 +120,11 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         whole = shown.get("parameters"), shown.get("trainable_parameters")
         half = scenario.autocast_precision or scenario.precision != "fp32"
         return sum(whole) * (2 if half else 4) if all(isinstance(count, int) for count in whole) else None
+    if kind == "reference":
+        return _reference_bytes(scenario, shown)
+    if kind.startswith("share "):
+        gpu = named(scenario.gpu) if scenario.gpu is not None else None
+        return int(float(kind.rpartition(" ")[2]) * gpu.total_bytes) if gpu else None
     if kind == "gradients":
         return parts.get("gradients", 0)
     if kind == "activations":
@@ -148,6 +154,20 @@ def _whole_logits_bytes(scenario: Scenario, trace: Mapping[str, Any]) -> int | N
     """
     half = scenario.autocast_precision or scenario.precision != "fp32"
     return _more_at_the_loss(5 * 2 if half else 4 * 4, scenario, trace)
+
+
+def _reference_bytes(scenario: Scenario, shown: Mapping[str, Any]) -> int | None:
+    """What a second model's weights take of one GPU; nothing with adapters, which are turned off instead."""
+    numbers, parallel = shown.get("parameters"), scenario.parallel
+    if scenario.method != "full":
+        return 0
+    if not isinstance(numbers, int) or parallel.meshed:
+        return None
+    if parallel.zero_stage == 3 and scenario.zero_settings.offload_param == "cpu":
+        return 0
+    cast = parallel.zero_stage and scenario.autocast_precision
+    width = 2 if cast or scenario.weight_precision != "fp32" else 4
+    return numbers * width // (parallel.gpus if WEIGHTS in parallel.kind.divides else 1)
 
 
 def _orpo_bytes(scenario: Scenario, answer: Mapping[str, Any]) -> int | None:

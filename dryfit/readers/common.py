@@ -484,6 +484,8 @@ def preference(reading: Reading, kind: str, key: str, rows: int, *, answers: boo
         reading.notes.append(f"{kind}: an answer that is preferred and one that is not are two rows of the batch")
     if aim.references:
         reading.approximates(key, kind, TOO_LOW, "the logits of the reference model are computed beside", "logits")
+    if "precomputed" in aim.references and reading.fields.get("method") == "full":
+        reading.approximates(key, kind, TOO_LOW, "a reference model lies beside the one that is trained", "reference")
     if aim.generates:
         reading.approximates(key, kind, TOO_LOW, "answers are generated in training, and their keys and values kept")
     return False
