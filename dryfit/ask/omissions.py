@@ -98,7 +98,8 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         states), ``int8``, ``head_fp32``, ``masters`` (fp32 copies and states), ``liger_loss``, ``pair_logits`` (whole
         logits of a loss that compares answers), ``logits N`` (N bytes for each of them), ``evaluation N`` (N rows
         without gradients), ``bytes N``, ``unit`` (all weights and all gradients, gathered), ``step`` (all that is not
-        resident), ``reference`` (the weights of a second model), ``share N`` (that part of the card).
+        resident), ``reference`` (the weights of a second model), ``whole`` (all weights while they load),
+        ``share N`` (that part of the card).
     """
     shown = answer.get("trace") or answer.get("analytic")
     if kind is None or not shown:
@@ -120,6 +121,10 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         whole = shown.get("parameters"), shown.get("trainable_parameters")
         half = scenario.autocast_precision or scenario.precision != "fp32"
         return sum(whole) * (2 if half else 4) if all(isinstance(count, int) for count in whole) else None
+    if kind == "whole":
+        numbers = shown.get("parameters")
+        width = 2 if scenario.autocast_precision or scenario.weight_precision != "fp32" else 4
+        return max(numbers * width - shown["peak_allocated_bytes"], 0) if isinstance(numbers, int) else None
     if kind == "reference":
         return _reference_bytes(scenario, shown)
     if kind.startswith("share "):
