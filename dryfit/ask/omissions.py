@@ -99,7 +99,7 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         logits of a loss that compares answers), ``logits N`` (N bytes for each of them), ``evaluation N`` (N rows
         without gradients), ``bytes N``, ``unit`` (all weights and all gradients, gathered), ``step`` (all that is not
         resident), ``reference`` (the weights of a second model), ``whole`` (all weights while they load),
-        ``share N`` (that part of the card).
+        ``vllm N`` and ``vllm N sleeps`` (vLLM with that part of the card).
     """
     shown = answer.get("trace") or answer.get("analytic")
     if kind is None or not shown:
@@ -127,9 +127,8 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         return max(numbers * width - shown["peak_allocated_bytes"], 0) if isinstance(numbers, int) else None
     if kind == "reference":
         return _reference_bytes(scenario, shown)
-    if kind.startswith("share "):
-        gpu = named(scenario.gpu) if scenario.gpu is not None else None
-        return int(float(kind.rpartition(" ")[2]) * gpu.total_bytes) if gpu else None
+    if kind.startswith("vllm "):
+        return _vllm_bytes(float(kind.split()[1]), kind.endswith("sleeps"), scenario, shown)
     if kind == "gradients":
         return parts.get("gradients", 0)
     if kind == "activations":
@@ -173,6 +172,27 @@ def _reference_bytes(scenario: Scenario, shown: Mapping[str, Any]) -> int | None
     cast = parallel.zero_stage and scenario.autocast_precision
     width = 2 if cast or scenario.weight_precision != "fp32" else 4
     return numbers * width // (parallel.gpus if WEIGHTS in parallel.kind.divides else 1)
+
+
+def _vllm_bytes(share: float, sleeps: bool, scenario: Scenario, shown: Mapping[str, Any]) -> int | None:
+    """How far vLLM on the same card raises what a training of several GPUs needs.
+
+    It takes its share of the whole card. Where it sleeps it gives all back for the update, and wakes its weights when
+    they are synced. For adapters under ZeRO-3 TRL gathers the whole model to merge them
+    (``trl/generation/vllm_generation.py``, ``sync_weights`` and ``_iter_named_params``, 1.16).
+    """
+    gpu = named(scenario.gpu) if scenario.gpu is not None else None
+    if gpu is None or not isinstance(shown.get("parameters"), int):
+        return None
+    taken, weights, peak = int(share * gpu.total_bytes), 2 * shown["parameters"], shown["peak_allocated_bytes"]
+    trainer = shown["resident_bytes"] + _states_bytes(shown)
+    merges = weights if scenario.parallel.zero_stage == 3 and scenario.method != "full" else 0
+    generating, syncing = trainer + taken, trainer + (weights if sleeps else taken) + merges
+    return max(generating, syncing, peak + (0 if sleeps else taken)) - peak
+
+
+def _states_bytes(shown: Mapping[str, Any]) -> int:
+    return max(parts.get("optimizer_states", 0) for parts in (shown.get("components_by_phase") or {"": {}}).values())
 
 
 def _orpo_bytes(scenario: Scenario, answer: Mapping[str, Any]) -> int | None:
@@ -223,5 +243,4 @@ def _evaluation_bytes(rows: int, scenario: Scenario, shown: Mapping[str, Any]) -
         return None
     half = scenario.autocast_precision or scenario.precision != "fp32"
     logits = rows * scenario.sequence_length * vocabulary * (2 + 4 + 4 if half else 4 + 4)
-    states = max(parts.get("optimizer_states", 0) for parts in (shown.get("components_by_phase") or {"": {}}).values())
-    return max(shown["resident_bytes"] + states + logits - shown["peak_allocated_bytes"], 0)
+    return max(shown["resident_bytes"] + _states_bytes(shown) + logits - shown["peak_allocated_bytes"], 0)

@@ -84,8 +84,8 @@ def beside_several(get: Get, reading: Reading, objective: str = "grpo") -> None:
     if get("use_vllm") and get("vllm_mode", "colocate") == "colocate":
         share = get("vllm_gpu_memory_utilization", 0.3)
         why = f"vLLM takes {share:g} of each card beside, while it is awake; a cycle is predicted for one trainer"
-        sleeps = get("vllm_enable_sleep_mode")
-        reading.approximates("use_vllm", True, TOO_LOW, why, None if sleeps else f"share {share:g}")
+        sleeps = " sleeps" if get("vllm_enable_sleep_mode") else ""
+        reading.approximates("use_vllm", True, TOO_LOW, why, f"vllm {share:g}{sleeps}")
     if reading.fields["method"] == "full" and get("beta", _BETA.get(objective, 0.0)) != 0.0:
         why = "a reference model lies beside the one that is trained"
         reading.approximates("beta", get("beta", _BETA.get(objective)), TOO_LOW, why, "reference")
