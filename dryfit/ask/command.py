@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dryfit.ask.options import PASTED, PROGRAM, RUN_OPTIONS, changed, parsed, parser, put_right, slips, split
+from dryfit.ask.options import PROGRAM, RUN_OPTIONS, parsed, parser, split
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import now_doing, working
 from dryfit.common.text import gib, printable
@@ -105,11 +105,13 @@ def read(words: Sequence[str]) -> Asked:
     UserError
         For all that is wrong in it, with one line in which all of it is put right.
     """
-    kept, errors = list(words), []
+    from dryfit.ask.words import PASTED, changed, lost_format, meant
+
+    kept, errors, asked = list(words), list[UserError](), None
     for _ in range(_MOST_ERRORS):
-        if found := slips(kept):
-            errors += [slip.error() for slip in found]
-            kept = put_right(kept, found)
+        kept, found = meant(kept)
+        errors += found
+        if found:
             continue
         options = parsed(kept)
         asking = _asking(options)
@@ -122,20 +124,36 @@ def read(words: Sequence[str]) -> Asked:
                 if _is_typed(part, asking.given):
                     where = part.where if str(part.where).startswith("--") else "the command line"
                     kept = changed(kept, part.change, instead_of=part.field)
-                    part = part.with_values(where=where, write=PASTED)
+                    part = part.with_values(
+                        where=where,
+                        write=PASTED,
+                        problem=part.problem + lost_format(part.found, part.change.get("model")),
+                    )
                 errors.append(part)
             if kept == before:
                 break
-    if not errors:
+    if asked and not errors:
         return asked
+    raise UserError.several(_with_the_line(errors, kept, asked is not None))
+
+
+def _with_the_line(errors: Sequence[UserError], kept: Sequence[str], is_right: bool) -> list[UserError]:
+    """Errors of a line with the one in which all of them are put right.
+
+    That line was read once more. It is shown where nothing is wrong in it, or in files alone that it names.
+    """
+    from dryfit.ask.words import PASTED
     from dryfit.scenario.other_models import RUN
 
     line = shlex.join([PROGRAM, *kept])
     if any(part.write == RUN for part in errors):  # no line of this command answers
         gpu = next((value for flag, value in pairwise(kept) if flag == "--gpu"), None)
         line = RUN.replace(" run ", f" run --gpu {shlex.quote(gpu)} ") if gpu else RUN
-        errors = [part.with_values(write=PASTED) for part in errors]
-    raise UserError.several([part.with_values(write=line) if part.write == PASTED else part for part in errors])
+        return [part.with_values(write=line) for part in errors]
+    left = [part for part in errors if part.write != PASTED]
+    if not is_right and any(str(part.where).startswith(("--", "the command line")) for part in left):
+        line = None
+    return [part.with_values(write=line, change=None) if part.write == PASTED else part for part in errors]
 
 
 _MOST_ERRORS = 8  # of one line: some are found only when others are put right
