@@ -129,16 +129,16 @@ COMMANDS: dict[str, Command] = {
          "my-axolotl.yaml --gpu 24GiB --rows 50000 --epochs 3 --price 0.35"),
     ),
     "longest": Command(
-        "the longest rows that fit", [*_all_but("-s"), "--json", "--fresh"],
+        "the longest rows that fit", [*_all_but("-s"), "--json", "--quick", "--fresh"],
         ("longest qwen2.5-coder-7b --gpu 4090 -b 2",), ("--gpu",),
     ),
     "batch": Command(
-        "the largest micro-batch that fits", [*_all_but("-b"), "--json", "--fresh"],
+        "the largest micro-batch that fits", [*_all_but("-b"), "--json", "--quick", "--fresh"],
         ("batch qwen2.5-coder-7b --gpu 4090 -s 1024",), ("--gpu",),
     ),
     "gpus": Command(
         "every GPU of the catalogue; with --rows also hours and cost",
-        [*_all_but("--gpu"), "--json", "--fresh", *_RUN],
+        [*_all_but("--gpu"), "--json", "--quick", "--fresh", *_RUN],
         ("gpus qwen2.5-coder-7b -s 2048", "gpus qwen3-8b --rows 50000 --epochs 3 --price a100-80gb=1.29"),
     ),
     "divide": Command(
