@@ -88,7 +88,9 @@ def _takes_next(name: str, follows: str) -> bool:
     """Whether the word behind an option is its value; ``--full``, ``--no-...`` and ``--4bit`` take on and off alone."""
     if name in OPTIONS:
         return OPTIONS[name].get("action") != "store_true"
-    return follows.lower() in (*_ON, *_OFF) or not (_key(name) in _SAID or _key(name).startswith("no_"))
+    if _key(name) in _SAID or _key(name).startswith("no_"):
+        return follows.lower() in (*_ON, *_OFF) or _key(follows) in (*_SAID, *STRATEGIES)
+    return True
 
 
 def _only_model(words: Sequence[str], at: int) -> bool:
@@ -181,6 +183,9 @@ _ALSO = {
     **dict.fromkeys(("r", "rank"), "lora.rank"),
     **dict.fromkeys(("accumulation", "grad_accum", "grad_acc", "gas"), "gradient_accumulation"),
     **dict.fromkeys(("m", "model_name", "model_path"), "model"),
+    **dict.fromkeys(("tp", "tp_size", "tensor_parallel", "tensor_parallel_size"), "parallel.tensor"),
+    **dict.fromkeys(("pp", "pp_size", "pipeline_parallel", "pipeline_parallel_size"), "parallel.pipeline"),
+    **dict.fromkeys(("cp", "cp_size", "context_parallel", "context_parallel_size"), "parallel.context"),
 }  # fmt: skip
 _COUNTS = (
     "gpus",
@@ -201,6 +206,7 @@ _SAID_BY = {
     "--strategy fsdp2": "fsdp full_shard",
     "--strategy zero2": "zero_2",
     "--strategy zero3": "zero_3",
+    "--set packing=rows": "packing sample_packing",
     "--set attention=flash": "flash_attn flash_attention flash_attention_2 fa2",
     "--set gradient_checkpointing=true": "gradient_checkpointing checkpointing",
     "--set gradient_checkpointing=false": "no_gradient_checkpointing no_checkpointing",
@@ -217,7 +223,7 @@ _FILLERS = frozenset(
 )
 _MOST = ("max", "maximum", "largest", "biggest", "longest", "most", "highest")
 _WHICH = ("which", "what", "best", "cheapest", "smallest", "every", "all")  # GPU
-_ALONE = {"longest": "longest", "serving": "serve", "inference": "serve"}
+_ALONE = {"serving": "serve", "inference": "serve"} | {name: name for name in ("longest", "config", "divide", "serve")}
 _ON, _OFF = ("none", "true", "yes", "on", "1"), ("false", "no", "off", "0")
 _NUMBERS = {"one": "1", "two": "2", "dual": "2", "four": "4", "quad": "4", "eight": "8"}
 _NUMBER = re.compile(r"\d[\d.,_]*(?:k|m|b)?", re.I)
@@ -281,7 +287,7 @@ def _in_other_files(key: str, value: str | None) -> list[str] | str | None:
         except UserError:
             continue
         changes = {name: item for name, item in after.items() if before.get(name) != item}
-        return changed([], changes) if changes else "which is so already"
+        return changed([], changes) if changes else "which changes nothing here"
     return None
 
 
@@ -392,16 +398,20 @@ def _unknown(command: str, item: Item) -> _Fix:
 def _means(command: str, key: str, value: str | None) -> Sequence[str] | str | None:
     """What an unknown option means, as words of the line; why it means nothing here; None: nothing is near."""
     known, takes = _known(command), COMMANDS[command].takes or ()
+    typed, key = key, re.sub("^(use|enable|with|do)_", "", key) if key not in known else key
     if key in _SAID and _takes(_SAID[key], takes) and str(value).lower() in _ON:
         return _SAID[key]
-    for option, choices in (("--method", METHODS), ("--strategy", STRATEGIES)):
-        if option in takes and _key(value or "") in choices and key not in ("optim", "optimizer"):
-            return [option, _key(value or "")]
-    if key in known:
+    if "--strategy" in takes and _key(value or "") in STRATEGIES[1:]:
+        return ["--strategy", _key(value or "")]
+    if (said := _SAID.get(_key(value or ""))) and _takes(said, takes):
+        return said
+    if key in known and not (is_bare := str(value).lower() in _ON and not _is_switch(known[key])):
         if known[key] == "--gpu" and key in _MEMORY and re.fullmatch(r"[\d.]+", value or ""):
             value = f"{value}GiB"
         return _typed(known[key], value)
-    if "--set" in takes and (read := _in_other_files(key, value)):
+    if "--set" in takes and (
+        read := _in_other_files(typed, value) or (key in known and is_bare and _typed(known[key], value))
+    ):
         return read
     if key.startswith("no_") and key[3:] in known and not known[key[3:]].startswith("-"):
         return _typed(known[key[3:]], "false")
@@ -409,6 +419,13 @@ def _means(command: str, key: str, value: str | None) -> Sequence[str] | str | N
         return None
     near = closest(key.removeprefix("no_"), known, 0.65)  # --tokenz is not --set kernels
     return _typed(known[near], "false" if key.startswith("no_") else value) if near else None
+
+
+def _is_switch(name: str) -> bool:
+    """Whether an option or a field may be on: one that takes other values can't be meant by its name alone."""
+    from dryfit.scenario.fields import BY_NAME
+
+    return name.startswith("-") or "." in name or name not in BY_NAME or True in BY_NAME[name].words
 
 
 def _takes(words: Sequence[str], takes: Sequence[str]) -> bool:
@@ -450,6 +467,8 @@ def _plain(
     texts = [str(own[at].value) for at in beside]
     has_what = beside != places and beside[0] != places[0]
     parts = list(_parts(texts, command, has_what, {item.name for item in own}))
+    if asked := next((part.words[0] for part in parts if part.kind == "command"), ""):  # other words depend on it
+        parts = list(_parts(texts, asked, has_what, {item.name for item in own}))
     if not has_what and not any(part.kind == "model" for part in parts):
         parts = _with_a_model(parts, texts)
     new: dict[int, Sequence[str]] = {}
@@ -468,7 +487,7 @@ def _plain(
         at += part.count
     kinds = [part.kind for part in parts]
     problem = "A model's name is one word." if {*kinds} == {"model"} else "A question is a model and options."
-    if kinds[0] == "command" and texts[0].lower() not in (*_MOST, *_WHICH, *_ALONE, "how", "fewest"):
+    if kinds[0] == "command" and _command([texts[0].lower()], False) is None and parts[0].count == 1:
         problem = f"{PROGRAM} has no command `{texts[0]}`."
     gone = f" The line below leaves out: {', '.join(left)}." if left else ""
     allowed = "a command, a model's name or a file, then options; a file of accelerate, DeepSpeed or PEFT beside it"
@@ -478,14 +497,15 @@ def _plain(
 
 
 def _with_a_model(parts: list[_Part], texts: Sequence[str]) -> list[_Part]:
-    """The first unknown word that has a digit, or else the first one, is the model: its own error says more of it."""
+    """The first unknown word that has a digit, or else the first, is the model: its own error says more of it."""
     unknown, at = [], 0
     for place, part in enumerate(parts):
         if part.kind == "unknown":
-            unknown.append((not re.search(r"\d", texts[at]), place, texts[at]))
+            letters, digits = (bool(re.search(kind, texts[at])) for kind in ("[a-zA-Z]", r"\d"))
+            unknown.append((not (letters and digits), not letters, place, texts[at]))
         at += part.count
     if unknown:
-        _, place, text = min(unknown)
+        *_, place, text = min(unknown)
         parts[place] = _Part(1, "model", [text])
     return parts
 
@@ -510,7 +530,7 @@ def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str],
     """What some words mean together; None: nothing."""
     typed, words = words, [word.strip("?,!:()").lower() for word in words]
     count = len(words)
-    if not command and (new := _command(words, is_first and count == 1)):
+    if (new := _command(words, is_first and count == 1 and not command)) and (not command or new[0] == command):
         return _Part(count, "command", new)
     takes = COMMANDS[command or "fit"].takes or ()
     if option := _sized(words, command or "fit") or _said(words, command, takes):
@@ -525,13 +545,17 @@ def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str],
 
 def _command(words: Sequence[str], alone: bool) -> list[str] | None:
     """``max batch size``, ``longest``, ``which gpu``, ``how many gpus``, ``serving``; or a slip in the first word."""
-    if words[-1].rstrip("s") in ("gpu", "card", "gpus", "cards"):
+    of, names = "_".join(words[1:]), {key: FLAGS.get(name, name) for key, name in _names().items()}
+    if words[:2] == ["how", "many"]:
+        of = "_".join(words[2:])
+        if not of or of.rstrip("s") in ("gpu", "card"):
+            return ["divide", "--fewest"]
+    elif words[-1].rstrip("s") in ("gpu", "card"):
         asked = " ".join(words[:-1])
-        return ["gpus"] if asked in _WHICH else ["divide", "--fewest"] if asked in ("how many", "fewest") else None
-    if words[0] in _MOST and len(words) > 1:
-        names = {key: FLAGS.get(name, name) for key, name in _names().items()}
-        of = names.get("_".join(words[1:]), names.get("_".join(words[1:]).removesuffix("_size")))
-        return ["batch"] if of == "-b" else ["longest"] if of == "-s" else None
+        return ["gpus"] if asked in _WHICH else ["divide", "--fewest"] if asked == "fewest" else None
+    if (words[0] in _MOST or words[0] == "how") and len(words) > 1:
+        option = names.get(of, names.get(of.removesuffix("_size")))
+        return ["batch"] if option == "-b" else ["longest"] if option == "-s" else None
     if len(words) == 1 and words[0] in _ALONE:
         return [_ALONE[words[0]]]
     near = alone and not {*"./"} & {*words[0]} and words[0] not in _FILLERS and closest(words[0], COMMANDS)
@@ -550,7 +574,8 @@ def _sized(words: Sequence[str], command: str) -> list[str] | None:
     for name, value in sides:
         key = _key(name)
         if _NUMBER.fullmatch(value) and known.get(key) in _NUMERIC:
-            return _typed(known[key], value)
+            method = next((["--method", word] for word in words if word in METHODS), [])
+            return [*method, *_typed(known[key], value)]
         if (
             len(words) == 1
             and "=" in words[0]
@@ -629,4 +654,5 @@ def _model(words: Sequence[str]) -> str | None:
         return exact
     ends = re.fullmatch(r"a?\d+(\.\d+)?[bm]|instruct|chat|base|it|\D+\d.*", words[-1])
     near = nearest(name) if ends and re.search(r"[a-z]{3}.*\d", name) else []
-    return near[0] if near and (len(words) == 1 or near[0].rpartition("/")[2].lower()[:2] == name[:2]) else None
+    first = near and re.match("[a-z]*", near[0].rpartition("/")[2].lower())[0]
+    return near[0] if near and (len(words) == 1 or closest(re.match("[a-z]*", name)[0], [first], 0.75)) else None
