@@ -13,10 +13,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
-from dryfit.ask.options import PROGRAM, first_place, parse, suggested
+from dryfit.ask.options import PROGRAM, split
+from dryfit.ask.words import items, parse, suggested
 from dryfit.common.errors import UserError
 from dryfit.common.files import yaml_value
 from dryfit.common.text import gib, printable, yaml_text
@@ -47,9 +47,9 @@ def answered(words: Sequence[str]) -> int | None:
     UserError
         If the line is wrong, or the model can't be had.
     """
-    named = next((words[at] for at in first_place(words)), None)
-    chosen = next((value for word, value in pairwise([*words, ""]) if word == "--recipe"), None)
-    chosen = chosen or next((word[9:] for word in words if word.startswith("--recipe=")), None)
+    own = items(split(words)[1])
+    named = next((item.value for item in own if not item.name), None)
+    chosen = next((item.value for item in own if item.name == "--recipe"), None)
     model = find(named) if named else None
     if not chosen and (model is None or model.recipe is None):
         return None

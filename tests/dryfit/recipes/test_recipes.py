@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from dryfit.ask import command
-from dryfit.ask.options import parse
 from dryfit.ask.recipe import RecipeQuestion, question
+from dryfit.ask.words import parse
 from dryfit.common.errors import UserError
 from dryfit.recipes import follow
 from dryfit.recipes.models import CONFIG, find, known
