@@ -109,7 +109,8 @@ def question(model: OtherModel, options: argparse.Namespace) -> RecipeQuestion:
         )  # fmt: skip
     given = chosen.checked(_given(chosen, options))
     own = {name: setting.value for name, setting in chosen.settings.items() if name != "model"}
-    if gpu and gpu.capability and gpu.capability < (8, 0) and own.get("precision") == "bf16":
+    old = gpu is not None and gpu.capability is not None and gpu.capability < (8, 0)
+    if old and own.get("precision") == "bf16" and "fp16" in chosen.settings["precision"].choices:
         own["precision"] = "fp16"  # what such a card computes fast
     assumed = {name: value for name, value in own.items() if name not in given}
     return RecipeQuestion(model, chosen, {**own, **given}, assumed, gpu.name if gpu else None)

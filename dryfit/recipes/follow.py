@@ -78,7 +78,8 @@ def follow(recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: st
         Path(asked.program).write_text(text, encoding="utf-8")
         with open("output.txt", "w+", encoding="utf-8") as output:
             found = run(asked, output, label=f"{model.name}, recipe {recipe.name}")
-    found |= {"made_up": {"weights": [], "data": []}, "written": []}  # what a recipe is: no weights, no data
+    # What a recipe is: no weights, no data, batches of one size.
+    found |= {"made_up": {"weights": [], "data": []}, "written": [], "not_followed": []}
     try:
         answered = of_ranks({0: answer(asked, found)})
     except UserError as error:

@@ -1,7 +1,7 @@
-"""LoRA of FLUX with diffusers, as its train_dreambooth_lora_flux.py: the transformer in 16 bits, or its weights in NF4.
+"""LoRA of FLUX with diffusers, as its train_dreambooth_lora_flux.py: the transformer in bf16, or its weights in NF4.
 
 - texts and images are encoded before the transformer comes to the card (cached), or by encoders that stay there
-- images of size x size pixels; texts of 512 tokens; LoRA on the attention of all blocks, its weights in fp32
+- images of size x size pixels; texts of 512 tokens; LoRA on the attention of all blocks; all in bf16
 """
 
 import torch
@@ -14,14 +14,13 @@ from transformers import CLIPTextModel, T5EncoderModel
 model = "black-forest-labs/FLUX.1-dev"
 micro_batch = 1  # images of a batch
 size = 1024  # pixels of a side
-precision = "bf16"  # bf16 | fp16
 rank = 16
 quantization = "none"  # none | nf4
 gradient_checkpointing = True
 cached = True  # latents and embeddings of texts are computed first, and their models leave the card
 optimizer = "adamw"  # adamw | adamw_8bit
 
-dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+dtype = torch.bfloat16
 clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype).cuda()
 t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", dtype=dtype).cuda()
 vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype).cuda()
@@ -53,8 +52,6 @@ if gradient_checkpointing:
     transformer.enable_gradient_checkpointing()
 transformer.add_adapter(LoraConfig(r=rank, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
 trained = [weight for weight in transformer.parameters() if weight.requires_grad]
-for weight in trained:
-    weight.data = weight.float()
 steps = AdamW8bit(trained, lr=1e-4) if optimizer == "adamw_8bit" else torch.optim.AdamW(trained, lr=1e-4)
 for _ in range(2):
     pooled, text, latents = kept if cached else encoded()

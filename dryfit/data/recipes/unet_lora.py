@@ -1,7 +1,8 @@
 """LoRA of Stable Diffusion and SDXL with diffusers, as its train_text_to_image_lora.py and _lora_sdxl.py.
 
 - latents and texts are encoded once, and their models leave the card (cached), or in each step by models that stay
-- U-Net, VAE and text encoders in 16 bits, LoRA on the attention's projections in fp32; rank 0 trains all of the U-Net
+- U-Net, VAE and text encoders in 16 bits, LoRA on the attention's projections (in fp32 beside fp16); rank 0 trains
+  all of the U-Net in fp32 under autocast
 """
 
 import torch
@@ -49,6 +50,7 @@ if cached:
     free_memory()
 if rank:
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
+if precision == "fp16":
     cast_training_params(unet, dtype=torch.float32)
 if gradient_checkpointing:
     unet.enable_gradient_checkpointing()
