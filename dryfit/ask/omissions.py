@@ -15,7 +15,7 @@ from dryfit.common.text import gib
 from dryfit.readers.reading import TOO_HIGH, TOO_LOW, Reading
 from dryfit.scenario.model import size
 from dryfit.scenario.scenario import Scenario
-from dryfit.scenario.strategies import NONE, WEIGHTS
+from dryfit.scenario.strategies import WEIGHTS
 
 
 def omissions(readings: Iterable[Reading], scenario: Scenario, answer: Mapping[str, Any]) -> Iterator[Omission]:
@@ -27,7 +27,7 @@ def omissions(readings: Iterable[Reading], scenario: Scenario, answer: Mapping[s
         With the trace or the analytic estimate, whose parts bound what is missing.
     """
     yield from _outliers(scenario)
-    if scenario.objective == "orpo" and scenario.parallel.strategy != NONE:
+    if scenario.objective == "orpo" and scenario.pairs_by_rules:
         yield Omission("orpo's copies of its logits", _orpo_bytes(scenario, answer))
     for reading in readings:
         for remark in reading.remarks:

@@ -9,7 +9,7 @@ from dryfit.common.errors import UserError
 from dryfit.hours.step_time import speeds
 from dryfit.scenario.contradictions import TRAINING, contradictions
 from dryfit.scenario.model import configuration
-from dryfit.scenario.scenario import Scenario
+from dryfit.scenario.scenario import Scenario, check_packages
 from dryfit.tracing.measure import measure
 from dryfit.tracing.pairs import as_rows, reference_beside
 from dryfit.tracing.trace import trace
@@ -99,6 +99,7 @@ def test_an_objective_is_not_estimated_and_not_trained():
 
 def test_without_the_package_a_scenario_says_what_to_install(monkeypatch):
     monkeypatch.setattr("dryfit.scenario.scenario.find_spec", lambda name: None)
+    check_packages(scenario(parallel={"strategy": "ddp", "gpus": 2}))  # by rules
     with pytest.raises(UserError, match="needs the package trl, which is not installed") as caught:
         trace(scenario())
     assert caught.value.write == 'pip install "dryfit[trl]"'
