@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import dryfit.readers as readers  # `from dryfit import` would first ask the package for the name
-from dryfit.ask.options import NO_TOOL, nearest_field
+from dryfit.ask.options import NO_TOOL
+from dryfit.ask.words import nearest_field
 from dryfit.cards.gpus import Gpu, find
 from dryfit.common.errors import UserError
 from dryfit.common.files import yaml_value
