@@ -270,6 +270,8 @@ class Recorder:
 
     def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
         settings = {"capability": capability, "costs": False, "report": recording}
+        if scenario.pairs_by_rules:
+            settings["beside"], scenario = reference_beside(scenario), as_rows(scenario)
         recordings = []
         for kind, way in product(kinds_of_ranks(scenario), ways(scenario, "cuda")):
             new = Composed(often=True, place=kind.stage, plans=self._plans)
@@ -299,6 +301,8 @@ def record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Rec
 def step_record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Record:
     """What a step did, allocation by allocation; :class:`Unlike` where chance decides about the loading."""
     settings = {"capability": capability, "costs": False, "report": _as_record}
+    if scenario.pairs_by_rules:
+        settings["beside"], scenario = reference_beside(scenario), as_rows(scenario)
     kind = kinds_of_ranks(scenario)[0]
     return _followed(scenario, "cuda", prepare, Composed(place=kind.stage), kind, **settings)[0]
 
