@@ -49,6 +49,7 @@ FIRST_ASKED = {  # the commit at which each set was asked first
     "rehearsal": "commit 4e04f64c of 2026-12-01",
     "second": "commit 57d9f232 of 2026-12-01",
     "third": "commit eec7c233 of 2026-12-01",
+    "left over": "commit c0475232 of 2026-12-01",
 }
 NOT_ASKED = "not_asked"  # at the first asking, for want of time
 AGREEMENTS = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable")
@@ -384,7 +385,11 @@ hundredths of a percent. Here the question is another one: is the verdict right 
    warning now, since they made half a card to spare too close to call. By that o1-506-b16 became unsafe.
 4. **47 reports of 35 further threads came last**, when the causes above had been mended. Their questions were written
    and committed before any was asked. 40 were drawn with seed {third}, by whole threads, and asked once, at the commit
-   that has the draw. Nothing was mended between the draw and the asking. The {left_over} others were not asked then.
+   that has the draw. Nothing was mended between the draw and the asking. Then causes were mended again: vLLM beside
+   several GPUs, ZeRO-3 without zero.Init, ms-swift over Unsloth. The {left_over} others were asked after that, at
+   commit c0475232, with the older reports that these causes touch. Six questions assumed what the tool of their day
+   did not do: five with LLM.int8 had checkpointing that transformers got later, and lc-118 had weights in 16 bits. They
+   were corrected and asked again; their first verdicts stay.
 5. **The others were for development from the start.** They were asked at commit 75c96db0 first. Only the causes of
    wrong answers were told to those who changed the verdict.
 

@@ -11,7 +11,7 @@ from typing import Any
 from dryfit.analytic.certainty import Needs, kind_of, peak_bound
 from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.estimate import analytic_estimate, estimate
-from dryfit.ask.omissions import of_older_tools, omissions
+from dryfit.ask.omissions import of_an_older_loss, of_older_tools, omissions
 from dryfit.ask.question import Question
 from dryfit.ask.tools import by_tool, other_verdicts
 from dryfit.cards import sentences
@@ -73,6 +73,7 @@ def whole_answer(
     if compared.verdict.fits and compared.gpu:
         room = compared.gpu.usable_bytes
         older = list(of_older_tools(readings, request.scenario, room, lambda other: _required_bytes(other, where)))
+        older += of_an_older_loss(readings, request.scenario, compared.traced.trace, room)
     answer = compared.to_mapping(suggested=False) | request.origin_fields()
     _add_tools(answer, request, where)
     answer["warnings"] = [*older, *request.warnings, *answer["warnings"], *without_masters(request.scenario, where)]

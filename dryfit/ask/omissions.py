@@ -77,6 +77,22 @@ def of_older_tools(
                 )
 
 
+def of_an_older_loss(
+    readings: Iterable[Reading], scenario: Scenario, trace: Mapping[str, Any], usable_bytes: int
+) -> Iterator[str]:
+    """That the step of a file does not fit with an older transformers, whose loss copied the logits once more in fp32.
+
+    ``ForCausalLMLoss`` made its shifted logits contiguous until pull request 35646 of January 2025.
+    """
+    if not list(readings) or scenario.loss != "full" or scenario.aim.trainer:
+        return
+    more = _more_at_the_loss(4, scenario, trace)
+    if more and trace["required_bytes"] + more > usable_bytes:
+        needed = gib(trace["required_bytes"] + more)
+        copies = "with transformers before 4.49, whose loss copies the logits once more"
+        yield f"{copies}, the step needs {needed} and does not fit"
+
+
 _OLDER = {
     "gradient_checkpointing": "no checkpointing",
     "loss": "whole logits",
