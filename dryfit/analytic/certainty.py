@@ -25,6 +25,7 @@ from dryfit.cards.beside import Process, beside, room_bytes
 from dryfit.cards.gpus import Gpu
 from dryfit.cards.verdict import Verdict, Word
 from dryfit.data import data_path
+from dryfit.derived.step import if_recorded
 from dryfit.engine.allocator import LARGE_SEGMENT
 from dryfit.engine.capacities import capacities, served_at
 from dryfit.engine.cuda_rules import Capability
@@ -160,6 +161,9 @@ class Needs:
     def __init__(self, scenario: Scenario, peak_bytes: int, capability: Capability | None) -> None:
         self.scenario, self.peak_bytes, self.capability = scenario, peak_bytes, capability
         self._expandable = scenario.allocator.expandable_segments
+        self._exact = if_recorded(scenario, capability)  # then nothing is uncertain
+        if self._exact:
+            self.peak_bytes = self._exact.peak_allocated_bytes
 
     @cached_property
     def _variations(self) -> list[list[tuple[int, int]]]:
@@ -168,6 +172,8 @@ class Needs:
     @cached_property
     def about_bytes(self) -> int:
         """What is most likely needed, in bytes; of layers of several kinds the peak and what fragments mostly take."""
+        if self._exact:
+            return self._exact.required_bytes
         if describe(self.scenario.model).plans:
             return round(self.peak_bytes * (1 + (FIRST_GUESS_EXPANDABLE if self._expandable else FIRST_GUESS)))
         return capacities(self._variations[0], expandable_segments=self._expandable).required_bytes
@@ -178,6 +184,8 @@ class Needs:
 
     def roughly(self, usable_bytes: int) -> bool | None:
         """Whether so many bytes suffice, by the peak alone; None: that can't tell."""
+        if self._exact:
+            return self._exact.fits(usable_bytes)
         share = over_peak(kind_of(self.scenario))
         if usable_bytes >= self.peak_bytes * share.high:
             return True
@@ -186,7 +194,7 @@ class Needs:
     def required_bytes(self, usable_bytes: int) -> int:
         """What is most likely needed; where the peak alone tells, the end of its range that is nearer to a GPU's."""
         rough = self.roughly(usable_bytes)
-        if rough is None:
+        if rough is None or self._exact:
             return self.about_bytes
         share = over_peak(kind_of(self.scenario))
         return round(self.peak_bytes * (share.high if rough else share.low))

@@ -20,6 +20,7 @@ from dryfit.cards.verdict import Verdict, is_lower_bound, verdict
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import left_out_if_it_fails
 from dryfit.common.text import GIB
+from dryfit.derived.step import why_unusable
 from dryfit.evidence.nearest import evidence
 from dryfit.hours.run_time import RunTime, order, run_time
 from dryfit.hours.step_time import speeds
@@ -172,7 +173,7 @@ def traced(
 
 def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
     """The same object from the analytic estimate alone. Its ``verdict`` is clear where the estimate can
-    tell, else too close to call.
+    tell, else too close to call; the trace's where the estimate is derived from a record.
 
     ``analytic`` has ``required_bytes`` too, where that is near what the GPU has, and without a GPU ``enough_bytes``,
     what the smallest GPU known has that surely suffices (None: none does).
@@ -182,14 +183,19 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
     if estimated.analytic is None and (plain := described(asked)) is not asked:
         asked, estimated = plain, estimate(plain.scenario, asked.where, blocks=False)
     gpu, analytic, judged = asked.gpu, estimated.analytic, Verdict()
-    if analytic:
+    exact = bool(analytic) and "recorded_with" in analytic
+    figures = ("allocated", "reserved") if exact else ("estimate", "allocated", "reserved")
+    if analytic and not exact:
         hybrid = kind_of(asked.scenario).hybrid
         bound = peak_bound(asked.scenario.method, analytic["parameters"]["total"], hybrid=hybrid)
         analytic = {**analytic, "bound": bound._asdict()}
     needs = analytic and Needs(asked.scenario, analytic["peak_allocated_bytes"], gpu and gpu.capability)
     if needs and gpu is None:
         analytic = {**analytic, "enough_bytes": needs.smallest(card.usable_bytes for card in catalogue().values())}
-    if needs and gpu:
+    if needs and gpu and exact and not gpu.pool_bytes:
+        judged = verdict(analytic, gpu, Process.of(asked.scenario))
+        judged = judged.leaving_out(omissions(asked.readings, asked.scenario, {"analytic": analytic}))
+    elif needs and gpu:
         judged = needs.verdict(gpu)
         # Else it lies far from what the GPU has, and only a bound is known.
         if gpu.is_modelled and needs.roughly(gpu.usable_bytes) is None:
@@ -202,15 +208,16 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         "trace": None,
         "measurement": None,
         "differences": {},
-        "evidence": evidence(asked.scenario, gpu).to_mapping(("estimate", "allocated", "reserved")),
+        "evidence": evidence(asked.scenario, gpu).to_mapping(figures),
         **judged.to_mapping(),
         "gpu": gpu.to_mapping() if gpu else None,
         "reasons": {name: reason for name, reason in reasons.items() if reason},
         "scenario": asked.scenario.to_mapping(),
         "suggestions": [],
-        "versions": {},
+        "versions": analytic["recorded_with"] if exact else {},
         "warnings": [
             *asked.asked.warnings,
+            *filter(None, [why_unusable(asked.scenario)]),
             *(what_limits({}, gpu) if gpu else ()),
             *without_masters(asked.scenario, asked.where),
         ],

@@ -215,7 +215,7 @@ def _colours(names: list[str]) -> dict[str, str]:
 
 def _evidence(shown: Mapping[str, Any]) -> str:
     """The measured steps that are like this one, and where traced peaks lay beside the estimate's."""
-    bound = f" Of the estimate: {text.bound_text(shown['analytic']['bound'])}." if shown["analytic"] else ""
+    bound = f" Of the estimate: {text.certainty_text(shown['analytic'])}." if shown["analytic"] else ""
     return f"{shown['evidence']['text']}.{bound}"
 
 
