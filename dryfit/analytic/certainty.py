@@ -20,12 +20,13 @@ from functools import cache, cached_property
 from typing import NamedTuple
 
 from dryfit.analytic.allocations import form_events, variations
+from dryfit.analytic.estimate import analytic_estimate
 from dryfit.analytic.setting import describe
 from dryfit.cards.beside import Process, beside, room_bytes
 from dryfit.cards.gpus import Gpu
 from dryfit.cards.verdict import Verdict, Word
 from dryfit.data import data_path
-from dryfit.derived.step import if_recorded
+from dryfit.derived.step import DerivedStep, if_recorded
 from dryfit.engine.allocator import LARGE_SEGMENT
 from dryfit.engine.capacities import capacities, served_at
 from dryfit.engine.cuda_rules import Capability
@@ -156,14 +157,31 @@ class Needs:
     ----------
     peak_bytes
         Of the analytic estimate for the scenario on a GPU of this compute capability.
+    exact
+        The step by the derived form, where a record covers it: then nothing is uncertain.
     """
 
-    def __init__(self, scenario: Scenario, peak_bytes: int, capability: Capability | None) -> None:
-        self.scenario, self.peak_bytes, self.capability = scenario, peak_bytes, capability
+    def __init__(
+        self, scenario: Scenario, peak_bytes: int, capability: Capability | None, exact: DerivedStep | None = None
+    ) -> None:
+        self.scenario, self.capability, self._exact = scenario, capability, exact
+        self.peak_bytes = exact.peak_allocated_bytes if exact else peak_bytes
         self._expandable = scenario.allocator.expandable_segments
-        self._exact = if_recorded(scenario, capability)  # then nothing is uncertain
-        if self._exact:
-            self.peak_bytes = self._exact.peak_allocated_bytes
+
+    @classmethod
+    def of(cls, scenario: Scenario, where: object, capability: Capability | None) -> Needs:
+        """By the scenario's record, or else by the estimate.
+
+        Raises
+        ------
+        NotDescribed
+            If neither knows the step.
+        """
+        exact = if_recorded(scenario, capability)
+        if exact is not None:
+            return cls(scenario, exact.peak_allocated_bytes, capability, exact)
+        form = analytic_estimate(scenario, where, capability=capability, blocks=False)
+        return cls(scenario, form["peak_allocated_bytes"], capability)
 
     @cached_property
     def _variations(self) -> list[list[tuple[int, int]]]:

@@ -214,16 +214,20 @@ def _by_parameters(scenario: Scenario, reason: str) -> Estimated:
     return Estimated(scenario, None, rule_of_thumb(scenario, count), f"{reason}; {known}")
 
 
-def estimate(scenario: Scenario, where: object = "scenario", *, blocks: bool = True) -> Estimated:
+def estimate(
+    scenario: Scenario, where: object = "scenario", *, blocks: bool = True, recorded: bool = True
+) -> Estimated:
     """The analytic estimate on the GPU that a scenario names, and the rule of thumb; ``blocks`` as there.
 
     Where a record covers the step, the estimate is derived from it and equal to the trace. Then it has
-    ``required_bytes`` and ``peak_reserved_bytes``, too, and the versions that it was ``recorded_with``.
+    ``peak_reserved_bytes``, too, and the versions that it was ``recorded_with``. Without ``recorded`` no record is
+    asked, whose events take a tenth of a second.
     """
     gpu = named(scenario.gpu, where)
     capability = gpu.capability if gpu else None
     try:
-        if (exact := if_recorded(scenario, capability)) is not None:
+        exact = if_recorded(scenario, capability) if recorded else None
+        if exact is not None:
             counts = {"parameters": described(scenario, where).parameter_counts()}
             analytic = exact.to_mapping() | counts | {"recorded_with": recorded_with(scenario)}
         else:

@@ -124,7 +124,6 @@ class DerivedStep:
         return {
             "peak_allocated_bytes": self.peak_allocated_bytes,
             "peak_reserved_bytes": self.peak_reserved_bytes,
-            **self.capacities.to_mapping(),
             "phase": self.phase,
             "phases": self.phases,
             "resident_bytes": self.resident_bytes,

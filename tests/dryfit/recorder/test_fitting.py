@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from dryfit.derived.sizes import EXACT, value, with_rounded
@@ -39,4 +41,4 @@ def test_what_is_whole_everywhere_stays_exact() -> None:
 
 def test_sizes_without_an_expression_are_refused() -> None:
     with pytest.raises(NotFitted):
-        fitted(tuple(x["b"] * x["s"] * 7919 % 1_000_003 for x in POINTS), POINTS, list(BASE))
+        fitted(tuple(random.Random(1).sample(range(10**6, 10**7), len(POINTS))), POINTS, list(BASE))
