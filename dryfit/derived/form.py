@@ -233,8 +233,8 @@ class Records:
             own, here = self.versions[name], (installed[name] or "").partition("+")[0]
             if here and here != own:
                 self._unusable(f"it was recorded with {name} {own}, and {here} is installed")
-        if installed["transformers"]:
-            folder = Path(find_spec("transformers").origin).parent  # type: ignore[union-attr, arg-type]
+        if (found := find_spec("transformers")) is not None and found.origin:
+            folder = Path(found.origin).parent
             for file, own in index["code"].items():
                 if not (folder / file).is_file() or sha256(folder / file) != own:
                     self._unusable(f"transformers' {file} is not the one that it was recorded with")

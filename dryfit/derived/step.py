@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
 from dryfit.cards.gpus import usable_sizes
+from dryfit.derived.families import FAMILIES
 from dryfit.derived.form import Asked, Form, NoRecord, composed_step, records_of
 from dryfit.derived.layers import Composed
 from dryfit.engine.capacities import Capacities, capacities, served_at
@@ -162,17 +164,12 @@ def derived_step(scenario: Scenario, capability: Capability | None = None) -> De
     return _derived(_Same(key, scenario), capability or DEFAULT_CAPABILITY, scenario.allocator.expandable_segments)
 
 
+@dataclass(frozen=True)
 class _Same:
     """A scenario that is the same as another one with its key."""
 
-    def __init__(self, key: str, scenario: Scenario) -> None:
-        self.key, self.scenario = key, scenario
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
+    key: str
+    scenario: Scenario = field(compare=False)
 
 
 @lru_cache(maxsize=32)
@@ -196,8 +193,10 @@ def recorded_with(scenario: Scenario) -> dict[str, str]:
 
 def why_unusable(scenario: Scenario) -> str | None:
     """What is wrong with the records of a scenario's family; None: nothing, or there are none."""
+    family = scenario.model.get("model_type")
     try:
-        records_of(scenario.model.get("model_type", ""))
+        if family in FAMILIES:
+            records_of(family)
     except NoRecord as error:
         return str(error) if error.is_unusable else None
     return None

@@ -49,7 +49,7 @@ def record(family: Family, wanted: Callable[[Variant], bool] = lambda variant: T
             continue
         began = time.process_time()
         try:
-            content = checked(family, variant, taught(family, variant, print), print)
+            content = checked(family, variant, taught(family, variant), print)
         except (NotFitted, OtherEvents) as error:
             print(f"{variant}: not recorded, {error}", flush=True)
             continue

@@ -67,7 +67,7 @@ def teaching_points(family: Family, variant: Variant) -> tuple[list[str], list[N
     points = [base, *({**base, name: values[name][1]} for name in names)]
     points += [{symbol: draw.choice(own) for symbol, own in values.items()} for _ in range(AT_RANDOM)]
     odd = {symbol: family.odd.get(symbol, own) if len(own) > 1 else own for symbol, own in values.items()}
-    points += [{symbol: draw.choice(own) for symbol, own in odd.items()} for _ in range(ODD)]
+    points += [{symbol: own[number % len(own)] for symbol, own in odd.items()} for number in range(ODD)]
     return names, [family.possible(point) for point in points]
 
 
@@ -178,39 +178,31 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _taken(
-    family: Family, variant: Variant, points: Sequence[Numbers], names: Sequence[str], log: Log
-) -> tuple[list[Taken], list[Numbers]]:
-    """Traces at numbers that leave the events as they are, and these numbers."""
+def _taken(family: Family, variant: Variant, points: Sequence[Numbers]) -> list[Taken]:
+    """Traces at all numbers, which have to leave the events as they are."""
     takes: list[Taken] = []
-    kept: list[Numbers] = []
     for number, point in enumerate(points):
         step = scenario_of(family, variant, point, family.sequence)
-        one = take(step, DEFAULT_CAPABILITY, origins=not number)
-        if number and one.structure != takes[0].structure:
-            if number <= len(names):
-                raise OtherEvents(f"{names[number - 1]} = {point[names[number - 1]]} changes the events")
-            log(f"other events at {point}")
-            continue
-        takes.append(one)
-        kept.append(point)
-    return takes, kept
+        takes.append(take(step, DEFAULT_CAPABILITY, origins=not number))
+        if takes[-1].structure != takes[0].structure:
+            changed = {symbol: own for symbol, own in point.items() if own != points[0][symbol]}
+            raise OtherEvents(f"{changed} changes the events")
+    return takes
 
 
-def taught(family: Family, variant: Variant, log: Log) -> dict[str, Any]:
+def taught(family: Family, variant: Variant) -> dict[str, Any]:
     """The content of a variant for :class:`dryfit.derived.form.Form`, without its ranges.
 
     Raises
     ------
     OtherEvents
-        If a single variation changes the events.
+        If a number changes the events.
     NotFitted
         If a size is no expression in the numbers.
     """
     names, points = teaching_points(family, variant)
-    takes, kept = _taken(family, variant, points, names, log)
-    cut = _Cut(takes, family.sequence)
-    values = _Fitted(kept, names)
+    cut = _Cut(_taken(family, variant, points), family.sequence)
+    values = _Fitted(points, names)
     templates: list[Any] = []
 
     def template(place: Place) -> int:
