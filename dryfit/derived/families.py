@@ -7,12 +7,14 @@ itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import lcm
 from pathlib import Path
 from typing import Any
 
 from dryfit.data import data_path
+from dryfit.engine.cuda_rules import up
 
 Model = Mapping[str, Any]
 Numbers = dict[str, int]
@@ -21,11 +23,12 @@ Numbers = dict[str, int]
 # trace models that differ in them.
 _NO_SIZE = {
     "architectures", "attention_dropout", "bos_token_id", "dtype", "eos_token_id", "hidden_act", "initializer_range",
-    "max_position_embeddings", "max_window_layers", "model_type", "pad_token_id", "pretraining_tp", "rms_norm_eps",
+    "max_position_embeddings", "max_window_layers", "model_type", "pad_token_id", "pretraining_tp",
+    "query_pre_attn_scalar", "rms_norm_eps",
     "rope_theta", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 _ROPE = {"factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"}  # numbers of a table
-_SILENT = {"attention_dropout": 0.0, "hidden_act": "silu"}  # the values that those keys have to have
+_GELU = ("gelu_pytorch_tanh",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +51,20 @@ class Family:
         Keys that every model of the family that is recorded has, with their values.
     silent
         Keys that may be absent or have this value.
-    only_with
-        Keys that count only where another one is true.
     alike
         Keys and values that leave the events as they are, checked by the recorder.
+    whole_heads
+        The hidden size is a multiple of the heads.
+    window, slides_if
+        The sliding window where a file leaves it out, and the key without which there is none.
+    implied
+        Keys that follow from the number of heads where a file leaves them out; for others the class has a number.
+    activations
+        The activation functions that make the same tensors, the class's own first.
+    tied
+        Whether embeddings and head are one where a file leaves that out.
+    sequence
+        The kinds of the layers that are recorded.
     """
 
     model_type: str
@@ -62,11 +75,13 @@ class Family:
     ends: Mapping[str, tuple[int, int]] = field(default_factory=lambda: dict(_ENDS))
     fixed: Mapping[str, Any] = field(default_factory=dict)
     silent: Mapping[str, Any] = field(default_factory=dict)
-    only_with: Mapping[str, str] = field(default_factory=dict)
     alike: Sequence[Model] = ()
-    whole_heads: bool = False  # the hidden size is a multiple of the heads
-    window: Callable[[Model], int | None] = lambda model: None
-    tied: bool = False  # what the configuration's class takes where a file leaves it out
+    whole_heads: bool = False
+    window: int | None = None
+    slides_if: str | None = None
+    implied: frozenset[str] = frozenset({"num_key_value_heads", "head_dim"})
+    activations: Sequence[str] = ("silu",)
+    tied: bool = False
     sequence: str = "aaaaa"
 
     def numbers(self, model: Model) -> Numbers:
@@ -79,8 +94,7 @@ class Family:
 
     def possible(self, numbers: Numbers) -> Numbers:
         """The numbers with a hidden size that transformers takes."""
-        heads = 2 * numbers["K"] * numbers["g"]
-        return {**numbers, "h": -(-numbers["h"] // heads) * heads} if self.whole_heads else numbers
+        return {**numbers, "h": up(numbers["h"], lcm(8, numbers["K"] * numbers["g"]))} if self.whole_heads else numbers
 
     def catalogue(self) -> list[str]:
         """The models of `config/models/` that are of the family."""
@@ -109,19 +123,20 @@ class Family:
     def particular(self, model: Model) -> dict[str, Any] | None:
         """What of a configuration is no number and decides the events; None: something that no record knows."""
         heads = model["num_attention_heads"], model.get("num_key_value_heads") or model["num_attention_heads"]
-        if heads[0] % heads[1] or any(model.get(key, value) != value for key, value in _SILENT.items()):
+        told = all(model.get(key) is not None for key in ("num_key_value_heads", "head_dim") if key not in self.implied)
+        active = (model.get("hidden_act") or self.activations[0]) in self.activations
+        if heads[0] % heads[1] or not told or not active or model.get("attention_dropout"):
             return None
         numbers = {*self.keys.values(), "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers"}
         rest = {
             key: value
             for key, value in model.items()
-            if key not in numbers | _NO_SIZE
+            if key not in numbers | _NO_SIZE | {"sliding_window"}
             and not (key in self.silent and value in (None, self.silent[key]))
             and not (key in self.fixed and value == self.fixed[key])
         }
-        for key, said_by in self.only_with.items():
-            if not model.get(said_by):
-                rest.pop(key, None)
+        if self._window(model) is not None:
+            rest["sliding"] = True
         rest["tie_word_embeddings"] = bool(rest.get("tie_word_embeddings", self.tied))
         rope = (rest.pop("rope_scaling", None) or {}) | (rest.pop("rope_parameters", None) or {})
         rope = {
@@ -131,10 +146,16 @@ class Family:
 
     def flags(self, model: Model, numbers: Numbers) -> dict[str, bool]:
         """What numbers decide beyond sizes: where a kernel, a mask or a squeezed dimension is another one."""
-        window = self.window(model)
+        window = self._window(model)
         found = {"one_row": numbers["b"] == 1, "one_group": numbers["K"] == 1, "no_groups": numbers["g"] == 1}
         found["unaligned"] = bool(numbers["d"] % 8 or numbers["h"] % 8)
-        return found | ({"windowed": numbers["s"] >= window} if window else {})
+        return found | ({"windowed": True} if window and numbers["s"] >= window else {})
+
+    def _window(self, model: Model) -> int | None:
+        """Tokens that attention looks back at; None: at all of them."""
+        if self.slides_if is not None and not model.get(self.slides_if):
+            return None
+        return model.get("sliding_window", self.window)
 
 
 def _catalogue() -> list[Path]:
@@ -171,7 +192,8 @@ FAMILIES = {
             model_type="qwen2",
             architecture="Qwen2ForCausalLM",
             silent={"use_sliding_window": False},
-            only_with={"sliding_window": "use_sliding_window"},
+            slides_if="use_sliding_window",
+            implied=frozenset({"head_dim"}),
         ),
         Family(
             model_type="llama",
@@ -184,7 +206,54 @@ FAMILIES = {
             model_type="qwen3",
             architecture="Qwen3ForCausalLM",
             silent={"attention_bias": False, "use_sliding_window": False},
-            only_with={"sliding_window": "use_sliding_window"},
+            slides_if="use_sliding_window",
+            implied=frozenset(),
+        ),
+        Family(
+            model_type="mistral",
+            architecture="MistralForCausalLM",
+            fixed={"sliding_window": None},
+            window=4096,
+            implied=frozenset({"head_dim"}),
+            alike=({"sliding_window": 2**20},),
+        ),
+        Family(
+            model_type="gemma2",
+            architecture="Gemma2ForCausalLM",
+            fixed={
+                "sliding_window": 2**20,
+                "final_logit_softcapping": 30.0,
+                "attn_logit_softcapping": 50.0,
+                "hidden_activation": _GELU[0],
+            },
+            silent={"attention_bias": False},
+            window=4096,
+            implied=frozenset(),
+            activations=_GELU,
+            tied=True,
+            **_whole(),
+        ),
+        Family(
+            model_type="gemma",
+            architecture="GemmaForCausalLM",
+            fixed={"hidden_act": _GELU[0]},
+            silent={"attention_bias": False},
+            implied=frozenset(),
+            activations=_GELU,
+            tied=True,
+            **_whole(),
+        ),
+        Family(
+            model_type="phi3",
+            architecture="Phi3ForCausalLM",
+            fixed={"pad_token_id": 0, "original_max_position_embeddings": 131072},
+            silent={"attention_bias": False, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+            alike=({"sliding_window": 2**20},),
+        ),
+        Family(
+            model_type="olmo2",
+            architecture="Olmo2ForCausalLM",
+            silent={"attention_bias": False},
         ),
     )
 }

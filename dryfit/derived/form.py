@@ -81,6 +81,7 @@ class Asked:
         try:
             particular = family.particular(scenario.model)
             numbers = family.numbers(scenario.model) | {"b": scenario.micro_batch, "s": scenario.sequence_length}
+            kinds = family.kinds(scenario.model)
         except (KeyError, TypeError, ZeroDivisionError):
             particular = None
         if particular is None:
@@ -94,7 +95,7 @@ class Asked:
         flags: dict[str, Any] = family.flags(scenario.model, numbers)
         if scenario.loss == "chunked":
             flags |= {"chunks": chunks(numbers), "one_left": last_chunk(numbers) == 1}
-        return cls(family, numbers, family.kinds(scenario.model), settings, particular, flags)
+        return cls(family, numbers, kinds, settings, particular, flags)
 
     def key(self, particular: Mapping[str, Any] | None = None) -> str:
         """The digest of what decides the events; of another model's particulars, if they are given."""
