@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +17,7 @@ from dryfit.ask.tools import by_tool, other_verdicts
 from dryfit.cards import sentences
 from dryfit.cards.beside import Process
 from dryfit.cards.gpus import UNMODELLED, Gpu, catalogue, named, what_limits
-from dryfit.cards.verdict import Verdict, is_lower_bound, verdict
+from dryfit.cards.verdict import Verdict, Word, is_lower_bound, verdict
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import left_out_if_it_fails
 from dryfit.common.text import GIB
@@ -235,8 +236,13 @@ def described(asked: Question) -> Question:
     if not asked.asked.like_is_default:
         return asked
     own = estimate(asked.scenario, asked.where, blocks=False)
-    plain = parse_request(asked.asked.mapping, asked.where)
-    if own.analytic or estimate(plain.scenario, asked.where, blocks=False).analytic is None:
+    if own.analytic:
+        return asked
+    try:
+        plain = parse_request(asked.asked.mapping, asked.where)
+    except UserError:  # such as a strategy that needs the tool's precision
+        return asked
+    if estimate(plain.scenario, asked.where, blocks=False).analytic is None:
         return asked
     told = f"estimated with this project's own defaults, since TRL's are not described: {own.reason}"
     plain = replace(plain, warnings=(*asked.asked.warnings, told))
@@ -307,11 +313,13 @@ def exit_status(answer: Mapping[str, Any]) -> int:
     return 0 if answer["fits"] and (answer.get("run") or {}).get("in_time") is not False else 1
 
 
-def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
-    """The step on each GPU of the catalogue, traced once for each compute capability; the best first.
+def on_all_gpus(asked: Question, *, estimated: bool = False) -> list[dict[str, Any]]:
+    """The step on each GPU of the catalogue, traced once for each compute capability, or estimated; the best first.
 
     If a run is asked about, each GPU has its hours too.
     """
+    if estimated:
+        return [_estimated_row(described(asked), card) for card in catalogue().values()]
     from dryfit.tracing.imports import import_quietly
 
     _refuse_a_server(asked, None, "`dryfit gpus`")
@@ -373,8 +381,10 @@ def _run(time: Mapping[str, Any] | None, gpu: Gpu, asked: Question) -> dict[str,
     return run_time(time, gpu, asked.scenario, asked.run).to_mapping() if time else None
 
 
-def largest_that_fits(asked: Question, field: str, alone: Question | None = None) -> dict[str, Any]:
-    """The longest sequence, or the largest micro-batch, that fits the GPU: traced.
+def largest_that_fits(
+    asked: Question, field: str, alone: Question | None = None, *, estimated: bool = False
+) -> dict[str, Any]:
+    """The longest sequence, or the largest micro-batch, that fits the GPU: traced, or estimated.
 
     ``alone``: the same step of a single row, where that differs in more than its rows: it carries no mask of padding.
     """
@@ -389,6 +399,8 @@ def largest_that_fits(asked: Question, field: str, alone: Question | None = None
             where="the command line", found=asked.gpu.name,
             allowed="`dryfit fit`, which gives the allocated bytes",
         )  # fmt: skip
+    if estimated:
+        return _largest_estimated(asked, field)
     from dryfit.tracing.imports import import_quietly
 
     import_quietly(asked.scenario)
@@ -403,6 +415,59 @@ def largest_that_fits(asked: Question, field: str, alone: Question | None = None
     single = largest(alone.scenario, asked.gpu, field, most=1)
     asked.scenario = alone.scenario
     return single
+
+
+def _estimated_row(asked: Question, card: Gpu) -> dict[str, Any]:
+    answer = _estimated(replace(asked, gpu=card, scenario=asked.scenario.changed(gpu=card.setting)))
+    needed = answer["analytic"].get("required_bytes", answer["analytic"]["peak_allocated_bytes"])
+    judged = {name: answer[name] for name in ("verdict", "fits", "headroom_bytes")}
+    sizes = {"required_bytes": needed, "usable_bytes": card.usable_bytes}
+    return {"gpu": card.name, "title": card.title, **sizes, **judged}
+
+
+def _largest_estimated(asked: Question, field: str) -> dict[str, Any]:
+    """The longest sequence, or the largest micro-batch, that surely fits the GPU by the peak of the analytic estimate.
+
+    ``too_large``: the least that was tried and surely doesn't fit; what lies between is too close to call.
+    """
+    from dryfit.planner.largest_fit import steps
+
+    asked, tried = described(asked), dict[int, dict[str, Any]]()
+    limit = asked.scenario.size("max_position_embeddings", 131_072) if field == "sequence_length" else 4096
+    values = steps(field, limit)
+
+    def word(value: int) -> str:
+        step = replace(asked, scenario=asked.scenario.changed(**{field: value}))
+        form = estimate(step.scenario, asked.where, blocks=False).analytic
+        needs = form and Needs(step.scenario, form["peak_allocated_bytes"], asked.gpu.capability)
+        if needs and (rough := needs.word(asked.gpu, replayed=False)) is Word.TOO_CLOSE:  # a replay would take seconds
+            return rough.value
+        tried[value] = _estimated(step)
+        return tried[value]["verdict"]
+
+    sure = bisect_left(values, True, key=lambda value: word(value) != "fits")
+    large = bisect_left(values, True, lo=sure, key=lambda value: word(value) == "does_not_fit")
+    value = values[sure - 1] if sure else 0
+    return {
+        "value": value, "headroom_bytes": tried[value]["headroom_bytes"] if value else None, "verified": False,
+        "too_large": values[large] if large < len(values) else None,
+        "limited_by_positions": field == "sequence_length" and sure == len(values),
+    }  # fmt: skip
+
+
+def _estimated(asked: Question) -> dict[str, Any]:
+    """The estimate of a step.
+
+    Raises
+    ------
+    UserError
+        If the step is not described.
+    """
+    answer = quick(asked, others=False)
+    if answer["analytic"] is None:
+        raise UserError(f"{answer['sentence'].partition(' (ask')[0]}.", where="--quick",
+                        allowed="a trace", write="the same line without --quick")  # fmt: skip
+    return answer
 
 
 def _longest_answer(asked: Question) -> dict[str, Any]:

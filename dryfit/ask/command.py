@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dryfit.ask.options import PASTED, PROGRAM, RUN_OPTIONS, changed, parsed, parser, put_right, slips, split
+from dryfit.ask.options import COMMANDS, PROGRAM, RUN_OPTIONS, parsed, parser, split
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import now_doing, working
 from dryfit.common.text import gib, printable
@@ -105,11 +105,13 @@ def read(words: Sequence[str]) -> Asked:
     UserError
         For all that is wrong in it, with one line in which all of it is put right.
     """
-    kept, errors = list(words), []
+    from dryfit.ask.words import PASTED, changed, lost_format, meant
+
+    kept, errors, asked = list(words), list[UserError](), None
     for _ in range(_MOST_ERRORS):
-        if found := slips(kept):
-            errors += [slip.error() for slip in found]
-            kept = put_right(kept, found)
+        kept, found = meant(kept)
+        errors += found
+        if found:
             continue
         options = parsed(kept)
         asking = _asking(options)
@@ -122,20 +124,36 @@ def read(words: Sequence[str]) -> Asked:
                 if _is_typed(part, asking.given):
                     where = part.where if str(part.where).startswith("--") else "the command line"
                     kept = changed(kept, part.change, instead_of=part.field)
-                    part = part.with_values(where=where, write=PASTED)
+                    part = part.with_values(
+                        where=where,
+                        write=PASTED,
+                        problem=part.problem + lost_format(part.found, part.change.get("model")),
+                    )
                 errors.append(part)
             if kept == before:
                 break
-    if not errors:
+    if asked and not errors:
         return asked
+    raise UserError.several(_with_the_line(errors, kept, asked is not None))
+
+
+def _with_the_line(errors: Sequence[UserError], kept: Sequence[str], is_right: bool) -> list[UserError]:
+    """Errors of a line with the one in which all of them are put right.
+
+    That line was read once more. It is shown where nothing is wrong in it, or in files alone that it names.
+    """
+    from dryfit.ask.words import PASTED
     from dryfit.scenario.other_models import RUN
 
     line = shlex.join([PROGRAM, *kept])
     if any(part.write == RUN for part in errors):  # no line of this command answers
         gpu = next((value for flag, value in pairwise(kept) if flag == "--gpu"), None)
         line = RUN.replace(" run ", f" run --gpu {shlex.quote(gpu)} ") if gpu else RUN
-        errors = [part.with_values(write=PASTED) for part in errors]
-    raise UserError.several([part.with_values(write=line) if part.write == PASTED else part for part in errors])
+        return [part.with_values(write=line) for part in errors]
+    left = [part for part in errors if part.write != PASTED]
+    if not is_right and any(str(part.where).startswith(("--", "the command line")) for part in left):
+        line = None
+    return [part.with_values(write=line, change=None) if part.write == PASTED else part for part in errors]
 
 
 _MOST_ERRORS = 8  # of one line: some are found only when others are put right
@@ -192,7 +210,7 @@ def _answered(asked: Asked, program: Sequence[str]) -> int:
     options, command = asked.options, asked.options.command
     if not can_trace() and not (options.quick or options.yaml or command == "serve"):
         missing = "The packages that trace a step are not installed"
-        if command not in ("fit", "config") or (options.rows and command == "fit"):
+        if "--quick" not in (COMMANDS[command].takes or ()) or (options.rows and command in ("fit", "gpus")):
             problem = f"{missing}, and `{PROGRAM} {'--rows' if options.rows else command}` needs a trace."
             print(UserError(problem, allowed=f"`{PROGRAM} fit`, which estimates", write=INSTALL_TRACE), file=sys.stderr)
             return 3
@@ -220,7 +238,7 @@ def _print_kind(asked: Asked) -> int:
 
             return _print(serve(question, options.requests or 1, options.weights), options.json)
         case "gpus":
-            return _print_cards(question, options.json)
+            return _print_cards(question, options)
         case "config":
             from dryfit.ask.configure import configured, print_config
 
@@ -233,7 +251,7 @@ def _print_kind(asked: Asked) -> int:
             return (print_fewest if options.fewest else print_divisions)(question, _Progress(), options.json)
         case "longest" | "batch":
             field = "sequence_length" if options.command == "longest" else "micro_batch"
-            return _print_largest(question, field, options.json, asked.alone)
+            return _print_largest(question, field, options, asked.alone)
     return _print_answer(question, options, asked.words)
 
 
@@ -371,19 +389,20 @@ def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[
     return answer.exit_status(answered)
 
 
-def _print_cards(asked: Any, as_json: bool) -> int:
+def _print_cards(asked: Any, options: argparse.Namespace) -> int:
     from dryfit.ask import answer, run_cost
     from dryfit.ask.text import step_line
     from dryfit.cards.sentences import said
 
     with working("tracing the step for every GPU"):
-        rows = answer.on_all_gpus(asked)
+        rows = answer.on_all_gpus(asked, estimated=bool(options.quick))
     fitting = sum(row["fits"] is True for row in rows)
-    status = 0 if as_json or any(row["fits"] and not run_cost.is_late(row) for row in rows) else 1
-    if as_json:
+    status = 0 if options.json or any(row["fits"] and not run_cost.is_late(row) for row in rows) else 1
+    if options.json:
         print(json.dumps(rows, sort_keys=True))
         return status
-    print(f"FITS {fitting} of {len(rows)} GPUs: {step_line(asked.scenario.to_mapping())}")
+    by = " by the analytic estimate" if options.quick else ""
+    print(f"FITS {fitting} of {len(rows)} GPUs{by}: {step_line(asked.scenario.to_mapping())}")
     for row in rows:
         print(
             f"  {row['gpu']:<20}{gib(row['required_bytes']):>12} of {gib(row['usable_bytes']):>11}"
@@ -395,17 +414,19 @@ def _print_cards(asked: Any, as_json: bool) -> int:
     return status
 
 
-def _print_largest(asked: Any, field: str, as_json: bool, alone: Question | None) -> int:
+def _print_largest(asked: Any, field: str, options: argparse.Namespace, alone: Question | None) -> int:
     from dryfit.ask import answer
     from dryfit.ask.text import step_line
     from dryfit.cards.gpus import EXPANDABLE_LINE
     from dryfit.cards.sentences import card
 
     with working("looking for the largest step"):
-        largest = answer.largest_that_fits(asked, field, alone)
-    if as_json:
+        largest = answer.largest_that_fits(asked, field, alone, estimated=bool(options.quick))
+    if options.json:
         print(json.dumps({"field": field, **largest}, sort_keys=True))
         return 0 if largest["value"] else 1
+    if options.quick:
+        return _print_estimated(asked, field, largest)
     if "required_bytes" not in largest:  # of a cycle beside a server, which has phases instead of one figure
         found = f"answers of {largest['value']:,} tokens fit" if largest["value"] else "NOTHING FITS"
         print(f"{found} {card(asked.gpu.to_mapping())}, in steps of 256\nfor: {step_line(asked.scenario.to_mapping())}")
@@ -424,6 +445,22 @@ def _print_largest(asked: Any, field: str, as_json: bool, alone: Question | None
     if not (grown or end):
         print(f"everything below fits as well; more {what} may fit by chance, depending on fragmentation")
     return 0
+
+
+def _print_estimated(asked: Any, field: str, largest: Mapping[str, Any]) -> int:
+    """What fits by the estimate, and from where on nothing does; between them only a trace can tell."""
+    from dryfit.ask.text import step_line
+    from dryfit.cards.sentences import card
+
+    value, what = largest["value"], "tokens" if field == "sequence_length" else "rows"
+    on, by = card(asked.gpu.to_mapping()), "by the analytic estimate"
+    spare = f", {gib(largest['headroom_bytes'])} to spare" if value else ""
+    end = "; the model's positions end it" if largest["limited_by_positions"] else ""
+    print(f"{value:,} {what} fit {on} {by}{spare}{end}" if value else f"NOTHING FITS {on} for sure {by}")
+    if largest["too_large"]:
+        print(f"{largest['too_large']:,} {what} don't fit; ask without --quick for what lies between")
+    print(f"for: {step_line(asked.scenario.changed(**{field: max(value, 1)}).to_mapping())}")
+    return 0 if value else 1
 
 
 def scenario_yaml(mapping: dict[str, Any], asked: str) -> str:

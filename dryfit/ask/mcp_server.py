@@ -17,7 +17,8 @@ from typing import Any
 
 from dryfit.ask.options import METHODS, Parser
 from dryfit.ask.question import Options, Question, question
-from dryfit.ask.text import defaults_used, suggested
+from dryfit.ask.text import defaults_used
+from dryfit.ask.words import suggested
 from dryfit.common.errors import UserError
 from dryfit.common.schema import validate
 from dryfit.common.text import size_text, yaml_text

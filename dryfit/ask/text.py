@@ -8,10 +8,10 @@ from typing import Any
 from dryfit.ask import run_cost
 from dryfit.ask.cycle_text import cycle_lines
 from dryfit.ask.omissions import bound_bytes
-from dryfit.ask.options import suggested
 from dryfit.ask.question import Question
 from dryfit.ask.several_gpus_text import checkpoint_lines, exchange_lines, host_lines
 from dryfit.ask.tools import TITLES, tool_lines
+from dryfit.ask.words import suggested
 from dryfit.cards.gpus import EXPANDABLE_LINE
 from dryfit.cards.sentences import which
 from dryfit.common.text import GIB, gib, printable, yaml_text

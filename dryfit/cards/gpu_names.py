@@ -17,7 +17,19 @@ from dryfit.scenario.nested_fields import counted
 
 _MAKERS = {"nvidia", "geforce", "tesla", "quadro", "amd", "instinct", "radeon", "gpu", "gpus", "graphics", "card"}
 _SERIES = {"rtx", "gtx", "ada", "generation", "pcie", "sxm", "sxm2", "sxm4", "hbm3"}
-_SIZE = re.compile(r"^(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>gib|gb|g)$", re.I)
+# Units of memory, French ones too: GiB of each, and whether they are those of a box.
+_UNITS = {
+    "gib": 1.0,
+    "gio": 1.0,
+    "gb": 1.0,
+    "go": 1.0,
+    "g": 1.0,
+    "mib": 1 / 1024,
+    "mio": 1 / 1024,
+    "mb": 1 / 1000,
+    "mo": 1 / 1000,
+}
+_SIZE = re.compile(rf"^(?P<number>\d+(?:[.,]\d+)?)\s*(?P<unit>{'|'.join(_UNITS)})$", re.I)
 # Machines and chips of Apple. Which chip it is does not matter for memory; the size does.
 _APPLE = re.compile(r"\b(?:mac(?:book|mini|os)?|imac|apple|mps|m[1-5](?: (?:pro|max|ultra))?)\b", re.I)
 # Hosts of notebooks, and GPUs that they are known to give, the free one first; which it is, is theirs to say.
@@ -64,7 +76,7 @@ def read_gpu(
         return kind | ({"count": count} if count > 1 else {})
     size = _SIZE.match(written)
     if size:
-        return {"vram_gib": _gib(float(size["number"]), size["unit"].lower(), box_share, text, where)}
+        return {"vram_gib": _gib(float(size["number"].replace(",", ".")), size["unit"].lower(), box_share, text, where)}
     if _APPLE.search(written):
         return {"name": _mac(written, cards, where)}
     if _NO_GPUS.search(written):
@@ -89,10 +101,11 @@ def read_gpu(
 
 
 def _gib(number: float, unit: str, box_share: float, text: str, where: object) -> float:
+    number *= _UNITS[unit]
     if not 0 < number <= _LARGEST_GIB:
         raise UserError("No GPU has this much memory.", where=where, found=text, allowed="a size such as 24GiB",
                         change={"gpu": "24GiB"})  # fmt: skip
-    return number if unit == "gib" else round(number * box_share, 4)
+    return number if "i" in unit else round(number * box_share, 4)
 
 
 def _mac(text: str, cards: Mapping[str, str], where: object) -> str:

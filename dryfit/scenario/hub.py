@@ -122,13 +122,22 @@ def is_language_model_alone(name: str) -> bool:
 
 
 _SIZES = re.compile(r"(?<![a-z0-9])a?\d+(?:\.\d+)?[bm](?![a-z0-9])")
-# What a name has beside family and sizes: how a model was tuned, and when.
+# What a name has beside family and sizes: how a model was tuned, and when; how its weights were packed.
 _TUNED = re.compile(r"[-_. ]+(?:instruct|chat|base|it|pt|hf|\d{4})(?=$|[-_. ])")
+_PACKED = re.compile(
+    r"[-_. ]+(awq|gptq|gguf|exl2|aqlm|hqq|mlx|bnb|w4a16|fp8|nvfp4|(?:int|q)[2-8](?:_0|_k_[sml])?|[48]-?bits?)"
+    r"(?=$|[-_. ])"
+)
+
+
+def packed(name: str) -> str:
+    """How the weights of a repository are packed, by what its name ends in: ``gptq, int4``; "" for nothing."""
+    return ", ".join(_PACKED.findall(name.lower()))
 
 
 def _parts(name: str) -> tuple[str, set[str], set[str]]:
     """A model's family, the numbers of its version, and its sizes: of ``gemma-3-12b-it`` gemma-3, 3 and 12b."""
-    plain = _TUNED.sub("", name)
+    plain = _TUNED.sub("", _PACKED.sub("", name))
     family = _SIZES.sub("", plain).strip("-_. ")
     return family, set(re.findall(r"\d+(?:\.\d+)?", family)), set(_SIZES.findall(plain))
 

@@ -292,7 +292,8 @@ def _file(text: str, where: object) -> tuple[Path, str]:
         found=text,
         allowed=f"{', '.join(near) + ', ... (' if near else 'a name ('}config/models/ lists"
         f" {len(list(MODELS.glob('*.json')))}); an id on the Hub, owner/name; or a path to a config.json",
-        change={"model": near[0] if near else likely_id(text) or "qwen2.5-coder-7b"},
+        field="model",
+        change={"model": likely} if (likely := near[0] if near else likely_id(text)) else None,
     )
 
 

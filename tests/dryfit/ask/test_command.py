@@ -347,7 +347,11 @@ def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
         (["qwen2.5-coder-7b", "-s", "99999"], "beyond the 32768 positions", "-s 32768"),
         (["qwen2.5-coder-7b", "--strategy", "fsdp2"], "for several GPUs", "--gpu 2xrtx-3090"),
         (["longest", "qwen2.5-coder-7b"], "needs --gpu", "dryfit longest qwen2.5-coder-7b --gpu 24GiB"),
-        (["longest", "qwen2.5-coder-7b", "--gpu", "t4", "--quick"], "does not use --quick; fit, config do", "--gpu t4"),
+        (
+            ["divide", "qwen2.5-coder-7b", "--gpu", "2xt4", "--quick"],
+            "does not use --quick; fit, longest,",
+            "--gpu 2xt4",
+        ),
         (["gpus", "qwen2.5-coder-7b", "--gpu", "t4"], "does not use --gpu", "dryfit gpus qwen2.5-coder-7b"),
         (["longst", "qwen2.5-coder-7b", "--gpu", "t4"], "no command `longst`", "longest qwen2.5-coder-7b --gpu t4"),
         (
@@ -472,3 +476,29 @@ def test_full_fine_tuning_in_16_bits_says_that_it_keeps_no_fp32_weights(fields, 
     if said:  # 8.03 billion weights, gradients and two states in fp32, with 16-bit copies and activations
         assert float(texts[0].partition("about ")[2].partition(" GiB")[0]) > 4 * 4 * 8.03e9 / 2**30
         assert "--set precision=bf16-mixed" in texts[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "field"), [(["longest"], "sequence_length"), (["batch", "-s", "4096"], "micro_batch")]
+)
+def test_the_estimate_brackets_the_largest_step_that_fits(words: list[str], field: str, model: str, capsys) -> None:
+    line = [*words, model, "--gpu", "1GiB", "--method", "lora", "--json"]
+    assert main(line) == 0
+    traced = json.loads(capsys.readouterr().out)
+    assert main([*line, "--quick"]) == 0
+    quick = json.loads(capsys.readouterr().out)
+    assert quick["field"] == field and quick["verified"] is False
+    assert 0 < quick["value"] <= traced["value"] and (quick["too_large"] or 10**9) > traced["value"]
+    assert main([*line[:-1], "--quick"]) == 0
+    assert f"{quick['value']:,} " in capsys.readouterr().out
+
+
+def test_every_gpu_has_an_estimate(capsys) -> None:
+    assert main(["gpus", "qwen2.5-coder-7b", "-s", "2048", "--quick", "--json"]) == 0
+    rows = {row["gpu"]: row for row in json.loads(capsys.readouterr().out)}
+    assert main(["qwen2.5-coder-7b", "-s", "2048", "--gpu", "rtx-4090", "--quick", "--json"]) == 0
+    one = json.loads(capsys.readouterr().out)
+    assert (rows["rtx-4090"]["verdict"], rows["rtx-4090"]["headroom_bytes"]) == (one["verdict"], one["headroom_bytes"])
+    with pytest.raises(UserError, match="does not describe") as error:
+        main(["gpus", "qwen2.5-coder-7b", "--set", "optimizer=galore", "--quick"])
+    assert error.value.write == "the same line without --quick"

@@ -12,7 +12,8 @@ import pytest
 
 from dryfit.ask import options
 from dryfit.ask.command import main, read
-from dryfit.ask.options import COMMANDS, OPTIONS, own_parser, parse, parser, put_right, slips, suggested, whole_number
+from dryfit.ask.options import COMMANDS, OPTIONS, own_parser, parser, whole_number
+from dryfit.ask.words import meant, parse, suggested
 from dryfit.common.errors import UserError
 
 MODEL = "qwen2.5-coder-7b"
@@ -204,13 +205,14 @@ def test_completion_says_what_it_needs(monkeypatch) -> None:
     ],
 )
 def test_a_correction_means_what_was_typed(words: str, line: str) -> None:
-    typed = ["qwen2.5-coder-7b", *words.split()]
-    assert put_right(typed, slips(typed)) == ["qwen2.5-coder-7b", *line.split()]
+    assert meant(["qwen2.5-coder-7b", *words.split()])[0] == ["qwen2.5-coder-7b", *line.split()]
 
 
 def test_a_correction_says_what_it_leaves_out() -> None:
-    (slip,) = slips(["qwen2.5-coder-7b", "--gpu", "4090", "--tokens", "100M"])
-    assert slip.meant == [] and slip.problem == "dryfit has no option `--tokens`, and the line below leaves it out."
+    typed = ["qwen2.5-coder-7b", "--gpu", "4090", "--zzz", "0.7"]
+    line, (error,) = meant(typed)
+    assert line == typed[:3]
+    assert error.problem == "dryfit has no option `--zzz`, and the line below leaves it out."
 
 
 def test_serving_on_several_gpus_is_refused_and_not_advised() -> None:

@@ -1,0 +1,658 @@
+"""What somebody typed: a line as options and plain words, the same with something changed, and what was meant.
+
+:func:`meant` is the one place that turns words which no command takes into a model, a card, a method and options. It
+knows a line's own options, a scenario's fields, the keys of other tools' files (by their readers) and plain English.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dryfit.ask.options import (
+    COMMANDS,
+    EXAMPLES,
+    LIKE,
+    METHODS,
+    OPTIONS,
+    PROGRAM,
+    STRATEGIES,
+    TOOLS,
+    dest,
+    parsed,
+    split,
+)
+from dryfit.common.errors import UserError
+from dryfit.common.text import closest, yaml_text
+
+PASTED = "the line with all of it put right"  # stands for it until it is known
+_EXAMPLE = "qwen2.5-coder-7b"
+FLAGS = {"sequence_length": "-s", "micro_batch": "-b", "method": "--method", "gpu": "--gpu", "like": "--like"}
+_LONG = {one["long"]: name for name, one in OPTIONS.items() if "long" in one}
+
+# --- a line, as options and plain words -------------------------------------------------------------------------------
+
+
+class Item(NamedTuple):
+    """A plain word of a line, whose ``name`` is "", or an option by its short name, with its value."""
+
+    name: str
+    value: str | None
+    words: tuple[str, ...]
+
+    @property
+    def field(self) -> str:
+        """The field, or its part, that ``--set`` sets here; "" for anything else."""
+        return (self.value or "").partition("=")[0].strip() if self.name == "--set" else ""
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether this is a plain word that names no file."""
+        return not self.name and not Path(self.value or "").exists()
+
+
+def items(words: Sequence[str]) -> list[Item]:
+    """The items of a line without its command. An option that is not known takes the word behind it as its value."""
+    found, at = [], 0
+    while at < len(words):
+        start, word = at, words[at]
+        at += 1
+        if not _is_option(word):
+            found.append(Item("", word, (word,)))
+            continue
+        name, equals, value = word.partition("=")
+        if short := re.fullmatch(r"(-[a-z])(\d.*)", word):
+            name, equals, value = short[1], "=", short[2]
+        option = _LONG.get(name, name)
+        follows = words[at] if at < len(words) and not equals and not _is_option(words[at]) else None
+        if (
+            follows is not None
+            and _takes_next(option, follows)
+            and not (option not in OPTIONS and _only_model(words, at))
+        ):
+            value, at = follows, at + 1
+        found.append(Item(option, value if equals or at > start + 1 else None, tuple(words[start:at])))
+    return found
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and len(word) > 1 and not re.match(r"-[\d.]", word)
+
+
+def _takes_next(name: str, follows: str) -> bool:
+    """Whether the word behind an option is its value; ``--full``, ``--no-...`` and ``--4bit`` take on and off alone."""
+    if name in OPTIONS:
+        return OPTIONS[name].get("action") != "store_true"
+    if _key(name) in _SAID or _key(name).startswith("no_"):
+        return follows.lower() in (*_ON, *_OFF) or _key(follows) in (*_SAID, *STRATEGIES)
+    return True
+
+
+def _only_model(words: Sequence[str], at: int) -> bool:
+    """Whether a word behind an unknown option is the line's model: ``--verbose qwen3-8b``."""
+    others = any(not _is_option(word) for place, word in enumerate(words) if place not in (at, at - 1))
+    return not others and _key(words[at - 1]) not in _names() and bool(_exact_model(words[at]))
+
+
+def suggested(command: Sequence[str], changes: Mapping[str, Any], *, instead_of: str | None = None) -> str:
+    """A command line to paste: what was typed, with what has to change in its place.
+
+    Parameters
+    ----------
+    changes
+        Fields of a scenario, those with parts as mappings, or options (``--rows``), with their values. None takes away
+        what was typed for a field, or says null where nothing was.
+    instead_of
+        A field as it was typed wrongly, ``lora.rnak``; it goes.
+    """
+    return shlex.join([PROGRAM, *changed(command, changes, instead_of=instead_of)])
+
+
+def changed(command: Sequence[str], changes: Mapping[str, Any], *, instead_of: str | None = None) -> list[str]:
+    """The words of :func:`suggested`."""
+    _, rest = split(command)
+    own = items(rest)
+    for name, value in changes.items():
+        own = _changed(own, name, value, instead_of)
+    return [*command[: len(command) - len(rest)], *chain.from_iterable(item.words for item in own)]
+
+
+def _changed(own: list[Item], name: str, value: Any, instead_of: str | None) -> list[Item]:
+    olds = {old for old in (instead_of, name) if old}
+    fields = [item.field for item in own if item.field]
+    if name == "model" and isinstance(value, str):
+        first = next((item for item in own if not item.name), None)
+        gone = [item for item in own if item is first or (item.is_beside and item is not first)]
+        return _replaced(own, [value], lambda item: item in gone, 0)
+    if name == "--set":
+        return [*own, *items(["--set", str(value)])]
+    if flag := name if name.startswith("--") else FLAGS.get(name):
+        flag = _LONG.get(flag, flag)
+        new = [] if value is None else [flag, gpu_text(value) if name == "gpu" else str(value)]
+        return _replaced(own, new, lambda item: item.name == flag or item.field in olds)
+    if name == "parallel" and value and not any(one.startswith("parallel") for one in fields):
+        return _replaced(own, ["--strategy", str(value["strategy"])], lambda item: item.name == "--strategy")
+    if not isinstance(value, Mapping):
+        olds |= {one for one in fields if one.startswith(f"{name}.")}
+        new = [] if value is None and olds & set(fields) else ["--set", f"{name}={yaml_text(value)}"]
+        return _replaced(own, new, lambda item: item.field in olds)
+    for part, one in value.items():
+        if one is not None:
+            whole = f"{name}.{part}"
+            parts = {whole, *([instead_of] if instead_of else [])} - {name}
+            own = _replaced(own, ["--set", f"{whole}={yaml_text(one)}"], lambda item: item.field in parts)  # noqa: B023
+    return own
+
+
+def _replaced(
+    own: list[Item], new: Sequence[str], goes: Callable[[Item], bool], place: int | None = None
+) -> list[Item]:
+    """Items with new words where the first of those stood that go."""
+    at = next((at for at, item in enumerate(own) if goes(item)), len(own) if place is None else place)
+    kept = [item for item in own if not goes(item)]
+    return [*kept[:at], *items(new), *kept[at:]]
+
+
+def gpu_text(value: Any) -> str:
+    """A GPU of a scenario as ``--gpu`` has it."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    kind = value.get("name") or f"{value['vram_gib']:g}GiB"
+    return f"{value['count']}x{kind}" if (value.get("count") or 1) > 1 else str(kind)
+
+
+# --- names: options, fields and what else is typed for them -----------------------------------------------------------
+
+_MEMORY = ("vram", "vram_gb", "gpu_memory", "gpu_mem", "memory")
+# What people type for an option of ours, beside the names of a scenario's fields and the keys of other tools' files.
+_ALSO = {
+    **dict.fromkeys((*_MEMORY, "card", "device"), "--gpu"),
+    **dict.fromkeys(("bs", "batch", "batchsize", "train_batch_size", "rows_a_batch"), "-b"),
+    **dict.fromkeys(("ctx", "context", "context_length", "seq", "seqlen", "seq_len", "seq_length", "tokens",
+                     "max_tokens", "length", "context_size", "ctx_size", "n_ctx"), "-s"),
+    **dict.fromkeys(("quant", "quantization", "dtype"), "--weights"),
+    **dict.fromkeys(("examples", "samples", "num_rows", "dataset_size"), "--rows"),
+    **dict.fromkeys(("epoch", "num_epochs", "num_train_epochs"), "--epochs"),
+    **dict.fromkeys(("format", "framework", "tool", "trainer"), "--for"),
+    **dict.fromkeys(("users", "concurrency", "num_requests"), "--requests"),
+    **dict.fromkeys(("r", "rank"), "lora.rank"),
+    **dict.fromkeys(("accumulation", "grad_accum", "grad_acc", "gas"), "gradient_accumulation"),
+    **dict.fromkeys(("m", "model_name", "model_path"), "model"),
+    **dict.fromkeys(("tp", "tp_size", "tensor_parallel", "tensor_parallel_size"), "parallel.tensor"),
+    **dict.fromkeys(("pp", "pp_size", "pipeline_parallel", "pipeline_parallel_size"), "parallel.pipeline"),
+    **dict.fromkeys(("cp", "cp_size", "context_parallel", "context_parallel_size"), "parallel.context"),
+}  # fmt: skip
+_COUNTS = (
+    "gpus",
+    "num_gpus",
+    "n_gpus",
+    "ngpus",
+    "num_processes",
+    "nproc_per_node",
+    "world_size",
+    "tensor_parallel_size",
+)
+# Words that say all themselves, as an option (``--4bit``) or in a sentence.
+_SAID_BY = {
+    "--method full": "full full_finetune full_finetuning full_ft full_fine_tuning full_parameter",
+    "--method lora": "lora",
+    "--method qlora": "qlora 4bit 4_bit int4 load_in_4bit nf4",
+    "--method qlora --set quantization.type=int8": "8bit 8_bit int8 load_in_8bit",
+    "--strategy fsdp2": "fsdp full_shard",
+    "--strategy zero2": "zero_2",
+    "--strategy zero3": "zero_3",
+    "--set packing=rows": "packing sample_packing",
+    "--set attention=flash": "flash_attn flash_attention flash_attention_2 fa2",
+    "--set gradient_checkpointing=true": "gradient_checkpointing checkpointing",
+    "--set gradient_checkpointing=false": "no_gradient_checkpointing no_checkpointing",
+}
+_SAID = {key: said.split() for said, keys in _SAID_BY.items() for key in keys.split()}
+# Options and fields that a number in a sentence may be of.
+_NUMERIC = ("-s", "-b", "--rows", "--epochs", "--requests", "--tokens-per-row", "lora.rank", "lora.alpha",
+            "gradient_accumulation")  # fmt: skip
+# Words around a question in plain English that ask for nothing.
+_FILLERS = frozenset(
+    """a an the i can will would does do fit fits fitting run running on in with for my of into to at
+    train training finetune finetuning fine-tune fine-tuning fine tune tuning using use and is it be enough if have
+    how much vram memory ram need needs needed what does's per card gpu size long""".split()
+)
+_MOST = ("max", "maximum", "largest", "biggest", "longest", "most", "highest")
+_WHICH = ("which", "what", "best", "cheapest", "smallest", "every", "all")  # GPU
+_ALONE = {"serving": "serve", "inference": "serve"} | {name: name for name in ("longest", "config", "divide", "serve")}
+_ON, _OFF = ("none", "true", "yes", "on", "1"), ("false", "no", "off", "0")
+_NUMBERS = {"one": "1", "two": "2", "dual": "2", "four": "4", "quad": "4", "eight": "8"}
+_NUMBER = re.compile(r"\d[\d.,_]*(?:k|m|b)?", re.I)
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[-\s]+", "_", name.lstrip("-").lower())
+
+
+def _names() -> dict[str, str]:
+    """Options, fields and their parts, by all that may be typed for them."""
+    from dryfit.scenario.fields import BY_NAME, ELSEWHERE
+
+    parts = {f"{field.name}_{part.name}": f"{field.name}.{part.name}"
+             for field in BY_NAME.values() for part in field.parts}  # fmt: skip
+    own = {dest(spelling): name for name, one in OPTIONS.items() for spelling in (name, one.get("long", name))}
+    return {**_ALSO, **ELSEWHERE, **parts, **{name: name for name in BY_NAME}, **own}
+
+
+def _known(command: str) -> dict[str, str]:
+    """The same of a command: an option that it does not take has no name."""
+    takes = set(COMMANDS[command].takes or ())
+    known = {key: FLAGS.get(name, name) for key, name in _names().items()}
+    known = {key: _LONG.get(name, name) for key, name in known.items()}
+    return {key: name for key, name in known.items() if name in takes or ("--set" in takes and name[0] != "-")}
+
+
+def nearest_field(name: str) -> str | None:
+    """The field, with its part, whose name is nearest to one that no field has; None: nothing is near."""
+    known = {key: field for key, field in _names().items() if not field.startswith("-")}
+    near = closest(name.replace(".", "_"), known)
+    return known[near] if near else None
+
+
+def _typed(name: str, value: str | None) -> list[str]:
+    """An option or a field with a value, as it is typed."""
+    if name == "model":
+        return [value] if value else []
+    if not name.startswith("-"):
+        return ["--set", f"{name}={value if value is not None else 'true'}"]
+    if OPTIONS[name].get("action") == "store_true":
+        return [name]
+    return [name, value if value is not None else str(EXAMPLES.get(name) or OPTIONS[name]["choices"][0])]
+
+
+def _in_other_files(key: str, value: str | None) -> list[str] | str | None:
+    """What a key of another tool's file says, as words of this line; why it says nothing here; None: no tool has it."""
+    from dryfit import readers
+    from dryfit.common.files import yaml_value
+    from dryfit.readers.reading import keys
+
+    for tool, least in _LEAST.items():
+        kind = keys(tool, "transformers").kind(key)
+        if kind == "harmless":
+            return "which does not change memory"
+        if kind != "understood":
+            continue
+        try:
+            one = {key: yaml_value(value, f"--{key}") if value is not None else True}
+            before, after = (readers.read_tool(Path(tool), tool, least | more, None).fields for more in ({}, one))
+        except UserError:
+            continue
+        changes = {name: item for name, item in after.items() if before.get(name) != item}
+        return changed([], changes) if changes else "which changes nothing here"
+    return None
+
+
+_LEAST = {
+    "trl": {"model_name_or_path": "m", "use_peft": True},
+    "axolotl": {"base_model": "m", "adapter": "lora"},
+    "llama-factory": {"model_name_or_path": "m", "stage": "sft", "finetuning_type": "lora"},
+}
+
+
+# --- what was meant ---------------------------------------------------------------------------------------------------
+
+
+class _Fix(NamedTuple):
+    """What an item is in a right line, and its error; ``words`` []: it goes."""
+
+    problem: str
+    found: str
+    allowed: str
+    words: Sequence[str]
+
+    def error(self) -> UserError:
+        return UserError(self.problem, where="the command line", found=self.found or None, allowed=self.allowed,
+                         write=PASTED)  # fmt: skip
+
+
+def meant(words: Sequence[str]) -> tuple[list[str], list[UserError]]:
+    """The line that was meant, and what is wrong in the one that was typed. No model is looked up on the Hub for it."""
+    command, rest = split(words)
+    if COMMANDS[command].takes is None or {"-h", "--help"} & set(rest):
+        return list(words), []
+    own = items(rest)
+    fixes: dict[int, _Fix] = {at: fix for at, item in enumerate(own) if item.name and (fix := _option(command, item))}
+    _count_with_the_name(own, fixes)
+    first, plain, errors = _plain(command, own)
+    errors = [*(fix.error() for fix in fixes.values()), *errors]
+    kept = []
+    for at, item in enumerate(own):
+        kept += fixes[at].words if at in fixes else plain.get(at, item.words)
+    command, start = first or (command, words[: len(words) - len(rest)])
+    if not any(not item.name for item in items(kept)):
+        errors.append(
+            _Fix("No model or file is named.", "", "a model's name, its id on the Hub, or a file", []).error()
+        )
+        kept = [_EXAMPLE, *kept]
+    typed = {item.name for item in items(kept)}
+    for name in COMMANDS[command].needs:
+        if name not in typed:
+            kept += [name, "24GiB" if name == "--gpu" else str(EXAMPLES[name])]
+            problem = f"`{PROGRAM} {command}` needs {name}."
+            errors.append(_Fix(problem, "", OPTIONS[name]["help"], []).error())
+    return [*start, *kept], errors
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The options of a line whose words are checked, and whose model is not looked up.
+
+    Raises
+    ------
+    UserError
+        For all words that are wrong, with the line in which they are put right.
+    """
+    line, errors = meant(words)
+    if errors:
+        raise UserError.several([error.with_values(write=shlex.join([PROGRAM, *line])) for error in errors])
+    return parsed(words)
+
+
+def _option(command: str, item: Item) -> _Fix | None:
+    """What is wrong in an option, with the nearest that is right; None: nothing is."""
+    name, value, typed = item.name, item.value, shlex.join(item.words)
+    as_typed = item.words[0].partition("=")[0]
+    if name not in (COMMANDS[command].takes or ()):
+        return _unknown(command, item)
+    form = OPTIONS[name]
+    if form.get("action") == "store_true":
+        return None
+    if value is None:
+        return _Fix(f"`{as_typed}` has no value.", typed, form["help"], _typed(name, None))
+    if form.get("choices") and value not in form["choices"]:
+        near = closest(value, form["choices"])
+        words = [name, near] if near else next((said for key, said in _SAID.items() if key == _key(value)), [])
+        left = "" if words else ", and the line below leaves it out"
+        return _Fix(f"`{as_typed}` does not take {value}{left}.", typed, ", ".join(form["choices"]), words)
+    if form.get("type") and form["type"](value) is None:
+        return _Fix(f"`{as_typed}` takes a whole number of at least 1, not {value}.", typed,
+                    "1, 2, 3, ...; thousands may be set apart, as in 2,048", [name, str(EXAMPLES[name])])  # fmt: skip
+    return None
+
+
+def _unknown(command: str, item: Item) -> _Fix:
+    """An option that the command does not take: another command's, or what it may mean here."""
+    takes, value = COMMANDS[command].takes or (), item.value
+    name = item.words[0].partition("=")[0]
+    found = name if value is None else f"{name} {value}"
+    if elsewhere := [other for other, one in COMMANDS.items() if item.name in (one.takes or ())]:
+        do = "do" if elsewhere[1:] else "does"
+        problem = f"`{PROGRAM} {command}` does not use {name}; {', '.join(elsewhere)} {do}."
+        return _Fix(problem, found, ", ".join(takes), [])
+    allowed = f"{PROGRAM} {command} --help lists all; --set takes any field of a scenario"
+    words = _means(command, _key(name), value)
+    if words and not isinstance(words, str):
+        return _Fix(f"{PROGRAM} has no option `{name}`.", found, allowed, words)
+    why = f", {words}" if words else ""
+    return _Fix(f"{PROGRAM} has no option `{name}`{why}, and the line below leaves it out.", found, allowed, [])
+
+
+def _means(command: str, key: str, value: str | None) -> Sequence[str] | str | None:
+    """What an unknown option means, as words of the line; why it means nothing here; None: nothing is near."""
+    known, takes = _known(command), COMMANDS[command].takes or ()
+    typed, key = key, re.sub("^(use|enable|with|do)_", "", key) if key not in known else key
+    if key in _SAID and _takes(_SAID[key], takes) and str(value).lower() in _ON:
+        return _SAID[key]
+    if "--strategy" in takes and _key(value or "") in STRATEGIES[1:]:
+        return ["--strategy", _key(value or "")]
+    if (said := _SAID.get(_key(value or ""))) and _takes(said, takes):
+        return said
+    if key in known and not (is_bare := str(value).lower() in _ON and not _is_switch(known[key])):
+        if known[key] == "--gpu" and key in _MEMORY and re.fullmatch(r"[\d.]+", value or ""):
+            value = f"{value}GiB"
+        return _typed(known[key], value)
+    if "--set" in takes and (
+        read := _in_other_files(typed, value) or (key in known and is_bare and _typed(known[key], value))
+    ):
+        return read
+    if key.startswith("no_") and key[3:] in known and not known[key[3:]].startswith("-"):
+        return _typed(known[key[3:]], "false")
+    if key in _SAID and str(value).lower() in _OFF:
+        return None
+    near = closest(key.removeprefix("no_"), known, 0.65)  # --tokenz is not --set kernels
+    return _typed(known[near], "false" if key.startswith("no_") else value) if near else None
+
+
+def _is_switch(name: str) -> bool:
+    """Whether an option or a field may be on: one that takes other values can't be meant by its name alone."""
+    from dryfit.scenario.fields import BY_NAME
+
+    return name.startswith("-") or "." in name or name not in BY_NAME or True in BY_NAME[name].words
+
+
+def _takes(words: Sequence[str], takes: Sequence[str]) -> bool:
+    return all(word in takes for word in words if word.startswith("-"))
+
+
+def _count_with_the_name(own: Sequence[Item], fixes: dict[int, _Fix]) -> None:
+    """``--gpus 4 --gpu a100``: one option says both."""
+    gpu = next((at for at, item in enumerate(own) if item.name == "--gpu" and item.value), None)
+    for at, item in enumerate(own):
+        if gpu is not None and at in fixes and _key(item.name) in _COUNTS and (item.value or "").isdigit():
+            fixes[at] = fixes[at]._replace(words=[], problem=f"{PROGRAM} has no option `{item.name}`.",
+                                           allowed="--gpu 2x4090")  # fmt: skip
+            fixes[gpu] = _Fix("How many GPUs stands with their name.", str(own[gpu].value), "--gpu 2x4090",
+                              ["--gpu", f"{item.value}x{own[gpu].value}"])  # fmt: skip
+
+
+# --- plain words ------------------------------------------------------------------------------------------------------
+
+_LONGEST_PHRASE = 6
+
+
+class _Part(NamedTuple):
+    """Some plain words and what they are; ``kind``: ``command``, ``model``, ``option``, ``filler`` or ``unknown``."""
+
+    count: int
+    kind: str
+    words: Sequence[str]
+
+
+def _plain(
+    command: str, own: Sequence[Item]
+) -> tuple[tuple[str, list[str]] | None, dict[int, Sequence[str]], list[UserError]]:
+    """The command that plain words name, what stands in their place, and one error for them; a right line has none."""
+    places = [at for at, item in enumerate(own) if not item.name]
+    beside = [at for at in places if own[at].is_beside]
+    if len(places) < 2 or not beside or beside == places[:1]:
+        return None, {}, []
+    texts = [str(own[at].value) for at in beside]
+    has_what = beside != places and beside[0] != places[0]
+    parts = list(_parts(texts, command, has_what, {item.name for item in own}))
+    if asked := next((part.words[0] for part in parts if part.kind == "command"), ""):  # other words depend on it
+        parts = list(_parts(texts, asked, has_what, {item.name for item in own}))
+    if not has_what and not any(part.kind == "model" for part in parts):
+        parts = _with_a_model(parts, texts)
+    new: dict[int, Sequence[str]] = {}
+    asked, left, at, lost = None, [], 0, ""
+    for part in parts:
+        here = beside[at : at + part.count]
+        new |= dict.fromkeys(here, ())
+        if part.kind == "command":
+            asked = part.words[0], list(part.words)
+        else:
+            new[here[0]] = part.words
+        if part.kind == "unknown":
+            left += texts[at : at + part.count]
+        if part.kind == "model":
+            lost = lost_format("-".join(texts[at : at + part.count]), part.words[0])
+        at += part.count
+    kinds = [part.kind for part in parts]
+    problem = "A model's name is one word." if {*kinds} == {"model"} else "A question is a model and options."
+    if kinds[0] == "command" and _command([texts[0].lower()], False) is None and parts[0].count == 1:
+        problem = f"{PROGRAM} has no command `{texts[0]}`."
+    gone = f" The line below leaves out: {', '.join(left)}." if left else ""
+    allowed = "a command, a model's name or a file, then options; a file of accelerate, DeepSpeed or PEFT beside it"
+    one = UserError(problem + gone + lost, where="the command line", found=" ".join(texts), allowed=allowed,
+                    write=PASTED)  # fmt: skip
+    return asked, new, [one]
+
+
+def _with_a_model(parts: list[_Part], texts: Sequence[str]) -> list[_Part]:
+    """The first unknown word that has a digit, or else the first, is the model: its own error says more of it."""
+    unknown, at = [], 0
+    for place, part in enumerate(parts):
+        if part.kind == "unknown":
+            letters, digits = (bool(re.search(kind, texts[at])) for kind in ("[a-zA-Z]", r"\d"))
+            unknown.append((not (letters and digits), not letters, place, texts[at]))
+        at += part.count
+    if unknown:
+        *_, place, text = min(unknown)
+        parts[place] = _Part(1, "model", [text])
+    return parts
+
+
+def _parts(texts: Sequence[str], command: str, has_what: bool, named: set[str]) -> Iterator[_Part]:
+    """Plain words as parts of a question, the longest phrase that means something first."""
+    at, asked = 0, command if command != "fit" else ""
+    while at < len(texts):
+        part = next(
+            (part for count in range(min(_LONGEST_PHRASE, len(texts) - at), 0, -1)
+             if (part := _phrase(texts[at : at + count], asked, has_what, named, at == 0))),
+            _Part(1, "filler" if texts[at].lower().strip("?,.!:") in _FILLERS else "unknown", ()),
+        )  # fmt: skip
+        asked = part.words[0] if part.kind == "command" else asked
+        has_what = has_what or part.kind == "model"
+        named |= {word for word in part.words if word.startswith("--") and word != "--set"}
+        at += part.count
+        yield part
+
+
+def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str], is_first: bool) -> _Part | None:
+    """What some words mean together; None: nothing."""
+    typed, words = words, [word.strip("?,!:()").lower() for word in words]
+    count = len(words)
+    if (new := _command(words, is_first and count == 1 and not command)) and (not command or new[0] == command):
+        return _Part(count, "command", new)
+    takes = COMMANDS[command or "fit"].takes or ()
+    if option := _sized(words, command or "fit") or _said(words, command, takes):
+        flags = {word for word in option if word.startswith("-") and word != "--set"}
+        return _Part(count, "option" if not flags & named else "unknown", option if not flags & named else ())
+    if "--gpu" not in named and (card := _card(words)):
+        return _Part(count, "option", ["--gpu", card])
+    if not has_what and (model := _model(typed if count == 1 else words)):
+        return _Part(count, "model", [model])
+    return None
+
+
+def _command(words: Sequence[str], alone: bool) -> list[str] | None:
+    """``max batch size``, ``longest``, ``which gpu``, ``how many gpus``, ``serving``; or a slip in the first word."""
+    of, names = "_".join(words[1:]), {key: FLAGS.get(name, name) for key, name in _names().items()}
+    if words[:2] == ["how", "many"]:
+        of = "_".join(words[2:])
+        if not of or of.rstrip("s") in ("gpu", "card"):
+            return ["divide", "--fewest"]
+    elif words[-1].rstrip("s") in ("gpu", "card"):
+        asked = " ".join(words[:-1])
+        return ["gpus"] if asked in _WHICH else ["divide", "--fewest"] if asked == "fewest" else None
+    if (words[0] in _MOST or words[0] == "how") and len(words) > 1:
+        option = names.get(of, names.get(of.removesuffix("_size")))
+        return ["batch"] if option == "-b" else ["longest"] if option == "-s" else None
+    if len(words) == 1 and words[0] in _ALONE:
+        return [_ALONE[words[0]]]
+    near = alone and not {*"./"} & {*words[0]} and words[0] not in _FILLERS and closest(words[0], COMMANDS)
+    return [near] if near and COMMANDS[near].takes and not _model(words) else None
+
+
+def _sized(words: Sequence[str], command: str) -> list[str] | None:
+    """``seq len 4096``, ``4k context``, ``batch size 4``, ``r=16``, ``50k rows``."""
+    known = _known(command)
+    if len(words) == 1:
+        pair = re.fullmatch(r"([a-z_-]+)[=:](.+)", words[0]) or re.fullmatch(r"([a-z_-]+?)(\d+k?)", words[0])
+        sides = [(pair[1], pair[2])] if pair else []
+    else:
+        middle = [word for word in words if word not in ("of", "=", "size")]
+        sides = [("_".join(middle[:-1]), middle[-1]), ("_".join(middle[1:]), middle[0])] if len(middle) > 1 else []
+    for name, value in sides:
+        key = _key(name)
+        if _NUMBER.fullmatch(value) and known.get(key) in _NUMERIC:
+            method = next((["--method", word] for word in words if word in METHODS), [])
+            return [*method, *_typed(known[key], value)]
+        if (
+            len(words) == 1
+            and "=" in words[0]
+            and (meant := _means(command, key, value))
+            and not isinstance(meant, str)
+        ):
+            return list(meant)
+    return None
+
+
+def _said(words: Sequence[str], command: str, takes: Sequence[str]) -> list[str] | None:
+    """``qlora``, ``full finetune``, ``zero3``, ``4-bit``, ``axolotl``: words of which there is one meaning."""
+    from dryfit.scenario.fields import BY_NAME
+
+    key = _key(" ".join(words))
+    said = _SAID.get(key) or (["--strategy", key] if key in STRATEGIES and key != "none" else None)
+    if not said and command == "config" and key.replace("_", "-") in (*TOOLS, "unsloth"):
+        said = ["--for", key.replace("_", "-")]
+    if not said and key in LIKE:
+        said = ["--like", key]
+    if not said:
+        fields = [name for name, field in BY_NAME.items() if key in field.words and len(key) > 2 and key != "none"]
+        said = ["--set", f"{fields[0]}={key}"] if fields and (len(fields) == 1 or fields[0] == "precision") else None
+    return said if said and _takes(said, takes) else None
+
+
+def _card(words: Sequence[str]) -> str | None:
+    """``rtx 4090``, ``2x a100 80gb``, ``two 3090s``; a name of several sizes too, whose error then lists them."""
+    from dryfit.cards.gpus import find
+
+    text = " ".join(_NUMBERS.get(word, word) for word in words)
+    if not re.search(r"\d", text):
+        return None
+    for name in dict.fromkeys((text, re.sub(r"(?<=\d)s$", "", re.sub(r"^(\d+)\s*x?\s+", r"\1x", text)))):
+        try:
+            find(name)
+        except UserError as error:
+            if set(re.findall(r"\w+", name.partition("x")[2] or name)) <= set(
+                re.findall(r"\w+", gpu_text((error.change or {}).get("gpu", "")))
+            ):
+                return name
+        else:
+            return name
+    return None
+
+
+def _exact_model(name: str) -> str | None:
+    """A model that the catalogue or the Hub may have by this very name."""
+    from dryfit.scenario.hub import MODELS, HubId, index
+
+    plain = name.lower()
+    if (MODELS / f"{plain}.json").is_file() or plain in index()["fetched"]:
+        return plain
+    if "/" in name:
+        return name if HubId.read(name) else None
+    short = (hub for entry in index()["models"].values() for hub in entry["hub"])
+    return next((hub for hub in short if hub.partition("/")[2].lower() == plain), None)
+
+
+def lost_format(typed: object, model: object) -> str:
+    """A sentence on the format of packed weights that another model's name does not say any more; "" for none."""
+    from dryfit.scenario.hub import packed
+
+    lost = packed(str(typed)) if isinstance(model, str) and not packed(model) else ""
+    return f" The line below leaves out {lost}: QLoRA counts packed weights as NF4." if lost else ""
+
+
+def _model(words: Sequence[str]) -> str | None:
+    """A model's name in one word or several: ``llama 3.1 8b``; one that is near where it ends in a size."""
+    from dryfit.scenario.hub import nearest
+
+    name = "-".join(words)
+    if "/" in name and len(words) > 1:
+        return None
+    if exact := _exact_model(name):
+        return exact
+    ends = re.fullmatch(r"a?\d+(\.\d+)?[bm]|instruct|chat|base|it|\D+\d.*", words[-1])
+    near = nearest(name) if ends and re.search(r"[a-z]{3}.*\d", name) else []
+    first = near and re.match("[a-z]*", near[0].rpartition("/")[2].lower())[0]
+    return near[0] if near and (len(words) == 1 or closest(re.match("[a-z]*", name)[0], [first], 0.75)) else None
