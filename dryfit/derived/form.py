@@ -38,6 +38,7 @@ from dryfit.scenario.scenario import Scenario
 FORMAT = 1
 # Fields that are numbers, or that decide about no event: the GPU and the allocator, which only replay them.
 _APART = ("allocator", "gpu", "micro_batch", "model", "model_name", "sequence_length")
+_BUFFERS = ("inv_freq", "embed_scale")  # in the model, and in no checkpoint
 _MICRO_BATCHES = 2  # that a step with accumulation is traced with, however many there are
 
 
@@ -190,7 +191,7 @@ class Form:
         for identity, size in composed.events[: composed.marks[0][2]]:
             if identity > 0:
                 component, _, name = self.told[composed.about[identity - 1][0]]
-                if component.startswith("weights") and not name.endswith("inv_freq"):
+                if component.startswith("weights") and not name.endswith(_BUFFERS):
                     total += size
         return total // 2 * 2
 
