@@ -226,9 +226,9 @@ def _sourced_wording(environment: Any, html: bool) -> None:
         def filter_stream(self, stream: Any) -> Any:
             for token in stream:
                 words = token.type == "data" and not stream.filename.endswith(".css")
-                yield self._sourced(token, stream.filename) if words else token
+                yield self.with_sources(token, stream.filename) if words else token
 
-        def _sourced(self, token: Any, filename: str) -> Any:
+        def with_sources(self, token: Any, filename: str) -> Any:
             def mark(found: re.Match[str]) -> str:
                 if found["number"] is None:
                     return found[0]
@@ -407,11 +407,11 @@ def main(inputs: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequen
     for name in ("macros", "styles"):  # which templates include
         inputs.pop(name, None)
     made_of = {name: list(inputs.pop(name, [])) for name in ("templates", "figures", "others")}
-    files = {name: _sourced(content, inputs[name]) for name, content in gather(inputs).items()}
+    files = {name: with_sources(content, inputs[name]) for name, content in gather(inputs).items()}
     write_documents(context=derive(files, from_rule(settings), inputs), outputs=outputs, **made_of)
 
 
-def _sourced(content: Any, path: str | Sequence[str]) -> Any:
+def with_sources(content: Any, path: str | Sequence[str]) -> Any:
     """The content of a file, or of each of several, with its sources."""
     if isinstance(path, str):
         return sourced(content, path)

@@ -29,7 +29,7 @@ def thinned(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "timeline" in value:
-        value = {**value, "timeline": _few_points(value["timeline"])}
+        value = {**value, "timeline": few_points(value["timeline"])}
     if "harmful" in value and isinstance(value["harmful"], list):
         value = {**value, "harmful": value["harmful"][:1]}
     if "feasibility" in value:
@@ -37,7 +37,8 @@ def thinned(value: Any) -> Any:
     return {key: thinned(item) for key, item in value.items()}
 
 
-def _few_points(timeline: dict[str, Any]) -> dict[str, Any]:
+def few_points(timeline: dict[str, Any]) -> dict[str, Any]:
+    """A timeline of some points, with the peak among them."""
     allocated = timeline["allocated_bytes"]
     step = max(1, len(allocated) // POINTS)
     kept = sorted({*range(0, len(allocated), step), allocated.index(max(allocated))})
