@@ -111,7 +111,7 @@ site: $(VENV)-site/ready
 
 example: run
 	$(BIN)/python -m tests.unit.documents.example take
-	$(BIN)/snakemake --cores $(CORES) --configfile tests/config/tiny.yaml tests/config/sweep.yaml -- results/tiny-sweep/SWEEP.md
+	$(BIN)/snakemake --cores $(CORES) --configfile config/test.yaml tests/config/sweep.yaml -- results/tiny-sweep/SWEEP.md
 	$(MAKE) site
 
 test-site: $(VENV)-site/ready

@@ -30,7 +30,9 @@ from scripts.runs.job_paths import (
 )
 
 LOCK = locks.WorkingDirectoryLock() if workflow.is_main_process else None
-ASKED = exit_on_user_error(JobFunctions, config, lambda: bool(workflow.local_exec))
+ASKED = exit_on_user_error(
+    JobFunctions, configuration.typed(config, workflow.config_settings.config), lambda: bool(workflow.local_exec)
+)
 RUNS, PUBLISH = ASKED.runs, ASKED.publish
 WITH_RANK, WITHOUT_RANK = exit_on_user_error(ASKED.names_in_profile)
 if ASKED.container:
@@ -67,6 +69,7 @@ THREADS = threads_beside(workflow.resource_settings.cores if workflow.is_main_pr
 
 # --- what is run only on request -------------------------------------------------------------------------
 
+# From the command line: Snakemake knows targets and executor only when it has read this.
 EXECUTE = workflow.is_main_process and asks_for_execution(sys.argv[1:])
 # What a path of this workflow is called in the importing one.
 PREFIXED = workflow.modifier.modify_path

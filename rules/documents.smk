@@ -34,7 +34,7 @@ rule draw_memory:
     conda:
         "../envs/light.yaml"
     params:
-        code=code("documents/draw.py"),
+        **code("documents/draw.py"),
         figures=from_job(lambda paths: {"scenarios": list(paths.profile())}),
     message:
         "Drawing the memory of {wildcards.run}"
@@ -92,7 +92,7 @@ rule render_memory_profile:
     conda:
         "../envs/light.yaml"
     params:
-        code=code("documents/render.py"),
+        **code("documents/render.py"),
         settings=from_job(lambda paths: {"scenarios": list(paths.profile())}),
     message:
         "Writing the memory profile of {wildcards.run}, and what fits which GPU"
@@ -155,7 +155,7 @@ use rule render_memory_profile as render_documents with:
     log:
         "logs/{run}/render_documents.log",
     params:
-        code=code("documents/render.py"),
+        **code("documents/render.py"),
         task=task_part("words"),
         settings=from_job(
             lambda paths: {

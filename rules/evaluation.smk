@@ -33,7 +33,7 @@ rule evaluate_base:
         mem_mb=8000,
         runtime=240,
     params:
-        code=code("evaluation/evaluate.py"),
+        **code("evaluation/evaluate.py"),
         task=task_part("scores"),
         evaluation=from_settings(run_scenarios.answer_settings),
         prompt=settings_section("prompt"),
@@ -82,7 +82,7 @@ rule compare_models:
     conda:
         "../envs/light.yaml"
     params:
-        code=code("evaluation/compare.py"),
+        **code("evaluation/compare.py"),
         task=task_part("scores"),
     message:
         "Comparing the tuned model with the base and the baselines on the same requests"
@@ -117,7 +117,7 @@ rule compare_merged:
         mem_mb=8000,
         runtime=240,
     params:
-        code=code("evaluation/compare_merged.py"),
+        **code("evaluation/compare_merged.py"),
         task=task_part("scores"),
         asked=from_settings(lambda chosen: {"requests": chosen["merging"]["compare_requests"]}),
         device=from_settings(lambda chosen: {"device": chosen["training"]["device"]}),

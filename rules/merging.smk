@@ -24,7 +24,7 @@ rule merge_adapter:
     resources:
         mem_mb=2000,
     params:
-        code=code("merging/merge.py"),
+        **code("merging/merge.py"),
         merge=from_settings(lambda chosen: {"dtype": chosen["merging"]["dtype"]}),
     message:
         "Merging the adapter {wildcards.run} into its base"
@@ -51,7 +51,7 @@ rule verify_merge:
         "../envs/torch.yaml"
     threads: THREADS
     params:
-        code=code("merging/verify.py"),
+        **code("merging/verify.py"),
         verify=from_settings(lambda chosen: {**chosen["merging"]["verify"], "system": chosen["prompt"]["system"]}),
     message:
         "Comparing the merged model {wildcards.run} with base plus adapter"

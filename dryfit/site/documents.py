@@ -52,7 +52,7 @@ def documents(folder: Path, commit: str, run: Path | None = None, sweep: Path | 
 
 def staged(docs: Path, commit: str, run: Path | None = None, sweep: Path | None = None) -> dict[str, dict[str, str]]:
     """Write all pages as Markdown; by section the titles of the pages and their files."""
-    shutil.copytree(ROOT / "docs", docs)
+    shutil.copytree(ROOT / "docs", docs, ignore=shutil.ignore_patterns("run.json"))
     shutil.copy(SOURCES / "documents.css", docs)
     made = {
         "index.md": start_page(),

@@ -225,11 +225,13 @@ def test_a_wrong_configuration_stops_at_the_start(project, text, words):
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_rank_given_on_the_command_line_as_text_is_explained(project):
-    done = snakemake(project, "--dry-run", "--config", "lora={'rank': 8}")
-    assert done.returncode != 0
-    said = done.stdout + done.stderr
-    assert "lora.rank is text" in said and "--configfile" in said
+def test_values_on_the_command_line_have_the_schemas_types(project):
+    """Snakemake reads what stands in a mapping as text."""
+    training = "training={learning_rate: 1.0e-3, max_steps: null, gradient_checkpointing: true}"
+    said = planned_text(project, "--config", "lora={rank: [8, 4], alpha: 16}", training)
+    assert "results/smollm2-135m-r8/" in said and "results/smollm2-135m-r4/" in said
+    done = snakemake(project, "--dry-run", "--config", "lora={rank: many}")
+    assert done.returncode == 1 and "Wrong value for lora.rank" in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Keep what the documents of a finished tiny run were made from, as ``record.json`` beside this file.
 
-    snakemake --cores 2 --configfile tests/config/tiny.yaml tests/config/executed.yaml
+    snakemake --cores 2 --configfile config/test.yaml tests/config/executed.yaml
     python -m tests.unit.documents.record
 
 Tests of documents read the record, and so what rules write. Long lists in it are thinned: a timeline to a few points
@@ -17,7 +17,7 @@ from scripts.documents.gather import gather
 from tests.end_to_end.edits import jobs
 
 RECORD = Path(__file__).with_name("record.json")
-CONFIGURATIONS = [Path("tests/config", name) for name in ("tiny.yaml", "executed.yaml")]
+CONFIGURATIONS = [Path("config/test.yaml"), Path("tests/config/executed.yaml")]
 POINTS = 10  # of a timeline
 GPUS = ("rtx-4090", "t4")
 

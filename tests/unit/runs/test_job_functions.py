@@ -103,9 +103,9 @@ def test_the_configuration_may_ask_for_execution_itself() -> None:
 
 @pytest.mark.thorough
 def test_the_digest_of_the_code_names_missing_inputs() -> None:
-    digest = code("memory/trace.py")
+    digest = code("memory/trace.py")["code"]
     assert "missing.json" in digest(WILDCARDS, input=["results/missing.json"])
-    assert digest(WILDCARDS, input=[]) != code("memory/compare.py")(WILDCARDS, input=[])
+    assert digest(WILDCARDS, input=[]) != code("memory/compare.py")["code"](WILDCARDS, input=[])
 
 
 def test_on_one_machine_nothing_is_asked_of_a_cluster() -> None:
