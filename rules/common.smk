@@ -2,7 +2,7 @@
 import re
 
 from dryfit.common import files
-from scripts.common import made_from, locks, outdated
+from scripts.common import made_from, outdated
 from scripts.runs import check_configuration
 from scripts.runs import configuration, run_scenarios
 from scripts.training import describe_model
@@ -29,7 +29,6 @@ from scripts.runs.job_paths import (
     source_folder,
 )
 
-LOCK = locks.WorkingDirectoryLock() if workflow.is_main_process else None
 ASKED = exit_on_user_error(
     JobFunctions, configuration.typed(config, workflow.config_settings.config), lambda: bool(workflow.local_exec)
 )
@@ -84,6 +83,12 @@ EXECUTES = EXECUTE or not workflow.is_main_process or ASKED.executes()
 FIRST = 100
 ALL_BEFORE_GATE = 1000
 
+# Also where no profile says so, as in a workflow that imports this one: two jobs never share the one GPU.
+LIMITS = {"gpu": 1, "before_gate": ALL_BEFORE_GATE}
+LIMITED = [name for name in LIMITS if workflow.is_main_process and name not in workflow.global_resources]
+for name in LIMITED:
+    workflow.register_resource(name, LIMITS[name])
+
 # Then the longest chain of jobs: weights, training, the merge, its evaluation and what waits for that. Whatever else can
 # be computed fills the cores that these leave.
 LONGEST = 50
@@ -93,7 +98,6 @@ LONGEST = 50
 # Here and not before the first job: there may be none.
 if workflow.is_main_process and not {"--touch", "-t"} & set(sys.argv):
     known = each_run(JobPaths.stages)(None)
-    exit_on_user_error(outdated.refuse_unrecorded, known)
     exit_on_user_error(made_from.refuse_unrecorded, known)
     folders = sorted({outdated.folder_of(path) for path in known})
     around_jobs.name_edited(exit_on_user_error(made_from.refuse_damaged, folders))
@@ -110,8 +114,8 @@ def plain(jobs):
 
 
 def before_the_first_job():
-    if workflow.is_main_process:
-        LOCK.record()
+    if "gpu" in LIMITED and not workflow.local_exec:  # a cluster counts its GPUs itself
+        workflow.register_resource("gpu", sys.maxsize)
     if workflow.is_main_process and not workflow.touch:
         planned = list(workflow.dag.needrun_jobs())
         done = [str(path) for job in workflow.dag.jobs if job not in planned for path in job.output]

@@ -1,5 +1,6 @@
 # Figures and documents: from JSON, by templates, and nothing else.
 #   results/<run>/figures/               drawn from the JSON of the stages before
+#   results/<run>/summary.txt            what ends a command: memory, gate, stages, quality in a few lines
 #   results/<run>/MODEL_CARD.md          the card, at the run's top
 #   results/<run>/planner.html           what fits which GPU, as the plan traced it
 #   results/<run>/docs/                  the memory profile (needs no weight and no training), the card's details, the article
@@ -135,6 +136,13 @@ use rule render_memory_profile as render_documents with:
         record="results/{run}/provenance.json",
         figures=[*rules.draw_memory.output, *rules.draw_figures.output],
     output:
+        report(
+            "results/{run}/summary.txt",
+            caption="report/summary.rst",
+            category="Result",
+            subcategory="{run}",
+            labels={"figure": "In a few lines"},
+        ),
         report(
             "results/{run}/MODEL_CARD.md",
             caption="report/card.rst",

@@ -50,6 +50,12 @@ rule verify_merge:
     conda:
         "../envs/torch.yaml"
     threads: THREADS
+    resources:
+        gpu=one_gpu,
+        gpu_model=on_cluster("gres", needed_by_evaluation),
+        slurm_partition=on_cluster("partition", needed_by_evaluation),
+        mem_mb=8000,
+        runtime=240,
     params:
         **code("merging/verify.py"),
         verify=from_settings(lambda chosen: {**chosen["merging"]["verify"], "system": chosen["prompt"]["system"]}),

@@ -24,6 +24,7 @@ from dryfit.data import data_path
 from scripts.common.job import job
 from scripts.documents.context import derive
 from scripts.documents.gather import gather
+from scripts.documents.terminal_summary import run_lines
 from scripts.documents.traced_values import MARKS, NUMBER, collect, count_of, mark_sources, plain, sourced
 from scripts.documents.validate import check_card, check_document
 
@@ -403,7 +404,11 @@ def write_documents(
 
 
 def main(inputs: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequence[str]) -> None:
-    inputs = dict(inputs)
+    inputs, outputs = dict(inputs), list(outputs)
+    if Path(outputs[0]).name == "summary.txt":
+        read = {path for value in inputs.values() for path in ([value] if isinstance(value, str) else value)}
+        write_text(summary := outputs.pop(0), "\n".join(run_lines(settings["run"], inputs["profile"], read)) + "\n")
+        log.info("%s", summary)
     for name in ("macros", "styles"):  # which templates include
         inputs.pop(name, None)
     made_of = {name: list(inputs.pop(name, [])) for name in ("templates", "figures", "others")}

@@ -17,7 +17,7 @@ from typing import Any
 
 from dryfit.common.files import read_json, write_json
 from scripts.documents import gather, render
-from tests.end_to_end.edits import jobs
+from scripts.runs.alone import jobs
 from tests.repository import ROOT
 from tests.unit.documents.record import few_points
 

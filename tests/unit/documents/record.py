@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.documents.gather import gather
-from tests.end_to_end.edits import jobs
+from scripts.runs.alone import jobs
 
 RECORD = Path(__file__).with_name("record.json")
 CONFIGURATIONS = [Path("config/test.yaml"), Path("tests/config/executed.yaml")]
