@@ -22,6 +22,7 @@ from scripts.runs.job_paths import (
     BENCHMARK,
     DATASET,
     ENCODED,
+    EXAMPLES,
     FOLDER_NAME,
     RUN_NAME,
     JobPaths,
@@ -53,6 +54,11 @@ from_job, from_settings, settings_section = ASKED.from_job, ASKED.from_settings,
 path_of, task_part = ASKED.path_of, ASKED.task_part
 each_run, publication = ASKED.each_run, ASKED.publication
 settings_of = from_settings(lambda settings: settings)
+# Paths that are inputs only where the configuration asks for what makes them.
+of_a_wheel = ASKED.paths_where(lambda settings: settings["model"]["source"]["type"] == "wheel")
+with_benchmark = ASKED.paths_where(lambda settings: settings["dataset"]["benchmark"] is not None)
+with_examples = ASKED.paths_where(configuration.examples_source)
+of_one_process = ASKED.paths_where(lambda settings: run_scenarios.gpus_of_training(settings) == 1)
 on_cluster, gpus_of_cluster = ASKED.on_cluster, ASKED.gpus_of_cluster
 minutes_of_training, gpus_of_this_machine = ASKED.minutes_of_training, ASKED.gpus_of_this_machine
 gpus_of_training, one_gpu = ASKED.gpus_of_training, ASKED.gpu

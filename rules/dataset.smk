@@ -58,8 +58,12 @@ rule fetch_examples:
 rule acquire_dataset:
     input:
         from_job(JobPaths.source_files),
-        unpack(from_job(JobPaths.benchmark)),
-        unpack(from_job(JobPaths.examples)),
+        benchmark=with_benchmark(f"{BENCHMARK}/benchmark.json"),
+        tasks=with_benchmark(f"{BENCHMARK}/tasks.jsonl"),
+        unread=with_benchmark(f"{BENCHMARK}/states.json", f"{BENCHMARK}/LICENSE"),
+        examples=with_examples(f"{EXAMPLES}/examples.json"),
+        example_pairs=with_examples(f"{EXAMPLES}/pairs.jsonl"),
+        unread_examples=with_examples(f"{EXAMPLES}/LICENSE"),
     output:
         pairs="results/dataset/{dataset}/raw.jsonl",
         external="results/dataset/{dataset}/external.jsonl",

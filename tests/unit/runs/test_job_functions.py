@@ -174,3 +174,10 @@ def test_runs_whose_profiles_have_other_scenarios_are_refused() -> None:
     with pytest.raises(UserError, match="differ in the scenarios of their memory profile") as caught:
         asked.names_in_profile()
     assert "full-bf16" in caught.value.found and "--configfile" in caught.value.write
+
+
+def test_paths_are_inputs_only_where_the_settings_ask_for_them() -> None:
+    measured = functions().paths_where(lambda settings: settings["training"]["parallel"]["gpus"] == 1)
+    one, two = measured("results/{run}/a.json"), measured("results/{run}/a.json", "results/{run}/b.json")
+    assert one(WILDCARDS).endswith("/a.json") and len(two(WILDCARDS)) == 2
+    assert functions().paths_where(lambda settings: None)("results/{run}/a.json")(WILDCARDS) == []
