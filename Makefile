@@ -4,8 +4,9 @@
 # make test-all   everything but what a night is for: make test, make test-rest (what it leaves out), and these:
 #   make test-conda   the chain in conda environments
 #   make test-slurm   a sweep on a real one-node Slurm, a job killed and requeued
-#   make test-deepspeed, test-optimizers, test-kernels, test-mcp   ZeRO, torchao's and GaLore's optimizers, Triton kernels
-#                     with Liger's package, the tools for assistants, each in an environment of its own beside .venv
+#   make test-deepspeed, test-optimizers, test-kernels, test-mcp, test-recipes   ZeRO, torchao's and GaLore's optimizers,
+#                     Triton kernels with Liger's package, the tools for assistants, programs with diffusers,
+#                     sentence-transformers and timm, each in an environment of its own beside .venv
 #   make test-site    the site in a browser
 # make test-catalogue   each night: each model of config/models/ traced whole, each published size of a module, each case
 #                       of tests that take a part of theirs elsewhere (minutes)
@@ -24,7 +25,7 @@ INSTALL = $(PYTHON) envs/install.py
 
 .DELETE_ON_ERROR:
 .PHONY: run test test-rest test-all test-conda test-slurm test-catalogue test-drift test-deepspeed test-optimizers
-.PHONY: test-kernels test-site test-mcp site example lint lock clean
+.PHONY: test-kernels test-site test-mcp test-recipes site example lint lock clean
 
 run: $(VENV)/ready
 	$(BIN)/snakemake --cores $(CORES)
@@ -40,7 +41,7 @@ test-rest: $(VENV)/ready-dev
 	$(PYTEST) -m thorough
 
 # The last ones are one process each that waits now and then: two at a time, the longest first, each one's output whole.
-ELSEWHERE := test-slurm test-kernels test-conda test-site test-deepspeed test-optimizers test-mcp
+ELSEWHERE := test-slurm test-kernels test-conda test-site test-deepspeed test-optimizers test-mcp test-recipes
 test-all: $(VENV)/ready-dev
 	@echo "make test-all: $$($(BIN)/python -m tests.tiers test test-rest); then $(ELSEWHERE) (11 to 18 minutes)"
 	@$(MAKE) --no-print-directory test
@@ -120,6 +121,10 @@ test-site: $(VENV)-site/ready
 test-mcp: $(VENV)-mcp/ready
 	$(VENV)-mcp/bin/python -m pytest tests/mcp
 
+# Recipes that need a package of their own.
+test-recipes: $(VENV)-recipes/ready
+	$(VENV)-recipes/bin/python -m pytest tests/dryfit/recipes
+
 lock:
 	$(INSTALL) $(VENV) --lock
 
@@ -134,7 +139,7 @@ $(VENV)/ready-dev: $(VENV)/ready
 	$(INSTALL) $(VENV) --group dev
 	@touch $@
 
-BESIDE := $(foreach extra,deepspeed mcp optimizers run site,$(VENV)-$(extra)/ready)
+BESIDE := $(foreach extra,deepspeed mcp optimizers recipes run site,$(VENV)-$(extra)/ready)
 $(BESIDE): $(VENV)-%/ready: $(VENV)/ready-dev
 	$(INSTALL) $(VENV)-$* --extra $* --beside $(VENV)
 	@touch $@
