@@ -38,6 +38,9 @@ _LONG = {one["long"]: name for name, one in OPTIONS.items() if "long" in one}
 # --- a line, as options and plain words -------------------------------------------------------------------------------
 
 
+_OF_MODELS = ("config.json", "adapter_config.json", "model_index.json")  # one of them lies in a model's folder
+
+
 class Item(NamedTuple):
     """A plain word of a line, whose ``name`` is "", or an option by its short name, with its value."""
 
@@ -53,7 +56,8 @@ class Item(NamedTuple):
     @property
     def is_beside(self) -> bool:
         """Whether this is a plain word that names no file."""
-        return not self.name and not Path(self.value or "").exists()
+        path = Path(self.value or "")
+        return not self.name and not path.is_file() and not any((path / name).is_file() for name in _OF_MODELS)
 
 
 def items(words: Sequence[str]) -> list[Item]:
@@ -171,7 +175,8 @@ def gpu_text(value: Any) -> str:
 _MEMORY = ("vram", "vram_gb", "gpu_memory", "gpu_mem", "memory")
 # What people type for an option of ours, beside the names of a scenario's fields and the keys of other tools' files.
 _ALSO = {
-    **dict.fromkeys((*_MEMORY, "card", "device"), "--gpu"),
+    **dict.fromkeys((*_MEMORY, "card", "device", "gpu_type", "gpu_name"), "--gpu"),
+    **dict.fromkeys(("gpus", "num_gpus", "n_gpus", "ngpus", "num_processes", "nproc_per_node", "world_size"), "--gpu"),
     **dict.fromkeys(("bs", "batch", "batchsize", "train_batch_size", "rows_a_batch"), "-b"),
     **dict.fromkeys(("ctx", "context", "context_length", "seq", "seqlen", "seq_len", "seq_length", "tokens",
                      "max_tokens", "length", "context_size", "ctx_size", "n_ctx"), "-s"),
@@ -187,16 +192,6 @@ _ALSO = {
     **dict.fromkeys(("pp", "pp_size", "pipeline_parallel", "pipeline_parallel_size"), "parallel.pipeline"),
     **dict.fromkeys(("cp", "cp_size", "context_parallel", "context_parallel_size"), "parallel.context"),
 }  # fmt: skip
-_COUNTS = (
-    "gpus",
-    "num_gpus",
-    "n_gpus",
-    "ngpus",
-    "num_processes",
-    "nproc_per_node",
-    "world_size",
-    "tensor_parallel_size",
-)
 # Words that say all themselves, as an option (``--4bit``) or in a sentence.
 _SAID_BY = {
     "--method full": "full full_finetune full_finetuning full_ft full_fine_tuning full_parameter",
@@ -223,7 +218,9 @@ _FILLERS = frozenset(
 )
 _MOST = ("max", "maximum", "largest", "biggest", "longest", "most", "highest")
 _WHICH = ("which", "what", "best", "cheapest", "smallest", "every", "all")  # GPU
-_ALONE = {"serving": "serve", "inference": "serve"} | {name: name for name in ("longest", "config", "divide", "serve")}
+_ALONE = {"serving": "serve", "inference": "serve", "script": "config", "yaml": "config"} | {
+    name: name for name in ("longest", "config", "divide", "serve")
+}
 _ON, _OFF = ("none", "true", "yes", "on", "1"), ("false", "no", "off", "0")
 _NUMBERS = {"one": "1", "two": "2", "dual": "2", "four": "4", "quad": "4", "eight": "8"}
 _NUMBER = re.compile(r"\d[\d.,_]*(?:k|m|b)?", re.I)
@@ -248,6 +245,8 @@ def _known(command: str) -> dict[str, str]:
     takes = set(COMMANDS[command].takes or ())
     known = {key: FLAGS.get(name, name) for key, name in _names().items()}
     known = {key: _LONG.get(name, name) for key, name in known.items()}
+    if "--requests" in takes:
+        known = {key: "--requests" if name == "-b" else name for key, name in known.items()}
     return {key: name for key, name in known.items() if name in takes or ("--set" in takes and name[0] != "-")}
 
 
@@ -321,12 +320,12 @@ def meant(words: Sequence[str]) -> tuple[list[str], list[UserError]]:
         return list(words), []
     own = items(rest)
     fixes: dict[int, _Fix] = {at: fix for at, item in enumerate(own) if item.name and (fix := _option(command, item))}
-    _count_with_the_name(own, fixes)
     first, plain, errors = _plain(command, own)
     errors = [*(fix.error() for fix in fixes.values()), *errors]
     kept = []
     for at, item in enumerate(own):
         kept += fixes[at].words if at in fixes else plain.get(at, item.words)
+    kept = _one_gpu(kept)
     command, start = first or (command, words[: len(words) - len(rest)])
     if not any(not item.name for item in items(kept)):
         errors.append(
@@ -417,7 +416,8 @@ def _means(command: str, key: str, value: str | None) -> Sequence[str] | str | N
         return _typed(known[key[3:]], "false")
     if key in _SAID and str(value).lower() in _OFF:
         return None
-    near = closest(key.removeprefix("no_"), known, 0.65)  # --tokenz is not --set kernels
+    begins = [dest(name) for name in takes if name.startswith("--") and dest(name).startswith(key)]  # -g
+    near = next(iter(begins), None) or closest(key.removeprefix("no_"), known, 0.65)  # --tokenz is not --set kernels
     return _typed(known[near], "false" if key.startswith("no_") else value) if near else None
 
 
@@ -432,15 +432,15 @@ def _takes(words: Sequence[str], takes: Sequence[str]) -> bool:
     return all(word in takes for word in words if word.startswith("-"))
 
 
-def _count_with_the_name(own: Sequence[Item], fixes: dict[int, _Fix]) -> None:
-    """``--gpus 4 --gpu a100``: one option says both."""
-    gpu = next((at for at, item in enumerate(own) if item.name == "--gpu" and item.value), None)
-    for at, item in enumerate(own):
-        if gpu is not None and at in fixes and _key(item.name) in _COUNTS and (item.value or "").isdigit():
-            fixes[at] = fixes[at]._replace(words=[], problem=f"{PROGRAM} has no option `{item.name}`.",
-                                           allowed="--gpu 2x4090")  # fmt: skip
-            fixes[gpu] = _Fix("How many GPUs stands with their name.", str(own[gpu].value), "--gpu 2x4090",
-                              ["--gpu", f"{item.value}x{own[gpu].value}"])  # fmt: skip
+def _one_gpu(words: Sequence[str]) -> list[str]:
+    """``--gpu 4 --gpu a100`` as one option, which says both."""
+    own, cards, counts = items(words), [], []
+    for value in (str(item.value) for item in own if item.name == "--gpu"):
+        (counts if re.fullmatch(r"\d{1,3}", value) else cards).append(value)
+    if not counts or not cards:
+        return list(words)
+    one = ["--gpu", f"{counts[0]}x{cards[0]}"]
+    return [word for item in _replaced(own, one, lambda item: item.name == "--gpu") for word in item.words]
 
 
 # --- plain words ------------------------------------------------------------------------------------------------------
@@ -521,7 +521,9 @@ def _parts(texts: Sequence[str], command: str, has_what: bool, named: set[str]) 
         )  # fmt: skip
         asked = part.words[0] if part.kind == "command" else asked
         has_what = has_what or part.kind == "model"
-        named |= {word for word in part.words if word.startswith("--") and word != "--set"}
+        named |= {
+            word for word in part.words if word.startswith("--") and word != "--set" and not part.words[-1].isdigit()
+        }
         at += part.count
         yield part
 
@@ -530,14 +532,18 @@ def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str],
     """What some words mean together; None: nothing."""
     typed, words = words, [word.strip("?,!:()").lower() for word in words]
     count = len(words)
-    if (new := _command(words, is_first and count == 1 and not command)) and (not command or new[0] == command):
+    if (new := _command(words, is_first and count == 1)) and (not command or new[0] == command):
         return _Part(count, "command", new)
     takes = COMMANDS[command or "fit"].takes or ()
     if option := _sized(words, command or "fit") or _said(words, command, takes):
         flags = {word for word in option if word.startswith("-") and word != "--set"}
         return _Part(count, "option" if not flags & named else "unknown", option if not flags & named else ())
+    if count == 2 and words[0].isdigit() and words[1].rstrip("s") in ("gpu", "card"):
+        return _Part(count, "option", ["--gpu", words[0]])
     if "--gpu" not in named and (card := _card(words)):
         return _Part(count, "option", ["--gpu", card])
+    if count > 1 and _said(words[-1:], command or "fit", takes):
+        return None
     if not has_what and (model := _model(typed if count == 1 else words)):
         return _Part(count, "model", [model])
     return None
@@ -552,7 +558,7 @@ def _command(words: Sequence[str], alone: bool) -> list[str] | None:
             return ["divide", "--fewest"]
     elif words[-1].rstrip("s") in ("gpu", "card"):
         asked = " ".join(words[:-1])
-        return ["gpus"] if asked in _WHICH else ["divide", "--fewest"] if asked == "fewest" else None
+        return ["gpus"] if closest(asked, _WHICH, 0.8) else ["divide", "--fewest"] if asked == "fewest" else None
     if (words[0] in _MOST or words[0] == "how") and len(words) > 1:
         option = names.get(of, names.get(of.removesuffix("_size")))
         return ["batch"] if option == "-b" else ["longest"] if option == "-s" else None
@@ -594,6 +600,10 @@ def _said(words: Sequence[str], command: str, takes: Sequence[str]) -> list[str]
     said = _SAID.get(key) or (["--strategy", key] if key in STRATEGIES and key != "none" else None)
     if not said and command == "config" and key.replace("_", "-") in (*TOOLS, "unsloth"):
         said = ["--for", key.replace("_", "-")]
+    if "--weights" in takes:
+        from dryfit.ask.serve import BITS
+
+        said = said or (["--weights", key] if key in BITS else None)
     if not said and key in LIKE:
         said = ["--like", key]
     if not said:
@@ -607,7 +617,7 @@ def _card(words: Sequence[str]) -> str | None:
     from dryfit.cards.gpus import find
 
     text = " ".join(_NUMBERS.get(word, word) for word in words)
-    if not re.search(r"\d", text):
+    if not re.search(r"\d", text) or {*words} & _FILLERS - {"gpu", "card"}:
         return None
     for name in dict.fromkeys((text, re.sub(r"(?<=\d)s$", "", re.sub(r"^(\d+)\s*x?\s+", r"\1x", text)))):
         try:
