@@ -28,7 +28,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dryfit.ask.options import Parser
-from dryfit.ask.question import Options, Question, question
+from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.ask.text import WORDS
 from dryfit.cards.sentences import card, said
 from dryfit.common.errors import UserError
@@ -241,7 +241,7 @@ def checked_out(revision: str, folder: Path) -> None:
         content = rest[size + 1 :]
 
 
-def _question(root: Path, file: str, options: Options, title: str) -> Question | None:
+def _question(root: Path, file: str, options: QuestionOptions, title: str) -> Question | None:
     """The question that a version of the file is; None: that version does not have it."""
     path = root / file
     if not path.is_file():
@@ -286,7 +286,7 @@ def main(words: Sequence[str]) -> int:
     options = parser().parse_args(words)
     most = _size(options.most) if options.most is not None else None
     titles = (options.base, options.head or "the working tree")
-    asking = Options(gpu=options.gpu, tool=options.tool)
+    asking = QuestionOptions(gpu=options.gpu, tool=options.tool)
     root = Path(_git("rev-parse", "--show-toplevel").decode().strip())
     file = str(PurePosixPath(options.file))
     with TemporaryDirectory() as scratch:
@@ -385,7 +385,7 @@ def check(words: Sequence[str]) -> int:
             if not _is_checked(Path(file)):
                 print(f"{file}: passed over, since {_PASSED_OVER}")
                 continue
-            asked = question([file], Options(gpu=options.gpu))
+            asked = question([file], QuestionOptions(gpu=options.gpu))
         except UserError as error:
             wrong.append(error if file in str(error.where) else error.at(f"{file}: {error.where or 'the file'}"))
             continue

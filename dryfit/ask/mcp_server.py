@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dryfit.ask.options import METHODS, Parser
-from dryfit.ask.question import Options, Question, question
+from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.ask.text import defaults_used
 from dryfit.ask.words import suggested
 from dryfit.common.errors import UserError
@@ -61,10 +61,10 @@ _ANSWER = {
 }  # fmt: skip
 
 
-def _options(given: Mapping[str, Any]) -> Options:
+def _options(given: Mapping[str, Any]) -> QuestionOptions:
     """The fields of a step beside its model."""
     settings = [f"{name}={yaml_text(value)}" for name, value in (given.get("settings") or {}).items()]
-    return Options(
+    return QuestionOptions(
         gpu=given.get("gpu"), method=given.get("method"), sequence_length=given.get("sequence_length"),
         micro_batch=given.get("micro_batch"), like=given.get("like"), settings=settings,
     )  # fmt: skip

@@ -46,7 +46,7 @@ _QUANTIZED = {
 
 
 @dataclass(frozen=True)
-class Options:
+class QuestionOptions:
     """What was asked beside the file or the model; None: as it says, or the defaults."""
 
     gpu: str | None = None
@@ -94,7 +94,7 @@ class Question:
         return [*([self.reading] if self.reading else []), *self.beside]
 
 
-def question(what: Sequence[str | Path], options: Options) -> Question:
+def question(what: Sequence[str | Path], options: QuestionOptions) -> Question:
     """Read what was asked.
 
     Raises
@@ -158,7 +158,7 @@ def _refuse_a_name_in_parts(what: Sequence[str]) -> None:
         )  # fmt: skip
 
 
-def _refuse_what_is_open(reading: Reading | None, options: Options) -> None:
+def _refuse_what_is_open(reading: Reading | None, options: QuestionOptions) -> None:
     """A field that the file leaves open, that no default can stand for, and that no option names."""
     if reading is None:
         return
@@ -201,7 +201,7 @@ def _without_a_mask(request: ScenarioRequest) -> ScenarioRequest:
     return replace(request, scenario=scenario, set_by_like=kept, assumed=assumed, like_is_default=True)
 
 
-def _of_the_file(error: UserError, reading: Reading | None, options: Options) -> UserError:
+def _of_the_file(error: UserError, reading: Reading | None, options: QuestionOptions) -> UserError:
     """An error as one of another tool's file, where a key of that and no option decides the field."""
     given = {name.partition(".")[0] for name in options.given}
     if reading is None or reading.file.suffix in (".py", ".ipynb") or (error.field or "").partition(".")[0] in given:
@@ -209,7 +209,7 @@ def _of_the_file(error: UserError, reading: Reading | None, options: Options) ->
     return reading.in_own_words(error)
 
 
-def _gpu(options: Options) -> Gpu | None:
+def _gpu(options: QuestionOptions) -> Gpu | None:
     """The GPU that options name: --gpu, or --set gpu=."""
     if options.gpu is not None:
         return find(options.gpu, "--gpu")
@@ -259,7 +259,7 @@ def _file(path: Path, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any]
     if kind == "scenario":
         return dict(mapping), str(path), None
     if kind == "run":
-        return _run(path), str(path), None
+        return readers.pipeline(path)(mapping), str(path), None
     reading = readers.read_tool(path, kind, mapping, count)
     return dict(reading.fields), str(path), reading
 
@@ -278,17 +278,6 @@ def said_by(path: Path) -> dict[str, str]:
         for key, said in reversed(reading.understood.items())
         for field in said.partition(" (")[0].split(", ")
     }
-
-
-def _run(path: Path) -> dict[str, Any]:
-    """The training step of a run's settings, by the pipeline that they are for."""
-    if readers.step_of_a_run is None:
-        raise UserError(
-            "These are settings of SecureCLI-Tuner's pipeline, which is not installed with the library.",
-            where=str(path), allowed="a scenario, a model, another tool's file; or the pipeline's command",
-            write=f"python -m scripts.ask {path}",
-        )  # fmt: skip
-    return readers.step_of_a_run(readers.mapping_of(path))
 
 
 def _beside(path: Path, gpu: Gpu | None) -> Reading:
@@ -317,7 +306,7 @@ def _join(fields: dict[str, Any], other: Reading) -> None:
             fields[name] = value
 
 
-def _apply_options(fields: dict[str, Any], options: Options, gpu: Gpu | None) -> None:
+def _apply_options(fields: dict[str, Any], options: QuestionOptions, gpu: Gpu | None) -> None:
     if options.like not in (None, NO_TOOL):
         fields["like"] = options.like
     if options.method is not None:

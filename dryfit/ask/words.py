@@ -600,10 +600,8 @@ def _said(words: Sequence[str], command: str, takes: Sequence[str]) -> list[str]
     said = _SAID.get(key) or (["--strategy", key] if key in STRATEGIES and key != "none" else None)
     if not said and command == "config" and key.replace("_", "-") in (*TOOLS, "unsloth"):
         said = ["--for", key.replace("_", "-")]
-    if "--weights" in takes:
-        from dryfit.ask.serve import BITS
-
-        said = said or (["--weights", key] if key in BITS else None)
+    if not said and key in BITS:
+        said = ["--weights", key]
     if not said and key in LIKE:
         said = ["--like", key]
     if not said:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.ask.options import parsed
-from dryfit.ask.question import Options, Question, said_by
+from dryfit.ask.question import Question, QuestionOptions, said_by
 from dryfit.common.errors import UserError
 from dryfit.common.text import yaml_text
 
@@ -52,10 +52,10 @@ def beside_the_file(request: Mapping[str, Any], folder: Path) -> tuple[Mapping[s
     return kept | {"settings": settings}, added
 
 
-def options_of(request: Mapping[str, Any]) -> Options:
+def options_of(request: Mapping[str, Any]) -> QuestionOptions:
     gpu, count = request.get("gpu") or None, request.get("gpus") or 1
     settings = request.get("settings") or {}
-    return Options(
+    return QuestionOptions(
         gpu=f"{count}x{gpu}" if gpu and count > 1 else gpu,
         method=request.get("method") or None,
         sequence_length=request.get("sequence_length"),

@@ -184,7 +184,8 @@ def understood(line: str) -> dict[str, Any]:
     step, gpu, options = asked.question.scenario, asked.question.gpu, asked.options
     return {
         **{name: getattr(step, name) for name in ("method", "sequence_length", "micro_batch", "objective",
-                                                  "gradient_checkpointing", "attention", "optimizer", "precision", "loss", "packing")},
+                                                  "gradient_checkpointing", "attention",
+                                                  "optimizer", "precision", "loss", "packing")},
         "model": (step.size("hidden_size"), step.size("num_hidden_layers")), "command": options.command,
         "gpu": str(gpu.name if gpu else None), "gib": gpu and round(gpu.total_bytes / 2**30), "gpus": gpu and gpu.count,
         "rank": step.lora and step.lora.rank, "alpha": step.lora and step.lora.alpha,
