@@ -111,7 +111,7 @@ def pipeline(where: object, change: Mapping[str, Any] | None = None) -> Callable
     if step_of_a_run is None:
         raise UserError(
             "These are settings of SecureCLI-Tuner's pipeline, which is not installed with the library.", where=where,
-            allowed="a model, a scenario, another tool; or `python -m scripts.ask` for `dryfit`, in the pipeline's folder",
+            allowed="a model, a scenario, another tool; or `python -m scripts.ask` in the pipeline's folder",
             write=None if change else f"python -m scripts.ask {where}", change=change,
         )  # fmt: skip
     return step_of_a_run
