@@ -112,7 +112,14 @@ def before_the_first_job():
     if workflow.is_main_process and not workflow.touch:
         planned = list(workflow.dag.needrun_jobs())
         done = [str(path) for job in workflow.dag.jobs if job not in planned for path in job.output]
-        exit_on_user_error(around_jobs.before_the_first, plain(planned), done, RUNS, bool(workflow.local_exec))
+        exit_on_user_error(
+            around_jobs.before_the_first,
+            plain(planned),
+            done,
+            RUNS,
+            bool(workflow.local_exec),
+            not workflow.deployment_settings.deployment_method,
+        )
 
 
 def after_an_error():

@@ -123,7 +123,7 @@ use rule render_memory_profile as render_documents with:
         gate="results/{run}/memory/training/gate.json",
         resources="results/{run}/memory/run.json",
         training="results/{run}/training.json",
-        manifest="results/{run}/merged/manifest.json",
+        manifest="results/{run}/merged.json",
         verification="results/{run}/merged-verification.json",
         comparison="results/{run}/evaluation/comparison.json",
         merging=from_job(JobPaths.merging_comparison),

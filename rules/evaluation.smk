@@ -7,9 +7,7 @@
 rule evaluate_base:
     input:
         unpack(from_job(JobPaths.benchmark)),
-        weights="results/models/{model}/weights.json",
-        tokenizer="results/models/{model}/tokenizer.json",
-        description="results/models/{model}/description.json",
+        weights="results/models/{model}/weights",
         split="results/dataset/{dataset}/splits/split.json",
         test="results/dataset/{dataset}/splits/test.jsonl",
         train="results/dataset/{dataset}/splits/train.jsonl",
@@ -49,9 +47,8 @@ rule evaluate_base:
 use rule evaluate_base as evaluate_tuned with:
     input:
         unpack(from_job(JobPaths.benchmark)),
-        weights="results/{run}/merged/manifest.json",
-        tokenizer=path_of(f"{BASE}/tokenizer.json"),
-        description=path_of(f"{BASE}/description.json"),
+        weights="results/{run}/merged",
+        base=path_of(f"{BASE}/weights"),
         split=path_of(f"{DATASET}/splits/split.json"),
         test=path_of(f"{DATASET}/splits/test.jsonl"),
         train=path_of(f"{DATASET}/splits/train.jsonl"),
@@ -95,9 +92,7 @@ rule compare_models:
 
 rule compare_merged:
     input:
-        description=path_of(f"{BASE}/description.json"),
-        tokenizer=path_of(f"{BASE}/tokenizer.json"),
-        weights=path_of(f"{BASE}/weights.json"),
+        base=path_of(f"{BASE}/weights"),
         adapter="results/{run}/adapter/adapter_model.safetensors",
         settings="results/{run}/adapter/adapter_config.json",
         training="results/{run}/training.json",

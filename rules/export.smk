@@ -4,7 +4,7 @@
 
 rule export_gguf:
     input:
-        manifest="results/{run}/merged/manifest.json",
+        merged="results/{run}/merged",
         # A model that did not pass is not handed on.
         verification="results/{run}/merged-verification.json",
     output:

@@ -1,22 +1,18 @@
 # The adapter merged into its unquantized base, and the proof that it was done right.
-#   results/<run>/merged/                   a complete model folder; its manifest.json stands for all of it
+#   results/<run>/merged/                   a complete model folder; merged.json lists its files
 #   results/<run>/merged-verification.json  which checks ran, which did not and why
 
 
 rule merge_adapter:
     input:
-        base=path_of(f"{BASE}/config.json"),
-        description=path_of(f"{BASE}/description.json"),
-        tokenizer=path_of(f"{BASE}/tokenizer.json"),
-        weights=path_of(f"{BASE}/weights.json"),
+        base=path_of(f"{BASE}/weights"),
         adapter="results/{run}/adapter/adapter_model.safetensors",
         settings="results/{run}/adapter/adapter_config.json",
         training="results/{run}/training.json",
     output:
-        # The number of shards is unknown until the base is there, and directory() would leave Snakemake's own
-        # time stamp inside the model. The manifest names every other file with its digest, and appears with them.
-        manifest="results/{run}/merged/manifest.json",
-        config="results/{run}/merged/config.json",
+        # A folder, since the number of shards is unknown until the base is there.
+        merged=directory("results/{run}/merged"),
+        manifest="results/{run}/merged.json",
     log:
         "logs/{run}/merge_adapter.log",
     benchmark:
@@ -38,14 +34,11 @@ rule merge_adapter:
 
 rule verify_merge:
     input:
-        base=path_of(f"{BASE}/config.json"),
-        description=path_of(f"{BASE}/description.json"),
-        weights=path_of(f"{BASE}/weights.json"),
+        base=path_of(f"{BASE}/weights"),
         adapter="results/{run}/adapter/adapter_model.safetensors",
         settings="results/{run}/adapter/adapter_config.json",
         training="results/{run}/training.json",
-        manifest="results/{run}/merged/manifest.json",
-        config="results/{run}/merged/config.json",
+        merged="results/{run}/merged",
         prompts=path_of(f"{DATASET}/splits/test.jsonl"),
         split=path_of(f"{DATASET}/splits/split.json"),
     output:

@@ -20,7 +20,7 @@ rule record_provenance:
             "results/{run}/adapter/adapter_model.safetensors",
             "results/{run}/training.json",
             "results/{run}/training.jsonl",
-            "results/{run}/merged/manifest.json",
+            "results/{run}/merged.json",
             "results/{run}/merged-verification.json",
             "results/{run}/evaluation/answers.jsonl",
             "results/{run}/evaluation/comparison.json",

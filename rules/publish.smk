@@ -15,7 +15,7 @@ rule prepare_publication:
         adapter="results/{run}/adapter/adapter_model.safetensors",
         settings="results/{run}/adapter/adapter_config.json",
         training="results/{run}/training.json",
-        manifest="results/{run}/merged/manifest.json",
+        merged="results/{run}/merged",
         verification="results/{run}/merged-verification.json",
         comparison="results/{run}/evaluation/comparison.json",
     output:

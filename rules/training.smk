@@ -1,5 +1,6 @@
 # The base model, and the adapter trained on it.
-#   results/models/<model>/             config.json, tokenizer, licence (before any weight); then the weights
+#   results/models/<model>/             config.json, tokenizer, licence (before any weight)
+#   results/models/<model>/weights/     all of that and the weights, a complete model; weights.json lists its files
 #   results/<run>/adapter/              the adapter; results/<run>/training.json: how it went
 
 
@@ -54,6 +55,7 @@ rule fetch_weights:
         config="results/models/{model}/config.json",
         description="results/models/{model}/description.json",
     output:
+        folder=directory("results/models/{model}/weights"),
         manifest="results/models/{model}/weights.json",
     log:
         "logs/models/{model}/fetch_weights.log",
@@ -76,10 +78,7 @@ rule fetch_weights:
 
 rule train_adapter:
     input:
-        config=path_of(f"{BASE}/config.json"),
-        description=path_of(f"{BASE}/description.json"),
-        tokenizer=path_of(f"{BASE}/tokenizer.json"),
-        weights=path_of(f"{BASE}/weights.json"),
+        base=path_of(f"{BASE}/weights"),
         encoded=path_of(f"{ENCODED}/encode.json"),
         train=path_of(f"{ENCODED}/train.parquet"),
         validation=path_of(f"{ENCODED}/validation.parquet"),
@@ -108,6 +107,8 @@ rule train_adapter:
         mem_mb=8000,
         runtime=minutes_of_training,
         disk_mb=4000,
+        # No param: another tracker trains nothing again.
+        report_to=from_settings(lambda chosen: ",".join(chosen["training"]["report_to"]) or "none"),
     params:
         code=code("training/train.py"),
         scenario=from_settings(run_scenarios.training_scenario),

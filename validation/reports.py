@@ -1,7 +1,7 @@
 """What people reported about runs of theirs, asked of ``dryfit``, and whether the verdict was right.
 
     python -m validation.reports draw            which reports stayed unread at first: the draw, again
-    python -m validation.reports add FILE        add the rows of another table as the second set that stayed unread
+    python -m validation.reports add FILE        add the rows of another table as the newest set that stays unread
     python -m validation.reports ask [ID ...]    ask again (all of them without ids), and keep the verdicts
     python -m validation.reports page            write docs/reports.md and README's lines from what is kept
 
@@ -35,15 +35,21 @@ from validation.rows import FOLDER
 TABLE = FOLDER / "reports.csv"
 FILES = FOLDER / "reports"
 UNREAD = 40  # rows of a draw
-SEEDS = {"first": 45, "second": 46}
-BESIDE = {"first": "", "second": "rehearsal"}  # `drawn` of the rows that were collected with a draw and not drawn
+SEEDS = {"first": 45, "second": 46, "third": 47}
+BESIDE = {
+    "first": "",
+    "second": "rehearsal",
+    "third": "left over",
+}  # `drawn` of the rows that were collected with a draw and not drawn
 VERDICTS = ("fits", "too_close", "does_not_fit", "no_answer")
-DRAWN = ("second", "rehearsal", "first", "")  # the sets, the newest first
+DRAWN = ("third", "left over", "second", "rehearsal", "first", "")  # the sets, the newest first
 FIRST_ASKED = {  # the commit at which each set was asked first
     "": "commit 75c96db0 of 2026-11-30",
     "first": "commits fdc3f1c2 to a2c8f298 of 2026-12-01 (19 of them were asked twice, with three mends between)",
     "rehearsal": "commit 4e04f64c of 2026-12-01",
     "second": "commit 57d9f232 of 2026-12-01",
+    "third": "THIRD",
+    "left over": "THIRD",
 }
 NOT_ASKED = "not_asked"  # at the first asking, for want of time
 AGREEMENTS = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable")
@@ -59,9 +65,10 @@ class Report:
 
     ``settings`` were stated by the author, ``assumed`` was not. ``question``: the words behind ``dryfit``, asked
     in ``validation/data/reports``. ``decidable``: yes, or no and why. ``outcome``: ``ran`` or ``ran_out`` (of memory),
-    ``where`` it ran out. ``peak_gib``, ``peak_is``: what was stated of the memory. ``drawn``: ``first`` or ``second``,
-    the set in which the row stayed unread until it was asked; ``rehearsal`` for rows that were collected with the
-    second set and asked before it; empty for development from the start. ``found_undecidable``: why the row decides
+    ``where`` it ran out. ``peak_gib``, ``peak_is``: what was stated of the memory. ``drawn``: ``first``, ``second`` or
+    ``third``, the set in which the row stayed unread until it was asked; ``rehearsal`` for rows that were collected
+    with the second set and asked before it; ``left over`` for those that were collected with the third and not drawn;
+    empty for development from the start. ``found_undecidable``: why the row decides
     nothing, where that was found after it was asked; its first verdict counts all the same. The columns ``first_...``
     hold the verdict at the first asking (:data:`FIRST_ASKED`), the others the present one.
     """
@@ -106,19 +113,20 @@ def read(table: Path = TABLE) -> list[Report]:
 
 
 def added(reports: Sequence[Report], others: Iterable[Report]) -> list[Report]:
-    """``reports`` with those of ``others`` that they lack: the second draw, and beside it those to rehearse with.
+    """``reports`` with those of ``others`` that they lack: the newest draw, and beside it those that were not drawn.
 
     Raises:
         UserError: A thread of the new rows is in another set too, so that it was not unread.
     """
     ids = {report.id for report in reports}
-    links = {report.link for report in reports if report.drawn not in ("second", BESIDE["second"])}
-    new = [replace(report, drawn=BESIDE["second"]) for report in others if report.id not in ids]
+    name = next(reversed(SEEDS))
+    links = {report.link for report in reports if report.drawn not in (name, BESIDE[name])}
+    new = [replace(report, drawn=BESIDE[name]) for report in others if report.id not in ids]
     if read_before := sorted(report.id for report in new if report.link in links):
         raise UserError(f"These reports are from threads that were read before: {', '.join(read_before)}.")
-    drawn = draw(new, "second")
+    drawn = draw(new, name)
     links = {report.link for report in new if report.id in drawn}
-    return [*reports, *(replace(report, drawn="second") if report.link in links else report for report in new)]
+    return [*reports, *(replace(report, drawn=name) if report.link in links else report for report in new)]
 
 
 def write(reports: Iterable[Report]) -> None:
@@ -250,7 +258,14 @@ def asked(report: Report, answer: dict[str, Any]) -> Report:
 
 PAGE = _ROOT / "docs" / "reports.md"
 README = _ROOT / "README.md"
-_SETS = {"second": "drawn second", "rehearsal": "rehearsal", "first": "drawn first", "": "development"}
+_SETS = {
+    "third": "drawn third",
+    "left over": "left over",
+    "second": "drawn second",
+    "rehearsal": "rehearsal",
+    "first": "drawn first",
+    "": "development",
+}
 _WORST_FIRST = ("unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable", "right")
 _IN_WORDS = {
     "fits": "FITS",

@@ -8,12 +8,14 @@ from typing import Any
 
 from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.setting import describe
+from dryfit.cards.gpus import named
 from dryfit.cards.verdict import Omission
 from dryfit.common.errors import UserError
 from dryfit.common.text import gib
 from dryfit.readers.reading import TOO_HIGH, TOO_LOW, Reading
 from dryfit.scenario.model import size
 from dryfit.scenario.scenario import Scenario
+from dryfit.scenario.strategies import NONE, WEIGHTS
 
 
 def omissions(readings: Iterable[Reading], scenario: Scenario, answer: Mapping[str, Any]) -> Iterator[Omission]:
@@ -25,6 +27,8 @@ def omissions(readings: Iterable[Reading], scenario: Scenario, answer: Mapping[s
         With the trace or the analytic estimate, whose parts bound what is missing.
     """
     yield from _outliers(scenario)
+    if scenario.objective == "orpo" and scenario.parallel.strategy != NONE:
+        yield Omission("orpo's copies of its logits", _orpo_bytes(scenario, answer))
     for reading in readings:
         for remark in reading.remarks:
             size = bound_bytes(remark.bound, scenario, answer)
@@ -94,7 +98,8 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         states), ``int8``, ``head_fp32``, ``masters`` (fp32 copies and states), ``liger_loss``, ``pair_logits`` (whole
         logits of a loss that compares answers), ``logits N`` (N bytes for each of them), ``evaluation N`` (N rows
         without gradients), ``bytes N``, ``unit`` (all weights and all gradients, gathered), ``step`` (all that is not
-        resident).
+        resident), ``reference`` (the weights of a second model), ``whole`` (all weights while they load),
+        ``vllm N`` and ``vllm N sleeps`` (vLLM with that part of the card).
     """
     shown = answer.get("trace") or answer.get("analytic")
     if kind is None or not shown:
@@ -116,6 +121,14 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         whole = shown.get("parameters"), shown.get("trainable_parameters")
         half = scenario.autocast_precision or scenario.precision != "fp32"
         return sum(whole) * (2 if half else 4) if all(isinstance(count, int) for count in whole) else None
+    if kind == "whole":
+        numbers = shown.get("parameters")
+        width = 2 if scenario.autocast_precision or scenario.weight_precision != "fp32" else 4
+        return max(numbers * width - shown["peak_allocated_bytes"], 0) if isinstance(numbers, int) else None
+    if kind == "reference":
+        return _reference_bytes(scenario, shown)
+    if kind.startswith("vllm "):
+        return _vllm_bytes(float(kind.split()[1]), kind.endswith("sleeps"), scenario, shown)
     if kind == "gradients":
         return parts.get("gradients", 0)
     if kind == "activations":
@@ -145,6 +158,52 @@ def _whole_logits_bytes(scenario: Scenario, trace: Mapping[str, Any]) -> int | N
     """
     half = scenario.autocast_precision or scenario.precision != "fp32"
     return _more_at_the_loss(5 * 2 if half else 4 * 4, scenario, trace)
+
+
+def _reference_bytes(scenario: Scenario, shown: Mapping[str, Any]) -> int | None:
+    """What a second model's weights take of one GPU; nothing with adapters, which are turned off instead."""
+    numbers, parallel = shown.get("parameters"), scenario.parallel
+    if scenario.method != "full":
+        return 0
+    if not isinstance(numbers, int) or parallel.meshed:
+        return None
+    if parallel.zero_stage == 3 and scenario.zero_settings.offload_param == "cpu":
+        return 0
+    cast = parallel.zero_stage and scenario.autocast_precision
+    width = 2 if cast or scenario.weight_precision != "fp32" else 4
+    return numbers * width // (parallel.gpus if WEIGHTS in parallel.kind.divides else 1)
+
+
+def _vllm_bytes(share: float, sleeps: bool, scenario: Scenario, shown: Mapping[str, Any]) -> int | None:
+    """How far vLLM on the same card raises what a training of several GPUs needs.
+
+    It takes its share of the whole card. Where it sleeps it gives all back for the update, and wakes its weights when
+    they are synced. For adapters under ZeRO-3 TRL gathers the whole model to merge them
+    (``trl/generation/vllm_generation.py``, ``sync_weights`` and ``_iter_named_params``, 1.16).
+    """
+    gpu = named(scenario.gpu) if scenario.gpu is not None else None
+    if gpu is None or not isinstance(shown.get("parameters"), int):
+        return None
+    taken, weights, peak = int(share * gpu.total_bytes), 2 * shown["parameters"], shown["peak_allocated_bytes"]
+    trainer = shown["resident_bytes"] + _states_bytes(shown)
+    merges = weights if scenario.parallel.zero_stage == 3 and scenario.method != "full" else 0
+    generating, syncing = trainer + taken, trainer + (weights if sleeps else taken) + merges
+    return max(generating, syncing, peak + (0 if sleeps else taken)) - peak
+
+
+def _states_bytes(shown: Mapping[str, Any]) -> int:
+    return max(parts.get("optimizer_states", 0) for parts in (shown.get("components_by_phase") or {"": {}}).values())
+
+
+def _orpo_bytes(scenario: Scenario, answer: Mapping[str, Any]) -> int | None:
+    """What ORPO's whole logits add to those of a supervised step (TRL 1.16, trl/experimental/orpo/orpo_trainer.py).
+
+    Three losses read them: that of the chosen answers, the answers' log-probabilities without the last position, and
+    their gradients. Each may hold a copy in 16 bits. On one GPU TRL's own step was traced 2 bytes a logit above the
+    supervised one, and its allocator needed up to 5.
+    """
+    shown = answer.get("trace")
+    return _more_at_the_loss(3 * 2, scenario, shown) if shown else None
 
 
 def _liger_loss_bytes(scenario: Scenario) -> int | None:
@@ -184,5 +243,4 @@ def _evaluation_bytes(rows: int, scenario: Scenario, shown: Mapping[str, Any]) -
         return None
     half = scenario.autocast_precision or scenario.precision != "fp32"
     logits = rows * scenario.sequence_length * vocabulary * (2 + 4 + 4 if half else 4 + 4)
-    states = max(parts.get("optimizer_states", 0) for parts in (shown.get("components_by_phase") or {"": {}}).values())
-    return max(shown["resident_bytes"] + states + logits - shown["peak_allocated_bytes"], 0)
+    return max(shown["resident_bytes"] + _states_bytes(shown) + logits - shown["peak_allocated_bytes"], 0)

@@ -25,8 +25,9 @@ from dryfit.scenario.fields import BY_NAME
 from dryfit.scenario.hub import nearest
 from dryfit.scenario.model import configuration, size
 from dryfit.scenario.nested_fields import gpu_count
+from dryfit.scenario.objectives import OBJECTIVES
 from dryfit.scenario.scenario import Scenario
-from dryfit.scenario.strategies import AXES
+from dryfit.scenario.strategies import AXES, NONE, STRATEGIES
 
 _FILES = (".yaml", ".yml", ".json", ".py", ".ipynb", ".sh", ".toml", ".jinja", ".j2")
 _MODEL_ALONE = "model alone"  # a question whose first word is a model: no field, and taken out of them
@@ -104,7 +105,7 @@ def question(what: Sequence[str | Path], options: QuestionOptions) -> Question:
     """
     gpu = _gpu(options)
     _refuse_a_name_in_parts(list(map(str, what)))
-    fields, where, reading = _main(str(what[0]), options.tool, gpu)
+    fields, where, reading = _main(str(what[0]), options.tool, gpu, _objective(options))
     model_alone = reading is None and fields.pop(_MODEL_ALONE, False)
     beside = [_beside(Path(other), gpu) for other in what[1:]]
     for other in beside:
@@ -220,11 +221,13 @@ def _gpu(options: QuestionOptions) -> Gpu | None:
     return find(given["gpu"], "--set gpu") if given.get("gpu") is not None else None
 
 
-def _main(what: str, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any], str, Reading | None]:
+def _main(
+    what: str, tool: str | None, gpu: Gpu | None, objective: str | None
+) -> tuple[dict[str, Any], str, Reading | None]:
     """The fields that the first argument gives, what to call it, and how it was read."""
     path = Path(what).expanduser()
     if path.is_file():
-        return _file(path, tool, gpu)
+        return _file(path, tool, gpu, objective)
     registry, _, part = what.rpartition(":")  # a function of a program: torchtitan's registries hold several
     if registry.endswith(".py") and Path(registry).expanduser().is_file():
         count = gpu.count if gpu and gpu.count > 1 else None
@@ -244,7 +247,9 @@ def _main(what: str, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any],
     return {"model": what, _MODEL_ALONE: True}, "the command line", None
 
 
-def _file(path: Path, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any], str, Reading | None]:
+def _file(
+    path: Path, tool: str | None, gpu: Gpu | None, objective: str | None = None
+) -> tuple[dict[str, Any], str, Reading | None]:
     count = gpu.count if gpu and gpu.count > 1 else None
     if path.suffix in (".py", ".ipynb"):
         reading = readers.read_program(path, count, capability=gpu.capability if gpu else None)
@@ -260,8 +265,27 @@ def _file(path: Path, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any]
         return dict(mapping), str(path), None
     if kind == "run":
         return readers.pipeline(path)(mapping), str(path), None
-    reading = readers.read_tool(path, kind, mapping, count)
+    if objective and kind == "trl" and "command" not in mapping:  # `trl dpo --config FILE`
+        mapping = {**mapping, "command": objective}
+    reading = _read_tool(path, kind, mapping, gpu)
     return dict(reading.fields), str(path), reading
+
+
+def _read_tool(path: Path, tool: str, mapping: Mapping[str, Any], gpu: Gpu | None) -> Reading:
+    """A tool's file for the GPUs that are asked about; ZeRO of a file without a number is on the one that is named."""
+    reading = readers.read_tool(path, tool, mapping, gpu.count if gpu and gpu.count > 1 else None)
+    strategy = (reading.fields.get("parallel") or {}).get("strategy", NONE)
+    if gpu is not None and reading.guesses_gpus and STRATEGIES[strategy].zero:
+        reading = readers.read_tool(path, tool, mapping, 1)
+    return reading
+
+
+def _objective(options: QuestionOptions) -> str | None:
+    """The objective that ``--set`` names; whether it is one is for the scenario's checks."""
+    given = [
+        text.partition("=")[2].strip() for text in options.settings if text.partition("=")[0].strip() == "objective"
+    ]
+    return given[-1] if given and given[-1] in OBJECTIVES else None
 
 
 def said_by(path: Path) -> dict[str, str]:
@@ -292,7 +316,7 @@ def _beside(path: Path, gpu: Gpu | None) -> Reading:
             where=str(path), found=kind, allowed="one of the two",
             write=f"dryfit {path}",
         )  # fmt: skip
-    return readers.read_tool(path, kind, mapping, gpu.count if gpu and gpu.count > 1 else None)
+    return _read_tool(path, kind, mapping, gpu)
 
 
 def _join(fields: dict[str, Any], other: Reading) -> None:

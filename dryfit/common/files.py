@@ -395,14 +395,28 @@ def read_reports(paths: Iterable[str | os.PathLike]) -> dict[str, dict]:
 def sealed_files(path: str | os.PathLike, outputs: Iterable[str] = ()) -> dict[str, str]:
     """The files that a report lists with their digests, by path; empty where a JSON file is no report.
 
-    A file lies among ``outputs``, of the step that wrote the report, or beside the report.
+    A file lies among ``outputs``, of the step that wrote the report, or beside the report. The report ``name.json`` of
+    a folder ``name`` lists what lies in the folder.
     """
     if not _seals_itself(path := Path(path)):
         return {}
     by_name = {Path(output).name: str(output) for output in outputs}
     digests = read_json(path)["sha256"]
-    places = {by_name.get(name, str(path.parent / name)): digest for name, digest in digests.items()}
+    folder = listed_folder(path)
+    places = {by_name.get(name, str(folder / name)): digest for name, digest in digests.items()}
     return {place: digest for place, digest in places.items() if place != str(path) and os.path.exists(place)}
+
+
+def listed_folder(report: Path) -> Path:
+    """Where the files of a report lie: in the folder that has its name, else beside it."""
+    folder = report.with_suffix("")
+    return folder if folder.is_dir() else report.parent
+
+
+def standing_for(report: Path) -> Path:
+    """What to delete so that a folder is made again: the report beside the folder that lists it, else its own."""
+    beside = report.parent.with_name(f"{report.parent.name}.json")
+    return beside if beside.is_file() else report
 
 
 def _seals_itself(path: Path) -> bool:
@@ -421,7 +435,7 @@ def read_folder(path: str | os.PathLike) -> dict:
     """
     path = Path(path)
     names = [name for name in read_report(path)["sha256"] if name != path.name]
-    report = read_report(path, *(path.parent / name for name in names), remove=[path])
+    report = read_report(path, *(path.parent / name for name in names), remove=[standing_for(path)])
     if any(name.endswith(".safetensors") for name in names):
         beside = {file.name for pattern in WEIGHTS for file in path.parent.glob(pattern)}
         if strange := sorted(beside - set(names)):

@@ -183,7 +183,7 @@ def quantized(reading: Reading, bits: int, key: str, *, adapter: bool, **parts: 
 def parallel(reading: Reading, strategy: str, gpus: int | None, **parts: Any) -> None:
     """Set how a step is spread over GPUs."""
     if gpus is None:
-        gpus = DEFAULT_GPUS
+        gpus, reading.guesses_gpus = DEFAULT_GPUS, True
         reading.notes.append(f"the file doesn't say how many GPUs: {gpus} are assumed (--gpu 4x24GiB says four)")
     if gpus < 2 and strategy != "none":
         reading.notes.append(f"{strategy} on one GPU divides nothing: read as one GPU")
@@ -448,11 +448,15 @@ _TRL_DECIDES = ("loss", "kernels", "packing", "kbit_preparation", "adapter_preci
 
 
 def _is_predicted(fields: Mapping[str, Any], kind: str, rows: int) -> bool:
-    """Whether TRL's own step can be predicted: its package is here, on one GPU, with an optimizer that is known."""
+    """Whether the objective's step can be predicted, with an optimizer that TRL's trainers take.
+
+    On one GPU it is TRL's own, with its package; on several pairs alone are predicted, by rules.
+    """
     strategy = (fields.get("parallel") or {}).get("strategy", "none")
     known = OPTIMIZERS[fields.get("optimizer", BY_NAME["optimizer"].default)].in_trl is not None
     aim = OBJECTIVES[kind]
-    return strategy == "none" and known and rows >= aim.least_rows and find_spec("trl") is not None
+    can = find_spec("trl") is not None if strategy == "none" else aim.in_pairs
+    return can and known and rows >= aim.least_rows
 
 
 def preference(reading: Reading, kind: str, key: str, rows: int, *, answers: bool = False) -> bool:
@@ -480,6 +484,8 @@ def preference(reading: Reading, kind: str, key: str, rows: int, *, answers: boo
         reading.notes.append(f"{kind}: an answer that is preferred and one that is not are two rows of the batch")
     if aim.references:
         reading.approximates(key, kind, TOO_LOW, "the logits of the reference model are computed beside", "logits")
+    if "precomputed" in aim.references and reading.fields.get("method") == "full":
+        reading.approximates(key, kind, TOO_LOW, "a reference model lies beside the one that is trained", "reference")
     if aim.generates:
         reading.approximates(key, kind, TOO_LOW, "answers are generated in training, and their keys and values kept")
     return False

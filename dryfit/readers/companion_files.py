@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.readers import common
-from dryfit.readers.reading import Reading, checked
+from dryfit.readers.reading import TOO_LOW, Reading, checked
 
 ACCELERATE = "1.15.0"  # accelerate: commands/config/config_args.py, and the files that `accelerate config` writes
 DEEPSPEED = "0.19"
@@ -46,6 +46,11 @@ def read_accelerate(mapping: Mapping[str, Any], file: Path, gpus: int | None = N
         offload = {part: {"device": config.get(f"{part}_device", "none")} for part in parts}
         own = {"zero_optimization": {"stage": config.get("zero_stage", 2), **offload}}
         common.deepspeed(reading, named or own, file.parent, count, "deepspeed_config")
+        divided = (reading.fields.get("parallel") or {}).get("strategy") == "zero3"
+        if divided and config.get("zero3_init_flag") is False:
+            # deepspeed/runtime/engine.py, _configure_distributed_model: a model that zero.Init has not made
+            why = "without zero.Init DeepSpeed brings the whole model to each GPU before it divides it"
+            reading.approximates("zero3_init_flag", False, TOO_LOW, why, "whole")
     elif kind in ("MULTI_GPU", "MULTI_NPU") and (count or 1) > 1:
         common.parallel(reading, "ddp", count)
     divided = checked("parallelism_config", mapping.get("parallelism_config"), file, "keys below it")

@@ -75,12 +75,20 @@ def _beside_vllm(get: Get, reading: Reading) -> None:
     generation["sleep_level"] = 2 if get("vllm_enable_sleep_mode") else 0
 
 
-def beside_several(get: Get, reading: Reading) -> None:
-    """Say what vLLM takes beside a training of several GPUs, whose cycle is not predicted."""
+def beside_several(get: Get, reading: Reading, objective: str = "grpo") -> None:
+    """Say what lies beside a training of several GPUs, whose cycle is not predicted: vLLM, and a reference.
+
+    vLLM reserves its share of the card's whole memory and gives it back while it sleeps alone
+    (``gpu_memory_utilization`` and ``enable_sleep_mode`` of vLLM's ``engine/arg_utils.py``).
+    """
     if get("use_vllm") and get("vllm_mode", "colocate") == "colocate":
         share = get("vllm_gpu_memory_utilization", 0.3)
         why = f"vLLM takes {share:g} of each card beside, while it is awake; a cycle is predicted for one trainer"
-        reading.approximates("use_vllm", True, TOO_LOW, why)
+        sleeps = " sleeps" if get("vllm_enable_sleep_mode") else ""
+        reading.approximates("use_vllm", True, TOO_LOW, why, f"vllm {share:g}{sleeps}")
+    if reading.fields["method"] == "full" and get("beta", _BETA.get(objective, 0.0)) != 0.0:
+        why = "a reference model lies beside the one that is trained"
+        reading.approximates("beta", get("beta", _BETA.get(objective)), TOO_LOW, why, "reference")
 
 
 def of_unsloth(reading: Reading, utilization: float | None) -> None:

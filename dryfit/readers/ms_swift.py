@@ -18,7 +18,7 @@ TABLE = ("ms-swift", "transformers")
 TRAINS = ("sft", "pt", "rlhf")
 _PROGRAMS = ("swift", "megatron")
 _WORKS = (*TRAINS, "infer", "export", "deploy", "rollout", "eval", "app", "sample", "web-ui", "merge-lora")
-MARKS = (("rlhf_type",), ("tuner_type",), ("train_type",))
+MARKS = (("rlhf_type",), ("tuner_type",), ("train_type",), ("sft_type",))
 # `--rlhf_type` and the nearest objective; GKD and PPO generate as GRPO does.
 _OBJECTIVES = {"dpo": "dpo", "orpo": "orpo", "simpo": "orpo", "cpo": "orpo", "kto": "kto", "rm": "reward",
                "grpo": "grpo", "ppo": "grpo", "gkd": "grpo"}  # fmt: skip
@@ -27,6 +27,19 @@ _LIKE_LORA = ("lora", "adalora", "longlora", "lora_llm", "dora")
 _MEGATRON = "Megatron-SWIFT divides layers otherwise than any strategy here: not described."
 _ROW_TOKENS, _BATCH = 2048, 16  # where a file says nothing: `max_length` is the model's own; rows of an update
 _UTILIZATION = 0.9
+# What arguments were called before version 3 (docs/source_en/Instruction/ReleaseNote3.0.md).
+_BEFORE_3 = {
+    "model_id_or_path": "model", "sft_type": "train_type", "quantization_bit": "quant_bits", "dtype": "torch_dtype",
+    "batch_size": "per_device_train_batch_size", "eval_batch_size": "per_device_eval_batch_size",
+    "use_flash_attn": "attn_impl", "lora_target_modules": "target_modules", "template_type": "template",
+    "bnb_4bit_comp_dtype": "bnb_4bit_compute_dtype", "check_model_is_latest": "check_model",
+}  # fmt: skip
+_VALUES_BEFORE_3 = {
+    "torch_dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "AUTO": None},
+    "target_modules": {"ALL": "all-linear", "DEFAULT": None},
+    "attn_impl": {True: "flash_attn", False: None},
+    "quant_bits": {0: None},
+}
 
 
 def from_command(command: Command, script: Path) -> Mapping[str, Any] | None:
@@ -66,7 +79,10 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     """The scenario's fields, with ms-swift's defaults."""
     if "colocate_groups" in mapping or "micro_batch_size" in mapping:
         raise UserError(_MEGATRON, where=file, found="micro_batch_size", allowed="a file for `swift rlhf`")
+    mapping, renamed = _with_new_names(mapping)
     get, reading = begin(mapping, keys(*TABLE), file)
+    if renamed:
+        reading.notes.append(f"names of ms-swift before version 3 are read as those of today: {', '.join(renamed)}")
     revision = get("model_revision")
     reading.set(model=f"{get('model')}@{revision}" if revision else get("model"))
     if not get("use_hf"):
@@ -96,6 +112,19 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))
     reading.pad(reading.fields)
     return reading
+
+
+def _with_new_names(mapping: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A file's settings by today's names, and which had another name; what is left to the default has no key."""
+    renamed = [key for key in mapping if key in _BEFORE_3 and _BEFORE_3[key] not in mapping]
+    settings = {key: value for key, value in mapping.items() if key not in renamed}
+    for key in renamed:
+        name, value = _BEFORE_3[key], mapping[key]
+        known = _VALUES_BEFORE_3.get(name, {})
+        value = known.get(value, value) if isinstance(value, (str, int)) else value
+        if value is not None:
+            settings[name] = value
+    return settings, renamed
 
 
 def _row_tokens(get: Values, reading: Reading) -> int:

@@ -109,6 +109,7 @@ class Reading:
     # Fields that an older version of the tool sets otherwise where the file says nothing, and which versions those are.
     older: dict[str, Any] = field(default_factory=dict)
     older_is: str = ""
+    guesses_gpus: bool = False  # the file divides a step, and nobody says among how many GPUs
     pads: bool = False  # whether the tool pads the rows of a batch, which then carries a mask
     line: str = "{key}: {value}"  # how the file writes a setting
 

@@ -266,9 +266,6 @@ def _loss(get: Values, reading: Reading) -> None:
     name = str(get("loss._component_", "")).rpartition(".")[2]
     if name == "DPOLoss":
         common.preference(reading, "dpo", "loss._component_", reading.fields["micro_batch"])
-        if reading.fields["method"] == "full":
-            why = "a reference model of its own lies beside the model"
-            reading.approximates("ref_checkpointer", True, "too low", why)
     elif name in ("LinearCrossEntropyLoss", "CEWithChunkedOutputLoss"):
         # modules/loss/cross_entropy_loss.py: each chunk keeps its log-probabilities in fp32 for the backward pass
         why = "the loss in chunks keeps fp32 probabilities alone; read as one over all scores"

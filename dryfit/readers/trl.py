@@ -89,7 +89,10 @@ def read(
     if trainer in OBJECTIVES and trainer != SUPERVISED:
         predicted = common.preference(reading, trainer, "trainer", reading.fields["micro_batch"], answers=True)
         if OBJECTIVES[trainer].generates:
-            (grpo.set_cycle if predicted else grpo.beside_several)(get, reading)
+            if predicted:
+                grpo.set_cycle(get, reading)
+            else:
+                grpo.beside_several(get, reading, trainer)
     common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))
     common.evaluation(reading, mapping)
     reading.pad(reading.fields)

@@ -52,6 +52,11 @@ class Objective:
     judged: bool = False
     module: str = "trl"
 
+    @property
+    def in_pairs(self) -> bool:
+        """Whether two answers from the data go through the model together, and their probabilities are compared."""
+        return self.texts_in_a_row == 2 and not self.scores and not self.generates
+
 
 SUPERVISED = "sft"
 OBJECTIVES = {

@@ -43,6 +43,8 @@ from dryfit.step.quantized import assert_quantized
 from dryfit.step.step import MICRO_BATCHES, random_step
 from dryfit.tracing.layers import SHALLOW, Composed, Plans, Traced, size_apart
 from dryfit.tracing.loading import host_copy_bytes, loading_history
+from dryfit.tracing.pairs import as_rows, divided_pairs, reference_beside
+from dryfit.tracing.pairs import notes as pair_notes
 from dryfit.tracing.prepare import EVEN, Prepared, labels, prepare, speaking_of, traced_attention
 from dryfit.tracing.ranks import Kind, add_ranks, answers_for, kinds_of_ranks
 from dryfit.tracing.simulated_card import add_kernels, machine_in_place, ways
@@ -104,7 +106,11 @@ def trace(
         "report": partial(make_report, asked=Asked({*sizes, *usable_sizes(capability)}, both_allocators)),
     }
     with one_thread():
-        return _traced(scenario, target, timed_on, stages, settings)
+        if not divided_pairs(scenario):
+            return _traced(scenario, target, timed_on, stages, settings)
+        settings["beside"] = reference_beside(scenario)
+        answer = _traced(as_rows(scenario), target, timed_on, stages, settings)
+    return answer | {"notes": [*answer["notes"], *pair_notes(scenario)]}
 
 
 def _traced(

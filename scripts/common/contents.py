@@ -27,8 +27,9 @@ SAMPLES, SAMPLE_BYTES = 256, 2**16  # of a file of weights
 
 
 def content_digest(path: str | os.PathLike) -> str | None:
-    """SHA-256 of a file's bytes; None where it can't be read."""
+    """SHA-256 of a file's bytes; for a folder of the report that lists its files; None where it can't be read."""
     try:
+        path = f"{path}.json" if os.path.isdir(path) else path
         state, known = _state(path), _remembered(STORE.absolute())
         kept = known.get(os.fspath(path))
         if kept is not None and kept[:-1] == state:

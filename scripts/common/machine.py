@@ -1,7 +1,9 @@
-"""What a job may use of this machine: the device that it computes on, and host memory."""
+"""What a job may use of this machine: the device that it computes on, host memory, packages that somebody asks for."""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from dryfit.common.device import cuda_devices, driver_cuda_version, install_line, refuse_missing
@@ -58,3 +60,22 @@ def host_memory(cgroup: Path = CGROUP) -> int:
         except (OSError, ValueError):  # no limit: "max"
             continue
     return max(0, min(free))
+
+
+def refuse_missing_trackers(names: Sequence[str]) -> None:
+    """Raise where the package of a tracker is not installed, before anything is computed.
+
+    Raises
+    ------
+    UserError
+        Naming all that are missing, with the line that installs them.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"The training is to report to what is not installed: {', '.join(missing)}.",
+            where="training.report_to in the configuration",
+            found=list(names),
+            allowed="trackers whose packages are installed; or none: report_to: []",
+            write=f"pip install {' '.join(missing)}",
+        )

@@ -75,7 +75,7 @@ def record(inputs: Iterable[object], outputs: Iterable[object], *, adopted: bool
         sealed[report] = content_digest(report) or ""
         reports[report] = report
     for path in () if adopted else made:
-        if path not in sealed and (digest := content_digest(path)):
+        if path not in sealed and not os.path.isdir(path) and (digest := content_digest(path)):
             sealed[path], reports[path] = digest, path
     read = {str(path): content_digest(path) for path in inputs if str(path).startswith(RESULTS)}
     value = {"inputs": read, "outputs": made, "reports": reports, "sealed": sealed}

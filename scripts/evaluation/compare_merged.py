@@ -120,7 +120,11 @@ if __name__ == "__main__":
     with job(snakemake):
         main(
             registry.of_job(snakemake.params.task),
-            dict(snakemake.input.items()),
+            {
+                **dict(snakemake.input.items()),
+                "description": f"{snakemake.input.base}/description.json",
+                "weights": f"{snakemake.input.base}/weights.json",
+            },
             dict(snakemake.output.items()),
             snakemake.params.asked["requests"],
             snakemake.params.device["device"],

@@ -198,9 +198,13 @@ def main(
 
 if __name__ == "__main__":
     with job(snakemake):
+        given = {name: path for name, path in snakemake.input.items() if isinstance(path, str)}
+        weights, base = given["weights"], given.get("base")  # of a merged model, and the folder of its tokenizer
+        given["tokenizer"] = f"{base or weights}/tokenizer.json"
+        given["weights"] = f"{weights}/manifest.json" if base else f"{weights}/weights.json"
         main(
             registry.of_job(snakemake.params.task),
-            {name: path for name, path in snakemake.input.items() if isinstance(path, str)},
+            given,
             dict(snakemake.output.items()),
             snakemake.params.prompt,
             snakemake.params.evaluation,

@@ -368,7 +368,7 @@ if __name__ == "__main__":
     if "snakemake" in globals():
         with job(snakemake):
             export(
-                Path(snakemake.input.manifest).parent,
+                snakemake.input.merged,
                 Path(snakemake.output.gguf).parent,
                 snakemake.wildcards.type,
                 snakemake.params.prompt["system"],

@@ -31,6 +31,7 @@ from dryfit.common.files import (
     read_json,
     read_report,
     sha256_file,
+    standing_for,
     write_json,
     write_report,
 )
@@ -349,7 +350,7 @@ def _check_weights(base: Path, read: dict[str, str]) -> None:
     recorded = read_report(base / FETCHED)["sha256"]
     for name, digest in read.items():
         if recorded.get(name) != digest:
-            read_report(base / FETCHED, base / name, remove=[base / FETCHED])  # says what to delete
+            read_report(base / FETCHED, base / name, remove=[standing_for(base / FETCHED)])  # says what to delete
             raise UserError("The base's weights changed while they were read.", where=base / name)
 
 
@@ -434,13 +435,15 @@ if __name__ == "__main__":
     if "snakemake" in globals():
         with job(snakemake):
             keep_host_memory()
-            merge(
-                Path(snakemake.input.base).parent,
+            manifest = merge(
+                snakemake.input.base,
                 Path(snakemake.input.adapter).parent,
-                Path(snakemake.output.manifest).parent,
+                snakemake.output.merged,
                 threads=snakemake.threads,
                 replace=True,
                 **snakemake.params.merge,
             )
+            del manifest["sha256"][MANIFEST]
+            write_report(snakemake.output.manifest, manifest)
     else:
         command(main)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import read_jsonl, read_report, sha256_file, write_report
+from dryfit.common.files import read_jsonl, read_report, sha256_file, standing_for, write_report
 from dryfit.common.terminal import command, log, progress
 from scripts.common.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor, open_checkpoint, read_into, read_tensor
 from scripts.common.job import job
@@ -238,7 +238,8 @@ def require_passed(report: dict[str, Any], where: Path | str) -> None:
         if check["status"] == "failed"
     ]
     if failed:
-        again = f"rm {shlex.quote(str(Path(where, MANIFEST)))}    # then the same command again: it is merged again"
+        remove = shlex.quote(str(standing_for(Path(where, MANIFEST))))
+        again = f"rm {remove}    # then the same command again: it is merged again"
         problem = "The merged model is not base plus adapter."
         raise UserError(problem, where=where, found="; ".join(failed)[:2000], write=again)
 
@@ -291,9 +292,9 @@ if __name__ == "__main__":
     if "snakemake" in globals():
         with job(snakemake):
             run(
-                Path(snakemake.input.base).parent,
+                snakemake.input.base,
                 Path(snakemake.input.adapter).parent,
-                Path(snakemake.input.manifest).parent,
+                snakemake.input.merged,
                 snakemake.input.prompts,
                 snakemake.input.split,
                 snakemake.params.verify,

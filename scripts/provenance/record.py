@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import read_reports, sha256_file, write_report, write_text
+from dryfit.common.files import listed_folder, read_reports, sha256_file, write_report, write_text
 from dryfit.common.terminal import log, progress
 from dryfit.common.versions import VERSION
 from scripts.common.code_digests import ROOT
@@ -102,7 +102,7 @@ def digests(paths: Iterable[str], reports: Mapping[str, Any]) -> dict[str, dict[
     """Size in bytes and SHA-256 of files by path, and of those that a report among them lists.
 
     A report (``sha256: {name: digest}`` as of a stage, ``files: {name: {sha256}}`` as of the base model) is believed
-    for what lies beside it: gigabytes of weights were read when it was written, and by everybody who used them since.
+    for what it lists: gigabytes of weights were read when it was written, and by everybody who used them since.
     """
     known = {}
     for path in paths:
@@ -113,7 +113,7 @@ def digests(paths: Iterable[str], reports: Mapping[str, Any]) -> dict[str, dict[
         listed = {name: entry.get("sha256") for name, entry in files.items()} if isinstance(files, Mapping) else {}
         listed |= report.get("sha256", {})
         listed.pop(Path(path).name, None)  # its seal, which is no digest of its bytes
-        beside = {Path(path).parent / name: digest for name, digest in listed.items()}
+        beside = {listed_folder(Path(path)) / name: digest for name, digest in listed.items()}
         known |= {str(file): digest for file, digest in beside.items() if file.is_file() and digest}
     by_path = known | {
         path: sha256_file(path) for path in progress(paths, "digests", unit="files") if path not in known

@@ -27,6 +27,7 @@ from scripts.documents.render import render
 from scripts.documents.traced_values import collect, dump_yaml, sourced
 from scripts.tasks.support import registry
 
+MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -190,11 +191,11 @@ def main(
         name: read_report(inputs[name])
         for name in ("acquire", "comparison", "description", "split", "training", "verification")
     }
-    manifest = read_folder(inputs["manifest"])
+    manifest = read_folder(Path(inputs["merged"], MANIFEST))
     read_report(inputs["training"], inputs["adapter"], inputs["settings"])
     read_report(inputs["split"], *inputs["splits"])
     check(publish, reports["comparison"], reports["verification"])
-    merged, adapter = Path(inputs["manifest"]).parent, Path(inputs["adapter"]).parent
+    merged, adapter = Path(inputs["merged"]), Path(inputs["adapter"]).parent
     run, folder = Path(inputs["card"]).parent, Path(output).parent / "cards"
     splits = dict(zip(SPLITS, map(Path, inputs["splits"]), strict=True))
     context = {name: sourced(report, inputs[name]) for name, report in reports.items()}
@@ -212,7 +213,7 @@ def main(
             wanted["adapter"]["README.md"] = folder / "adapter" / "README.md"
         if publish["merged"]:
             shown = [*run.glob("figures/*.png"), *run.glob("docs/*.md")]  # what the card links to
-            wanted["merged"] = {name: merged / name for name in [*manifest["sha256"], Path(inputs["manifest"]).name]}
+            wanted["merged"] = {name: merged / name for name in [*manifest["sha256"], MANIFEST]}
             wanted["merged"] |= {str(path.relative_to(run)): path for path in shown}
             wanted["merged"]["README.md"] = Path(inputs["card"])
         if publish["dataset"]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from dryfit.common import device
 from dryfit.common.files import read_json, write_jsonl, write_report
 from scripts.common import disk, outdated
+from scripts.common.machine import refuse_missing_trackers
 from scripts.common.made_from import Ledger, record
 from scripts.documents import terminal_summary
 from scripts.runs import check_configuration, run_scenarios
@@ -51,19 +52,26 @@ def planned_writes(jobs: Iterable[Job], runs: Runs) -> list[disk.Planned]:
     return sorted(written, key=lambda one: "base model" not in one.stages)
 
 
-def before_the_first(planned: Sequence[Job], done: Iterable[str], runs: Runs, on_this_machine: bool) -> None:
+def before_the_first(
+    planned: Sequence[Job], done: Iterable[str], runs: Runs, on_this_machine: bool, own_packages: bool = True
+) -> None:
     """Refuse what this machine can't do, while nothing has been touched; then remove or mark what will be outdated.
 
     Parameters
     ----------
     on_this_machine
         Whether the jobs run here; a cluster's machines are others.
+    own_packages
+        Whether they run with the packages of this environment; else each job says what it lacks.
 
     Raises
     ------
     UserError
-        If the machine has no GPU, no sandbox or no room on its disk for a job that needs it.
+        If the machine has no GPU, no sandbox, no package or no room on its disk for a job that needs it.
     """
+    for job in planned if own_packages else ():
+        if job.rule == "train_adapter":
+            refuse_missing_trackers(JobPaths.of(runs, job.names).settings["training"]["report_to"])
     if on_this_machine:
         for job in planned:
             if job.takes_gpu and job.rule not in ASK_WHAT_FITS:

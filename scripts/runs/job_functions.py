@@ -227,5 +227,5 @@ def needed_by_step(input: Any) -> int:
 
 
 def needed_by_evaluation(input: Any) -> int:
-    """Bytes of an evaluation, by the report of its weights."""
-    return cluster.evaluation_job_bytes(input.weights)
+    """Bytes of an evaluation, by the report beside the folder of its weights."""
+    return cluster.evaluation_job_bytes(f"{input.get('weights') or input.get('base')}.json")

@@ -258,5 +258,5 @@ class JobPaths:
         """What each stage of a run writes last, and the run's documents."""
         shared = (f"{DATASET}/acquire.json", f"{DATASET}/splits/check.json", f"{BASE}/description.json")
         shared += (f"{BASE}/weights.json", f"{ENCODED}/encode.json", f"{BASE_EVALUATION}/metrics.json")
-        own = ("memory/training/compare.json", "training.json", "merged/manifest.json", "evaluation/metrics.json")
+        own = ("memory/training/compare.json", "training.json", "merged.json", "evaluation/metrics.json")
         return self.fill(*shared, *(f"results/{{run}}/{name}" for name in own)) + self.documents()

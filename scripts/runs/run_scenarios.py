@@ -50,8 +50,8 @@ def training_step_as_gated(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the loop around the training step; not its threads, which shape no adapter."""
-    return {key: value for key, value in settings["training"].items() if key not in STEP | {"threads"}}
+    """The settings of the loop around the training step; not its threads and trackers, which shape no adapter."""
+    return {key: value for key, value in settings["training"].items() if key not in STEP | {"report_to", "threads"}}
 
 
 def training_threads(settings: Mapping[str, Any]) -> int:

@@ -46,12 +46,12 @@ def summarize(runs: Mapping[str, Mapping[str, Any]], varied: Mapping[str, Mappin
     for name in names:
         if [row["request"] for row in runs[name]["answers"]] != asked:
             raise UserError(f"{names[0]} and {name} did not answer the same requests.", where="sweep")
-    points = [_point(name, runs[name], varied[name]) for name in names]
+    points = [outcome(name, runs[name], varied[name]) for name in names]
     best = min(points, key=lambda point: point["loss"]["mean"])
     for point in points:
         point["beaten_by"] = [other["run"] for other in points if _beats(other, point)]
         if point is not best:
-            point["to_the_best"] = _difference(runs[point["run"]]["answers"], runs[best["run"]]["answers"])
+            point["to_the_best"] = difference(runs[point["run"]]["answers"], runs[best["run"]]["answers"])
     return {
         "base": runs[names[0]]["training"]["base"]["title"],
         "points": points,
@@ -61,7 +61,8 @@ def summarize(runs: Mapping[str, Mapping[str, Any]], varied: Mapping[str, Mappin
     }
 
 
-def _point(name: str, run: Mapping[str, Any], varied: Mapping[str, Any]) -> dict[str, Any]:
+def outcome(name: str, run: Mapping[str, Any], varied: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run came to: quality with 95 % intervals, memory in bytes, time in seconds."""
     tuned, training, memory = run["comparison"]["tuned"], run["training"], run["memory"]
     tokens = [row["answer_tokens"] for row in run["answers"]]
     low, high = paired_bootstrap_interval(
@@ -106,7 +107,7 @@ def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return min(gains) >= 0 and max(gains) > 0
 
 
-def _difference(rows: Sequence[Mapping[str, Any]], best: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def difference(rows: Sequence[Mapping[str, Any]], best: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A run against the best one over the same requests: loss (nats per token) and share of exact answers."""
     tokens = [row["answer_tokens"] for row in rows]
     loss = [(a["loss_sum"] - b["loss_sum"]) / count for a, b, count in zip(rows, best, tokens, strict=True)]

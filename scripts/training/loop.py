@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -257,8 +257,8 @@ class Fit:
         needs_scale = self.scenario.autocast_precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type) if needs_scale else None
 
-    def run(self) -> Fitted:
-        """Take the steps, from the last checkpoint on."""
+    def run(self, report: Callable[[int, Mapping[str, Any]], None] = lambda step, figures: None) -> Fitted:
+        """Take the steps, from the last checkpoint on; ``report`` is told each step's row of the curve."""
         from dryfit.step.optimizers import set_learning_rate
 
         loop, group = self.loop, self.group
@@ -281,6 +281,7 @@ class Fit:
             norm = self._update(step)
             curve.append({**self._tokens(shares, int(computed)), "gradient_norm": norm, "learning_rate": rate})
             curve[-1] |= {"loss": loss, "micro_batch": self.half or self.scenario.micro_batch, "step": step + 1}
+            report(step + 1, curve[-1])
             now = time.monotonic()
             if (step + 1) % loop["save_every_steps"] == 0 or step + 1 == total:
                 self.checkpoint.save(step + 1, self.model, self.optimizer, curve, seconds + now - begun, self.scaler)

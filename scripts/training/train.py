@@ -6,7 +6,7 @@ step. Checkpoints are no outputs of the rule, since Snakemake removes the output
 training is kept, for when its settings come back. What each process does: :mod:`scripts.training.train_process`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,14 @@ class Settings(NamedTuple):
     code: str
 
 
-def main(base: Path, settings: Settings, inputs: dict[str, str], outputs: dict[str, str], threads: int) -> None:
+def main(
+    base: Path,
+    settings: Settings,
+    inputs: dict[str, str],
+    outputs: dict[str, str],
+    threads: int,
+    report_to: Sequence[str] = (),
+) -> None:
     """Train and write the adapter, the curve and the report; or put back what was written for the same before."""
     loop = settings.loop
     read_folder(base / "description.json")
@@ -72,6 +79,7 @@ def main(base: Path, settings: Settings, inputs: dict[str, str], outputs: dict[s
         inputs={name: str(path) for name, path in inputs.items()},
         loop=loop,
         outputs={name: str(path) for name, path in outputs.items()},
+        report_to=list(report_to),
         scenario=scenario.to_mapping(),
         seed=settings.seed,
         threads=max(1, threads // gpus) if device == "cpu" else threads,
@@ -88,14 +96,18 @@ def main(base: Path, settings: Settings, inputs: dict[str, str], outputs: dict[s
 if __name__ == "__main__":
     with job(snakemake):
         main(
-            Path(snakemake.input.config).parent,
+            Path(snakemake.input.base),
             Settings(
                 snakemake.params.scenario,
                 snakemake.params.loop,
                 snakemake.params.seed["seed"],
                 snakemake.params.code,
             ),
-            {name: snakemake.input[name] for name in ("encoded", "gate", "train", "validation", "weights")},
+            {
+                "weights": f"{snakemake.input.base}/weights.json",
+                **{name: snakemake.input[name] for name in ("encoded", "gate", "train", "validation")},
+            },
             {name: snakemake.output[name] for name in ("adapter", "report", "curve")},
             snakemake.threads,
+            [name for name in snakemake.resources.report_to.split(",") if name != "none"],
         )

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from scripts.common.job import keep_host_memory
 from scripts.common.tokenizer import read_tokenizer
 from scripts.training.loop import Checkpoint, Fit, Fitted, check_rows, plan_steps, token_shares, validation_loss
 from scripts.training.processes import ALONE, Group, started
+from scripts.training.tracking import Trackers
 
 if TYPE_CHECKING:
     from dryfit.step.batches import Row
@@ -67,6 +68,7 @@ class TrainingJob:
     threads: int
     device: str
     checkpoint: str
+    report_to: list[str] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -112,6 +114,8 @@ def train(work: TrainingJob, group: Group = ALONE) -> None:
     _set_up(work)
     warn_of_slow_bf16(scenario, device)
     data = Data.read(work, scenario)
+    curve_path, settings = Path(work.outputs["curve"]), {**work.loop, **plain_settings(scenario)}
+    trackers = Trackers(work.report_to if group.rank == 0 else (), curve_path.parent, settings)
     _log_plan(work, scenario, data, group)
     began = time.monotonic()
     model, about = _model(work, scenario, description["title"])
@@ -131,8 +135,8 @@ def train(work: TrainingJob, group: Group = ALONE) -> None:
         torch.cuda.reset_peak_memory_stats()
     state = Checkpoint(Path(work.checkpoint), group)
     fit = Fit(model, optimizer, data.rows, scenario, loop, work.seed, data.pad_token_id, state, data.shared, predicted)
-    fitted = fit.run()
-    folder, curve_path = Path(work.outputs["adapter"]).parent, Path(work.outputs["curve"])
+    fitted = fit.run(trackers.report)
+    folder = Path(work.outputs["adapter"]).parent
     # Before anything that can fail: the checkpoint of the last step, and these.
     save_adapter(model, folder, base_name(description), group)
     if group.rank == 0:
@@ -144,6 +148,8 @@ def train(work: TrainingJob, group: Group = ALONE) -> None:
     if group.rank:
         return
     log.info("validation loss %.4f over %d rows", loss, len(data.held_out))
+    trackers.report(len(fitted.curve), {"validation_loss": loss})
+    trackers.end()
     report = _report(work, scenario, data, fitted)
     report["times"]["load_wall_seconds"] = loaded - began
     report["packing"] = {"exactness": exactness, "kind": scenario.packing, "prefix_tokens": data.prefix}
@@ -152,6 +158,11 @@ def train(work: TrainingJob, group: Group = ALONE) -> None:
     report["ranks"] = [{"rank": rank, "peak_allocated_bytes": peak} for rank, peak in enumerate(peaks)]
     adapter = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
     write_report(Path(work.outputs["report"]), report, *adapter, curve_path)
+
+
+def plain_settings(scenario: Scenario) -> dict[str, Any]:
+    """What a tracker is told of the step: its settings without the model's configuration."""
+    return {key: value for key, value in scenario.to_mapping().items() if key != "model"}
 
 
 def _set_up(work: TrainingJob) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 
 from tests.browser import errors, needs_browser, opened
 from tests.end_to_end import chain
+from tests.warm import launchers
 
 pytestmark = pytest.mark.thorough
 
@@ -47,6 +49,14 @@ def test_the_sweeps_document_compares_the_runs(swept: tuple[Path, str]) -> None:
         assert f"{point['loss']['mean']:.3f} [" in text and point["measured_peak_bytes"]
     for shown in re.findall(r"\]\(([^)]+\.png)\)", text):
         assert (folder / SWEEP / shown).is_file(), shown
+
+
+def test_any_two_of_its_runs_are_compared_by_a_command(swept: tuple[Path, str]) -> None:
+    folder, _ = swept
+    runs = [f"results/{chain.SETTINGS['run']['name']}-r{rank}" for rank in (OLD, NEW)]
+    command = [f"{launchers()}/python", "-m", "scripts.sweep", *runs]
+    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert f"| `lora.rank` | `{OLD}` | `{NEW}` |" in said and "requests that both were asked" in said
 
 
 @needs_browser

@@ -36,6 +36,7 @@ NOT_IMPORTED = {
     "ruff": "a program: lints",
     "selenium": "drives the browser of tests",
     "snakefmt": "a program: formats the Snakefile",
+    "tensorboard": "PyTorch writes its files with it, and a test reads them",
 }
 
 # Imported where a setting asks for it, and the extra that brings it. A message says what to install.

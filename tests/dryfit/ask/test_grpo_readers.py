@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from dryfit.ask.omissions import omissions
 from dryfit.common.errors import UserError
+from dryfit.common.text import GIB
 from tests.dryfit.ask.test_readers import asked, said
 
 needs_trl = pytest.mark.skipif("not __import__('importlib').util.find_spec('trl')")
@@ -137,3 +139,30 @@ def test_programs_of_trls_other_trainers_that_generate(objective: str, tmp_path:
     found = asked(tmp_path, text, name="program.py", gpu="h100-80gb")
     said(found, objective=objective, **fields)
     assert not found.reading.remarks
+
+
+SLEEPS, ADAPTERS = {"vllm_enable_sleep_mode": True}, {"use_peft": True}
+SHARE, MODEL = 40 * GIB, 2 * 10**10  # of 80 GiB; a model of ten billion weights in 16 bits
+
+
+@pytest.mark.parametrize(
+    ("strategy", "more", "taken"),
+    [
+        ("MULTI_GPU", {"dtype": "bfloat16"}, {"use_vllm": SHARE, "beta": MODEL}),
+        ("MULTI_GPU", {}, {"use_vllm": SHARE, "beta": 2 * MODEL}),  # weights in fp32
+        ("MULTI_GPU", {"beta": 0.0}, {"use_vllm": SHARE}),
+        ("MULTI_GPU", {"beta": 0.0} | SLEEPS, {"use_vllm": SHARE + 4 * GIB - 10 * GIB}),  # it sleeps at the peak
+        ("MULTI_GPU", ADAPTERS, {"use_vllm": SHARE}),
+        ("DEEPSPEED", {"bf16": True}, {"use_vllm": SHARE, "beta": MODEL // 4}),
+        # At a share of 1 % the sync decides: vLLM's weights, and the model that is gathered for its adapters.
+        ("DEEPSPEED", ADAPTERS | SLEEPS | {"vllm_gpu_memory_utilization": 0.01}, {"use_vllm": 2 * MODEL - 6 * GIB}),
+    ],
+)
+def test_what_lies_beside_a_training_of_several_gpus_has_a_size(strategy, more, taken, tmp_path: Path) -> None:
+    """A reference as the strategy has it, and what vLLM takes of the card while it is awake."""
+    beside = {"distributed_type": strategy, "num_processes": 4, "deepspeed_config": {"zero_stage": 3}}
+    content = TRL | {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.5, "beta": 0.04}
+    found = asked(tmp_path, content | more, beside, gpu="{vram_gib: 80, count: 4}")
+    trace = {"parameters": 10**10, "components": {}, "resident_bytes": 4 * GIB, "peak_allocated_bytes": 10 * GIB}
+    sizes = {one.what: one.too_low_bytes for one in omissions([found.reading], found.scenario, {"trace": trace})}
+    assert {key: size for key, size in sizes.items() if key in ("use_vllm", "beta")} == taken

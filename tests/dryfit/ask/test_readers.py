@@ -413,6 +413,40 @@ def test_a_sharding_strategy_of_gradients_keeps_gathered_weights(tmp_path: Path)
         said(asked(tmp_path, TRL, beside), parallel={"strategy": "fsdp2", "reshard_after_forward": reshards})
 
 
+ZERO2 = {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}
+
+
+@pytest.mark.parametrize(("gpu", "count"), [("24GiB", 1), ("4x24GiB", 4), (None, 2)])
+def test_zero_without_a_number_of_gpus_is_on_those_that_are_asked_about(gpu, count, tmp_path: Path) -> None:
+    for content, others in ((TRL, (ZERO2,)), (TRL | {"deepspeed": ZERO2}, ())):
+        found = asked(tmp_path, content, *others, gpu=gpu)
+        said(found, parallel={"strategy": "zero2" if count > 1 else "none", "gpus": count})
+
+
+@pytest.mark.parametrize(
+    ("flag", "stage", "more_gib"), [(False, 3, 11.0), (True, 3, None), (None, 3, None), (False, 2, None)]
+)
+def test_a_model_that_zero_init_has_not_made_lies_whole_on_each_gpu(flag, stage, more_gib, tmp_path: Path) -> None:
+    config = {"zero_stage": stage} | ({} if flag is None else {"zero3_init_flag": flag})
+    beside = {
+        "distributed_type": "DEEPSPEED",
+        "num_processes": 4,
+        "mixed_precision": "bf16",
+        "deepspeed_config": config,
+    }
+    found = asked(tmp_path, TRL | {"bf16": True}, beside)
+    trace = {"parameters": 8 * 2**30, "peak_allocated_bytes": 5 * 2**30, "components": {}}
+    sizes = {one.what: one.too_low_bytes for one in omissions(found.beside, found.scenario, {"trace": trace})}
+    assert sizes.get("zero3_init_flag") == (more_gib and more_gib * 2**30)
+
+
+def test_an_objective_that_is_typed_beside_trls_file_is_its_trainer(tmp_path: Path) -> None:
+    """As `trl dpo --config FILE`: nothing of the supervised trainer's defaults contradicts it."""
+    beside = {"distributed_type": "DEEPSPEED", "num_processes": 4, "deepspeed_config": {"zero_stage": 3}}
+    found = asked(tmp_path, TRL | {"bf16": True}, beside, settings=["objective=dpo"])
+    said(found, objective="dpo", loss="full", parallel={"strategy": "zero3", "gpus": 4})
+
+
 def test_an_adapter_that_is_there(tmp_path: Path) -> None:
     content = {"peft_type": "LORA", "r": 64, "base_model_name_or_path": "Qwen/Qwen3-0.6B", "target_modules": ["q_proj"]}
     found = asked(tmp_path, content, name="adapter_config.json")

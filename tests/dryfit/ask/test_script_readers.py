@@ -118,6 +118,15 @@ def test_a_supervised_command_of_ms_swift(more: str, fields: dict, tmp_path: Pat
     said(found, sequence_length=2048, micro_batch=1, **fields)
 
 
+def test_names_of_ms_swift_before_version_3_are_read(tmp_path: Path) -> None:
+    """ReleaseNote3.0.md of ms-swift has the list."""
+    line = f"swift sft --model_id_or_path {MODEL} --sft_type lora --dtype fp16 --quantization_bit 4 --batch_size 3"
+    found = asked(tmp_path, f"{line} --lora_target_modules ALL --use_flash_attn true --max_length 512", name="x.sh")
+    said(found, method="qlora", micro_batch=3, precision="fp16", attention="flash", sequence_length=512)
+    said(found, lora={"target_modules": "all-linear"}, model={"hidden_size": 2048})
+    assert not found.reading.unknown and any("before version 3" in note for note in found.reading.notes)
+
+
 def test_a_yaml_file_of_ms_swift_is_known_by_its_keys_and_read_from_a_command(tmp_path: Path) -> None:
     content = {"model": MODEL, "tuner_type": "lora", "max_length": 512, "dataset": ["x"], "deepspeed": "zero2"}
     said(asked(tmp_path, content, gpu="2x24GiB"), sequence_length=512, parallel={"gpus": 2})

@@ -272,8 +272,8 @@ WRONG = {
     ),
     "an objective with muon": ({"objective": "dpo", "optimizer": "muon"}, "TRL makes", "optimizer: adamw"),
     "an objective on several GPUs": (
-        {"objective": "dpo", "parallel": {"strategy": "ddp", "gpus": 2}},
-        "not predicted together",
+        {"objective": "kto", "micro_batch": 2, "parallel": {"strategy": "ddp", "gpus": 2}},
+        "`objective: kto` is not predicted with this `parallel`",
         "parallel: {strategy: none, gpus: 1}",
     ),
     "no adapter to turn off": (

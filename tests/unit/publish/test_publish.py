@@ -52,8 +52,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     weights = place / "merged" / "model.safetensors"
     weights.write_bytes(bytes(range(256)) * 600)  # 153,600 bytes: four parts
     (place / "merged" / "config.json").write_text("{}\n", encoding="utf-8")
-    named["manifest"] = str(place / "merged" / "manifest.json")
-    write_report(named["manifest"], {"weights": [weights.name]}, weights, weights.with_name("config.json"))
+    named["merged"] = str(place / "merged")
+    write_report(
+        place / "merged" / "manifest.json", {"weights": [weights.name]}, weights, weights.with_name("config.json")
+    )
     named["splits"] = [str(place / "data" / f"{name}.jsonl") for name in prepare.SPLITS]
     for path in named["splits"]:
         write_jsonl(path, [{"command": "ls", "request": f"list {path}"}] * 30)

@@ -52,6 +52,14 @@ def test_a_missing_gpu_is_refused_on_this_machine_and_not_on_a_clusters() -> Non
     before_the_first([TRAINING._replace(rule="gate_memory")], [], wanted, True)
 
 
+def test_a_tracker_that_is_not_installed_stops_before_anything_runs() -> None:
+    wanted = runs("training: {report_to: [wandb]}")
+    with pytest.raises(UserError, match="not installed: wandb"):
+        before_the_first([TRAINING], [], wanted, True)
+    before_the_first([TRAINING], [], wanted, False, own_packages=False)
+    before_the_first([TRAINING._replace(rule="merge_adapter")], [], wanted, False)
+
+
 def test_a_missing_sandbox_is_refused_before_anything_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(folder))
     assert shutil.which("bwrap") is None

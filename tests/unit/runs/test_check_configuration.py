@@ -31,7 +31,7 @@ def test_the_step_has_what_shapes_memory_and_the_loop_the_rest():
     step, loop = run_scenarios.training_scenario(settings), run_scenarios.training_loop(settings)
     assert {"method", "precision", "sequence_length", "micro_batch", "lora", "packing"} <= step.keys()
     assert {"device", "epochs", "learning_rate", "max_steps", "weight_decay"} <= loop.keys()
-    assert settings["training"].keys() - step.keys() == loop.keys() | {"threads"}
+    assert settings["training"].keys() - step.keys() == loop.keys() | {"report_to", "threads"}
 
 
 def test_a_method_without_a_quantized_base_or_adapters_has_neither():

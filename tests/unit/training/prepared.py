@@ -1,6 +1,6 @@
 """A small base model and encoded rows on disk, as the rules before training leave them."""
 
-import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -59,11 +59,12 @@ def save_model(folder: Path) -> Path:
 
 
 def describe(source: Path, folder: Path) -> Path:
-    """The base's folder as describe_model and fetch_weights leave it."""
+    """The base's folder of weights as describe_model and fetch_weights leave it."""
     about = {"license": "apache-2.0", "title": "Small"}
-    describe_model.main({**SOURCE, "path": str(source)}, about, folder, None, None)
-    description = json.loads((folder / "description.json").read_text())
-    fetch_weights.main({**SOURCE, "path": str(source)}, folder, description, None, folder / "weights.json")
+    described = folder.with_name(f"{folder.name}-described")
+    shutil.rmtree(folder, ignore_errors=True)  # as Snakemake does before a rule writes a folder
+    describe_model.main({**SOURCE, "path": str(source)}, about, described, None, None)
+    fetch_weights.main({**SOURCE, "path": str(source)}, described, folder, None, f"{folder}.json")
     return folder
 
 

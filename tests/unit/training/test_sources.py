@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import own_file, read_folder
+from dryfit.common.files import own_file, read_folder, write_report
 from scripts.common import wheels
 from scripts.common.checkpoint import open_checkpoint, read_tensor
 from scripts.training import describe_model, download_gguf, fetch_weights
@@ -162,12 +162,10 @@ def test_another_source_leaves_nothing_of_the_one_before(tmp_path):
 
 
 def test_pickled_weights_are_refused(tmp_path):
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
-    (source / "pytorch_model.bin").write_bytes(b"pickle")
+    source = save_model(tmp_path / "source")
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
     with pytest.raises(UserError, match="no safetensors"):
-        fetch_weights.main({"type": "folder", "path": str(source), "dtype": "float32"}, target, {}, None, "unused")
+        describe(source, tmp_path / "base")
 
 
 def saved(folder, shard, seed):
@@ -180,23 +178,6 @@ def saved(folder, shard, seed):
         file.unlink()
     model.save_pretrained(source, max_shard_size=shard)
     return source
-
-
-LAYOUTS = ("5GB", "60KB", "20KB")
-
-
-@pytest.mark.few(1)
-@pytest.mark.parametrize("before", LAYOUTS)
-@pytest.mark.parametrize("after", LAYOUTS)
-def test_weights_of_a_source_before_are_not_what_anybody_loads(tmp_path, before, after):
-    """One file before several, several before one, fewer before more: what is sealed, trained and merged is one."""
-    base = tmp_path / "base"
-    describe(saved(tmp_path / "old", before, 2.0), base)
-    describe(saved(tmp_path / "new", after, 3.0), base)
-    sealed = set(read_folder(base / "weights.json")["sha256"]) - {"weights.json"}
-    assert sealed == {file.name for file in base.glob("model*")} == {f.name for f in (tmp_path / "new").glob("model*")}
-    assert float(AutoModelForCausalLM.from_pretrained(base).model.norm.weight[0]) == 3.0
-    assert float(read_tensor(open_checkpoint(base).tensors["model.norm.weight"])[0]) == 3.0
 
 
 def test_of_one_file_and_an_index_all_take_what_transformers_loads(tmp_path):
@@ -215,6 +196,39 @@ def test_weights_that_nobody_fetched_are_not_trained_on(tmp_path):
     (base / "model.safetensors").write_bytes(b"somebody's")
     with pytest.raises(UserError, match=r"not the model's.*(\n.*)*model\.safetensors"):
         read_folder(base / "weights.json")
+
+
+@pytest.mark.parametrize("shard", ["5GB", "20KB"])
+def test_two_working_directories_download_a_model_once(tmp_path, monkeypatch, shard):
+    """Its weights come through the Hub's cache, and only those that are the model."""
+    source = saved(tmp_path / "source", shard, 2.0)
+    (source / "pytorch_model.bin").write_bytes(b"another format")
+    snapshot, asked = tmp_path / "hub" / "models--o--small" / "snapshots" / "abc", []
+    (snapshot.parents[1] / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+
+    def download(repository, revision, allow_patterns):
+        for name in allow_patterns:
+            if not (snapshot / name).exists():
+                asked.append(name)
+                blob = snapshot.parents[1] / "blobs" / name
+                blob.write_bytes((source / name).read_bytes())
+                (snapshot / name).symlink_to(blob)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    listed = [file.name for file in source.iterdir()]
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repository, revision: listed)
+    for name in ("one", "two"):
+        described = describe(source, tmp_path / name).with_name(f"{name}-described")
+        about = json.loads((described / "description.json").read_text())
+        write_report(described / "description.json", {**about, "source": {"commit": "abc"}})
+        hub = {"type": "hub", "repository": "o/small", "dtype": "float32"}
+        folder = tmp_path / f"{name}-weights"
+        fetch_weights.main(hub, described, folder, None, tmp_path / f"{name}-weights.json")
+        assert float(AutoModelForCausalLM.from_pretrained(folder).model.norm.weight[0]) == 2.0
+        assert read_folder(folder / "weights.json") and not any(file.is_symlink() for file in folder.iterdir())
+    assert sorted(asked) == sorted(file.name for file in source.glob("model*"))
 
 
 def without_a_shard(source):
@@ -317,7 +331,7 @@ def test_a_hub_that_can_not_be_reached_is_said_in_words(tmp_path, monkeypatch, f
         if first == "describing":
             describe_model.from_hub("owner/name", "main", tmp_path)
         else:
-            fetch_weights.download_weights("owner/name", "0" * 40, tmp_path)
+            fetch_weights.download_weights("owner/name", "0" * 40)
     said = str(error.value)
     assert "docs/first-hour.md" in said and "hf download owner/name" in said and len(said.splitlines()) < 9
     assert "type: folder" in error.value.write

@@ -137,10 +137,10 @@ def spoil(path):
 @pytest.mark.parametrize(
     ("file", "named"),
     [
-        ("base/model.safetensors", ["base/model.safetensors", "base/weights.json"]),
-        ("base/tokenizer.json", ["base/tokenizer.json", "base/description.json"]),
-        ("base/config.json", ["base/config.json", "base/description.json"]),
-        ("base/chat_template.jinja", ["base/chat_template.jinja", "base/description.json"]),
+        ("base/model.safetensors", ["base/model.safetensors", "base.json"]),
+        ("base/tokenizer.json", ["base/tokenizer.json", "base.json"]),
+        ("base/config.json", ["base/config.json", "base.json"]),
+        ("base/chat_template.jinja", ["base/chat_template.jinja", "base.json"]),
         ("encoded/train.parquet", ["encoded/train.parquet"]),
         ("encoded/validation.parquet", ["encoded/validation.parquet"]),
     ],

@@ -1,0 +1,21 @@
+NPROC_PER_NODE=4 \
+swift rlhf \
+    --rlhf_type grpo \
+    --model Qwen/Qwen3-8B \
+    --torch_dtype float16 \
+    --train_type lora \
+    --lora_rank 8 \
+    --lora_alpha 32 \
+    --per_device_train_batch_size 1 \
+    --gradient_accumulation_steps 4 \
+    --use_vllm true \
+    --vllm_mode colocate \
+    --vllm_gpu_memory_utilization 0.7 \
+    --vllm_max_model_len 1024 \
+    --sleep_level 1 \
+    --offload_model true \
+    --offload_optimizer true \
+    --num_generations 2 \
+    --max_completion_length 1024 \
+    --max_length 1024 \
+    --deepspeed zero3_offload
