@@ -257,7 +257,7 @@ def _print_kind(asked: UnderstoodLine) -> int:
 
 def _kept(asked: UnderstoodLine, *, fresh: bool) -> int:
     """Print the kept answer, unless a fresh one is asked for or none is kept; a fresh one is kept."""
-    from dryfit.ask.kept import KeptAnswer
+    from dryfit.common.kept import KeptAnswer
 
     kept = KeptAnswer(asked.words, [asked.question, asked.alone])
     status = None if fresh else kept.show()

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from dryfit import readers
-from dryfit.ask.omissions import of_older_tools, omissions
 from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.common.errors import UserError
+from dryfit.planner.omissions import of_older_tools, omissions
 from dryfit.readers.reading import TABLES, TOO_LOW, keys
 from dryfit.scenario.fields import BY_NAME
 

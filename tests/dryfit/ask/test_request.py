@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dryfit.ask.question import QuestionOptions, question
-from dryfit.ask.tools import by_tool, other_verdicts, tool_lines
 from dryfit.common.errors import UserError
+from dryfit.planner.tools import by_tool, other_verdicts, tool_lines
 from dryfit.readers import axolotl, trl
 from dryfit.readers.request import LIKE, like_fields, parse_request
 from dryfit.scenario.fields import scenario_defaults

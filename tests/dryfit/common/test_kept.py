@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dryfit.ask import kept
 from dryfit.ask.command import main
-from dryfit.ask.kept import KeptAnswer
 from dryfit.ask.question import QuestionOptions, question
+from dryfit.common import kept
+from dryfit.common.kept import KeptAnswer
 from dryfit.hours.run_time import Run
 from tests.dryfit.ask.conftest import TINY
 
