@@ -379,11 +379,6 @@ def largest_that_fits(
 
     ``alone``: the same step of a single row, where that differs in more than its rows: it carries no mask of padding.
     """
-    if asked.gpu is None:
-        raise UserError(
-            "A search for the largest needs --gpu.", where="the command line", allowed="a GPU, or its size",
-            change={"gpu": "24GiB"},
-        )  # fmt: skip
     if not asked.gpu.is_modelled:
         raise UserError(
             f"Nothing can be said to fit this GPU: {UNMODELLED[asked.gpu.allocator]}.",

@@ -162,11 +162,8 @@ _MOST_ERRORS = 8  # of one line: some are found only when others are put right
 def _asking(options: argparse.Namespace) -> Any:
     from dryfit.ask.question import QuestionOptions
 
-    return QuestionOptions(
-        gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
-        micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
-        like=options.like, least_rows=2 if options.command == "batch" else 1,
-    )  # fmt: skip
+    least_rows = 2 if options.command == "batch" else 1
+    return QuestionOptions.of({**vars(options), "settings": options.set, "least_rows": least_rows})
 
 
 def _questions(options: argparse.Namespace, asking: Any) -> tuple[Question, Question | None]:

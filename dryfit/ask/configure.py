@@ -226,7 +226,7 @@ def wanted(asked: Question, tool: str, options: QuestionOptions, run: Run | None
             "A file is written for a model, and this is a file already.", where="the command line", found=asked.where,
             allowed="a model's name or its id on the Hub", change={"model": asked.model or "qwen2.5-coder-7b"},
         )  # fmt: skip
-    if asked.gpu is None or not asked.gpu.is_modelled:
+    if not asked.gpu.is_modelled:
         raise UserError("A file is written for a GPU.", where="the command line", allowed="--gpu NAME or NxNAME",
                         change={"gpu": "4090"})  # fmt: skip
     pins, notes = _pins(tool, options.settings)
@@ -288,8 +288,7 @@ def _pipeline(asked: Question, model: str) -> dict[str, Any]:
     return {
         "title": title, "slug": re.sub(r"[^a-z0-9._-]+", "-", title.lower()).strip("-._") or "model",
         "source": f"type: folder\n    path: {folder}" if folder.exists() else hub, "profiled": asked.model,
-        "gpu": yaml_text(asked.gpu.setting if asked.gpu else None),
-        "gpus": asked.gpu.count if asked.gpu else 1,
+        "gpu": yaml_text(asked.gpu.setting), "gpus": asked.gpu.count,
     }  # fmt: skip
 
 

@@ -33,14 +33,13 @@ from dryfit.ask.text import WORDS
 from dryfit.cards.sentences import card, said
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import working
-from dryfit.common.text import GIB, gib, printable, size_text, yaml_text
+from dryfit.common.text import bytes_of, gib, printable, size_text, yaml_text
 from dryfit.scenario.fields import BY_NAME
 
 _READ = (".json", ".yaml", ".yml", ".toml", ".jinja", ".j2", ".py", ".ipynb")  # what a training file may name
 _LARGEST = 2**20  # bytes of such a file
 _MOST_SETTINGS = 6  # whose shares are traced one by one
 _LEAST = 2**20  # bytes of a component that is named
-_UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 
 
 @dataclass(frozen=True)
@@ -314,11 +313,10 @@ def main(words: Sequence[str]) -> int:
 
 
 def _size(written: str) -> int:
-    figure = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", written, re.I)
-    if not figure or figure[2].lower() not in _UNITS:
+    if (size := bytes_of(written)) is None:
         raise UserError("`--most` takes a size.", where="--most", found=written, allowed="GiB, GB, MiB or MB",
                         write="--most 0.5GiB")  # fmt: skip
-    return round(float(figure[1]) * _UNITS[figure[2].lower()])
+    return size
 
 
 def text(found: StepDifference, file: str, limit: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,21 @@ class QuestionOptions:
     like: str | None = None
     least_rows: int = 1  # that a search for the largest batch begins with: rows of a batch may be padded, one is not
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> QuestionOptions:
+        """Those of a mapping that this has; empty ones are left out, and ``settings`` may be fields by their names."""
+        named = {one.name: values.get(one.name) for one in fields(cls)}
+        if isinstance(own := named["settings"], Mapping):
+            named["settings"] = [f"{name}={yaml_text(value)}" for name, value in own.items()]
+        return cls(**{name: value for name, value in named.items() if value not in ("", None)})
+
     @property
     def given(self) -> list[str]:
         """The fields that options set, ``lora.rank`` for a part."""
         named = ("gpu", "method", "sequence_length", "micro_batch", "like")
-        fields = [name for name in named if getattr(self, name) is not None]
+        set_here = [name for name in named if getattr(self, name) is not None]
         parallel = ["parallel"] if self.strategy is not None else []
-        return [*fields, *parallel, *(text.partition("=")[0].strip() for text in self.settings)]
+        return [*set_here, *parallel, *(text.partition("=")[0].strip() for text in self.settings)]
 
     @property
     def words(self) -> list[str]:
