@@ -12,7 +12,7 @@
 #                       of tests that take a part of theirs elsewhere (minutes)
 # make test-drift   each night: a published row of each source with the versions that were measured, three timed rows
 # make site   the calculator and the documents as static files in site/
-# make example   the default run, a small sweep, and the site with both
+# make example   the default run, its documents as docs/example/, a small sweep, and the site with both
 # make lock   renews uv.lock
 # run and test set up .venv first, when it is not there or the pins changed.
 
@@ -111,7 +111,8 @@ site: $(VENV)-site/ready
 	$(VENV)-site/bin/python -m dryfit.site.build
 
 example: run
-	$(BIN)/snakemake --cores $(CORES) --configfile tests/config/tiny.yaml tests/config/sweep.yaml -- results/tiny-sweep/SWEEP.md
+	$(BIN)/python -m tests.unit.documents.example take
+	$(BIN)/snakemake --cores $(CORES) --configfile config/test.yaml tests/config/sweep.yaml -- results/tiny-sweep/SWEEP.md
 	$(MAKE) site
 
 test-site: $(VENV)-site/ready

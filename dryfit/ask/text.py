@@ -7,14 +7,14 @@ from typing import Any
 
 from dryfit.ask import run_cost
 from dryfit.ask.cycle_text import cycle_lines
-from dryfit.ask.omissions import bound_bytes
 from dryfit.ask.question import Question
 from dryfit.ask.several_gpus_text import checkpoint_lines, exchange_lines, host_lines
-from dryfit.ask.tools import TITLES, tool_lines
 from dryfit.ask.words import suggested
 from dryfit.cards.gpus import EXPANDABLE_LINE
 from dryfit.cards.sentences import which
 from dryfit.common.text import GIB, gib, printable, yaml_text
+from dryfit.planner.omissions import bound_bytes
+from dryfit.planner.tools import TITLES, tool_lines
 from dryfit.scenario.description import goes_without_saying
 from dryfit.scenario.fields import BY_NAME, line
 from dryfit.scenario.model import PACKAGE_TITLES
@@ -105,8 +105,8 @@ def answers(answer: Mapping[str, Any]) -> list[str]:
         if replayed:
             text += f", {gib(peak['peak_reserved_bytes'])} reserved on a GPU with memory to spare"
         lines.append(text)
-        if name == "analytic" and "bound" in peak:
-            lines.append(f"  {'':<20}{bound_text(peak['bound'])}")
+        if name == "analytic" and (told := certainty_text(peak)):
+            lines.append(f"  {'':<20}{told}")
         if replayed:
             lines.append(f"  {'needs':<20}{gib(peak['required_bytes']):>10} free")
             lines += allocators(answer)
@@ -122,6 +122,13 @@ def allocators(answer: Mapping[str, Any]) -> list[str]:
     other = both["default" if own else "expandable_segments"]
     how = f"without {EXPANDABLE_LINE}" if own else f"with {EXPANDABLE_LINE}"
     return [f"  {'':<20}{gib(other['required_bytes']):>10} {how}{which(other['verdict'])}"]
+
+
+def certainty_text(analytic: Mapping[str, Any]) -> str:
+    """How near the trace the analytic estimate is, as far as that is known."""
+    if recorded := analytic.get("recorded_with"):
+        return f"equal to the trace: from a record made with {', '.join(map(' '.join, recorded.items()))}"
+    return bound_text(analytic["bound"]) if "bound" in analytic else ""
 
 
 def bound_text(bound: Mapping[str, Any]) -> str:

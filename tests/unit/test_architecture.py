@@ -47,6 +47,7 @@ WITHOUT_TORCH = (
     "dryfit/scenario",
     "dryfit/cards",
     "dryfit/evidence",
+    "dryfit/derived",
     "dryfit/analytic",
     "scripts/tasks",
     "scripts/tasks/support",
