@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from dryfit import readers
-from dryfit.ask.omissions import of_an_older_loss, of_older_tools, omissions
-from dryfit.ask.question import Options, Question, question
+from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.common.errors import UserError
 from dryfit.common.text import GIB
+from dryfit.planner.omissions import of_an_older_loss, of_older_tools, omissions
 from dryfit.readers.reading import TABLES, TOO_LOW, keys
 from dryfit.scenario.fields import BY_NAME
 
@@ -28,7 +28,7 @@ def asked(folder: Path, content: Any, *others: Any, name: str = "file.yaml", **o
         path = folder / (name if number == 0 else f"beside-{number}.yaml")
         path.write_text(mapping if isinstance(mapping, str) else yaml.safe_dump(mapping), encoding="utf-8")
         paths.append(path)
-    return question(paths, Options(**options))
+    return question(paths, QuestionOptions(**options))
 
 
 def said(found: Question, **fields: Any) -> None:
@@ -562,7 +562,7 @@ def test_a_file_of_one_row_asked_about_with_several_carries_the_mask_of_padded_r
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
 
     def mask(**options) -> str:
-        return question([path], Options(tool=tool, **options)).scenario.attention_mask
+        return question([path], QuestionOptions(tool=tool, **options)).scenario.attention_mask
 
     assert [mask(), mask(micro_batch=4), mask(least_rows=2)] == ["none", "padding", "padding"]
     assert mask(micro_batch=4, settings=["attention_mask=none"]) == "none"
@@ -571,22 +571,22 @@ def test_a_file_of_one_row_asked_about_with_several_carries_the_mask_of_padded_r
 def test_a_gpu_as_text_keeps_its_count(tmp_path) -> None:
     words = ["qwen2.5-coder-7b"]
     asked = [
-        question(words, Options(gpu="8xh100-80gb")),
-        question(words, Options(settings=["gpu=8xh100-80gb"])),
-        question(words, Options(settings=["gpu=h100-80gb x 8"])),
-        question(words, Options(settings=["gpu={name: h100-80gb, count: 8}"])),
-        question(words, Options(settings=["gpu.name=h100-80gb", "gpu.count=8"])),
+        question(words, QuestionOptions(gpu="8xh100-80gb")),
+        question(words, QuestionOptions(settings=["gpu=8xh100-80gb"])),
+        question(words, QuestionOptions(settings=["gpu=h100-80gb x 8"])),
+        question(words, QuestionOptions(settings=["gpu={name: h100-80gb, count: 8}"])),
+        question(words, QuestionOptions(settings=["gpu.name=h100-80gb", "gpu.count=8"])),
     ]
     path = tmp_path / "step.yaml"
     path.write_text("model: qwen2.5-coder-7b\ngpu: 8xh100-80gb\n", encoding="utf-8")
-    asked.append(question([path], Options()))
+    asked.append(question([path], QuestionOptions()))
     for one in asked:
         assert one.gpu.count == 8 and one.scenario.gpu == asked[0].scenario.gpu
         assert one.scenario.parallel == asked[0].scenario.parallel and one.scenario.parallel.gpus == 8
     with pytest.raises(UserError, match="more than `gpu` has"):
-        question(words, Options(settings=["gpu=2xh100-80gb", "parallel={strategy: fsdp2, gpus: 8}"]))
+        question(words, QuestionOptions(settings=["gpu=2xh100-80gb", "parallel={strategy: fsdp2, gpus: 8}"]))
     with pytest.raises(UserError, match="two numbers of GPUs"):
-        question(words, Options(settings=["gpu={name: 2xh100-80gb, count: 8}"]))
+        question(words, QuestionOptions(settings=["gpu={name: 2xh100-80gb, count: 8}"]))
 
 
 @pytest.mark.parametrize("divided, offloaded", [({}, True), ({"fsdp_version": 2, "fsdp_config": {"x": 1}}, False)])

@@ -140,9 +140,9 @@ def test_a_yaml_file_of_ms_swift_is_known_by_its_keys_and_read_from_a_command(tm
     said(asked(tmp_path, content, gpu="2x24GiB"), sequence_length=512, parallel={"gpus": 2})
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/run.sh").write_text("swift sft file.yaml --max_length 256\n")
-    from dryfit.ask.question import Options, question
+    from dryfit.ask.question import QuestionOptions, question
 
-    said(question([tmp_path / "deep/run.sh"], Options(gpu="2x24GiB")), sequence_length=256)
+    said(question([tmp_path / "deep/run.sh"], QuestionOptions(gpu="2x24GiB")), sequence_length=256)
 
 
 VERL = f"""

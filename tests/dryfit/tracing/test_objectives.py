@@ -3,10 +3,10 @@
 import pytest
 
 from dryfit.analytic.estimate import estimate
-from dryfit.ask.omissions import omissions
 from dryfit.cards.gpus import find
 from dryfit.common.errors import UserError
 from dryfit.hours.step_time import speeds
+from dryfit.planner.omissions import omissions
 from dryfit.scenario.contradictions import TRAINING, contradictions
 from dryfit.scenario.model import configuration
 from dryfit.scenario.scenario import Scenario, check_packages
