@@ -81,7 +81,7 @@ def checked(fields: dict[str, Any], capability: tuple[int, int]) -> bool:
     except NoRecord:
         return False
     traced = trace(scenario, capability=capability, timeline=False)
-    own = derived.to_mapping()
+    own = derived.to_mapping() | derived.capacities.to_mapping()
     names = ("peak_allocated_bytes", "peak_reserved_bytes", "required_bytes", "also_fits_bytes", "resident_bytes")
     for name in (*names, "components", "phases"):
         assert own[name] == traced[name], name
