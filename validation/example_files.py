@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dryfit import readers
-from dryfit.ask.question import Options, Question, question
+from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml
 from dryfit.scenario.hub import FETCH, MODELS, HubId
@@ -148,12 +148,12 @@ def what_is_read(path: Path) -> dict[str, Any]:
 def _asked(path: Path, gpu: str) -> Question:
     """A file's question; where it names a folder that its user has, with what stands for the model of that name."""
     try:
-        return question([path], Options(gpu=gpu))
+        return question([path], QuestionOptions(gpu=gpu))
     except UserError as error:
         if "folder or a file that isn't there" not in str(error):
             raise
         model = FETCH.get()(HubId(Path(str(error.found)).name, None), str(path))
-        return question([path], Options(gpu=gpu, settings=(f"model={model}",)))
+        return question([path], QuestionOptions(gpu=gpu, settings=(f"model={model}",)))
 
 
 def _refused(traced: Callable[[], Any]) -> dict[str, Any] | None:

@@ -105,7 +105,7 @@ def fit(
     dryfit.common.errors.UserError
         If something is wrong in the question, with what to write.
     """
-    from dryfit.ask.question import Options, question
+    from dryfit.ask.question import QuestionOptions, question
     from dryfit.ask.run_cost import with_run
     from dryfit.common.text import yaml_text
 
@@ -115,7 +115,7 @@ def fit(
         for name, value in fields.items()
         for part, item in (value.items() if isinstance(value, Mapping) else [("", value)])
     ]
-    options = Options(gpu=gpu, method=method, strategy=strategy, settings=settings, like=like)
+    options = QuestionOptions(gpu=gpu, method=method, strategy=strategy, settings=settings, like=like)
     asked = question(words, options)
     return answered(with_run(asked, run) if run else asked, [*words, *options.words], quick=quick)
 

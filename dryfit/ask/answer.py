@@ -11,9 +11,7 @@ from typing import Any
 from dryfit.analytic.certainty import Needs, kind_of, peak_bound
 from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.estimate import analytic_estimate, estimate
-from dryfit.ask.omissions import of_older_tools, omissions
 from dryfit.ask.question import Question
-from dryfit.ask.tools import by_tool, other_verdicts
 from dryfit.cards import sentences
 from dryfit.cards.beside import Process
 from dryfit.cards.gpus import UNMODELLED, Gpu, catalogue, named, what_limits
@@ -26,6 +24,8 @@ from dryfit.evidence.nearest import evidence
 from dryfit.hours.run_time import RunTime, order, run_time
 from dryfit.hours.step_time import speeds
 from dryfit.planner.compare import NOT_MEASURED, Comparison, compare, nearly_full
+from dryfit.planner.omissions import of_an_older_loss, of_older_tools, omissions
+from dryfit.planner.tools import by_tool, other_verdicts
 from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, Reading
 from dryfit.readers.request import ScenarioRequest, parse_request
 from dryfit.scenario.model import LOOP
@@ -74,6 +74,7 @@ def whole_answer(
     if compared.verdict.fits and compared.gpu:
         room = compared.gpu.usable_bytes
         older = list(of_older_tools(readings, request.scenario, room, lambda other: _required_bytes(other, where)))
+        older += of_an_older_loss(readings, request.scenario, compared.traced.trace, room)
     answer = compared.to_mapping(suggested=False) | request.origin_fields()
     _add_tools(answer, request, where)
     answer["warnings"] = [*older, *request.warnings, *answer["warnings"], *without_masters(request.scenario, where)]
@@ -388,11 +389,6 @@ def largest_that_fits(
 
     ``alone``: the same step of a single row, where that differs in more than its rows: it carries no mask of padding.
     """
-    if asked.gpu is None:
-        raise UserError(
-            "A search for the largest needs --gpu.", where="the command line", allowed="a GPU, or its size",
-            change={"gpu": "24GiB"},
-        )  # fmt: skip
     if not asked.gpu.is_modelled:
         raise UserError(
             f"Nothing can be said to fit this GPU: {UNMODELLED[asked.gpu.allocator]}.",

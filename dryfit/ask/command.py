@@ -45,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     program, words = rest[cut + 1 :], words[: len(words) - len(rest) + cut]
     if {"-h", "--help"} & set(words):
         parsed(words)  # prints the command's own help, and ends
+    if command == "fit":
+        from dryfit.ask import recipe
+
+        if (status := recipe.answered(words)) is not None:
+            return status
     try:
         return _answered(read(words), program)
     except _Stopped as stopped:
@@ -88,7 +93,7 @@ def version() -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
+class UnderstoodLine:
     """A line that was understood; ``alone``: the step of one row, where the largest batch is asked for."""
 
     words: Sequence[str]
@@ -97,7 +102,7 @@ class Asked:
     alone: Question | None
 
 
-def read(words: Sequence[str]) -> Asked:
+def read(words: Sequence[str]) -> UnderstoodLine:
     """Read a line and what it names.
 
     Raises
@@ -116,7 +121,7 @@ def read(words: Sequence[str]) -> Asked:
         options = parsed(kept)
         asking = _asking(options)
         try:
-            asked = Asked(kept, options, *_questions(options, asking))
+            asked = UnderstoodLine(kept, options, *_questions(options, asking))
             break
         except UserError as error:
             before = kept
@@ -160,13 +165,10 @@ _MOST_ERRORS = 8  # of one line: some are found only when others are put right
 
 
 def _asking(options: argparse.Namespace) -> Any:
-    from dryfit.ask.question import Options
+    from dryfit.ask.question import QuestionOptions
 
-    return Options(
-        gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
-        micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
-        like=options.like, least_rows=2 if options.command == "batch" else 1,
-    )  # fmt: skip
+    least_rows = 2 if options.command == "batch" else 1
+    return QuestionOptions.of({**vars(options), "settings": options.set, "least_rows": least_rows})
 
 
 def _questions(options: argparse.Namespace, asking: Any) -> tuple[Question, Question | None]:
@@ -201,7 +203,7 @@ def _is_typed(error: UserError, given: Iterable[str]) -> bool:
 _ends_with_its_answer = False  # whether the process is the console script's (dryfit.tracing.imports)
 
 
-def _answered(asked: Asked, program: Sequence[str]) -> int:
+def _answered(asked: UnderstoodLine, program: Sequence[str]) -> int:
     """Answer a line; the exit status."""
     if _ends_with_its_answer:
         from dryfit.tracing import imports
@@ -230,7 +232,7 @@ def _answered(asked: Asked, program: Sequence[str]) -> int:
     return _kept(replace(asked, words=[word for word in asked.words if word != "--fresh"]), fresh=options.fresh)
 
 
-def _print_kind(asked: Asked) -> int:
+def _print_kind(asked: UnderstoodLine) -> int:
     options, question = asked.options, asked.question
     match options.command:
         case "serve":
@@ -255,9 +257,9 @@ def _print_kind(asked: Asked) -> int:
     return _print_answer(question, options, asked.words)
 
 
-def _kept(asked: Asked, *, fresh: bool) -> int:
+def _kept(asked: UnderstoodLine, *, fresh: bool) -> int:
     """Print the kept answer, unless a fresh one is asked for or none is kept; a fresh one is kept."""
-    from dryfit.ask.kept import KeptAnswer
+    from dryfit.common.kept import KeptAnswer
 
     kept = KeptAnswer(asked.words, [asked.question, asked.alone])
     status = None if fresh else kept.show()

@@ -23,14 +23,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import dryfit.readers as readers
 from dryfit.analytic.certainty import Needs
-from dryfit.ask.question import Options, Question, question
+from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.common.errors import UserError
-from dryfit.common.files import read_json, read_yaml, yaml_value
+from dryfit.common.files import read_yaml, yaml_value
 from dryfit.common.text import gib, yaml_text
 from dryfit.common.versions import INSTALL_TRACE, can_trace
 from dryfit.hours.run_time import Run
-from dryfit.scenario.hub import MODELS, index
+from dryfit.readers import torchtune
+from dryfit.scenario.hub import repository_of
 
 WRITERS = Path(__file__).resolve().parents[1] / "data" / "writers.yaml"
 MICRO_BATCHES = (16, 8, 4, 2, 1)
@@ -59,8 +61,6 @@ _PINS: dict[str, tuple[str, Mapping[str, str]]] = {
     "optimizer": ("optimizer", {}),
     "packing": ("packing", {"none": "off", "rows": "on"}),
 }
-# Sizes that tell torchtune's builders apart, by its names.
-_ARGUMENTS = ("embed_dim", "intermediate_dim", "num_heads", "num_layers", "vocab_size")
 
 
 @cache
@@ -88,7 +88,7 @@ class Wanted:
     tool: str
     method: str | None
     values: Mapping[str, Any]
-    options: Options
+    options: QuestionOptions
     gpus: int
     capability: tuple[int, int] | None
     fill: float
@@ -212,7 +212,7 @@ def _own_ways(tool: str) -> list[str]:
     return [f"{tool} has no key here for {', '.join(lacks)}: its own way stands"] if lacks else []
 
 
-def wanted(asked: Question, tool: str, options: Options, run: Run | None) -> Wanted:
+def wanted(asked: Question, tool: str, options: QuestionOptions, run: Run | None) -> Wanted:
     """What a file has to be for, from the question about a model.
 
     Raises
@@ -226,7 +226,7 @@ def wanted(asked: Question, tool: str, options: Options, run: Run | None) -> Wan
             "A file is written for a model, and this is a file already.", where="the command line", found=asked.where,
             allowed="a model's name or its id on the Hub", change={"model": asked.model or "qwen2.5-coder-7b"},
         )  # fmt: skip
-    if asked.gpu is None or not asked.gpu.is_modelled:
+    if not asked.gpu.is_modelled:
         raise UserError("A file is written for a GPU.", where="the command line", allowed="--gpu NAME or NxNAME",
                         change={"gpu": "4090"})  # fmt: skip
     pins, notes = _pins(tool, options.settings)
@@ -239,7 +239,7 @@ def wanted(asked: Question, tool: str, options: Options, run: Run | None) -> Wan
     if half in form.get("instead", {}):
         half, why = form["instead"][half]
         notes.append(why)
-    model = _loaded_as(asked.model)
+    model = repository_of(asked.model)
     values = {
         "model": model, "sequence_length": scenario.sequence_length, "data": _DATA,
         "rank": lora.rank if lora else 16, "alpha": lora.alpha if lora else 32,
@@ -247,7 +247,7 @@ def wanted(asked: Question, tool: str, options: Options, run: Run | None) -> Wan
         "half": half, "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[half],
     }  # fmt: skip
     if tool == "torchtune":
-        values |= _torchtune(asked, form)
+        values |= torchtune.named_in_a_file(scenario.model, asked.model, form)
     if tool == "pipeline":
         values |= _pipeline(asked, model) | {"epochs": ceil(run.epochs) if run else 1}
     mean = run.tokens_per_row if run and run.tokens_per_row else scenario.sequence_length
@@ -279,80 +279,17 @@ def _pins(tool: str, settings: Sequence[str]) -> tuple[dict[str, str], list[str]
     return pins, notes
 
 
-def _torchtune(asked: Question, form: Mapping[str, Any]) -> dict[str, Any]:
-    """torchtune's builder of a model: one for its sizes, or the family's with the sizes as arguments."""
-    from dryfit.readers.reading import TABLES
-    from dryfit.scenario.model import size
-
-    table, own = read_yaml(TABLES / "torchtune.yaml"), asked.scenario.model
-
-    theirs = [table["arguments"][name] for name in _ARGUMENTS]
-
-    def sizes(model: Mapping[str, Any]) -> list[Any]:
-        groups = size(model, "num_key_value_heads") or size(model, "num_attention_heads")
-        return [model["model_type"], groups, *(size(model, name) for name in theirs)]
-
-    known = [
-        builder for builder, name in table["models"].items()
-        if builder.partition("_")[0] in form["families"] and sizes(own) == sizes(read_json(MODELS / f"{name}.json"))
-    ]  # fmt: skip
-    known += [
-        builder for builder, given in table["sizes"].items()
-        if builder.startswith(own["model_type"]) and sizes(own)[2:] == [given[name] for name in _ARGUMENTS]
-    ]  # fmt: skip
-    kind = "instruct" if "instruct" in asked.model.lower() else "base"
-    builder = next((name for name in known if name.endswith(kind)), known[0] if known else "")
-    module = next((name for name in sorted(form["families"], key=len, reverse=True) if builder.startswith(name)), "")
-    arguments = ""
-    if not builder:
-        module = {kind: name for name, kind in table["builders"].items()}.get(own["model_type"], "")
-        head = size(own, "hidden_size") // size(own, "num_attention_heads")
-        if not module or own.get("tie_word_embeddings") or own.get("head_dim") not in (None, head):
-            raise UserError(
-                "torchtune has no builder for this model.", where="--for", found="torchtune",
-                allowed=f"another tool; or a model of torchtune's: {', '.join(sorted(set(table['models'].values())))}",
-                field="--for", change={"--for": "axolotl"},
-            )  # fmt: skip
-        builder = module
-        given = {name: size(own, theirs) for name, theirs in table["arguments"].items()}
-        given["num_kv_heads"] = given["num_kv_heads"] or given["num_heads"]
-        arguments = "".join(f"  {name}: {value}\n" for name, value in given.items() if value is not None)
-    tokenizer, files = form["tokenizers"][form["families"][module]["tokenizer"]]
-    folder = asked.model if Path(asked.model).is_dir() else f"models/{_loaded_as(asked.model).rpartition('/')[2]}"
-    return {
-        "builder": builder, "module": module, "arguments": arguments, "folder": folder, "tokenizer": tokenizer,
-        "tokenizer_files": "\n".join(f"  {key}: {folder}/{name}" for key, name in files.items()),
-        "kind": form["families"][module]["checkpoint"],
-    }  # fmt: skip
-
-
 def _pipeline(asked: Question, model: str) -> dict[str, Any]:
     """What a run's settings say of a model: where its weights come from, and what folders are called."""
-    from dryfit import readers
-
-    if readers.step_of_a_run is None:
-        raise UserError(
-            "These are settings of SecureCLI-Tuner's pipeline, which is not installed with the library.",
-            where="--for", found="pipeline", allowed="another tool; or the same line in the pipeline's folder, with"
-            " `python -m scripts.ask` in the place of `dryfit`", field="--for", change={"--for": "axolotl"},
-        )  # fmt: skip
+    readers.pipeline("--for", {"--for": "axolotl"})
     folder = Path(asked.model)
     title = folder.resolve().name if folder.exists() else model.rpartition("/")[2]
-    source = f"type: folder\n    path: {folder}" if folder.exists() else f"type: hub\n    repository: {model}"
+    hub = f"type: hub\n    repository: {model}\n    revision: main"
     return {
         "title": title, "slug": re.sub(r"[^a-z0-9._-]+", "-", title.lower()).strip("-._") or "model",
-        "source": source if folder.exists() else f"{source}\n    revision: main", "profiled": asked.model,
-        "gpu": yaml_text(asked.gpu.setting if asked.gpu else None),
-        "gpus": asked.gpu.count if asked.gpu else 1,
+        "source": f"type: folder\n    path: {folder}" if folder.exists() else hub, "profiled": asked.model,
+        "gpu": yaml_text(asked.gpu.setting), "gpus": asked.gpu.count,
     }  # fmt: skip
-
-
-def _loaded_as(model: str) -> str:
-    """The name by which a tool loads a model of the catalogue: its repository on the Hub."""
-    known = index()
-    entry = known["models"].get(model) or known["fetched"].get(model)
-    hub = entry and entry["hub"]
-    return (hub if isinstance(hub, str) else hub[0]) if hub else model
 
 
 def ways(goal: Wanted) -> Iterator[dict[str, str]]:
@@ -408,7 +345,7 @@ def configure(
         def candidate(way: Mapping[str, str], micro_batch: int) -> Candidate:
             text = rendered(goal, way, micro_batch)
             path.write_text(text + "\n", encoding="utf-8")
-            asked = question([path], Options(gpu=goal.options.gpu))
+            asked = question([path], QuestionOptions(gpu=goal.options.gpu))
             return Candidate(way, micro_batch, text, replace(asked, run=goal.run))
 
         def estimated(way: Mapping[str, str]) -> Candidate:
@@ -508,7 +445,7 @@ def _promising(
     return sorted(chosen, key=lambda one: -one.prior(goal.fill))
 
 
-def configured(asked: Question, options: Any, asking: Options, watch: Any) -> Configured:
+def configured(asked: Question, options: Any, asking: QuestionOptions, watch: Any) -> Configured:
     """What the command ``config`` asks for."""
     return configure(wanted(asked, options.tool_for, asking, asked.run), watch, is_traced=not options.quick)
 

@@ -28,19 +28,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dryfit.ask.options import Parser
-from dryfit.ask.question import Options, Question, question
+from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.ask.text import WORDS
 from dryfit.cards.sentences import card, said
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import working
-from dryfit.common.text import GIB, gib, printable, size_text, yaml_text
+from dryfit.common.text import bytes_of, gib, printable, size_text, yaml_text
 from dryfit.scenario.fields import BY_NAME
 
 _READ = (".json", ".yaml", ".yml", ".toml", ".jinja", ".j2", ".py", ".ipynb")  # what a training file may name
 _LARGEST = 2**20  # bytes of such a file
 _MOST_SETTINGS = 6  # whose shares are traced one by one
 _LEAST = 2**20  # bytes of a component that is named
-_UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 
 
 @dataclass(frozen=True)
@@ -241,7 +240,7 @@ def checked_out(revision: str, folder: Path) -> None:
         content = rest[size + 1 :]
 
 
-def _question(root: Path, file: str, options: Options, title: str) -> Question | None:
+def _question(root: Path, file: str, options: QuestionOptions, title: str) -> Question | None:
     """The question that a version of the file is; None: that version does not have it."""
     path = root / file
     if not path.is_file():
@@ -286,7 +285,7 @@ def main(words: Sequence[str]) -> int:
     options = parser().parse_args(words)
     most = _size(options.most) if options.most is not None else None
     titles = (options.base, options.head or "the working tree")
-    asking = Options(gpu=options.gpu, tool=options.tool)
+    asking = QuestionOptions(gpu=options.gpu, tool=options.tool)
     root = Path(_git("rev-parse", "--show-toplevel").decode().strip())
     file = str(PurePosixPath(options.file))
     with TemporaryDirectory() as scratch:
@@ -314,11 +313,10 @@ def main(words: Sequence[str]) -> int:
 
 
 def _size(written: str) -> int:
-    figure = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", written, re.I)
-    if not figure or figure[2].lower() not in _UNITS:
+    if (size := bytes_of(written)) is None:
         raise UserError("`--most` takes a size.", where="--most", found=written, allowed="GiB, GB, MiB or MB",
                         write="--most 0.5GiB")  # fmt: skip
-    return round(float(figure[1]) * _UNITS[figure[2].lower()])
+    return size
 
 
 def text(found: StepDifference, file: str, limit: str) -> str:
@@ -385,7 +383,7 @@ def check(words: Sequence[str]) -> int:
             if not _is_checked(Path(file)):
                 print(f"{file}: passed over, since {_PASSED_OVER}")
                 continue
-            asked = question([file], Options(gpu=options.gpu))
+            asked = question([file], QuestionOptions(gpu=options.gpu))
         except UserError as error:
             wrong.append(error if file in str(error.where) else error.at(f"{file}: {error.where or 'the file'}"))
             continue

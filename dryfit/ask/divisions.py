@@ -18,7 +18,7 @@ from dryfit.planner import divisions
 
 def print_divisions(asked: Question, watch: Callable[..., None], as_json: bool) -> int:
     """The asked way to divide a step, then the best ones in a table; exit status 0 where any fits."""
-    gpu = _gpu(asked, "--divide")
+    gpu = asked.gpu
     if asked.scenario.parallel.gpus < 2:
         raise UserError(
             "`dryfit divide` is for several GPUs, and one was asked for.", where="the command line",
@@ -49,7 +49,7 @@ def print_divisions(asked: Question, watch: Callable[..., None], as_json: bool) 
 
 def print_fewest(asked: Question, watch: Callable[..., None], as_json: bool) -> int:
     """The least number of GPUs that hold a step; exit status 0 where there is one."""
-    gpu = _gpu(asked, "--fewest")
+    gpu = asked.gpu
     with working("looking for the fewest GPUs"):
         found = divisions.fewest(asked.scenario, gpu, watch)
     if as_json:
@@ -78,15 +78,6 @@ def _left_out(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"not traced, since a rough estimate puts them behind the others: {rows}"
     if found.get("refused"):
         yield f"the installed libraries can't run: {', '.join(found['refused'])}"
-
-
-def _gpu(asked: Question, option: str) -> Any:
-    if asked.gpu is None:
-        raise UserError(
-            f"`{option}` needs a GPU.", where="the command line", allowed="--gpu NAME, or NxNAME",
-            change={"gpu": "8xh100-80gb"},
-        )  # fmt: skip
-    return asked.gpu
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -7,18 +7,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dryfit.ask.question import Question
-from dryfit.cards.gpus import GIB, catalogue
+from dryfit.cards.gpus import catalogue
 from dryfit.common.errors import UserError
-from dryfit.common.text import gib
+from dryfit.common.text import bytes_of, gib
 from dryfit.tracing.trace import trace
 
 KINDS = ("nvidia-smi", "reserved", "allocated", "oom")
-_UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6, "": 2**20}  # nvidia-smi's own is MiB
 EVALUATION_ROWS = 8  # TrainingArguments' default
 CLOSE = 0.03  # of the measured size: what needs no cause
 
@@ -36,14 +34,14 @@ def measured(text: str) -> tuple[str, int]:
     """What ``--measured`` says: which figure, and how many bytes. A size alone is nvidia-smi's."""
     kind, _, size = text.rpartition("=")
     kind = kind or KINDS[0]
-    figure = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*([a-z]*)\s*", size, re.I)
-    if kind.strip().lower() not in KINDS or not figure or figure[2].lower() not in _UNITS:
+    figure = bytes_of(size) or bytes_of(f"{size}MiB")  # nvidia-smi's own unit
+    if kind.strip().lower() not in KINDS or figure is None:
         raise UserError(
             "`--measured` takes a size, a record or a snapshot.", where="--measured", found=text,
             allowed=f"{', '.join(KINDS)}, each with GiB, GB or MiB; a .json of `measure --record`; a .pickle",
             change={"--measured": "nvidia-smi=14.2GiB"},
         )  # fmt: skip
-    return kind.strip().lower(), round(float(figure[1].replace(",", ".")) * _UNITS[figure[2].lower()])
+    return kind.strip().lower(), figure
 
 
 def difference(asked: Question, answer: Mapping[str, Any], text: str) -> str:

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dryfit.ask.options import METHODS, Parser
-from dryfit.ask.question import Options, Question, question
+from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.ask.text import defaults_used
 from dryfit.ask.words import suggested
 from dryfit.common.errors import UserError
 from dryfit.common.schema import validate
-from dryfit.common.text import size_text, yaml_text
+from dryfit.common.text import size_text
 from dryfit.common.versions import VERSION
 from dryfit.readers.request import LIKE
 
@@ -61,18 +61,9 @@ _ANSWER = {
 }  # fmt: skip
 
 
-def _options(given: Mapping[str, Any]) -> Options:
-    """The fields of a step beside its model."""
-    settings = [f"{name}={yaml_text(value)}" for name, value in (given.get("settings") or {}).items()]
-    return Options(
-        gpu=given.get("gpu"), method=given.get("method"), sequence_length=given.get("sequence_length"),
-        micro_batch=given.get("micro_batch"), like=given.get("like"), settings=settings,
-    )  # fmt: skip
-
-
 def _asked(given: Mapping[str, Any]) -> Question:
     """The question that the fields of a step are."""
-    return question([given["model"]], _options(given))
+    return question([given["model"]], QuestionOptions.of(given))
 
 
 def _short(answered: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +113,7 @@ def what_fits(given: Mapping[str, Any]) -> dict[str, Any]:
         )
         return {"fits": bool(cards), "gpus": cards[:_MOST], "changes": [], "next": next_step}
     answered = answer.traced(asked)
-    words = [given["model"], *_options(given).words]
+    words = [given["model"], *QuestionOptions.of(given).words]
     changes = [
         {"changes": one["changes"], "cost": one["cost"], "headroom_bytes": one["headroom_bytes"],
          "command": suggested(words, one["changes"])}

@@ -21,6 +21,12 @@ METHODS = ("full", "lora", "qlora")
 STRATEGIES = ("none", "ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3")
 # Tools whose files `config` writes (data/writers.yaml, which is not read to answer --help).
 FILES = ("axolotl", "llama-factory", "trl", "trl-script", "unsloth", "ms-swift", "torchtune", "pipeline")
+# Bits a weight of llama.cpp's quantizations (its README and `llama-quantize --help`, which gives them for 7B and 8B
+# models); NF4 with double quantization as bitsandbytes stores it.
+BITS = {
+    "f16": 16.0, "fp16": 16.0, "bf16": 16.0, "fp32": 32.0, "int8": 8.0, "nf4": 4.127, "q8_0": 8.5, "q6_k": 6.56,
+    "q5_k_m": 5.7, "q5_0": 5.5, "q4_k_m": 4.9, "q4_k_s": 4.6, "q4_0": 4.5, "q3_k_m": 3.9, "q2_k": 3.2,
+}  # fmt: skip
 RUN_OPTIONS = ("rows", "tokens_per_row", "epochs", "price", "deadline", "grams_per_kwh")  # options about a whole run
 _EXAMPLE = "qwen2.5-coder-7b"
 NO_TOOL = "none"  # of --like: the defaults of a scenario's fields
@@ -70,6 +76,9 @@ _ANSWER = {
     "--quick": {"action": "store_true", "help": "the analytic estimate alone, at once and without torch"},
     "--fresh": {"action": "store_true", "help": "ask anew, though an answer is kept from an earlier time"},
 }
+_RECIPE = {
+    "--recipe": {"metavar": "NAME", "help": "of a model that continues no text: the program that trains it; list: all"}
+}
 _RUN = {
     "--rows": {"type": whole_number, "metavar": "N", "help": "rows of the training data: hours, cost and energy"},
     "--tokens-per-row": {"metavar": "N", "help": "mean row length (default: the sequence length)"},
@@ -91,15 +100,15 @@ _OWN = {
     "--requests": {"type": whole_number, "metavar": "N", "help": "requests at once (1)"},
     "--weights": {"metavar": "FORMAT", "help": "bf16, fp16, nf4, or a GGUF quantization such as q4_k_m"},
 }  # fmt: skip
-OPTIONS: dict[str, dict[str, Any]] = {**_STEP, **_ANSWER, **_RUN, **_OWN}
+OPTIONS: dict[str, dict[str, Any]] = {**_STEP, **_ANSWER, **_RUN, **_RECIPE, **_OWN}
 EXAMPLES = {"--gpu": "4090", "-s": 2048, "-b": 4, "--set": "lora.rank=64", "--rows": 50000, "--tokens-per-row": 350,
              "--epochs": 3, "--price": 1.29, "--deadline": "24h", "--grams-per-kwh": 380, "--count": 10,
-             "--measured": "14.2GiB", "--for": "axolotl", "--output": "train.yaml",
+             "--recipe": "list", "--measured": "14.2GiB", "--for": "axolotl", "--output": "train.yaml",
              "--record": "run.json", "--requests": 4, "--weights": "q4_k_m"}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Command:
+class Subcommand:
     """A question: its options, and what its help says.
 
     Attributes
@@ -120,60 +129,61 @@ def _all_but(*names: str) -> list[str]:
     return [name for name in _STEP if name not in names]
 
 
-COMMANDS: dict[str, Command] = {
-    "fit": Command(
+COMMANDS: dict[str, Subcommand] = {
+    "fit": Subcommand(
         "whether a training step fits (the word may be left out)",
-        [*_STEP, *_ANSWER, *_RUN],
+        [*_STEP, *_ANSWER, *_RUN, *_RECIPE],
         ("Qwen/Qwen2.5-Coder-7B-Instruct --gpu 4090",
          "qwen2.5-coder-7b --method lora --gpu 2x3090 -s 2048 -b 4 --set lora.rank=64",
-         "my-axolotl.yaml --gpu 24GiB --rows 50000 --epochs 3 --price 0.35"),
+         "my-axolotl.yaml --gpu 24GiB --rows 50000 --epochs 3 --price 0.35",
+         "openai/whisper-large-v3 --gpu t4 -b 8"),
     ),
-    "longest": Command(
+    "longest": Subcommand(
         "the longest rows that fit", [*_all_but("-s"), "--json", "--quick", "--fresh"],
         ("longest qwen2.5-coder-7b --gpu 4090 -b 2",), ("--gpu",),
     ),
-    "batch": Command(
+    "batch": Subcommand(
         "the largest micro-batch that fits", [*_all_but("-b"), "--json", "--quick", "--fresh"],
         ("batch qwen2.5-coder-7b --gpu 4090 -s 1024",), ("--gpu",),
     ),
-    "gpus": Command(
+    "gpus": Subcommand(
         "every GPU of the catalogue; with --rows also hours and cost",
         [*_all_but("--gpu"), "--json", "--quick", "--fresh", *_RUN],
         ("gpus qwen2.5-coder-7b -s 2048", "gpus qwen3-8b --rows 50000 --epochs 3 --price a100-80gb=1.29"),
     ),
-    "divide": Command(
+    "divide": Subcommand(
         "how to divide a step among several GPUs", [*_STEP, "--fewest", "--json", "--fresh"],
         ("divide llama-3.1-70b --gpu 8xh100-80gb", "divide llama-3.1-70b --gpu h100-80gb --fewest"), ("--gpu",),
     ),
-    "config": Command(
+    "config": Subcommand(
         "the fastest settings that fit, as the file of the tool that trains with them",
         ["--gpu", "--method", "-s", "-b", "--set", "--for", "--output", "--json", "--quick", *_RUN],
         ("config qwen2.5-coder-7b --gpu 4090 -s 2048 --for axolotl",
          "config Qwen/Qwen3-8B --gpu a100-40gb --for llama-factory --rows 50000 --tokens-per-row 350"),
         ("--gpu", "--for"),
     ),
-    "explain": Command(
+    "explain": Subcommand(
         "which tensors are alive at the peak", [*_STEP, "--count", "--layers", "--json", "--fresh"],
         ("explain qwen2.5-coder-7b --gpu 4090 --count 30 --layers",),
     ),
-    "serve": Command(
+    "serve": Subcommand(
         "serving the model instead of training it",
         ["--gpu", "-s", "--set", "--from", "--requests", "--weights", "--json", "--fresh"],
         ("serve llama-3.1-8b --gpu 24GiB --requests 4 -s 4096 --weights q4_k_m",),
     ),
-    "compare": Command(
+    "compare": Subcommand(
         "why your own measurement differs", [*_STEP, "--measured"],
         ("compare config.yml --gpu 4090 --measured 14.2GiB", "compare config.yml --gpu 4090 --measured run.json"),
         ("--measured",),
     ),
-    "measure": Command(
+    "measure": Subcommand(
         "run your program until its third update, and compare", [*_STEP, "--record"],
         ("measure config.yml --gpu 4090 -- python train.py",),
     ),
-    "run": Command("somebody's CUDA program as it stands, without a GPU"),
-    "diff": Command("what a change of a training file does to its memory, for a pull request"),
-    "check": Command("which of these training files' steps do not fit, for a commit hook"),
-    "mcp": Command("the answers as tools for an assistant"),
+    "run": Subcommand("somebody's CUDA program as it stands, without a GPU"),
+    "diff": Subcommand("what a change of a training file does to its memory, for a pull request"),
+    "check": Subcommand("which of these training files' steps do not fit, for a commit hook"),
+    "mcp": Subcommand("the answers as tools for an assistant"),
 }  # fmt: skip
 _FILES = """
 WHAT is a model (a name in config/models/, an id on the Hub, a folder, a config.json), a scenario, a run's settings, or

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ _QUANTIZED = {
 
 
 @dataclass(frozen=True)
-class Options:
+class QuestionOptions:
     """What was asked beside the file or the model; None: as it says, or the defaults."""
 
     gpu: str | None = None
@@ -60,13 +60,21 @@ class Options:
     like: str | None = None
     least_rows: int = 1  # that a search for the largest batch begins with: rows of a batch may be padded, one is not
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> QuestionOptions:
+        """Those of a mapping that this has; empty ones are left out, and ``settings`` may be fields by their names."""
+        named = {one.name: values.get(one.name) for one in fields(cls)}
+        if isinstance(own := named["settings"], Mapping):
+            named["settings"] = [f"{name}={yaml_text(value)}" for name, value in own.items()]
+        return cls(**{name: value for name, value in named.items() if value not in ("", None)})
+
     @property
     def given(self) -> list[str]:
         """The fields that options set, ``lora.rank`` for a part."""
         named = ("gpu", "method", "sequence_length", "micro_batch", "like")
-        fields = [name for name in named if getattr(self, name) is not None]
+        set_here = [name for name in named if getattr(self, name) is not None]
         parallel = ["parallel"] if self.strategy is not None else []
-        return [*fields, *parallel, *(text.partition("=")[0].strip() for text in self.settings)]
+        return [*set_here, *parallel, *(text.partition("=")[0].strip() for text in self.settings)]
 
     @property
     def words(self) -> list[str]:
@@ -95,7 +103,7 @@ class Question:
         return [*([self.reading] if self.reading else []), *self.beside]
 
 
-def question(what: Sequence[str | Path], options: Options) -> Question:
+def question(what: Sequence[str | Path], options: QuestionOptions) -> Question:
     """Read what was asked.
 
     Raises
@@ -159,7 +167,7 @@ def _refuse_a_name_in_parts(what: Sequence[str]) -> None:
         )  # fmt: skip
 
 
-def _refuse_what_is_open(reading: Reading | None, options: Options) -> None:
+def _refuse_what_is_open(reading: Reading | None, options: QuestionOptions) -> None:
     """A field that the file leaves open, that no default can stand for, and that no option names."""
     if reading is None:
         return
@@ -202,7 +210,7 @@ def _without_a_mask(request: ScenarioRequest) -> ScenarioRequest:
     return replace(request, scenario=scenario, set_by_like=kept, assumed=assumed, like_is_default=True)
 
 
-def _of_the_file(error: UserError, reading: Reading | None, options: Options) -> UserError:
+def _of_the_file(error: UserError, reading: Reading | None, options: QuestionOptions) -> UserError:
     """An error as one of another tool's file, where a key of that and no option decides the field."""
     given = {name.partition(".")[0] for name in options.given}
     if reading is None or reading.file.suffix in (".py", ".ipynb") or (error.field or "").partition(".")[0] in given:
@@ -210,7 +218,7 @@ def _of_the_file(error: UserError, reading: Reading | None, options: Options) ->
     return reading.in_own_words(error)
 
 
-def _gpu(options: Options) -> Gpu | None:
+def _gpu(options: QuestionOptions) -> Gpu | None:
     """The GPU that options name: --gpu, or --set gpu=."""
     if options.gpu is not None:
         return find(options.gpu, "--gpu")
@@ -264,7 +272,7 @@ def _file(
     if kind == "scenario":
         return dict(mapping), str(path), None
     if kind == "run":
-        return _run(path), str(path), None
+        return readers.pipeline(path)(mapping), str(path), None
     if objective and kind == "trl" and "command" not in mapping:  # `trl dpo --config FILE`
         mapping = {**mapping, "command": objective}
     reading = _read_tool(path, kind, mapping, gpu)
@@ -280,7 +288,7 @@ def _read_tool(path: Path, tool: str, mapping: Mapping[str, Any], gpu: Gpu | Non
     return reading
 
 
-def _objective(options: Options) -> str | None:
+def _objective(options: QuestionOptions) -> str | None:
     """The objective that ``--set`` names; whether it is one is for the scenario's checks."""
     given = [
         text.partition("=")[2].strip() for text in options.settings if text.partition("=")[0].strip() == "objective"
@@ -302,17 +310,6 @@ def said_by(path: Path) -> dict[str, str]:
         for key, said in reversed(reading.understood.items())
         for field in said.partition(" (")[0].split(", ")
     }
-
-
-def _run(path: Path) -> dict[str, Any]:
-    """The training step of a run's settings, by the pipeline that they are for."""
-    if readers.step_of_a_run is None:
-        raise UserError(
-            "These are settings of SecureCLI-Tuner's pipeline, which is not installed with the library.",
-            where=str(path), allowed="a scenario, a model, another tool's file; or the pipeline's command",
-            write=f"python -m scripts.ask {path}",
-        )  # fmt: skip
-    return readers.step_of_a_run(readers.mapping_of(path))
 
 
 def _beside(path: Path, gpu: Gpu | None) -> Reading:
@@ -341,7 +338,7 @@ def _join(fields: dict[str, Any], other: Reading) -> None:
             fields[name] = value
 
 
-def _apply_options(fields: dict[str, Any], options: Options, gpu: Gpu | None) -> None:
+def _apply_options(fields: dict[str, Any], options: QuestionOptions, gpu: Gpu | None) -> None:
     if options.like not in (None, NO_TOOL):
         fields["like"] = options.like
     if options.method is not None:

@@ -305,7 +305,7 @@ def check(asked: ProgramRequest) -> None:
 
 
 def _known_programs() -> Path | None:
-    from dryfit.ask.kept import folder
+    from dryfit.common.kept import folder
 
     kept = folder()
     return kept and kept.parent / "programs.json"

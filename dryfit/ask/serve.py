@@ -13,6 +13,7 @@ from typing import Any
 
 from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.setting import describe
+from dryfit.ask.options import BITS
 from dryfit.ask.question import Question
 from dryfit.cards.beside import ALONE, beside
 from dryfit.cards.gpus import Gpu
@@ -21,13 +22,6 @@ from dryfit.cards.verdict import Verdict
 from dryfit.common.errors import UserError
 from dryfit.common.text import gib
 from dryfit.scenario.scenario import Scenario
-
-# Bits a weight of llama.cpp's quantizations (its README and `llama-quantize --help`, which gives them for 7B and 8B
-# models); NF4 with double quantization as bitsandbytes stores it.
-BITS = {
-    "f16": 16.0, "fp16": 16.0, "bf16": 16.0, "fp32": 32.0, "int8": 8.0, "nf4": 4.127, "q8_0": 8.5, "q6_k": 6.56,
-    "q5_k_m": 5.7, "q5_0": 5.5, "q4_k_m": 4.9, "q4_k_s": 4.6, "q4_0": 4.5, "q3_k_m": 3.9, "q2_k": 3.2,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from typing import Any
 
 from dryfit.ask import run_cost
 from dryfit.ask.cycle_text import cycle_lines
-from dryfit.ask.omissions import bound_bytes
 from dryfit.ask.question import Question
 from dryfit.ask.several_gpus_text import checkpoint_lines, exchange_lines, host_lines
-from dryfit.ask.tools import TITLES, tool_lines
 from dryfit.ask.words import suggested
 from dryfit.cards.gpus import EXPANDABLE_LINE
 from dryfit.cards.sentences import which
 from dryfit.common.text import GIB, gib, printable, yaml_text
+from dryfit.planner.omissions import bound_bytes
+from dryfit.planner.tools import TITLES, tool_lines
 from dryfit.scenario.description import goes_without_saying
 from dryfit.scenario.fields import BY_NAME, line
 from dryfit.scenario.model import PACKAGE_TITLES

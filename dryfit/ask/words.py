@@ -10,11 +10,13 @@ import argparse
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dryfit.ask.options import (
+    BITS,
     COMMANDS,
     EXAMPLES,
     LIKE,
@@ -28,7 +30,9 @@ from dryfit.ask.options import (
     split,
 )
 from dryfit.common.errors import UserError
+from dryfit.common.files import read_yaml
 from dryfit.common.text import closest, yaml_text
+from dryfit.data import data_path
 
 PASTED = "the line with all of it put right"  # stands for it until it is known
 _EXAMPLE = "qwen2.5-coder-7b"
@@ -36,6 +40,9 @@ FLAGS = {"sequence_length": "-s", "micro_batch": "-b", "method": "--method", "gp
 _LONG = {one["long"]: name for name, one in OPTIONS.items() if "long" in one}
 
 # --- a line, as options and plain words -------------------------------------------------------------------------------
+
+
+_OF_MODELS = ("config.json", "adapter_config.json", "model_index.json")  # one of them lies in a model's folder
 
 
 class Item(NamedTuple):
@@ -53,7 +60,8 @@ class Item(NamedTuple):
     @property
     def is_beside(self) -> bool:
         """Whether this is a plain word that names no file."""
-        return not self.name and not Path(self.value or "").exists()
+        path = Path(self.value or "")
+        return not self.name and not path.is_file() and not any((path / name).is_file() for name in _OF_MODELS)
 
 
 def items(words: Sequence[str]) -> list[Item]:
@@ -88,9 +96,9 @@ def _takes_next(name: str, follows: str) -> bool:
     """Whether the word behind an option is its value; ``--full``, ``--no-...`` and ``--4bit`` take on and off alone."""
     if name in OPTIONS:
         return OPTIONS[name].get("action") != "store_true"
-    if _key(name) in _SAID or _key(name).startswith("no_"):
-        return follows.lower() in (*_ON, *_OFF) or _key(follows) in (*_SAID, *STRATEGIES)
-    return True
+    if not _says(_key(name)) and not _key(name).startswith("no_"):
+        return True
+    return follows.lower() in (*_ON, *_OFF) or bool(_says(_key(follows))) or _key(follows) in STRATEGIES
 
 
 def _only_model(words: Sequence[str], at: int) -> bool:
@@ -168,65 +176,22 @@ def gpu_text(value: Any) -> str:
 
 # --- names: options, fields and what else is typed for them -----------------------------------------------------------
 
-_MEMORY = ("vram", "vram_gb", "gpu_memory", "gpu_mem", "memory")
-# What people type for an option of ours, beside the names of a scenario's fields and the keys of other tools' files.
-_ALSO = {
-    **dict.fromkeys((*_MEMORY, "card", "device"), "--gpu"),
-    **dict.fromkeys(("bs", "batch", "batchsize", "train_batch_size", "rows_a_batch"), "-b"),
-    **dict.fromkeys(("ctx", "context", "context_length", "seq", "seqlen", "seq_len", "seq_length", "tokens",
-                     "max_tokens", "length", "context_size", "ctx_size", "n_ctx"), "-s"),
-    **dict.fromkeys(("quant", "quantization", "dtype"), "--weights"),
-    **dict.fromkeys(("examples", "samples", "num_rows", "dataset_size"), "--rows"),
-    **dict.fromkeys(("epoch", "num_epochs", "num_train_epochs"), "--epochs"),
-    **dict.fromkeys(("format", "framework", "tool", "trainer"), "--for"),
-    **dict.fromkeys(("users", "concurrency", "num_requests"), "--requests"),
-    **dict.fromkeys(("r", "rank"), "lora.rank"),
-    **dict.fromkeys(("accumulation", "grad_accum", "grad_acc", "gas"), "gradient_accumulation"),
-    **dict.fromkeys(("m", "model_name", "model_path"), "model"),
-    **dict.fromkeys(("tp", "tp_size", "tensor_parallel", "tensor_parallel_size"), "parallel.tensor"),
-    **dict.fromkeys(("pp", "pp_size", "pipeline_parallel", "pipeline_parallel_size"), "parallel.pipeline"),
-    **dict.fromkeys(("cp", "cp_size", "context_parallel", "context_parallel_size"), "parallel.context"),
-}  # fmt: skip
-_COUNTS = (
-    "gpus",
-    "num_gpus",
-    "n_gpus",
-    "ngpus",
-    "num_processes",
-    "nproc_per_node",
-    "world_size",
-    "tensor_parallel_size",
-)
-# Words that say all themselves, as an option (``--4bit``) or in a sentence.
-_SAID_BY = {
-    "--method full": "full full_finetune full_finetuning full_ft full_fine_tuning full_parameter",
-    "--method lora": "lora",
-    "--method qlora": "qlora 4bit 4_bit int4 load_in_4bit nf4",
-    "--method qlora --set quantization.type=int8": "8bit 8_bit int8 load_in_8bit",
-    "--strategy fsdp2": "fsdp full_shard",
-    "--strategy zero2": "zero_2",
-    "--strategy zero3": "zero_3",
-    "--set packing=rows": "packing sample_packing",
-    "--set attention=flash": "flash_attn flash_attention flash_attention_2 fa2",
-    "--set gradient_checkpointing=true": "gradient_checkpointing checkpointing",
-    "--set gradient_checkpointing=false": "no_gradient_checkpointing no_checkpointing",
-}
-_SAID = {key: said.split() for said, keys in _SAID_BY.items() for key in keys.split()}
-# Options and fields that a number in a sentence may be of.
-_NUMERIC = ("-s", "-b", "--rows", "--epochs", "--requests", "--tokens-per-row", "lora.rank", "lora.alpha",
-            "gradient_accumulation")  # fmt: skip
-# Words around a question in plain English that ask for nothing.
-_FILLERS = frozenset(
-    """a an the i can will would does do fit fits fitting run running on in with for my of into to at
-    train training finetune finetuning fine-tune fine-tuning fine tune tuning using use and is it be enough if have
-    how much vram memory ram need needs needed what does's per card gpu size long""".split()
-)
-_MOST = ("max", "maximum", "largest", "biggest", "longest", "most", "highest")
-_WHICH = ("which", "what", "best", "cheapest", "smallest", "every", "all")  # GPU
-_ALONE = {"serving": "serve", "inference": "serve"} | {name: name for name in ("longest", "config", "divide", "serve")}
 _ON, _OFF = ("none", "true", "yes", "on", "1"), ("false", "no", "off", "0")
-_NUMBERS = {"one": "1", "two": "2", "dual": "2", "four": "4", "quad": "4", "eight": "8"}
 _NUMBER = re.compile(r"\d[\d.,_]*(?:k|m|b)?", re.I)
+
+
+@cache
+def _table(name: str) -> Any:
+    """A part of ``data/words.yaml``: its words, or what each word of it means."""
+    part = read_yaml(data_path("words.yaml"))[name]
+    if isinstance(part, str):
+        return frozenset(part.split())
+    return {word: str(said) for said, words in part.items() for word in words.split()}
+
+
+def _says(key: str) -> list[str]:
+    """The options that a word says with their values; none where it is no such word."""
+    return _table("says").get(key, "").split()
 
 
 def _key(name: str) -> str:
@@ -240,7 +205,7 @@ def _names() -> dict[str, str]:
     parts = {f"{field.name}_{part.name}": f"{field.name}.{part.name}"
              for field in BY_NAME.values() for part in field.parts}  # fmt: skip
     own = {dest(spelling): name for name, one in OPTIONS.items() for spelling in (name, one.get("long", name))}
-    return {**_ALSO, **ELSEWHERE, **parts, **{name: name for name in BY_NAME}, **own}
+    return {**_table("names"), **ELSEWHERE, **parts, **{name: name for name in BY_NAME}, **own}
 
 
 def _known(command: str) -> dict[str, str]:
@@ -248,6 +213,8 @@ def _known(command: str) -> dict[str, str]:
     takes = set(COMMANDS[command].takes or ())
     known = {key: FLAGS.get(name, name) for key, name in _names().items()}
     known = {key: _LONG.get(name, name) for key, name in known.items()}
+    if "--requests" in takes:
+        known = {key: "--requests" if name == "-b" else name for key, name in known.items()}
     return {key: name for key, name in known.items() if name in takes or ("--set" in takes and name[0] != "-")}
 
 
@@ -321,12 +288,12 @@ def meant(words: Sequence[str]) -> tuple[list[str], list[UserError]]:
         return list(words), []
     own = items(rest)
     fixes: dict[int, _Fix] = {at: fix for at, item in enumerate(own) if item.name and (fix := _option(command, item))}
-    _count_with_the_name(own, fixes)
     first, plain, errors = _plain(command, own)
     errors = [*(fix.error() for fix in fixes.values()), *errors]
     kept = []
     for at, item in enumerate(own):
         kept += fixes[at].words if at in fixes else plain.get(at, item.words)
+    kept = _one_gpu(kept)
     command, start = first or (command, words[: len(words) - len(rest)])
     if not any(not item.name for item in items(kept)):
         errors.append(
@@ -369,7 +336,7 @@ def _option(command: str, item: Item) -> _Fix | None:
         return _Fix(f"`{as_typed}` has no value.", typed, form["help"], _typed(name, None))
     if form.get("choices") and value not in form["choices"]:
         near = closest(value, form["choices"])
-        words = [name, near] if near else next((said for key, said in _SAID.items() if key == _key(value)), [])
+        words = [name, near] if near else _says(_key(value))
         left = "" if words else ", and the line below leaves it out"
         return _Fix(f"`{as_typed}` does not take {value}{left}.", typed, ", ".join(form["choices"]), words)
     if form.get("type") and form["type"](value) is None:
@@ -399,14 +366,14 @@ def _means(command: str, key: str, value: str | None) -> Sequence[str] | str | N
     """What an unknown option means, as words of the line; why it means nothing here; None: nothing is near."""
     known, takes = _known(command), COMMANDS[command].takes or ()
     typed, key = key, re.sub("^(use|enable|with|do)_", "", key) if key not in known else key
-    if key in _SAID and _takes(_SAID[key], takes) and str(value).lower() in _ON:
-        return _SAID[key]
+    if (said := _says(key)) and _takes(said, takes) and str(value).lower() in _ON:
+        return said
     if "--strategy" in takes and _key(value or "") in STRATEGIES[1:]:
         return ["--strategy", _key(value or "")]
-    if (said := _SAID.get(_key(value or ""))) and _takes(said, takes):
+    if (said := _says(_key(value or ""))) and _takes(said, takes):
         return said
     if key in known and not (is_bare := str(value).lower() in _ON and not _is_switch(known[key])):
-        if known[key] == "--gpu" and key in _MEMORY and re.fullmatch(r"[\d.]+", value or ""):
+        if known[key] == "--gpu" and key in _table("memory") and re.fullmatch(r"[\d.]+", value or ""):
             value = f"{value}GiB"
         return _typed(known[key], value)
     if "--set" in takes and (
@@ -415,9 +382,10 @@ def _means(command: str, key: str, value: str | None) -> Sequence[str] | str | N
         return read
     if key.startswith("no_") and key[3:] in known and not known[key[3:]].startswith("-"):
         return _typed(known[key[3:]], "false")
-    if key in _SAID and str(value).lower() in _OFF:
+    if _says(key) and str(value).lower() in _OFF:
         return None
-    near = closest(key.removeprefix("no_"), known, 0.65)  # --tokenz is not --set kernels
+    begins = [dest(name) for name in takes if name.startswith("--") and dest(name).startswith(key)]  # -g
+    near = next(iter(begins), None) or closest(key.removeprefix("no_"), known, 0.65)  # --tokenz is not --set kernels
     return _typed(known[near], "false" if key.startswith("no_") else value) if near else None
 
 
@@ -432,15 +400,15 @@ def _takes(words: Sequence[str], takes: Sequence[str]) -> bool:
     return all(word in takes for word in words if word.startswith("-"))
 
 
-def _count_with_the_name(own: Sequence[Item], fixes: dict[int, _Fix]) -> None:
-    """``--gpus 4 --gpu a100``: one option says both."""
-    gpu = next((at for at, item in enumerate(own) if item.name == "--gpu" and item.value), None)
-    for at, item in enumerate(own):
-        if gpu is not None and at in fixes and _key(item.name) in _COUNTS and (item.value or "").isdigit():
-            fixes[at] = fixes[at]._replace(words=[], problem=f"{PROGRAM} has no option `{item.name}`.",
-                                           allowed="--gpu 2x4090")  # fmt: skip
-            fixes[gpu] = _Fix("How many GPUs stands with their name.", str(own[gpu].value), "--gpu 2x4090",
-                              ["--gpu", f"{item.value}x{own[gpu].value}"])  # fmt: skip
+def _one_gpu(words: Sequence[str]) -> list[str]:
+    """``--gpu 4 --gpu a100`` as one option, which says both."""
+    own, cards, counts = items(words), [], []
+    for value in (str(item.value) for item in own if item.name == "--gpu"):
+        (counts if re.fullmatch(r"\d{1,3}", value) else cards).append(value)
+    if not counts or not cards:
+        return list(words)
+    one = ["--gpu", f"{counts[0]}x{cards[0]}"]
+    return [word for item in _replaced(own, one, lambda item: item.name == "--gpu") for word in item.words]
 
 
 # --- plain words ------------------------------------------------------------------------------------------------------
@@ -517,11 +485,13 @@ def _parts(texts: Sequence[str], command: str, has_what: bool, named: set[str]) 
         part = next(
             (part for count in range(min(_LONGEST_PHRASE, len(texts) - at), 0, -1)
              if (part := _phrase(texts[at : at + count], asked, has_what, named, at == 0))),
-            _Part(1, "filler" if texts[at].lower().strip("?,.!:") in _FILLERS else "unknown", ()),
+            _Part(1, "filler" if texts[at].lower().strip("?,.!:") in _table("fillers") else "unknown", ()),
         )  # fmt: skip
         asked = part.words[0] if part.kind == "command" else asked
         has_what = has_what or part.kind == "model"
-        named |= {word for word in part.words if word.startswith("--") and word != "--set"}
+        named |= {
+            word for word in part.words if word.startswith("--") and word != "--set" and not part.words[-1].isdigit()
+        }
         at += part.count
         yield part
 
@@ -530,14 +500,18 @@ def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str],
     """What some words mean together; None: nothing."""
     typed, words = words, [word.strip("?,!:()").lower() for word in words]
     count = len(words)
-    if (new := _command(words, is_first and count == 1 and not command)) and (not command or new[0] == command):
+    if (new := _command(words, is_first and count == 1)) and (not command or new[0] == command):
         return _Part(count, "command", new)
     takes = COMMANDS[command or "fit"].takes or ()
     if option := _sized(words, command or "fit") or _said(words, command, takes):
         flags = {word for word in option if word.startswith("-") and word != "--set"}
         return _Part(count, "option" if not flags & named else "unknown", option if not flags & named else ())
+    if count == 2 and words[0].isdigit() and words[1].rstrip("s") in ("gpu", "card"):
+        return _Part(count, "option", ["--gpu", words[0]])
     if "--gpu" not in named and (card := _card(words)):
         return _Part(count, "option", ["--gpu", card])
+    if count > 1 and _said(words[-1:], command or "fit", takes):
+        return None
     if not has_what and (model := _model(typed if count == 1 else words)):
         return _Part(count, "model", [model])
     return None
@@ -552,13 +526,15 @@ def _command(words: Sequence[str], alone: bool) -> list[str] | None:
             return ["divide", "--fewest"]
     elif words[-1].rstrip("s") in ("gpu", "card"):
         asked = " ".join(words[:-1])
-        return ["gpus"] if asked in _WHICH else ["divide", "--fewest"] if asked == "fewest" else None
-    if (words[0] in _MOST or words[0] == "how") and len(words) > 1:
+        return (
+            ["gpus"] if closest(asked, _table("which"), 0.8) else ["divide", "--fewest"] if asked == "fewest" else None
+        )
+    if (words[0] in _table("most") or words[0] == "how") and len(words) > 1:
         option = names.get(of, names.get(of.removesuffix("_size")))
         return ["batch"] if option == "-b" else ["longest"] if option == "-s" else None
-    if len(words) == 1 and words[0] in _ALONE:
-        return [_ALONE[words[0]]]
-    near = alone and not {*"./"} & {*words[0]} and words[0] not in _FILLERS and closest(words[0], COMMANDS)
+    if len(words) == 1 and words[0] in _table("commands"):
+        return [_table("commands")[words[0]]]
+    near = alone and not {*"./"} & {*words[0]} and words[0] not in _table("fillers") and closest(words[0], COMMANDS)
     return [near] if near and COMMANDS[near].takes and not _model(words) else None
 
 
@@ -573,7 +549,7 @@ def _sized(words: Sequence[str], command: str) -> list[str] | None:
         sides = [("_".join(middle[:-1]), middle[-1]), ("_".join(middle[1:]), middle[0])] if len(middle) > 1 else []
     for name, value in sides:
         key = _key(name)
-        if _NUMBER.fullmatch(value) and known.get(key) in _NUMERIC:
+        if _NUMBER.fullmatch(value) and known.get(key) in _table("numeric"):
             method = next((["--method", word] for word in words if word in METHODS), [])
             return [*method, *_typed(known[key], value)]
         if (
@@ -591,9 +567,11 @@ def _said(words: Sequence[str], command: str, takes: Sequence[str]) -> list[str]
     from dryfit.scenario.fields import BY_NAME
 
     key = _key(" ".join(words))
-    said = _SAID.get(key) or (["--strategy", key] if key in STRATEGIES and key != "none" else None)
+    said = _says(key) or (["--strategy", key] if key in STRATEGIES and key != "none" else None)
     if not said and command == "config" and key.replace("_", "-") in (*TOOLS, "unsloth"):
         said = ["--for", key.replace("_", "-")]
+    if not said and key in BITS and "--weights" in takes:
+        said = ["--weights", key]
     if not said and key in LIKE:
         said = ["--like", key]
     if not said:
@@ -606,8 +584,8 @@ def _card(words: Sequence[str]) -> str | None:
     """``rtx 4090``, ``2x a100 80gb``, ``two 3090s``; a name of several sizes too, whose error then lists them."""
     from dryfit.cards.gpus import find
 
-    text = " ".join(_NUMBERS.get(word, word) for word in words)
-    if not re.search(r"\d", text):
+    text = " ".join(_table("numbers").get(word, word) for word in words)
+    if not re.search(r"\d", text) or {*words} & _table("fillers") - {"gpu", "card"}:
         return None
     for name in dict.fromkeys((text, re.sub(r"(?<=\d)s$", "", re.sub(r"^(\d+)\s*x?\s+", r"\1x", text)))):
         try:

@@ -123,10 +123,10 @@ def _of_cycle(answer: Mapping[str, Any], judged: Verdict) -> str:
     return sentence(judged, f"{need})", has) + advice
 
 
-def of_program(answered: Mapping[str, Any]) -> str:
-    """Whether somebody's program fits, from its run's answer."""
+def of_program(answered: Mapping[str, Any], subject: str = "the program") -> str:
+    """Whether somebody's program fits, from its run's answer; ``subject``: what needs the memory."""
     trace, gpu = answered["trace"], answered["gpu"]
-    need = f"the program needs {gib(trace['required_bytes'])}"
+    need = f"{subject} needs {gib(trace['required_bytes'])}"
     if answered["gpus"] > 1:
         several = len(answered["ranks"]) > 1
         need += f" on the GPU of rank {answered['rank']}" if several else f" on each of {answered['gpus']} GPUs"

@@ -36,6 +36,16 @@ def size_text(size: float) -> str:
     return gib(size) if abs(size) >= GIB / 10 else f"{size / MIB:.1f} MiB"
 
 
+def bytes_of(text: str) -> int | None:
+    """A size as people write it, ``14.2GiB``, ``9,5 GB`` or ``900 MiB``; None for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*([a-z]+)\s*", text, re.IGNORECASE)
+    unit = found and _UNITS.get(found[2].lower())
+    return round(float(found[1].replace(",", ".")) * unit) if found and unit else None
+
+
+_UNITS = {"gib": GIB, "gb": 10**9, "mib": MIB, "mb": 10**6}
+
+
 def yaml_text(value: Any) -> str:
     """A value as it would stand in a YAML file, on one line."""
     if isinstance(value, Mapping):

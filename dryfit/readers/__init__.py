@@ -98,6 +98,25 @@ SCRIPTS: dict[str, Callable[[Launch, Command, Path], Mapping[str, Any] | None]] 
 # How the pipeline's own settings become a step, once they are checked. The pipeline sets it (scripts/ask), since the
 # library knows no run.
 step_of_a_run: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+
+
+def pipeline(where: object, change: Mapping[str, Any] | None = None) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """:data:`step_of_a_run`; ``change``: what to ask instead where the pipeline is not installed.
+
+    Raises
+    ------
+    UserError
+        If it isn't.
+    """
+    if step_of_a_run is None:
+        raise UserError(
+            "These are settings of SecureCLI-Tuner's pipeline, which is not installed with the library.", where=where,
+            allowed="a model, a scenario, another tool; or `python -m scripts.ask` in the pipeline's folder",
+            write=None if change else f"python -m scripts.ask {where}", change=change,
+        )  # fmt: skip
+    return step_of_a_run
+
+
 # The sections of a run's settings (config/schema.yaml): a file with any other key is no run's.
 RUN_SECTIONS = frozenset(
     (

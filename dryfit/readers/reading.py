@@ -35,7 +35,7 @@ class Remark:
     value: Any
     errs: str  # TOO_HIGH, TOO_LOW or EITHER_WAY
     why: str
-    bound: str | None = None  # what the answer is wrong by at most, as dryfit.ask.text knows it
+    bound: str | None = None  # what the answer is wrong by at most, as dryfit.planner.omissions knows it
 
     def __str__(self) -> str:
         direction = {TOO_HIGH: "the answer is too high", TOO_LOW: "the answer is too low", EITHER_WAY: "either way"}[

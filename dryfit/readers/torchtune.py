@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import read_yaml
+from dryfit.common.files import read_json, read_yaml
 from dryfit.readers import common
 from dryfit.readers.launch import Launch, behind
 from dryfit.readers.reading import EITHER_WAY, TABLES, TOO_HIGH, Reading, Values, begin, checked, keys
 from dryfit.readers.shell import Command, with_file
+from dryfit.scenario.hub import MODELS, repository_of
+from dryfit.scenario.model import size
 
 TABLE = ("torchtune",)
 MARKS = (("model._component_",), ("tokenizer._component_",), ("checkpointer._component_",))
@@ -270,3 +272,63 @@ def _loss(get: Values, reading: Reading) -> None:
         reading.approximates("loss._component_", name, TOO_HIGH, why, "logits")
     elif name not in ("CrossEntropyLoss", ""):
         reading.approximates("loss._component_", name, EITHER_WAY, "this loss is read as cross-entropy")
+
+
+# Sizes that tell the builders apart, by torchtune's names.
+_ARGUMENTS = ("embed_dim", "intermediate_dim", "num_heads", "num_layers", "vocab_size")
+
+
+def named_in_a_file(model: Mapping[str, Any], name: str, form: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file names for a model: a builder of its sizes, or its family's with the sizes as arguments.
+
+    Parameters
+    ----------
+    name
+        The model as it was asked for, a folder or a name.
+    form
+        torchtune's part of ``data/writers.yaml``, with its families and tokenizers.
+
+    Raises
+    ------
+    UserError
+        If torchtune has no builder for it.
+    """
+    table = read_yaml(TABLES / "torchtune.yaml")
+    theirs = [table["arguments"][argument] for argument in _ARGUMENTS]
+
+    def sizes(of: Mapping[str, Any]) -> list[Any]:
+        groups = size(of, "num_key_value_heads") or size(of, "num_attention_heads")
+        return [of["model_type"], groups, *(size(of, one) for one in theirs)]
+
+    known = [
+        builder for builder, same in table["models"].items()
+        if builder.partition("_")[0] in form["families"] and sizes(model) == sizes(read_json(MODELS / f"{same}.json"))
+    ]  # fmt: skip
+    known += [
+        builder for builder, given in table["sizes"].items()
+        if builder.startswith(model["model_type"]) and sizes(model)[2:] == [given[one] for one in _ARGUMENTS]
+    ]  # fmt: skip
+    kind = "instruct" if "instruct" in name.lower() else "base"
+    builder = next((one for one in known if one.endswith(kind)), known[0] if known else "")
+    module = next((one for one in sorted(form["families"], key=len, reverse=True) if builder.startswith(one)), "")
+    arguments = ""
+    if not builder:
+        module = {kind: one for one, kind in table["builders"].items()}.get(model["model_type"], "")
+        head = size(model, "hidden_size") // size(model, "num_attention_heads")
+        if not module or model.get("tie_word_embeddings") or model.get("head_dim") not in (None, head):
+            raise UserError(
+                "torchtune has no builder for this model.", where="--for", found="torchtune",
+                allowed=f"another tool; or a model of torchtune's: {', '.join(sorted(set(table['models'].values())))}",
+                field="--for", change={"--for": "axolotl"},
+            )  # fmt: skip
+        builder = module
+        given = {one: size(model, own) for one, own in table["arguments"].items()}
+        given["num_kv_heads"] = given["num_kv_heads"] or given["num_heads"]
+        arguments = "".join(f"  {one}: {value}\n" for one, value in given.items() if value is not None)
+    tokenizer, files = form["tokenizers"][form["families"][module]["tokenizer"]]
+    folder = name if Path(name).is_dir() else f"models/{repository_of(name).rpartition('/')[2]}"
+    return {
+        "builder": builder, "module": module, "arguments": arguments, "folder": folder, "tokenizer": tokenizer,
+        "tokenizer_files": "\n".join(f"  {key}: {folder}/{file}" for key, file in files.items()),
+        "kind": form["families"][module]["checkpoint"],
+    }  # fmt: skip

@@ -65,6 +65,13 @@ def fetched(name: str) -> HubId | None:
     return HubId.read(entry["hub"]) if entry else None
 
 
+def repository_of(name: str) -> str:
+    """The repository of a model of the catalogue, by which tools load it; any other name as it is."""
+    entry = index()["models"].get(name) or index()["fetched"].get(name)
+    hub = entry and entry["hub"]
+    return (hub if isinstance(hub, str) else hub[0]) if hub else name
+
+
 @cache
 def index() -> dict[str, Any]:
     """What ``config/models/index.yaml`` says."""

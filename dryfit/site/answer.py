@@ -25,7 +25,6 @@ from dryfit.ask.command import scenario_yaml
 from dryfit.ask.question import Question, question, with_method
 from dryfit.ask.run_cost import parse_run_options
 from dryfit.ask.text import WORDS, step_line
-from dryfit.ask.tools import by_tool, tool_lines
 from dryfit.ask.words import parse
 from dryfit.cards.gpus import Gpu, catalogue
 from dryfit.cards.sentences import has_usable, smallest
@@ -38,6 +37,7 @@ from dryfit.hours.run_time import Run
 from dryfit.hours.step_time import speed_of
 from dryfit.planner.changes import apply, moves
 from dryfit.planner.largest_fit import LONGEST, steps
+from dryfit.planner.tools import by_tool, tool_lines
 from dryfit.scenario.fields import BY_NAME
 from dryfit.scenario.hub import FETCH, HubId, explained
 from dryfit.site.choice import beside_the_file, choice_of, named_fields, options_of, run_words, words_of

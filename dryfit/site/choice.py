@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.ask.options import parsed
-from dryfit.ask.question import Options, Question, said_by
+from dryfit.ask.question import Question, QuestionOptions, said_by
 from dryfit.common.errors import UserError
 from dryfit.common.text import yaml_text
 
@@ -52,17 +52,9 @@ def beside_the_file(request: Mapping[str, Any], folder: Path) -> tuple[Mapping[s
     return kept | {"settings": settings}, added
 
 
-def options_of(request: Mapping[str, Any]) -> Options:
+def options_of(request: Mapping[str, Any]) -> QuestionOptions:
     gpu, count = request.get("gpu") or None, request.get("gpus") or 1
-    settings = request.get("settings") or {}
-    return Options(
-        gpu=f"{count}x{gpu}" if gpu and count > 1 else gpu,
-        method=request.get("method") or None,
-        sequence_length=request.get("sequence_length"),
-        micro_batch=request.get("micro_batch"),
-        strategy=request.get("strategy") or None,
-        settings=[f"{name}={yaml_text(value)}" for name, value in settings.items()],
-    )
+    return QuestionOptions.of({**request, "gpu": f"{count}x{gpu}" if gpu and count > 1 else gpu})
 
 
 def words_of(request: Mapping[str, Any], folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ from dryfit.ask import fit
 from dryfit.ask.answer import predict
 from dryfit.ask.command import _Progress, main
 from dryfit.ask.explain_measurement import measured
-from dryfit.ask.question import Options, question
+from dryfit.ask.question import QuestionOptions, question
 from dryfit.ask.run_cost import ranked
 from dryfit.cards.gpus import GIB, find, known
 from dryfit.cards.sentences import smallest
@@ -228,7 +228,7 @@ def test_the_largest_batch_is_one_that_is_confirmed(model, capsys) -> None:
     assert status == 0 and rows > 1
 
     def fits(rows: int) -> bool:
-        asked = question([model], Options("0.6GiB", None, 512, rows, settings=["loss=full"], like="trl"))
+        asked = question([model], QuestionOptions("0.6GiB", None, 512, rows, settings=["loss=full"], like="trl"))
         assert asked.scenario.attention_mask == ("padding" if rows > 1 else "none")
         return trace(asked.scenario, timeline=False)["required_bytes"] <= asked.gpu.usable_bytes
 

@@ -14,7 +14,7 @@ from dryfit.ask.answer import quick
 from dryfit.ask.command import main
 from dryfit.ask.configure import MICRO_BATCHES, configure, rendered, wanted, ways, writers
 from dryfit.ask.options import FILES
-from dryfit.ask.question import Options, question
+from dryfit.ask.question import QuestionOptions, question
 from dryfit.common.errors import UserError
 from dryfit.scenario.scenario import Scenario
 from tests.dryfit.pairwise import each_night
@@ -26,7 +26,7 @@ NO_FILE = {("torchtune", "smollm2-135m")}  # torchtune builds no Llama whose emb
 
 
 def goal(model: str, tool: str, **options):
-    asking = Options(**{"gpu": "4090", "sequence_length": 512, **options})
+    asking = QuestionOptions(**{"gpu": "4090", "sequence_length": 512, **options})
     return wanted(question([model], asking), tool, asking, None)
 
 
@@ -37,7 +37,7 @@ def read_back(text: str, tool: str, folder: Path, gpu: str) -> Scenario:
     """The step that our reader makes of a file."""
     path = folder / writers()[tool]["file"]
     path.write_text(text, encoding="utf-8")
-    return question([path], Options(gpu=gpu)).scenario
+    return question([path], QuestionOptions(gpu=gpu)).scenario
 
 
 def test_the_tools_of_the_command_are_those_that_have_a_writer() -> None:
@@ -86,7 +86,7 @@ def test_the_written_file_has_the_same_step_and_verdict(tool: str, model: str, c
     found = configure(chosen, is_traced=False)
     path = tmp_path / writers()[tool]["file"]
     path.write_text(found.text(), encoding="utf-8")
-    asked = question([path], Options(gpu=card))
+    asked = question([path], QuestionOptions(gpu=card))
     answer = quick(asked, others=False)
     assert asked.scenario == found.best.asked.scenario
     assert (asked.scenario.micro_batch, asked.scenario.method) == (found.best.micro_batch, found.best.way["method"])

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dryfit.ask.omissions import omissions
 from dryfit.common.errors import UserError
 from dryfit.common.text import GIB
+from dryfit.planner.omissions import omissions
 from tests.dryfit.ask.test_readers import asked, said
 
 needs_trl = pytest.mark.skipif("not __import__('importlib').util.find_spec('trl')")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dryfit import readers
-from dryfit.ask.question import Options, Question, question
+from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.common.errors import UserError
 from tests.dryfit.ask.test_readers import AXOLOTL, TRL, asked, said
 
@@ -85,7 +85,7 @@ def titan(folder: Path, parallelism: str = "", gpu: str = "8x80GiB", **given: An
     given = {"flavor": "8B", "mode": "full", "converters": "[]", **given}
     path = folder / "llama3.toml"
     path.write_text(TITAN.format(parallelism=parallelism, **given), encoding="utf-8")
-    return question([path], Options(gpu=gpu))
+    return question([path], QuestionOptions(gpu=gpu))
 
 
 def remarks(found: Question) -> dict[str, str]:
@@ -144,13 +144,15 @@ def test_torchtitans_products_in_8_bits_and_compiled_layers(tmp_path, monkeypatc
     text = TITAN.format(flavor="8B", mode="full", converters='["quantize.linear.float8"]', parallelism="")
     text = text.replace("enable = false", "enable = true")
     path.write_text(text + "[quantize.linear.float8]\nenable_fsdp_float8_all_gather = true\n", encoding="utf-8")
-    found = question([path], Options(gpu="8x80GiB"))
+    found = question([path], QuestionOptions(gpu="8x80GiB"))
     said(found, compile="layers", float8="tensorwise", parallel={"strategy": "fsdp2", "float8_all_gather": True})
     path.write_text(text.replace("[parallelism]", "[parallelism]\ntensor_parallel_degree = 2"), encoding="utf-8")
-    said(question([path], Options(gpu="8x80GiB")), compile="layers", float8="tensorwise", parallel={"tensor": 2})
+    said(
+        question([path], QuestionOptions(gpu="8x80GiB")), compile="layers", float8="tensorwise", parallel={"tensor": 2}
+    )
     pipeline = "[parallelism]\npipeline_parallel_degree = 2\ndata_parallel_shard_degree = 1"
     path.write_text(text.replace("[parallelism]", pipeline), encoding="utf-8")
-    found = question([path], Options(gpu="2x80GiB"))
+    found = question([path], QuestionOptions(gpu="2x80GiB"))
     said(found, compile="none", float8="none")
     assert {"model.converters", "torch_compile"} <= set(remarks(found))
 
@@ -161,7 +163,7 @@ def test_what_is_not_described_of_torchtitan_says_which_way_it_errs(tmp_path):
     assert "mx" in {one.value for one in found.reading.remarks}
     (tmp_path / "broken.toml").write_text("[model\n", encoding="utf-8")
     with pytest.raises(UserError, match="This is not TOML"):
-        question([tmp_path / "broken.toml"], Options())
+        question([tmp_path / "broken.toml"], QuestionOptions())
 
 
 def test_torchtitans_older_sections_are_read(tmp_path):
@@ -184,7 +186,7 @@ enable_float8_linear = false
 """
     path = tmp_path / "old.toml"
     path.write_text(older, encoding="utf-8")
-    found = question([path], Options(gpu="4x80GiB"))
+    found = question([path], QuestionOptions(gpu="4x80GiB"))
     said(found, micro_batch=1, optimizer="adamw", parallel={"strategy": "fsdp2", "gpus": 4, "context": 2})
     assert not found.reading.unknown
 
@@ -194,18 +196,18 @@ def test_a_function_of_a_registry_is_named_behind_the_file(tmp_path):
     folder.mkdir()
     path = folder / "config_registry.py"
     path.write_text(REGISTRY, encoding="utf-8")
-    found = question([f"{path}:large"], Options(gpu="8x80GiB"))
+    found = question([f"{path}:large"], QuestionOptions(gpu="8x80GiB"))
     said(found, micro_batch=8, sequence_length=2048, gradient_checkpointing=True,
          parallel={"strategy": "fsdp2", "gpus": 8, "tensor": 4})  # fmt: skip
     assert found.scenario.model["num_hidden_layers"] == 80 and remarks(found)["loss.kind"] == "too high"
-    found = question([f"{path}:larger"], Options(gpu="8x80GiB"))
+    found = question([f"{path}:larger"], QuestionOptions(gpu="8x80GiB"))
     said(found, micro_batch=4, parallel={"strategy": "none", "gpus": 8, "tensor": 8})
     said(found, parallel={"sequence_parallel": True, "loss_parallel": True})
     assert found.scenario.model["num_hidden_layers"] == 126
     assert remarks(found)["activation_checkpoint.mode"] == "too low"
     for asked_for in (str(path), f"{path}:small"):
         with pytest.raises(UserError, match="configuration") as caught:
-            question([asked_for], Options())
+            question([asked_for], QuestionOptions())
         assert "large, larger" in str(caught.value) and f"{path}:large" in str(caught.value)
 
 
@@ -283,13 +285,13 @@ def test_ms_swifts_sequence_parallel_is_ulysses(tmp_path):
     path = tmp_path / "train.sh"
     words = "swift sft --model Qwen/Qwen2.5-7B-Instruct --tuner_type full --sequence_parallel_size 2 --max_length 8192"
     path.write_text(f"NPROC_PER_NODE=4 {words} --deepspeed zero3\n", encoding="utf-8")
-    found = question([path], Options())
+    found = question([path], QuestionOptions())
     said(found, gradient_accumulation=8)
     assert found.reading.fields["parallel"]["ulysses"] == 2
     assert remarks(found)["sequence_parallel_size"] == "either way"
     said(found, parallel={"strategy": "zero3", "gpus": 4, "ulysses": 2})  # under no other name
     path.write_text(f"NPROC_PER_NODE=4 {words}\n", encoding="utf-8")
-    found = question([path], Options())
+    found = question([path], QuestionOptions())
     said(found, parallel={"strategy": "ddp", "gpus": 4})
     assert remarks(found)["sequence_parallel_size"] == "too high"
 
@@ -300,7 +302,7 @@ def test_ms_swifts_sequence_parallel_is_ulysses(tmp_path):
 def script(folder: Path, tuner: str = "full", more: str = "", before: str = "") -> Question:
     path = folder / "train.sh"
     path.write_text(SCRIPT.format(tuner=tuner, more=more, before=before), encoding="utf-8")
-    return question([path], Options())
+    return question([path], QuestionOptions())
 
 
 def test_a_command_of_megatron_makes_a_mesh(tmp_path):
@@ -330,7 +332,7 @@ def test_pretrain_gpt_says_its_model_by_sizes(tmp_path):
         " --untie-embeddings-and-output-weights\n",
         encoding="utf-8",
     )
-    found = question([path], Options())
+    found = question([path], QuestionOptions())
     assert found.scenario.model["num_hidden_layers"] == 4 and found.scenario.model["intermediate_size"] == 1024
     said(found, micro_batch=2, sequence_length=512, parallel={"strategy": "none", "gpus": 2, "tensor": 2})
     said(found, parallel={"sequence_parallel": False, "loss_parallel": True})  # its loss is always on parts

@@ -53,12 +53,127 @@ QUESTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# Three more sets, each frozen before it was asked once: 16 of 30 were understood before words were read in one place,
+# then 23 of 30 and 22 of 30 at the first try. Their causes are mended. "says": a word that the message has.
+LATER: dict[str, dict[str, Any]] = {
+    "llama 2 7b --gpu 4090": {"model": (4096, 32), "gpu": "rtx-4090"},
+    "TheBloke/Mistral-7B-v0.1-AWQ --gpu 3090": {"model": (4096, 32), "gpu": "rtx-3090", "method": "qlora"},
+    "qwen2.5-7b-instruct-gptq-int4 --gpu 12gb": {"model": (3584, 28), "gpu": 12, "says": "gptq"},
+    "Llama-3.1-8B-Instruct --gpu a100": {"model": (4096, 32), "gpu": "a100-40gb", "says": "80"},
+    "longest qwen3-8b --gpu 4090 --quick": {"command": "longest", "gpu": "rtx-4090"},
+    "batch llama-3.1-8b --gpu 3090 --quick -s 1024": {"command": "batch", "gpu": "rtx-3090", "sequence_length": 1024},
+    "gpus mistral-7b --quick": {"command": "gpus", "model": (4096, 32)},
+    "qwen3-8b --gpu 4090 --per_device_train_batch_size 2 --gradient_accumulation_steps 8 --max_seq_length 1024":
+        {"micro_batch": 2, "sequence_length": 1024, "accumulation": 8},
+    "qwen2.5-coder-7b --gpu 4090 --cutoff_len 4096 --finetuning_type lora --lora_rank 32":
+        {"sequence_length": 4096, "method": "lora", "rank": 32},
+    "qwen3-8b --gpu 4090 --sequence_len 4096 --adapter qlora --micro_batch_size 2":
+        {"sequence_length": 4096, "method": "qlora", "micro_batch": 2},
+    "llama-3.1-8b --gpu 4090 --load_in_8bit": {"method": "qlora", "quantization": "int8"},
+    "qwen3-14b --gpu 2x3090 --fsdp": {"gpu": "rtx-3090", "gpus": 2, "strategy": "fsdp2"},
+    "llama-3.1-8b --gpu 4xA100-80GB --deepspeed zero3 --full": {"gpus": 4, "strategy": "zero3", "method": "full"},
+    "qwen3-8b --num-gpus 2 --gpu 4090": {"gpus": 2, "gpu": "rtx-4090"},
+    "qwen3-8b --gpu 4090 --flash-attn": {"attention": "flash", "gpu": "rtx-4090"},
+    "can I finetune qwen3 8b on a 4090": {"model": (4096, 36), "gpu": "rtx-4090"},
+    "will mistral 7b lora fit in 24 GB": {"model": (4096, 32), "method": "lora", "gpu": 24},
+    "qwen2.5 7b qlora 3090": {"model": (3584, 28), "method": "qlora", "gpu": "rtx-3090"},
+    "llama3.1 8b full finetune on 2x a100 80gb": {"model": (4096, 32), "method": "full", "gpu": "a100-80gb", "gpus": 2},
+    "how much vram for llama 3.1 8b": {"model": (4096, 32), "gpu": None},
+    "which gpu for qwen3 8b": {"command": "gpus", "model": (4096, 36)},
+    "max batch size llama 3.1 8b rtx 4090": {"command": "batch", "model": (4096, 32), "gpu": "rtx-4090"},
+    "max context qwen3-8b on 4090": {"command": "longest", "model": (4096, 36), "gpu": "rtx-4090"},
+    "passt qwen3-8b auf 24GB": {"model": (4096, 36), "gpu": 24},
+    "qwen3-8b --gpu 24Go": {"model": (4096, 36), "gpu": 24},
+    "qwen3-8b on rtx 4090 with seq len 4096 batch 2": {"gpu": "rtx-4090", "sequence_length": 4096, "micro_batch": 2},
+    "quen3-8b --gpu rtx4090 --methd qlora": {"model": (4096, 36), "gpu": "rtx-4090", "method": "qlora"},
+    "meta-llama/Llama-3.1-8B-Instruct 4090 lora r=16":
+        {"model": (4096, 32), "gpu": "rtx-4090", "method": "lora", "rank": 16},
+    "qwen2.5-coder-7b --gpu 24000MB -s 2048": {"gpu": 24, "sequence_length": 2048},
+    "mistralai/Mistral-7B-v0.3 --gpu L4 --lora --batch 2":
+        {"model": (4096, 32), "gpu": "l4", "method": "lora", "micro_batch": 2},
+    "qwen3-8b --gpu=rtx4090 --seq=2048 --bs=2": {"gpu": "rtx-4090", "sequence_length": 2048, "micro_batch": 2},
+    "llama-3.1-8b --gpu 3090 --use_flash_attention_2 --bf16 true": {"gpu": "rtx-3090", "attention": "flash"},
+    "qwen2.5-14b --gpu a6000 --use_liger_kernel": {"gpu": "rtx-a6000", "loss": "liger"},
+    "llama-3.1-8b --gpu 24gb --optim paged_adamw_8bit --gradient_checkpointing":
+        {"optimizer": "paged_adamw_8bit", "gradient_checkpointing": True, "gpu": 24},
+    "qwen3-8b --device h100 --full_finetune --seq_length 8192":
+        {"gpu": "h100", "method": "full", "sequence_length": 8192},
+    "phi-4 --gpu 4090 --quantization 4bit": {"model": (5120, 40), "method": "qlora", "gpu": "rtx-4090"},
+    "gemma-2-9b --gpu 2x4090 --fsdp full_shard --lora": {"gpus": 2, "strategy": "fsdp2", "method": "lora"},
+    "--model qwen3-8b --gpu 4090": {"model": (4096, 36), "gpu": "rtx-4090"},
+    "qwen3-8b --gpu 4090 --lora_r=8 --lora_alpha=16 --packing": {"rank": 8, "alpha": 16, "packing": "rows"},
+    "llama-3.1-70b --gpu 8xa100-80gb --tensor-parallel 8 --method full": {"gpus": 8, "method": "full"},
+    "longest qwen2.5-7b --vram 16": {"command": "longest", "gpu": 16, "model": (3584, 28)},
+    "config llama-3.1-8b --gpu 4090 --tool axolotl --max_seq_len 4096":
+        {"command": "config", "for": "axolotl", "sequence_length": 4096},
+    "serve qwen3-8b --gpu 4090 --ctx 8192 --users 4 --quant q8_0":
+        {"command": "serve", "sequence_length": 8192, "requests": 4, "weights": "q8_0"},
+    "gpus llama-3.1-8b --samples 20k --num_train_epochs 3": {"command": "gpus", "rows": 20000, "epochs": "3"},
+    "fine tune llama 3.1 8b on my rtx 3060 12gb": {"model": (4096, 32), "gpu": "rtx-3060-12gb"},
+    "qwen 2.5 coder 7b qlora on t4": {"model": (3584, 28), "method": "qlora", "gpu": "t4"},
+    "is 16gb enough for mistral 7b qlora?": {"model": (4096, 32), "method": "qlora", "gpu": 16},
+    "gemma 2 9b 4bit 24gb vram": {"model": (3584, 42), "method": "qlora", "gpu": 24},
+    "llama-3.1-8b lora rank 64 on a100":
+        {"model": (4096, 32), "method": "lora", "rank": 64, "gpu": "a100-40gb", "says": "80"},
+    "biggest batch for qwen3 4b on 4070": {"command": "batch", "model": (2560, 36), "gpu": "rtx-4070"},
+    "longest context llama 3.1 8b 4090": {"command": "longest", "model": (4096, 32), "gpu": "rtx-4090"},
+    "what gpu do i need for llama 3.1 70b qlora": {"command": "gpus", "model": (8192, 80), "method": "qlora"},
+    "how many h100 for llama 3.1 70b full":
+        {"command": "divide", "model": (8192, 80), "gpu": "h100-80gb", "method": "full"},
+    "kann ich mistral 7b auf einer rtx 4090 trainieren": {"model": (4096, 32), "gpu": "rtx-4090"},
+    "puedo entrenar qwen3 8b con 16 GB": {"model": (4096, 36), "gpu": 16},
+    "qwen3-8b 2 x rtx 3090 ddp": {"model": (4096, 36), "gpu": "rtx-3090", "gpus": 2, "strategy": "ddp"},
+    "lama 3.1 8b qlora 24gb": {"model": (4096, 32), "method": "qlora", "gpu": 24},
+    "qwen3-8b dpo 4090 2k tokens": {"objective": "dpo", "gpu": "rtx-4090", "sequence_length": 2048},
+    "axolotl config for qwen3 8b on a 4090":
+        {"command": "config", "for": "axolotl", "model": (4096, 36), "gpu": "rtx-4090"},
+    "Qwen/Qwen3-14B --gpu 'RTX 5090' --rank 32 -s 4096":
+        {"model": (5120, 40), "gpu": "rtx-5090", "rank": 32, "sequence_length": 4096},
+    "llama3-8b --gpu 24g": {"model": (4096, 32), "gpu": 24},
+    "qwen3-8b --vram=16GB --qlora --max-length 1024": {"gpu": 16, "method": "qlora", "sequence_length": 1024},
+    "mistral-7b-instruct --gpu v100": {"model": (4096, 32), "gpu": "v100"},
+    "qwen3-8b --gpu 4090 --learning_rate 2e-4 --lora_dropout 0.05": {"gpu": "rtx-4090", "model": (4096, 36)},
+    "llama-3.1-8b --gpu 4090 --optimizer adamw_bnb_8bit": {"optimizer": "adamw_8bit"},
+    "llama-3.1-8b --gpu 4090 --torch_dtype float16": {"gpu": "rtx-4090", "precision": "fp16"},
+    "unsloth/Qwen3-8B-bnb-4bit --gpu t4 --framework unsloth": {"model": (4096, 36), "gpu": "t4"},
+    "qwen2.5-7b -g 4090": {"model": (3584, 28), "gpu": "rtx-4090"},
+    "qwen2.5-7b --gpu 4090 --seqlen 8K": {"sequence_length": 8192},
+    "llama-3.1-8b --gpu 2 --gpu-type a100-80gb": {"gpu": "a100-80gb", "gpus": 2},
+    "batch llama-3.1-8b --gpu 3090 --seq 1024 --lora-rank 8": {"command": "batch", "sequence_length": 1024, "rank": 8},
+    "config qwen3-8b --card 3090 --format llamafactory -s 2k":
+        {"command": "config", "for": "llama-factory", "sequence_length": 2048},
+    "serve llama-3.1-8b --gpu 3090 --batch 8 --context-length 4096":
+        {"command": "serve", "sequence_length": 4096, "requests": 8},
+    "divide llama-3.1-70b --gpus 8 --gpu h100": {"command": "divide", "gpus": 8, "gpu": "h100-80gb"},
+    "train llama 3.2 3b with lora on a 12gb card": {"model": (3072, 28), "method": "lora", "gpu": 12},
+    "does phi-4 fit in 16GB with qlora": {"model": (5120, 40), "method": "qlora", "gpu": 16},
+    "smollest gpu for qwen2.5 14b qlora": {"command": "gpus", "model": (5120, 48), "method": "qlora"},
+    "qwen3 8b orpo lora 4096 tokens batch size 2 rtx 3090":
+        {"objective": "orpo", "method": "lora", "sequence_length": 4096, "micro_batch": 2, "gpu": "rtx-3090"},
+    "mixtral 8x7b qlora a100 80gb": {"model": (4096, 32), "method": "qlora", "gpu": "a100-80gb"},
+    "what is the max sequence length for llama 3.1 8b lora on 4090":
+        {"command": "longest", "model": (4096, 32), "method": "lora", "gpu": "rtx-4090"},
+    "can a 3060 train qwen3 4b": {"model": (2560, 36), "gpu": "rtx-3060"},
+    "deepseek r1 distill qwen 7b on 4090": {"model": (3584, 28), "gpu": "rtx-4090"},
+    "llama 3.1 8b full fine-tuning h100 zero3 8 gpus":
+        {"model": (4096, 32), "method": "full", "gpu": "h100", "gpus": 8, "strategy": "zero3"},
+    "est-ce que qwen3 8b tient dans 24 Go": {"model": (4096, 36), "gpu": 24},
+    "qwen3 8b no gradient checkpointing 4090":
+        {"model": (4096, 36), "gradient_checkpointing": False, "gpu": "rtx-4090"},
+    "fit gemma-3-27b on 48gb": {"model": (5376, 62), "gpu": 48},
+    "serve mistral 7b q4_k_m on 8gb": {"command": "serve", "model": (4096, 32), "weights": "q4_k_m", "gpu": 8},
+    "qwen3-8b 4090 10k rows 3 epochs": {"rows": 10000, "epochs": "3", "gpu": "rtx-4090"},
+    "unsloth script for llama 3.1 8b on t4": {"command": "config", "for": "unsloth", "model": (4096, 32), "gpu": "t4"},
+}  # fmt: skip
+
+
 def understood(line: str) -> dict[str, Any]:
     """What is understood of a line, or of the one line that its error gives instead."""
-    words = shlex.split(line)
+    words, message = shlex.split(line), ""
     try:
         asked = read(words)
     except UserError as error:
+        message = str(error).lower()
         writes = {part.write for part in error.parts or (error,)}
         assert len(writes) == 1, error
         program, *words = shlex.split(writes.pop() or "")
@@ -69,21 +184,25 @@ def understood(line: str) -> dict[str, Any]:
     step, gpu, options = asked.question.scenario, asked.question.gpu, asked.options
     return {
         **{name: getattr(step, name) for name in ("method", "sequence_length", "micro_batch", "objective",
-                                                  "gradient_checkpointing", "attention")},
+                                                  "gradient_checkpointing", "attention",
+                                                  "optimizer", "precision", "loss", "packing")},
         "model": (step.size("hidden_size"), step.size("num_hidden_layers")), "command": options.command,
         "gpu": str(gpu.name if gpu else None), "gib": gpu and round(gpu.total_bytes / 2**30), "gpus": gpu and gpu.count,
         "rank": step.lora and step.lora.rank, "alpha": step.lora and step.lora.alpha,
         "strategy": step.parallel.strategy, "for": options.tool_for, "weights": options.weights,
-        "rows": options.rows,
+        "rows": options.rows, "requests": options.requests, "epochs": options.epochs, "says": message,
+        "accumulation": step.gradient_accumulation, "quantization": step.quantization and step.quantization.type,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("line", QUESTIONS)
+@pytest.mark.parametrize("line", [*QUESTIONS, *LATER])
 def test_a_strangers_question_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     got = understood(line)
-    for name, meant in QUESTIONS[line].items():
+    for name, meant in (QUESTIONS | LATER)[line].items():
         if name == "gpu":
-            assert abs(got["gib"] - meant) <= 2 if isinstance(meant, int) else meant in got["gpu"]
+            assert abs(got["gib"] - meant) <= 2 if isinstance(meant, int) else str(meant) in got["gpu"]
+        elif name == "says":
+            assert meant in got["says"]
         else:
             assert got[name] == meant, name

@@ -109,7 +109,7 @@ def test_what_is_right_is_left_alone() -> None:
     options = parse(["batch", MODEL, "-s2,048", "--gpu=4090", "--set", "lora.rank=4", "--set=loss=full"])
     assert (options.command, options.sequence_length, options.gpu) == ("batch", 2048, "4090")
     assert parse([MODEL, "-s", "2k", "--rows", "10k"]).sequence_length == 2048 and whole_number("10k") == 10_000
-    assert options.set == ["lora.rank=4", "loss=full"] and options.micro_batch is None and options.quick is None
+    assert options.set == ["lora.rank=4", "loss=full"] and options.micro_batch is None and options.yaml is None
 
 
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.takes])

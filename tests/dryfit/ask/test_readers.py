@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from dryfit import readers
-from dryfit.ask.omissions import of_older_tools, omissions
-from dryfit.ask.question import Options, Question, question
+from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.common.errors import UserError
+from dryfit.common.text import GIB
+from dryfit.planner.omissions import of_an_older_loss, of_older_tools, omissions
 from dryfit.readers.reading import TABLES, TOO_LOW, keys
 from dryfit.scenario.fields import BY_NAME
 
@@ -27,7 +28,7 @@ def asked(folder: Path, content: Any, *others: Any, name: str = "file.yaml", **o
         path = folder / (name if number == 0 else f"beside-{number}.yaml")
         path.write_text(mapping if isinstance(mapping, str) else yaml.safe_dump(mapping), encoding="utf-8")
         paths.append(path)
-    return question(paths, Options(**options))
+    return question(paths, QuestionOptions(**options))
 
 
 def said(found: Question, **fields: Any) -> None:
@@ -561,7 +562,7 @@ def test_a_file_of_one_row_asked_about_with_several_carries_the_mask_of_padded_r
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
 
     def mask(**options) -> str:
-        return question([path], Options(tool=tool, **options)).scenario.attention_mask
+        return question([path], QuestionOptions(tool=tool, **options)).scenario.attention_mask
 
     assert [mask(), mask(micro_batch=4), mask(least_rows=2)] == ["none", "padding", "padding"]
     assert mask(micro_batch=4, settings=["attention_mask=none"]) == "none"
@@ -570,22 +571,22 @@ def test_a_file_of_one_row_asked_about_with_several_carries_the_mask_of_padded_r
 def test_a_gpu_as_text_keeps_its_count(tmp_path) -> None:
     words = ["qwen2.5-coder-7b"]
     asked = [
-        question(words, Options(gpu="8xh100-80gb")),
-        question(words, Options(settings=["gpu=8xh100-80gb"])),
-        question(words, Options(settings=["gpu=h100-80gb x 8"])),
-        question(words, Options(settings=["gpu={name: h100-80gb, count: 8}"])),
-        question(words, Options(settings=["gpu.name=h100-80gb", "gpu.count=8"])),
+        question(words, QuestionOptions(gpu="8xh100-80gb")),
+        question(words, QuestionOptions(settings=["gpu=8xh100-80gb"])),
+        question(words, QuestionOptions(settings=["gpu=h100-80gb x 8"])),
+        question(words, QuestionOptions(settings=["gpu={name: h100-80gb, count: 8}"])),
+        question(words, QuestionOptions(settings=["gpu.name=h100-80gb", "gpu.count=8"])),
     ]
     path = tmp_path / "step.yaml"
     path.write_text("model: qwen2.5-coder-7b\ngpu: 8xh100-80gb\n", encoding="utf-8")
-    asked.append(question([path], Options()))
+    asked.append(question([path], QuestionOptions()))
     for one in asked:
         assert one.gpu.count == 8 and one.scenario.gpu == asked[0].scenario.gpu
         assert one.scenario.parallel == asked[0].scenario.parallel and one.scenario.parallel.gpus == 8
     with pytest.raises(UserError, match="more than `gpu` has"):
-        question(words, Options(settings=["gpu=2xh100-80gb", "parallel={strategy: fsdp2, gpus: 8}"]))
+        question(words, QuestionOptions(settings=["gpu=2xh100-80gb", "parallel={strategy: fsdp2, gpus: 8}"]))
     with pytest.raises(UserError, match="two numbers of GPUs"):
-        question(words, Options(settings=["gpu={name: 2xh100-80gb, count: 8}"]))
+        question(words, QuestionOptions(settings=["gpu={name: 2xh100-80gb, count: 8}"]))
 
 
 @pytest.mark.parametrize("divided, offloaded", [({}, True), ({"fsdp_version": 2, "fsdp_config": {"x": 1}}, False)])
@@ -652,6 +653,23 @@ def test_older_versions_of_trl_have_other_defaults(more: dict, older: dict, tmp_
 def test_what_is_typed_is_no_default_of_an_older_version(tmp_path: Path) -> None:
     found = asked(tmp_path, TRL, settings=("gradient_checkpointing=true", "loss=chunked"))
     assert found.reading.older == {"precision": "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("more", "backward", "told"),
+    [({}, 9, True), ({}, 4, False), ({"enable_liger_kernel": True}, 9, False)],
+    ids=["at the loss", "peak elsewhere", "no whole logits"],
+)
+def test_an_older_loss_copies_the_logits(more, backward, told, tmp_path: Path) -> None:
+    """1 GiB of logits in fp32; the peak of 9 GiB lies in the backward pass, or in the update."""
+    content = FACTORY | {"cutoff_len": 2048, "per_device_train_batch_size": 1, "bf16": True} | more
+    found = asked(tmp_path, content)
+    logits = 4 * found.scenario.tokens * found.scenario.model["vocab_size"]
+    trace = {"phases": {"backward": backward * GIB}, "peak_allocated_bytes": 9 * GIB, "required_bytes": 9 * GIB}
+    for usable, short in ((9 * GIB + logits - 1, True), (9 * GIB + logits, False)):
+        texts = list(of_an_older_loss([found.reading], found.scenario, trace, usable))
+        assert bool(texts) == (told and short) and all("transformers before 4.49" in text for text in texts)
+    assert not list(of_an_older_loss([], found.scenario, trace, 9 * GIB))
 
 
 def test_a_program_that_names_no_dtype_loads_in_fp32_before_transformers_5(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from dryfit.ask.question import Options, question
-from dryfit.ask.tools import by_tool, other_verdicts, tool_lines
+from dryfit.ask.question import QuestionOptions, question
 from dryfit.common.errors import UserError
+from dryfit.planner.tools import by_tool, other_verdicts, tool_lines
 from dryfit.readers import axolotl, trl
 from dryfit.readers.request import LIKE, like_fields, parse_request
 from dryfit.scenario.fields import scenario_defaults
@@ -46,7 +46,7 @@ def said_by_reader(tool: str, method: str, rows: int, objective: str) -> dict[st
 
 @pytest.mark.parametrize(("card", "precision"), [("t4", "fp16"), ("4090", "bf16")])
 def test_unsloth_takes_fp16_on_a_card_without_bf16(card, precision) -> None:
-    asked = question(["qwen2.5-coder-0.5b"], Options(gpu=card, like="unsloth", sequence_length=512)).scenario
+    asked = question(["qwen2.5-coder-0.5b"], QuestionOptions(gpu=card, like="unsloth", sequence_length=512)).scenario
     assert (asked.precision, asked.autocast, asked.attention) == (precision, precision, "mem_efficient")
 
 
@@ -63,7 +63,7 @@ model = FastLanguageModel.get_peft_model(model, r=16, use_gradient_checkpointing
 trainer = SFTTrainer(model=model, args=SFTConfig(per_device_train_batch_size=4, optim="adamw_8bit", bf16=True))
 """
     (tmp_path / "train.py").write_text(text)
-    own = question([tmp_path / "train.py"], Options()).scenario
+    own = question([tmp_path / "train.py"], QuestionOptions()).scenario
     like = parse_request({**STEP, "like": "unsloth", "method": method, "micro_batch": 4}).scenario
     for name in ("kernels", "loss", "attention", "attention_mask", "gradient_checkpointing", "activation_offload",
                  "optimizer", "method", "precision", "autocast"):  # fmt: skip
@@ -156,7 +156,7 @@ def test_a_mesh_that_is_no_number_is_named_and_a_full_one_has_nothing_beside() -
     ("gpu", "settings", "gpus"), [("4090", (), 1), ("2x3090", (), 1), ("2xh100", ("parallel.tensor=2",), 2)]
 )
 def test_no_strategy_is_one_gpu_unless_a_mesh_has_a_place_for_each(gpu, settings, gpus) -> None:
-    options = Options(gpu=gpu, method="lora", strategy="none", settings=list(settings))
+    options = QuestionOptions(gpu=gpu, method="lora", strategy="none", settings=list(settings))
     parallel = question(["qwen2.5-coder-7b"], options).scenario.parallel
     assert (parallel.strategy, parallel.gpus, parallel.tensor) == ("none", gpus, gpus)
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dryfit.ask.command import main
-from dryfit.ask.question import Options, Question, question
+from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.common.errors import UserError
 from dryfit.readers.reading import keys
 from dryfit.scenario.hub import likely_id, nearest
@@ -24,7 +24,7 @@ AXOLOTL = {"base_model": "smollm2-135m", "adapter": "qlora", "load_in_4bit": Tru
 def asked(tmp_path: Path, content: Any, tool: str | None = None, **options: Any) -> Question:
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return question([path], Options(tool=tool, **options))
+    return question([path], QuestionOptions(tool=tool, **options))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_no_value_of_a_known_key_ends_in_a_traceback(tmp_path) -> None:
                 beside = tmp_path / "accelerate.yaml"
                 beside.write_text(yaml.safe_dump({"distributed_type": kind, "num_processes": 2, key: value}))
                 try:
-                    question(["smollm2-135m", beside], Options())
+                    question(["smollm2-135m", beside], QuestionOptions())
                 except UserError:
                     refused += 1
     assert refused > 100

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dryfit.ask.options import parsed
-from dryfit.ask.question import Options, Question, question
+from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.cards.gpus import find
 from dryfit.common.errors import UserError
 from dryfit.evidence.measured import UNREAD, Kinds, MeasuredStep, kinds_of, measured_steps, published, read, write
@@ -27,7 +27,7 @@ STEP = MeasuredStep("a", "somebody", "rtx-4080", KINDS, "Qwen2.5", 494.0, 1, 512
 
 def asked(line: str) -> Question:
     options = parsed(shlex.split(line))
-    return question(options.what, Options(
+    return question(options.what, QuestionOptions(
         gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
         micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set,
     ))  # fmt: skip

@@ -181,16 +181,16 @@ def test_gemma_4_takes_as_many_tokens_as_its_processor_leaves():
 @pytest.mark.parametrize("place", ["name", "folder", "file"])
 def test_without_images_the_answer_says_so_and_gives_the_line(name, place, tmp_path):
     """Qwen2.5-VL's rotary positions of three axes load, and become those of text."""
-    from dryfit.ask.question import Options, question
+    from dryfit.ask.question import QuestionOptions, question
     from dryfit.scenario.hub import MODELS
 
     file = tmp_path / name / "config.json"
     file.parent.mkdir()
     file.write_text((MODELS / f"{name}.json").read_text())
     what = {"name": name, "folder": str(file.parent), "file": str(file)}[place]
-    asked = question([what], Options(sequence_length=2048))
+    asked = question([what], QuestionOptions(sequence_length=2048))
     (warning,) = asked.asked.warnings
     assert "the language model alone" in warning and "images: {count: 1, height: 4" in warning
     line = warning.partition("--set '")[2].partition("'")[0]
-    whole = question([what], Options(sequence_length=2048, settings=[line]))
+    whole = question([what], QuestionOptions(sequence_length=2048, settings=[line]))
     assert whole.scenario.images and not whole.asked.warnings

@@ -12,7 +12,9 @@ import pytest
 from tests.unit.documents import inputs
 
 OF_COMMANDS = ("danger", "deletes_unasked", "changes_unasked", "refused_", "harmful", "program", "exact_canonical")
-WORDS = re.compile(r"\b(bash|shell|shfmt|command that|dangerous|sandbox|were not run|snakemake execute)\b", re.IGNORECASE)
+WORDS = re.compile(
+    r"\b(bash|shell|shfmt|command that|dangerous|sandbox|were not run|snakemake execute)\b", re.IGNORECASE
+)
 
 
 def without(value: Any) -> Any:

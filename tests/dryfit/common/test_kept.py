@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dryfit.ask import kept
 from dryfit.ask.command import main
-from dryfit.ask.kept import KeptAnswer
-from dryfit.ask.question import Options, question
+from dryfit.ask.question import QuestionOptions, question
+from dryfit.common import kept
+from dryfit.common.kept import KeptAnswer
 from dryfit.hours.run_time import Run
 from tests.dryfit.ask.conftest import TINY
 
@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def asked(**options) -> object:
-    return question(["tiny/config.json", "accelerate.yaml"], Options(gpu="24GiB", **options))
+    return question(["tiny/config.json", "accelerate.yaml"], QuestionOptions(gpu="24GiB", **options))
 
 
 def keep(text: str = "FITS\n", status: int = 0) -> None:
