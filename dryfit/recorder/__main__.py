@@ -57,7 +57,10 @@ def record(family: Family, wanted: Callable[[Variant], bool] = lambda variant: T
         members |= dict.fromkeys((member, *others), member)
         files[member] = json.dumps(content, separators=(",", ":"))
         _write(path, family, members, files)
-        print(f"{family.model_type}, {variant}: {len(files[member])} characters, {time.process_time() - began:.0f} CPU s", flush=True)
+        print(
+            f"{family.model_type}, {variant}: {len(files[member])} characters, {time.process_time() - began:.0f} CPU s",
+            flush=True,
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, str]]:
