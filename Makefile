@@ -4,14 +4,15 @@
 # make test-all   everything but what a night is for: make test, make test-rest (what it leaves out), and these:
 #   make test-conda   the chain in conda environments
 #   make test-slurm   a sweep on a real one-node Slurm, a job killed and requeued
-#   make test-deepspeed, test-optimizers, test-kernels, test-mcp   ZeRO, torchao's and GaLore's optimizers, Triton kernels
-#                     with Liger's package, the tools for assistants, each in an environment of its own beside .venv
+#   make test-deepspeed, test-optimizers, test-kernels, test-mcp, test-recipes   ZeRO, torchao's and GaLore's optimizers,
+#                     Triton kernels with Liger's package, the tools for assistants, programs with diffusers,
+#                     sentence-transformers and timm, each in an environment of its own beside .venv
 #   make test-site    the site in a browser
 # make test-catalogue   each night: each model of config/models/ traced whole, each published size of a module, each case
 #                       of tests that take a part of theirs elsewhere (minutes)
 # make test-drift   each night: a published row of each source with the versions that were measured, three timed rows
 # make site   the calculator and the documents as static files in site/
-# make example   the default run, a small sweep, and the site with both
+# make example   the default run, its documents as docs/example/, a small sweep, and the site with both
 # make lock   renews uv.lock
 # run and test set up .venv first, when it is not there or the pins changed.
 
@@ -24,7 +25,7 @@ INSTALL = $(PYTHON) envs/install.py
 
 .DELETE_ON_ERROR:
 .PHONY: run test test-rest test-all test-conda test-slurm test-catalogue test-drift test-deepspeed test-optimizers
-.PHONY: test-kernels test-site test-mcp site example lint lock clean
+.PHONY: test-kernels test-site test-mcp test-recipes site example lint lock clean
 
 run: $(VENV)/ready
 	$(BIN)/snakemake --cores $(CORES)
@@ -40,7 +41,7 @@ test-rest: $(VENV)/ready-dev
 	$(PYTEST) -m thorough
 
 # The last ones are one process each that waits now and then: two at a time, the longest first, each one's output whole.
-ELSEWHERE := test-slurm test-kernels test-conda test-site test-deepspeed test-optimizers test-mcp
+ELSEWHERE := test-slurm test-kernels test-conda test-site test-deepspeed test-optimizers test-mcp test-recipes
 test-all: $(VENV)/ready-dev
 	@echo "make test-all: $$($(BIN)/python -m tests.tiers test test-rest); then $(ELSEWHERE) (11 to 18 minutes)"
 	@$(MAKE) --no-print-directory test
@@ -110,7 +111,8 @@ site: $(VENV)-site/ready
 	$(VENV)-site/bin/python -m dryfit.site.build
 
 example: run
-	$(BIN)/snakemake --cores $(CORES) --configfile tests/config/tiny.yaml tests/config/sweep.yaml -- results/tiny-sweep/SWEEP.md
+	$(BIN)/python -m tests.unit.documents.example take
+	$(BIN)/snakemake --cores $(CORES) --configfile config/test.yaml tests/config/sweep.yaml -- results/tiny-sweep/SWEEP.md
 	$(MAKE) site
 
 test-site: $(VENV)-site/ready
@@ -118,6 +120,10 @@ test-site: $(VENV)-site/ready
 
 test-mcp: $(VENV)-mcp/ready
 	$(VENV)-mcp/bin/python -m pytest tests/mcp
+
+# Recipes that need a package of their own.
+test-recipes: $(VENV)-recipes/ready
+	$(VENV)-recipes/bin/python -m pytest tests/dryfit/recipes
 
 lock:
 	$(INSTALL) $(VENV) --lock
@@ -133,7 +139,7 @@ $(VENV)/ready-dev: $(VENV)/ready
 	$(INSTALL) $(VENV) --group dev
 	@touch $@
 
-BESIDE := $(foreach extra,deepspeed mcp optimizers run site,$(VENV)-$(extra)/ready)
+BESIDE := $(foreach extra,deepspeed mcp optimizers recipes run site,$(VENV)-$(extra)/ready)
 $(BESIDE): $(VENV)-%/ready: $(VENV)/ready-dev
 	$(INSTALL) $(VENV)-$* --extra $* --beside $(VENV)
 	@touch $@

@@ -2,7 +2,7 @@
 import re
 
 from dryfit.common import files
-from scripts.common import made_from, locks, outdated
+from scripts.common import made_from, outdated
 from scripts.runs import check_configuration
 from scripts.runs import configuration, run_scenarios
 from scripts.training import describe_model
@@ -22,6 +22,7 @@ from scripts.runs.job_paths import (
     BENCHMARK,
     DATASET,
     ENCODED,
+    EXAMPLES,
     FOLDER_NAME,
     RUN_NAME,
     JobPaths,
@@ -29,8 +30,9 @@ from scripts.runs.job_paths import (
     source_folder,
 )
 
-LOCK = locks.WorkingDirectoryLock() if workflow.is_main_process else None
-ASKED = exit_on_user_error(JobFunctions, config, lambda: bool(workflow.local_exec))
+ASKED = exit_on_user_error(
+    JobFunctions, configuration.typed(config, workflow.config_settings.config), lambda: bool(workflow.local_exec)
+)
 RUNS, PUBLISH = ASKED.runs, ASKED.publish
 WITH_RANK, WITHOUT_RANK = exit_on_user_error(ASKED.names_in_profile)
 if ASKED.container:
@@ -52,6 +54,11 @@ from_job, from_settings, settings_section = ASKED.from_job, ASKED.from_settings,
 path_of, task_part = ASKED.path_of, ASKED.task_part
 each_run, publication = ASKED.each_run, ASKED.publication
 settings_of = from_settings(lambda settings: settings)
+# Paths that are inputs only where the configuration asks for what makes them.
+of_a_wheel = ASKED.paths_where(lambda settings: settings["model"]["source"]["type"] == "wheel")
+with_benchmark = ASKED.paths_where(lambda settings: settings["dataset"]["benchmark"] is not None)
+with_examples = ASKED.paths_where(configuration.examples_source)
+of_one_process = ASKED.paths_where(lambda settings: run_scenarios.gpus_of_training(settings) == 1)
 on_cluster, gpus_of_cluster = ASKED.on_cluster, ASKED.gpus_of_cluster
 minutes_of_training, gpus_of_this_machine = ASKED.minutes_of_training, ASKED.gpus_of_this_machine
 gpus_of_training, one_gpu = ASKED.gpus_of_training, ASKED.gpu
@@ -67,6 +74,7 @@ THREADS = threads_beside(workflow.resource_settings.cores if workflow.is_main_pr
 
 # --- what is run only on request -------------------------------------------------------------------------
 
+# From the command line: Snakemake knows targets and executor only when it has read this.
 EXECUTE = workflow.is_main_process and asks_for_execution(sys.argv[1:])
 # What a path of this workflow is called in the importing one.
 PREFIXED = workflow.modifier.modify_path
@@ -81,6 +89,12 @@ EXECUTES = EXECUTE or not workflow.is_main_process or ASKED.executes()
 FIRST = 100
 ALL_BEFORE_GATE = 1000
 
+# Also where no profile says so, as in a workflow that imports this one: two jobs never share the one GPU.
+LIMITS = {"gpu": 1, "before_gate": ALL_BEFORE_GATE}
+LIMITED = [name for name in LIMITS if workflow.is_main_process and name not in workflow.global_resources]
+for name in LIMITED:
+    workflow.register_resource(name, LIMITS[name])
+
 # Then the longest chain of jobs: weights, training, the merge, its evaluation and what waits for that. Whatever else can
 # be computed fills the cores that these leave.
 LONGEST = 50
@@ -90,7 +104,6 @@ LONGEST = 50
 # Here and not before the first job: there may be none.
 if workflow.is_main_process and not {"--touch", "-t"} & set(sys.argv):
     known = each_run(JobPaths.stages)(None)
-    exit_on_user_error(outdated.refuse_unrecorded, known)
     exit_on_user_error(made_from.refuse_unrecorded, known)
     folders = sorted({outdated.folder_of(path) for path in known})
     around_jobs.name_edited(exit_on_user_error(made_from.refuse_damaged, folders))
@@ -107,8 +120,8 @@ def plain(jobs):
 
 
 def before_the_first_job():
-    if workflow.is_main_process:
-        LOCK.record()
+    if "gpu" in LIMITED and not workflow.local_exec:  # a cluster counts its GPUs itself
+        workflow.register_resource("gpu", sys.maxsize)
     if workflow.is_main_process and not workflow.touch:
         planned = list(workflow.dag.needrun_jobs())
         done = [str(path) for job in workflow.dag.jobs if job not in planned for path in job.output]

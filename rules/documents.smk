@@ -1,5 +1,6 @@
 # Figures and documents: from JSON, by templates, and nothing else.
 #   results/<run>/figures/               drawn from the JSON of the stages before
+#   results/<run>/summary.txt            what ends a command: memory, gate, stages, quality in a few lines
 #   results/<run>/MODEL_CARD.md          the card, at the run's top
 #   results/<run>/planner.html           what fits which GPU, as the plan traced it
 #   results/<run>/docs/                  the memory profile (needs no weight and no training), the card's details, the article
@@ -34,7 +35,7 @@ rule draw_memory:
     conda:
         "../envs/light.yaml"
     params:
-        code=code("documents/draw.py"),
+        **code("documents/draw.py"),
         figures=from_job(lambda paths: {"scenarios": list(paths.profile())}),
     message:
         "Drawing the memory of {wildcards.run}"
@@ -92,7 +93,7 @@ rule render_memory_profile:
     conda:
         "../envs/light.yaml"
     params:
-        code=code("documents/render.py"),
+        **code("documents/render.py"),
         settings=from_job(lambda paths: {"scenarios": list(paths.profile())}),
     message:
         "Writing the memory profile of {wildcards.run}, and what fits which GPU"
@@ -136,6 +137,13 @@ use rule render_memory_profile as render_documents with:
         figures=[*rules.draw_memory.output, *rules.draw_figures.output],
     output:
         report(
+            "results/{run}/summary.txt",
+            caption="report/summary.rst",
+            category="Result",
+            subcategory="{run}",
+            labels={"figure": "In a few lines"},
+        ),
+        report(
             "results/{run}/MODEL_CARD.md",
             caption="report/card.rst",
             category="Documents",
@@ -155,7 +163,7 @@ use rule render_memory_profile as render_documents with:
     log:
         "logs/{run}/render_documents.log",
     params:
-        code=code("documents/render.py"),
+        **code("documents/render.py"),
         task=task_part("words"),
         settings=from_job(
             lambda paths: {

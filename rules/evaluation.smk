@@ -6,7 +6,9 @@
 
 rule evaluate_base:
     input:
-        unpack(from_job(JobPaths.benchmark)),
+        benchmark=with_benchmark(f"{BENCHMARK}/benchmark.json"),
+        tasks=with_benchmark(f"{BENCHMARK}/tasks.jsonl"),
+        unread=with_benchmark(f"{BENCHMARK}/states.json", f"{BENCHMARK}/LICENSE"),
         weights="results/models/{model}/weights",
         split="results/dataset/{dataset}/splits/split.json",
         test="results/dataset/{dataset}/splits/test.jsonl",
@@ -33,7 +35,7 @@ rule evaluate_base:
         mem_mb=8000,
         runtime=240,
     params:
-        code=code("evaluation/evaluate.py"),
+        **code("evaluation/evaluate.py"),
         task=task_part("scores"),
         evaluation=from_settings(run_scenarios.answer_settings),
         prompt=settings_section("prompt"),
@@ -46,7 +48,9 @@ rule evaluate_base:
 
 use rule evaluate_base as evaluate_tuned with:
     input:
-        unpack(from_job(JobPaths.benchmark)),
+        benchmark=with_benchmark(f"{BENCHMARK}/benchmark.json"),
+        tasks=with_benchmark(f"{BENCHMARK}/tasks.jsonl"),
+        unread=with_benchmark(f"{BENCHMARK}/states.json", f"{BENCHMARK}/LICENSE"),
         weights="results/{run}/merged",
         base=path_of(f"{BASE}/weights"),
         split=path_of(f"{DATASET}/splits/split.json"),
@@ -82,7 +86,7 @@ rule compare_models:
     conda:
         "../envs/light.yaml"
     params:
-        code=code("evaluation/compare.py"),
+        **code("evaluation/compare.py"),
         task=task_part("scores"),
     message:
         "Comparing the tuned model with the base and the baselines on the same requests"
@@ -117,7 +121,7 @@ rule compare_merged:
         mem_mb=8000,
         runtime=240,
     params:
-        code=code("evaluation/compare_merged.py"),
+        **code("evaluation/compare_merged.py"),
         task=task_part("scores"),
         asked=from_settings(lambda chosen: {"requests": chosen["merging"]["compare_requests"]}),
         device=from_settings(lambda chosen: {"device": chosen["training"]["device"]}),

@@ -21,7 +21,7 @@ rule execute_answers:
         "../envs/light.yaml"
     threads: 5
     params:
-        code=code("tasks/shell/execution/execute.py"),
+        **code("tasks/shell/execution/execute.py"),
     message:
         "Running the answers of {wildcards.run} and of its base, sealed off"
     script:

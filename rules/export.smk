@@ -20,7 +20,7 @@ rule export_gguf:
     conda:
         "../envs/torch.yaml"
     params:
-        code=code("export/export_gguf.py"),
+        **code("export/export_gguf.py"),
         prompt=settings_section("prompt"),
     message:
         "Writing the merged model {wildcards.run} as GGUF, {wildcards.type}"

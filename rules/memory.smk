@@ -21,7 +21,7 @@ rule fetch_configuration:
     resources:
         before_gate=1,
     params:
-        code=code("memory/fetch_configuration.py"),
+        **code("memory/fetch_configuration.py"),
         model=from_settings(lambda chosen: chosen["memory"]["model"]),
     message:
         "Fetching the config.json of {params.model} from the Hub"
@@ -46,7 +46,7 @@ if WITH_RANK:
         conda:
             "../envs/torch.yaml"
         params:
-            code=code("memory/profile.py"),
+            **code("memory/profile.py"),
             scenarios=from_job(JobPaths.scenarios_of_profile, True),
         message:
             "Profiling steps of {wildcards.run}: estimated, traced and compared"
@@ -71,7 +71,7 @@ if WITHOUT_RANK:
         conda:
             "../envs/torch.yaml"
         params:
-            code=code("memory/profile.py"),
+            **code("memory/profile.py"),
             scenarios=from_job(JobPaths.scenarios_of_profile, False),
         message:
             "Profiling full fine-tuning of {wildcards.profiled}: estimated, traced and compared"
@@ -94,7 +94,7 @@ rule trace_memory:
     resources:
         before_gate=1,
     params:
-        code=code("memory/trace.py"),
+        **code("memory/trace.py"),
         scenario=from_settings(run_scenarios.training_step_as_gated),
     message:
         "Tracing the training step of {wildcards.run} on the meta device"
@@ -122,7 +122,7 @@ rule measure_memory:
         slurm_partition=on_cluster("partition", needed_by_step),
         runtime=30,
     params:
-        code=code("memory/measure.py"),
+        **code("memory/measure.py"),
         scenario=from_settings(run_scenarios.training_scenario),
         device=from_settings(lambda chosen: {"device": chosen["training"]["device"]}),
     message:
@@ -133,7 +133,7 @@ rule measure_memory:
 
 rule compare_memory:
     input:
-        unpack(from_job(JobPaths.measurement)),
+        measure=of_one_process("results/{run}/memory/training/measure.json"),
         trace="results/{run}/memory/training/trace.json",
         gpus=project_file("config/gpus.yaml"),
     output:
@@ -144,7 +144,7 @@ rule compare_memory:
     conda:
         "../envs/torch.yaml"
     params:
-        code=code("memory/compare.py"),
+        **code("memory/compare.py"),
     message:
         "Comparing the answers for the training step of {wildcards.run}"
     script:
@@ -169,7 +169,7 @@ rule gate_memory:
         gpu=gpus_of_this_machine,
         before_gate=1,
     params:
-        code=code("gate/gate_memory.py"),
+        **code("gate/gate_memory.py"),
         gate=settings_section("memory", "gate"),
         loop=from_settings(run_scenarios.step_grouping),
         cluster=gpus_of_cluster,
@@ -183,7 +183,9 @@ rule gate_memory:
 # its inputs are ready as early, its priority is higher, and on one machine both wait for the same GPU.
 rule check_resources:
     input:
-        unpack(from_job(JobPaths.benchmark)),
+        benchmark=with_benchmark(f"{BENCHMARK}/benchmark.json"),
+        tasks=with_benchmark(f"{BENCHMARK}/tasks.jsonl"),
+        unread=with_benchmark(f"{BENCHMARK}/states.json", f"{BENCHMARK}/LICENSE"),
         trace="results/{run}/memory/training/trace.json",
         config=path_of(f"{BASE}/config.json"),
         description=path_of(f"{BASE}/description.json"),
@@ -209,7 +211,7 @@ rule check_resources:
         gpu=gpus_of_this_machine,
         before_gate=1,
     params:
-        code=code("gate/check_resources.py"),
+        **code("gate/check_resources.py"),
         settings=from_settings(run_scenarios.resource_settings),
         cluster=gpus_of_cluster,
     message:
@@ -231,7 +233,7 @@ rule plan_memory:
     conda:
         "../envs/torch.yaml"
     params:
-        code=code("memory/plan.py"),
+        **code("memory/plan.py"),
         scenario=from_settings(
             lambda chosen: {**chosen["scenario_defaults"], "lora": chosen["lora"], "gpu": chosen["memory"]["gpu"]}
         ),

@@ -24,7 +24,7 @@ rule merge_adapter:
     resources:
         mem_mb=2000,
     params:
-        code=code("merging/merge.py"),
+        **code("merging/merge.py"),
         merge=from_settings(lambda chosen: {"dtype": chosen["merging"]["dtype"]}),
     message:
         "Merging the adapter {wildcards.run} into its base"
@@ -50,8 +50,14 @@ rule verify_merge:
     conda:
         "../envs/torch.yaml"
     threads: THREADS
+    resources:
+        gpu=one_gpu,
+        gpu_model=on_cluster("gres", needed_by_evaluation),
+        slurm_partition=on_cluster("partition", needed_by_evaluation),
+        mem_mb=8000,
+        runtime=240,
     params:
-        code=code("merging/verify.py"),
+        **code("merging/verify.py"),
         verify=from_settings(lambda chosen: {**chosen["merging"]["verify"], "system": chosen["prompt"]["system"]}),
     message:
         "Comparing the merged model {wildcards.run} with base plus adapter"

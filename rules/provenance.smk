@@ -44,7 +44,7 @@ rule record_provenance:
     conda:
         "../envs/light.yaml"
     params:
-        code=code("provenance/record.py"),
+        **code("provenance/record.py"),
         configuration=settings_of,
     message:
         "Recording where {wildcards.run} came from"

@@ -25,7 +25,7 @@ rule prepare_publication:
     conda:
         "../envs/publish.yaml"
     params:
-        code=code("publish/prepare.py"),
+        **code("publish/prepare.py"),
         task=task_part("words"),
         settings=from_job(
             lambda paths: {
@@ -53,7 +53,7 @@ rule upload_publication:
     conda:
         "../envs/light.yaml"
     params:
-        code=code("publish/upload.py"),
+        **code("publish/upload.py"),
     message:
         "Publishing {wildcards.run}"
     script:

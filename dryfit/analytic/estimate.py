@@ -28,6 +28,7 @@ from dryfit.analytic.parameters import parameter_count
 from dryfit.analytic.setting import Setting, check_described, described
 from dryfit.analytic.step import TrainingStep
 from dryfit.cards.gpus import named
+from dryfit.derived.step import if_recorded, recorded_with
 from dryfit.engine.components import ACTIVATIONS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES, OVERHEAD, WEIGHTS
 from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, WIDTH, Capability
 from dryfit.scenario import strategies
@@ -213,11 +214,24 @@ def _by_parameters(scenario: Scenario, reason: str) -> Estimated:
     return Estimated(scenario, None, rule_of_thumb(scenario, count), f"{reason}; {known}")
 
 
-def estimate(scenario: Scenario, where: object = "scenario", *, blocks: bool = True) -> Estimated:
-    """The analytic estimate on the GPU that a scenario names, and the rule of thumb; ``blocks`` as there."""
+def estimate(
+    scenario: Scenario, where: object = "scenario", *, blocks: bool = True, recorded: bool = True
+) -> Estimated:
+    """The analytic estimate on the GPU that a scenario names, and the rule of thumb; ``blocks`` as there.
+
+    Where a record covers the step, the estimate is derived from it and equal to the trace. Then it has
+    ``peak_reserved_bytes``, too, and the versions that it was ``recorded_with``. Without ``recorded`` no record is
+    asked, whose events take a tenth of a second.
+    """
     gpu = named(scenario.gpu, where)
+    capability = gpu.capability if gpu else None
     try:
-        analytic = analytic_estimate(scenario, where, capability=gpu.capability if gpu else None, blocks=blocks)
+        exact = if_recorded(scenario, capability) if recorded else None
+        if exact is not None:
+            counts = {"parameters": described(scenario, where).parameter_counts()}
+            analytic = exact.to_mapping() | counts | {"recorded_with": recorded_with(scenario)}
+        else:
+            analytic = analytic_estimate(scenario, where, capability=capability, blocks=blocks)
     except NotDescribed as error:
         return _by_parameters(scenario, str(error))
     return Estimated(scenario, analytic, rule_of_thumb(scenario, analytic["parameters"]["total"]))

@@ -19,11 +19,12 @@ from dryfit.cards.verdict import Verdict, Word, is_lower_bound, verdict
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import left_out_if_it_fails
 from dryfit.common.text import GIB
+from dryfit.derived.step import if_recorded, why_unusable
 from dryfit.evidence.nearest import evidence
 from dryfit.hours.run_time import RunTime, order, run_time
 from dryfit.hours.step_time import speeds
 from dryfit.planner.compare import NOT_MEASURED, Comparison, compare, nearly_full
-from dryfit.planner.omissions import of_older_tools, omissions
+from dryfit.planner.omissions import of_an_older_loss, of_older_tools, omissions
 from dryfit.planner.tools import by_tool, other_verdicts
 from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, Reading
 from dryfit.readers.request import ScenarioRequest, parse_request
@@ -73,6 +74,7 @@ def whole_answer(
     if compared.verdict.fits and compared.gpu:
         room = compared.gpu.usable_bytes
         older = list(of_older_tools(readings, request.scenario, room, lambda other: _required_bytes(other, where)))
+        older += of_an_older_loss(readings, request.scenario, compared.traced.trace, room)
     answer = compared.to_mapping(suggested=False) | request.origin_fields()
     _add_tools(answer, request, where)
     answer["warnings"] = [*older, *request.warnings, *answer["warnings"], *without_masters(request.scenario, where)]
@@ -171,27 +173,34 @@ def traced(
     return answer()
 
 
-def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
+def quick(asked: Question, *, others: bool = True, recorded: bool = True) -> dict[str, Any]:
     """The same object from the analytic estimate alone. Its ``verdict`` is clear where the estimate can
-    tell, else too close to call.
+    tell, else too close to call; the trace's where the estimate is derived from a record.
 
     ``analytic`` has ``required_bytes`` too, where that is near what the GPU has, and without a GPU ``enough_bytes``,
     what the smallest GPU known has that surely suffices (None: none does).
-    Without ``others`` nothing is said about other tools' scripts, which takes an estimate for each.
+    Without ``others`` nothing is said about other tools' scripts, which takes an estimate for each. Without
+    ``recorded`` no record is asked: replays in Python take a browser seconds.
     """
-    estimated = estimate(asked.scenario, asked.where, blocks=False)
+    estimated = estimate(asked.scenario, asked.where, blocks=False, recorded=recorded)
     if estimated.analytic is None and (plain := described(asked)) is not asked:
-        asked, estimated = plain, estimate(plain.scenario, asked.where, blocks=False)
+        asked, estimated = plain, estimate(plain.scenario, asked.where, blocks=False, recorded=recorded)
     gpu, analytic, judged = asked.gpu, estimated.analytic, Verdict()
-    if analytic:
+    capability = gpu and gpu.capability
+    exact = if_recorded(asked.scenario, capability) if recorded and analytic else None
+    figures = ("allocated", "reserved") if exact else ("estimate", "allocated", "reserved")
+    if exact:
+        analytic = {**analytic, **exact.capacities.to_mapping()}
+    elif analytic:
         hybrid = kind_of(asked.scenario).hybrid
         bound = peak_bound(asked.scenario.method, analytic["parameters"]["total"], hybrid=hybrid)
         analytic = {**analytic, "bound": bound._asdict()}
-    needs = analytic and Needs(asked.scenario, analytic["peak_allocated_bytes"], gpu and gpu.capability)
+    needs = analytic and Needs(asked.scenario, analytic["peak_allocated_bytes"], capability, exact)
     if needs and gpu is None:
         analytic = {**analytic, "enough_bytes": needs.smallest(card.usable_bytes for card in catalogue().values())}
     if needs and gpu:
-        judged = needs.verdict(gpu)
+        of_trace = exact and not gpu.pool_bytes  # which also knows what loading takes of a shared memory
+        judged = verdict(analytic, gpu, Process.of(asked.scenario)) if of_trace else needs.verdict(gpu)
         # Else it lies far from what the GPU has, and only a bound is known.
         if gpu.is_modelled and needs.roughly(gpu.usable_bytes) is None:
             analytic = {**analytic, "required_bytes": needs.required_bytes(gpu.usable_bytes)}
@@ -203,15 +212,16 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         "trace": None,
         "measurement": None,
         "differences": {},
-        "evidence": evidence(asked.scenario, gpu).to_mapping(("estimate", "allocated", "reserved")),
+        "evidence": evidence(asked.scenario, gpu).to_mapping(figures),
         **judged.to_mapping(),
         "gpu": gpu.to_mapping() if gpu else None,
         "reasons": {name: reason for name, reason in reasons.items() if reason},
         "scenario": asked.scenario.to_mapping(),
         "suggestions": [],
-        "versions": {},
+        "versions": analytic["recorded_with"] if exact else {},
         "warnings": [
             *asked.asked.warnings,
+            *filter(None, [why_unusable(asked.scenario)]),
             *(what_limits({}, gpu) if gpu else ()),
             *without_masters(asked.scenario, asked.where),
         ],

@@ -45,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     program, words = rest[cut + 1 :], words[: len(words) - len(rest) + cut]
     if {"-h", "--help"} & set(words):
         parsed(words)  # prints the command's own help, and ends
+    if command == "fit":
+        from dryfit.ask import recipe
+
+        if (status := recipe.answered(words)) is not None:
+            return status
     try:
         return _answered(read(words), program)
     except _Stopped as stopped:

@@ -400,7 +400,7 @@ def _peak(asked: Question) -> int | None:
     step = asked.scenario
     if step.loss == "liger":
         step = step.changed(loss="chunked", kernels="transformers")
-    analytic = estimate(step, asked.where, blocks=False).analytic
+    analytic = estimate(step, asked.where, blocks=False, recorded=False).analytic
     return analytic["peak_allocated_bytes"] if analytic else None
 
 

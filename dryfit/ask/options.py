@@ -76,6 +76,9 @@ _ANSWER = {
     "--quick": {"action": "store_true", "help": "the analytic estimate alone, at once and without torch"},
     "--fresh": {"action": "store_true", "help": "ask anew, though an answer is kept from an earlier time"},
 }
+_RECIPE = {
+    "--recipe": {"metavar": "NAME", "help": "of a model that continues no text: the program that trains it; list: all"}
+}
 _RUN = {
     "--rows": {"type": whole_number, "metavar": "N", "help": "rows of the training data: hours, cost and energy"},
     "--tokens-per-row": {"metavar": "N", "help": "mean row length (default: the sequence length)"},
@@ -97,10 +100,10 @@ _OWN = {
     "--requests": {"type": whole_number, "metavar": "N", "help": "requests at once (1)"},
     "--weights": {"metavar": "FORMAT", "help": "bf16, fp16, nf4, or a GGUF quantization such as q4_k_m"},
 }  # fmt: skip
-OPTIONS: dict[str, dict[str, Any]] = {**_STEP, **_ANSWER, **_RUN, **_OWN}
+OPTIONS: dict[str, dict[str, Any]] = {**_STEP, **_ANSWER, **_RUN, **_RECIPE, **_OWN}
 EXAMPLES = {"--gpu": "4090", "-s": 2048, "-b": 4, "--set": "lora.rank=64", "--rows": 50000, "--tokens-per-row": 350,
              "--epochs": 3, "--price": 1.29, "--deadline": "24h", "--grams-per-kwh": 380, "--count": 10,
-             "--measured": "14.2GiB", "--for": "axolotl", "--output": "train.yaml",
+             "--recipe": "list", "--measured": "14.2GiB", "--for": "axolotl", "--output": "train.yaml",
              "--record": "run.json", "--requests": 4, "--weights": "q4_k_m"}  # fmt: skip
 
 
@@ -129,10 +132,11 @@ def _all_but(*names: str) -> list[str]:
 COMMANDS: dict[str, Subcommand] = {
     "fit": Subcommand(
         "whether a training step fits (the word may be left out)",
-        [*_STEP, *_ANSWER, *_RUN],
+        [*_STEP, *_ANSWER, *_RUN, *_RECIPE],
         ("Qwen/Qwen2.5-Coder-7B-Instruct --gpu 4090",
          "qwen2.5-coder-7b --method lora --gpu 2x3090 -s 2048 -b 4 --set lora.rank=64",
-         "my-axolotl.yaml --gpu 24GiB --rows 50000 --epochs 3 --price 0.35"),
+         "my-axolotl.yaml --gpu 24GiB --rows 50000 --epochs 3 --price 0.35",
+         "openai/whisper-large-v3 --gpu t4 -b 8"),
     ),
     "longest": Subcommand(
         "the longest rows that fit", [*_all_but("-s"), "--json", "--quick", "--fresh"],

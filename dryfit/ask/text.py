@@ -103,8 +103,8 @@ def answers(answer: Mapping[str, Any]) -> list[str]:
         if replayed:
             text += f", {gib(peak['peak_reserved_bytes'])} reserved on a GPU with memory to spare"
         lines.append(text)
-        if name == "analytic" and "bound" in peak:
-            lines.append(f"  {'':<20}{bound_text(peak['bound'])}")
+        if name == "analytic" and (told := certainty_text(peak)):
+            lines.append(f"  {'':<20}{told}")
         if replayed:
             lines.append(f"  {'needs':<20}{gib(peak['required_bytes']):>10} free")
             lines += allocators(answer)
@@ -120,6 +120,13 @@ def allocators(answer: Mapping[str, Any]) -> list[str]:
     other = both["default" if own else "expandable_segments"]
     how = f"without {EXPANDABLE_LINE}" if own else f"with {EXPANDABLE_LINE}"
     return [f"  {'':<20}{gib(other['required_bytes']):>10} {how}{which(other['verdict'])}"]
+
+
+def certainty_text(analytic: Mapping[str, Any]) -> str:
+    """How near the trace the analytic estimate is, as far as that is known."""
+    if recorded := analytic.get("recorded_with"):
+        return f"equal to the trace: from a record made with {', '.join(map(' '.join, recorded.items()))}"
+    return bound_text(analytic["bound"]) if "bound" in analytic else ""
 
 
 def bound_text(bound: Mapping[str, Any]) -> str:

@@ -99,11 +99,14 @@ def _of_estimate(answer: Mapping[str, Any]) -> str:
     if analytic is None:
         return f"NO ANSWER without the trace: {answer['reasons']['analytic']} (ask without --quick)"
     need = f"about {gib(analytic['peak_allocated_bytes'])} at the peak, by the analytic estimate"
-    if "required_bytes" in analytic:
+    exact = "recorded_with" in analytic
+    if exact:
+        need = f"the step needs {gib(analytic['required_bytes'])}, derived from its record as the trace has it"
+    elif "required_bytes" in analytic:
         need = f"about {gib(analytic['required_bytes'])} needed, by the analytic estimate"
     if gpu is None:
         return f"{_capital(need)}: {smallest(analytic['enough_bytes'] or inf)}"
-    end = "; ask without --quick" if answer["verdict"] == Word.TOO_CLOSE.value else ""
+    end = "; ask without --quick" if answer["verdict"] == Word.TOO_CLOSE.value and not exact else ""
     return f"{title(answer['verdict'])}: {need}; {has_usable(gpu)}{end}"
 
 
@@ -120,10 +123,10 @@ def _of_cycle(answer: Mapping[str, Any], judged: Verdict) -> str:
     return sentence(judged, f"{need})", has) + advice
 
 
-def of_program(answered: Mapping[str, Any]) -> str:
-    """Whether somebody's program fits, from its run's answer."""
+def of_program(answered: Mapping[str, Any], subject: str = "the program") -> str:
+    """Whether somebody's program fits, from its run's answer; ``subject``: what needs the memory."""
     trace, gpu = answered["trace"], answered["gpu"]
-    need = f"the program needs {gib(trace['required_bytes'])}"
+    need = f"{subject} needs {gib(trace['required_bytes'])}"
     if answered["gpus"] > 1:
         several = len(answered["ranks"]) > 1
         need += f" on the GPU of rank {answered['rank']}" if several else f" on each of {answered['gpus']} GPUs"

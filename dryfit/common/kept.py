@@ -34,8 +34,9 @@ VARIABLES = ("ACCELERATE", "BNB_", "CUBLAS", "CUDA", "DS_", "ENABLE_", "FLA_", "
              "USE_", "XFORMERS", "XLA_")  # fmt: skip
 # Packages that a trace runs. Each one's modules count by their size and time. PyTorch's wheel counts by its version: it
 # has as many modules as all others together.
-PACKAGES = ("accelerate", "bitsandbytes", "causal_conv1d", "deepspeed", "fla", "galore_torch", "liger_kernel",
-            "mamba_ssm", "peft", "torch", "torchao", "transformers", "trl")  # fmt: skip
+PACKAGES = ("accelerate", "bitsandbytes", "causal_conv1d", "deepspeed", "diffusers", "fla", "galore_torch",
+            "liger_kernel", "mamba_ssm", "peft", "sentence_transformers", "timm", "torch", "torchao", "transformers",
+            "trl")  # fmt: skip
 _CODE = Path(__file__).resolve().parents[1]
 
 

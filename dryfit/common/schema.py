@@ -101,6 +101,18 @@ def validate(value: Any, schema: dict, where: object = "the configuration") -> N
         raise UserError.several(wrong)
 
 
+def as_typed(value: Any, schema: dict) -> Any:
+    """Text, or a list of texts, as what YAML reads in it, where the schema takes that and no text; else as it is."""
+    if isinstance(value, list):
+        read: Any = [yaml.safe_load(one) if isinstance(one, str) else one for one in value]
+    elif isinstance(value, str):
+        read = yaml.safe_load(value)
+    else:
+        return value
+    valid = _validator()(schema).is_valid
+    return read if valid(read) and not valid(value) else value
+
+
 def _position(path: Iterable[Any], value: Any) -> tuple[int, ...]:
     """Where a path's keys stand among the others."""
     places = []
@@ -176,10 +188,10 @@ def _wrong_value(error: Any, value: Any, where: object) -> UserError:
         example = {True: "yes", False: "no"}[found] if isinstance(found, bool) else str(found)
     elif numeric and isinstance(found, str) and _NUMBER.match(found):
         problem = f"{name} is text, not a number."
-        if "e" in found.lower():
+        if isinstance(yaml.safe_load(found), str):
             problem += " YAML reads an exponent as a number only with a point before it and a sign after the e."
         else:
-            problem += " Take the quotes away; a mapping in Snakemake's --config gets them too: use --configfile."
+            problem += " Take the quotes away."
         read = int(float(found)) if "integer" in types and float(found).is_integer() else float(found)
         example = read if _validator()(schema).is_valid(read) else example
     elif numeric and isinstance(found, float) and not math.isfinite(found):

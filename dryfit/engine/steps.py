@@ -6,7 +6,7 @@ import gc
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ContextDecorator, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -235,11 +235,22 @@ def past_operators(tracker: Tracker) -> list[tuple[Any, str, Any]]:
             run(thread)
 
     patches: list = [(torch.UntypedStorage, "resize_", resize_), (threading.Thread, "run", in_thread)]
-    patches += [(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext())]
+    patches += [(torch, "inference_mode", _inference_mode)]
     if tracker.on_meta:
         patches += [(torch, name, made(getattr(torch, name))) for name in ("tensor", "as_tensor")]
         patches += [(torch.Tensor, name, reading(getattr(torch.Tensor, name))) for name in ("tolist", "numpy")]
     return patches
+
+
+def _inference_mode(mode: Any = True) -> Any:
+    """In the place of ``torch.inference_mode``, as a context, a decorator, or a decorator with ``mode``."""
+    if callable(mode):
+        return torch.no_grad()(mode)
+    return torch.no_grad() if mode else _Nothing()
+
+
+class _Nothing(ContextDecorator, nullcontext):
+    """What does nothing, as a decorator too."""
 
 
 @contextmanager

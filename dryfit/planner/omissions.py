@@ -15,7 +15,7 @@ from dryfit.common.text import gib
 from dryfit.readers.reading import TOO_HIGH, TOO_LOW, Reading
 from dryfit.scenario.model import size
 from dryfit.scenario.scenario import Scenario
-from dryfit.scenario.strategies import NONE, WEIGHTS
+from dryfit.scenario.strategies import WEIGHTS
 
 
 def omissions(readings: Iterable[Reading], scenario: Scenario, answer: Mapping[str, Any]) -> Iterator[Omission]:
@@ -27,7 +27,7 @@ def omissions(readings: Iterable[Reading], scenario: Scenario, answer: Mapping[s
         With the trace or the analytic estimate, whose parts bound what is missing.
     """
     yield from _outliers(scenario)
-    if scenario.objective == "orpo" and scenario.parallel.strategy != NONE:
+    if scenario.objective == "orpo" and scenario.pairs_by_rules:
         yield Omission("orpo's copies of its logits", _orpo_bytes(scenario, answer))
     for reading in readings:
         for remark in reading.remarks:
@@ -75,6 +75,22 @@ def of_older_tools(
                     f"with {reading.older_is}, whose defaults are {how}, the step needs {gib(needed)} and does not fit;"
                     f" the file leaves {', '.join(own)} open"
                 )
+
+
+def of_an_older_loss(
+    readings: Iterable[Reading], scenario: Scenario, trace: Mapping[str, Any], usable_bytes: int
+) -> Iterator[str]:
+    """That the step of a file does not fit with an older transformers, whose loss copied the logits once more in fp32.
+
+    ``ForCausalLMLoss`` made its shifted logits contiguous until pull request 35646 of January 2025.
+    """
+    if not list(readings) or scenario.loss != "full" or scenario.aim.trainer:
+        return
+    more = _more_at_the_loss(4, scenario, trace)
+    if more and trace["required_bytes"] + more > usable_bytes:
+        needed = gib(trace["required_bytes"] + more)
+        copies = "with transformers before 4.49, whose loss copies the logits once more"
+        yield f"{copies}, the step needs {needed} and does not fit"
 
 
 _OLDER = {

@@ -8,7 +8,6 @@ from typing import Any
 
 from dryfit.analytic.certainty import Needs
 from dryfit.analytic.decoder import NotDescribed
-from dryfit.analytic.estimate import analytic_estimate
 from dryfit.cards.gpus import Gpu, named
 from dryfit.cards.verdict import Word
 from dryfit.common.errors import UserError
@@ -56,8 +55,7 @@ def by_tool(request: ScenarioRequest, where: object = "scenario", verdict: str |
 
 def _needs(scenario: Scenario, gpu: Gpu | None, where: object) -> Needs:
     scenario = scenario.changed(attention_mask="none")  # which is not described, and adds little
-    form = analytic_estimate(scenario, where, capability=gpu.capability if gpu else None, blocks=False)
-    return Needs(scenario, form["peak_allocated_bytes"], gpu.capability if gpu else None)
+    return Needs.of(scenario, where, gpu.capability if gpu else None)
 
 
 def _deciding(request: ScenarioRequest, other: Scenario, gpu: Gpu | None, where: object) -> str | None:

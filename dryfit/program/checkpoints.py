@@ -8,6 +8,7 @@ configuration: files with headers and no content.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -50,6 +51,7 @@ class Checkpoints:
         def from_pretrained(cls: Any, name: Any = None, *args: Any, **options: Any) -> Any:
             if name is not None and options.get("state_dict") is None and not _has_weights(name, options):
                 name = self._make_up(cls, str(name), options)
+                options.pop("subfolder", None)
             return load(cls, name, *args, **options)
 
         def safe_open(file: Any, *_: Any, **__: Any) -> _Opened:
@@ -58,6 +60,29 @@ class Checkpoints:
         return [
             (module.PreTrainedModel, "from_pretrained", classmethod(from_pretrained)),
             (module, "safe_open", safe_open),
+        ]
+
+    def of_diffusers(self, module: Any) -> list[tuple[Any, str, Any]]:
+        """Patches of ``diffusers.models.modeling_utils``: of checkpoints, names, shapes and dtypes are seen."""
+        kind = module.ModelMixin
+        load, read = kind.from_pretrained.__func__, module.load_state_dict
+
+        def from_pretrained(cls: Any, name: Any, **options: Any) -> Any:
+            if not _has_weights(name, options):
+                name = self._make_up_part(cls, str(name), options)
+                options.pop("subfolder", None)
+                options["use_safetensors"] = True
+            return load(cls, name, **options)
+
+        def load_state_dict(file: Any, *args: Any, **options: Any) -> Any:
+            if not str(file).endswith(".safetensors"):
+                return read(file, *args, **options)
+            opened = _Opened(str(file), self._tracker)
+            return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+
+        return [
+            (kind, "from_pretrained", classmethod(from_pretrained)),
+            *((each, "load_state_dict", load_state_dict) for each in (module, sys.modules[read.__module__])),
         ]
 
     def of_configurations(self, module: Any) -> list[tuple[Any, str, Any]]:
@@ -83,9 +108,11 @@ class Checkpoints:
         from transformers import AutoConfig
 
         config = options.get("config")
+        part = options.get("subfolder") or ""
         if config is None or isinstance(config, (str, Path)):
-            config = AutoConfig.from_pretrained(config or name, trust_remote_code=options.get("trust_remote_code"))
-        folder = Path(self._folder, name.replace("/", "--"))
+            told = {"trust_remote_code": options.get("trust_remote_code"), "subfolder": part}
+            config = AutoConfig.from_pretrained(config or name, **told)
+        folder = Path(self._folder, name.replace("/", "--"), part)
         if not folder.exists():
             folder.mkdir(parents=True)
             dtype = getattr(config, "dtype", None) or torch.float32
@@ -93,7 +120,21 @@ class Checkpoints:
                 model = cls._from_config(config, dtype=dtype) if hasattr(cls, "_from_config") else cls(config)
             _write(folder, dict(_own_tensors(model)))
             config.save_pretrained(folder)
-            self.made_up.append(name)
+            self.made_up.append(f"{name}/{part}".rstrip("/"))
+        return str(folder)
+
+    def _make_up_part(self, cls: Any, name: str, options: Mapping[str, Any]) -> str:
+        """The same for a part of a pipeline of diffusers, which lies in a folder of its own."""
+        part = options.get("subfolder") or ""
+        folder = Path(self._folder, name.replace("/", "--"), part)
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            config = cls.load_config(name, subfolder=options.get("subfolder"))
+            with torch.device("meta"):
+                model = cls.from_config(config).to(options.get("torch_dtype") or torch.float32)
+            _write(folder, dict(_own_tensors(model)), "diffusion_pytorch_model")
+            model.save_config(folder)
+            self.made_up.append(f"{name}/{part}".rstrip("/"))
         return str(folder)
 
 
@@ -118,7 +159,7 @@ def _own_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, tensor
 
 
-def _write(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def _write(folder: Path, tensors: Mapping[str, torch.Tensor], stem: str = "model") -> None:
     """A checkpoint in files of usual sizes (:func:`write_tensors`)."""
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0
@@ -130,12 +171,12 @@ def _write(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         size += tensor.nbytes
     files: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+        file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else f"{stem}.safetensors"
         files |= dict.fromkeys(shard, file)
         write_tensors(folder / file, shard)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(each.nbytes for each in tensors.values())}, "weight_map": files}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
 
 
 def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -137,6 +137,7 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
                         *checkpoints.of_models(module),
                         *followed.of_models(module),
                     ],
+                    "diffusers.models.modeling_utils": checkpoints.of_diffusers,
                     "transformers.trainer": followed.of_trainer,
                     "transformers.configuration_utils": checkpoints.of_configurations,
                     "transformers.models.auto.tokenization_auto": data.of_tokenizers,

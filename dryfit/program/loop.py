@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -63,7 +64,7 @@ class Loop:
         self._of_first: set[int] = set()  # of the first update
         self._loading, self._evaluating, self._ended = True, False, False
         self._beside = 0  # streams that the program has entered beside its first
-        self._known: dict[int, nn.Module] = {}
+        self._known: dict[int, weakref.ref[nn.Module]] = {}  # a program may let its models go
         self._by_hand, self._went_back = True, False  # by hand until there is an optimizer; since the last update
         tracker.mark("load", 0)
 
@@ -217,10 +218,11 @@ class Loop:
 
     def _learn(self, module: nn.Module) -> None:
         """Say what a module's tensors are for, and how they are called; modules within one that is known are, too."""
-        if id(module) in self._known:
+        known = self._known.get(id(module))
+        if known is not None and known() is module:
             return
         tracker = self._tracker
-        self._known.update((id(each), each) for each in module.modules())
+        self._known.update((id(each), weakref.ref(each)) for each in module.modules())
         tracker.origins.learn(module)
         tracker.vocabulary = tracker.vocabulary or vocabulary(module) or _vocabulary_of_layers(module)
         component, ids = component_of(module), tracker.ids

@@ -10,8 +10,8 @@ from typing import Any
 
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml
-from dryfit.readers import common, grpo
-from dryfit.readers.reading import EITHER_WAY, TOO_LOW, Reading, Values, begin, keys
+from dryfit.readers import common, grpo, unsloth
+from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Values, begin, keys
 from dryfit.readers.shell import Command, beside, options
 
 TABLE = ("ms-swift", "transformers")
@@ -27,12 +27,13 @@ _LIKE_LORA = ("lora", "adalora", "longlora", "lora_llm", "dora")
 _MEGATRON = "Megatron-SWIFT divides layers otherwise than any strategy here: not described."
 _ROW_TOKENS, _BATCH = 2048, 16  # where a file says nothing: `max_length` is the model's own; rows of an update
 _UTILIZATION = 0.9
-# What arguments were called before version 3 (docs/source_en/Instruction/ReleaseNote3.0.md).
+# What arguments were called before version 3 (docs/source_en/Instruction/ReleaseNote3.0.md; Liger's after it).
 _BEFORE_3 = {
     "model_id_or_path": "model", "sft_type": "train_type", "quantization_bit": "quant_bits", "dtype": "torch_dtype",
     "batch_size": "per_device_train_batch_size", "eval_batch_size": "per_device_eval_batch_size",
     "use_flash_attn": "attn_impl", "lora_target_modules": "target_modules", "template_type": "template",
     "bnb_4bit_comp_dtype": "bnb_4bit_compute_dtype", "check_model_is_latest": "check_model",
+    "use_liger": "use_liger_kernel",
 }  # fmt: skip
 _VALUES_BEFORE_3 = {
     "torch_dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "AUTO": None},
@@ -104,7 +105,10 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
         common.attention(reading, "attn_impl", kernel)
     reading.pads = not (get("packing") or get("padding_free"))
     common.optimizer(reading, "optim", "galore_adamw" if get("use_galore") else get("optim", "adamw_torch_fused"))
-    if get("use_liger_kernel"):
+    if get("tuner_backend") == "unsloth":  # swift's prepare_model asks it for checkpointing without the host
+        unsloth.take_the_step(reading, offloads=False)
+        reading.approximates("tuner_backend", "unsloth", TOO_HIGH, unsloth.UPPER_END, "step")
+    elif get("use_liger_kernel"):
         common.liger(reading)
     _parallel(get, reading, gpus)
     if kind := get("rlhf_type"):

@@ -78,7 +78,8 @@ class Fields:
     objective: str = described(
         "What the training aims at. `sft`: the next token. The others are steps of TRL's trainers, predicted with"
         " the extra `trl`, and not trained: `dpo`, `orpo` and `reward` take pairs (`micro_batch` counts them),"
-        " `kto` rows, `grpo`, `rloo` and `distillation` answers that `generation` generates, `online_dpo` two each.",
+        " `kto` rows, `grpo`, `rloo` and `distillation` answers that `generation` generates, `online_dpo` two each."
+        " On several GPUs `dpo` and `orpo` alone are predicted, by rules and without `trl`.",
         words=tuple(OBJECTIVES),
         default=SUPERVISED,
         example="dpo",

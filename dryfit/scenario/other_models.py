@@ -37,7 +37,8 @@ def not_a_language_model(kind: str, where: object = "model.model_type", does: st
         else f"This model {what}, and a scenario is about models that continue a text." if what
         else "This model does not continue a text, as a scenario's does.",
         where=where, found=kind,
-        allowed="your own training program as it stands, whatever it trains; or a model that continues a text",
+        allowed="your own training program as it stands, whatever it trains; a recipe, see `dryfit --recipe list`; or a"
+        " model that continues a text",
         write=RUN, field="model",
     )  # fmt: skip
 
@@ -62,6 +63,15 @@ def refuse_other_kinds(model: Mapping[str, Any], where: object) -> None:
     both = "reads a text and writes another" if model.get("is_encoder_decoder") is True else None
     if _plain(kind) in _known() or both or (names and all(map(_NOT_CAUSAL.search, names))):
         raise not_a_language_model(kind, where, _known().get(_plain(kind), both))
+
+
+def is_other_kind(model: Mapping[str, Any]) -> bool:
+    """Whether a configuration says itself that its model continues no text."""
+    try:
+        refuse_other_kinds(model, None)
+    except UserError:
+        return True
+    return False
 
 
 def by_name(text: str) -> str | None:

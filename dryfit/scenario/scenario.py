@@ -28,6 +28,7 @@ from dryfit.scenario.model import read_model, size
 from dryfit.scenario.nested_fields import PARTS, checked_adapter, checked_gpu, checked_lora
 from dryfit.scenario.objectives import OBJECTIVES, Objective
 from dryfit.scenario.optimizers import OPTIMIZERS
+from dryfit.scenario.strategies import NONE
 from dryfit.scenario.value_fields import Zero
 
 
@@ -119,6 +120,11 @@ class Scenario(Fields):
     def aim(self) -> Objective:
         """What the objective takes."""
         return OBJECTIVES[self.objective]
+
+    @property
+    def pairs_by_rules(self) -> bool:
+        """Whether a step of pairs is spread over GPUs, where no trainer of TRL's is followed."""
+        return self.aim.in_pairs and self.parallel.strategy != NONE
 
     @property
     def tokens(self) -> int:
@@ -296,7 +302,8 @@ def check_packages(scenario: Scenario, where: object = "scenario") -> None:
          "context, a ring of the same GPUs with fsdp2", "deepspeed"),
         ("zero.other", scenario.zero.other, parallel.zero_stage and scenario.zero.other and "deepspeed",
          "a configuration without these keys, which have no rule here", "deepspeed"),
-        ("objective", objective, scenario.aim.trainer and "trl", "objective sft", "trl"),
+        ("objective", objective, scenario.aim.trainer and not scenario.pairs_by_rules and "trl",
+         "objective sft", "trl"),
         ("float8", scenario.float8, None if scenario.float8 == "none" else "torchao", "float8 none", "optimizers"),
         ("qat", scenario.qat, None if scenario.qat == "none" else "torchao", "qat none", "optimizers"),
         ("compile", scenario.compile, None if scenario.compile == "none" else "triton", "compile none", "run"),

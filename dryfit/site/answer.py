@@ -171,9 +171,9 @@ def _hours(asked: Question, run: Run | None) -> str:
 
 
 def _answer(asked: Question, words: list[str], run_options: list[str]) -> dict[str, Any]:
-    estimated = quick(asked, others=False)
+    estimated = quick(asked, others=False, recorded=False)
     near, instead = _nearest(asked)
-    shown = quick(near, others=False) if instead else estimated
+    shown = quick(near, others=False, recorded=False) if instead else estimated
     run = parse_run_options(parse([*words, *run_options]))
     rule = (shown["rule_of_thumb"] or {}).get("peak_allocated_bytes")
     parts = sorted((shown["analytic"] or {"components": {}})["components"].items(), key=lambda item: -item[1])

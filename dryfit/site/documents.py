@@ -22,6 +22,7 @@ SOURCES = data_path("site")
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)")
 _PLACE = re.compile(r"<!-- site: begin -->.*?<!-- site: end -->", re.DOTALL)
+_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 MORE = "More"  # where a document goes that dryfit/data/site/pages.yaml doesn't name
 
 
@@ -51,7 +52,7 @@ def documents(folder: Path, commit: str, run: Path | None = None, sweep: Path | 
 
 def staged(docs: Path, commit: str, run: Path | None = None, sweep: Path | None = None) -> dict[str, dict[str, str]]:
     """Write all pages as Markdown; by section the titles of the pages and their files."""
-    shutil.copytree(ROOT / "docs", docs)
+    shutil.copytree(ROOT / "docs", docs, ignore=shutil.ignore_patterns("run.json"))
     shutil.copy(SOURCES / "documents.css", docs)
     made = {
         "index.md": start_page(),
@@ -61,7 +62,11 @@ def staged(docs: Path, commit: str, run: Path | None = None, sweep: Path | None 
         "reference/scenario.md": reference.scenario(),
     }
     (docs / "reference").mkdir()
-    if run is not None:
+    card = docs / "example" / "MODEL_CARD.md"
+    if run is None:  # the run whose documents are in the repository
+        made["example/MODEL_CARD.md"] = _FRONT_MATTER.sub("", card.read_text(encoding="utf-8"))
+    else:
+        shutil.rmtree(docs / "example")
         made |= _example(docs / "example", run, sweep)
     for name, text in made.items():
         (docs / name).write_text(text, encoding="utf-8")
@@ -90,7 +95,7 @@ def _example(folder: Path, run: Path, sweep: Path | None) -> dict[str, str]:
         text = text.replace(word, str(value))
     if sweep is not None:
         text += (SOURCES / "example-sweep.md").read_text(encoding="utf-8")
-    return {"example/index.md": text, "example/MODEL_CARD.md": re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)}
+    return {"example/index.md": text, "example/MODEL_CARD.md": _FRONT_MATTER.sub("", card)}
 
 
 def sections(titles: Mapping[str, str]) -> dict[str, dict[str, str]]:

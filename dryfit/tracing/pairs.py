@@ -15,14 +15,9 @@ from torch import nn
 
 from dryfit.scenario.objectives import SUPERVISED
 from dryfit.scenario.scenario import Scenario
-from dryfit.scenario.strategies import NONE, WEIGHTS
+from dryfit.scenario.strategies import WEIGHTS
 from dryfit.step.adapters import DTYPES
 from dryfit.step.model import skeleton
-
-
-def divided_pairs(scenario: Scenario) -> bool:
-    """Whether a step is one of pairs on several GPUs."""
-    return scenario.aim.in_pairs and scenario.parallel.strategy != NONE
 
 
 def as_rows(scenario: Scenario) -> Scenario:

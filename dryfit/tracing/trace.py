@@ -43,7 +43,7 @@ from dryfit.step.quantized import assert_quantized
 from dryfit.step.step import MICRO_BATCHES, random_step
 from dryfit.tracing.layers import SHALLOW, Composed, Plans, Traced, size_apart
 from dryfit.tracing.loading import host_copy_bytes, loading_history
-from dryfit.tracing.pairs import as_rows, divided_pairs, reference_beside
+from dryfit.tracing.pairs import as_rows, reference_beside
 from dryfit.tracing.pairs import notes as pair_notes
 from dryfit.tracing.prepare import EVEN, Prepared, labels, prepare, speaking_of, traced_attention
 from dryfit.tracing.ranks import Kind, add_ranks, answers_for, kinds_of_ranks
@@ -106,7 +106,7 @@ def trace(
         "report": partial(make_report, asked=Asked({*sizes, *usable_sizes(capability)}, both_allocators)),
     }
     with one_thread():
-        if not divided_pairs(scenario):
+        if not scenario.pairs_by_rules:
             return _traced(scenario, target, timed_on, stages, settings)
         settings["beside"] = reference_beside(scenario)
         answer = _traced(as_rows(scenario), target, timed_on, stages, settings)
@@ -270,6 +270,8 @@ class Recorder:
 
     def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
         settings = {"capability": capability, "costs": False, "report": recording}
+        if scenario.pairs_by_rules:
+            settings["beside"], scenario = reference_beside(scenario), as_rows(scenario)
         recordings = []
         for kind, way in product(kinds_of_ranks(scenario), ways(scenario, "cuda")):
             new = Composed(often=True, place=kind.stage, plans=self._plans)
@@ -299,6 +301,8 @@ def record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Rec
 def step_record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Record:
     """What a step did, allocation by allocation; :class:`Unlike` where chance decides about the loading."""
     settings = {"capability": capability, "costs": False, "report": _as_record}
+    if scenario.pairs_by_rules:
+        settings["beside"], scenario = reference_beside(scenario), as_rows(scenario)
     kind = kinds_of_ranks(scenario)[0]
     return _followed(scenario, "cuda", prepare, Composed(place=kind.stage), kind, **settings)[0]
 

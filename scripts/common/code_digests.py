@@ -169,12 +169,18 @@ def environment_of(script: Path) -> str:
 
 
 @cache
-def code_digest(script: Path) -> str:
-    """Digest of the script, the project modules and C sources below it, and the pins of the environment it runs in."""
+def module_digests(script: Path) -> dict[str, str]:
+    """Digests of the script, the project modules and C sources below it, by path, and of its environment's pins."""
     modules = {path.relative_to(ROOT).as_posix(): _read(path)[0] for path in imported_modules(script)}
     for path in c_sources(script):
         modules[path.relative_to(ROOT).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return digest({"modules": modules, "environment": _pins(environment_of(script))})
+    environment = environment_of(script)
+    return {**modules, f"envs/{environment}.yaml": digest(_pins(environment))}
+
+
+def code_digest(script: Path) -> str:
+    """One digest of all that :func:`module_digests` has."""
+    return digest(module_digests(script))
 
 
 @cache

@@ -26,7 +26,7 @@ from typing import Any
 
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import log, messages_to_stderr
-from scripts.common import locks, made_from
+from scripts.common import made_from
 
 
 @contextmanager
@@ -35,8 +35,11 @@ def job(snakemake: Any) -> Iterator[None]:
 
     The terminal shows what the project says; what libraries print and warn about stays in the log.
     """
-    end_with_parent()
     messages_to_stderr()
+    if not snakemake.log:  # alone, where a debugger may ask (scripts/runs/alone.py)
+        yield
+        return
+    end_with_parent()
     # Torch's threads meet thousands of times a second. One that spins for long while it waits takes the CPU from
     # the one that it waits for when other programs want it too: 8 tokens a second at a load of 8, and 36 where it
     # sleeps after 2,000 turns. On a quiet machine sleeping at once costs a third (178 instead of 282), after 3,000
@@ -49,7 +52,7 @@ def job(snakemake: Any) -> Iterator[None]:
     file = logging.FileHandler(path, mode="w", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(file)
-    with locks.at_work(), _output_into(file):
+    with _output_into(file):
         log.info("rule %s: python %s (%s)", snakemake.rule, sys.version.split()[0], sys.prefix)
         started = time.monotonic()
         try:

@@ -3,19 +3,15 @@
 Documents are made in seconds and are gone before the first job of a run that makes them again. What costs time stays
 (going back to the settings that it was made with needs it), and ``OUTDATED.txt`` at the top of its folder names it
 until it has been made again. So it does with all that the ledger (:mod:`scripts.common.made_from`) knows to have been
-made from such files, in whichever run. Nor may what nobody knows the origin of pass. Standard library only.
+made from such files, in whichever run. Standard library only.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-import sqlite3
 from collections.abc import Iterable
-from contextlib import closing
 from pathlib import Path
 
-from dryfit.common.errors import UserError
 from dryfit.common.files import write_text
 from scripts.common.made_from import HOME, Ledger
 
@@ -53,39 +49,6 @@ def after(made: Iterable[str] = ()) -> list[str]:
     """
     ledger, made = Ledger(), set(made)
     return _mark({path: written for path, written in _waiting(ledger).items() if path not in made}, ledger)
-
-
-def refuse_unrecorded(paths: Iterable[str], home: Path = Path(".snakemake")) -> None:
-    """Raise where results lie that Snakemake has no record of: an older version's, a copy without its ``.snakemake``.
-
-    A record says what code and settings a file was made with. Without one Snakemake goes by times alone, and whatever
-    lies there passes as up to date. A job that was killed has its file marked as incomplete, and it is made again.
-    """
-    in_database = _database(home)
-    for path in map(str, paths):
-        record = base64.urlsafe_b64encode(path.encode()).decode()
-        in_files = any((home / kind / record).exists() for kind in ("metadata", "incomplete"))
-        if Path(path).exists() and path not in in_database and not in_files:
-            raise UserError(
-                f"{home} has no record of these results. If they come from an older version, Snakemake would wrongly"
-                " call them up to date.",
-                where=path,
-                allowed=f"results together with the {home} of the runs that made them, or none",
-                write="mv results results.before  # if they are this version's: snakemake --cores 1 --touch --forceall",
-            )
-
-
-def _database(home: Path) -> set[str]:
-    """What Snakemake has recorded in its database, the other way in which it keeps records; empty without one."""
-    path = home / "metadata.db"
-    if not path.exists():
-        return set()
-    query = "SELECT target FROM snakemake_metadata WHERE namespace = ?"
-    try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            return {target for (target,) in database.execute(query, (str(home.absolute()),))}
-    except sqlite3.Error:  # empty, or something else
-        return set()
 
 
 def _waiting(ledger: Ledger) -> dict[str, int]:

@@ -160,8 +160,8 @@ if __name__ == "__main__":
         named = snakemake.params.sources["benchmark"]
         if named:
             named = {**named, "report": snakemake.input.benchmark, "tasks": snakemake.input.tasks}
-        made = dict(snakemake.input.items())
-        examples = {"found": made["example_pairs"], "report": made["examples"]} if "examples" in made else None
+        found, report = snakemake.input.example_pairs, snakemake.input.examples
+        examples = {"found": found, "report": report} if found else None
         asked = snakemake.params.sources
         main(
             registry.of_job(snakemake.params.task),

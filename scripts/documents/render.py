@@ -24,6 +24,7 @@ from dryfit.data import data_path
 from scripts.common.job import job
 from scripts.documents.context import derive
 from scripts.documents.gather import gather
+from scripts.documents.terminal_summary import run_lines
 from scripts.documents.traced_values import MARKS, NUMBER, collect, count_of, mark_sources, plain, sourced
 from scripts.documents.validate import check_card, check_document
 
@@ -226,9 +227,9 @@ def _sourced_wording(environment: Any, html: bool) -> None:
         def filter_stream(self, stream: Any) -> Any:
             for token in stream:
                 words = token.type == "data" and not stream.filename.endswith(".css")
-                yield self._sourced(token, stream.filename) if words else token
+                yield self.with_sources(token, stream.filename) if words else token
 
-        def _sourced(self, token: Any, filename: str) -> Any:
+        def with_sources(self, token: Any, filename: str) -> Any:
             def mark(found: re.Match[str]) -> str:
                 if found["number"] is None:
                     return found[0]
@@ -403,15 +404,19 @@ def write_documents(
 
 
 def main(inputs: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequence[str]) -> None:
-    inputs = dict(inputs)
+    inputs, outputs = dict(inputs), list(outputs)
+    if Path(outputs[0]).name == "summary.txt":
+        read = {path for value in inputs.values() for path in ([value] if isinstance(value, str) else value)}
+        write_text(summary := outputs.pop(0), "\n".join(run_lines(settings["run"], inputs["profile"], read)) + "\n")
+        log.info("%s", summary)
     for name in ("macros", "styles"):  # which templates include
         inputs.pop(name, None)
     made_of = {name: list(inputs.pop(name, [])) for name in ("templates", "figures", "others")}
-    files = {name: _sourced(content, inputs[name]) for name, content in gather(inputs).items()}
+    files = {name: with_sources(content, inputs[name]) for name, content in gather(inputs).items()}
     write_documents(context=derive(files, from_rule(settings), inputs), outputs=outputs, **made_of)
 
 
-def _sourced(content: Any, path: str | Sequence[str]) -> Any:
+def with_sources(content: Any, path: str | Sequence[str]) -> Any:
     """The content of a file, or of each of several, with its sources."""
     if isinstance(path, str):
         return sourced(content, path)

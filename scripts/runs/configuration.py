@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from dryfit.common.errors import UserError
-from dryfit.common.schema import allowed, coerced, validate, yaml_lines
+from dryfit.common.schema import allowed, as_typed, coerced, validate, yaml_lines
 from dryfit.scenario import fields
 from scripts.common.code_digests import ROOT
 from scripts.tasks.support import registry
@@ -74,6 +74,24 @@ def check(config: dict) -> dict:
     if wrong := [*_of_task(config, task), *_contradictions(config)]:
         raise UserError.several(wrong)
     return coerced({**config, "prompt": {"system": config["prompt"]["system"] or task.system}}, read_schema())
+
+
+def typed(config: Mapping[str, Any], given: Mapping[str, Any], schema: Mapping[str, Any] | None = None) -> dict:
+    """The configuration with the types of what ``--config`` gave: Snakemake turns numbers within a mapping into text.
+
+    Parameters
+    ----------
+    given
+        What the command line says, as Snakemake has read it. What stands in a file keeps the type that it has there.
+    """
+    forms = (read_schema() if schema is None else schema).get("properties", {})
+    read = {}
+    for key in given.keys() & forms.keys() & config.keys():
+        if isinstance(given[key], Mapping) and isinstance(config[key], Mapping):
+            read[key] = typed(config[key], given[key], forms[key])
+        elif given[key] == config[key]:
+            read[key] = as_typed(given[key], forms[key])
+    return {**config, **read}
 
 
 def _of_task(config: dict, task: Task) -> Iterator[UserError]:

@@ -5,6 +5,7 @@ Standard library, PyYAML and jsonschema only: Snakemake itself calls this.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -48,14 +49,18 @@ def threads_beside(cores: int | None) -> int:
     return 8 if cores is None else max(1, min(8, cores - 1))
 
 
-def code(script: str) -> Callable:
-    """A param with the digest of what a job computes with beside its inputs; Snakemake runs it again when it differs.
+def code(script: str) -> dict[str, Any]:
+    """Params with digests of what a job computes with beside its inputs; Snakemake runs it again when one differs.
 
-    ``script`` lies below scripts/. When the job's turn comes its inputs are there, and Snakemake asks once more.
+    ``script`` lies below scripts/. ``code`` is one digest of all, with the inputs that no job makes. When a job's turn
+    comes its inputs are there, and Snakemake asks once more. The others are the modules', so that Snakemake's reason
+    names the one that has changed. They repeat their names: Snakemake compares the values of params alone.
     """
-    value = code_digests.code_digest(code_digests.ROOT / "scripts" / script)
+    path = code_digests.ROOT / "scripts" / script
+    value, modules = code_digests.code_digest(path), code_digests.module_digests(path)
     # Not with a parameter named `input`: Snakemake takes such a value for derived and does not compare it.
-    return lambda wildcards, **job: contents.job_digest(value, job["input"])
+    whole = lambda wildcards, **job: contents.job_digest(value, job["input"])  # noqa: E731
+    return {"code": whole} | {name: f"{name} {digest[:8]}" for name, digest in modules.items()}
 
 
 class JobFunctions:
@@ -122,6 +127,16 @@ class JobFunctions:
     def path_of(self, *patterns: str) -> Callable:
         """An input function: the path, or the paths, with what their run is about filled in."""
         return self.from_job(lambda paths: paths.fill(*patterns) if len(patterns) > 1 else paths.fill(*patterns)[0])
+
+    def paths_where(self, condition: Callable[[Mapping[str, Any]], Any]) -> Callable:
+        """The same for paths of runs whose settings meet a condition; of others none."""
+
+        def paths_of(*patterns: str) -> Callable:
+            path = self.path_of(*patterns)
+            holds = self.from_settings(condition)
+            return lambda wildcards: path(wildcards) if holds(wildcards) else []
+
+        return paths_of
 
     def each_run(self, find: str | Callable) -> Callable:
         """An input function for targets: a pattern, or a method of JobPaths, for each run of the configuration."""
@@ -228,4 +243,6 @@ def needed_by_step(input: Any) -> int:
 
 def needed_by_evaluation(input: Any) -> int:
     """Bytes of an evaluation, by the report beside the folder of its weights."""
-    return cluster.evaluation_job_bytes(f"{input.get('weights') or input.get('base')}.json")
+    folder = input.get("weights") or input.get("base")
+    os.stat(folder)  # says that it is missing, if it is; then Snakemake asks again when it is there
+    return cluster.evaluation_job_bytes(f"{folder}.json")

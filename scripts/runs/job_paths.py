@@ -106,30 +106,6 @@ class JobPaths:
         path = self.settings["dataset"]["benchmark"].get("path")
         return [path] if path and os.path.exists(path) else []
 
-    def examples(self) -> dict[str, Any]:
-        """The pairs of a package, where a source of the configuration names one."""
-        if configuration.examples_source(self.settings) is None:
-            return {}
-        names = ("examples.json", "pairs.jsonl", "LICENSE")
-        made, pairs, *unread = self.fill(*(f"{EXAMPLES}/{name}" for name in names))
-        return {"examples": made, "example_pairs": pairs, "unread_examples": unread}
-
-    def benchmark(self) -> dict[str, Any]:
-        """The benchmark's tasks, where the configuration names one: rows like them are taken out of the data."""
-        if self.settings["dataset"]["benchmark"] is None:
-            return {}
-        names = ("benchmark.json", "tasks.jsonl", "states.json", "LICENSE")
-        made, tasks, *unread = self.fill(*(f"{BENCHMARK}/{name}" for name in names))
-        # An input, so that missing ones are made again.
-        return {"benchmark": made, "tasks": tasks, "unread": unread}
-
-    def gguf(self) -> dict[str, str]:
-        """The GGUF file, for a base model that comes in a wheel."""
-        if self.settings["model"]["source"]["type"] != "wheel":
-            return {}
-        gguf, license = self.fill(f"{BASE}/source/model.gguf", f"{BASE}/source/LICENSE")
-        return {"gguf": gguf, "license": license}
-
     # --- the memory's scenarios --------------------------------------------------------------------
 
     def profile(self) -> dict[str, dict[str, Any]]:
@@ -193,12 +169,6 @@ class JobPaths:
             return dict(zip(("config", "description"), self.fill(*fetched), strict=True))
         return {"config": project_file(self.fill("config/models/{profiled}.json")[0])}
 
-    def measurement(self) -> dict[str, str]:
-        """The measurement of the run's own training step, if one process can take it."""
-        if run_scenarios.gpus_of_training(self.settings) == 1:
-            return {"measure": self.fill("results/{run}/memory/training/measure.json")[0]}
-        return {}
-
     # --- what the configuration may leave out ------------------------------------------------------
 
     def executed(self) -> str:
@@ -238,14 +208,9 @@ class JobPaths:
 
     def documents(self) -> list[str]:
         """What a run is for: the card, the documents beside it, and where it all came from."""
-        names = ["MODEL_CARD.md", "docs/details.md", "docs/memory-profile.md", "docs/publication.md", "report.html"]
-        names += [
-            "planner.html",
-            "documents.json",
-            "provenance.json",
-            "bill-of-materials.cdx.json",
-            "ro-crate-metadata.json",
-        ]
+        names = ("summary.txt", "MODEL_CARD.md", "docs/details.md", "docs/memory-profile.md", "docs/publication.md")
+        names += ("report.html", "planner.html", "documents.json", "provenance.json", "bill-of-materials.cdx.json")
+        names += ("ro-crate-metadata.json",)
         return self.fill(*(f"results/{{run}}/{name}" for name in names))
 
     def exports(self) -> list[str]:

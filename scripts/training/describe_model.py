@@ -204,6 +204,6 @@ if __name__ == "__main__":
             snakemake.params.source,
             snakemake.params.about,
             Path(snakemake.output.config).parent,
-            snakemake.input.get("gguf"),
-            snakemake.input.get("license"),
+            snakemake.input.gguf or None,
+            snakemake.input.license or None,
         )

@@ -132,6 +132,6 @@ if __name__ == "__main__":
             snakemake.params.source,
             Path(snakemake.input.description).parent,
             Path(snakemake.output.folder),
-            snakemake.input.get("gguf"),
+            snakemake.input.gguf or None,
             snakemake.output.manifest,
         )

@@ -19,7 +19,7 @@ from scripts.common import code_digests
 from tests.warm import launchers
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGURATION = ROOT / "tests" / "config" / "tiny.yaml"
+CONFIGURATION = ROOT / "config" / "test.yaml"
 SETTINGS = yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8"))
 RUN = f"results/{SETTINGS['run']['name']}-r{SETTINGS['lora']['rank']}"
 NOTHING = "Nothing to be done"

@@ -9,38 +9,19 @@ nothing does no harm. ``said`` is the job's log, None where it ended without an 
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
-import runpy
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from scripts.common import code_digests
+from scripts.runs import alone
+from scripts.runs.alone import jobs, script_of
 
 ENDINGS = (".json", ".jsonl")
 PATIENCE_SECONDS = 60
-
-
-def jobs(*configurations: Path, cores: int = 1) -> Iterator[Any]:
-    """The jobs with a script of the workflow in the working directory, as Snakemake resolves them."""
-    from snakemake.api import SnakemakeApi
-    from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
-
-    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
-        workflow = api.workflow(
-            resource_settings=ResourceSettings(cores=cores),
-            config_settings=ConfigSettings(configfiles=list(configurations)),
-            snakefile=Path("Snakefile"),
-        )
-        with contextlib.redirect_stdout(io.StringIO()):
-            workflow.dag().summary()
-        yield from (job for job in workflow._workflow.dag.jobs if job.is_script)
 
 
 def changed(value: Any) -> Any:
@@ -70,11 +51,6 @@ def edit(path: Path) -> None:
     os.replace(new, path)
 
 
-def script_of(job: Any) -> Path:
-    """The file of a job's script."""
-    return Path("rules", job.rule.script).resolve()
-
-
 def run(job: Any, scratch: Path) -> int:
     """Run a job's script in a child of this process; returns its exit status."""
     child = os.fork()
@@ -85,17 +61,7 @@ def run(job: Any, scratch: Path) -> int:
 
         signal.alarm(PATIENCE_SECONDS)
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        given = SimpleNamespace(
-            input=job.input,
-            log=[str(scratch / "log")],
-            output=elsewhere(job.output, scratch),
-            params=job.params,
-            resources=job.resources,
-            rule=job.rule.name,
-            threads=1,
-            wildcards=job.wildcards,
-        )
-        runpy.run_path(str(script_of(job)), init_globals={"snakemake": given}, run_name="__main__")
+        alone.run(job, scratch, [str(scratch / "log")])
         os._exit(0)
     except SystemExit as error:
         os._exit(error.code if isinstance(error.code, int) else 1)
@@ -103,16 +69,6 @@ def run(job: Any, scratch: Path) -> int:
         with open(scratch / "log", "a") as said:
             said.write(f"\n{type(error).__name__}: {error}")
         os._exit(3)
-
-
-def elsewhere(outputs: Any, scratch: Path) -> Any:
-    """A job's outputs below another folder."""
-    from snakemake.iocontainers import Namedlist
-
-    moved = Namedlist([str(scratch / path) for path in outputs])
-    for name, (first, end) in outputs._get_names():
-        moved._set_name(name, first, end=end)
-    return moved
 
 
 def main(folder: Path, configuration: Path) -> None:

@@ -74,7 +74,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def submitted(project: Path, slurm: OneNodeSlurm, *targets: str) -> subprocess.Popen:
     """Snakemake with the Slurm profile, under way."""
     options = [word for option, values in OPTIONS.items() for word in (option, *values)]
-    command = [sys.executable, "-m", "snakemake", *options, "--configfile", "tests/config/tiny.yaml", "sweep.yaml"]
+    command = [sys.executable, "-m", "snakemake", *options, "--configfile", "config/test.yaml", "sweep.yaml"]
     log = open(project / "slurm.log", "wb")  # noqa: SIM115, the process writes on
     return subprocess.Popen([*command, "--", *targets], cwd=project, env=slurm.environment, stdout=log, stderr=log)
 

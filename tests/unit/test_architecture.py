@@ -35,7 +35,7 @@ MODULES = sorted(
     path
     for house in HOUSES
     for path in (ROOT / house).rglob("*.py")
-    if not re.search("data/(site|reports)/", path.as_posix())
+    if not re.search("data/(site|reports|recipes)/", path.as_posix())
 )
 # Without these the light environment, and whoever only wants an estimate, would load gigabytes.
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
@@ -47,6 +47,7 @@ WITHOUT_TORCH = (
     "dryfit/scenario",
     "dryfit/cards",
     "dryfit/evidence",
+    "dryfit/derived",
     "dryfit/analytic",
     "scripts/tasks",
     "scripts/tasks/support",
@@ -59,6 +60,7 @@ WITHOUT_TORCH = (
     "dryfit/ask",
     "dryfit/readers",
     "dryfit/site",
+    "dryfit/recipes",
 )
 
 # The disk's sizes are compared with the files that a real step leaves, the training's own step with its trace.

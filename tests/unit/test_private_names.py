@@ -26,6 +26,7 @@ PIPELINES = "torch.distributed.pipelining"
 ZERO = "deepspeed.runtime.zero"
 # By what they belong to. A name that objects of a class get when they are made counts as the class's.
 RELIED_ON = {
+    "diffusers.FluxPipeline": "_pack_latents _prepare_latent_image_ids _unpack_latents",
     "liger_kernel.transformers.monkey_patch": "_apply_liger_kernel_to_instance",
     "accelerate.big_modeling": ("_attach_context_parallel_hooks _refuse_recurrent_layers_under_sequence_parallelism"),
     "accelerate.state.AcceleratorState": "_mixed_precision _reset_state",

@@ -18,7 +18,7 @@ PAGE = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
 def test_there_are_as_many_as_were_asked_for():
     assert len(REPORTS) == len(BY_ID) >= 80
     decidable = [report.drawn for report in REPORTS if report.decidable == "yes"]
-    assert decidable.count("first") == decidable.count("second") == 40
+    assert decidable.count("first") == decidable.count("second") == decidable.count("third") == 40
 
 
 @pytest.mark.parametrize("report", REPORTS, ids=lambda report: report.id)
@@ -34,7 +34,7 @@ def test_a_row_says_what_was_stated_assumed_and_found(report: reports.Report):
     assert all((reports.FILES / name).is_file() for name in files)
     for said in (report.verdict, report.first_verdict):
         assert said in ("", reports.NOT_ASKED, *reports.VERDICTS)
-    assert bool(report.first_verdict) or (report.drawn in ("second", "rehearsal") and not report.verdict)
+    assert bool(report.first_verdict) or (report.drawn in ("second", "rehearsal", "left over") and not report.verdict)
     assert bool(report.required_gib) == (report.verdict in reports.VERDICTS[:3])
 
 
@@ -74,9 +74,9 @@ def test_what_is_found_to_decide_nothing_keeps_its_first_verdict():
     assert "the failure was no memory's" in reports.page([*REPORTS, replace(found, id="new-1")])
 
 
-def test_a_second_set_is_of_threads_that_nobody_read():
+def test_another_set_is_of_threads_that_nobody_read():
     new = replace(REPORTS[0], id="new-1", link="https://github.com/huggingface/trl/issues/1", drawn="")
-    assert [report.drawn for report in reports.added(REPORTS, [new, REPORTS[0]])[len(REPORTS) :]] == ["second"]
+    assert [report.drawn for report in reports.added(REPORTS, [new, REPORTS[0]])[len(REPORTS) :]] == ["third"]
     with pytest.raises(UserError, match="threads that were read before: new-2"):
         reports.added(REPORTS, [replace(REPORTS[0], id="new-2")])
 
@@ -84,10 +84,14 @@ def test_a_second_set_is_of_threads_that_nobody_read():
 def test_each_draw_has_columns_and_a_line_of_its_own():
     columns = "drawn second, once | drawn second, now | rehearsal, once | rehearsal, now | drawn first, once"
     assert columns in reports.page(REPORTS)
-    first, *_ = reports.readme_lines([report for report in REPORTS if report.drawn != "second"]).splitlines()
+    first, *_ = reports.readme_lines([report for report in REPORTS if report.drawn in ("first", "")]).splitlines()
     assert first.startswith("40 public reports of the first draw stayed unread until")
-    asked = [replace(report, first_verdict="fits") if report.drawn == "second" else report for report in REPORTS]
-    assert reports.readme_lines(asked).startswith("41 public reports of the second draw stayed unread until")
+    asked = [replace(report, first_verdict="fits") if report.drawn == "third" else report for report in REPORTS]
+    third, second, *_ = reports.readme_lines(asked).splitlines()
+    assert third.startswith("41 public reports of the third draw stayed unread until")
+    ran_out = [report.id for report in asked if report.drawn == "third" and report.outcome == "ran_out"]
+    assert f"It said FITS, and it ran out: {', '.join(ran_out[:-1])}." in third  # the last one decides nothing
+    assert second.startswith("41 public reports of the second draw") and "It said FITS" not in second
 
 
 def test_no_file_lies_beside_without_a_question():

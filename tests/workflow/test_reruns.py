@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.end_to_end import chain
-from tests.workflow.plan import edited, make_believe, planned, snakemake
+from tests.workflow.plan import edited, make_believe, planned, planned_text, snakemake
 
 DATASET = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "check_splits"}
 MODEL = {"download_gguf", "describe_model", "fetch_weights"}
@@ -292,6 +292,12 @@ def test_a_changed_helper_reruns_the_rules_that_import_it(plan, project, module,
         rules = plan()
     assert expected <= rules
     assert not rules & spared
+
+
+def test_the_reason_names_the_module_that_has_changed(project):
+    with edited(project / "scripts" / "common" / "statistics.py", "RESAMPLES = 2000", "RESAMPLES = 1999"):
+        said = planned_text(project, "--configfile", TINY)
+    assert "scripts/common/statistics.py" in said and "scripts/evaluation/evaluate.py" not in said
 
 
 @pytest.mark.thorough

@@ -202,7 +202,8 @@ def test_a_terminal_shows_the_estimate_while_the_step_is_traced(model, capsys, m
     ("gpu", "word", "status"), [("24GiB", "FITS", 0), ("10.6GiB", "TOO CLOSE", 1), ("4GiB", "DOES NOT", 1)]
 )
 def test_quick_says_where_it_can_not_decide(gpu, word, status, capsys) -> None:
-    found, text = run(capsys, "qwen2.5-coder-7b", "-s", "1024", "--gpu", gpu, "--quick")
+    rows = ["-b", "2", "-s", "512"]  # which no record covers
+    found, text = run(capsys, "qwen2.5-coder-7b", *rows, "--gpu", gpu, "--quick")
     assert text.startswith(word) and found == status
 
 

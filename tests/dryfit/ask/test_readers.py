@@ -12,7 +12,8 @@ import yaml
 from dryfit import readers
 from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.common.errors import UserError
-from dryfit.planner.omissions import of_older_tools, omissions
+from dryfit.common.text import GIB
+from dryfit.planner.omissions import of_an_older_loss, of_older_tools, omissions
 from dryfit.readers.reading import TABLES, TOO_LOW, keys
 from dryfit.scenario.fields import BY_NAME
 
@@ -652,6 +653,23 @@ def test_older_versions_of_trl_have_other_defaults(more: dict, older: dict, tmp_
 def test_what_is_typed_is_no_default_of_an_older_version(tmp_path: Path) -> None:
     found = asked(tmp_path, TRL, settings=("gradient_checkpointing=true", "loss=chunked"))
     assert found.reading.older == {"precision": "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("more", "backward", "told"),
+    [({}, 9, True), ({}, 4, False), ({"enable_liger_kernel": True}, 9, False)],
+    ids=["at the loss", "peak elsewhere", "no whole logits"],
+)
+def test_an_older_loss_copies_the_logits(more, backward, told, tmp_path: Path) -> None:
+    """1 GiB of logits in fp32; the peak of 9 GiB lies in the backward pass, or in the update."""
+    content = FACTORY | {"cutoff_len": 2048, "per_device_train_batch_size": 1, "bf16": True} | more
+    found = asked(tmp_path, content)
+    logits = 4 * found.scenario.tokens * found.scenario.model["vocab_size"]
+    trace = {"phases": {"backward": backward * GIB}, "peak_allocated_bytes": 9 * GIB, "required_bytes": 9 * GIB}
+    for usable, short in ((9 * GIB + logits - 1, True), (9 * GIB + logits, False)):
+        texts = list(of_an_older_loss([found.reading], found.scenario, trace, usable))
+        assert bool(texts) == (told and short) and all("transformers before 4.49" in text for text in texts)
+    assert not list(of_an_older_loss([], found.scenario, trace, 9 * GIB))
 
 
 def test_a_program_that_names_no_dtype_loads_in_fp32_before_transformers_5(tmp_path: Path) -> None:

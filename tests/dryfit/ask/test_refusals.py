@@ -14,22 +14,23 @@ from dryfit.readers.request import parse_request
 from dryfit.scenario.other_models import by_name, refuse_other_kinds
 
 OTHERS = {
-    "whisper": ({"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"], "vocab_size": 51865,
-                 "is_encoder_decoder": True, "d_model": 384}, "turns speech into text"),
-    "vit": ({"model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 768}, "sees images"),
-    "bert": ({"model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 30522}, "encodes a text"),
+    "parakeet": ({"model_type": "parakeet", "architectures": ["ParakeetForCTC"]}, "turns speech into text"),
+    "sam": ({"model_type": "sam", "architectures": ["SamModel"], "hidden_size": 768}, "sees images"),
+    "layoutlm": ({"model_type": "layoutlm", "architectures": ["LayoutLMForMaskedLM"]}, "encodes a text"),
     "t5": ({"model_type": "t5", "vocab_size": 32128, "is_encoder_decoder": True}, "reads a text and writes another"),
     "clip": ({"model_type": "clip", "text_config": {"model_type": "clip_text_model"},
               "vision_config": {"hidden_size": 768}}, "compares texts with images"),
     "nobody listed": ({"model_type": "new", "architectures": ["NewForMaskedLM"]}, "does not continue a text"),
     "two halves": ({"model_type": "new", "is_encoder_decoder": True}, "reads a text and writes another"),
-    "flux": ({"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}, "makes images"),
+    "kandinsky": ({"_class_name": "KandinskyPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}, "makes images"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("model", "does"), OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("more", [[], ["--quick"]])
-def test_another_kind_of_model_leads_to_the_program_that_trains_it(model, does, more, tmp_path: Path) -> None:
+def test_another_kind_of_model_without_a_recipe_leads_to_the_program_that_trains_it(
+    model, does, more, tmp_path: Path
+) -> None:
     """Before torch is imported, and as well without the trace."""
     name = "model_index.json" if "_class_name" in model else "config.json"
     (tmp_path / name).write_text(json.dumps(model), encoding="utf-8")

@@ -127,6 +127,14 @@ def test_names_of_ms_swift_before_version_3_are_read(tmp_path: Path) -> None:
     assert not found.reading.unknown and any("before version 3" in note for note in found.reading.notes)
 
 
+@pytest.mark.parametrize(("backend", "kernels", "errs"), [("unsloth", "unsloth", ["too high"]), ("peft", "liger", [])])
+def test_ms_swift_over_unsloth_is_unsloths_step(backend: str, kernels: str, errs: list, tmp_path: Path) -> None:
+    line = f"swift sft --model {MODEL} --tuner_backend {backend} --use_liger true --max_length 512"
+    found = asked(tmp_path, line, name="x.sh")
+    said(found, kernels=kernels, gradient_checkpointing=True, activation_offload=False)
+    assert [one.errs for one in found.reading.remarks if one.key == "tuner_backend"] == errs
+
+
 def test_a_yaml_file_of_ms_swift_is_known_by_its_keys_and_read_from_a_command(tmp_path: Path) -> None:
     content = {"model": MODEL, "tuner_type": "lora", "max_length": 512, "dataset": ["x"], "deepspeed": "zero2"}
     said(asked(tmp_path, content, gpu="2x24GiB"), sequence_length=512, parallel={"gpus": 2})

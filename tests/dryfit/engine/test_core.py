@@ -212,6 +212,21 @@ def test_a_number_for_a_log_can_be_answered():
     assert seen == [1.0, 1.0]
 
 
+def test_inference_mode_may_be_a_decorator():
+    with torch.device("meta"):
+        model = perceptron()
+    seen = []
+
+    def step(batch):
+        decorators = torch.inference_mode(False), torch.inference_mode(), torch.inference_mode
+        trains, *looks = (decorate(lambda rows: model(rows)) for decorate in decorators)
+        seen.append([each(batch[0]).requires_grad for each in looks])
+        trains(batch[0]).sum().backward()
+
+    trace_step(model, None, step, batch())
+    assert seen[-1] == [False, False]
+
+
 class Decoding:
     """Greedy decoding as people write it: inference mode, a cache that grows, numbers that go to Python and back."""
 

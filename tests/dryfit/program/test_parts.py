@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
 from dryfit.ask.run_program import _how_far
+from dryfit.engine.trace import Options, make_tracker
 from dryfit.program import checkpoints
 from dryfit.program.child import own_place
 from dryfit.program.data import Data
-from dryfit.program.loop import _vocabulary_of_layers
+from dryfit.program.loop import Loop, _vocabulary_of_layers
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,15 @@ def test_an_errors_place_is_the_last_one_in_the_programs_own_files(text) -> None
 def test_how_far_a_program_was_followed(outcome, updates, gpus, said) -> None:
     answered = {"program": {"outcome": outcome, "updates": updates}, "gpus": gpus, "rank": 0}
     assert _how_far(answered) == said
+
+
+def test_a_model_that_the_program_lets_go_is_freed() -> None:
+    """As text encoders that make way for a diffusion model."""
+    tracker, _ = make_tracker(nn.Module(), Options(steps=1, origins=True), on_gpu=True)
+    loop = Loop(tracker, 2, lambda: 0)
+    model = nn.Sequential(nn.Linear(2, 2))
+    loop._learn(model)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

@@ -9,10 +9,10 @@ from dryfit.hours.step_time import speeds
 from dryfit.planner.omissions import omissions
 from dryfit.scenario.contradictions import TRAINING, contradictions
 from dryfit.scenario.model import configuration
-from dryfit.scenario.scenario import Scenario
+from dryfit.scenario.scenario import Scenario, check_packages
 from dryfit.tracing.measure import measure
 from dryfit.tracing.pairs import as_rows, reference_beside
-from dryfit.tracing.trace import trace
+from dryfit.tracing.trace import record, step_record, trace
 from tests.dryfit.decoders import DECODERS
 
 needs_trl = pytest.mark.skipif("not __import__('importlib').util.find_spec('trl')")
@@ -99,11 +99,13 @@ def test_an_objective_is_not_estimated_and_not_trained():
 
 def test_without_the_package_a_scenario_says_what_to_install(monkeypatch):
     monkeypatch.setattr("dryfit.scenario.scenario.find_spec", lambda name: None)
+    check_packages(scenario(parallel={"strategy": "ddp", "gpus": 2}))  # by rules
     with pytest.raises(UserError, match="needs the package trl, which is not installed") as caught:
         trace(scenario())
     assert caught.value.write == 'pip install "dryfit[trl]"'
 
 
+@pytest.mark.few(1)
 @needs_trl
 @pytest.mark.parametrize("length", [256, 2048])
 @pytest.mark.parametrize("mixed", [{"precision": "bf16", "autocast": "bf16"}, {"precision": "bf16-mixed"}])
@@ -120,6 +122,7 @@ def test_pairs_on_several_gpus_follow_rules_that_hold_for_trls_own_step(mixed, l
     assert rules == pytest.approx(own, rel=0.08)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_a_reference_lies_beside_as_the_strategy_has_it(strategy):
     """Whole, or a part of it on each GPU; DeepSpeed casts it to the dtype that it computes in."""
@@ -129,6 +132,14 @@ def test_a_reference_lies_beside_as_the_strategy_has_it(strategy):
     weights = found["parameters"] * width / parts
     assert found["peak_allocated_bytes"] - plain["peak_allocated_bytes"] == pytest.approx(weights, abs=4096)
     assert "supervised one of 2 rows for each pair" in found["notes"][-1]
+
+
+@pytest.mark.thorough
+def test_a_search_over_pairs_records_the_step_that_is_traced():
+    asked = scenario(method="full", parallel={"strategy": "ddp", "gpus": 2})
+    (reference,) = reference_beside(asked)
+    assert record(asked).peak_bytes() - record(as_rows(asked)).peak_bytes() == reference.reference.nbytes
+    assert len(step_record(asked).events) == len(step_record(as_rows(asked)).events) + 1
 
 
 def test_adapters_and_known_numbers_need_no_second_model():

@@ -1,7 +1,6 @@
 """Old documents go, and old work is marked with all that follows of it, until it is made anew."""
 
 import base64
-import sqlite3
 import time
 from pathlib import Path
 
@@ -243,44 +242,3 @@ def test_what_is_adopted_has_a_record_and_what_its_reports_list_is_sealed(produc
     flip(product / "a.safetensors")
     with pytest.raises(UserError, match="as up to date"):
         check()
-
-
-# --- results of unknown origin ------------------------------------------------------------------------------
-
-
-def test_results_that_snakemake_has_no_record_of_are_refused():
-    paths = ["results/tiny-r4/training.json", "results/tiny-r4/MODEL_CARD.md"]
-    outdated.refuse_unrecorded(paths)  # nothing is there
-    for path in paths:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).touch()
-    for kind, path in zip(("metadata", "incomplete"), paths, strict=True):
-        with pytest.raises(UserError, match="no record of") as error:
-            outdated.refuse_unrecorded(paths)
-        assert path in str(error.value) and "--touch" in str(error.value)
-        Path(".snakemake", kind).mkdir(parents=True)
-        Path(".snakemake", kind, base64.urlsafe_b64encode(path.encode()).decode()).touch()
-    outdated.refuse_unrecorded(paths)
-
-
-def test_snakemakes_database_counts_by_what_stands_in_it():
-    path = "results/tiny-r4/training.json"
-    Path(path).parent.mkdir(parents=True)
-    Path(path).touch()
-    for content in (b"", b"no database"):
-        Path(".snakemake/metadata.db").write_bytes(content)
-        with pytest.raises(UserError, match="no record of"):
-            outdated.refuse_unrecorded([path])
-    Path(".snakemake/metadata.db").unlink()
-    snakemake = pytest.importorskip("snakemake.persistence.db")
-    persistence = snakemake.DbPersistence(path=Path(".snakemake").absolute())
-    for namespace in ("elsewhere", persistence.namespace):
-        with pytest.raises(UserError, match="no record of"):
-            outdated.refuse_unrecorded([path])
-        with sqlite3.connect(".snakemake/metadata.db") as database:
-            columns = [row[1] for row in database.execute("PRAGMA table_info(snakemake_metadata)") if row[3]]
-            values = {"namespace": namespace, "target": path}
-            marks = ", ".join("?" * len(columns))
-            row = [values.get(column, 0) for column in columns]
-            database.execute(f"INSERT INTO snakemake_metadata ({', '.join(columns)}) VALUES ({marks})", row)
-    outdated.refuse_unrecorded([path])

@@ -1,6 +1,6 @@
 """Keep what the documents of a finished tiny run were made from, as ``record.json`` beside this file.
 
-    snakemake --cores 2 --configfile tests/config/tiny.yaml tests/config/executed.yaml
+    snakemake --cores 2 --configfile config/test.yaml tests/config/executed.yaml
     python -m tests.unit.documents.record
 
 Tests of documents read the record, and so what rules write. Long lists in it are thinned: a timeline to a few points
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.documents.gather import gather
-from tests.end_to_end.edits import jobs
+from scripts.runs.alone import jobs
 
 RECORD = Path(__file__).with_name("record.json")
-CONFIGURATIONS = [Path("tests/config", name) for name in ("tiny.yaml", "executed.yaml")]
+CONFIGURATIONS = [Path("config/test.yaml"), Path("tests/config/executed.yaml")]
 POINTS = 10  # of a timeline
 GPUS = ("rtx-4090", "t4")
 
@@ -29,7 +29,7 @@ def thinned(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "timeline" in value:
-        value = {**value, "timeline": _few_points(value["timeline"])}
+        value = {**value, "timeline": few_points(value["timeline"])}
     if "harmful" in value and isinstance(value["harmful"], list):
         value = {**value, "harmful": value["harmful"][:1]}
     if "feasibility" in value:
@@ -37,7 +37,8 @@ def thinned(value: Any) -> Any:
     return {key: thinned(item) for key, item in value.items()}
 
 
-def _few_points(timeline: dict[str, Any]) -> dict[str, Any]:
+def few_points(timeline: dict[str, Any]) -> dict[str, Any]:
+    """A timeline of some points, with the peak among them."""
     allocated = timeline["allocated_bytes"]
     step = max(1, len(allocated) // POINTS)
     kept = sorted({*range(0, len(allocated), step), allocated.index(max(allocated))})

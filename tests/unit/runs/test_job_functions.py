@@ -103,9 +103,9 @@ def test_the_configuration_may_ask_for_execution_itself() -> None:
 
 @pytest.mark.thorough
 def test_the_digest_of_the_code_names_missing_inputs() -> None:
-    digest = code("memory/trace.py")
+    digest = code("memory/trace.py")["code"]
     assert "missing.json" in digest(WILDCARDS, input=["results/missing.json"])
-    assert digest(WILDCARDS, input=[]) != code("memory/compare.py")(WILDCARDS, input=[])
+    assert digest(WILDCARDS, input=[]) != code("memory/compare.py")["code"](WILDCARDS, input=[])
 
 
 def test_on_one_machine_nothing_is_asked_of_a_cluster() -> None:
@@ -174,3 +174,10 @@ def test_runs_whose_profiles_have_other_scenarios_are_refused() -> None:
     with pytest.raises(UserError, match="differ in the scenarios of their memory profile") as caught:
         asked.names_in_profile()
     assert "full-bf16" in caught.value.found and "--configfile" in caught.value.write
+
+
+def test_paths_are_inputs_only_where_the_settings_ask_for_them() -> None:
+    measured = functions().paths_where(lambda settings: settings["training"]["parallel"]["gpus"] == 1)
+    one, two = measured("results/{run}/a.json"), measured("results/{run}/a.json", "results/{run}/b.json")
+    assert one(WILDCARDS).endswith("/a.json") and len(two(WILDCARDS)) == 2
+    assert functions().paths_where(lambda settings: None)("results/{run}/a.json")(WILDCARDS) == []

@@ -75,17 +75,10 @@ def test_an_unknown_scenario_is_refused_with_those_that_there_are() -> None:
         paths(run=RUN, scenario="another").step_model()
 
 
-def test_only_a_step_of_one_process_is_measured() -> None:
-    assert paths(run=RUN).measurement() == {"measure": f"results/{RUN}/memory/training/measure.json"}
-    assert paths("training: {parallel: {strategy: ddp, gpus: 2}}", run=RUN).measurement() == {}
-
-
 def test_what_the_configuration_leaves_out_is_no_input() -> None:
     job = paths("merging: {compare_requests: 0}", run=RUN)
-    assert job.benchmark() == job.examples() == {}
     assert job.by_execution(False) == job.more_evaluations(False) == job.merging_comparison() == []
     full = paths(f"{HOUR}, evaluation: {{execution: bubblewrap}}}}", run=RUN)
-    assert {"benchmark", "tasks", "unread"} == set(full.benchmark()) and full.examples()
     assert len(full.more_evaluations(False)) == 2 and len(full.merging_comparison()) == 2
 
 
@@ -100,12 +93,6 @@ def test_a_score_is_an_input_once_it_is_asked_for_or_there(tmp_path: Path, monke
     assert without.by_execution(False) == []
     with pytest.raises(UserError, match="no answers to run"):
         without.by_execution(True)
-
-
-def test_a_models_folder_needs_no_gguf_file(tmp_path: Path) -> None:
-    source = f"{{type: folder, path: {tmp_path}, dtype: float32}}"
-    job = paths(f"model: {{name: own, title: Own, source: {source}}}", run=RUN)
-    assert job.gguf() == {} and set(paths(run=RUN).gguf()) == {"gguf", "license"}
 
 
 def test_a_data_file_is_an_input_once_it_is_there(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""LoRA of FLUX with diffusers, as its train_dreambooth_lora_flux.py: the transformer in bf16, or its weights in NF4.
+
+- texts and images are encoded before the transformer comes to the card (cached), or by encoders that stay there
+- images of size x size pixels; texts of 512 tokens; LoRA on the attention of all blocks; all in bf16
+"""
+
+import torch
+from bitsandbytes.optim import AdamW8bit
+from diffusers import AutoencoderKL, BitsAndBytesConfig, FluxPipeline, FluxTransformer2DModel
+from diffusers.training_utils import free_memory
+from peft import LoraConfig, prepare_model_for_kbit_training
+from transformers import CLIPTextModel, T5EncoderModel
+
+model = "black-forest-labs/FLUX.1-dev"
+micro_batch = 1  # images of a batch
+size = 1024  # pixels of a side
+rank = 16
+quantization = "none"  # none | nf4
+gradient_checkpointing = True
+cached = True  # latents and embeddings of texts are computed first, and their models leave the card
+optimizer = "adamw"  # adamw | adamw_8bit
+
+dtype = torch.bfloat16
+clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype).cuda()
+t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", dtype=dtype).cuda()
+vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype).cuda()
+for frozen in (clip, t5, vae):
+    frozen.requires_grad_(False)
+
+
+@torch.no_grad()
+def encoded():
+    words = torch.ones(micro_batch, 77, dtype=torch.long, device="cuda")
+    pooled = clip(words).pooler_output
+    text = t5(torch.ones(micro_batch, 512, dtype=torch.long, device="cuda"))[0]
+    latents = vae.encode(torch.zeros(micro_batch, 3, size, size, dtype=dtype, device="cuda")).latent_dist.sample()
+    return pooled, text, (latents - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+if cached:
+    kept = encoded()
+    del clip, t5, vae, frozen
+    free_memory()
+four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+transformer = FluxTransformer2DModel.from_pretrained(
+    model, subfolder="transformer", torch_dtype=dtype, quantization_config=four_bit if quantization == "nf4" else None
+)
+if quantization == "nf4":
+    transformer = prepare_model_for_kbit_training(transformer, use_gradient_checkpointing=False)
+transformer = transformer.cuda().requires_grad_(False)
+if gradient_checkpointing:
+    transformer.enable_gradient_checkpointing()
+transformer.add_adapter(LoraConfig(r=rank, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
+trained = [weight for weight in transformer.parameters() if weight.requires_grad]
+steps = AdamW8bit(trained, lr=1e-4) if optimizer == "adamw_8bit" else torch.optim.AdamW(trained, lr=1e-4)
+for _ in range(2):
+    pooled, text, latents = kept if cached else encoded()
+    noise, sigma = torch.randn_like(latents), torch.rand(micro_batch, device="cuda", dtype=dtype)
+    noisy = (1 - sigma.view(-1, 1, 1, 1)) * latents + sigma.view(-1, 1, 1, 1) * noise
+    rows, columns = latents.shape[2] // 2, latents.shape[3] // 2
+    with torch.autocast("cuda", dtype):
+        predicted = transformer(
+            FluxPipeline._pack_latents(noisy, micro_batch, latents.shape[1], 2 * rows, 2 * columns),
+            timestep=sigma,
+            guidance=torch.ones(micro_batch, device="cuda") if transformer.config.guidance_embeds else None,
+            pooled_projections=pooled,
+            encoder_hidden_states=text,
+            txt_ids=torch.zeros(512, 3, device="cuda", dtype=dtype),
+            img_ids=FluxPipeline._prepare_latent_image_ids(micro_batch, rows, columns, "cuda", dtype),
+            return_dict=False,
+        )[0]
+    predicted = FluxPipeline._unpack_latents(predicted, size, size, 8)
+    loss = (predicted.float() - (noise - latents).float()).square().mean()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    steps.step()
+    steps.zero_grad()

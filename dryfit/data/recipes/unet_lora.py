@@ -1,0 +1,73 @@
+"""LoRA of Stable Diffusion and SDXL with diffusers, as its train_text_to_image_lora.py and _lora_sdxl.py.
+
+- latents and texts are encoded once, and their models leave the card (cached), or in each step by models that stay
+- U-Net, VAE and text encoders in 16 bits, LoRA on the attention's projections (in fp32 beside fp16); rank 0 trains
+  all of the U-Net in fp32 under autocast
+"""
+
+import torch
+from bitsandbytes.optim import AdamW8bit
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.training_utils import cast_training_params, free_memory
+from peft import LoraConfig
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+model = "stabilityai/stable-diffusion-xl-base-1.0"
+micro_batch = 1  # images of a batch
+size = 1024  # pixels of a side
+precision = "bf16"  # bf16 | fp16
+rank = 4
+gradient_checkpointing = False
+cached = False  # latents and embeddings of texts are computed first, and their models leave the card
+optimizer = "adamw"  # adamw | adamw_8bit
+
+dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", torch_dtype=dtype if rank else torch.float32)
+unet.cuda().requires_grad_(not rank)
+vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype).cuda()
+is_xl = unet.config.addition_embed_type == "text_time"
+texts = [CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype).cuda()]
+if is_xl:
+    second = CLIPTextModelWithProjection.from_pretrained(model, subfolder="text_encoder_2", dtype=dtype)
+    texts.append(second.cuda())
+for frozen in (vae, *texts):
+    frozen.requires_grad_(False)
+
+
+@torch.no_grad()
+def encoded():
+    words = torch.ones(micro_batch, 77, dtype=torch.long, device="cuda")
+    outputs = [each(words, output_hidden_states=True) for each in texts]
+    embedded = torch.cat([each.hidden_states[-2] for each in outputs], -1) if is_xl else outputs[0][0]
+    pooled = outputs[-1][0] if is_xl else None
+    latents = vae.encode(torch.zeros(micro_batch, 3, size, size, dtype=dtype, device="cuda")).latent_dist.sample()
+    return latents * vae.config.scaling_factor, embedded, pooled
+
+
+if cached:
+    kept = encoded()
+    vae = texts = second = frozen = None
+    free_memory()
+if rank:
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
+if precision == "fp16":
+    cast_training_params(unet, dtype=torch.float32)
+if gradient_checkpointing:
+    unet.enable_gradient_checkpointing()
+trained = [weight for weight in unet.parameters() if weight.requires_grad]
+steps = AdamW8bit(trained, lr=1e-4) if optimizer == "adamw_8bit" else torch.optim.AdamW(trained, lr=1e-4)
+scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
+for _ in range(2):
+    latents, embedded, pooled = kept if cached else encoded()
+    noise = torch.randn_like(latents)
+    times = torch.zeros(micro_batch, dtype=torch.long, device="cuda")
+    added = {"text_embeds": pooled, "time_ids": torch.zeros(micro_batch, 6, device="cuda")} if is_xl else None
+    with torch.autocast("cuda", dtype):
+        predicted = unet(latents + noise, times, embedded, added_cond_kwargs=added, return_dict=False)[0]
+    loss = torch.nn.functional.mse_loss(predicted.float(), noise.float())
+    scaler.scale(loss).backward()
+    scaler.unscale_(steps)
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    scaler.step(steps)
+    scaler.update()
+    steps.zero_grad()

@@ -1,0 +1,175 @@
+"""A step's events put together from what each layer does in each pass over the layers.
+
+A record holds *templates*: the events of one stretch of the step, either of one layer within a pass over all of them
+or of what lies between passes. In which pass a layer does what depends on its kind and on those of its neighbours.
+Nothing in a template names a layer: what lives on past its stretch says where it is freed, seen from its own stretch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+RADIUS = 2  # neighbours on either side that tell one layer's events from another's
+Place = tuple[Any, int]  # ("g", number) between passes; (pass, layer) within one
+Kinds = Sequence[str]
+Window = tuple[str | None, ...]
+
+
+class Unlike(Exception):
+    """The layers come in an order that no template was recorded for."""
+
+
+class Composed(NamedTuple):
+    """A step's events.
+
+    Attributes
+    ----------
+    events
+        ``(id, bytes)`` for an allocation, ``(-id, 0)`` for its end, ``(0, 0)`` where free segments are given back.
+    marks
+        ``(phase, step, index of its first event)``.
+    about
+        By id, counted from 1: what it is for, and its size's number among the record's expressions.
+    """
+
+    events: list[tuple[int, int]]
+    marks: list[tuple[str, int, int]]
+    about: list[tuple[int, int]]
+
+
+def relation(own: Place, other: Place, kinds: Kinds) -> tuple[Any, ...]:
+    """Where another stretch lies, seen from one, for models of any depth.
+
+    ``g``: between passes. ``L``: so many layers on, in a pass. From outside of the layers: ``B`` counted from the first
+    layer, ``E`` from the last; ``K`` and ``k``: the last and the first of its kind, where there are several.
+    """
+    if other[0] == "g":
+        return other
+    at, layer = other
+    if own[0] != "g":
+        return "L", at, layer - own[1]
+    last = len(kinds) - 1
+    if 0 < layer < last and len(set(kinds)) > 1:
+        if kinds[layer] not in kinds[layer + 1 :]:
+            return "K", at, kinds[layer]
+        if kinds[layer] not in kinds[:layer]:
+            return "k", at, kinds[layer]
+    return ("B", at, layer) if layer < len(kinds) / 2 else ("E", at, last - layer)
+
+
+def absolute(own: Place, related: Sequence[Any], kinds: Kinds) -> Place:
+    """What :func:`relation` says, for these layers."""
+    how, at = related[:2]
+    if how == "g":
+        return "g", at
+    last = len(kinds) - 1
+    layer = {
+        "L": lambda: own[1] + related[2],
+        "B": lambda: related[2],
+        "E": lambda: last - related[2],
+        "K": lambda: last - list(kinds)[::-1].index(related[2]),
+        "k": lambda: list(kinds).index(related[2]),
+    }[how]()
+    return at, layer
+
+
+def window(kinds: Kinds, layer: int) -> Window:
+    """The kinds of a layer and its neighbours; of the layer also whether it is the last (!) or the first (?) of it."""
+    around = [kinds[at] if 0 <= at < len(kinds) else None for at in range(layer - RADIUS, layer + RADIUS + 1)]
+    if len(set(kinds)) > 1:
+        around[RADIUS] += "!" * (kinds[layer] not in kinds[layer + 1 :]) + "?" * (kinds[layer] not in kinds[:layer])
+    return tuple(around)
+
+
+def is_made(event: Any) -> bool:
+    """Whether an event allocates."""
+    return isinstance(event, list) and isinstance(event[0], int)
+
+
+class Layers:
+    """Templates, and which of them a layer follows.
+
+    Parameters
+    ----------
+    program
+        In order: ``["mark", phase, step]``, ``["g", number, template]``, ``["pass", number, direction]``.
+    templates
+        Events: ``[size, what for]`` allocates, with a :func:`relation` behind it where it is freed elsewhere; a number
+        frees what the same stretch allocated at that place, ``[relation, ordinal]`` what another one handed on;
+        ``null`` gives free segments back.
+    choices
+        By pass, pairs of a :func:`window` and a template.
+    """
+
+    def __init__(self, program: Sequence[Sequence[Any]], templates: Sequence[Any], choices: Mapping[str, Any]) -> None:
+        self.program, self.templates = program, templates
+        self._choices = {
+            int(at): {tuple(around): template for around, template in pairs} for at, pairs in choices.items()
+        }
+
+    def choose(self, at: int, kinds: Kinds, layer: int) -> int | None:
+        """The template of a layer in a pass; None: the pass leaves it out.
+
+        Raises
+        ------
+        Unlike
+            If layers around it come in an order that was not recorded.
+        """
+        known = self._choices[at]
+        around = window(kinds, layer)
+        if around not in known:
+            raise Unlike(f"layers in the order {around} were not recorded")
+        return known[around]
+
+    def compose(self, kinds: Kinds, size_of: Callable[[int], int]) -> Composed:
+        """The events of a model whose layers are of these kinds; ``size_of`` gives the bytes of a size's number."""
+        done = Composed([], [], [])
+        handed: dict[tuple[Place, Place], list[int]] = {}
+        for item in self.program:
+            if item[0] == "mark":
+                done.marks.append((item[1], item[2], len(done.events)))
+            elif item[0] == "g":
+                self._run(item[2], ("g", item[1]), kinds, size_of, done, handed)
+            else:
+                _, at, direction = item
+                for layer in range(len(kinds))[:: 1 if direction >= 0 else -1]:
+                    template = self.choose(at, kinds, layer)
+                    if template is not None:
+                        self._run(template, (at, layer), kinds, size_of, done, handed)
+        return done
+
+    def _run(
+        self,
+        template: int,
+        own: Place,
+        kinds: Kinds,
+        size_of: Callable[[int], int],
+        done: Composed,
+        handed: dict[tuple[Place, Place], list[int]],
+    ) -> None:
+        events, about = done.events, done.about
+        local: list[int] = []
+        for event in self.templates[template]:
+            made = 0
+            if event is None:
+                events.append((0, 0))
+            elif isinstance(event, int):
+                if local[event]:
+                    events.append((-local[event], 0))
+            elif isinstance(event[0], int):
+                size = size_of(event[0])
+                if size or event[0] >= 0:  # rules that allocate nothing leave no event
+                    about.append((event[1], event[0]))
+                    made = len(about)
+                    events.append((made, size))
+                if len(event) > 2:
+                    handed.setdefault((own, absolute(own, event[2], kinds)), []).append(made)
+            else:
+                there = absolute(own, event[0], kinds)
+                ready = handed.get((there, own), ())
+                if event[1] >= len(ready):
+                    raise Unlike(f"{own} frees what {there} does not hand on")
+                if ready[event[1]]:
+                    events.append((-ready[event[1]], 0))
+            local.append(made)

@@ -1,0 +1,202 @@
+"""A step's memory by the derived form: peaks, components and terms, and whether a card suffices."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+from dryfit.cards.gpus import usable_sizes
+from dryfit.derived.families import FAMILIES
+from dryfit.derived.form import Asked, Form, NoRecord, composed_step, records_of
+from dryfit.derived.layers import Composed
+from dryfit.engine.capacities import Capacities, capacities, served_at
+from dryfit.engine.components import ROUNDING
+from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
+from dryfit.engine.replay import Events, replay
+from dryfit.scenario.scenario import Scenario
+
+PHASES = ("forward", "backward", "optimizer")
+_OUTSIDE = {"inputs": "forward", "between": "optimizer"}  # of the step's own code, counted where it takes the most
+
+
+class DerivedStep:
+    """A step whose allocations are known one by one, as the trace has them."""
+
+    def __init__(self, form: Form, composed: Composed, capability: Capability, *, expandable_segments: bool) -> None:
+        self._form, self._composed, self._expandable = form, composed, expandable_segments
+        self._capability = capability
+        self._packed = Events.of(composed.events)
+        trail: list[int] = []
+        marks = [("load", 0), ("steps", composed.marks[0][2])]
+        run = replay(self._packed, marks, expandable_segments=expandable_segments, trail=trail)
+        trail.append(run.allocated_bytes)
+        begin = composed.marks[0][2]
+        self.resident_bytes = trail[begin]
+        self.peak_reserved_bytes = run.peak_reserved_bytes
+        tops = self._tops(trail)
+        self.phases = {"load": run.spans[0].peak_allocated_bytes} | {name: trail[top] for name, top in tops.items()}
+        self.phase = max(tops, key=lambda name: trail[tops[name]])
+        self._top = tops[self.phase]
+        self.peak_allocated_bytes = trail[self._top]
+
+    def _tops(self, trail: Sequence[int]) -> dict[str, int]:
+        """The event before which each phase of the last step has the most allocated."""
+        marks = self._composed.marks
+        last = marks[-1][1] - 1
+        ends = [at for *_, at in marks[1:]]
+        tops: dict[str, int] = {}
+        for named in (dict(zip(PHASES, PHASES, strict=True)), _OUTSIDE):
+            inside = max((trail[top] for top in tops.values()), default=-1)
+            found: dict[str, int] = {}
+            for (phase, step, first), end in zip(marks, ends, strict=False):
+                if step == last and phase in named:
+                    top = max(range(first, end + 1), key=trail.__getitem__)
+                    name = named[phase]
+                    if name not in found or trail[top] > trail[found[name]]:
+                        found[name] = top
+            tops |= {name: top for name, top in found.items() if trail[top] > inside}
+        return tops
+
+    @cached_property
+    def capacities(self) -> Capacities:
+        """On which cards it is served: of those of the catalogue with the same kernels each one is replayed."""
+        return capacities(self._packed, expandable_segments=self._expandable, sizes=usable_sizes(self._capability))
+
+    @property
+    def required_bytes(self) -> int:
+        """From there on every card suffices, without its CUDA context."""
+        return self.capacities.required_bytes
+
+    def fits(self, usable_bytes: int) -> bool:
+        """Whether a card with so many bytes suffices; one with less than is required may, by luck."""
+        if not self.peak_allocated_bytes <= usable_bytes < self.peak_reserved_bytes:
+            return usable_bytes >= self.peak_reserved_bytes
+        return served_at(usable_bytes, self._packed, expandable_segments=self._expandable)[2]
+
+    @cached_property
+    def terms(self) -> list[dict[str, Any]]:
+        """What is alive at the peak, alike tensors together, the largest first."""
+        alive: dict[int, int] = {}
+        for identity, size in self._composed.events[: self._top]:
+            if identity > 0:
+                alive[identity] = size
+            elif identity < 0:
+                alive.pop(-identity, None)
+        sizes: Counter[tuple[str, str, str]] = Counter()
+        times: Counter[tuple[str, str, str]] = Counter()
+        for identity, size in alive.items():
+            about, number = self._composed.about[identity - 1]
+            component, module, operator = self._form.told[about]
+            named = component, in_words(module, operator), self._form.formula(number)
+            sizes[named] += size
+            times[named] += 1
+        rows = [
+            {
+                "component": component,
+                "what": what,
+                "formula": formula,
+                "times": times[component, what, formula],
+                "bytes": size,
+            }
+            for (component, what, formula), size in sizes.items()
+            if size
+        ]
+        rounding = self.peak_allocated_bytes - sum(row["bytes"] for row in rows)
+        if rounding:
+            rows.append({
+                "component": ROUNDING, "what": "blocks larger than their tensors", "formula": "", "times": 1,
+                "bytes": rounding,
+            })  # fmt: skip
+        return sorted(rows, key=lambda row: (-row["bytes"], row["what"], row["formula"]))
+
+    @property
+    def components(self) -> dict[str, int]:
+        """Bytes at the peak by component."""
+        found: Counter[str] = Counter()
+        for term in self.terms:
+            found[term["component"]] += term["bytes"]
+        return dict(sorted(found.items()))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values for JSON, as the analytic estimate has them."""
+        return {
+            "peak_allocated_bytes": self.peak_allocated_bytes,
+            "peak_reserved_bytes": self.peak_reserved_bytes,
+            "phase": self.phase,
+            "phases": self.phases,
+            "resident_bytes": self.resident_bytes,
+            "components": self.components,
+            "terms": self.terms,
+        }
+
+
+_PARTS = (  # of a module's name, and what people call it
+    ("embed_tokens", "embeddings"), ("lm_head", "output head"), ("q_proj", "queries' projection"),
+    ("k_proj", "keys' projection"), ("v_proj", "values' projection"), ("o_proj", "attention's output projection"),
+    ("qkv_proj", "queries', keys' and values' projection"), ("gate_up_proj", "MLP's gate and up projection"),
+    ("gate_proj", "MLP's gate projection"), ("up_proj", "MLP's up projection"), ("down_proj", "MLP's down projection"),
+    ("act_fn", "MLP's activation function"), ("self_attn", "attention"), ("mlp", "MLP"), ("norm", "norms"),
+    ("rotary_emb", "rotary embedding"), ("layers", "layers' residual stream"),
+)  # fmt: skip
+
+
+def in_words(module: str, operator: str) -> str:
+    """A tensor by the module that it belongs to and what made it: ``MLP's up projection, mm``."""
+    told = next((words for part, words in _PARTS if part in module), "the step itself")
+    made = operator.removeprefix("aten::").replace("lora_A", "adapter").replace("lora_B", "adapter")
+    return f"{told}, {made}" if made else told
+
+
+def derived_step(scenario: Scenario, capability: Capability | None = None) -> DerivedStep:
+    """The step, from its family's record.
+
+    Raises
+    ------
+    NoRecord
+        If no record answers it, with the reason.
+    """
+    asked = Asked.of(scenario)
+    key = json.dumps([asked.key(), asked.numbers, "".join(asked.kinds)], sort_keys=True)
+    return _derived(_Same(key, scenario), capability or DEFAULT_CAPABILITY, scenario.allocator.expandable_segments)
+
+
+@dataclass(frozen=True)
+class _Same:
+    """A scenario that is the same as another one with its key."""
+
+    key: str
+    scenario: Scenario = field(compare=False)
+
+
+@lru_cache(maxsize=32)
+def _derived(same: _Same, capability: Capability, expandable: bool) -> DerivedStep:
+    form, composed = composed_step(same.scenario, capability)
+    return DerivedStep(form, composed, capability, expandable_segments=expandable)
+
+
+def if_recorded(scenario: Scenario, capability: Capability | None = None) -> DerivedStep | None:
+    """The step where a record answers it, else None."""
+    try:
+        return derived_step(scenario, capability)
+    except NoRecord:
+        return None
+
+
+def recorded_with(scenario: Scenario) -> dict[str, str]:
+    """The versions of the packages that a scenario's record was made with."""
+    return records_of(scenario.model["model_type"]).versions
+
+
+def why_unusable(scenario: Scenario) -> str | None:
+    """What is wrong with the records of a scenario's family; None: nothing, or there are none."""
+    family = scenario.model.get("model_type")
+    try:
+        if family in FAMILIES:
+            records_of(family)
+    except NoRecord as error:
+        return str(error) if error.is_unusable else None
+    return None

@@ -1,0 +1,121 @@
+"""A recipe run over the simulated card with a model's configuration, and what to change where it does not fit."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import chdir
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from dryfit.common.errors import UserError
+from dryfit.program.answer import answer, of_ranks
+from dryfit.program.process import run
+from dryfit.program.request import ProgramRequest
+from dryfit.recipes.models import OtherModel
+from dryfit.recipes.recipe import MODEL, Recipe
+
+# Values of a spare: half of what it is, at least 1; what the line asked for.
+HALVED, GIVEN = "halved", "given"
+# Models whose positions begin behind the id of padding, 1 (transformers' create_position_ids_from_input_ids).
+_FROM_THE_PADDING, _RESERVED = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "data2vec-text"), 2
+# Kinds of errors that a program raises where its sizes don't go together.
+_SIZES = ("ValueError", "RuntimeError", "IndexError", "AssertionError")
+
+
+def check(recipe: Recipe, model: OtherModel, values: Mapping[str, Any]) -> None:
+    """What can be known before the program runs.
+
+    Raises
+    ------
+    UserError
+        If the recipe's package is missing, or the model can't take a size.
+    """
+    if recipe.package and find_spec(recipe.package) is None:
+        raise UserError(
+            f"The recipe {recipe.name} needs the package {recipe.package}, which is not installed.",
+            where="--recipe", allowed="the package; another recipe, see --recipe list",
+            write=f'pip install "dryfit[{recipe.extra}]"',
+        )  # fmt: skip
+    for name, key in recipe.limits.items():
+        most = _most(model, key)
+        if most is not None and values[name] > most:
+            raise UserError(
+                f"{model.name} takes a {name.replace('_', ' ')} of {most:,} at most.", where="--set",
+                found=f"{name}={values[name]}", allowed=f"1 to {most}: its configuration's {key}", field=name,
+                write=f"--set {name}={most}",
+            )  # fmt: skip
+
+
+def _most(model: OtherModel, key: str) -> int | None:
+    """The largest value that a key of the model's configuration allows; None: nothing bounds it."""
+    most = model.config.get(key)
+    if not isinstance(most, int) or model.config.get("position_biased_input") is False:  # of DeBERTa: no table
+        return None
+    return most - _RESERVED if model.kind.replace("_", "-") in _FROM_THE_PADDING else most
+
+
+def follow(recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: str | None) -> dict[str, Any]:
+    """The answer of :func:`dryfit.program.answer.answer`, with ``recipe`` beside it.
+
+    ``values`` are all settings of the recipe but the model's name; ``gpu`` is a card of the catalogue.
+
+    Raises
+    ------
+    UserError
+        As :func:`check`; or if the program came to no update.
+    """
+    check(recipe, model, values)
+    text = recipe.program({MODEL: model.name, **values})
+    batch = values.get("micro_batch", 1), values.get("sequence_length", 16)
+    asked = ProgramRequest(f"{recipe.name}.py", gpu=gpu, batch=batch, in_place=True, runs_out=False)
+    with tempfile.TemporaryDirectory(prefix="dryfit-recipe-") as place, chdir(place):
+        for name, content in {f"{model.name}/{file}": content for file, content in model.files.items()}.items():
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).write_text(json.dumps(content), encoding="utf-8")
+        Path(asked.program).write_text(text, encoding="utf-8")
+        with open("output.txt", "w+", encoding="utf-8") as output:
+            found = run(asked, output, label=f"{model.name}, recipe {recipe.name}")
+    # What a recipe is: no weights, no data, batches of one size.
+    found |= {"made_up": {"weights": [], "data": []}, "written": [], "not_followed": []}
+    try:
+        answered = of_ranks({0: answer(asked, found)})
+    except UserError as error:
+        raise _in_our_words(error, found, recipe, model, values) from None
+    chosen = {"name": recipe.name, "about": recipe.about, "assumptions": recipe.assumptions}
+    told = {"model": model.name, "settings": dict(values), "configuration": model.source, "program": text}
+    return answered | {"recipe": chosen | told}
+
+
+def _in_our_words(
+    error: UserError, found: Mapping[str, Any], recipe: Recipe, model: OtherModel, values: Mapping[str, Any]
+) -> UserError:
+    """An error of the libraries as one of sizes that don't go together, where it is of a kind that they raise then."""
+    if found.get("kind") not in _SIZES:
+        return error
+    sizes = ", ".join(f"{name} {value}" for name, value in values.items() if type(value) is int)
+    said = next(filter(None, map(str.strip, str(found.get("text", "")).splitlines())), error.problem)
+    return UserError(
+        f"{model.name} can't take such a step: {said.rstrip('.')}.", where=f"recipe {recipe.name}", found=sizes,
+        allowed="sizes that go with its configuration; the recipe's own are in --yaml",
+    )  # fmt: skip
+
+
+def spared(
+    recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: str
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Changes for a step that does not fit, and the answer with them, until it fits: each beside those before it."""
+    changes: dict[str, Any] = {}
+    for spare in recipe.spares:
+        now = {**values, **changes}
+        told = {HALVED: lambda name, now=now: max(1, now[name] // 2), GIVEN: values.get}
+        new = {name: told[value](name) if value in (HALVED, GIVEN) else value for name, value in spare.items()}
+        if all(now.get(name) == value for name, value in new.items()):
+            continue
+        changes = {name: value for name, value in {**changes, **new}.items() if value != values.get(name)}
+        answered = follow(recipe, model, {**values, **changes}, gpu)
+        yield dict(changes), answered
+        if answered["verdict"] == "fits":
+            return

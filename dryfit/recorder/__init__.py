@@ -1,0 +1,1 @@
+"""Records families for the derived form: ``python -m dryfit.recorder FAMILY``."""

@@ -1,0 +1,98 @@
+"""``python -m dryfit.recorder FAMILY [...]``: record families for the derived form, or those variants that are missing.
+
+It runs in one process and takes 10 to 40 CPU seconds for each variant. It prints where numbers change the events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from dryfit.common.versions import STACK, versions
+from dryfit.data import data_path
+from dryfit.derived.families import FAMILIES, Family
+from dryfit.derived.form import FORMAT, Asked, Form, sha256
+from dryfit.recorder.fitting import NotFitted
+from dryfit.recorder.teaching import OtherEvents, alike, checked, scenario_of, taught, teaching_points
+from dryfit.recorder.variants import OPTIONS, Variant, variants_of
+
+_CODE = ("models/{0}/modeling_{0}.py", "masking_utils.py")  # of transformers, that a record was made with
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(prog="python -m dryfit.recorder", description=__doc__)
+    options.add_argument("families", nargs="+", choices=sorted(FAMILIES), metavar="FAMILY")
+    options.add_argument("--anew", action="store_true", help="every variant, and not only those that are missing")
+    options.add_argument("--options", nargs="*", choices=sorted(OPTIONS), help="only with these sets of options")
+    asked = options.parse_args()
+    for name in asked.families:
+        record(FAMILIES[name], lambda variant: asked.options is None or variant.called in asked.options, asked.anew)
+    return 0
+
+
+def record(family: Family, wanted: Callable[[Variant], bool] = lambda variant: True, anew: bool = False) -> None:
+    """Record the variants of a family that are wanted and missing; the file is whole after each of them."""
+    path = data_path("records", f"{family.model_type}.zip")
+    members, files = ({}, {}) if anew else _read(path)
+    for variant in filter(wanted, variants_of(family)):
+        _, points = teaching_points(family, variant)
+        base = Asked.of(scenario_of(family, variant, points[0], family.sequence))
+        if (member := base.key()) in members:
+            continue
+        began = time.process_time()
+        try:
+            content = checked(family, variant, taught(family, variant), print)
+        except (NotFitted, OtherEvents) as error:
+            print(f"{variant}: not recorded, {error}", flush=True)
+            continue
+        others = [base.key(other) for other in alike(family, variant, Form(content), print)]
+        members |= dict.fromkeys((member, *others), member)
+        files[member] = json.dumps(content, separators=(",", ":"))
+        _write(path, family, members, files)
+        print(f"{variant}: {len(files[member])} characters, {time.process_time() - began:.0f} CPU s", flush=True)
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Which variant answers which key, and the variants; nothing where they were made with other versions."""
+    if not path.is_file():
+        return {}, {}
+    with zipfile.ZipFile(path) as file:
+        index = json.loads(file.read("record.json"))
+        current = index["format"] == FORMAT and index["versions"] == _versions()
+        files = {name: file.read(f"{name}.json").decode() for name in {*index["members"].values()}}
+    return (index["members"], files) if current else ({}, {})
+
+
+def _versions() -> dict[str, str]:
+    installed = versions(STACK)
+    return {name: str(installed[name]).partition("+")[0] for name in STACK}
+
+
+def _write(path: Path, family: Family, members: dict[str, str], files: dict[str, str]) -> None:
+    folder = Path(transformers.__file__).parent
+    code = [name.format(family.model_type) for name in _CODE]
+    index: dict[str, Any] = {
+        "format": FORMAT,
+        "versions": _versions(),
+        "code": {name: sha256(folder / name) for name in code},
+        "members": dict(sorted(members.items())),
+    }
+    path.parent.mkdir(exist_ok=True)
+    beside = path.with_suffix(".new")
+    texts = {"record.json": json.dumps(index, indent=1), **{f"{name}.json": files[name] for name in sorted(files)}}
+    with zipfile.ZipFile(beside, "w") as file:
+        for name, text in texts.items():  # with one date, so that the same records are the same bytes
+            file.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED, 9)
+    beside.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

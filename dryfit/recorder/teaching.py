@@ -1,0 +1,293 @@
+"""One variant of a family's record: a short model traced at several sets of numbers, fitted, cut and checked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dryfit.derived.families import Family, Numbers
+from dryfit.derived.form import Asked, Form
+from dryfit.derived.layers import Place, window
+from dryfit.derived.layers import Unlike as NoSuchOrder
+from dryfit.derived.sizes import EXACT, Inexact, with_rounded
+from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability, up
+from dryfit.recorder.cutting import by_place, labels, program, stretches
+from dryfit.recorder.fitting import fitted
+from dryfit.recorder.traces import BySize, Taken, events, general, take
+from dryfit.recorder.variants import Variant
+from dryfit.scenario.scenario import Scenario
+
+AT_RANDOM = 1  # sets of numbers beside the base and its single variations
+ODD = 4  # of which scales of quantized weights don't come out whole
+CAPABILITIES = ((8, 6), (8, 9), (9, 0), (12, 0))  # before 8.0 other kernels run
+CHECKS = 2  # at random between the ends of the ranges, beside both ends
+Log = Callable[[str], None]
+
+
+class OtherEvents(Exception):
+    """A number that nobody named changes the events."""
+
+
+def scenario_of(family: Family, variant: Variant, numbers: Numbers, kinds: Sequence[str], **more: Any) -> Scenario:
+    """A step of a model with these numbers and kinds of layers; ``more``: of its configuration."""
+    step = {**variant.settings, "model": family.config(numbers, kinds, **variant.particular, **more)}
+    step |= {"sequence_length": numbers["s"], "micro_batch": numbers["b"]}
+    if "r" in numbers:
+        step["lora"] = {"rank": numbers["r"]}
+    return Scenario.from_mapping(step, {})
+
+
+def pinned(variant: Variant, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by symbol with those that flags and the method fix."""
+    flags = variant.flags
+    ones = {"b": flags.get("one_row"), "K": flags.get("one_group"), "g": flags.get("no_groups")}
+    found = {symbol: (1,) if ones.get(symbol) else own for symbol, own in values.items()}
+    if variant.settings["method"] == "full":
+        del found["r"]
+    return found
+
+
+# Lengths by how many chunks a loss in chunks takes of one row: what is taught, and the ends.
+CHUNKED = {
+    2: ((384, 389, 300, 511, 360), (259, 513)),
+    4: ((896, 901, 811, 1000, 1020), (771, 1025)),
+    8: ((1920, 1925, 1801, 2000, 2040), (1795, 2049)),
+}
+
+
+def teaching_points(family: Family, variant: Variant) -> tuple[list[str], list[Numbers]]:
+    """The numbers that vary, and the sets to trace: the base, single variations in that order, others at random."""
+    chunks = variant.flags.get("chunks")
+    values = pinned(variant, {**family.points, **({"s": CHUNKED[chunks][0]} if chunks else {})})
+    draw = random.Random(1)
+    base = {symbol: own[0] for symbol, own in values.items()}
+    names = [symbol for symbol, own in values.items() if len(own) > 1]
+    points = [base, *({**base, name: values[name][1]} for name in names)]
+    points += [{symbol: draw.choice(own) for symbol, own in values.items()} for _ in range(AT_RANDOM)]
+    odd = {symbol: family.odd.get(symbol, own) if len(own) > 1 else own for symbol, own in values.items()}
+    points += [{symbol: own[number % len(own)] for symbol, own in odd.items()} for number in range(ODD)]
+    return names, [family.possible(point) for point in points]
+
+
+def checking_points(family: Family, variant: Variant) -> list[Numbers]:
+    """The least of all numbers together, the largest, and some between, evenly over orders of magnitude."""
+    chunks = variant.flags.get("chunks")
+    ends = pinned(variant, {**family.ends, **({"s": CHUNKED[chunks][1]} if chunks else {})})
+    draw = random.Random(2)
+    low, high = ({symbol: own[at] for symbol, own in ends.items()} for at in (0, -1))
+    between = [
+        {symbol: round(own[0] * (own[-1] / own[0]) ** draw.random()) for symbol, own in ends.items()}
+        for _ in range(CHECKS)
+    ]
+    for point in between:
+        point["d"], point["h"] = up(point["d"], 8), up(point["h"], 8)
+    return [family.possible(point) for point in (low, high, *between)]
+
+
+class _Cut:
+    """The traces of one model at several numbers, cut into stretches whose sizes are as many numbers."""
+
+    def __init__(self, takes: Sequence[Taken], kinds: Sequence[str]) -> None:
+        self.takes, self.first = takes, takes[0]
+        self.told: dict[tuple[str, str, str], int] = {}
+        first = self.first
+        second = next(at for _, step, at in first.marks if step == 1)
+        self.trained = sum(
+            kind == 1 and about[0] == "gradients" and at >= second
+            for at, (kind, about) in enumerate(zip(first.kinds, first.about, strict=True))
+        )
+        ends = [*(at for *_, at in first.marks[1:]), len(first.kinds)]
+        self._optimizing = [
+            range(at, end)
+            for (phase, _, at), end in zip(first.marks, ends, strict=True)
+            if phase in ("optimizer", "between")
+        ]
+        self.items = program(stretches(first, labels(first)))
+        self.found = by_place(first, self.items, kinds, self._size_of)
+
+    def _size_of(self, at: int) -> list[Any]:
+        """An allocation's :class:`_Size`, and the place of what it is for."""
+        first, own = self.first, self.first.sizes[at]
+        origin = first.origins.get(first.ids[at])
+        named = (general(origin.module), origin.operator) if origin else ("", "")
+        about = self.told.setdefault((first.about[at][0], *named), len(self.told))
+        if isinstance(own, BySize):
+            name, fixed, slot, arguments = own.rule
+            listed = [
+                self._counted(tuple(each.sizes[at].rule[3][place] for each in self.takes), at)
+                for place in range(len(arguments))
+            ]
+            return [_Size(name, fixed, slot, listed), about]
+        if at in first.cublas:
+            return [_Size("cublas"), about]
+        if at == 0 and first.kinds[1] == 2 and first.targets[1] == 0:  # transformers warms the allocator up
+            return [_Size("warm"), about]
+        return [self._counted(tuple(int(each.sizes[at]) for each in self.takes), at), about]
+
+    def _counted(self, sizes: tuple[int, ...], at: int) -> _Size:
+        """Sizes as they are, or as numbers for each trained tensor."""
+        count = self.trained
+        if any(at in span for span in self._optimizing) and set(sizes) in ({count}, {2 * count}, {4 * count}):
+            return _Size("trained", sizes=(sizes[0] // count,))
+        return _Size("", sizes=sizes)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Sizes at several numbers: themselves, for each trained tensor, or by a rule and its arguments."""
+
+    rule: str
+    fixed: tuple[Any, ...] = ()
+    slot: int = 0
+    arguments: Sequence[_Size] = ()
+    sizes: tuple[int, ...] = ()
+
+
+class _Fitted:
+    """The expressions and rules of a variant, each once."""
+
+    def __init__(self, points: Sequence[Numbers], names: Sequence[str]) -> None:
+        self._known = [with_rounded(point, DEFAULT_CAPABILITY) for point in points]
+        self._names = names
+        self.sizes: list[Any] = []
+        self.rules: list[Any] = []
+        self._places: dict[tuple[int, ...], int] = {}
+
+    def number(self, size: _Size) -> int:
+        """The place of a size's expression; of a rule, counted down from -1."""
+        if size.rule == "trained":
+            return self._place([[[size.sizes[0], 1, [["T", 1]]]], EXACT])
+        if size.rule:
+            own = [size.rule, [*map(_plain, size.fixed)], size.slot, [self.number(one) for one in size.arguments]]
+            if own not in self.rules:
+                self.rules.append(own)
+            return -1 - self.rules.index(own)
+        if size.sizes not in self._places:
+            self._places[size.sizes] = self._place(fitted(size.sizes, self._known, self._names))
+        return self._places[size.sizes]
+
+    def _place(self, expression: Any) -> int:
+        if expression not in self.sizes:
+            self.sizes.append(expression)
+        return self.sizes.index(expression)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _taken(family: Family, variant: Variant, points: Sequence[Numbers]) -> list[Taken]:
+    """Traces at all numbers, which have to leave the events as they are."""
+    takes: list[Taken] = []
+    for number, point in enumerate(points):
+        step = scenario_of(family, variant, point, family.sequence)
+        takes.append(take(step, DEFAULT_CAPABILITY, origins=not number))
+        if takes[-1].structure != takes[0].structure:
+            changed = {symbol: own for symbol, own in point.items() if own != points[0][symbol]}
+            raise OtherEvents(f"{changed} changes the events")
+    return takes
+
+
+def taught(family: Family, variant: Variant) -> dict[str, Any]:
+    """The content of a variant for :class:`dryfit.derived.form.Form`, without its ranges.
+
+    Raises
+    ------
+    OtherEvents
+        If a number changes the events.
+    NotFitted
+        If a size is no expression in the numbers.
+    """
+    names, points = teaching_points(family, variant)
+    cut = _Cut(_taken(family, variant, points), family.sequence)
+    values = _Fitted(points, names)
+    templates: list[Any] = []
+
+    def template(place: Place) -> int:
+        own = [_event(event, values) for event in cut.found.get(place, [])]
+        if own not in templates:
+            templates.append(own)
+        return templates.index(own)
+
+    listed, choices = [], {}
+    for item in cut.items:
+        if item[0] == "mark":
+            listed.append(["mark", item[1], item[2]])
+        elif item[0] == "g":
+            listed.append(["g", item[1], template(("g", item[1]))])
+        else:
+            listed.append(["pass", item[1], item[2]["way"]])
+            chosen: dict[Any, int] = {}
+            for layer in range(len(family.sequence)):
+                own, around = template((item[1], layer)), window(family.sequence, layer)
+                if chosen.setdefault(around, own) != own:
+                    raise OtherEvents(f"layers with the neighbours {around} do different things")
+            choices[str(item[1])] = [[list(around), own] for around, own in chosen.items()]
+    return {
+        "program": listed, "templates": templates, "choices": choices, "sizes": values.sizes,
+        "rules": values.rules, "told": [list(about) for about in cut.told],
+    }  # fmt: skip
+
+
+def _event(event: Any, values: _Fitted) -> Any:
+    if isinstance(event, list) and isinstance(event[0], _Size):
+        return [values.number(event[0]), *map(_plain, event[1:])]
+    return [_plain(part) for part in event] if isinstance(event, list) else event
+
+
+def differs(form: Form, scenario: Scenario, capability: Capability) -> str | None:
+    """Where a form's events are not the trace's, in words; None: they are equal."""
+    asked = Asked.of(scenario)
+    try:
+        own = form.compose(asked.kinds, asked.numbers, capability)
+    except (Inexact, NoSuchOrder) as error:
+        return str(error)
+    traced, marks = events(scenario, capability)
+    if own.events == traced and own.marks == marks:
+        return None
+    for place, (left, right) in enumerate(zip(own.events, traced, strict=False)):
+        if left != right:
+            about = form.told[own.about[left[0] - 1][0]] if left[0] > 0 else ""
+            return f"event {place}: derived {left} {about}, traced {right}"
+    return f"{len(own.events)} events derived, {len(traced)} traced; marks {own.marks == marks}"
+
+
+def checked(family: Family, variant: Variant, content: Mapping[str, Any], log: Log) -> dict[str, Any]:
+    """The content with the ranges of numbers and the capabilities at which its events equal the trace's.
+
+    Raises
+    ------
+    OtherEvents
+        If they differ at numbers that were not taught.
+    """
+    form = Form(content)
+    points = checking_points(family, variant)
+    kinds = family.sequence + family.sequence[-1] * 2
+    steps = [scenario_of(family, variant, point, kinds) for point in points]
+    for point, step in zip(points, steps, strict=True):
+        if why := differs(form, step, DEFAULT_CAPABILITY):
+            raise OtherEvents(f"at {point}: {why}")
+    capabilities = [list(DEFAULT_CAPABILITY)]
+    for capability in CAPABILITIES:
+        if why := differs(form, steps[-1], capability):
+            log(f"not for capability {capability}: {why}")
+        else:
+            capabilities.append(list(capability))
+    ranges = {
+        symbol: [min(point[symbol] for point in points), max(point[symbol] for point in points)] for symbol in points[0]
+    }
+    return {**content, "ranges": ranges, "capabilities": capabilities}
+
+
+def alike(family: Family, variant: Variant, form: Form, log: Log) -> Iterator[dict[str, Any]]:
+    """Configurations of the family's other models whose events are the same."""
+    _, points = teaching_points(family, variant)
+    for other in family.alike:
+        step = scenario_of(family, variant, points[0], family.sequence, **other)
+        why = differs(form, step, DEFAULT_CAPABILITY)
+        if why:
+            log(f"not alike {other}: {why}")
+        else:
+            yield dict(Asked.of(step).particular)

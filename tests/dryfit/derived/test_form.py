@@ -1,0 +1,159 @@
+"""A record answers inside of what it was recorded for, and nothing else; one that can't be used says why, once."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from dryfit.ask.answer import quick
+from dryfit.ask.question import Options, question
+from dryfit.data import data_path
+from dryfit.derived import form
+from dryfit.derived.form import Asked, NoRecord, Records, composed_step, records_of
+from dryfit.scenario.scenario import Scenario
+
+BASE = {"model": "qwen2.5-3b", "method": "qlora", "sequence_length": 512}
+
+
+def scenario(**changes: object) -> Scenario:
+    return Scenario.from_mapping({**BASE, **changes}, {})
+
+
+def model(**changes: object) -> dict:
+    return {**scenario().model, **changes}
+
+
+def rewritten(tmp_path: Path, **changes: object) -> Path:
+    """The record with other entries in its index."""
+    path = tmp_path / "qwen2.zip"
+    with zipfile.ZipFile(data_path("records", "qwen2.zip")) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            index = json.loads(old.read(name))
+            new.writestr(name, json.dumps(index | changes if name == "record.json" else index))
+    return path
+
+
+def test_a_step_of_the_catalogue_is_answered() -> None:
+    composed = composed_step(scenario())[1]
+    assert composed.marks[-1][0] == "end"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adamw_8bit"},
+        {"attention": "eager"},
+        {"attention_mask": "padding"},
+        {"gradient_checkpointing": "reentrant"},
+        {"autocast": "bf16"},
+        {"precision": "fp16"},
+        {"kbit_preparation": "peft"},
+        {"lora": {"dropout": 0.05}},
+        {"lora": {"target_modules": ["q_proj", "v_proj"]}},
+        {"lora": {"rank": 1024}},
+        {"quantization": {"type": "fp4"}},
+        {"quantization": {"double": False}},
+        {"gradient_accumulation": 2},
+        {"loss": "liger"},
+        {"platform": "windows"},
+        {"versions": {"bitsandbytes": "0.45"}},
+        {"sequence_length": 8},
+        {"micro_batch": 100},
+        {"parallel": {"strategy": "ddp", "gpus": 2}},
+        {"use_cache": True},
+        {"packing": "rows"},
+    ],
+    ids=str,
+)
+def test_no_option_that_was_not_recorded_is_answered(changes) -> None:
+    with pytest.raises(NoRecord):
+        composed_step(scenario(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_sliding_window": True, "sliding_window": 256},
+        {"hidden_act": "gelu"},
+        {"attention_dropout": 0.1},
+        {"head_dim": 320},
+        {"head_dim": 100},
+        {"num_hidden_layers": 3},
+        {"a_key_of_tomorrow": 1},
+        {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
+        {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128},
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128},
+        {"vocab_size": 500_000},
+    ],
+    ids=str,
+)
+def test_no_model_that_was_not_recorded_is_answered(changes) -> None:
+    with pytest.raises(NoRecord):
+        composed_step(scenario(model=model(**changes)))
+
+
+def test_other_kernels_are_not_answered() -> None:
+    with pytest.raises(NoRecord):
+        composed_step(scenario(), (7, 5))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lora": {"alpha": 64}}, {"gpu": "rtx-4090"}, {"allocator": {"expandable_segments": True}}], ids=str
+)
+def test_what_only_replays_the_events_has_the_same_record(changes) -> None:
+    assert Asked.of(scenario(**changes)).key() == Asked.of(scenario()).key()
+
+
+def test_what_a_configuration_says_without_meaning_it_has_the_same_record() -> None:
+    silent = model(sliding_window=4096, max_window_layers=28, torch_dtype="bfloat16", use_cache=False)
+    assert Asked.of(scenario(model=silent)).key() == Asked.of(scenario()).key()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 0}, "format 0"),
+        ({"versions": {**records_of("qwen2").versions, "transformers": "4.57.0"}}, "transformers 4.57.0"),
+        ({"code": {"models/qwen2/modeling_qwen2.py": "0"}}, "modeling_qwen2.py is not the one"),
+    ],
+    ids=str,
+)
+def test_a_record_of_something_else_is_not_used(tmp_path, changes, said) -> None:
+    with pytest.raises(NoRecord, match=said) as raised:
+        Records(rewritten(tmp_path, **changes))
+    assert raised.value.is_unusable
+
+
+@pytest.mark.parametrize("cut", [0, 1000])
+def test_a_damaged_record_is_not_used(tmp_path, cut) -> None:
+    path = tmp_path / "qwen2.zip"
+    path.write_bytes(data_path("records", "qwen2.zip").read_bytes()[:cut])
+    with pytest.raises(NoRecord, match="damaged") as raised:
+        Records(path)
+    assert raised.value.is_unusable
+
+
+def test_a_damaged_variant_is_not_used(tmp_path) -> None:
+    whole = data_path("records", "qwen2.zip").read_bytes()
+    path = tmp_path / "qwen2.zip"
+    path.write_bytes(whole[:200] + bytes(400) + whole[600:])
+    key = Asked.of(scenario()).key()
+    with pytest.raises(NoRecord, match="damaged"):
+        records = Records(path)
+        for member in records._members:
+            records.form(member)
+        records.form(key)
+
+
+def test_the_answer_says_once_that_a_record_is_not_used(tmp_path, monkeypatch) -> None:
+    path = rewritten(tmp_path, format=0)
+    monkeypatch.setattr(form, "data_path", lambda *parts: path)
+    form._opened.cache_clear()
+    (tmp_path / "step.yaml").write_text(json.dumps(BASE))
+    answer = quick(question([tmp_path / "step.yaml"], Options()), others=False)
+    form._opened.cache_clear()
+    assert "bound" in answer["analytic"]
+    assert [text for text in answer["warnings"] if "format 0" in text] == answer["warnings"][:1]

@@ -1,0 +1,55 @@
+"""Stretches put together for any depth: what one layer frees of another, and orders that nobody recorded."""
+
+from __future__ import annotations
+
+import pytest
+
+from dryfit.derived.layers import Layers, Unlike, absolute, relation, window
+
+ALIKE = "aaaaaaa"
+MIXED = "ssfssf"
+
+
+@pytest.mark.parametrize("kinds", [ALIKE, MIXED])
+def test_where_another_stretch_lies_is_found_again(kinds) -> None:
+    places = [("g", 3), *((2, layer) for layer in range(len(kinds)))]
+    for own in places:
+        for other in places:
+            assert absolute(own, relation(own, other, kinds), kinds) == other
+
+
+def test_what_the_last_layer_hands_on_is_the_last_layers_at_any_depth() -> None:
+    assert absolute(("g", 0), relation(("g", 0), (1, 4), "aaaaa"), "a" * 30) == (1, 29)
+    assert absolute(("g", 0), relation(("g", 0), (1, 0), "aaaaa"), "a" * 30) == (1, 0)
+
+
+# Forward each layer keeps a tensor for its backward pass, which frees it; the step frees what it made itself.
+FORWARD, BACKWARD, APART, ENDS = 0, 1, 2, 3
+STEP = {
+    "program": [["g", 0, APART], ["pass", 0, 1], ["pass", 1, -1], ["g", 1, ENDS]],
+    "templates": [[[1, 0, ["L", 1, 0]], [2, 0], 1], [[["L", 0, 0], 0]], [[0, 0, ["g", 1]]], [[["g", 0], 0], None]],
+    "choices": {
+        str(at): [[list(window("aaaaa", layer)), template] for layer in range(5)]
+        for at, template in ((0, FORWARD), (1, BACKWARD))
+    },
+}
+
+
+def test_events_are_put_together_for_a_deeper_model() -> None:
+    composed = Layers(**STEP).compose("a" * 6, lambda number: 10 + number)
+    assert composed.events[0] == (1, 10)
+    assert composed.events[1:4] == [(2, 11), (3, 12), (-3, 0)]
+    assert composed.events[-8:] == [(-12, 0), (-10, 0), (-8, 0), (-6, 0), (-4, 0), (-2, 0), (-1, 0), (0, 0)]
+
+
+def test_what_a_rule_does_not_allocate_is_neither_allocated_nor_freed() -> None:
+    step = {**STEP, "templates": [[[1, 0, ["L", 1, 0]], [-1, 0], 1], *STEP["templates"][1:]]}
+    composed = Layers(**step).compose("a" * 5, lambda number: 0 if number < 0 else 10 + number)
+    assert len([event for event in composed.events if event[0] > 0]) == 6
+    assert [about for _, about in composed.about] == [0, 1, 1, 1, 1, 1]
+
+
+def test_layers_in_an_order_that_was_not_recorded_are_no_answer() -> None:
+    for kinds in ("aaa", "aabaa"):
+        with pytest.raises(Unlike):
+            Layers(**STEP).compose(kinds, lambda number: 1)

@@ -1,0 +1,107 @@
+"""Random questions across thresholds: what a record answers is the trace's, to the byte; the others it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from dryfit.common.errors import UserError
+from dryfit.data import data_path
+from dryfit.derived.families import FAMILIES
+from dryfit.derived.form import NoRecord, form_of
+from dryfit.derived.step import derived_step
+from dryfit.scenario.scenario import Scenario
+from dryfit.tracing.trace import trace
+
+RECORDED = sorted(path.stem for path in data_path("records").glob("*.zip"))
+CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0))
+# What TRL's scripts set, which the command line asks about, beside their loss in chunks.
+OF_TRL = {
+    "qlora": {"autocast": "bf16", "precision": "fp32", "adapter_precision": "bf16", "quantization": {"double": False}},
+    "lora": {"precision": "bf16-mixed"},
+    "full": {"precision": "bf16-mixed"},
+}
+
+
+def drawn_model(family: str, draw: random.Random) -> Any:
+    """A model of the catalogue, or one with sizes on both sides of what changes kernels and squeezes dimensions."""
+    names = FAMILIES[family].catalogue()
+    if draw.random() < 0.5:
+        return draw.choice(names)
+    groups, heads, head = (
+        draw.choice([1, 2, 4, 5, 8]),
+        draw.choice([1, 2, 3, 7]),
+        draw.choice([32, 64, 80, 100, 128, 256, 264]),
+    )
+    hidden = draw.choice([576, 896, 1000, 1536, 2048, 900])
+    return json.loads(data_path("models", f"{names[0]}.json").read_text()) | {
+        "hidden_size": -(-hidden // (2 * groups * heads)) * 2 * groups * heads,
+        "intermediate_size": draw.choice([1536, 4864, 5633]),
+        "num_attention_heads": groups * heads,
+        "num_key_value_heads": groups,
+        "head_dim": head,
+        "vocab_size": draw.choice([32000, 50257, 151936]),
+        "num_hidden_layers": draw.choice([3, 5, 6, 9]),
+        "tie_word_embeddings": draw.random() < 0.4,
+    }
+
+
+def drawn(number: int) -> tuple[dict[str, Any], tuple[int, int]]:
+    """A question and the compute capability of its GPU."""
+    draw = random.Random(f"derived {number}")
+    method, family = draw.choice(sorted(OF_TRL)), draw.choice(RECORDED)
+    length = draw.choice([draw.randint(2, 4096), 512, 1024, 2048, 257, 258, 513, 514, 3072, 3073])
+    fields: dict[str, Any] = {"model": drawn_model(family, draw), "method": method, "sequence_length": length}
+    fields["micro_batch"] = draw.choice([1, 1, 1, 2, 3, 8])
+    if method != "full":
+        fields["lora"] = {"rank": draw.choice([1, 4, 8, 16, 64, 256, 600])}
+    if draw.random() < 0.5:
+        fields |= {"loss": "chunked", "optimizer": "adamw_fused", **OF_TRL[method]}
+    elif draw.random() < 0.2:
+        fields |= draw.choice([
+            {"optimizer": "adamw_8bit"}, {"gradient_checkpointing": False}, {"gradient_accumulation": 2},
+            {"attention_mask": "padding"}, {"autocast": "bf16"}, {"attention": "eager"},
+        ])  # fmt: skip
+    if draw.random() < 0.2:
+        fields["allocator"] = {"expandable_segments": True}
+    return fields, draw.choice(CAPABILITIES)
+
+
+def checked(fields: dict[str, Any], capability: tuple[int, int]) -> bool:
+    """Whether a record answered; then it has to say what the trace says."""
+    try:
+        scenario = Scenario.from_mapping(fields, {})
+    except UserError:
+        return False
+    try:
+        derived = derived_step(scenario, capability)
+    except NoRecord:
+        return False
+    traced = trace(scenario, capability=capability, timeline=False)
+    own = derived.to_mapping()
+    names = ("peak_allocated_bytes", "peak_reserved_bytes", "required_bytes", "also_fits_bytes", "resident_bytes")
+    for name in (*names, "components", "phases"):
+        assert own[name] == traced[name], name
+    return True
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("number", range(60))
+def test_five_questions_of_a_kind_are_the_traces_or_are_left_alone(number) -> None:
+    for part in range(5):
+        checked(*drawn(5 * number + part))
+
+
+def test_most_questions_inside_of_what_was_recorded_are_answered() -> None:
+    inside = 0
+    for number in range(300):
+        try:
+            scenario = Scenario.from_mapping(drawn(number)[0], {})
+            form_of(scenario, (8, 0))
+            inside += 1
+        except (NoRecord, UserError):
+            continue
+    assert inside >= 30  # or the questions above show nothing

@@ -1,0 +1,284 @@
+"""Models that continue no text, by name: their recipes, what a line says wrong, and the answers."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from dryfit.ask import command
+from dryfit.ask.recipe import RecipeQuestion, question
+from dryfit.ask.words import parse
+from dryfit.common.errors import UserError
+from dryfit.recipes import follow
+from dryfit.recipes.models import CONFIG, find, known
+from dryfit.recipes.recipe import FOLDER, recipe, recipes
+
+ROOT = Path(__file__).parents[3]
+
+
+def asked(*words: str) -> RecipeQuestion:
+    return question(find(words[0]), parse(words))
+
+
+def answered(folder: Path, *words: str) -> dict:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "DRYFIT_CACHE": "", "HF_HUB_OFFLINE": "1"}
+    start = [sys.executable, "-P", "-m", "dryfit.ask.command"]
+    done = subprocess.run([*start, *words, "--json"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_recipe_is_a_short_program_with_settings(name: str) -> None:
+    one = recipe(name)
+    assert len(one.text.splitlines()) <= 80 and one.about.endswith(".") and one.assumptions
+    assert {"model", "micro_batch", "optimizer"} <= {*one.settings, "optimizer" if name.startswith("timm") else ""}
+    assert {*one.limits, *one.multiples} <= set(one.settings)
+    assert {each for spare in one.spares for each in spare} <= set(one.settings)
+    changed = {each.name: each.choices[-1] for each in one.settings.values() if each.choices}
+    changed |= {each.name: each.value + 1 for each in one.settings.values() if type(each.value) is int}
+    text = one.program(changed | {"model": "someone/something"})
+    found = {node.targets[0].id: node.value for node in ast.parse(text).body if _is_setting(node)}
+    assert {key: ast.literal_eval(found[key]) for key in changed} == changed
+    assert len(text.splitlines()) == len(one.text.splitlines())
+
+
+def _is_setting(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.targets[0], ast.Name)
+    )
+
+
+def test_the_table_has_every_program() -> None:
+    assert set(recipes()) == {path.stem for path in FOLDER.glob("*.py")}
+
+
+@pytest.mark.parametrize("name", known())
+def test_a_known_model_has_a_recipe_and_a_source(name: str) -> None:
+    model = find(name)
+    assert model.recipe in recipes() and model.source and find(name.partition("/")[2].lower()) == model
+
+
+MILLIONS = {"image_classification": "AutoModel", "segmentation": "AutoModelForSemanticSegmentation",
+            "object_detection": "AutoModelForObjectDetection", "speech_to_text": "AutoModel"}  # fmt: skip
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", known())
+def test_a_configuration_has_the_parameters_that_its_authors_count(name: str) -> None:
+    import torch
+
+    model, package = find(name), recipe(find(name).recipe).package
+    if package and package != "sentence_transformers":
+        pytest.importorskip(package)
+    with torch.device("meta"):
+        if model.kind == "timm":
+            import timm
+
+            made = timm.create_model(name.partition("/")[2])
+        elif CONFIG not in model.files:
+            import diffusers
+
+            part = next(config for path, config in model.files.items() if path.startswith(("unet", "transformer")))
+            made = getattr(diffusers, part["_class_name"]).from_config(part)
+        else:
+            import transformers
+
+            kind = getattr(transformers, MILLIONS.get(model.recipe, "AutoModel"))
+            made = kind.from_config(transformers.AutoConfig.for_model(**model.config))
+    count = sum(weight.numel() for weight in made.parameters()) / 1e6
+    assert count == pytest.approx(known()[name]["millions"], rel=0.01)
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+
+
+def test_options_are_the_recipes_settings() -> None:
+    whisper = asked("openai/whisper-large-v3", "--gpu", "t4", "-b", "8")
+    assert whisper.recipe.name == "speech_to_text" and whisper.values["micro_batch"] == 8
+    assert whisper.values["precision"] == "fp16" and "precision" in whisper.assumed  # a T4 computes bf16 slowly
+    assert "micro_batch" not in whisper.assumed
+    embedder = asked("BAAI/bge-m3", "-b", "64", "-s", "512", "--method", "lora", "--set", "chunk=16")
+    given = {"micro_batch": 64, "sequence_length": 512, "rank": 16, "chunk": 16}
+    assert embedder.recipe.name == "bi_encoder" and given.items() <= embedder.values.items()
+    flux = asked("black-forest-labs/FLUX.1-dev", "--gpu", "4090", "--method", "qlora", "--set", "size=768")
+    assert flux.recipe.name == "flux_lora" and flux.values["quantization"] == "nf4" and flux.values["size"] == 768
+    assert asked("timm/some_model.tag").recipe.name == "timm_classification"
+    assert asked("BAAI/bge-m3", "--recipe", "text-classification").recipe.name == "text_classification"
+
+
+@pytest.mark.parametrize(
+    ("words", "says", "write"),
+    [
+        (["openai/whisper-tiny", "--set", "answer_token=4"], "no setting `answer_token`", "--set answer_tokens=4"),
+        (["openai/whisper-tiny", "-s", "4"], "no setting `sequence_length`", None),
+        (["openai/whisper-tiny", "--set", "model=x"], "no setting `model`", None),
+        (["openai/whisper-tiny", "--set", "optimizer=adam8"], "does not take adam8", "--set optimizer=adamw"),
+        (["openai/whisper-tiny", "--set", "rank=true"], "does not take true", "--set rank=0"),
+        (["openai/whisper-tiny", "--set", "rank"], "takes setting=value", "--set micro_batch=2"),
+        (["FLUX.1-dev", "--set", "size=1000"], "does not take 1000", "--set size=992"),
+        (["openai/whisper-tiny", "--quick"], "does not use --quick", None),
+        (["openai/whisper-tiny", "--rows", "9"], "does not use --rows", None),
+        (["openai/whisper-tiny", "--gpu", "2x4090"], "runs on one GPU", "dryfit run --gpus 2 --gpu rtx-4090 train.py"),
+        (["openai/whisper-tiny", "--recipe", "speach_to_text"], "no such recipe", "--recipe speech_to_text"),
+    ],
+)
+def test_what_a_line_says_wrong(words: list[str], says: str, write: str | None) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        command.main(words)
+    assert caught.value.allowed and (write is None or caught.value.write == write)
+
+
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [
+        (["bert-base-uncased", "-s", "513"], 512),
+        (["FacebookAI/roberta-base", "-s", "513"], 512),
+        (["openai/whisper-tiny", "--set", "answer_tokens=449"], 448),
+        (["BAAI/bge-reranker-v2-m3", "-s", "8193"], 8192),
+        (["microsoft/deberta-v3-base", "-s", "4096"], None),
+    ],
+)
+def test_a_size_that_the_model_has_no_positions_for(words: list[str], most: int | None, monkeypatch) -> None:
+    monkeypatch.setattr(follow, "find_spec", lambda name: True)
+    one = asked(*words)
+    if most is None:
+        return follow.check(one.recipe, one.model, one.values)
+    with pytest.raises(UserError, match=f"{most:,} at most"):
+        follow.check(one.recipe, one.model, one.values)
+
+
+def test_a_recipe_whose_package_is_missing_names_what_installs_it(monkeypatch) -> None:
+    monkeypatch.setattr(follow, "find_spec", lambda name: None)
+    for name, extra in (("FLUX.1-dev", "diffusion"), ("BAAI/bge-m3", "embeddings"), ("timm/resnet50", "vision")):
+        one = asked(name)
+        with pytest.raises(UserError, match="not installed") as caught:
+            follow.check(one.recipe, one.model, one.values)
+        assert caught.value.write == f'pip install "dryfit[{extra}]"'
+
+
+def test_the_list_and_the_program(capsys) -> None:
+    assert command.main(["BAAI/bge-m3", "--recipe", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(recipes()) and lines[0].startswith("* bi_encoder")
+    assert command.main(["--recipe", "list"]) == 0
+    assert not any(line.startswith("*") for line in capsys.readouterr().out.splitlines())
+    assert command.main(["openai/whisper-tiny", "-b", "3", "--yaml"]) == 0
+    text = capsys.readouterr().out
+    assert "micro_batch = 3  #" in text and 'model = "openai/whisper-tiny"' in text
+    compile(text, "program", "exec")
+
+
+# --- folders and names ------------------------------------------------------------------------------------------------
+
+
+def in_folder(folder: Path, **files: object) -> str:
+    for name, content in files.items():
+        file = folder / f"{name.replace('__', '/')}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(content), encoding="utf-8")
+    return str(folder)
+
+
+def test_a_folder_says_by_its_files_what_trains_it(tmp_path: Path) -> None:
+    ranker = {"model_type": "bert", "architectures": ["BertForSequenceClassification"], "id2label": {"0": "x"}}
+    parts = {"unet": ["diffusers", "UNet2DConditionModel"], "safety_checker": [None, None]}
+    files = {
+        "speech_to_text": {"config": {"model_type": "whisper"}},
+        "bi_encoder": {"config": {"model_type": "bert"}, "modules": []},
+        "cross_encoder": {"config": ranker},
+        "unet_lora": {"model_index": {"_class_name": "StableDiffusionPipeline", **parts}, "unet__config": {"a": 1}},
+    }
+    for name, content in files.items():
+        (tmp_path / name).mkdir()
+        assert find(in_folder(tmp_path / name, **content)).recipe == name
+    assert set(find(str(tmp_path / "unet_lora")).files) == {"model_index.json", "unet/config.json"}
+    assert find(in_folder(tmp_path, config={"model_type": "llama", "architectures": ["LlamaForCausalLM"]})) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"model_index": {"_class_name": "Own", "unet": ["my_module", "MyUNet"]}}, "code of its own.*unet"),
+        ({"config": {"model_type": "own", "architectures": ["OwnForMaskedLM"], "auto_map": {"AutoModel": "x"}}},
+         "code of its own"),
+        ({"config": {"model_type": "clip", "vision_config": {}}}, "compares texts with images"),
+    ],
+)  # fmt: skip
+def test_a_model_that_no_recipe_runs_leads_to_the_program_that_does(files, says, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        command.main([in_folder(tmp_path, **files), "--gpu", "4090"])
+    assert caught.value.write.startswith("dryfit run") and caught.value.write.endswith("train.py")
+
+
+def test_a_name_without_a_configuration(monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"turns speech.*not at hand") as caught:
+        command.main(["openai/whisper-huge", "--gpu", "4090"])
+    assert caught.value.write.startswith("dryfit openai/whisper-")
+    assert find("qwen2.5-coder-7b") is None and find("Qwen/Qwen3-8B") is None and find("someone/unheard-of") is None
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.thorough
+def test_a_model_by_name_is_answered_with_its_recipe(tmp_path: Path) -> None:
+    answer = answered(tmp_path, "openai/whisper-tiny", "--gpu", "t4", "-b", "2")
+    assert answer["verdict"] == "fits" and answer["sentence"].startswith("FITS: openai/whisper-tiny needs")
+    assert answer["trace"]["components"]["weights_fp32"] == 4 * 37_760_640
+    told = answer["recipe"]
+    assert (told["name"], told["model"]) == ("speech_to_text", "openai/whisper-tiny")
+    assert told["settings"]["micro_batch"] == 2 and "micro_batch" not in told["assumed"] and told["assumptions"]
+    assert told["program"] == recipe("speech_to_text").program({"model": "openai/whisper-tiny", **told["settings"]})
+    assert answer["program"]["updates"] == 2 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.thorough
+def test_what_would_fit_is_in_the_words_of_the_recipe(tmp_path: Path) -> None:
+    answer = answered(tmp_path, "bert-base-uncased", "--gpu", "2GiB", "-b", "8", "-s", "128", "--suggest")
+    assert answer["verdict"] == "does_not_fit"
+    rows = answer["suggestions"]
+    assert rows[0]["changes"] == {"gradient_checkpointing": True}
+    assert rows[-1]["verdict"] == "fits" and all(row["verdict"] != "fits" for row in rows[:-1])
+    assert all(row["command"].startswith("dryfit bert-base-uncased --gpu 2GiB") for row in rows)
+
+
+@pytest.mark.thorough
+def test_sizes_that_do_not_go_together_are_said_in_our_words(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"vit-base-patch16-224 can't take such a step: Input image size \(250"):
+        answered(tmp_path, "google/vit-base-patch16-224", "--set", "size=250")
+
+
+SMALL = {
+    "bi_encoder": ("sentence-transformers/all-MiniLM-L6-v2", "-b", "4", "-s", "64", "--set", "chunk=2"),
+    "cross_encoder": ("sentence-transformers/all-MiniLM-L6-v2", "-b", "2", "-s", "64"),
+    "image_classification": ("microsoft/resnet-50", "-b", "2"),
+    "object_detection": ("facebook/detr-resnet-50", "-b", "1", "--set", "size=128"),
+    "segmentation": ("nvidia/mit-b0", "-b", "1", "--set", "size=128"),
+    "speech_ctc": ("facebook/wav2vec2-base-960h", "-b", "1", "--set", "seconds=2"),
+    "text_to_text": ("facebook/bart-large", "-b", "1", "-s", "64"),
+    "timm_classification": ("timm/resnet50.a1_in1k", "-b", "2"),
+    "unet_lora": ("stable-diffusion-v1-5", "--set", "size=128", "--set", "cached=true"),
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", SMALL)
+def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
+    package = recipe(name).package
+    if package and find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: make test-recipes")
+    answer = answered(tmp_path, *SMALL[name], "--recipe", name)
+    assert answer["program"]["updates"] == 2 and answer["trace"]["phases"].keys() >= {
+        "forward",
+        "backward",
+        "optimizer",
+    }
