@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dryfit.ask.answer import quick
-from dryfit.ask.question import Options, question
+from dryfit.ask.question import QuestionOptions, question
 from dryfit.data import data_path
 from dryfit.derived import form
 from dryfit.derived.form import Asked, NoRecord, Records, composed_step, records_of
@@ -153,7 +153,7 @@ def test_the_answer_says_once_that_a_record_is_not_used(tmp_path, monkeypatch) -
     monkeypatch.setattr(form, "data_path", lambda *parts: path)
     form._opened.cache_clear()
     (tmp_path / "step.yaml").write_text(json.dumps(BASE))
-    answer = quick(question([tmp_path / "step.yaml"], Options()), others=False)
+    answer = quick(question([tmp_path / "step.yaml"], QuestionOptions()), others=False)
     form._opened.cache_clear()
     assert "bound" in answer["analytic"]
     assert [text for text in answer["warnings"] if "format 0" in text] == answer["warnings"][:1]
