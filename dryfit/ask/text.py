@@ -125,7 +125,7 @@ def allocators(answer: Mapping[str, Any]) -> list[str]:
 def certainty_text(analytic: Mapping[str, Any]) -> str:
     """How near the trace the analytic estimate is, as far as that is known."""
     if recorded := analytic.get("recorded_with"):
-        return f"equal to the trace: from a record made with {', '.join(map(' '.join, recorded.items()))}"
+        return f"equal to the trace with transformers {recorded['transformers']} and torch {recorded['torch']}"
     return bound_text(analytic["bound"]) if "bound" in analytic else ""
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -256,7 +257,7 @@ class Records:
         try:
             with zipfile.ZipFile(self.path) as file:
                 return json.loads(file.read(member))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        except (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
             raise self._unusable(f"it is damaged ({type(error).__name__}: {error})") from error
 
     def _unusable(self, why: str) -> NoRecord:

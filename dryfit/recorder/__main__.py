@@ -51,13 +51,16 @@ def record(family: Family, wanted: Callable[[Variant], bool] = lambda variant: T
         try:
             content = checked(family, variant, taught(family, variant), print)
         except (NotFitted, OtherEvents) as error:
-            print(f"{variant}: not recorded, {error}", flush=True)
+            print(f"{family.model_type}, {variant}: not recorded, {error}", flush=True)
             continue
         others = [base.key(other) for other in alike(family, variant, Form(content), print)]
         members |= dict.fromkeys((member, *others), member)
         files[member] = json.dumps(content, separators=(",", ":"))
         _write(path, family, members, files)
-        print(f"{variant}: {len(files[member])} characters, {time.process_time() - began:.0f} CPU s", flush=True)
+        print(
+            f"{family.model_type}, {variant}: {len(files[member])} characters, {time.process_time() - began:.0f} CPU s",
+            flush=True,
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, str]]:

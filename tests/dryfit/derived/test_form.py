@@ -136,16 +136,14 @@ def test_a_damaged_record_is_not_used(tmp_path, cut) -> None:
     assert raised.value.is_unusable
 
 
-def test_a_damaged_variant_is_not_used(tmp_path) -> None:
+@pytest.mark.parametrize("first", [200, 20_000, 60_000])
+def test_a_damaged_variant_is_not_used(tmp_path, first) -> None:
     whole = data_path("records", "qwen2.zip").read_bytes()
     path = tmp_path / "qwen2.zip"
-    path.write_bytes(whole[:200] + bytes(400) + whole[600:])
-    key = Asked.of(scenario()).key()
+    path.write_bytes(whole[:first] + bytes(400) + whole[first + 400 :])
     with pytest.raises(NoRecord, match="damaged"):
-        records = Records(path)
-        for member in records._members:
-            records.form(member)
-        records.form(key)
+        for key in records_of("qwen2")._members:
+            Records(path).form(key)
 
 
 def test_the_answer_says_once_that_a_record_is_not_used(tmp_path, monkeypatch) -> None:
