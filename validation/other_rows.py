@@ -19,6 +19,8 @@ from validation.rows import FOLDER
 TABLE = FOLDER / "unread-others.csv"
 TITLES = {
     "flux": "L40S, diffusion: FLUX.2-klein with PEFT's methods",
+    "cogvideox": "A100, diffusion: LoRA of CogVideoX",
+    "cogvideosft": "A100, diffusion: all weights of CogVideoX",
     "bert": "V100, BERT-large in torch 1.10",
     "torchao": "RTX 4070 Ti SUPER, ViT-giant in bf16",
     "canifinetune": "RTX 4080 on Windows, canifinetune",

@@ -242,10 +242,11 @@ def _print_kind(asked: UnderstoodLine) -> int:
         case "gpus":
             return _print_cards(question, options)
         case "config":
-            from dryfit.ask.configure import configured, print_config
+            from dryfit.ask.configure import configure, print_config, wanted
 
+            goal = wanted(question, options.tool_for, _asking(options), question.run)
             with working("looking for the fastest settings that fit"):
-                found = configured(question, options, _asking(options), _Progress())
+                found = configure(goal, _Progress(), is_traced=not options.quick)
             return print_config(found, options)
         case "divide":
             from dryfit.ask.divisions import print_divisions, print_fewest

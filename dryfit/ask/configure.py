@@ -168,8 +168,7 @@ class Configured:
 
     def header(self) -> list[str]:
         answer = self.best.answer or {}
-        first = answer.get("sentence") or _sentence(self.best)
-        lines = [first, f"start: {self.start}", f"settings: {self.best.name}"]
+        lines = [answer["sentence"], f"start: {self.start}", f"settings: {self.best.name}"]
         if rate := self.best.tokens_per_second(self.fill):
             lines.append(f"about {rate:,.0f} tokens of your data a second")
         if not answer.get("trace"):
@@ -198,12 +197,6 @@ class Configured:
             "others": [{**one.way, "micro_batch": one.micro_batch} for one in self.others],
             "ranked_by": "traced times" if self.is_timed else "rules of thumb",
         }  # fmt: skip
-
-
-def _sentence(one: Candidate) -> str:
-    from dryfit.ask.text import verdict_line
-
-    return verdict_line(one.answer or {})
 
 
 def _own_ways(tool: str) -> list[str]:
@@ -443,11 +436,6 @@ def _promising(
                 best = sorted([*best, one], key=lambda one: -one.prior(goal.fill))[:count]
         chosen += best
     return sorted(chosen, key=lambda one: -one.prior(goal.fill))
-
-
-def configured(asked: Question, options: Any, asking: QuestionOptions, watch: Any) -> Configured:
-    """What the command ``config`` asks for."""
-    return configure(wanted(asked, options.tool_for, asking, asked.run), watch, is_traced=not options.quick)
 
 
 def print_config(found: Configured, options: Any) -> int:

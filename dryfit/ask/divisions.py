@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dryfit.ask.question import Question
-from dryfit.ask.several_gpus_text import exchange_lines
-from dryfit.ask.text import step_line
+from dryfit.ask.text import exchange_lines, step_line
 from dryfit.cards.sentences import card, said, title
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import now_doing, working

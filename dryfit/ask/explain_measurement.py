@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dryfit.ask.question import Question
+from dryfit.ask.words import changed
 from dryfit.cards.gpus import catalogue
 from dryfit.common.errors import UserError
 from dryfit.common.text import bytes_of, gib
@@ -22,12 +24,11 @@ CLOSE = 0.03  # of the measured size: what needs no cause
 
 
 class Cause(NamedTuple):
-    """One reason for more memory: how much it makes, and how to try it. ``sure``: it is there in any case."""
+    """One reason for more memory: how much it makes, and how to try it."""
 
     what: str
     size: int
-    how: str
-    sure: bool = False
+    how: str = ""
 
 
 def measured(text: str) -> tuple[str, int]:
@@ -60,20 +61,17 @@ def difference(asked: Question, answer: Mapping[str, Any], text: str) -> str:
         *(f"  {gib(cause.size):>10}  {cause.what}" for cause in causes),
     ]
     if abs(left) <= CLOSE * size:
-        lines.append(
-            f"That explains it: {gib(explained)} are expected, within {abs(left) / size:.1%} of what was seen."
-        )
-        return "\n".join(line for line in lines if line)
-    if left < 0:
+        close = abs(left) / size
+        lines.append(f"That explains it: {gib(explained)} are expected, within {close:.1%} of what was seen.")
+    elif left < 0:
         lines.append(f"What was seen is {gib(-left)} less than expected. Perhaps the step was not the longest one yet,"
                      " or the process's figure is of another moment than the peak.")  # fmt: skip
-        return "\n".join(line for line in lines if line)
-    lines.append(f"{gib(left)} are left. What would make as much, the likeliest first:")
-    for cause in sorted(_possible(asked, own, left), key=lambda cause: abs(cause.size - left)):
-        lines.append(f"  {gib(cause.size):>10}  {cause.what}\n              {cause.how}")
-    lines.append(
-        f"  {gib(left):>10}  another process on the GPU, or another model kept in memory (nvidia-smi lists them)"
-    )
+    else:
+        lines.append(f"{gib(left)} are left. What would make as much, the likeliest first:")
+        for cause in sorted(_possible(asked, own, left), key=lambda cause: abs(cause.size - left)):
+            lines.append(f"  {gib(cause.size):>10}  {cause.what}\n              {cause.how}")
+        other = "another process on the GPU, or another model kept in memory (nvidia-smi lists them)"
+        lines.append(f"  {gib(left):>10}  {other}")
     return "\n".join(line for line in lines if line)
 
 
@@ -81,39 +79,34 @@ def _always(kind: str, own: Mapping[str, Any], context: int) -> list[Cause]:
     causes = []
     if kind in ("reserved", "nvidia-smi"):
         spare = own["peak_reserved_bytes"] - own["peak_allocated_bytes"]
-        causes.append(Cause("reserved by PyTorch above what is allocated: blocks that are free", spare, "", True))
+        causes.append(Cause("reserved by PyTorch above what is allocated: blocks that are free", spare))
     if context:
-        causes.append(Cause("the CUDA context: kernels and cuBLAS, which no allocator counts", context, "", True))
+        causes.append(Cause("the CUDA context: kernels and cuBLAS, which no allocator counts", context))
     return causes
 
 
 def _possible(asked: Question, own: Mapping[str, Any], left: int) -> list[Cause]:
     """Changes of the step that make it larger, each traced."""
     scenario = asked.scenario
-    changes: list[tuple[str, str, dict[str, Any]]] = []
-    longer = scenario.sequence_length * 2
-    positions = scenario.size("max_position_embeddings") or longer
-    if longer <= positions:
-        changes.append((f"a longer batch: {longer:,} tokens a row", f"-s {longer}", {"sequence_length": longer}))
-    changes.append((f"a larger batch: {scenario.micro_batch * 2} rows", f"-b {scenario.micro_batch * 2}",
-                    {"micro_batch": scenario.micro_batch * 2}))  # fmt: skip
-    if scenario.attention != "eager":
-        changes.append(("eager attention, which keeps every head's scores", "--set attention=eager",
-                        {"attention": "eager", "attention_mask": "none"}))  # fmt: skip
-    if scenario.gradient_checkpointing:
-        changes.append(("no gradient checkpointing", "--set gradient_checkpointing=false",
-                        {"gradient_checkpointing": False}))  # fmt: skip
-    if scenario.method != "full" and scenario.kbit_preparation == "none":
-        changes.append(("PEFT's preparation: embeddings, head and norms in fp32", "--set kbit_preparation=peft",
-                        {"kbit_preparation": "peft"}))  # fmt: skip
-    if scenario.attention_mask == "none" and scenario.attention != "flash" and scenario.packing == "none":
-        changes.append(("padded rows, whose mask fused attention has to spread", "--set attention_mask=padding",
-                        {"attention_mask": "padding"}))  # fmt: skip
-    if scenario.loop == "trainer":
-        changes.append(("a loop of one's own that keeps the outputs: two steps' logits", "--set loop=manual",
-                        {"loop": "manual"}))  # fmt: skip
+    longer, rows = scenario.sequence_length * 2, scenario.micro_batch * 2
+    spreads = scenario.attention_mask == "none" and scenario.attention != "flash" and scenario.packing == "none"
+    changes: list[tuple[bool, str, dict[str, Any]]] = [
+        (longer <= (scenario.size("max_position_embeddings") or longer), f"a longer batch: {longer:,} tokens a row",
+         {"sequence_length": longer}),
+        (True, f"a larger batch: {rows} rows", {"micro_batch": rows}),
+        (scenario.attention != "eager", "eager attention, which keeps every head's scores",
+         {"attention": "eager", "attention_mask": "none"}),
+        (bool(scenario.gradient_checkpointing), "no gradient checkpointing", {"gradient_checkpointing": False}),
+        (scenario.method != "full" and scenario.kbit_preparation == "none",
+         "PEFT's preparation: embeddings, head and norms in fp32", {"kbit_preparation": "peft"}),
+        (spreads, "padded rows, whose mask fused attention has to spread", {"attention_mask": "padding"}),
+        (scenario.loop == "trainer", "a loop of one's own that keeps the outputs: two steps' logits",
+         {"loop": "manual"}),
+    ]  # fmt: skip
     causes = []
-    for what, how, change in changes:
+    for may, what, change in changes:
+        if not may:
+            continue
         try:
             other = trace(scenario.changed(**change), capability=asked.gpu.capability if asked.gpu else None,
                           timeline=False)  # fmt: skip
@@ -121,7 +114,7 @@ def _possible(asked: Question, own: Mapping[str, Any], left: int) -> list[Cause]
             continue
         more = other["peak_reserved_bytes"] - own["peak_reserved_bytes"]
         if more > CLOSE * left:
-            causes.append(Cause(what, more, f"try: {how}"))
+            causes.append(Cause(what, more, f"try: {shlex.join(changed([], dict([*change.items()][:1])))}"))
     rows = EVALUATION_ROWS * scenario.sequence_length * scenario.size("vocab_size", 0)
     evaluation = 6 * rows - own["components"].get("logits_and_loss", 0)  # in 16 bits, and as fp32
     if evaluation > 0:

@@ -36,34 +36,37 @@ class Outcome(NamedTuple):
     status: int
 
 
+def _refused(error: UserError, path: Path, status: int = 2) -> Outcome:
+    about = "" if str(path) in str(error.where) else f"\n  file:    {path}"
+    return Outcome(path, None, f"{error}{about}", status)
+
+
 def wrong(path: Path) -> Outcome | None:
     """The message for a file that is not a scenario, without loading a library; None for a scenario."""
     try:
         read_request(path)
     except UserError as error:
-        return Outcome(path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}", 2)
+        return _refused(error, path)
     return None
 
 
 def outcome(path: Path) -> Outcome:
     """Read a scenario file and predict."""
-    if known := wrong(path):
-        return known
     try:
         answer = whole_answer(read_request(path), path)
         return Outcome(path, answer, None, 1 if answer["fits"] is False else 0)
     except UserError as error:
-        return Outcome(path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}", 2)
+        return _refused(error, path)
     except ModuleNotFoundError as error:
         problem = f"The package {error.name} is not installed; the trace needs {', '.join(STACK)}."
-        return Outcome(path, None, str(UserError(problem, write=INSTALL_TRACE)), 3)
+        return _refused(UserError(problem, where=path, write=INSTALL_TRACE), path, 3)
     except Exception as error:
         problem = f"No answer: {type(error).__name__}: {str(error)[:500]}"
         hint = (
             "a scenario that this program can trace: another parallel.strategy or attention (eager), without"
             " gradient_checkpointing or loss: liger, often can be; if this one should, please report message and file"
         )
-        return Outcome(path, None, str(UserError(problem, where=path, allowed=hint)), 3)
+        return _refused(UserError(problem, where=path, allowed=hint), path, 3)
 
 
 def outcomes(paths: Sequence[Path]) -> Iterator[Outcome]:

@@ -67,7 +67,7 @@ def answered(words: Sequence[str]) -> int | None:
     if options.yaml:
         print(asked.recipe.program({"model": model.name, **asked.values}), end="")
         return 0
-    from dryfit.ask.kept import KeptAnswer
+    from dryfit.common.kept import KeptAnswer
 
     kept = KeptAnswer([word for word in words if word != "--fresh"], asked)
     status = None if options.fresh else kept.show()

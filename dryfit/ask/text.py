@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dryfit.ask import run_cost
-from dryfit.ask.cycle_text import cycle_lines
 from dryfit.ask.question import Question
-from dryfit.ask.several_gpus_text import checkpoint_lines, exchange_lines, host_lines
 from dryfit.ask.words import suggested
 from dryfit.cards.gpus import EXPANDABLE_LINE
 from dryfit.cards.sentences import which
@@ -225,6 +223,105 @@ def table(name: str, answer: dict[str, Any]) -> str:
     lines += [f"  warning: {warning}" for warning in answer["warnings"]]
     lines += explanation(answer)
     return printable("\n".join([*lines, *suggestions(answer, lambda item: item["write"])]))
+
+
+# --- a reinforcement step's cycle -------------------------------------------------------------------------------------
+
+
+def cycle_lines(answer: Mapping[str, Any]) -> list[str]:
+    """The phases, what the server's cache holds, and what to turn."""
+    cycle = answer["phases_of_cycle"]
+    lines = ["the cycle, in GiB:"]
+    for phase in cycle["phases"]:
+        place = "" if phase["card"] == "trainer" else " (a server's card)"
+        parts = (
+            f"{name.removesuffix('_bytes').replace('_', ' ')} {_between(size)}"
+            for name, size in phase["owners"].items()
+            if size[1] >= GIB / 100
+        )
+        lines.append(f"  {phase['phase'] + place:<30}{_between([phase['least_bytes'], phase['most_bytes']]):>13}"
+                     f"   {', '.join(parts)}")  # fmt: skip
+    lines += _time_lines(cycle["time"]) if cycle["time"] else []
+    server = cycle.get("server")
+    if not server:
+        return lines
+    low, high = server["rows_at_once"]
+    at_once = f"{low}" if low == high else f"{low} to {high}"
+    lines.append(
+        f"the server: {gib(server['budget_bytes'])} of the card, {at_once} rows of {server['row_tokens']:,} tokens at"
+        f" once (the cache holds {cycle['most_answers_at_once']}); rows of {cycle['longest_row_tokens']:,} tokens would"
+        " still run all at once"
+    )
+    if cycle["largest_utilization"] is not None:
+        lines.append(f"the largest utilization with which the cycle fits for sure: {cycle['largest_utilization']:g}")
+    for knob in cycle["knobs"]:
+        parts = ", ".join(f"{name}: {yaml_text(value)}" for name, value in knob["changes"]["generation"].items())
+        word = "fits" if knob["fits"] else "does not fit for sure"
+        slower = knob["more_seconds"]
+        time = "" if slower is None or abs(slower) < 0.005 else f"; {slower:+.3g} s a cycle"
+        lines.append(f"  saves {gib(knob['saves_bytes'])}: generation {{{parts}}}; {word}\n      {knob['cost']}{time}")
+    return lines
+
+
+def _time_lines(time: Mapping[str, Any]) -> list[str]:
+    """Seconds of a cycle by phase, and how fast answers come."""
+    parts = ", ".join(f"{phase} {seconds:.3g}" for phase, seconds in time["seconds_by_phase"].items())
+    updates = f"{time['updates_per_cycle']:g} update{'s' * (time['updates_per_cycle'] != 1)}"
+    lines = [f"a cycle of {updates} takes {time['seconds_per_cycle']:.3g} s: {parts}"]
+    rate = time["answer_tokens_per_second_of_generation"]
+    if rate:
+        waves = f", in {time['waves']} waves" if (time["waves"] or 1) > 1 else ""
+        lines.append(f"  while it generates {rate:,.0f} tokens a second{waves}; each answer counts as the longest")
+    return [*lines, f"  not counted: {time['not_counted']}"]
+
+
+def _between(size: list[int]) -> str:
+    low, high = (f"{each / GIB:.2f}" for each in size)
+    return low if low == high else f"{low} to {high}"
+
+
+# --- several GPUs: what they exchange, how they save and load ---------------------------------------------------------
+
+
+def exchange_lines(exchanges: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a GPU exchanges in a step, a line for each group that talks."""
+    lines = []
+    for row in exchanges:
+        where = "in a node" if row["on_node"] == row["gpus"] else f"{row['on_node']} in a node, over the network"
+        lines.append(
+            f"  {row['axis']}, {row['gpus']} GPUs, {where}: {row['sent_bytes'] / 1e9:,.2f} GB sent by each in"
+            f" {row['collectives']:,} collectives, {row['seconds']:.3g} s"
+        )
+    return ["exchanged in a step:", *lines] if lines else []
+
+
+def host_lines(host: Mapping[str, Any]) -> list[str]:
+    """What the processes of a host take of its memory."""
+    count, process = host["processes"], host["process_bytes"]
+    each = [f"{gib(process + host['loading_bytes'])} each while they load", f"{gib(process + host['step_bytes'])} then"]
+    return [
+        f"host memory: {count} processes on a host, {', '.join(each)}; with the job that starts them"
+        f" {gib(host['peak_bytes'])} at most, while {_WHILE[host['peak_phase']]}"
+    ]
+
+
+_WHILE = {"loading": "they load", "step": "they train", "saving": "rank 0 saves a full state dict"}
+
+
+def _copies(size: int) -> str:
+    if not size:
+        return "no copy per process"
+    return f"{gib(size)} of each process, or of rank 0 alone with cpu_ram_efficient_loading"
+
+
+def checkpoint_lines(found: Mapping[str, Any]) -> list[str]:
+    """What saving a full state dict and loading take."""
+    return [
+        f"saving a full state dict: {gib(found['saved_bytes'])} on rank 0's host, {gib(found['saving_gpu_bytes'])} more"
+        f" on each GPU; without cpu_offload {gib(found['saving_on_gpu_bytes'])} more on each GPU",
+        f"host memory while loading: {_copies(found['loading_host_bytes'])}; {gib(found['file_pages_bytes'])} of"
+        " evictable page cache on each host",
+    ]
 
 
 # --- the answer to a question ---------------------------------------------------------------------------

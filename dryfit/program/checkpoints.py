@@ -130,8 +130,13 @@ class Checkpoints:
         if not folder.exists():
             folder.mkdir(parents=True)
             config = cls.load_config(name, subfolder=options.get("subfolder"))
-            with torch.device("meta"):
-                model = cls.from_config(config).to(options.get("torch_dtype") or torch.float32)
+            usual = torch.get_default_dtype()
+            torch.set_default_dtype(options.get("torch_dtype") or torch.float32)  # a conversion would make tensors anew
+            try:
+                with torch.device("meta"):
+                    model = cls.from_config(config)
+            finally:
+                torch.set_default_dtype(usual)
             _write(folder, dict(_own_tensors(model)), "diffusion_pytorch_model")
             model.save_config(folder)
             self.made_up.append(f"{name}/{part}".rstrip("/"))

@@ -20,6 +20,7 @@ from dryfit.common.versions import versions
 from dryfit.hours.cpu import Probes, one_thread
 from dryfit.scenario.scenario import Scenario, check_packages
 
+TOO_SMALL = "The card is too small for this step"  # begins the error of a step that the card can't hold
 MOST_TIMED, ENOUGH_SECONDS = 3, 5.0  # steps that are timed: so many, and fewer once they took so long
 
 
@@ -223,7 +224,7 @@ def _on_cuda(scenario: Scenario) -> dict[str, Any]:
                 wall_seconds = time.monotonic() - started
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"The card is too small for this step: {str(error).splitlines()[0]}",
+            f"{TOO_SMALL}: {str(error).splitlines()[0]}",
             where=torch.cuda.get_device_name(),
             found=f"{torch.cuda.max_memory_reserved()} bytes reserved of {total}",
             allowed="a smaller scenario; `python -m dryfit.ask.predict` says what fits",

@@ -3,17 +3,22 @@
 from typing import Any
 
 from dryfit.common.device import set_allocator
+from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_report
 from dryfit.common.terminal import log
 from dryfit.hours.cpu import Cpu
 from dryfit.scenario.scenario import Scenario
-from dryfit.tracing.measure import measure, time_difference, time_line
+from dryfit.tracing.measure import TOO_SMALL, measure, time_difference, time_line
 from scripts.common.job import job
 from scripts.runs.check_configuration import checked_configuration
 
 
 def main(config: str, mapping: dict[str, Any], device: str, output: str, threads: int) -> None:
-    """Measure, trace the same step for the same device, and write both."""
+    """Measure, trace the same step for the same device, and write both.
+
+    A step that the card can't hold is written as such: the training may have passed the gate by its longest real batch,
+    or have halved its micro-batches, and its documents are due all the same.
+    """
     scenario = Scenario.from_mapping({**mapping, "model": config}, where="the configuration")
     set_allocator(scenario.allocator.expandable_segments)
     import torch
@@ -23,7 +28,14 @@ def main(config: str, mapping: dict[str, Any], device: str, output: str, threads
     torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    measured = measure(scenario, device, timed=scenario.aim.trainer is None)
+    try:
+        measured = measure(scenario, device, timed=scenario.aim.trainer is None)
+    except UserError as error:
+        if TOO_SMALL not in error.problem:
+            raise
+        log.warning("Not measured. %s", error.problem)
+        write_report(output, {"not_measured": error.problem})
+        return
     capability = tuple(measured["device"]["capability"]) if device == "cuda" else None
     processor = measured.get("processor")
     speed = Cpu(**processor) if processor else None

@@ -25,7 +25,7 @@ ROWS_PER_STEP, FIXED_TOKENS, PACK_TOKENS = 8, 512, 384  # PACK_TOKENS hold the r
 def find(results: Path, model: str, dataset: str) -> tuple[Path, Path]:
     """Folder of the base model, and the encoded training rows."""
     encoded = sorted((results / "dataset" / dataset / "encoded").glob(f"{model}-*/train.parquet"))
-    return results / "models" / model, encoded[0]
+    return results / "models" / model / "weights", encoded[0]
 
 
 def ours(form: str, base: Path, encoded: Path, count: int) -> dict:

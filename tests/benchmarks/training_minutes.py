@@ -46,7 +46,7 @@ def load(results: Path, chosen: dict) -> tuple[Any, Any]:
     from scripts.runs.run_scenarios import training_scenario
 
     torch.set_num_threads(1)
-    base = results / "models" / chosen["model"]["name"]
+    base = results / "models" / chosen["model"]["name"] / "weights"
     scenario = Scenario.from_mapping({**training_scenario(chosen), "model": str(base / "config.json")})
     return build_model(scenario, "cpu", weights=base, seed=chosen["run"]["seed"]), read_tokenizer(base)
 

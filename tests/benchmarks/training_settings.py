@@ -141,7 +141,7 @@ def measure(results: Path, settings: Settings, seed: int) -> list[dict]:
     chosen["training"] |= {"precision": "fp32", "method": settings.method}
     chosen["training"]["autocast"] = None if settings.autocast == "none" else settings.autocast
     chosen["lora"] |= {"rank": settings.rank, "alpha": 2 * settings.rank}
-    base = results / "models" / chosen["model"]["name"]
+    base = results / "models" / chosen["model"]["name"] / "weights"
     scenario = Scenario.from_mapping({**training_scenario(chosen), "model": str(base / "config.json")})
     loop = {
         **training_loop(chosen),

@@ -95,3 +95,10 @@ def test_the_step_that_calculators_are_compared_on() -> None:
         assert f"| {who} | {sizes[0]:.2f} GiB allocated, {sizes[1]:.2f} GiB reserved |" in text
     for said, share in re.findall(r"\| (?:about )?([\d.]+) GB \| (\d+) % \|", text):
         assert round(100 * float(said) * 1e9 / row.allocated_bytes) == int(share)
+
+
+def test_each_protection_of_the_guide_is_a_test() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", (ROOT / "docs" / "guide.md").read_text(encoding="utf-8"))
+    assert len(named) == 10
+    for path, name in named:
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path} has no {name}"

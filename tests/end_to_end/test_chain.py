@@ -53,7 +53,7 @@ def test_the_merged_model_loads_and_is_another(finished: tuple[Path, str]) -> No
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, _ = finished
-    (base,) = (folder / "results" / "models").iterdir()
+    (base,) = (folder / "results" / "models").glob("*/weights")
     merged = folder / RUN / "merged"
     tokenizer = AutoTokenizer.from_pretrained(merged)
     request = [{"role": "user", "content": "List the files here."}]

@@ -43,10 +43,14 @@ NOT_IMPORTED = {
 OPTIONAL = {
     **{name: name for name in ("deepspeed", "trl", "mcp")},
     "shtab": "completion",
+    **{"diffusers": "diffusion", "sentence_transformers": "embeddings", "timm": "vision"},
     **dict.fromkeys(("torchao", "galore_torch"), "optimizers"),
     **dict.fromkeys(("triton", "liger_kernel", "cut_cross_entropy", "fla"), "run"),
 }
-PACKAGES = {"fla": "fla-core"}  # whose name is not that of what they bring
+PACKAGES = {
+    "fla": "fla-core",
+    "sentence_transformers": "sentence-transformers",
+}  # whose name is not that of what they bring
 # Where something of the library stands in for what a program imports, or follows an import of the program's own.
 EXTENSIONS = ("causal_conv1d_cuda", "flash_attn_2_cuda", "flash_attn_interface", "selective_scan_cuda", "wkv_cuda")
 STOOD_IN = {

@@ -1,7 +1,8 @@
 """LoRA of CogVideoX with diffusers, as CogVideoX-factory's cogvideox_text_to_video_lora.py with latents at hand.
 
 - latents of videos and embeddings of texts were computed before: VAE and text encoder are not on the card
-- the transformer and its LoRA in 16 bits under autocast; LoRA on the attention's projections; rank 0 trains all of it
+- the transformer and its LoRA in 16 bits under autocast; LoRA on the attention's projections
+- rank 0 trains all of the transformer, in fp32 under autocast, as cogvideox_text_to_video_sft.py
 """
 
 import torch
@@ -23,6 +24,8 @@ optimizer = "adamw"  # adamw | adamw_8bit
 dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 transformer = CogVideoXTransformer3DModel.from_pretrained(model, subfolder="transformer", torch_dtype=dtype).cuda()
 transformer.requires_grad_(not rank)
+if not rank:
+    transformer.float()
 if gradient_checkpointing:
     transformer.enable_gradient_checkpointing()
 if rank:

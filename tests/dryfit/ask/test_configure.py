@@ -179,3 +179,18 @@ def test_without_a_trace_the_estimate_ranks_and_the_file_says_so(model: str, cap
     assert main(["config", model, "--gpu", "a100-80gb", "-s", "256", "--for", "axolotl", "--quick"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("# FITS: ") and "Estimated, not traced: ranked by rules of thumb" in text
+
+
+@pytest.mark.parametrize("tool", ["trl-script", "unsloth", "ms-swift", "torchtune"])
+def test_the_start_line_for_several_gpus_names_the_processes_that_the_verdict_counts(tool: str, tmp_path: Path) -> None:
+    asked, options = question(["qwen3-8b"], QuestionOptions(gpu="2x4090")), QuestionOptions(gpu="2x4090")
+    goal, form = wanted(asked, tool, options, None), writers()[tool]
+    way = next(way for way in ways(goal) if way["method"] == "lora")
+    (tmp_path / form["file"]).write_text(rendered(goal, way, 1), encoding="utf-8")
+    start = form["start_several"].format(file=form["file"], gpus=2, trains="lora")
+    script = tmp_path / "start.sh"
+    script.write_text(start + "\n", encoding="utf-8")
+    steps = [question([path], asked_for).scenario for path, asked_for in (
+        (tmp_path / form["file"], options), (script, QuestionOptions(gpu=None)))]  # fmt: skip
+    assert [step.parallel.gpus for step in steps] == [2, 2]
+    assert steps[0].parallel.strategy == steps[1].parallel.strategy

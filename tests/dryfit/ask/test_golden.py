@@ -44,7 +44,6 @@ llama-3.1-8b --gpu 24GiB --method lora -s 4096 -b 2 --set lora.rank=64 --quick
 axolotl.yaml --gpu 24GiB --quick
 qwen2.5-coder-7b --gpu 4090 --yaml --method lora
 step.yaml --quick
-gpus qwen2.5-coder-7b -s 2048 --quick
 longest qwen3-8b --gpu 4090 --quick
 batch qwen3-8b --gpu 4090 -s 1024 --quick --json
 config qwen2.5-coder-7b --gpu 4090 --for torchtune --quick -s 2048
@@ -67,7 +66,6 @@ config qwen2.5-coder-7b --gpu 4090 --for axolotl --set loss=full
 qwen3-8b --rows 100 --quick --gpu 4090
 qwen3-8b --rows 100 --gpu 4090 --deadline never
 check --gpu 4090 axolotl.yaml broken.yaml nothere.yaml
-compare qwen3-8b --gpu 4090 --measured lots
 measure step.yaml --gpu 4090
 run nothere.py
 run --memory lots step.yaml

@@ -10,7 +10,7 @@ MAY_SAY_GB = {
     "scripts/documents/render.py",
     "scripts/documents/draw.py",
     "scripts/documents/traced_values.py",
-    "dryfit/ask/several_gpus_text.py",  # traffic, beside links that are sold in GB a second
+    "dryfit/ask/text.py",  # traffic, beside links that are sold in GB a second
 }
 
 

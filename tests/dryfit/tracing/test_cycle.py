@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from dryfit.analytic.estimate import estimate
-from dryfit.ask.cycle_text import cycle_lines
+from dryfit.ask.text import cycle_lines
 from dryfit.cards.gpus import find
 from dryfit.common.errors import UserError
 from dryfit.common.text import GIB

@@ -3,7 +3,7 @@
 import pytest
 
 from dryfit.analytic.estimate import estimate
-from dryfit.ask.cycle_text import cycle_lines
+from dryfit.ask.text import cycle_lines
 from dryfit.hours.run_time import Run
 from dryfit.planner.compare import compare
 from dryfit.planner.cycle import knobs

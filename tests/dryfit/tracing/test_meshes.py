@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from dryfit.ask.several_gpus_text import host_lines
+from dryfit.ask.text import host_lines
 from dryfit.common.errors import UserError
 from dryfit.engine.report import make_report
 from dryfit.hours.step_time import speed_of

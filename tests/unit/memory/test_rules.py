@@ -5,10 +5,12 @@ import json
 import pytest
 
 from dryfit.ask.answer import predict
-from dryfit.common.files import read_json
+from dryfit.common.errors import UserError
+from dryfit.common.files import read_json, read_report
 from dryfit.scenario.model import MODELS
 from dryfit.scenario.scenario import Scenario
-from scripts.memory import measure, profile
+from dryfit.tracing.measure import TOO_SMALL
+from scripts.memory import compare, measure, profile, trace
 from tests.dryfit.decoders import DECODERS, T4, TINY
 
 EXPERTS = {**TINY, "model_type": "qwen3_moe", "head_dim": 32, "moe_intermediate_size": 64, "num_experts": 8}
@@ -60,3 +62,20 @@ def test_rule_writes_measurement_and_trace(tmp_path):
     time = written["time"]
     assert time["difference"] == pytest.approx(time["predicted_seconds"] / time["taken_seconds"] - 1)
     assert written["processor"]["unpacked_bytes_per_second"] > 0 and len(written["taken_seconds"]) == time["steps"]
+
+
+def test_a_step_that_the_card_can_not_hold_is_not_measured_and_ends_no_run(tmp_path, monkeypatch):
+    """The training may have gone on with its longest real batch, or with micro-batches of half the size."""
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    mapping = {"method": "lora", "precision": "fp32", "sequence_length": 16, "lora": {"rank": 2}}
+
+    def too_small(*args, **named):
+        raise UserError(f"{TOO_SMALL}: CUDA out of memory.")
+
+    monkeypatch.setattr(measure, "measure", too_small)
+    paths = {name: str(tmp_path / f"{name}.json") for name in ("trace", "measure", "estimate", "compare")}
+    measure.main(str(tmp_path / "config.json"), mapping, "cpu", paths["measure"], 1)
+    assert read_report(paths["measure"])["not_measured"].endswith("out of memory.")
+    trace.main(str(tmp_path / "config.json"), mapping, paths["trace"])
+    compare.main(paths["trace"], paths["measure"], paths["estimate"], paths["compare"])
+    assert read_report(paths["compare"])["measurement"] is None
