@@ -234,26 +234,11 @@ FAMILIES = {
             **_whole(),
         ),
         Family(
-            model_type="gemma",
-            architecture="GemmaForCausalLM",
-            fixed={"hidden_act": _GELU[0]},
-            silent={"attention_bias": False},
-            implied=frozenset(),
-            activations=_GELU,
-            tied=True,
-            **_whole(),
-        ),
-        Family(
             model_type="phi3",
             architecture="Phi3ForCausalLM",
             fixed={"pad_token_id": 0, "original_max_position_embeddings": 131072},
             silent={"attention_bias": False, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
             alike=({"sliding_window": 2**20},),
-        ),
-        Family(
-            model_type="olmo2",
-            architecture="Olmo2ForCausalLM",
-            silent={"attention_bias": False},
         ),
     )
 }
