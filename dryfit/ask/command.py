@@ -225,6 +225,8 @@ def _answered(asked: UnderstoodLine, program: Sequence[str]) -> int:
             return measure.measure(asked.question, program, options.record and Path(options.record))
         return measure.compare(asked.question, options.measured)
     if options.yaml:
+        from dryfit.ask.text import scenario_yaml
+
         print(scenario_yaml(asked.question.scenario.to_mapping(), asked.question.model))
         return 0
     if options.quick:
@@ -464,25 +466,6 @@ def _print_estimated(asked: Any, field: str, largest: Mapping[str, Any]) -> int:
         print(f"{largest['too_large']:,} {what} don't fit; ask without --quick for what lies between")
     print(f"for: {step_line(asked.scenario.changed(**{field: max(value, 1)}).to_mapping())}")
     return 0 if value else 1
-
-
-def scenario_yaml(mapping: dict[str, Any], asked: str) -> str:
-    """The scenario as a file; fields as the defaults have them are left out, the model stands by its name if it can."""
-    import yaml
-
-    from dryfit.scenario.fields import scenario_defaults
-    from dryfit.scenario.model import read_model
-
-    defaults = scenario_defaults()
-    kept = {name: value for name, value in mapping.items() if value is not None and value != defaults.get(name)}
-    kept = {"model": kept.pop("model"), **kept}
-    try:
-        if asked and read_model(asked, "the scenario")[0] == mapping["model"]:
-            kept["model"] = asked
-            kept.pop("model_name", None)
-    except UserError:
-        pass
-    return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=100).rstrip()
 
 
 def run() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from dryfit.ask.options import PROGRAM, split
-from dryfit.ask.words import items, parse, suggested
+from dryfit.ask.words import changed, items, parse, suggested
 from dryfit.common.errors import UserError
 from dryfit.common.files import yaml_value
 from dryfit.common.text import gib, printable, yaml_text
@@ -63,7 +64,14 @@ def answered(words: Sequence[str]) -> int | None:
             allowed="a model of images, films, speech or classes; without --recipe any model that continues a text",
             write=f"{PROGRAM} openai/whisper-large-v3 --recipe {options.recipe}",
         )  # fmt: skip
-    asked = question(model, options)
+    try:
+        asked = question(model, options)
+    except UserError as error:
+        if not error.change or str(error.write).startswith(PROGRAM):
+            raise
+        line = changed(words, error.change)
+        question(model, parse(line))  # what is wrong in this line too is shown instead of it
+        raise error.with_values(write=shlex.join([PROGRAM, *line]), change=None) from None
     if options.yaml:
         print(asked.recipe.program({"model": model.name, **asked.values}), end="")
         return 0

@@ -10,6 +10,7 @@ from dryfit.ask.question import Question
 from dryfit.ask.words import suggested
 from dryfit.cards.gpus import EXPANDABLE_LINE
 from dryfit.cards.sentences import which
+from dryfit.common.errors import UserError
 from dryfit.common.text import GIB, gib, printable, yaml_text
 from dryfit.planner.omissions import bound_bytes
 from dryfit.planner.tools import TITLES, tool_lines
@@ -374,3 +375,22 @@ def rest_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]
 def full_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
     """The whole answer."""
     return "\n".join(filter(None, (first_text(asked, answer), rest_text(asked, answer, command))))
+
+
+def scenario_yaml(mapping: dict[str, Any], asked: str) -> str:
+    """The scenario as a file; fields as the defaults have them are left out, the model stands by its name if it can."""
+    import yaml
+
+    from dryfit.scenario.fields import scenario_defaults
+    from dryfit.scenario.model import read_model
+
+    defaults = scenario_defaults()
+    kept = {name: value for name, value in mapping.items() if value is not None and value != defaults.get(name)}
+    kept = {"model": kept.pop("model"), **kept}
+    try:
+        if asked and read_model(asked, "the scenario")[0] == mapping["model"]:
+            kept["model"] = asked
+            kept.pop("model_name", None)
+    except UserError:
+        pass
+    return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=100).rstrip()

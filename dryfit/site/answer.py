@@ -21,10 +21,9 @@ from dryfit.analytic.estimate import analytic_estimate
 from dryfit.analytic.kernels import kernels_of
 from dryfit.ask import text
 from dryfit.ask.answer import described, quick
-from dryfit.ask.command import scenario_yaml
 from dryfit.ask.question import Question, question, with_method
 from dryfit.ask.run_cost import parse_run_options
-from dryfit.ask.text import WORDS, step_line
+from dryfit.ask.text import WORDS, scenario_yaml, step_line
 from dryfit.ask.words import parse
 from dryfit.cards.gpus import Gpu, catalogue
 from dryfit.cards.sentences import has_usable, smallest
