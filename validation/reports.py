@@ -327,35 +327,28 @@ def page(reports: Sequence[Report]) -> str:
 
 
 def readme_lines(reports: Sequence[Report]) -> str:
-    """The lines of README's "How exact it is": each drawn set at its one reading, the newest with its worst rows."""
-    lines: list[str] = []
+    """The table of README's "How exact it is": each drawn set at its one reading; below, the newest's unsafe rows."""
+    lines, worst = [], ""
     for drawn, those in _sets(reports).items():
-        told = counts(those, first=True)
+        told, since = counts(those, first=True), counts(those)
         if drawn in SEEDS and told[NOT_ASKED] < told["total"]:
-            asked_at = FIRST_ASKED.get(drawn, "they were asked")
-            since = counts(those)
+            answered = told["total"] - told["undecidable"] - told[NOT_ASKED]
+            cells = (f"{drawn}, unread until {FIRST_ASKED.get(drawn, 'they were asked')}", answered)
+            cells += tuple(told[name] for name in ("right", "unsafe", "wrong_on_the_safe_side", "no_answer"))
+            lines.append(_row((*cells, f"{since['right']} right, {since['unsafe']} unsafe")))
             unsafe = ", ".join(report.id for report in those if then(report) == "unsafe")
-            worst = f" It said FITS, and it ran out: {unsafe}." if unsafe and not lines else ""
-            lines.append(
-                f"{told['total']} public reports of the {drawn} draw stayed unread until {asked_at}. {_outcomes(told)}"
-                f"{worst} By the present rules {since['right']} are right and {since['unsafe']} unsafe."
-            )
+            worst = worst or (f"Of the {drawn} draw it said FITS, and it ran out: {unsafe}. " if unsafe else "")
     told = counts([report for report in reports if report.drawn in ("", "first")])
-    lines.append(
-        f"The first draw has helped to develop the verdict since, with {told['total'] - UNREAD} more reports."
-        f" {_outcomes(told)}"
+    head = ("draw", "asked", "right", "unsafe", "wrong on the safe side", "no answer", "by the present rules")
+    return "\n".join([_row(head), _row(["---"] + ["---:"] * 5 + ["---"]), *lines]) + (
+        f"\n\n{worst}Rules were written for what the draws showed, so the last column is no test. Of the first draw and"
+        f" {told['total'] - UNREAD} reports beside it, {told['right']} are right by the present rules,"
+        f" {told['unsafe']} unsafe, and {told[NOT_ASKED]} were not asked again."
     )
-    return "\n".join(lines)
 
 
-def _outcomes(told: dict[str, int]) -> str:
-    answered = told["total"] - told["undecidable"] - told[NOT_ASKED]
-    return (
-        f"Of {answered} asked, the verdict was right in {told['right']}, unsafe in {told['unsafe']}, and wrong"
-        f" on the safe side in {told['wrong_on_the_safe_side']}; {told['no_answer']} had no answer."
-        + (f" {told['undecidable']} can't be decided." if told["undecidable"] else "")
-        + (f" {told[NOT_ASKED]} were not asked." if told[NOT_ASKED] else "")
-    )
+def _row(cells: Iterable[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 _HEAD = """# What people reported, and what the verdict says

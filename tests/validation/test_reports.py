@@ -84,14 +84,15 @@ def test_another_set_is_of_threads_that_nobody_read():
 def test_each_draw_has_columns_and_a_line_of_its_own():
     columns = "drawn second, once | drawn second, now | rehearsal, once | rehearsal, now | drawn first, once"
     assert columns in reports.page(REPORTS)
-    first, *_ = reports.readme_lines([report for report in REPORTS if report.drawn in ("first", "")]).splitlines()
-    assert first.startswith("40 public reports of the first draw stayed unread until")
+    _, _, first, *_ = reports.readme_lines([report for report in REPORTS if report.drawn in ("first", "")]).splitlines()
+    assert first.startswith("| first, unread until commits fdc3f1c2")
     asked = [replace(report, first_verdict="fits") if report.drawn == "third" else report for report in REPORTS]
-    third, second, *_ = reports.readme_lines(asked).splitlines()
-    assert third.startswith("41 public reports of the third draw stayed unread until")
+    _, _, third, second, _, _, worst = reports.readme_lines(asked).splitlines()
     ran_out = [report.id for report in asked if report.drawn == "third" and report.outcome == "ran_out"]
-    assert f"It said FITS, and it ran out: {', '.join(ran_out[:-1])}." in third  # the last one decides nothing
-    assert second.startswith("41 public reports of the second draw") and "It said FITS" not in second
+    assert third.startswith(f"| third, unread until commit eec7c233 of 2026-12-01 | 40 | {40 - len(ran_out[:-1])} |")
+    assert second.startswith("| second, unread until commit 57d9f232 of 2026-12-01 | 40 | 29 | 5 | 2 | 4 |")
+    # The last one decides nothing.
+    assert worst.startswith(f"Of the third draw it said FITS, and it ran out: {', '.join(ran_out[:-1])}. ")
 
 
 def test_no_file_lies_beside_without_a_question():
