@@ -34,6 +34,8 @@ RELIED_ON = {
     "bitsandbytes.autograd": "_functions",
     "bitsandbytes.nn.parametrize": "_disable_parametrization_cache _enable_parametrization_cache",
     "peft.tuners.lora.layer": "_LoraFactorsProxy",
+    "snakemake.api.WorkflowApi": "_workflow",
+    "snakemake.iocontainers.Namedlist": "_get_names _set_name",
     "subprocess.Popen": "_child_created",
     "peft.tuners._buffer_dict": "BufferDict",
     "peft.tuners.tuners_utils.BaseTunerLayer": "_disable_adapters _move_adapter_to_device_of_base_layer",

@@ -32,7 +32,7 @@ def of(project, script="work"):
         code_digests._module_files,
         code_digests._pins,
         code_digests.imported_modules,
-        code_digests.code_digest,
+        code_digests.module_digests,
     ):
         function.cache_clear()
     return code_digests.code_digest(project / "scripts" / "stage" / f"{script}.py")

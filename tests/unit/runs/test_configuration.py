@@ -55,7 +55,7 @@ def test_swapped_rank_and_alpha_differ(config):
     ("path", "value", "words"),
     [
         ("lora.rank", 0, ["lora.rank", "0", "at least 1", "rank: 16"]),
-        ("lora.rank", "8", ["lora.rank is text", "--configfile", "rank: 8"]),
+        ("lora.rank", "8", ["lora.rank is text", "Take the quotes away", "rank: 8"]),
         ("lora.rank", 8.5, ["lora.rank", "8.5", "a whole number"]),
         ("lora.rnak", 8, ["Unknown key: lora.rnak", "alpha, dropout, rank, target_modules", "rank: 8"]),
         ("lora.dropout", 1.0, ["lora.dropout", "less than 1"]),

@@ -153,6 +153,7 @@ def test_on_a_cluster_a_job_asks_for_the_smallest_gpu_that_holds_it(tmp_path: Pa
         assert asked.minutes_of_training(WILDCARDS, step) == 720
     weights = tmp_path / "weights.json"
     write_report(weights, {"bytes": 30 * GIB})
+    weights.with_suffix("").mkdir()
     job = {"weights": str(weights.with_suffix(""))}
     assert asked.on_cluster("partition", needed_by_evaluation)(WILDCARDS, job) == "large"
     weights.write_text(json.dumps({"bytes": GIB}), encoding="utf-8")
