@@ -49,4 +49,4 @@ def test_a_rules_script_runs_alone_and_leaves_the_run_as_it_was(finished: tuple[
     assert chain.NOTHING in chain.snakemake(folder, "--dry-run")
     command[3] = "nosuch.json"
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 1 and "No job of this configuration makes this file." in done.stderr
+    assert done.returncode == 2 and "No job of this configuration makes this file." in done.stderr

@@ -51,12 +51,15 @@ def test_the_sweeps_document_compares_the_runs(swept: tuple[Path, str]) -> None:
         assert (folder / SWEEP / shown).is_file(), shown
 
 
-def test_any_two_of_its_runs_are_compared_by_a_command(swept: tuple[Path, str]) -> None:
+def test_finished_runs_are_compared_by_a_command_and_others_refused(swept: tuple[Path, str]) -> None:
+    """A sweep alone leaves its other ranks without documents, so without a record of their settings."""
     folder, _ = swept
-    runs = [f"results/{chain.SETTINGS['run']['name']}-r{rank}" for rank in (OLD, NEW)]
-    command = [f"{launchers()}/python", "-m", "scripts.sweep", *runs]
-    said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
-    assert f"| `lora.rank` | `{OLD}` | `{NEW}` |" in said and "requests that both were asked" in said
+    old, new = (f"results/{chain.SETTINGS['run']['name']}-r{rank}" for rank in (OLD, NEW))
+    command = [f"{launchers()}/python", "-m", "scripts.sweep", old]
+    done = subprocess.run([*command, new], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 2 and f"No finished run lies in this folder.\n  where:   {new}" in done.stderr
+    done = subprocess.run([*command, old], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0 and "requests that both were asked" in done.stdout, done.stderr
 
 
 @needs_browser
