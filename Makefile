@@ -43,7 +43,7 @@ test-rest: $(VENV)/ready-dev
 # The last ones are one process each that waits now and then: two at a time, the longest first, each one's output whole.
 ELSEWHERE := test-slurm test-kernels test-conda test-site test-deepspeed test-optimizers test-mcp test-recipes
 test-all: $(VENV)/ready-dev
-	@echo "make test-all: $$($(BIN)/python -m tests.tiers test test-rest); then $(ELSEWHERE) (11 to 18 minutes)"
+	@echo "make test-all: $$($(BIN)/python -m tests.tiers test test-rest); then $(ELSEWHERE) (15 to 25 minutes)"
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test-rest
 	@$(MAKE) --no-print-directory -j2 --output-sync=target --keep-going $(ELSEWHERE)

@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # PyTorch, and what its wheels for CUDA bring. Where Triton is installed PyTorch takes other ways, so it is installed
 # only where PyTorch's own build brings it, or where an extra names it.
-MACHINE = ("torch", "nvidia-", "cuda-", "triton")
+MACHINE = ("torch==", "nvidia-", "cuda-", "triton")
 # Options of pip's configuration, and what uv calls them.
 PIP_OPTIONS = {
     "constraint": "--constraints",
@@ -102,7 +102,7 @@ def constraints() -> list[str]:
     """What uv.lock has in one version for every machine: for pip, which reads no lock."""
     versions: dict[str, set[str]] = {}
     for package in tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))["package"]:
-        if "registry" in package["source"] and not package["name"].startswith(MACHINE):
+        if "registry" in package["source"] and not f"{package['name']}==".startswith(MACHINE):
             versions.setdefault(package["name"], set()).add(package["version"])
     return [f"{name}=={next(iter(found))}" for name, found in sorted(versions.items()) if len(found) == 1]
 
