@@ -409,5 +409,5 @@ def test_start_page_calculator_and_command_say_the_same_and_link_to_each_other()
     shown = re.search(r"rounding of blocks: ([\d.]+) GiB", start)[1]
     # README's figure comes from a record, and the calculator takes the closed form: 10.03 and 10.00 GiB.
     assert f"{peak:.2f} GiB" in first_answer()["verdict"] and abs(float(shown) - peak) < 0.04
-    assert start.count(f"{shown} GiB") == 2  # estimate and calculator
+    assert start.count(f"{shown} GiB") == 3  # estimate, trace and calculator
     assert "(calculator/)" in start and installation() in start and installation() in made and 'href="../"' in made
