@@ -101,12 +101,14 @@ def _of_estimate(answer: Mapping[str, Any]) -> str:
     need = f"about {gib(analytic['peak_allocated_bytes'])} at the peak, by the analytic estimate"
     exact = "recorded_with" in analytic
     if exact:
-        need = f"the step needs {gib(analytic['required_bytes'])}, derived from its record as the trace has it"
+        need = f"the step needs {gib(analytic['required_bytes'])} by a record of its trace"
     elif "required_bytes" in analytic:
         need = f"about {gib(analytic['required_bytes'])} needed, by the analytic estimate"
     if gpu is None:
         return f"{_capital(need)}: {smallest(analytic['enough_bytes'] or inf)}"
-    end = "; ask without --quick" if answer["verdict"] == Word.TOO_CLOSE.value and not exact else ""
+    if exact:
+        return sentence(of_mapping(answer), need, has_usable(gpu))
+    end = "; ask without --quick" if answer["verdict"] == Word.TOO_CLOSE.value else ""
     return f"{title(answer['verdict'])}: {need}; {has_usable(gpu)}{end}"
 
 

@@ -32,7 +32,7 @@ _GELU = ("gelu_pytorch_tanh",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class ModelFamily:
     """Models with one code in transformers.
 
     Attributes
@@ -188,28 +188,28 @@ def _whole(**more: Any) -> dict[str, Any]:
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family(
+        ModelFamily(
             model_type="qwen2",
             architecture="Qwen2ForCausalLM",
             silent={"use_sliding_window": False},
             slides_if="use_sliding_window",
             implied=frozenset({"head_dim"}),
         ),
-        Family(
+        ModelFamily(
             model_type="llama",
             architecture="LlamaForCausalLM",
             silent={"attention_bias": False, "mlp_bias": False},
             alike=({"rope_scaling": _LLAMA3},),
             **_whole(),
         ),
-        Family(
+        ModelFamily(
             model_type="qwen3",
             architecture="Qwen3ForCausalLM",
             silent={"attention_bias": False, "use_sliding_window": False},
             slides_if="use_sliding_window",
             implied=frozenset(),
         ),
-        Family(
+        ModelFamily(
             model_type="mistral",
             architecture="MistralForCausalLM",
             fixed={"sliding_window": None},
@@ -217,7 +217,7 @@ FAMILIES = {
             implied=frozenset({"head_dim"}),
             alike=({"sliding_window": 2**20},),
         ),
-        Family(
+        ModelFamily(
             model_type="gemma2",
             architecture="Gemma2ForCausalLM",
             fixed={
@@ -233,7 +233,7 @@ FAMILIES = {
             tied=True,
             **_whole(),
         ),
-        Family(
+        ModelFamily(
             model_type="phi3",
             architecture="Phi3ForCausalLM",
             fixed={"pad_token_id": 0, "original_max_position_embeddings": 131072},

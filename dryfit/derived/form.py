@@ -8,7 +8,6 @@ sizes. What a variant was not recorded for has another key, so it is found nowhe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 import zlib
@@ -20,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.common.digests import digest
+from dryfit.common.files import sha256_file
 from dryfit.common.versions import STACK, versions
 from dryfit.data import data_path
-from dryfit.derived.families import FAMILIES, Family, Numbers
-from dryfit.derived.layers import Composed, Kinds, Layers, Unlike, is_made
+from dryfit.derived.families import FAMILIES, ModelFamily, Numbers
+from dryfit.derived.layers import Composition, Kinds, Layers, UnknownOrder, is_made
 from dryfit.derived.sizes import (
     Inexact,
     by_rule,
@@ -52,7 +52,7 @@ class NoRecord(Exception):
 
 
 @dataclass(frozen=True)
-class Asked:
+class StepKey:
     """A scenario as records have it.
 
     Attributes
@@ -61,7 +61,7 @@ class Asked:
         What decides a step's events beside numbers: of the scenario, of the model, and by numbers.
     """
 
-    family: Family
+    family: ModelFamily
     numbers: Numbers
     kinds: Kinds
     settings: Mapping[str, Any]
@@ -69,7 +69,7 @@ class Asked:
     flags: Mapping[str, Any]
 
     @classmethod
-    def of(cls, scenario: Scenario) -> Asked:
+    def of(cls, scenario: Scenario) -> StepKey:
         """Take a scenario apart.
 
         Raises
@@ -145,12 +145,12 @@ class Form:
         within = all(name in ranges and ranges[name][0] <= count <= ranges[name][1] for name, count in numbers.items())
         return within and list(capability) in self.content["capabilities"]
 
-    def compose(self, kinds: Kinds, numbers: Mapping[str, int], capability: Capability) -> Composed:
+    def compose(self, kinds: Kinds, numbers: Mapping[str, int], capability: Capability) -> Composition:
         """The events of a step, loading included.
 
         Raises
         ------
-        Unlike
+        UnknownOrder
             If the layers come in an order that was not recorded.
         """
         known = with_rounded(numbers, capability)
@@ -186,7 +186,7 @@ class Form:
                 count += sum(self._gradients[template] for template in chosen if template is not None)
         return count
 
-    def _warming(self, composed: Composed) -> int:
+    def _warming(self, composed: Composition) -> int:
         """Bytes of the block that transformers allocates and frees before loading: all weights, in halves."""
         total = 0
         for identity, size in composed.events[: composed.marks[0][2]]:
@@ -239,7 +239,7 @@ class Records:
         if (found := find_spec("transformers")) is not None and found.origin:
             folder = Path(found.origin).parent
             for file, own in index["code"].items():
-                if not (folder / file).is_file() or sha256(folder / file) != own:
+                if not (folder / file).is_file() or sha256_file(folder / file) != own:
                     self._unusable(f"transformers' {file} is not the one that it was recorded with")
         self._members: dict[str, str] = index["members"]
         self._forms: dict[str, Form] = {}
@@ -264,11 +264,6 @@ class Records:
         raise NoRecord(f"the record {self.path.name} is not used: {why}", is_unusable=True)
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 @cache
 def _opened(path: Path) -> Records | NoRecord:
     try:
@@ -291,7 +286,7 @@ def records_of(family: str) -> Records:
     return found
 
 
-def form_of(scenario: Scenario, capability: Capability | None = None) -> tuple[Form, Asked]:
+def form_of(scenario: Scenario, capability: Capability | None = None) -> tuple[Form, StepKey]:
     """The variant of a record that answers a scenario on a GPU of this compute capability.
 
     Raises
@@ -299,14 +294,14 @@ def form_of(scenario: Scenario, capability: Capability | None = None) -> tuple[F
     NoRecord
         If none does, with the reason.
     """
-    asked = Asked.of(scenario)
+    asked = StepKey.of(scenario)
     form = records_of(asked.family.model_type).form(asked.key())
     if not form.covers(asked.numbers, capability or DEFAULT_CAPABILITY):
         raise NoRecord("numbers or a GPU beyond what was checked")
     return form, asked
 
 
-def composed_step(scenario: Scenario, capability: Capability | None = None) -> tuple[Form, Composed]:
+def composed_step(scenario: Scenario, capability: Capability | None = None) -> tuple[Form, Composition]:
     """A scenario's step from its family's record.
 
     Raises
@@ -317,5 +312,5 @@ def composed_step(scenario: Scenario, capability: Capability | None = None) -> t
     form, asked = form_of(scenario, capability)
     try:
         return form, form.compose(asked.kinds, asked.numbers, capability or DEFAULT_CAPABILITY)
-    except (Inexact, Unlike) as error:
+    except (Inexact, UnknownOrder) as error:
         raise NoRecord(str(error)) from error

@@ -16,11 +16,11 @@ Kinds = Sequence[str]
 Window = tuple[str | None, ...]
 
 
-class Unlike(Exception):
+class UnknownOrder(Exception):
     """The layers come in an order that no template was recorded for."""
 
 
-class Composed(NamedTuple):
+class Composition(NamedTuple):
     """A step's events.
 
     Attributes
@@ -113,18 +113,18 @@ class Layers:
 
         Raises
         ------
-        Unlike
+        UnknownOrder
             If layers around it come in an order that was not recorded.
         """
         known = self._choices[at]
         around = window(kinds, layer)
         if around not in known:
-            raise Unlike(f"layers in the order {around} were not recorded")
+            raise UnknownOrder(f"layers in the order {around} were not recorded")
         return known[around]
 
-    def compose(self, kinds: Kinds, size_of: Callable[[int], int]) -> Composed:
+    def compose(self, kinds: Kinds, size_of: Callable[[int], int]) -> Composition:
         """The events of a model whose layers are of these kinds; ``size_of`` gives the bytes of a size's number."""
-        done = Composed([], [], [])
+        done = Composition([], [], [])
         handed: dict[tuple[Place, Place], list[int]] = {}
         for item in self.program:
             if item[0] == "mark":
@@ -145,7 +145,7 @@ class Layers:
         own: Place,
         kinds: Kinds,
         size_of: Callable[[int], int],
-        done: Composed,
+        done: Composition,
         handed: dict[tuple[Place, Place], list[int]],
     ) -> None:
         events, about = done.events, done.about
@@ -169,7 +169,7 @@ class Layers:
                 there = absolute(own, event[0], kinds)
                 ready = handed.get((there, own), ())
                 if event[1] >= len(ready):
-                    raise Unlike(f"{own} frees what {there} does not hand on")
+                    raise UnknownOrder(f"{own} frees what {there} does not hand on")
                 if ready[event[1]]:
                     events.append((-ready[event[1]], 0))
             local.append(made)

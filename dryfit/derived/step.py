@@ -11,8 +11,8 @@ from typing import Any
 
 from dryfit.cards.gpus import usable_sizes
 from dryfit.derived.families import FAMILIES
-from dryfit.derived.form import Asked, Form, NoRecord, composed_step, records_of
-from dryfit.derived.layers import Composed
+from dryfit.derived.form import Form, NoRecord, StepKey, composed_step, records_of
+from dryfit.derived.layers import Composition
 from dryfit.engine.capacities import Capacities, capacities, served_at
 from dryfit.engine.components import ROUNDING
 from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
@@ -26,7 +26,7 @@ _OUTSIDE = {"inputs": "forward", "between": "optimizer"}  # of the step's own co
 class DerivedStep:
     """A step whose allocations are known one by one, as the trace has them."""
 
-    def __init__(self, form: Form, composed: Composed, capability: Capability, *, expandable_segments: bool) -> None:
+    def __init__(self, form: Form, composed: Composition, capability: Capability, *, expandable_segments: bool) -> None:
         self._form, self._composed, self._expandable = form, composed, expandable_segments
         self._capability = capability
         self._packed = Events.of(composed.events)
@@ -159,7 +159,7 @@ def derived_step(scenario: Scenario, capability: Capability | None = None) -> De
     NoRecord
         If no record answers it, with the reason.
     """
-    asked = Asked.of(scenario)
+    asked = StepKey.of(scenario)
     key = json.dumps([asked.key(), asked.numbers, "".join(asked.kinds)], sort_keys=True)
     return _derived(_Same(key, scenario), capability or DEFAULT_CAPABILITY, scenario.allocator.expandable_segments)
 

@@ -204,9 +204,14 @@ def refusal(asked: ProgramRequest, found: Mapping[str, Any]) -> UserError:
             allowed="a program that trains: one that calls step() of a torch.optim.Optimizer",
         )  # fmt: skip
     if outcome == "killed":
-        limit = asked.limits.memory_bytes / GIB
+        limit, status = asked.limits.memory_bytes / GIB, found["status"]
+        if status >= 0:  # it ended by itself, such as by os._exit
+            return UserError(
+                f"The program's process ended with status {status} before its answer.", where=asked.program,
+                allowed="what it said last stands above; a program that lets Python end",
+            )  # fmt: skip
         return UserError(
-            f"The program's process was killed (status {found['status']}): mostly for want of this machine's memory.",
+            f"The program's process was killed (status {status}): mostly for want of this machine's memory.",
             where=asked.program,
             found=f"a limit of {limit:g} GiB",
             write=f"dryfit run --memory {2 * limit:g}GiB ...",

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.common.errors import UserError
+from dryfit.common.versions import INSTALL_TRACE, can_trace
 
 from .confinement import caches
 from .request import ProgramRequest
@@ -55,8 +56,13 @@ def run(asked: ProgramRequest, output: Any = None, label: str = "") -> dict[str,
     Raises
     ------
     UserError
-        If the folder is too large to be shadowed.
+        If the folder is too large to be shadowed, or PyTorch is not installed.
     """
+    if not can_trace():
+        raise UserError(
+            "A program is followed with PyTorch and its packages, and some of them are not installed.",
+            where=asked.program, allowed="the environment that trains, with dryfit in it", write=INSTALL_TRACE,
+        )  # fmt: skip
     found = _run_once(asked, output, Progress(label or asked.program))
     if found.get("ran_out") and (found["outcome"] == "failed" or not found.get("updates")):
         again = Progress(f"{label or asked.program}, once more without a border, to see what it needs")

@@ -105,11 +105,6 @@ def kernel(name: Any) -> str | None:
     return _ATTENTION.get(text) or ("flash" if "flash" in text and not text.startswith("paged") else None)
 
 
-def optimizer_of(name: str) -> str | None:
-    """The nearest of our optimizers to one of transformers' or axolotl's; None where it is not known."""
-    return OPTIM_NAMES[name][0][-1] if name in OPTIM_NAMES else None
-
-
 def attention(reading: Reading, key: str, name: Any) -> None:
     """Set the attention."""
     known = kernel(name)

@@ -31,7 +31,7 @@ ALSO = {
 
 
 @dataclass(frozen=True)
-class Setting:
+class RecipeSetting:
     """A setting of a recipe: its value, what its comment says, and where the value stands (line, first, last)."""
 
     name: str
@@ -87,7 +87,7 @@ class Recipe:
         return ast.get_docstring(ast.parse(self.text)) or ""
 
     @property
-    def settings(self) -> dict[str, Setting]:
+    def settings(self) -> dict[str, RecipeSetting]:
         """The settings by name, the model's name among them."""
         lines, found = self.text.splitlines(), {}
         body = iter(ast.parse(self.text).body)
@@ -99,7 +99,7 @@ class Recipe:
             name, value = node.targets[0].id, node.value
             about = lines[node.lineno - 1][value.end_col_offset :].strip().removeprefix("#").strip()
             place = node.lineno - 1, value.col_offset, value.end_col_offset
-            found[name] = Setting(name, value.value, about, place)
+            found[name] = RecipeSetting(name, value.value, about, place)
         return found
 
     def checked(self, given: Mapping[str, Any], where: object = "--set") -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Recipe:
             found[name] = self._value(own[name], value, where)
         return found
 
-    def _value(self, setting: Setting, value: Any, where: object) -> Any:
+    def _value(self, setting: RecipeSetting, value: Any, where: object) -> Any:
         kind, name = type(setting.value), setting.name
         least = 1 if setting.value else 0
         allowed = ", ".join(setting.choices) or {bool: "true, false", str: "a word"}.get(
@@ -155,7 +155,7 @@ class Recipe:
         return "\n".join(lines) + "\n"
 
 
-def _nearest_value(setting: Setting, value: Any, multiple: int) -> Any:
+def _nearest_value(setting: RecipeSetting, value: Any, multiple: int) -> Any:
     if setting.choices:
         return closest(value, setting.choices) or setting.value
     if type(setting.value) is int and type(value) is int and value > multiple > 1:

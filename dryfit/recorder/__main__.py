@@ -16,10 +16,11 @@ from typing import Any
 
 import transformers
 
+from dryfit.common.files import sha256_file
 from dryfit.common.versions import STACK, versions
 from dryfit.data import data_path
-from dryfit.derived.families import FAMILIES, Family
-from dryfit.derived.form import FORMAT, Asked, Form, sha256
+from dryfit.derived.families import FAMILIES, ModelFamily
+from dryfit.derived.form import FORMAT, Form, StepKey
 from dryfit.recorder.fitting import NotFitted
 from dryfit.recorder.teaching import OtherEvents, alike, checked, scenario_of, taught, teaching_points
 from dryfit.recorder.variants import OPTIONS, Variant, variants_of
@@ -38,13 +39,13 @@ def main() -> int:
     return 0
 
 
-def record(family: Family, wanted: Callable[[Variant], bool] = lambda variant: True, anew: bool = False) -> None:
+def record(family: ModelFamily, wanted: Callable[[Variant], bool] = lambda variant: True, anew: bool = False) -> None:
     """Record the variants of a family that are wanted and missing; the file is whole after each of them."""
     path = data_path("records", f"{family.model_type}.zip")
     members, files = ({}, {}) if anew else _read(path)
     for variant in filter(wanted, variants_of(family)):
         _, points = teaching_points(family, variant)
-        base = Asked.of(scenario_of(family, variant, points[0], family.sequence))
+        base = StepKey.of(scenario_of(family, variant, points[0], family.sequence))
         if (member := base.key()) in members:
             continue
         began = time.process_time()
@@ -79,13 +80,13 @@ def _versions() -> dict[str, str]:
     return {name: str(installed[name]).partition("+")[0] for name in STACK}
 
 
-def _write(path: Path, family: Family, members: dict[str, str], files: dict[str, str]) -> None:
+def _write(path: Path, family: ModelFamily, members: dict[str, str], files: dict[str, str]) -> None:
     folder = Path(transformers.__file__).parent
     code = [name.format(family.model_type) for name in _CODE]
     index: dict[str, Any] = {
         "format": FORMAT,
         "versions": _versions(),
-        "code": {name: sha256(folder / name) for name in code},
+        "code": {name: sha256_file(folder / name) for name in code},
         "members": dict(sorted(members.items())),
     }
     path.parent.mkdir(exist_ok=True)

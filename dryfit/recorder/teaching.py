@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dryfit.derived.families import Family, Numbers
-from dryfit.derived.form import Asked, Form
+from dryfit.derived.families import ModelFamily, Numbers
+from dryfit.derived.form import Form, StepKey
 from dryfit.derived.layers import Place, window
-from dryfit.derived.layers import Unlike as NoSuchOrder
+from dryfit.derived.layers import UnknownOrder as NoSuchOrder
 from dryfit.derived.sizes import EXACT, Inexact, with_rounded
 from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability, up
 from dryfit.recorder.cutting import by_place, labels, program, stretches
@@ -30,7 +30,7 @@ class OtherEvents(Exception):
     """A number that nobody named changes the events."""
 
 
-def scenario_of(family: Family, variant: Variant, numbers: Numbers, kinds: Sequence[str], **more: Any) -> Scenario:
+def scenario_of(family: ModelFamily, variant: Variant, numbers: Numbers, kinds: Sequence[str], **more: Any) -> Scenario:
     """A step of a model with these numbers and kinds of layers; ``more``: of its configuration."""
     step = {**variant.settings, "model": family.config(numbers, kinds, **variant.particular, **more)}
     step |= {"sequence_length": numbers["s"], "micro_batch": numbers["b"]}
@@ -57,7 +57,7 @@ CHUNKED = {
 }
 
 
-def teaching_points(family: Family, variant: Variant) -> tuple[list[str], list[Numbers]]:
+def teaching_points(family: ModelFamily, variant: Variant) -> tuple[list[str], list[Numbers]]:
     """The numbers that vary, and the sets to trace: the base, single variations in that order, others at random."""
     chunks = variant.flags.get("chunks")
     values = pinned(variant, {**family.points, **({"s": CHUNKED[chunks][0]} if chunks else {})})
@@ -71,7 +71,7 @@ def teaching_points(family: Family, variant: Variant) -> tuple[list[str], list[N
     return names, [family.possible(point) for point in points]
 
 
-def checking_points(family: Family, variant: Variant) -> list[Numbers]:
+def checking_points(family: ModelFamily, variant: Variant) -> list[Numbers]:
     """The least of all numbers together, the largest, and some between, evenly over orders of magnitude."""
     chunks = variant.flags.get("chunks")
     ends = pinned(variant, {**family.ends, **({"s": CHUNKED[chunks][1]} if chunks else {})})
@@ -108,7 +108,7 @@ class _Cut:
         self.found = by_place(first, self.items, kinds, self._size_of)
 
     def _size_of(self, at: int) -> list[Any]:
-        """An allocation's :class:`_Size`, and the place of what it is for."""
+        """An allocation's :class:`_SeenSize`, and the place of what it is for."""
         first, own = self.first, self.first.sizes[at]
         origin = first.origins.get(first.ids[at])
         named = (general(origin.module), origin.operator) if origin else ("", "")
@@ -119,29 +119,29 @@ class _Cut:
                 self._counted(tuple(each.sizes[at].rule[3][place] for each in self.takes), at)
                 for place in range(len(arguments))
             ]
-            return [_Size(name, fixed, slot, listed), about]
+            return [_SeenSize(name, fixed, slot, listed), about]
         if at in first.cublas:
-            return [_Size("cublas"), about]
+            return [_SeenSize("cublas"), about]
         if at == 0 and first.kinds[1] == 2 and first.targets[1] == 0:  # transformers warms the allocator up
-            return [_Size("warm"), about]
+            return [_SeenSize("warm"), about]
         return [self._counted(tuple(int(each.sizes[at]) for each in self.takes), at), about]
 
-    def _counted(self, sizes: tuple[int, ...], at: int) -> _Size:
+    def _counted(self, sizes: tuple[int, ...], at: int) -> _SeenSize:
         """Sizes as they are, or as numbers for each trained tensor."""
         count = self.trained
         if any(at in span for span in self._optimizing) and set(sizes) in ({count}, {2 * count}, {4 * count}):
-            return _Size("trained", sizes=(sizes[0] // count,))
-        return _Size("", sizes=sizes)
+            return _SeenSize("trained", sizes=(sizes[0] // count,))
+        return _SeenSize("", sizes=sizes)
 
 
 @dataclass(frozen=True)
-class _Size:
+class _SeenSize:
     """Sizes at several numbers: themselves, for each trained tensor, or by a rule and its arguments."""
 
     rule: str
     fixed: tuple[Any, ...] = ()
     slot: int = 0
-    arguments: Sequence[_Size] = ()
+    arguments: Sequence[_SeenSize] = ()
     sizes: tuple[int, ...] = ()
 
 
@@ -155,7 +155,7 @@ class _Fitted:
         self.rules: list[Any] = []
         self._places: dict[tuple[int, ...], int] = {}
 
-    def number(self, size: _Size) -> int:
+    def number(self, size: _SeenSize) -> int:
         """The place of a size's expression; of a rule, counted down from -1."""
         if size.rule == "trained":
             return self._place([[[size.sizes[0], 1, [["T", 1]]]], EXACT])
@@ -178,7 +178,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _taken(family: Family, variant: Variant, points: Sequence[Numbers]) -> list[Taken]:
+def _taken(family: ModelFamily, variant: Variant, points: Sequence[Numbers]) -> list[Taken]:
     """Traces at all numbers, which have to leave the events as they are."""
     takes: list[Taken] = []
     for number, point in enumerate(points):
@@ -190,7 +190,7 @@ def _taken(family: Family, variant: Variant, points: Sequence[Numbers]) -> list[
     return takes
 
 
-def taught(family: Family, variant: Variant) -> dict[str, Any]:
+def taught(family: ModelFamily, variant: Variant) -> dict[str, Any]:
     """The content of a variant for :class:`dryfit.derived.form.Form`, without its ranges.
 
     Raises
@@ -232,14 +232,14 @@ def taught(family: Family, variant: Variant) -> dict[str, Any]:
 
 
 def _event(event: Any, values: _Fitted) -> Any:
-    if isinstance(event, list) and isinstance(event[0], _Size):
+    if isinstance(event, list) and isinstance(event[0], _SeenSize):
         return [values.number(event[0]), *map(_plain, event[1:])]
     return [_plain(part) for part in event] if isinstance(event, list) else event
 
 
 def differs(form: Form, scenario: Scenario, capability: Capability) -> str | None:
     """Where a form's events are not the trace's, in words; None: they are equal."""
-    asked = Asked.of(scenario)
+    asked = StepKey.of(scenario)
     try:
         own = form.compose(asked.kinds, asked.numbers, capability)
     except (Inexact, NoSuchOrder) as error:
@@ -254,7 +254,7 @@ def differs(form: Form, scenario: Scenario, capability: Capability) -> str | Non
     return f"{len(own.events)} events derived, {len(traced)} traced; marks {own.marks == marks}"
 
 
-def checked(family: Family, variant: Variant, content: Mapping[str, Any], log: Log) -> dict[str, Any]:
+def checked(family: ModelFamily, variant: Variant, content: Mapping[str, Any], log: Log) -> dict[str, Any]:
     """The content with the ranges of numbers and the capabilities at which its events equal the trace's.
 
     Raises
@@ -281,7 +281,7 @@ def checked(family: Family, variant: Variant, content: Mapping[str, Any], log: L
     return {**content, "ranges": ranges, "capabilities": capabilities}
 
 
-def alike(family: Family, variant: Variant, form: Form, log: Log) -> Iterator[dict[str, Any]]:
+def alike(family: ModelFamily, variant: Variant, form: Form, log: Log) -> Iterator[dict[str, Any]]:
     """Configurations of the family's other models whose events are the same."""
     _, points = teaching_points(family, variant)
     for other in family.alike:
@@ -290,4 +290,4 @@ def alike(family: Family, variant: Variant, form: Form, log: Log) -> Iterator[di
         if why:
             log(f"not alike {other}: {why}")
         else:
-            yield dict(Asked.of(step).particular)
+            yield dict(StepKey.of(step).particular)

@@ -168,7 +168,7 @@ def take(scenario: Scenario, capability: tuple[int, int], *, origins: bool = Fal
 
     Raises
     ------
-    Unlike
+    UnknownOrder
         If chance decides about the loading.
     """
     sources: dict[int, int | None] = {}
@@ -183,7 +183,7 @@ def take(scenario: Scenario, capability: tuple[int, int], *, origins: bool = Fal
 
 
 def events(scenario: Scenario, capability: tuple[int, int]) -> tuple[list[tuple[int, int]], list[tuple[str, int, int]]]:
-    """A step's events and marks as :class:`dryfit.derived.layers.Composed` has them: what a record has to equal."""
+    """A step's events and marks as :class:`dryfit.derived.layers.Composition` has them: what a record has to equal."""
     with tracing.one_thread():
         record, _ = tracing._stepped(
             scenario, "cuda", prepare, kinds_of_ranks(scenario)[0], capability=capability, costs=False,

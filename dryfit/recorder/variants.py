@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from dryfit.derived.families import Family
-from dryfit.derived.form import Asked, NoRecord
+from dryfit.derived.families import ModelFamily
+from dryfit.derived.form import NoRecord, StepKey
 from dryfit.scenario.scenario import Scenario
 
 # By name, beside the defaults of a scenario's fields. `trl`: what TRL's scripts set, which the command line asks about.
@@ -36,7 +36,7 @@ class Variant:
     called
         Of :data:`OPTIONS`.
     settings, flags, particular
-        As :class:`dryfit.derived.form.Asked` has them.
+        As :class:`dryfit.derived.form.StepKey` has them.
     """
 
     called: str
@@ -49,13 +49,13 @@ class Variant:
         return ", ".join([self.called, self.settings["method"], *told, *map(str, self.particular.items())])
 
 
-def models_of(family: Family) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def models_of(family: ModelFamily) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Flags and particulars of the catalogue's models of a family, with one row and with several."""
     found: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for rows, name in product((1, 2), family.catalogue()):
         step = {"model": name, "method": "lora", "sequence_length": 512, "micro_batch": rows}
         try:
-            asked = Asked.of(Scenario.from_mapping(step, {}))
+            asked = StepKey.of(Scenario.from_mapping(step, {}))
         except NoRecord:
             continue
         particular = {"tie_word_embeddings": asked.particular["tie_word_embeddings"]}
@@ -64,7 +64,7 @@ def models_of(family: Family) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return found
 
 
-def variants_of(family: Family) -> Iterator[Variant]:
+def variants_of(family: ModelFamily) -> Iterator[Variant]:
     """All that is recorded of a family."""
     for (flags, particular), (called, options), method in product(models_of(family), OPTIONS.items(), METHODS):
         settings = {"method": method, **options, **(METHODS[method] if called == "trl" else {})}

@@ -187,6 +187,22 @@ def test_without_torch_the_estimate_answers_and_names_what_to_install(model, wor
     assert done.stdout.startswith({0: "{" if words else "FITS: about "}.get(status, ""))
 
 
+@pytest.mark.parametrize(
+    "words", [["openai/whisper-large-v3", "--gpu", "t4"], ["run", "--yes", "--gpu", "t4", "train.py"]]
+)
+def test_without_torch_no_program_is_followed_and_the_package_is_named(words, tmp_path) -> None:
+    (tmp_path / "train.py").write_text("import torch\n")
+    program = (
+        "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
+        f"sys.argv[1:] = {words!r}\nfrom dryfit.ask.command import run\nrun()"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "DRYFIT_CACHE": ""}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout and "Traceback" not in done.stderr
+    assert "some of them are not installed" in done.stderr and "dryfit[trace]" in done.stderr
+
+
 @pytest.mark.thorough
 def test_a_terminal_shows_the_estimate_while_the_step_is_traced(model, capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

@@ -12,7 +12,7 @@ from dryfit.ask.answer import quick
 from dryfit.ask.question import QuestionOptions, question
 from dryfit.data import data_path
 from dryfit.derived import form
-from dryfit.derived.form import Asked, NoRecord, Records, composed_step, records_of
+from dryfit.derived.form import NoRecord, Records, StepKey, composed_step, records_of
 from dryfit.scenario.scenario import Scenario
 
 BASE = {"model": "qwen2.5-3b", "method": "qlora", "sequence_length": 512}
@@ -104,12 +104,12 @@ def test_other_kernels_are_not_answered() -> None:
     "changes", [{"lora": {"alpha": 64}}, {"gpu": "rtx-4090"}, {"allocator": {"expandable_segments": True}}], ids=str
 )
 def test_what_only_replays_the_events_has_the_same_record(changes) -> None:
-    assert Asked.of(scenario(**changes)).key() == Asked.of(scenario()).key()
+    assert StepKey.of(scenario(**changes)).key() == StepKey.of(scenario()).key()
 
 
 def test_what_a_configuration_says_without_meaning_it_has_the_same_record() -> None:
     silent = model(sliding_window=4096, max_window_layers=28, torch_dtype="bfloat16", use_cache=False)
-    assert Asked.of(scenario(model=silent)).key() == Asked.of(scenario()).key()
+    assert StepKey.of(scenario(model=silent)).key() == StepKey.of(scenario()).key()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dryfit.derived.layers import Layers, Unlike, absolute, relation, window
+from dryfit.derived.layers import Layers, UnknownOrder, absolute, relation, window
 
 ALIKE = "aaaaaaa"
 MIXED = "ssfssf"
@@ -51,5 +51,5 @@ def test_what_a_rule_does_not_allocate_is_neither_allocated_nor_freed() -> None:
 
 def test_layers_in_an_order_that_was_not_recorded_are_no_answer() -> None:
     for kinds in ("aaa", "aabaa"):
-        with pytest.raises(Unlike):
+        with pytest.raises(UnknownOrder):
             Layers(**STEP).compose(kinds, lambda number: 1)

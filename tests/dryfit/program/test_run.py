@@ -303,6 +303,7 @@ REFUSED = {
     "import jax": ("written for JAX", "program.py:1"),
     "import a_package_that_is_not_there": ("a_package_that_is_not_there", "dryfit installed in it"),
     "raise ImportError('\\n  install torchao')": ("not installed here: install torchao.", "program.py:1"),
+    "import os\nos._exit(7)": ("ended with status 7 before its answer", "stands above"),
     "print('nothing to train')": ("no optimizer of PyTorch's took a step", "torch.optim.Optimizer"),
     "import numpy as np\nnp.memmap('data/train.bin', mode='r')": ("data is not at hand", "--batch 8x1024"),
     "import socket\nsocket.create_connection(('192.0.2.1', 80), 3)": ("network", "program.py:2"),
