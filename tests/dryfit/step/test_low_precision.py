@@ -32,6 +32,7 @@ def scenario(**fields) -> Scenario:
     return Scenario.from_mapping({**common, **fields})
 
 
+@pytest.mark.few(0, 3)
 @needs_torchao
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("fields", ON_A_CPU, ids=str)
@@ -51,6 +52,7 @@ def measured(request, tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.few(0, 2)
 @needs_torchao
 @pytest.mark.parametrize("name", FLOAT8_STEPS)
 def test_two_processes_take_what_the_group_says(name, measured):

@@ -74,6 +74,7 @@ def predicted(monkeypatch, step, *, rules, **options):
         return trace(step, timeline=False, **options)
 
 
+@pytest.mark.few(0, 25)
 @needs_deepspeed
 @pytest.mark.parametrize(("name", "strategy"), ROWS, ids=[f"{strategy}: {name}" for name, strategy in ROWS])
 def test_the_rules_give_the_bytes_of_deepspeeds_own_engine(name, strategy, monkeypatch):
@@ -85,6 +86,7 @@ def test_the_rules_give_the_bytes_of_deepspeeds_own_engine(name, strategy, monke
     assert {key: own[key] for key in same} == {key: package[key] for key in same}
 
 
+@pytest.mark.few(0, 4)
 @needs_deepspeed
 @pytest.mark.parametrize("rank", range(4))
 @pytest.mark.parametrize("strategy", ALL)
@@ -104,6 +106,7 @@ def measured(request, tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.few(0, 10)
 @needs_deepspeed
 @pytest.mark.parametrize("rules", [True, False], ids=["rules", "package"])
 @pytest.mark.parametrize("rank", [0, 1])
