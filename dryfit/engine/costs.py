@@ -382,7 +382,6 @@ def _launches_nothing(func: Any) -> bool:
 
 
 def _shapes(values: Iterable[Any]) -> tuple:
-    """What of an operator's arguments decides its cost."""
     shapes: list[Any] = []
     for value in values:
         if isinstance(value, torch.Tensor):

@@ -233,7 +233,6 @@ def _overwritten(item: Any, message: str) -> None:
 
 
 def _by_trees(depth: int = 2) -> bool:
-    """Whether the trees ask."""
     return sys._getframe(depth).f_globals.get("__name__") in (TREES, "torch._inductor.cudagraph_utils")
 
 

@@ -179,7 +179,6 @@ class _Missing(MetaPathFinder):
 
 
 def _imports() -> bool:
-    """Whether a module is imported, rather than looked for."""
     frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
         if frame.f_code.co_name.startswith("_find_and_load"):

@@ -328,7 +328,6 @@ _CONSTANTS += ("get_device_capability", "get_device_name", "is_bf16_supported")
 
 @contextmanager
 def _for_inductor(simulation: Any) -> Iterator[None]:
-    """What Inductor asks about the card beside ``torch.cuda``."""
     interface = device_interface.CudaInterface
     device_interface.get_interface_for_device("cuda")  # registers all of them
     names = ("current_device", "device_count", "exchange_device", "maybe_exchange_device", "get_device_properties")

@@ -106,7 +106,6 @@ class Periods:
 
 
 def _middle(run: Repeats) -> int:
-    """The repeat that all further ones are like."""
     return (run.count - 1) // 2
 
 
@@ -183,7 +182,6 @@ def _left_out(
 
 
 def _agreeing(first: Sequence[Hashable], here: int, second: Sequence[Hashable], there: int) -> int:
-    """How many elements agree from two places on."""
     count, step = 0, 512
     limit = min(len(first) - here, len(second) - there)
     while step:

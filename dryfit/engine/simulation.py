@@ -147,7 +147,6 @@ class _OnCard(TorchDispatchMode):
 
 
 def _tensors(simulation: Simulation) -> list[tuple[Any, str, Any]]:
-    """What tensors say about themselves, and what makes generators."""
     of_generator = torch.Generator
 
     class GeneratorClass(type):

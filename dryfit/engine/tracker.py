@@ -223,7 +223,6 @@ class Tracker(TorchDispatchMode, Record):
             self._moved(key, identity, new)
 
     def _moved(self, key: int, identity: int, new: int) -> None:
-        """A storage that is followed has another block now."""
         self._ids[key] = new
         self._ends[new] = self._ends.pop(identity)
         self._ends[new].identity = new

@@ -133,7 +133,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _scenario(options: argparse.Namespace) -> Scenario:
-    """The file's, on the GPUs that ``--gpu`` names."""
     if options.scenario is None:
         raise UserError(
             "Name a scenario file.",

@@ -217,7 +217,6 @@ def _objective(get: FileValues, reading: Reading, kind: str, rows: int) -> None:
 
 
 def _in_trls_words(get: FileValues) -> grpo.Get:
-    """ms-swift's settings by TRL's names, with ms-swift's defaults."""
     own = {"vllm_max_model_length": "vllm_max_model_len"}
     defaults = {"beta": 0.04, "vllm_gpu_memory_utilization": _UTILIZATION}
 

@@ -266,8 +266,6 @@ def read_registry(tree: ast.Module, file: Path, part: str | None, gpus: int | No
 
 
 class _Registry:
-    """What functions of a registry set, as flat keys."""
-
     def __init__(self, functions: Mapping[str, ast.FunctionDef]) -> None:
         self.functions = functions
 

@@ -246,7 +246,6 @@ def rows_in_a_step(step: Scenario, loop: Mapping[str, Any]) -> int:
 
 
 def _asks_for_images(value: Any) -> bool:
-    """Whether the field says more than its defaults."""
     return isinstance(value, Mapping) and value != scenario_defaults()["images"]
 
 

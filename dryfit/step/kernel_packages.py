@@ -174,7 +174,6 @@ def _decorated(function: Function, *, seen: bool) -> Callable[..., Any]:
 
 
 def _module(package: str) -> str:
-    """A package as Python names it."""
     return KERNEL_PACKAGES.get(package, package)
 
 

@@ -104,7 +104,6 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
 
 
 def _trainer(scenario: Scenario) -> tuple[type, type]:
-    """TRL's trainer and its configuration."""
     module, name = import_module(scenario.aim.module), scenario.aim.trainer
     return getattr(module, f"{name}Trainer"), getattr(module, f"{name}Config")
 

@@ -157,7 +157,6 @@ def depths(scenario: Scenario, *, often: bool = False, place: int = 0) -> Depths
 
 
 def _of_stages(scenario: Scenario, key: str, least: int, often: bool, place: int) -> StageDepths | None:
-    """The same of a pipeline's GPU."""
     parallel, count = scenario.parallel, scenario.model[key]
     own = tuple(range(place, parallel.stages, parallel.pipeline))
     given = parallel.layers_of_stages(count)
@@ -361,7 +360,6 @@ class Composed:
         return self._of_layers(scenario, stepped)
 
     def _of_layers(self, scenario: Scenario, stepped: Stepped) -> Traced | None:
-        """The same at this number of micro-batches."""
         like = size_apart(scenario)
         if self._plan is None or self._plan[0] != like:
             plan = self._planned(scenario, like)

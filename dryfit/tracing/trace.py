@@ -120,7 +120,6 @@ def _traced(
     stages: MutableMapping[Hashable, tuple[Report, dict[str, Any]]] | None,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The same, with what the core is asked."""
     capability = settings["capability"]
     followed: list[tuple[RankKind, Report]] = []
     for kind, templates in product(kinds_of_ranks(scenario), ways(scenario, target)):
@@ -340,7 +339,6 @@ def _followed(
 
 
 def _as_record(tracker: Record, histories: Sequence[History] = (), **_: Any) -> Record:
-    """The record itself."""
     if len(histories) > 1:
         raise Unlike("chance decides about the order of loading")
     return tracker
