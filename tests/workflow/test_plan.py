@@ -45,7 +45,7 @@ def test_the_7b_run_plans_with_the_hub_instead_of_the_wheel(project):
     assert "download_gguf" not in rules
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_an_hour_on_a_processor_is_the_default_chain_on_more_rows(project):
     text = planned_text(project, "--configfile", "config/cpu-hour.yaml")
     assert "results/smollm2-135m-hour-r16/training.json" in text and "results/dataset/embedded-hour/raw.jsonl" in text
