@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from bitsandbytes.optim import AdamW8bit
 from diffusers import AutoencoderKL, BitsAndBytesConfig, FluxPipeline, FluxTransformer2DModel
+from diffusers.hooks import apply_layerwise_casting
 from diffusers.training_utils import free_memory
 from peft import LoraConfig, prepare_model_for_kbit_training
 from transformers import CLIPTextModel, T5EncoderModel
@@ -60,9 +61,9 @@ transformer = FluxTransformer2DModel.from_pretrained(
 )
 if quantization == "nf4":
     transformer = prepare_model_for_kbit_training(transformer, use_gradient_checkpointing=False)
-transformer = transformer.cuda().requires_grad_(False)
 if quantization == "fp8":
-    transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+    apply_layerwise_casting(transformer, torch.float8_e4m3fn, dtype, skip_modules_pattern=())
+transformer = transformer.cuda().requires_grad_(False)
 if gradient_checkpointing:
     transformer.enable_gradient_checkpointing()
 layers = ["to_k", "to_q", "to_v", "to_out.0"]
