@@ -38,16 +38,6 @@ def parameter_count(model: Mapping[str, Any]) -> int:
 # --- parts that families share --------------------------------------------------------------------------------------
 
 
-def _grouped(c: Sizes, head: int, *, qkv: bool = False, output: bool = False, gated: bool = False) -> int:
-    """Attention whose keys and values are shared by groups of queries; biases of the projections, a gate of its own."""
-    a, k, h = c.num_attention_heads * head, c.get("num_key_value_heads", c.num_attention_heads) * head, c.hidden_size
-    return h * (a * (3 if gated else 2) + 2 * k) + (a + 2 * k if qkv else 0) + (h if output else 0)
-
-
-def _gated_mlp(c: Sizes, width: int) -> int:
-    return 3 * c.hidden_size * width
-
-
 def _experts(c: Sizes, count: int, width: int, shared: int = 0, matrices: int = 3) -> int:
     """A router and its experts; ``shared``: the width of what every token goes through."""
     h = c.hidden_size
