@@ -90,7 +90,7 @@ def checked(fields: dict[str, Any], capability: tuple[int, int]) -> bool:
     return True
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(4, 40)
 @pytest.mark.parametrize("number", range(300))
 def test_an_answer_is_the_traces_or_there_is_none(number) -> None:
     checked(*drawn(number))
