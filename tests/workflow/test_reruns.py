@@ -272,8 +272,8 @@ def test_a_comment_in_a_script_runs_nothing(plan, project):
         ),
         (
             "dryfit/step/step.py",
-            "CHUNK_TOKENS = 256",
-            "CHUNK_TOKENS = 128",
+            "OFFLOADED_FROM = 1024",
+            "OFFLOADED_FROM = 1025",
             # The evaluation packs its rows as the step does.
             {"profile_full", "trace_memory", "measure_memory", "train_adapter", "evaluate_base"},
             DATASET | MODEL | {"encode_dataset"},
