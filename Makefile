@@ -8,8 +8,8 @@
 #                     Triton kernels with Liger's package, the tools for assistants, programs with diffusers,
 #                     sentence-transformers and timm, each in an environment of its own beside .venv
 #   make test-site    the site in a browser
-# make test-catalogue   each night: each model of config/models/ traced whole, each published size of a module, each case
-#                       of tests that take a part of theirs elsewhere (minutes)
+# make test-night  each night: what differs from a test of make test-all in sizes, pairs or models alone; each model of
+#                  config/models/ traced whole, each published size of a module (hours)
 # make test-drift   each night: a published row of each source with the versions that were measured, three timed rows
 # make site   the calculator and the documents as static files in site/
 # make example   the default run, its documents as docs/example/, a small sweep, and the site with both
@@ -24,13 +24,13 @@ WORKERS ?= logical
 INSTALL = $(PYTHON) envs/install.py
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-rest test-all test-conda test-slurm test-catalogue test-drift test-deepspeed test-optimizers
+.PHONY: run test test-rest test-all test-conda test-slurm test-night test-drift test-deepspeed test-optimizers
 .PHONY: test-kernels test-site test-mcp test-recipes site example lint lock clean
 
 run: $(VENV)/ready
 	$(BIN)/snakemake --cores $(CORES)
 
-# What a test is marked `thorough` for stands in tests/tiers.py.
+# What a test is marked `thorough` or `nightly` for stands in tests/tiers.py.
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
 test: $(VENV)/ready-dev
 	@echo "make test: linters, then $$($(BIN)/python -m tests.tiers test)"
@@ -38,9 +38,10 @@ test: $(VENV)/ready-dev
 	$(PYTEST) -m "not thorough"
 
 test-rest: $(VENV)/ready-dev
-	$(PYTEST) -m thorough
+	$(PYTEST) -m "thorough and not nightly"
 
 # The last ones are one process each that waits now and then: two at a time, the longest first, each one's output whole.
+WHEN := not nightly
 ELSEWHERE := test-slurm test-kernels test-conda test-site test-deepspeed test-optimizers test-mcp test-recipes
 test-all: $(VENV)/ready-dev
 	@echo "make test-all: $$($(BIN)/python -m tests.tiers test test-rest); then $(ELSEWHERE) (15 to 25 minutes)"
@@ -56,20 +57,20 @@ lint: $(VENV)/ready-dev
 
 # Where conda-forge can't be reached, with a conda that is made out of PyPI's packages.
 test-conda: $(VENV)/ready-dev
-	$(BIN)/python -m pytest tests/conda
+	$(BIN)/python -m pytest -m "$(WHEN)" tests/conda
 
 # A one-node Slurm, installed where it is missing and this is root on Debian; otherwise the tests say what to install.
 test-slurm: $(VENV)/ready-dev
 	tests/slurm/install.sh
 	$(INSTALL) $(VENV) --group slurm
-	$(BIN)/python -m pytest tests/slurm
+	$(BIN)/python -m pytest -m "$(WHEN)" tests/slurm
 
-test-catalogue: $(VENV)-run/liger-kernel
+test-night: $(VENV)-run/liger-kernel
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=load tests/nightly/test_catalogue.py tests/nightly/test_every_size.py \
 	  tests/nightly/test_operators.py
-	EVERY_CASE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist=load \
-	  $$(grep -rl --include='test_*.py' each_night tests/dryfit tests/unit)
+	$(PYTEST) --dist=load -m nightly
 	LIGER_CHECKOUT=$< $(VENV)-run/bin/python -m pytest tests/nightly/test_liger_commits.py
+	@$(MAKE) --no-print-directory --keep-going WHEN=nightly $(ELSEWHERE)
 
 # The history of Liger-Kernel: each published row runs the package of its commit. `LIGER=path` takes a clone that is
 # there already, and without either the rows are skipped.
@@ -93,11 +94,11 @@ $(VENV)-validation-%/ready: envs/validation-%.yaml $(VENV)/ready-dev
 
 # DeepSpeed has an environment of its own: where it can be imported accelerate behaves otherwise. All else is .venv's.
 test-deepspeed: $(VENV)-deepspeed/ready
-	$(VENV)-deepspeed/bin/python -m pytest tests/dryfit/engine/test_fake_deepspeed.py tests/unit/test_private_names.py tests/dryfit/tracing/test_zero.py
+	$(VENV)-deepspeed/bin/python -m pytest -m "$(WHEN)" tests/dryfit/engine/test_fake_deepspeed.py tests/unit/test_private_names.py tests/dryfit/tracing/test_zero.py
 
 # Where torchao can be imported PEFT and transformers import it.
 test-optimizers: $(VENV)-optimizers/ready
-	$(VENV)-optimizers/bin/python -m pytest tests/dryfit/step/test_optimizers.py tests/dryfit/step/test_low_precision.py tests/unit/training/test_optimizer_checkpoints.py tests/dryfit/engine/test_anybodys_step.py
+	$(VENV)-optimizers/bin/python -m pytest -m "$(WHEN)" tests/dryfit/step/test_optimizers.py tests/dryfit/step/test_low_precision.py tests/unit/training/test_optimizer_checkpoints.py tests/dryfit/engine/test_anybodys_step.py
 
 # Where triton can be imported PyTorch and packages take other ways.
 KERNEL_TESTS = $(addprefix tests/dryfit/engine/test_,launches.py card.py compiled_steps.py cuda_graphs.py extensions.py) \
@@ -105,7 +106,7 @@ KERNEL_TESTS = $(addprefix tests/dryfit/engine/test_,launches.py card.py compile
   tests/unit/test_private_names.py tests/validation/test_modded_nanogpt.py tests/validation/test_liger_package.py \
   tests/validation/test_hybrid_forms.py::test_the_closed_form_of_flash_linear_attention_is_held_within_five_percent
 test-kernels: $(VENV)-run/ready
-	$(VENV)-run/bin/python -m pytest $(KERNEL_TESTS)
+	$(VENV)-run/bin/python -m pytest -m "$(WHEN)" $(KERNEL_TESTS)
 
 site: $(VENV)-site/ready
 	$(VENV)-site/bin/python -m dryfit.site.build
@@ -116,14 +117,14 @@ example: run
 	$(MAKE) site
 
 test-site: $(VENV)-site/ready
-	$(VENV)-site/bin/python -m pytest tests/site
+	$(VENV)-site/bin/python -m pytest -m "$(WHEN)" tests/site
 
 test-mcp: $(VENV)-mcp/ready
-	$(VENV)-mcp/bin/python -m pytest tests/mcp
+	$(VENV)-mcp/bin/python -m pytest -m "$(WHEN)" tests/mcp
 
 # Recipes that need a package of their own.
 test-recipes: $(VENV)-recipes/ready
-	$(VENV)-recipes/bin/python -m pytest tests/dryfit/recipes
+	$(VENV)-recipes/bin/python -m pytest -m "$(WHEN)" tests/dryfit/recipes
 
 lock:
 	$(INSTALL) $(VENV) --lock

@@ -1,8 +1,11 @@
-"""Which tests `make test` runs, and about how long each target takes.
+"""Which tests each target runs, and about how long it takes.
 
 `make test` leaves out what is marked ``thorough``: a test whose behaviour a cheaper one reaches too, at another size,
-in another tool or with processes of its own. Of a test with many cases ``few(n)`` keeps n, the same ones each time, and
-the others are thorough. `make test-all` runs the rest. A file that is named runs whole.
+in another tool or with processes of its own. `make test-rest`, and so `make test-all`, runs those. What is marked
+``nightly`` differs from a test that they run in sizes, pairs or another model alone: `make test-night` runs it.
+
+Of a test with many cases ``few(n)`` keeps n for `make test`, the same ones each time, and the others are thorough;
+``few(n, m)`` keeps m others for `make test-rest`, and the rest is for the night. A file that is named runs whole.
 
     python -m tests.tiers test      what `make test` says before it begins
 """
@@ -19,27 +22,40 @@ from typing import Any
 
 # Written by `pytest --record-time`, for each tier when it runs whole.
 TIMES = Path(__file__).with_name("tiers.json")
-TIERS = {"not thorough": "test", "thorough": "test-rest"}  # what -m says
+TIERS = {"not thorough": "test", "thorough and not nightly": "test-rest"}  # what -m says
 
 
 def mark(items: Iterable[Any]) -> None:
-    """Mark the cases that `few` leaves out as thorough.
+    """Mark the cases that `few` leaves out.
 
-    Which ones are kept depends on the test's name and on its cases alone. A case that is skipped is thorough.
+    Which ones are kept depends on the test's name and on its cases alone. A case that is skipped is thorough, and so is
+    what the night runs.
     """
     families = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("few") and not item.get_closest_marker("thorough"):
+        if item.get_closest_marker("nightly"):
+            item.add_marker("thorough")
+        elif item.get_closest_marker("few") and not item.get_closest_marker("thorough"):
             if any(mark.args[:1] == (True,) for mark in item.iter_markers("skipif")):
                 item.add_marker("thorough")
             else:
                 families[item.nodeid.partition("[")[0]].append(item)
     for name, cases in families.items():
-        (count,) = cases[0].get_closest_marker("few").args
-        kept = random.Random(name).sample(range(len(cases)), min(count, len(cases)))
-        for number, case in enumerate(cases):
-            if number not in kept:
-                case.add_marker("thorough")
+        few, *more = cases[0].get_closest_marker("few").args
+        draw = random.Random(name)
+        kept = draw.sample(range(len(cases)), min(few, len(cases)))
+        left = [number for number in range(len(cases)) if number not in kept]
+        each_time = draw.sample(left, min(*more, len(left))) if more else left
+        for number in left:
+            cases[number].add_marker("thorough")
+            if number not in each_time:
+                cases[number].add_marker("nightly")
+
+
+def selected(request: Any, argument: str) -> set[Any]:
+    """The values of an argument in the cases of a fixture's module that run: what else it would prepare is not used."""
+    cases = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    return {item.callspec.params[argument] for item in cases if argument in item.callspec.params}
 
 
 def expected(*tiers: str) -> str:

@@ -93,7 +93,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:  # this modu
     run = {"python": python, "environ": {**setup.environ, "WITNESS_FOLDER": str(told)}}
     created = chain.snakemake(folder, *use_conda, "--conda-create-envs-only", **run)
     plant_witnesses(setup.environments)
-    output = chain.snakemake(folder, *use_conda, **run)
+    output = chain.finished(folder, *use_conda, **run)
     witnesses = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(told.iterdir())]
     return Finished(folder, created + output, python, setup, witnesses)
 

@@ -1,21 +1,11 @@
-"""A part of a product's cases for each run of the tests, and the whole product each night.
-
-Rows in which every value of each factor meets every value of each other one, instead of the full product; and the mark
-of cases that only the night takes.
-"""
+"""Rows in which every value of each factor meets every value of each other one, instead of the full product."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
 from typing import Any
 
-import pytest
-
-# A case that differs from others of its test in sizes and pairs alone.
-EVERY_CASE = "EVERY_CASE" in os.environ
-each_night = pytest.mark.skipif(not EVERY_CASE, reason="each night: `make test-catalogue`")
 Row = dict[str, Any]
 
 

@@ -26,7 +26,7 @@ NOTHING = "Nothing to be done"
 # What traces and plans cost grows with the layers; one is enough of the models whose memory is profiled.
 PROFILED, LAYERS = ("qwen2.5-coder-0.5b", "qwen2.5-coder-7b"), 1
 GGUF = "results/models/smollm2-135m-instruct/source/model.gguf"
-TRAINED_LAYERS = 1  # of the 30 of the model that is trained; tests/conda trains all of them
+TRAINED_LAYERS = 1  # of the 30 of the model that is trained
 
 
 @cache
@@ -93,12 +93,15 @@ def snakemake(
     return done.stdout
 
 
-def finished(project: Path) -> str:
-    """Run the whole chain on the first :data:`TRAINED_LAYERS` layers of its model; returns what Snakemake said."""
-    said = snakemake(project, "--", GGUF)
+def finished(project: Path, *arguments: str | Path, **run: Any) -> str:
+    """Run the whole chain on the first :data:`TRAINED_LAYERS` layers of its model; returns what Snakemake said.
+
+    The arguments and ``run`` are those of :func:`snakemake`.
+    """
+    said = snakemake(project, *arguments, "--", GGUF, **run)
     cut(project / GGUF)
-    snakemake(project, "--touch", "--forceall", "--", GGUF)
-    return said + snakemake(project)
+    snakemake(project, *arguments, "--touch", "--forceall", "--", GGUF, **run)
+    return said + snakemake(project, *arguments, **run)
 
 
 def cut(gguf: Path) -> None:

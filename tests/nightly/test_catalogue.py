@@ -1,4 +1,4 @@
-"""Every model of config/models/, whole, traced once: `make test-catalogue`, each night (half an hour on a busy core).
+"""Every model of config/models/, whole, traced once: `make test-night`, each night (half an hour on a busy core).
 
 The trace builds the model with transformers; the analytic estimate reads the configuration alone. They have to agree on
 the parameters, and on the peak as far as the estimate's own documentation promises.

@@ -1,4 +1,4 @@
-"""Every size of every module of Liger-Kernel's benchmark: `make test-catalogue`. `make test` has a size of each."""
+"""Every size of every module of Liger-Kernel's benchmark: `make test-night`. `make test` has a size of each."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""All 97 rows of Liger's own kernels, each with the commit that it came with: `make test-catalogue`."""
+"""All 97 rows of Liger's own kernels, each with the commit that it came with: `make test-night`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OFF = {"orpo", "cpo", "kto", "distill_jsd"}
 def test_ligers_kernels_and_their_baselines_take_what_was_measured():
     checkout = Path(os.environ.get("LIGER_CHECKOUT", "nowhere")).resolve()
     if not checkout.is_dir():
-        pytest.skip("LIGER_CHECKOUT names no clone of Liger-Kernel; `make test-catalogue` does")
+        pytest.skip("LIGER_CHECKOUT names no clone of Liger-Kernel; `make test-night` does")
     known = {row["id"]: row for row in modules.read()}
     found = list(results_of_commits(checkout))
     far = {row["id"] for row in found if abs(row["predicted_bytes"] - row["measured_bytes"]) > modules.NEAR}

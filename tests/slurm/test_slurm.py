@@ -31,7 +31,7 @@ SWEEP = {
     "memory": {"scenarios": {"qlora": {"method": "qlora"}}},
 }
 # Sums of two threads round otherwise than those of one. A rule may take other threads on a cluster than here.
-ONE_THREAD = ["evaluate_tuned=1", "train_adapter=1"]
+ONE_THREAD = ["train_adapter=1"]
 # What every run of the sweep shares is made without Slurm.
 SHARED = ("dataset", "gate", "results/models/smollm2-135m-instruct/weights.json")
 OPTIONS = {
@@ -43,7 +43,7 @@ OPTIONS = {
     "--set-threads": ONE_THREAD,
     "--max-threads": [str(min(2, os.cpu_count() or 1))],  # rules ask for eight; the node has what this machine has
     "--default-resources": ["slurm_partition=main", "mem_mb=2000", "runtime=30", "disk_mb=1000"],
-    "--set-resources": ["train_adapter:mem_mb=4000", "evaluate_tuned:mem_mb=4000", "merge_adapter:mem_mb=4000"],
+    "--set-resources": ["train_adapter:mem_mb=4000"],
 }
 
 
@@ -106,8 +106,7 @@ def requeue_when_training(project: Path, slurm: OneNodeSlurm, process: subproces
 def test_a_sweep_as_jobs_with_one_requeued(slurm: OneNodeSlurm, prepared: Path, tmp_path: Path) -> None:
     project, alone = (shutil.copytree(prepared, tmp_path / name, symlinks=True) for name in ("slurm", "alone"))
     adapters = [f"results/{NAME}-r{rank}/adapter/adapter_model.safetensors" for rank in RANKS]
-    answers = f"results/{NAME}-r4/evaluation/answers.jsonl"
-    process = submitted(project, slurm, *adapters, answers)
+    process = submitted(project, slurm, *adapters)
     job = requeue_when_training(project, slurm, process, rank=4)
     assert process.wait(timeout=1500) == 0, (project / "slurm.log").read_text()[-8000:]
     assert slurm.jobs()[job][0] == "COMPLETED"
@@ -117,13 +116,12 @@ def test_a_sweep_as_jobs_with_one_requeued(slurm: OneNodeSlurm, prepared: Path, 
     assert report["resumed_from_step"], "it went on from its checkpoint"
 
     # Without Slurm and without a break the same run comes out the same.
-    chain.snakemake(alone, "sweep.yaml", "--set-threads", *ONE_THREAD, "--", answers)
-    for path in (adapters[1], answers):
-        assert sha256_file(project / path) == sha256_file(alone / path), path
+    chain.snakemake(alone, "sweep.yaml", "--set-threads", *ONE_THREAD, "--", adapters[1])
+    assert sha256_file(project / adapters[1]) == sha256_file(alone / adapters[1])
     assert sha256_file(project / adapters[0]) != sha256_file(project / adapters[1])
     # Where the jobs ran reruns none of them.
     configuration = chain.CONFIGURATION.relative_to(chain.ROOT)
-    assert planned(project, "--configfile", configuration, "sweep.yaml", "--", *adapters, answers) == set()
+    assert planned(project, "--configfile", configuration, "sweep.yaml", "--", *adapters) == set()
 
 
 def test_a_map_without_a_gpu_that_fits_names_one_that_would(

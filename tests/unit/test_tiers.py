@@ -20,22 +20,30 @@ class Case(SimpleNamespace):
         self.marks.append(getattr(pytest.mark, name).mark)
 
 
-def left_out(count: int, skipped: tuple[int, ...] = ()) -> list[int]:
-    marks = [[pytest.mark.few(2).mark] for _ in range(count)]
+def left_out(count: int, skipped: tuple[int, ...] = (), few: tuple[int, ...] = (2,), of: str = "thorough") -> list[int]:
+    marks = [[pytest.mark.few(*few).mark] for _ in range(count)]
     for number in skipped:
         marks[number].append(pytest.mark.skipif(True, reason="").mark)
     cases = [Case(nodeid=f"test.py::test_it[{number}]", marks=own) for number, own in enumerate(marks)]
     tiers.mark([*cases, Case(nodeid="test.py::test_that", marks=[])])
-    return [number for number, case in enumerate(cases) if case.get_closest_marker("thorough")]
+    return [number for number, case in enumerate(cases) if case.get_closest_marker(of)]
 
 
 def test_few_cases_are_the_same_ones_each_time_and_run() -> None:
     assert len(left_out(7)) == 5 and left_out(7) == left_out(7)
     assert left_out(2) == [] and left_out(3, skipped=(0,)) == [0]
+    assert left_out(7, of="nightly") == [] and left_out(7, few=(2, 0)) == left_out(7) == left_out(7, few=(2, 3))
+    assert len(left_out(7, few=(2, 3), of="nightly")) == 2 and left_out(4, few=(2, 3), of="nightly") == []
+
+
+def test_what_the_night_runs_is_left_out_by_both() -> None:
+    case = Case(nodeid="test.py::test_it[0]", marks=[pytest.mark.few(2).mark, pytest.mark.nightly.mark])
+    tiers.mark([case])
+    assert case.get_closest_marker("thorough")
 
 
 def test_both_targets_say_how_long_they_take() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert {*re.findall(r'-m "?((?:not )?thorough)', makefile)} == {*tiers.TIERS}
+    assert {*re.findall(r'-m "((?:not )?thorough[^"]*)"', makefile)} == {*tiers.TIERS}
     both = tiers.expected(*tiers.TIERS.values())
     assert re.fullmatch(r"[\d,]+ tests, about \d+ minutes on two cores \(\d+ core minutes\)", both)

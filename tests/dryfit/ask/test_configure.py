@@ -17,7 +17,6 @@ from dryfit.ask.options import FILES
 from dryfit.ask.question import QuestionOptions, question
 from dryfit.common.errors import UserError
 from dryfit.scenario.scenario import Scenario
-from tests.dryfit.pairwise import each_night
 
 MODELS = ("qwen2.5-coder-7b", "qwen3-8b", "llama-3.1-8b", "mistral-7b-v0.3", "gemma-2-9b", "phi-3-mini-4k",
           "smollm2-135m", "qwen2.5-coder-0.5b", "qwen3-0.6b", "llama-3.2-1b")  # fmt: skip
@@ -75,7 +74,7 @@ def test_each_way_of_each_file_is_read_as_it_is_meant(tool: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("tool", "model", "card"),
     [
-        pytest.param(*case, marks=() if number % 53 == 0 else each_night)
+        pytest.param(*case, marks=() if number % 53 == 0 else pytest.mark.nightly)
         for number, case in enumerate(product(LIBRARY, MODELS, CARDS))
         if case[:2] not in NO_FILE
     ],

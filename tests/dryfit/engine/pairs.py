@@ -370,16 +370,16 @@ def gloo_as_nccl() -> AbstractContextManager:
     return stack
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, *names: str) -> int:
     rank, children = start(folder)
     flash_attention.__name__ = "scaled_dot_product_attention"  # context_parallel exchanges it by its name
     measured = {}
     with gloo_as_nccl():
-        for name, build in BUILDS.items():
+        for name in names:
             library = flash_on_cpu() if "ring" in name else None
             attention = flash_attention if library else functional.scaled_dot_product_attention
             with mock.patch.object(functional, "scaled_dot_product_attention", attention):
-                taken = build("cpu", rank)
+                taken = BUILDS[name]("cpu", rank)
                 measured[name] = figures(measure_step(taken.model, taken.optimizer, taken.step, taken.batch))
             if library:
                 library._destroy()
@@ -387,4 +387,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

@@ -107,7 +107,7 @@ def decoder(family: str, how: str, checkpointing: bool):
     return model, optimizer, step, batch
 
 
-@pytest.mark.thorough
+@pytest.mark.few(0, 2)
 @pytest.mark.parametrize(
     ("build", "graphs"),
     [
@@ -367,6 +367,7 @@ def test_a_compiled_step_is_followed_for_a_gpu(autocast):
     assert torch._C._get_accelerator().type == "cpu" and not torch.cuda.is_available()
 
 
+@pytest.mark.few(0, 1)
 @with_triton
 @pytest.mark.parametrize("how", ["model", "layers"])
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -392,6 +393,7 @@ class Flex(nn.Module):
         return flex_attention(*heads).square().mean()
 
 
+@pytest.mark.few(0, 1)
 @with_triton
 @pytest.mark.parametrize(("attended", "keys"), [(None, 2048), (256, 256), (100_000, 4096)])
 def test_flex_attentions_work_is_that_of_the_keys_that_a_query_sees(attended, keys):
@@ -535,7 +537,7 @@ def test_a_stand_in_in_python_is_compiled_as_its_package_would_be():
     assert "FlashAttention-3" in said
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_a_layer_divided_on_a_mesh_allocates_what_it_does_when_it_runs():
     """Compiled DTensors: in a group of one real process and one that is not there, and in the simulated group."""
     from torch import distributed

@@ -18,14 +18,15 @@ from dryfit.engine.trace import Options, trace_step
 from dryfit.engine.tracker import Tracker
 from tests.dryfit.engine.pairs import BUILDS, ROWS, TOKENS, WIDTH, WORDS, figures
 from tests.repository import ROOT
+from tests.tiers import selected
 from tests.warm import launchers
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured(request, tmp_path_factory):
     """By rank and strategy, what two processes measured."""
-    folder = tmp_path_factory.mktemp("pairs")
-    command = [f"{launchers()}/python", "-m", "tests.dryfit.engine.pairs", str(folder)]
+    folder, names = tmp_path_factory.mktemp("pairs"), sorted(selected(request, "name"))
+    command = [f"{launchers()}/python", "-m", "tests.dryfit.engine.pairs", str(folder), *names]
     subprocess.run(command, cwd=ROOT, check=True, timeout=600)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 

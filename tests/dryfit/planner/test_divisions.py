@@ -9,7 +9,6 @@ from dryfit.ask.divisions import _left_out
 from dryfit.cards.gpus import find
 from dryfit.planner import divisions
 from dryfit.planner.divisions import Order, divide, fewest, ways
-from tests.dryfit.pairwise import each_night
 from tests.dryfit.tracing.several_gpus import LLAMA, scenario
 
 
@@ -89,7 +88,7 @@ WIDE = LLAMA | {"hidden_size": 512, "intermediate_size": 1408, "vocab_size": 409
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("gpus", [2, pytest.param(4, marks=each_night)])
+@pytest.mark.parametrize("gpus", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_what_a_gpu_holds_in_any_case_is_below_each_trace(gpus):
     """So nothing that fits is ruled out."""
     step = small(model=WIDE | {"num_hidden_layers": 2})

@@ -42,6 +42,7 @@ def test_a_compiled_program_takes_less_than_without_the_compiler(tmp_path):
     assert alone in compiled["evidence"]["text"] and both in eager["evidence"]["text"]
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_a_region_that_is_wrapped_for_modes_takes_the_same(tmp_path):
     wrapped = COMPILED.replace(".cuda())", ".cuda(), options={'wrap_inductor_compiled_regions': True})")
@@ -67,6 +68,7 @@ for _ in range(4):
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_outputs_of_cuda_graphs_lie_on_the_card(tmp_path):
     """Inductor's graph trees ask each output, as they do in Muon's update of modded-nanogpt (noallreduce)."""
@@ -81,6 +83,7 @@ def test_a_graph_break_is_told(tmp_path):
     assert any("graph break" in warning and "program.py:" in warning for warning in answer["warnings"])
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_what_a_compiled_function_asks_the_card_is_a_constant(tmp_path):
     asks = """        count = torch.cuda.get_device_properties("cuda").multi_processor_count * torch.cuda.device_count()
@@ -91,6 +94,7 @@ def test_what_a_compiled_function_asks_the_card_is_a_constant(tmp_path):
     assert answer["trace"]["compiled"]["graphs"] == 2 and not answer["trace"]["compiled"]["breaks"]
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_a_process_that_is_not_the_first_compiles_for_its_own_card(tmp_path):
     own = """import os, torch

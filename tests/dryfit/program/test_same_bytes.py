@@ -12,7 +12,6 @@ import pytest
 from dryfit.ask.answer import predict
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.loaders import Loader
-from tests.dryfit.pairwise import each_night
 from tests.dryfit.program.test_run import answered, program
 from tests.repository import ROOT
 from tests.warm import launchers
@@ -84,7 +83,7 @@ def make(workers, use_cpu=False):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=each_night)])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_a_trainer_script_equals_the_trace_of_its_trainer(tmp_path, checkpointing):
     made = TRAINER.replace("CHECKPOINTING", str(checkpointing))
     answer = answered(tmp_path, program(tmp_path, made + "make(2).train()\n"), fresh=not checkpointing)

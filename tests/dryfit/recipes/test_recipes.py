@@ -241,7 +241,7 @@ def test_a_model_by_name_is_answered_with_its_recipe(tmp_path: Path) -> None:
     assert answer["program"]["updates"] == 2 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_what_would_fit_is_in_the_words_of_the_recipe(tmp_path: Path) -> None:
     answer = answered(tmp_path, "bert-base-uncased", "--gpu", "2GiB", "-b", "8", "-s", "128", "--suggest")
     assert answer["verdict"] == "does_not_fit"
@@ -270,8 +270,13 @@ SMALL = {
 }
 
 
+EACH_TIME = {"bi_encoder", "speech_ctc", "timm_classification", "unet_lora"}  # one of each kind of data and package
+
+
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in EACH_TIME else pytest.mark.nightly) for name in SMALL]
+)
 def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
     package = recipe(name).package
     if package and find_spec(package) is None:

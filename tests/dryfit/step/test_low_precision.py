@@ -15,6 +15,7 @@ from tests.dryfit.decoders import DECODERS
 from tests.dryfit.tracing.mesh_steps import FLOAT8_STEPS
 from tests.dryfit.tracing.mesh_steps import scenario as on_a_mesh
 from tests.repository import ROOT
+from tests.tiers import selected
 
 needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="`make test-optimizers` runs it")
 ON_A_CPU = [{"float8": "tensorwise"}, {"float8": "rowwise"}, {"float8": "rowwise_with_gw_hp"}, {"qat": "mxfp4"}]
@@ -31,6 +32,7 @@ def scenario(**fields) -> Scenario:
     return Scenario.from_mapping({**common, **fields})
 
 
+@pytest.mark.few(0, 3)
 @needs_torchao
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("fields", ON_A_CPU, ids=str)
@@ -42,14 +44,15 @@ def test_a_step_is_traced_to_the_byte(fields, checkpointing):
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured(request, tmp_path_factory):
     """What two processes with gloo measured of each step on a mesh, by rank."""
-    folder = tmp_path_factory.mktemp("float8")
-    command = [sys.executable, "-m", "tests.dryfit.tracing.mesh_steps", str(folder), "2", "float8"]
+    folder, names = tmp_path_factory.mktemp("float8"), sorted(selected(request, "name"))
+    command = [sys.executable, "-m", "tests.dryfit.tracing.mesh_steps", str(folder), "2", *names]
     subprocess.run(command, cwd=ROOT, check=True, timeout=600)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.few(0, 2)
 @needs_torchao
 @pytest.mark.parametrize("name", FLOAT8_STEPS)
 def test_two_processes_take_what_the_group_says(name, measured):

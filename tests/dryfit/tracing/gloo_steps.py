@@ -1,13 +1,13 @@
 """Steps on several CPUs, measured: run by test_several_gpus.py as a program of its own, one process for each.
 
-python -m tests.dryfit.tracing.gloo_steps FOLDER [zero]
+python -m tests.dryfit.tracing.gloo_steps FOLDER torch | zero NUMBER [NUMBER ...]      a step of STEPS or of ZERO_STEPS
 """
 
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,8 +32,8 @@ ZERO_STEPS = [
 ]
 
 
-def measured_with_deepspeed() -> list[dict]:
-    """What each of :data:`ZERO_STEPS` takes in this process."""
+def measured_with_deepspeed(numbers: Sequence[str]) -> dict[str, dict]:
+    """What each of these of :data:`ZERO_STEPS` takes in this process."""
     from deepspeed.runtime.sequence_parallel import parallel_state_sp
     from torch.nn import functional
 
@@ -46,8 +46,9 @@ def measured_with_deepspeed() -> list[dict]:
     from tests.dryfit.tracing.several_gpus import SMALL, scenario
 
     _deepspeed_on_gloo()
-    measured, linear = [], functional.linear
-    for method, strategy, fields, buckets in ZERO_STEPS:
+    measured, linear = {}, functional.linear
+    for number in numbers:
+        method, strategy, fields, buckets = ZERO_STEPS[int(number)]
         step = scenario(method, strategy, zero=SMALL if buckets == "small" else {}, **fields)
         model = build_model(step, "cpu")
         optimizer = build_optimizer(model, step, learning_rate=1e-4)
@@ -59,7 +60,7 @@ def measured_with_deepspeed() -> list[dict]:
         report = measure_step(model, optimizer, None, options=Options(label=labels(model), begin=begin))
         functional.linear = linear  # ZeRO-3 leaves its own there
         parallel_state_sp._release_sequence_parallel_groups()
-        measured.append({"phases": report.phases, "resident_bytes": report.resident_bytes})
+        measured[number] = {"phases": report.phases, "resident_bytes": report.resident_bytes}
     return measured
 
 
@@ -97,7 +98,7 @@ def _deepspeed_on_gloo() -> None:
         setattr(TorchBackend, name, settled(getattr(TorchBackend, name)))
 
 
-def main(folder: Path, kind: str = "") -> int:
+def main(folder: Path, kind: str, *numbers: str) -> int:
     import torch
     from torch import distributed as dist
 
@@ -123,9 +124,9 @@ def main(folder: Path, kind: str = "") -> int:
     store = dist.FileStore(str(folder / "store"), 2)
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", DS_ACCELERATOR="cpu")
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=600))
-    measured = measured_with_deepspeed() if kind == "zero" else []
-    steps = [] if kind == "zero" else [STEPS[int(kind)]] if kind else STEPS
-    for method, strategy, fields in steps:
+    measured = measured_with_deepspeed(numbers) if kind == "zero" else {}
+    for number in numbers if kind == "torch" else ():
+        method, strategy, fields = STEPS[int(number)]
         step = scenario(method, strategy, **fields)
         model = build_model(step, "cpu")
         label, begin, one_step = labels(model), None, None
@@ -142,7 +143,7 @@ def main(folder: Path, kind: str = "") -> int:
             optimizer = build_optimizer(model, step, learning_rate=1e-4)
             one_step = random_step(model, optimizer, step, "cpu", max_grad_norm=1.0)
         report = measure_step(model, optimizer, one_step, options=Options(label=label, begin=begin))
-        measured.append({"phases": report.phases, "resident_bytes": report.resident_bytes})
+        measured[number] = {"phases": report.phases, "resident_bytes": report.resident_bytes}
     (folder / f"{rank}.json").write_text(json.dumps(measured))
     dist.destroy_process_group()
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0

@@ -1,6 +1,6 @@
 """Steps on meshes of two and four GPUs, as scenarios; measured in as many gloo processes by this program.
 
-python -m tests.dryfit.tracing.mesh_steps FOLDER 2 [float8 | one step's name]
+python -m tests.dryfit.tracing.mesh_steps FOLDER 2 NAME [NAME ...]      the steps that take as many GPUs
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 from unittest import mock
 
 from dryfit.scenario.scenario import Scenario
-from tests.dryfit.pairwise import EVERY_CASE
 from tests.dryfit.tracing.several_gpus import LLAMA
 
 LAYERS = LLAMA | {"num_hidden_layers": 4}
@@ -152,7 +151,7 @@ def float8_as_bytes() -> None:
         FLOAT8_OPS_TABLE[operator] = exchanging(FLOAT8_OPS_TABLE[operator])
 
 
-def main(folder: Path, count: int, kind: str = "") -> int:
+def main(folder: Path, count: int, *names: str) -> int:
     import torch
 
     from dryfit.engine.trace import Options, measure_step
@@ -171,7 +170,7 @@ def main(folder: Path, count: int, kind: str = "") -> int:
 
     rank, children = start(folder, count)
     clip, measured = taken.clip_gradients, {}
-    if kind == "float8":
+    if any(name in FLOAT8_STEPS for name in names):
         float8_as_bytes()
 
     def clip_later(*arguments: Any) -> torch.Tensor:
@@ -181,10 +180,9 @@ def main(folder: Path, count: int, kind: str = "") -> int:
         return clip(*arguments)
 
     with gloo_as_nccl(), mock.patch.object(taken, "clip_gradients", clip_later):
-        names = FLOAT8_STEPS if kind == "float8" else [kind] if kind else (*STEPS, UNLUCKY)
         for name in names:
             step = scenario(name)
-            if step.parallel.gpus != count or (name in EACH_NIGHT and not EVERY_CASE):
+            if step.parallel.gpus != count:
                 continue
             model = build_model(step, "cpu")
             in_turns(model, 2 if name == UNLUCKY else 4)

@@ -6,7 +6,6 @@ from dryfit.common.errors import UserError
 from dryfit.step.adapters import WITHOUT_ADAPTER
 from dryfit.tracing.trace import trace
 from tests.dryfit.families import FAMILIES
-from tests.dryfit.pairwise import each_night
 from tests.dryfit.tracing.test_measure import compare, scenario
 
 
@@ -16,7 +15,7 @@ def asked(family: str, method: str, **fields):
 
 STEPS = (("full", True), ("full", False), ("lora", True))  # method, checkpointing
 STEPS_OF_FAMILIES = [  # one of the three in each run, so that neighbours have others; all of them each night
-    pytest.param(family, *step, marks=() if place == number % len(STEPS) else each_night)
+    pytest.param(family, *step, marks=() if place == number % len(STEPS) else pytest.mark.nightly)
     for number, family in enumerate(sorted(FAMILIES))
     for place, step in enumerate(STEPS)
 ]

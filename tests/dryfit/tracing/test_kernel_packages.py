@@ -22,7 +22,6 @@ from dryfit.step.kernel_packages import functions_of, packages_of
 from dryfit.tracing.trace import record, trace
 from tests.dryfit.decoders import DECODERS
 from tests.dryfit.families import FAMILIES
-from tests.dryfit.pairwise import each_night
 from tests.repository import ROOT
 from tests.warm import launchers
 
@@ -56,7 +55,7 @@ LOOPS = ("qwen3_5_text", "kimi_linear", "lfm2", "nemotron_h", "bamba", "jamba")
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize(("family", "checkpointing"), [
-    pytest.param(family, checkpointing, marks=() if checkpointing == number % 2 else each_night)
+    pytest.param(family, checkpointing, marks=() if checkpointing == number % 2 else pytest.mark.nightly)
     for number, family in enumerate(LOOPS) for checkpointing in (True, False)
 ])  # fmt: skip
 def test_a_package_that_is_not_here_gives_a_lower_bound(family, checkpointing, monkeypatch):

@@ -16,8 +16,9 @@ from dryfit.tracing import layers
 from dryfit.tracing.layers import Composed, depths
 from dryfit.tracing.trace import Recorder, trace
 from tests.dryfit.decoders import DECODERS
-from tests.dryfit.pairwise import each_night, pairwise
+from tests.dryfit.pairwise import pairwise
 
+nightly = pytest.mark.nightly
 CARD = find("rtx-4090", "a test")
 SIZES = {"sequence_length": 256, "micro_batch": 2}
 MODELS = ("qwen2.5-coder-7b", "gemma-2b", "phi-3.5-mini")
@@ -117,19 +118,21 @@ PIPELINE = {"strategy": "none", "gpus": 2, "pipeline": 2}
         ({"strategy": "fsdp2", "gpus": 3}, {"layers": 9}),  # what a sum sends is no whole number of bytes
         ({"strategy": "none", "gpus": 2, "tensor": 2}, {"layers": 9}),
         ({"strategy": "fsdp2", "gpus": 4, "context": 2}, {"layers": 9}),
-        pytest.param({"strategy": "fsdp2", "gpus": 4, "replicate": 2}, {"layers": 9}, marks=each_night),
+        pytest.param({"strategy": "fsdp2", "gpus": 4, "replicate": 2}, {"layers": 9}, marks=nightly),
         pytest.param(
-            PIPELINE, {"layers": 14, "gradient_accumulation": 2, "gradient_checkpointing": False}, marks=each_night
+            PIPELINE,
+            {"layers": 14, "gradient_accumulation": 2, "gradient_checkpointing": False},
+            marks=nightly,
         ),
-        pytest.param(PIPELINE | {"gpus": 4, "tensor": 2}, {"layers": 14, "gradient_accumulation": 2}, marks=each_night),
+        pytest.param(PIPELINE | {"gpus": 4, "tensor": 2}, {"layers": 14, "gradient_accumulation": 2}, marks=nightly),
         (PIPELINE | {"stage_layers": [8, 6]}, {"layers": 14, "gradient_accumulation": 2}),
         (PIPELINE, {"layers": 4, "gradient_accumulation": 9}),
-        pytest.param(PIPELINE | {"schedule": "gpipe"}, {"layers": 4, "gradient_accumulation": 9}, marks=each_night),
-        pytest.param(PIPELINE, {"layers": 12, "gradient_accumulation": 8}, marks=each_night),
+        pytest.param(PIPELINE | {"schedule": "gpipe"}, {"layers": 4, "gradient_accumulation": 9}, marks=nightly),
+        pytest.param(PIPELINE, {"layers": 12, "gradient_accumulation": 8}, marks=nightly),
         pytest.param(
             {"strategy": "none", "gpus": 3, "pipeline": 3},
             {"layers": 3, "gradient_accumulation": 14},
-            marks=each_night,
+            marks=nightly,
         ),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
@@ -155,10 +158,10 @@ def test_meshes(parallel, fields):
 @pytest.mark.parametrize(
     ("model", "method", "period", "count"),
     [
-        pytest.param("qwen3.5-9b", "full", 4, 20, marks=each_night),
+        pytest.param("qwen3.5-9b", "full", 4, 20, marks=nightly),
         ("qwen3.5-9b", "qlora", 2, 12),
-        pytest.param("qwen3.5-9b", "qlora", 4, 20, marks=each_night),
-        pytest.param("qwen3-next-80b-a3b", "qlora", 4, 20, marks=each_night),
+        pytest.param("qwen3.5-9b", "qlora", 4, 20, marks=nightly),
+        pytest.param("qwen3-next-80b-a3b", "qlora", 4, 20, marks=nightly),
     ],
 )
 def test_hybrid_layers_with_convolutions(model, method, period, count):
@@ -334,7 +337,7 @@ def recorded(sizes, **fields) -> list[tuple[int, int]]:
     [
         ({"method": "qlora"}, [3, 4, 5]),
         ({"method": "lora", "gradient_checkpointing": False, "packing": "rows", "loop": "manual"}, [4, 5, 6]),
-        pytest.param({"method": "full", "model": "gemma-2-2b", "layers": 12}, [6, 8, 10], marks=each_night),
+        pytest.param({"method": "full", "model": "gemma-2-2b", "layers": 12}, [6, 8, 10], marks=nightly),
         ({"method": "full", "model": "phi-3.5-mini", "optimizer": "adafactor"}, [3, 4, 5]),
         ({"method": "lora", "layers": 8, "parallel": {"strategy": "fsdp2", "gpus": 2}}, [5, 6, 7]),
     ],

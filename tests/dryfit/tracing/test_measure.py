@@ -7,7 +7,6 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.measure import measure
 from dryfit.tracing.trace import trace
 from tests.dryfit.decoders import DECODERS
-from tests.dryfit.pairwise import each_night
 
 QWEN2 = DECODERS["qwen2"]
 GPT_OSS = {**DECODERS["mixtral"], "model_type": "gpt_oss", "head_dim": 16, "sliding_window": 32}
@@ -89,7 +88,7 @@ def test_settings_are_traced_to_the_byte(fields):
 def one_of_two(names, values) -> list:
     """Each name with one of two values in each run, its neighbours with the other; with both each night."""
     return [
-        pytest.param(name, value, marks=() if place == number % 2 else each_night)
+        pytest.param(name, value, marks=() if place == number % 2 else pytest.mark.nightly)
         for number, name in enumerate(names)
         for place, value in enumerate(values)
     ]

@@ -15,33 +15,33 @@ from dryfit.tracing.checkpoints import checkpoint, saving
 from dryfit.tracing.prepare import prepare
 from dryfit.tracing.ranks import kinds_of_ranks
 from dryfit.tracing.trace import Recorder, trace
-from tests.dryfit.pairwise import each_night
 from tests.dryfit.tracing.mesh_steps import EACH_NIGHT, EXPERTS, LAYERS, LLAMA, SAVED, STEPS, UNLUCKY, scenario
 from tests.repository import ROOT
+from tests.tiers import selected
 from tests.warm import launchers
 
 SIZES = {name: scenario(name).parallel.gpus for name in STEPS}
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """By the number of GPUs and the rank, what as many processes measured of each step."""
-    found = {}
-    for count in sorted(set(SIZES.values())):
-        folder = tmp_path_factory.mktemp(f"meshes-{count}")
-        found[count] = in_processes(folder, count)
-    return found
+def measured(request, tmp_path_factory):
+    """By the number of GPUs and the rank, what as many processes measured of each step that is asked for."""
+    names = [*sorted({*selected(request, "name"), SAVED, "expert"}), UNLUCKY]
+    counts = sorted({SIZES[name] for name in names[:-1]})
+    return {count: in_processes(tmp_path_factory.mktemp(f"meshes-{count}"), count, *names) for count in counts}
 
 
 def in_processes(folder, count, *names):
-    """By rank, what as many processes measured of the steps, or of one."""
+    """By rank, what as many processes measured of the steps."""
     command = [f"{launchers()}/python", "-m", "tests.dryfit.tracing.mesh_steps", str(folder), str(count), *names]
     subprocess.run(command, cwd=ROOT, check=True, timeout=600)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", [pytest.param(name, marks=each_night if name in EACH_NIGHT else ()) for name in STEPS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly if name in EACH_NIGHT else ()) for name in STEPS]
+)
 def test_each_process_takes_what_the_group_says(name, measured, tmp_path):
     """To the byte, in every phase; each kind of GPU is traced once, and all of its kind have to be like it.
 

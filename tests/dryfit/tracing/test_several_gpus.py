@@ -22,17 +22,18 @@ from tests.dryfit.decoders import DECODERS
 from tests.dryfit.tracing.gloo_steps import STEPS
 from tests.dryfit.tracing.several_gpus import scenario
 from tests.repository import ROOT
+from tests.tiers import selected
 from tests.warm import launchers
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """What two processes with gloo measured, by rank."""
-    return in_processes(tmp_path_factory.mktemp("gloo"))
+def measured(request, tmp_path_factory):
+    """What two processes with gloo measured, by rank and the step's number."""
+    return in_processes(tmp_path_factory.mktemp("gloo"), *map(str, sorted(selected(request, "number"))))
 
 
-def in_processes(folder, *step):
-    command = [f"{launchers()}/python", "-m", "tests.dryfit.tracing.gloo_steps", str(folder), *step]
+def in_processes(folder, *numbers):
+    command = [f"{launchers()}/python", "-m", "tests.dryfit.tracing.gloo_steps", str(folder), "torch", *numbers]
     subprocess.run(command, cwd=ROOT, check=True, timeout=600)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
@@ -45,11 +46,11 @@ def test_two_processes_take_what_the_fake_group_says(number, measured, tmp_path)
     method, strategy, fields = STEPS[number]
     report = trace(scenario(method, strategy, **fields), "cpu", timeline=False)
     expected = report["phases"] | {"resident": report["resident_bytes"]}
-    steps = [measured[rank][number] for rank in range(2)]
+    steps = [measured[rank][str(number)] for rank in range(2)]
     while expected != (least := least_bytes(steps)):
         assert len(steps) < 8, (expected, least)
         (folder := tmp_path / str(len(steps))).mkdir()
-        steps += [one for (one,) in in_processes(folder, str(number))]
+        steps += [one[str(number)] for one in in_processes(folder, str(number))]
 
 
 def least_bytes(steps):

@@ -54,6 +54,7 @@ def scenario(**fields) -> Scenario:
     return Scenario.from_mapping({**common, "gradient_checkpointing": False, **fields})
 
 
+@pytest.mark.few(0, 2)
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 @pytest.mark.parametrize("method", ["full", "qlora"])
 @pytest.mark.parametrize("how", ["layers", "model"])
@@ -70,6 +71,7 @@ def test_a_compiled_scenario_is_followed(how, method):
 TITAN = {"strategy": "fsdp2", "gpus": 4, "tensor": 2, "sequence_parallel": True, "loss_parallel": True}
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 @pytest.mark.parametrize(
     ("parallel", "method"),
@@ -85,6 +87,7 @@ def test_layers_on_a_mesh_are_compiled(parallel, method):
     assert compiled["components"]["activations"] < eager["components"]["activations"]
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_a_compiled_step_on_windows_has_no_flash_attention():
     """The difference is that of the eager step: the scores of grouped keys, which nothing fuses."""
@@ -114,6 +117,7 @@ def test_a_compiled_step_has_a_time_and_is_faster():
     assert told[1]["basis"].endswith("without the compiler")
 
 
+@pytest.mark.few(0, 1)
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 @pytest.mark.parametrize(("how", "mode"), [("model", "reduce-overhead"), ("layers", "max-autotune")])
 def test_a_scenario_with_cuda_graphs_is_followed(how, mode):
@@ -144,6 +148,7 @@ def test_what_a_benchmark_decides_is_a_range():
     assert bounds["missing"] in found["warnings"] and "cuBLAS" in bounds["missing"]
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_a_search_takes_the_way_of_a_benchmark_that_needs_more(monkeypatch):
     step = scenario(compile="layers", compile_mode="max-autotune-no-cudagraphs", method="full", gpu="h100-80gb")
@@ -192,6 +197,7 @@ def test_ligers_kernels_keep_less_than_its_loss_alone(method, checkpointing):
     assert ("itself" in note) == (find_spec("liger_kernel") is not None)
 
 
+@pytest.mark.few(0, 2)
 @pytest.mark.skipif(find_spec("liger_kernel") is None, reason="`make test-kernels` runs it")
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("kernels", ["transformers", "liger"])
@@ -207,6 +213,7 @@ def test_ligers_package_and_the_copy_of_it_need_the_same(family, kernels, monkey
         assert abs(size - copied["phases"][phase]) <= 16 * 1024, phase
 
 
+@pytest.mark.few(0, 3)
 @pytest.mark.skipif(find_spec("liger_kernel") is None, reason="`make test-kernels` runs it")
 @pytest.mark.parametrize("family", sorted(set(LIGER_MODELS) & set(DECODERS) - {"llama", "qwen2", "qwen3"}))
 def test_every_family_that_liger_knows_goes_through_its_package(family):

@@ -16,6 +16,7 @@ from dryfit.tracing.trace import trace
 from tests.dryfit.tracing.gloo_steps import ZERO_STEPS
 from tests.dryfit.tracing.several_gpus import LLAMA, SMALL, scenario
 from tests.repository import ROOT
+from tests.tiers import selected
 
 PARAMETERS = 684928  # of the small Llama
 MIXED, HALF = {"precision": "bf16-mixed"}, {"precision": "bf16", "autocast": "bf16"}
@@ -73,6 +74,7 @@ def predicted(monkeypatch, step, *, rules, **options):
         return trace(step, timeline=False, **options)
 
 
+@pytest.mark.few(0, 25)
 @needs_deepspeed
 @pytest.mark.parametrize(("name", "strategy"), ROWS, ids=[f"{strategy}: {name}" for name, strategy in ROWS])
 def test_the_rules_give_the_bytes_of_deepspeeds_own_engine(name, strategy, monkeypatch):
@@ -84,6 +86,7 @@ def test_the_rules_give_the_bytes_of_deepspeeds_own_engine(name, strategy, monke
     assert {key: own[key] for key in same} == {key: package[key] for key in same}
 
 
+@pytest.mark.few(0, 4)
 @needs_deepspeed
 @pytest.mark.parametrize("rank", range(4))
 @pytest.mark.parametrize("strategy", ALL)
@@ -95,14 +98,15 @@ def test_the_rules_give_the_bytes_of_each_gpu(rank, strategy, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """What two processes with gloo and DeepSpeed measured, by rank."""
-    folder = tmp_path_factory.mktemp("gloo")
-    command = [sys.executable, "-m", "tests.dryfit.tracing.gloo_steps", str(folder), "zero"]
+def measured(request, tmp_path_factory):
+    """What two processes with gloo and DeepSpeed measured, by rank and the step's number."""
+    folder, numbers = tmp_path_factory.mktemp("gloo"), map(str, sorted(selected(request, "number")))
+    command = [sys.executable, "-m", "tests.dryfit.tracing.gloo_steps", str(folder), "zero", *numbers]
     subprocess.run(command, cwd=ROOT, check=True, timeout=900)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.few(0, 10)
 @needs_deepspeed
 @pytest.mark.parametrize("rules", [True, False], ids=["rules", "package"])
 @pytest.mark.parametrize("rank", [0, 1])
@@ -115,8 +119,7 @@ def test_two_processes_take_what_is_predicted(number, rank, rules, measured, mon
         pytest.skip("Ulysses has no rules")
     monkeypatch.setattr(dryfit.tracing.trace, "kinds_of_ranks", lambda _: (Kind(rank, (rank,)),))
     report = predicted(monkeypatch, step, rules=rules, target="cpu")
-    assert report["resident_bytes"] == measured[rank][number]["resident_bytes"]
-    assert report["phases"] == measured[rank][number]["phases"]
+    assert {name: report[name] for name in ("resident_bytes", "phases")} == measured[rank][str(number)]
 
 
 @pytest.mark.thorough
