@@ -14,7 +14,7 @@ import yaml
 from tests.end_to_end import chain
 from tests.workflow.plan import edited, make_believe, planned, planned_text, snakemake
 
-DATASET = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "check_splits"}
+DATASET = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset"}
 MODEL = {"download_gguf", "describe_model", "fetch_weights"}
 RANKED_MEMORY = {
     "profile_adapters",

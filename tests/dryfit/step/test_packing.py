@@ -168,6 +168,23 @@ def test_the_mask_has_the_dtype_of_the_queries(fields):
     assert result["loss_difference"] < 1e-4 and result["gradient_difference"] < 1e-2
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("Expected all tensors to be on the same device")],
+)
+def test_what_the_device_refuses_is_not_said_to_be_the_architecture(error, monkeypatch):
+    asked, real = scenario("llama", packing="rows"), exactness.forward_backward
+
+    def failing(model, batch, how, **options):
+        if how.packing == "rows":
+            raise error
+        return real(model, batch, how, **options)
+
+    monkeypatch.setattr(exactness, "forward_backward", failing)
+    with pytest.raises(type(error), match=str(error)):
+        self_test(build_model(asked, "cpu", seed=1), asked, rows(), 0, 0)
+
+
 @pytest.mark.parametrize("broken", ["mask", "positions"])
 def test_the_self_test_notices_what_goes_unheeded(broken, monkeypatch):
     """A mask or positions that a model ignores would be silent."""
