@@ -129,7 +129,6 @@ def question(model: OtherModel, options: argparse.Namespace, file: TrainerFile |
 
 
 def _given(chosen: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    """The settings that options name."""
     given: dict[str, Any] = {}
     if options.method:
         lora = options.method != "full"

@@ -146,7 +146,7 @@ def searched(monkeypatch, error, card, first, then):
     rough = Order.required_bytes
     monkeypatch.setattr(Order, "required_bytes", lambda self, each: rough(self, each) * error)
     by_name = {divisions.say_way(vars(each.parallel)): each for each in ways(step, 4)}
-    search = divisions._Search(card, order=Order(step, card))
+    search = divisions._DivisionSearch(card, order=Order(step, card))
     search.trace(by_name[first])
     left = search.best([by_name[name] for name in then])
     return [(one.way, one.fits) for one in search.found], [divisions.say_way(vars(each.parallel)) for each in left]
