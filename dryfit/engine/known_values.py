@@ -338,6 +338,8 @@ class Values:
             return
         if func is torch.ops.c10d.broadcast_.default:  # by the first process, which is this one
             return
+        if not any(tensor.is_meta for tensor in _tensors(args, kwargs)):  # the host's own, which the operator computes
+            return
         known = self._arguments(args, kwargs)
         if known is not None:
             func(*known[0], **known[1])

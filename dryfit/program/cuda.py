@@ -98,8 +98,6 @@ def _accelerator(card: Card, memory: Mapping[str, Callable[..., Any]], gpus: int
         **dict.fromkeys(("current_device_index", "current_device_idx"), torch.cuda.current_device),
         "device_count": lambda *_: gpus,
         "current_accelerator": lambda *_, **__: torch.device("cuda"),
-        "set_device_index": lambda *_: None,
-        "set_device_idx": lambda *_: None,
         "synchronize": lambda *_: torch.cuda.synchronize(),
         "get_device_capability": lambda *_: card.capability,
         "get_memory_info": memory["mem_get_info"],

@@ -46,6 +46,8 @@ from dryfit.scenario.value_fields import (
     say_zero,
 )
 
+CHUNK_TOKENS = 256  # whose logits exist at once with `loss: chunked`; 156 MB in fp32 for 152,064 words
+MICRO_BATCHES = 2  # of an accumulated step on `meta`: from the second on gradients are alive, and all are alike
 _NO_ADAPTERS = {"full": Excluded("method full trains every weight and has no adapters", "method: lora")}
 
 

@@ -16,6 +16,7 @@ import torch
 
 from dryfit.common.errors import UserError
 from dryfit.engine.patching import patched
+from dryfit.scenario.fields import MICRO_BATCHES
 from dryfit.scenario.optimizers import OPTIMIZERS
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.adapters import peft_config
@@ -33,7 +34,6 @@ from dryfit.step.reinforcement import (
     whole_answers,
     without_an_end,
 )
-from dryfit.step.step import MICRO_BATCHES
 
 UPDATES = 2  # the first makes the optimizer's states
 _KNOWN_BEFORE = {"dpo": ("ref_chosen_logps", "ref_rejected_logps"), "kto": ("ref_logps", "ref_KL_logps")}

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from dryfit.engine.costs import begin
+from dryfit.scenario.fields import MICRO_BATCHES
 from dryfit.scenario.model import read_model
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.model import build_model
-from dryfit.step.step import MICRO_BATCHES
 
 WORD = 2  # the id of the one word that texts consist of
 LAST_TOKEN = "last_token"  # where a trace's costs of it begin

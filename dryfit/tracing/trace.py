@@ -34,13 +34,14 @@ from dryfit.engine.report import History, Report, make_report, recording
 from dryfit.engine.trace import Options, trace_step
 from dryfit.engine.zero_gathered import zero_in_place
 from dryfit.hours.step_time import Speed, step_time
+from dryfit.scenario.fields import MICRO_BATCHES
 from dryfit.scenario.model import LIGER_WRITTEN_OUT, LOOP
 from dryfit.scenario.optimizers import OPTIMIZERS
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.liger import keep_little, rotating
 from dryfit.step.model import attention_kernel, notes, parameter_count
 from dryfit.step.quantized import assert_quantized
-from dryfit.step.step import MICRO_BATCHES, random_step
+from dryfit.step.step import random_step
 from dryfit.tracing.layers import SHALLOW, Composed, Plans, Traced, size_apart
 from dryfit.tracing.loading import host_copy_bytes, loading_history
 from dryfit.tracing.pairs import as_rows, reference_beside

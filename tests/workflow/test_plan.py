@@ -30,7 +30,7 @@ def project(tmp_path):
 def test_the_default_run_plans_the_whole_chain(project):
     rules = planned(project)
     assert {
-        *("acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "check_splits", "encode_dataset"),
+        *("acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "encode_dataset"),
         *("download_gguf", "describe_model", "fetch_weights"),
         *("profile_adapters", "profile_full", "trace_memory", "measure_memory", "compare_memory", "gate_memory"),
         *("train_adapter", "merge_adapter", "verify_merge"),
@@ -234,7 +234,7 @@ def test_every_file_is_asked_for_by_a_rule_or_is_what_the_run_is_for(made):
 @pytest.mark.parametrize(
     ("target", "missing", "rules"),
     [
-        ("all", "results/dataset/tiny/raw.rejected.jsonl", {"acquire_dataset", "check_splits"}),
+        ("all", "results/dataset/tiny/raw.rejected.jsonl", {"acquire_dataset", "clean_dataset"}),
         ("merge", f"{chain.RUN}/adapter/adapter_model.safetensors", {"train_adapter", "merge_adapter"}),
         (
             f"{chain.RUN}/MODEL_CARD.md",

@@ -14,7 +14,7 @@ import yaml
 from tests.end_to_end import chain
 from tests.workflow.plan import edited, make_believe, planned, planned_text, snakemake
 
-DATASET = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "check_splits"}
+DATASET = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset"}
 MODEL = {"download_gguf", "describe_model", "fetch_weights"}
 RANKED_MEMORY = {
     "profile_adapters",
@@ -225,8 +225,8 @@ def test_a_reworded_message_runs_nothing(plan, project, module, old, new):
         ),
         (
             "dryfit/step/step.py",
-            "CHUNK_TOKENS = 256",
-            "CHUNK_TOKENS = 128",
+            "OFFLOADED_FROM = 1024",
+            "OFFLOADED_FROM = 1025",
             # The evaluation packs its rows as the step does.
             {"profile_full", "trace_memory", "measure_memory", "train_adapter", "evaluate_base"},
             DATASET | MODEL | {"encode_dataset"},

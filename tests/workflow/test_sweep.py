@@ -35,7 +35,7 @@ def made(tmp_path_factory):
 
 def test_three_ranks_make_the_dataset_and_the_base_evaluation_once(made):
     _, plan = made
-    once = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "check_splits", "encode_dataset"}
+    once = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "encode_dataset"}
     once |= {
         "download_gguf",
         "describe_model",

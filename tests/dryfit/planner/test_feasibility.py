@@ -50,7 +50,7 @@ def test_longest_sequence_ends_at_the_positions() -> None:
     assert (found["value"], found["limited_by_positions"]) == (1024, True)
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_everything_below_the_longest_sequence_fits() -> None:
     scenario, gpu = make(), card(80 * 2**20)
     found = largest(scenario, gpu, "sequence_length")

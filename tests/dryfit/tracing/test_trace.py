@@ -92,7 +92,7 @@ SIZES = {
 GROWING = {"grown": tuple(SIZES), "method": ("full", "lora", "qlora"), "gradient_checkpointing": (True, False)}
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 4)
 @pytest.mark.parametrize(
     "row",
     pairwise(GROWING, lambda row: (row["grown"], row["method"]) != ("rank", "full")),

@@ -137,7 +137,7 @@ def test_no_gpu_of_zero1_and_zero2_needs_more_than_those_that_are_followed(strat
     assert len({each["phases"]["optimizer"] for each in every}) > 1
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(2, 3)
 @pytest.mark.parametrize("gpus", [2, 4, 8])
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
 def test_states_are_divided_as_its_authors_say(strategy, gpus):
