@@ -101,6 +101,8 @@ rule clean_dataset:
     input:
         pairs="results/dataset/{dataset}/raw.jsonl",
         acquire="results/dataset/{dataset}/acquire.json",
+        # What is `unread` is asked for so that it is made again when it is missing; nobody else reads it.
+        unread="results/dataset/{dataset}/raw.rejected.jsonl",
     output:
         pairs="results/dataset/{dataset}/clean.jsonl",
         rejected="results/dataset/{dataset}/clean.rejected.jsonl",
@@ -129,6 +131,7 @@ rule screen_dataset:
     input:
         pairs="results/dataset/{dataset}/clean.jsonl",
         clean="results/dataset/{dataset}/clean.json",
+        unread="results/dataset/{dataset}/clean.rejected.jsonl",
         policy=from_job(JobPaths.policy),
     output:
         pairs="results/dataset/{dataset}/safe.jsonl",
@@ -155,15 +158,18 @@ rule screen_dataset:
 rule split_dataset:
     input:
         pairs="results/dataset/{dataset}/safe.jsonl",
+        clean="results/dataset/{dataset}/clean.json",
         screen="results/dataset/{dataset}/screen.json",
         external="results/dataset/{dataset}/external.jsonl",
         acquire="results/dataset/{dataset}/acquire.json",
+        unread="results/dataset/{dataset}/safe.rejected.jsonl",
     output:
         train="results/dataset/{dataset}/splits/train.jsonl",
         validation="results/dataset/{dataset}/splits/validation.jsonl",
         test="results/dataset/{dataset}/splits/test.jsonl",
         rejected="results/dataset/{dataset}/splits/rejected.jsonl",
-        report="results/dataset/{dataset}/splits/split.json",
+        split="results/dataset/{dataset}/splits/split.json",
+        check="results/dataset/{dataset}/splits/check.json",
     log:
         "logs/dataset/{dataset}/split_dataset.log",
     benchmark:
@@ -177,46 +183,11 @@ rule split_dataset:
         **code("dataset/split.py"),
         task=task_part("splitting"),
         split=settings_section("dataset", "split"),
-    message:
-        "Splitting {wildcards.dataset} by group"
-    script:
-        "../scripts/dataset/split.py"
-
-
-rule check_splits:
-    input:
-        train="results/dataset/{dataset}/splits/train.jsonl",
-        validation="results/dataset/{dataset}/splits/validation.jsonl",
-        test="results/dataset/{dataset}/splits/test.jsonl",
-        rejected="results/dataset/{dataset}/splits/rejected.jsonl",
-        safe="results/dataset/{dataset}/safe.jsonl",
-        acquire="results/dataset/{dataset}/acquire.json",
-        clean="results/dataset/{dataset}/clean.json",
-        screen="results/dataset/{dataset}/screen.json",
-        split="results/dataset/{dataset}/splits/split.json",
-        # Asked for here so that they are made again when they are missing; nobody else reads them.
-        unread=[
-            "results/dataset/{dataset}/raw.rejected.jsonl",
-            "results/dataset/{dataset}/clean.rejected.jsonl",
-            "results/dataset/{dataset}/safe.rejected.jsonl",
-        ],
-    output:
-        report="results/dataset/{dataset}/splits/check.json",
-    log:
-        "logs/dataset/{dataset}/check_splits.log",
-    priority: FIRST
-    conda:
-        "../envs/light.yaml"
-    resources:
-        before_gate=1,
-    params:
-        **code("dataset/check_splits.py"),
-        task=task_part("splitting"),
         own_metrics=ASKED.own_metrics(),
     message:
-        "Checking {wildcards.dataset}: nothing is in two splits, and no row went missing"
+        "Splitting {wildcards.dataset} by group; nothing is in two splits, and no row went missing"
     script:
-        "../scripts/dataset/check_splits.py"
+        "../scripts/dataset/split.py"
 
 
 rule encode_dataset:
@@ -229,6 +200,7 @@ rule encode_dataset:
         check="results/dataset/{dataset}/splits/check.json",
         tokenizer="results/models/{model}/tokenizer.json",
         description="results/models/{model}/description.json",
+        unread="results/dataset/{dataset}/splits/rejected.jsonl",
     output:
         train="results/dataset/{dataset}/encoded/{model}-{sequence_length}/train.parquet",
         validation="results/dataset/{dataset}/encoded/{model}-{sequence_length}/validation.parquet",

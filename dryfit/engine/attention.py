@@ -50,6 +50,12 @@ def attention_on(target: str, capability: tuple[int, int], platform: str) -> Cal
                 " on"
             )
         mask = attn_mask
+        as_given = mask is not None and not torch.is_autocast_enabled(target)  # it casts the mask, too
+        if as_given and mask.dtype not in (torch.bool, torch.float32, query.dtype):  # validate_sdpa_input
+            raise RuntimeError(
+                "Expected attn_mask dtype to be bool or float or to match query dtype, but got attn_mask.dtype:"
+                f" {mask.dtype} and query.dtype: {query.dtype} instead."
+            )
         if mask is not None and mask.dtype == torch.bool:  # convert_boolean_attn_mask
             mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
         kernel = choose(query, key, value, mask, dropout_p)

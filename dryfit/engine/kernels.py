@@ -79,18 +79,22 @@ class CudaKernels:
             return partial(self._of_reduction, func, kind)
         return partial(_RULES[name], self) if name in _RULES else None
 
-    def persistent(self, func: Any, args: Sequence, kwargs: dict | None = None) -> list[int]:
-        """Return the bytes that this call is the first to need and that stay until the process ends."""
+    def persistent(self, func: Any, args: Sequence, kwargs: dict | None = None) -> Iterator[int]:
+        """Yield the bytes that this call is the first to need and that stay until the process ends.
+
+        They count as there once the next is asked for: an allocation may fail, and then the next call needs them.
+        """
         name = func._schema.name
         if name not in _PRODUCTS:
-            return []
+            return
         backward = torch._C._current_graph_task_id() >= 0  # the autograd thread has a handle of its own
         needed = [("cublas", cuda_rules.cublas_workspace_bytes(self.capability))]
         if self._keeps_lt and _has_bias(name, args, kwargs or {}):
             needed.append(("lt", cuda_rules.CUBLASLT_WORKSPACE_BYTES))
-        new = [(kind, count) for kind, count in needed if (self.stream, backward, kind) not in self._workspaces]
-        self._workspaces.update((self.stream, backward, kind) for kind, _ in new)
-        return [count for _, count in new]
+        for kind, count in needed:
+            if (self.stream, backward, kind) not in self._workspaces:
+                yield count
+                self._workspaces.add((self.stream, backward, kind))
 
     def forget_workspaces(self) -> None:
         """Somebody has freed them: the next call needs them again."""
@@ -145,7 +149,9 @@ class CudaKernels:
         given = [index.shape for index in args[1] if index is not None]
         return cuda_rules.index_put_bytes(prod(torch.broadcast_shapes(*given))), []
 
-    def _of_reduction(self, func: Any, kind: cuda_rules.Kind, _: str, args: Sequence, kwargs: dict) -> _Temporaries:
+    def _of_reduction(
+        self, func: Any, kind: cuda_rules.ReductionKind, _: str, args: Sequence, kwargs: dict
+    ) -> _Temporaries:
         """A copy where the input is summed in another dtype, and what the blocks of threads leave for each other."""
         if not args[0].dim() or args[0].is_complex():
             return [], []

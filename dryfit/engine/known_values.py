@@ -80,8 +80,6 @@ class _End(weakref.ref):
 
 @dataclass(frozen=True)
 class _Kind:
-    """What of an operator matters to values."""
-
     dynamic: bool  # its result, or the shape of it, follows from values
     written: tuple[int, ...]  # the arguments that it writes into
     view: bool
@@ -339,6 +337,8 @@ class Values:
             self.remember(args[0], torch.full(args[0].shape, args[-1] if len(args) > 1 else 0, dtype=args[0].dtype))
             return
         if func is torch.ops.c10d.broadcast_.default:  # by the first process, which is this one
+            return
+        if not any(tensor.is_meta for tensor in _tensors(args, kwargs)):  # the host's own, which the operator computes
             return
         known = self._arguments(args, kwargs)
         if known is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dryfit.engine.card import Card
-from dryfit.engine.fake_device import FakeDevice, FakeEvent, FakeStream
+from dryfit.engine.fake_device import DeviceStream, FakeDevice, FakeEvent
 
 MIB = 2**20
 DRIVER = "580.82.07"  # what nvidia-smi says; programs print it
@@ -56,7 +56,7 @@ def cuda_places(
 def _streams(device: FakeDevice) -> dict[str, Any]:
     """Streams and events that a tracker hears, as several GPUs need them."""
 
-    class Stream(FakeStream):
+    class Stream(DeviceStream):
         cuda_stream = 0
 
         def __init__(self, *_: Any, **__: Any) -> None:
@@ -98,8 +98,6 @@ def _accelerator(card: Card, memory: Mapping[str, Callable[..., Any]], gpus: int
         **dict.fromkeys(("current_device_index", "current_device_idx"), torch.cuda.current_device),
         "device_count": lambda *_: gpus,
         "current_accelerator": lambda *_, **__: torch.device("cuda"),
-        "set_device_index": lambda *_: None,
-        "set_device_idx": lambda *_: None,
         "synchronize": lambda *_: torch.cuda.synchronize(),
         "get_device_capability": lambda *_: card.capability,
         "get_memory_info": memory["mem_get_info"],

@@ -12,6 +12,7 @@ An operator on tensors of both is an error, as it is for CUDA's kernels: on ``me
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -49,6 +50,7 @@ def placed(tracker: Tracker) -> Callable[..., Any]:
             dtype = kwargs.get("dtype") or (args[0].dtype if func is _aten.new_empty.default else None)
             return lambda *_, **__: tracker.values.stand_in(torch.Size(shape), dtype or torch.get_default_dtype())
         refuse_mixture(func, args, kwargs, tracker)
+        refuse_targets(func, args)
         return finite.body(func, args) or on_card(func, args, kwargs, host)
 
     return body
@@ -94,6 +96,25 @@ def refuse_mixture(func: Any, args: tuple, kwargs: dict, tracker: Tracker) -> No
         )
 
 
+_OF_TARGETS = {
+    _aten.nll_loss_forward.default: "nll_loss_forward_reduce_cuda_kernel_2d_index",
+    _aten.nll_loss2d_forward.default: "nll_loss2d_forward_kernel",
+}
+
+
+def refuse_targets(func: Any, args: tuple) -> None:
+    """Raise what CUDA's kernels of a loss raise of classes in another dtype than 64 or 8 bits: ``meta`` takes any.
+
+    Raises
+    ------
+    RuntimeError
+        In PyTorch's own words.
+    """
+    if func in _OF_TARGETS and args[0].is_meta and args[1].dtype not in (torch.int64, torch.uint8):
+        kind = {torch.int32: "Int", torch.int16: "Short", torch.int8: "Char"}.get(args[1].dtype, str(args[1].dtype))
+        raise RuntimeError(f"\"{_OF_TARGETS[func]}\" not implemented for '{kind}'")
+
+
 def _stands_for_itself(func: Any, args: tuple, kwargs: dict) -> bool:
     device, dtype = kwargs.get("device"), kwargs.get("dtype") or torch.get_default_dtype()
     shape = args[0]
@@ -116,21 +137,28 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
 
     here = torch.device("cuda", torch.cuda.current_device())
     move, of_context = torch.Tensor.to, _device.DeviceContext.__torch_function__
-    bring, set_device = torch.Tensor.cuda, torch.cuda.set_device
+    bring, set_device, enter_device = torch.Tensor.cuda, torch.cuda.set_device, torch.cuda.device.__enter__
     own = threading.local()  # not by the thread's id: a new thread may get the id of one that has ended
+    own.has_chosen = "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ",")  # a process that sees its own card alone
 
     def choose(device: Any) -> None:
         own.has_chosen = True
         set_device(device)
 
+    def enter(context: Any) -> None:
+        own.has_chosen = True
+        enter_device(context)
+
     def refuse_other_card(device: Any) -> None:
         """CUDA's current device is a thread's own, and 0 in a new one, whatever the main thread has chosen."""
+        if not here.index or str(device) != "cuda" or getattr(own, "has_chosen", False):
+            return
         is_main = threading.current_thread() is threading.main_thread()
-        if here.index and str(device) == "cuda" and not is_main and not hasattr(own, "has_chosen"):
-            raise RuntimeError(
-                f"A thread of its own asks for `cuda`, which is cuda:0 there, and this process has {here}. Write the"
-                " index, or call torch.cuda.set_device in the thread."
-            )
+        who, what = ("The process", "in it") if is_main else ("A thread of its own", "in the thread")
+        raise RuntimeError(
+            f"{who} asks for `cuda`, which is cuda:0 there, and its card is {here}. Write the index, or call"
+            f" torch.cuda.set_device {what}."
+        )
 
     def cuda(tensor: torch.Tensor, device: Any = None, *args: Any, **kwargs: Any) -> torch.Tensor:
         refuse_other_card(device or "cuda")
@@ -175,11 +203,14 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
 
     names = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "arange", "empty_strided", "tensor",
              "as_tensor", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")  # fmt: skip
+    indexes = "set_device_index", "set_device_idx"
     methods = ("new_empty", "new_zeros", "new_ones", "new_full", "new_tensor")
     return [
         (torch.Tensor, "device", property(where)),
         (torch.Tensor, "is_cuda", property(lambda tensor: where(tensor, 2).type == "cuda")),
         (torch.cuda, "set_device", choose),
+        (torch.cuda.device, "__enter__", enter),
+        *((torch.accelerator, name, choose) for name in indexes if hasattr(torch.accelerator, name)),
         (torch.Tensor, "to", to),
         (torch.Tensor, "cuda", cuda),
         (torch.nn.Module, "to", moved),

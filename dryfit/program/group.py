@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from types import ModuleType
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 from torch.distributed import distributed_c10d
@@ -58,6 +59,8 @@ class Group:
             self._device = self._stack.enter_context(fake_gpus(1))
             self._tracker.take_device(self._device)
         self._tracker.backend = str(args[0] if args else options.get("backend"))
+        if options.get("device_id") is not None:
+            torch.cuda.set_device(options["device_id"])
         self._start(BACKEND, store=FakeStore(), rank=self._rank, world_size=self._gpus)
 
     def spawn(self, function: Any, args: tuple = (), nprocs: int = 1, *_: Any, **__: Any) -> None:

@@ -7,6 +7,7 @@ from statistics import NormalDist
 from typing import Any
 
 import torch
+from torch.serialization import safe_globals
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, dataloader
 
@@ -68,12 +69,13 @@ def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
 
     def loaded(file: Any, map_location: Any = None, *args: Any, **options: Any) -> Any:
         target = map_location
-        if callable(target) or isinstance(target, dict):
-            return load(file, lambda storage, _: storage, *args, **options)
-        if target is None or torch.device(target).type != "cuda":
-            return load(file, target or "cpu", *args, **options)
+        with safe_globals([float]):  # a number that nobody knows was written as one, with a name for its kind
+            if callable(target) or isinstance(target, dict):
+                return load(file, lambda storage, _: storage, *args, **options)
+            if target is None or torch.device(target).type != "cuda":
+                return load(file, target or "cpu", *args, **options)
+            read = load(file, "cpu", *args, **options)
         moved: dict[int, torch.Tensor] = {}
-        read = load(file, "cpu", *args, **options)
         return tree_map_only(torch.Tensor, lambda each: moved.setdefault(id(each), each.to("cuda")), read)
 
     return loaded

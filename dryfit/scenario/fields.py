@@ -37,12 +37,12 @@ from dryfit.scenario.optimizers import OPTIMIZERS
 from dryfit.scenario.strategies import DIVIDED
 from dryfit.scenario.value_fields import (
     PRECISIONS,
-    Allocator,
+    AllocatorSettings,
     Experts,
     Lora,
     Quantization,
     Versions,
-    Zero,
+    ZeroFile,
     say_zero,
 )
 
@@ -351,8 +351,8 @@ class Fields:
         on="outputs kept until the next forward pass",
         in_training=False,
     )
-    allocator: Allocator = described(
-        "Settings of PyTorch's caching allocator.", example={"expandable_segments": False}, parts=Allocator
+    allocator: AllocatorSettings = described(
+        "Settings of PyTorch's caching allocator.", example={"expandable_segments": False}, parts=AllocatorSettings
     )
     platform: str = described(
         "What the GPU's PyTorch is built for. `windows`: without FlashAttention, so that grouped keys take the plain"
@@ -381,11 +381,11 @@ class Fields:
         said=say_parallel,
         parts=Parallel,
     )
-    zero: Zero = described(
+    zero: ZeroFile = described(
         "With `zero1`, `zero2` and `zero3`: what DeepSpeed's configuration says in `zero_optimization`.",
         example={"reduce_bucket_size": 12_845_056},
         said=say_zero,
-        parts=Zero,
+        parts=ZeroFile,
         in_training=False,
     )
     versions: Versions = described(

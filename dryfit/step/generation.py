@@ -26,7 +26,7 @@ from transformers import DynamicCache
 from dryfit.common.chat import Shots, encode_pairs
 from dryfit.common.terminal import log, progress
 from dryfit.step.batches import IGNORED, Row, collate
-from dryfit.step.packing import attention_masks, common_prefix
+from dryfit.step.packing import attention_masks, common_prefix, is_of_the_device
 from dryfit.step.step import decoder_returns
 
 # How far the self-test's logits may be apart, as a share of their spread: rounding is less, an unheeded mask more.
@@ -302,7 +302,7 @@ def _shared(model: nn.Module, rows: Sequence[Row]) -> tuple[Shared | None, str]:
             logits = torch.cat([batch.logits(group) for group in batch.groups])
             said = batch.step([shared.expected[index][0] for index in batch.chosen], 0)
         except Exception as error:  # architectures refuse masks, positions and caches each in their own way
-            if isinstance(error, torch.OutOfMemoryError) or "same device" in str(error):
+            if is_of_the_device(error):
                 raise
             return None, f"{type(error).__name__}: {str(error)[:200]}"
     order = [pair.index(index) for index in batch.chosen]

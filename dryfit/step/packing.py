@@ -139,6 +139,12 @@ def collate_packs(
     return tree_map(lambda tensor: tensor.to(device), batch)
 
 
+def is_of_the_device(error: Exception) -> bool:
+    """Whether an error is one of the device or of where tensors lie, which no other way of computing mends."""
+    kinds = torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)  # since PyTorch 2.8
+    return isinstance(error, kinds) or "same device" in str(error) or "device type" in str(error)
+
+
 def attention_masks(
     seen: torch.Tensor, distance: torch.Tensor, config: Any, dtype: torch.dtype
 ) -> torch.Tensor | dict[str, torch.Tensor]:

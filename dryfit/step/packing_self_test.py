@@ -12,7 +12,7 @@ from dryfit.common.errors import UserError
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.batches import IGNORED, Row
 from dryfit.step.model import autocast_dtype, weight_dtype
-from dryfit.step.packing import Pack, collate_packs, refusal
+from dryfit.step.packing import Pack, collate_packs, is_of_the_device, refusal
 from dryfit.step.parallel import bare, full_tensor
 from dryfit.step.quantized import without_noise
 from dryfit.step.step import forward_backward
@@ -65,6 +65,8 @@ def self_test(model: nn.Module, scenario: Scenario, rows: Sequence[Row], prefix:
         except UserError:
             raise
         except Exception as error:  # architectures refuse masks and positions each in their own way
+            if is_of_the_device(error):
+                raise
             raise refusal(kind, f"it takes no mask of rows ({type(error).__name__}: {str(error)[:200]})") from None
         finally:
             model.zero_grad(set_to_none=True)

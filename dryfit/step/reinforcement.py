@@ -25,7 +25,7 @@ LAST_TOKEN = "last_token"  # where a trace's costs of it begin
 
 
 @dataclass(frozen=True)
-class Cycle:
+class CycleSteps:
     """How many micro-batches a generation serves, and how many an update has.
 
     Attributes
@@ -42,7 +42,7 @@ class Cycle:
     updates: int
 
     @classmethod
-    def of(cls, scenario: Scenario, *, whole: bool) -> Cycle:
+    def of(cls, scenario: Scenario, *, whole: bool) -> CycleSteps:
         """A scenario's, ``whole``, or as few micro-batches as make the same tensors at once.
 
         TRL takes the old log-probabilities anew where an update doesn't end with its answers. So a short cycle keeps

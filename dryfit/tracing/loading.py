@@ -46,14 +46,14 @@ from dryfit.step.adapters import adapter_names, unwrapped
 from dryfit.step.experts import on_host, packed_count
 from dryfit.step.model import build_model, weight_dtype
 from dryfit.step.quantized import quantized_layers, weights_of
-from dryfit.tracing.loaders import Loader, turns
+from dryfit.tracing.loaders import WeightLoader, turns
 
 
 def loading_history(
     model: nn.Module,
     scenario: Scenario,
     first_id: int = 1,
-    loader: Loader | None = None,
+    loader: WeightLoader | None = None,
 ) -> History:
     """Return what happens on the device until the model is ready for its first step.
 
@@ -62,7 +62,7 @@ def loading_history(
     loader
         How it is loaded; the installed versions' way when None.
     """
-    loader = loader or Loader.installed()
+    loader = loader or WeightLoader.installed()
     device = _Device(first_id)
     base = _base_tensors(model)
     if loader.loaded_on_cpu_first and scenario.method != "qlora":
@@ -120,7 +120,7 @@ class _Device:
 
 
 def _load_on_device(
-    device: _Device, model: nn.Module, base: dict[str, torch.Tensor], scenario: Scenario, loader: Loader
+    device: _Device, model: nn.Module, base: dict[str, torch.Tensor], scenario: Scenario, loader: WeightLoader
 ) -> None:
     if loader.warmup and scenario.experts.quantized == "none":  # who packs experts on load leaves it out
         bits = 8 if scenario.quantization and scenario.quantization.type == "int8" else 4
@@ -162,7 +162,7 @@ def _load_on_device(
         device.place(tensor, tensor.untyped_storage().nbytes())
 
 
-def _quantize(device: _Device, weight: Any, dense: int, module: nn.Module | None, loader: Loader) -> None:
+def _quantize(device: _Device, weight: Any, dense: int, module: nn.Module | None, loader: WeightLoader) -> None:
     """Quantize a dense weight that lies on the device under the id ``dense``; ``module``: its layer, if it has one."""
     count = weight.quant_state.shape.numel()
     kept = quantization_state(weight) | {"weight": weight}

@@ -1,4 +1,4 @@
-"""Rule ``check_splits``: no request and no command, as written or normalized, is in two splits; else fail.
+"""The end of rule ``split_dataset``: no request and no command, as written or normalized, is in two splits; else fail.
 
 It reads the finished files and trusts nothing that the splitting did: each screened row is in exactly one split,
 or was taken out for the external test set, and each row of a split has passed the screen. It also adds
@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_report
 from dryfit.common.terminal import log
-from scripts.common.job import job
-from scripts.dataset.rows import SPLITS, TEST, Rows, read_rows, to_lines
-from scripts.dataset.split import KNOWN, families_of
-from scripts.tasks.support import registry
+from scripts.dataset.rows import KNOWN, SPLITS, TEST, Rows, families_of, read_rows, to_lines
 from scripts.tasks.text import Task
 
 if TYPE_CHECKING:
@@ -28,7 +25,6 @@ ADDED = ("kinds", "reason", "stage")  # what splitting adds to rows
 
 
 def _answers(task: Task, rows: Rows) -> "pd.Series":
-    """Answers that hold rows together."""
     return rows["command"][rows["command"].map(task.holds_together).astype(bool)]
 
 
@@ -157,14 +153,3 @@ def main(task: Task, inputs: dict[str, str], report: str, scores: Task | None = 
     for row in table:
         log.info("%-16s %8d rows, %6d removed, %8d kept", *(row[key] for key in ("stage", "rows", "removed", "kept")))
     log.info("no overlap: %s", ", ".join(f"{name} {count}" for name, count in rows.items()))
-
-
-if __name__ == "__main__":
-    with job(snakemake):
-        own = snakemake.params.own_metrics
-        main(
-            registry.of_job(snakemake.params.task),
-            dict(snakemake.input.items()),
-            snakemake.output.report,
-            registry.of_job(own) if own else None,
-        )

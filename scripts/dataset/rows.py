@@ -28,8 +28,15 @@ else:
 
 SPLITS = ("train", "validation", "test")
 TEST = SPLITS[2]
+KNOWN = "known"  # of the held-out rows those whose kind is trained
 COLUMNS = ("request", "command", "source", "line")
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
+
+
+def families_of(rows: Rows) -> pd.Series | None:
+    """What holds rows together beside their texts; null where a row names nothing, None where none does."""
+    named = [rows[name] for name in ("family", "intent") if name in rows]
+    return named[0].fillna(named[1]) if len(named) == 2 else next(iter(named), None)
 
 
 def read_rows(path: str | os.PathLike) -> Rows:

@@ -6,7 +6,8 @@ are connected through others. A group goes into one split as a whole. Which one 
 alone, never on the order of the rows. A source may name the split ``train`` of a row, which is then not held out. It
 may name ``known`` for a row in words and values of its own: that row is held out, although its intent is trained. So
 there are two tests, and each held-out row says which it is of: ``known`` kinds in new words and values, or ``new``
-kinds. Rows that an external test set contains, or that ask for nearly the same, are taken out before.
+kinds. Rows that an external test set contains, or that ask for nearly the same, are taken out before. The finished
+files are checked last (:mod:`scripts.dataset.check_splits`): nothing is trained or asked on splits that leak.
 """
 
 import hashlib
@@ -18,8 +19,20 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
+from scripts.dataset import check_splits
 from scripts.dataset.clean import shingles
-from scripts.dataset.rows import SPLITS, TEST, Rows, count, must_keep_some, read_rows, to_lines, write_rows
+from scripts.dataset.rows import (
+    KNOWN,
+    SPLITS,
+    TEST,
+    Rows,
+    count,
+    families_of,
+    must_keep_some,
+    read_rows,
+    to_lines,
+    write_rows,
+)
 from scripts.tasks.support import registry
 from scripts.tasks.support.keys import key_number
 from scripts.tasks.text import Task
@@ -28,7 +41,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-KNOWN, NEW = "known", "new"  # the two tests
+NEW = "new"  # the test beside KNOWN
 HALVES = {"train": 0.0, "validation": 0.5, "test": 0.5}  # of the rows of known kinds
 RESEMBLES = 0.7  # Jaccard similarity of two requests' character trigrams, from which a row is too near a test set's
 
@@ -81,12 +94,6 @@ def resembling(task: Task, requests: "pd.Series", others: "pd.Series") -> "pd.Se
         return any(count >= RESEMBLES * (len(own) + len(sets[number]) - count) for number, count in shared.items())
 
     return requests.map(resembles)
-
-
-def families_of(rows: Rows) -> "pd.Series | None":
-    """What holds rows together beside their texts; null where a row names nothing, None where none does."""
-    named = [rows[name] for name in ("family", "intent") if name in rows]
-    return named[0].fillna(named[1]) if len(named) == 2 else next(iter(named), None)
 
 
 def known_rows(rows: Rows) -> "np.ndarray":
@@ -257,9 +264,8 @@ def main(task: Task, inputs: dict[str, str], outputs: dict[str, str], settings: 
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(
-            registry.of_job(snakemake.params.task),
-            dict(snakemake.input.items()),
-            dict(snakemake.output.items()),
-            snakemake.params.split,
-        )
+        read, made, own = (dict(snakemake.input.items()), dict(snakemake.output.items()), snakemake.params.own_metrics)
+        part = registry.of_job(snakemake.params.task)
+        main(part, read, {**made, "report": made["split"]}, snakemake.params.split)
+        finished = {**read, **made, "safe": read["pairs"]}
+        check_splits.main(part, finished, made["check"], registry.of_job(own) if own else None)

@@ -141,8 +141,8 @@ def train(work: TrainingJob, group: Group = ALONE) -> None:
     save_adapter(model, folder, base_name(description), group)
     if group.rank == 0:
         write_jsonl(curve_path, fitted.curve)
-    # A 4-bit weight is unpacked once a batch, so on the CPU large ones pay; on a GPU, no more rows than were gated.
-    batch_size = 64 if device == "cpu" else scenario.micro_batch
+    # A 4-bit weight is unpacked once a batch, so on the CPU large ones pay; on a GPU, no more rows than have fitted.
+    batch_size = 64 if device == "cpu" else fit.half or scenario.micro_batch
     loss = validation_loss(model, data.held_out, batch_size, data.pad_token_id, group, scenario)
     peaks = group.collected(torch.cuda.max_memory_allocated() if device == "cuda" else None)
     if group.rank:

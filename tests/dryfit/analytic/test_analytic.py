@@ -340,7 +340,7 @@ ALIKE = [
 ]
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(4, 14)
 @pytest.mark.parametrize(("kind", "fields"), ALIKE, ids=[f"{k}-{'-'.join(map(str, f.values()))}" for k, f in ALIKE])
 def test_trace_within_three_per_cent(kind, fields) -> None:
     from dryfit.tracing.trace import trace
@@ -381,7 +381,7 @@ def test_trace_of_an_older_card_within_three_per_cent() -> None:
     assert analytic_estimate(scenario, capability=(7, 5))["peak_allocated_bytes"] == pytest.approx(traced, rel=0.03)
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_target_model_within_three_per_cent() -> None:
     from dryfit.tracing.trace import trace
 

@@ -57,8 +57,8 @@ def test_a_workspace_for_the_forward_thread_comes_once(capability, size):
     kernels = CudaKernels(capability)
     product = (torch.ops.aten.mm.default, (meta(4, 4), meta(4, 4)))
     assert cublas_workspace_bytes(capability) == size
-    assert kernels.persistent(*product) == [size]
-    assert kernels.persistent(*product) == []
+    assert [*kernels.persistent(*product)] == [size]
+    assert [*kernels.persistent(*product)] == []
 
 
 def test_the_autograd_thread_has_its_own_workspace_and_a_bias_needs_cublaslt():
@@ -76,7 +76,7 @@ def test_the_autograd_thread_has_its_own_workspace_and_a_bias_needs_cublaslt():
             return grad
 
     bias = (torch.ops.aten.addmm.default, (meta(4), meta(4, 4), meta(4, 4)))
-    assert kernels.persistent(*bias) == [8_519_680, MIB]
+    assert [*kernels.persistent(*bias)] == [8_519_680, MIB]
     Product.apply(meta(4, 4, grad=True)).sum().backward()
     assert found == [8_519_680]
 
@@ -84,7 +84,7 @@ def test_the_autograd_thread_has_its_own_workspace_and_a_bias_needs_cublaslt():
 def test_older_kernels_take_a_workspace_of_cublaslt_for_each_product():
     kernels = CudaKernels((8, 0), "2.4.1")
     bias = (torch.ops.aten.addmm.default, (meta(4), meta(4, 4), meta(4, 4)))
-    assert kernels.persistent(*bias) == [8_519_680]
+    assert [*kernels.persistent(*bias)] == [8_519_680]
     assert kernels.temporaries(*bias) == ([], [MIB]) == kernels.temporaries(*bias)
     assert CudaKernels((8, 0), "2.13.0+cpu").temporaries(*bias) == ([], [])
 

@@ -53,6 +53,7 @@ def test_a_process_that_is_not_the_first_has_its_own_card(tmp_path):
 SPLIT = """
 import os, torch, torch.distributed as dist
 dist.init_process_group("nccl")
+torch.cuda.set_device(dist.get_rank())
 rank, layers = dist.get_rank(), [torch.nn.Linear(1024, 1024, bias=False).cuda() for _ in range(1 + dist.get_rank())]
 settings = [{"rows": 32}] if rank == 0 else [None]
 dist.broadcast_object_list(settings, src=0)
@@ -72,7 +73,7 @@ def test_objects_that_another_process_sends_are_told(tmp_path):
     answer = answered(tmp_path, "--gpus", "2", "--ranks", "all", name)
     assert answer["rank"] == 1 and answer["trace"]["components"]["weights_fp32"] == 2 * 4 * MIB
     told = [warning for warning in answer["warnings"] if "receives objects of another process" in warning]
-    assert [line.partition(" ")[0] for line in told] == ["program.py:6", "program.py:8"]
+    assert [line.partition(" ")[0] for line in told] == ["program.py:7", "program.py:9"]
     assert not answered(tmp_path, "--gpus", "2", name)["warnings"]
 
 

@@ -19,6 +19,8 @@ FAULTS = {
     "an index on the card into the host": ("torch.zeros(100)[ids]", "same device"),
     "an array of what is on the card": ("x.numpy()", "Tensor.cpu()"),
     "an array through NumPy": ("np.asarray(x)", "Tensor.cpu()"),
+    "classes of 32 bits": ("nn.functional.cross_entropy(x, ids.int())", "not implemented for 'Int'"),
+    "a mask of another dtype": ("attention(q, q, q, attn_mask=mask.half())", "Expected attn_mask dtype"),
     "a large model on the host": ("nn.Linear(2048, 2048)(torch.randn(8, 2048, device='cuda'))", "same device"),
 }
 CONTROLS = {
@@ -35,18 +37,24 @@ CONTROLS = {
     "a state that comes back": "optimizer.load_state_dict(optimizer.state_dict())",
     "autocast": "torch.autocast('cuda', dtype=torch.bfloat16).__enter__(); linear(x); embedding(ids)",
     "choices of what was brought to the host": "(x.cpu() > 0).nonzero(); x.cpu()[x.cpu() > 0]",
-    "attention": "nn.functional.scaled_dot_product_attention(*[x.view(1, 8, 8, 8)] * 3, is_causal=True)",
+    "attention": "attention(q, q, q, is_causal=True)",
+    "masks": "attention(q.half(), q.half(), q.half(), attn_mask=mask); attention(q, q, q, attn_mask=mask > 0)",
+    "what the host counts is counted once": (
+        "counted = torch.zeros(2); counted += 1; counted.add_(counted)\nif counted.tolist() != [2, 2]: raise TypeError"
+    ),
+    "classes": "nn.functional.cross_entropy(x, ids)",
     "an average of the model": "torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)([x], [x.clone()], 1)",
 }
 TEXT = """
 import json
 import numpy as np, torch
 from torch import nn
+attention = nn.functional.scaled_dot_product_attention
 linear, embedding = nn.Linear(64, 64).cuda(), nn.Embedding(100, 64).cuda()
 optimizer = torch.optim.AdamW(linear.parameters())
 for _ in range(2):
     x, ids_on_host = torch.randn(8, 64, device="cuda"), torch.randint(100, (8,))
-    ids = ids_on_host.cuda()
+    ids, q, mask = ids_on_host.cuda(), x.view(1, 8, 8, 8), torch.ones(8, 8, device="cuda")
     for kind, line in LINES.items():
         try:
             exec(line)
@@ -138,7 +146,7 @@ for own in (True, False):
     thread.start()
     thread.join()
 torch.zeros(8, device="cuda")
-assert len(errors) == 1 and "which is cuda:0 there, and this process has cuda:1" in errors[0], errors
+assert len(errors) == 1 and "which is cuda:0 there, and its card is cuda:1" in errors[0], errors
 weight = torch.nn.Parameter(torch.zeros(8, device="cuda"))
 optimizer = torch.optim.SGD([weight])
 for _ in range(3):
@@ -150,3 +158,10 @@ for _ in range(3):
 @pytest.mark.thorough
 def test_a_threads_own_card_is_the_first(tmp_path):
     assert answered(tmp_path, "--gpus", "2", "--ranks", "1", program(tmp_path, THREADS))["rank"] == 1
+
+
+@pytest.mark.thorough
+def test_a_process_that_has_chosen_no_card_has_the_first(tmp_path):
+    text = 'import torch\nweight = torch.zeros(8, device="cuda")\n'
+    said = refused(tmp_path, "--gpus", "2", "--ranks", "1", program(tmp_path, text))
+    assert "The process asks for `cuda`, which is cuda:0 there, and its card is cuda:1" in said

@@ -56,7 +56,7 @@ def distance(one, other):
     return (sum(float((x - y).double().norm() ** 2) for x, y in zip(one, other, strict=True)) / norm) ** 0.5
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(2, 8)
 @pytest.mark.parametrize("kind", ["rows", "shared_prefix"])
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_pack_gives_loss_and_gradients_of_its_rows_alone(name, kind):
@@ -166,6 +166,23 @@ def test_the_mask_has_the_dtype_of_the_queries(fields):
     asked = scenario("llama", packing="shared_prefix", **fields)
     result = self_test(build_model(asked, "cpu", seed=1), asked, rows(), common_prefix(rows()), 0)
     assert result["loss_difference"] < 1e-4 and result["gradient_difference"] < 1e-2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("Expected all tensors to be on the same device")],
+)
+def test_what_the_device_refuses_is_not_said_to_be_the_architecture(error, monkeypatch):
+    asked, real = scenario("llama", packing="rows"), exactness.forward_backward
+
+    def failing(model, batch, how, **options):
+        if how.packing == "rows":
+            raise error
+        return real(model, batch, how, **options)
+
+    monkeypatch.setattr(exactness, "forward_backward", failing)
+    with pytest.raises(type(error), match=str(error)):
+        self_test(build_model(asked, "cpu", seed=1), asked, rows(), 0, 0)
 
 
 @pytest.mark.parametrize("broken", ["mask", "positions"])

@@ -38,7 +38,7 @@ STEP = {
 }
 
 
-def save_model(folder: Path) -> Path:
+def save_model(folder: Path, layers: int = 2) -> Path:
     """A model as ``save_pretrained`` writes it."""
     tokenizer = make_tokenizer(CHATML)
     torch.manual_seed(0)
@@ -46,7 +46,7 @@ def save_model(folder: Path) -> Path:
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
