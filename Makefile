@@ -44,7 +44,7 @@ test-rest: $(VENV)/ready-dev
 WHEN := not nightly
 ELSEWHERE := test-slurm test-kernels test-conda test-site test-deepspeed test-optimizers test-mcp test-recipes
 test-all: $(VENV)/ready-dev
-	@echo "make test-all: $$($(BIN)/python -m tests.tiers test test-rest); then $(ELSEWHERE) (15 to 25 minutes)"
+	@echo "make test-all: $$($(BIN)/python -m tests.tiers test-all); then $(ELSEWHERE) (15 minutes)"
 	@$(MAKE) --no-print-directory lint
 	$(PYTEST) -m "not nightly"
 	@$(MAKE) --no-print-directory -j2 --output-sync=target --keep-going $(ELSEWHERE)

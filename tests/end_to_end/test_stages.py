@@ -13,7 +13,7 @@ import pytest
 from tests.repository import ROOT
 from tests.warm import launchers
 
-thorough = pytest.mark.thorough
+thorough, nightly = pytest.mark.thorough, pytest.mark.nightly
 
 
 def started(folder: Path, *words: str) -> tuple[dict[str, Any], str]:
@@ -38,13 +38,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("lora", None, "", marks=thorough),
         pytest.param("autocast", None, "", marks=thorough),
         pytest.param("fp16", None, "resumed", marks=thorough),
-        pytest.param("rows", None, "", marks=thorough),
+        pytest.param("rows", None, "", marks=nightly),
         pytest.param("shared_prefix", None, "", marks=thorough),
         ("lora ddp", 1, ""),
-        pytest.param("lora ddp", 0, "", marks=thorough),
+        pytest.param("lora ddp", 0, "", marks=nightly),
         pytest.param("qlora ddp", 1, "", marks=thorough),
         pytest.param("lora fsdp2", 0, "resumed", marks=thorough),
-        pytest.param("lora fsdp2", 1, "", marks=thorough),
+        pytest.param("lora fsdp2", 1, "", marks=nightly),
         pytest.param("qlora fsdp2", 0, "", marks=thorough),
     ],
 )

@@ -41,7 +41,7 @@ def off_the_step(asked: Scenario) -> float:
     return (form - peak) / (peak - traced["resident_bytes"])
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4, 8)
 @pytest.mark.parametrize("family", KNOWN)
 def test_adapters_are_those_that_peft_makes(family) -> None:
     asked = step(FAMILIES[family], sequence_length=64)

@@ -98,8 +98,7 @@ def test_tokens_have_the_programs_format(tmp_path: Path, monkeypatch: pytest.Mon
     assert tokens[0] == 50256 and 20 < (tokens == 50256).sum() < 200
 
 
-def test_the_document_shows_every_row_that_is_kept() -> None:
-    assert table() in (ROOT / "docs" / "memory-validation.md").read_text(encoding="utf-8")
+def test_the_rows_that_were_drawn_are_kept() -> None:
     with ROWS.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     records = [row for row in rows if row["source"].startswith("KellerJordan")]

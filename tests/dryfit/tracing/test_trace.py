@@ -77,7 +77,7 @@ def possible(row: dict) -> bool:
     return (row["precision"], row["attention"]) != ("fp32", "flash") and not (mixed and row["method"] == "qlora")
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(5, 8)
 @pytest.mark.parametrize("fields", pairwise(SETTINGS, possible), ids=lambda row: "-".join(map(str, row.values())))
 def test_every_pair_of_settings(fields):
     check(trace(scenario(**fields)))
