@@ -63,7 +63,9 @@ def unanswered(called: str, length: int) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(("called", "length"), [("trl", 512), ("trl", 1024), ("trl", 2048), ("default", 4096)])
+@pytest.mark.parametrize(
+    ("called", "length"), [("trl", 512), ("trl", 1024), ("trl", 2048), ("default", 4096), ("not_checkpointed", 4096)]
+)
 def test_the_usual_steps_of_the_catalogue_are_answered(called, length) -> None:
     assert unanswered(called, length) == {name for name, window in WINDOWS.items() if length >= window}
 
