@@ -1,7 +1,7 @@
 # make run   from raw data to results/<run>/MODEL_CARD.md
 # make test  linters, and the tests that protect while one works: each room, each rule, a tiny chain; on all cores,
 #            WORKERS=1 for one (minutes)
-# make test-all   everything but what a night is for: make test, make test-rest (what it leaves out), and these:
+# make test-all   everything but what a night is for: make test and make test-rest (what it leaves out) at once, and these:
 #   make test-conda   the chain in conda environments
 #   make test-slurm   a sweep on a real one-node Slurm, a job killed and requeued
 #   make test-deepspeed, test-optimizers, test-kernels, test-mcp, test-recipes   ZeRO, torchao's and GaLore's optimizers,
@@ -45,8 +45,8 @@ WHEN := not nightly
 ELSEWHERE := test-slurm test-kernels test-conda test-site test-deepspeed test-optimizers test-mcp test-recipes
 test-all: $(VENV)/ready-dev
 	@echo "make test-all: $$($(BIN)/python -m tests.tiers test test-rest); then $(ELSEWHERE) (15 to 25 minutes)"
-	@$(MAKE) --no-print-directory test
-	@$(MAKE) --no-print-directory test-rest
+	@$(MAKE) --no-print-directory lint
+	$(PYTEST) -m "not nightly"
 	@$(MAKE) --no-print-directory -j2 --output-sync=target --keep-going $(ELSEWHERE)
 
 lint: $(VENV)/ready-dev

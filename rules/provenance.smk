@@ -1,5 +1,5 @@
 # Where a run came from: what went in and what came out with digests, configuration, versions, machine, commit.
-#   results/<run>/provenance.json . bill-of-materials.cdx.json (CycloneDX) . ro-crate-metadata.json (RO-Crate)
+#   results/<run>/provenance.json . bill-of-materials.cdx.json (CycloneDX)
 
 
 rule record_provenance:
@@ -38,7 +38,6 @@ rule record_provenance:
             labels={"figure": "Provenance"},
         ),
         materials="results/{run}/bill-of-materials.cdx.json",
-        crate="results/{run}/ro-crate-metadata.json",
     log:
         "logs/{run}/record_provenance.log",
     conda:

@@ -21,7 +21,7 @@ from dryfit.engine.patching import patched
 from dryfit.engine.report import Report
 from dryfit.engine.trace import Options, trace_step
 from dryfit.step.step import random_step
-from dryfit.tracing.loaders import Loader
+from dryfit.tracing.loaders import WeightLoader
 from dryfit.tracing.prepare import prepare
 from validation import environments
 from validation.rows import SOURCES, Row
@@ -46,7 +46,7 @@ def fitcheck(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     """
     scenario, gpu = row.scenario, find("t4", row.id)
     quantized = scenario.method == "qlora"
-    loader = Loader.of(**SESSIONS[row.session], loaded_on_cpu_first=not quantized)
+    loader = WeightLoader.of(**SESSIONS[row.session], loaded_on_cpu_first=not quantized)
     prepared = prepare(scenario, loader=loader, orders=orders if loader.workers > 1 and quantized else 1)
     model, optimizer = prepared.model, prepared.optimizer
     tokens = None
@@ -192,7 +192,7 @@ def canifinetune(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     transformers leaves it out where it hides nothing. Quantized models are loaded to the GPU, others moved to it.
     """
     scenario = row.scenario
-    loader = Loader.of(**CANIFINETUNE, loaded_on_cpu_first=scenario.method != "qlora")
+    loader = WeightLoader.of(**CANIFINETUNE, loaded_on_cpu_first=scenario.method != "qlora")
     prepared = prepare(scenario, loader=loader, orders=1)
     model, optimizer = prepared.model, prepared.optimizer
     kept: dict[str, Any] = {}

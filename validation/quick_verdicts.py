@@ -34,9 +34,9 @@ from dryfit.common.files import read_json
 from dryfit.common.terminal import command, progress
 from dryfit.engine.capacities import capacities
 from dryfit.engine.replay import peak_blocks
+from dryfit.scenario.fields import line
 from dryfit.scenario.model import MODELS
 from dryfit.scenario.scenario import Scenario
-from validation import analytic
 from validation.families import FAMILIES, LATER
 from validation.hybrid_forms import CATALOGUE, PACKAGES, model_of
 
@@ -217,7 +217,7 @@ def judged(question: Drawn, cards: Random | None = None) -> Judged | None:
     except UserError:
         return None
     layers = scenario.size("num_hidden_layers")
-    what = f"{scenario.model_name} of {layers} layers, {analytic.describe(scenario)}, on {usable / 2**30:.2f} GiB"
+    what = f"{scenario.model_name} of {layers} layers, {line(scenario.to_mapping())}, on {usable / 2**30:.2f} GiB"
     return Judged(scenario.method, says, fits, what)
 
 

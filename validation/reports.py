@@ -322,7 +322,6 @@ def page(reports: Sequence[Report]) -> str:
     for drawn, those in sets.items():
         parts += [f"## The wrong ones now: {_SETS[drawn]}", _wrong_table(those)]
     parts += ["## What decides nothing", _undecidable_table(reports)]
-    parts += ["## All of them", _whole_table(reports)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -437,19 +436,6 @@ def _undecidable_table(reports: Sequence[Report]) -> str:
         if why := report.found_undecidable or report.decidable.partition("no: ")[2]:
             cells = [f"[{report.id}]({report.link})", _run(report), _outcome(report), why]
             lines.append("| " + " | ".join(map(_cell, cells)) + " |")
-    return "\n".join(lines)
-
-
-def _whole_table(reports: Sequence[Report]) -> str:
-    lines = [
-        "| report | set | tool, model, method | the outcome | the verdict | |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for report in sorted(reports, key=lambda one: (_WORST_FIRST.index(now(one) or "undecidable"), one.id)):
-        what = f"{report.tool}, {report.model}, {report.method}"
-        cells = [f"[{report.id}]({report.link})", _SETS[report.drawn], what,
-                 _outcome(report), _verdict(report), _IN_WORDS.get(now(report), "").partition(":")[0]]  # fmt: skip
-        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from random import Random
 
 from dryfit.analytic import state
 from dryfit.analytic.graph import Parameter
-from dryfit.analytic.setting import CHUNK_TOKENS, Setting, check_described, described
+from dryfit.analytic.setting import Setting, check_described, described
 from dryfit.analytic.step import TrainingStep
 from dryfit.engine.allocator import SMALL, Event
 from dryfit.engine.cuda_rules import (
@@ -22,6 +22,7 @@ from dryfit.engine.cuda_rules import (
     Capability,
     cublas_workspace_bytes,
 )
+from dryfit.scenario.fields import CHUNK_TOKENS
 from dryfit.scenario.optimizers import OPTIMIZERS
 from dryfit.scenario.scenario import Scenario
 

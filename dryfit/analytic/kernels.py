@@ -8,13 +8,14 @@ from itertools import product
 from typing import Any
 
 from dryfit.analytic.decoder import NotDescribed
-from dryfit.analytic.setting import CHUNK_TOKENS, Setting, described
+from dryfit.analytic.setting import Setting, described
 from dryfit.engine.cuda_rules import (
     DEFAULT_CAPABILITY,
     Capability,
     cublas_workspace_bytes,
     efficient_workspace_bytes,
 )
+from dryfit.scenario.fields import CHUNK_TOKENS
 from dryfit.scenario.scenario import Scenario
 
 UNEVEN = 4001  # a length that no block of a kernel divides

@@ -17,7 +17,8 @@ from functools import partial
 
 from dryfit.analytic.decoder import Decoder, Heads, Matrix
 from dryfit.analytic.graph import Graph, Parameter, Tensor
-from dryfit.analytic.setting import BLOCKSIZE, Setting
+from dryfit.analytic.setting import Setting
+from dryfit.engine.bitsandbytes_rules import BLOCK
 from dryfit.engine.components import TEMPORARIES, WEIGHT_CASTS
 from dryfit.engine.cuda_rules import BIAS_ALIGNMENT, HALF_TO_FLOAT, efficient_workspace_bytes, flash_padding
 from dryfit.scenario.scenario import Scenario
@@ -151,7 +152,7 @@ def product(net: Network, x: Tensor, weight: Parameter, outputs: str, bias: Para
 def product_4bit(net: Network, x: Tensor, matrix: Matrix) -> Tensor:
     """x times a 4-bit weight: keeps nothing; forward and backward unpack the weight, and nested scales twice before."""
     shape, dims, width = (x.dims, x.width), (matrix.outputs, matrix.inputs), net.setting.dense_width
-    scales = [(f"{matrix.outputs}·{matrix.inputs}/{BLOCKSIZE}",)] * (2 if net.setting.nested else 0)
+    scales = [(f"{matrix.outputs}·{matrix.inputs}/{BLOCK}",)] * (2 if net.setting.nested else 0)
 
     def unpacked() -> list[Tensor]:
         sizes = [*((dims, 4) for dims in scales), (dims, width)]

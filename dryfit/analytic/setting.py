@@ -10,6 +10,7 @@ from typing import Any
 from dryfit.analytic.decoder import Decoder, Heads, Matrix, NotDescribed
 from dryfit.analytic.families import FAMILIES, Family
 from dryfit.common.errors import UserError
+from dryfit.engine.bitsandbytes_rules import BLOCK
 from dryfit.engine.components import weights
 from dryfit.engine.cuda_rules import (
     BIAS_ALIGNMENT,
@@ -21,13 +22,11 @@ from dryfit.engine.cuda_rules import (
     up,
 )
 from dryfit.engine.cuda_rules import attention_kernel as kernel_of_attention
-from dryfit.scenario.fields import FIELDS
+from dryfit.scenario.fields import CHUNK_TOKENS, FIELDS
 from dryfit.scenario.model import KERNEL_PACKAGES, size
 from dryfit.scenario.scenario import Scenario
 
 LARGEST_GROUPED_HEAD = 256  # elements
-CHUNK_TOKENS = 256  # dryfit/step/step.py: tokens whose logits exist at once with `loss: chunked`
-BLOCKSIZE, NESTED_BLOCKSIZE = 64, 256  # bitsandbytes: 4-bit weights to a scale, scales to a scale of theirs
 
 
 # --- which decoder ----------------------------------------------------------------------------------------------------
@@ -386,5 +385,5 @@ class Setting:
             **decoder.of_step(length, scenario.micro_batch),
         }
         for matrix in decoder.matrices:
-            sizes[f"{matrix.outputs}·{matrix.inputs}/{BLOCKSIZE}"] = -(-decoder.elements(matrix) // BLOCKSIZE)
+            sizes[f"{matrix.outputs}·{matrix.inputs}/{BLOCK}"] = -(-decoder.elements(matrix) // BLOCK)
         return sizes

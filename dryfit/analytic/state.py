@@ -1,15 +1,16 @@
 """What a step finds and leaves: weights and their way to the device, workspaces, optimizer states.
 
-Sources: bitsandbytes 0.50 (functional.py, quantize_4bit; optim/optimizer.py), PyTorch 2.13 (torch/optim/adamw.py); the
-libraries' way of loading in every detail, with its sources: dryfit/tracing/loading.py.
+Sources: PyTorch 2.13 (torch/optim/adamw.py); bitsandbytes: :mod:`dryfit.engine.bitsandbytes_rules`; how weights are
+loaded, in every detail: dryfit/tracing/loading.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from dryfit.analytic.graph import Ledger
-from dryfit.analytic.setting import BLOCKSIZE, NESTED_BLOCKSIZE, Setting
+from dryfit.analytic.setting import Setting
+from dryfit.engine.bitsandbytes_rules import EIGHT_BIT_FROM, PAGED_FROM, VALUES_8BIT, packed, packing
 from dryfit.engine.components import (
     ADAPTERS,
     COLLECTIVES,
@@ -22,24 +23,14 @@ from dryfit.engine.components import (
 from dryfit.engine.cuda_rules import CUBLASLT_WORKSPACE_BYTES, cublas_workspace_bytes
 from dryfit.scenario.optimizers import OPTIMIZERS
 
-CODE_VALUES = 256  # of bitsandbytes' map of 8-bit numbers; 16 of 4-bit ones
-PAGED_FROM = 100_000  # elements: smaller states stay on the device (bitsandbytes: get_state_buffer)
-EIGHT_BIT_FROM = 4096  # elements: smaller ones keep states in fp32 (min_8bit_size)
+_LEFT_OUT = ("map", "magnitudes", "largest")  # a block of 512 or 1,024 bytes each, for the first weight or for a moment
 
 
 def hold_weights(ledger: Ledger, setting: Setting) -> None:
     """Weights and adapters, before the first step."""
-    for group, elements, _, times in setting.decoder.weight_shapes():
-        if group == "linear" and setting.quantized:
-            for component, width, count in _packed(elements, nested=setting.nested):
-                shared = setting.packed_sharded and component == WEIGHTS_4BIT
-                ledger.hold(component, "4-bit linear layers", width, setting.share(count) if shared else count, times)
-        else:
-            component, width = setting.weight_component(group), setting.weight_width(group)
-            ledger.hold(component, group.replace("_", " "), width, setting.share(elements), times)
-    if setting.scenario.lora:
-        for _, elements, times in setting.decoder.adapter_shapes(setting.scenario.lora):
-            ledger.hold(ADAPTERS, "adapters", setting.adapter_width, setting.share(elements), times)
+    for what, parts, times in _kept(setting):
+        for component, width, count in parts:
+            ledger.hold(component, what, width, count, times)
     for width, elements, times in _buckets(setting):
         ledger.hold(COLLECTIVES, "buckets of gradients", width, elements, times)
 
@@ -49,30 +40,36 @@ def _buckets(setting: Setting) -> list[tuple[int, int, int]]:
     return setting.trained_shapes() if setting.scenario.parallel.kind.replicates else []
 
 
-def _packed(elements: int, *, nested: bool) -> list[tuple[str, int, int]]:
-    """A 4-bit weight as (component, bytes of an element, elements).
-
-    Two weights to a byte, a scale for each 64 of them; the scales quantized again by 256 if double, with a map of their
-    own and an offset.
-    """
-    scales = -(-elements // BLOCKSIZE)
-    parts = [(WEIGHTS_4BIT, 1, -(-elements // 2)), (QUANTIZATION_STATE, 4, 16)]
-    if not nested:
-        return [*parts, (QUANTIZATION_STATE, 4, scales)]
-    quantized = [(1, scales), (4, -(-scales // NESTED_BLOCKSIZE)), (4, CODE_VALUES), (4, 1)]
-    return parts + [(QUANTIZATION_STATE, *part) for part in quantized]
+def _kept(setting: Setting) -> Iterator[tuple[str, list[tuple[str, int, int]], int]]:
+    """Weights and adapters as this GPU has them: what, (component, bytes of an element, elements), how many such."""
+    for group, elements, _, times in setting.decoder.weight_shapes():
+        if group == "linear" and setting.quantized:
+            parts = packed(elements, nested=setting.nested)
+            if setting.packed_sharded:
+                parts["weight"] = 1, setting.share(parts["weight"][1])
+            named = [(WEIGHTS_4BIT if name == "weight" else QUANTIZATION_STATE, *part) for name, part in parts.items()]
+            yield "4-bit linear layers", named, times
+        else:
+            part = setting.weight_component(group), setting.weight_width(group), setting.share(elements)
+            yield group.replace("_", " "), [part], times
+    if setting.scenario.lora:
+        for _, elements, times in setting.decoder.adapter_shapes(setting.scenario.lora):
+            yield "adapters", [(ADAPTERS, setting.adapter_width, setting.share(elements))], times
 
 
 def load(ledger: Ledger, setting: Setting) -> None:
     """Tell the allocator how the weights come to the device: it decides which blocks they get.
 
-    Under FSDP2 they are loaded on the host, and only this GPU's share comes.
+    Under FSDP2 they are loaded on the host, and this GPU's share comes: 4-bit weights with all of their statistics.
 
     transformers first allocates and frees one block of the model's size, then brings each tensor in the order of the
     names; a weight to be quantized comes whole, and goes when the packed one is there.
     """
     if setting.sharded:
-        return _load_shares(ledger, setting)
+        for _, parts, times in _kept(setting):
+            for _, width, count in parts * times:
+                ledger.allocate(width * count)
+        return
     dense = setting.dense_width
     order = setting.decoder.arrivals(setting.scenario.model["model_type"].startswith("gpt"))
     packed = [setting.quantized and group == "linear" for group, _ in order]
@@ -106,36 +103,16 @@ def load(ledger: Ledger, setting: Setting) -> None:
             ledger.allocate(elements * width)
 
 
-def _load_shares(ledger: Ledger, setting: Setting) -> None:
-    """The shares of the weights as they stay; 4-bit weights with all of their statistics."""
-    for group, elements, _, times in setting.decoder.weight_shapes():
-        parts = [("", setting.weight_width(group), setting.share(elements))]
-        if group == "linear" and setting.quantized:
-            parts = _packed(elements, nested=setting.nested)
-        for _ in range(times):
-            for component, width, count in parts:
-                shared = setting.packed_sharded and component == WEIGHTS_4BIT
-                ledger.allocate(width * (setting.share(count) if shared else count))
-    if setting.scenario.lora:
-        for _, elements, times in setting.decoder.adapter_shapes(setting.scenario.lora):
-            for _ in range(times):
-                ledger.allocate(setting.share(elements) * setting.adapter_width)
-
-
 def _quantize(ledger: Ledger, setting: Setting, elements: int) -> None:
     """The allocations of packing a weight that has arrived."""
-    count = -(-elements // BLOCKSIZE)
-    scales = ledger.allocate(count * 4)
-    ledger.allocate(-(-elements // 2))
-    ledger.allocate(16 * 4)
-    if setting.nested:
-        ledger.allocate(4)
-        centred = ledger.allocate(count * 4)
-        ledger.allocate(-(-count // NESTED_BLOCKSIZE) * 4)
-        ledger.allocate(count)
-        ledger.allocate(CODE_VALUES * 4)
-        ledger.free(centred)
-        ledger.free(scales)
+    held: dict[str, int] = {}
+    for name, size in packing(elements, nested=setting.nested):
+        if name in _LEFT_OUT:
+            continue
+        if size:
+            held[name] = ledger.allocate(size)
+        else:
+            ledger.free(held[name])
 
 
 def largest_arriving_bytes(setting: Setting) -> int:
@@ -173,7 +150,7 @@ def hold_optimizer_states(ledger: Ledger, setting: Setting, shapes: Sequence[tup
                 ledger.hold(OPTIMIZER_STATES, "moments", 1, elements, moments * times)
             ledger.hold(OPTIMIZER_STATES, "scales of moments", 4, -(-elements // kind.block), moments * times)
     if kind.bits is not None:
-        ledger.hold(OPTIMIZER_STATES, "maps of 8-bit numbers", 4, CODE_VALUES, moments)
+        ledger.hold(OPTIMIZER_STATES, "maps of 8-bit numbers", 4, VALUES_8BIT, moments)
 
 
 def optimizer_step(ledger: Ledger, setting: Setting) -> None:

@@ -15,10 +15,11 @@ from dryfit.analytic import state
 from dryfit.analytic.experts import experts
 from dryfit.analytic.graph import Node, Parameter, Storage, Tensor, Term
 from dryfit.analytic.layers import Layer, Network, attention, dropped, mlp, norm, product
-from dryfit.analytic.setting import CHUNK_TOKENS, Setting
+from dryfit.analytic.setting import Setting
 from dryfit.analytic.sharding import Sharding, Unit, marked, units_of
 from dryfit.engine.components import GRADIENTS, INPUTS, TEMPORARIES, WEIGHT_CASTS
 from dryfit.engine.cuda_rules import embedding_backward_bytes
+from dryfit.scenario.fields import CHUNK_TOKENS
 
 PERIODS_RUN = 3
 

@@ -204,7 +204,6 @@ _ends_with_its_answer = False  # whether the process is the console script's (dr
 
 
 def _answered(asked: UnderstoodLine, program: Sequence[str]) -> int:
-    """Answer a line; the exit status."""
     if _ends_with_its_answer:
         from dryfit.tracing import imports
 
@@ -277,7 +276,6 @@ class _Stopped(Exception):
 
 
 def _print(answered: Any, as_json: bool) -> int:
-    """Print a typed answer, and say whether it fits."""
     print(json.dumps(answered.to_mapping(), sort_keys=True) if as_json else answered.text())
     return 0 if answered.fits or answered.gpu is None else 1
 

@@ -68,7 +68,6 @@ def print_fewest(asked: Question, watch: Callable[..., None], as_json: bool) -> 
 
 
 def _left_out(found: Mapping[str, Any]) -> Iterator[str]:
-    """The ways that were not traced, and why."""
     if found.get("ruled_out"):
         rows = ", ".join(f"{row['way']} (at least {gib(row['at_least_bytes'])})" for row in found["ruled_out"])
         yield f"can't fit, since weights, gradients and states alone are too much: {rows}"

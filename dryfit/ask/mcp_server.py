@@ -62,12 +62,10 @@ _ANSWER = {
 
 
 def _asked(given: Mapping[str, Any]) -> Question:
-    """The question that the fields of a step are."""
     return question([given["model"]], QuestionOptions.of(given))
 
 
 def _short(answered: Mapping[str, Any]) -> dict[str, Any]:
-    """What an assistant needs of an answer."""
     trace = answered["trace"]
     parts = sorted(trace["components"].items(), key=lambda item: -item[1])
     return {

@@ -219,7 +219,6 @@ def _of_the_file(error: UserError, reading: Reading | None, options: QuestionOpt
 
 
 def _gpu(options: QuestionOptions) -> Gpu | None:
-    """The GPU that options name: --gpu, or --set gpu=."""
     if options.gpu is not None:
         return find(options.gpu, "--gpu")
     given: dict[str, Any] = {}

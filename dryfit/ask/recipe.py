@@ -3,6 +3,7 @@
 dryfit openai/whisper-large-v3 --gpu t4 -b 8
 dryfit black-forest-labs/FLUX.1-dev --gpu 4090 -b 1 --set size=1024
 dryfit BAAI/bge-m3 --recipe list
+dryfit train_sdxl.sh --gpu 4090      a file of kohya's sd-scripts or of diffusers' examples
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dryfit.common.files import yaml_value
 from dryfit.common.text import gib, printable, yaml_text
 from dryfit.recipes.models import OtherModel, find
 from dryfit.recipes.recipe import Recipe, recipe, recipes
+from dryfit.recipes.trainers import TrainerFile, read
 
 _RANK = 16  # of `--method lora` where none is named
 _TAKEN = ("what", "command", "gpu", "method", "sequence_length", "micro_batch", "set", "json", "suggest", "yaml",
@@ -31,13 +33,14 @@ _TAKEN = ("what", "command", "gpu", "method", "sequence_length", "micro_batch", 
 
 @dataclass(frozen=True)
 class RecipeQuestion:
-    """What is asked: a model, its recipe, all settings of that, and a card of the catalogue; ``chosen``: said why."""
+    """What is asked: a model, its recipe, all settings of that, a card of the catalogue, and the file that says so."""
 
     model: OtherModel
     recipe: Recipe
     values: Mapping[str, Any]
     assumed: Mapping[str, Any]
     gpu: str | None
+    file: TrainerFile | None = None
 
 
 def answered(words: Sequence[str]) -> int | None:
@@ -51,7 +54,8 @@ def answered(words: Sequence[str]) -> int | None:
     own = items(split(words)[1])
     named = next((item.value for item in own if not item.name), None)
     chosen = next((item.value for item in own if item.name == "--recipe"), None)
-    model = find(named) if named else None
+    file = read(named) if named else None
+    model = file.model if file else find(named) if named else None
     if not chosen and (model is None or model.recipe is None):
         return None
     if chosen == "list":
@@ -65,12 +69,12 @@ def answered(words: Sequence[str]) -> int | None:
             write=f"{PROGRAM} openai/whisper-large-v3 --recipe {options.recipe}",
         )  # fmt: skip
     try:
-        asked = question(model, options)
+        asked = question(model, options, file)
     except UserError as error:
         if not error.change or str(error.write).startswith(PROGRAM):
             raise
         line = changed(words, error.change)
-        question(model, parse(line))  # what is wrong in this line too is shown instead of it
+        question(model, parse(line), file)  # what is wrong in this line too is shown instead of it
         raise error.with_values(write=shlex.join([PROGRAM, *line]), change=None) from None
     if options.yaml:
         print(asked.recipe.program({"model": model.name, **asked.values}), end="")
@@ -90,8 +94,8 @@ def _listed(model: OtherModel | None) -> list[str]:
     return [f"{'*' if one.name == own else ' '} {one.name:<{width}}  {one.about}" for one in rows]
 
 
-def question(model: OtherModel, options: argparse.Namespace) -> RecipeQuestion:
-    """What a line asks about a model.
+def question(model: OtherModel, options: argparse.Namespace, file: TrainerFile | None = None) -> RecipeQuestion:
+    """What a line asks about a model, or about the training that a file describes.
 
     Raises
     ------
@@ -108,24 +112,23 @@ def question(model: OtherModel, options: argparse.Namespace) -> RecipeQuestion:
             allowed="--gpu, --method, -b, -s, --set, --recipe, --json, --suggest, --yaml, --fresh",
             write=f"{PROGRAM} {model.name} --gpu {options.gpu or '4090'}",
         )  # fmt: skip
-    chosen = recipe(options.recipe or model.recipe)
+    chosen = recipe(options.recipe or (file.recipe if file else model.recipe))
     gpu = card(options.gpu, "--gpu") if options.gpu else None
     if gpu and gpu.count > 1:
         raise UserError(
             "A recipe runs on one GPU.", where="--gpu", found=options.gpu, allowed="one GPU; your program on several",
             write=f"{PROGRAM} run --gpus {gpu.count} --gpu {gpu.name} train.py",
         )  # fmt: skip
-    given = chosen.checked(_given(chosen, options))
+    given = {**(file.given if file else {}), **chosen.checked(_given(chosen, options))}
     own = {name: setting.value for name, setting in chosen.settings.items() if name != "model"}
     old = gpu is not None and gpu.capability is not None and gpu.capability < (8, 0)
     if old and own.get("precision") == "bf16" and "fp16" in chosen.settings["precision"].choices:
         own["precision"] = "fp16"  # what such a card computes fast
     assumed = {name: value for name, value in own.items() if name not in given}
-    return RecipeQuestion(model, chosen, {**own, **given}, assumed, gpu.name if gpu else None)
+    return RecipeQuestion(model, chosen, {**own, **given}, assumed, gpu.name if gpu else None, file)
 
 
 def _given(chosen: Recipe, options: argparse.Namespace) -> dict[str, Any]:
-    """The settings that options name."""
     given: dict[str, Any] = {}
     if options.method:
         lora = options.method != "full"
@@ -154,13 +157,16 @@ def _print(asked: RecipeQuestion, options: argparse.Namespace, words: Sequence[s
     from dryfit.cards.sentences import of_program
     from dryfit.recipes.follow import follow, spared
 
-    found = follow(asked.recipe, asked.model, asked.values, asked.gpu)
+    beside = asked.file.beside if asked.file else ()
+    found = follow(asked.recipe, asked.model, asked.values, asked.gpu, beside)
     found["recipe"] |= {"assumed": dict(asked.assumed)}
+    if asked.file:
+        found["recipe"]["file"] = {name: getattr(asked.file, name) for name in ("tool", "program", "beside", "notes")}
     found["sentence"] = of_program(found, asked.model.name)
     wanted = found["gpu"] is not None and found["verdict"] != "fits"
     if options.json:
         if options.suggest:
-            tried = spared(asked.recipe, asked.model, asked.values, asked.gpu) if wanted else ()
+            tried = spared(asked.recipe, asked.model, asked.values, asked.gpu, beside) if wanted else ()
             found["suggestions"] = [_suggestion(changes, one, words) for changes, one in tried]
         print(json.dumps(found, sort_keys=True))
     else:
@@ -178,6 +184,9 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     first = [found["sentence"], f"recipe {told['name']}: {told['about']}", f"  with {settings}"]
     if told["assumed"]:
         first.append(f"  the recipe's own, since the line does not say: {', '.join(told['assumed'])}")
+    if file := told.get("file"):
+        first.append(f"  read from a file of {file['tool']} for {file['program']}, run as diffusers' own step")
+        first += [f"  {line}" for line in file["notes"]]
     first += [f"  {line}" for line in told["assumptions"]]
     return [*first, f"  configuration: {told['configuration']}", *text(found)[2:]]
 
@@ -187,7 +196,8 @@ def _print_spared(asked: RecipeQuestion, words: Sequence[str], spared: Any) -> N
 
     print("what would need less:", flush=True)
     try:
-        for changes, one in spared(asked.recipe, asked.model, asked.values, asked.gpu):
+        beside = asked.file.beside if asked.file else ()
+        for changes, one in spared(asked.recipe, asked.model, asked.values, asked.gpu, beside):
             row = _suggestion(changes, one, words)
             what = ", ".join(f"{name.replace('_', ' ')} {yaml_text(value)}" for name, value in changes.items())
             print(printable(f"{gib(row['required_bytes']):>12}, {said(row['verdict'])}: {what}"), flush=True)

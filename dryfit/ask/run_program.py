@@ -193,7 +193,6 @@ def _vary(asked: ProgramRequest, ranks: Sequence[int], options: argparse.Namespa
 
 
 def _varied(tried: Any, name: str, gpu: Any) -> list[str]:
-    """What a search found, a line each."""
     size = gib(gpu.usable_bytes)
     if tried.largest is None:
         lines = [f"DOES NOT FIT: {name} {tried.too_large} is too large for the {gpu.title}, which has {size} usable"]

@@ -65,7 +65,6 @@ class Serving:
         return max(0, room // (self.cache_bytes_a_token * self.tokens))
 
     def _one_request(self) -> str:
-        """What to try where not even one request fits."""
         one = self.weights_bytes + self.step_bytes + self.cache_bytes_a_token * self.tokens
         if BITS[self.weights] <= 5:
             return f"one such request needs {gib(one)}: {_smallest(one)}; or shorter requests (-s)"

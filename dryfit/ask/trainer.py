@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from dryfit.ask import Answer, _undisturbed, answered, measure
 from dryfit.ask.question import Question
 from dryfit.cards.gpus import Gpu, find, from_device
-from dryfit.evidence.recorder import UPDATES, Recorder
+from dryfit.evidence.recorder import UPDATES, RunRecorder
 from dryfit.readers import trl
 from dryfit.readers.approximations import approximate
 from dryfit.readers.reading import keys
@@ -54,7 +54,7 @@ class MeasureSteps(TrainerCallback):
         self.stop, self.sequence_length = stop, sequence_length
         self.record: dict[str, Any] | None = None
         self.text: str | None = None
-        self._recorder = Recorder()
+        self._recorder = RunRecorder()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if self.record is not None:

@@ -109,7 +109,6 @@ def _gib(number: float, unit: str, box_share: float, text: str, where: object) -
 
 
 def _mac(text: str, cards: Mapping[str, str], where: object) -> str:
-    """The name of a Mac's memory among the cards."""
     size = re.search(r"\b(\d+)\s*g(?:i?b)?\b", text, re.I)
     name = f"apple-{size[1]}gb" if size else ""
     if name in cards:

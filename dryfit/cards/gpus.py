@@ -152,7 +152,6 @@ def _catalogue(*sections: str) -> dict[str, Gpu]:
 
 @cache
 def _sizes_on_boxes() -> dict[str, float]:
-    """Nominal sizes in GB, by name."""
     sections = ("gpus", "others", "unified")
     return {name: entry["nominal_gb"] for section in sections for name, entry in _content()[section].items()}
 

@@ -108,7 +108,6 @@ class KeptAnswer:
 
 
 def _remove_oldest(kept: Path) -> None:
-    """Keep the folder within :data:`MOST_BYTES`."""
     answers = []
     for path in kept.glob("*.json"):
         with suppress(OSError):  # another process has removed it
@@ -139,13 +138,11 @@ class _Tee(io.StringIO):
 
 
 def _surroundings() -> list[Any]:
-    """What decides an answer beside the question."""
     variables = {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}
     return [os.path.realpath("."), _code(), _packages(), _edited(), sys.version, platform.platform(), variables]
 
 
 def _code() -> str:
-    """Digest of the library's modules and data."""
     content = hashlib.sha256()
     for path in sorted(_CODE.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".so", ".pyd"):

@@ -114,7 +114,6 @@ def as_typed(value: Any, schema: dict) -> Any:
 
 
 def _position(path: Iterable[Any], value: Any) -> tuple[int, ...]:
-    """Where a path's keys stand among the others."""
     places = []
     for part in path:
         places.append(part if isinstance(part, int) else list(value).index(part))

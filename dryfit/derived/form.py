@@ -33,14 +33,13 @@ from dryfit.derived.sizes import (
     with_rounded,
 )
 from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
-from dryfit.scenario.fields import scenario_defaults
+from dryfit.scenario.fields import MICRO_BATCHES, scenario_defaults
 from dryfit.scenario.scenario import Scenario
 
 FORMAT = 1
 # Fields that are numbers, or that decide about no event: the GPU and the allocator, which only replay them.
 _APART = ("allocator", "gpu", "micro_batch", "model", "model_name", "sequence_length")
 _BUFFERS = ("inv_freq", "embed_scale")  # in the model, and in no checkpoint
-_MICRO_BATCHES = 2  # that a step with accumulation is traced with, however many there are
 
 
 class NoRecord(Exception):
@@ -89,7 +88,7 @@ class StepKey:
         if particular is None:
             raise NoRecord("a configuration beyond what was recorded")
         settings = {name: part for name, part in scenario.to_mapping().items() if name not in _APART}
-        settings["gradient_accumulation"] = min(scenario.gradient_accumulation, _MICRO_BATCHES)
+        settings["gradient_accumulation"] = min(scenario.gradient_accumulation, MICRO_BATCHES)
         if scenario.lora:
             numbers["r"] = scenario.lora.rank
             settings["lora"] = {name: part for name, part in settings["lora"].items() if name not in ("alpha", "rank")}

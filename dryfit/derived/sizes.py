@@ -13,13 +13,13 @@ from typing import Any
 
 from dryfit.engine import cuda_rules
 from dryfit.engine.cuda_rules import Capability, up
+from dryfit.scenario.fields import CHUNK_TOKENS
 
 ROUNDED_TO = (8, 32, 64, 128, 256)  # lengths: blocks of kernels
 KINDS = ("SUM", "LARGEST", "WITH_INDEX", "MOMENTS")  # of reductions, in cuda_rules
 SLOTS = {"reduction": 3, "embedding": 6}  # allocations that a rule may make; those of 0 bytes are left out
 Expression = Sequence[Any]  # terms and width
 EXACT = 0  # in the place of a width
-CHUNK_TOKENS = 256  # dryfit/step/step.py: tokens whose logits exist at once with `loss: chunked`
 
 
 class Inexact(Exception):

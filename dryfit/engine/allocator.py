@@ -350,7 +350,6 @@ class Allocator(AllocatorState):
         return block
 
     def _add(self, block: _Block) -> None:
-        """Put a block on the lists of free ones."""
         block.free = True
         self.free[block.address] = block
         insort(block.pool, block.size << _ADDRESS_BITS | block.address)

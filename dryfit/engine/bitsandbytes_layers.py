@@ -30,12 +30,10 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from . import costs
+from .bitsandbytes_rules import NESTED_BLOCK, PAGED_FROM, packed
 from .errors import TraceError
 from .patching import patched
 
-# Nested statistics: bitsandbytes.functional.quantize_4bit quantizes absmax in blocks of 256 with a map of 256 values.
-_NESTED_BLOCK, _NESTED_CODE = 256, 256
-_PAGED_FROM = 100_000  # elements: bitsandbytes.optim.optimizer.Optimizer8bit.get_state_buffer
 _FREES_INPUTS, _KEEPS_DTYPES = (0, 43, 2), (0, 43, 0)  # versions since when 4-bit layers do so
 
 
@@ -81,37 +79,33 @@ def _pack(layer: nn.Module, dtype: torch.dtype) -> None:
     from bitsandbytes.nn import Params4bit
 
     weight = layer.weight
-    count, block = weight.numel(), weight.blocksize
+    nested, storage = weight.compress_statistics, weight.quant_storage
+    parts = packed(weight.numel(), nested=nested, block=weight.blocksize, storage=storage.itemsize)
 
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+    def empty(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(parts[name][1], dtype=dtype, device="meta")
 
-    blocks = -(-count // block)
-    common = {
-        "shape": torch.Size((layer.out_features, layer.in_features)),
-        "dtype": dtype,
-        "blocksize": block,
-        "code": empty(16),
-        "quant_type": weight.quant_type,
-    }
-    if weight.compress_statistics:
-        nested = QuantState(
-            absmax=empty(-(-blocks // _NESTED_BLOCK)),
-            code=empty(_NESTED_CODE),
-            blocksize=_NESTED_BLOCK,
-            dtype=torch.float32,
+    state = QuantState(
+        absmax=empty("absmax", torch.uint8 if nested else torch.float32),
+        shape=torch.Size((layer.out_features, layer.in_features)),
+        dtype=dtype,
+        blocksize=weight.blocksize,
+        code=empty("code"),
+        quant_type=weight.quant_type,
+    )
+    if nested:
+        state.offset, state.nested = empty("offset").squeeze(), True
+        state.state2 = QuantState(
+            absmax=empty("nested_absmax"), code=empty("nested_code"), blocksize=NESTED_BLOCK, dtype=torch.float32
         )
-        state = QuantState(absmax=empty(blocks, dtype=torch.uint8), offset=empty(), state2=nested, **common)
-    else:
-        state = QuantState(absmax=empty(blocks), **common)
     layer.weight = Params4bit(
-        empty(-(-count // (2 * weight.quant_storage.itemsize)), 1, dtype=weight.quant_storage),
+        empty("weight", storage)[:, None],
         requires_grad=False,
         quant_state=state,
-        blocksize=block,
-        compress_statistics=weight.compress_statistics,
+        blocksize=weight.blocksize,
+        compress_statistics=nested,
         quant_type=weight.quant_type,
-        quant_storage=weight.quant_storage,
+        quant_storage=storage,
         module=layer,
         bnb_quantized=True,
     )
@@ -126,7 +120,7 @@ def keep_paged_states_outside(optimizer: torch.optim.Optimizer) -> None:
     """
 
     def get_state_buffer(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        if parameter.numel() < _PAGED_FROM:
+        if parameter.numel() < PAGED_FROM:
             return torch.zeros_like(parameter, dtype=dtype)
         with _disable_current_modes():
             state = torch.zeros_like(parameter, dtype=dtype, device="meta")

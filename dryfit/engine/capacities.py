@@ -89,7 +89,7 @@ def capacities(
         Capacities that are asked about.
     """
     least = peak_blocks(events)  # less never suffices
-    search = _Search(*allocator_for(events, streams, expandable_segments=expandable_segments))
+    search = _CapacitySearch(*allocator_for(events, streams, expandable_segments=expandable_segments))
     required, ahead = _walked(search, least, set(sizes))
     also = set()
     for size in ahead:
@@ -111,11 +111,11 @@ def served_at(
 
     The other arguments are those of :func:`capacities`.
     """
-    search = _Search(*allocator_for(events, streams, expandable_segments=expandable_segments))
+    search = _CapacitySearch(*allocator_for(events, streams, expandable_segments=expandable_segments))
     return search.below(capacity_bytes + 1)
 
 
-def _walked(search: _Search, least: int, sizes: Collection[int]) -> tuple[int, list[int]]:
+def _walked(search: _CapacitySearch, least: int, sizes: Collection[int]) -> tuple[int, list[int]]:
     """The least capacity from which on all served, and the sizes below it that may suffice."""
     step = max(ROUND_LARGE, 1 << max(least // STEPS, 1).bit_length() - 1)
     required, high = search.below(PLENTY)[0], least
@@ -143,7 +143,7 @@ class _Known(Exception):
         self.low, self.high, self.fits = low, high, fits
 
 
-class _Search:
+class _CapacitySearch:
     """Replays at falling capacities."""
 
     def __init__(self, state: State, events: Sequence[Event]) -> None:

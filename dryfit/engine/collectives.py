@@ -18,7 +18,7 @@ DESCRIBED = "mesh_"  # as torch.distributed.device_mesh describes the groups tha
 _SENDING = ("gather", "reduce", "broadcast", "alltoall", "scatter")
 
 
-class Group(NamedTuple):
+class GpuGroup(NamedTuple):
     """GPUs that talk to each other.
 
     Attributes
@@ -46,12 +46,12 @@ def _most_on_a_node(ranks: tuple[int, ...], gpus_per_node: int) -> int:
     return max(Counter(rank // gpus_per_node for rank in ranks).values())
 
 
-def everybody(gpus: int) -> Group:
+def everybody(gpus: int) -> GpuGroup:
     """The group of all GPUs of a job."""
-    return Group("", tuple(range(gpus)))
+    return GpuGroup("", tuple(range(gpus)))
 
 
-def group_of(func: Any, args: Sequence) -> Group | None:
+def group_of(func: Any, args: Sequence) -> GpuGroup | None:
     """The group among a collective's arguments; None: it names none."""
     import torch
     from torch.distributed import ProcessGroup, distributed_c10d
@@ -64,13 +64,13 @@ def group_of(func: Any, args: Sequence) -> Group | None:
     return None
 
 
-def of_process_group(group: Any) -> Group:
+def of_process_group(group: Any) -> GpuGroup:
     """The same of PyTorch's ``ProcessGroup``."""
     from torch.distributed import get_process_group_ranks
 
     name = group.group_desc
     own = name.removeprefix(DESCRIBED) if name.startswith(DESCRIBED) else ""
-    return Group(own, tuple(get_process_group_ranks(group)))
+    return GpuGroup(own, tuple(get_process_group_ranks(group)))
 
 
 def kind_of(name: str) -> str:

@@ -179,7 +179,6 @@ def _aligned(shorter: Columns, longer: Columns) -> Periods:
 
 
 def _told(costs: CostRecorder | None) -> Any:
-    """Everything that makes two steps cost the same."""
     if costs is None:
         return None
     calls = [costs.operators[index] for index in costs.calls]
@@ -187,8 +186,6 @@ def _told(costs: CostRecorder | None) -> Any:
 
 
 class _Costs:
-    """What the operators of a deeper model's step cost."""
-
     def __init__(self, shorter: CostRecorder, longer: CostRecorder) -> None:
         self.shorter, self.longer = shorter, longer
         self._phases = _Places([phase for phase, _ in shorter.phases], [phase for phase, _ in longer.phases])
@@ -232,7 +229,6 @@ def _calls(costs: CostRecorder, fixed: set[Operator]) -> list[Hashable]:
 
 
 def _numbers(costs: CostRecorder) -> torch.Tensor:
-    """By call: operations, bytes, bytes made, and the shape."""
     rows = [
         (operator.flops, operator.bytes, operator.made_bytes, *operator.shape, *(0,) * (_SHAPE - len(operator.shape)))
         for operator in costs.operators

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from .collectives import EXCHANGES, Group, everybody, group_of, sent_share, whole_bytes
+from .collectives import EXCHANGES, GpuGroup, everybody, group_of, sent_share, whole_bytes
 
 PRODUCT, ATTENTION, MEMORY, COLLECTIVE = "products", "attention", "memory", "collectives"
 KINDS = (PRODUCT, ATTENTION, MEMORY, COLLECTIVE)
@@ -69,7 +69,7 @@ class Operator(NamedTuple):
     bytes: int
     shape: tuple[int, ...] = ()
     made_bytes: int = 0
-    group: Group | None = None
+    group: GpuGroup | None = None
 
     @property
     def moved_bytes(self) -> float:
@@ -382,7 +382,6 @@ def _launches_nothing(func: Any) -> bool:
 
 
 def _shapes(values: Iterable[Any]) -> tuple:
-    """What of an operator's arguments decides its cost."""
     shapes: list[Any] = []
     for value in values:
         if isinstance(value, torch.Tensor):

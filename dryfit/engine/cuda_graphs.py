@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .errors import CompiledError
 from .patching import patched
-from .tracker import Tracker, _End
+from .tracker import Tracker, _StorageEnd
 
 TREES = "torch._inductor.cudagraph_trees"
 _ADDRESS_BITS = 48  # of what a storage's id gives: more than any storage has bytes
@@ -111,7 +111,7 @@ class PrivatePools:
 
     def _borrow(self, storage: torch.UntypedStorage, identity: int) -> None:
         """A storage lies in memory that it doesn't own: its end frees nothing."""
-        end = _End(storage, self._tracker._no_more)
+        end = _StorageEnd(storage, self._tracker._no_more)
         end.identity, end.key = identity, storage._cdata
         self._tracker._ids[end.key], self._tracker._same[end.key] = identity, (end, None)
 
@@ -142,7 +142,7 @@ def cuda_graphs(tracker: Tracker) -> Iterator[PrivatePools]:
     """``torch.cuda.CUDAGraph`` and what belongs to it, as a tracker hears it."""
     pools = PrivatePools(tracker)
 
-    class Graph:
+    class CudaGraph:
         """In the place of ``torch.cuda.CUDAGraph``."""
 
         def __init__(self, keep_graph: bool = False) -> None:
@@ -169,7 +169,7 @@ def cuda_graphs(tracker: Tracker) -> Iterator[PrivatePools]:
         reset = instantiate = register_generator_state = debug_dump = enable_debug_mode = lambda self, *_: None
 
     modules = (torch.cuda, torch.cuda.graphs)
-    places = [(module, "CUDAGraph", Graph) for module in modules]
+    places = [(module, "CUDAGraph", CudaGraph) for module in modules]
     places += [(module, "graph_pool_handle", pools.handle) for module in modules]
     places += [(module, "is_current_stream_capturing", lambda: pools.capturing) for module in modules]
     places += [
@@ -233,7 +233,6 @@ def _overwritten(item: Any, message: str) -> None:
 
 
 def _by_trees(depth: int = 2) -> bool:
-    """Whether the trees ask."""
     return sys._getframe(depth).f_globals.get("__name__") in (TREES, "torch._inductor.cudagraph_utils")
 
 

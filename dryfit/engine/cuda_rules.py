@@ -306,7 +306,7 @@ def most_processors(capability: Capability) -> int:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ReductionKind:
     """A kind of reduction.
 
     Attributes
@@ -334,8 +334,8 @@ class Kind:
 
 
 # Sums are kept in fp32 or wider; a maximum with its index as a pair; mean, deviation and two counts as WelfordData.
-SUM, LARGEST = Kind(8, 4), Kind()
-WITH_INDEX, MOMENTS = Kind(16, in_output=False), Kind(32, 16, unroll=2, in_output=False)
+SUM, LARGEST = ReductionKind(8, 4), ReductionKind()
+WITH_INDEX, MOMENTS = ReductionKind(16, in_output=False), ReductionKind(32, 16, unroll=2, in_output=False)
 _KINDS = {
     f"aten::{name}": kind
     for kind, names in {
@@ -348,7 +348,7 @@ _KINDS = {
 }
 
 
-def kind_of(operator: str, overload: str) -> Kind | None:
+def kind_of(operator: str, overload: str) -> ReductionKind | None:
     """The kind of an ATen operator; None for one that PyTorch's reduction kernel does not run."""
     if operator in ("aten::max", "aten::min"):
         return {"": LARGEST, "dim": WITH_INDEX}.get(overload)
@@ -368,7 +368,7 @@ def reduction_bytes(
     reduced: frozenset[int],
     element: int,
     output: int,
-    kind: Kind,
+    kind: ReductionKind,
     capability: Capability,
     processors: int,
 ) -> tuple[int, ...]:

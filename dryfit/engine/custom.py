@@ -41,7 +41,6 @@ def opaque(func: Any) -> str | None:
 
 
 def _definition(func: Any) -> Any:
-    """A custom operator as Python has defined it."""
     return torch._library.custom_ops.OPDEFS.get(func._schema.name) if hasattr(func, "_schema") else None
 
 

@@ -38,7 +38,7 @@ _SENDING = frozenset(
 )
 
 
-class Followed(Protocol):
+class FollowsValues(Protocol):
     """What :class:`Exchanges` asks of a tracker."""
 
     values: Values | None
@@ -57,7 +57,7 @@ class Followed(Protocol):
 class Exchanges:
     """The exchanges of one GPU of a group, as its tracker meets them."""
 
-    def __init__(self, tracker: Followed) -> None:
+    def __init__(self, tracker: FollowsValues) -> None:
         self._tracker = tracker
         # What functional collectives have sent, by the storage that arrives, until it is waited for or gone.
         self._sent: dict[int, Any] = {}

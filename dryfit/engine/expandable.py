@@ -185,12 +185,10 @@ class _Range:
             self.before[end] = address
 
     def _add(self, address: int) -> None:
-        """Put a free block on the list."""
         self._free.add(address)
         insort(self.free, (self.size[address], address))
 
     def _forget(self, address: int) -> None:
-        """Take a free block off the list."""
         self._free.discard(address)
         key = (self.size[address], address)
         del self.free[bisect_left(self.free, key)]

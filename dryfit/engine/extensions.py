@@ -111,7 +111,7 @@ def extensions(simulation: Simulation) -> Iterator[None]:
     finally:
         sys.meta_path.remove(first)
         sys.meta_path.remove(last)
-        for name in [name for name, module in sys.modules.items() if isinstance(module, StandIn)]:
+        for name in [name for name, module in sys.modules.items() if isinstance(module, ExtensionModule)]:
             del sys.modules[name]
         sys.modules.update(replaced)
 
@@ -129,7 +129,7 @@ def _hub() -> list[tuple[Any, str, Any]]:
     return [(kernels, "get_kernel", get_kernel)]
 
 
-class StandIn(ModuleType):
+class ExtensionModule(ModuleType):
     """A module in the place of a C extension, or of one that can't be installed without."""
 
     def __getattr__(self, name: str) -> Any:
@@ -148,7 +148,7 @@ class _Table(MetaPathFinder, Loader):
         return ModuleSpec(name, self) if found else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = StandIn(spec.name)
+        module = ExtensionModule(spec.name)
         if spec.name == "kernels":
             module.get_kernel = _get_kernel
         elif spec.name in _WRITTEN:
@@ -179,7 +179,6 @@ class _Missing(MetaPathFinder):
 
 
 def _imports() -> bool:
-    """Whether a module is imported, rather than looked for."""
     frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
         if frame.f_code.co_name.startswith("_find_and_load"):

@@ -41,7 +41,7 @@ class Listener(Protocol):
     def waited_for_work(self, started: Started | None = None) -> None: ...
 
 
-class FakeStream:
+class DeviceStream:
     """A stream: work that runs in order. The first is the one that models compute on."""
 
     def __init__(self, device: FakeDevice) -> None:
@@ -59,7 +59,7 @@ class FakeStream:
         """Streams that wait for each other cost no memory, but time."""
         event.wait(self)
 
-    def wait_stream(self, stream: FakeStream) -> None:
+    def wait_stream(self, stream: DeviceStream) -> None:
         stream.record_event().wait(self)
 
 
@@ -70,7 +70,7 @@ class FakeEvent:
         self.device, self.moment = device, None
         self.stream, self.launches = 0, 0
 
-    def record(self, stream: FakeStream | None = None) -> None:
+    def record(self, stream: DeviceStream | None = None) -> None:
         self.moment = self.device.now()
         self.stream, self.launches = (stream or self.device.stream_now).id, self.device.launched()
 
@@ -83,7 +83,7 @@ class FakeEvent:
         """Whether the GPU has got there: it is as far behind as the program lets it be."""
         return self.moment is None
 
-    def wait(self, stream: FakeStream | None = None) -> None:
+    def wait(self, stream: DeviceStream | None = None) -> None:
         """As a stream that waits: the current one by default."""
         if self.moment is not None:
             self.device.stream_waits((stream or self.device.stream_now).id, self.stream, self.launches)
@@ -107,9 +107,9 @@ class FakeDevice(types.ModuleType):
         self.gpus, self._streams = gpus, 0
         self.component: str | None = None
         self.listener: Listener | None = None
-        self.Stream: Callable[..., FakeStream] = lambda *_, **__: FakeStream(self)
+        self.Stream: Callable[..., DeviceStream] = lambda *_, **__: DeviceStream(self)
         self.Event: Callable[..., FakeEvent] = lambda *_, **__: FakeEvent(self)
-        self.first_stream = self.stream_now = FakeStream(self)
+        self.first_stream = self.stream_now = DeviceStream(self)
 
     def count(self) -> int:
         self._streams += 1
@@ -149,11 +149,11 @@ class FakeDevice(types.ModuleType):
         if self.listener:
             self.listener.name(tensor, component)
 
-    def current_stream(self, *_: Any) -> FakeStream:
+    def current_stream(self, *_: Any) -> DeviceStream:
         return self.stream_now
 
     @contextmanager
-    def stream(self, stream: FakeStream) -> Iterator[None]:
+    def stream(self, stream: DeviceStream) -> Iterator[None]:
         before, self.stream_now = self.stream_now, stream
         try:
             yield

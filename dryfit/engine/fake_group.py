@@ -271,7 +271,6 @@ class _Held(dist.Work):
 
 
 def _mesh_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
-    """For what runs on meshes of several dimensions."""
     from torch.distributed.tensor import _dispatch, _random
 
     def held(function: Callable) -> Callable:

@@ -150,7 +150,7 @@ def _seen_as(target: str, record: Compiled) -> list[tuple[Any, str, Any]]:
         return compile_graph(graph, inputs, *args, **kwargs)
 
     def fold(graph: Any, *args: Any) -> Any:  # constants are worked out on the device
-        with _OnHost():
+        with _MadeOnHost():
             return run(graph, *args)
 
     return [
@@ -193,7 +193,7 @@ def _refuse_on_processors(target: str) -> None:
         raise CompiledError(_REFUSED.format("max-autotune", "its benchmarks on a processor are not modelled"), hint)
 
 
-class _OnHost(TorchDispatchMode):
+class _MadeOnHost(TorchDispatchMode):
     """Tensors that are made on the GPU, or brought there, are made on the CPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -226,7 +226,7 @@ def _constants(unset: Any) -> Any:
 
     @contextmanager
     def unset_fake() -> Iterator[Any]:
-        with unset() as mode, _OnHost():
+        with unset() as mode, _MadeOnHost():
             yield mode
 
     return unset_fake
@@ -328,7 +328,6 @@ _CONSTANTS += ("get_device_capability", "get_device_name", "is_bf16_supported")
 
 @contextmanager
 def _for_inductor(simulation: Any) -> Iterator[None]:
-    """What Inductor asks about the card beside ``torch.cuda``."""
     interface = device_interface.CudaInterface
     device_interface.get_interface_for_device("cuda")  # registers all of them
     names = ("current_device", "device_count", "exchange_device", "maybe_exchange_device", "get_device_properties")

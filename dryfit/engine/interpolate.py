@@ -269,7 +269,6 @@ class Scaled:
 
 
 def _columns(events: Events) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and bytes as tensors."""
     if not events:
         return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
     ids, sizes = torch.frombuffer(events.numbers, dtype=torch.int64).view(-1, 2).unbind(1)

@@ -149,7 +149,9 @@ class CudaKernels:
         given = [index.shape for index in args[1] if index is not None]
         return cuda_rules.index_put_bytes(prod(torch.broadcast_shapes(*given))), []
 
-    def _of_reduction(self, func: Any, kind: cuda_rules.Kind, _: str, args: Sequence, kwargs: dict) -> _Temporaries:
+    def _of_reduction(
+        self, func: Any, kind: cuda_rules.ReductionKind, _: str, args: Sequence, kwargs: dict
+    ) -> _Temporaries:
         """A copy where the input is summed in another dtype, and what the blocks of threads leave for each other."""
         if not args[0].dim() or args[0].is_complex():
             return [], []

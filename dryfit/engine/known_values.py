@@ -80,8 +80,6 @@ class _End(weakref.ref):
 
 @dataclass(frozen=True)
 class _Kind:
-    """What of an operator matters to values."""
-
     dynamic: bool  # its result, or the shape of it, follows from values
     written: tuple[int, ...]  # the arguments that it writes into
     view: bool

@@ -74,8 +74,6 @@ def _current(place: Any, name: str) -> Any:
 
 
 class _Sorted(set):
-    """A set in the order of its elements' texts."""
-
     def __iter__(self) -> Iterator[Any]:
         return iter(sorted(super().__iter__(), key=str))
 

@@ -21,7 +21,7 @@ class Unlike(Exception):
     """The sequences do not differ in repeats alone."""
 
 
-class Run(NamedTuple):
+class Repeats(NamedTuple):
     """A stretch of the longer sequence that repeats: its first element, the length of one repeat, their number."""
 
     start: int
@@ -95,7 +95,7 @@ class Periods:
                 shift += run.length
         return places
 
-    def _parts(self) -> Iterator[tuple[int, int, Run | None]]:
+    def _parts(self) -> Iterator[tuple[int, int, Repeats | None]]:
         """First elements and ends of the longer sequence's parts, runs and what lies between them."""
         at = 0
         for run in self.runs:
@@ -105,8 +105,7 @@ class Periods:
         yield at, self.length, None
 
 
-def _middle(run: Run) -> int:
-    """The repeat that all further ones are like."""
+def _middle(run: Repeats) -> int:
     return (run.count - 1) // 2
 
 
@@ -136,11 +135,11 @@ def _rows(rows: torch.Tensor, before: torch.Tensor, more: int) -> list[torch.Ten
     return [part.flatten(0, 1) for part in (first, inner, last)]
 
 
-def _runs(shorter: Sequence[Hashable], longer: Sequence[Hashable]) -> list[Run]:
+def _runs(shorter: Sequence[Hashable], longer: Sequence[Hashable]) -> list[Repeats]:
     places: dict[Hashable, list[int]] = {}
     for place, token in enumerate(longer):
         places.setdefault(token, []).append(place)
-    runs: list[Run] = []
+    runs: list[Repeats] = []
     here = there = 0  # in the shorter sequence, in the longer one
     while True:
         same = _agreeing(shorter, here, longer, there)
@@ -154,7 +153,7 @@ def _runs(shorter: Sequence[Hashable], longer: Sequence[Hashable]) -> list[Run]:
             count += 1
         if count < LEAST_REPEATS:
             raise Unlike(f"{length} elements repeat only {count} times")
-        runs.append(Run(there - (count - 1) * length, length, count))
+        runs.append(Repeats(there - (count - 1) * length, length, count))
         there += length
 
 
@@ -183,7 +182,6 @@ def _left_out(
 
 
 def _agreeing(first: Sequence[Hashable], here: int, second: Sequence[Hashable], there: int) -> int:
-    """How many elements agree from two places on."""
     count, step = 0, 512
     limit = min(len(first) - here, len(second) - there)
     while step:

@@ -360,7 +360,6 @@ def alive_after(events: Sequence[Event]) -> dict[int, int]:
 
 
 def _running_sum(events: Sequence[Event]) -> list[int]:
-    """Bytes alive before each event."""
     sizes, total, sums = {}, 0, []
     for identity, count in events:
         sums.append(total)

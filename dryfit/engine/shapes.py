@@ -59,7 +59,7 @@ _DISABLED = "torch._dynamo.eval_frame"  # where torch._dynamo.disable calls what
 _PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
 
 
-class Operator(NamedTuple):
+class OperatorRules(NamedTuple):
     """An operator, and whose affair it is.
 
     The kernels', that of known values, of :func:`in_place`, of workspaces, of :func:`resizable`.
@@ -73,7 +73,7 @@ class Operator(NamedTuple):
     may_resize: bool
 
     @classmethod
-    def of(cls, func: Any, concerned: bool) -> Operator:
+    def of(cls, func: Any, concerned: bool) -> OperatorRules:
         may_resize = func in _RESIZING or any(argument.is_out for argument in func._schema.arguments)
         return cls(func, concerned, func in ASKED, func in _IN_PLACE, func in NOTED, may_resize)
 

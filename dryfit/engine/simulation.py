@@ -147,10 +147,9 @@ class _OnCard(TorchDispatchMode):
 
 
 def _tensors(simulation: Simulation) -> list[tuple[Any, str, Any]]:
-    """What tensors say about themselves, and what makes generators."""
     of_generator = torch.Generator
 
-    class Kind(type):
+    class GeneratorClass(type):
         def __instancecheck__(cls, item: Any) -> bool:
             return isinstance(item, of_generator)
 
@@ -194,7 +193,7 @@ def _tensors(simulation: Simulation) -> list[tuple[Any, str, Any]]:
         (torch.Tensor, "is_cuda", property(lambda tensor: _device(simulation, tensor, 2).type == "cuda")),
         (torch.Tensor, "get_device", lambda tensor: simulation.index if tensor.is_meta else -1),
         (torch.Tensor, "record_stream", lambda tensor, stream: None),
-        (torch, "Generator", Kind("Generator", (), {})),
+        (torch, "Generator", GeneratorClass("Generator", (), {})),
     ]
 
 

@@ -161,7 +161,6 @@ def grown_bytes(record: Record, step: int) -> int:
 
 
 def _label_states(tracker: Tracker, optimizer: torch.optim.Optimizer) -> None:
-    """Say of an optimizer's states what they are."""
     for value in (item for state in optimizer.state.values() for item in state.values()):
         if isinstance(value, torch.Tensor):
             if not hasattr(value, "outside_the_allocator"):  # Dynamo makes states while it compiles, unseen

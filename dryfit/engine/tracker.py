@@ -30,7 +30,7 @@ from .fake_device import FakeDevice
 from .known_values import UNANSWERED, Values
 from .model_tensors import made_of_others, parts, weights_like
 from .record import Record
-from .shapes import Operator, Shapes, in_place, resizable, sole_holder
+from .shapes import OperatorRules, Shapes, in_place, resizable, sole_holder
 from .stashes import Started
 
 
@@ -44,7 +44,7 @@ class Kernels(Protocol):
     def keep(self, func: Any, args: tuple, output: Any) -> None: ...
 
 
-class _End(weakref.ref):
+class _StorageEnd(weakref.ref):
     """Calls back with the storage's id when the storage is gone."""
 
     __slots__ = ("identity", "key")
@@ -97,7 +97,9 @@ class Tracker(TorchDispatchMode, Record):
         self._shared: set[int] = set()  # ids that another stream uses as well
         self._pending: list[tuple[int, int]] = []  # such ids that are freed, with the index of that event
         self._exchanges = Exchanges(self)
-        self._host: dict[int, _End] = {}  # what is on `meta` and means the host's memory, by the storage's address
+        self._host: dict[
+            int, _StorageEnd
+        ] = {}  # what is on `meta` and means the host's memory, by the storage's address
         self._devices = frozenset(devices)
         self.on_meta = "meta" in self._devices
         self.vocabulary = vocabulary
@@ -107,13 +109,13 @@ class Tracker(TorchDispatchMode, Record):
         self._next = first_id
         self._node, self._first_of_node = -1, first_id  # of autograd, and the first id of what it allocates
         self._ids: dict[int, int] = {}  # by the storage's address
-        self._ends: dict[int, _End] = {}
+        self._ends: dict[int, _StorageEnd] = {}
         # Tensors on `meta` that are one with a followed one of the CPU, whose storage lives as long as theirs.
-        self._same: dict[int, tuple[_End, torch.UntypedStorage | None]] = {}
+        self._same: dict[int, tuple[_StorageEnd, torch.UntypedStorage | None]] = {}
         self._phase = ""
         self.phase_of: Callable[[Any], str | None] | None = None  # of a module that is called (`steps.phases`)
         self.on_card: Callable[..., Any] | None = None  # what an operator is where a card is simulated: `card.on_card`
-        self._operators: dict[int, Operator] = {}  # that were met, by address: PyTorch hashes them in Python
+        self._operators: dict[int, OperatorRules] = {}  # that were met, by address: PyTorch hashes them in Python
         self.pool = 0  # of CUDA graphs, that blocks come from now; 0: the general pool
         self.library_workspaces: list[int] = []  # of cuBLAS
         self.graphs: Any = None  # `cuda_graphs.PrivatePools`, where a card is simulated
@@ -189,7 +191,7 @@ class Tracker(TorchDispatchMode, Record):
         """Say that a tensor on ``meta`` lies in the host's memory; so does what is made of such tensors alone."""
         for part in parts(tensor):
             storage = part.untyped_storage()
-            end = _End(storage, lambda end: self._host.pop(end.key, None))
+            end = _StorageEnd(storage, lambda end: self._host.pop(end.key, None))
             end.identity, end.key = 0, storage._cdata
             self._host[end.key] = end
 
@@ -221,7 +223,6 @@ class Tracker(TorchDispatchMode, Record):
             self._moved(key, identity, new)
 
     def _moved(self, key: int, identity: int, new: int) -> None:
-        """A storage that is followed has another block now."""
         self._ids[key] = new
         self._ends[new] = self._ends.pop(identity)
         self._ends[new].identity = new
@@ -285,11 +286,11 @@ class Tracker(TorchDispatchMode, Record):
         storage, followed = tensor.untyped_storage(), source.untyped_storage()
         key = storage._cdata
         self._leave(key)
-        end = _End(storage, self._no_more)
+        end = _StorageEnd(storage, self._no_more)
         end.identity, end.key = self._ids[followed._cdata], key
         self._ids[key], self._same[key] = end.identity, (end, followed)
 
-    def _no_more(self, end: _End) -> None:
+    def _no_more(self, end: _StorageEnd) -> None:
         del self._ids[end.key], self._same[end.key]
 
     def now(self) -> int:
@@ -312,11 +313,11 @@ class Tracker(TorchDispatchMode, Record):
 
     def _follow(self, storage: torch.UntypedStorage, key: int, identity: int) -> None:
         self._ids[key] = identity
-        end = _End(storage, self._gone)
+        end = _StorageEnd(storage, self._gone)
         end.identity, end.key = identity, key
         self._ends[identity] = end
 
-    def _gone(self, end: _End) -> None:
+    def _gone(self, end: _StorageEnd) -> None:
         self._free(end.identity)
         del self._ids[end.key], self._ends[end.identity]
 
@@ -457,13 +458,13 @@ class Tracker(TorchDispatchMode, Record):
         identity = self._ids.get(tensor.untyped_storage()._cdata)
         return identity is None or identity >= self._first_of_node
 
-    def _first_met(self, func: Any) -> Operator:
+    def _first_met(self, func: Any) -> OperatorRules:
         if self.on_meta and (text := opaque(func)):
             self.warn(text)
         if self._kernels is not None and (text := self._kernels.unknown(func)):
             self.warn(text)
         concerned = self._kernels is not None and self._kernels.concerns(func)
-        return self._operators.setdefault(id(func), Operator.of(func, concerned))
+        return self._operators.setdefault(id(func), OperatorRules.of(func, concerned))
 
     def last_started(self) -> Started | None:
         """The collective that was started last."""

@@ -274,7 +274,6 @@ def _method_class(method: str) -> str:
 
 
 def _counted(words: Iterable[str]) -> dict[str, int]:
-    """How often each occurs, the most frequent first."""
     counts: dict[str, int] = {}
     for word in words:
         counts[word] = counts.get(word, 0) + 1

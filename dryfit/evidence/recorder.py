@@ -24,7 +24,7 @@ VERSIONS = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl"
 _OPTIMIZER = "torch.optim.optimizer"
 
 
-class Recorder:
+class RunRecorder:
     """Counts updates, and notes for each its time and the allocator's peaks.
 
     Attributes
@@ -109,7 +109,7 @@ class _AfterOptimizers(importlib.abc.MetaPathFinder):
 
 
 def _follow(optimizers: Any) -> None:
-    recorder, target = Recorder(), Path(os.environ[TARGET])
+    recorder, target = RunRecorder(), Path(os.environ[TARGET])
 
     def after(*_: Any) -> None:
         recorder.after_update()

@@ -16,9 +16,8 @@ from typing import Any
 from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.estimate import analytic_estimate
 from dryfit.cards.gpus import Gpu
-from dryfit.common.errors import UserError
 from dryfit.hours.step_time import speeds
-from dryfit.planner.changes import COUNTS, Changes, apply, spread
+from dryfit.planner.changes import Changes, apply
 from dryfit.scenario.nested_fields import Parallel
 from dryfit.scenario.objectives import SUPERVISED
 from dryfit.scenario.scenario import Scenario
@@ -150,18 +149,6 @@ def _key(scenario: Scenario) -> str:
 def alone(scenario: Scenario, changes: Changes) -> Scenario:
     """A method's step with a micro-batch of 1, on no GPU in particular."""
     return apply(scenario, {**changes, "micro_batch": 1, "gradient_accumulation": 1, "gpu": None})
-
-
-def sharded(scenario: Scenario, changes: Changes) -> dict[int, Scenario]:
-    """A method's step with a micro-batch of 1 on several GPUs with FSDP2, by their number.
-
-    Empty where FSDP2 has no place for a setting.
-    """
-    base = alone(scenario, changes)
-    try:
-        return {count: apply(base, spread(base, count)[0]) for count in COUNTS}
-    except UserError:
-        return {}
 
 
 def sweep(

@@ -226,7 +226,7 @@ def divide(
     steps = order.sorted(ways(scenario, scenario.parallel.gpus))
     others = [step for step in steps if step.parallel != scenario.parallel]
     possible = [step for step in others if not order.rules_out(step)]
-    search = _Search(gpu, watch, order)
+    search = _DivisionSearch(gpu, watch, order)
     asked = search.trace(scenario, left=min(len(possible), TRACED - 1))
     if asked and shown:
         shown(asked)
@@ -254,7 +254,7 @@ def fewest(scenario: Scenario, gpu: Gpu, watch: Watch | None = None) -> dict[str
         traced and don't fit; ``counts``, the numbers that were looked at; ``not_traced``, on fewer GPUs, as
         :func:`divide` gives them.
     """
-    order, search, counts, skipped = Order(scenario, gpu), _Search(gpu, watch), [], []
+    order, search, counts, skipped = Order(scenario, gpu), _DivisionSearch(gpu, watch), [], []
     found = None
     for count in COUNTS:
         counts.append(count)
@@ -280,13 +280,13 @@ def fitting(scenario: Scenario, gpu: Gpu, count: int, allowed: Callable[[Scenari
 
     ``allowed`` says of a way whether it may be traced.
     """
-    order, search = Order(scenario, gpu), _Search(gpu)
+    order, search = Order(scenario, gpu), _DivisionSearch(gpu)
     steps = [step for step in ways(scenario, count) if step.parallel != scenario.parallel and not order.rules_out(step)]
     search.several(list(filter(allowed, order.sorted(steps))), TRACED_TO_SUGGEST, until_one_fits=True)
     return next((one for one in search.found if one.fits), None)
 
 
-class _Search:
+class _DivisionSearch:
     """Ways that are traced one after the other.
 
     Attributes

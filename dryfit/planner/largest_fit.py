@@ -304,7 +304,6 @@ class Borders:
         return self._peak(self.values[0]) is not None
 
     def _about(self, value: int) -> int:
-        """The peak, estimated; replayed where there is no estimate."""
         return self._peak(value) or self.scaled.least_bytes(value)
 
     def _least(self, value: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dryfit.engine.card import Card
-from dryfit.engine.fake_device import FakeDevice, FakeEvent, FakeStream
+from dryfit.engine.fake_device import DeviceStream, FakeDevice, FakeEvent
 
 MIB = 2**20
 DRIVER = "580.82.07"  # what nvidia-smi says; programs print it
@@ -56,7 +56,7 @@ def cuda_places(
 def _streams(device: FakeDevice) -> dict[str, Any]:
     """Streams and events that a tracker hears, as several GPUs need them."""
 
-    class Stream(FakeStream):
+    class Stream(DeviceStream):
         cuda_stream = 0
 
         def __init__(self, *_: Any, **__: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.readers import common, grpo
 from dryfit.readers.launch import Launch
-from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Values, begin, keys
+from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, FileValues, Reading, begin, keys
 from dryfit.readers.shell import Command, with_file
 from dryfit.scenario.strategies import NONE, STRATEGIES
 
@@ -81,7 +81,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     return reading
 
 
-def _of_blocks(get: Values) -> grpo.Get:
+def _of_blocks(get: FileValues) -> grpo.Get:
     """TRL's settings by their names, from the blocks ``trl`` and ``vllm``."""
     server = {"vllm_gpu_memory_utilization": "gpu_memory_utilization", "vllm_max_model_length": "max_model_len",
               "vllm_tensor_parallel_size": "tensor_parallel_size"}  # fmt: skip
@@ -98,7 +98,7 @@ def _is_half(reading: Reading) -> bool:
     return reading.fields.get("precision") in ("bf16", "fp16")
 
 
-def _precision(get: Values, reading: Reading) -> None:
+def _precision(get: FileValues, reading: Reading) -> None:
     """``normalize_config``: bf16 before fp16 before fp32; ``bf16`` and ``fp16`` are autocast as well."""
     bf16, fp16 = get("bf16", "auto"), get("fp16") or get("float16")
     if fp16 and bf16 in ("auto", False):
@@ -111,7 +111,7 @@ def _precision(get: Values, reading: Reading) -> None:
         reading.set(precision="fp32")
 
 
-def _method(get: Values, reading: Reading) -> None:
+def _method(get: FileValues, reading: Reading) -> None:
     adapter, weights = get("adapter"), reading.fields["precision"]
     reading.set(method="full" if not adapter else "lora")
     if adapter and get("load_in_4bit"):
@@ -151,14 +151,14 @@ def _method(get: Values, reading: Reading) -> None:
         reading.notes.append("without dropout axolotl may turn on its LoRA kernels, which keep less of a layer")
 
 
-def _checkpointing(get: Values, reading: Reading) -> None:
+def _checkpointing(get: FileValues, reading: Reading) -> None:
     value = get("gradient_checkpointing", False)
     given = get("gradient_checkpointing_kwargs")
     reentrant = (given or {}).get("use_reentrant", given is None and not get("rl"))
     reading.set(gradient_checkpointing=("reentrant" if reentrant else True) if value else False)
 
 
-def _loss(get: Values, reading: Reading) -> None:
+def _loss(get: FileValues, reading: Reading) -> None:
     plugins = " ".join(map(str, get("plugins", [])))
     parts = {"liger_rms_norm", "liger_rope", "liger_glu_activation" if get("liger_glu_activation") else "liger_swiglu"}
     fused = [part for part in sorted(parts) if get(part)]
@@ -177,7 +177,7 @@ def _loss(get: Values, reading: Reading) -> None:
         reading.set(loss="chunked")
 
 
-def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
+def _parallel(get: FileValues, reading: Reading, gpus: int | None) -> None:
     count = gpus or get("world_size") or get("dp_shard_size")
     count = count if isinstance(count, int) and count > 1 else None if gpus is None else gpus
     if get("deepspeed"):

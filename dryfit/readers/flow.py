@@ -387,5 +387,4 @@ def called_classes(classes: Mapping[str, ast.ClassDef], name: str) -> Iterable[s
 
 
 def _read(target: ast.expr) -> ast.expr:
-    """A target of an assignment, to be read."""
     return ast.parse(ast.unparse(target), mode="eval").body

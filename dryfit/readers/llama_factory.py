@@ -9,7 +9,7 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.readers import common, unsloth
 from dryfit.readers.launch import Launch, visible_gpus
-from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Values, begin, keys
+from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, FileValues, Reading, begin, keys
 from dryfit.readers.shell import Command, with_file
 
 TABLE = ("llama-factory", "transformers")
@@ -113,7 +113,7 @@ def _refuse_other_work(mapping: Mapping[str, Any], file: Path) -> None:
         )
 
 
-def _method(get: Values, reading: Reading) -> None:
+def _method(get: FileValues, reading: Reading) -> None:
     kind = get("finetuning_type", "lora")
     reading.set(method="full" if kind in ("full", "freeze") else "lora")
     if kind == "freeze":
@@ -153,13 +153,13 @@ def _method(get: Values, reading: Reading) -> None:
         )
 
 
-def _compute(get: Values) -> str:
+def _compute(get: FileValues) -> str:
     if get("bf16") or get("pure_bf16"):
         return "bf16"
     return "fp16" if get("fp16") else "bf16"  # as the model's own configuration says, which is bf16 nearly always
 
 
-def _precision(get: Values, reading: Reading) -> None:
+def _precision(get: FileValues, reading: Reading) -> None:
     """What is trained is cast to fp32 (``init_adapter``), but with pure_bf16; the rest has the compute dtype."""
     compute = _compute(get)
     pure, method = get("pure_bf16", False), reading.fields["method"]
@@ -182,7 +182,7 @@ def _precision(get: Values, reading: Reading) -> None:
         reading.set(autocast=compute)
 
 
-def _newer(get: Values, reading: Reading, gpus: int | None) -> None:
+def _newer(get: FileValues, reading: Reading, gpus: int | None) -> None:
     """The files of `examples/v1`: a model, and configurations of what is done with it."""
     peft, quantization = get("peft_config") or {}, get("quant_config") or {}
     distributed, kernels = get("dist_config") or {}, get("kernel_config") or {}

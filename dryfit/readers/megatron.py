@@ -12,7 +12,7 @@ from typing import Any
 
 from dryfit.common.errors import UserError
 from dryfit.readers import common
-from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Values, begin, checked, keys
+from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, FileValues, Reading, begin, checked, keys
 from dryfit.readers.shell import Command, options
 
 TABLE = ("megatron",)
@@ -51,7 +51,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     return reading
 
 
-def _model(get: Values, file: Path) -> Any:
+def _model(get: FileValues, file: Path) -> Any:
     name, revision = get("model"), get("model_revision")
     if name:
         return f"{name}@{revision}" if revision else name
@@ -73,7 +73,7 @@ def _model(get: Values, file: Path) -> Any:
     }
 
 
-def _method(get: Values, reading: Reading) -> None:
+def _method(get: FileValues, reading: Reading) -> None:
     kind = str(get("tuner_type", get("train_type", "full")))
     reading.set(method="full" if kind == "full" else "lora")
     if kind != "full":
@@ -83,7 +83,7 @@ def _method(get: Values, reading: Reading) -> None:
         )  # fmt: skip
 
 
-def _weights(get: Values, reading: Reading) -> None:
+def _weights(get: FileValues, reading: Reading) -> None:
     """16-bit weights, gradients summed in fp32, and fp32 weights beside the states."""
     half = "fp16" if get("fp16") else "bf16"
     full = reading.fields["method"] == "full"
@@ -96,7 +96,7 @@ def _weights(get: Values, reading: Reading) -> None:
         common.optimizer(reading, "optimizer", name)
 
 
-def _mesh(get: Values, reading: Reading, gpus: int | None) -> None:
+def _mesh(get: FileValues, reading: Reading, gpus: int | None) -> None:
     """Tensor and pipeline sizes; the replicas beside them are alike, and one is answered for."""
     tensor, pipeline = get("tensor_model_parallel_size", 1), get("pipeline_model_parallel_size", 1)
     expert = get("expert_model_parallel_size", 1)

@@ -11,7 +11,7 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml
 from dryfit.readers import common, grpo, unsloth
-from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Values, begin, keys
+from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, FileValues, Reading, begin, keys
 from dryfit.readers.shell import Command, beside, options
 
 TABLE = ("ms-swift", "transformers")
@@ -131,7 +131,7 @@ def _with_new_names(mapping: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
     return settings, renamed
 
 
-def _row_tokens(get: Values, reading: Reading) -> int:
+def _row_tokens(get: FileValues, reading: Reading) -> int:
     """Of prompt and answer: in a step that generates ``max_length`` is the prompt's alone."""
     length = get("max_length")
     answer = get("max_completion_length", get("response_length", grpo.ANSWER_TOKENS))
@@ -144,7 +144,7 @@ def _row_tokens(get: Values, reading: Reading) -> int:
     return min(length + answer, most or length + answer) if generates else length
 
 
-def _precision(get: Values, reading: Reading) -> None:
+def _precision(get: FileValues, reading: Reading) -> None:
     """``_init_mixed_precision``: bf16 weights train under bf16, others under fp16, unless the file says."""
     weights = common.dtype(get("torch_dtype", "bfloat16")) or "bf16"
     fp16, bf16 = get("fp16", weights != "bf16"), get("bf16", weights == "bf16")
@@ -155,7 +155,7 @@ def _precision(get: Values, reading: Reading) -> None:
         reading.set(precision=weights, autocast=mixed)
 
 
-def _method(get: Values, reading: Reading) -> None:
+def _method(get: FileValues, reading: Reading) -> None:
     kind = str(get("tuner_type", get("train_type", "lora")))
     reading.set(method="full" if kind == "full" else "lora")
     if kind not in ("full", "lora"):
@@ -178,7 +178,7 @@ def _method(get: Values, reading: Reading) -> None:
         )  # fmt: skip
 
 
-def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
+def _parallel(get: FileValues, reading: Reading, gpus: int | None) -> None:
     if get("deepspeed"):
         common.deepspeed(reading, get("deepspeed"), reading.file.parent, gpus)
     elif get("fsdp"):
@@ -190,7 +190,7 @@ def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
     common.ulysses(reading, "sequence_parallel_size", get("sequence_parallel_size", 1), "ms-swift's own")
 
 
-def _objective(get: Values, reading: Reading, kind: str, rows: int) -> None:
+def _objective(get: FileValues, reading: Reading, kind: str, rows: int) -> None:
     answers = kind == "grpo"
     predicted = common.preference(reading, _OBJECTIVES.get(kind, "grpo"), "rlhf_type", rows, answers=answers)
     if kind == "ppo":
@@ -216,8 +216,7 @@ def _objective(get: Values, reading: Reading, kind: str, rows: int) -> None:
             generation["lora_slots"] = 1
 
 
-def _in_trls_words(get: Values) -> grpo.Get:
-    """ms-swift's settings by TRL's names, with ms-swift's defaults."""
+def _in_trls_words(get: FileValues) -> grpo.Get:
     own = {"vllm_max_model_length": "vllm_max_model_len"}
     defaults = {"beta": 0.04, "vllm_gpu_memory_utilization": _UTILIZATION}
 

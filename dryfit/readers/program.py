@@ -404,7 +404,6 @@ def _reading(program: _Program, training: Made, path: Path, gpus: int | None) ->
 
 
 def _name(training: Made) -> str:
-    """What to call a training among several."""
     rows, length = (training.values.get(key, "?") for key in ("per_device_train_batch_size", "max_length"))
     return f"{training.values['classes'][-1]} with {rows} x {length} tokens"
 

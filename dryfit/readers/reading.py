@@ -169,7 +169,7 @@ class Reading:
         }
 
 
-class Values:
+class FileValues:
     """A file's settings. What is asked for has to be in the table of what is understood."""
 
     def __init__(self, mapping: Mapping[str, Any], table: Keys) -> None:
@@ -189,7 +189,7 @@ class Values:
         yield from self.mapping.items()
 
 
-def begin(mapping: Mapping[str, Any], table: Keys, file: Path) -> tuple[Values, Reading]:
+def begin(mapping: Mapping[str, Any], table: Keys, file: Path) -> tuple[FileValues, Reading]:
     """Sort a file's keys; the fields are the reader's to set."""
     reading = Reading(table.tool, table.version, file, own=mapping, table=table)
     for key, value in mapping.items():
@@ -200,7 +200,7 @@ def begin(mapping: Mapping[str, Any], table: Keys, file: Path) -> tuple[Values, 
             reading.approximates(key, value, *table.remark(key))
         elif kind == "unknown":
             reading.unknown[str(key)] = table.nearest(str(key))
-    return Values({key: checked(str(key), value, file) for key, value in mapping.items()}, table), reading
+    return FileValues({key: checked(str(key), value, file) for key, value in mapping.items()}, table), reading
 
 
 # What kind of value the tools take for their keys.

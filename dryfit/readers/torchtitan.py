@@ -18,7 +18,7 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml
 from dryfit.readers import common
-from dryfit.readers.reading import EITHER_WAY, TABLES, TOO_HIGH, TOO_LOW, Reading, Values, begin, checked, keys
+from dryfit.readers.reading import EITHER_WAY, TABLES, TOO_HIGH, TOO_LOW, FileValues, Reading, begin, checked, keys
 
 TABLE = ("torchtitan",)
 NODE = 8  # the GPUs of a machine, where a file shards over as many as there are
@@ -66,7 +66,7 @@ def _read(flat: Mapping[str, Any], file: Path, gpus: int | None) -> Reading:
     return reading
 
 
-def _model(get: Values, file: Path) -> Any:
+def _model(get: FileValues, file: Path) -> Any:
     known = read_yaml(TABLES / "torchtitan.yaml")["models"]
     name, flavor = get("model.name", "llama3"), get("model.flavor", "debugmodel")
     if (found := known.get(f"{name} {flavor}")) is None:
@@ -84,7 +84,7 @@ def _model(get: Values, file: Path) -> Any:
 class _Degrees:
     """How a file divides: what its keys say, by the names of ``parallel``; ``shard`` -1 for the rest of the GPUs."""
 
-    def __init__(self, get: Values, file: Path) -> None:
+    def __init__(self, get: FileValues, file: Path) -> None:
         def degree(key: str, *sections: str, default: int = 1) -> int:
             for section in sections:
                 name = f"{section}.{key}"
@@ -112,7 +112,7 @@ class _Degrees:
         return {name: size for name in names if (size := getattr(self, name)) > 1}
 
 
-def _rows(get: Values, reading: Reading, degrees: _Degrees) -> None:
+def _rows(get: FileValues, reading: Reading, degrees: _Degrees) -> None:
     """A step's rows; a pipeline cuts them into micro-batches."""
     tokens = get("training.max_context_length", get("training.seq_len", 2048))
     rows = get("training.local_batch_size", get("training.batch_size"))
@@ -130,7 +130,7 @@ def _rows(get: Values, reading: Reading, degrees: _Degrees) -> None:
     reading.set(sequence_length=tokens, micro_batch=rows, gradient_accumulation=batches)
 
 
-def _parallel(get: Values, reading: Reading, degrees: _Degrees, gpus: int | None) -> None:
+def _parallel(get: FileValues, reading: Reading, degrees: _Degrees, gpus: int | None) -> None:
     """FSDP2 over what other degrees leave; what the scenario can't combine, its own checks refuse."""
     shard, others = degrees.shard, degrees.others
     if shard < 0:
@@ -181,7 +181,7 @@ def _parallel(get: Values, reading: Reading, degrees: _Degrees, gpus: int | None
     common.parallel(reading, "fsdp2" if sharded else "none", count, **parts)
 
 
-def _checkpointing(get: Values, reading: Reading) -> None:
+def _checkpointing(get: FileValues, reading: Reading) -> None:
     mode = get("activation_checkpoint.mode", "selective")
     reading.set(gradient_checkpointing=mode != "none")
     if mode == "selective":
@@ -189,7 +189,7 @@ def _checkpointing(get: Values, reading: Reading) -> None:
         reading.approximates("activation_checkpoint.mode", mode, TOO_LOW, why)
 
 
-def _eight_bits(get: Values, reading: Reading) -> None:
+def _eight_bits(get: FileValues, reading: Reading) -> None:
     converters = [str(one) for one in get("model.converters", [])]
     float8 = get("float8.enable_float8_linear") or any("float8" in one for one in converters)
     recipe = get("quantize.linear.float8.recipe_name") or get("float8.recipe_name") or "tensorwise"
@@ -266,8 +266,6 @@ def read_registry(tree: ast.Module, file: Path, part: str | None, gpus: int | No
 
 
 class _Registry:
-    """What functions of a registry set, as flat keys."""
-
     def __init__(self, functions: Mapping[str, ast.FunctionDef]) -> None:
         self.functions = functions
 

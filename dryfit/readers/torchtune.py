@@ -15,7 +15,7 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import read_json, read_yaml
 from dryfit.readers import common
 from dryfit.readers.launch import Launch, behind
-from dryfit.readers.reading import EITHER_WAY, TABLES, TOO_HIGH, Reading, Values, begin, checked, keys
+from dryfit.readers.reading import EITHER_WAY, TABLES, TOO_HIGH, FileValues, Reading, begin, checked, keys
 from dryfit.readers.shell import Command, with_file
 from dryfit.scenario.hub import MODELS, repository_of
 from dryfit.scenario.model import size
@@ -113,7 +113,7 @@ def _refuse_other_recipes(flat: Mapping[str, Any], table: Mapping[str, Any], fil
         )  # fmt: skip
 
 
-def _model(get: Values, reading: Reading, table: Mapping[str, Any]) -> str:
+def _model(get: FileValues, reading: Reading, table: Mapping[str, Any]) -> str:
     """Set the model; the builder's name without ``lora_`` and ``qlora_``."""
     component = checked("model._component_", get("model._component_"), reading.file, "text") or ""
     where = f"{reading.file}: model._component_"
@@ -161,7 +161,7 @@ def _refuse_unknown_arguments(reading: Reading) -> None:
             )  # fmt: skip
 
 
-def _rows(get: Values, reading: Reading) -> None:
+def _rows(get: FileValues, reading: Reading) -> None:
     length = get("tokenizer.max_seq_len", get("dataset.max_seq_len"))
     if length is None:
         reading.notes.append(
@@ -178,7 +178,7 @@ def _rows(get: Values, reading: Reading) -> None:
         reading.approximates("dataset.packed", True, EITHER_WAY, why)
 
 
-def _method(get: Values, reading: Reading, builder: str) -> None:
+def _method(get: FileValues, reading: Reading, builder: str) -> None:
     name = str(get("model._component_")).rpartition(".")[2]
     adapter = name.startswith(("lora_", "qlora_"))
     reading.set(method="lora" if adapter else "full")
@@ -201,7 +201,7 @@ def _method(get: Values, reading: Reading, builder: str) -> None:
     )  # fmt: skip
 
 
-def _precision(get: Values, reading: Reading) -> None:
+def _precision(get: FileValues, reading: Reading) -> None:
     """One dtype for weights, adapters, gradients and states: torchtune takes no autocast, and refuses fp16."""
     weights = common.dtype(get("dtype", "bf16"))
     if weights not in ("bf16", "fp32"):
@@ -212,7 +212,7 @@ def _precision(get: Values, reading: Reading) -> None:
         reading.set(adapter_precision="base")
 
 
-def _optimizer(get: Values, reading: Reading, table: Mapping[str, Any]) -> None:
+def _optimizer(get: FileValues, reading: Reading, table: Mapping[str, Any]) -> None:
     component = str(get("optimizer._component_"))
     name = table["optimizers"].get(component, component)
     if name == "adamw_torch" and get("optimizer.fused"):
@@ -223,7 +223,7 @@ def _optimizer(get: Values, reading: Reading, table: Mapping[str, Any]) -> None:
         reading.approximates("optimizer._component_", component, TOO_HIGH, why, "states")
 
 
-def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
+def _parallel(get: FileValues, reading: Reading, gpus: int | None) -> None:
     """FSDP2 where several GPUs are asked about, or the file or the command in its comments divides."""
     started = _command(reading.file)
     divides = any(key in get for key in _DISTRIBUTED) or "distributed" in started
@@ -262,7 +262,7 @@ def _command(file: Path) -> str:
     return next((line for line in lines if "--config" in line), "")
 
 
-def _loss(get: Values, reading: Reading) -> None:
+def _loss(get: FileValues, reading: Reading) -> None:
     name = str(get("loss._component_", "")).rpartition(".")[2]
     if name == "DPOLoss":
         common.preference(reading, "dpo", "loss._component_", reading.fields["micro_batch"])

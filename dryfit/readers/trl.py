@@ -10,7 +10,7 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.readers import common, grpo
 from dryfit.readers.launch import Launch
-from dryfit.readers.reading import Reading, Values, begin, checked, keys
+from dryfit.readers.reading import FileValues, Reading, begin, checked, keys
 from dryfit.readers.shell import Command, with_file
 from dryfit.scenario.objectives import OBJECTIVES, SUPERVISED
 
@@ -99,7 +99,7 @@ def read(
     return reading
 
 
-def _before(get: Values, reading: Reading, trainer: str, stated: Collection[str]) -> None:
+def _before(get: FileValues, reading: Reading, trainer: str, stated: Collection[str]) -> None:
     """What older versions do where nothing is stated: other defaults of memory's largest parts.
 
     TRL 0.22 of August 2025 began to checkpoint, 0.19 to compute under bf16, and 1.7 of June 2026 to compute the loss in
@@ -120,7 +120,7 @@ def _before(get: Values, reading: Reading, trainer: str, stated: Collection[str]
     reading.older_is = "transformers before 5" if plain else "TRL before 1.7"
 
 
-def _trainer(get: Values, named: str) -> str:
+def _trainer(get: FileValues, named: str) -> str:
     """A file says by its keys alone which command it is for."""
     if named != "sft" or get("command"):
         return get("command", named)
@@ -131,7 +131,7 @@ def _trainer(get: Values, named: str) -> str:
     return "dpo" if "precompute_ref_log_probs" in get or get("loss_type") in ("sigmoid", "ipo", "hinge") else "sft"
 
 
-def _precision(get: Values, reading: Reading, plain: bool) -> None:
+def _precision(get: FileValues, reading: Reading, plain: bool) -> None:
     """TRL loads weights in float32 unless told, and computes under bf16 autocast."""
     init = get("model_init_kwargs") if isinstance(get("model_init_kwargs"), Mapping) else {}
     named = get("dtype") or get("torch_dtype") or init.get("dtype") or init.get("torch_dtype")
@@ -148,7 +148,7 @@ def _precision(get: Values, reading: Reading, plain: bool) -> None:
         reading.set(precision=weights or "bf16", autocast=mixed)
 
 
-def _method(get: Values, reading: Reading, plain: bool) -> None:
+def _method(get: FileValues, reading: Reading, plain: bool) -> None:
     adapter = get("use_peft", False)
     reading.set(method="lora" if adapter else "full")
     if get("load_in_4bit"):
@@ -174,7 +174,7 @@ def _method(get: Values, reading: Reading, plain: bool) -> None:
         )  # fmt: skip
 
 
-def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
+def _parallel(get: FileValues, reading: Reading, gpus: int | None) -> None:
     if "deepspeed" in get:
         common.deepspeed(reading, get("deepspeed"), reading.file.parent, gpus)
     elif get("fsdp"):

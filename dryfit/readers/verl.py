@@ -16,7 +16,7 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml, yaml_value
 from dryfit.readers import common
-from dryfit.readers.reading import EITHER_WAY, TOO_LOW, Reading, Values, begin, checked, keys
+from dryfit.readers.reading import EITHER_WAY, TOO_LOW, FileValues, Reading, begin, checked, keys
 from dryfit.readers.shell import Command, beside, is_known
 
 TABLE = ("verl",)
@@ -104,13 +104,13 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     return reading
 
 
-def _gpus(get: Values, supervised: bool) -> int | None:
+def _gpus(get: FileValues, supervised: bool) -> int | None:
     if supervised:
         return get("nproc_per_node")
     return get("trainer.n_gpus_per_node", 8) * get("trainer.nnodes", 1)
 
 
-def _update(get: Values, reading: Reading, count: int) -> None:
+def _update(get: FileValues, reading: Reading, count: int) -> None:
     """One micro-batch of prompts and answers, and what the cycle has beside."""
     tokens = get("data.max_prompt_length", 512) + get("data.max_response_length", 512)
     answers = get(f"{_ACTOR}.ppo_mini_batch_size", 256) * get(f"{_ROLLOUT}.n", 1)
@@ -136,7 +136,7 @@ def _update(get: Values, reading: Reading, count: int) -> None:
     _rollout(get, reading)
 
 
-def _rollout(get: Values, reading: Reading) -> None:
+def _rollout(get: FileValues, reading: Reading) -> None:
     share = get(f"{_ROLLOUT}.gpu_memory_utilization", 0.5)
     name = get(f"{_ROLLOUT}.name", "vllm")
     if name == "hf":
@@ -151,7 +151,7 @@ def _rollout(get: Values, reading: Reading) -> None:
         reading.approximates(f"{_ROLLOUT}.free_cache_engine", False, TOO_LOW, why)
 
 
-def _supervised(get: Values, reading: Reading, count: int | None) -> None:
+def _supervised(get: FileValues, reading: Reading, count: int | None) -> None:
     rows = get("data.micro_batch_size_per_gpu", 4)
     reading.set(
         sequence_length=get("data.max_length", 1024),
@@ -161,7 +161,7 @@ def _supervised(get: Values, reading: Reading, count: int | None) -> None:
     reading.pads = True
 
 
-def _divided(get: Values, reading: Reading, count: int | None, supervised: bool) -> None:
+def _divided(get: FileValues, reading: Reading, count: int | None, supervised: bool) -> None:
     strategy = "fsdp" if supervised else get(f"{_ACTOR}.strategy", "fsdp")
     config = f"{_ACTOR}.fsdp_config"
     offload = "cpu" if not supervised and get(f"{config}.offload_policy") else "none"

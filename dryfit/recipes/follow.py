@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,10 +57,13 @@ def _most(model: OtherModel, key: str) -> int | None:
     return most - _RESERVED if model.kind.replace("_", "-") in _FROM_THE_PADDING else most
 
 
-def follow(recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: str | None) -> dict[str, Any]:
+def follow(
+    recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: str | None, beside: Sequence[str] = ()
+) -> dict[str, Any]:
     """The answer of :func:`dryfit.program.answer.answer`, with ``recipe`` beside it.
 
-    ``values`` are all settings of the recipe but the model's name; ``gpu`` is a card of the catalogue.
+    ``values`` are all settings of the recipe but the model's name; ``gpu`` is a card of the catalogue. ``beside``: what
+    takes memory too and is not followed, in words.
 
     Raises
     ------
@@ -79,7 +82,7 @@ def follow(recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: st
         with open("output.txt", "w+", encoding="utf-8") as output:
             found = run(asked, output, label=f"{model.name}, recipe {recipe.name}")
     # What a recipe is: no weights, no data, batches of one size.
-    found |= {"made_up": {"weights": [], "data": []}, "written": [], "not_followed": []}
+    found |= {"made_up": {"weights": [], "data": []}, "written": [], "not_followed": list(beside)}
     try:
         answered = of_ranks({0: answer(asked, found)})
     except UserError as error:
@@ -104,7 +107,7 @@ def _in_our_words(
 
 
 def spared(
-    recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: str
+    recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: str, beside: Sequence[str] = ()
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Changes for a step that does not fit, and the answer with them, until it fits: each beside those before it."""
     changes: dict[str, Any] = {}
@@ -115,7 +118,7 @@ def spared(
         if all(now.get(name) == value for name, value in new.items()):
             continue
         changes = {name: value for name, value in {**changes, **new}.items() if value != values.get(name)}
-        answered = follow(recipe, model, {**values, **changes}, gpu)
+        answered = follow(recipe, model, {**values, **changes}, gpu, beside)
         yield dict(changes), answered
         if answered["verdict"] == "fits":
             return

@@ -69,14 +69,17 @@ def _fitted(sizes: Sizes, known: Known, names: Sequence[str], workspace: bool = 
             choices.append(own)
         else:
             added.append(name)
-    for factors in itertools.product(*choices):
-        found = _product_and_sum(sizes, known, list(factors), added)
-        if found is not None:
-            return found
+    for whole in (len(sizes), 1 + len(names)):  # the base and its single variations are whole where others are rounded
+        for factors in itertools.product(*choices):
+            found = _product_and_sum(sizes, known, list(factors), added, whole)
+            if found is not None:
+                return found
     return None
 
 
-def _product_and_sum(sizes: Sizes, known: Known, factors: Powers, added: Sequence[str]) -> Expression | None:
+def _product_and_sum(
+    sizes: Sizes, known: Known, factors: Powers, added: Sequence[str], whole: int
+) -> Expression | None:
     rest = []
     for size, each in zip(sizes, known, strict=True):
         share = Fraction(size)
@@ -90,7 +93,7 @@ def _product_and_sum(sizes: Sizes, known: Known, factors: Powers, added: Sequenc
         return None
     for degrees in ((1,), (1, 2)):
         symbols = [[(own, power) for own in symbols_of(name) if own in known[0] for power in degrees] for name in added]
-        for found in _sums(rest, known, symbols):
+        for found in _sums(rest[:whole], known[:whole], symbols):
             terms = [[factor.numerator, factor.denominator, [*head, *map(list, term)]] for factor, term in found]
             expression = _rounded(terms, sizes, known)
             if expression is not None:

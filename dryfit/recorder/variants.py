@@ -23,7 +23,7 @@ METHODS: dict[str, Mapping[str, Any]] = {
     "full": {"precision": "bf16-mixed"},
 }  # and what TRL's scripts set for each
 
-
+ALIKE = ("rope", "sliding")  # of what a model is beside numbers: the family's other models with the same events
 CHUNKS = (2, 4, 8)  # of a loss in chunks: rows of 512, 1,024 and 2,048 tokens
 
 
@@ -58,7 +58,7 @@ def models_of(family: ModelFamily) -> list[tuple[dict[str, Any], dict[str, Any]]
             asked = StepKey.of(Scenario.from_mapping(step, {}))
         except NoRecord:
             continue
-        particular = {"tie_word_embeddings": asked.particular["tie_word_embeddings"]}
+        particular = {key: value for key, value in asked.particular.items() if key not in ALIKE}
         if (one := (dict(asked.flags), particular)) not in found:
             found.append(one)
     return found

@@ -37,15 +37,17 @@ from dryfit.scenario.optimizers import OPTIMIZERS
 from dryfit.scenario.strategies import DIVIDED
 from dryfit.scenario.value_fields import (
     PRECISIONS,
-    Allocator,
+    AllocatorSettings,
     Experts,
     Lora,
     Quantization,
     Versions,
-    Zero,
+    ZeroFile,
     say_zero,
 )
 
+CHUNK_TOKENS = 256  # whose logits exist at once with `loss: chunked`; 156 MB in fp32 for 152,064 words
+MICRO_BATCHES = 2  # of an accumulated step on `meta`: from the second on gradients are alive, and all are alike
 _NO_ADAPTERS = {"full": Excluded("method full trains every weight and has no adapters", "method: lora")}
 
 
@@ -349,8 +351,8 @@ class Fields:
         on="outputs kept until the next forward pass",
         in_training=False,
     )
-    allocator: Allocator = described(
-        "Settings of PyTorch's caching allocator.", example={"expandable_segments": False}, parts=Allocator
+    allocator: AllocatorSettings = described(
+        "Settings of PyTorch's caching allocator.", example={"expandable_segments": False}, parts=AllocatorSettings
     )
     platform: str = described(
         "What the GPU's PyTorch is built for. `windows`: without FlashAttention, so that grouped keys take the plain"
@@ -379,11 +381,11 @@ class Fields:
         said=say_parallel,
         parts=Parallel,
     )
-    zero: Zero = described(
+    zero: ZeroFile = described(
         "With `zero1`, `zero2` and `zero3`: what DeepSpeed's configuration says in `zero_optimization`.",
         example={"reduce_bucket_size": 12_845_056},
         said=say_zero,
-        parts=Zero,
+        parts=ZeroFile,
         in_training=False,
     )
     versions: Versions = described(

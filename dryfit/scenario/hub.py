@@ -200,7 +200,6 @@ def fetch_config(hub: HubId, where: object) -> Path:
 
 
 def _download(hub: HubId, where: object) -> Path:
-    """The file in huggingface_hub's cache."""
     try:
         import huggingface_hub as library
         from huggingface_hub import constants, utils

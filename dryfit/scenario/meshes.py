@@ -350,7 +350,6 @@ def _expert(scenario: Any) -> Iterator[Problem]:
 
 
 def _other_fields(scenario: Any) -> Iterator[Problem]:
-    """Fields that are not predicted with a mesh."""
     rows = (
         ("loss", scenario.loss == "full" or scenario.parallel.divided, "full"),
         ("packing", scenario.packing == "none", "none"),

@@ -400,7 +400,6 @@ def _refuse_unsupported(model: Mapping[str, Any], where: object) -> None:
 
 @cache
 def _sizes() -> dict[str, Any]:
-    """The schema of a model's sizes."""
     usual = {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "head_dim": 128}
     return {
         "properties": {

@@ -17,7 +17,7 @@ from dryfit.scenario.description import ANY, MOST, described, switch
 from dryfit.scenario.generation import Generation, Preference
 from dryfit.scenario.model import found_beside
 from dryfit.scenario.strategies import DIVIDED, NONE, SCHEDULES, STRATEGIES, Strategy, even_stages
-from dryfit.scenario.value_fields import Allocator, Experts, Lora, Quantization, Versions, Zero
+from dryfit.scenario.value_fields import AllocatorSettings, Experts, Lora, Quantization, Versions, ZeroFile
 
 
 @dataclass(frozen=True)
@@ -226,14 +226,14 @@ class Parallel:
 
 # The fields with parts that are values of their own; a mapping of these parts makes one.
 PARTS = {
-    "allocator": Allocator,
+    "allocator": AllocatorSettings,
     "experts": Experts,
     "generation": Generation,
     "parallel": Parallel,
     "preference": Preference,
     "quantization": Quantization,
     "versions": Versions,
-    "zero": Zero,
+    "zero": ZeroFile,
 }
 
 

@@ -29,7 +29,7 @@ from dryfit.scenario.nested_fields import PARTS, checked_adapter, checked_gpu, c
 from dryfit.scenario.objectives import OBJECTIVES, Objective
 from dryfit.scenario.optimizers import OPTIMIZERS
 from dryfit.scenario.strategies import NONE
-from dryfit.scenario.value_fields import Zero
+from dryfit.scenario.value_fields import ZeroFile
 
 
 class Scenario(Fields):
@@ -142,7 +142,7 @@ class Scenario(Fields):
         return self.preference.completion_length or max(self.sequence_length // 2, 1)
 
     @property
-    def zero_settings(self) -> Zero:
+    def zero_settings(self) -> ZeroFile:
         """What DeepSpeed is told, with its sizes as numbers."""
         return self.zero.for_a(self.size("hidden_size"))
 
@@ -246,7 +246,6 @@ def rows_in_a_step(step: Scenario, loop: Mapping[str, Any]) -> int:
 
 
 def _asks_for_images(value: Any) -> bool:
-    """Whether the field says more than its defaults."""
     return isinstance(value, Mapping) and value != scenario_defaults()["images"]
 
 

@@ -85,7 +85,7 @@ class Experts:
 
 
 @dataclass(frozen=True)
-class Zero:
+class ZeroFile:
     """DeepSpeed's `zero_optimization`, by its own names and with its own defaults; sizes are in elements."""
 
     overlap_comm: bool | None = described(
@@ -168,7 +168,7 @@ class Zero:
         closed_form=ANY,
     )
 
-    def for_a(self, hidden_size: int | None) -> Zero:
+    def for_a(self, hidden_size: int | None) -> ZeroFile:
         """The same with ``auto`` as transformers fills it in (5.24, ``integrations/deepspeed.py``)."""
         square, width = (hidden_size or 0) ** 2, hidden_size or 0
         filled = {
@@ -184,12 +184,12 @@ def say_zero(value: Mapping[str, Any], scenario: Mapping[str, Any]) -> str:
     if not STRATEGIES[scenario["parallel"]["strategy"]].zero:
         return ""
     return ", ".join(
-        f"{part.name} {yaml_text(value[part.name])}" for part in fields_of(Zero) if value[part.name] != part.default
+        f"{part.name} {yaml_text(value[part.name])}" for part in fields_of(ZeroFile) if value[part.name] != part.default
     )
 
 
 @dataclass(frozen=True)
-class Allocator:
+class AllocatorSettings:
     """Settings of PyTorch's caching allocator."""
 
     expandable_segments: bool = switch(

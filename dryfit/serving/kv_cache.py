@@ -26,7 +26,7 @@ _NEARLY_AS_MANY = 1.5
 
 
 @dataclass(frozen=True)
-class Layer:
+class CacheLayer:
     """What a layer keeps of each token.
 
     Attributes
@@ -48,13 +48,13 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Group:
+class CacheGroup:
     """Layers that share a table of blocks.
 
     ``page_bytes``: of one layer in one block. ``states``: how many states a request has in layers without tokens.
     """
 
-    layer: Layer
+    layer: CacheLayer
     layers: int
     block_tokens: int
     page_bytes: int
@@ -73,7 +73,7 @@ class Group:
 class KvCache:
     """A model's cache, for a number of tokens in a block."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[CacheGroup, ...]
 
     @property
     def block_bytes(self) -> int:
@@ -93,7 +93,7 @@ class KvCache:
         return int(blocks / self.blocks_of_request(longest, tokens_in_flight) * longest)
 
 
-def layers_of(model: Mapping[str, Any], *, number_bytes: int = 2, tensor_parallel: int = 1) -> list[Layer]:
+def layers_of(model: Mapping[str, Any], *, number_bytes: int = 2, tensor_parallel: int = 1) -> list[CacheLayer]:
     """What each layer of a model keeps of a token.
 
     Parameters
@@ -114,7 +114,7 @@ def layers_of(model: Mapping[str, Any], *, number_bytes: int = 2, tensor_paralle
     count, kind = text["num_hidden_layers"], str(text.get("model_type"))
     if text.get("kv_lora_rank"):  # one latent vector for all heads, and no values beside; not divided among GPUs
         size = (text["kv_lora_rank"] + text["qk_rope_head_dim"]) * number_bytes
-        return [Layer(LATENT, size)] * count
+        return [CacheLayer(LATENT, size)] * count
     queries = text.get("num_attention_heads") or 0  # a Mamba may have no attention
     head = queries and (text.get("head_dim") or text["hidden_size"] // queries)
     size = max((text.get("num_key_value_heads") or queries) // tensor_parallel, 1) * 2 * head * number_bytes
@@ -125,7 +125,7 @@ def layers_of(model: Mapping[str, Any], *, number_bytes: int = 2, tensor_paralle
     for name in _kinds(text, kind, count, window):
         states = name not in (FULL, SLIDING) and _state_bytes(text, tensor_parallel)
         if states:
-            layers.append(Layer(STATE, 0, state_bytes=states))
+            layers.append(CacheLayer(STATE, 0, state_bytes=states))
             continue
         if name not in (FULL, SLIDING):
             raise UserError(
@@ -135,11 +135,11 @@ def layers_of(model: Mapping[str, Any], *, number_bytes: int = 2, tensor_paralle
                 allowed="keys and values, of all tokens, of a window or as latent vectors; states of gated delta nets,"
                 " of Mamba and of short convolutions",
             )
-        layers.append(Layer(name, size, window if name == SLIDING else 0))
+        layers.append(CacheLayer(name, size, window if name == SLIDING else 0))
     return layers
 
 
-def kv_cache(layers: Sequence[Layer], block_tokens: int = BLOCK_TOKENS, *, aligned: bool = True) -> KvCache:
+def kv_cache(layers: Sequence[CacheLayer], block_tokens: int = BLOCK_TOKENS, *, aligned: bool = True) -> KvCache:
     """Layers in groups: of one kind each, and of as many layers as the rarest kind has.
 
     A block grows until its keys and values take as much as a request's states (``platforms/interface.py``).
@@ -159,14 +159,14 @@ def kv_cache(layers: Sequence[Layer], block_tokens: int = BLOCK_TOKENS, *, align
     if len(counts) == 1:
         ((layer, count),) = counts.items()
         states = STATES_OF_REQUEST if token else 1  # without attention vLLM keeps no beginnings for other requests
-        return KvCache((Group(layer, count, block_tokens, largest, states),))
+        return KvCache((CacheGroup(layer, count, block_tokens, largest, states),))
     least, most = min(counts.values()), max(counts.values())
     size = most if most < _NEARLY_AS_MANY * least else least
     groups = []
     for layer, count in counts.items():
         number = ceil(count / size)
         block = block_tokens * (1 if state else largest // pages[layer])  # a smaller page holds more tokens
-        groups += [Group(layer, len(range(first, count, number)), block, largest) for first in range(number)]
+        groups += [CacheGroup(layer, len(range(first, count, number)), block, largest) for first in range(number)]
     return KvCache(tuple(groups))
 
 

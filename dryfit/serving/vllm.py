@@ -181,7 +181,6 @@ class Server:
         return len(sizes) + sum(size <= self.requests for size in sizes)
 
     def _largest_graph(self) -> int:
-        """Tokens of the largest graph."""
         return min(2 * self.requests, 512, self.tokens_at_once)
 
     def kernels(self) -> int:

@@ -248,7 +248,6 @@ def _state(answer: Mapping[str, Any]) -> str:
 
 
 def _sentence(answer: Mapping[str, Any]) -> str:
-    """The verdict with its two numbers."""
     if answer["analytic"] is None:
         return f"No estimate: {answer['reasons']['analytic']}. The command below traces the step instead."
     analytic, gpu = answer["analytic"], answer["gpu"]
@@ -289,7 +288,6 @@ def _on_each(asked: Question, cards: Iterable[Gpu]) -> dict[str, Needs]:
 
 
 def _on_all_gpus(asked: Question) -> list[dict[str, Any]]:
-    """The estimate on each GPU of the catalogue."""
     try:
         found = _on_each(asked, catalogue().values())
     except NotDescribed:

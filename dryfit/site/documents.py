@@ -162,7 +162,6 @@ def _linked(text: str, came_from: Path, name: str, commit: str) -> str:
 
 
 def _settings(pages: Mapping[str, Mapping[str, str]]) -> str:
-    """Zensical's settings with the pages' order."""
     order = [
         f"  {{ {json.dumps(section)} = ["
         + ", ".join(f"{{ {json.dumps(title)} = {json.dumps(name)} }}" for name, title in names.items())

@@ -152,7 +152,7 @@ def on_host(model: nn.Module) -> list[torch.Tensor]:
     """The tensors of experts that lie on the host, with the statistics of packed ones."""
     kept = [parameter for parameter in model.parameters() if getattr(parameter, "lies_on_host", False)]
     return kept + [
-        tensor for part in model.modules() if isinstance(part, _OnHost) for tensor in part.statistics.values()
+        tensor for part in model.modules() if isinstance(part, _HostWeight) for tensor in part.statistics.values()
     ]
 
 
@@ -208,7 +208,7 @@ def _pack_as_mxfp4(module: nn.Module, name: str) -> None:
     _cache_while_running(module)
 
 
-class _OnHost(nn.Module):
+class _HostWeight(nn.Module):
     """Brings a tensor from the host whenever it is asked for, and unpacks it there if bitsandbytes has packed it."""
 
     def __init__(self, state: Any = None) -> None:
@@ -236,14 +236,14 @@ def _keep_on_host(module: nn.Module, name: str) -> None:
         steps = module.parametrizations[name]
         state = getattr(steps.original, "quant_state", None)
         if state is None:
-            steps.insert(0, _OnHost())
+            steps.insert(0, _HostWeight())
         else:
-            steps[0] = _OnHost(state)
+            steps[0] = _HostWeight(state)
             del steps.original.quant_state
         original = steps.original
     else:
         getattr(module, name).requires_grad_(False)
-        parametrize.register_parametrization(module, name, _OnHost(), unsafe=True)
+        parametrize.register_parametrization(module, name, _HostWeight(), unsafe=True)
         original = module.parametrizations[name].original
         _cache_while_running(module)
     original.lies_on_host = True

@@ -64,7 +64,7 @@ class Function:
 
 
 @dataclass
-class Kernels:
+class KernelPackages:
     """What a step's functions run.
 
     Attributes
@@ -141,9 +141,9 @@ def ways_of(scenario: Scenario, target: str = "cuda") -> dict[str, str]:
 
 
 @contextmanager
-def kernels_in_place(scenario: Scenario, ways: Mapping[str, str]) -> Iterator[Kernels]:
+def kernels_in_place(scenario: Scenario, ways: Mapping[str, str]) -> Iterator[KernelPackages]:
     """Let a model's functions run what :func:`ways_of` says. Packages are imported inside, on a simulated card."""
-    kernels, places = Kernels(dict(ways), functions_of(scenario) if ways else ()), []
+    kernels, places = KernelPackages(dict(ways), functions_of(scenario) if ways else ()), []
     code = [value.__code__ for value in vars(_file_of(scenario)).values() if isinstance(value, FunctionType)]
     kernels.from_hub = any("get_kernel" in each.co_names for each in code)
     for function in kernels.functions:
@@ -174,7 +174,6 @@ def _decorated(function: Function, *, seen: bool) -> Callable[..., Any]:
 
 
 def _module(package: str) -> str:
-    """A package as Python names it."""
     return KERNEL_PACKAGES.get(package, package)
 
 
@@ -221,7 +220,7 @@ def _least(function: Function) -> Callable[..., Any]:
             outputs_of[key] = outputs(given, spec)
         found, shape = outputs_of[key]
         sizes = [(each.shape, each.dtype) for each in found if _is_tensor(each)]
-        made = iter(_Least.apply(sizes, *filter(_is_tensor, given)))
+        made = iter(_MinimalKernel.apply(sizes, *filter(_is_tensor, given)))
         return tree_unflatten([next(made) if _is_tensor(each) else each for each in found], shape)
 
     return run
@@ -243,7 +242,7 @@ _FUSED: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-class _Least(torch.autograd.Function):
+class _MinimalKernel(torch.autograd.Function):
     """In the place of a kernel that is not here."""
 
     @staticmethod

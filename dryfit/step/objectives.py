@@ -16,12 +16,13 @@ import torch
 
 from dryfit.common.errors import UserError
 from dryfit.engine.patching import patched
+from dryfit.scenario.fields import MICRO_BATCHES
 from dryfit.scenario.optimizers import OPTIMIZERS
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.adapters import peft_config
 from dryfit.step.model import build_model
 from dryfit.step.reinforcement import (
-    Cycle,
+    CycleSteps,
     RewardRows,
     answers_from_elsewhere,
     beside_vllm,
@@ -33,7 +34,6 @@ from dryfit.step.reinforcement import (
     whole_answers,
     without_an_end,
 )
-from dryfit.step.step import MICRO_BATCHES
 
 UPDATES = 2  # the first makes the optimizer's states
 _KNOWN_BEFORE = {"dpo": ("ref_chosen_logps", "ref_rejected_logps"), "kto": ("ref_logps", "ref_KL_logps")}
@@ -104,7 +104,6 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
 
 
 def _trainer(scenario: Scenario) -> tuple[type, type]:
-    """TRL's trainer and its configuration."""
     module, name = import_module(scenario.aim.module), scenario.aim.trainer
     return getattr(module, f"{name}Trainer"), getattr(module, f"{name}Config")
 
@@ -130,7 +129,7 @@ def _arguments(scenario: Scenario, device: str, folder: Path) -> dict[str, Any]:
         own["max_length"] = scenario.sequence_length
         accumulated = min(accumulated, MICRO_BATCHES) if device == "meta" else accumulated
     else:
-        cycle = Cycle.of(scenario, whole=device != "meta")
+        cycle = CycleSteps.of(scenario, whole=device != "meta")
         accumulated, updates = cycle.accumulation, cycle.updates
         own |= _lengths(scenario)
         if scenario.aim.grouped:
@@ -189,7 +188,7 @@ def _rows(scenario: Scenario, device: str) -> Any:
     # Two more than are taken: the loader is then always a batch ahead, as in a long training.
     count = (UPDATES * scenario.gradient_accumulation + 2) * scenario.micro_batch
     if scenario.aim.generates:
-        cycle = Cycle.of(scenario, whole=device != "meta")
+        cycle = CycleSteps.of(scenario, whole=device != "meta")
         count = (cycle.updates * cycle.accumulation + 2 * cycle.steps) * scenario.micro_batch
     length, answer = scenario.sequence_length, scenario.completion_length
     prompt = _text(length - answer)

@@ -136,6 +136,5 @@ def _shapes(scenario: Scenario, config: Any) -> dict[str, torch.Tensor]:
 
 
 def _loss(model: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """transformers' own loss of the model."""
     function, words = model.loss_function, model.config.get_text_config().vocab_size
     return lambda logits, labels: function(logits=logits, labels=labels, vocab_size=words)

@@ -177,7 +177,6 @@ def _name_in_base(layer: str) -> str:
 
 
 def _holds(layer: nn.Module, bits: int) -> bool:
-    """Whether a layer's weights take so many bits each."""
     weight = layer.weight
     if bits == 8:
         return weight.dtype == torch.int8 and not layer.state.has_fp16_weights

@@ -15,17 +15,17 @@ import torch
 from torch import nn
 
 from dryfit.engine.costs import begin
+from dryfit.scenario.fields import MICRO_BATCHES
 from dryfit.scenario.model import read_model
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.model import build_model
-from dryfit.step.step import MICRO_BATCHES
 
 WORD = 2  # the id of the one word that texts consist of
 LAST_TOKEN = "last_token"  # where a trace's costs of it begin
 
 
 @dataclass(frozen=True)
-class Cycle:
+class CycleSteps:
     """How many micro-batches a generation serves, and how many an update has.
 
     Attributes
@@ -42,7 +42,7 @@ class Cycle:
     updates: int
 
     @classmethod
-    def of(cls, scenario: Scenario, *, whole: bool) -> Cycle:
+    def of(cls, scenario: Scenario, *, whole: bool) -> CycleSteps:
         """A scenario's, ``whole``, or as few micro-batches as make the same tensors at once.
 
         TRL takes the old log-probabilities anew where an update doesn't end with its answers. So a short cycle keeps

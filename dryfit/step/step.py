@@ -19,6 +19,7 @@ from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from dryfit.scenario.fields import CHUNK_TOKENS, MICRO_BATCHES
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.batches import IGNORED
 from dryfit.step.low_precision import scales_for_the_next_step
@@ -28,11 +29,8 @@ from dryfit.step.packing import full_packs
 from dryfit.step.parallel import backward, bare, clip_gradients, engine_step, exchanging, within_forward
 from dryfit.step.pipeline import Pipeline
 
-CHUNK_TOKENS = 256  # tokens whose logits exist at once with `loss: chunked`; 156 MB in fp32 for 152,064 words
 OFFLOADED_FROM = 1024  # bytes: smaller tensors stay on the GPU, as in TRL's and torchtune's OffloadActivations
 UNSLOTHS_FROM = 2 * 2**20  # the same of Unsloth (unsloth_zoo 2026.10.9, gradient_checkpointing.py, MINIMUM_SIZE)
-
-MICRO_BATCHES = 2  # of an accumulated step on `meta`: from the second on gradients are alive, and all are alike
 
 
 def forward_backward(

@@ -24,7 +24,7 @@ from dryfit.tracing.prepare import prepare
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointSizes:
     """What a full state dict and loading take, in bytes.
 
     Attributes
@@ -53,7 +53,7 @@ class Checkpoint:
         return asdict(self)
 
 
-def checkpoint(scenario: Scenario) -> Checkpoint | None:
+def checkpoint(scenario: Scenario) -> CheckpointSizes | None:
     """The same of a scenario; None where nothing is divided, or by another library than PyTorch's FSDP2."""
     parallel = scenario.parallel
     if parallel.kind.fsdp != 2 or parallel.offload != "none" or scenario.method == "qlora":
@@ -63,7 +63,7 @@ def checkpoint(scenario: Scenario) -> Checkpoint | None:
         peak, resident, saved = saving(scenario, cpu_offload=cpu_offload)
         extra[cpu_offload] = peak - resident
     stored = DTYPES[scenario.weight_precision]
-    return Checkpoint(
+    return CheckpointSizes(
         saved_bytes=saved,
         saving_gpu_bytes=extra[True],
         saving_on_gpu_bytes=extra[False],

@@ -101,7 +101,7 @@ def trainer_seconds(costs: CostRecorder, speed: Speed, scenario: Scenario, taken
     Parameters
     ----------
     taken
-        What that took of the cycle (:class:`dryfit.step.reinforcement.Cycle`).
+        What that took of the cycle (:class:`dryfit.step.reinforcement.CycleSteps`).
 
     Returns
     -------

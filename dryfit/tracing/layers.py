@@ -157,7 +157,6 @@ def depths(scenario: Scenario, *, often: bool = False, place: int = 0) -> Depths
 
 
 def _of_stages(scenario: Scenario, key: str, least: int, often: bool, place: int) -> StageDepths | None:
-    """The same of a pipeline's GPU."""
     parallel, count = scenario.parallel, scenario.model[key]
     own = tuple(range(place, parallel.stages, parallel.pipeline))
     given = parallel.layers_of_stages(count)
@@ -183,25 +182,25 @@ def full_pipeline(scenario: Scenario) -> list[int]:
     return counts if one_by_one and sum(counts) <= WORTH * scenario.gradient_accumulation else []
 
 
-class _Least(NamedTuple):
+class _ShallowPeriods(NamedTuple):
     """Periods of the shallowest model: of few layers, and of :data:`_LONG` or more."""
 
     short: int
     long: int
 
 
-def _least(scenario: Scenario) -> _Least:
+def _least(scenario: Scenario) -> _ShallowPeriods:
     """Its first and last layers are others than those between. So are their neighbours without checkpointing, and where
     parts of the next layer are fetched before it runs. Packages' kernels are tuned in the first layers that run them. A
     pipeline's first backward pass is another than those behind.
     """
     long = 3 if active_simulation() else 2
     if scenario.parallel.divided:
-        return _Least(5, long)
-    return _Least((3 if scenario.gradient_checkpointing else 4) + (scenario.parallel.pipeline > 1), long)
+        return _ShallowPeriods(5, long)
+    return _ShallowPeriods((3 if scenario.gradient_checkpointing else 4) + (scenario.parallel.pipeline > 1), long)
 
 
-def _period(layers: Sequence[Hashable], least: _Least) -> tuple[int, int] | None:
+def _period(layers: Sequence[Hashable], least: _ShallowPeriods) -> tuple[int, int] | None:
     """Layers of the shallowest model, and of a period; None: they don't repeat."""
     whole, found = len(layers), []
     for period in range(1, _LONGEST_PERIOD + 1):
@@ -361,7 +360,6 @@ class Composed:
         return self._of_layers(scenario, stepped)
 
     def _of_layers(self, scenario: Scenario, stepped: Stepped) -> Traced | None:
-        """The same at this number of micro-batches."""
         like = size_apart(scenario)
         if self._plan is None or self._plan[0] != like:
             plan = self._planned(scenario, like)

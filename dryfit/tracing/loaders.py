@@ -23,7 +23,7 @@ _VARIATION = 0.3  # standard deviation of the logarithm of each of these times
 
 
 @dataclass(frozen=True)
-class Loader:
+class WeightLoader:
     """How a program brings its model to the device.
 
     Attributes
@@ -68,7 +68,7 @@ class Loader:
     @classmethod
     def of(
         cls, *, transformers: str, peft: str, bitsandbytes: str = "0.50", loaded_on_cpu_first: bool = False
-    ) -> Loader:
+    ) -> WeightLoader:
         """Return how these versions load."""
         return cls(
             loaded_on_cpu_first=loaded_on_cpu_first,
@@ -80,7 +80,7 @@ class Loader:
         )
 
     @classmethod
-    def installed(cls) -> Loader:
+    def installed(cls) -> WeightLoader:
         """Return how the installed versions load."""
         return cls.of(
             transformers=importlib.metadata.version("transformers"),

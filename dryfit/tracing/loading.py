@@ -37,6 +37,7 @@ import torch
 from torch import nn
 
 from dryfit.engine.allocator import EMPTY_CACHE, Event
+from dryfit.engine.bitsandbytes_rules import packing
 from dryfit.engine.components import QUANTIZATION_STATE
 from dryfit.engine.model_tensors import quantization_state
 from dryfit.engine.report import History, alive_after
@@ -45,18 +46,14 @@ from dryfit.step.adapters import adapter_names, unwrapped
 from dryfit.step.experts import on_host, packed_count
 from dryfit.step.model import build_model, weight_dtype
 from dryfit.step.quantized import quantized_layers, weights_of
-from dryfit.tracing.loaders import Loader, turns
-
-_CODE_4BIT = 16 * 4  # bytes of a map of 16 fp32 values; abs() of it is one more, max() a scalar
-_SCALAR = 4
-_DYNAMIC_CODE = 256 * 4  # bytes of bitsandbytes' 8-bit map, made once and kept in `functional.name2qmap`
+from dryfit.tracing.loaders import WeightLoader, turns
 
 
 def loading_history(
     model: nn.Module,
     scenario: Scenario,
     first_id: int = 1,
-    loader: Loader | None = None,
+    loader: WeightLoader | None = None,
 ) -> History:
     """Return what happens on the device until the model is ready for its first step.
 
@@ -65,7 +62,7 @@ def loading_history(
     loader
         How it is loaded; the installed versions' way when None.
     """
-    loader = loader or Loader.installed()
+    loader = loader or WeightLoader.installed()
     device = _Device(first_id)
     base = _base_tensors(model)
     if loader.loaded_on_cpu_first and scenario.method != "qlora":
@@ -98,6 +95,7 @@ class _Device:
     def __init__(self, first_id: int) -> None:
         self.events: list[Event] = []
         self.ids: dict[int, int] = {}
+        self.map: int | None = None  # of 8-bit values, made once and kept in `functional.name2qmap`
         self.next = first_id
 
     def allocate(self, count: int) -> int:
@@ -122,7 +120,7 @@ class _Device:
 
 
 def _load_on_device(
-    device: _Device, model: nn.Module, base: dict[str, torch.Tensor], scenario: Scenario, loader: Loader
+    device: _Device, model: nn.Module, base: dict[str, torch.Tensor], scenario: Scenario, loader: WeightLoader
 ) -> None:
     if loader.warmup and scenario.experts.quantized == "none":  # who packs experts on load leaves it out
         bits = 8 if scenario.quantization and scenario.quantization.type == "int8" else 4
@@ -164,39 +162,27 @@ def _load_on_device(
         device.place(tensor, tensor.untyped_storage().nbytes())
 
 
-def _quantize(device: _Device, weight: Any, dense: int, module: nn.Module | None, loader: Loader) -> None:
+def _quantize(device: _Device, weight: Any, dense: int, module: nn.Module | None, loader: WeightLoader) -> None:
     """Quantize a dense weight that lies on the device under the id ``dense``; ``module``: its layer, if it has one."""
     count = weight.quant_state.shape.numel()
-    state = quantization_state(weight)
-    copy = None
+    kept = quantization_state(weight) | {"weight": weight}
+    passing = {"dense": dense}
     if getattr(module, "source_cls", nn.Linear).__name__ == "Conv1D":  # transposed, so `contiguous()` copies it
-        copy = device.allocate(count * weight.quant_state.dtype.itemsize)
-    blocks = -(-count // weight.quant_state.blocksize)
-    absmax = device.allocate(blocks * 4)
-    device.ids[weight.untyped_storage()._cdata] = device.allocate(weight.untyped_storage().nbytes())
-    device.place(state["code"], _CODE_4BIT)
-    magnitude = device.allocate(_CODE_4BIT)
-    largest = device.allocate(_SCALAR)
-    device.free(magnitude)
-    device.free(largest)
-    if "nested_absmax" in state:
-        device.place(state["offset"], _SCALAR)
-        centred = None if loader.centres_in_place else device.allocate(blocks * 4)
-        if not hasattr(device, "dynamic_code"):
-            device.dynamic_code = device.allocate(_DYNAMIC_CODE)
-        device.place(state["nested_absmax"], state["nested_absmax"].untyped_storage().nbytes())
-        device.place(state["absmax"], state["absmax"].untyped_storage().nbytes())
-        if centred is None:
-            device.ids[state["nested_code"].untyped_storage()._cdata] = device.dynamic_code
-        else:
-            device.place(state["nested_code"], _DYNAMIC_CODE)
-            device.free(centred)
-        device.free(absmax)
-    else:
-        device.ids[state["absmax"].untyped_storage()._cdata] = absmax
-    if copy is not None:
-        device.free(copy)
-    device.free(dense)
+        passing = {"copy": device.allocate(count * weight.quant_state.dtype.itemsize), **passing}
+    how = {"block": weight.quant_state.blocksize, "storage": weight.element_size(), "in_place": loader.centres_in_place}
+    for name, size in packing(count, nested="nested_absmax" in kept, **how):
+        if not size:
+            device.free(passing.pop(name))
+        elif name in kept:
+            device.place(kept[name], size)
+        elif name != "map":
+            passing[name] = device.allocate(size)
+        elif device.map is None:
+            device.map = device.allocate(size)
+    if loader.centres_in_place and "nested_code" in kept:
+        device.ids[kept["nested_code"].untyped_storage()._cdata] = device.map
+    for identity in passing.values():
+        device.free(identity)
 
 
 def _quantize_8bit(device: _Device, weight: torch.Tensor, dense: int) -> None:

@@ -30,7 +30,7 @@ from dryfit.step.optimizers import build_optimizer
 from dryfit.step.parallel import parallelize, zero_notes
 from dryfit.step.quantized import assert_quantized
 from dryfit.tracing.imports import import_libraries
-from dryfit.tracing.loaders import Loader
+from dryfit.tracing.loaders import WeightLoader
 from dryfit.tracing.loading import host_copy_bytes, loading_history
 
 ORDERS = 5  # of a loading that chance orders
@@ -64,7 +64,7 @@ def prepare(
     scenario: Scenario,
     target: str = "cuda",
     *,
-    loader: Loader | None = None,
+    loader: WeightLoader | None = None,
     orders: int | None = None,
     attention_implementation: str | None = None,
 ) -> Prepared:
@@ -121,7 +121,7 @@ def prepare(
         compile_parts(model, scenario)
     optimizer = build_optimizer(model, scenario)
     if target == "cuda" and not parallel.divided and not by_parts:
-        loader = loader or Loader.installed()
+        loader = loader or WeightLoader.installed()
         orders = orders or (ORDERS if loader.order_is_random(model, scenario) else 1)
         seeds = range(loader.seed, loader.seed + orders)
         histories = [loading_history(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds]

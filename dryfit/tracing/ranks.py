@@ -15,7 +15,7 @@ _PACKED = "transformers.masking_utils:find_packed_sequence_indices"  # whether e
 
 
 @dataclass(frozen=True)
-class Kind:
+class RankKind:
     """GPUs whose steps are alike.
 
     Attributes
@@ -39,7 +39,7 @@ class Kind:
     stage: int = 0
 
 
-def kinds_of_ranks(scenario: Scenario) -> tuple[Kind, ...]:
+def kinds_of_ranks(scenario: Scenario) -> tuple[RankKind, ...]:
     """A GPU of each kind.
 
     Stages of a pipeline all differ. Of GPUs that share a row's tokens the first and the last differ from those between,
@@ -52,14 +52,14 @@ def kinds_of_ranks(scenario: Scenario) -> tuple[Kind, ...]:
     if parallel.pipeline > 1:
         each = parallel.gpus // parallel.pipeline
         return tuple(
-            Kind(stage * each, everybody[stage * each : (stage + 1) * each], _stages(stage, scenario), stage=stage)
+            RankKind(stage * each, everybody[stage * each : (stage + 1) * each], _stages(stage, scenario), stage=stage)
             for stage in range(parallel.pipeline)
         )
     if parallel.context > 1:
         count, last = parallel.context, parallel.context - 1
         parts = sorted({0, 1, last}) if count > 2 else [0, 1]
         return tuple(
-            Kind(
+            RankKind(
                 part,
                 tuple(rank for rank in everybody if _same_part(rank % count, part, last)),
                 f"part {part + 1} of {count} of each row's tokens" if part in (0, last) else "a part between",
@@ -68,8 +68,8 @@ def kinds_of_ranks(scenario: Scenario) -> tuple[Kind, ...]:
             for part in parts
         )
     if parallel.zero_stage in (1, 2):
-        return tuple(Kind(rank, (rank,)) for rank in _ranks_of_flat_parts(scenario))
-    return (Kind(0, everybody),)
+        return tuple(RankKind(rank, (rank,)) for rank in _ranks_of_flat_parts(scenario))
+    return (RankKind(0, everybody),)
 
 
 def _ranks_of_flat_parts(scenario: Scenario) -> list[int]:
@@ -105,12 +105,12 @@ def _same_part(part: int, followed: int, last: int) -> bool:
     return part == followed or (followed == 1 and 0 < part < last)
 
 
-def answers_for(kind: Kind) -> Mapping[str, bool]:
+def answers_for(kind: RankKind) -> Mapping[str, bool]:
     """What transformers' own questions are answered on a GPU of a kind."""
     return {} if kind.one_text is None else {_PACKED: kind.one_text}
 
 
-def add_ranks(answer: dict[str, Any], followed: Iterable[tuple[Kind, Report]]) -> None:
+def add_ranks(answer: dict[str, Any], followed: Iterable[tuple[RankKind, Report]]) -> None:
     """Add ``ranks`` to an answer, which is that of the GPU that needs most: a row for each kind of GPU.
 
     A row has ``rank``, the one that was traced, ``ranks`` that are like it, ``place``, ``peak_allocated_bytes``,

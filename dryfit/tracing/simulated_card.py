@@ -19,7 +19,7 @@ from dryfit.engine.simulation import simulated
 from dryfit.hours.step_time import speed_of
 from dryfit.scenario.model import KERNEL_PACKAGES, LEAST, LOOP, PACKAGE
 from dryfit.scenario.scenario import Scenario, check_packages
-from dryfit.step.kernel_packages import Kernels, installed_version, kernels_in_place, ways_of
+from dryfit.step.kernel_packages import KernelPackages, installed_version, kernels_in_place, ways_of
 from dryfit.step.liger import package_installed
 from dryfit.tracing.imports import import_libraries
 
@@ -83,7 +83,7 @@ def machine_in_place(
     *,
     missing: str = LEAST,
     unlike: Collection[str] = (),
-) -> Iterator[Kernels]:
+) -> Iterator[KernelPackages]:
     """Simulate the machine that a step is for: its card, if the step asks for one, and the packages that it has.
 
     A scenario that names no card, or only a size, gets :data:`UNNAMED`, or the largest of the capability that is asked.
@@ -141,7 +141,7 @@ _AUTOTUNED = "a benchmark on the GPU chooses between cuBLAS and Inductor's own p
 def add_kernels(
     answer: dict[str, Any],
     scenario: Scenario,
-    kernels: Kernels,
+    kernels: KernelPackages,
     capability: tuple[int, int] | None,
     peaks: Sequence[int],
 ) -> None:
@@ -172,7 +172,7 @@ def add_kernels(
 
 
 def _said_of_packages(
-    scenario: Scenario, kernels: Kernels, capability: tuple[int, int] | None, launched: int
+    scenario: Scenario, kernels: KernelPackages, capability: tuple[int, int] | None, launched: int
 ) -> tuple[list[str], list[str]]:
     """Notes and warnings about the packages that a model's code asks for."""
     notes, warnings = [], []
@@ -204,7 +204,7 @@ def _said_of_packages(
     return notes, warnings
 
 
-def _bounds(scenario: Scenario, kernels: Kernels, peaks: Sequence[int], resident: int) -> dict[str, Any] | None:
+def _bounds(scenario: Scenario, kernels: KernelPackages, peaks: Sequence[int], resident: int) -> dict[str, Any] | None:
     """Between which figures the peak lies; None: it is known."""
     least = kernels.of(LEAST)
     if kernels.differing:
@@ -241,7 +241,7 @@ _DIFFERING = (
 )
 
 
-def _loops(kernels: Kernels, packages: Sequence[str]) -> str:
+def _loops(kernels: KernelPackages, packages: Sequence[str]) -> str:
     """The functions of some packages that a step calls, as the packages call them."""
     return ", ".join(
         dict.fromkeys(each.kernel for each in kernels.functions if each.package in packages and each.trains)

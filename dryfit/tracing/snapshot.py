@@ -66,8 +66,6 @@ class FirstDifference(NamedTuple):
 
 
 class _Plain(pickle.Unpickler):
-    """Reads numbers, texts, lists and mappings."""
-
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it names {module}.{name}")
 

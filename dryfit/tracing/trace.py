@@ -34,19 +34,20 @@ from dryfit.engine.report import History, Report, make_report, recording
 from dryfit.engine.trace import Options, trace_step
 from dryfit.engine.zero_gathered import zero_in_place
 from dryfit.hours.step_time import Speed, step_time
+from dryfit.scenario.fields import MICRO_BATCHES
 from dryfit.scenario.model import LIGER_WRITTEN_OUT, LOOP
 from dryfit.scenario.optimizers import OPTIMIZERS
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.liger import keep_little, rotating
 from dryfit.step.model import attention_kernel, notes, parameter_count
 from dryfit.step.quantized import assert_quantized
-from dryfit.step.step import MICRO_BATCHES, random_step
+from dryfit.step.step import random_step
 from dryfit.tracing.layers import SHALLOW, Composed, Plans, Traced, size_apart
 from dryfit.tracing.loading import host_copy_bytes, loading_history
 from dryfit.tracing.pairs import as_rows, reference_beside
 from dryfit.tracing.pairs import notes as pair_notes
 from dryfit.tracing.prepare import EVEN, Prepared, labels, prepare, speaking_of, traced_attention
-from dryfit.tracing.ranks import Kind, add_ranks, answers_for, kinds_of_ranks
+from dryfit.tracing.ranks import RankKind, add_ranks, answers_for, kinds_of_ranks
 from dryfit.tracing.simulated_card import add_kernels, machine_in_place, ways
 
 
@@ -120,9 +121,8 @@ def _traced(
     stages: MutableMapping[Hashable, tuple[Report, dict[str, Any]]] | None,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The same, with what the core is asked."""
     capability = settings["capability"]
-    followed: list[tuple[Kind, Report]] = []
+    followed: list[tuple[RankKind, Report]] = []
     for kind, templates in product(kinds_of_ranks(scenario), ways(scenario, target)):
         with machine_in_place(scenario, target, capability, templates) as kernels:
             key = _stage_key(scenario, kind, templates)
@@ -168,7 +168,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _stage_key(scenario: Scenario, kind: Kind, templates: bool) -> Hashable:
+def _stage_key(scenario: Scenario, kind: RankKind, templates: bool) -> Hashable:
     """What the step of one of a pipeline's GPUs depends on: the layers of its own stages alone."""
     parallel, own = scenario.parallel, ()
     if parallel.pipeline > 1:
@@ -178,7 +178,7 @@ def _stage_key(scenario: Scenario, kind: Kind, templates: bool) -> Hashable:
 
 
 def _add_unlucky(
-    answer: dict[str, Any], scenario: Scenario, target: str, kind: Kind, settings: Mapping[str, Any]
+    answer: dict[str, Any], scenario: Scenario, target: str, kind: RankKind, settings: Mapping[str, Any]
 ) -> None:
     """Say what a GPU takes whose experts get all tokens: ``bounds``, and the note that says what is assumed."""
     share = 1 / scenario.parallel.expert
@@ -192,7 +192,7 @@ def _add_unlucky(
     answer["notes"] = [missing if note == EVEN else note for note in answer["notes"]]
 
 
-def _least_of_unsloth(scenario: Scenario, target: str, kind: Kind, settings: Mapping[str, Any]) -> int:
+def _least_of_unsloth(scenario: Scenario, target: str, kind: RankKind, settings: Mapping[str, Any]) -> int:
     """The peak of Unsloth's step with norms, MLPs and rotation that keep what its kernels keep.
 
     Its products with adapters keep their input in the step's dtype (``fast_lora.py``, ``matmul_lora``), where PEFT's
@@ -242,10 +242,10 @@ def _phase_seconds(
     scenario: Scenario, costs: CostRecorder, timed_on: Mapping[str, Speed | None]
 ) -> dict[str, dict[str, float]]:
     """What the phases of a trainer that generates take on the cards whose speed is known, by their names."""
-    from dryfit.step.reinforcement import Cycle
+    from dryfit.step.reinforcement import CycleSteps
     from dryfit.tracing.cycle_time import trainer_seconds
 
-    taken = Cycle.of(scenario, whole=False)
+    taken = CycleSteps.of(scenario, whole=False)
     return {name: trainer_seconds(costs, speed, scenario, taken) for name, speed in timed_on.items() if speed}
 
 
@@ -312,7 +312,7 @@ def _followed(
     target: str,
     prepared: Callable[[Scenario], Prepared],
     composed: Composed,
-    kind: Kind,
+    kind: RankKind,
     **settings: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """The core's answer for a step, with ``settings`` of its own, and what :class:`Prepared` says about the model.
@@ -340,14 +340,13 @@ def _followed(
 
 
 def _as_record(tracker: Record, histories: Sequence[History] = (), **_: Any) -> Record:
-    """The record itself."""
     if len(histories) > 1:
         raise Unlike("chance decides about the order of loading")
     return tracker
 
 
 def _stepped(
-    scenario: Scenario, target: str, prepared: Callable[[Scenario], Prepared], kind: Kind, **settings: Any
+    scenario: Scenario, target: str, prepared: Callable[[Scenario], Prepared], kind: RankKind, **settings: Any
 ) -> tuple[Any, dict[str, Any]]:
     """The same of a step that is taken layer by layer."""
     gpus, zero = scenario.parallel.gpus, scenario.parallel.zero_stage

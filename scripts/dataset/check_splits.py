@@ -25,7 +25,6 @@ ADDED = ("kinds", "reason", "stage")  # what splitting adds to rows
 
 
 def _answers(task: Task, rows: Rows) -> "pd.Series":
-    """Answers that hold rows together."""
     return rows["command"][rows["command"].map(task.holds_together).astype(bool)]
 
 

@@ -183,7 +183,6 @@ def _answer(compared: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _parts(trace: Mapping[str, Any], titles: Mapping[str, str]) -> list[tuple[str, int]]:
-    """Some components at the trace's peak, by title."""
     components_at_peak = trace["components"]
     return [(title, components_at_peak[name]) for name, title in titles.items() if components_at_peak.get(name)]
 

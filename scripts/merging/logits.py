@@ -91,8 +91,6 @@ def free_memory() -> dict[str, int]:
 
 
 class _Answer(NamedTuple):
-    """A greedy answer of base plus adapter."""
-
     sequence: Any  # prompt and answer
     start: int  # tokens of the prompt
     logits: Any  # that chose the answer's tokens

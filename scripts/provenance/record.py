@@ -1,10 +1,9 @@
 """Where a run came from: configuration, code, software, hardware, and the digest of all that went in and came out.
 
-Three files at the top of a run, each from the same facts:
+Two files at the top of a run, each from the same facts:
 
 ``provenance.json``            for people and for the model card's short form
 ``bill-of-materials.cdx.json`` the packages with their versions and licences, the model and the dataset (CycloneDX)
-``ro-crate-metadata.json``     the run as a research object: its files, their digests, what made them (RO-Crate)
 
 Nothing here is measured again: versions of the torch stack are those that the stages wrote down, since this rule may
 run in an environment without it.
@@ -195,58 +194,6 @@ def _package_license(name: str) -> str | None:
         return None
 
 
-def crate(record: Mapping[str, Any], folder: str) -> str:
-    """The run as an RO-Crate, as the text of its metadata file; files by their place relative to ``folder``."""
-    from rocrate.model.contextentity import ContextEntity
-    from rocrate.rocrate import ROCrate
-
-    crate = ROCrate()
-    configuration = record["configuration"]
-    run = Path(folder).name
-    crate.name = f"{NAME}: {run}"
-    crate.description = (
-        f"{configuration['model']['title']} fine-tuned on {configuration['dataset']['name']}: data, predictions of "
-        "memory, adapter, merged model, evaluation and documents."
-    )
-    crate.license = configuration["model"]["license"]
-    tool = crate.add(
-        ContextEntity(
-            crate,
-            "#securecli-tuner",
-            {"@type": "SoftwareApplication", "name": NAME, "softwareVersion": record["source"]["version"]},
-        )
-    )
-    if record["source"]["commit"]:
-        tool["identifier"] = record["source"]["commit"]
-
-    def add(path: str, entry: Mapping[str, Any]) -> Any:
-        place = os.path.relpath(path, folder)
-        properties = {"contentSize": str(entry["bytes"]), "name": place, "sha256": entry["sha256"]}
-        return crate.add_file(dest_path=place, properties=properties)
-
-    inputs = [add(path, entry) for path, entry in record["inputs"].items()]
-    outputs = [add(path, entry) for path, entry in record["outputs"].items()]
-    action = crate.add(
-        ContextEntity(
-            crate,
-            "#run",
-            {
-                "@type": "CreateAction",
-                "name": record["command"] or "snakemake",
-                "actionStatus": "CompletedActionStatus",
-            },
-        )
-    )
-    action["instrument"] = tool
-    action["object"] = inputs
-    action["result"] = outputs
-    content = crate.metadata.generate()
-    for entity in content["@graph"]:
-        entity.pop("datePublished", None)  # the time of writing: equal runs are equal bytes
-    content["@graph"].sort(key=lambda entity: entity["@id"])
-    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
 def main(
     inputs: Iterable[str],
     outputs: Iterable[str],
@@ -254,7 +201,7 @@ def main(
     written: Mapping[str, str],
     command: str | None,
 ) -> None:
-    """Write the three files.
+    """Write both files.
 
     Parameters
     ----------
@@ -263,7 +210,7 @@ def main(
     configuration
         As resolved.
     written
-        Paths of ``provenance``, ``materials`` and ``crate``.
+        Paths of ``provenance`` and ``materials``.
     command
         The command line of the whole run, if it is known.
     """
@@ -286,7 +233,6 @@ def main(
     )
     write_report(written["provenance"], record)
     write_text(written["materials"], bill_of_materials(record))
-    write_text(written["crate"], crate(record, str(Path(written["provenance"]).parent)))
     log.info("%d files in, %d files out, %d packages", len(inputs), len(outputs), len(record["software"]))
 
 

@@ -59,7 +59,6 @@ def given_to(job: Any, folder: Path, log: Sequence[str]) -> SimpleNamespace:
 
 
 def _elsewhere(outputs: Any, folder: Path) -> Any:
-    """A job's outputs below another folder."""
     from snakemake.iocontainers import Namedlist
 
     moved = Namedlist([str(folder / path) for path in outputs])

@@ -210,7 +210,6 @@ class JobPaths:
         """What a run is for: the card, the documents beside it, and where it all came from."""
         names = ("summary.txt", "MODEL_CARD.md", "docs/details.md", "docs/memory-profile.md", "docs/publication.md")
         names += ("report.html", "planner.html", "documents.json", "provenance.json", "bill-of-materials.cdx.json")
-        names += ("ro-crate-metadata.json",)
         return self.fill(*(f"results/{{run}}/{name}" for name in names))
 
     def exports(self) -> list[str]:

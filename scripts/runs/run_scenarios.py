@@ -124,7 +124,6 @@ def sharded_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _of_method(scenario: dict[str, Any]) -> dict[str, Any]:
-    """Without what the method has no place for."""
     if scenario["method"] != "qlora":
         scenario["quantization"] = None
     if scenario["method"] == "full":

@@ -225,7 +225,6 @@ def _refuse_key(key: str, checked: Mapping[str, Any]) -> None:
 
 
 def _with(checked: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
-    """The complete settings of one run, checked."""
     settings = copy.deepcopy({**checked, "sweep": {}})
     for path, value in point.items():
         *parents, key = path.split(".")
@@ -260,7 +259,6 @@ def _labels(keys: set[str]) -> dict[str, str]:
 
 
 def _slug(value: Any) -> str:
-    """A value as part of a folder's name."""
     if isinstance(value, bool) or value is None:
         return {True: "on", False: "off", None: "none"}[value]
     if isinstance(value, int | float):

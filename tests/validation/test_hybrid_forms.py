@@ -53,7 +53,7 @@ CASES = [(family, SETTINGS[index % len(SETTINGS)]) for index, family in enumerat
 CASES = [(family, ("lora", False) if family == "gemma3n_text" else setting) for family, setting in CASES]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(2, 8)
 @pytest.mark.parametrize(("family", "setting"), CASES, ids=[family for family, _ in CASES])
 def test_the_step_is_held_within_five_percent_of_the_trace(family, setting) -> None:
     """Of the peak, and of what the step adds to the weights; by transformers' own loop, four layers."""
@@ -66,7 +66,7 @@ def test_the_step_is_held_within_five_percent_of_the_trace(family, setting) -> N
 FEW_EXPERTS = {"n_routed_experts": 8, "num_local_experts": 8, "n_group": 1, "topk_group": 1}
 
 
-@pytest.mark.thorough
+@pytest.mark.few(0, 2)
 @pytest.mark.parametrize("fields", [
     {"sequence_length": 2500, "gradient_checkpointing": True},
     {"sequence_length": 700, "micro_batch": 2, "gradient_checkpointing": False},
@@ -89,7 +89,7 @@ def test_an_indexer_gets_no_gradient() -> None:
     assert whole - reached == own
 
 
-@pytest.mark.thorough
+@pytest.mark.few(0, 3)
 @pytest.mark.parametrize(("family", "fields"), [
     ("jamba", {"sequence_length": 150, "micro_batch": 2, "gradient_checkpointing": False}),
     ("jamba", {"sequence_length": 333, "precision": "bf16-mixed", "attention": "eager"}),

@@ -12,7 +12,7 @@ from dryfit.engine.report import alive_after
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.model import build_model
 from dryfit.tracing import loading
-from dryfit.tracing.loaders import Loader
+from dryfit.tracing.loaders import WeightLoader
 from dryfit.tracing.loading import loading_history
 from tests.dryfit.decoders import LLAMA_3_LAYERS
 from validation.rows import read
@@ -25,8 +25,8 @@ def model_of(row: str):
     return build_model(scenario, "meta", attention_implementation="eager"), scenario
 
 
-def loader_of(row: str, **options) -> Loader:
-    return Loader.of(transformers="5.17.0", peft="0.20.0", **options)  # as the rows of the sweep state
+def loader_of(row: str, **options) -> WeightLoader:
+    return WeightLoader.of(transformers="5.17.0", peft="0.20.0", **options)  # as the rows of the sweep state
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_quantized_model_holds_what_the_card_showed(quantized):
 @pytest.mark.parametrize("workers", [1, 4])
 def test_every_storage_has_an_id_that_is_alive_with_its_size(quantized, workers):
     model, scenario = quantized
-    events, ids, _ = loading_history(model, scenario, 1000, Loader(workers=workers))
+    events, ids, _ = loading_history(model, scenario, 1000, WeightLoader(workers=workers))
     alive = {}
     for identity, count in events:
         if identity > 0:
@@ -71,29 +71,29 @@ def test_every_storage_has_an_id_that_is_alive_with_its_size(quantized, workers)
 
 def test_weights_are_quantized_one_at_a_time(quantized):
     model, scenario = quantized
-    alone = replay(loading_history(model, scenario, 1, Loader())[0])
+    alone = replay(loading_history(model, scenario, 1, WeightLoader())[0])
     dense = sum(p.quant_state.shape.numel() * 2 for p in model.parameters() if hasattr(p, "quant_state"))
     assert alone.peak_allocated_bytes < alone.allocated_bytes + dense / 2
 
 
 def test_threads_load_in_orders_of_chance_that_a_seed_repeats(quantized):
-    threads = Loader(workers=4)
+    threads = WeightLoader(workers=4)
     orders = [loading_history(*quantized, 1, replace(threads, seed=seed))[0] for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
 
 
 def test_the_cache_is_emptied_after_the_preparation_where_peft_does(quantized):
-    assert EMPTY_CACHE in loading_history(*quantized, 1, Loader.of(transformers="5.17.0", peft="0.20.0"))[0]
-    assert EMPTY_CACHE not in loading_history(*quantized, 1, Loader.of(transformers="5.0.0", peft="0.19.1"))[0]
+    assert EMPTY_CACHE in loading_history(*quantized, 1, WeightLoader.of(transformers="5.17.0", peft="0.20.0"))[0]
+    assert EMPTY_CACHE not in loading_history(*quantized, 1, WeightLoader.of(transformers="5.0.0", peft="0.19.1"))[0]
 
 
 def test_the_first_block_is_as_large_as_the_model(quantized):
     model, scenario = quantized
-    (first, count), (freed, _) = loading_history(model, scenario, 1, Loader())[0][:2]
+    (first, count), (freed, _) = loading_history(model, scenario, 1, WeightLoader())[0][:2]
     assert (first, freed) == (1, -1)
     quantized_weights = sum(p.quant_state.shape.numel() // 2 for p in model.parameters() if hasattr(p, "quant_state"))
     assert quantized_weights < count < held_bytes_before_preparation(model)
-    assert loading_history(model, scenario, 1, Loader(warmup=False))[0][0][1] < count
+    assert loading_history(model, scenario, 1, WeightLoader(warmup=False))[0][0][1] < count
 
 
 def held_bytes_before_preparation(model) -> int:
@@ -105,7 +105,7 @@ def held_bytes_before_preparation(model) -> int:
     "transformers, peft, workers, empties", [("5.0.0", "0.19.1", 4, False), ("5.24.0", "0.21.2", 1, True)]
 )
 def test_versions_load_in_their_own_way(transformers, peft, workers, empties):
-    loader = Loader.of(transformers=transformers, peft=peft)
+    loader = WeightLoader.of(transformers=transformers, peft=peft)
     assert (loader.workers, loader.empties_cache) == (workers, empties)
 
 
@@ -113,7 +113,7 @@ def test_older_versions_quantize_with_fewer_temporaries():
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
     scenario = Scenario.from_mapping({"model": {"model_type": "llama", **sizes}, "method": "qlora"})
     model = build_model(scenario, "meta", attention_implementation="eager")
-    older = Loader.of(transformers="4.48.1", peft="0.13.2", bitsandbytes="0.43.3")
+    older = WeightLoader.of(transformers="4.48.1", peft="0.13.2", bitsandbytes="0.43.3")
     assert (older.warmup, older.workers, older.centres_in_place) == (False, 1, True)
     events, ids, _ = loading_history(model, scenario, 1, older)
     newer, *_ = loading_history(model, scenario, 1, replace(older, centres_in_place=False))
@@ -130,11 +130,13 @@ def test_with_double_quantization_only_the_map_of_8_bit_values_is_left_over():
     scenario = Scenario.from_mapping(fields)
     model = build_model(scenario, "meta", attention_implementation="eager")
     for workers in (1, 4):
-        events, ids, left = loading_history(model, scenario, 1, Loader(workers=workers))
+        events, ids, left = loading_history(model, scenario, 1, WeightLoader(workers=workers))
         alive = alive_after(events)
         assert set(left) == alive.keys() - set(ids.values()) and [alive[identity] for identity in left] == [1024]
         assert {key: alive[identity] for key, identity in ids.items()} == held_storages(model)
-    assert Loader(workers=4).order_is_random(model, scenario) and not Loader(workers=1).order_is_random(model, scenario)
+    assert WeightLoader(workers=4).order_is_random(model, scenario) and not WeightLoader(workers=1).order_is_random(
+        model, scenario
+    )
 
 
 def test_a_copy_exists_before_the_original_goes():
@@ -151,7 +153,7 @@ def test_layers_come_in_the_order_of_their_numbers():
     ]  # fmt: skip
     scenario = Scenario.from_mapping({"model": {**LLAMA_3_LAYERS, "num_hidden_layers": 11}, "method": "full"})
     model = build_model(scenario, "meta", attention_implementation="eager")
-    ids = loading_history(model, scenario, 1, Loader()).ids
+    ids = loading_history(model, scenario, 1, WeightLoader()).ids
     came = [ids[layer.mlp.up_proj.weight.untyped_storage()._cdata] for layer in model.model.layers]
     assert came == sorted(came)
 

@@ -100,11 +100,3 @@ def test_from_a_git_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         tmp_path / "main", "--snakefile", "gh:somebody/tuner@v1:Snakefile", "--configfile", "few.yaml", "-n"
     )
     assert main.returncode == 0 and "render_documents" in main.stdout, (main.stdout + main.stderr)[-3000:]
-
-
-@pytest.mark.thorough
-def test_an_unknown_key_is_named(tmp_path: Path) -> None:
-    importer = workflow(tmp_path, repr(str(ROOT / "Snakefile")), {"lora": {"rnak": 8}})
-    done = snakemake(importer, "--dry-run")
-    said = done.stdout + done.stderr
-    assert done.returncode == 1 and "Unknown key: lora.rnak" in said and "rank: 8" in said

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from tests.end_to_end import chain
-from tests.workflow.plan import make_believe, planned_jobs, snakemake
+from tests.workflow.plan import make_believe, planned_jobs
 
 RANKED = {
     *("profile_adapters", "trace_memory", "measure_memory", "compare_memory", "gate_memory", "plan_memory"),
@@ -70,10 +70,3 @@ def test_a_swept_learning_rate_shares_the_dataset_and_the_base(made):
     plan = planned_jobs(project, "--configfile", rates)
     assert plan["train_adapter"] == 2 and plan["render_sweep"] == 1
     assert "encode_dataset" not in plan and "evaluate_base" not in plan
-
-
-def test_ten_thousand_runs_are_not_planned_but_asked_about(made):
-    project, _ = made
-    many = configuration(project, "many", sweep={"run.seed": list(range(10_000))})
-    done = snakemake(project, "--dry-run", "--configfile", many)
-    assert done.returncode == 1 and "10,000 runs" in done.stderr and "max_runs: 10000" in done.stderr

@@ -1,12 +1,16 @@
-"""LoRA of FLUX with diffusers, as its train_dreambooth_lora_flux.py: the transformer in bf16, or its weights in NF4.
+"""LoRA of FLUX with diffusers, as its train_dreambooth_lora_flux.py: the transformer in bf16, in 8 or in 4 bits.
 
-- texts and images are encoded before the transformer comes to the card (cached), or by encoders that stay there
-- images of size x size pixels; texts of 512 tokens; LoRA on the attention of all blocks; all in bf16
+- what is cached is encoded before the transformer comes to the card; the rest in each step by encoders that stay
+- images of size x size pixels; texts of 512 tokens; LoRA on the attention of all blocks, or on all
+  their linear layers; all in bf16; fp8: weights kept in 8 bits, and in bf16 while their layer computes
 """
+
+from functools import cache
 
 import torch
 from bitsandbytes.optim import AdamW8bit
 from diffusers import AutoencoderKL, BitsAndBytesConfig, FluxPipeline, FluxTransformer2DModel
+from diffusers.hooks import apply_layerwise_casting
 from diffusers.training_utils import free_memory
 from peft import LoraConfig, prepare_model_for_kbit_training
 from transformers import CLIPTextModel, T5EncoderModel
@@ -15,9 +19,10 @@ model = "black-forest-labs/FLUX.1-dev"
 micro_batch = 1  # images of a batch
 size = 1024  # pixels of a side
 rank = 16
-quantization = "none"  # none | nf4
+quantization = "none"  # none | nf4 | fp8
 gradient_checkpointing = True
-cached = True  # latents and embeddings of texts are computed first, and their models leave the card
+cached = "all"  # none | latents | texts | all
+targets = "attention"  # attention | linear
 optimizer = "adamw"  # adamw | adamw_8bit
 
 dtype = torch.bfloat16
@@ -29,32 +34,49 @@ for frozen in (clip, t5, vae):
 
 
 @torch.no_grad()
-def encoded():
+def encoded_texts():
     words = torch.ones(micro_batch, 77, dtype=torch.long, device="cuda")
     pooled = clip(words).pooler_output
-    text = t5(torch.ones(micro_batch, 512, dtype=torch.long, device="cuda"))[0]
+    return pooled, t5(torch.ones(micro_batch, 512, dtype=torch.long, device="cuda"))[0]
+
+
+@torch.no_grad()
+def encoded_images():
     latents = vae.encode(torch.zeros(micro_batch, 3, size, size, dtype=dtype, device="cuda")).latent_dist.sample()
-    return pooled, text, (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
 
-if cached:
-    kept = encoded()
-    del clip, t5, vae, frozen
-    free_memory()
+if cached in ("texts", "all"):
+    encoded_texts = cache(encoded_texts)
+    encoded_texts()
+    clip = t5 = None
+if cached in ("latents", "all"):
+    encoded_images = cache(encoded_images)
+    encoded_images()
+    vae = frozen = None
+free_memory()
 four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 transformer = FluxTransformer2DModel.from_pretrained(
     model, subfolder="transformer", torch_dtype=dtype, quantization_config=four_bit if quantization == "nf4" else None
 )
 if quantization == "nf4":
     transformer = prepare_model_for_kbit_training(transformer, use_gradient_checkpointing=False)
+if quantization == "fp8":
+    apply_layerwise_casting(transformer, torch.float8_e4m3fn, dtype, skip_modules_pattern=())
 transformer = transformer.cuda().requires_grad_(False)
 if gradient_checkpointing:
     transformer.enable_gradient_checkpointing()
-transformer.add_adapter(LoraConfig(r=rank, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
+layers = ["to_k", "to_q", "to_v", "to_out.0"]
+if targets == "linear":
+    layers += ["add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "net.0.proj", "net.2", "proj_mlp", "proj_out"]
+    layers += ["norm.linear", "norm1.linear", "norm1_context.linear"]
+transformer.add_adapter(LoraConfig(r=rank, target_modules=layers))
 trained = [weight for weight in transformer.parameters() if weight.requires_grad]
+for weight in trained:
+    weight.data = weight.data.to(dtype)  # beside weights in 8 bits they would be made in 8 bits
 steps = AdamW8bit(trained, lr=1e-4) if optimizer == "adamw_8bit" else torch.optim.AdamW(trained, lr=1e-4)
 for _ in range(2):
-    pooled, text, latents = kept if cached else encoded()
+    (pooled, text), latents = encoded_texts(), encoded_images()
     noise, sigma = torch.randn_like(latents), torch.rand(micro_batch, device="cuda", dtype=dtype)
     noisy = (1 - sigma.view(-1, 1, 1, 1)) * latents + sigma.view(-1, 1, 1, 1) * noise
     rows, columns = latents.shape[2] // 2, latents.shape[3] // 2

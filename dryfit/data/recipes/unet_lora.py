@@ -1,9 +1,12 @@
 """LoRA of Stable Diffusion and SDXL with diffusers, as its train_text_to_image_lora.py and _lora_sdxl.py.
 
-- latents and texts are encoded once, and their models leave the card (cached), or in each step by models that stay
-- U-Net, VAE and text encoders in 16 bits, LoRA on the attention's projections (in fp32 beside fp16); rank 0 trains
+- what is cached is encoded once, and its models leave the card; the rest is encoded in each step by models that stay
+- U-Net, VAE and text encoders in 16 bits, LoRA on the attention's projections, or on
+  all linear layers of the blocks (in fp32 beside fp16); rank 0 trains
   all of the U-Net in fp32 under autocast
 """
+
+from functools import cache
 
 import torch
 from bitsandbytes.optim import AdamW8bit
@@ -18,7 +21,8 @@ size = 1024  # pixels of a side
 precision = "bf16"  # bf16 | fp16
 rank = 4
 gradient_checkpointing = False
-cached = False  # latents and embeddings of texts are computed first, and their models leave the card
+cached = "none"  # none | latents | texts | all
+targets = "attention"  # attention | linear
 optimizer = "adamw"  # adamw | adamw_8bit
 
 dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -35,21 +39,33 @@ for frozen in (vae, *texts):
 
 
 @torch.no_grad()
-def encoded():
+def encoded_texts():
     words = torch.ones(micro_batch, 77, dtype=torch.long, device="cuda")
     outputs = [each(words, output_hidden_states=True) for each in texts]
     embedded = torch.cat([each.hidden_states[-2] for each in outputs], -1) if is_xl else outputs[0][0]
-    pooled = outputs[-1][0] if is_xl else None
+    return embedded, outputs[-1][0] if is_xl else None
+
+
+@torch.no_grad()
+def encoded_images():
     latents = vae.encode(torch.zeros(micro_batch, 3, size, size, dtype=dtype, device="cuda")).latent_dist.sample()
-    return latents * vae.config.scaling_factor, embedded, pooled
+    return latents * vae.config.scaling_factor
 
 
-if cached:
-    kept = encoded()
-    vae = texts = second = frozen = None
-    free_memory()
+if cached in ("texts", "all"):
+    encoded_texts = cache(encoded_texts)
+    encoded_texts()
+    texts = second = frozen = None
+if cached in ("latents", "all"):
+    encoded_images = cache(encoded_images)
+    encoded_images()
+    vae = None
+free_memory()
 if rank:
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
+    layers = ["to_k", "to_q", "to_v", "to_out.0"]
+    if targets == "linear":
+        layers += ["proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
 if precision == "fp16":
     cast_training_params(unet, dtype=torch.float32)
 if gradient_checkpointing:
@@ -58,7 +74,7 @@ trained = [weight for weight in unet.parameters() if weight.requires_grad]
 steps = AdamW8bit(trained, lr=1e-4) if optimizer == "adamw_8bit" else torch.optim.AdamW(trained, lr=1e-4)
 scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
 for _ in range(2):
-    latents, embedded, pooled = kept if cached else encoded()
+    latents, (embedded, pooled) = encoded_images(), encoded_texts()
     noise = torch.randn_like(latents)
     times = torch.zeros(micro_batch, dtype=torch.long, device="cuda")
     added = {"text_embeds": pooled, "time_ids": torch.zeros(micro_batch, 6, device="cuda")} if is_xl else None

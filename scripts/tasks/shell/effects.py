@@ -24,7 +24,6 @@ _GONE = frozenset({"mv", "truncate"})  # these take something from its place, an
 
 @cache
 def _selections() -> dict[str, list[Test]]:
-    """The tests of ``effects.yaml`` by what they tell."""
     language = Language(default().programs, default().places)
     content = read_yaml(ROOT / "config" / "effects.yaml")
     return {name: [language.selection(keys) for keys in content[name]] for name in (DELETES, CHANGES)}

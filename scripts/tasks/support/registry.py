@@ -100,7 +100,6 @@ def checked(given: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _texts(value: Any) -> list[str]:
-    """Every text in a value."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.estimate import analytic_estimate
 from dryfit.analytic.families import FAMILIES
-from dryfit.analytic.setting import CHUNK_TOKENS, Setting, describe
+from dryfit.analytic.setting import Setting, describe
 from dryfit.common.errors import UserError
 from dryfit.scenario.description import Field
 from dryfit.scenario.fields import FIELDS as SCENARIO_FIELDS
@@ -148,12 +148,6 @@ def test_a_new_field_with_words_is_described_at_its_default_alone() -> None:
     new = Field("fused", "", words=(True, False), default=False)
     assert new.in_closed_form(False) and not new.in_closed_form(True)
     assert all(field.in_closed_form(field.default) for field in SCENARIO_FIELDS if not field.parts)
-
-
-def test_a_chunk_of_the_loss_is_what_training_takes() -> None:
-    from dryfit.step import step
-
-    assert CHUNK_TOKENS == step.CHUNK_TOKENS
 
 
 def test_layers_that_differ_are_not_described() -> None:
@@ -346,7 +340,7 @@ ALIKE = [
 ]
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(4, 14)
 @pytest.mark.parametrize(("kind", "fields"), ALIKE, ids=[f"{k}-{'-'.join(map(str, f.values()))}" for k, f in ALIKE])
 def test_trace_within_three_per_cent(kind, fields) -> None:
     from dryfit.tracing.trace import trace
@@ -387,7 +381,7 @@ def test_trace_of_an_older_card_within_three_per_cent() -> None:
     assert analytic_estimate(scenario, capability=(7, 5))["peak_allocated_bytes"] == pytest.approx(traced, rel=0.03)
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_target_model_within_three_per_cent() -> None:
     from dryfit.tracing.trace import trace
 

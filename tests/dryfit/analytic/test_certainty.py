@@ -29,7 +29,7 @@ def needs_of(step: Scenario) -> Needs:
     return Needs(step, peak, (8, 0))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(2, 4)
 @pytest.mark.parametrize(
     "fields",
     [

@@ -28,7 +28,7 @@ def test_a_familys_parameters_are_exact(family):
     assert parameter_count(asked.model) == built(asked)
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(8, 24)
 @pytest.mark.parametrize("name", sorted({path.stem for path in MODELS.glob("*.json")} - UNKNOWN))
 def test_parameters_of_the_catalogue_are_exact(name):
     asked = scenario(name)

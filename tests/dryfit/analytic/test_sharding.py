@@ -26,7 +26,7 @@ def make(**fields) -> Scenario:
     return Scenario.from_mapping({"model": WIDE, "sequence_length": 256, "micro_batch": 2, **fields})
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 3)
 @pytest.mark.parametrize("fields", STEPS, ids=str)
 def test_the_estimate_is_near_the_trace(fields) -> None:
     scenario = make(**fields)

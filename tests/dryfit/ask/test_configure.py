@@ -43,7 +43,7 @@ def test_the_tools_of_the_command_are_those_that_have_a_writer() -> None:
     assert tuple(writers()) == FILES
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 1)
 @pytest.mark.parametrize("tool", LIBRARY)
 def test_each_way_of_each_file_is_read_as_it_is_meant(tool: str, tmp_path: Path) -> None:
     """Ten models and three cards; each way of the first model, then one of each other."""
@@ -93,7 +93,7 @@ def test_the_written_file_has_the_same_step_and_verdict(tool: str, model: str, c
     assert {name: answer[name] for name in same} == {name: found.best.answer[name] for name in same}
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 1)
 @pytest.mark.parametrize("tool", LIBRARY)
 def test_the_file_that_is_printed_has_the_verdict_that_is_printed(tool: str, model: str, tmp_path, capsys) -> None:
     path = tmp_path / f"written-{writers()[tool]['file']}"

@@ -10,6 +10,7 @@ from bitsandbytes.nn import Linear8bitLt
 from dryfit.common.errors import UserError
 from dryfit.engine import Options, on_meta, quantize_8bit, trace_step
 from dryfit.engine.bitsandbytes_layers import _product, _quantized_rows, int8_products, layers_of
+from dryfit.engine.bitsandbytes_rules import packed, packing
 from dryfit.engine.errors import TraceError
 from dryfit.scenario.contradictions import TRAINING, contradictions
 from dryfit.scenario.scenario import Scenario
@@ -134,3 +135,21 @@ def test_what_is_no_version_is_refused():
         scenario("0.42.0", method="lora")
     (problem,) = contradictions(scenario("0.42.0"), "training", TRAINING, {"on_out_of_memory": "stop"})
     assert "is installed" in str(problem)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_packing_leaves_what_a_packed_weight_is(nested, in_place) -> None:
+    how = {"nested": nested, "block": 128, "storage": 2}
+    alive: dict[str, int] = {}
+    for name, size in packing(100_003, **how, in_place=in_place):
+        assert (name in alive) == (size == 0), name
+        if size:
+            alive[name] = size
+        else:
+            del alive[name]
+    shared = alive.pop("map", None)
+    kept = {name: width * count for name, (width, count) in packed(100_003, **how).items()}
+    if nested and in_place:  # one map serves all weights
+        assert kept.pop("nested_code") == shared
+    assert alive == kept

@@ -100,7 +100,7 @@ def test_the_pipelines_table_has_every_patch_and_each_is_of_something_that_is_th
     assert [f"{place.__name__}.{name}" for place, name, _ in patches] == list(fake_pipeline.PATCHES)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(3, 3)
 @pytest.mark.parametrize("name", [name for name in PATCHES if PATCHES[name][2]])
 def test_each_patch_is_there_and_is_needed(name, monkeypatch):
     parameters, step, otherwise = PATCHES[name]

@@ -37,7 +37,7 @@ def traced(name: str, rank: int, target: str = "cpu", **options):
         return trace_step(taken.model, taken.optimizer, taken.step, taken.batch, Options(target=target, **options))
 
 
-@pytest.mark.thorough
+@pytest.mark.few(0, 7)
 @pytest.mark.parametrize("name", BUILDS)
 def test_two_processes_take_what_the_group_says(name, measured):
     """To the byte, for each rank, in every phase."""

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from dryfit.engine.periods import Periods, Run, Unlike
+from dryfit.engine.periods import Periods, Repeats, Unlike
 
 
 def step(layers: int) -> tuple[list[str], list[int]]:
@@ -33,7 +33,7 @@ def test_two_sequences_give_every_longer_one(more):
     assert [many[place] for place in periods.source(more).tolist()] == tokens
     assert periods.extended(torch.tensor(few_targets), torch.tensor(many_targets), more).tolist() == targets
     assert [few[place] for place in periods.in_shorter().tolist()] == many
-    assert [run.count for run in periods.runs] == [4, 4, 4] and periods.runs[0] == Run(1, 3, 4)
+    assert [run.count for run in periods.runs] == [4, 4, 4] and periods.runs[0] == Repeats(1, 3, 4)
 
 
 def test_a_number_that_grows_in_one_place_goes_on_evenly():

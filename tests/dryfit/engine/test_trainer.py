@@ -12,7 +12,7 @@ from tests.dryfit.engine import trainers
 TRAINERS = ("plain", "sft", "dpo", "kto", "orpo", "reward", "grpo")
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 3)
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_trl_trainer_is_traced_to_the_byte(name, tmp_path):
     make = getattr(trainers, name)

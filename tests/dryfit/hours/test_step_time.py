@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dryfit.cards.gpus import catalogue
-from dryfit.engine.collectives import Group
+from dryfit.engine.collectives import GpuGroup
 from dryfit.engine.costs import COLLECTIVE, MEMORY, PRODUCT, CostRecorder, Operator
 from dryfit.hours.links import collective_seconds
 from dryfit.hours.step_time import kernel_time, simulate, speed_of, step_time
@@ -152,7 +152,7 @@ NODES = replace(CARD, link_bytes_per_second=400e9, network_bytes_per_second=50e9
     ],
 )
 def test_a_collective_takes_what_its_group_and_the_links_between_them_say(name, ranks, seconds):
-    operator = Operator(name, COLLECTIVE, "", 0, 8 * 10**9, group=Group("tp", tuple(ranks)))
+    operator = Operator(name, COLLECTIVE, "", 0, 8 * 10**9, group=GpuGroup("tp", tuple(ranks)))
     assert collective_seconds(operator, NODES.links) == pytest.approx(seconds)
 
 
@@ -169,12 +169,12 @@ def test_a_group_of_cards_with_a_link_to_each_other_uses_as_many_as_it_has(name,
     """The MI300X: 64 GB/s one way on each of seven links."""
     assert speed_of("mi300x").links.to_each and not speed_of("h200").links.to_each
     card = replace(NODES, link_bytes_per_second=64e9, link_to_each=True)
-    operator = Operator(name, COLLECTIVE, "", 0, 8 * 10**9, group=Group("tp", tuple(ranks)))
+    operator = Operator(name, COLLECTIVE, "", 0, 8 * 10**9, group=GpuGroup("tp", tuple(ranks)))
     assert collective_seconds(operator, card.links) == pytest.approx(seconds)
 
 
 def test_what_is_exchanged_is_said_by_the_group_that_talks():
-    near, far = Group("tp", (0, 1)), Group("fsdp", (0, 8, 16, 24))
+    near, far = GpuGroup("tp", (0, 1)), GpuGroup("fsdp", (0, 8, 16, 24))
     sums = Operator("c10d::allreduce_", COLLECTIVE, "", 0, 10**9, group=near)
     gathered = Operator("c10d::_allgather_base_", COLLECTIVE, "", 0, 4 * 10**9, group=far)
     step = launches((sums, 0), (SLOW, 0), (sums, 0), (gathered, 1))

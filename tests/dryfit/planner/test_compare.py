@@ -75,7 +75,7 @@ def test_architecture_without_an_analytic_estimate() -> None:
     assert "bloom" in compared.reasons["analytic"]
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_the_verdict_is_a_replay_at_the_gpus_own_size() -> None:
     """241 MiB serve this step and 243 do not: more memory is not always better."""
     llama = {

@@ -131,7 +131,7 @@ def test_layers_move_from_the_stage_that_needs_most():
     assert divisions._traced(better, find("h100-80gb"))[0].required_bytes < even.required_bytes
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_where_nothing_fits_more_ways_are_traced(monkeypatch):
     monkeypatch.setattr(divisions, "TRACED", 2)
     monkeypatch.setattr(divisions, "MOST", 4)
@@ -146,7 +146,7 @@ def searched(monkeypatch, error, card, first, then):
     rough = Order.required_bytes
     monkeypatch.setattr(Order, "required_bytes", lambda self, each: rough(self, each) * error)
     by_name = {divisions.say_way(vars(each.parallel)): each for each in ways(step, 4)}
-    search = divisions._Search(card, order=Order(step, card))
+    search = divisions._DivisionSearch(card, order=Order(step, card))
     search.trace(by_name[first])
     left = search.best([by_name[name] for name in then])
     return [(one.way, one.fits) for one in search.found], [divisions.say_way(vars(each.parallel)) for each in left]
@@ -188,7 +188,7 @@ def test_a_stage_with_as_many_layers_as_before_is_not_traced_again(monkeypatch):
     assert divisions._traced(moved, card) == (kept, ranks)
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 1)
 @pytest.mark.parametrize(("gib", "gpus"), [(0.7, 1), (0.62, 2), (0.6, 4), (0.52, None)])
 def test_the_fewest_gpus_are_looked_for_from_one_on(gib, gpus, monkeypatch):
     """The first number of GPUs on which a traced division fits: 2 and 4 where the card holds no whole model."""

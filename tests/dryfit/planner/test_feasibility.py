@@ -10,8 +10,7 @@ from dryfit.cards.gpus import GIB, Gpu, find
 from dryfit.engine.capacities import capacities
 from dryfit.engine.cuda_rules import cublas_workspace_bytes
 from dryfit.engine.interpolate import Recording, Scaled
-from dryfit.planner.calibrated import sharded
-from dryfit.planner.changes import apply, as_method
+from dryfit.planner.changes import apply, as_method, spread
 from dryfit.planner.feasibility import feasibility, largest
 from dryfit.planner.largest_fit import Borders, by_kernels, steps
 from dryfit.scenario.scenario import Scenario
@@ -51,7 +50,7 @@ def test_longest_sequence_ends_at_the_positions() -> None:
     assert (found["value"], found["limited_by_positions"]) == (1024, True)
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_everything_below_the_longest_sequence_fits() -> None:
     scenario, gpu = make(), card(80 * 2**20)
     found = largest(scenario, gpu, "sequence_length")
@@ -97,8 +96,8 @@ def test_no_cards_no_rows() -> None:
 
 
 def test_the_table_knows_several_cards() -> None:
-    step = make(model={**LLAMA_3_LAYERS, "num_hidden_layers": 1})
-    by_count = {str(count): step for count, step in sharded(step, {"method": "full"}).items()}
+    step = make(model={**LLAMA_3_LAYERS, "num_hidden_layers": 1}, method="full")
+    by_count = {str(count): apply(step, spread(step, count)[0]) for count in (2, 4, 8)}
     rows = feasibility(by_count, [card(40 * 2**20)])
     assert [row["gpus"] for row in rows] == [2, 4, 8]
     batches = [row["largest_micro_batch"] for row in rows]

@@ -81,7 +81,7 @@ def test_suggestions_say_what_they_save_and_cost_in_time_from_two_traces() -> No
     assert item.cost == f"time: each layer runs again in backward; saves {saved:.2f} GiB, {ratio - 1:.0%} slower"
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_what_an_estimate_thinks_fits_is_suggested_only_when_the_trace_says_so(monkeypatch) -> None:
     class Optimist(CalibratedEstimator):
         def __call__(self, scenario: Scenario) -> int:
@@ -236,7 +236,7 @@ def test_estimates_meet_the_traces_that_taught_them() -> None:
     assert estimate(between) == pytest.approx(required(between), rel=0.15)  # segments are coarse here
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_sweep_of_two_hundred_settings() -> None:
     scenario = Scenario.from_mapping({"model": "qwen2.5-coder-7b"})
     started = time.monotonic()
@@ -456,7 +456,7 @@ def test_where_loading_alone_is_too_much_only_another_way_to_load_is_tried() -> 
     assert not any(move.name == "load_on_device" for move in moves(make(method="lora", gpu="rtx-4090")))
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 1)
 @pytest.mark.parametrize(("search", "share"), [
     ("_verified", 0.5), ("_combined", 0.2), ("_more_gpus", 0.5), ("_bigger_gpu", 0.5), ("_divided", 0.5),
     ("_timed", 0.5),

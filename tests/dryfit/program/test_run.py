@@ -181,7 +181,7 @@ for _ in range(5):
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_a_model_larger_than_the_memory_it_may_use_here(tmp_path):
     """Qwen2.5-Coder-7B has 15.2 GB of weights in bf16; its configuration is in the catalogue."""
     name = program(tmp_path, LORA.replace("NAME", "Qwen/Qwen2.5-Coder-7B-Instruct"))

@@ -11,7 +11,7 @@ import pytest
 
 from dryfit.ask.answer import predict
 from dryfit.scenario.scenario import Scenario
-from dryfit.tracing.loaders import Loader
+from dryfit.tracing.loaders import WeightLoader
 from tests.dryfit.program.test_run import answered, program
 from tests.repository import ROOT
 from tests.warm import launchers
@@ -142,7 +142,7 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_a_scenario_of_the_same_step_takes_the_same_bytes(tmp_path, monkeypatch, method):
     """The program makes its model on the host and moves it. So does the scenario here, or blocks lie elsewhere."""
-    monkeypatch.setattr(Loader, "installed", lambda: Loader(loaded_on_cpu_first=True))
+    monkeypatch.setattr(WeightLoader, "installed", lambda: WeightLoader(loaded_on_cpu_first=True))
     fields, adapters = METHODS[method]
     scenario = {
         "model": {"model_type": "qwen2", **SIZES}, "precision": "bf16", "gradient_checkpointing": False,

@@ -26,6 +26,7 @@ SIZES = {
     "a sum": lambda x: 2 * x["h"] * x["i"] + 4 * x["h"],
     "all tokens but the last of each row": lambda x: 4 * x["b"] * (x["s"] - 1),
     "scales of scales, rounded up": lambda x: -(-x["h"] * x["i"] // 16384) * 4,
+    "scales of scales of two weights in one": lambda x: -(-x["h"] * (x["i"] + x["V"]) // 16384) * 4,
     "a number": lambda x: 1024,
 }
 

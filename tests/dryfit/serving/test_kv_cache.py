@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dryfit.common.errors import UserError
-from dryfit.serving.kv_cache import FULL, LATENT, SLIDING, STATE, Layer, kv_cache, layers_of
+from dryfit.serving.kv_cache import FULL, LATENT, SLIDING, STATE, CacheLayer, kv_cache, layers_of
 
 # By vLLM's names.
 KINDS = {"FullAttentionSpec": FULL, "SlidingWindowSpec": SLIDING, "MLAAttentionSpec": LATENT, "MambaSpec": STATE}
@@ -71,7 +71,7 @@ def test_a_channel_of_the_first_mamba_is_a_head_and_channels_are_divided_among_c
 
 
 def test_kinds_that_are_nearly_as_many_share_the_size_of_the_larger():
-    full, sliding = Layer(FULL, 1024), Layer(SLIDING, 1024, window=128)
+    full, sliding = CacheLayer(FULL, 1024), CacheLayer(SLIDING, 1024, window=128)
     cache = kv_cache([full] * 13 + [sliding] * 12)
     assert [group.layers for group in cache.groups] == [13, 12]
     cache = kv_cache([full] * 4 + [sliding] * 10)
@@ -81,16 +81,16 @@ def test_kinds_that_are_nearly_as_many_share_the_size_of_the_larger():
 
 
 def test_a_window_holds_the_token_that_is_computed():
-    (group,) = kv_cache([Layer(SLIDING, 1024, window=17)], 16).groups
+    (group,) = kv_cache([CacheLayer(SLIDING, 1024, window=17)], 16).groups
     assert [group.blocks_of(tokens, 16) for tokens in (16, 100)] == [2, 3]
 
 
 def test_a_smaller_page_holds_more_tokens_until_all_pages_are_alike():
-    cache = kv_cache([Layer(FULL, 2048), Layer(SLIDING, 1024, window=64)], 16)
+    cache = kv_cache([CacheLayer(FULL, 2048), CacheLayer(SLIDING, 1024, window=64)], 16)
     assert [group.block_tokens for group in cache.groups] == [16, 32]
     assert len({group.page_bytes for group in cache.groups}) == 1
     with pytest.raises(UserError, match="pads the pages"):
-        kv_cache([Layer(FULL, 2048), Layer(SLIDING, 1536, window=64)])
+        kv_cache([CacheLayer(FULL, 2048), CacheLayer(SLIDING, 1536, window=64)])
 
 
 def test_heads_are_divided_among_cards_and_a_latent_vector_is_not():

@@ -53,7 +53,7 @@ def _quiet():
         yield
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(3, 7)
 @pytest.mark.parametrize("adapter", METHODS.values(), ids=METHODS)
 def test_methods_are_traced_to_the_byte(adapter):
     asked = scenario(adapter)

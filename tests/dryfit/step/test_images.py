@@ -87,7 +87,7 @@ CASES = {
 }
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 3)
 @pytest.mark.parametrize(("kind", "fields"), CASES.values(), ids=CASES)
 def test_a_step_with_images_is_traced_to_the_byte(kind, fields):
     asked = scenario(kind, **fields)

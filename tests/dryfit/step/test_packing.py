@@ -56,7 +56,7 @@ def distance(one, other):
     return (sum(float((x - y).double().norm() ** 2) for x, y in zip(one, other, strict=True)) / norm) ** 0.5
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(2, 8)
 @pytest.mark.parametrize("kind", ["rows", "shared_prefix"])
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_pack_gives_loss_and_gradients_of_its_rows_alone(name, kind):

@@ -233,7 +233,7 @@ def test_questions_that_know_no_server_are_refused():
         feasibility({"lora": scenario()}, [GPU])
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_what_does_not_fit_is_told_what_would_by_engine_and_by_trainer():
     crowded = Scenario.from_mapping(
         scenario(utilization=0.89, cuda_graphs=False).to_mapping()

@@ -60,7 +60,7 @@ def test_a_cycle_of_several_updates_takes_as_many_more(known):
     )
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_what_transformers_generates_is_timed_token_by_token():
     def seconds(tokens):
         asked = changed(

@@ -21,7 +21,7 @@ STEPS_OF_FAMILIES = [  # one of the three in each run, so that neighbours have o
 ]
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(6, 12)
 @pytest.mark.parametrize(("family", "method", "checkpointing"), STEPS_OF_FAMILIES)
 def test_each_family_is_traced_to_the_byte(family, method, checkpointing):
     compare(asked(family, method, gradient_checkpointing=checkpointing))
@@ -35,7 +35,7 @@ def test_linear_layers_that_take_no_adapter_are_named(family):
     assert note.startswith(f"all linear layers but {name} have adapters")
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 3)
 @pytest.mark.parametrize(
     "family", ["qwen3_5_text", "kimi_linear", "lfm2", "bamba", "jamba", "gemma4_text", "deepseek_v3", "deepseek_v4"]
 )
@@ -43,7 +43,7 @@ def test_a_quantized_base_is_traced_to_the_byte(family):
     compare(asked(family, "qlora", attention_mask="padding", micro_batch=3, autocast="bf16"))
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 2)
 @pytest.mark.parametrize("family", ["gpt_oss", "qwen3_5_moe_text", "lfm2_moe", "granitemoehybrid"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_routers_loss_is_traced_to_the_byte(family, method):

@@ -35,7 +35,7 @@ print(json.dumps([before, there(), answers]))
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_a_step_that_needs_what_was_left_out_is_traced_as_ever() -> None:
     """This process, whose tests need all of it, has left nothing out."""
     changes = [{"parallel": {"strategy": strategy, "gpus": 2}} for strategy in ("fsdp2", "ddp")]

@@ -53,7 +53,7 @@ def test_a_models_functions_say_which_packages_they_are_taken_from(family):
 LOOPS = ("qwen3_5_text", "kimi_linear", "lfm2", "nemotron_h", "bamba", "jamba")
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 2)
 @pytest.mark.parametrize(("family", "checkpointing"), [
     pytest.param(family, checkpointing, marks=() if checkpointing == number % 2 else pytest.mark.nightly)
     for number, family in enumerate(LOOPS) for checkpointing in (True, False)
@@ -164,7 +164,7 @@ def peak_of_the_loop() -> int:
     return trace(asked, capability=(8, 9), timeline=False)["peak_allocated_bytes"]
 
 
-@pytest.mark.thorough
+@pytest.mark.few(0, 1)
 @pytest.mark.parametrize(("content", "problem"), [
     ("__version__ = '0.1'", "has no chunk_kda"), ("raise OSError('no driver')", "import fails (OSError: no driver)"),
 ])  # fmt: skip

@@ -77,7 +77,7 @@ ROWS = pairwise(
 )
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 4)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row.values())))
 def test_the_bytes_of_the_whole_step(row):
     """Components, timeline, phases, times, and what a GPU must have: the same text."""
@@ -91,7 +91,7 @@ def test_the_bytes_of_the_whole_step(row):
     assert composed
 
 
-@pytest.mark.thorough
+@pytest.mark.few(0, 2)
 @pytest.mark.parametrize(
     ("fields", "count"),
     [
@@ -111,7 +111,7 @@ def test_others(fields, count):
 PIPELINE = {"strategy": "none", "gpus": 2, "pipeline": 2}
 
 
-@pytest.mark.thorough
+@pytest.mark.few(0, 3)
 @pytest.mark.parametrize(
     ("parallel", "fields"),
     [
@@ -154,7 +154,7 @@ def test_meshes(parallel, fields):
     assert composed
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("model", "method", "period", "count"),
     [
@@ -189,7 +189,7 @@ def test_on_a_cpu_too():
     assert given == whole and composed
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 2)
 @pytest.mark.parametrize(
     ("model", "count", "expected"),
     [
@@ -229,7 +229,7 @@ def refused(step: Scenario) -> bool:
     return not composed
 
 
-@pytest.mark.thorough
+@pytest.mark.few(0, 2)
 @pytest.mark.parametrize(
     "fields",
     [
@@ -331,7 +331,7 @@ def recorded(sizes, **fields) -> list[tuple[int, int]]:
     return traced
 
 
-@pytest.mark.thorough
+@pytest.mark.few(0, 1)
 @pytest.mark.parametrize(
     ("fields", "shallow"),
     [
@@ -397,7 +397,7 @@ def test_a_first_step_with_other_launches_tells_no_second(monkeypatch):
     assert refused
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_a_second_step_that_is_another_is_traced(monkeypatch):
     """It allocates what the first does not, or as much as another tensor at one size alone."""
     from transformers.models.qwen2 import modeling_qwen2 as qwen

@@ -79,7 +79,7 @@ def test_methods_are_traced_to_the_byte(method, precision):
     compare(scenario(QWEN2, method=method, precision=precision))
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(4, 14)
 @pytest.mark.parametrize("fields", SETTINGS, ids=str)
 def test_settings_are_traced_to_the_byte(fields):
     compare(scenario(QWEN2, **fields))
@@ -94,7 +94,7 @@ def one_of_two(names, values) -> list:
     ]
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(4, 6)
 @pytest.mark.parametrize(("name", "method"), one_of_two(DECODERS, ("full", "qlora")))
 def test_architectures_are_traced_to_the_byte(name, method):
     compare(scenario(DECODERS[name], method=method))

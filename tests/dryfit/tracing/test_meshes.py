@@ -38,7 +38,7 @@ def in_processes(folder, count, *names):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
 
 
-@pytest.mark.thorough
+@pytest.mark.few(0, 10)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.nightly if name in EACH_NIGHT else ()) for name in STEPS]
 )
@@ -191,7 +191,7 @@ def test_a_pipelines_time_has_its_wait():
     assert each[2] > each[8]
 
 
-@pytest.mark.thorough
+@pytest.mark.few(0, 1)
 @pytest.mark.parametrize("name", ["fsdp2 x tensor", "fsdp2 x tensor, sequence, loss, autocast"])
 def test_layers_of_a_divided_model_are_composed(name, monkeypatch):
     """A deep model's step from shallow ones' is the step itself."""

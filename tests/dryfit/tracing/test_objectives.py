@@ -45,7 +45,7 @@ CASES = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(2, 5)
 @needs_trl
 @pytest.mark.parametrize("fields", CASES.values(), ids=CASES)
 def test_a_train_is_traced_to_the_byte(fields):
@@ -122,7 +122,7 @@ def test_pairs_on_several_gpus_follow_rules_that_hold_for_trls_own_step(mixed, l
     assert rules == pytest.approx(own, rel=0.08)
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 1)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_a_reference_lies_beside_as_the_strategy_has_it(strategy):
     """Whole, or a part of it on each GPU; DeepSpeed casts it to the dtype that it computes in."""

@@ -29,7 +29,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 2)
 @needs_trl
 @pytest.mark.parametrize(("preference", "generation", "fields", "phase"), CASES.values(), ids=CASES)
 def test_a_cycle_is_traced_to_the_byte(preference, generation, fields, phase):
@@ -127,7 +127,7 @@ def of_other(objective, fields, teacher) -> Scenario:
     return Scenario.from_mapping(mapping)
 
 
-@pytest.mark.thorough
+@pytest.mark.few(0, 4)
 @needs_trl
 @pytest.mark.parametrize(("objective", "fields", "phase"), OTHERS.values(), ids=OTHERS)
 def test_other_trainers_that_generate_are_traced_to_the_byte(objective, fields, phase, teacher):

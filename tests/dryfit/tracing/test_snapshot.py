@@ -91,7 +91,7 @@ def planted(events: list[dict[str, Any]], at: int, kind: str) -> list[dict[str, 
     return changed
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(2, 6)
 @pytest.mark.parametrize("seed", range(PLANTED))
 def test_a_planted_difference_is_the_first_that_is_found(record, tmp_path, seed: int) -> None:
     events, begin = events_of(record)

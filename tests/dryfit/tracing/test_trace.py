@@ -8,7 +8,7 @@ from dryfit.common.errors import UserError
 from dryfit.engine import tracker as tracker_module
 from dryfit.readers.request import read_request
 from dryfit.scenario.scenario import Scenario
-from dryfit.tracing.loaders import Loader
+from dryfit.tracing.loaders import WeightLoader
 from dryfit.tracing.prepare import ORDERS
 from dryfit.tracing.trace import record, trace
 from tests.dryfit.decoders import DECODERS
@@ -92,7 +92,7 @@ SIZES = {
 GROWING = {"grown": tuple(SIZES), "method": ("full", "lora", "qlora"), "gradient_checkpointing": (True, False)}
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 4)
 @pytest.mark.parametrize(
     "row",
     pairwise(GROWING, lambda row: (row["grown"], row["method"]) != ("rank", "full")),
@@ -357,9 +357,9 @@ def test_a_padding_mask_costs_what_the_fused_kernel_needs():
 @pytest.mark.thorough
 def test_reserved_memory_is_a_range_where_chance_decides(monkeypatch):
     model = {**DECODERS["qwen2"], "hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 6}
-    threads = Loader.of(transformers="5.0.0", peft="0.19.1")
+    threads = WeightLoader.of(transformers="5.0.0", peft="0.19.1")
     with monkeypatch.context() as versions:
-        versions.setattr(Loader, "installed", lambda: threads)
+        versions.setattr(WeightLoader, "installed", lambda: threads)
         answer = trace(scenario(model, kbit_preparation="peft"), timeline=False)
     low, high = answer["reserved_range_bytes"]
     assert low <= answer["peak_reserved_bytes"] <= high and low < high

@@ -11,7 +11,7 @@ import dryfit.tracing.trace
 from dryfit.common.errors import UserError
 from dryfit.scenario.scenario import Scenario, check_packages
 from dryfit.tracing.hosts import host_of
-from dryfit.tracing.ranks import Kind
+from dryfit.tracing.ranks import RankKind
 from dryfit.tracing.trace import trace
 from tests.dryfit.tracing.gloo_steps import ZERO_STEPS
 from tests.dryfit.tracing.several_gpus import LLAMA, SMALL, scenario
@@ -91,7 +91,7 @@ def test_the_rules_give_the_bytes_of_deepspeeds_own_engine(name, strategy, monke
 @pytest.mark.parametrize("rank", range(4))
 @pytest.mark.parametrize("strategy", ALL)
 def test_the_rules_give_the_bytes_of_each_gpu(rank, strategy, monkeypatch):
-    monkeypatch.setattr(dryfit.tracing.trace, "kinds_of_ranks", lambda _: (Kind(rank, (rank,)),))
+    monkeypatch.setattr(dryfit.tracing.trace, "kinds_of_ranks", lambda _: (RankKind(rank, (rank,)),))
     step = scenario("full", strategy, gpus=4, zero=SMALL, **MIXED)
     own, package = (predicted(monkeypatch, step, rules=rules) for rules in (True, False))
     assert own["phases"] == package["phases"] and own["peak_reserved_bytes"] == package["peak_reserved_bytes"]
@@ -117,7 +117,7 @@ def test_two_processes_take_what_is_predicted(number, rank, rules, measured, mon
     step = scenario(method, strategy, zero=SMALL if sizes == "small" else {}, **fields)
     if rules and step.parallel.ulysses > 1:
         pytest.skip("Ulysses has no rules")
-    monkeypatch.setattr(dryfit.tracing.trace, "kinds_of_ranks", lambda _: (Kind(rank, (rank,)),))
+    monkeypatch.setattr(dryfit.tracing.trace, "kinds_of_ranks", lambda _: (RankKind(rank, (rank,)),))
     report = predicted(monkeypatch, step, rules=rules, target="cpu")
     assert {name: report[name] for name in ("resident_bytes", "phases")} == measured[rank][str(number)]
 
@@ -131,13 +131,13 @@ def test_no_gpu_of_zero1_and_zero2_needs_more_than_those_that_are_followed(strat
     followed = trace(step, timeline=False)
     every = []
     for rank in range(8):
-        monkeypatch.setattr(dryfit.tracing.trace, "kinds_of_ranks", lambda _, rank=rank: (Kind(rank, (rank,)),))
+        monkeypatch.setattr(dryfit.tracing.trace, "kinds_of_ranks", lambda _, rank=rank: (RankKind(rank, (rank,)),))
         every.append(trace(step, timeline=False))
     assert followed["required_bytes"] >= max(each["required_bytes"] for each in every)
     assert len({each["phases"]["optimizer"] for each in every}) > 1
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(2, 3)
 @pytest.mark.parametrize("gpus", [2, 4, 8])
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
 def test_states_are_divided_as_its_authors_say(strategy, gpus):

@@ -252,7 +252,7 @@ def test_another_models_memory_stands_in_the_card_under_that_models_name(write: 
     assert f"<p>{other}, " in page
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 2)
 @pytest.mark.parametrize(
     ("count", "n", "wrong"), [(4, 150, 97), (0, 150, 100), (1, 900, 99), (74, 150, 51), (99, 200, 50), (2, 3, None)]
 )

@@ -164,7 +164,7 @@ def processes(tmp_path_factory) -> list:
     return json.loads((folder / "measured.json").read_text())
 
 
-@pytest.mark.thorough
+@pytest.mark.few(0, 1)
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux, which says who has which page")
 @pytest.mark.parametrize("number", range(len(gloo_hosts.CASES)), ids=["-".join(case) for case in gloo_hosts.CASES])
 def test_two_processes_take_the_host_memory_that_is_checked(number, processes) -> None:
@@ -184,7 +184,7 @@ def test_two_processes_take_the_host_memory_that_is_checked(number, processes) -
     assert stage.processes == 2 and table([stage])[1].split("  ")[1] == "host memory, 2 processes"
 
 
-@pytest.mark.thorough
+@pytest.mark.few(0, 2)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which keeps each process's peak")
 @pytest.mark.parametrize("number", range(len(gloo_hosts.CASES)), ids=["-".join(case) for case in gloo_hosts.CASES])
 def test_processes_peak_below_what_is_said_of_their_host(number, processes) -> None:

@@ -37,7 +37,7 @@ BOTH = [
 ]
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, 3)
 @pytest.mark.parametrize("fields", BOTH, ids=lambda fields: "-".join(str(v) for k, v in fields.items() if k != "model"))
 def test_rules_and_command_say_the_same(fields, tmp_path) -> None:
     """The rules write files and read each other's; the command hands values on."""

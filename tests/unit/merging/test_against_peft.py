@@ -43,7 +43,7 @@ PEFT_IS_WRONG = {"transposed and not, so that the flag is wrong"}
 ROUNDED_TWICE = {"embedding"}
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(5, 12)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_peft_to_the_last_bit(tmp_path, case, dtype):

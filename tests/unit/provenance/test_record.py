@@ -27,7 +27,7 @@ CONFIGURATION = {
 
 @pytest.fixture
 def written(tmp_path: Path) -> dict[str, Path]:
-    """The three files of a run of two inputs and two outputs."""
+    """Both files of a run of two inputs and two outputs."""
     run = tmp_path / "results" / "mine-r4"
     (run / "merged").mkdir(parents=True)
     (run / "merged" / "model.safetensors").write_bytes(b"weights")
@@ -39,7 +39,6 @@ def written(tmp_path: Path) -> dict[str, Path]:
     paths = {
         "provenance": run / "provenance.json",
         "materials": run / "bill-of-materials.cdx.json",
-        "crate": run / "ro-crate-metadata.json",
     }
     outputs = [run / "merged" / "manifest.json", run / "merged" / "model.safetensors"]
     record.main(
@@ -80,22 +79,10 @@ def test_bill_of_materials_is_valid_cyclonedx(written: dict[str, Path]) -> None:
     assert bom.validate()
 
 
-def test_crate_can_be_read_back(written: dict[str, Path]) -> None:
-    from rocrate.rocrate import ROCrate
-
-    crate = ROCrate(written["crate"].parent)
-    assert crate.get("merged/model.safetensors")["sha256"] == "0" * 64
-    action = crate.get("#run")
-    assert {entity["name"] for entity in action["result"]} == {"merged/manifest.json", "merged/model.safetensors"}
-    assert action["instrument"]["softwareVersion"] == VERSION
-
-
 def test_the_same_run_writes_the_same_bytes(written: dict[str, Path]) -> None:
     content = json.loads(written["provenance"].read_text())
     del content["sha256"]  # the report's seal, which it gets when it is written
-    folder = str(written["crate"].parent)
     assert record.bill_of_materials(content) == written["materials"].read_text()
-    assert record.crate(content, folder) == written["crate"].read_text()
 
 
 def test_commit_and_changes_of_a_checkout(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def test_swapped_rank_and_alpha_differ(config):
         ("model.source.type", "huggingface", ["model.source.type", "wheel, hub, folder"]),
         ("model.source.sha256", "abc", ["model.source.sha256", "abc"]),
         ("prompt.system", "", ["prompt.system"]),
+        ("evaluation.execution", "bubblewrap", ["dataset.benchmark: null", "execution: none"]),
         ("evaluation.requests", "all", ["evaluation.requests", "whole number or null"]),
         ("colour", "red", ["Unknown key: colour"]),
         ("trainning", {}, ["did you mean `training`", "training: {method: qlora}"]),

@@ -233,7 +233,7 @@ def measure_as(rank, size, port, path):
         write_json(path.with_name(f"measured-{rank}.json"), found | {"tokens": tokens})
 
 
-@pytest.mark.thorough
+@pytest.mark.few(0, 2)
 @pytest.mark.parametrize("name", MESHES)
 def test_the_trainings_own_step_takes_the_bytes_of_the_trace(place, tmp_path, forked, name):
     """Each rank, in every phase: the trace that the gate judges says what the loop's step takes.

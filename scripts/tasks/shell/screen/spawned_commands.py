@@ -187,7 +187,6 @@ def _shell(walk: Any, command: Command) -> Stream:
 
 
 def _script(walk: Any, command: Command, word: str) -> Stream | None:
-    """What is known of a file that is run."""
     if OUTPUT[0] in word:
         return Stream(tuple(walk.reading.origins(word)), walk.known_text(word))
     return command.stdin if word in _STDIN else walk.files.get(walk.absolute(word))
