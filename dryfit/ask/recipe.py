@@ -15,7 +15,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dryfit.ask.options import PROGRAM, split
 from dryfit.ask.words import changed, items, parse, suggested
@@ -24,7 +25,9 @@ from dryfit.common.files import yaml_value
 from dryfit.common.text import gib, printable, yaml_text
 from dryfit.recipes.models import OtherModel, find
 from dryfit.recipes.recipe import Recipe, recipe, recipes
-from dryfit.recipes.trainers import TrainerFile, read
+
+if TYPE_CHECKING:
+    from dryfit.recipes.trainers import TrainerFile
 
 _RANK = 16  # of `--method lora` where none is named
 _TAKEN = ("what", "command", "gpu", "method", "sequence_length", "micro_batch", "set", "json", "suggest", "yaml",
@@ -54,7 +57,7 @@ def answered(words: Sequence[str]) -> int | None:
     own = items(split(words)[1])
     named = next((item.value for item in own if not item.name), None)
     chosen = next((item.value for item in own if item.name == "--recipe"), None)
-    file = read(named) if named else None
+    file = _file(named) if named else None
     model = file.model if file else find(named) if named else None
     if not chosen and (model is None or model.recipe is None):
         return None
@@ -84,6 +87,15 @@ def answered(words: Sequence[str]) -> int | None:
     kept = KeptAnswer([word for word in words if word != "--fresh"], asked)
     status = None if options.fresh else kept.show()
     return kept.give(partial(_print, asked, options, words)) if status is None else status
+
+
+def _file(what: str) -> TrainerFile | None:
+    """The training of images that a script or a TOML describes; files of other tools are read elsewhere."""
+    if Path(what).suffix not in (".sh", ".toml", ".txt"):
+        return None
+    from dryfit.recipes.trainers import read
+
+    return read(what)
 
 
 def _listed(model: OtherModel | None) -> list[str]:

@@ -1,6 +1,6 @@
 """What a step of TRL's reinforcement trainers takes besides: its answers, and who judges them.
 
-A training generates for each of many updates; a trace takes as few micro-batches as are like them (:class:`Cycle`).
+A training generates for each of many updates; a trace takes as few micro-batches as are like them (`CycleSteps`).
 """
 
 from __future__ import annotations

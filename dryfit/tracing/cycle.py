@@ -267,9 +267,9 @@ def answers_left_out(scenario: Scenario) -> int:
     """
     if scenario.objective != "grpo" or scenario.generation.engine == "transformers":
         return 0
-    from dryfit.step.reinforcement import Cycle  # imports torch
+    from dryfit.step.reinforcement import CycleSteps  # imports torch
 
-    whole, taken = (Cycle.of(scenario, whole=whole).steps for whole in (True, False))
+    whole, taken = (CycleSteps.of(scenario, whole=whole).steps for whole in (True, False))
     beside = scenario.generation.engine == "vllm"
     kept = 1 + beside + (scenario.preference.reference is not None)
     row = 16 * scenario.sequence_length + 4 * scenario.completion_length * kept + 4 * (1 + beside)
