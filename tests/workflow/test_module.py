@@ -35,6 +35,7 @@ def workflow(folder: Path, snakefile: str, configuration: dict) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_from_a_checkout(tmp_path: Path) -> None:
     importer = workflow(tmp_path, repr(str(ROOT / "Snakefile")), CONFIGURATION)
     results = importer / "tuner" / "results"

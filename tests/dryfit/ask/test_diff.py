@@ -176,6 +176,7 @@ def test_the_hook_lets_nothing_through_that_it_does_not_understand(repository, c
     assert "configs/train.yml: FITS" in capsys.readouterr().out  # the other files have their answers
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the action's script is bash")
 def test_the_actions_script_runs_and_no_input_is_part_of_a_script(repository, tmp_path) -> None:
     action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))

@@ -90,7 +90,7 @@ def test_a_wheel_holds_the_compiled_replay_where_there_is_a_compiler(tmp_path, a
     assert run.stdout.strip() == ("NativeAllocator" if compiler else "Allocator")
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_the_wheel_prices_loops_where_nothing_else_of_the_project_is(tmp_path, as_it_is):
     venv.create(tmp_path / "env", with_pip=False)
     python = tmp_path / "env" / "bin" / "python"

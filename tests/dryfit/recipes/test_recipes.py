@@ -270,7 +270,7 @@ SMALL = {
 }
 
 
-EACH_TIME = {"bi_encoder", "speech_ctc", "timm_classification", "unet_lora"}  # one of each kind of data and package
+EACH_TIME = {"bi_encoder", "timm_classification", "unet_lora"}  # one of each package
 
 
 @pytest.mark.thorough
