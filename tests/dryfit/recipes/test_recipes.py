@@ -219,7 +219,7 @@ def test_a_model_that_no_recipe_runs_leads_to_the_program_that_does(files, says,
 
 
 def test_a_name_without_a_configuration(monkeypatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from the environment at its import
     with pytest.raises(UserError, match=r"turns speech.*not at hand") as caught:
         command.main(["openai/whisper-huge", "--gpu", "4090"])
     assert caught.value.write.startswith("dryfit openai/whisper-")
