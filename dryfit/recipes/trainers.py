@@ -83,12 +83,16 @@ def read(what: str) -> TrainerFile | None:
             found = next(((place, name) for place, name in names if name in table["programs"]), None)
             if found:
                 place, program = found
-                return _training(tool, program, options(command.words[place + 1 :], path), path)
+                before, own = (options(words, path) for words in (command.words[:place], command.words[place + 1 :]))
+                launch = {key: before[key] for key in ("mixed_precision",) if key in before}  # accelerate's own
+                if before.get("multi_gpu") or before.get("num_processes", 1) != 1:
+                    launch["num_processes"] = before.get("num_processes", 2)
+                return _training(tool, program, {**launch, **own}, path)
     return None
 
 
-def _toml(path: Path) -> dict[str, Any]:
-    """The options of a TOML file; sd-scripts reads those of all sections as one.
+def _parsed(path: Path) -> dict[str, Any]:
+    """A TOML file.
 
     Raises
     ------
@@ -96,11 +100,17 @@ def _toml(path: Path) -> dict[str, Any]:
         If it is none.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError("The file can't be read as TOML.", where=path, found=str(error)) from None
+        raise UserError(
+            "The file can't be read as TOML.", where=path, found=str(error), allowed="TOML, as sd-scripts reads it"
+        ) from None
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    """The options of a TOML file; sd-scripts reads those of all sections as one."""
     flat: dict[str, Any] = {}
-    for key, value in content.items():
+    for key, value in _parsed(path).items():
         flat |= value if isinstance(value, dict) else {key: value}
     return flat
 
@@ -140,12 +150,16 @@ def _training(tool: str, program: str, own: dict[str, Any], path: Path) -> Train
                 f"The recipe {chosen.name} computes in bf16.", where=path, found=f"{key}={yaml_text(value)}", field=key,
                 allowed="bf16", write=f"{key}=bf16",
             )  # fmt: skip
+    if own.get("use_8bit_adam"):  # beside `optimizer AdamW` too
+        given["optimizer"] = "adamw_8bit"
     if "size" in given:
         given["size"] = _side(given["size"], chosen.multiples["size"], notes, path)
     given |= {name: value for name, value in row.get("always", {}).items()}
     given |= _cached(own, row, path)
     adds = {key: what for key, what in table["adds"].items() if own.get(key)}
     adds |= {key: what for key, what in table.get("unless", {}).items() if not own.get(key) and not _texts_first(own)}
+    if own.pop("num_processes", None):
+        adds["num_processes"] = "what several GPUs exchange"
     known = {
         *table["settings"],
         *table["read"],
@@ -182,7 +196,7 @@ def _dataset(named: Any, path: Path) -> dict[str, Any]:
             "The size of the images stands in a file that is not there.", where=path, found=f"dataset_config {named}",
             allowed="the file beside the script",
         )  # fmt: skip
-    content = tomllib.loads(found.read_text(encoding="utf-8"))
+    content = _parsed(found)
     datasets = [{**content.get("general", {}), **each} for each in content.get("datasets", [])]
     sizes = [each for each in datasets if "resolution" in each]
     largest = max(sizes, key=lambda each: _area(each["resolution"], found), default={})

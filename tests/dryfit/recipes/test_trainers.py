@@ -85,6 +85,23 @@ def test_an_example_of_diffusers_has_its_own_defaults(tmp_path: Path) -> None:
     assert plain.given["cached"] == "none" and "targets" not in plain.given
 
 
+def test_what_accelerate_is_told_counts_too(tmp_path: Path) -> None:
+    program = "train_text_to_image_lora.py --use_8bit_adam --optimizer=AdamW\n"
+    line = "accelerate launch --mixed_precision=fp16 {more} " + program
+    found = read(file(tmp_path, line.format(more="")))
+    assert found.given["precision"] == "fp16" and found.given["optimizer"] == "adamw_8bit" and found.beside == ()
+    found = read(file(tmp_path, line.format(more="--multi_gpu --num_processes 2")))
+    assert found.beside == ("what several GPUs exchange",)
+
+
+def test_a_damaged_dataset_file_is_named(tmp_path: Path) -> None:
+    named = file(tmp_path, SDXL.format(more=""))
+    (tmp_path / "data.toml").write_text("[[datasets]\n", encoding="utf-8")
+    with pytest.raises(UserError, match="can't be read as TOML") as caught:
+        read(named)
+    assert caught.value.where == tmp_path / "data.toml"
+
+
 def test_options_of_the_line_come_before_the_file(tmp_path: Path) -> None:
     named = file(tmp_path, DREAM.format(more=""))
     asked = question(read(named).model, parse([named, "--gpu", "4090", "-b", "2", "--set", "size=512"]), read(named))
