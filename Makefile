@@ -43,6 +43,7 @@ test-rest: $(VENV)/ready-dev
 # The last ones are one process each that waits now and then: two at a time, the longest first, each one's output whole.
 WHEN := not nightly
 ELSEWHERE := test-slurm test-kernels test-conda test-site test-deepspeed test-optimizers test-mcp test-recipes
+AT_NIGHT := test-kernels test-site test-deepspeed test-optimizers test-recipes # the others have no test for the night
 test-all: $(VENV)/ready-dev
 	@echo "make test-all: $$($(BIN)/python -m tests.tiers test-all); then $(ELSEWHERE) (15 minutes)"
 	@$(MAKE) --no-print-directory lint
@@ -70,7 +71,7 @@ test-night: $(VENV)-run/liger-kernel
 	  tests/nightly/test_operators.py
 	$(PYTEST) --dist=load -m nightly
 	LIGER_CHECKOUT=$< $(VENV)-run/bin/python -m pytest tests/nightly/test_liger_commits.py
-	@$(MAKE) --no-print-directory --keep-going WHEN=nightly $(ELSEWHERE)
+	@$(MAKE) --no-print-directory --keep-going WHEN=nightly $(AT_NIGHT)
 
 # The history of Liger-Kernel: each published row runs the package of its commit. `LIGER=path` takes a clone that is
 # there already, and without either the rows are skipped.
