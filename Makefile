@@ -22,6 +22,8 @@ BIN := $(VENV)/bin
 CORES ?= all
 WORKERS ?= logical
 INSTALL = $(PYTHON) envs/install.py
+# Where Python may not keep what it compiles, each process compiles the project, and each test session its asserts, anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DELETE_ON_ERROR:
 .PHONY: run test test-rest test-all test-conda test-slurm test-night test-drift test-deepspeed test-optimizers

@@ -55,6 +55,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """With --record-time: keep what this process and all that it started have taken."""
+    gc.freeze()  # pytest collects garbage five times when it ends: seconds each, with PyTorch's modules in memory
     if config.option.record_time and "PYTEST_XDIST_WORKER" not in os.environ:
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         found = config.pluginmanager.get_plugin("terminalreporter").stats

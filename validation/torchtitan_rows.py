@@ -2,7 +2,7 @@
 
     python -m validation.torchtitan_rows --draw               which rows were drawn to stay unread
     python -m validation.torchtitan_rows --trace NAME ...     trace rows, and keep what came out
-    python -m validation.torchtitan_rows --table              the rows, as docs/several-gpus.md has them
+    python -m validation.torchtitan_rows --table              all traced rows
 
 The rows are all of torchtitan's own pages at commit b5bcd76 that give a peak of memory. Five of them had been read
 before the draw and belong to the other half. Of each group, half of the rest was drawn, rounded up, before a row was

@@ -22,13 +22,15 @@ SHOWN = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
 
 
 def test_each_report_has_a_command_with_its_output() -> None:
-    assert len(SHOWN) == len(re.findall(r"^## \d+\. ", PAGE.read_text(encoding="utf-8"), re.M)) == 26
+    text = PAGE.read_text(encoding="utf-8")
+    assert all(BLOCK.search(section) for section in text.split("\n## ")[1:])
+    assert len(SHOWN) == text.count("\n$ dryfit ")
     for command, _ in SHOWN:
         assert read(shlex.split(command)).question.scenario.model
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("number", [5, 6, 11, 19, 25])
+@pytest.mark.parametrize("number", [5, 9, 11])
 def test_what_is_shown_is_what_is_printed(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     command, output = SHOWN[number - 1]
     main(shlex.split(command))
