@@ -40,9 +40,11 @@ def card(usable: int):
 
 @pytest.fixture(scope="module")
 def suggested(traced):
-    """A search for changes that fit traces dozens of steps: one for all tests."""
+    """A search for changes that fit traces dozens of steps: one for all tests, and only until one change is found."""
     small = card(int(traced.trace["required_bytes"] * 0.7))
-    return suggest(traced.scenario, small, traced.trace)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dryfit.planner.suggestions.SUGGESTIONS", 1)
+        return suggest(traced.scenario, small, traced.trace, allowed=lambda step: step.parallel.gpus == 1)
 
 
 @pytest.fixture(autouse=True)
