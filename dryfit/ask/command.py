@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dryfit.ask.options import COMMANDS, PROGRAM, RUN_OPTIONS, parsed, parser, split
+from dryfit.ask.options import COMMANDS, OPTIONS, PROGRAM, RUN_OPTIONS, parsed, parser, split
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import now_doing, working
 from dryfit.common.text import gib, printable
@@ -177,6 +177,9 @@ def _questions(options: argparse.Namespace, asking: Any) -> tuple[Question, Ques
 
     run = parse_run_options(options) if any(getattr(options, name) for name in RUN_OPTIONS) else None
     asked = question(options.what, asking)
+    if asked.gpu is None and "--gpu" in COMMANDS[options.command].needs:
+        raise UserError(f"`{PROGRAM} {options.command}` needs a GPU, and the file names none.", where="the command line",
+                        allowed=OPTIONS["--gpu"]["help"], change={"gpu": "24GiB"})  # fmt: skip
     if run:
         asked = with_run(asked, run, gpu_needed=options.command != "gpus")
     if options.command == "config":

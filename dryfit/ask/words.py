@@ -301,6 +301,8 @@ def meant(words: Sequence[str]) -> tuple[list[str], list[UserError]]:
         )
         kept = [_EXAMPLE, *kept]
     typed = {item.name for item in items(kept)}
+    if command != "config" and any(not item.name and Path(str(item.value)).is_file() for item in items(kept)):
+        typed.add("--gpu")  # a file may name its GPU; whether it does is known when it has been read
     for name in COMMANDS[command].needs:
         if name not in typed:
             kept += [name, "24GiB" if name == "--gpu" else str(EXAMPLES[name])]

@@ -494,6 +494,16 @@ def test_full_fine_tuning_in_16_bits_says_that_it_keeps_no_fp32_weights(fields, 
         assert "--set precision=bf16-mixed" in texts[0]
 
 
+def test_a_file_that_names_its_gpu_needs_no_option(model: str, tmp_path, capsys) -> None:
+    file = tmp_path / "step.yaml"
+    file.write_text(f"model: {model}\nsequence_length: 256\ngpu: rtx-4090\n")
+    assert main(["batch", str(file), "--quick"]) == 0
+    assert "fit the NVIDIA GeForce RTX 4090" in capsys.readouterr().out
+    file.write_text(f"model: {model}\nsequence_length: 256\n")
+    with pytest.raises(UserError, match="needs a GPU, and the file names none"):
+        main(["batch", str(file), "--quick"])
+
+
 @pytest.mark.parametrize(
     ("words", "field"),
     [(["longest", "--gpu", "1GiB"], "sequence_length"), (["batch", "-s", "2048", "--gpu", "0.7GiB"], "micro_batch")],
