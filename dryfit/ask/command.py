@@ -178,8 +178,10 @@ def _questions(options: argparse.Namespace, asking: Any) -> tuple[Question, Ques
     run = parse_run_options(options) if any(getattr(options, name) for name in RUN_OPTIONS) else None
     asked = question(options.what, asking)
     if asked.gpu is None and "--gpu" in COMMANDS[options.command].needs:
-        raise UserError(f"`{PROGRAM} {options.command}` needs a GPU, and the file names none.", where="the command line",
-                        allowed=OPTIONS["--gpu"]["help"], change={"gpu": "24GiB"})  # fmt: skip
+        raise UserError(
+            f"`{PROGRAM} {options.command}` needs a GPU, and the file names none.", where="the command line",
+            allowed=OPTIONS["--gpu"]["help"], change={"gpu": "24GiB"},
+        )  # fmt: skip
     if run:
         asked = with_run(asked, run, gpu_needed=options.command != "gpus")
     if options.command == "config":
