@@ -384,6 +384,7 @@ def write_documents(
     numbers: dict[str, Any] = {}
     for path in others:
         numbers |= read_report(path)["documents"]
+    beside = [*figures, *numbers]  # sealed here, since no report of their own lies beside them
     *documents, listed = map(Path, outputs)
     texts = {}
     for document in documents:
@@ -397,7 +398,7 @@ def write_documents(
     for document, text in texts.items():
         write_text(document, text)
         log.info("%s: %d words, %d numbers", document, len(text.split()), len(numbers[str(document)]))
-    write_report(listed, {"documents": numbers}, *documents)
+    write_report(listed, {"documents": numbers}, *documents, *beside)
     for name, found in numbers.items():
         if lost := [entry for entry in found if not entry["from"]]:
             log.warning("%s, line %d: no source recorded for %s", name, lost[0]["line"], lost[0]["shown"])

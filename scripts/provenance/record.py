@@ -231,8 +231,8 @@ def main(
     record["hardware"]["device"] = next(
         (report["device"] for report in reports.values() if isinstance(report.get("device"), str)), None
     )
-    write_report(written["provenance"], record)
     write_text(written["materials"], bill_of_materials(record))
+    write_report(written["provenance"], record, written["materials"])
     log.info("%d files in, %d files out, %d packages", len(inputs), len(outputs), len(record["software"]))
 
 
