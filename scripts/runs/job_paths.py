@@ -207,9 +207,8 @@ class JobPaths:
     # --- targets -----------------------------------------------------------------------------------
 
     def documents(self) -> list[str]:
-        """What a run is for: the card, the documents beside it, and where it all came from."""
-        names = ("summary.txt", "MODEL_CARD.md", "docs/details.md", "docs/memory-profile.md", "docs/publication.md")
-        names += ("report.html", "planner.html", "documents.json", "provenance.json", "bill-of-materials.cdx.json")
+        """What a run is for: the card and the documents beside it, which are made from all others."""
+        names = ("MODEL_CARD.md", "docs/details.md", "docs/publication.md", "report.html", "documents.json")
         return self.fill(*(f"results/{{run}}/{name}" for name in names))
 
     def exports(self) -> list[str]:
@@ -223,4 +222,5 @@ class JobPaths:
         shared = (f"{DATASET}/acquire.json", f"{DATASET}/splits/check.json", f"{BASE}/description.json")
         shared += (f"{BASE}/weights.json", f"{ENCODED}/encode.json", f"{BASE_EVALUATION}/metrics.json")
         own = ("memory/training/compare.json", "training.json", "merged.json", "evaluation/metrics.json")
+        own += ("provenance.json",)
         return self.fill(*shared, *(f"results/{{run}}/{name}" for name in own)) + self.documents()
