@@ -198,8 +198,7 @@ rule check_resources:
         split=path_of(f"{DATASET}/splits/split.json"),
         test=path_of(f"{DATASET}/splits/test.jsonl"),
         trained=path_of(f"{DATASET}/splits/train.jsonl"),
-        acquire=path_of(f"{DATASET}/acquire.json"),
-        harmful=path_of(f"{DATASET}/harmful.jsonl"),
+        harmful=path_of(f"{DATASET}/splits/harmful.jsonl"),
         gpus=project_file("config/gpus.yaml"),
     output:
         resources="results/{run}/memory/run.json",

@@ -267,8 +267,7 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
 
     read_folder(inputs["description"])
     read_report(inputs["encoded"], inputs["train"])
-    read_report(inputs["split"], inputs["test"], inputs["trained"])
-    read_report(inputs["acquire"], inputs["harmful"])
+    read_report(inputs["split"], inputs["test"], inputs["trained"], inputs["harmful"])
     if "tasks" in inputs:
         read_report(inputs["benchmark"], inputs["tasks"])
     named = settings["gate"]["gpu"]
