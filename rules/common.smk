@@ -1,8 +1,6 @@
 # Functions and names for the rule files; no rules. What needs Snakemake's names is here, the rest in scripts/runs/.
 import re
 
-from snakemake.io import IOFile
-
 from dryfit.common import files
 from scripts.common import damage, outdated
 from scripts.runs import check_configuration
@@ -104,19 +102,13 @@ LONGEST = 50
 # --- before and after the jobs -----------------------------------------------------------------------
 
 
-def recorded(path):
-    """Whether Snakemake knows what an output was made with, or that it is half made and will be made again."""
-    known = workflow.persistence
-    return known.metadata(IOFile(path, rule=None)) is not None or known._filter_incomplete_keys([path])
-
-
 def before_any_job():
     """Ask whether all results are whole and recorded, as soon as Snakemake plans: there may be no job to run."""
     if workflow.persistence is not None:
         ASKED.at_first_plan = None
         if workflow.is_main_process and not workflow.touch:
             known = ASKED.each_run(JobPaths.stages)(None)
-            exit_on_user_error(around_jobs.refuse_unrecorded, known, recorded)
+            exit_on_user_error(around_jobs.refuse_unrecorded, known, workflow.persistence)
             folders = sorted({outdated.folder_of(path) for path in known})
             around_jobs.name_edited(exit_on_user_error(damage.refuse_damaged, folders))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from dryfit.common import device
 from dryfit.common.errors import UserError
@@ -109,9 +109,16 @@ def drop_scores(planned: Collection[str], runs: Runs) -> list[str]:
     return dropped
 
 
-def refuse_unrecorded(paths: Iterable[str], recorded: Callable[[str], object]) -> None:
-    """Raise where nothing says what a result was made with: Snakemake would go by the times of files alone."""
-    unknown = [path for path in paths if os.path.exists(path) and not recorded(path)]
+def refuse_unrecorded(paths: Iterable[str], persistence: Any) -> None:
+    """Raise where Snakemake does not know what a result was made with: it would go by the times of files alone.
+
+    What a killed job has left will be made again, so it needs no record.
+    """
+    from snakemake.io import IOFile
+
+    there = [path for path in paths if os.path.exists(path)]
+    unknown = [path for path in there if persistence.metadata(IOFile(path)) is None]
+    unknown = [path for path in unknown if not persistence._filter_incomplete_keys([path])]
     if unknown:
         remove = f"rm {' '.join(unknown)}" if len(unknown) <= 5 else "mv results results.before"
         raise UserError(

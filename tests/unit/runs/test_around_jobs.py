@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -103,10 +104,15 @@ def test_a_result_that_nothing_records_is_refused(folder: Path) -> None:
     report = f"results/{RUN}/training.json"
     Path(report).parent.mkdir(parents=True)
     Path(report).touch()
-    refuse_unrecorded([report, "results/not-made-yet.json"], lambda path: True)
+    known = SimpleNamespace(metadata=lambda path: object(), _filter_incomplete_keys=lambda keys: set())
+    paths = [report, "results/not-made-yet.json"]
+    refuse_unrecorded(paths, known)
+    known.metadata = lambda path: None
     with pytest.raises(UserError, match="no record") as error:
-        refuse_unrecorded([report, "results/not-made-yet.json"], lambda path: False)
+        refuse_unrecorded(paths, known)
     assert error.value.where == report and f"rm {report} " in error.value.write
+    known._filter_incomplete_keys = set  # a job was killed
+    refuse_unrecorded(paths, known)
 
 
 def test_only_what_lies_among_the_results_is_a_result() -> None:
