@@ -2,7 +2,7 @@
 import re
 
 from dryfit.common import files
-from scripts.common import made_from, outdated
+from scripts.common import damage, outdated
 from scripts.runs import check_configuration
 from scripts.runs import configuration, run_scenarios
 from scripts.training import describe_model
@@ -74,8 +74,8 @@ THREADS = threads_beside(workflow.resource_settings.cores if workflow.is_main_pr
 
 # --- what is run only on request -------------------------------------------------------------------------
 
-# From the command line: Snakemake knows targets and executor only when it has read this.
-EXECUTE = workflow.is_main_process and asks_for_execution(sys.argv[1:])
+# By the command, which rules/project.smk has noted: Snakemake knows targets and executor only when it has read this.
+EXECUTE = workflow.is_main_process and asks_for_execution(os.environ["SECURECLI_COMMAND"])
 # What a path of this workflow is called in the importing one.
 PREFIXED = workflow.modifier.modify_path
 # Where a job runs in a process of its own, this has been decided before.
@@ -101,12 +101,19 @@ LONGEST = 50
 
 # --- before and after the jobs -----------------------------------------------------------------------
 
-# Here and not before the first job: there may be none.
-if workflow.is_main_process and not {"--touch", "-t"} & set(sys.argv):
-    known = each_run(JobPaths.stages)(None)
-    exit_on_user_error(made_from.refuse_unrecorded, known)
-    folders = sorted({outdated.folder_of(path) for path in known})
-    around_jobs.name_edited(exit_on_user_error(made_from.refuse_damaged, folders))
+
+def before_any_job():
+    """Ask whether all results are whole and recorded, as soon as Snakemake plans: there may be no job to run."""
+    if workflow.persistence is not None:
+        ASKED.at_first_plan = None
+        if workflow.is_main_process and not workflow.touch:
+            known = ASKED.each_run(JobPaths.stages)(None)
+            exit_on_user_error(around_jobs.refuse_unrecorded, known, workflow.persistence)
+            folders = sorted({outdated.folder_of(path) for path in known})
+            around_jobs.name_edited(exit_on_user_error(damage.refuse_damaged, folders))
+
+
+ASKED.at_first_plan = before_any_job
 
 
 def plain(jobs):
@@ -137,13 +144,10 @@ def before_the_first_job():
 
 def after_an_error():
     if workflow.is_main_process and not workflow.touch:
-        around_jobs.name_outdated()
+        around_jobs.name_outdated(around_jobs.results_of(plain(workflow.dag.finished_jobs)))
 
 
 def after_the_last_job():
-    if workflow.is_main_process:
-        ended = workflow.dag.needrun_jobs(exclude_finished=False)
-        around_jobs.record_unrecorded([(job.input, job.output) for job in ended], workflow.touch)
     if workflow.is_main_process and not workflow.touch:
         around_jobs.name_outdated(around_jobs.results_of(plain(workflow.dag.needrun_jobs(exclude_finished=False))))
         # Inputs too: a score that is kept is no job's output.

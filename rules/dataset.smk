@@ -3,8 +3,8 @@
 #   results/dataset/<dataset>/{raw,clean,safe}.jsonl       after acquire, clean, screen
 #   results/dataset/<dataset>/benchmark/                   a test set from elsewhere, taken out of the data
 #   results/dataset/<dataset>/examples/                    pairs out of a package that people wrote
-#   results/dataset/<dataset>/harmful.jsonl                requests for harm that are no rows, asked at the end
-#   results/dataset/<dataset>/splits/                      train, validation, test, and the check for leaks
+#   results/dataset/<dataset>/splits/                      train, validation, test, and the check for leaks; harmful.jsonl:
+#                                                          requests for harm that are no rows, asked beside the test
 #   results/dataset/<dataset>/encoded/<model>-<length>/    token ids for one tokenizer and one sequence length
 
 
@@ -67,7 +67,6 @@ rule acquire_dataset:
     output:
         pairs="results/dataset/{dataset}/raw.jsonl",
         external="results/dataset/{dataset}/external.jsonl",
-        harmful="results/dataset/{dataset}/harmful.jsonl",
         rejected="results/dataset/{dataset}/raw.rejected.jsonl",
         report="results/dataset/{dataset}/acquire.json",
     log:
@@ -168,6 +167,7 @@ rule split_dataset:
         validation="results/dataset/{dataset}/splits/validation.jsonl",
         test="results/dataset/{dataset}/splits/test.jsonl",
         rejected="results/dataset/{dataset}/splits/rejected.jsonl",
+        harmful="results/dataset/{dataset}/splits/harmful.jsonl",
         split="results/dataset/{dataset}/splits/split.json",
         check="results/dataset/{dataset}/splits/check.json",
     log:
@@ -183,6 +183,7 @@ rule split_dataset:
         **code("dataset/split.py"),
         task=task_part("splitting"),
         split=settings_section("dataset", "split"),
+        harm=task_part("sources"),
         own_metrics=ASKED.own_metrics(),
     message:
         "Splitting {wildcards.dataset} by group; nothing is in two splits, and no row went missing"

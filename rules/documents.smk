@@ -1,6 +1,5 @@
 # Figures and documents: from JSON, by templates, and nothing else.
 #   results/<run>/figures/               drawn from the JSON of the stages before
-#   results/<run>/summary.txt            what ends a command: memory, gate, stages, quality in a few lines
 #   results/<run>/MODEL_CARD.md          the card, at the run's top
 #   results/<run>/planner.html           what fits which GPU, as the plan traced it
 #   results/<run>/docs/                  the memory profile (needs no weight and no training), the card's details, the article
@@ -108,41 +107,14 @@ use rule render_memory_profile as render_documents with:
             for name in ("MODEL_CARD.md", "details.md", "publication.md", "report.html")
         ],
         macros=project_file("config/templates/macros.j2"),
-        others=["results/{run}/docs/memory-profile.json"],
-        acquire=path_of(f"{DATASET}/acquire.json"),
-        clean=path_of(f"{DATASET}/clean.json"),
-        screen=path_of(f"{DATASET}/screen.json"),
-        split=path_of(f"{DATASET}/splits/split.json"),
-        splits_check=path_of(f"{DATASET}/splits/check.json"),
-        encode=path_of(f"{ENCODED}/encode.json"),
-        description=path_of(f"{BASE}/description.json"),
-        weights=path_of(f"{BASE}/weights.json"),
-        profile=from_job(JobPaths.profile_comparisons),
-        plan="results/{run}/memory/plan.json",
+        others=rules.render_memory_profile.output,
+        collected="results/{run}/record.json",
         validation=VALIDATION,
-        training_memory="results/{run}/memory/training/compare.json",
-        gate="results/{run}/memory/training/gate.json",
-        resources="results/{run}/memory/run.json",
-        training="results/{run}/training.json",
-        manifest="results/{run}/merged.json",
-        verification="results/{run}/merged-verification.json",
-        comparison="results/{run}/evaluation/comparison.json",
-        merging=from_job(JobPaths.merging_comparison),
-        execution=from_job(JobPaths.by_execution, EXECUTE, PREFIXED),
-        base_metrics=path_of(f"{BASE_EVALUATION}/metrics.json"),
-        tuned_metrics="results/{run}/evaluation/metrics.json",
-        base_answers=path_of(f"{BASE_EVALUATION}/answers.jsonl"),
-        tuned_answers="results/{run}/evaluation/answers.jsonl",
         record="results/{run}/provenance.json",
         figures=[*rules.draw_memory.output, *rules.draw_figures.output],
+        # Asked for here so that they are made again when they are missing; nobody else reads them.
+        unread=["results/{run}/summary.txt", "results/{run}/bill-of-materials.cdx.json"],
     output:
-        report(
-            "results/{run}/summary.txt",
-            caption="report/summary.rst",
-            category="Result",
-            subcategory="{run}",
-            labels={"figure": "In a few lines"},
-        ),
         report(
             "results/{run}/MODEL_CARD.md",
             caption="report/card.rst",

@@ -13,8 +13,7 @@ rule evaluate_base:
         split="results/dataset/{dataset}/splits/split.json",
         test="results/dataset/{dataset}/splits/test.jsonl",
         train="results/dataset/{dataset}/splits/train.jsonl",
-        acquire="results/dataset/{dataset}/acquire.json",
-        harmful="results/dataset/{dataset}/harmful.jsonl",
+        harmful="results/dataset/{dataset}/splits/harmful.jsonl",
         policy=from_job(JobPaths.policy, "scores"),
     output:
         answers="results/evaluation/{dataset}/{model}/answers.jsonl",
@@ -56,8 +55,7 @@ use rule evaluate_base as evaluate_tuned with:
         split=path_of(f"{DATASET}/splits/split.json"),
         test=path_of(f"{DATASET}/splits/test.jsonl"),
         train=path_of(f"{DATASET}/splits/train.jsonl"),
-        acquire=path_of(f"{DATASET}/acquire.json"),
-        harmful=path_of(f"{DATASET}/harmful.jsonl"),
+        harmful=path_of(f"{DATASET}/splits/harmful.jsonl"),
         policy=from_job(JobPaths.policy, "scores"),
     output:
         answers="results/{run}/evaluation/answers.jsonl",

@@ -35,7 +35,8 @@ if WITH_RANK:
 
     rule profile_adapters:
         input:
-            unpack(from_job(JobPaths.profiled_model)),
+            config=from_job(JobPaths.profiled_config),
+            description=from_job(JobPaths.profiled_description),
             gpus=project_file("config/gpus.yaml"),
         output:
             **profile_outputs("results/{run}/memory", WITH_RANK),
@@ -58,7 +59,8 @@ if WITHOUT_RANK:
 
     rule profile_full:
         input:
-            unpack(from_job(JobPaths.profiled_model)),
+            config=from_job(JobPaths.profiled_config),
+            description=from_job(JobPaths.profiled_description),
             gpus=project_file("config/gpus.yaml"),
         output:
             **profile_outputs("results/memory/{profiled}", WITHOUT_RANK),
@@ -82,7 +84,8 @@ if WITHOUT_RANK:
 # The scenario is training, the run's own step. For any other name that the profile lacks, the input function says so.
 rule trace_memory:
     input:
-        unpack(from_job(JobPaths.step_model)),
+        config=from_job(JobPaths.step_config),
+        description=path_of(f"{BASE}/description.json"),
         gpus=project_file("config/gpus.yaml"),
     output:
         trace="results/{run}/memory/{scenario}/trace.json",
@@ -195,8 +198,7 @@ rule check_resources:
         split=path_of(f"{DATASET}/splits/split.json"),
         test=path_of(f"{DATASET}/splits/test.jsonl"),
         trained=path_of(f"{DATASET}/splits/train.jsonl"),
-        acquire=path_of(f"{DATASET}/acquire.json"),
-        harmful=path_of(f"{DATASET}/harmful.jsonl"),
+        harmful=path_of(f"{DATASET}/splits/harmful.jsonl"),
         gpus=project_file("config/gpus.yaml"),
     output:
         resources="results/{run}/memory/run.json",
@@ -222,7 +224,8 @@ rule check_resources:
 
 rule plan_memory:
     input:
-        unpack(from_job(JobPaths.profiled_model)),
+        config=from_job(JobPaths.profiled_config),
+        description=from_job(JobPaths.profiled_description),
         gpus=project_file("config/gpus.yaml"),
     output:
         plan="results/{run}/memory/plan.json",

@@ -23,4 +23,5 @@ else:
 
 sys.path.insert(0, str(PROJECT))
 # What was asked for, for provenance: jobs inherit it, and have command lines of their own.
-os.environ.setdefault("SECURECLI_COMMAND", shlex.join(["snakemake", *sys.argv[1:]]))
+if workflow.is_main_process:
+    os.environ["SECURECLI_COMMAND"] = shlex.join(["snakemake", *sys.argv[1:]])

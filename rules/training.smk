@@ -8,6 +8,7 @@ rule download_gguf:
     output:
         gguf="results/models/{model}/source/model.gguf",
         license="results/models/{model}/source/LICENSE",
+        report="results/models/{model}/source/source.json",
     log:
         "logs/models/{model}/download_gguf.log",
     priority: FIRST
@@ -28,6 +29,8 @@ rule describe_model:
     input:
         gguf=of_a_wheel(f"{BASE}/source/model.gguf"),
         license=of_a_wheel(f"{BASE}/source/LICENSE"),
+        # Seals both. Asked for here so that it is made again when it is missing; nobody else reads it.
+        unread=of_a_wheel(f"{BASE}/source/source.json"),
     output:
         config="results/models/{model}/config.json",
         tokenizer="results/models/{model}/tokenizer.json",

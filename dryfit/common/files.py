@@ -22,6 +22,7 @@ from dryfit.common.errors import UserError
 
 MOST_YAML_VALUES = 1_000_000
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_UNLISTED = {"checkpoints", "kept"}  # folders of a run with copies, which their readers check
 
 
 def _beside(path: Path) -> Path:
@@ -392,19 +393,29 @@ def read_reports(paths: Iterable[str | os.PathLike]) -> dict[str, dict]:
     return {str(path): report for path, report in reports.items()}
 
 
-def sealed_files(path: str | os.PathLike, outputs: Iterable[str] = ()) -> dict[str, str]:
+def sealed_files(path: str | os.PathLike) -> dict[Path, str]:
     """The files that a report lists with their digests, by path; empty where a JSON file is no report.
 
-    A file lies among ``outputs``, of the step that wrote the report, or beside the report. The report ``name.json`` of
-    a folder ``name`` lists what lies in the folder.
+    A file lies beside the report, or below; the report ``name.json`` of a folder ``name`` lists what lies in it.
+    One that is missing is left out, but not of such a folder, nor of a base model's small files: no rule declares these
+    by their names.
+
+    Raises
+    ------
+    UserError
+        If the file is no JSON, or a report that has changed since it was written.
     """
-    if not _seals_itself(path := Path(path)):
+    path = Path(path)
+    if not _seals_itself(path):
         return {}
-    by_name = {Path(output).name: str(output) for output in outputs}
-    digests = read_json(path)["sha256"]
-    folder = listed_folder(path)
-    places = {by_name.get(name, str(folder / name)): digest for name, digest in digests.items()}
-    return {place: digest for place, digest in places.items() if place != str(path) and os.path.exists(place)}
+    folder, listed = listed_folder(path), {}
+    whole = folder != path.parent or path.name == "description.json"
+    for name, digest in read_report(path)["sha256"].items():
+        places = [place for place in (folder / name, path.parent / name) if place.exists()]
+        places = places or [place for place in path.parent.rglob(name) if not _UNLISTED & set(place.parts)]
+        if name != path.name and (places or whole):
+            listed[(places or [folder / name])[0]] = digest
+    return listed
 
 
 def listed_folder(report: Path) -> Path:

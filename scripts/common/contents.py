@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from dryfit.common.digests import digest
-from dryfit.common.files import sha256_file
+from dryfit.common.files import sealed_files, sha256_file
 
 STORE = Path(".snakemake", "contents.json")
 # A file that changed less than this ago may change again within the same tick of the clock: its digest is not kept.
@@ -46,6 +46,14 @@ def remember(path: str | os.PathLike, digest: str) -> None:
     state = _state(path)
     if time.time_ns() - max(state[1:]) > UNSETTLED_NANOSECONDS:
         _remembered(STORE.absolute())[os.fspath(path)] = [*state, digest]
+
+
+def remember_written(outputs: Iterable[object]) -> None:
+    """Keep the digests that a job's reports state of what it has just written: nobody reads gigabytes once more."""
+    for report in (path for path in map(str, outputs) if path.endswith(".json")):
+        for path, written in sealed_files(report).items():
+            if path.exists():
+                remember(path, written)
 
 
 def given_digest(paths: Iterable[str | os.PathLike]) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import log, messages_to_stderr
-from scripts.common import made_from
+from scripts.common import contents
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def job(snakemake: Any) -> Iterator[None]:
         started = time.monotonic()
         try:
             yield
-            _record(snakemake)
+            contents.remember_written(getattr(snakemake, "output", ()))
             log.info("rule %s: done in %.1f s", snakemake.rule, time.monotonic() - started)
         except UserError as error:
             log.error("%s", error)
@@ -71,14 +71,6 @@ def job(snakemake: Any) -> Iterator[None]:
             raise
     file.close()
     log.removeHandler(file)
-
-
-def _record(snakemake: Any) -> None:
-    """Note in the ledger what was made from what; a full disk costs the note, not the work."""
-    try:
-        made_from.record(getattr(snakemake, "input", ()), getattr(snakemake, "output", ()))
-    except (OSError, UserError) as error:
-        log.warning("Could not record what the outputs were made from: %s", error)
 
 
 def end_with_parent() -> None:

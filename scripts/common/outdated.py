@@ -2,26 +2,31 @@
 
 Documents are made in seconds and are gone before the first job of a run that makes them again. What costs time stays
 (going back to the settings that it was made with needs it), and ``OUTDATED.txt`` at the top of its folder names it
-until it has been made again. So it does with all that the ledger (:mod:`scripts.common.made_from`) knows to have been
-made from such files, in whichever run. Standard library only.
+until it has been made again. It names the documents of other runs too whose provenance lists a file that is another
+now, since they share a dataset or a base model. Standard library only.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dryfit.common.files import write_text
-from scripts.common.made_from import HOME, Ledger
+from scripts.common.contents import content_digest
 
 NAME = "OUTDATED.txt"
 HEAD = "These files were made with earlier settings or data; they are listed here until they are made again.\n"
+AGAIN = "should have been made again"
 SHARED = ("dataset", "evaluation", "memory", "models")  # folders of results/ that hold one folder for each name
+RECORDS = ("provenance.json", "sweep.json")  # list what a run's, or a sweep's, documents were made from
+# What a run makes one out of the other, the first first.
+CHAIN = ("training.json", "merged.json", "merged-verification.json", "evaluation/answers.jsonl",
+         "evaluation/metrics.json", "evaluation/comparison.json")  # fmt: skip
 
 
 def before(planned: Iterable[str], documents: Iterable[str], current: Iterable[str] = ()) -> None:
-    """Remove planned documents; mark the other planned outputs that exist, and all that was made from them.
+    """Remove planned documents; mark the other planned outputs that exist, and what was made from them.
 
     Parameters
     ----------
@@ -32,54 +37,21 @@ def before(planned: Iterable[str], documents: Iterable[str], current: Iterable[s
     current
         Outputs that Snakemake has just found to be up to date.
     """
-    documents, ledger = set(documents), Ledger()
+    documents = set(documents)
     for path in documents:
         Path(path).unlink(missing_ok=True)
-    waiting = _waiting(ledger)
-    for path in current:
-        waiting.pop(path, None)
-    there = {path: _written(ledger, path) for path in planned if path not in documents and Path(path).exists()}
-    _mark({**waiting, **there}, ledger)
+    there = {path for path in planned if path not in documents and Path(path).exists()}
+    for path in tuple(there):
+        there |= set(_later(path))
+    _mark(_waiting() - set(current) | there)
 
 
 def after(made: Iterable[str] = ()) -> list[str]:
     """Bring the marks up to date after a run, whether it has got to its end or not; returns them.
 
-    ``made``: outputs of jobs that have ended well, for those whose record lies on another machine.
+    ``made``: outputs of the jobs that have ended well.
     """
-    ledger, made = Ledger(), set(made)
-    return _mark({path: written for path, written in _waiting(ledger).items() if path not in made}, ledger)
-
-
-def _waiting(ledger: Ledger) -> dict[str, int]:
-    """Outputs that should have been made again and were not yet, each with the time of its old record."""
-    try:
-        kept = json.loads((HOME / "outdated.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        kept = {}
-    return {path: written for path, written in kept.items() if written == _written(ledger, path)}
-
-
-def _written(ledger: Ledger, path: str) -> int:
-    record = ledger.maker.get(path)
-    return record.written_nanoseconds if record else 0
-
-
-def _mark(waiting: dict[str, int], ledger: Ledger) -> list[str]:
-    """Write what is waiting, and the marks that follow of it; remove the others."""
-    if waiting or (HOME / "outdated.json").exists():
-        write_text(HOME / "outdated.json", json.dumps(waiting, indent=2, sort_keys=True))
-    reasons = {path: "should have been made again" for path in waiting if Path(path).exists()} | ledger.outdated(
-        waiting
-    )
-    marks: dict[Path, list[str]] = {}
-    for path in sorted(reasons):
-        marks.setdefault(_mark_of(path), []).append(f"{path}  # {reasons[path]}\n")
-    for old in {*Path("results").glob(f"*/{NAME}"), *Path("results").glob(f"*/*/{NAME}")} - marks.keys():
-        old.unlink()
-    for mark, lines in marks.items():
-        write_text(mark, HEAD + "".join(lines))
-    return sorted(map(str, marks))
+    return _mark(_waiting() - set(made))
 
 
 def folder_of(path: str) -> str:
@@ -88,5 +60,62 @@ def folder_of(path: str) -> str:
     return "/".join(parts[: 3 if parts[1] in SHARED else 2])
 
 
-def _mark_of(path: str) -> Path:
-    return Path(folder_of(path), NAME)
+def _later(path: str) -> Iterator[str]:
+    """What a run has made out of one of its files."""
+    folder = folder_of(path)
+    name = path.removeprefix(f"{folder}/")
+    for later in CHAIN[CHAIN.index(name) + 1 :] if name in CHAIN else ():
+        if Path(folder, later).exists():
+            yield f"{folder}/{later}"
+
+
+def _marks() -> Iterator[Path]:
+    for pattern in ("*", "*/*"):
+        yield from Path("results").glob(f"{pattern}/{NAME}")
+
+
+def _waiting() -> set[str]:
+    """Outputs that should have been made again and were not yet, by the marks."""
+    lines = [line.partition("  # ") for mark in _marks() for line in mark.read_text(encoding="utf-8").splitlines()]
+    return {path for path, _, reason in lines if reason == AGAIN}
+
+
+def _made_from_others(waiting: set[str]) -> Iterator[tuple[str, str]]:
+    """Files of runs whose record lists a file that waits or is another now, each with the reason."""
+    for record in (path for name in RECORDS for path in Path("results").glob(f"*/{name}")):
+        try:
+            value = json.loads(record.read_text(encoding="utf-8"))
+            read = {**value["inputs"], **value.get("outputs", {})}
+        except (OSError, ValueError, KeyError):  # whoever reads it says that it is damaged
+            continue
+        for path, entry in read.items():
+            if path in waiting:
+                reason = f"made from {path}, which will be made again"
+            elif Path(path).exists() and content_digest(path) != entry["sha256"]:
+                reason = f"made from {path}, which has changed since"
+            else:
+                continue
+            folder = record.parent
+            documents = (*folder.glob("*.md"), *folder.glob("*.html"), *folder.glob("docs/*.md"))
+            yield from ((str(document), reason) for document in documents)
+            first = f"{folder}/{CHAIN[0]}"
+            if path.startswith(("results/dataset/", "results/models/")):
+                later = [first, *_later(first)]
+            else:
+                later = _later(path) if folder_of(path) == str(folder) else ()
+            yield from ((name, reason) for name in later if Path(name).exists())
+
+
+def _mark(waiting: set[str]) -> list[str]:
+    """Write the marks for what waits, and for what was made from it; remove the others."""
+    reasons = dict.fromkeys(waiting, AGAIN)
+    for path, reason in _made_from_others(waiting):
+        reasons.setdefault(path, reason)
+    marks: dict[Path, list[str]] = {}
+    for path in sorted(reasons):
+        marks.setdefault(Path(folder_of(path), NAME), []).append(f"{path}  # {reasons[path]}\n")
+    for old in {*_marks()} - marks.keys():
+        old.unlink()
+    for mark, lines in marks.items():
+        write_text(mark, HEAD + "".join(lines))
+    return sorted(map(str, marks))

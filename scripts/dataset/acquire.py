@@ -14,7 +14,6 @@ from dryfit.common.files import (
     read_report,
     sha256_file,
     write_json,
-    write_jsonl,
     write_report,
 )
 from dryfit.common.terminal import log
@@ -107,8 +106,7 @@ def main(
     """Read ``sources`` into ``outputs.pairs`` and the external test sets into ``outputs.external``.
 
     ``benchmark`` is one more of these: its ``requirement`` and ``license``, the paths of its ``tasks`` and ``report``.
-    ``examples`` are the paths of the pairs (``found``) and the ``report`` of the source of that type. Requests for harm
-    that no row has go into ``outputs.harmful``.
+    ``examples`` are the paths of the pairs (``found``) and the ``report`` of the source of that type.
     """
     import pandas as pd
 
@@ -136,7 +134,6 @@ def main(
     must_not_drop_many("reading", rows, most_dropped)
     for path, table in ((outputs.pairs, rows), (outputs.external, held_out)):
         write_rows(path, table[table["reason"].isna()].drop(columns="reason"))
-    write_jsonl(outputs.harmful, task.harmful())
     every = pd.concat([rows, held_out], ignore_index=True)
     write_rows(outputs.rejected, every[every["reason"].notna()].assign(stage="acquire"))
     write_report(
@@ -149,7 +146,7 @@ def main(
             "rows": sum(summary["rows"] for summary in summaries),
             "sources": summaries,
         },
-        *(outputs.pairs, outputs.external, outputs.rejected, outputs.harmful),
+        *(outputs.pairs, outputs.external, outputs.rejected),
     )
     if revisions:
         write_json(revisions_file, revisions)

@@ -39,7 +39,7 @@ def read_own(task: Task, source: Mapping[str, Any], outputs: Any) -> None:
     write_jsonl(outputs.tasks, tasks)
     write_json(outputs.states, {})
     about = {"file": {"path": source["path"], "sha256": sha256_file(source["path"])}, "requirement": source["path"]}
-    write_report(outputs.report, {**about, "tasks": len(tasks)}, outputs.tasks, outputs.states)
+    write_report(outputs.report, {**about, "tasks": len(tasks)}, outputs.tasks, outputs.states, outputs.license)
     log.info("%s: %d requests", source["path"], len(tasks))
 
 

@@ -108,8 +108,7 @@ def must_not_drop_many(stage: str, rows: Rows, most: float) -> None:
         first.append(f"{row['source']}, line {row['line']}: {row['reason']}: {shown[0]!r} -> {shown[1]!r}")
     raise UserError(
         f"Many rows can't be used: {stage} drops {len(dropped)} of {len(rows)}, {share:.1%}.",
-        where="dataset.sources, and the checks of the task, in the configuration",
-        found="\n             ".join(first),
+        where="\n           ".join(first),
         allowed=f"at most {most:.0%} dropped (dataset.most_dropped); or another task, if these checks are not for it",
-        write=f"dataset:\n  most_dropped: {math.ceil(share * 100) / 100:g}",
+        write=None if share == 1 else f"dataset:\n  most_dropped: {math.ceil(share * 100) / 100:g}",
     )

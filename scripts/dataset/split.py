@@ -13,10 +13,11 @@ files are checked last (:mod:`scripts.dataset.check_splits`): nothing is trained
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import read_report, write_report
+from dryfit.common.files import read_report, write_jsonl, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.dataset import check_splits
@@ -186,8 +187,13 @@ def must_hold_rows(got: dict[str, int], shares: dict[str, float], groups: "np.nd
         )
 
 
-def main(task: Task, inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> None:
-    """Split the screened pairs; write each split in an order of its own, shuffled by the seed, and a report."""
+def main(
+    task: Task, inputs: dict[str, str], outputs: dict[str, str], settings: dict, harmful: Iterable[dict] = ()
+) -> None:
+    """Split the screened pairs; write each split in an order of its own, shuffled by the seed, and a report.
+
+    ``harmful``: requests for harm that no row has, which are asked beside the test split.
+    """
     import numpy as np
     import pandas as pd
 
@@ -241,6 +247,7 @@ def main(task: Task, inputs: dict[str, str], outputs: dict[str, str], settings: 
         if abs(got[name] - wanted[name]) > 0.01 * len(rows):
             log.warning("%s has %d rows instead of %d: groups are too large to divide.", name, got[name], wanted[name])
     sizes = pd.Series(groups).value_counts()
+    write_jsonl(outputs["harmful"], harmful)
     write_report(
         outputs["report"],
         {
@@ -257,7 +264,7 @@ def main(task: Task, inputs: dict[str, str], outputs: dict[str, str], settings: 
             "sizes": got,
             "wanted": wanted,
         },
-        *(outputs[name] for name in (*SPLITS, "rejected")),
+        *(outputs[name] for name in (*SPLITS, "rejected", "harmful")),
     )
     log.info("%d rows in %d groups: %s", len(rows), len(sizes), ", ".join(f"{name} {got[name]}" for name in SPLITS))
 
@@ -266,6 +273,7 @@ if __name__ == "__main__":
     with job(snakemake):
         read, made, own = (dict(snakemake.input.items()), dict(snakemake.output.items()), snakemake.params.own_metrics)
         part = registry.of_job(snakemake.params.task)
-        main(part, read, {**made, "report": made["split"]}, snakemake.params.split)
+        harmful = registry.of_job(snakemake.params.harm).harmful()
+        main(part, read, {**made, "report": made["split"]}, snakemake.params.split, harmful)
         finished = {**read, **made, "safe": read["pairs"]}
         check_splits.main(part, finished, made["check"], registry.of_job(own) if own else None)

@@ -7,9 +7,21 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from dryfit.common.files import read_json, read_jsonl, read_reports
+from dryfit.common.files import read_json, read_jsonl, read_report, read_reports, write_report
 
 PROJECT_OWN = ("validation",)  # comes with the project; no rule wrote it, so that no report lists it
+
+
+def write_record(inputs: Mapping[str, Any], record: str | os.PathLike) -> None:
+    """Write the contents of inputs into one report, by their names, beside the paths that they came from."""
+    paths = {name: value if isinstance(value, str) else list(map(str, value)) for name, value in inputs.items()}
+    write_report(record, {"contents": gather(paths), "paths": paths}, indent=None)
+
+
+def read_record(record: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The paths and the contents that :func:`write_record` wrote, by name."""
+    written = read_report(record)
+    return written["paths"], written["contents"]
 
 
 def gather(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,7 @@ from dryfit.common.terminal import log
 from dryfit.data import data_path
 from scripts.common.job import job
 from scripts.documents.context import derive
-from scripts.documents.gather import gather
-from scripts.documents.terminal_summary import run_lines
+from scripts.documents.gather import gather, read_record
 from scripts.documents.traced_values import MARKS, NUMBER, collect, count_of, mark_sources, plain, sourced
 from scripts.documents.validate import check_card, check_document
 
@@ -378,12 +377,13 @@ def write_documents(
     outputs
         The documents, and last the list of their numbers: by document, see :func:`render`.
     others
-        Such lists of documents that other jobs have made, to be taken over.
+        Documents that other jobs have made, and their lists, to be taken over.
     """
     template_of = {Path(path).name.removesuffix(".j2"): Path(path) for path in templates}
     numbers: dict[str, Any] = {}
     for path in others:
-        numbers |= read_report(path)["documents"]
+        if path.endswith(".json"):
+            numbers |= read_report(path)["documents"]
     *documents, listed = map(Path, outputs)
     texts = {}
     for document in documents:
@@ -397,22 +397,22 @@ def write_documents(
     for document, text in texts.items():
         write_text(document, text)
         log.info("%s: %d words, %d numbers", document, len(text.split()), len(numbers[str(document)]))
-    write_report(listed, {"documents": numbers}, *documents)
+    # Sealed here too: figures, and documents that lie elsewhere than their list.
+    beside = [*figures, *(path for path in others if not path.endswith(".json"))]
+    write_report(listed, {"documents": numbers}, *documents, *beside)
     for name, found in numbers.items():
         if lost := [entry for entry in found if not entry["from"]]:
             log.warning("%s, line %d: no source recorded for %s", name, lost[0]["line"], lost[0]["shown"])
 
 
 def main(inputs: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequence[str]) -> None:
-    inputs, outputs = dict(inputs), list(outputs)
-    if Path(outputs[0]).name == "summary.txt":
-        read = {path for value in inputs.values() for path in ([value] if isinstance(value, str) else value)}
-        write_text(summary := outputs.pop(0), "\n".join(run_lines(settings["run"], inputs["profile"], read)) + "\n")
-        log.info("%s", summary)
-    for name in ("macros", "styles"):  # which templates include
+    inputs = dict(inputs)
+    for name in ("macros", "styles", "unread"):  # templates include the first two
         inputs.pop(name, None)
     made_of = {name: list(inputs.pop(name, [])) for name in ("templates", "figures", "others")}
-    files = {name: with_sources(content, inputs[name]) for name, content in gather(inputs).items()}
+    paths, contents = read_record(record) if (record := inputs.pop("collected", None)) else ({}, {})
+    inputs, contents = paths | inputs, contents | gather(inputs)
+    files = {name: with_sources(content, inputs[name]) for name, content in contents.items()}
     write_documents(context=derive(files, from_rule(settings), inputs), outputs=outputs, **made_of)
 
 

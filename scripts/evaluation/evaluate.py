@@ -128,9 +128,9 @@ def main(
 
     device = pick_device(device)
     model_folder, tokenizer_folder = Path(inputs["weights"]).parent, Path(inputs["tokenizer"]).parent
-    split, model = read_report(inputs["split"], inputs["test"], inputs["train"]), read_report(inputs["weights"])
+    split = read_report(inputs["split"], inputs["test"], inputs["train"], inputs["harmful"])
+    model = read_report(inputs["weights"])
     description = read_folder(tokenizer_folder / "description.json")
-    read_report(inputs["acquire"], inputs["harmful"])
     harmful = list(read_jsonl(inputs["harmful"]))
     tasks = list(read_jsonl(inputs["tasks"])) if inputs.get("tasks") else []
     asks_baselines = "few_shot" in outputs

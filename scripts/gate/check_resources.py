@@ -22,7 +22,7 @@ from dryfit.tracing.hosts import LAUNCHER_BYTES, PROCESS_BYTES, loading_bytes, s
 from dryfit.tracing.scenario_trace import Traced
 from scripts.common import disk
 from scripts.common.job import job
-from scripts.common.machine import host_memory
+from scripts.common.machine import host_memory, pick_device
 from scripts.common.requests import SHOTS, nearest_rows, requests_of, shots_of
 from scripts.common.requests import asked as questions
 from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
@@ -257,6 +257,8 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     """Check the run, write the table and show it; refuse what does not fit."""
     base, traced = Path(inputs["config"]).parent, Traced.read(inputs["trace"])
     imports.import_quietly(traced.scenario)  # before modules that import transformers whole
+    if settings["gate"]["gpu"] == settings["device"] == "auto" and not cluster:
+        pick_device("auto")  # a GPU that PyTorch can't use is an error before any weight is fetched
 
     from dryfit.common.chat import encode_pairs
     from dryfit.step.batches import Row
@@ -265,8 +267,7 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
 
     read_folder(inputs["description"])
     read_report(inputs["encoded"], inputs["train"])
-    read_report(inputs["split"], inputs["test"], inputs["trained"])
-    read_report(inputs["acquire"], inputs["harmful"])
+    read_report(inputs["split"], inputs["test"], inputs["trained"], inputs["harmful"])
     if "tasks" in inputs:
         read_report(inputs["benchmark"], inputs["tasks"])
     named = settings["gate"]["gpu"]

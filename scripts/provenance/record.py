@@ -1,7 +1,8 @@
 """Where a run came from: configuration, code, software, hardware, and the digest of all that went in and came out.
 
-Two files at the top of a run, each from the same facts:
+Files at the top of a run, from the same facts:
 
+``record.json``                what each stage reported, for the run's documents; ``summary.txt`` has it in a few lines
 ``provenance.json``            for people and for the model card's short form
 ``bill-of-materials.cdx.json`` the packages with their versions and licences, the model and the dataset (CycloneDX)
 
@@ -26,9 +27,13 @@ from dryfit.common.terminal import log, progress
 from dryfit.common.versions import VERSION
 from scripts.common.code_digests import ROOT
 from scripts.common.job import job
+from scripts.documents.gather import write_record
+from scripts.documents.terminal_summary import run_lines
 
 NAME = "SecureCLI-Tuner"
 COMMAND = "SECURECLI_COMMAND"  # the Snakefile puts the command line of the whole run there
+SOURCES = ("acquire", "raw", "description", "weights")  # inputs that went into the run; the others came out of it
+DIGESTED = ("adapter", "adapter_settings", "curve", "executed", "raw", "unread")  # inputs that no document reads
 # A name for what is derived from content, so that the same bill has the same serial number.
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://spdx.org/licenses/Apache-2.0#securecli-tuner")
 
@@ -231,17 +236,27 @@ def main(
     record["hardware"]["device"] = next(
         (report["device"] for report in reports.values() if isinstance(report.get("device"), str)), None
     )
-    write_report(written["provenance"], record)
     write_text(written["materials"], bill_of_materials(record))
+    write_report(written["provenance"], record, written["materials"])
     log.info("%d files in, %d files out, %d packages", len(inputs), len(outputs), len(record["software"]))
+
+
+def collect(inputs: Mapping[str, Any], run: str, written: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Write what the stages reported for the documents of a run; returns the paths of what went in, and of the rest."""
+    write_record({name: value for name, value in inputs.items() if name not in DIGESTED}, written["record"])
+    paths = {name: [value] if isinstance(value, str) else list(map(str, value)) for name, value in inputs.items()}
+    gone_in = [path for name in SOURCES for path in paths[name]]
+    others = [path for name, some in paths.items() if name not in SOURCES and name != "unread" for path in some]
+    lines = run_lines(run, paths["profile"], {*gone_in, *others})
+    write_text(written["summary"], "\n".join(lines) + "\n")
+    return gone_in, others
 
 
 if __name__ == "__main__":
     with job(snakemake):
         main(
-            map(str, snakemake.input.sources),
-            map(str, [*snakemake.input.results, *snakemake.input.on_request]),
+            *collect(dict(snakemake.input.items()), snakemake.wildcards.run, snakemake.output),
             snakemake.params.configuration,
-            dict(snakemake.output.items()),
+            snakemake.output,
             os.environ.get(COMMAND),
         )

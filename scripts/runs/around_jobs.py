@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dryfit.common import device
+from dryfit.common.errors import UserError
 from dryfit.common.files import read_json, write_jsonl, write_report
 from scripts.common import disk, outdated
 from scripts.common.machine import refuse_missing_trackers
-from scripts.common.made_from import Ledger, record
 from scripts.documents import terminal_summary
 from scripts.runs import check_configuration, run_scenarios
-from scripts.runs.job_paths import EXECUTION, JobPaths
+from scripts.runs.job_paths import BASE_EVALUATION, EXECUTION, JobPaths
 from scripts.runs.runs import Runs
 from scripts.tasks.support import registry
 
+ANSWERS = (f"{BASE_EVALUATION}/answers.jsonl", "results/{run}/evaluation/answers.jsonl")  # what a score is about
 ASK_WHAT_FITS = ("gate_memory", "check_resources")  # a laptop may ask them about another machine
 
 
@@ -95,24 +96,39 @@ def drop_scores(planned: Collection[str], runs: Runs) -> list[str]:
 
     The file stays, since the documents read it. It gets a time before all others, so that its rule would make it again.
     """
-    replaced = Ledger().outdated(planned)
-    paths = [JobPaths.of(runs, {"run": run}).fill(EXECUTION)[0] for run in runs.named]
-    dropped = [path for path in paths if path in replaced and "dropped" not in read_json(path)]
-    for path in dropped:
-        write_jsonl(f"{path}l", [])
-        write_report(path, {"dropped": True}, f"{path}l")
-        os.utime(path, (1, 1))
-        record([], [f"{path}l", path])
+    dropped = []
+    for run in runs.named:
+        score, *answers = JobPaths.of(runs, {"run": run}).fill(EXECUTION, *ANSWERS)
+        if score in planned or not set(answers) & set(planned) or not os.path.exists(score):
+            continue
+        if "dropped" not in read_json(score):
+            write_jsonl(f"{score}l", [])
+            write_report(score, {"dropped": True}, f"{score}l")
+            os.utime(score, (1, 1))
+            dropped.append(score)
     return dropped
 
 
-def record_unrecorded(jobs: Iterable[tuple[Iterable[object], Iterable[object]]], touched: bool) -> None:
-    """Note what jobs have made from what, where they could not themselves: on another machine, or only touched."""
-    known = Ledger()
-    for inputs, outputs in jobs:
-        made = [str(path) for path in outputs if str(path).startswith("results/")]
-        if touched or known.unrecorded(made):
-            record(inputs, made, adopted=True)
+def refuse_unrecorded(paths: Iterable[str], persistence: Any) -> None:
+    """Raise where Snakemake does not know what a result was made with: it would go by the times of files alone.
+
+    What a killed job has left will be made again, so it needs no record.
+    """
+    from snakemake.io import IOFile
+
+    there = [path for path in paths if os.path.exists(path)]
+    unknown = [path for path in there if persistence.metadata(IOFile(path)) is None]
+    unknown = [path for path in unknown if not persistence._filter_incomplete_keys([path])]
+    if unknown:
+        remove = f"rm {' '.join(unknown)}" if len(unknown) <= 5 else "mv results results.before"
+        raise UserError(
+            "Snakemake has no record of what a result was made with, so it could not see that it is of other settings.",
+            where=", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
+            found="no readable record in .snakemake",
+            allowed="results together with the .snakemake of the runs that made them; or the steps run again",
+            write=f"{remove}    # then the same command again; if they are this version's and whole:"
+            " snakemake --cores 1 --touch --forceall",
+        )
 
 
 def name_edited(documents: Sequence[str]) -> None:

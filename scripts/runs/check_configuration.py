@@ -103,7 +103,7 @@ def _check_source(source: Mapping[str, Any]) -> None:
 def checked_configuration(inputs: Any) -> str:
     """The path of a rule's ``config``: where a ``description`` stands beside it, it must be what that step wrote."""
     if description := inputs.get("description"):
-        read_report(description, inputs["config"])
+        read_report(str(description), inputs["config"])
     return inputs["config"]
 
 

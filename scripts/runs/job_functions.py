@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dryfit.common import device
@@ -32,12 +33,12 @@ def exit_on_user_error(function: Callable, *arguments: Any, **named: Any) -> Any
         sys.exit(str(error))
 
 
-def asks_for_execution(arguments: Sequence[str]) -> bool:
+def asks_for_execution(command: str) -> bool:
     """Whether a command names what is run only on request.
 
     By the target's name, in a workflow that imports this one behind a prefix, or by the file's.
     """
-    return any(re.search(r"(^|_)execute$|/evaluation/execution\.jsonl?$", one) for one in arguments)
+    return any(re.search(r"(^|_)execute$|/evaluation/execution\.jsonl?$", one) for one in shlex.split(command))
 
 
 def threads_beside(cores: int | None) -> int:
@@ -76,6 +77,8 @@ class JobFunctions:
         The image that jobs run in, if any.
     gpus
         The cluster's GPUs, the smallest first; none on one machine.
+    at_first_plan
+        What is called before the paths of a job are given, until it sets itself to None.
     """
 
     def __init__(self, config: Mapping[str, Any], on_this_machine: Callable[[], bool] = lambda: True) -> None:
@@ -84,6 +87,7 @@ class JobFunctions:
         ``on_this_machine``: whether the jobs run here, which Snakemake knows when it has read all rules.
         """
         self._on_this_machine = on_this_machine
+        self.at_first_plan: Callable[[], None] | None = None
         self.runs = Runs(configuration.with_defaults(config))
         for settings in self.runs.named.values():
             check_configuration.check(settings)
@@ -93,9 +97,13 @@ class JobFunctions:
 
     def from_job(self, method: Callable, *arguments: Any) -> Callable:
         """A function of wildcards for inputs and params: what a method of JobPaths returns for them."""
-        return lambda wildcards: exit_on_user_error(
-            lambda: method(JobPaths.of(self.runs, dict(wildcards.items())), *arguments)
-        )
+
+        def find(wildcards: Any) -> Any:
+            if self.at_first_plan:
+                self.at_first_plan()
+            return exit_on_user_error(lambda: method(JobPaths.of(self.runs, dict(wildcards.items())), *arguments))
+
+        return find
 
     def from_settings(self, pick: Callable[[Mapping[str, Any]], Any]) -> Callable:
         """The same for a function of the settings that the wildcards name."""

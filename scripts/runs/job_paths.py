@@ -142,8 +142,8 @@ class JobPaths:
         own = self.fill("results/{run}/memory/training/estimate.json")
         return [f"{folder}/{kind}.json" for folder in folders for kind in ("estimate", "trace")] + own
 
-    def step_model(self) -> dict[str, str]:
-        """The configuration of the prepared base model (sealed), for the run's own training step.
+    def step_config(self) -> str:
+        """The configuration of the prepared base model, for the run's own training step.
 
         Raises
         ------
@@ -159,15 +159,19 @@ class JobPaths:
                 allowed=", ".join(self.profile()),
                 write=f"memory:\n  scenarios:\n    {name}: {{method: qlora, precision: bf16}}",
             )
-        config, description = self.fill(f"{BASE}/config.json", f"{BASE}/description.json")
-        return {"config": config, "description": description}
+        return self.fill(f"{BASE}/config.json")[0]
 
-    def profiled_model(self) -> dict[str, str]:
-        """The configuration of the model that the memory profile is about: of config/models/, or the Hub's (sealed)."""
-        if profiled(self.settings["memory"]["model"])[1]:
-            fetched = "results/memory/{profiled}/config.json", "results/memory/{profiled}/fetched.json"
-            return dict(zip(("config", "description"), self.fill(*fetched), strict=True))
-        return {"config": project_file(self.fill("config/models/{profiled}.json")[0])}
+    def profiled_config(self) -> str:
+        """The configuration of the model that the memory profile is about: of config/models/, or the Hub's."""
+        if self.profiled_description():
+            return self.fill("results/memory/{profiled}/config.json")[0]
+        return project_file(self.fill("config/models/{profiled}.json")[0])
+
+    def profiled_description(self) -> list[str]:
+        """What seals the Hub's configuration; none of a model of config/models/."""
+        return (
+            self.fill("results/memory/{profiled}/fetched.json") if profiled(self.settings["memory"]["model"])[1] else []
+        )
 
     # --- what the configuration may leave out ------------------------------------------------------
 
@@ -207,9 +211,8 @@ class JobPaths:
     # --- targets -----------------------------------------------------------------------------------
 
     def documents(self) -> list[str]:
-        """What a run is for: the card, the documents beside it, and where it all came from."""
-        names = ("summary.txt", "MODEL_CARD.md", "docs/details.md", "docs/memory-profile.md", "docs/publication.md")
-        names += ("report.html", "planner.html", "documents.json", "provenance.json", "bill-of-materials.cdx.json")
+        """What a run is for: the card and the documents beside it, which are made from all others."""
+        names = ("MODEL_CARD.md", "docs/details.md", "docs/publication.md", "report.html", "documents.json")
         return self.fill(*(f"results/{{run}}/{name}" for name in names))
 
     def exports(self) -> list[str]:
@@ -223,4 +226,5 @@ class JobPaths:
         shared = (f"{DATASET}/acquire.json", f"{DATASET}/splits/check.json", f"{BASE}/description.json")
         shared += (f"{BASE}/weights.json", f"{ENCODED}/encode.json", f"{BASE_EVALUATION}/metrics.json")
         own = ("memory/training/compare.json", "training.json", "merged.json", "evaluation/metrics.json")
+        own += ("provenance.json",)
         return self.fill(*shared, *(f"results/{{run}}/{name}" for name in own)) + self.documents()

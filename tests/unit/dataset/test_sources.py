@@ -36,7 +36,6 @@ def run(folder: Path, *paths: Path, **changes: object) -> dict:
         external=f"{folder}/out/external.jsonl",
         rejected=f"{folder}/out/raw.rejected.jsonl",
         report=f"{folder}/out/acquire.json",
-        harmful=f"{folder}/out/harmful.jsonl",
     )
     source = {"type": "files", "license": "unknown", "paths": [str(path) for path in paths], "columns": COLUMNS}
     acquire.main(shell("sources"), [{**source, **changes}], [], outputs)
@@ -205,15 +204,13 @@ def test_columns_without_a_name_are_nobodys(tmp_path):
 def test_rows_of_an_external_test_set_that_cannot_be_read_are_listed_too(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"nl": "a", "bash": "ls"}\n{"nl": "b", "bash": 7}\n')
-    names = {name: f"{name}.jsonl" for name in ("pairs", "external", "rejected", "harmful")} | {
-        "report": "acquire.json"
-    }
+    names = {name: f"{name}.jsonl" for name in ("pairs", "external", "rejected")} | {"report": "acquire.json"}
     outputs = types.SimpleNamespace(**{name: str(tmp_path / file) for name, file in names.items()})
     source = {"type": "files", "license": "MIT", "paths": [str(path)], "columns": COLUMNS}
     acquire.main(shell("sources"), [{"type": "embedded", "license": "MIT", "seed": 1, "pairs": 3}], [source], outputs)
     (rejected,) = map(json.loads, Path(outputs.rejected).read_text().splitlines())
     assert (rejected["line"], rejected["reason"]) == (2, "command is not text but int")
-    report = read_report(outputs.report, outputs.pairs, outputs.external, outputs.rejected, outputs.harmful)
+    report = read_report(outputs.report, outputs.pairs, outputs.external, outputs.rejected)
     assert (report["rows"], report["rejected"], report["reasons"]) == (3, 0, {})
     assert (report["external"][0]["rows"], report["external"][0]["rejected"]) == (1, 1)
 

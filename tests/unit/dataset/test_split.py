@@ -39,7 +39,7 @@ def run(folder: Path, pairs: list[Pair], external: list[Pair] = (), seed: int = 
     write(folder / "external.jsonl", external)
     write_report(inputs["screen"], {}, inputs["pairs"])
     write_report(inputs["acquire"], {}, inputs["external"])
-    outputs = {name: str(folder / f"{name}.jsonl") for name in (*SPLITS, "rejected")}
+    outputs = {name: str(folder / f"{name}.jsonl") for name in (*SPLITS, "rejected", "harmful")}
     outputs["report"] = str(folder / "split.json")
     split.main(shell("splitting"), inputs, outputs, {**SHARES, **shares, "seed": seed})
     return read_report(outputs["report"], *(outputs[name] for name in SPLITS))
@@ -123,7 +123,7 @@ def write_named(folder: Path, rows: list[dict]) -> dict:
     inputs = {name: str(folder / f"{name}.report") for name in ("screen", "acquire")}
     inputs |= {"pairs": str(folder / "safe.jsonl"), "external": str(folder / "external.jsonl")}
     write_report(inputs["screen"], {}, inputs["pairs"])
-    outputs = {name: str(folder / f"{name}.jsonl") for name in (*SPLITS, "rejected")} | {
+    outputs = {name: str(folder / f"{name}.jsonl") for name in (*SPLITS, "rejected", "harmful")} | {
         "report": str(folder / "split.json")
     }
     split.main(shell("splitting"), inputs, outputs, {"train": 0.4, "validation": 0.2, "test": 0.4, "seed": 42})

@@ -17,24 +17,19 @@ from typing import Any
 
 from dryfit.common.files import read_json, write_json
 from scripts.documents import gather, render
-from scripts.runs.alone import jobs
 from tests.repository import ROOT
-from tests.unit.documents.record import few_points
+from tests.unit.documents.record import few_points, read_by_documents
 
 EXAMPLE = ROOT / "docs" / "example"
 DOCUMENTS = {
     "MODEL_CARD.md": ("MODEL_CARD.md", "docs/details.md", "docs/publication.md"),
     "memory-profile.md": ("docs/memory-profile.md", "planner.html"),
 }
-OURS = ("figures", "macros", "others", "styles", "templates", "validation")
 
 
 def take() -> None:
     """Keep what the default run's documents in the working directory were made from."""
-    (job,) = (job for job in jobs(Path("config/config.yaml")) if job.rule.name == "render_documents")
-    paths = {name: value if isinstance(value, str) else list(value) for name, value in job.input.items()}
-    settings = dict(job.params.settings.items())
-    keep({name: path for name, path in paths.items() if name not in OURS}, settings, paths["figures"])
+    keep(*read_by_documents(Path("config/config.yaml")))
 
 
 def keep(paths: dict[str, Any], settings: dict[str, Any], figures: list[str]) -> None:

@@ -298,3 +298,21 @@ def test_what_a_step_needs_is_judged_at_the_gpus_own_size(run) -> None:
     assert machine.needed(needed) == usable - 7 and not machine.lacks(machine.needed(needed))
     assert machine.needed({"required_bytes": usable + 100}) == usable + 100
     assert machine.lacks(usable + 1) and not machine.lacks(usable)
+
+
+def test_a_gpu_that_torch_cant_use_stops_before_any_weight_is_fetched(monkeypatch):
+    from dryfit.common import device
+    from scripts.common import machine
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(Traced, "read", lambda path: Traced(None, {}))
+    monkeypatch.setattr(check_resources.imports, "import_quietly", lambda scenario: None)
+    for place in (machine, device):
+        monkeypatch.setattr(place, "cuda_devices", lambda: 1)
+    settings = {"gate": {"gpu": "auto"}, "device": "auto"}
+    inputs = {"config": "base/config.json", "trace": "trace.json", "description": "base/nosuch.json"}
+    with pytest.raises(UserError, match="has a GPU that PyTorch can't use"):
+        check_resources.main(inputs, settings, [], "run.json")
+    for other in ({**settings, "device": "cpu"}, {**settings, "gate": {"gpu": "rtx-4090"}}):
+        with pytest.raises(UserError, match="nosuch"):
+            check_resources.main(inputs, other, [], "run.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -11,8 +12,8 @@ import yaml
 from dryfit.common import device
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_jsonl, write_report
-from scripts.common import made_from
-from scripts.runs.around_jobs import Job, before_the_first, planned_writes, results_of, summary
+from scripts.common.damage import refuse_damaged
+from scripts.runs.around_jobs import Job, before_the_first, planned_writes, refuse_unrecorded, results_of, summary
 from scripts.runs.configuration import with_defaults
 from scripts.runs.runs import Runs
 
@@ -86,7 +87,6 @@ def test_a_score_whose_answers_are_made_again_is_emptied_and_made_again_on_reque
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(path, [{"answer": "ls"}])
     write_report(score, {"tuned": 3}, f"{score}l")
-    made_from.record([answers], [f"{score}l", score])
     asked_again = Job("evaluate_tuned", {"run": RUN}, [answers], False)
     run_again = Job("execute_answers", {"run": RUN}, [f"{score}l", score], False)
     before_the_first([], [], runs(), False)
@@ -97,9 +97,22 @@ def test_a_score_whose_answers_are_made_again_is_emptied_and_made_again_on_reque
     assert "score is dropped" in capsys.readouterr().err and Path(score).stat().st_mtime < Path(answers).stat().st_mtime
     before_the_first([asked_again], [], runs(), False)
     assert not capsys.readouterr().err
-    made_from.refuse_damaged([f"results/{RUN}"])
-    write_jsonl(answers, [{"answer": "pwd"}])
-    assert score not in made_from.Ledger().outdated([])
+    assert refuse_damaged([f"results/{RUN}"]) == []
+
+
+def test_a_result_that_nothing_records_is_refused(folder: Path) -> None:
+    report = f"results/{RUN}/training.json"
+    Path(report).parent.mkdir(parents=True)
+    Path(report).touch()
+    known = SimpleNamespace(metadata=lambda path: object(), _filter_incomplete_keys=lambda keys: set())
+    paths = [report, "results/not-made-yet.json"]
+    refuse_unrecorded(paths, known)
+    known.metadata = lambda path: None
+    with pytest.raises(UserError, match="no record") as error:
+        refuse_unrecorded(paths, known)
+    assert error.value.where == report and f"rm {report} " in error.value.write
+    known._filter_incomplete_keys = set  # a job was killed
+    refuse_unrecorded(paths, known)
 
 
 def test_only_what_lies_among_the_results_is_a_result() -> None:

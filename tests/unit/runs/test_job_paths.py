@@ -63,16 +63,16 @@ def test_scenarios_without_a_rank_lie_outside_the_run() -> None:
 
 def test_the_profile_divides_into_scenarios_with_a_rank_and_without() -> None:
     job = paths(run=RUN)
-    assert job.profiled_model()["config"].endswith("config/models/qwen2.5-coder-7b.json")
+    assert job.profiled_config().endswith("config/models/qwen2.5-coder-7b.json")
     with_rank, without = job.scenarios_of_profile(True), job.scenarios_of_profile(False)
     assert (list(with_rank), list(without)) == (["qlora"], ["full-fp32", "full-bf16-mixed", "full-bf16"])
     assert with_rank["qlora"]["lora"]["rank"] == 16 and "model" not in with_rank["qlora"]
 
 
 def test_an_unknown_scenario_is_refused_with_those_that_there_are() -> None:
-    assert set(paths(run=RUN, scenario="training").step_model()) == {"config", "description"}
+    assert paths(run=RUN, scenario="training").step_config().endswith("/config.json")
     with pytest.raises(UserError, match="full-fp32, full-bf16-mixed, full-bf16, qlora"):
-        paths(run=RUN, scenario="another").step_model()
+        paths(run=RUN, scenario="another").step_config()
 
 
 def test_what_the_configuration_leaves_out_is_no_input() -> None:

@@ -26,5 +26,7 @@ def main(source: dict[str, str], outputs: Any) -> None:
     write_json(outputs.states, {name: state._asdict() for name, state in states.items()})
     levels = {level: sum(task["level"] == level for task in tasks) for level in LEVELS}
     about = {"requirement": source["requirement"], "wheel_sha256": source["sha256"]}
-    write_report(outputs.report, {**about, "levels": levels, "tasks": len(tasks)}, outputs.tasks, outputs.states)
+    write_report(
+        outputs.report, {**about, "levels": levels, "tasks": len(tasks)}, outputs.tasks, outputs.states, outputs.license
+    )
     log.info("%s: %d tasks in %d file systems", source["requirement"], len(tasks), len(states))
