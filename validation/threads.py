@@ -102,7 +102,8 @@ def ask(thread: Thread) -> Thread:
     done = subprocess.run(words, cwd=FILES, env=environment, capture_output=True, text=True, timeout=_SECONDS)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = f"{after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime:.0f}"
-    said, required, usable, why = "no_answer", "", "", next(iter(done.stderr.strip().splitlines()[:1]), "")
+    errors = [line for line in done.stderr.splitlines() if line and not line.startswith("dryfit: ")]  # no progress
+    said, required, usable, why = "no_answer", "", "", next(iter(errors), "")
     if done.returncode in (0, 1) and done.stdout.startswith("{"):
         answer = json.loads(done.stdout)
         size = answer["gpu"]["usable_bytes"]
