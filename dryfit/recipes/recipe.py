@@ -127,7 +127,7 @@ class Recipe:
 
     def _value(self, setting: RecipeSetting, value: Any, where: object) -> Any:
         kind, name = type(setting.value), setting.name
-        least = 1 if setting.value else 0
+        least = 1 if setting.value and "; 0 " not in setting.about else 0
         allowed = ", ".join(setting.choices) or {bool: "true, false", str: "a word"}.get(
             kind,
             f"a whole number from {least} on" + (f", a multiple of {m}" if (m := self.multiples.get(name)) else ""),
