@@ -133,6 +133,7 @@ def question(model: OtherModel, options: argparse.Namespace, file: TrainerFile |
         )  # fmt: skip
     given = {**(file.given if file else {}), **chosen.checked(_given(chosen, options))}
     own = {name: setting.value for name, setting in chosen.settings.items() if name != "model"}
+    own |= {name: value for name, value in model.settings.items() if name in own}
     old = gpu is not None and gpu.capability is not None and gpu.capability < (8, 0)
     if old and own.get("precision") == "bf16" and "fp16" in chosen.settings["precision"].choices:
         own["precision"] = "fp16"  # what such a card computes fast
