@@ -91,11 +91,9 @@ def answered(words: Sequence[str]) -> int | None:
 
 def _file(what: str) -> TrainerFile | None:
     """The training of images that a script or a TOML describes; files of other tools are read elsewhere."""
-    if Path(what).suffix not in (".sh", ".toml", ".txt"):
-        return None
-    from dryfit.recipes.trainers import read
+    from dryfit.recipes.trainers import SUFFIXES, read
 
-    return read(what)
+    return read(what) if Path(what).suffix in SUFFIXES else None
 
 
 def _listed(model: OtherModel | None) -> list[str]:

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, BitsAndBytesConfig, FluxPipeline, FluxTrans
 from diffusers.hooks import apply_layerwise_casting
 from diffusers.training_utils import EMAModel, free_memory
 from peft import LoraConfig, prepare_model_for_kbit_training
-from transformers import CLIPTextModel, T5EncoderModel
+from transformers import Adafactor, CLIPTextModel, T5EncoderModel
 
 model = "black-forest-labs/FLUX.1-dev"
 micro_batch = 1  # images of a batch
@@ -26,19 +26,20 @@ quantization = "none"  # none | nf4 | fp8 | quanto
 gradient_checkpointing = True
 cached = "all"  # none | latents | texts | all
 targets = "attention"  # attention | linear
-optimizer = "adamw"  # adamw | adamw_8bit
+optimizer = "adamw"  # adamw | adamw_8bit | adafactor
 references = 0  # images beside each one
 samples = 0  # pixels of a side of an image that is drawn between steps; 0: none
 ema = False  # averaged weights of the adapters
+adapter_precision = "16bit"  # 16bit | fp32
+low_vram = True  # weights are quantized on the host, by quanto
 
 from parts.eight_bits import in_eight_bits  # noqa: E402
 
 dtype = torch.bfloat16
 clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype).cuda()
 t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", dtype=dtype)
-for layer in t5.modules() if quantization == "quanto" else ():
-    if isinstance(layer, torch.nn.Linear):
-        in_eight_bits(layer)
+if quantization == "quanto":
+    in_eight_bits(t5)
 t5.cuda()
 vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype).cuda()
 for frozen in (clip, t5, vae):
@@ -76,9 +77,8 @@ if quantization == "nf4":
     transformer = prepare_model_for_kbit_training(transformer, use_gradient_checkpointing=False)
 if quantization == "fp8":
     apply_layerwise_casting(transformer, torch.float8_e4m3fn, dtype, skip_modules_pattern=())
-for layer in transformer.modules() if quantization == "quanto" else ():
-    if isinstance(layer, torch.nn.Linear):
-        in_eight_bits(layer)
+if quantization == "quanto":
+    in_eight_bits(transformer if low_vram else transformer.cuda())
 transformer = transformer.cuda().requires_grad_(not rank)
 if gradient_checkpointing:
     transformer.enable_gradient_checkpointing()
@@ -90,8 +90,11 @@ if rank:
     transformer.add_adapter(LoraConfig(r=rank, target_modules=layers))
 trained = [weight for weight in transformer.parameters() if weight.requires_grad]
 for weight in trained:
-    weight.data = weight.data.to(dtype)  # beside weights in 8 bits they would be made in 8 bits
-steps = AdamW8bit(trained, lr=1e-4) if optimizer == "adamw_8bit" else torch.optim.AdamW(trained, lr=1e-4)
+    weight.data = weight.data.to(dtype if adapter_precision == "16bit" else torch.float32)
+if optimizer == "adafactor":
+    steps = Adafactor(trained, lr=1e-4, scale_parameter=False, relative_step=False)
+else:
+    steps = {"adamw": torch.optim.AdamW, "adamw_8bit": AdamW8bit}[optimizer](trained, lr=1e-4)
 averaged = EMAModel(trained) if ema else None
 
 

@@ -30,8 +30,9 @@ transformer = SD3Transformer2DModel.from_pretrained(
 )
 blocks = [(name, each) for name, each in transformer.transformer_blocks.named_modules()]
 blocks = [(name, each) for name, each in blocks if isinstance(each, torch.nn.Linear)]
-for _, layer in blocks if quantization == "quanto" else ():
-    in_eight_bits(layer)
+if quantization == "quanto":
+    for _, layer in blocks:
+        in_eight_bits(layer)
 transformer = transformer.cuda().requires_grad_(not rank)
 if gradient_checkpointing:
     transformer.enable_gradient_checkpointing()

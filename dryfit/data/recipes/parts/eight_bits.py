@@ -1,4 +1,4 @@
-"""A layer whose frozen weight is in 8 bits, as optimum-quanto keeps it; recipes have it as part of their own text."""
+"""Linear layers with frozen weights in 8 bits, as optimum-quanto keeps them; part of recipes' own text."""
 
 import torch
 
@@ -15,13 +15,14 @@ class EightBits(torch.autograd.Function):  # what optimum-quanto computes for a 
         return gradient @ (scale * weight.to(scale.dtype)), None, None
 
 
-def in_eight_bits(layer):
-    scale = layer.weight.detach().abs().amax(1, keepdim=True) / 448
-    layer.weight.data = (layer.weight.detach() / scale).to(torch.float8_e4m3fn)
-    layer.register_buffer("row_scales", scale)
+def in_eight_bits(network):
+    for layer in filter(lambda each: isinstance(each, torch.nn.Linear), network.modules()):
+        scale = layer.weight.detach().abs().amax(1, keepdim=True) / 448
+        layer.weight.data = (layer.weight.detach() / scale).to(torch.float8_e4m3fn)
+        layer.register_buffer("row_scales", scale)
+        layer.forward = lambda inputs, layer=layer: in_16_bits(layer, inputs)
 
-    def forward(inputs):
-        outputs = EightBits.apply(inputs, layer.weight, layer.row_scales)
-        return outputs if layer.bias is None else outputs + layer.bias
 
-    layer.forward = forward
+def in_16_bits(layer, inputs):
+    outputs = EightBits.apply(inputs, layer.weight, layer.row_scales)
+    return outputs if layer.bias is None else outputs + layer.bias
