@@ -91,6 +91,7 @@ def test_what_has_room_fits_and_what_is_beyond_the_widest_does_not(gpu: str, pro
     (Omission("evaluation", too_low_bytes=2 * GIB), FITS),
     (Omission("vLLM beside the trainer", too_low_bytes=7 * GIB), CLOSE),
     (Omission("saving", too_low_bytes=None), FITS),
+    (Omission("images sampled between steps", too_low_bytes=None, decides=True), CLOSE),
     (Omission("smart offload", too_high_bytes=9 * GIB), FITS),
 ])  # fmt: skip
 def test_what_is_left_out_counts_where_it_is_larger_than_what_is_to_spare(omission: Omission, word: str) -> None:
