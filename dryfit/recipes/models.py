@@ -63,7 +63,7 @@ def known() -> dict[str, dict[str, Any]]:
 
 
 def _known_name(text: str) -> str | None:
-    wanted = text.partition("@")[0].lower()
+    wanted = text.partition("@")[0].lower().replace("runwayml/", "stable-diffusion-v1-5/")  # where it lay before
     names = {name.lower(): name for name in known()}
     names |= {name.partition("/")[2]: found for name, found in tuple(names.items())}
     return names.get(wanted)

@@ -214,7 +214,7 @@ def _training(tool: str, program: str, own: dict[str, Any], path: Path) -> Train
         given["optimizer"] = "adamw_8bit"
     if "size" in given:
         given["size"] = _side(given["size"], chosen.multiples["size"], notes, path)
-    given |= {name: value for name, value in row.get("always", {}).items() if name in chosen.settings}
+    given |= row.get("always", {})
     for key, changed in table.get("changes", {}).items():
         given |= {name: value for name, value in changed.items() if own.get(key) and name in chosen.settings}
     given |= _cached(own, table, row, path)
