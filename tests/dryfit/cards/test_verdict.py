@@ -91,7 +91,6 @@ def test_what_has_room_fits_and_what_is_beyond_the_widest_does_not(gpu: str, pro
     (Omission("evaluation", too_low_bytes=2 * GIB), FITS),
     (Omission("vLLM beside the trainer", too_low_bytes=7 * GIB), CLOSE),
     (Omission("saving", too_low_bytes=None), FITS),
-    (Omission("images sampled between steps", too_low_bytes=None, decides=True), CLOSE),
     (Omission("smart offload", too_high_bytes=9 * GIB), FITS),
 ])  # fmt: skip
 def test_what_is_left_out_counts_where_it_is_larger_than_what_is_to_spare(omission: Omission, word: str) -> None:
@@ -100,6 +99,14 @@ def test_what_is_left_out_counts_where_it_is_larger_than_what_is_to_spare(omissi
     if word == CLOSE:
         assert judged.reason == "6.42 GiB to spare, and up to 7.24 GiB more may be needed" \
                                 " (vLLM beside the trainer 7.00 GiB, fragments 0.24 GiB)"  # fmt: skip
+
+
+def test_nothing_fits_beside_what_takes_memory_for_certain_and_nobody_knows_how_much() -> None:
+    drawn = Omission("images sampled between steps", too_low_bytes=None, decides=True)
+    judged = verdict({"required_bytes": 8 * GIB}, find("t4")).leaving_out([drawn])
+    assert judged.word is Word(CLOSE)
+    assert judged.reason == "6.42 GiB to spare, and nobody knows how much more images sampled between steps need"
+    assert of_mapping(judged.to_mapping() | {"gpu": {}}).word is Word(CLOSE), "and its JSON says the same"
 
 
 def test_an_answer_that_may_be_too_high_does_not_refuse() -> None:
