@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from dryfit.common.text import GIB
-from validation.reports import AGREEMENTS, agreement
+from validation.reports import AGREEMENTS, NOT_ASKED, agreement
 from validation.rows import FOLDER
 
 TABLE = FOLDER / "threads.csv"
@@ -116,12 +116,12 @@ def ask(thread: Thread) -> Thread:
 
 def counts(threads: Iterable[Thread], first: bool) -> dict[str, int]:
     """How many answers of each agreement, at the first asking or now."""
-    told = dict.fromkeys((*AGREEMENTS, "all"), 0)
+    told = dict.fromkeys((*AGREEMENTS, NOT_ASKED, "all"), 0)
     for thread in threads:
         verdict, usable = (
             (thread.first_verdict, thread.first_usable_gib) if first else (thread.verdict, thread.usable_gib)
         )
-        told[agreement(thread, verdict, usable) or "no_answer"] += 1
+        told[agreement(thread, verdict, usable) or NOT_ASKED] += 1
         told["all"] += 1
     return told
 
@@ -134,7 +134,7 @@ def table(threads: Sequence[Thread]) -> str:
         for first in (True, False)
     }
     lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
-    for name in ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", "all"):
+    for name in ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", NOT_ASKED, "all"):
         lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(str(told[name]) for told in columns.values()) + " |")
     lines += ["", "| thread | what ran | the outcome | the verdict | why |", "| --- | --- | --- | --- | --- |"]
     for thread in threads:
