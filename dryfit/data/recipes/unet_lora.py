@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from bitsandbytes.optim import AdamW8bit
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.training_utils import cast_training_params, free_memory
+from diffusers.training_utils import EMAModel, cast_training_params, free_memory
 from peft import LoraConfig
 from transformers import Adafactor, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -24,6 +24,7 @@ cached = "none"  # none | latents | texts | all
 targets = "attention"  # attention | linear
 optimizer = "adamw"  # adamw | adamw_8bit | adafactor
 adapter_precision = "auto"  # auto | fp32 | 16bit
+ema = False  # averaged weights of what is trained
 
 dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet", torch_dtype=dtype if rank else torch.float32)
@@ -75,6 +76,7 @@ if optimizer == "adafactor":
     steps = Adafactor(trained, lr=1e-4, scale_parameter=False, relative_step=False)
 else:
     steps = {"adamw": torch.optim.AdamW, "adamw_8bit": AdamW8bit}[optimizer](trained, lr=1e-4)
+averaged = EMAModel(trained) if ema else None
 scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16" and adapter_precision != "16bit")
 for _ in range(2):
     latents, (embedded, pooled) = encoded_images(), encoded_texts()
@@ -90,3 +92,5 @@ for _ in range(2):
     scaler.step(steps)
     scaler.update()
     steps.zero_grad()
+    if ema:
+        averaged.step(trained)

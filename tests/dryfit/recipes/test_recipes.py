@@ -272,7 +272,7 @@ SMALL = {
     "speech_ctc": ("facebook/wav2vec2-base-960h", "-b", "1", "--set", "seconds=2"),
     "text_to_text": ("facebook/bart-large", "-b", "1", "-s", "64"),
     "timm_classification": ("timm/resnet50.a1_in1k", "-b", "2"),
-    "unet_lora": ("stable-diffusion-v1-5", "--set", "size=128", "--set", "cached=all"),
+    "unet_lora": ("stable-diffusion-v1-5", "--set", "size=128", "--set", "cached=all", "--set", "ema=true"),
 }
 
 
