@@ -91,11 +91,9 @@ def answered(words: Sequence[str]) -> int | None:
 
 def _file(what: str) -> TrainerFile | None:
     """The training of images that a script or a TOML describes; files of other tools are read elsewhere."""
-    if Path(what).suffix not in (".sh", ".toml", ".txt"):
-        return None
-    from dryfit.recipes.trainers import read
+    from dryfit.recipes.trainers import SUFFIXES, read
 
-    return read(what)
+    return read(what) if Path(what).suffix in SUFFIXES else None
 
 
 def _listed(model: OtherModel | None) -> list[str]:
@@ -133,6 +131,7 @@ def question(model: OtherModel, options: argparse.Namespace, file: TrainerFile |
         )  # fmt: skip
     given = {**(file.given if file else {}), **chosen.checked(_given(chosen, options))}
     own = {name: setting.value for name, setting in chosen.settings.items() if name != "model"}
+    own |= {name: value for name, value in model.settings.items() if name in own}
     old = gpu is not None and gpu.capability is not None and gpu.capability < (8, 0)
     if old and own.get("precision") == "bf16" and "fp16" in chosen.settings["precision"].choices:
         own["precision"] = "fp16"  # what such a card computes fast

@@ -143,7 +143,7 @@ def _changed(own: list[Item], name: str, value: Any, instead_of: str | None) -> 
         flag = _LONG.get(flag, flag)
         new = [] if value is None else [flag, gpu_text(value) if name == "gpu" else str(value)]
         return _replaced(own, new, lambda item: item.name == flag or item.field in olds)
-    if name == "parallel" and value and not any(one.startswith("parallel") for one in fields):
+    if name == "parallel" and value and "strategy" in value and not any(one.startswith("parallel") for one in fields):
         return _replaced(own, ["--strategy", str(value["strategy"])], lambda item: item.name == "--strategy")
     if not isinstance(value, Mapping):
         olds |= {one for one in fields if one.startswith(f"{name}.")}

@@ -41,11 +41,14 @@ class Omission:
         Its name, as an answer says it.
     too_low_bytes, too_high_bytes
         By how much the answer may be too low, and too high; 0: it is not. None: nobody knows how much.
+    decides
+        Nothing can be said to fit beside it: it takes memory for certain, and nobody knows how much.
     """
 
     what: str
     too_low_bytes: int | None = 0
     too_high_bytes: int | None = 0
+    decides: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Verdict:
         word = Word.TOO_CLOSE
         if self.headroom_bytes < least:
             word = Word.DOES_NOT_FIT
-        elif self.headroom_bytes >= most and not self.is_lower_bound:
+        elif self.headroom_bytes >= most and not self.is_lower_bound and not any(one.decides for one in self.omissions):
             word = Word.FITS
         return word if self.estimated in (None, word) else Word.TOO_CLOSE
 
@@ -136,6 +139,8 @@ class Verdict:
             return f"{gib(spare)} to spare, and at least {gib(least)} more is needed ({self._named(least=True)})"
         if self.is_lower_bound and spare >= most:
             return "what is missing is in the warnings"
+        if spare >= most and (more := [one.what for one in self.omissions if one.decides]):
+            return f"{gib(spare)} to spare, and nobody knows how much more {' and '.join(more)} need"
         if spare >= 0:
             return f"{gib(spare)} to spare, and up to {gib(most)} more may be needed ({self._named()})"
         return f"short by {gib(-spare)}, and the answer may be {gib(-least)} too high ({self._named(least=True)})"

@@ -16,8 +16,8 @@ from .errors import TraceError
 # Bytes of shared memory that a block may ask for, by compute capability: CUDA C++ Programming Guide, table "Technical
 # Specifications per Compute Capability", the maximum per thread block (KiB).
 _SHARED_KIB = {
-    (7, 0): 96, (7, 2): 96, (7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227,
-    (10, 3): 227, (11, 0): 227, (12, 0): 99, (12, 1): 99,
+    (6, 0): 48, (6, 1): 48, (7, 0): 96, (7, 2): 96, (7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99,
+    (9, 0): 227, (10, 0): 227, (10, 3): 227, (11, 0): 227, (12, 0): 99, (12, 1): 99,
 }  # fmt: skip
 
 

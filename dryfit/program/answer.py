@@ -48,7 +48,7 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
     own = "expandable_segments" if found["expandable_segments"] else "default"
     told = ("updates", "outcome", "peak_line", "library_line", "reads", "written", "made_up", "not_followed",
             "growth_bytes", "ran_out", "share_bytes")  # fmt: skip
-    program = {name: found[name] for name in told}
+    program = {name: found[name] for name in told} | {name: found[name] for name in ("adds",) if name in found}
     judged = _judged(trace, program, gpu, process)
     return {
         "trace": trace,
@@ -95,7 +95,7 @@ def _omissions(program: Mapping[str, Any], headroom_bytes: int | None) -> Iterat
         updates = headroom_bytes // growth + 1
         yield Omission(f"{updates:,} more updates that keep {size_text(growth)} each", updates * growth)
     for what in program["not_followed"]:
-        yield Omission(what, None)
+        yield Omission(what, None, decides=what in program.get("adds", ()))
 
 
 def of_ranks(answers: Mapping[int, dict[str, Any]]) -> dict[str, Any]:

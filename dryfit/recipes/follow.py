@@ -82,7 +82,7 @@ def follow(
         with open("output.txt", "w+", encoding="utf-8") as output:
             found = run(asked, output, label=f"{model.name}, recipe {recipe.name}")
     # What a recipe is: no weights, no data, batches of one size.
-    found |= {"made_up": {"weights": [], "data": []}, "written": [], "not_followed": list(beside)}
+    found |= {"made_up": {"weights": [], "data": []}, "written": [], "not_followed": list(beside), "adds": list(beside)}
     try:
         answered = of_ranks({0: answer(asked, found)})
     except UserError as error:

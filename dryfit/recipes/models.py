@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,15 @@ class OtherModel:
         Where they come from, in words.
     recipe
         The recipe that trains it, by the table of known models or by its kind; None: there is none.
+    settings
+        Settings of the recipe that differ for this model.
     """
 
     name: str
     files: Mapping[str, Mapping[str, Any]]
     source: str
     recipe: str | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -60,7 +63,7 @@ def known() -> dict[str, dict[str, Any]]:
 
 
 def _known_name(text: str) -> str | None:
-    wanted = text.partition("@")[0].lower()
+    wanted = text.partition("@")[0].lower().replace("runwayml/", "stable-diffusion-v1-5/")  # where it lay before
     names = {name.lower(): name for name in known()}
     names |= {name.partition("/")[2]: found for name, found in tuple(names.items())}
     return names.get(wanted)
@@ -79,7 +82,8 @@ def find(what: str) -> OtherModel | None:
         return _in_folder(path, what)
     if (name := _known_name(what)) is not None:
         entry = known()[name]
-        return _model(name, entry["files"], entry["source"], entry.get("recipe"))
+        made = _model(name, entry["files"], entry["source"], entry.get("recipe"))
+        return replace(made, settings=entry.get("settings", {}))
     hub = HubId.read(what)
     if hub and hub.name.startswith("timm/"):
         return _model(hub.name, {CONFIG: {"model_type": "timm"}}, "timm's own registry")

@@ -21,6 +21,8 @@ from dryfit.data import data_path
 
 FOLDER = data_path("recipes")
 MODEL = "model"  # the setting that names the model
+# What the trainers call weights in 8 bits with scales.
+_QUANTO = ("int8", "qint8", "qfloat8", "int8-quanto", "fp8-quanto", "optimum-quanto")
 # What the command line and scenarios call a setting, where a recipe calls it otherwise.
 ALSO = {
     "lora.rank": "rank",
@@ -127,13 +129,15 @@ class Recipe:
 
     def _value(self, setting: RecipeSetting, value: Any, where: object) -> Any:
         kind, name = type(setting.value), setting.name
-        least = 1 if setting.value else 0
+        least = 1 if setting.value and "; 0 " not in setting.about else 0
         allowed = ", ".join(setting.choices) or {bool: "true, false", str: "a word"}.get(
             kind,
             f"a whole number from {least} on" + (f", a multiple of {m}" if (m := self.multiples.get(name)) else ""),
         )
         if setting.choices and value is None and "none" in setting.choices:
             value = "none"
+        if "quanto" in setting.choices and value in _QUANTO:
+            value = "quanto"
         sound = type(value) is kind and (not setting.choices or value in setting.choices)
         if sound and kind is int:
             sound = value >= least and not value % self.multiples.get(name, 1)
@@ -167,12 +171,20 @@ def _python(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
+_PART = r"^from parts\.(\w+) import .*\n"  # what several recipes have; it stands in the program itself
+
+
+def _part(found: re.Match[str]) -> str:
+    text = (FOLDER / "parts" / f"{found[1]}.py").read_text(encoding="utf-8")
+    return "\n" + text.partition("\n\n\n")[2] + "\n"  # without its imports, which the program has
+
+
 @cache
 def recipes() -> dict[str, Recipe]:
     """All recipes by name, in the order of the table."""
     found = {}
     for name, row in read_yaml(FOLDER / "recipes.yaml").items():
-        text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+        text = re.sub(_PART, _part, (FOLDER / f"{name}.py").read_text(encoding="utf-8"), flags=re.M)
         found[name] = Recipe(
             name, text, row["kinds"], row.get("package"), row.get("extra"), row.get("limits", {}),
             row.get("multiples", {}), row.get("spares", []),

@@ -1,4 +1,4 @@
-"""Files of programs that train images, as settings of a recipe: kohya's sd-scripts and the examples of diffusers.
+"""Files of programs that train images, as settings of a recipe: kohya's sd-scripts, diffusers' examples, ai-toolkit.
 
 A program's options stand in ``dryfit/data/recipes/trainers.yaml``, with the version that they were read from. Each
 option of a file is one of five: it sets a setting of the recipe; it takes more memory than any recipe says, then it is
@@ -25,6 +25,8 @@ from dryfit.readers.shell import beside as file_beside
 from dryfit.readers.shell import commands, is_known, options
 from dryfit.recipes.models import OtherModel, find
 from dryfit.recipes.recipe import recipe
+
+SUFFIXES = (".sh", ".toml", ".txt", ".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def _tools() -> dict[str, dict[str, Any]]:
 def read(what: str) -> TrainerFile | None:
     """The training that a file describes; None: it is no file of a program that the table has.
 
-    ``what`` is a script that starts such a program, or the TOML that sd-scripts takes as ``--config_file``.
+    ``what`` is a script that starts such a program, the TOML that sd-scripts takes as ``--config_file``, or the YAML of
+    ai-toolkit.
 
     Raises
     ------
@@ -70,8 +73,11 @@ def read(what: str) -> TrainerFile | None:
         If the file can't be read, or one of its options decides memory and no recipe has it.
     """
     path = Path(what)
-    if path.suffix not in (".sh", ".toml", ".txt") or not path.is_file():
+    if path.suffix not in SUFFIXES or not path.is_file():
         return None
+    if path.suffix in (".yaml", ".yml"):
+        process = _process(path)
+        return process and _training("ai-toolkit", _architecture(process, path), _flat(process, path), path)
     if path.suffix == ".toml":
         own = _toml(path)
         if not {"pretrained_model_name_or_path", "network_module"} & set(own):
@@ -131,6 +137,57 @@ def _program_of(own: Mapping[str, Any], path: Path) -> str:
     )  # fmt: skip
 
 
+def _process(path: Path) -> dict[str, Any] | None:
+    """The training of a file of ai-toolkit; None: it is another tool's file, or no YAML."""
+    try:
+        content = read_yaml(path)
+    except (OSError, ValueError, UserError):
+        return None
+    config = content.get("config") if isinstance(content, dict) and content.get("job") == "extension" else None
+    processes = config.get("process") if isinstance(config, dict) else None
+    return next((one for one in processes or () if isinstance(one, dict) and "model" in one), None)
+
+
+def _architecture(process: Mapping[str, Any], path: Path) -> str:
+    """Which row of the table is meant: ``model.arch``, or the older form of it."""
+    model, rows = process["model"], _tools()["ai-toolkit"]["programs"]
+    older = {"is_flux": "flux", "is_v3": "sd3", "is_xl": "sdxl"}
+    others = next((key for key in model if key.startswith("is_") and key != "is_v_pred" and model[key]), "sd1")
+    named = model.get("arch") or older.get(others, others)
+    plain = str(named).partition(":")[0]
+    if plain not in rows:
+        raise UserError(
+            f"No recipe trains the architecture {named} of ai-toolkit.", where=path, found=f"arch: {named}",
+            field="arch", allowed=", ".join(rows), write="dryfit run train.py",
+        )  # fmt: skip
+    return plain
+
+
+def _flat(process: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A file of ai-toolkit as options ``section.key``, and by sd-scripts' names where the rules are shared."""
+    own = {key: value for key, value in process.items() if not isinstance(value, dict | list)}
+    sections = [(name, part) for name, part in process.items() if isinstance(part, dict)]
+    own |= {f"{name}.{key}": value for name, part in sections for key, value in part.items()}
+    datasets = [one for one in process.get("datasets", ()) if isinstance(one, dict)]
+    own |= {f"datasets.{key}": value for one in datasets for key, value in one.items()}
+    sides = [one.get("resolution", 512) for one in datasets] or [512]
+    sides = [side for each in sides for side in (each if isinstance(each, list) else [each])]
+    disk = ("cache_latents", "cache_latents_to_disk")
+    texts = [own.get(key) for key in ("train.cache_text_embeddings", "train.unload_text_encoder")]
+    own["pretrained_model_name_or_path"] = own.pop("model.name_or_path", None)
+    own["resolution"] = max(sides, key=lambda side: _area(side, path))
+    own["cache_latents"] = bool(datasets) and all(any(one.get(key) for key in disk) for one in datasets)
+    own["cache_text_encoder_outputs"] = any(texts) or own.get("datasets.cache_text_embeddings", False)
+    own["quantization"] = own.get("model.qtype", "qfloat8") if own.get("model.quantize") else False
+    own["ema"] = bool((own.pop("train.ema_config", None) or {}).get("use_ema"))
+    drawn = own.get("sample.prompts") or own.get("sample.samples")
+    if drawn and not own.get("train.disable_sampling"):
+        own["samples"] = max(own.get("sample.width", 512), own.get("sample.height", 512))
+    if own.get("model.quantize") and own.get("model.quantize_te") is False and not own["cache_text_encoder_outputs"]:
+        own["quantized_model_alone"] = True
+    return own
+
+
 def _training(tool: str, program: str, own: dict[str, Any], path: Path) -> TrainerFile:
     table = _tools()[tool]
     row = table["programs"][program]
@@ -143,7 +200,10 @@ def _training(tool: str, program: str, own: dict[str, Any], path: Path) -> Train
     given: dict[str, Any] = {}
     for key, value in own.items():
         name = table["settings"].get(key)
-        if name in chosen.settings:
+        if name == "size" and "height" in chosen.settings:
+            side = _side(value, chosen.multiples["height"], notes, path)
+            given |= {"height": side, "width": side}
+        elif name in chosen.settings:
             given[name] = _value(name, value, key, path)
         elif name == "precision" and value != "bf16":
             raise UserError(
@@ -154,9 +214,15 @@ def _training(tool: str, program: str, own: dict[str, Any], path: Path) -> Train
         given["optimizer"] = "adamw_8bit"
     if "size" in given:
         given["size"] = _side(given["size"], chosen.multiples["size"], notes, path)
-    given |= {name: value for name, value in row.get("always", {}).items()}
-    given |= _cached(own, row, path)
-    adds = {key: what for key, what in table["adds"].items() if own.get(key)}
+    given |= row.get("always", {})
+    for key, changed in table.get("changes", {}).items():
+        given |= {name: value for name, value in changed.items() if own.get(key) and name in chosen.settings}
+    given |= _cached(own, table, row, path)
+    adds = {
+        key: what
+        for key, what in table["adds"].items()
+        if own.get(key) and key not in (*chosen.settings, *row.get("has", ()))
+    }
     adds |= {key: what for key, what in table.get("unless", {}).items() if not own.get(key) and not _texts_first(own)}
     if own.pop("num_processes", None):
         adds["num_processes"] = "what several GPUs exchange"
@@ -209,6 +275,8 @@ def _dataset(named: Any, path: Path) -> dict[str, Any]:
 def _refuse(own: Mapping[str, Any], table: Mapping[str, Any], row: Mapping[str, Any], path: Path) -> None:
     """Refuse options that decide memory and that no recipe has, by name."""
     without = {**table["without_recipe"], **row.get("without_recipe", {})}
+    if not own.get("cache_latents") and not own.get("cache_latents_to_disk"):
+        without |= table.get("without_cache", {})
     met = [key for key, why in without.items() if own.get(key) not in (None, False, 0, "")]
     if met:
         key = met[0]
@@ -223,20 +291,18 @@ def _value(name: str, value: Any, key: str, path: Path) -> Any:
     """An option's value as the recipe's setting has it."""
     if name == "optimizer":
         plain = str(value).rpartition(".")[2].lower()
-        kinds = {"adamw8bit": "adamw_8bit", "adamw": "adamw", "": "adamw", "true": "adamw_8bit", "false": "adamw"}
+        kinds = {"adamw8bit": "adamw_8bit", "adamw": "adamw", "": "adamw", "true": "adamw_8bit", "false": "adamw",
+                 "adafactor": "adafactor"}  # fmt: skip
         if plain not in kinds:
             raise UserError(
                 f"No recipe has the optimizer {value}.", where=path, found=f"{key}={value}", field=key,
-                allowed="AdamW, AdamW8bit", write=f"{key}=AdamW8bit",
+                allowed="AdamW, AdamW8bit, Adafactor", write=f"{key}=AdamW8bit",
             )  # fmt: skip
         return kinds[plain]
-    if name == "precision" and str(value).lower() not in ("bf16", "fp16"):
-        raise UserError(
-            "No recipe of images keeps the weights in fp32.", where=path, found=f"{key}={yaml_text(value)}", field=key,
-            allowed="bf16, fp16", write=f"{key}=bf16",
-        )  # fmt: skip
+    if name == "precision":
+        return {"no": "fp32", "False": "fp32", "float32": "fp32"}.get(str(value), str(value).lower())
     if name == "quantization":
-        return "fp8" if value else "none"
+        return value if isinstance(value, str) else "fp8" if value else "none"
     return value
 
 
@@ -264,7 +330,7 @@ def _side(resolution: Any, multiple: int, notes: list[str], path: Path) -> int:
     return side
 
 
-def _cached(own: Mapping[str, Any], row: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _cached(own: Mapping[str, Any], table: Mapping[str, Any], row: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Which of latents and embeddings of texts are computed before the training."""
     latents = any(own.get(key) for key in ("cache_latents", "cache_latents_to_disk"))
     texts = row.get("texts_first", False) or _texts_first(own)
@@ -272,8 +338,8 @@ def _cached(own: Mapping[str, Any], row: Mapping[str, Any], path: Path) -> dict[
         if not (latents and texts):
             raise UserError(
                 f"The recipe {row['recipe']} has latents and embeddings of texts at hand, and the file does not.",
-                where=path, allowed="cache_latents with cache_text_encoder_outputs; your program over the simulated"
-                " card", write="dryfit run train.py",
+                where=path, allowed=f"{table['caching']}; your program over the simulated card",
+                write="dryfit run train.py",
             )  # fmt: skip
         return {}
     both = {(False, False): "none", (True, False): "latents", (False, True): "texts", (True, True): "all"}

@@ -14,6 +14,7 @@ from dryfit.common.errors import UserError
 from dryfit.common.text import gib
 from dryfit.engine.allocator import MIB
 from dryfit.engine.card import Card
+from dryfit.engine.cuda_rules import most_processors
 from dryfit.engine.errors import TraceError
 from dryfit.engine.simulation import simulated
 from dryfit.hours.step_time import speed_of
@@ -29,23 +30,24 @@ UNNAMED = "a100-80gb"  # the card of a scenario that names none: of the capabili
 def card_of(gpu: Gpu | None = None) -> Card:
     """What the engine answers about a GPU; None: about the one that it assumes.
 
+    A card without a line under ``speeds`` has as many processors as the largest of its capability: a few buffers have a
+    row for each, so the step needs the most there.
+
     Raises
     ------
     UserError
-        If config/gpus.yaml has no processors of it, or it is no card of NVIDIA's.
+        If it is no card of NVIDIA's.
     """
     gpu = gpu or find(UNNAMED)
-    speed = speed_of(gpu.name)
-    if speed is None or gpu.capability is None:
+    if gpu.capability is None:
         raise UserError(
-            f"{gpu.title} can't be simulated: config/gpus.yaml doesn't say how many processors it has.",
-            where="gpu",
-            found=gpu.name,
-            allowed="a card of NVIDIA's with a line under `speeds` of config/gpus.yaml",
-            write=f"gpu: {UNNAMED}",
-        )
-    cache = round(speed.cache_bytes / 1e6) * MIB  # datasheets write MB, and the driver says MiB
-    return Card(gpu.title, gpu.capability, speed.multiprocessors, gpu.total_bytes, cache)
+            f"{gpu.title} can't be simulated: it is no card of NVIDIA's by name.", where="gpu", found=gpu.name,
+            allowed="a card of NVIDIA's that config/gpus.yaml has", write=f"gpu: {UNNAMED}",
+        )  # fmt: skip
+    own, other = speed_of(gpu.name), speed_of(UNNAMED)
+    processors = own.multiprocessors if own else most_processors(gpu.capability)
+    cache = round((own or other).cache_bytes / 1e6) * MIB  # datasheets write MB, and the driver says MiB
+    return Card(gpu.title, gpu.capability, processors, gpu.total_bytes, cache)
 
 
 _heard: dict[str, str] = {}  # by package, the card that it heard of when it was imported, whose answers it keeps

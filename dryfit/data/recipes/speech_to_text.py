@@ -5,19 +5,25 @@
 """
 
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSpeechSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForSpeechSeq2Seq, BitsAndBytesConfig, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 model = "openai/whisper-large-v3"
 micro_batch = 16  # recordings of a batch
 answer_tokens = 448  # of the longest answer
 precision = "bf16"  # bf16 | fp16 | fp32
 rank = 0  # of LoRA; 0 trains all weights
+quantization = "none"  # none | nf4
 gradient_checkpointing = True
 optimizer = "adamw"  # adamw | adamw_8bit
 
-network = AutoModelForSpeechSeq2Seq.from_pretrained(model, dtype=torch.float32)
+four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+network = AutoModelForSpeechSeq2Seq.from_pretrained(
+    model, dtype=torch.float32, quantization_config=four_bit if quantization == "nf4" else None
+)
 network.config.use_cache = False
+if quantization != "none":
+    network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=gradient_checkpointing)
 if rank:
     network = get_peft_model(network, LoraConfig(r=rank, target_modules=["q_proj", "v_proj"]))
 frames = 2 * network.config.max_source_positions

@@ -17,7 +17,7 @@ frames = 49
 height = 480  # pixels
 width = 720  # pixels
 precision = "bf16"  # bf16 | fp16
-rank = 128
+rank = 128  # of LoRA; 0 trains all weights
 gradient_checkpointing = True
 optimizer = "adamw"  # adamw | adamw_8bit
 

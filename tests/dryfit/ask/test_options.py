@@ -157,6 +157,7 @@ def test_help_is_printed_before_anything_heavy_is_imported() -> None:
         ("m -b 2", {"autocast": None}, "m -b 2 --set autocast=null"),
         ("m --set autocast=fp16", {"autocast": None}, "m"),
         ("m --set parallel.gpus=3", {"parallel": {"gpus": 2}}, "m --set parallel.gpus=2"),
+        ("m -b 2", {"parallel": {"tensor": 2}}, "m -b 2 --set parallel.tensor=2"),
         ("m", {"--rows": 5}, "m --rows 5"),
     ],
 )

@@ -101,6 +101,14 @@ def test_what_is_left_out_counts_where_it_is_larger_than_what_is_to_spare(omissi
                                 " (vLLM beside the trainer 7.00 GiB, fragments 0.24 GiB)"  # fmt: skip
 
 
+def test_nothing_fits_beside_what_takes_memory_for_certain_and_nobody_knows_how_much() -> None:
+    drawn = Omission("images sampled between steps", too_low_bytes=None, decides=True)
+    judged = verdict({"required_bytes": 8 * GIB}, find("t4")).leaving_out([drawn])
+    assert judged.word is Word(CLOSE)
+    assert judged.reason == "6.42 GiB to spare, and nobody knows how much more images sampled between steps need"
+    assert of_mapping(judged.to_mapping() | {"gpu": {}}).word is Word(CLOSE), "and its JSON says the same"
+
+
 def test_an_answer_that_may_be_too_high_does_not_refuse() -> None:
     """Unsloth's Qwen3-14B on a T4: 18.50 of 14.42 GiB, too high by up to 7.56."""
     judged = verdict({"required_bytes": int(18.5 * GIB)}, find("t4"))

@@ -38,7 +38,8 @@ def answered(folder: Path, *words: str) -> dict:
 @pytest.mark.parametrize("name", recipes())
 def test_a_recipe_is_a_short_program_with_settings(name: str) -> None:
     one = recipe(name)
-    assert len(one.text.splitlines()) <= 100 and one.about.endswith(".") and one.assumptions
+    written = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    assert len(written.splitlines()) <= 140 and one.about.endswith(".") and one.assumptions
     assert {"model", "micro_batch", "optimizer"} <= {*one.settings, "optimizer" if name.startswith("timm") else ""}
     assert {*one.limits, *one.multiples} <= set(one.settings)
     assert {each for spare in one.spares for each in spare} <= set(one.settings)
@@ -111,6 +112,11 @@ def test_options_are_the_recipes_settings() -> None:
     flux = asked("black-forest-labs/FLUX.1-dev", "--gpu", "4090", "--method", "qlora", "--set", "size=768")
     assert flux.recipe.name == "flux_lora" and flux.values["quantization"] == "nf4" and flux.values["size"] == 768
     assert asked("timm/some_model.tag").recipe.name == "timm_classification"
+    assert asked("stable-diffusion-v1-5", "--method", "full").values["rank"] == 0
+    edit = asked("Qwen/Qwen-Image-Edit", "--set", "quantization=int8-quanto")
+    assert (edit.values["references"], edit.values["quantization"]) == (1, "quanto"), (
+        "the model's own, and another word"
+    )
     assert asked("BAAI/bge-m3", "--recipe", "text-classification").recipe.name == "text_classification"
 
 
@@ -266,8 +272,61 @@ SMALL = {
     "speech_ctc": ("facebook/wav2vec2-base-960h", "-b", "1", "--set", "seconds=2"),
     "text_to_text": ("facebook/bart-large", "-b", "1", "-s", "64"),
     "timm_classification": ("timm/resnet50.a1_in1k", "-b", "2"),
-    "unet_lora": ("stable-diffusion-v1-5", "--set", "size=128", "--set", "cached=all"),
+    "unet_lora": ("stable-diffusion-v1-5", "--set", "size=128", "--set", "cached=all", "--set", "ema=true"),
 }
+
+
+# Pipelines of one small block of each kind, with the settings that the name asks for.
+TINY = {
+    "QwenImagePipeline": ("image_lora", {"num_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2,
+                          "joint_attention_dim": 32, "axes_dims_rope": [4, 6, 6]}, ("size=64", "references=1")),
+    "ZImagePipeline": ("image_lora", {"dim": 64, "n_layers": 1, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
+                       "cap_feat_dim": 32, "axes_dims": [8, 12, 12]}, ("size=64", "quantization=quanto")),
+    "Flux2Pipeline": ("image_lora", {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
+                      "num_attention_heads": 2, "joint_attention_dim": 32, "axes_dims_rope": [4, 4, 4, 4]},
+                      ("size=64", "targets=linear")),
+    "WanPipeline": ("film_lora", {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64,
+                    "text_dim": 32}, ("quantization=fp8",)),
+    "HunyuanVideoPipeline": ("film_lora", {"num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1,
+                             "num_attention_heads": 2, "attention_head_dim": 16, "text_embed_dim": 32,
+                             "pooled_projection_dim": 32, "rope_axes_dim": [4, 6, 6]}, ("quantization=quanto",)),
+    "LTXPipeline": ("film_lora", {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16,
+                    "cross_attention_dim": 32, "caption_channels": 32}, ("targets=linear",)),
+}  # fmt: skip
+CLASSES = {"QwenImagePipeline": "QwenImageTransformer2DModel", "ZImagePipeline": "ZImageTransformer2DModel",
+           "Flux2Pipeline": "Flux2Transformer2DModel", "WanPipeline": "WanTransformer3DModel",
+           "HunyuanVideoPipeline": "HunyuanVideoTransformer3DModel",
+           "LTXPipeline": "LTXVideoTransformer3DModel"}  # fmt: skip
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "ZImagePipeline" else pytest.mark.nightly) for kind in TINY]
+)
+def test_a_transformer_of_diffusers_takes_its_step(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("diffusers", reason="make test-recipes")
+    name, config, more = TINY[kind]
+    index = {"_class_name": kind, "transformer": ["diffusers", CLASSES[kind]]}
+    folder = in_folder(tmp_path, model_index=index, transformer__config={"_class_name": CLASSES[kind], **config})
+    size = () if name == "image_lora" else ("frames=9", "height=64", "width=64")
+    answer = answered(tmp_path, folder, "-b", "2", *(word for each in (*size, *more) for word in ("--set", each)))
+    assert answer["recipe"]["name"] == name and answer["program"]["updates"] == 2
+
+
+def test_a_weight_in_8_bits_computes_what_quanto_does() -> None:
+    import torch
+
+    found: dict = {}
+    exec((FOLDER / "parts" / "eight_bits.py").read_text(encoding="utf-8"), found)
+    layer = torch.nn.Linear(3, 2).requires_grad_(False)
+    layer.weight.data = torch.tensor([[448.0, 2.0, -1.0], [224.0, 112.0, 56.0]])
+    inputs = torch.randn(4, 3, requires_grad=True)
+    expected = layer(inputs)
+    gradient = torch.autograd.grad(expected.sum(), inputs)[0]
+    found["in_eight_bits"](layer)
+    assert layer.weight.dtype == torch.float8_e4m3fn and layer.row_scales.flatten().tolist() == [1.0, 0.5]
+    assert torch.equal(layer(inputs), expected), "these weights are exact in 8 bits"
+    assert torch.equal(torch.autograd.grad(layer(inputs).sum(), inputs)[0], gradient)
 
 
 EACH_TIME = {"bi_encoder", "timm_classification", "unet_lora"}  # one of each package

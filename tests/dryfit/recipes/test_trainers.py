@@ -46,6 +46,20 @@ accelerate launch train_dreambooth_lora_flux.py --pretrained_model_name_or_path=
 """
 
 
+TOOLKIT = """job: extension
+config:
+  name: mine
+  process:
+    - type: sd_trainer
+      network: {type: lora, linear: 16, linear_alpha: 16}
+      datasets:
+        - {folder_path: images, caption_ext: txt, cache_latents_to_disk: true, resolution: [512, 768]}
+      train: {batch_size: 2, optimizer: adamw8bit, dtype: bf16, ema_config: {use_ema: true}, steps: 9, blob: 3}
+      model: {name_or_path: black-forest-labs/FLUX.1-dev, is_flux: true, quantize: true}
+      sample: {width: 1024, height: 768, prompts: [a dog]}
+"""
+
+
 def file(folder: Path, text: str, name: str = "train.sh") -> str:
     (folder / "data.toml").write_text(DATA, encoding="utf-8")
     (folder / name).write_text(text, encoding="utf-8")
@@ -58,9 +72,11 @@ def test_a_script_of_sd_scripts_says_its_settings(tmp_path: Path) -> None:
     assert (found.recipe, found.model.name) == ("unet_lora", "stabilityai/stable-diffusion-xl-base-1.0")
     assert found.given == {
         "rank": 32, "micro_batch": 4, "size": 896, "precision": "bf16", "gradient_checkpointing": True,
-        "optimizer": "adamw_8bit", "cached": "all", "targets": "linear",
+        "optimizer": "adamw_8bit", "cached": "all", "targets": "linear", "adapter_precision": "fp32",
     }  # fmt: skip
     assert found.beside == ()
+    less = read(file(tmp_path, SDXL.format(more="--full_bf16 --no_half_vae --optimizer_type=Adafactor")))
+    assert (less.given["adapter_precision"], less.given["optimizer"]) == ("16bit", "adafactor")
     assert [note.partition(" ")[0] for note in found.notes] == ["images", "blob:", "~/sd_xl_base_1.0.safetensors"]
 
 
@@ -83,6 +99,41 @@ def test_an_example_of_diffusers_has_its_own_defaults(tmp_path: Path) -> None:
     plain = read(file(tmp_path, "python train_text_to_image_lora_sdxl.py --mixed_precision fp16\n"))
     assert (plain.given["micro_batch"], plain.given["size"], plain.given["rank"]) == (16, 1024, 4)
     assert plain.given["cached"] == "none" and "targets" not in plain.given
+
+
+def test_a_file_of_ai_toolkit_is_read_key_by_key(tmp_path: Path) -> None:
+    found = read(file(tmp_path, TOOLKIT, "mine.yaml"))
+    assert (found.tool, found.program, found.recipe) == ("ai-toolkit", "flux", "flux_lora")
+    assert found.given == {
+        "rank": 16, "micro_batch": 2, "size": 768, "gradient_checkpointing": True, "optimizer": "adamw_8bit",
+        "quantization": "quanto", "low_vram": False, "samples": 1024, "ema": True, "targets": "linear",
+        "adapter_precision": "fp32", "cached": "latents",
+    }  # fmt: skip
+    assert found.beside == () and [note.partition(":")[0] for note in found.notes] == ["train.blob"]
+    films = TOOLKIT.replace("is_flux: true", "arch: wan21").replace("batch_size: 2", "unload_text_encoder: true")
+    films = read(file(tmp_path, films.replace("FLUX.1-dev", "none").replace("black-forest-labs", "own"), "films.yaml"))
+    assert (films.recipe, films.given["height"], films.given["frames"]) == ("film_lora", 768, 1)
+    assert films.beside == ("images sampled between steps", "averaged weights of the adapters")
+    assert read(file(tmp_path, "base_model: a\n", "axolotl.yaml")) is None
+    assert read(file(tmp_path, "a: [\n", "broken.yaml")) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("is_flux: true", "arch: hidream", "No recipe trains the architecture hidream"),
+        ("is_flux: true", "is_lumina2: true", "No recipe trains the architecture is_lumina2"),
+        ("quantize: true", "quantize: true, qtype: uint3", "does not take uint3"),
+        ("quantize: true", "quantize: true, quantize_te: false", "text encoders in 16 bits"),
+        ("quantize: true", "layer_offloading: true", "layers lie on the host"),
+        ("linear: 16,", "linear: 16, network_kwargs: {only_if_contains: [a]},", "adapters of other layers"),
+        ("is_flux: true", "is_v3: true", "has latents and embeddings of texts at hand"),
+        ("adamw8bit", "prodigy", "No recipe has the optimizer prodigy"),
+    ],
+)
+def test_what_no_recipe_has_of_ai_toolkit_is_refused_by_name(old: str, new: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        read(file(tmp_path, TOOLKIT.replace(old, new), "mine.yaml"))
 
 
 def test_what_accelerate_is_told_counts_too(tmp_path: Path) -> None:
@@ -116,7 +167,8 @@ def test_options_of_the_line_come_before_the_file(tmp_path: Path) -> None:
         (SDXL.format(more="--fp8_base"), "`fp8_base` decides memory", "fp8_base"),
         (SDXL.format(more="--network_args conv_dim=8"), "another kind of adapter", "network_args"),
         (SDXL.format(more="--optimizer_type=Prodigy"), "No recipe has the optimizer Prodigy", "optimizer_type"),
-        (SDXL.format(more="--mixed_precision=no"), "keeps the weights in fp32", "mixed_precision"),
+        (SDXL.format(more="--mixed_precision=int8"), "does not take int8", "precision"),
+        (SDXL.format(more="--no_half_vae").replace("--cache_latents ", ""), "the VAE in fp32", "no_half_vae"),
         (DREAM.format(more="--mixed_precision=fp16"), "computes in bf16", "mixed_precision"),
         (SDXL.format(more="").replace("data.toml", "gone.toml"), "a file that is not there", None),
         (DREAM.format(more="--resolution=wide"), "size of the images can't be read", "resolution"),

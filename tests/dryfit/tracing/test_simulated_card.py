@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from dryfit.cards.gpus import catalogue, find
+from dryfit.cards.gpus import catalogue, find, known
 from dryfit.common.errors import UserError
 from dryfit.hours.step_time import speed_of
 from dryfit.scenario.model import LIGER_MODELS
@@ -37,14 +37,15 @@ def test_a_card_that_nobody_names_is_the_largest_of_its_capability(named, capabi
 
 
 def test_each_card_of_nvidias_can_be_simulated():
-    for name, gpu in catalogue().items():
+    for name, gpu in known().items():
         if gpu.capability is not None:
             assert card_of(gpu).multiprocessors > 0, name
+    assert card_of(find("rtx-3070-ti")).multiprocessors == 84, "as the largest card of its capability"
 
 
 @pytest.mark.parametrize("gpu", ["mi300x", {"vram_gib": 24}])
-def test_a_card_without_processors_is_named(gpu):
-    with pytest.raises(UserError, match="how many processors") as caught:
+def test_a_card_that_is_not_nvidias_is_named(gpu):
+    with pytest.raises(UserError, match="no card of NVIDIA's") as caught:
         card_of(find(gpu))
     assert caught.value.write == "gpu: a100-80gb"
 

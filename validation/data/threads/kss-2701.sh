@@ -1,0 +1,12 @@
+accelerate launch --num_cpu_threads_per_process=8 flux_train_network.py \
+  --pretrained_model_name_or_path="flux1-dev.safetensors" \
+  --resolution="512,512" \
+  --mixed_precision="bf16" \
+  --fp8_base \
+  --network_module="networks.lora_flux" \
+  --network_dim="16" \
+  --train_batch_size="1" \
+  --gradient_checkpointing \
+  --cache_latents \
+  --cache_text_encoder_outputs \
+  --network_train_unet_only

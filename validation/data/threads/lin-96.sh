@@ -1,0 +1,21 @@
+accelerate launch --num_cpu_threads_per_process=8 train_network.py \
+  --network_dim="128" \
+  --network_alpha="128" \
+  --network_module="networks.lora" \
+  --learning_rate="0.0001" \
+  --text_encoder_lr="5e-05" \
+  --pretrained_model_name_or_path="Stable-Diffusion-v1-5.ckpt" \
+  --caption_extension=".txt" \
+  --prior_loss_weight="1.0" \
+  --mixed_precision="fp16" \
+  --save_precision="fp16" \
+  --save_model_as="safetensors" \
+  --resolution="512" \
+  --enable_bucket \
+  --min_bucket_reso="256" \
+  --max_bucket_reso="1024" \
+  --cache_latents \
+  --train_batch_size="20" \
+  --max_token_length="225" \
+  --use_8bit_adam \
+  --max_train_epochs="12"

@@ -1,0 +1,11 @@
+accelerate launch --num_cpu_threads_per_process=8 flux_train_network.py \
+  --pretrained_model_name_or_path="flux1-dev.safetensors" \
+  --resolution="1024,1024" \
+  --mixed_precision="bf16" \
+  --network_module="networks.lora_flux" \
+  --network_dim="128" \
+  --train_batch_size="1" \
+  --highvram \
+  --gradient_checkpointing \
+  --cache_latents \
+  --network_train_unet_only

@@ -1,0 +1,25 @@
+accelerate launch --num_cpu_threads_per_process=8 ./sdxl_train_network.py \
+  --enable_bucket \
+  --min_bucket_reso="256" \
+  --max_bucket_reso="2048" \
+  --pretrained_model_name_or_path="sd_xl_base_1.0.safetensors" \
+  --resolution="1024,1024" \
+  --network_alpha="1" \
+  --network_module="networks.lora" \
+  --text_encoder_lr="0.0004" \
+  --unet_lr="0.0004" \
+  --network_dim="256" \
+  --no_half_vae \
+  --full_bf16 \
+  --lr_scheduler="constant" \
+  --train_batch_size="1" \
+  --max_train_steps="1000" \
+  --mixed_precision="bf16" \
+  --save_precision="bf16" \
+  --cache_latents \
+  --cache_latents_to_disk \
+  --optimizer_type="Adafactor" \
+  --optimizer_args="scale_parameter=False" \
+  --gradient_checkpointing \
+  --network_train_unet_only \
+  --cache_text_encoder_outputs
