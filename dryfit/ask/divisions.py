@@ -40,7 +40,7 @@ def print_divisions(asked: Question, watch: Callable[..., None], as_json: bool) 
         print(_line(row))
     if fits:
         best = found["divisions"][0]
-        print(f"write: {_write(best)}")
+        print(f"write: {_write(best, asked)}")
         print(*exchange_lines(best["exchanges"]), sep="\n")
     print(*_left_out(found), sep="\n")
     return 0 if fits else 1
@@ -55,14 +55,16 @@ def print_fewest(asked: Question, watch: Callable[..., None], as_json: bool) -> 
         print(json.dumps(found | {"gpu": gpu.to_mapping()}, sort_keys=True))
         return 0 if found["gpus"] else 1
     if not found["gpus"]:
-        print(f"NOTHING FITS {card(gpu.to_mapping())}: up to {found['counts'][-1]} of them were tried")
+        word = "NO WAY WAS FOUND that fits" if found["not_traced"] else "NOTHING FITS"
+        print(f"{word} {card(gpu.to_mapping())}: up to {found['counts'][-1]} of them were tried")
+        print(*_left_out(found), sep="\n")
         return 1
     one, of = found["division"], f"{gpu.title}{'s' * (found['gpus'] > 1)}"
     print(f"{found['gpus']} {of} hold the step, {one['way']}: {gib(one['headroom_bytes'])} to spare on each")
     print(_line(one))
     for row in found["tried"]:
         print(_line(row))
-    print(f"write: {_write(one)}")
+    print(f"write: {_write(one, asked)}")
     print(*_left_out(found), sep="\n")
     return 0
 
@@ -74,6 +76,8 @@ def _left_out(found: Mapping[str, Any]) -> Iterator[str]:
     if found["not_traced"]:
         rows = ", ".join(f"{row['way']} (roughly {gib(row['rough_bytes'])})" for row in found["not_traced"])
         yield f"not traced, since a rough estimate puts them behind the others: {rows}"
+    if found.get("not_sharded"):
+        yield f"FSDP2 was not tried: {found['not_sharded']}"
     if found.get("refused"):
         yield f"the installed libraries can't run: {', '.join(found['refused'])}"
 
@@ -86,6 +90,7 @@ def _line(row: Mapping[str, Any]) -> str:
     return f"  {row['way']:<38}{needs}  {word:<20}{speed}{place}"
 
 
-def _write(row: Mapping[str, Any]) -> str:
+def _write(row: Mapping[str, Any], asked: Question) -> str:
     more = f", gradient_accumulation: {row['gradient_accumulation']}" if row["gradient_accumulation"] > 1 else ""
+    more += f", loss: {row['loss']}" if row["loss"] != asked.scenario.loss else ""
     return f"parallel: {yaml_text(divisions.written(row))}{more}"

@@ -216,8 +216,11 @@ def _moves_for_speed(scenario: Scenario, capability: tuple[int, int] | None) -> 
 def spread(scenario: Scenario, gpus: int) -> tuple[Changes, str]:
     """What to change to divide a step among GPUs with FSDP2, and its price: the effective batch stays if it can."""
     kept = scenario.parallel.written if scenario.parallel.strategy == DIVIDED else {}
-    changes: Changes = {"parallel": {**kept, "strategy": DIVIDED, "gpus": gpus}, **_divisible(scenario)}
+    changes: Changes = {
+        "parallel": {**kept, "strategy": DIVIDED, "gpus": gpus}, **_divisible(scenario), **whole_loss(scenario)
+    }  # fmt: skip
     price = f"the model is divided among {gpus} GPUs, and gathered layer by layer"
+    price += "; the loss takes all logits at once" if "loss" in changes else ""
     price += "; a base of 4 bits, since one of 8 can't be divided" if "quantization" in changes else ""
     before, rows, steps = scenario.parallel.rows_at_once, scenario.micro_batch, scenario.gradient_accumulation
     if before * steps % gpus == 0:
@@ -227,6 +230,11 @@ def spread(scenario: Scenario, gpus: int) -> tuple[Changes, str]:
     else:
         price += f"; the effective batch becomes {rows * steps * gpus}"
     return changes, price
+
+
+def whole_loss(scenario: Scenario) -> Changes:
+    """What to change of a loss under FSDP: it has no place for one in chunks or fused, which run the head on their own."""
+    return {} if scenario.loss == "full" else {"loss": "full"}
 
 
 def _divisible(scenario: Scenario) -> Changes:

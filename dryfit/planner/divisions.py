@@ -21,6 +21,7 @@ from dryfit.common.errors import UserError
 from dryfit.hours.step_time import Speed, speed_of
 from dryfit.scenario.description import say_way
 from dryfit.scenario.model import EXPERT_COUNTS
+from dryfit.planner.changes import whole_loss
 from dryfit.scenario.nested_fields import Parallel
 from dryfit.scenario.scenario import Scenario
 from dryfit.scenario.strategies import AXES, DIVIDED, NONE, REPLICATED
@@ -48,8 +49,8 @@ class Division:
     ----------
     way
         In words, ``fsdp2 x tensor 2``.
-    parallel, gradient_accumulation
-        What to write in a scenario; as many rows make an update as before, where they can.
+    parallel, gradient_accumulation, loss
+        What to write in a scenario; as many rows make an update as before, where they can. FSDP takes a whole loss.
     peak_allocated_bytes, required_bytes, headroom_bytes
         Of the GPU that needs most, ``place`` among the others ("": all are alike).
     seconds_per_step, tokens_per_second
@@ -61,6 +62,7 @@ class Division:
     way: str
     parallel: Mapping[str, Any]
     gradient_accumulation: int
+    loss: str
     verdict: str | None
     fits: bool | None
     headroom_bytes: int | None
@@ -81,8 +83,9 @@ def ways(scenario: Scenario, gpus: int) -> list[Scenario]:
     for parallel in _meshes(scenario, gpus):
         rows = scenario.gradient_accumulation * scenario.parallel.rows_at_once
         at_once = gpus // (parallel.get("tensor", 1) * parallel.get("context", 1) * parallel.get("pipeline", 1))
+        other = whole_loss(scenario) if parallel["strategy"] == DIVIDED else {}
         try:
-            step = scenario.changed(parallel=parallel, gradient_accumulation=max(rows // at_once, 1))
+            step = scenario.changed(parallel=parallel, gradient_accumulation=max(rows // at_once, 1), **other)
         except UserError:  # what divides a step is checked in one place alone
             continue
         found.setdefault(tuple(asdict(step.parallel).items()), step)
@@ -252,7 +255,7 @@ def fewest(scenario: Scenario, gpu: Gpu, watch: Watch | None = None) -> dict[str
     dict
         ``gpus`` and ``division`` as a mapping, both None where none was found; ``tried``, the divisions that were
         traced and don't fit; ``counts``, the numbers that were looked at; ``not_traced``, on fewer GPUs, as
-        :func:`divide` gives them.
+        :func:`divide` gives them; ``not_sharded``, why FSDP2 alone can't take the step ("": it can).
     """
     order, search, counts, skipped = Order(scenario, gpu), _DivisionSearch(gpu, watch), [], []
     found = None
@@ -272,7 +275,16 @@ def fewest(scenario: Scenario, gpu: Gpu, watch: Watch | None = None) -> dict[str
         "tried": [one.to_mapping() for one in search.found if one is not found],
         "counts": counts,
         "not_traced": skipped,
+        "not_sharded": _not_sharded(scenario),
     }
+
+
+def _not_sharded(scenario: Scenario) -> str:
+    try:
+        scenario.changed(parallel={"strategy": DIVIDED, "gpus": 2}, **whole_loss(scenario))
+    except UserError as error:
+        return error.problem
+    return ""
 
 
 def fitting(scenario: Scenario, gpu: Gpu, count: int, allowed: Callable[[Scenario], bool]) -> Division | None:
@@ -435,6 +447,7 @@ def _traced(
         way=_named(step),
         parallel=asdict(step.parallel),
         gradient_accumulation=step.gradient_accumulation,
+        loss=step.loss,
         **judged.fields(),
         peak_allocated_bytes=answer["peak_allocated_bytes"],
         required_bytes=answer["required_bytes"],

@@ -253,6 +253,8 @@ def _divided(scenario: Scenario, gpu: Gpu, count: int, allowed: Callable[[Scenar
     changes: Changes = {"parallel": written(found.to_mapping())}
     if found.gradient_accumulation != scenario.gradient_accumulation:
         changes["gradient_accumulation"] = found.gradient_accumulation
+    if found.loss != scenario.loss:
+        changes["loss"] = found.loss
     if count > scenario.parallel.gpus:
         changes["gpu"] = {**_kind(gpu), "count": count}
     write = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items())

@@ -8,6 +8,7 @@ from dryfit.ask import command
 from dryfit.ask.divisions import _left_out
 from dryfit.cards.gpus import find
 from dryfit.planner import divisions
+from dryfit.planner.changes import spread
 from dryfit.planner.divisions import Order, divide, fewest, ways
 from tests.dryfit.tracing.several_gpus import LLAMA, scenario
 
@@ -205,6 +206,21 @@ def test_the_fewest_gpus_are_looked_for_from_one_on(gib, gpus, monkeypatch):
         assert found["division"]["required_bytes"] <= card.usable_bytes
 
 
+def test_fsdp_takes_a_whole_loss_where_one_gpu_takes_it_in_chunks(monkeypatch):
+    step = small(model=WIDE).changed(parallel={"strategy": "none", "gpus": 1}, loss="chunked")
+    losses = {divisions.say_way(vars(way.parallel)): way.loss for way in ways(step, 4)}
+    assert (losses["ddp"], losses["fsdp2"]) == ("chunked", "full")
+    monkeypatch.setattr(divisions, "COUNTS", (1, 2, 4))
+    found = fewest(step, find({"vram_gib": 0.64, "context_mib": 512}))
+    assert found["gpus"] == 2 and found["division"]["loss"] == "full" and not found["not_sharded"]
+    assert spread(step, 4)[0]["loss"] == "full"
+
+
+def test_an_optimizer_that_fsdp_refuses_is_named():
+    step = small().changed(parallel={"strategy": "none", "gpus": 1}, optimizer="adamw_8bit")
+    assert "whole tensors" in divisions._not_sharded(step)
+
+
 @pytest.fixture
 def model(tmp_path):
     path = tmp_path / "config.json"
@@ -241,7 +257,7 @@ def test_the_command_line_names_the_fewest(model, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "divide` needs --gpu"),
+        ([], "divide` needs a GPU, and the file names none"),
         (["--gpu", "h100"], "is for several GPUs"),
         (["--gpu", "2xh100", "--quick"], "does not use --quick"),
     ],
