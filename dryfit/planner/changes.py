@@ -233,7 +233,7 @@ def spread(scenario: Scenario, gpus: int) -> tuple[Changes, str]:
 
 
 def whole_loss(scenario: Scenario) -> Changes:
-    """What to change of a loss under FSDP: it has no place for one in chunks or fused, which run the head on their own."""
+    """What to change of a loss under FSDP, which has no place for one in chunks: it runs the head on its own."""
     return {} if scenario.loss == "full" else {"loss": "full"}
 
 

@@ -19,9 +19,9 @@ from dryfit.cards.gpus import Gpu
 from dryfit.cards.verdict import verdict
 from dryfit.common.errors import UserError
 from dryfit.hours.step_time import Speed, speed_of
+from dryfit.planner.changes import whole_loss
 from dryfit.scenario.description import say_way
 from dryfit.scenario.model import EXPERT_COUNTS
-from dryfit.planner.changes import whole_loss
 from dryfit.scenario.nested_fields import Parallel
 from dryfit.scenario.scenario import Scenario
 from dryfit.scenario.strategies import AXES, DIVIDED, NONE, REPLICATED
