@@ -300,7 +300,7 @@ def meant(words: Sequence[str]) -> tuple[list[str], list[UserError]]:
             _Fix("No model or file is named.", "", "a model's name, its id on the Hub, or a file", []).error()
         )
         kept = [_EXAMPLE, *kept]
-    typed = {item.name for item in items(kept)}
+    typed = {item.name for item in items(kept)} | {word for word in start if word.startswith("--")}
     if command != "config" and any(not item.name and Path(str(item.value)).is_file() for item in items(kept)):
         typed.add("--gpu")  # a file may name its GPU; whether it does is known when it has been read
     for name in COMMANDS[command].needs:
@@ -502,10 +502,11 @@ def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str],
     """What some words mean together; None: nothing."""
     typed, words = words, [word.strip("?,!:()").lower() for word in words]
     count = len(words)
-    if (new := _command(words, is_first and count == 1)) and (not command or new[0] == command):
+    new = _with_options(words) or _command(words, is_first and count == 1)
+    if new and (not command or new[0] == command):
         return _Part(count, "command", new)
     takes = COMMANDS[command or "fit"].takes or ()
-    if option := _sized(words, command or "fit") or _said(words, command, takes):
+    if option := _sized(words, command or "fit") or _counted(words, takes) or _said(words, command, takes):
         flags = {word for word in option if word.startswith("-") and word != "--set"}
         return _Part(count, "option" if not flags & named else "unknown", option if not flags & named else ())
     if count == 2 and words[0].isdigit() and words[1].rstrip("s") in ("gpu", "card"):
@@ -538,6 +539,27 @@ def _command(words: Sequence[str], alone: bool) -> list[str] | None:
         return [_table("commands")[words[0]]]
     near = alone and not {*"./"} & {*words[0]} and words[0] not in _table("fillers") and closest(words[0], COMMANDS)
     return [near] if near and COMMANDS[near].takes and not _model(words) else None
+
+
+def _with_options(words: Sequence[str]) -> list[str] | None:
+    """Words that are a command with an option: ``trl script``, ``nvidia-smi says 21GB``."""
+    if len(words) == 2 and words[1] == "script" and words[0] in _table("scripts"):
+        return ["config", "--for", _table("scripts")[words[0]]]
+    if len(words) > 1 and words[-2] in _table("measures") and re.fullmatch(r"\d+(\.\d+)?[gm]i?b", words[-1]):
+        source = f"{words[0]}=" if words[0] == "nvidia-smi" else ""
+        return ["compare", "--measured", source + words[-1]] if source or len(words) == 2 else None
+    return None
+
+
+def _counted(words: Sequence[str], takes: Sequence[str]) -> list[str] | None:
+    """``at 4096``: tokens, if they are so many; ``0.35 per hour``; for serving ``4 bit``."""
+    if len(words) == 2 and words[0] in ("at", "with") and re.fullmatch(r"\d+k|\d{3,}", words[1]) and "-s" in takes:
+        return _typed("-s", words[1])
+    price = re.fullmatch(r"[$€]?(\d+(?:\.\d+)?)\$? ?(?:(?:dollars|usd|eur|euros) )?(?:per|an|a|/) ?hour", " ".join(words))
+    if price and "--price" in takes:
+        return ["--price", price[1]]
+    bits = re.fullmatch(r"(4|8)[ -]?bits?", " ".join(words))
+    return ["--weights", _table("bits")[bits[1]]] if bits and "--weights" in takes else None
 
 
 def _sized(words: Sequence[str], command: str) -> list[str] | None:

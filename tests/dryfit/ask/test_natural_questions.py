@@ -14,6 +14,16 @@ from dryfit.ask.command import read
 from dryfit.common.errors import UserError
 
 QUESTIONS: dict[str, dict[str, Any]] = {
+    "how many h100s for a full finetune of llama 3.1 70b at 8192":
+        {"command": "divide", "gpu": "h100", "method": "full", "sequence_length": 8192},
+    "trl script for lora on qwen3 1.7b on a 4060 with 2048 tokens":
+        {"command": "config", "for": "trl-script", "sequence_length": 2048, "gpu": "rtx-4060"},
+    "can i serve qwen 2.5 32b in 4 bit on a 3090 with 16k context":
+        {"command": "serve", "weights": "nf4", "gpu": "rtx-3090", "sequence_length": 16384},
+    "how much does it cost to train llama 8b with qlora on a 4090, 50k rows of 500 tokens, 3 epochs at 0.35 per hour":
+        {"gpu": "rtx-4090", "method": "qlora", "rows": 50_000, "sequence_length": 500},
+    "nvidia-smi says 21GB for qlora llama 3 8b at batch 4 and 2048 tokens on a 3090, is that right":
+        {"command": "compare", "gpu": "rtx-3090", "method": "qlora", "micro_batch": 4, "sequence_length": 2048},
     "Qwen/Qwen2.5-7B-Instruct --gpu 4090": {"model": (3584, 28), "gpu": "rtx-4090"},
     "llama-3.1-8b --gpu 'RTX 3090' --method lora -s 4096":
         {"model": (4096, 32), "gpu": "rtx-3090", "method": "lora", "sequence_length": 4096},
