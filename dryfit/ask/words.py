@@ -555,7 +555,7 @@ def _counted(words: Sequence[str], takes: Sequence[str]) -> list[str] | None:
     """``at 4096``: tokens, if they are so many; ``0.35 per hour``; for serving ``4 bit``."""
     if len(words) == 2 and words[0] in ("at", "with") and re.fullmatch(r"\d+k|\d{3,}", words[1]) and "-s" in takes:
         return _typed("-s", words[1])
-    price = re.fullmatch(r"[$€]?(\d+(?:\.\d+)?)\$? ?(?:(?:dollars|usd|eur|euros) )?(?:per|an|a|/) ?hour", " ".join(words))
+    price = re.fullmatch(r"[$€]?(\d+(?:\.\d+)?)[$€]? (?:per|an|a) hour", " ".join(words))
     if price and "--price" in takes:
         return ["--price", price[1]]
     bits = re.fullmatch(r"(4|8)[ -]?bits?", " ".join(words))
