@@ -141,16 +141,19 @@ def serve(asked: Question, requests: int, weights: str | None) -> Serving:
     all_packed = kind.startswith(("q", "int"))  # GGUF quantizes embeddings and head too
     size = round(packed * BITS[kind] / 8 + rest * (BITS[kind] / 8 if all_packed else (4 if kind == "fp32" else 2)))
     a_token = 2 * decoder.sizes["L"] * decoder.sizes["k"] * 2
-    step, how = _step(scenario, decoder.sizes)
+    step, how = _step(scenario, decoder.sizes, kind, asked.gpu)
     return Serving(
         scenario.model_name or scenario.model["model_type"], kind, requests, scenario.sequence_length, size,
         requests * scenario.sequence_length * a_token, a_token, step, how, asked.gpu,
     )  # fmt: skip
 
 
-def _step(scenario: Scenario, sizes: Mapping[str, int]) -> tuple[int, str]:
-    """What the forward pass of one request needs beside weights and cache: traced where torch is there."""
-    tokens = scenario.sequence_length
+def _step(scenario: Scenario, sizes: Mapping[str, int], kind: str, gpu: Gpu | None) -> tuple[int, str]:
+    """What the forward pass of one request needs beside weights and cache: traced where torch is there.
+
+    It computes in 16 bits unless the weights have 32: a training's dtype says nothing of it.
+    """
+    tokens, capability = scenario.sequence_length, (gpu and gpu.capability) or (8, 0)
     try:
         import torch
 
@@ -161,7 +164,8 @@ def _step(scenario: Scenario, sizes: Mapping[str, int]) -> tuple[int, str]:
         import_quietly(scenario)
     except ImportError:
         return tokens * (4 * sizes["h"] + 3 * sizes["i"]) * 2 + 6 * sizes["V"], "estimated"
-    dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[scenario.weight_precision]
+    half = "bfloat16" if kind != "fp16" and capability >= (8, 0) else "float16"
+    dtype = "float32" if kind == "fp32" else half
     model = build(Evaluation(scenario.model, dtype, [], 1, 1), "meta")
 
     def step() -> None:
@@ -170,7 +174,7 @@ def _step(scenario: Scenario, sizes: Mapping[str, int]) -> tuple[int, str]:
                 torch.zeros(1, tokens, dtype=torch.long, device="meta"), use_cache=True, logits_to_keep=1
             ).logits.float()
 
-    report = trace_step(model, None, step, options=Options(steps=1, scalars=0))
+    report = trace_step(model, None, step, options=Options(steps=1, scalars=0, capability=capability))
     weights = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     cache = tokens * 2 * sizes["L"] * sizes["k"] * (4 if dtype == "float32" else 2)
     return max(0, report.peak_allocated_bytes - weights - cache), "traced, one prompt read at once"

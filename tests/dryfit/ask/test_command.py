@@ -432,6 +432,14 @@ def test_serving_is_weights_keys_values_and_a_step(capsys) -> None:
     assert packed.startswith("Serving needs ")
 
 
+def test_a_served_prompt_is_read_in_16_bits_without_whole_scores(model: str, capsys) -> None:
+    sizes = [
+        json.loads(run(capsys, "serve", model, "--gpu", "24GiB", "-s", tokens, "--json")[1])["step_bytes"]
+        for tokens in ("1024", "4096")
+    ]
+    assert sizes[1] < 5 * sizes[0]
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [("nvidia-smi=14.2GiB", ("nvidia-smi", round(14.2 * GIB))), ("allocated=9543MiB", ("allocated", 9543 * 2**20)),
