@@ -122,7 +122,7 @@ class ModelFamily:
     def catalogue(self) -> list[str]:
         """The models of `config/models/` that are of the family."""
         names = [path.stem for path in sorted(data_path("models").glob("*.json"))]
-        return [name for name in names if _language_model(name)["model_type"] == self.model_type]
+        return [name for name in names if language_model_of(name)["model_type"] == self.model_type]
 
     def kinds(self, model: Model) -> Sequence[str]:
         """The kind of each layer."""
@@ -199,7 +199,8 @@ class ModelFamily:
 
 
 @cache
-def _language_model(name: str) -> Model:
+def language_model_of(name: str) -> Model:
+    """The language model's configuration of one of the catalogue."""
     return language_model(configuration(name, "the catalogue")[0])[0]
 
 
@@ -240,39 +241,26 @@ def _whole(**more: Any) -> dict[str, Any]:
     return {"whole_heads": True, "points": {**_POINTS, **_WHOLE}, "odd": {**_ODD, "h": (1200, 2064)}, **more}
 
 
-def _delta(**more: Any) -> dict[str, Any]:
-    """Of Qwen3.5's families: three layers of the delta rule for one of attention."""
-    own = {"nk": (4, 8, 2), "nv": (16, 32, 48), "dk": (128, 64), "dv": (128, 64)}
-    experts = "E" in more.get("keys", {})
-    base = _experts(m="moe_intermediate_size", E="num_experts", e=8) if experts else {}
-    heads = {
-        "nk": "linear_num_key_heads", "nv": "linear_num_value_heads", "dk": "linear_key_head_dim",
+_DELTA = {  # three layers of the delta rule for one of attention
+    "fixed": {"rope_parameters": _DELTA_ROPE, "attn_output_gate": True},
+    "silent": {"attention_bias": False, "partial_rotary_factor": 0.25, "mlp_only_layers": []},
+    "implied": frozenset(),
+    "exact_length": True,
+    "kinds_key": "layer_types",
+    "words": {"l": "linear_attention", "f": "full_attention"},
+    "every": ("full_attention_interval", 4),
+    "sequence": "lllflfllf",
+    "order": "lllflllflllf",
+    "radius": 1,
+    "keys": {
+        **_KEYS, "nk": "linear_num_key_heads", "nv": "linear_num_value_heads", "dk": "linear_key_head_dim",
         "dv": "linear_value_head_dim",
-    }  # fmt: skip
-    of = lambda name, usual: base.get(name, usual)  # noqa: E731
-    shared = {"S": (1536, 1792, 1280)} if experts else {}
-    return {
-        "fixed": {"rope_parameters": _DELTA_ROPE, "attn_output_gate": True},
-        "silent": {"attention_bias": False, "partial_rotary_factor": 0.25, "mlp_only_layers": []},
-        "implied": frozenset(),
-        "exact_length": True,
-        "kinds_key": "layer_types",
-        "words": {"l": "linear_attention", "f": "full_attention"},
-        "every": ("full_attention_interval", 4),
-        "sequence": "lllflfllf",
-        "order": "lllflllflllf",
-        "radius": 1,
-        "keys": of("keys", _KEYS) | heads | ({"S": "shared_expert_intermediate_size"} if experts else {}),
-        "points": of("points", _POINTS)
-        | own
-        | shared
-        | ({"e": (8, 10, 6, 12, 4)} if experts else {})
-        | {"d": (256, 128, 96)},
-        "odd": of("odd", _ODD),
-        "ends": of("ends", _ENDS)
-        | {"nk": (2, 32), "nv": (8, 128), "dk": (64, 128), "dv": (64, 128)}
-        | ({"S": (128, 8192), "e": (2, 16)} if experts else {}),
-    }
+    },
+    "points": {
+        **_POINTS, "nk": (4, 8, 2), "nv": (16, 32, 48), "dk": (128, 64), "dv": (128, 64), "d": (256, 128, 96),
+    },
+    "ends": {**_ENDS, "nk": (2, 32), "nv": (8, 128), "dk": (64, 128), "dv": (64, 128)},
+}  # fmt: skip
 
 
 def _nemotron(model: Model) -> Model:
@@ -406,8 +394,7 @@ FAMILIES = {
                 m="intermediate_size", E="num_local_experts", e=8, d=((128, 256, 96, 160), (80, 152, 72), (72, 256))
             ),
         ),
-        ModelFamily(model_type="qwen3_5_text", architecture="Qwen3_5ForCausalLM", **_delta()),
-        ModelFamily(model_type="qwen3_5_moe_text", architecture="Qwen3_5MoeForCausalLM", **_delta(keys={"E": ""})),
+        ModelFamily(model_type="qwen3_5_text", architecture="Qwen3_5ForCausalLM", **_DELTA),
         ModelFamily(
             model_type="nemotron_h",
             architecture="NemotronHForCausalLM",
@@ -549,13 +536,6 @@ FAMILIES = {
             sequence="rrrnrnrrrn",
             order="rrrnrrrnrrrnrrrn",
             radius=1,
-            **_whole(),
-        ),
-        ModelFamily(
-            model_type="phi",
-            architecture="PhiForCausalLM",
-            silent={"embd_pdrop": 0.0, "qk_layernorm": False},
-            activations=("gelu_new",),
             **_whole(),
         ),
     )

@@ -97,6 +97,8 @@ class StepKey:
             settings["lora"] = {name: part for name, part in settings["lora"].items() if name not in ("alpha", "rank")}
         settings = _unusual(settings, scenario_defaults())
         flags: dict[str, Any] = family.flags(model, numbers)
+        if scenario.lora and "E" in family.keys and scenario.lora.alpha == scenario.lora.rank:
+            flags["unscaled"] = True  # PyTorch's baddbmm, which adapts experts, leaves a factor of 1 out
         if scenario.loss == "chunked":
             flags |= {"chunks": chunks(numbers), "one_left": last_chunk(numbers) == 1}
         return cls(family, numbers, kinds, settings, particular, flags)
@@ -147,13 +149,8 @@ class Form:
         within = all(name in ranges and ranges[name][0] <= count <= ranges[name][1] for name, count in numbers.items())
         return within and list(capability) in self.content["capabilities"]
 
-    @property
-    def orders(self) -> int:
-        """How many orders of loading are tried: several where chance decides."""
-        return ORDERS if self.content.get("workers", 1) > 1 else 1
-
-    def compose(self, kinds: Kinds, numbers: Mapping[str, int], capability: Capability, order: int = 0) -> Composition:
-        """The events of a step, loading included; ``order``: of those that chance decides on.
+    def compose(self, kinds: Kinds, numbers: Mapping[str, int], capability: Capability) -> list[Composition]:
+        """The events of a step, loading included: in each order that is tried, where chance decides about that.
 
         Raises
         ------
@@ -178,10 +175,11 @@ class Form:
         composed = self._layers.compose(kinds, size_of)
         if any(rule[0] == "warm" for rule in rules):
             composed.events[0] = composed.events[0][0], self._warming(composed)
-        if "arrivals" in self.content:
-            by_about = dict(self.content["arrivals"])
-            return arrived(composed, by_about, numbers["E"], self.content["workers"], order)
-        return composed
+        if "arrivals" not in self.content:
+            return [composed]
+        arrivals, workers = dict(self.content["arrivals"]), self.content["workers"]
+        orders = range(ORDERS if workers > 1 else 1)
+        return [arrived(composed, arrivals, numbers["E"], workers, order) for order in orders]
 
     def _trained(self, kinds: Kinds) -> int:
         """How many tensors are trained: gradients that the second step makes."""
@@ -311,8 +309,8 @@ def form_of(scenario: Scenario, capability: Capability | None = None) -> tuple[F
     return form, asked
 
 
-def composed_step(scenario: Scenario, capability: Capability | None = None, order: int = 0) -> tuple[Form, Composition]:
-    """A scenario's step from its family's record; ``order``: of those of loading that chance decides on.
+def composed_step(scenario: Scenario, capability: Capability | None = None) -> tuple[Form, list[Composition]]:
+    """A scenario's step from its family's record, in each order of loading that is tried.
 
     Raises
     ------
@@ -321,6 +319,6 @@ def composed_step(scenario: Scenario, capability: Capability | None = None, orde
     """
     form, asked = form_of(scenario, capability)
     try:
-        return form, form.compose(asked.kinds, asked.numbers, capability or DEFAULT_CAPABILITY, order)
+        return form, form.compose(asked.kinds, asked.numbers, capability or DEFAULT_CAPABILITY)
     except (Inexact, UnknownOrder) as error:
         raise NoRecord(str(error)) from error

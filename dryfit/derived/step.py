@@ -148,7 +148,8 @@ _PARTS = (  # of a module's name, and what people call it
     ("k_proj", "keys' projection"), ("v_proj", "values' projection"), ("o_proj", "attention's output projection"),
     ("qkv_proj", "queries', keys' and values' projection"), ("gate_up_proj", "MLP's gate and up projection"),
     ("gate_proj", "MLP's gate projection"), ("up_proj", "MLP's up projection"), ("down_proj", "MLP's down projection"),
-    ("act_fn", "MLP's activation function"), ("self_attn", "attention"), ("mlp", "MLP"), ("norm", "norms"),
+    ("act_fn", "MLP's activation function"), ("experts", "experts"),
+    ("mlp.gate", "router"), ("self_attn", "attention"), ("mlp", "MLP"), ("norm", "norms"),
     ("rotary_emb", "rotary embedding"), ("layers", "layers' residual stream"),
 )  # fmt: skip
 
@@ -183,9 +184,8 @@ class _Same:
 
 @lru_cache(maxsize=32)
 def _derived(same: _Same, capability: Capability, expandable: bool) -> DerivedStep:
-    form, first = composed_step(same.scenario, capability)
-    others = [composed_step(same.scenario, capability, order)[1] for order in range(1, form.orders)]
-    return DerivedStep(form, [first, *others], capability, expandable_segments=expandable)
+    form, orders = composed_step(same.scenario, capability)
+    return DerivedStep(form, orders, capability, expandable_segments=expandable)
 
 
 def if_recorded(scenario: Scenario, capability: Capability | None = None) -> DerivedStep | None:

@@ -331,7 +331,7 @@ def differs(form: Form, scenario: Scenario, capability: Capability) -> str | Non
     """Where a form's events are not the trace's, in words; None: they are equal."""
     asked = StepKey.of(scenario)
     try:
-        own = form.compose(asked.kinds, asked.numbers, capability)
+        own = form.compose(asked.kinds, asked.numbers, capability)[0]
     except (Inexact, NoSuchOrder) as error:
         return str(error)
     traced, marks = events(scenario, capability)
