@@ -225,6 +225,7 @@ _MROPE = {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type":
 _YARN = {
     "beta_fast": 32.0, "beta_slow": 1.0, "factor": 48.0, "llama_4_scaling_beta": 0.1, "mscale": 1.0,
     "mscale_all_dim": 1.0, "original_max_position_embeddings": 8192, "rope_theta": 1e8, "rope_type": "yarn",
+    "type": "yarn",
 }  # fmt: skip
 _OLMO3_YARN = {
     "attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1, "factor": 8.0,
