@@ -102,6 +102,17 @@ def test_an_answer_is_the_traces_or_there_is_none(number) -> None:
     checked(*drawn(number))
 
 
+@pytest.mark.few(1, 1)
+@pytest.mark.parametrize("method", sorted(OF_TRL))
+@pytest.mark.parametrize("family", RECORDED)
+def test_a_small_model_of_each_family_is_answered_as_it_is_traced(family, method) -> None:
+    keys, model = FAMILIES[family].keys, dict(language_model_of(FAMILIES[family].catalogue()[0]))
+    sizes = {keys["m"]: 712, keys["E"]: 24} if "E" in keys else {"intermediate_size": 1500}
+    model |= {"hidden_size": 64 * model["num_attention_heads"], "num_hidden_layers": 7, "vocab_size": 50257, **sizes}
+    fields = {"model": model, "method": method, "sequence_length": 512, "micro_batch": 1, "optimizer": "adamw_fused"}
+    assert checked({**fields, "loss": "chunked", **OF_TRL[method]}, (8, 9))
+
+
 def test_most_questions_inside_of_what_was_recorded_are_answered() -> None:
     inside = 0
     for number in range(300):
