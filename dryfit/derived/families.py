@@ -6,15 +6,15 @@ itself.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from math import lcm
-from pathlib import Path
 from typing import Any
 
 from dryfit.data import data_path
-from dryfit.engine.cuda_rules import up
+from dryfit.engine.cuda_rules import SORTED_IN_PLACE, up
+from dryfit.scenario.model import configuration, language_model
 
 Model = Mapping[str, Any]
 Numbers = dict[str, int]
@@ -23,9 +23,9 @@ Numbers = dict[str, int]
 # trace models that differ in them.
 _NO_SIZE = {
     "architectures", "attention_dropout", "bos_token_id", "dtype", "eos_token_id", "hidden_act", "initializer_range",
-    "max_position_embeddings", "max_window_layers", "model_type", "pad_token_id", "pretraining_tp",
-    "query_pre_attn_scalar", "rms_norm_eps",
-    "rope_theta", "torch_dtype", "transformers_version", "use_cache",
+    "layer_norm_eps", "max_position_embeddings", "max_window_layers", "model_type", "pad_token_id", "pretraining_tp",
+    "query_pre_attn_scalar", "rms_norm_eps", "router_aux_loss_coef",
+    "rope_local_base_freq", "rope_theta", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 _ROPE = {"factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"}  # numbers of a table
 _GELU = ("gelu_pytorch_tanh",)
@@ -63,8 +63,19 @@ class ModelFamily:
         The activation functions that make the same tensors, the class's own first.
     tied
         Whether embeddings and head are one where a file leaves that out.
-    sequence
-        The kinds of the layers that are recorded.
+    sequence, order
+        The kinds of the layers that are recorded, and another order of them that is checked.
+    kinds_key, words, every
+        The key that lists the layers' kinds, what it says by kind, and the key that says how many layers apart the
+        last kind stands where they are not listed, with its value where that is left out.
+    radius
+        Neighbours on either side that tell one layer's events from another's.
+    unused
+        Keys that the class doesn't read.
+    plain
+        A configuration in the form that is recorded, where a class computes sizes from what a file says.
+    exact_length
+        Rows are cut into chunks, in a loop or padded: a record is for one length.
     """
 
     model_type: str
@@ -83,6 +94,14 @@ class ModelFamily:
     activations: Sequence[str] = ("silu",)
     tied: bool = False
     sequence: str = "aaaaa"
+    order: str = "aaaaaaa"
+    kinds_key: str = ""
+    words: Mapping[str, Any] = field(default_factory=dict)
+    every: tuple[str, int] | None = None
+    radius: int = 2
+    unused: frozenset[str] = frozenset()
+    plain: Callable[[Model], Model] = dict
+    exact_length: bool = False
 
     def numbers(self, model: Model) -> Numbers:
         """The model's numbers by symbol."""
@@ -93,17 +112,29 @@ class ModelFamily:
         return known | {"K": groups, "g": heads // groups, "d": head}
 
     def possible(self, numbers: Numbers) -> Numbers:
-        """The numbers with a hidden size that transformers takes."""
-        return {**numbers, "h": up(numbers["h"], lcm(8, numbers["K"] * numbers["g"]))} if self.whole_heads else numbers
+        """The numbers with a hidden size that transformers takes, and with fewer heads of keys than of values."""
+        if self.whole_heads:
+            numbers = {**numbers, "h": up(numbers["h"], lcm(8, numbers["K"] * numbers["g"]))}
+        if "nk" in numbers:
+            numbers = {**numbers, "nv": max(up(numbers["nv"], numbers["nk"]), 2 * numbers["nk"])}
+        return numbers
 
     def catalogue(self) -> list[str]:
         """The models of `config/models/` that are of the family."""
-        models = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in _catalogue()}
-        return [name for name, model in models.items() if model["model_type"] == self.model_type]
+        names = [path.stem for path in sorted(data_path("models").glob("*.json"))]
+        return [name for name in names if language_model_of(name)["model_type"] == self.model_type]
 
     def kinds(self, model: Model) -> Sequence[str]:
         """The kind of each layer."""
-        return "a" * model["num_hidden_layers"]
+        count = model["num_hidden_layers"]
+        if not self.words:
+            return "a" * count
+        if listed := model.get(self.kinds_key):
+            letters = {word: kind for kind, word in self.words.items()}
+            return [letters[word] for word in listed[:count]]
+        key, apart = self.every or ("", 0)
+        usual, other = self.words
+        return [usual if (layer + 1) % (model.get(key) or apart) else other for layer in range(count)]
 
     def config(self, numbers: Mapping[str, int], kinds: Sequence[str], **more: Any) -> dict[str, Any]:
         """A configuration with these numbers, and so many layers."""
@@ -115,6 +146,7 @@ class ModelFamily:
             "num_key_value_heads": numbers["K"],
             "head_dim": numbers["d"],
             "num_hidden_layers": len(kinds),
+            **({self.kinds_key: [self.words[kind] for kind in kinds]} if self.words else {}),
             "max_position_embeddings": 131072,
             **self.fixed,
             **more,
@@ -128,6 +160,7 @@ class ModelFamily:
         if heads[0] % heads[1] or not told or not active or model.get("attention_dropout"):
             return None
         numbers = {*self.keys.values(), "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers"}
+        numbers |= {*self.unused, self.kinds_key, *(self.every or ())[:1]}
         rest = {
             key: value
             for key, value in model.items()
@@ -144,12 +177,19 @@ class ModelFamily:
         }
         return rest | ({"rope": rope} if rope.get("rope_type", "default") != "default" or len(rope) > 1 else {})
 
-    def flags(self, model: Model, numbers: Numbers) -> dict[str, bool]:
+    def flags(self, model: Model, numbers: Numbers) -> dict[str, Any]:
         """What numbers decide beyond sizes: where a kernel, a mask or a squeezed dimension is another one."""
         window = self._window(model)
-        found = {"one_row": numbers["b"] == 1, "one_group": numbers["K"] == 1, "no_groups": numbers["g"] == 1}
-        found["unaligned"] = bool(numbers["d"] % 8 or numbers["h"] % 8)
-        return found | ({"windowed": True} if window and numbers["s"] >= window else {})
+        found: dict[str, Any] = {"length": numbers["s"]} if self.exact_length else {}
+        found |= {"one_row": numbers["b"] == 1, "one_group": numbers["K"] == 1, "no_groups": numbers["g"] == 1}
+        found["unaligned"] = any(numbers.get(symbol, 0) % 8 for symbol in "dhm")
+        if "nk" in numbers:
+            found["no_repeats"] = numbers["nv"] == numbers["nk"]
+        if "e" in numbers and numbers["b"] * numbers["s"] * numbers["e"] <= SORTED_IN_PLACE:
+            found["sorted_in_place"] = True  # the experts of all tokens
+        if window and numbers["s"] >= window:
+            found |= {"windowed": True, "aligned": numbers["s"] % 8 == 0}  # a mask's rows are padded to that
+        return found
 
     def _window(self, model: Model) -> int | None:
         """Tokens that attention looks back at; None: at all of them."""
@@ -158,8 +198,10 @@ class ModelFamily:
         return model.get("sliding_window", self.window)
 
 
-def _catalogue() -> list[Path]:
-    return sorted(data_path("models").glob("*.json"))
+@cache
+def language_model_of(name: str) -> Model:
+    """The language model's configuration of one of the catalogue."""
+    return language_model(configuration(name, "the catalogue")[0])[0]
 
 
 _KEYS = {"h": "hidden_size", "i": "intermediate_size", "V": "vocab_size"}
@@ -179,10 +221,76 @@ _LLAMA3 = {
     "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
     "rope_type": "llama3",
 }  # fmt: skip
+_MROPE = {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"}  # of images, of no text
+_YARN = {
+    "beta_fast": 32.0, "beta_slow": 1.0, "factor": 48.0, "llama_4_scaling_beta": 0.1, "mscale": 1.0,
+    "mscale_all_dim": 1.0, "original_max_position_embeddings": 8192, "rope_theta": 1e8, "rope_type": "yarn",
+    "type": "yarn",
+}  # fmt: skip
+_OLMO3_YARN = {
+    "attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1, "factor": 8.0,
+    "original_max_position_embeddings": 8192, "rope_type": "yarn",
+}  # fmt: skip
+_DELTA_ROPE = {
+    "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25, "rope_theta": 10000000,
+    "rope_type": "default",
+}  # fmt: skip
+_WINDOWS = {"s": "sliding_attention", "f": "full_attention"}
 
 
 def _whole(**more: Any) -> dict[str, Any]:
     return {"whole_heads": True, "points": {**_POINTS, **_WHOLE}, "odd": {**_ODD, "h": (1200, 2064)}, **more}
+
+
+_DELTA = {  # three layers of the delta rule for one of attention
+    "fixed": {"rope_parameters": _DELTA_ROPE, "attn_output_gate": True},
+    "silent": {"attention_bias": False, "partial_rotary_factor": 0.25, "mlp_only_layers": []},
+    "implied": frozenset(),
+    "exact_length": True,
+    "kinds_key": "layer_types",
+    "words": {"l": "linear_attention", "f": "full_attention"},
+    "every": ("full_attention_interval", 4),
+    "sequence": "lllflfllf",
+    "order": "lllflllflllf",
+    "radius": 1,
+    "keys": {
+        **_KEYS, "nk": "linear_num_key_heads", "nv": "linear_num_value_heads", "dk": "linear_key_head_dim",
+        "dv": "linear_value_head_dim",
+    },
+    "points": {
+        **_POINTS, "nk": (4, 8, 2), "nv": (16, 32, 48), "dk": (128, 64), "dv": (128, 64), "d": (256, 128, 96),
+    },
+    "ends": {**_ENDS, "nk": (2, 32), "nv": (8, 128), "dk": (64, 128), "dv": (64, 128)},
+}  # fmt: skip
+
+
+def _nemotron(model: Model) -> Model:
+    letters = {"M": "mamba", "E": "moe", "*": "attention"}
+    listed = model.get("hybrid_override_pattern")
+    rest = {key: value for key, value in model.items() if key != "hybrid_override_pattern"}
+    return rest | ({"layers_block_type": [letters[letter] for letter in listed]} if listed else {})
+
+
+def _experts(m: str, E: str, e: int, d: Any = None) -> dict[str, Any]:
+    """Of families with experts in each layer: the keys of their width and number, how many a token takes.
+
+    ``d``: values of a head's width.
+    """
+    without = lambda values: {symbol: own for symbol, own in values.items() if symbol != "i"}  # noqa: E731
+    points = without(_POINTS) | {"m": (768, 896, 640, 384), "E": (16, 24, 12, 40), "e": (e,)}
+    odd = without(_ODD) | {"h": (1000, 1496, 968), "m": (712, 1000, 520)}
+    ends = without(_ENDS) | {"m": (128, 16384), "E": (8, 512), "e": (e, e)}
+    if d:
+        points["d"], odd["d"], ends["d"] = d
+    return {
+        "keys": without(_KEYS) | {"m": m, "E": E, "e": "num_experts_per_tok"},
+        "points": points,
+        "odd": odd,
+        "ends": ends,
+        "sequence": "aaa",
+        "order": "aaaaa",
+        "radius": 1,
+    }
 
 
 FAMILIES = {
@@ -208,6 +316,7 @@ FAMILIES = {
             silent={"attention_bias": False, "use_sliding_window": False},
             slides_if="use_sliding_window",
             implied=frozenset(),
+            alike=({"rope_scaling": _MROPE},),
         ),
         ModelFamily(
             model_type="mistral",
@@ -239,6 +348,196 @@ FAMILIES = {
             fixed={"pad_token_id": 0, "original_max_position_embeddings": 131072},
             silent={"attention_bias": False, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
             alike=({"sliding_window": 2**20},),
+        ),
+        ModelFamily(
+            model_type="qwen3_moe",
+            architecture="Qwen3MoeForCausalLM",
+            fixed={"decoder_sparse_step": 1, "mlp_only_layers": []},
+            silent={"attention_bias": False, "use_sliding_window": False},
+            slides_if="use_sliding_window",
+            implied=frozenset(),
+            unused=frozenset(
+                {
+                    "intermediate_size",
+                    "qkv_bias",
+                    "router_aux_loss_coef",
+                    "shared_expert_intermediate_size",
+                    "use_qk_norm",
+                }
+            ),
+            alike=({"rope_scaling": _MROPE},),
+            **_experts(m="moe_intermediate_size", E="num_experts", e=8),
+        ),
+        ModelFamily(
+            model_type="mixtral",
+            architecture="MixtralForCausalLM",
+            fixed={"sliding_window": None},
+            implied=frozenset({"head_dim"}),
+            **_experts(m="intermediate_size", E="num_local_experts", e=2),
+        ),
+        ModelFamily(
+            model_type="minimax_m2",
+            architecture="MiniMaxM2ForCausalLM",
+            implied=frozenset(),
+            unused=frozenset(
+                {
+                    "attn_type_list",
+                    "num_mtp_modules",
+                    "qk_norm_type",
+                    "scoring_func",
+                    "shared_intermediate_size",
+                    "use_mtp",
+                    "use_qk_norm",
+                    "use_routing_bias",
+                }
+            ),
+            **_experts(
+                m="intermediate_size", E="num_local_experts", e=8, d=((128, 256, 96, 160), (80, 152, 72), (72, 256))
+            ),
+        ),
+        ModelFamily(model_type="qwen3_5_text", architecture="Qwen3_5ForCausalLM", **_DELTA),
+        ModelFamily(
+            model_type="nemotron_h",
+            architecture="NemotronHForCausalLM",
+            silent={"attention_bias": False, "mlp_bias": False, "use_bias": False, "mamba_proj_bias": False},
+            implied=frozenset(),
+            unused=frozenset(
+                {
+                    "intermediate_size",
+                    "layer_norm_epsilon",
+                    "moe_shared_expert_overlap",
+                    "norm_eps",
+                    "routed_scaling_factor",
+                    "time_step_floor",
+                    "time_step_max",
+                    "time_step_min",
+                }
+            ),
+            plain=_nemotron,
+            exact_length=True,
+            kinds_key="layers_block_type",
+            words={"M": "mamba", "E": "moe", "*": "attention"},
+            sequence="MEMEM*EMEM*EME",
+            order="MEMEMEM*EMEM*EMEMEMEM*EMEME",
+            radius=1,
+            keys={
+                "h": "hidden_size",
+                "V": "vocab_size",
+                "m": "moe_intermediate_size",
+                "S": "moe_shared_expert_intermediate_size",
+                "E": "n_routed_experts",
+                "e": "num_experts_per_tok",
+                "N": "mamba_num_heads",
+                "P": "mamba_head_dim",
+                "G": "n_groups",
+                "u": "ssm_state_size",
+            },
+            points={
+                **{symbol: own for symbol, own in _POINTS.items() if symbol != "i"},
+                "m": (768, 896, 640),
+                "S": (1536, 1792, 1280),
+                "E": (16, 24, 32),
+                "e": (6, 4, 8),
+                "N": (32, 64, 16),
+                "P": (64, 128, 32),
+                "G": (8, 4, 2),
+                "u": (128, 64, 96),
+            },
+            odd={"V": (50257, 1003)},
+            ends={
+                **{symbol: own for symbol, own in _ENDS.items() if symbol != "i"},
+                "m": (128, 16384),
+                "S": (128, 16384),
+                "E": (16, 512),
+                "e": (2, 22),
+                "N": (16, 256),
+                "P": (64, 64),
+                "G": (8, 8),
+                "u": (64, 256),
+            },
+        ),
+        ModelFamily(
+            model_type="gemma",
+            architecture="GemmaForCausalLM",
+            silent={"attention_bias": False},
+            implied=frozenset(),
+            activations=_GELU,
+            tied=True,
+            **_whole(),
+        ),
+        ModelFamily(
+            model_type="ministral3",
+            architecture="Ministral3ForCausalLM",
+            fixed={"rope_parameters": _YARN},
+            implied=frozenset(),
+        ),
+        ModelFamily(
+            model_type="olmo2",
+            architecture="Olmo2ForCausalLM",
+            silent={"attention_bias": False},
+            **_whole(),
+        ),
+        ModelFamily(
+            model_type="gemma3_text",
+            architecture="Gemma3ForCausalLM",
+            fixed={"sliding_window": 2**20, "hidden_activation": _GELU[0]},
+            silent={"attention_bias": False, "final_logit_softcapping": None, "attn_logit_softcapping": None},
+            window=4096,
+            implied=frozenset(),
+            activations=_GELU,
+            tied=True,
+            alike=({"rope_scaling": {"factor": 8.0, "rope_type": "linear"}},),
+            kinds_key="layer_types",
+            words=_WINDOWS,
+            every=("sliding_window_pattern", 6),
+            sequence="sssfsfsfss",
+            order="sssssfsssssfsssssfssss",
+            radius=1,
+            **_whole(),
+        ),
+        ModelFamily(
+            model_type="olmo3",
+            architecture="Olmo3ForCausalLM",
+            fixed={"sliding_window": 2**20},
+            silent={"attention_bias": False},
+            window=4096,
+            alike=({"rope_scaling": _OLMO3_YARN},),
+            kinds_key="layer_types",
+            words=_WINDOWS,
+            every=("", 4),
+            sequence="sssfsfsssf",
+            order="sssfsssfsssfsssf",
+            radius=1,
+            **_whole(),
+        ),
+        ModelFamily(
+            model_type="exaone4",
+            architecture="Exaone4ForCausalLM",
+            fixed={"sliding_window": 2**20},
+            silent={"sliding_window_pattern": "LLLG"},
+            window=4096,
+            implied=frozenset(),
+            alike=({"rope_scaling": _LLAMA3},),
+            kinds_key="layer_types",
+            words=_WINDOWS,
+            sequence="sssfsfsssf",
+            order="sssfsssfsssfsssf",
+            radius=1,
+        ),
+        ModelFamily(
+            model_type="smollm3",
+            architecture="SmolLM3ForCausalLM",
+            fixed={"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0},
+            silent={"attention_bias": False, "mlp_bias": False, "use_sliding_window": False},
+            slides_if="use_sliding_window",
+            tied=True,
+            kinds_key="no_rope_layers",
+            words={"r": 1, "n": 0},
+            every=("no_rope_layer_interval", 4),
+            sequence="rrrnrnrrrn",
+            order="rrrnrrrnrrrnrrrn",
+            radius=1,
+            **_whole(),
         ),
     )
 }

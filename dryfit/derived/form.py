@@ -22,6 +22,7 @@ from dryfit.common.digests import digest
 from dryfit.common.files import sha256_file
 from dryfit.common.versions import STACK, versions
 from dryfit.data import data_path
+from dryfit.derived.arrivals import arrived
 from dryfit.derived.families import FAMILIES, ModelFamily, Numbers
 from dryfit.derived.layers import Composition, Kinds, Layers, UnknownOrder, is_made
 from dryfit.derived.sizes import (
@@ -33,13 +34,14 @@ from dryfit.derived.sizes import (
     with_rounded,
 )
 from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
+from dryfit.engine.loading_rules import ORDERS
 from dryfit.scenario.fields import MICRO_BATCHES, scenario_defaults
 from dryfit.scenario.scenario import Scenario
 
 FORMAT = 1
 # Fields that are numbers, or that decide about no event: the GPU and the allocator, which only replay them.
 _APART = ("allocator", "gpu", "micro_batch", "model", "model_name", "sequence_length")
-_BUFFERS = ("inv_freq", "embed_scale")  # in the model, and in no checkpoint
+_BUFFERS = ("inv_freq", "embed_scale", "e_score_correction_bias")  # in the model, and in no checkpoint
 
 
 class NoRecord(Exception):
@@ -80,9 +82,10 @@ class StepKey:
         if family is None:
             raise NoRecord("no records of this architecture")
         try:
-            particular = family.particular(scenario.model)
-            numbers = family.numbers(scenario.model) | {"b": scenario.micro_batch, "s": scenario.sequence_length}
-            kinds = family.kinds(scenario.model)
+            model = family.plain(scenario.model)
+            particular = family.particular(model)
+            numbers = family.numbers(model) | {"b": scenario.micro_batch, "s": scenario.sequence_length}
+            kinds = family.kinds(model)
         except (KeyError, TypeError, ZeroDivisionError):
             particular = None
         if particular is None:
@@ -93,7 +96,9 @@ class StepKey:
             numbers["r"] = scenario.lora.rank
             settings["lora"] = {name: part for name, part in settings["lora"].items() if name not in ("alpha", "rank")}
         settings = _unusual(settings, scenario_defaults())
-        flags: dict[str, Any] = family.flags(scenario.model, numbers)
+        flags: dict[str, Any] = family.flags(model, numbers)
+        if scenario.lora and "E" in family.keys and scenario.lora.alpha == scenario.lora.rank:
+            flags["unscaled"] = True  # PyTorch's baddbmm, which adapts experts, leaves a factor of 1 out
         if scenario.loss == "chunked":
             flags |= {"chunks": chunks(numbers), "one_left": last_chunk(numbers) == 1}
         return cls(family, numbers, kinds, settings, particular, flags)
@@ -144,8 +149,8 @@ class Form:
         within = all(name in ranges and ranges[name][0] <= count <= ranges[name][1] for name, count in numbers.items())
         return within and list(capability) in self.content["capabilities"]
 
-    def compose(self, kinds: Kinds, numbers: Mapping[str, int], capability: Capability) -> Composition:
-        """The events of a step, loading included.
+    def compose(self, kinds: Kinds, numbers: Mapping[str, int], capability: Capability) -> list[Composition]:
+        """The events of a step, loading included: in each order that is tried, where chance decides about that.
 
         Raises
         ------
@@ -170,7 +175,11 @@ class Form:
         composed = self._layers.compose(kinds, size_of)
         if any(rule[0] == "warm" for rule in rules):
             composed.events[0] = composed.events[0][0], self._warming(composed)
-        return composed
+        if "arrivals" not in self.content:
+            return [composed]
+        arrivals, workers = dict(self.content["arrivals"]), self.content["workers"]
+        orders = range(ORDERS if workers > 1 else 1)
+        return [arrived(composed, arrivals, numbers["E"], workers, order) for order in orders]
 
     def _trained(self, kinds: Kinds) -> int:
         """How many tensors are trained: gradients that the second step makes."""
@@ -300,8 +309,8 @@ def form_of(scenario: Scenario, capability: Capability | None = None) -> tuple[F
     return form, asked
 
 
-def composed_step(scenario: Scenario, capability: Capability | None = None) -> tuple[Form, Composition]:
-    """A scenario's step from its family's record.
+def composed_step(scenario: Scenario, capability: Capability | None = None) -> tuple[Form, list[Composition]]:
+    """A scenario's step from its family's record, in each order of loading that is tried.
 
     Raises
     ------

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-RADIUS = 2  # neighbours on either side that tell one layer's events from another's
 Place = tuple[Any, int]  # ("g", number) between passes; (pass, layer) within one
 Kinds = Sequence[str]
 Window = tuple[str | None, ...]
@@ -74,11 +73,14 @@ def absolute(own: Place, related: Sequence[Any], kinds: Kinds) -> Place:
     return at, layer
 
 
-def window(kinds: Kinds, layer: int) -> Window:
-    """The kinds of a layer and its neighbours; of the layer also whether it is the last (!) or the first (?) of it."""
-    around = [kinds[at] if 0 <= at < len(kinds) else None for at in range(layer - RADIUS, layer + RADIUS + 1)]
+def window(kinds: Kinds, layer: int, radius: int) -> Window:
+    """The kinds of a layer and its neighbours; of the layer also whether it is the last (!) or the first (?) of it.
+
+    ``radius``: neighbours on either side that tell one layer's events from another's.
+    """
+    around = [kinds[at] if 0 <= at < len(kinds) else None for at in range(layer - radius, layer + radius + 1)]
     if len(set(kinds)) > 1:
-        around[RADIUS] += "!" * (kinds[layer] not in kinds[layer + 1 :]) + "?" * (kinds[layer] not in kinds[:layer])
+        around[radius] += "!" * (kinds[layer] not in kinds[layer + 1 :]) + "?" * (kinds[layer] not in kinds[:layer])
     return tuple(around)
 
 
@@ -107,6 +109,7 @@ class Layers:
         self._choices = {
             int(at): {tuple(around): template for around, template in pairs} for at, pairs in choices.items()
         }
+        self._radius = next((len(around) // 2 for known in self._choices.values() for around in known), 0)
 
     def choose(self, at: int, kinds: Kinds, layer: int) -> int | None:
         """The template of a layer in a pass; None: the pass leaves it out.
@@ -117,7 +120,7 @@ class Layers:
             If layers around it come in an order that was not recorded.
         """
         known = self._choices[at]
-        around = window(kinds, layer)
+        around = window(kinds, layer, self._radius)
         if around not in known:
             raise UnknownOrder(f"layers in the order {around} were not recorded")
         return known[around]

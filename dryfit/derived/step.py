@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from statistics import median_low
 from typing import Any
 
 from dryfit.cards.gpus import usable_sizes
@@ -26,17 +27,22 @@ _OUTSIDE = {"inputs": "forward", "between": "optimizer"}  # of the step's own co
 class DerivedStep:
     """A step whose allocations are known one by one, as the trace has them."""
 
-    def __init__(self, form: Form, composed: Composition, capability: Capability, *, expandable_segments: bool) -> None:
+    def __init__(
+        self, form: Form, orders: Sequence[Composition], capability: Capability, *, expandable_segments: bool
+    ) -> None:
+        composed = orders[0]
         self._form, self._composed, self._expandable = form, composed, expandable_segments
         self._capability = capability
-        self._packed = Events.of(composed.events)
+        self._orders = [Events.of(each.events) for each in orders]
         trail: list[int] = []
         marks = [("load", 0), ("steps", composed.marks[0][2])]
-        run = replay(self._packed, marks, expandable_segments=expandable_segments, trail=trail)
+        run = replay(self._orders[0], marks, expandable_segments=expandable_segments, trail=trail)
+        others = [replay(events, expandable_segments=expandable_segments) for events in self._orders[1:]]
         trail.append(run.allocated_bytes)
         begin = composed.marks[0][2]
         self.resident_bytes = trail[begin]
-        self.peak_reserved_bytes = run.peak_reserved_bytes
+        reserved = [each.peak_reserved_bytes for each in (run, *others)]
+        self.peak_reserved_bytes, self._most_reserved_bytes = median_low(reserved), max(reserved)
         tops = self._tops(trail)
         self.phases = {"load": run.spans[0].peak_allocated_bytes} | {name: trail[top] for name, top in tops.items()}
         self.phase = max(tops, key=lambda name: trail[tops[name]])
@@ -64,7 +70,10 @@ class DerivedStep:
     @cached_property
     def capacities(self) -> Capacities:
         """On which cards it is served: of those of the catalogue with the same kernels each one is replayed."""
-        return capacities(self._packed, expandable_segments=self._expandable, sizes=usable_sizes(self._capability))
+        sizes = list(usable_sizes(self._capability))
+        return Capacities.of_all(
+            capacities(events, expandable_segments=self._expandable, sizes=sizes) for events in self._orders
+        )
 
     @property
     def required_bytes(self) -> int:
@@ -73,9 +82,9 @@ class DerivedStep:
 
     def fits(self, usable_bytes: int) -> bool:
         """Whether a card with so many bytes suffices; one with less than is required may, by luck."""
-        if not self.peak_allocated_bytes <= usable_bytes < self.peak_reserved_bytes:
-            return usable_bytes >= self.peak_reserved_bytes
-        return served_at(usable_bytes, self._packed, expandable_segments=self._expandable)[2]
+        if not self.peak_allocated_bytes <= usable_bytes < self._most_reserved_bytes:
+            return usable_bytes >= self._most_reserved_bytes
+        return all(served_at(usable_bytes, each, expandable_segments=self._expandable)[2] for each in self._orders)
 
     @cached_property
     def terms(self) -> list[dict[str, Any]]:
@@ -139,7 +148,8 @@ _PARTS = (  # of a module's name, and what people call it
     ("k_proj", "keys' projection"), ("v_proj", "values' projection"), ("o_proj", "attention's output projection"),
     ("qkv_proj", "queries', keys' and values' projection"), ("gate_up_proj", "MLP's gate and up projection"),
     ("gate_proj", "MLP's gate projection"), ("up_proj", "MLP's up projection"), ("down_proj", "MLP's down projection"),
-    ("act_fn", "MLP's activation function"), ("self_attn", "attention"), ("mlp", "MLP"), ("norm", "norms"),
+    ("act_fn", "MLP's activation function"), ("experts", "experts"),
+    ("mlp.gate", "router"), ("self_attn", "attention"), ("mlp", "MLP"), ("norm", "norms"),
     ("rotary_emb", "rotary embedding"), ("layers", "layers' residual stream"),
 )  # fmt: skip
 
@@ -174,8 +184,8 @@ class _Same:
 
 @lru_cache(maxsize=32)
 def _derived(same: _Same, capability: Capability, expandable: bool) -> DerivedStep:
-    form, composed = composed_step(same.scenario, capability)
-    return DerivedStep(form, composed, capability, expandable_segments=expandable)
+    form, orders = composed_step(same.scenario, capability)
+    return DerivedStep(form, orders, capability, expandable_segments=expandable)
 
 
 def if_recorded(scenario: Scenario, capability: Capability | None = None) -> DerivedStep | None:

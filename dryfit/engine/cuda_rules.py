@@ -148,7 +148,7 @@ def embedding_backward_bytes(indices: int, words: int, hidden: int, index_width:
     return [*[indices * index_width] * 2, *[segments * 8] * 3, partial * hidden * 4]
 
 
-_SORTED_IN_PLACE = 4096  # should_use_small_sort
+SORTED_IN_PLACE = 4096  # should_use_small_sort
 _INDEX_WIDTH = 8
 _ROWS_BY_SEGMENTS, _VALUES_ONE_BY_ONE = 128, 1_000_000  # do_launch_stable_sort_kernel
 
@@ -160,7 +160,7 @@ def sort_bytes(values: int, row: int, width: int, *, last: bool) -> list[int]:
     """
     if not values:
         return []
-    if row <= _SORTED_IN_PLACE:
+    if row <= SORTED_IN_PLACE:
         return [row * _INDEX_WIDTH]
     copies = [] if last else [values * width, values * width, values * _INDEX_WIDTH]
     rows = values // row

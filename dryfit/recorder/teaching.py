@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +12,20 @@ from dryfit.derived.families import ModelFamily, Numbers
 from dryfit.derived.form import Form, StepKey
 from dryfit.derived.layers import Place, window
 from dryfit.derived.layers import UnknownOrder as NoSuchOrder
-from dryfit.derived.sizes import EXACT, Inexact, with_rounded
-from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability, up
+from dryfit.derived.sizes import EXACT, Inexact, value, with_rounded
+from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, SORTED_IN_PLACE, Capability, up
 from dryfit.recorder.cutting import by_place, labels, program, stretches
-from dryfit.recorder.fitting import fitted
+from dryfit.recorder.fitting import NotFitted, fitted
 from dryfit.recorder.traces import BySize, Taken, events, general, take
 from dryfit.recorder.variants import Variant
 from dryfit.scenario.scenario import Scenario
+from dryfit.tracing.loaders import WeightLoader
 
 AT_RANDOM = 1  # sets of numbers beside the base and its single variations
 ODD = 4  # of which scales of quantized weights don't come out whole
 CAPABILITIES = ((8, 6), (8, 9), (9, 0), (12, 0))  # before 8.0 other kernels run
+WINDOW = 8  # tokens, of an attention that looks back at fewer than a row has
+FEW = 4  # sets beside the base that suffice where the expressions are known
 CHECKS = 2  # at random between the ends of the ranges, beside both ends
 Log = Callable[[str], None]
 
@@ -32,7 +36,8 @@ class OtherEvents(Exception):
 
 def scenario_of(family: ModelFamily, variant: Variant, numbers: Numbers, kinds: Sequence[str], **more: Any) -> Scenario:
     """A step of a model with these numbers and kinds of layers; ``more``: of its configuration."""
-    step = {**variant.settings, "model": family.config(numbers, kinds, **variant.particular, **more)}
+    window = {"sliding_window": WINDOW} if variant.flags.get("windowed") else {}
+    step = {**variant.settings, "model": family.config(numbers, kinds, **{**window, **variant.particular, **more})}
     step |= {"sequence_length": numbers["s"], "micro_batch": numbers["b"]}
     if "r" in numbers:
         step["lora"] = {"rank": numbers["r"]}
@@ -44,6 +49,14 @@ def pinned(variant: Variant, values: Mapping[str, Any]) -> dict[str, Any]:
     flags = variant.flags
     ones = {"b": flags.get("one_row"), "K": flags.get("one_group"), "g": flags.get("no_groups")}
     found = {symbol: (1,) if ones.get(symbol) else own for symbol, own in values.items()}
+    if length := flags.get("length"):
+        found["s"] = (length,)
+    if "e" in found and len(found["s"]) == 1:
+        limit, first = SORTED_IN_PLACE // found["s"][0], found["e"]
+        inside = flags.get("sorted_in_place")
+        found["e"] = tuple(e for e in first if (e <= limit) == bool(inside))
+        if len(first) == 2:  # ends
+            found["e"] = (first[0], min(first[1], limit)) if inside else (max(first[0], limit + 1), first[1])
     if variant.settings["method"] == "full":
         del found["r"]
     return found
@@ -60,9 +73,19 @@ CHUNKED = {
 def teaching_points(family: ModelFamily, variant: Variant) -> tuple[list[str], list[Numbers]]:
     """The numbers that vary, and the sets to trace: the base, single variations in that order, others at random."""
     chunks = variant.flags.get("chunks")
-    values = pinned(variant, {**family.points, **({"s": CHUNKED[chunks][0]} if chunks else {})})
+    values = pinned(
+        variant, {**family.points, **({"s": CHUNKED[chunks][0]} if chunks and not variant.flags.get("length") else {})}
+    )
     draw = random.Random(1)
     base = {symbol: own[0] for symbol, own in values.items()}
+    lengths = values["s"]
+    if variant.flags.get("windowed"):
+        values["s"] = [up(length, 8) for length in lengths]
+    elif len(lengths) > 1 and (limit := _sorted_up_to(values)):
+        if variant.flags.get("sorted_in_place"):
+            values["s"] = lengths if max(lengths) <= limit else CHUNKED[2][0]
+        else:
+            values["s"] = lengths if min(lengths) > limit else [length + limit for length in lengths]
     names = [symbol for symbol, own in values.items() if len(own) > 1]
     points = [base, *({**base, name: values[name][1]} for name in names)]
     points += [{symbol: draw.choice(own) for symbol, own in values.items()} for _ in range(AT_RANDOM)]
@@ -71,10 +94,20 @@ def teaching_points(family: ModelFamily, variant: Variant) -> tuple[list[str], l
     return names, [family.possible(point) for point in points]
 
 
+def _sorted_up_to(values: Mapping[str, Sequence[int]]) -> int:
+    """The longest row whose tokens' experts are sorted in place; 0: there are none."""
+    return SORTED_IN_PLACE // values["e"][0] if "e" in values else 0
+
+
 def checking_points(family: ModelFamily, variant: Variant) -> list[Numbers]:
     """The least of all numbers together, the largest, and some between, evenly over orders of magnitude."""
     chunks = variant.flags.get("chunks")
     ends = pinned(variant, {**family.ends, **({"s": CHUNKED[chunks][1]} if chunks else {})})
+    if variant.flags.get("windowed"):
+        ends["s"] = up(ends["s"][0], 8), ends["s"][1] // 8 * 8
+    elif len(ends["s"]) > 1 and (limit := _sorted_up_to(ends)):
+        low, high = ends["s"]
+        ends["s"] = (low, min(high, limit)) if variant.flags.get("sorted_in_place") else (max(low, limit + 1), high)
     draw = random.Random(2)
     low, high = ({symbol: own[at] for symbol, own in ends.items()} for at in (0, -1))
     between = [
@@ -82,7 +115,8 @@ def checking_points(family: ModelFamily, variant: Variant) -> list[Numbers]:
         for _ in range(CHECKS)
     ]
     for point in between:
-        point["d"], point["h"] = up(point["d"], 8), up(point["h"], 8)
+        for symbol in {"d", "h", "m", *("s" * bool(variant.flags.get("windowed")))} & {*point}:
+            point[symbol] = up(point[symbol], 8)
     return [family.possible(point) for point in (low, high, *between)]
 
 
@@ -92,6 +126,7 @@ class _Cut:
     def __init__(self, takes: Sequence[Taken], kinds: Sequence[str]) -> None:
         self.takes, self.first = takes, takes[0]
         self.told: dict[tuple[str, str, str], int] = {}
+        self._about: dict[int, int] = {}  # by place
         first = self.first
         second = next(at for _, step, at in first.marks if step == 1)
         self.trained = sum(
@@ -107,12 +142,34 @@ class _Cut:
         self.items = program(stretches(first, labels(first)))
         self.found = by_place(first, self.items, kinds, self._size_of)
 
+    def arrivals(self, *, all_of_them: bool) -> dict[int, int]:
+        """By what a tensor is for of how many sources' experts it is made.
+
+        Raises
+        ------
+        OtherEvents
+            If what a tensor is for doesn't say that.
+        """
+        found: dict[int, int] = {}
+        others = set()
+        for place, identity in enumerate(self.first.ids[: self.first.marks[0][2]]):
+            if identity in self.first.arrivals:
+                sources = self.first.arrivals[identity]
+                if found.setdefault(self._about[place], sources) != sources:
+                    others.add(self._about[place])
+            elif identity > 0:
+                others.add(self._about[place])
+        found = {about: sources for about, sources in found.items() if sources or all_of_them}
+        if others & {*found}:
+            raise OtherEvents("tensors of one name come to the device in several ways")
+        return found
+
     def _size_of(self, at: int) -> list[Any]:
         """An allocation's :class:`_SeenSize`, and the place of what it is for."""
         first, own = self.first, self.first.sizes[at]
         origin = first.origins.get(first.ids[at])
         named = (general(origin.module), origin.operator) if origin else ("", "")
-        about = self.told.setdefault((first.about[at][0], *named), len(self.told))
+        about = self._about[at] = self.told.setdefault((first.about[at][0], *named), len(self.told))
         if isinstance(own, BySize):
             name, fixed, slot, arguments = own.rule
             listed = [
@@ -148,9 +205,10 @@ class _SeenSize:
 class _Fitted:
     """The expressions and rules of a variant, each once."""
 
-    def __init__(self, points: Sequence[Numbers], names: Sequence[str]) -> None:
+    def __init__(self, points: Sequence[Numbers], names: Sequence[str], library: Sequence[Any]) -> None:
         self._known = [with_rounded(point, DEFAULT_CAPABILITY) for point in points]
         self._names = names
+        self._library = {sizes: one for one in reversed(library) if (sizes := self._values(one))}
         self.sizes: list[Any] = []
         self.rules: list[Any] = []
         self._places: dict[tuple[int, ...], int] = {}
@@ -165,8 +223,21 @@ class _Fitted:
                 self.rules.append(own)
             return -1 - self.rules.index(own)
         if size.sizes not in self._places:
-            self._places[size.sizes] = self._place(fitted(size.sizes, self._known, self._names))
+            self._places[size.sizes] = self._place(self._fit(size.sizes))
         return self._places[size.sizes]
+
+    def _fit(self, sizes: tuple[int, ...]) -> Any:
+        if self._library and len({*sizes}) > 1:
+            if sizes not in self._library:
+                raise NotFitted(f"sizes {sizes[:8]} are none of another variant's")
+            return self._library[sizes]
+        return fitted(sizes, self._known, self._names)
+
+    def _values(self, expression: Any) -> tuple[int, ...] | None:
+        """An expression's values at all numbers; None: it has a symbol that they don't have."""
+        with suppress(KeyError, Inexact):
+            return tuple(value(expression, known) for known in self._known)
+        return None
 
     def _place(self, expression: Any) -> int:
         if expression not in self.sizes:
@@ -178,20 +249,23 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _taken(family: ModelFamily, variant: Variant, points: Sequence[Numbers]) -> list[Taken]:
-    """Traces at all numbers, which have to leave the events as they are."""
+def _taken(family: ModelFamily, variant: Variant, points: Sequence[Numbers], first: Taken | None = None) -> list[Taken]:
+    """Traces at all numbers, which have to leave the events as they are, or as in the first one that was traced."""
     takes: list[Taken] = []
-    for number, point in enumerate(points):
+    for point in points:
         step = scenario_of(family, variant, point, family.sequence)
-        takes.append(take(step, DEFAULT_CAPABILITY, origins=not number))
-        if takes[-1].structure != takes[0].structure:
-            changed = {symbol: own for symbol, own in point.items() if own != points[0][symbol]}
-            raise OtherEvents(f"{changed} changes the events")
+        takes.append(take(step, DEFAULT_CAPABILITY, origins=first is None))
+        first = first or takes[0]
+        if takes[-1].structure != first.structure:
+            raise OtherEvents(f"{point} changes the events")
     return takes
 
 
-def taught(family: ModelFamily, variant: Variant) -> dict[str, Any]:
+def taught(family: ModelFamily, variant: Variant, library: Sequence[Any] = ()) -> dict[str, Any]:
     """The content of a variant for :class:`dryfit.derived.form.Form`, without its ranges.
+
+    ``library``: expressions of the family's other variants. Where each size is one of them, a few sets of numbers
+    suffice; else all are traced.
 
     Raises
     ------
@@ -201,8 +275,18 @@ def taught(family: ModelFamily, variant: Variant) -> dict[str, Any]:
         If a size is no expression in the numbers.
     """
     names, points = teaching_points(family, variant)
-    cut = _Cut(_taken(family, variant, points), family.sequence)
-    values = _Fitted(points, names)
+    few = [points[0], *points[1 + len(names) :][:FEW]]
+    takes = _taken(family, variant, few)
+    if library:
+        with suppress(NotFitted):
+            return _content(family, variant, _Cut(takes, family.sequence), _Fitted(few, (), library))
+    rest = [point for point in points if point not in few]
+    takes += _taken(family, variant, rest, takes[0])
+    takes = [takes[[*few, *rest].index(point)] for point in points]
+    return _content(family, variant, _Cut(takes, family.sequence), _Fitted(points, names, ()))
+
+
+def _content(family: ModelFamily, variant: Variant, cut: _Cut, values: _Fitted) -> dict[str, Any]:
     templates: list[Any] = []
 
     def template(place: Place) -> int:
@@ -221,11 +305,17 @@ def taught(family: ModelFamily, variant: Variant) -> dict[str, Any]:
             listed.append(["pass", item[1], item[2]["way"]])
             chosen: dict[Any, int] = {}
             for layer in range(len(family.sequence)):
-                own, around = template((item[1], layer)), window(family.sequence, layer)
+                own, around = template((item[1], layer)), window(family.sequence, layer, family.radius)
                 if chosen.setdefault(around, own) != own:
                     raise OtherEvents(f"layers with the neighbours {around} do different things")
             choices[str(item[1])] = [[list(around), own] for around, own in chosen.items()]
+    arriving = {}
+    if cut.first.arrivals:
+        loader = WeightLoader.installed()
+        workers = loader.workers if variant.settings["method"] == "qlora" else loader.dense_workers
+        arriving = {"workers": workers, "arrivals": [*cut.arrivals(all_of_them=workers > 1).items()]}
     return {
+        **arriving,
         "program": listed, "templates": templates, "choices": choices, "sizes": values.sizes,
         "rules": values.rules, "told": [list(about) for about in cut.told],
     }  # fmt: skip
@@ -241,7 +331,7 @@ def differs(form: Form, scenario: Scenario, capability: Capability) -> str | Non
     """Where a form's events are not the trace's, in words; None: they are equal."""
     asked = StepKey.of(scenario)
     try:
-        own = form.compose(asked.kinds, asked.numbers, capability)
+        own = form.compose(asked.kinds, asked.numbers, capability)[0]
     except (Inexact, NoSuchOrder) as error:
         return str(error)
     traced, marks = events(scenario, capability)
@@ -264,8 +354,8 @@ def checked(family: ModelFamily, variant: Variant, content: Mapping[str, Any], l
     """
     form = Form(content)
     points = checking_points(family, variant)
-    kinds = family.sequence + family.sequence[-1] * 2
-    steps = [scenario_of(family, variant, point, kinds) for point in points]
+    orders = [family.order] * 2 + [family.sequence] * (len(points) - 2)  # what an order does depends on no number
+    steps = [scenario_of(family, variant, point, kinds) for point, kinds in zip(points, orders, strict=True)]
     for point, step in zip(points, steps, strict=True):
         if why := differs(form, step, DEFAULT_CAPABILITY):
             raise OtherEvents(f"at {point}: {why}")
@@ -281,13 +371,18 @@ def checked(family: ModelFamily, variant: Variant, content: Mapping[str, Any], l
     return {**content, "ranges": ranges, "capabilities": capabilities}
 
 
-def alike(family: ModelFamily, variant: Variant, form: Form, log: Log) -> Iterator[dict[str, Any]]:
-    """Configurations of the family's other models whose events are the same."""
+def alike(
+    family: ModelFamily, variant: Variant, form: Callable[[], Form], known: Collection[str], log: Log
+) -> Iterator[str]:
+    """Keys of configurations of the family's other models whose events are the same, but for those that are known."""
     _, points = teaching_points(family, variant)
+    base = StepKey.of(scenario_of(family, variant, points[0], family.sequence))
     for other in family.alike:
         step = scenario_of(family, variant, points[0], family.sequence, **other)
-        why = differs(form, step, DEFAULT_CAPABILITY)
+        if (key := base.key(StepKey.of(step).particular)) in known:
+            continue
+        why = differs(form(), step, DEFAULT_CAPABILITY)
         if why:
             log(f"not alike {other}: {why}")
         else:
-            yield dict(StepKey.of(step).particular)
+            yield key

@@ -16,7 +16,10 @@ from dryfit.engine.patching import patched
 from dryfit.engine.record import NOTED, Columns, Record, Workspaces
 from dryfit.engine.tracker import Tracker
 from dryfit.scenario.scenario import Scenario
+from dryfit.tracing import loading
+from dryfit.tracing import prepare as preparing
 from dryfit.tracing import trace as tracing
+from dryfit.tracing.loaders import WeightLoader
 from dryfit.tracing.prepare import prepare
 from dryfit.tracing.ranks import kinds_of_ranks
 
@@ -123,7 +126,7 @@ class _NotingSources(Tracker):
 
 def general(module: str) -> str:
     """A module's name without the number of its layer."""
-    return re.sub(r"\.\d+\.", ".*.", module)
+    return re.sub(r"\.\d+(?=\.|$)", ".*", module)
 
 
 class Taken:
@@ -141,9 +144,12 @@ class Taken:
         By id where a tensor comes from; only if it was asked for.
     sources
         By id the tensor that an optimizer made it from; None: from several.
+    arrivals
+        By id of the base model's tensors of how many sources' experts it is made; 0: it comes whole. Empty where all
+        do.
     """
 
-    def __init__(self, record: Record, sources: Mapping[int, int | None]) -> None:
+    def __init__(self, record: Record, sources: Mapping[int, int | None], arrivals: Mapping[int, int]) -> None:
         columns = Columns.of(record)
         self.kinds: list[int] = columns.kinds.tolist()
         self.targets: list[int] = columns.targets.tolist()
@@ -153,6 +159,7 @@ class Taken:
         self.marks = list(record.marks)
         self.origins = record.origins.of if record.origins else {}
         self.sources = sources
+        self.arrivals = arrivals if any(arrivals.values()) else {}
         own = record.cublas_workspaces()
         self.cublas = {place for place, identity in enumerate(self.ids) if identity in own}
 
@@ -161,6 +168,25 @@ class Taken:
         """What has to be the same at all numbers."""
         rules = tuple((*size.rule[:3],) if isinstance(size, BySize) else None for size in self.sizes)
         return self.kinds, self.targets, self.about, rules, self.marks, self.cublas
+
+
+@contextmanager
+def experts_whole(arrivals: dict[int, int]) -> Iterator[None]:
+    """Load experts as the one tensor that the model has: how they arrive is :mod:`dryfit.derived.arrivals`'s."""
+    parts_of, load = loading._checkpoint_bytes, loading._load_on_device
+
+    def noted(device: Any, model: Any, base: dict[str, torch.Tensor], scenario: Scenario, loader: WeightLoader) -> None:
+        load(device, model, base, scenario, loader)
+        for name, tensor in base.items():
+            count = len(parts_of(name, tensor, scenario))
+            arrivals[device.ids[tensor.untyped_storage()._cdata]] = count // tensor.shape[0] if count > 1 else 0
+
+    with patched([
+        (loading, "_checkpoint_bytes", lambda *given: [sum(parts_of(*given))]),
+        (loading, "_load_on_device", noted),
+        (WeightLoader, "order_is_random", lambda *_: False),
+    ]):  # fmt: skip
+        yield
 
 
 def take(scenario: Scenario, capability: tuple[int, int], *, origins: bool = False) -> Taken:
@@ -174,17 +200,21 @@ def take(scenario: Scenario, capability: tuple[int, int], *, origins: bool = Fal
     sources: dict[int, int | None] = {}
     _NotingSources.of = sources
     places = [(core, "Tracker", _NotingSources)] if origins else []
-    with tracing.one_thread(), rules_kept(), patched(places):
+    arrivals: dict[int, int] = {}
+    with tracing.one_thread(), rules_kept(), patched(places), experts_whole(arrivals):
         record, _ = tracing._stepped(
             scenario, "cuda", prepare, kinds_of_ranks(scenario)[0], capability=capability, costs=False,
             report=tracing._as_record, origins=origins,
         )  # fmt: skip
-    return Taken(record, sources)
+    return Taken(record, sources, arrivals)
 
 
 def events(scenario: Scenario, capability: tuple[int, int]) -> tuple[list[tuple[int, int]], list[tuple[str, int, int]]]:
-    """A step's events and marks as :class:`dryfit.derived.layers.Composition` has them: what a record has to equal."""
-    with tracing.one_thread():
+    """A step's events and marks as :class:`dryfit.derived.layers.Composition` has them: what a record has to equal.
+
+    Where chance decides about the loading, they are those of the first order.
+    """
+    with tracing.one_thread(), patched([(preparing, "ORDERS", 1)]):
         record, _ = tracing._stepped(
             scenario, "cuda", prepare, kinds_of_ranks(scenario)[0], capability=capability, costs=False,
             report=tracing._as_record,

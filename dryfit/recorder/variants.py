@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from dryfit.common.errors import UserError
 from dryfit.derived.families import ModelFamily
 from dryfit.derived.form import NoRecord, StepKey
 from dryfit.scenario.scenario import Scenario
@@ -24,7 +25,8 @@ METHODS: dict[str, Mapping[str, Any]] = {
 }  # and what TRL's scripts set for each
 
 ALIKE = ("rope", "sliding")  # of what a model is beside numbers: the family's other models with the same events
-CHUNKS = (2, 4, 8)  # of a loss in chunks: rows of 512, 1,024 and 2,048 tokens
+LENGTHS = (512, 1024, 2048, 4096)
+CHUNKED = LENGTHS[:3]  # with a loss in chunks
 
 
 @dataclass(frozen=True)
@@ -49,27 +51,22 @@ class Variant:
         return ", ".join([self.called, self.settings["method"], *told, *map(str, self.particular.items())])
 
 
-def models_of(family: ModelFamily) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Flags and particulars of the catalogue's models of a family, with one row and with several."""
-    found: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    for rows, name in product((1, 2), family.catalogue()):
-        step = {"model": name, "method": "lora", "sequence_length": 512, "micro_batch": rows}
+def variants_of(family: ModelFamily) -> Iterator[Variant]:
+    """All that is recorded of a family: each step of the catalogue's models that has a key of its own."""
+    seen = set()
+    models = family.catalogue()
+    for rows, (called, options), method, length, name in product((1, 2), OPTIONS.items(), METHODS, LENGTHS, models):
+        settings = {"method": method, **options, **(METHODS[method] if called == "trl" else {})}
+        if rows > 1 and (settings.get("loss") == "chunked" or "e" in family.keys):
+            continue
+        if settings.get("loss") == "chunked" and length not in CHUNKED:
+            continue
+        step = {"model": name, "sequence_length": length, "micro_batch": rows, **settings}
         try:
             asked = StepKey.of(Scenario.from_mapping(step, {}))
-        except NoRecord:
+        except (NoRecord, UserError):  # or it has not so many positions
             continue
         particular = {key: value for key, value in asked.particular.items() if key not in ALIKE}
-        if (one := (dict(asked.flags), particular)) not in found:
-            found.append(one)
-    return found
-
-
-def variants_of(family: ModelFamily) -> Iterator[Variant]:
-    """All that is recorded of a family."""
-    for (flags, particular), (called, options), method in product(models_of(family), OPTIONS.items(), METHODS):
-        settings = {"method": method, **options, **(METHODS[method] if called == "trl" else {})}
-        if settings.get("loss") != "chunked":
-            yield Variant(called, settings, flags, particular)
-        elif flags["one_row"]:
-            for count in CHUNKS:
-                yield Variant(called, settings, {**flags, "chunks": count}, particular)
+        if (key := asked.key(particular)) not in seen:
+            seen.add(key)
+            yield Variant(called, settings, asked.flags, particular)

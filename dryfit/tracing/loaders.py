@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 import importlib.metadata
-import random
 from dataclasses import dataclass
 
 from torch import nn
 
+from dryfit.engine.loading_rules import WORKERS
 from dryfit.scenario.scenario import Scenario
-
-_WORKERS = 4  # transformers core_model_loading.GLOBAL_WORKERS
-# How fast the parts of a threaded load are on the machine that feeds the card. Round figures, none fitted: a cast from
-# bf16 to fp16 out of a mapped file ran at 2 GB/s in all, whether one thread or four did it (torch 2.13, two cores);
-# memory that isn't pinned crosses PCIe 3.0 x16 (15.8 GB/s) at less than half its rate.
-_CAST_BYTES_PER_SECOND = 2e9 / _WORKERS  # of each thread
-_COPY_BYTES_PER_SECOND = 6e9  # one copy at a time
-_OVERHEAD_SECONDS = 2e-4  # of a thread for each tensor
-_TURN_SECONDS = 2e-3  # of the main thread for each tensor: quantizing it, setting it in the model, the progress bar
-_VARIATION = 0.3  # standard deviation of the logarithm of each of these times
 
 
 @dataclass(frozen=True)
@@ -73,8 +62,8 @@ class WeightLoader:
         return cls(
             loaded_on_cpu_first=loaded_on_cpu_first,
             warmup=_version(transformers) >= (4, 50),
-            workers=_WORKERS if (5, 0) <= _version(transformers) < (5, 4) else 1,
-            dense_workers=_WORKERS if _version(transformers) >= (5, 0) else 1,
+            workers=WORKERS if (5, 0) <= _version(transformers) < (5, 4) else 1,
+            dense_workers=WORKERS if _version(transformers) >= (5, 0) else 1,
             empties_cache=_version(peft) >= (0, 20),
             centres_in_place=_version(bitsandbytes) < (0, 46),
         )
@@ -87,45 +76,6 @@ class WeightLoader:
             peft=importlib.metadata.version("peft"),
             bitsandbytes=importlib.metadata.version("bitsandbytes"),
         )
-
-
-def turns(sizes: list[int], workers: int, seed: int) -> list[tuple[int, bool]]:
-    """Return in which order tensors arrive on the device (True) and are quantized or set in the model (False).
-
-    Several threads take the tensors in order. A thread allocates the tensor on the device (ATen ``_to_copy`` does so
-    before it copies), casts it on the CPU, waits until the way to the device is free, and copies. The main thread sets
-    each tensor in the model once it and those before it are there.
-    """
-    if workers == 1:
-        return [(position, arrives) for position in range(len(sizes)) for arrives in (True, False)]
-    draw = random.Random(seed)
-
-    def vary(seconds: float) -> float:
-        return seconds * draw.lognormvariate(0.0, _VARIATION)
-
-    moments: list[tuple[float, int, bool]] = []
-    cast: list[tuple[float, int]] = []  # when each thread has cast its tensor, and which
-    loaded = [0.0] * len(sizes)
-    waiting = iter(enumerate(sizes))
-
-    def take(now: float) -> None:
-        for position, size in waiting:
-            moments.append((now, position, True))
-            heapq.heappush(cast, (now + vary(_OVERHEAD_SECONDS + size / _CAST_BYTES_PER_SECOND), position))
-            return
-
-    for _ in range(workers):
-        take(0.0)
-    free = 0.0  # when the last copy ends
-    while cast:
-        now, position = heapq.heappop(cast)
-        free = loaded[position] = max(now, free) + sizes[position] / _COPY_BYTES_PER_SECOND
-        take(free)
-    now = 0.0
-    for position, moment in enumerate(loaded):
-        now = max(now, moment) + vary(_TURN_SECONDS)
-        moments.append((now, position, False))
-    return [(position, arrives) for _, position, arrives in sorted(moments)]
 
 
 def _version(text: str) -> tuple[int, ...]:

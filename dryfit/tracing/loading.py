@@ -36,9 +36,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from dryfit.engine.allocator import EMPTY_CACHE, Event
+from dryfit.engine.allocator import EMPTY_CACHE
 from dryfit.engine.bitsandbytes_rules import packing
 from dryfit.engine.components import QUANTIZATION_STATE
+from dryfit.engine.loading_rules import Loading, turns
 from dryfit.engine.model_tensors import quantization_state
 from dryfit.engine.report import History, alive_after
 from dryfit.scenario.scenario import Scenario
@@ -46,7 +47,7 @@ from dryfit.step.adapters import adapter_names, unwrapped
 from dryfit.step.experts import on_host, packed_count
 from dryfit.step.model import build_model, weight_dtype
 from dryfit.step.quantized import quantized_layers, weights_of
-from dryfit.tracing.loaders import WeightLoader, turns
+from dryfit.tracing.loaders import WeightLoader
 
 
 def loading_history(
@@ -89,22 +90,13 @@ def loading_history(
     return History(device.events, device.ids, dict.fromkeys(sorted(left), QUANTIZATION_STATE))
 
 
-class _Device:
+class _Device(Loading):
     """Collects events; knows which storage lives under which id."""
 
     def __init__(self, first_id: int) -> None:
-        self.events: list[Event] = []
+        super().__init__(first_id)
         self.ids: dict[int, int] = {}
         self.map: int | None = None  # of 8-bit values, made once and kept in `functional.name2qmap`
-        self.next = first_id
-
-    def allocate(self, count: int) -> int:
-        identity, self.next = self.next, self.next + 1
-        self.events.append((identity, count))
-        return identity
-
-    def free(self, identity: int) -> None:
-        self.events.append((-identity, 0))
 
     def place(self, tensor: torch.Tensor, count: int) -> None:
         """Allocate a tensor of the model, once."""
@@ -157,7 +149,8 @@ def _load_on_device(
         elif len(parts) == 1:
             device.ids[tensor.untyped_storage()._cdata] = parts[0]
         else:
-            _merge_experts(device, tensor, parts, _loaded_bytes(tensor, scenario))
+            whole = device.merged(parts, tensor.shape[0], _loaded_bytes(tensor, scenario))
+            device.ids[tensor.untyped_storage()._cdata] = whole
     for tensor in model.buffers():  # _move_missing_keys_from_meta_to_device: not in the checkpoint
         device.place(tensor, tensor.untyped_storage().nbytes())
 
@@ -192,23 +185,6 @@ def _quantize_8bit(device: _Device, weight: torch.Tensor, dense: int) -> None:
     device.place(weight, weight.numel())
     device.free(half)
     device.free(dense)
-
-
-def _merge_experts(device: _Device, tensor: torch.Tensor, parts: list[int], total: int) -> None:
-    """Stack the experts of each source, then put gate and up side by side: `MergeModulelist`, `Concatenate`."""
-    experts = tensor.shape[0]
-    sources = [parts[start : start + experts] for start in range(0, len(parts), experts)]
-    stacked = []
-    for source in sources:
-        stacked.append(device.allocate(total // len(sources)))
-        for part in source:
-            device.free(part)
-    if len(stacked) == 1:
-        device.ids[tensor.untyped_storage()._cdata] = stacked[0]
-        return
-    device.ids[tensor.untyped_storage()._cdata] = device.allocate(total)
-    for part in stacked:
-        device.free(part)
 
 
 def _pack_and_leave(device: _Device, tensor: torch.Tensor, parts: list[int], whole: int) -> None:

@@ -17,6 +17,7 @@ from dryfit.engine.components import ADAPTERS, HOST
 from dryfit.engine.errors import AttentionKernelError, StepError
 from dryfit.engine.fake_deepspeed import name_states
 from dryfit.engine.fake_device import active
+from dryfit.engine.loading_rules import ORDERS
 from dryfit.engine.model_tensors import Label, component_of, quantization_state
 from dryfit.engine.report import History
 from dryfit.engine.trace import recorded
@@ -33,7 +34,6 @@ from dryfit.tracing.imports import import_libraries
 from dryfit.tracing.loaders import WeightLoader
 from dryfit.tracing.loading import host_copy_bytes, loading_history
 
-ORDERS = 5  # of a loading that chance orders
 EVEN = "each GPU's experts are taken to get as many tokens as the others'; where a router sends more, they need more"
 
 

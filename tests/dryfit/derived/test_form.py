@@ -40,18 +40,25 @@ def rewritten(tmp_path: Path, **changes: object) -> Path:
 
 
 def test_a_step_of_the_catalogue_is_answered() -> None:
-    composed = composed_step(scenario())[1]
+    (composed,) = composed_step(scenario())[1]
     assert composed.marks[-1][0] == "end"
 
 
 # Models of the catalogue whose attention has a window, by the tokens from which on no record answers them.
 WINDOWS = {"phi-3-mini-4k": 2047, "mistral-7b-v0.1": 4096, "gemma-2-2b": 4096, "gemma-2-9b": 4096, "gemma-2-27b": 4096}
+RECORDED = sorted(path.stem for path in data_path("records").glob("*.zip"))
+# Families without such a record; Mixtral's has rows of up to 2,048 tokens.
+LEFT_OUT = {
+    "default": {"mixtral"},
+    "not_checkpointed": {"gemma", "minimax_m2", "ministral3", "mixtral", "olmo2", "qwen3_moe"},
+}
 
 
 def unanswered(called: str, length: int) -> set[str]:
     """Models of the recorded families that no record answers with a method and one row of so many tokens."""
     found = set()
-    for name in (name for family in FAMILIES.values() for name in family.catalogue()):
+    families = [family for family in RECORDED if family not in LEFT_OUT.get(called, ())]
+    for name in (name for family in families for name in FAMILIES[family].catalogue()):
         for method, of_trl in METHODS.items():
             step = {**BASE, "model": name, "method": method, "sequence_length": length, **OPTIONS[called]}
             try:
@@ -122,6 +129,14 @@ def test_no_option_that_was_not_recorded_is_answered(changes) -> None:
 def test_no_model_that_was_not_recorded_is_answered(changes) -> None:
     with pytest.raises(NoRecord):
         composed_step(scenario(model=model(**changes)))
+
+
+# An adapter of experts whose scaling is 1: PyTorch leaves its factor out, and so a temporary of the backward pass.
+def test_a_scaling_of_one_on_experts_is_not_answered() -> None:
+    usual = {**BASE, "model": "qwen3-30b-a3b", **OPTIONS["trl"], **METHODS["qlora"]}
+    form_of(Scenario.from_mapping({**usual, "lora": {"rank": 16, "alpha": 32}}, {}))
+    with pytest.raises(NoRecord):
+        form_of(Scenario.from_mapping({**usual, "lora": {"rank": 32, "alpha": 32}}, {}))
 
 
 def test_other_kernels_are_not_answered() -> None:

@@ -29,7 +29,7 @@ STEP = {
     "program": [["g", 0, APART], ["pass", 0, 1], ["pass", 1, -1], ["g", 1, ENDS]],
     "templates": [[[1, 0, ["L", 1, 0]], [2, 0], 1], [[["L", 0, 0], 0]], [[0, 0, ["g", 1]]], [[["g", 0], 0], None]],
     "choices": {
-        str(at): [[list(window("aaaaa", layer)), template] for layer in range(5)]
+        str(at): [[list(window("aaaaa", layer, 2)), template] for layer in range(5)]
         for at, template in ((0, FORWARD), (1, BACKWARD))
     },
 }

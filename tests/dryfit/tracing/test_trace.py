@@ -6,10 +6,10 @@ import pytest
 
 from dryfit.common.errors import UserError
 from dryfit.engine import tracker as tracker_module
+from dryfit.engine.loading_rules import ORDERS
 from dryfit.readers.request import read_request
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.loaders import WeightLoader
-from dryfit.tracing.prepare import ORDERS
 from dryfit.tracing.trace import record, trace
 from tests.dryfit.decoders import DECODERS
 from tests.dryfit.pairwise import pairwise
