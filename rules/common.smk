@@ -75,7 +75,7 @@ THREADS = threads_beside(workflow.resource_settings.cores if workflow.is_main_pr
 # --- what is run only on request -------------------------------------------------------------------------
 
 # By the command, which rules/project.smk has noted: Snakemake knows targets and executor only when it has read this.
-EXECUTE = workflow.is_main_process and asks_for_execution(os.environ["SECURECLI_COMMAND"])
+EXECUTE = workflow.is_main_process and asks_for_execution()
 # What a path of this workflow is called in the importing one.
 PREFIXED = workflow.modifier.modify_path
 # Where a job runs in a process of its own, this has been decided before.

@@ -24,4 +24,4 @@ else:
 sys.path.insert(0, str(PROJECT))
 # What was asked for, for provenance: jobs inherit it, and have command lines of their own.
 if workflow.is_main_process:
-    os.environ["SECURECLI_COMMAND"] = shlex.join(["snakemake", *sys.argv[1:]])
+    os.environ.update(SECURECLI_COMMAND=shlex.join(["snakemake", *sys.argv[1:]]))

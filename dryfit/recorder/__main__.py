@@ -92,7 +92,7 @@ def _versions() -> dict[str, str]:
 
 def _write(path: Path, family: ModelFamily, members: dict[str, str], files: dict[str, str]) -> None:
     folder = Path(transformers.__file__).parent
-    code = [name.format(family.model_type) for name in _CODE]
+    code = [name.format(family.model_type.removesuffix("_text")) for name in _CODE]
     index: dict[str, Any] = {
         "format": FORMAT,
         "versions": _versions(),

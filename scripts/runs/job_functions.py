@@ -33,12 +33,13 @@ def exit_on_user_error(function: Callable, *arguments: Any, **named: Any) -> Any
         sys.exit(str(error))
 
 
-def asks_for_execution(command: str) -> bool:
-    """Whether a command names what is run only on request.
+def asks_for_execution(command: str | None = None) -> bool:
+    """Whether a command, without an argument the one of this run, names what is run only on request.
 
     By the target's name, in a workflow that imports this one behind a prefix, or by the file's.
     """
-    return any(re.search(r"(^|_)execute$|/evaluation/execution\.jsonl?$", one) for one in shlex.split(command))
+    words = shlex.split(os.environ["SECURECLI_COMMAND"] if command is None else command)
+    return any(re.search(r"(^|_)execute$|/evaluation/execution\.jsonl?$", one) for one in words)
 
 
 def threads_beside(cores: int | None) -> int:
