@@ -6,7 +6,7 @@ itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from math import lcm
@@ -72,8 +72,6 @@ class ModelFamily:
         Neighbours on either side that tell one layer's events from another's.
     unused
         Keys that the class doesn't read.
-    plain
-        A configuration in the form that is recorded, where a class computes sizes from what a file says.
     exact_length
         Rows are cut into chunks, in a loop or padded: a record is for one length.
     """
@@ -100,7 +98,6 @@ class ModelFamily:
     every: tuple[str, int] | None = None
     radius: int = 2
     unused: frozenset[str] = frozenset()
-    plain: Callable[[Model], Model] = dict
     exact_length: bool = False
 
     def numbers(self, model: Model) -> Numbers:
@@ -183,8 +180,6 @@ class ModelFamily:
         found: dict[str, Any] = {"length": numbers["s"]} if self.exact_length else {}
         found |= {"one_row": numbers["b"] == 1, "one_group": numbers["K"] == 1, "no_groups": numbers["g"] == 1}
         found["unaligned"] = any(numbers.get(symbol, 0) % 8 for symbol in "dhm")
-        if "nk" in numbers:
-            found["no_repeats"] = numbers["nv"] == numbers["nk"]
         if "e" in numbers and numbers["b"] * numbers["s"] * numbers["e"] <= SORTED_IN_PLACE:
             found["sorted_in_place"] = True  # the experts of all tokens
         if window and numbers["s"] >= window:
@@ -231,44 +226,11 @@ _OLMO3_YARN = {
     "attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1, "factor": 8.0,
     "original_max_position_embeddings": 8192, "rope_type": "yarn",
 }  # fmt: skip
-_DELTA_ROPE = {
-    "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25, "rope_theta": 10000000,
-    "rope_type": "default",
-}  # fmt: skip
 _WINDOWS = {"s": "sliding_attention", "f": "full_attention"}
 
 
 def _whole(**more: Any) -> dict[str, Any]:
     return {"whole_heads": True, "points": {**_POINTS, **_WHOLE}, "odd": {**_ODD, "h": (1200, 2064)}, **more}
-
-
-_DELTA = {  # three layers of the delta rule for one of attention
-    "fixed": {"rope_parameters": _DELTA_ROPE, "attn_output_gate": True},
-    "silent": {"attention_bias": False, "partial_rotary_factor": 0.25, "mlp_only_layers": []},
-    "implied": frozenset(),
-    "exact_length": True,
-    "kinds_key": "layer_types",
-    "words": {"l": "linear_attention", "f": "full_attention"},
-    "every": ("full_attention_interval", 4),
-    "sequence": "lllflfllf",
-    "order": "lllflllflllf",
-    "radius": 1,
-    "keys": {
-        **_KEYS, "nk": "linear_num_key_heads", "nv": "linear_num_value_heads", "dk": "linear_key_head_dim",
-        "dv": "linear_value_head_dim",
-    },
-    "points": {
-        **_POINTS, "nk": (4, 8, 2), "nv": (16, 32, 48), "dk": (128, 64), "dv": (128, 64), "d": (256, 128, 96),
-    },
-    "ends": {**_ENDS, "nk": (2, 32), "nv": (8, 128), "dk": (64, 128), "dv": (64, 128)},
-}  # fmt: skip
-
-
-def _nemotron(model: Model) -> Model:
-    letters = {"M": "mamba", "E": "moe", "*": "attention"}
-    listed = model.get("hybrid_override_pattern")
-    rest = {key: value for key, value in model.items() if key != "hybrid_override_pattern"}
-    return rest | ({"layers_block_type": [letters[letter] for letter in listed]} if listed else {})
 
 
 def _experts(m: str, E: str, e: int, d: Any = None) -> dict[str, Any]:
@@ -395,67 +357,6 @@ FAMILIES = {
                 m="intermediate_size", E="num_local_experts", e=8, d=((128, 256, 96, 160), (80, 152, 72), (72, 256))
             ),
         ),
-        ModelFamily(model_type="qwen3_5_text", architecture="Qwen3_5ForCausalLM", **_DELTA),
-        ModelFamily(
-            model_type="nemotron_h",
-            architecture="NemotronHForCausalLM",
-            silent={"attention_bias": False, "mlp_bias": False, "use_bias": False, "mamba_proj_bias": False},
-            implied=frozenset(),
-            unused=frozenset(
-                {
-                    "intermediate_size",
-                    "layer_norm_epsilon",
-                    "moe_shared_expert_overlap",
-                    "norm_eps",
-                    "routed_scaling_factor",
-                    "time_step_floor",
-                    "time_step_max",
-                    "time_step_min",
-                }
-            ),
-            plain=_nemotron,
-            exact_length=True,
-            kinds_key="layers_block_type",
-            words={"M": "mamba", "E": "moe", "*": "attention"},
-            sequence="MEMEM*EMEM*EME",
-            order="MEMEMEM*EMEM*EMEMEMEM*EMEME",
-            radius=1,
-            keys={
-                "h": "hidden_size",
-                "V": "vocab_size",
-                "m": "moe_intermediate_size",
-                "S": "moe_shared_expert_intermediate_size",
-                "E": "n_routed_experts",
-                "e": "num_experts_per_tok",
-                "N": "mamba_num_heads",
-                "P": "mamba_head_dim",
-                "G": "n_groups",
-                "u": "ssm_state_size",
-            },
-            points={
-                **{symbol: own for symbol, own in _POINTS.items() if symbol != "i"},
-                "m": (768, 896, 640),
-                "S": (1536, 1792, 1280),
-                "E": (16, 24, 32),
-                "e": (6, 4, 8),
-                "N": (32, 64, 16),
-                "P": (64, 128, 32),
-                "G": (8, 4, 2),
-                "u": (128, 64, 96),
-            },
-            odd={"V": (50257, 1003)},
-            ends={
-                **{symbol: own for symbol, own in _ENDS.items() if symbol != "i"},
-                "m": (128, 16384),
-                "S": (128, 16384),
-                "E": (16, 512),
-                "e": (2, 22),
-                "N": (16, 256),
-                "P": (64, 64),
-                "G": (8, 8),
-                "u": (64, 256),
-            },
-        ),
         ModelFamily(
             model_type="gemma",
             architecture="GemmaForCausalLM",
@@ -493,6 +394,7 @@ FAMILIES = {
             sequence="sssfsfsfss",
             order="sssssfsssssfsssssfssss",
             radius=1,
+            ends={**_ENDS, "V": (1000, 262208)},  # a multiple of 64 above Gemma 2's
             **_whole(),
         ),
         ModelFamily(

@@ -82,7 +82,7 @@ class StepKey:
         if family is None:
             raise NoRecord("no records of this architecture")
         try:
-            model = family.plain(scenario.model)
+            model = dict(scenario.model)
             particular = family.particular(model)
             numbers = family.numbers(model) | {"b": scenario.micro_batch, "s": scenario.sequence_length}
             kinds = family.kinds(model)

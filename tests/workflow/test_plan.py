@@ -177,7 +177,7 @@ def test_a_path_says_what_its_job_does(project):
 )
 def test_a_path_that_the_configuration_does_not_know_is_an_error_that_shows_what_it_knows(project, path, known):
     (project / path).parent.mkdir(parents=True)
-    (project / path).write_text("of another configuration")  # what lies there must not pass for the answer
+    (project / path).write_text('{"of": "another configuration"}')  # what lies there must not pass for the answer
     done = snakemake(project, "--dry-run", path)
     assert done.returncode == 1 and known in done.stderr and "Traceback" not in done.stderr, done.stderr[-3000:]
 

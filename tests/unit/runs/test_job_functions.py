@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,7 +92,7 @@ def test_an_error_for_people_ends_snakemake_with_the_message_alone() -> None:
     ],
 )
 def test_only_a_command_that_names_execution_runs_answers(arguments: list[str], asked: bool) -> None:
-    assert asks_for_execution(arguments) is asked
+    assert asks_for_execution(shlex.join(arguments)) is asked
 
 
 def test_the_configuration_may_ask_for_execution_itself() -> None:
