@@ -47,7 +47,7 @@ WHEN := not nightly
 ELSEWHERE := test-slurm test-kernels test-conda test-site test-deepspeed test-optimizers test-mcp test-recipes
 AT_NIGHT := test-kernels test-site test-deepspeed test-optimizers test-recipes # the others have no test for the night
 test-all: $(VENV)/ready-dev
-	@echo "make test-all: $$($(BIN)/python -m tests.tiers test-all); then $(ELSEWHERE) (15 minutes)"
+	@echo "make test-all: $$($(BIN)/python -m tests.tiers test-all); then $(ELSEWHERE) (8 minutes)"
 	@$(MAKE) --no-print-directory lint
 	$(PYTEST) -m "not nightly"
 	@$(MAKE) --no-print-directory -j2 --output-sync=target --keep-going $(ELSEWHERE)
