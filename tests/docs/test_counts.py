@@ -71,19 +71,19 @@ def test_ways_to_divide() -> None:
 
 
 def test_differences_that_were_planted_and_steps_that_were_drawn() -> None:
-    assert f"was found in {PLANTED} of {PLANTED} with one planted" in page("docs/measure.md")
+    assert f"was found in {PLANTED} of {PLANTED} with one planted" in page("docs/evidence.md")
     drawn = len(ROWS.read_text(encoding="utf-8").splitlines()) - 1
     assert f"It takes {drawn} steps that were drawn at random" in page("docs/evidence.md")
 
 
 def test_tools_for_assistants() -> None:
     assert len(TOOLS) == 3 and "`dryfit mcp` has three tools" in page("CHANGELOG.md")
-    assert [f"| `{name}` |" in page("docs/assistants.md") for name in TOOLS] == [True] * 3
+    assert [f"| `{name}` |" in page("docs/package.md") for name in TOOLS] == [True] * 3
 
 
 def test_the_step_that_calculators_are_compared_on() -> None:
     (row,) = (row for row in published() if row.id == "canifinetune-10")
-    text = page("docs/calculators.md")
+    text = page("docs/verdict.md")
     for who, share in (("measured", 0.0), ("dryfit, the trace", 1.0)):
         sizes = [
             size * (1 + share * error) / GIB
