@@ -49,7 +49,7 @@ def test_families() -> None:
     assert f"{len(FAMILIES)} families of 2025 and 2026 by transformers' own code" in core
     assert f"the parameters of {len(set(FAMILIES) - UNKNOWN)} of these families, and of the catalogue but" in core
     packages = r"(?:[\w-]+(?:, )?)+"
-    text = (ROOT / "docs/memory-core.md").read_text(encoding="utf-8")
+    text = (ROOT / "validation/data/families.md").read_text(encoding="utf-8")
     rows = re.findall(rf"^\| (\w+) \| [\d,]+ \| {packages} \|", text, re.MULTILINE)
     assert rows == list(TABLE)
 
