@@ -318,7 +318,7 @@ def page(reports: Sequence[Report]) -> str:
     left_over = len([report for report in reports if report.drawn == BESIDE["third"]])
     parts = [_HEAD.format(reports=len(reports), threads=threads, unread=UNREAD, left_over=left_over, **SEEDS)]
     parts += ["## What came out", _count_table(sets)]
-    parts += [_missed_number(drawn, those) for drawn, those in sets.items() if drawn in SEEDS]
+    parts += [_wanted_numbers({drawn: those for drawn, those in sets.items() if drawn in SEEDS})]
     parts += ["## The wrong ones now", _wrong_table(sets)]
     parts += ["## What decides nothing", _undecidable_table(reports)]
     return "\n\n".join(parts) + "\n"
@@ -391,18 +391,19 @@ def _count_table(sets: dict[str, list[Report]]) -> str:
     return "\n".join(lines)
 
 
-def _missed_number(drawn: str, reports: Sequence[Report]) -> str:
-    """Whether the numbers that were set before are reached at the one reading of a drawn set."""
-    told = counts(reports, first=True)
-    share = 100 * told["too_close"] / max(told["total"], 1)
-    reached = told["right"] >= _WANTED_RIGHT and not told["unsafe"] and share <= _MOST_CLOSE_PERCENT
-    said = "These numbers are reached." if reached else "These numbers are not reached."
-    if told[NOT_ASKED]:
-        said += f" {told[NOT_ASKED]} were not asked for want of time."
-    return (
-        f"Of the reports that were {_SETS[drawn]} we wanted {_WANTED_RIGHT} of {UNREAD} right at their one reading,"
-        f" none unsafe, and at most {_MOST_CLOSE_PERCENT} % too close to call. {said}"
-    )
+def _wanted_numbers(draws: dict[str, list[Report]]) -> str:
+    """Whether each draw reached, at its one reading, the numbers that were set before."""
+    said = [
+        f"We wanted {_WANTED_RIGHT} of {UNREAD} right at the one reading of a draw, none unsafe, and at most"
+        f" {_MOST_CLOSE_PERCENT} % too close to call."
+    ]
+    for drawn, reports in draws.items():
+        told = counts(reports, first=True)
+        share = 100 * told["too_close"] / max(told["total"], 1)
+        reached = told["right"] >= _WANTED_RIGHT and not told["unsafe"] and share <= _MOST_CLOSE_PERCENT
+        said.append(f"The {drawn} draw {'reached' if reached else 'did not reach'} these numbers.")
+        said += [f"{told[NOT_ASKED]} were not asked for want of time."] if told[NOT_ASKED] else []
+    return " ".join(said)
 
 
 _WANTED_RIGHT, _MOST_CLOSE_PERCENT = 36, 15
