@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from dryfit.program.request import ProgramRequest
 from dryfit.recipes.models import OtherModel
 from dryfit.recipes.recipe import MODEL, Recipe
 
-# Values of a spare: half of what it is, at least 1; what the line asked for.
-HALVED, GIVEN = "halved", "given"
+# Values of a spare: half of what it is, at least 1; what the line asked for; as many blocks as are too many.
+HALVED, GIVEN, ENOUGH = "halved", "given", "enough"
 # Models whose positions begin behind the id of padding, 1 (transformers' create_position_ids_from_input_ids).
 _FROM_THE_PADDING, _RESERVED = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "data2vec-text"), 2
+# Weights by their components' names; the share of them that blocks have, at least; how much of a card a step that fits
+# takes, so that its verdict is not TOO CLOSE.
+_WEIGHTS, _OF_BLOCKS, _FILLED = "weights_", 0.9, 0.93
 # Kinds of errors that a program raises where its sizes don't go together.
 _SIZES = ("ValueError", "RuntimeError", "IndexError", "AssertionError")
 
@@ -39,6 +43,13 @@ def check(recipe: Recipe, model: OtherModel, values: Mapping[str, Any]) -> None:
             where="--recipe", allowed="the package; another recipe, see --recipe list",
             write=f'pip install "dryfit[{recipe.extra}]"',
         )  # fmt: skip
+    for name, other in recipe.needs.items():
+        if values[name] and not values[other]:
+            raise UserError(
+                f"`{name}` of the recipe {recipe.name} needs `{other}`: what is trained stays on the card.",
+                where="--set", found=f"{name}={values[name]}, {other}={values[other]}", field=name,
+                allowed=f"{name}=0, or another {other}", write=f"--set {name}=0",
+            )  # fmt: skip
     for name, key in recipe.limits.items():
         most = _most(model, key)
         if most is not None and values[name] > most:
@@ -107,18 +118,41 @@ def _in_our_words(
 
 
 def spared(
-    recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: str, beside: Sequence[str] = ()
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Changes for a step that does not fit, and the answer with them, until it fits: each beside those before it."""
+    recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: str, before: Mapping[str, Any],
+    beside: Sequence[str] = (),
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:  # fmt: skip
+    """Changes for a step that does not fit (its answer is ``before``), and the answers, until it fits.
+
+    Each change stands beside those before it.
+    """
     changes: dict[str, Any] = {}
+    answered: Mapping[str, Any] = before
     for spare in recipe.spares:
         now = {**values, **changes}
-        told = {HALVED: lambda name, now=now: max(1, now[name] // 2), GIVEN: values.get}
-        new = {name: told[value](name) if value in (HALVED, GIVEN) else value for name, value in spare.items()}
-        if all(now.get(name) == value for name, value in new.items()):
+        told = {
+            HALVED: lambda name, now=now: max(1, now[name] // 2), GIVEN: values.get,
+            ENOUGH: lambda name, now=now, last=answered: now[name] + _too_many(model, last),
+        }  # fmt: skip
+        new = {name: told[value](name) if value in (HALVED, GIVEN, ENOUGH) else value for name, value in spare.items()}
+        off = any(new.get(name) and not now[other] for name, other in recipe.needs.items())
+        if off or all(now.get(name) == value for name, value in new.items()):
             continue
         changes = {name: value for name, value in {**changes, **new}.items() if value != values.get(name)}
         answered = follow(recipe, model, {**values, **changes}, gpu, beside)
         yield dict(changes), answered
         if answered["verdict"] == "fits":
             return
+
+
+def _too_many(model: OtherModel, answered: Mapping[str, Any]) -> int:
+    """How many blocks of a transformer would have to wait on the host; 0: nobody knows how many it has.
+
+    They are counted as in ``parts/block_swap.py``. All but two of a kind may wait; some weights lie outside of blocks.
+    """
+    if not model.blocks:
+        return 0
+    counts = [count - 2 for count in model.blocks]
+    most = counts[0] if len(counts) == 1 else max(2 * counts[0], counts[1])
+    weights = sum(size for name, size in answered["trace"]["components"].items() if name.startswith(_WEIGHTS))
+    missing = answered["trace"]["required_bytes"] - _FILLED * answered["gpu"]["usable_bytes"]
+    return max(0, min(most, ceil(missing / (_OF_BLOCKS * weights / (most + 2)))))
