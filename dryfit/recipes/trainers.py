@@ -69,10 +69,10 @@ def read(what: str) -> TrainerFile | None:
     if found is None:
         return None
     table = tools()[found.tool]
-    return _Reading(table, table["programs"][found.program], found.options, path).training(found.program)
+    return Reading(table, table["programs"][found.program], found.options, path).training(found.program)
 
 
-class _Reading:
+class Reading:
     """A file's options beside the rows of their tool and program."""
 
     def __init__(self, table: Mapping[str, Any], row: Mapping[str, Any], own: Options, path: Path) -> None:
@@ -139,7 +139,7 @@ class _Reading:
             elif name == "precision" and self._value(name, key) not in ("bf16", None):
                 raise UserError(
                     f"The recipe {chosen.name} computes in bf16.", where=self.path, found=f"{key}={yaml_text(value)}",
-                    field=key, allowed="bf16", write=f"{key}=bf16",
+                    field=key, allowed=(bf16 := self._word(name, "bf16")), write=f"{key}={bf16}",
                 )  # fmt: skip
         if self.own.get("use_8bit_adam"):  # beside `optimizer AdamW` too
             given["optimizer"] = "adamw_8bit"
@@ -158,17 +158,24 @@ class _Reading:
             return value
         plain = str(value).rpartition(".")[2].lower()
         taken = self.table.get("at_most", {}).get(name, {})
-        if plain in taken:
-            note = f"{key}: {value} is taken as {taken[plain]}, which takes no less"
-            self.notes += [note] if note not in self.notes else []
-            return taken[plain]
-        if plain not in known:
+        for word, other in taken.items():
+            if word.lower() == plain:
+                note = f"{key}: {value} is taken as {other}, which takes no less"
+                self.notes += [note] if note not in self.notes else []
+                return other
+        found = [each for word, each in known.items() if word.lower() == plain]
+        if not found:
             raise UserError(
                 f"No recipe has the {name.replace('_', ' ')} {value}.", where=self.path, field=key,
-                found=f"{key}={yaml_text(value)}", allowed=", ".join(filter(None, map(str, known))),
+                found=f"{key}={yaml_text(value)}", allowed=", ".join(filter(None, [*known, *taken])),
                 write=f"{key}={next(iter(known))}",
             )  # fmt: skip
-        return known[plain]
+        return found[0]
+
+    def _word(self, name: str, value: Any) -> str:
+        """How the tool writes a setting's value."""
+        words = self.table.get("values", {}).get(name, {})
+        return next((word for word, each in words.items() if each == value), str(value))
 
     def _side(self, resolution: Any, multiple: int) -> int:
         """The side of the square that holds as many pixels; buckets of other shapes hold no more."""

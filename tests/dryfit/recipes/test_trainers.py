@@ -12,13 +12,15 @@ import pytest
 from dryfit.ask import command
 from dryfit.ask.recipe import question
 from dryfit.ask.words import parse
+from dryfit.cards.verdict import Verdict, Word
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml
 from dryfit.data import data_path
+from dryfit.program.answer import _omissions
 from dryfit.recipes import follow
 from dryfit.recipes.models import find
 from dryfit.recipes.recipe import recipe
-from dryfit.recipes.trainers import TrainerFile, read
+from dryfit.recipes.trainers import Reading, TrainerFile, read
 
 TABLE = read_yaml(data_path("recipes", "trainers.yaml"))
 SDXL = """accelerate launch --num_cpu_threads_per_process 1 sdxl_train_network.py \\
@@ -86,7 +88,7 @@ def test_a_script_of_sd_scripts_says_its_settings(tmp_path: Path) -> None:
     assert noted(found) == {"images", "blob", "~/sd_xl_base_1.0.safetensors"}
 
 
-def test_a_configuration_file_is_that_of_the_program_that_its_network_needs(tmp_path: Path) -> None:
+def test_a_configuration_file_is_that_of_the_left_outthat_its_network_needs(tmp_path: Path) -> None:
     found = read(file(tmp_path, FLUX, "flux.toml"))
     assert (found.program, found.model.name) == ("flux_train_network.py", "black-forest-labs/FLUX.1-dev")
     assert found.given["quantization"] == "fp8" and found.given["cached"] == "latents" and found.given["size"] == 512
@@ -188,7 +190,7 @@ def test_what_no_recipe_has_is_refused_by_name(text: str, says: str, field: str 
     assert caught.value.field == field and caught.value.allowed
 
 
-def test_a_configuration_that_does_not_say_its_program_asks_for_it(tmp_path: Path) -> None:
+def test_a_configuration_that_does_not_say_its_left_outasks_for_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="which program") as caught:
         read(file(tmp_path, 'pretrained_model_name_or_path = "mine.safetensors"\n', "own.toml"))
     assert "--config_file own.toml" in caught.value.write
@@ -209,6 +211,27 @@ def test_the_table_names_settings_that_its_recipes_have(tool: str) -> None:
         recipe(row["recipe"]).checked(row.get("always", {}))
         for name in (row["model"], *row.get("sizes", ()), *row.get("flavours", {}).values()):
             assert name is None or find(name).recipe == row["recipe"]
+
+
+@pytest.mark.parametrize(
+    ("tool", "program"), [(tool, program) for tool in TABLE for program in TABLE[tool]["programs"]]
+)
+def test_what_takes_more_memory_is_a_setting_or_named_and_nothing_fits_beside_it(tool: str, program: str) -> None:
+    table, row = TABLE[tool], TABLE[tool]["programs"][program]
+    cached = {"cache_latents": True, "cache_text_encoder_outputs": True}
+    cached["pretrained_model_name_or_path"] = row["model"] or row["sizes"][0]
+    precision = next(key for key, name in table["settings"].items() if name == "precision")
+    cached[precision] = next(word for word, value in table["values"]["precision"].items() if value == "bf16")
+    own = recipe(row["recipe"]).settings
+    for key, what in table["adds"].items():
+        value = 512 if key == "samples" else True
+        found = Reading(table, row, {**cached, key: value}, Path("train.sh")).training(program)
+        if key in own:
+            assert found.given[key] == value
+        elif key not in row.get("has", ()):
+            assert found.beside == (what,)
+            left_out = {"not_followed": found.beside, "adds": found.beside, "growth_bytes": 0}
+            assert Verdict(headroom_bytes=1 << 40).leaving_out(_omissions(left_out, 1 << 40)).word is Word.TOO_CLOSE
 
 
 # --- tools with files of their own ------------------------------------------------------------------------------------
