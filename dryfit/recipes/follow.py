@@ -18,13 +18,14 @@ from dryfit.program.request import ProgramRequest
 from dryfit.recipes.models import OtherModel
 from dryfit.recipes.recipe import MODEL, Recipe
 
-# Values of a spare: half of what it is, at least 1; what the line asked for; as many blocks as are too many.
-HALVED, GIVEN, ENOUGH = "halved", "given", "enough"
+# Values of a spare: half of what it is, at least 1; what the line asked for; all blocks that may wait on the host, and
+# then as few as do.
+HALVED, GIVEN, MOST = "halved", "given", "most"
+BLOCKS = "blocks_swapped"
+# How much of a card a step that fits takes, so that its verdict is not TOO CLOSE.
+_FILLED = 0.95
 # Models whose positions begin behind the id of padding, 1 (transformers' create_position_ids_from_input_ids).
 _FROM_THE_PADDING, _RESERVED = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "data2vec-text"), 2
-# Weights by their components' names; the share of them that blocks have, at least; how much of a card a step that fits
-# takes, so that its verdict is not TOO CLOSE.
-_WEIGHTS, _OF_BLOCKS, _FILLED = "weights_", 0.9, 0.93
 # Kinds of errors that a program raises where its sizes don't go together.
 _SIZES = ("ValueError", "RuntimeError", "IndexError", "AssertionError")
 
@@ -126,33 +127,41 @@ def spared(
     Each change stands beside those before it.
     """
     changes: dict[str, Any] = {}
-    answered: Mapping[str, Any] = before
     for spare in recipe.spares:
-        now = {**values, **changes}
+        now, last = {**values, **changes}, before
         told = {
-            HALVED: lambda name, now=now: max(1, now[name] // 2), GIVEN: values.get,
-            ENOUGH: lambda name, now=now, last=answered: now[name] + _too_many(model, last),
-        }  # fmt: skip
-        new = {name: told[value](name) if value in (HALVED, GIVEN, ENOUGH) else value for name, value in spare.items()}
+            HALVED: lambda name, now=now: max(1, now[name] // 2),
+            GIVEN: values.get,
+            MOST: lambda _: _most_blocks(model),
+        }
+        new = {name: told[value](name) if value in told else value for name, value in spare.items()}
         off = any(new.get(name) and not now[other] for name, other in recipe.needs.items())
         if off or all(now.get(name) == value for name, value in new.items()):
             continue
         changes = {name: value for name, value in {**changes, **new}.items() if value != values.get(name)}
-        answered = follow(recipe, model, {**values, **changes}, gpu, beside)
-        yield dict(changes), answered
-        if answered["verdict"] == "fits":
+        before = follow(recipe, model, {**values, **changes}, gpu, beside)
+        if MOST in spare.values() and before["verdict"] == "fits":
+            fewer = _as_few(now[BLOCKS], new[BLOCKS], last, before)
+            if fewer < new[BLOCKS]:
+                with_fewer = follow(recipe, model, {**values, **changes, BLOCKS: fewer}, gpu, beside)
+                if with_fewer["verdict"] == "fits":
+                    changes, before = changes | {BLOCKS: fewer}, with_fewer
+        yield dict(changes), before
+        if before["verdict"] == "fits":
             return
 
 
-def _too_many(model: OtherModel, answered: Mapping[str, Any]) -> int:
-    """How many blocks of a transformer would have to wait on the host; 0: nobody knows how many it has.
+def _most_blocks(model: OtherModel) -> int:
+    """How many blocks of a transformer may wait on the host, as ``parts/block_swap.py`` counts; 0: nobody knows.
 
-    They are counted as in ``parts/block_swap.py``. All but two of a kind may wait; some weights lie outside of blocks.
+    All but two of a kind may. Of two kinds, half of the number wait of the first, and as many of the second.
     """
-    if not model.blocks:
-        return 0
     counts = [count - 2 for count in model.blocks]
-    most = counts[0] if len(counts) == 1 else max(2 * counts[0], counts[1])
-    weights = sum(size for name, size in answered["trace"]["components"].items() if name.startswith(_WEIGHTS))
-    missing = answered["trace"]["required_bytes"] - _FILLED * answered["gpu"]["usable_bytes"]
-    return max(0, min(most, ceil(missing / (_OF_BLOCKS * weights / (most + 2)))))
+    return max((count * (len(counts) - place) for place, count in enumerate(counts)), default=0)
+
+
+def _as_few(now: int, most: int, without: Mapping[str, Any], waiting: Mapping[str, Any]) -> int:
+    """The fewest blocks with which a step fits, by what each of those between two answers spares."""
+    required = [answered["trace"]["required_bytes"] for answered in (without, waiting)]
+    missing = required[0] - _FILLED * without["gpu"]["usable_bytes"]
+    return min(most, now + max(1, ceil(missing * (most - now) / max(1, required[0] - required[1]))))

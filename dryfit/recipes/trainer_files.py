@@ -370,6 +370,10 @@ def _simple_tuner(content: Options, path: Path) -> Written | None:
     own["texts_trained"] = bool(own.get("train_text_encoder"))
     stay = ("texts_trained", "text_cache_ondemand", "text_cache_disable")
     own["cache_text_encoder_outputs"] = not any(own.get(key) for key in stay)
+    # Its document says that the CPU quantizes by default, and its registry that the card does: the safer one.
+    is_quantized = str(own.get("base_model_precision")).endswith(("quanto", "torchao"))
+    own["quantized_on_card"] = is_quantized and own.get("quantize_via", "accelerator") != "cpu"
+    own["low_vram"] = not own["quantized_on_card"]
     own["ema"] = bool(own.pop("use_ema", False)) and own.get("ema_device", "cpu") == "accelerator"
     if own.get("validation_prompt") and not own.get("validation_disable"):
         own["samples"] = max(_numbers(re.split(r"[x,]", str(own.get("validation_resolution", 256)))), default=256)

@@ -245,4 +245,4 @@ def _blocks(model: OtherModel, fraction: float) -> int:
     """
     away = max(0.0, 1 - _RING_BUFFER * (1 - fraction))
     counts = model.blocks
-    return int(away * (counts[0] if len(counts) == 1 else max(2 * counts[0], counts[1])))
+    return int(away * max(count * (len(counts) - place) for place, count in enumerate(counts)))

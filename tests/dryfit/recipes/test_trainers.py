@@ -365,9 +365,12 @@ def test_a_file_of_simple_tuner_is_read_with_that_of_its_data(tmp_path: Path) ->
     )
     assert found.given == {
         "rank": 8, "micro_batch": 3, "size": 640, "gradient_checkpointing": True, "optimizer": "adamw", "ema": False,
-        "quantization": "quanto", "samples": 1024, "cached": "all", "adapter_precision": "fp32",
+        "quantization": "quanto", "samples": 1024, "cached": "all", "adapter_precision": "fp32", "low_vram": False,
     }  # fmt: skip
     assert found.beside == () and noted(found) == {"optimizer", "musubi_blocks_to_swap", "blob"}
+    assert read(simple(tmp_path, quantize_via="cpu")).given["low_vram"]
+    sd3 = simple(tmp_path, model_family="sd3", model_flavour="medium", validation_prompt=None, data=[])
+    assert read(sd3).beside == ("weights in 16 bits on the card until they are quantized",)
     by_variables = "export MODEL_FAMILY='sdxl'\nTRAIN_BATCH_SIZE=2\nUSE_GRADIENT_CHECKPOINTING=true\nRESOLUTION=768\n"
     more = 'TRAINER_EXTRA_ARGS="--lora_rank=4 --resolution_type=pixel --train_text_encoder"\n'
     found = read(file(tmp_path, by_variables + more, "config.env"))
