@@ -19,7 +19,7 @@ def test_each_question_can_be_asked_and_the_draw_comes_out_again() -> None:
         named = Path(words[0])
         assert named.suffix not in (".sh", ".toml", ".yaml", ".json") or (threads.FILES / named).is_file(), row.id
         assert "--gpu" in words and row.link.startswith("https://") and row.settings
-        assert row.outcome in ("ran", "ran_out") and row.drawn in ("first", "second", "third") and row.first_verdict
+        assert row.outcome in ("ran", "ran_out") and row.drawn in ("first", "second", "third")
     assert threads.draw(rows) == {row.link for row in rows if row.drawn == "first"}
 
 
