@@ -328,6 +328,8 @@ def _one_trainer(content: Options, path: Path) -> Written | None:
         f"{part}.weight_dtype", own.get("weight_dtype", "FLOAT_32")
     )
     own["pretrained_model_name_or_path"] = own.pop("base_model_name", None)
+    everywhere = not own.get("layer_filter") and own.get("layer_filter_preset", "full") == "full"
+    own["convolutions"] = part == "unet" and own["rank"] > 0 and everywhere
     before = own.get("gradient_checkpointing", "ON")  # of the whole, as it was written before
     own["gradient_checkpointing"] = own.get(f"{part}.gradient_checkpointing", before not in ("OFF", False))
     fraction = own.get("layer_offload_fraction", 0.0) if before == "CPU_OFFLOADED" else 0.0
@@ -339,7 +341,7 @@ def _one_trainer(content: Options, path: Path) -> Written | None:
     own["ema"] = own.get("ema", "OFF") == "GPU"
     file = own.get("sample_definition_file_name")
     there = file_beside(path, str(file)) if file else None
-    drawn = _mappings(content.get("samples") or (_content(there) if there else None))
+    drawn = _mappings(own.pop("samples", None) or (_content(there) if there else None))
     drawn = [one for one in drawn if one.get("enabled", True)]
     if own.get("sample_after_unit") != "NEVER" and (drawn or (file and not there)):
         own["samples"] = max([max(one.get("width", 512), one.get("height", 512)) for one in drawn], default=1024)

@@ -22,7 +22,6 @@ from dryfit.recipes.trainer_files import SUFFIXES, Options, area, tools, written
 
 __all__ = ["SUFFIXES", "TrainerFile", "read"]
 
-_OFF = (None, False, 0, "", "none")
 _LATENTS = ("cache_latents", "cache_latents_to_disk")
 _TEXTS = ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "pre_compute_text_embeddings")
 # OneTrainer's ring buffer is up to a tenth larger than the part of the weights that stays (LayerOffloadConductor.py).
@@ -101,7 +100,7 @@ class Reading:
         return TrainerFile(self.table["name"], program, model, self.recipe.name, checked, beside, tuple(self.notes))
 
     def _is_on(self, key: str) -> bool:
-        return self.own.get(key) not in _OFF
+        return _is_on(self.own.get(key))
 
     def _refuse(self) -> None:
         """Refuse options that decide memory and that no recipe has, by name."""
@@ -113,7 +112,7 @@ class Reading:
                 without[key] = why
         for key, name in self.table["settings"].items():
             needed = name in ("quantization", "blocks_swapped") and name not in self.recipe.settings
-            if needed and self._value(name, key) not in _OFF:
+            if needed and _is_on(self._value(name, key)):
                 without[key] = f"the recipe {self.recipe.name} has no {name}"
         met = [key for key in without if self._is_on(key)]
         if met:
@@ -236,6 +235,10 @@ class Reading:
         model = find(usual)
         assert model is not None
         return model
+
+
+def _is_on(value: Any) -> bool:
+    return bool(value) and value != "none"
 
 
 def _blocks(model: OtherModel, fraction: float) -> int:

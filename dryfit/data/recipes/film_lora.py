@@ -4,6 +4,7 @@
 - the transformer in bf16 under autocast, but for what diffusers keeps in fp32; LoRA in fp32 on the attention's
   projections, or on all linear layers of the blocks
 - fp8: weights kept in 8 bits, and in bf16 while their layer computes; quanto: the same for each product, with scales
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; what copies cost in time is not counted
 """
 
 import torch

@@ -6,6 +6,7 @@
 - fp8: weights kept in 8 bits, and in bf16 while their layer computes; quanto: the same for each product, with scales,
   and T5 too
 - references: images of the same size beside each one, as Kontext takes them
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; what copies cost in time is not counted
 """
 
 from functools import cache

@@ -5,6 +5,7 @@
   blocks; rank 0 trains all of the transformer in bf16
 - fp8: weights kept in 8 bits, and in bf16 while their layer computes; quanto: the same for each product, with scales
 - references: images of the same size beside each one, as Qwen-Image-Edit takes them
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; what copies cost in time is not counted
 """
 
 import torch

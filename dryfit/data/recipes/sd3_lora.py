@@ -4,6 +4,7 @@
 - the transformer in 16 bits under autocast, LoRA on the attention's projections (in fp32 beside fp16), or on all linear
   layers of the blocks; rank 0 trains all of the transformer, in fp32 under autocast
 - quanto: linear layers of the blocks in 8 bits with scales
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; what copies cost in time is not counted
 """
 
 import torch

@@ -3,6 +3,7 @@
 - latents of videos and embeddings of texts were computed before: VAE and text encoder are not on the card
 - the transformer and its LoRA in 16 bits under autocast; LoRA on the attention's projections
 - rank 0 trains all of the transformer, in fp32 under autocast, as cogvideox_text_to_video_sft.py
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; what copies cost in time is not counted
 """
 
 import torch

@@ -269,7 +269,8 @@ ONE = {
     "batch_size": 2, "resolution": "512,768", "train_dtype": "BFLOAT_16", "lora_rank": 32, "learning_rate": 3e-4,
     "transformer": {"train": True, "weight_dtype": "FLOAT_8", "offload_fraction": 0.5, "activation_offloading": True},
     "text_encoder": {"train": False, "weight_dtype": "FLOAT_8"}, "optimizer": {"optimizer": "ADAMW_8BIT", "beta1": 0.9},
-    "sample_after_unit": "NEVER", "ema": "CPU", "blob": 3,
+    "sample_after_unit": "NEVER", "ema": "CPU", "blob": 3, "samples": [{"width": 512}], "additional_embeddings": [],
+    "quantization": {"svd_dtype": "NONE"},
 }  # fmt: skip
 SIMPLE = {
     "--model_family": "flux", "--model_type": "lora", "--model_flavour": "kontext", "--lora_rank": 8,
@@ -341,6 +342,9 @@ def test_a_file_of_one_trainer_is_read_part_by_part(tmp_path: Path) -> None:
         "quantization": "fp8", "base_precision": "16bit", "blocks_swapped": 26, "targets": "linear", "ema": False,
     }  # fmt: skip
     assert found.beside == () and noted(found) == {"activation_offloading", "blob"}
+    sdxl = read(one(tmp_path, model_type="STABLE_DIFFUSION_XL_10_BASE", unet={}, text_encoder_2={"train": True}))
+    assert (sdxl.recipe, sdxl.given["cached"], sdxl.given["base_precision"]) == ("unet_lora", "latents", "fp32")
+    assert sdxl.given["texts_trained"] and sdxl.beside == ("adapters of convolutions",)
     older = one(tmp_path, gradient_checkpointing="CPU_OFFLOADED", layer_offload_fraction=0.9, optimizer="ADAFACTOR",
                 transformer={"weight_dtype": "NFLOAT_4"}, text_encoder={}, sample_after_unit="STEP",
                 sample_definition_file_name="gone.json")  # fmt: skip
