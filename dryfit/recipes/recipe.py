@@ -178,13 +178,22 @@ _PART = r"^from parts\.(\w+) import .*\n"  # what several recipes have; it stand
 
 
 def _whole(text: str) -> str:
-    """A program with its parts in place, which may have parts too."""
-    return re.sub(_PART, _part, text, flags=re.M)
+    """A program with its parts in place, which may have parts too: each of them once, and each import."""
+    placed: set[str] = set()
 
+    def part(found: re.Match[str]) -> str:
+        if found[1] in placed:
+            return ""
+        placed.add(found[1])
+        own = (FOLDER / "parts" / f"{found[1]}.py").read_text(encoding="utf-8")
+        behind = "\n".join(own.splitlines()[ast.parse(own).body[0].end_lineno :])  # its docstring
+        return re.sub(_PART, part, f"{behind}\n", flags=re.M)
 
-def _part(found: re.Match[str]) -> str:
-    text = (FOLDER / "parts" / f"{found[1]}.py").read_text(encoding="utf-8")
-    return _whole("\n".join(text.splitlines()[ast.parse(text).body[0].end_lineno :]) + "\n")  # without its docstring
+    lines: list[str] = []
+    for line in re.sub(_PART, part, text, flags=re.M).splitlines():
+        if not (line.startswith(("import ", "from ")) and line in lines):
+            lines.append(line)
+    return re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines) + "\n")
 
 
 @cache

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.training_utils import EMAModel, cast_training_params, free_memory
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 model = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -78,7 +78,7 @@ if rank:
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
 inner = ["q_proj", "k_proj", "v_proj", "out_proj"] + (["fc1", "fc2"] if targets == "linear" else [])
 for encoder in texts if texts_trained and rank else ():
-    encoder.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=inner))
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=inner), encoder)
 if adapter_precision == "fp32" or (adapter_precision == "auto" and precision == "fp16"):
     cast_training_params([unet, *texts], dtype=torch.float32)
 if gradient_checkpointing:

@@ -49,6 +49,8 @@ def test_a_recipe_is_a_short_program_with_settings(name: str) -> None:
     found = {node.targets[0].id: node.value for node in ast.parse(text).body if _is_setting(node)}
     assert {key: ast.literal_eval(found[key]) for key in changed} == changed
     assert len(text.splitlines()) == len(one.text.splitlines())
+    imports = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
+    assert len(set(imports)) == len(imports) and "from parts" not in text
 
 
 def _is_setting(node: ast.stmt) -> bool:
