@@ -70,8 +70,9 @@ def items(words: Sequence[str]) -> list[Item]:
     while at < len(words):
         start, word = at, words[at]
         at += 1
-        if not _is_option(word):
-            found.append(Item("", word, (word,)))
+        if not _is_option(word):  # a question may come in quotes, a file's name may hold spaces
+            parts = [word] if Path(word).exists() or Path(word).suffix[1:].isalpha() else word.split()
+            found += [Item("", part, (part,)) for part in parts]
             continue
         name, equals, value = word.partition("=")
         if short := re.fullmatch(r"(-[a-z])(\d.*)", word):
@@ -293,7 +294,7 @@ def meant(words: Sequence[str]) -> tuple[list[str], list[UserError]]:
     kept = []
     for at, item in enumerate(own):
         kept += fixes[at].words if at in fixes else plain.get(at, item.words)
-    kept = _one_gpu(kept)
+    kept = _said_once(kept)
     command, start = first or (command, words[: len(words) - len(rest)])
     if not any(not item.name for item in items(kept)):
         errors.append(
@@ -368,7 +369,7 @@ def _means(command: str, key: str, value: str | None) -> Sequence[str] | str | N
     """What an unknown option means, as words of the line; why it means nothing here; None: nothing is near."""
     known, takes = _known(command), COMMANDS[command].takes or ()
     typed, key = key, re.sub("^(use|enable|with|do)_", "", key) if key not in known else key
-    if (said := _says(key)) and _takes(said, takes) and str(value).lower() in _ON:
+    if (said := _says(typed) or _says(key)) and _takes(said, takes) and str(value).lower() in _ON:
         return said
     if "--strategy" in takes and _key(value or "") in STRATEGIES[1:]:
         return ["--strategy", _key(value or "")]
@@ -402,15 +403,16 @@ def _takes(words: Sequence[str], takes: Sequence[str]) -> bool:
     return all(word in takes for word in words if word.startswith("-"))
 
 
-def _one_gpu(words: Sequence[str]) -> list[str]:
-    """``--gpu 4 --gpu a100`` as one option, which says both."""
+def _said_once(words: Sequence[str]) -> list[str]:
+    """``--gpu 4 --gpu a100`` as one option, which says both; LoRA on a base of 4 bits is QLoRA."""
     own, cards, counts = items(words), [], []
+    if any((item.name, item.value) == ("--method", "qlora") for item in own):
+        own = [item for item in own if item.words != ("--method", "lora")]
     for value in (str(item.value) for item in own if item.name == "--gpu"):
         (counts if re.fullmatch(r"\d{1,3}", value) else cards).append(value)
-    if not counts or not cards:
-        return list(words)
-    one = ["--gpu", f"{counts[0]}x{cards[0]}"]
-    return [word for item in _replaced(own, one, lambda item: item.name == "--gpu") for word in item.words]
+    if counts and cards:
+        own = _replaced(own, ["--gpu", f"{counts[0]}x{cards[0]}"], lambda item: item.name == "--gpu")
+    return [*chain.from_iterable(item.words for item in own)]
 
 
 # --- plain words ------------------------------------------------------------------------------------------------------
@@ -436,9 +438,9 @@ def _plain(
         return None, {}, []
     texts = [str(own[at].value) for at in beside]
     has_what = beside != places and beside[0] != places[0]
-    parts = list(_parts(texts, command, has_what, {item.name for item in own}))
+    parts = list(_parts(texts, command, has_what, {item.field or item.name for item in own}))
     if asked := next((part.words[0] for part in parts if part.kind == "command"), ""):  # other words depend on it
-        parts = list(_parts(texts, asked, has_what, {item.name for item in own}))
+        parts = list(_parts(texts, asked, has_what, {item.field or item.name for item in own}))
     if not has_what and not any(part.kind == "model" for part in parts):
         parts = _with_a_model(parts, texts)
     new: dict[int, Sequence[str]] = {}
@@ -491,9 +493,7 @@ def _parts(texts: Sequence[str], command: str, has_what: bool, named: set[str]) 
         )  # fmt: skip
         asked = part.words[0] if part.kind == "command" else asked
         has_what = has_what or part.kind == "model"
-        named |= {
-            word for word in part.words if word.startswith("--") and word != "--set" and not part.words[-1].isdigit()
-        }
+        named |= {item.field or item.name for item in items(part.words) if not part.words[-1].isdigit()}
         at += part.count
         yield part
 
@@ -507,8 +507,11 @@ def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str],
         return _Part(count, "command", new)
     takes = COMMANDS[command or "fit"].takes or ()
     if option := _sized(words, command or "fit") or _counted(words, takes) or _said(words, command, takes):
-        flags = {word for word in option if word.startswith("-") and word != "--set"}
-        return _Part(count, "option" if not flags & named else "unknown", option if not flags & named else ())
+        # A kind of LoRA may come beside another: `lora in 4 bit`.
+        flags = {word for word in option if word.startswith("-")} - {"--set"}
+        is_out = bool(flags & named) and option[1] not in ("lora", "qlora")
+        is_out |= option[-1].startswith("generation.") and "objective" not in named  # nothing else generates
+        return _Part(count, "unknown" if is_out else "option", () if is_out else option)
     if count == 2 and words[0].isdigit() and words[1].rstrip("s") in ("gpu", "card"):
         return _Part(count, "option", ["--gpu", words[0]])
     if "--gpu" not in named and (card := _card(words)):
