@@ -145,9 +145,10 @@ def read(words: Sequence[str]) -> UnderstoodLine:
 def _with_the_line(errors: Sequence[UserError], kept: Sequence[str], is_right: bool) -> list[UserError]:
     """Errors of a line with the one in which all of them are put right.
 
-    That line was read once more. It is shown where nothing is wrong in it, or in files alone that it names.
+    That line was read once more. It is shown where nothing is wrong in it but files that it names, or a model's name
+    alone.
     """
-    from dryfit.ask.words import PASTED
+    from dryfit.ask.words import PASTED, suggested
     from dryfit.scenario.other_models import RUN
 
     line = shlex.join([PROGRAM, *kept])
@@ -155,8 +156,12 @@ def _with_the_line(errors: Sequence[UserError], kept: Sequence[str], is_right: b
         gpu = next((value for flag, value in pairwise(kept) if flag == "--gpu"), None)
         line = RUN.replace(" run ", f" run --gpu {shlex.quote(gpu)} ") if gpu else RUN
         return [part.with_values(write=line) for part in errors]
-    left = [part for part in errors if part.write != PASTED]
-    if not is_right and any(str(part.where).startswith(("--", "the command line")) for part in left):
+    left = [part for part in errors if part.write != PASTED and str(part.where).startswith(("--", "the command line"))]
+    model = [part for part in left if part.field == "model" and not part.change]
+    if model and "/" not in str(model[0].found):  # a name that is not known; an id was asked of the Hub
+        line = suggested(kept, {"model": "OWNER/NAME"})
+        errors = [part.with_values(write=PASTED) if part in model else part for part in errors]
+    if not is_right and len(model) < len(left):
         line = None
     return [part.with_values(write=line, change=None) if part.write == PASTED else part for part in errors]
 

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -434,10 +434,11 @@ def _plain(
     """The command that plain words name, what stands in their place, and one error for them; a right line has none."""
     places = [at for at, item in enumerate(own) if not item.name]
     beside = [at for at in places if own[at].is_beside]
-    if len(places) < 2 or not beside or beside == places[:1]:
+    is_start = bool(places) and str(own[places[0]].value) in _table("fillers")  # python train.py
+    if len(places) < 2 or not beside or (beside == places[:1] and not is_start):
         return None, {}, []
     texts = [str(own[at].value) for at in beside]
-    has_what = beside != places and beside[0] != places[0]
+    has_what = beside != places and (beside[0] != places[0] or is_start)
     parts = list(_parts(texts, command, has_what, {item.field or item.name for item in own}))
     if asked := next((part.words[0] for part in parts if part.kind == "command"), ""):  # other words depend on it
         parts = list(_parts(texts, asked, has_what, {item.field or item.name for item in own}))
@@ -455,7 +456,9 @@ def _plain(
         if part.kind == "unknown":
             left += texts[at : at + part.count]
         if part.kind == "model":
-            lost = lost_format("-".join(texts[at : at + part.count]), part.words[0])
+            said = "-".join(texts[at : at + part.count]).lower()
+            stands = f" The line below takes {part.words[0]} for a model of {said}." if said in _table("sizes") else ""
+            lost = stands or lost_format(said, part.words[0])
         at += part.count
     kinds = [part.kind for part in parts]
     problem = "A model's name is one word." if {*kinds} == {"model"} else "A question is a model and options."
@@ -469,16 +472,19 @@ def _plain(
 
 
 def _with_a_model(parts: list[_Part], texts: Sequence[str]) -> list[_Part]:
-    """The first unknown word that has a digit, or else the first, is the model: its own error says more of it."""
-    unknown, at = [], 0
-    for place, part in enumerate(parts):
-        if part.kind == "unknown":
-            letters, digits = (bool(re.search(kind, texts[at])) for kind in ("[a-zA-Z]", r"\d"))
-            unknown.append((not (letters and digits), not letters, place, texts[at]))
-        at += part.count
-    if unknown:
-        *_, place, text = min(unknown)
-        parts[place] = _Part(1, "model", [text])
+    """Unknown words side by side, with a digit if any have one, are the model: its own error says more of it."""
+    runs, at, place = [], 0, 0
+    for is_unknown, run in groupby(parts, lambda part: part.kind == "unknown"):
+        count = len(own := list(run))
+        words = texts[at : (at := at + sum(part.count for part in own))]
+        letters, mixed = (any(re.search(kind, word, re.I) for word in words) for kind in ("[a-z]", r"\d[a-z]|[a-z]\d"))
+        if is_unknown:
+            runs.append((not mixed, not letters, place, count, words))
+        place += count
+    if runs:
+        *_, place, count, words = min(runs)
+        name = "-".join(words)
+        parts[place : place + count] = [_Part(len(words), "model", [_table("sizes").get(name.lower(), name)])]
     return parts
 
 
@@ -602,7 +608,8 @@ def _said(words: Sequence[str], command: str, takes: Sequence[str]) -> list[str]
     if not said and key in LIKE:
         said = ["--like", key]
     if not said:
-        fields = [name for name, field in BY_NAME.items() if key in field.words and len(key) > 2 and key != "none"]
+        known = len(key) > 2 and key != "none" and key not in _table("fillers")
+        fields = [name for name, field in BY_NAME.items() if known and key in field.words]
         said = ["--set", f"{fields[0]}={key}"] if fields and (len(fields) == 1 or fields[0] == "precision") else None
     return said if said and _takes(said, takes) else None
 
