@@ -7,6 +7,7 @@ knows a line's own options, a scenario's fields, the keys of other tools' files 
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -495,13 +496,21 @@ def _parts(texts: Sequence[str], command: str, has_what: bool, named: set[str]) 
         part = next(
             (part for count in range(min(_LONGEST_PHRASE, len(texts) - at), 0, -1)
              if (part := _phrase(texts[at : at + count], asked, has_what, named, at == 0))),
-            _Part(1, "filler" if texts[at].lower().strip("?,.!:") in _table("fillers") else "unknown", ()),
-        )  # fmt: skip
+            None,
+        ) or _slip(texts[at], asked, has_what, named)  # fmt: skip
         asked = part.words[0] if part.kind == "command" else asked
         has_what = has_what or part.kind == "model"
         named |= {item.field or item.name for item in items(part.words) if not part.words[-1].isdigit()}
         at += part.count
         yield part
+
+
+def _slip(text: str, *asked: Any) -> _Part:
+    """A word that means nothing as it stands: one that asks for nothing, a slip in a known one, or unknown."""
+    word, fillers = text.lower().strip("?,.!:"), _table("fillers")
+    near = difflib.get_close_matches(word, {*fillers, *_table("says")}, n=1, cutoff=0.85) if word.isalpha() else ()
+    is_filler = word in fillers or (near and near[0] in fillers)
+    return _Part(1, "filler", ()) if is_filler else (near and _phrase(near, *asked, False)) or _Part(1, "unknown", ())
 
 
 def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str], is_first: bool) -> _Part | None:
@@ -512,6 +521,9 @@ def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str],
     if new and (not command or new[0] == command):
         return _Part(count, "command", new)
     takes = COMMANDS[command or "fit"].takes or ()
+    card = _card(words) if "--gpu" not in named else None
+    if card and count == 1 and card[0].isalpha():  # a B200 is no batch of 200
+        return _Part(count, "option", ["--gpu", card])
     if option := _sized(words, command or "fit") or _counted(words, takes) or _said(words, command, takes):
         # A kind of LoRA may come beside another: `lora in 4 bit`.
         flags = {word for word in option if word.startswith("-")} - {"--set"}
@@ -520,12 +532,12 @@ def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str],
         return _Part(count, "unknown" if is_out else "option", () if is_out else option)
     if count == 2 and words[0].isdigit() and words[1].rstrip("s") in ("gpu", "card"):
         return _Part(count, "option", ["--gpu", words[0]])
-    if "--gpu" not in named and (card := _card(words)):
+    if card:
         return _Part(count, "option", ["--gpu", card])
-    if count > 1 and _said(words[-1:], command or "fit", takes):
-        return None
     if not has_what and (model := _model(typed if count == 1 else words)):
-        return _Part(count, "model", [model])
+        # `qwen3 8b lora` is a model and what it is trained with, unless a model has this very name.
+        ends = count > 1 and _said(words[-1:], command or "fit", takes)
+        return None if ends and model != _exact_model("-".join(words)) else _Part(count, "model", [model])
     return None
 
 
@@ -546,7 +558,8 @@ def _command(words: Sequence[str], alone: bool) -> list[str] | None:
         return ["batch"] if option == "-b" else ["longest"] if option == "-s" else None
     if len(words) == 1 and words[0] in _table("commands"):
         return [_table("commands")[words[0]]]
-    near = alone and not {*"./"} & {*words[0]} and words[0] not in _table("fillers") and closest(words[0], COMMANDS)
+    word = words[0].removeprefix("max-")
+    near = alone and not {*"./"} & {*word} and word not in _table("fillers") and closest(word, COMMANDS, 0.8)
     return [near] if near and COMMANDS[near].takes and not _model(words) else None
 
 
@@ -621,21 +634,28 @@ def _card(words: Sequence[str]) -> str | None:
     text = " ".join(_table("numbers").get(word, word) for word in words)
     if not re.search(r"\d", text) or {*words} & _table("fillers") - {"gpu", "card"}:
         return None
-    for name in dict.fromkeys((text, re.sub(r"(?<=\d)s$", "", re.sub(r"^(\d+)\s*x?\s+", r"\1x", text)))):
+    for name in dict.fromkeys((text, re.sub(r"(?<=[\dix])s$", "", re.sub(r"^(\d+)\s*x?\s+", r"\1x", text)))):
         try:
             find(name)
         except UserError as error:
-            if set(re.findall(r"\w+", name.partition("x")[2] or name)) <= set(
-                re.findall(r"\w+", gpu_text((error.change or {}).get("gpu", "")))
-            ):
+            known = gpu_text((error.change or {}).get("gpu", ""))
+            if _CARD.fullmatch(name) or {*re.findall(r"\w+", _COUNT.sub("", name))} <= {*re.findall(r"\w+", known)}:
                 return name
         else:
             return name
     return None
 
 
+_COUNT = re.compile(r"^\d+\s*x\s*")
+_CARD = re.compile(  # one that is not known, by its maker or series: its own error says what to write
+    r"(?:\d+x)?(?:(?:amd|radeon|rx|nvidia|geforce|rtx|gtx|intel|arc|tesla|quadro|instinct) ?)+[a-z]?\d{2,4}[a-z]*"
+    r"(?: (?:xtx?|ti|super|gre|ada|pro))*(?: \d+ ?gb)?"
+)
+
+
 def _exact_model(name: str) -> str | None:
     """A model that the catalogue or the Hub may have by this very name."""
+    from dryfit.recipes.models import known_name
     from dryfit.scenario.hub import MODELS, HubId, index
 
     plain = name.lower()
@@ -644,7 +664,7 @@ def _exact_model(name: str) -> str | None:
     if "/" in name:
         return name if HubId.read(name) else None
     short = (hub for entry in index()["models"].values() for hub in entry["hub"])
-    return next((hub for hub in short if hub.partition("/")[2].lower() == plain), None)
+    return next((hub for hub in short if hub.partition("/")[2].lower() == plain), None) or known_name(name)
 
 
 def lost_format(typed: object, model: object) -> str:
