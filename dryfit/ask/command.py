@@ -33,6 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(version())
         return 0
+    if words[-2:] == ["--set", "list"]:
+        from dryfit.ask.text import field_lines
+
+        print("\n".join(field_lines()))
+        return 0
     if words[0].partition("=")[0] == "--print-completion":
         from dryfit.ask.completion import script
 
@@ -189,6 +194,10 @@ def _questions(options: argparse.Namespace, asking: Any) -> tuple[Question, Ques
         )  # fmt: skip
     if run:
         asked = with_run(asked, run, gpu_needed=options.command != "gpus")
+    if options.command == "serve":
+        from dryfit.ask.serve import refuse_several
+
+        refuse_several(asked)
     if options.command == "config":
         from dryfit.ask.configure import wanted
 
@@ -251,7 +260,7 @@ def _print_kind(asked: UnderstoodLine) -> int:
 
             return _print(serve(question, options.requests or 1, options.weights), options.json)
         case "gpus":
-            return _print_cards(question, options)
+            return _with_warnings(_print_cards(question, options), asked)
         case "config":
             from dryfit.ask.configure import configure, print_config, wanted
 
@@ -265,8 +274,19 @@ def _print_kind(asked: UnderstoodLine) -> int:
             return (print_fewest if options.fewest else print_divisions)(question, _Progress(), options.json)
         case "longest" | "batch":
             field = "sequence_length" if options.command == "longest" else "micro_batch"
-            return _print_largest(question, field, options, asked.alone)
+            status = _with_warnings(_print_largest(question, field, options, asked.alone), asked)
+            if status == 1 and not options.json:
+                fit = [word for word in asked.words[1:] if word != "--quick"]
+                print(f"for what would fit: {shlex.join([PROGRAM, *fit])}")
+            return status
     return _print_answer(question, options, asked.words)
+
+
+def _with_warnings(status: int, asked: UnderstoodLine) -> int:
+    """The status, when what the answer leaves out of the model is printed too."""
+    if not asked.options.json:
+        print(*(f"  warning: {warning}\n" for warning in asked.question.asked.warnings), sep="", end="")
+    return status
 
 
 def _kept(asked: UnderstoodLine, *, fresh: bool) -> int:
