@@ -574,9 +574,10 @@ def _with_options(words: Sequence[str]) -> list[str] | None:
 
 
 def _counted(words: Sequence[str], takes: Sequence[str]) -> list[str] | None:
-    """``at 4096``: tokens, if they are so many; ``0.35 per hour``; for serving ``4 bit``."""
-    if len(words) == 2 and words[0] in ("at", "with") and re.fullmatch(r"\d+k|\d{3,}", words[1]) and "-s" in takes:
-        return _typed("-s", words[1])
+    """``at 4096``, ``32k``: tokens, if they are so many; ``0.35 per hour``; for serving ``4 bit``."""
+    said = re.fullmatch(r"(?:at|with) (\d+k|\d{3,})|(\d{1,3}k)", " ".join(words))
+    if said and "-s" in takes:
+        return _typed("-s", said[1] or said[2])
     price = re.fullmatch(r"[$€]?(\d+(?:\.\d+)?)[$€]? (?:per|an|a) hour", " ".join(words))
     if price and "--price" in takes:
         return ["--price", price[1]]
@@ -592,7 +593,13 @@ def _sized(words: Sequence[str], command: str) -> list[str] | None:
         sides = [(pair[1], pair[2])] if pair else []
     else:
         middle = [word for word in words if word not in ("of", "=", "size")]
-        sides = [("_".join(middle[:-1]), middle[-1]), ("_".join(middle[1:]), middle[0])] if len(middle) > 1 else []
+        sides = [("_".join(middle[:-1]), middle[-1])] if len(middle) > 1 else []
+        if (
+            sides
+            and not _card(middle[:1])
+            and not (known.get("_".join(middle[1:])) == "-b" and not middle[0].isdigit())
+        ):
+            sides.append(("_".join(middle[1:]), middle[0]))  # but for a number that is no size: `4090 batch 2`
     for name, value in sides:
         key = _key(name)
         if _NUMBER.fullmatch(value) and known.get(key) in _table("numeric"):
@@ -632,14 +639,15 @@ def _card(words: Sequence[str]) -> str | None:
     from dryfit.cards.gpus import find
 
     text = " ".join(_table("numbers").get(word, word) for word in words)
-    if not re.search(r"\d", text) or {*words} & _table("fillers") - {"gpu", "card"}:
+    if not (re.search(r"\d", text) or _CARD.fullmatch(text)) or {*words} & _table("fillers") - {"gpu", "card"}:
         return None
     for name in dict.fromkeys((text, re.sub(r"(?<=[\dix])s$", "", re.sub(r"^(\d+)\s*x?\s+", r"\1x", text)))):
         try:
             find(name)
         except UserError as error:
-            known = gpu_text((error.change or {}).get("gpu", ""))
-            if _CARD.fullmatch(name) or {*re.findall(r"\w+", _COUNT.sub("", name))} <= {*re.findall(r"\w+", known)}:
+            near = gpu_text((error.change or {}).get("gpu", ""))
+            typed, known = ({*re.findall(r"\w+", _COUNT.sub("", one))} for one in (name, near))
+            if typed <= known or _CARD.fullmatch(name):
                 return name
         else:
             return name
@@ -647,9 +655,9 @@ def _card(words: Sequence[str]) -> str | None:
 
 
 _COUNT = re.compile(r"^\d+\s*x\s*")
-_CARD = re.compile(  # one that is not known, by its maker or series: its own error says what to write
-    r"(?:\d+x)?(?:(?:amd|radeon|rx|nvidia|geforce|rtx|gtx|intel|arc|tesla|quadro|instinct) ?)+[a-z]?\d{2,4}[a-z]*"
-    r"(?: (?:xtx?|ti|super|gre|ada|pro))*(?: \d+ ?gb)?"
+_CARD = re.compile(  # a host, or a card by its maker or series, known or not: its own error says what to write
+    r"colab|kaggle|(?:\d+x)?(?:(?:amd|radeon|rx|nvidia|geforce|rtx|gtx|intel|arc|tesla|quadro|instinct) ?)+"
+    r"[a-z]?\d{2,4}[a-z]*(?: (?:xtx?|ti|super|gre|ada|pro))*(?: \d+ ?gb)?"
 )
 
 

@@ -168,8 +168,9 @@ def _unknown(text: str, cards: Mapping[str, str], where: object) -> UserError:
     written = "-".join(re.findall(r"[a-z0-9]+", text.lower()))
     close = difflib.get_close_matches(written, known, n=8, cutoff=0.55)
     near = list(dict.fromkeys(known[one] for one in close if _family(one) == _family(written)))[:3]
-    size = re.search(r"(\d+)\s*(?:gi?b)?$", text, re.I)
+    size = re.search(r"(\d+)\s*(gi?b)?$", text, re.I)
     own = f"{size[1]}GiB" if size and 4 <= int(size[1]) <= 512 else "12GiB"
+    is_said = size and size[2] and own != "12GiB"
     guess = "" if near or size else " Write its memory where 12GiB stands."
     return UserError(
         f"`gpu` is not known.{guess}",
@@ -177,5 +178,5 @@ def _unknown(text: str, cards: Mapping[str, str], where: object) -> UserError:
         found=text,
         allowed=f"{', '.join(near or _FAMOUS)}, ... (config/gpus.yaml lists {len(cards)}); a size such as {own};"
         " several, such as 2xrtx-3090",
-        change={"gpu": near[0] if near else own},
+        change={"gpu": near[0] if near and not is_said else own},
     )

@@ -200,6 +200,19 @@ OF_A_STRANGER: dict[str, dict[str, Any]] = {
         {"model": (3584, 28), "gpu": 8, "compile": "none", "says": "takes qwen2.5-7b for a model of 7b"},
     "qwen2.5 7b qlora all linear layers 4090 default settings": {"compile": "none", "gpu": "rtx-4090"},
     "longcat 7b lora 4090": {"line": "OWNER/NAME --method lora --gpu 4090", "says": "search=longcat+7b"},
+    # A fifth set: 15 of 24 at the first try.
+    "qwen3 32b qlora a6000 seq len 2048 bs 1 ga 16": {"sequence_length": 2048, "micro_batch": 1, "accumulation": 16},
+    "phi 3.5 mini 4-bit on gtx 1660 6gb": {"method": "qlora", "gpu": 6, "says": "`gpu` is not known"},
+    "fine-tune gemma3 4b w/ unsloth on colab": {"gpu": "t4", "model": (2560, 34)},
+    "gemma 2 9b sft full params 8 a100s zero3 offload":
+        {"gpu": "a100-40gb", "gpus": 8, "method": "full", "strategy": "zero3", "says": "leaves out: offload"},
+    "qwen3-vl 8b lora 4090 batch 2": {"gpu": "rtx-4090", "micro_batch": 2},
+    "llama 3.1 8b qlora 32k batch size 2 h100": {"gpu": "h100", "micro_batch": 2, "sequence_length": 32768},
+    "Llama-3.1-8B-Instruct, LoRA r=16 alpha=32, 8-bit Adam, bs=4, 2048 tokens, L4 24GB":
+        {"method": "lora", "rank": 16, "alpha": 32, "optimizer": "adamw_8bit", "micro_batch": 4, "gpu": "l4"},
+    "serve qwen3 8b on 4090 with 16k context and 4 concurrent requests":
+        {"command": "serve", "sequence_length": 16384, "requests": 4},
+    "qwen3-8b 50k rows 4090": {"rows": 50_000, "gpu": "rtx-4090"},
 }  # fmt: skip
 
 
