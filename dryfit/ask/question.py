@@ -148,6 +148,8 @@ def question(what: Sequence[str | Path], options: QuestionOptions) -> Question:
     if by_name and not request.warnings:
         request = replace(request, warnings=left_out(model, scenario, where))
     own = gpu or (find(scenario.gpu, where) if scenario.gpu is not None else None)
+    if model_alone and options.like is None and model.lower().startswith("unsloth/"):
+        base.notes.append("the id is of Unsloth's account: --like unsloth asks with Unsloth's defaults")
     if reading is None and (base.remarks or base.notes):
         reading = replace(base, tool="Hub")
     return Question(request, scenario, where, own, reading, beside, model)

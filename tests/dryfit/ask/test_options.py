@@ -148,9 +148,10 @@ def test_the_fields_of_set_are_listed(capsys) -> None:
     [
         ("longest llama-3.1-70b --gpu t4 --quick", "for what would fit: dryfit llama-3.1-70b --gpu t4\n"),
         ("batch qwen2.5-vl-7b --gpu 3090 --quick", "  warning: the answer covers the language model alone"),
+        ("unsloth/Qwen3-8B-bnb-4bit --gpu t4 --quick", "  note: the id is of Unsloth's account: --like unsloth asks"),
     ],
 )
-def test_the_largest_step_says_where_to_go_on_and_what_it_leaves_out(line: str, says: str, capsys) -> None:
+def test_an_answer_says_where_to_go_on_and_what_it_leaves_out(line: str, says: str, capsys) -> None:
     main(shlex.split(line))
     assert says in capsys.readouterr().out
 
