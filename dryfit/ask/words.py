@@ -495,7 +495,8 @@ def _parts(texts: Sequence[str], command: str, has_what: bool, named: set[str]) 
     while at < len(texts):
         part = next(
             (part for count in range(min(_LONGEST_PHRASE, len(texts) - at), 0, -1)
-             if (part := _phrase(texts[at : at + count], asked, has_what, named, at == 0))),
+             if not any(text.endswith(",") for text in texts[at : at + count - 1])
+             and (part := _phrase(texts[at : at + count], asked, has_what, named, at == 0))),
             None,
         ) or _slip(texts[at], asked, has_what, named)  # fmt: skip
         asked = part.words[0] if part.kind == "command" else asked
@@ -543,7 +544,8 @@ def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str],
 
 def _command(words: Sequence[str], alone: bool) -> list[str] | None:
     """``max batch size``, ``longest``, ``which gpu``, ``how many gpus``, ``serving``; or a slip in the first word."""
-    of, names = "_".join(words[1:]), {key: FLAGS.get(name, name) for key, name in _names().items()}
+    of = "_".join(word for word in words[1:] if word not in ("a", "the", "of", "big", "large", "long"))
+    names = {key: FLAGS.get(name, name) for key, name in _names().items()}
     if words[:2] == ["how", "many"]:
         of = "_".join(words[2:])
         if not of or of.rstrip("s") in ("gpu", "card"):
@@ -574,9 +576,9 @@ def _with_options(words: Sequence[str]) -> list[str] | None:
 
 
 def _counted(words: Sequence[str], takes: Sequence[str]) -> list[str] | None:
-    """``at 4096``, ``32k``: tokens, if they are so many; ``0.35 per hour``; for serving ``4 bit``."""
-    said = re.fullmatch(r"(?:at|with) (\d+k|\d{3,})|(\d{1,3}k)", " ".join(words))
-    if said and "-s" in takes:
+    """``at 4096``, ``32k``, ``2048``: tokens, if they are so many; ``0.35 per hour``; for serving ``4 bit``."""
+    said = re.fullmatch(r"(?:at|with) (\d+k|\d{3,})|(\d{1,3}k|\d{3,6})", " ".join(words))
+    if said and "-s" in takes and (said[1] or said[2].endswith("k") or int(said[2]) % 256 == 0):
         return _typed("-s", said[1] or said[2])
     price = re.fullmatch(r"[$€]?(\d+(?:\.\d+)?)[$€]? (?:per|an|a) hour", " ".join(words))
     if price and "--price" in takes:
@@ -639,7 +641,11 @@ def _card(words: Sequence[str]) -> str | None:
     from dryfit.cards.gpus import find
 
     text = " ".join(_table("numbers").get(word, word) for word in words)
-    if not (re.search(r"\d", text) or _CARD.fullmatch(text)) or {*words} & _table("fillers") - {"gpu", "card"}:
+    if (
+        not re.search(r"\d|....", text)
+        or re.match(r"\d{3,} \d{4}", text)
+        or {*words} & _table("fillers") - {"gpu", "card"}
+    ):
         return None
     for name in dict.fromkeys((text, re.sub(r"(?<=[\dix])s$", "", re.sub(r"^(\d+)\s*x?\s+", r"\1x", text)))):
         try:
@@ -647,7 +653,7 @@ def _card(words: Sequence[str]) -> str | None:
         except UserError as error:
             near = gpu_text((error.change or {}).get("gpu", ""))
             typed, known = ({*re.findall(r"\w+", _COUNT.sub("", one))} for one in (name, near))
-            if typed <= known or _CARD.fullmatch(name):
+            if (re.search(r"\d", text) and typed <= known) or _CARD.fullmatch(name):
                 return name
         else:
             return name

@@ -151,6 +151,7 @@ def _words(text: str) -> set[str]:
     text = re.sub(r"\b(rtx|gtx|rx|tesla|quadro)(?=\d)", r"\1 ", text)  # rtx4090
     text = re.sub(r"(?<=\d)(ti|super|d|xtx?|gre)\b", r" \1", text)  # 4060ti, 4090D, 7900xtx
     text = re.sub(r"\b(mi\d{3})\b", r"\1x", text)  # MI355
+    text = re.sub(r"\bmobile\b", "laptop", text)
     return set(re.findall(r"[a-z0-9.]+", text)) - _MAKERS
 
 

@@ -213,6 +213,17 @@ OF_A_STRANGER: dict[str, dict[str, Any]] = {
     "serve qwen3 8b on 4090 with 16k context and 4 concurrent requests":
         {"command": "serve", "sequence_length": 16384, "requests": 4},
     "qwen3-8b 50k rows 4090": {"rows": 50_000, "gpu": "rtx-4090"},
+    # A sixth set: 13 of 24 at the first try.
+    "train llama3.2-1b full precision 4060 laptop": {"precision": "fp32", "gpu": "rtx-4060-laptop"},
+    "minimum gpu for gemma 3 27b lora": {"command": "gpus", "method": "lora", "model": (5376, 62)},
+    "how big a batch can i use for phi-4 qlora on an a6000": {"command": "batch", "gpu": "rtx-a6000"},
+    "qwen2.5-coder 32b 4bit 48gb 4096": {"method": "qlora", "gpu": 48, "sequence_length": 4096},
+    "rtx 4080 super, qwen3 14b, qlora, 2048": {"gpu": "rtx-4080-super", "sequence_length": 2048, "model": (5120, 40)},
+    "adapter training codellama 34b on v100 32gb": {"method": "lora", "gpu": "v100-32gb"},
+    "liger kernel qwen3 8b lora 4090 8k": {"loss": "liger", "method": "lora", "sequence_length": 8192},
+    "gemma-3-4b-it, r 8, alpha 16, 3060 ti": {"rank": 8, "alpha": 16, "gpu": "rtx-3060-ti", "gpus": 1},
+    "dgx spark gpt-oss-20b qlora": {"gpu": "gb10", "method": "qlora"},
+    "qwen3 8b qlora on a 4090 mobile": {"gpu": "rtx-4090-laptop"},
 }  # fmt: skip
 
 
