@@ -15,7 +15,7 @@ from dryfit.common.errors import UserError
 
 PROGRAM = "dryfit"
 # Words that options take, as the modules that know them have them: --help is answered without importing those.
-TOOLS = ("axolotl", "llama-factory", "trl", "torchtitan", "torchtune", "ms-swift", "verl", "megatron")
+TOOLS = ("axolotl", "llama-factory", "trl", "torchtitan", "torchtune", "ms-swift", "verl")
 LIKE = ("trl", "peft", "axolotl", "unsloth")
 METHODS = ("full", "lora", "qlora")
 STRATEGIES = ("none", "ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3")

@@ -3,7 +3,7 @@
 dryfit openai/whisper-large-v3 --gpu t4 -b 8
 dryfit black-forest-labs/FLUX.1-dev --gpu 4090 -b 1 --set size=1024
 dryfit BAAI/bge-m3 --recipe list
-dryfit train_sdxl.sh --gpu 4090      a file of kohya's sd-scripts or of diffusers' examples
+dryfit train_sdxl.sh --gpu 4090      a file of a program that trains images
 """
 
 from __future__ import annotations
@@ -181,13 +181,13 @@ def _print(asked: RecipeQuestion, options: argparse.Namespace, words: Sequence[s
     wanted = found["gpu"] is not None and found["verdict"] != "fits"
     if options.json:
         if options.suggest:
-            tried = spared(asked.recipe, asked.model, asked.values, asked.gpu, beside) if wanted else ()
+            tried = spared(asked.recipe, asked.model, asked.values, asked.gpu, found, beside) if wanted else ()
             found["suggestions"] = [_suggestion(changes, one, words) for changes, one in tried]
         print(json.dumps(found, sort_keys=True))
     else:
         print(printable("\n".join(_lines(found))), flush=True)
         if wanted:
-            _print_spared(asked, words, spared)
+            _print_spared(asked, words, partial(spared, before=found, beside=beside))
     return 0 if found["fits"] or found["gpu"] is None else 1
 
 
@@ -211,8 +211,7 @@ def _print_spared(asked: RecipeQuestion, words: Sequence[str], spared: Any) -> N
 
     print("what would need less:", flush=True)
     try:
-        beside = asked.file.beside if asked.file else ()
-        for changes, one in spared(asked.recipe, asked.model, asked.values, asked.gpu, beside):
+        for changes, one in spared(asked.recipe, asked.model, asked.values, asked.gpu):
             row = _suggestion(changes, one, words)
             what = ", ".join(f"{name.replace('_', ' ')} {yaml_text(value)}" for name, value in changes.items())
             print(printable(f"{gib(row['required_bytes']):>12}, {said(row['verdict'])}: {what}"), flush=True)

@@ -52,6 +52,12 @@ class OtherModel:
         return str(self.files[INDEX]["_class_name"] if INDEX in self.files else self.files[CONFIG].get("model_type"))
 
     @property
+    def blocks(self) -> tuple[int, ...]:
+        """How many blocks of each kind its transformer has; none where its configuration does not say."""
+        config = next((config for file, config in self.files.items() if file.startswith("transformer/")), {})
+        return tuple(config[key] for key in ("num_layers", "n_layers", "num_single_layers") if key in config)
+
+    @property
     def config(self) -> Mapping[str, Any]:
         return self.files.get(CONFIG, {})
 
