@@ -71,9 +71,8 @@ def items(words: Sequence[str]) -> list[Item]:
     while at < len(words):
         start, word = at, words[at]
         at += 1
-        if not _is_option(word):  # a question may come in quotes, a file's name may hold spaces
-            parts = [word] if Path(word).exists() or Path(word).suffix[1:].isalpha() else word.split()
-            found += [Item("", part, (part,)) for part in parts]
+        if not _is_option(word):
+            found += [Item("", part, (part,)) for part in ([word] if _is_one(word) else word.split())]
             continue
         name, equals, value = word.partition("=")
         if short := re.fullmatch(r"(-[a-z])(\d.*)", word):
@@ -88,6 +87,11 @@ def items(words: Sequence[str]) -> list[Item]:
             value, at = follows, at + 1
         found.append(Item(option, value if equals or at > start + 1 else None, tuple(words[start:at])))
     return found
+
+
+def _is_one(word: str) -> bool:
+    """Whether a word is one: a question in quotes is several, and the name of a file may hold spaces."""
+    return word[:1] in "./~" or Path(word).suffix[1:].isalpha() or (len(word) < 200 and Path(word).exists())
 
 
 def _is_option(word: str) -> bool:
@@ -594,14 +598,10 @@ def _sized(words: Sequence[str], command: str) -> list[str] | None:
         pair = re.fullmatch(r"([a-z_-]+)[=:](.+)", words[0]) or re.fullmatch(r"([a-z_-]+?)(\d+k?)", words[0])
         sides = [(pair[1], pair[2])] if pair else []
     else:
-        middle = [word for word in words if word not in ("of", "=", "size")]
-        sides = [("_".join(middle[:-1]), middle[-1])] if len(middle) > 1 else []
-        if (
-            sides
-            and not _card(middle[:1])
-            and not (known.get("_".join(middle[1:])) == "-b" and not middle[0].isdigit())
-        ):
-            sides.append(("_".join(middle[1:]), middle[0]))  # but for a number that is no size: `4090 batch 2`
+        first, *rest = [word for word in words if word not in ("of", "=", "size")] or [""]
+        sides = [("_".join([first, *rest[:-1]]), rest[-1])] if rest else []
+        if not _card([first]) and (first.isdigit() or known.get("_".join(rest)) != "-b"):  # not `4090 batch 2`
+            sides.append(("_".join(rest), first))
     for name, value in sides:
         key = _key(name)
         if _NUMBER.fullmatch(value) and known.get(key) in _table("numeric"):
@@ -641,11 +641,8 @@ def _card(words: Sequence[str]) -> str | None:
     from dryfit.cards.gpus import find
 
     text = " ".join(_table("numbers").get(word, word) for word in words)
-    if (
-        not re.search(r"\d|....", text)
-        or re.match(r"\d{3,} \d{4}", text)
-        or {*words} & _table("fillers") - {"gpu", "card"}
-    ):
+    is_name = re.search(r"\d|....", text) and not re.match(r"\d{3,} \d{4}", text)  # `1024 4090`: a length and a card
+    if not is_name or {*words} & _table("fillers") - {"gpu", "card"}:
         return None
     for name in dict.fromkeys((text, re.sub(r"(?<=[\dix])s$", "", re.sub(r"^(\d+)\s*x?\s+", r"\1x", text)))):
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from dryfit.common.errors import UserError
@@ -145,14 +146,15 @@ def _family(name: str) -> tuple[str, int]:
     return letters, len(match[2]) if match else 0
 
 
-def _words(text: str) -> set[str]:
+@cache
+def _words(text: str) -> frozenset[str]:
     """Words of a name: letters and digits, a size in GB as one word, makers left out."""
     text = re.sub(r"(\d+)\s*g(?:i?b)?\b", r"\1gb", text.lower())
     text = re.sub(r"\b(rtx|gtx|rx|tesla|quadro)(?=\d)", r"\1 ", text)  # rtx4090
     text = re.sub(r"(?<=\d)(ti|super|d|xtx?|gre)\b", r" \1", text)  # 4060ti, 4090D, 7900xtx
     text = re.sub(r"\b(mi\d{3})\b", r"\1x", text)  # MI355
     text = re.sub(r"\bmobile\b", "laptop", text)
-    return set(re.findall(r"[a-z0-9.]+", text)) - _MAKERS
+    return frozenset(re.findall(r"[a-z0-9.]+", text)) - _MAKERS
 
 
 def _unknown(text: str, cards: Mapping[str, str], where: object) -> UserError:

@@ -230,6 +230,13 @@ def test_a_correction_means_what_was_typed(words: str, line: str) -> None:
     assert meant(["qwen2.5-coder-7b", *words.split()])[0] == ["qwen2.5-coder-7b", *line.split()]
 
 
+def test_a_question_in_quotes_is_several_words_and_a_path_is_one() -> None:
+    asked = "can i train qwen3 8b on a 4090 " + "please " * 50
+    assert meant([asked])[0] == ["qwen3-8b", "--gpu", "4090"]
+    for path in ("my files/axolotl.yaml", "./my model", ""):
+        assert meant([path, "--gpu", "4090"])[0] == [path, "--gpu", "4090"]
+
+
 def test_a_correction_says_what_it_leaves_out() -> None:
     typed = ["qwen2.5-coder-7b", "--gpu", "4090", "--zzz", "0.7"]
     line, (error,) = meant(typed)
