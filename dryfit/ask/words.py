@@ -695,7 +695,7 @@ def _model(words: Sequence[str]) -> str | None:
         return None
     if exact := _exact_model(name):
         return exact
-    ends = re.fullmatch(r"a?\d+(\.\d+)?[bm]|instruct|chat|base|it|\D+\d.*", words[-1])
+    ends = re.fullmatch(r"a?\d+(\.\d+)?[bm]|instruct|chat|base|it|mini|flash|\D+\d.*", words[-1])
     near = nearest(name) if ends and re.search(r"[a-z]{3}.*\d", name) else []
     first = near and re.match("[a-z]*", near[0].rpartition("/")[2].lower())[0]
     return near[0] if near and (len(words) == 1 or closest(re.match("[a-z]*", name)[0], [first], 0.75)) else None

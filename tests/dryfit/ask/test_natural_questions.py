@@ -224,6 +224,9 @@ OF_A_STRANGER: dict[str, dict[str, Any]] = {
     "gemma-3-4b-it, r 8, alpha 16, 3060 ti": {"rank": 8, "alpha": 16, "gpu": "rtx-3060-ti", "gpus": 1},
     "dgx spark gpt-oss-20b qlora": {"gpu": "gb10", "method": "qlora"},
     "qwen3 8b qlora on a 4090 mobile": {"gpu": "rtx-4090-laptop"},
+    # A seventh set: 13 of 16 at the first try.
+    "finetune phi4 mini on rtx 2060 12gb fp16": {"model": (3072, 32), "gpu": "rtx-2060-12gb", "precision": "fp16"},
+    "qwen2.5 vl 3b qlora 12gb": {"line": "qwen2.5-vl-3b --method qlora --gpu 12gb"},
 }  # fmt: skip
 
 
