@@ -46,13 +46,7 @@ class Stage:
 
 
 def judged(
-    stage: str,
-    place: str,
-    needs_bytes: int | None,
-    has_bytes: int | None,
-    basis: str,
-    detail: str = "",
-    **more: Any,
+    stage: str, place: str, needs_bytes: int | None, has_bytes: int | None, basis: str, detail: str = "", **more: Any
 ) -> Stage:
     """A stage with the verdict that its sizes give; ``more``: other fields."""
     unknown = needs_bytes is None or has_bytes is None

@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import (
-    atomic_folder,
-    read_folder,
-    read_report,
-    sha256_file,
-    write_report,
-    write_text,
-)
+from dryfit.common.files import atomic_folder, read_folder, read_report, sha256_file, write_report, write_text
 from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.documents.context import marked

@@ -262,10 +262,7 @@ def _report(work: TrainingJob, scenario: Scenario, data: Data, fitted: Fitted) -
         "scenario": {key: value for key, value in scenario.to_mapping().items() if key != "model"},
         "seed": work.seed,
         "steps": total,
-        "times": {
-            **{f"{key}_per_second": totals[key] / seconds for key in totals},
-            "train_wall_seconds": seconds,
-        },
+        "times": {**{f"{key}_per_second": totals[key] / seconds for key in totals}, "train_wall_seconds": seconds},
         "threads": work.threads,
         "token_shares": token_shares(curve, data.prefix),
         "train_rows": len(data.rows),
