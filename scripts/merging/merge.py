@@ -410,7 +410,6 @@ def _manifest(
 
 
 def main() -> int:
-    """Command line."""
     about = "Merge a LoRA adapter into its unquantized base with little memory."
     parser = argparse.ArgumentParser(prog="python -m scripts.merging.merge", description=about)
     parser.add_argument("--base", required=True, metavar="DIR", help="model folder with config.json and safetensors")

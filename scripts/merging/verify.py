@@ -246,7 +246,6 @@ def require_passed(report: dict[str, Any], where: Path | str) -> None:
 
 
 def first_requests(path: str | os.PathLike, count: int) -> list[str]:
-    """The first requests of a split."""
     return [row["request"] for row in islice(read_jsonl(path), count)]
 
 
@@ -271,7 +270,6 @@ def run(
 
 
 def main() -> int:
-    """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.merging.verify", description="Compare a merged folder with its base and adapter."
     )

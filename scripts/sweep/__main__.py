@@ -77,7 +77,6 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
 
 
 def page(names: tuple[str, str], compared: Mapping[str, Any]) -> str:
-    """The comparison as Markdown."""
     settings = {
         key: [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
         for key, values in compared["settings"].items()
@@ -86,7 +85,6 @@ def page(names: tuple[str, str], compared: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    """Command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.sweep", description="Compare two finished runs.")
     parser.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="a run's folder, results/<name>-r<rank>")
     parser.add_argument("--json", action="store_true", help="print the values")
