@@ -55,7 +55,7 @@ def test_the_rows_stay_the_same_byte_for_byte(seed, number):
 
 @pytest.mark.thorough
 def test_rows_of_known_kinds_have_words_and_values_that_no_training_row_has():
-    rows = list(generate(42, 600, programs=10, intents=60, known=200))
+    rows = list(generate(42, 600, programs=10, intents=100, known=200))
     known, others = ([row for row in rows if (row.get("split") == "known") == held] for held in (True, False))
     assert (len(known), len(others)) == (200, 600)
     assert len({row["intent"] for row in others if "family" not in row}) == 100

@@ -99,7 +99,7 @@ def test_what_may_be_held_out_is_taught_by_the_others(commands, rows, free):
 
 def test_the_rows_of_others_teach_each_part_of_what_is_held_out():
     by_name = {intent.name: parts_of(intent.command) for intent in read_grammar().intents}
-    for made in (generate(42, 1900, programs=30), generate(42, 600, programs=10, intents=60, known=100)):
+    for made in (generate(42, 1900, programs=30), generate(42, 600, programs=10, intents=100, known=100)):
         rows = [row for row in made if "family" not in row and row.get("split") != "known"]
         kept = Counter(row["intent"] for row in rows if row.get("split") == "train")
         free = {row["intent"] for row in rows} - {*kept}
