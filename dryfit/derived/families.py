@@ -6,13 +6,14 @@ itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from math import lcm
 from typing import Any
 
 from dryfit.data import data_path
+from dryfit.derived.layers import Kinds, windows
 from dryfit.engine.cuda_rules import SORTED_IN_PLACE, up
 from dryfit.scenario.model import configuration, language_model
 
@@ -68,10 +69,18 @@ class ModelFamily:
     kinds_key, words, every
         The key that lists the layers' kinds, what it says by kind, and the key that says how many layers apart the
         last kind stands where they are not listed, with its value where that is left out.
+    kinds_of, layers_of
+        The kinds of a model's layers where no single key lists them, and what a configuration says of such layers.
+    others
+        Other sequences and orders, of models whose layers stand between other neighbours.
+    multiples
+        By symbol what its values are multiples of; a model with others has no record.
     radius
         Neighbours on either side that tell one layer's events from another's.
     unused
         Keys that the class doesn't read.
+    plain
+        A configuration in the form that is recorded, where a class computes sizes from what a file says.
     exact_length
         Rows are cut into chunks, in a loop or padded: a record is for one length.
     """
@@ -96,8 +105,13 @@ class ModelFamily:
     kinds_key: str = ""
     words: Mapping[str, Any] = field(default_factory=dict)
     every: tuple[str, int] | None = None
+    kinds_of: Callable[[Model], Kinds] | None = None
+    layers_of: Callable[[Kinds], Model] = lambda kinds: {}
+    others: Sequence[tuple[str, str]] = ()
+    multiples: Mapping[str, int] = field(default_factory=dict)
     radius: int = 2
     unused: frozenset[str] = frozenset()
+    plain: Callable[[Model], Model] = dict
     exact_length: bool = False
 
     def numbers(self, model: Model) -> Numbers:
@@ -110,6 +124,7 @@ class ModelFamily:
 
     def possible(self, numbers: Numbers) -> Numbers:
         """The numbers with a hidden size that transformers takes, and with fewer heads of keys than of values."""
+        numbers = {symbol: up(count, self.multiples.get(symbol, 1)) for symbol, count in numbers.items()}
         if self.whole_heads:
             numbers = {**numbers, "h": up(numbers["h"], lcm(8, numbers["K"] * numbers["g"]))}
         if "nk" in numbers:
@@ -117,13 +132,21 @@ class ModelFamily:
         return numbers
 
     def catalogue(self) -> list[str]:
-        """The models of `config/models/` that are of the family."""
-        names = [path.stem for path in sorted(data_path("models").glob("*.json"))]
-        return [name for name in names if language_model_of(name)["model_type"] == self.model_type]
+        """The models of `config/models/` that are of the family, and of which it knows what their layers are."""
+        models = {path.stem: language_model_of(path.stem) for path in sorted(data_path("models").glob("*.json"))}
+        return [name for name, model in models.items() if model["model_type"] == self.model_type and self._knows(model)]
+
+    def _knows(self, model: Model) -> bool:
+        try:
+            return bool(self.kinds(self.plain(model)))
+        except KeyError:
+            return False
 
     def kinds(self, model: Model) -> Sequence[str]:
         """The kind of each layer."""
         count = model["num_hidden_layers"]
+        if self.kinds_of:
+            return self.kinds_of(model)
         if not self.words:
             return "a" * count
         if listed := model.get(self.kinds_key):
@@ -132,6 +155,11 @@ class ModelFamily:
         key, apart = self.every or ("", 0)
         usual, other = self.words
         return [usual if (layer + 1) % (model.get(key) or apart) else other for layer in range(count)]
+
+    def layers(self, kinds: Kinds) -> dict[str, Any]:
+        """What a configuration says of layers of these kinds."""
+        listed = {self.kinds_key: [self.words[kind] for kind in kinds]} if self.kinds_key else {}
+        return {"num_hidden_layers": len(kinds), **listed, **self.layers_of(kinds)}
 
     def config(self, numbers: Mapping[str, int], kinds: Sequence[str], **more: Any) -> dict[str, Any]:
         """A configuration with these numbers, and so many layers."""
@@ -142,8 +170,7 @@ class ModelFamily:
             "num_attention_heads": numbers["K"] * numbers["g"],
             "num_key_value_heads": numbers["K"],
             "head_dim": numbers["d"],
-            "num_hidden_layers": len(kinds),
-            **({self.kinds_key: [self.words[kind] for kind in kinds]} if self.words else {}),
+            **self.layers(kinds),
             "max_position_embeddings": 131072,
             **self.fixed,
             **more,
@@ -179,12 +206,27 @@ class ModelFamily:
         window = self._window(model)
         found: dict[str, Any] = {"length": numbers["s"]} if self.exact_length else {}
         found |= {"one_row": numbers["b"] == 1, "one_group": numbers["K"] == 1, "no_groups": numbers["g"] == 1}
-        found["unaligned"] = any(numbers.get(symbol, 0) % 8 for symbol in "dhm")
+        found["unaligned"] = any(numbers.get(symbol, 0) % 8 for symbol in "dhmS")
+        if "nk" in numbers:
+            found["no_repeats"] = numbers["nv"] == numbers["nk"]
         if "e" in numbers and numbers["b"] * numbers["s"] * numbers["e"] <= SORTED_IN_PLACE:
             found["sorted_in_place"] = True  # the experts of all tokens
+        if self.others:
+            found["layers"] = self._sequence(model)
         if window and numbers["s"] >= window:
             found |= {"windowed": True, "aligned": numbers["s"] % 8 == 0}  # a mask's rows are padded to that
         return found
+
+    @property
+    def sequences(self) -> Sequence[tuple[str, str]]:
+        """The kinds of the layers that are recorded, with another order of each that is checked."""
+        return (self.sequence, self.order), *self.others
+
+    def _sequence(self, model: Model) -> int:
+        """Which of the sequences has layers between the same neighbours as a model's."""
+        own = windows(self.kinds(model), self.radius)
+        found = (number for number, (kinds, _) in enumerate(self.sequences) if own <= windows(kinds, self.radius))
+        return next(found, 0)
 
     def _window(self, model: Model) -> int | None:
         """Tokens that attention looks back at; None: at all of them."""
@@ -226,6 +268,14 @@ _OLMO3_YARN = {
     "attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1, "factor": 8.0,
     "original_max_position_embeddings": 8192, "rope_type": "yarn",
 }  # fmt: skip
+_DELTA_ROPE = {
+    "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25, "rope_theta": 10000000,
+    "rope_type": "default",
+}  # fmt: skip
+_GEMMA4_ROPE = {
+    "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+    "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+}
 _WINDOWS = {"s": "sliding_attention", "f": "full_attention"}
 
 
@@ -233,25 +283,164 @@ def _whole(**more: Any) -> dict[str, Any]:
     return {"whole_heads": True, "points": {**_POINTS, **_WHOLE}, "odd": {**_ODD, "h": (1200, 2064)}, **more}
 
 
-def _experts(m: str, E: str, e: int, d: Any = None) -> dict[str, Any]:
-    """Of families with experts in each layer: the keys of their width and number, how many a token takes.
+def _sizes(without: str = "", **more: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """A family's numbers: those of most families, and others by symbol with their key, points, odd values and ends."""
+    tables = {"keys": _KEYS, "points": _POINTS, "odd": _ODD, "ends": _ENDS}
+    found = {
+        name: {symbol: own for symbol, own in each.items() if symbol not in without} for name, each in tables.items()
+    }
+    for symbol, told in more.items():
+        for name, own in zip(tables, told, strict=True):
+            if own:
+                found[name][symbol] = own
+    return found
 
-    ``d``: values of a head's width.
-    """
-    without = lambda values: {symbol: own for symbol, own in values.items() if symbol != "i"}  # noqa: E731
-    points = without(_POINTS) | {"m": (768, 896, 640, 384), "E": (16, 24, 12, 40), "e": (e,)}
-    odd = without(_ODD) | {"h": (1000, 1496, 968), "m": (712, 1000, 520)}
-    ends = without(_ENDS) | {"m": (128, 16384), "E": (8, 512), "e": (e, e)}
-    if d:
-        points["d"], odd["d"], ends["d"] = d
+
+def _experts(width: str, count: str, *e: int, **more: Sequence[Any]) -> dict[str, Any]:
+    """Of families with experts in each layer: the keys of their width and number, how many a token takes."""
+    numbers: dict[str, Sequence[Any]] = {
+        "h": ("hidden_size", _POINTS["h"], (1000, 1496, 968), _ENDS["h"]),
+        "m": (width, (768, 896, 640, 384), (712, 1000, 520), (128, 16384)),
+        "E": (count, (16, 24, 12, 40), (), (8, 512)),
+        "e": ("num_experts_per_tok", e, (), (min(e), max(e))),
+    }
+    return {**_sizes("i", **{**numbers, **more}), "sequence": "aaa", "order": "aaaaa", "radius": 1}
+
+
+_DELTA = {  # three layers of the delta rule for one of attention
+    "implied": frozenset(),
+    "exact_length": True,
+    "kinds_key": "layer_types",
+    "words": {"l": "linear_attention", "f": "full_attention"},
+    "every": ("full_attention_interval", 4),
+    "sequence": "lllflfllf",
+    "order": "lllflllflllf",
+    "radius": 1,
+}
+_DELTA_SIZES = {
+    "V": ("vocab_size", _POINTS["V"], _ODD["V"], (1000, 262208)),
+    "d": ("", (256, 128, 96), _ODD["d"], _ENDS["d"]),
+    "nk": ("linear_num_key_heads", (4, 8, 2), (3, 5, 6), (2, 32)),
+    "nv": ("linear_num_value_heads", (16, 32, 48), (9, 20, 18), (8, 128)),
+}
+_SHARED = {"S": ("shared_expert_intermediate_size", (1536, 1792, 1280), (1000, 712), (128, 16384))}
+_QWEN3_5 = {
+    "fixed": {"rope_parameters": _DELTA_ROPE, "attn_output_gate": True},
+    "silent": {"attention_bias": False, "partial_rotary_factor": 0.25, "mlp_only_layers": []},
+}
+_NEMOTRON = {"M": "mamba", "E": "moe", "*": "attention"}
+
+
+def _nemotron(model: Model) -> Model:
+    """A configuration with a list of its layers, whose length is the number of layers."""
+    rest = {key: value for key, value in model.items() if key != "hybrid_override_pattern"}
+    listed = model.get("layers_block_type") or [_NEMOTRON[letter] for letter in model["hybrid_override_pattern"]]
+    return rest | {"layers_block_type": listed, "num_hidden_layers": len(listed)}
+
+
+_GPT_OSS_YARN = {
+    "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096, "rope_type": "yarn",
+    "truncate": False,
+}  # fmt: skip
+
+
+def _lfm2(model: Model) -> Model:
+    """A configuration with the width of its MLP, which the class computes from what a file says."""
+    wide = model.get("block_ff_dim") or model["intermediate_size"]
+    if model.get("block_auto_adjust_ff_dim", True):
+        wide = int((model.get("block_ffn_dim_multiplier") or 1.0) * int(2 * wide / 3))
+        wide = up(wide, model.get("block_multiple_of") or 256)
+    rest = {key: value for key, value in model.items() if not key.startswith("block_")}
+    return rest | {"intermediate_size": wide, "block_auto_adjust_ff_dim": False}
+
+
+_DENSE_FIRST = {"d": "dense", "s": "sparse"}
+
+
+def _dense_first(model: Model) -> Kinds:
+    """Layers with one MLP stand before those with experts; indexers that several layers share are not recorded."""
+    if model.get("indexer_types") or model.get("index_topk_freq", 1) != 1 or model.get("index_topk_pattern"):
+        raise KeyError("indexer_types")
+    count, dense = model["num_hidden_layers"], model["first_k_dense_replace"]
+    kinds = "d" * min(dense, count) + "s" * (count - dense)
+    listed = model.get("mlp_layer_types")
+    if listed and [*listed[:count]] != [_DENSE_FIRST[kind] for kind in kinds]:
+        raise KeyError("mlp_layer_types")
+    return kinds
+
+
+def _one_dense(model: Model) -> Kinds:
+    """As :func:`_dense_first`, where the class leaves the key unread that counts the layers with one MLP."""
+    if model.get("first_k_dense_replace", 1) != 1:
+        raise KeyError("first_k_dense_replace")
+    return _dense_first({**model, "first_k_dense_replace": 1})
+
+
+def _latent_heads(model: Model) -> Model:
+    """A configuration with the width of queries and keys, which no single key says."""
+    return {**model, "head_dim": model["qk_nope_head_dim"] + model["qk_rope_head_dim"]}
+
+
+def _latent(sequence: str, order: str, *others: tuple[str, str], d: int = 192, e: int = 8) -> dict[str, Any]:
+    """Of families with multi-head latent attention, whose heads' widths are no numbers here, and experts."""
     return {
-        "keys": without(_KEYS) | {"m": m, "E": E, "e": "num_experts_per_tok"},
-        "points": points,
-        "odd": odd,
-        "ends": ends,
-        "sequence": "aaa",
-        "order": "aaaaa",
+        **_experts(
+            "moe_intermediate_size",
+            "n_routed_experts",
+            e,
+            E=("n_routed_experts", (16, 24, 32, 40), (), (16, 512)),
+            i=("intermediate_size", _POINTS["i"], _ODD["i"], _ENDS["i"]),
+            K=("", _POINTS["K"], (), (2, 128)),
+            d=("", (d,), (d,), (d, d)),
+        ),
+        "plain": _latent_heads,
+        "silent": {"attention_bias": False, "return_dict_in_generate": False, "moe_layer_freq": 1},
+        "unused": frozenset(
+            {
+                "first_k_dense_replace",
+                "mlp_layer_types",
+                "moe_router_dtype",
+                "index_share_for_mtp_iteration",
+                "index_skip_topk_offset",
+                "routed_scaling_factor",
+                "scoring_func",
+                "topk_method",
+            }
+        ),
+        "fixed": {"head_dim": 64},  # which the class takes from qk_rope_head_dim
+        "kinds_of": _dense_first,
+        "layers_of": lambda kinds: {
+            "first_k_dense_replace": kinds.count("d"),
+            "mlp_layer_types": [_DENSE_FIRST[kind] for kind in kinds],
+        },
+        "sequence": sequence,
+        "order": order,
+        "others": others,
         "radius": 1,
+    }
+
+
+def _gemma4(model: Model) -> Model:
+    """A configuration without experts beside its MLP, which are not recorded."""
+    if model.get("enable_moe_block"):
+        raise KeyError("enable_moe_block")
+    return model
+
+
+def _llama4_kinds(model: Model) -> Kinds:
+    """Layers with one MLP (d) or experts (m); those that rotate nothing are D and n."""
+    if "layer_types" in model or "no_rope_layer_interval" in model:
+        raise KeyError("layer_types")
+    layers, step = range(model["num_hidden_layers"]), model.get("interleave_moe_layer_step") or 1
+    mixtures = model.get("moe_layers", layers[step - 1 :: step])
+    rotated = model.get("no_rope_layers") or [(layer + 1) % 4 for layer in layers]
+    return ["Dndm"[2 * bool(rotated[layer]) + (layer in mixtures)] for layer in layers]
+
+
+def _llama4_layers(kinds: Kinds) -> Model:
+    return {
+        "moe_layers": [layer for layer, kind in enumerate(kinds) if kind in "mn"],
+        "no_rope_layers": [int(kind in "dm") for kind in kinds],
     }
 
 
@@ -328,14 +517,14 @@ FAMILIES = {
                 }
             ),
             alike=({"rope_scaling": _MROPE},),
-            **_experts(m="moe_intermediate_size", E="num_experts", e=8),
+            **_experts("moe_intermediate_size", "num_experts", 8),
         ),
         ModelFamily(
             model_type="mixtral",
             architecture="MixtralForCausalLM",
             fixed={"sliding_window": None},
             implied=frozenset({"head_dim"}),
-            **_experts(m="intermediate_size", E="num_local_experts", e=2),
+            **_experts("intermediate_size", "num_local_experts", 2),
         ),
         ModelFamily(
             model_type="minimax_m2",
@@ -354,8 +543,181 @@ FAMILIES = {
                 }
             ),
             **_experts(
-                m="intermediate_size", E="num_local_experts", e=8, d=((128, 256, 96, 160), (80, 152, 72), (72, 256))
+                "intermediate_size", "num_local_experts", 8, d=("", (128, 256, 96, 160), (80, 152, 72), (72, 256))
             ),
+        ),
+        ModelFamily(
+            model_type="qwen3_5_text",
+            architecture="Qwen3_5ForCausalLM",
+            **{**_QWEN3_5, **_sizes(**_DELTA_SIZES), **_DELTA},
+        ),
+        ModelFamily(
+            model_type="qwen3_5_moe_text",
+            architecture="Qwen3_5MoeForCausalLM",
+            **{
+                **_QWEN3_5,
+                **_experts("moe_intermediate_size", "num_experts", 8, 6, 10, 12, **_DELTA_SIZES, **_SHARED),
+                **_DELTA,
+            },
+        ),
+        ModelFamily(
+            model_type="qwen3_next",
+            architecture="Qwen3NextForCausalLM",
+            fixed={"decoder_sparse_step": 1, "mlp_only_layers": []},
+            silent={"attention_bias": False, "use_sliding_window": False},
+            unused=frozenset({"intermediate_size"}),
+            **{**_experts("moe_intermediate_size", "num_experts", 10, 8, 6, 12, **_DELTA_SIZES, **_SHARED), **_DELTA},
+        ),
+        ModelFamily(
+            model_type="nemotron_h",
+            architecture="NemotronHForCausalLM",
+            silent={"attention_bias": False, "mlp_bias": False, "use_bias": False, "mamba_proj_bias": False},
+            implied=frozenset(),
+            unused=frozenset(
+                {
+                    "intermediate_size",
+                    "layer_norm_epsilon",
+                    "moe_shared_expert_overlap",
+                    "norm_eps",
+                    "routed_scaling_factor",
+                    "time_step_floor",
+                    "time_step_limit",
+                    "time_step_max",
+                    "time_step_min",
+                }
+            ),
+            plain=_nemotron,
+            multiples={"N": 8},
+            exact_length=True,
+            kinds_key="layers_block_type",
+            words=_NEMOTRON,
+            **{
+                **_experts(
+                    "moe_intermediate_size",
+                    "n_routed_experts",
+                    *(6, 4, 8, 22, 16),
+                    S=("moe_shared_expert_intermediate_size", *_SHARED["S"][1:]),
+                    E=("n_routed_experts", (32, 48, 24, 40), (), (24, 512)),
+                    N=("mamba_num_heads", (32, 64, 16), (24, 40, 56), (16, 256)),
+                ),
+                "sequence": "MEMEM*EM*EM*EME",
+                "order": "MEMEMEM*EMEM*EMEMEM*EMEM*EMEMEME",
+            },
+        ),
+        ModelFamily(
+            model_type="lfm2",
+            architecture="Lfm2ForCausalLM",
+            fixed={"block_auto_adjust_ff_dim": False},
+            unused=frozenset({"norm_eps"}),
+            tied=True,
+            plain=_lfm2,
+            kinds_key="layer_types",
+            words={"c": "conv", "f": "full_attention"},
+            sequence="ccfccfcfc",
+            order="ccfccfccfcfcfcfc",
+            radius=1,
+            **_whole(),
+        ),
+        ModelFamily(
+            model_type="gpt_oss",
+            architecture="GptOssForCausalLM",
+            unused=frozenset({"experts_per_token", "initial_context_length", "router_aux_loss_coef", "swiglu_limit"}),
+            window=128,
+            implied=frozenset(),
+            alike=({"rope_scaling": _GPT_OSS_YARN},),
+            kinds_key="layer_types",
+            words=_WINDOWS,
+            **{
+                **_experts("intermediate_size", "num_local_experts", 4),
+                "sequence": "sfsfsf",
+                "order": "sfsfsfsfsf",
+            },
+        ),
+        ModelFamily(
+            model_type="phi",
+            architecture="PhiForCausalLM",
+            silent={"embd_pdrop": 0.0},
+            activations=("gelu_new", "gelu_fast"),
+            multiples={"d": 40},  # of which a part of 0.4 is rotated, rounded down
+            whole_heads=True,
+            **{
+                **_sizes(d=("", (80, 160, 40), (), (40, 240))),
+                "points": {**_POINTS, **_WHOLE, "d": (80, 160, 40)},
+            },
+        ),
+        ModelFamily(
+            model_type="deepseek_v3",
+            architecture="DeepseekV3ForCausalLM",
+            multiples={"E": 8},
+            **_latent("dddsss", "dddsssss", ("dsss", "dsssss")),
+        ),
+        ModelFamily(
+            model_type="glm4_moe_lite",
+            architecture="Glm4MoeLiteForCausalLM",
+            **{**_latent("dsss", "dsssss", d=256, e=4), "kinds_of": _one_dense},
+        ),
+        ModelFamily(
+            model_type="deepseek_v32",
+            architecture="DeepseekV32ForCausalLM",
+            multiples={"E": 8},
+            exact_length=True,
+            **_latent("dddsss", "dddsssss"),
+        ),
+        ModelFamily(
+            model_type="glm_moe_dsa",
+            architecture="GlmMoeDsaForCausalLM",
+            exact_length=True,
+            **_latent("dddsss", "dddsssss", d=256),
+        ),
+        ModelFamily(
+            model_type="llama4_text",
+            architecture="Llama4ForCausalLM",
+            silent={"attention_bias": False, "attention_chunk_size": 8192},
+            unused=frozenset({"interleave_moe_layer_step", "moe_layers", "no_rope_layers", "router_aux_loss_coef"}),
+            implied=frozenset(),
+            alike=({"rope_scaling": {**_LLAMA3, "factor": 16.0, "high_freq_factor": 1.0}},),
+            kinds_of=_llama4_kinds,
+            layers_of=_llama4_layers,
+            **{
+                **_experts(
+                    "intermediate_size",
+                    "num_local_experts",
+                    1,
+                    i=("intermediate_size_mlp", _POINTS["i"], _ODD["i"], _ENDS["i"]),
+                    s=("", _POINTS["s"], (), (16, 8192)),
+                ),
+                "sequence": "dmdndmdndmdn",
+                "order": "dmdndmdndmdndmdn",
+                "others": (("mmmnmnmmn", "mmmnmmmnmmmn"),),
+            },
+        ),
+        ModelFamily(
+            model_type="gemma4_text",
+            architecture="Gemma4ForCausalLM",
+            fixed={
+                "sliding_window": 2**20,
+                "hidden_activation": _GELU[0],
+                "final_logit_softcapping": 30.0,
+                "hidden_size_per_layer_input": 0,
+                "rope_parameters": _GEMMA4_ROPE,
+            },
+            silent={"attention_bias": False, "enable_moe_block": False},
+            plain=_gemma4,
+            unused=frozenset({"vocab_size_per_layer_input"}),
+            implied=frozenset(),
+            activations=_GELU,
+            tied=True,
+            multiples={"K": 4},  # of the keys' heads of a layer that looks back at all tokens
+            kinds_key="layer_types",
+            words=_WINDOWS,
+            sequence="sssfsfsf",
+            order="sssssfsssssfsssssf",
+            radius=1,
+            **{
+                **_sizes(d=("", (256, 128, 96), (80, 152, 72), (32, 256))),
+                "points": {**_POINTS, "K": (4, 8, 12, 16), "d": (256, 128, 96)},
+                "ends": {**_ENDS, "K": (4, 64)},
+            },
         ),
         ModelFamily(
             model_type="gemma",
@@ -394,7 +756,6 @@ FAMILIES = {
             sequence="sssfsfsfss",
             order="sssssfsssssfsssssfssss",
             radius=1,
-            ends={**_ENDS, "V": (1000, 262208)},  # a multiple of 64 above Gemma 2's
             **_whole(),
         ),
         ModelFamily(

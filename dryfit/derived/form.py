@@ -82,10 +82,12 @@ class StepKey:
         if family is None:
             raise NoRecord("no records of this architecture")
         try:
-            model = dict(scenario.model)
+            model = family.plain(scenario.model)
             particular = family.particular(model)
             numbers = family.numbers(model) | {"b": scenario.micro_batch, "s": scenario.sequence_length}
             kinds = family.kinds(model)
+            if any(numbers[symbol] % multiple for symbol, multiple in family.multiples.items()):
+                particular = None
         except (KeyError, TypeError, ZeroDivisionError):
             particular = None
         if particular is None:

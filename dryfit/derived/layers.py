@@ -84,6 +84,11 @@ def window(kinds: Kinds, layer: int, radius: int) -> Window:
     return tuple(around)
 
 
+def windows(kinds: Kinds, radius: int) -> set[Window]:
+    """Between which neighbours layers of these kinds stand."""
+    return {window(kinds, layer, radius) for layer in range(len(kinds))}
+
+
 def is_made(event: Any) -> bool:
     """Whether an event allocates."""
     return isinstance(event, list) and isinstance(event[0], int)

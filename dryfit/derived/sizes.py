@@ -31,7 +31,7 @@ def with_rounded(numbers: Mapping[str, int], capability: Capability) -> dict[str
     known, length = dict(numbers), numbers["s"]
     for multiple in ROUNDED_TO:
         known[f"s^{multiple}"] = up(length, multiple)
-    known |= {"s-1": length - 1, "s+3": length + 3}
+    known |= {"s-1": length - 1, "s+1": length + 1, "s+3": length + 3}
     known |= {f"s/{multiple}+1": -(-length // multiple) + 1 for multiple in (128, 256)}
     known["z"] = last_chunk(numbers)
     if "d" in numbers:
@@ -55,7 +55,7 @@ def symbols_of(name: str) -> list[str]:
     """The symbols that follow from one number, itself first."""
     if name == "s":
         rounded = [f"s^{multiple}" for multiple in ROUNDED_TO]
-        return ["s", "s-1", "s+3", *rounded, "s/128+1", "s/256+1", "z"]
+        return ["s", "s-1", "s+1", "s+3", *rounded, "s/128+1", "s/256+1", "z"]
     return ["d", "d^f"] if name == "d" else [name]
 
 

@@ -17,8 +17,7 @@ from dryfit.derived.sizes import EXACT, Expression, Inexact, symbols_of, value
 
 POWERS = (1, 2, 3, -1)
 WIDTHS = (EXACT, 4, 2, 1, 8)  # bytes that a size is rounded up to: of elements
-MOST_TERMS = 4
-_MOST_COMBINATIONS = {2: 3e6, 3: 3e6, 4: 1e6}
+_MOST_COMBINATIONS = {2: 3e6, 3: 3e6, 4: 1e6}  # by how many terms
 _AT_ONCE = 20_000
 _NEAR = 1e-4
 Sizes = tuple[int, ...]
@@ -91,9 +90,9 @@ def _product_and_sum(
         return _rounded([[rest[0].numerator, rest[0].denominator, head]], sizes, known)
     if len(added) > 6:
         return None
-    for degrees in ((1,), (1, 2)):
+    for count, degrees in itertools.product(_MOST_COMBINATIONS, ((1,), (1, 2))):  # many terms fit few numbers by chance
         symbols = [[(own, power) for own in symbols_of(name) if own in known[0] for power in degrees] for name in added]
-        for found in _sums(rest[:whole], known[:whole], symbols):
+        for found in _sums(rest[:whole], known[:whole], symbols, count):
             terms = [[factor.numerator, factor.denominator, [*head, *map(list, term)]] for factor, term in found]
             expression = _rounded(terms, sizes, known)
             if expression is not None:
@@ -102,32 +101,31 @@ def _product_and_sum(
 
 
 def _sums(
-    rest: Sequence[Fraction], known: Known, symbols: Sequence[Sequence[tuple[str, int]]]
+    rest: Sequence[Fraction], known: Known, symbols: Sequence[Sequence[tuple[str, int]]], count: int
 ) -> Iterator[list[tuple[Fraction, Powers]]]:
-    """Sums of two to four products that give the numbers, each with at most one symbol of each name."""
+    """Sums of so many products that give the numbers, each with at most one symbol of each name."""
     terms = [[one for one in choice if one] for choice in itertools.product(*([None, *own] for own in symbols))]
     exact = [[_product(each, term) for term in terms] for each in known]
     columns = np.array(exact, dtype=float) / np.array([float(number) for number in rest])[:, None]
     columns /= np.abs(columns).max(0)
     order = sorted(range(len(terms)), key=lambda place: (len(terms[place]), sum(power for _, power in terms[place])))
     gram, ones = columns.T @ columns, columns.sum(0)
-    for count in range(2, MOST_TERMS + 1):
-        if len(order) ** count > _MOST_COMBINATIONS[count]:
-            return
-        chosen = np.array(list(itertools.combinations(order, count)))
-        for begin in range(0, len(chosen), _AT_ONCE):
-            part = chosen[begin : begin + _AT_ONCE]
-            matrices = gram[part[:, :, None], part[:, None, :]] + 1e-13 * np.eye(count)
-            try:
-                factors = np.linalg.solve(matrices, ones[part][..., None])[..., 0]
-            except np.linalg.LinAlgError:
-                continue
-            worst = np.abs((columns[:, part] * factors[None]).sum(-1) - 1).max(0)
-            for place in np.nonzero(worst < _NEAR)[0]:
-                own = [terms[term] for term in part[place]]
-                solved = _solved([[Fraction(row[term]) for term in part[place]] for row in exact], rest)
-                if solved is not None:
-                    yield [(factor, term) for factor, term in zip(solved, own, strict=True) if factor]
+    if len(order) ** count > _MOST_COMBINATIONS[count]:
+        return
+    chosen = np.array(list(itertools.combinations(order, count)))
+    for begin in range(0, len(chosen), _AT_ONCE):
+        part = chosen[begin : begin + _AT_ONCE]
+        matrices = gram[part[:, :, None], part[:, None, :]] + 1e-13 * np.eye(count)
+        try:
+            factors = np.linalg.solve(matrices, ones[part][..., None])[..., 0]
+        except np.linalg.LinAlgError:
+            continue
+        worst = np.abs((columns[:, part] * factors[None]).sum(-1) - 1).max(0)
+        for place in np.nonzero(worst < _NEAR)[0]:
+            own = [terms[term] for term in part[place]]
+            solved = _solved([[Fraction(row[term]) for term in part[place]] for row in exact], rest)
+            if solved is not None:
+                yield [(factor, term) for factor, term in zip(solved, own, strict=True) if factor]
 
 
 def _product(known: Mapping[str, int], powers: Powers) -> int:

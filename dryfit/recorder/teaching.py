@@ -28,6 +28,7 @@ WINDOW = 8  # tokens, of an attention that looks back at fewer than a row has
 FEW = 4  # sets beside the base that suffice where the expressions are known
 CHECKS = 2  # at random between the ends of the ranges, beside both ends
 Log = Callable[[str], None]
+Event = tuple[int, int]
 
 
 class OtherEvents(Exception):
@@ -42,6 +43,11 @@ def scenario_of(family: ModelFamily, variant: Variant, numbers: Numbers, kinds: 
     if "r" in numbers:
         step["lora"] = {"rank": numbers["r"]}
     return Scenario.from_mapping(step, {})
+
+
+def sequence_of(family: ModelFamily, variant: Variant) -> tuple[str, str]:
+    """The kinds of the layers that are traced for a variant, and another order of them that is checked."""
+    return family.sequences[variant.flags.get("layers", 0)]
 
 
 def pinned(variant: Variant, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +121,7 @@ def checking_points(family: ModelFamily, variant: Variant) -> list[Numbers]:
         for _ in range(CHECKS)
     ]
     for point in between:
-        for symbol in {"d", "h", "m", *("s" * bool(variant.flags.get("windowed")))} & {*point}:
+        for symbol in {"d", "h", "m", "S", *("s" * bool(variant.flags.get("windowed")))} & {*point}:
             point[symbol] = up(point[symbol], 8)
     return [family.possible(point) for point in (low, high, *between)]
 
@@ -253,7 +259,7 @@ def _taken(family: ModelFamily, variant: Variant, points: Sequence[Numbers], fir
     """Traces at all numbers, which have to leave the events as they are, or as in the first one that was traced."""
     takes: list[Taken] = []
     for point in points:
-        step = scenario_of(family, variant, point, family.sequence)
+        step = scenario_of(family, variant, point, sequence_of(family, variant)[0])
         takes.append(take(step, DEFAULT_CAPABILITY, origins=first is None))
         first = first or takes[0]
         if takes[-1].structure != first.structure:
@@ -279,15 +285,16 @@ def taught(family: ModelFamily, variant: Variant, library: Sequence[Any] = ()) -
     takes = _taken(family, variant, few)
     if library:
         with suppress(NotFitted):
-            return _content(family, variant, _Cut(takes, family.sequence), _Fitted(few, (), library))
+            return _content(family, variant, _Cut(takes, sequence_of(family, variant)[0]), _Fitted(few, (), library))
     rest = [point for point in points if point not in few]
     takes += _taken(family, variant, rest, takes[0])
     takes = [takes[[*few, *rest].index(point)] for point in points]
-    return _content(family, variant, _Cut(takes, family.sequence), _Fitted(points, names, ()))
+    return _content(family, variant, _Cut(takes, sequence_of(family, variant)[0]), _Fitted(points, names, ()))
 
 
 def _content(family: ModelFamily, variant: Variant, cut: _Cut, values: _Fitted) -> dict[str, Any]:
     templates: list[Any] = []
+    kinds = sequence_of(family, variant)[0]
 
     def template(place: Place) -> int:
         own = [_event(event, values) for event in cut.found.get(place, [])]
@@ -304,8 +311,8 @@ def _content(family: ModelFamily, variant: Variant, cut: _Cut, values: _Fitted) 
         else:
             listed.append(["pass", item[1], item[2]["way"]])
             chosen: dict[Any, int] = {}
-            for layer in range(len(family.sequence)):
-                own, around = template((item[1], layer)), window(family.sequence, layer, family.radius)
+            for layer in range(len(kinds)):
+                own, around = template((item[1], layer)), window(kinds, layer, family.radius)
                 if chosen.setdefault(around, own) != own:
                     raise OtherEvents(f"layers with the neighbours {around} do different things")
             choices[str(item[1])] = [[list(around), own] for around, own in chosen.items()]
@@ -327,6 +334,22 @@ def _event(event: Any, values: _Fitted) -> Any:
     return [_plain(part) for part in event] if isinstance(event, list) else event
 
 
+def _in_one_order(events: Sequence[Event], marks: Sequence[tuple[str, int, int]]) -> list[Event]:
+    """The events with those in the order of ids that free one after the other: whichever goes first, the same is left.
+
+    In which order Python drops what a frame held may depend on how many layers a model has.
+    """
+    ordered: list[Event] = []
+    freed: list[Event] = []
+    begins = {at for *_, at in marks}
+    for place, event in enumerate(events):
+        if event[0] >= 0 or place in begins:
+            ordered += sorted(freed)
+            freed = []
+        (freed if event[0] < 0 else ordered).append(event)
+    return ordered + sorted(freed)
+
+
 def differs(form: Form, scenario: Scenario, capability: Capability) -> str | None:
     """Where a form's events are not the trace's, in words; None: they are equal."""
     asked = StepKey.of(scenario)
@@ -335,12 +358,13 @@ def differs(form: Form, scenario: Scenario, capability: Capability) -> str | Non
     except (Inexact, NoSuchOrder) as error:
         return str(error)
     traced, marks = events(scenario, capability)
-    if own.events == traced and own.marks == marks:
-        return None
-    for place, (left, right) in enumerate(zip(own.events, traced, strict=False)):
+    pairs = zip(_in_one_order(own.events, own.marks), _in_one_order(traced, marks), strict=False)
+    for place, (left, right) in enumerate(pairs):
         if left != right:
             about = form.told[own.about[left[0] - 1][0]] if left[0] > 0 else ""
             return f"event {place}: derived {left} {about}, traced {right}"
+    if len(own.events) == len(traced) and own.marks == marks:
+        return None
     return f"{len(own.events)} events derived, {len(traced)} traced; marks {own.marks == marks}"
 
 
@@ -354,7 +378,8 @@ def checked(family: ModelFamily, variant: Variant, content: Mapping[str, Any], l
     """
     form = Form(content)
     points = checking_points(family, variant)
-    orders = [family.order] * 2 + [family.sequence] * (len(points) - 2)  # what an order does depends on no number
+    sequence, order = sequence_of(family, variant)
+    orders = [order] * 2 + [sequence] * (len(points) - 2)  # what an order does depends on no number
     steps = [scenario_of(family, variant, point, kinds) for point, kinds in zip(points, orders, strict=True)]
     for point, step in zip(points, steps, strict=True):
         if why := differs(form, step, DEFAULT_CAPABILITY):
@@ -376,9 +401,10 @@ def alike(
 ) -> Iterator[str]:
     """Keys of configurations of the family's other models whose events are the same, but for those that are known."""
     _, points = teaching_points(family, variant)
-    base = StepKey.of(scenario_of(family, variant, points[0], family.sequence))
+    kinds = sequence_of(family, variant)[0]
+    base = StepKey.of(scenario_of(family, variant, points[0], kinds))
     for other in family.alike:
-        step = scenario_of(family, variant, points[0], family.sequence, **other)
+        step = scenario_of(family, variant, points[0], kinds, **other)
         if (key := base.key(StepKey.of(step).particular)) in known:
             continue
         why = differs(form(), step, DEFAULT_CAPABILITY)

@@ -57,7 +57,7 @@ def variants_of(family: ModelFamily) -> Iterator[Variant]:
     models = family.catalogue()
     for rows, (called, options), method, length, name in product((1, 2), OPTIONS.items(), METHODS, LENGTHS, models):
         settings = {"method": method, **options, **(METHODS[method] if called == "trl" else {})}
-        if rows > 1 and (settings.get("loss") == "chunked" or "e" in family.keys):
+        if rows > 1 and (settings.get("loss") == "chunked" or "e" in family.keys or family.exact_length):
             continue
         if settings.get("loss") == "chunked" and length not in CHUNKED:
             continue

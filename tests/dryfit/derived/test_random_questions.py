@@ -28,10 +28,11 @@ OF_TRL = {
 def drawn_model(family: str, draw: random.Random) -> Any:
     """A model of the catalogue, or one with sizes on both sides of what changes kernels and squeezes dimensions.
 
-    A mixture is always such a one: the catalogue's take minutes to trace.
+    A mixture or a hybrid is always such a one: the catalogue's take minutes to trace.
     """
-    keys, names = FAMILIES[family].keys, FAMILIES[family].catalogue()
-    if draw.random() < 0.7 and "E" not in keys:
+    own = FAMILIES[family]
+    keys, names = own.keys, own.catalogue()
+    if draw.random() < 0.7 and "E" not in keys and not own.exact_length:
         return draw.choice(names)
     groups, heads, head = (
         draw.choice([1, 2, 4, 5, 8]),
@@ -42,6 +43,7 @@ def drawn_model(family: str, draw: random.Random) -> Any:
     mixture = (
         {keys["m"]: draw.choice([512, 768, 1000, 1004]), keys["E"]: draw.choice([16, 60, 128])} if "E" in keys else {}
     )
+    kinds = draw.choice([kinds for pair in own.sequences for kinds in pair])
     return dict(language_model_of(names[0])) | {
         "hidden_size": -(-hidden // (2 * groups * heads)) * 2 * groups * heads,
         "intermediate_size": draw.choice([1536, 4864, 5633]),
@@ -49,7 +51,7 @@ def drawn_model(family: str, draw: random.Random) -> Any:
         "num_key_value_heads": groups,
         "head_dim": head,
         "vocab_size": draw.choice([32000, 50257, 151936]),
-        "num_hidden_layers": draw.choice([3, 5, 6, 9]),
+        **own.layers(kinds if len({*own.sequence}) > 1 else "a" * draw.choice([3, 5, 6, 9])),
         "tie_word_embeddings": draw.random() < 0.4,
         **mixture,
     }
@@ -106,9 +108,15 @@ def test_an_answer_is_the_traces_or_there_is_none(number) -> None:
 @pytest.mark.parametrize("method", sorted(OF_TRL))
 @pytest.mark.parametrize("family", RECORDED)
 def test_a_small_model_of_each_family_is_answered_as_it_is_traced(family, method) -> None:
-    keys, model = FAMILIES[family].keys, dict(language_model_of(FAMILIES[family].catalogue()[0]))
+    own = FAMILIES[family]
+    keys, model = own.keys, dict(language_model_of(own.catalogue()[0]))
     sizes = {keys["m"]: 712, keys["E"]: 24} if "E" in keys else {"intermediate_size": 1500}
-    model |= {"hidden_size": 64 * model["num_attention_heads"], "num_hidden_layers": 7, "vocab_size": 50257, **sizes}
+    model |= {
+        "hidden_size": 64 * model["num_attention_heads"],
+        "vocab_size": 50257,
+        **sizes,
+        **own.layers(own.sequence),
+    }
     fields = {"model": model, "method": method, "sequence_length": 512, "micro_batch": 1, "optimizer": "adamw_fused"}
     assert checked({**fields, "loss": "chunked", **OF_TRL[method]}, (8, 9))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -120,6 +121,26 @@ def test_options_are_the_recipes_settings() -> None:
         "the model's own, and another word"
     )
     assert asked("BAAI/bge-m3", "--recipe", "text-classification").recipe.name == "text_classification"
+
+
+@pytest.mark.parametrize(
+    ("line", "write"),
+    [
+        ("whisper large v3 3060", "openai/whisper-large-v3 --gpu rtx-3060-12gb"),
+        ("sdxl lora 12gb 3060 batch 2",
+         "stabilityai/stable-diffusion-xl-base-1.0 --method lora --gpu '12gb 3060' -b 2"),
+        ("flux lora 4090", "black-forest-labs/FLUX.1-dev --method lora --gpu 4090"),
+        ("'train a flux.1 dev lora of rank 32 on a 4090'",
+         "black-forest-labs/FLUX.1-dev --method lora --set lora.rank=32 --gpu 4090"),
+        ("bert base batch 32 on a t4", "google-bert/bert-base-uncased -b 32 --gpu t4"),
+        ("sd 3.5 medium on a 4090", "stabilityai/stable-diffusion-3.5-medium --gpu 4090"),
+    ],
+)  # fmt: skip
+def test_a_question_in_plain_words_gets_a_line_that_is_right(line: str, write: str) -> None:
+    with pytest.raises(UserError) as caught:
+        command.main(shlex.split(line))
+    assert caught.value.write == f"dryfit {write}"
+    assert asked(*shlex.split(write)).recipe
 
 
 @pytest.mark.parametrize(
