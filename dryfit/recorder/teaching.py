@@ -379,7 +379,7 @@ def checked(family: ModelFamily, variant: Variant, content: Mapping[str, Any], l
     form = Form(content)
     points = checking_points(family, variant)
     sequence, order = sequence_of(family, variant)
-    orders = [order] * 2 + [sequence] * (len(points) - 2)  # what an order does depends on no number
+    orders = [order] + [sequence] * (len(points) - 1)  # what an order does depends on no number
     steps = [scenario_of(family, variant, point, kinds) for point, kinds in zip(points, orders, strict=True)]
     for point, step in zip(points, steps, strict=True):
         if why := differs(form, step, DEFAULT_CAPABILITY):
