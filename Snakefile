@@ -68,6 +68,7 @@ rule memory:
         each_run(JobPaths.profile_comparisons),
         each_run(JobPaths.unread_answers),
         each_run("results/{run}/memory/training/compare.json"),
+        each_run("results/{run}/memory/training/estimate.json"),
     localrule: True
 
 

@@ -3,8 +3,9 @@
 #   results/dataset/<dataset>/{raw,clean,safe}.jsonl       after acquire, clean, screen
 #   results/dataset/<dataset>/benchmark/                   a test set from elsewhere, taken out of the data
 #   results/dataset/<dataset>/examples/                    pairs out of a package that people wrote
-#   results/dataset/<dataset>/splits/                      train, validation, test, and the check for leaks; harmful.jsonl:
-#                                                          requests for harm that are no rows, asked beside the test
+#   results/dataset/<dataset>/splits/                      train, validation, test, and the check for leaks; asked beside
+#                                                          the test: harmful.jsonl, requests for harm that are no rows,
+#                                                          and benchmark.jsonl, the test set from elsewhere
 #   results/dataset/<dataset>/encoded/<model>-<length>/    token ids for one tokenizer and one sequence length
 
 
@@ -67,6 +68,7 @@ rule acquire_dataset:
     output:
         pairs="results/dataset/{dataset}/raw.jsonl",
         external="results/dataset/{dataset}/external.jsonl",
+        benchmark="results/dataset/{dataset}/benchmark.jsonl",
         rejected="results/dataset/{dataset}/raw.rejected.jsonl",
         report="results/dataset/{dataset}/acquire.json",
     log:
@@ -157,9 +159,9 @@ rule screen_dataset:
 rule split_dataset:
     input:
         pairs="results/dataset/{dataset}/safe.jsonl",
-        clean="results/dataset/{dataset}/clean.json",
         screen="results/dataset/{dataset}/screen.json",
         external="results/dataset/{dataset}/external.jsonl",
+        benchmark="results/dataset/{dataset}/benchmark.jsonl",
         acquire="results/dataset/{dataset}/acquire.json",
         unread="results/dataset/{dataset}/safe.rejected.jsonl",
     output:
@@ -168,6 +170,7 @@ rule split_dataset:
         test="results/dataset/{dataset}/splits/test.jsonl",
         rejected="results/dataset/{dataset}/splits/rejected.jsonl",
         harmful="results/dataset/{dataset}/splits/harmful.jsonl",
+        benchmark="results/dataset/{dataset}/splits/benchmark.jsonl",
         split="results/dataset/{dataset}/splits/split.json",
         check="results/dataset/{dataset}/splits/check.json",
     log:

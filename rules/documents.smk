@@ -1,5 +1,5 @@
 # Figures and documents: from JSON, by templates, and nothing else.
-#   results/<run>/figures/               drawn from the JSON of the stages before
+#   results/<run>/figures/               drawn from the JSON of the stages before; memory.json carries the profile
 #   results/<run>/MODEL_CARD.md          the card, at the run's top
 #   results/<run>/planner.html           what fits which GPU, as the plan traced it
 #   results/<run>/docs/                  the memory profile (needs no weight and no training), the card's details, the article
@@ -14,7 +14,10 @@ rule draw_memory:
     input:
         profile=from_job(JobPaths.profile_comparisons),
         step=from_job(JobPaths.step_comparison),
+        # Asked for here so that they are made again when they are missing; nobody else reads them.
+        unread=from_job(JobPaths.unread_answers),
     output:
+        drawn="results/{run}/figures/memory.json",
         memory=report(
             "results/{run}/figures/memory.png",
             caption="report/memory.rst",
@@ -40,6 +43,9 @@ rule draw_memory:
         "Drawing the memory of {wildcards.run}"
     script:
         "../scripts/documents/draw.py"
+
+
+FIGURES_OF_MEMORY = [rules.draw_memory.output.memory, rules.draw_memory.output.timeline]
 
 
 use rule draw_memory as draw_figures with:
@@ -73,10 +79,10 @@ rule render_memory_profile:
         templates=[project_file(f"config/templates/{name}.j2") for name in ("memory-profile.md", "planner.html")],
         macros=project_file("config/templates/macros.j2"),
         styles=project_file("dryfit/data/site/drawing.css"),
-        profile=from_job(JobPaths.profile_comparisons),
+        collected="results/{run}/figures/memory.json",
         plan="results/{run}/memory/plan.json",
         validation=VALIDATION,
-        figures=rules.draw_memory.output,
+        figures=FIGURES_OF_MEMORY,
     output:
         "results/{run}/docs/memory-profile.md",
         report(
@@ -111,7 +117,7 @@ use rule render_memory_profile as render_documents with:
         collected="results/{run}/record.json",
         validation=VALIDATION,
         record="results/{run}/provenance.json",
-        figures=[*rules.draw_memory.output, *rules.draw_figures.output],
+        figures=[*FIGURES_OF_MEMORY, *rules.draw_figures.output],
         # Asked for here so that they are made again when they are missing; nobody else reads them.
         unread=["results/{run}/summary.txt", "results/{run}/bill-of-materials.cdx.json"],
     output:

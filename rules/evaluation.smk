@@ -6,14 +6,12 @@
 
 rule evaluate_base:
     input:
-        benchmark=with_benchmark(f"{BENCHMARK}/benchmark.json"),
-        tasks=with_benchmark(f"{BENCHMARK}/tasks.jsonl"),
-        unread=with_benchmark(f"{BENCHMARK}/states.json", f"{BENCHMARK}/LICENSE"),
         weights="results/models/{model}/weights",
         split="results/dataset/{dataset}/splits/split.json",
         test="results/dataset/{dataset}/splits/test.jsonl",
         train="results/dataset/{dataset}/splits/train.jsonl",
         harmful="results/dataset/{dataset}/splits/harmful.jsonl",
+        benchmark="results/dataset/{dataset}/splits/benchmark.jsonl",
         policy=from_job(JobPaths.policy, "scores"),
     output:
         answers="results/evaluation/{dataset}/{model}/answers.jsonl",
@@ -47,15 +45,12 @@ rule evaluate_base:
 
 use rule evaluate_base as evaluate_tuned with:
     input:
-        benchmark=with_benchmark(f"{BENCHMARK}/benchmark.json"),
-        tasks=with_benchmark(f"{BENCHMARK}/tasks.jsonl"),
-        unread=with_benchmark(f"{BENCHMARK}/states.json", f"{BENCHMARK}/LICENSE"),
         weights="results/{run}/merged",
-        base=path_of(f"{BASE}/weights"),
         split=path_of(f"{DATASET}/splits/split.json"),
         test=path_of(f"{DATASET}/splits/test.jsonl"),
         train=path_of(f"{DATASET}/splits/train.jsonl"),
         harmful=path_of(f"{DATASET}/splits/harmful.jsonl"),
+        benchmark=path_of(f"{DATASET}/splits/benchmark.jsonl"),
         policy=from_job(JobPaths.policy, "scores"),
     output:
         answers="results/{run}/evaluation/answers.jsonl",

@@ -186,9 +186,6 @@ rule gate_memory:
 # its inputs are ready as early, its priority is higher, and on one machine both wait for the same GPU.
 rule check_resources:
     input:
-        benchmark=with_benchmark(f"{BENCHMARK}/benchmark.json"),
-        tasks=with_benchmark(f"{BENCHMARK}/tasks.jsonl"),
-        unread=with_benchmark(f"{BENCHMARK}/states.json", f"{BENCHMARK}/LICENSE"),
         trace="results/{run}/memory/training/trace.json",
         config=path_of(f"{BASE}/config.json"),
         description=path_of(f"{BASE}/description.json"),
@@ -196,9 +193,11 @@ rule check_resources:
         encoded=path_of(f"{ENCODED}/encode.json"),
         train=path_of(f"{ENCODED}/train.parquet"),
         split=path_of(f"{DATASET}/splits/split.json"),
+        check=path_of(f"{DATASET}/splits/check.json"),
         test=path_of(f"{DATASET}/splits/test.jsonl"),
         trained=path_of(f"{DATASET}/splits/train.jsonl"),
         harmful=path_of(f"{DATASET}/splits/harmful.jsonl"),
+        benchmark=path_of(f"{DATASET}/splits/benchmark.jsonl"),
         gpus=project_file("config/gpus.yaml"),
     output:
         resources="results/{run}/memory/run.json",

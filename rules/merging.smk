@@ -41,6 +41,8 @@ rule verify_merge:
         merged="results/{run}/merged",
         prompts=path_of(f"{DATASET}/splits/test.jsonl"),
         split=path_of(f"{DATASET}/splits/split.json"),
+        weights=path_of(f"{BASE}/weights.json"),
+        manifest="results/{run}/merged.json",
     output:
         report="results/{run}/merged-verification.json",
     log:

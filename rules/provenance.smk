@@ -6,25 +6,14 @@
 
 rule record_provenance:
     input:
-        raw=path_of(f"{DATASET}/raw.jsonl"),
-        acquire=path_of(f"{DATASET}/acquire.json"),
-        clean=path_of(f"{DATASET}/clean.json"),
-        screen=path_of(f"{DATASET}/screen.json"),
-        split=path_of(f"{DATASET}/splits/split.json"),
-        splits_check=path_of(f"{DATASET}/splits/check.json"),
-        encode=path_of(f"{ENCODED}/encode.json"),
-        description=path_of(f"{BASE}/description.json"),
-        weights=path_of(f"{BASE}/weights.json"),
-        profile=from_job(JobPaths.profile_comparisons),
+        # Carries the scenarios of the profile.
+        drawn="results/{run}/figures/memory.json",
         plan="results/{run}/memory/plan.json",
         training_memory="results/{run}/memory/training/compare.json",
         gate="results/{run}/memory/training/gate.json",
+        # Carries what was said of the data and the base model.
         resources="results/{run}/memory/run.json",
-        adapter="results/{run}/adapter/adapter_model.safetensors",
-        adapter_settings="results/{run}/adapter/adapter_config.json",
-        curve="results/{run}/training.jsonl",
-        training="results/{run}/training.json",
-        manifest="results/{run}/merged.json",
+        # Carries what was said of the weights, the training and the merge.
         verification="results/{run}/merged-verification.json",
         comparison="results/{run}/evaluation/comparison.json",
         merging=from_job(JobPaths.merging_comparison),
@@ -34,8 +23,8 @@ rule record_provenance:
         tuned_metrics="results/{run}/evaluation/metrics.json",
         base_answers=path_of(f"{BASE_EVALUATION}/answers.jsonl"),
         tuned_answers="results/{run}/evaluation/answers.jsonl",
-        # Asked for here so that they are made again when they are missing; nobody else reads them.
-        unread=from_job(JobPaths.unread_answers),
+        # Asked for here so that it is made again when it is missing; nobody else reads it.
+        unread="results/{run}/memory/training/estimate.json",
     output:
         record="results/{run}/record.json",
         summary=report(

@@ -23,7 +23,7 @@ rule prepare_publication:
     log:
         "logs/{run}/prepare_publication.log",
     conda:
-        "../envs/publish.yaml"
+        "../envs/light.yaml"
     params:
         **code("publish/prepare.py"),
         task=task_part("words"),

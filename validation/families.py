@@ -1,4 +1,4 @@
-"""``python -m validation.families``: the families' table of docs/memory-core.md, as Markdown.
+"""``python -m validation.families``: the table of ``validation/data/families.md``.
 
 Each family is a model of its configuration's default sizes with few layers, one period of them where they alternate.
 Its LoRA step without checkpointing is traced on an H100: by the packages that its code asks for, where they are

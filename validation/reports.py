@@ -318,9 +318,8 @@ def page(reports: Sequence[Report]) -> str:
     left_over = len([report for report in reports if report.drawn == BESIDE["third"]])
     parts = [_HEAD.format(reports=len(reports), threads=threads, unread=UNREAD, left_over=left_over, **SEEDS)]
     parts += ["## What came out", _count_table(sets)]
-    parts += [_missed_number(drawn, those) for drawn, those in sets.items() if drawn in SEEDS]
-    for drawn, those in sets.items():
-        parts += [f"## The wrong ones now: {_SETS[drawn]}", _wrong_table(those)]
+    parts += [_wanted_numbers({drawn: those for drawn, those in sets.items() if drawn in SEEDS})]
+    parts += ["## The wrong ones now", _wrong_table(sets)]
     parts += ["## What decides nothing", _undecidable_table(reports)]
     return "\n\n".join(parts) + "\n"
 
@@ -355,35 +354,25 @@ _HEAD = """# What people reported, and what the verdict says
 <!-- made by `python -m validation.reports page` from validation/data/reports.csv -->
 
 People write in public whether a training ran. {threads} threads and files state model, method, card, settings and
-outcome of {reports} runs. We asked `dryfit` about each of them. The answers to the runs of a test are exact to
-hundredths of a percent. Here the question is another one: is the verdict right about other people's lives?
+outcome of {reports} runs. We asked `dryfit` about each of them: is the verdict right about other people's lives?
 
-1. **The question came first.** `validation/data/reports.csv` says what a report stated and what we assumed, and the
-   question lies beside it. The outcome is in columns of its own. A search shows a thread's title, so the outcome was
-   seen before the question was written in all rows. No verdict was known then.
-2. **{unread} reports stayed unread.** `python -m validation.reports draw` draws whole threads with seed {first}. Nobody
-   asked these questions while the verdict was changed. 19 were asked first at commit fdc3f1c2: 12 were right, 3
-   unsafe, one wrong on the safe side, and 3 had no answer. Two of those three met an error of ours, and one of the
-   unsafe ones a rule that was missing: DeepSpeed on one GPU keeps fp32 copies. Both were mended. Then the others were
-   asked for the first time, and these again. The column "drawn first, once" has that, and is not written again. Since
-   then these rows are read, and they help to develop the verdict as the others do: "now" has them after that.
-   The causes of wrong verdicts were mended on 2026-12-01. Traces that were stored that day were judged again with the
-   present rules, and some reports were asked again. A report that was not keeps the verdict that it had.
-3. **90 reports of 64 other threads came later**, when the causes above were being mended. Their questions were written
-   before any was asked. 40 were drawn with seed {second}, by whole threads, and stayed unread. The others were asked
-   first, as a rehearsal: some causes of its wrong answers were mended, and six of its rows were asked again. Then the
-   40 were asked, once. That 3 of them, DPO and ORPO with ZeRO-3, would be refused was seen before, since each question
-   was tried for its form. One rule was taken back afterwards: the defaults of older versions of TRL are a
-   warning now, since they made half a card to spare too close to call. By that o1-506-b16 became unsafe.
-4. **47 reports of 35 further threads came last**, when the causes above had been mended. Their questions were written
-   and committed before any was asked. 40 were drawn with seed {third}, by whole threads, and asked once, at the commit
-   that has the draw. Nothing was mended between the draw and the asking. Then causes were mended again: vLLM beside
-   several GPUs, ZeRO-3 without zero.Init, ms-swift over Unsloth. The {left_over} others were asked after that, at
-   commit c0475232, with the older reports that these causes touch. Six questions assumed what the tool of their day
-   did not do: five with LLM.int8 had checkpointing that transformers got later, and lc-118 had weights in 16 bits. They
-   were corrected and asked again; their first verdicts stay.
-5. **The others were for development from the start.** They were asked at commit 75c96db0 first. Only the causes of
-   wrong answers were told to those who changed the verdict.
+- **The question came first.** `validation/data/reports.csv` says what a report stated and what we assumed, and the
+  question lies beside it. A search shows a thread's title, so the outcome was seen before the question was written in
+  all rows. No verdict was known then.
+- **Three times {unread} reports stayed unread**, drawn by whole threads (`python -m validation.reports draw`, seeds
+  {first}, {second} and {third}), and were asked once. Then the causes of wrong verdicts were mended. "Once" has the
+  verdicts of that asking; "now" has the present rules, and is no test. A report that was not asked again keeps its
+  verdict.
+- **Drawn first.** 19 were asked at commit fdc3f1c2: 12 were right, 3 unsafe, one wrong on the safe side, and 3 had no
+  answer. Three mends followed. Then the others were asked for the first time, and these again: "once" has that.
+- **Drawn second.** The rehearsal, other reports of the same collection, was asked before, and some causes of its wrong
+  answers were mended. That 3 of the drawn ones, DPO and ORPO with ZeRO-3, would be refused was seen before. One rule
+  was taken back afterwards: the defaults of older versions of TRL are a warning now. By that o1-506-b16 became unsafe.
+- **Drawn third.** Nothing was mended between the draw and the asking. The {left_over} left over were asked after mends,
+  at commit c0475232. Six questions assumed what the tool of their day did not do. They were corrected and asked again;
+  their first verdicts stay.
+- **The others were for development from the start**, asked at commit 75c96db0 first. Only the causes of wrong answers
+  were told to those who changed the verdict.
 
 "Too close to call" counts as right where the run ended out of memory or took 97 % of the card and more. A verdict is
 unsafe where it says that the step fits, and the run ended out of memory."""
@@ -402,31 +391,32 @@ def _count_table(sets: dict[str, list[Report]]) -> str:
     return "\n".join(lines)
 
 
-def _missed_number(drawn: str, reports: Sequence[Report]) -> str:
-    """Whether the numbers that were set before are reached at the one reading of a drawn set."""
-    told = counts(reports, first=True)
-    share = 100 * told["too_close"] / max(told["total"], 1)
-    reached = told["right"] >= _WANTED_RIGHT and not told["unsafe"] and share <= _MOST_CLOSE_PERCENT
-    said = "These numbers are reached." if reached else "These numbers are not reached."
-    if told[NOT_ASKED]:
-        said += f" {told[NOT_ASKED]} were not asked for want of time."
-    return (
-        f"Of the reports that were {_SETS[drawn]} we wanted {_WANTED_RIGHT} of {UNREAD} right at their one reading,"
-        f" none unsafe, and at most {_MOST_CLOSE_PERCENT} % too close to call. {said}"
-    )
+def _wanted_numbers(draws: dict[str, list[Report]]) -> str:
+    """Whether each draw reached, at its one reading, the numbers that were set before."""
+    said = [
+        f"We wanted {_WANTED_RIGHT} of {UNREAD} right at the one reading of a draw, none unsafe, and at most"
+        f" {_MOST_CLOSE_PERCENT} % too close to call."
+    ]
+    for drawn, reports in draws.items():
+        told = counts(reports, first=True)
+        share = 100 * told["too_close"] / max(told["total"], 1)
+        reached = told["right"] >= _WANTED_RIGHT and not told["unsafe"] and share <= _MOST_CLOSE_PERCENT
+        said.append(f"The {drawn} draw {'reached' if reached else 'did not reach'} these numbers.")
+        said += [f"{told[NOT_ASKED]} were not asked for want of time."] if told[NOT_ASKED] else []
+    return " ".join(said)
 
 
 _WANTED_RIGHT, _MOST_CLOSE_PERCENT = 36, 15
 
 
-def _wrong_table(reports: Sequence[Report]) -> str:
-    wrong = [report for report in reports if now(report) in _WORST_FIRST[:3]]
-    if not wrong:
-        return "No verdict is wrong."
-    lines = ["| report | what ran | the outcome | the verdict | why |", "| --- | --- | --- | --- | --- |"]
-    for report in sorted(wrong, key=lambda one: (_WORST_FIRST.index(now(one)), one.id)):
-        cells = [f"[{report.id}]({report.link})", _run(report), _outcome(report), _verdict(report), report.why]
-        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+def _wrong_table(sets: dict[str, list[Report]]) -> str:
+    lines = ["| report | set | what ran | the outcome | the verdict | why |", "| --- | --- | --- | --- | --- | --- |"]
+    for drawn, reports in sets.items():
+        wrong = [report for report in reports if now(report) in _WORST_FIRST[:3]]
+        for report in sorted(wrong, key=lambda one: (_WORST_FIRST.index(now(one)), one.id)):
+            cells = [f"[{report.id}]({report.link})", _SETS[drawn]]
+            cells += [_run(report), _outcome(report), _verdict(report), report.why]
+            lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(lines)
 
 

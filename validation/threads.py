@@ -43,7 +43,8 @@ class Thread:
     ``settings`` were stated by the author, ``assumed`` was not. ``question``: the words behind ``dryfit``, asked in
     ``validation/data/threads``. ``outcome``: ``ran`` or ``ran_out`` (of memory), ``where`` it ran out. ``peak_gib``,
     ``peak_is``: what was stated of the memory. ``drawn``: ``first`` for threads of the first draw, ``second`` for the
-    others, which were asked when the causes of its wrong answers had been mended. The columns ``first_...`` hold the
+    others, which were asked when the causes of its wrong answers had been mended; ``third`` for ten that were collected
+    and asked when the files of four more tools could be read. The columns ``first_...`` hold the
     verdict at the first asking, the others the present one; ``cpu_seconds`` what the answer took.
     """
 
@@ -90,7 +91,7 @@ def write(threads: Iterable[Thread]) -> None:
 
 def draw(threads: Sequence[Thread]) -> set[str]:
     """The links of the threads of the first asking."""
-    links = sorted({thread.link for thread in threads})
+    links = sorted({thread.link for thread in threads if thread.drawn != "third"})
     return set(random.Random(SEED).sample(links, DRAWN))
 
 
@@ -130,7 +131,7 @@ def table(threads: Sequence[Thread]) -> str:
     """Counts by draw, and a line for each answer that is wrong now, in Markdown."""
     columns = {
         f"{draw} draw, {'once' if first else 'now'}": counts([one for one in threads if one.drawn == draw], first)
-        for draw in ("first", "second")
+        for draw in ("first", "second", "third")
         for first in (True, False)
     }
     lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]

@@ -33,6 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(version())
         return 0
+    if words[-2:] == ["--set", "list"]:
+        from dryfit.ask.text import field_lines
+
+        print("\n".join(field_lines()))
+        return 0
     if words[0].partition("=")[0] == "--print-completion":
         from dryfit.ask.completion import script
 
@@ -145,9 +150,10 @@ def read(words: Sequence[str]) -> UnderstoodLine:
 def _with_the_line(errors: Sequence[UserError], kept: Sequence[str], is_right: bool) -> list[UserError]:
     """Errors of a line with the one in which all of them are put right.
 
-    That line was read once more. It is shown where nothing is wrong in it, or in files alone that it names.
+    That line was read once more. It is shown where nothing is wrong in it but files that it names, or a model's name
+    alone.
     """
-    from dryfit.ask.words import PASTED
+    from dryfit.ask.words import PASTED, suggested
     from dryfit.scenario.other_models import RUN
 
     line = shlex.join([PROGRAM, *kept])
@@ -155,8 +161,12 @@ def _with_the_line(errors: Sequence[UserError], kept: Sequence[str], is_right: b
         gpu = next((value for flag, value in pairwise(kept) if flag == "--gpu"), None)
         line = RUN.replace(" run ", f" run --gpu {shlex.quote(gpu)} ") if gpu else RUN
         return [part.with_values(write=line) for part in errors]
-    left = [part for part in errors if part.write != PASTED]
-    if not is_right and any(str(part.where).startswith(("--", "the command line")) for part in left):
+    left = [part for part in errors if part.write != PASTED and str(part.where).startswith(("--", "the command line"))]
+    model = [part for part in left if part.field == "model" and not part.change]
+    if model and "/" not in str(model[0].found):  # a name that is not known; an id was asked of the Hub
+        line = suggested(kept, {"model": "OWNER/NAME"})
+        errors = [part.with_values(write=PASTED) if part in model else part for part in errors]
+    if not is_right and len(model) < len(left):
         line = None
     return [part.with_values(write=line, change=None) if part.write == PASTED else part for part in errors]
 
@@ -184,6 +194,10 @@ def _questions(options: argparse.Namespace, asking: Any) -> tuple[Question, Ques
         )  # fmt: skip
     if run:
         asked = with_run(asked, run, gpu_needed=options.command != "gpus")
+    if options.command == "serve":
+        from dryfit.ask.serve import refuse_several
+
+        refuse_several(asked)
     if options.command == "config":
         from dryfit.ask.configure import wanted
 
@@ -246,7 +260,7 @@ def _print_kind(asked: UnderstoodLine) -> int:
 
             return _print(serve(question, options.requests or 1, options.weights), options.json)
         case "gpus":
-            return _print_cards(question, options)
+            return _with_warnings(_print_cards(question, options), asked)
         case "config":
             from dryfit.ask.configure import configure, print_config, wanted
 
@@ -260,8 +274,19 @@ def _print_kind(asked: UnderstoodLine) -> int:
             return (print_fewest if options.fewest else print_divisions)(question, _Progress(), options.json)
         case "longest" | "batch":
             field = "sequence_length" if options.command == "longest" else "micro_batch"
-            return _print_largest(question, field, options, asked.alone)
+            status = _with_warnings(_print_largest(question, field, options, asked.alone), asked)
+            if status == 1 and not options.json:
+                fit = [word for word in asked.words[1:] if word != "--quick"]
+                print(f"for what would fit: {shlex.join([PROGRAM, *fit])}")
+            return status
     return _print_answer(question, options, asked.words)
+
+
+def _with_warnings(status: int, asked: UnderstoodLine) -> int:
+    """The status, when what the answer leaves out of the model is printed too."""
+    if not asked.options.json:
+        print(*(f"  warning: {warning}\n" for warning in asked.question.asked.warnings), sep="", end="")
+    return status
 
 
 def _kept(asked: UnderstoodLine, *, fresh: bool) -> int:

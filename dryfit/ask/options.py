@@ -15,7 +15,7 @@ from dryfit.common.errors import UserError
 
 PROGRAM = "dryfit"
 # Words that options take, as the modules that know them have them: --help is answered without importing those.
-TOOLS = ("axolotl", "llama-factory", "trl", "torchtitan", "torchtune", "ms-swift", "verl", "megatron")
+TOOLS = ("axolotl", "llama-factory", "trl", "torchtitan", "torchtune", "ms-swift", "verl")
 LIKE = ("trl", "peft", "axolotl", "unsloth")
 METHODS = ("full", "lora", "qlora")
 STRATEGIES = ("none", "ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3")
@@ -66,7 +66,7 @@ _STEP = {
         "choices": (*LIKE, NO_TOOL),
         "help": "take unset fields from this tool's defaults (trl for a model alone); none: a scenario's own",
     },
-    "--set": {"action": "append", "metavar": "FIELD=VALUE", "help": "any field of a scenario, lora.rank=64"},
+    "--set": {"action": "append", "metavar": "FIELD=VALUE", "help": "any field of a scenario, lora.rank=64; list: all"},
     "--from": {"dest": "tool", "choices": TOOLS, "help": "tool that the file belongs to"},
 }
 _ANSWER = {
@@ -190,6 +190,9 @@ WHAT is a model (a name in config/models/, an id on the Hub, a folder, a config.
 a file of axolotl, LLaMA-Factory, TRL, torchtune, torchtitan, ms-swift or verl (a script too); a program or notebook
 with TRL or Unsloth; an adapter_config.json. Files of accelerate, DeepSpeed or PEFT may follow. Nothing is executed.
 """
+_ASKED = """
+A question in plain words gets the line to paste: dryfit can i train qwen3 8b with lora on a 4090
+"""
 _STATUS = """
 Exit status: 0 fits (or no GPU named), 1 does not fit, not in time, or too close to call, 2 a wrong question, 3 no
 answer.
@@ -232,7 +235,7 @@ def add_options(made: argparse.ArgumentParser, name: str) -> None:
 
 
 def _epilog(name: str) -> str:
-    return "\n".join([*(f"  {PROGRAM} {one}" for one in COMMANDS[name].examples), _FILES, _STATUS.strip()])
+    return "\n".join([*(f"  {PROGRAM} {one}" for one in COMMANDS[name].examples), _ASKED, _FILES[1:], _STATUS.strip()])
 
 
 def split(words: Sequence[str]) -> tuple[str, list[str]]:

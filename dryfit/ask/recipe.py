@@ -3,7 +3,7 @@
 dryfit openai/whisper-large-v3 --gpu t4 -b 8
 dryfit black-forest-labs/FLUX.1-dev --gpu 4090 -b 1 --set size=1024
 dryfit BAAI/bge-m3 --recipe list
-dryfit train_sdxl.sh --gpu 4090      a file of kohya's sd-scripts or of diffusers' examples
+dryfit train_sdxl.sh --gpu 4090      a file of a program that trains images
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dryfit.ask.options import PROGRAM, split
-from dryfit.ask.words import changed, items, parse, suggested
+from dryfit.ask.words import changed, items, meant, parse, suggested
 from dryfit.common.errors import UserError
 from dryfit.common.files import yaml_value
 from dryfit.common.text import gib, printable, yaml_text
@@ -54,7 +54,8 @@ def answered(words: Sequence[str]) -> int | None:
     UserError
         If the line is wrong, or the model can't be had.
     """
-    own = items(split(words)[1])
+    line, wrong = meant(words)
+    own = items(split(line)[1])
     named = next((item.value for item in own if not item.name), None)
     chosen = next((item.value for item in own if item.name == "--recipe"), None)
     file = _file(named) if named else None
@@ -64,7 +65,7 @@ def answered(words: Sequence[str]) -> int | None:
     if chosen == "list":
         print("\n".join(_listed(model)))
         return 0
-    options = parse(words)
+    options = parse(line)
     if model is None:
         raise UserError(
             "Recipes are for models that continue no text.", where="--recipe", found=named,
@@ -76,9 +77,10 @@ def answered(words: Sequence[str]) -> int | None:
     except UserError as error:
         if not error.change or str(error.write).startswith(PROGRAM):
             raise
-        line = changed(words, error.change)
+        line, wrong = changed(line, error.change), [*wrong, error]
         question(model, parse(line), file)  # what is wrong in this line too is shown instead of it
-        raise error.with_values(write=shlex.join([PROGRAM, *line]), change=None) from None
+    if wrong:
+        raise UserError.several([one.with_values(write=shlex.join([PROGRAM, *line]), change=None) for one in wrong])
     if options.yaml:
         print(asked.recipe.program({"model": model.name, **asked.values}), end="")
         return 0
@@ -160,7 +162,7 @@ def _given(chosen: Recipe, options: argparse.Namespace) -> dict[str, Any]:
                 allowed="a setting of the recipe",
                 write="--set micro_batch=2",
             )
-        given[name.strip()] = yaml_value(written, "--set")
+        given[name.strip().removeprefix("lora.")] = yaml_value(written, "--set")
     return given
 
 
@@ -177,13 +179,13 @@ def _print(asked: RecipeQuestion, options: argparse.Namespace, words: Sequence[s
     wanted = found["gpu"] is not None and found["verdict"] != "fits"
     if options.json:
         if options.suggest:
-            tried = spared(asked.recipe, asked.model, asked.values, asked.gpu, beside) if wanted else ()
+            tried = spared(asked.recipe, asked.model, asked.values, asked.gpu, found, beside) if wanted else ()
             found["suggestions"] = [_suggestion(changes, one, words) for changes, one in tried]
         print(json.dumps(found, sort_keys=True))
     else:
         print(printable("\n".join(_lines(found))), flush=True)
         if wanted:
-            _print_spared(asked, words, spared)
+            _print_spared(asked, words, partial(spared, before=found, beside=beside))
     return 0 if found["fits"] or found["gpu"] is None else 1
 
 
@@ -207,8 +209,7 @@ def _print_spared(asked: RecipeQuestion, words: Sequence[str], spared: Any) -> N
 
     print("what would need less:", flush=True)
     try:
-        beside = asked.file.beside if asked.file else ()
-        for changes, one in spared(asked.recipe, asked.model, asked.values, asked.gpu, beside):
+        for changes, one in spared(asked.recipe, asked.model, asked.values, asked.gpu):
             row = _suggestion(changes, one, words)
             what = ", ".join(f"{name.replace('_', ' ')} {yaml_text(value)}" for name, value in changes.items())
             print(printable(f"{gib(row['required_bytes']):>12}, {said(row['verdict'])}: {what}"), flush=True)

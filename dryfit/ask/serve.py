@@ -102,6 +102,18 @@ def _smallest(needed_bytes: int) -> str:
     return smallest(needed_bytes).partition(";")[0]
 
 
+def refuse_several(asked: Question) -> None:
+    """Refuse to serve on several GPUs."""
+    if asked.scenario.parallel.gpus > 1:
+        raise UserError(
+            "Serving on several GPUs has no answer: weights and cache are counted on one.",
+            where="--gpu",
+            found=f"{asked.scenario.parallel.gpus} GPUs",
+            allowed="one GPU",
+            change={"gpu": asked.gpu.name} if asked.gpu else None,
+        )
+
+
 def serve(asked: Question, requests: int, weights: str | None) -> Serving:
     """What serving a model takes.
 
@@ -111,14 +123,7 @@ def serve(asked: Question, requests: int, weights: str | None) -> Serving:
         For an unknown quantization, or an architecture whose keys and values are not described.
     """
     scenario = asked.scenario
-    if scenario.parallel.gpus > 1:
-        raise UserError(
-            "Serving on several GPUs has no answer: weights and cache are counted on one.",
-            where="--gpu",
-            found=f"{scenario.parallel.gpus} GPUs",
-            allowed="one GPU",
-            write=f"--gpu {asked.gpu.name}" if asked.gpu else None,
-        )
+    refuse_several(asked)
     kind = (weights or ("nf4" if scenario.method == "qlora" and "method" in asked.asked.mapping else "bf16")).lower()
     if kind not in BITS:
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from dryfit.ask import run_cost
@@ -199,6 +200,17 @@ def suggestions(answer: Mapping[str, Any], shown: Callable[[Mapping[str, Any]], 
     for item in answer["suggestions"]:
         lines.append(f"  {shown(item)}\n      {item['cost']}; {gib(item['headroom_bytes'])} to spare")
     return lines + left_out
+
+
+def field_lines() -> list[str]:
+    """The fields that ``--set`` sets: their values, or one, and what they are."""
+    lines = []
+    for field in BY_NAME.values():
+        for part in field.parts or (field,):
+            name = field.name if part is field else f"{field.name}.{part.name}"
+            values = ", ".join(map(yaml_text, part.words)) or f"such as {yaml_text(part.example)}"
+            lines += [f"{name}: {values}", *wrap(part.about, 116, initial_indent="    ", subsequent_indent="    ")]
+    return lines
 
 
 def explanation(answer: Mapping[str, Any]) -> list[str]:

@@ -7,11 +7,12 @@ knows a line's own options, a scenario's fields, the keys of other tools' files 
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,8 +71,9 @@ def items(words: Sequence[str]) -> list[Item]:
     while at < len(words):
         start, word = at, words[at]
         at += 1
-        if not _is_option(word):
-            found.append(Item("", word, (word,)))
+        if not _is_option(word):  # a question may come in quotes, a file's name may hold spaces
+            parts = [word] if Path(word).exists() or Path(word).suffix[1:].isalpha() else word.split()
+            found += [Item("", part, (part,)) for part in parts]
             continue
         name, equals, value = word.partition("=")
         if short := re.fullmatch(r"(-[a-z])(\d.*)", word):
@@ -293,7 +295,7 @@ def meant(words: Sequence[str]) -> tuple[list[str], list[UserError]]:
     kept = []
     for at, item in enumerate(own):
         kept += fixes[at].words if at in fixes else plain.get(at, item.words)
-    kept = _one_gpu(kept)
+    kept = _said_once(kept)
     command, start = first or (command, words[: len(words) - len(rest)])
     if not any(not item.name for item in items(kept)):
         errors.append(
@@ -368,7 +370,7 @@ def _means(command: str, key: str, value: str | None) -> Sequence[str] | str | N
     """What an unknown option means, as words of the line; why it means nothing here; None: nothing is near."""
     known, takes = _known(command), COMMANDS[command].takes or ()
     typed, key = key, re.sub("^(use|enable|with|do)_", "", key) if key not in known else key
-    if (said := _says(key)) and _takes(said, takes) and str(value).lower() in _ON:
+    if (said := _says(typed) or _says(key)) and _takes(said, takes) and str(value).lower() in _ON:
         return said
     if "--strategy" in takes and _key(value or "") in STRATEGIES[1:]:
         return ["--strategy", _key(value or "")]
@@ -402,15 +404,16 @@ def _takes(words: Sequence[str], takes: Sequence[str]) -> bool:
     return all(word in takes for word in words if word.startswith("-"))
 
 
-def _one_gpu(words: Sequence[str]) -> list[str]:
-    """``--gpu 4 --gpu a100`` as one option, which says both."""
+def _said_once(words: Sequence[str]) -> list[str]:
+    """``--gpu 4 --gpu a100`` as one option, which says both; LoRA on a base of 4 bits is QLoRA."""
     own, cards, counts = items(words), [], []
+    if any((item.name, item.value) == ("--method", "qlora") for item in own):
+        own = [item for item in own if item.words != ("--method", "lora")]
     for value in (str(item.value) for item in own if item.name == "--gpu"):
         (counts if re.fullmatch(r"\d{1,3}", value) else cards).append(value)
-    if not counts or not cards:
-        return list(words)
-    one = ["--gpu", f"{counts[0]}x{cards[0]}"]
-    return [word for item in _replaced(own, one, lambda item: item.name == "--gpu") for word in item.words]
+    if counts and cards:
+        own = _replaced(own, ["--gpu", f"{counts[0]}x{cards[0]}"], lambda item: item.name == "--gpu")
+    return [*chain.from_iterable(item.words for item in own)]
 
 
 # --- plain words ------------------------------------------------------------------------------------------------------
@@ -432,13 +435,14 @@ def _plain(
     """The command that plain words name, what stands in their place, and one error for them; a right line has none."""
     places = [at for at, item in enumerate(own) if not item.name]
     beside = [at for at in places if own[at].is_beside]
-    if len(places) < 2 or not beside or beside == places[:1]:
+    is_start = bool(places) and str(own[places[0]].value) in _table("fillers")  # python train.py
+    if len(places) < 2 or not beside or (beside == places[:1] and not is_start):
         return None, {}, []
     texts = [str(own[at].value) for at in beside]
-    has_what = beside != places and beside[0] != places[0]
-    parts = list(_parts(texts, command, has_what, {item.name for item in own}))
+    has_what = beside != places and (beside[0] != places[0] or is_start)
+    parts = list(_parts(texts, command, has_what, {item.field or item.name for item in own}))
     if asked := next((part.words[0] for part in parts if part.kind == "command"), ""):  # other words depend on it
-        parts = list(_parts(texts, asked, has_what, {item.name for item in own}))
+        parts = list(_parts(texts, asked, has_what, {item.field or item.name for item in own}))
     if not has_what and not any(part.kind == "model" for part in parts):
         parts = _with_a_model(parts, texts)
     new: dict[int, Sequence[str]] = {}
@@ -453,7 +457,9 @@ def _plain(
         if part.kind == "unknown":
             left += texts[at : at + part.count]
         if part.kind == "model":
-            lost = lost_format("-".join(texts[at : at + part.count]), part.words[0])
+            said = "-".join(texts[at : at + part.count]).lower()
+            stands = f" The line below takes {part.words[0]} for a model of {said}." if said in _table("sizes") else ""
+            lost = stands or lost_format(said, part.words[0])
         at += part.count
     kinds = [part.kind for part in parts]
     problem = "A model's name is one word." if {*kinds} == {"model"} else "A question is a model and options."
@@ -467,16 +473,19 @@ def _plain(
 
 
 def _with_a_model(parts: list[_Part], texts: Sequence[str]) -> list[_Part]:
-    """The first unknown word that has a digit, or else the first, is the model: its own error says more of it."""
-    unknown, at = [], 0
-    for place, part in enumerate(parts):
-        if part.kind == "unknown":
-            letters, digits = (bool(re.search(kind, texts[at])) for kind in ("[a-zA-Z]", r"\d"))
-            unknown.append((not (letters and digits), not letters, place, texts[at]))
-        at += part.count
-    if unknown:
-        *_, place, text = min(unknown)
-        parts[place] = _Part(1, "model", [text])
+    """Unknown words side by side, with a digit if any have one, are the model: its own error says more of it."""
+    runs, at, place = [], 0, 0
+    for is_unknown, run in groupby(parts, lambda part: part.kind == "unknown"):
+        count = len(own := list(run))
+        words = texts[at : (at := at + sum(part.count for part in own))]
+        letters, mixed = (any(re.search(kind, word, re.I) for word in words) for kind in ("[a-z]", r"\d[a-z]|[a-z]\d"))
+        if is_unknown:
+            runs.append((not mixed, not letters, place, count, words))
+        place += count
+    if runs:
+        *_, place, count, words = min(runs)
+        name = "-".join(words)
+        parts[place : place + count] = [_Part(len(words), "model", [_table("sizes").get(name.lower(), name)])]
     return parts
 
 
@@ -487,15 +496,21 @@ def _parts(texts: Sequence[str], command: str, has_what: bool, named: set[str]) 
         part = next(
             (part for count in range(min(_LONGEST_PHRASE, len(texts) - at), 0, -1)
              if (part := _phrase(texts[at : at + count], asked, has_what, named, at == 0))),
-            _Part(1, "filler" if texts[at].lower().strip("?,.!:") in _table("fillers") else "unknown", ()),
-        )  # fmt: skip
+            None,
+        ) or _slip(texts[at], asked, has_what, named)  # fmt: skip
         asked = part.words[0] if part.kind == "command" else asked
         has_what = has_what or part.kind == "model"
-        named |= {
-            word for word in part.words if word.startswith("--") and word != "--set" and not part.words[-1].isdigit()
-        }
+        named |= {item.field or item.name for item in items(part.words) if not part.words[-1].isdigit()}
         at += part.count
         yield part
+
+
+def _slip(text: str, *asked: Any) -> _Part:
+    """A word that means nothing as it stands: one that asks for nothing, a slip in a known one, or unknown."""
+    word, fillers = text.lower().strip("?,.!:"), _table("fillers")
+    near = difflib.get_close_matches(word, {*fillers, *_table("says")}, n=1, cutoff=0.85) if word.isalpha() else ()
+    is_filler = word in fillers or (near and near[0] in fillers)
+    return _Part(1, "filler", ()) if is_filler else (near and _phrase(near, *asked, False)) or _Part(1, "unknown", ())
 
 
 def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str], is_first: bool) -> _Part | None:
@@ -506,17 +521,23 @@ def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str],
     if new and (not command or new[0] == command):
         return _Part(count, "command", new)
     takes = COMMANDS[command or "fit"].takes or ()
+    card = _card(words) if "--gpu" not in named else None
+    if card and count == 1 and card[0].isalpha():  # a B200 is no batch of 200
+        return _Part(count, "option", ["--gpu", card])
     if option := _sized(words, command or "fit") or _counted(words, takes) or _said(words, command, takes):
-        flags = {word for word in option if word.startswith("-") and word != "--set"}
-        return _Part(count, "option" if not flags & named else "unknown", option if not flags & named else ())
+        # A kind of LoRA may come beside another: `lora in 4 bit`.
+        flags = {word for word in option if word.startswith("-")} - {"--set"}
+        is_out = bool(flags & named) and option[1] not in ("lora", "qlora")
+        is_out |= option[-1].startswith("generation.") and "objective" not in named  # nothing else generates
+        return _Part(count, "unknown" if is_out else "option", () if is_out else option)
     if count == 2 and words[0].isdigit() and words[1].rstrip("s") in ("gpu", "card"):
         return _Part(count, "option", ["--gpu", words[0]])
-    if "--gpu" not in named and (card := _card(words)):
+    if card:
         return _Part(count, "option", ["--gpu", card])
-    if count > 1 and _said(words[-1:], command or "fit", takes):
-        return None
     if not has_what and (model := _model(typed if count == 1 else words)):
-        return _Part(count, "model", [model])
+        # `qwen3 8b lora` is a model and what it is trained with, unless a model has this very name.
+        ends = count > 1 and _said(words[-1:], command or "fit", takes)
+        return None if ends and model != _exact_model("-".join(words)) else _Part(count, "model", [model])
     return None
 
 
@@ -537,7 +558,8 @@ def _command(words: Sequence[str], alone: bool) -> list[str] | None:
         return ["batch"] if option == "-b" else ["longest"] if option == "-s" else None
     if len(words) == 1 and words[0] in _table("commands"):
         return [_table("commands")[words[0]]]
-    near = alone and not {*"./"} & {*words[0]} and words[0] not in _table("fillers") and closest(words[0], COMMANDS)
+    word = words[0].removeprefix("max-")
+    near = alone and not {*"./"} & {*word} and word not in _table("fillers") and closest(word, COMMANDS, 0.8)
     return [near] if near and COMMANDS[near].takes and not _model(words) else None
 
 
@@ -599,7 +621,8 @@ def _said(words: Sequence[str], command: str, takes: Sequence[str]) -> list[str]
     if not said and key in LIKE:
         said = ["--like", key]
     if not said:
-        fields = [name for name, field in BY_NAME.items() if key in field.words and len(key) > 2 and key != "none"]
+        known = len(key) > 2 and key != "none" and key not in _table("fillers")
+        fields = [name for name, field in BY_NAME.items() if known and key in field.words]
         said = ["--set", f"{fields[0]}={key}"] if fields and (len(fields) == 1 or fields[0] == "precision") else None
     return said if said and _takes(said, takes) else None
 
@@ -611,21 +634,28 @@ def _card(words: Sequence[str]) -> str | None:
     text = " ".join(_table("numbers").get(word, word) for word in words)
     if not re.search(r"\d", text) or {*words} & _table("fillers") - {"gpu", "card"}:
         return None
-    for name in dict.fromkeys((text, re.sub(r"(?<=\d)s$", "", re.sub(r"^(\d+)\s*x?\s+", r"\1x", text)))):
+    for name in dict.fromkeys((text, re.sub(r"(?<=[\dix])s$", "", re.sub(r"^(\d+)\s*x?\s+", r"\1x", text)))):
         try:
             find(name)
         except UserError as error:
-            if set(re.findall(r"\w+", name.partition("x")[2] or name)) <= set(
-                re.findall(r"\w+", gpu_text((error.change or {}).get("gpu", "")))
-            ):
+            known = gpu_text((error.change or {}).get("gpu", ""))
+            if _CARD.fullmatch(name) or {*re.findall(r"\w+", _COUNT.sub("", name))} <= {*re.findall(r"\w+", known)}:
                 return name
         else:
             return name
     return None
 
 
+_COUNT = re.compile(r"^\d+\s*x\s*")
+_CARD = re.compile(  # one that is not known, by its maker or series: its own error says what to write
+    r"(?:\d+x)?(?:(?:amd|radeon|rx|nvidia|geforce|rtx|gtx|intel|arc|tesla|quadro|instinct) ?)+[a-z]?\d{2,4}[a-z]*"
+    r"(?: (?:xtx?|ti|super|gre|ada|pro))*(?: \d+ ?gb)?"
+)
+
+
 def _exact_model(name: str) -> str | None:
     """A model that the catalogue or the Hub may have by this very name."""
+    from dryfit.recipes.models import known_name
     from dryfit.scenario.hub import MODELS, HubId, index
 
     plain = name.lower()
@@ -634,7 +664,7 @@ def _exact_model(name: str) -> str | None:
     if "/" in name:
         return name if HubId.read(name) else None
     short = (hub for entry in index()["models"].values() for hub in entry["hub"])
-    return next((hub for hub in short if hub.partition("/")[2].lower() == plain), None)
+    return next((hub for hub in short if hub.partition("/")[2].lower() == plain), None) or known_name(name)
 
 
 def lost_format(typed: object, model: object) -> str:

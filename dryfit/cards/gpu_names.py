@@ -16,7 +16,7 @@ from dryfit.common.errors import UserError
 from dryfit.scenario.nested_fields import counted
 
 _MAKERS = {"nvidia", "geforce", "tesla", "quadro", "amd", "instinct", "radeon", "gpu", "gpus", "graphics", "card"}
-_SERIES = {"rtx", "gtx", "ada", "generation", "pcie", "sxm", "sxm2", "sxm4", "hbm3"}
+_SERIES = {"rtx", "gtx", "rx", "ada", "generation", "pcie", "sxm", "sxm2", "sxm4", "hbm3"}
 # Units of memory, French ones too: GiB of each, and whether they are those of a box.
 _UNITS = {
     "gib": 1.0,
@@ -148,8 +148,8 @@ def _family(name: str) -> tuple[str, int]:
 def _words(text: str) -> set[str]:
     """Words of a name: letters and digits, a size in GB as one word, makers left out."""
     text = re.sub(r"(\d+)\s*g(?:i?b)?\b", r"\1gb", text.lower())
-    text = re.sub(r"\b(rtx|gtx|tesla|quadro)(?=\d)", r"\1 ", text)  # rtx4090
-    text = re.sub(r"(?<=\d)(ti|super|d)\b", r" \1", text)  # 4060ti, 4090D
+    text = re.sub(r"\b(rtx|gtx|rx|tesla|quadro)(?=\d)", r"\1 ", text)  # rtx4090
+    text = re.sub(r"(?<=\d)(ti|super|d|xtx?|gre)\b", r" \1", text)  # 4060ti, 4090D, 7900xtx
     text = re.sub(r"\b(mi\d{3})\b", r"\1x", text)  # MI355
     return set(re.findall(r"[a-z0-9.]+", text)) - _MAKERS
 
@@ -170,8 +170,9 @@ def _unknown(text: str, cards: Mapping[str, str], where: object) -> UserError:
     near = list(dict.fromkeys(known[one] for one in close if _family(one) == _family(written)))[:3]
     size = re.search(r"(\d+)\s*(?:gi?b)?$", text, re.I)
     own = f"{size[1]}GiB" if size and 4 <= int(size[1]) <= 512 else "12GiB"
+    guess = "" if near or size else " Write its memory where 12GiB stands."
     return UserError(
-        "`gpu` is not known.",
+        f"`gpu` is not known.{guess}",
         where=where,
         found=text,
         allowed=f"{', '.join(near or _FAMOUS)}, ... (config/gpus.yaml lists {len(cards)}); a size such as {own};"

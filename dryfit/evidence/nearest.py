@@ -12,6 +12,7 @@ a kind that some of the rows left agree in keeps those; a kind that none agrees 
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -302,13 +303,19 @@ def _percent(share: float) -> str:
 
 
 def summary(steps: Iterable[MeasuredStep]) -> Iterator[Mapping[str, Any]]:
-    """For tables: the rows by card, method, program and platform, with each figure's median and worst error."""
+    """For tables: the rows by card, method, program and way to divide, with each figure's median and worst error."""
     groups: dict[tuple[str, ...], list[MeasuredStep]] = {}
     for step in steps:
         kinds = step.kinds
         key = (step.card, _method_class(kinds.method),
-               kinds.parallel, kinds.program, kinds.platform, kinds.compiled)  # fmt: skip
+               _way(kinds.parallel), kinds.program, kinds.platform, kinds.compiled)  # fmt: skip
         groups.setdefault(key, []).append(step)
     for key, rows in groups.items():
         together = Evidence(rows[0].kinds, rows, ())
         yield {"key": key, "rows": len(rows), **{figure: together.errors(figure) for figure in FIGURES}}
+
+
+def _way(parallel: str) -> str:
+    """A way to divide without its sizes: ``fsdp2 x context`` of ``fsdp2 x context 4 on 8 GPUs``."""
+    axes = re.sub(r" on \d+ GPUs$", "", parallel).split(" x ")
+    return " x ".join(re.sub(r" \d+$", "", axis) for axis in axes if not re.match("sequence|loss|schedule", axis))

@@ -18,7 +18,6 @@ from dryfit.readers import (
     axolotl,
     companion_files,
     llama_factory,
-    megatron,
     ms_swift,
     program,
     torchtitan,
@@ -75,7 +74,6 @@ READERS = {
     "torchtune": Reader(torchtune.read, torchtune.MARKS),
     "ms-swift": Reader(ms_swift.read, ms_swift.MARKS),
     "verl": Reader(verl.read, verl.MARKS),
-    "megatron": Reader(megatron.read, megatron.MARKS),
     "accelerate": Reader(
         companion_files.read_accelerate, (("distributed_type",), ("compute_environment",)), beside=True
     ),
@@ -89,7 +87,6 @@ TOOLS = tuple(name for name, reader in READERS.items() if not reader.beside)
 SCRIPTS: dict[str, Callable[[Launch, Command, Path], Mapping[str, Any] | None]] = {
     "ms-swift": lambda _, command, script: ms_swift.from_command(command, script),
     "verl": lambda _, command, script: verl.from_command(command, script),
-    "megatron": lambda _, command, script: megatron.from_command(command, script),
     "llama-factory": llama_factory.from_command,
     "axolotl": axolotl.from_command,
     "trl": trl.from_command,
@@ -265,7 +262,7 @@ def read_script(path: Path, gpus: int | None, capability: tuple[int, int] | None
             return complete(reading, command, launch, path, gpus)
     raise refused or UserError(
         "No command that trains was found in this script.", where=path,
-        allowed="swift sft, pt or rlhf; megatron sft, pretrain_gpt.py; python -m verl.trainer.main_ppo;"
+        allowed="swift sft, pt or rlhf; python -m verl.trainer.main_ppo;"
         " llamafactory-cli train; axolotl train; trl sft; tune run; python, accelerate launch, torchrun or deepspeed"
         " with a program",
     )  # fmt: skip

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ from dryfit.program.request import ProgramRequest
 from dryfit.recipes.models import OtherModel
 from dryfit.recipes.recipe import MODEL, Recipe
 
-# Values of a spare: half of what it is, at least 1; what the line asked for.
-HALVED, GIVEN = "halved", "given"
+# Values of a spare: half of what it is, at least 1; what the line asked for; all blocks that may wait on the host, and
+# then as few as do.
+HALVED, GIVEN, MOST = "halved", "given", "most"
+BLOCKS = "blocks_swapped"
+# How much of a card a step that fits takes, so that its verdict is not TOO CLOSE.
+_FILLED = 0.95
 # Models whose positions begin behind the id of padding, 1 (transformers' create_position_ids_from_input_ids).
 _FROM_THE_PADDING, _RESERVED = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "data2vec-text"), 2
 # Kinds of errors that a program raises where its sizes don't go together.
@@ -39,6 +44,13 @@ def check(recipe: Recipe, model: OtherModel, values: Mapping[str, Any]) -> None:
             where="--recipe", allowed="the package; another recipe, see --recipe list",
             write=f'pip install "dryfit[{recipe.extra}]"',
         )  # fmt: skip
+    for name, other in recipe.needs.items():
+        if values[name] and not values[other]:
+            raise UserError(
+                f"`{name}` of the recipe {recipe.name} needs `{other}`: what is trained stays on the card.",
+                where="--set", found=f"{name}={values[name]}, {other}={values[other]}", field=name,
+                allowed=f"{name}=0, or another {other}", write=f"--set {name}=0",
+            )  # fmt: skip
     for name, key in recipe.limits.items():
         most = _most(model, key)
         if most is not None and values[name] > most:
@@ -107,18 +119,49 @@ def _in_our_words(
 
 
 def spared(
-    recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: str, beside: Sequence[str] = ()
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Changes for a step that does not fit, and the answer with them, until it fits: each beside those before it."""
+    recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: str, before: Mapping[str, Any],
+    beside: Sequence[str] = (),
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:  # fmt: skip
+    """Changes for a step that does not fit (its answer is ``before``), and the answers, until it fits.
+
+    Each change stands beside those before it.
+    """
     changes: dict[str, Any] = {}
     for spare in recipe.spares:
-        now = {**values, **changes}
-        told = {HALVED: lambda name, now=now: max(1, now[name] // 2), GIVEN: values.get}
-        new = {name: told[value](name) if value in (HALVED, GIVEN) else value for name, value in spare.items()}
-        if all(now.get(name) == value for name, value in new.items()):
+        now, last = {**values, **changes}, before
+        told = {
+            HALVED: lambda name, now=now: max(1, now[name] // 2),
+            GIVEN: values.get,
+            MOST: lambda _: _most_blocks(model),
+        }
+        new = {name: told[value](name) if value in told else value for name, value in spare.items()}
+        off = any(new.get(name) and not now[other] for name, other in recipe.needs.items())
+        if off or all(now.get(name) == value for name, value in new.items()):
             continue
         changes = {name: value for name, value in {**changes, **new}.items() if value != values.get(name)}
-        answered = follow(recipe, model, {**values, **changes}, gpu, beside)
-        yield dict(changes), answered
-        if answered["verdict"] == "fits":
+        before = follow(recipe, model, {**values, **changes}, gpu, beside)
+        if MOST in spare.values() and before["verdict"] == "fits":
+            fewer = _as_few(now[BLOCKS], new[BLOCKS], last, before)
+            if fewer < new[BLOCKS]:
+                with_fewer = follow(recipe, model, {**values, **changes, BLOCKS: fewer}, gpu, beside)
+                if with_fewer["verdict"] == "fits":
+                    changes, before = changes | {BLOCKS: fewer}, with_fewer
+        yield dict(changes), before
+        if before["verdict"] == "fits":
             return
+
+
+def _most_blocks(model: OtherModel) -> int:
+    """How many blocks of a transformer may wait on the host, as ``parts/block_swap.py`` counts; 0: nobody knows.
+
+    All but two of a kind may. Of two kinds, half of the number wait of the first, and as many of the second.
+    """
+    counts = [count - 2 for count in model.blocks]
+    return max((count * (len(counts) - place) for place, count in enumerate(counts)), default=0)
+
+
+def _as_few(now: int, most: int, without: Mapping[str, Any], waiting: Mapping[str, Any]) -> int:
+    """The fewest blocks with which a step fits, by what each of those between two answers spares."""
+    required = [answered["trace"]["required_bytes"] for answered in (without, waiting)]
+    missing = required[0] - _FILLED * without["gpu"]["usable_bytes"]
+    return min(most, now + max(1, ceil(missing * (most - now) / max(1, required[0] - required[1]))))

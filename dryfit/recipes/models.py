@@ -52,6 +52,12 @@ class OtherModel:
         return str(self.files[INDEX]["_class_name"] if INDEX in self.files else self.files[CONFIG].get("model_type"))
 
     @property
+    def blocks(self) -> tuple[int, ...]:
+        """How many blocks of each kind its transformer has; none where its configuration does not say."""
+        config = next((config for file, config in self.files.items() if file.startswith("transformer/")), {})
+        return tuple(config[key] for key in ("num_layers", "n_layers", "num_single_layers") if key in config)
+
+    @property
     def config(self) -> Mapping[str, Any]:
         return self.files.get(CONFIG, {})
 
@@ -62,10 +68,11 @@ def known() -> dict[str, dict[str, Any]]:
     return read_yaml(data_path("recipes", "models.yaml"))
 
 
-def _known_name(text: str) -> str | None:
+def known_name(text: str) -> str | None:
+    """The id of a known model by its id, its name alone, or what it is called; None: it is none of these."""
     wanted = text.partition("@")[0].lower().replace("runwayml/", "stable-diffusion-v1-5/")  # where it lay before
-    names = {name.lower(): name for name in known()}
-    names |= {name.partition("/")[2]: found for name, found in tuple(names.items())}
+    names = {one: name for name, entry in known().items() for one in entry.get("called", "").split()}
+    names |= {one: name for name in known() for one in (name.lower(), name.lower().partition("/")[2])}
     return names.get(wanted)
 
 
@@ -80,7 +87,7 @@ def find(what: str) -> OtherModel | None:
     path = Path(what).expanduser()
     if path.exists():
         return _in_folder(path, what)
-    if (name := _known_name(what)) is not None:
+    if (name := known_name(what)) is not None:
         entry = known()[name]
         made = _model(name, entry["files"], entry["source"], entry.get("recipe"))
         return replace(made, settings=entry.get("settings", {}))

@@ -62,6 +62,8 @@ class Recipe:
         Settings with the key of the model's configuration that bounds them.
     multiples
         Settings with what they have to be a multiple of.
+    needs
+        Settings with another one that must not be off beside them.
     spares
         Changes for a step that does not fit, in the order in which they are tried, each beside those before it.
     """
@@ -73,6 +75,7 @@ class Recipe:
     extra: str | None
     limits: Mapping[str, str]
     multiples: Mapping[str, int]
+    needs: Mapping[str, str]
     spares: Sequence[Mapping[str, Any]]
 
     @property
@@ -174,9 +177,23 @@ def _python(value: Any) -> str:
 _PART = r"^from parts\.(\w+) import .*\n"  # what several recipes have; it stands in the program itself
 
 
-def _part(found: re.Match[str]) -> str:
-    text = (FOLDER / "parts" / f"{found[1]}.py").read_text(encoding="utf-8")
-    return "\n" + text.partition("\n\n\n")[2] + "\n"  # without its imports, which the program has
+def _whole(text: str) -> str:
+    """A program with its parts in place, which may have parts too: each of them once, and each import."""
+    placed: set[str] = set()
+
+    def part(found: re.Match[str]) -> str:
+        if found[1] in placed:
+            return ""
+        placed.add(found[1])
+        own = (FOLDER / "parts" / f"{found[1]}.py").read_text(encoding="utf-8")
+        behind = "\n".join(own.splitlines()[ast.parse(own).body[0].end_lineno :])  # its docstring
+        return re.sub(_PART, part, f"{behind}\n", flags=re.M)
+
+    lines: list[str] = []
+    for line in re.sub(_PART, part, text, flags=re.M).splitlines():
+        if not (line.startswith(("import ", "from ")) and line in lines):
+            lines.append(line)
+    return re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines) + "\n")
 
 
 @cache
@@ -184,10 +201,10 @@ def recipes() -> dict[str, Recipe]:
     """All recipes by name, in the order of the table."""
     found = {}
     for name, row in read_yaml(FOLDER / "recipes.yaml").items():
-        text = re.sub(_PART, _part, (FOLDER / f"{name}.py").read_text(encoding="utf-8"), flags=re.M)
+        text = _whole((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
         found[name] = Recipe(
             name, text, row["kinds"], row.get("package"), row.get("extra"), row.get("limits", {}),
-            row.get("multiples", {}), row.get("spares", []),
+            row.get("multiples", {}), row.get("needs", {}), row.get("spares", []),
         )  # fmt: skip
     return found
 

@@ -157,21 +157,21 @@ def _continue(versions: set[str], others: set[str]) -> bool:
 def nearest(text: str) -> list[str]:
     """Names and Hub ids of the catalogue that are most like a text: of its size and its family's version.
 
-    Another size is another question: nothing is near ``gemma-3-12b-it`` as long as the catalogue has no 12b of it.
+    Another size is another question: nothing is near ``gemma-3-9b-it`` as long as the catalogue has no 9b of it.
     """
     names, _, _ = _index()
     wanted = text.lower().partition("@")[0]
-    known = {name: name for name in names.values()}
-    known |= {hub.partition("/")[2]: name for hub, name in names.items()} if "/" not in wanted else {}
     content = index()
-    known |= {name: name for name in content["fetched"]} if "/" not in wanted else {}
+    known = {hub.partition("/")[2]: hub for hub in names}  # an id where its family is another one: a distilled model
+    known = {short: names[hub] if _parts(names[hub])[0] in _parts(short)[0] else hub for short, hub in known.items()}
+    known |= {name: name for name in (*names.values(), *content["fetched"])}
     family, versions, sizes = _parts(wanted)
     alike = {name: _parts(name) for name in (names if "/" in wanted else known)}
     alike = {name: one for name, one in alike.items() if sizes <= one[2] and _continue(versions, one[1])}
     likeness = {name: difflib.SequenceMatcher(None, family, one[0]).ratio() for name, one in alike.items()}
     near = sorted((name for name in alike if likeness[name] >= 0.6), key=lambda name: -likeness[name])
     ids = {hub.lower(): hub for entry in content["models"].values() for hub in entry["hub"]}
-    return list(dict.fromkeys(ids.get(name, known.get(name, name)) for name in near))[:3]
+    return list(dict.fromkeys(ids.get(known.get(name, name), known.get(name, name)) for name in near))[:3]
 
 
 def likely_id(text: str) -> str | None:
@@ -255,5 +255,6 @@ def explained(failure: Failure, hub: HubId, where: object) -> UserError:
         found=f"{hub.name}@{hub.revision}" if hub.revision else hub.name,
         allowed=allowed,
         field="model",
-        change={"model": near[0]} if near else None,
+        # A Hub that is not reached may have the model: another one is no better, but for a copy of the same size.
+        change={"model": near[0]} if near and (failure.status or _parts(hub.name.lower())[2]) else None,
     )

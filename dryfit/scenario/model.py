@@ -286,12 +286,13 @@ def _file(text: str, where: object) -> tuple[Path, str]:
     near = nearest(text)
     if not near and (does := by_name(text)):
         raise not_a_language_model(text, where, does)
+    found_by = "" if near else f", as https://huggingface.co/models?search={'+'.join(text.split('-'))} finds"
     raise UserError(
         "`model` is neither the name of a known configuration nor a path to a file, nor an id on the Hub.",
         where=where,
         found=text,
         allowed=f"{', '.join(near) + ', ... (' if near else 'a name ('}config/models/ lists"
-        f" {len(list(MODELS.glob('*.json')))}); an id on the Hub, owner/name; or a path to a config.json",
+        f" {len(list(MODELS.glob('*.json')))}); an id on the Hub, owner/name{found_by}; or a path to a config.json",
         field="model",
         change={"model": likely} if (likely := near[0] if near else likely_id(text)) else None,
     )

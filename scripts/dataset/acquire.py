@@ -14,6 +14,7 @@ from dryfit.common.files import (
     read_report,
     sha256_file,
     write_json,
+    write_jsonl,
     write_report,
 )
 from dryfit.common.terminal import log
@@ -135,6 +136,7 @@ def main(
     for path, table in ((outputs.pairs, rows), (outputs.external, held_out)):
         write_rows(path, table[table["reason"].isna()].drop(columns="reason"))
     every = pd.concat([rows, held_out], ignore_index=True)
+    write_jsonl(outputs.benchmark, read_jsonl(benchmark["tasks"]) if benchmark else ())
     write_rows(outputs.rejected, every[every["reason"].notna()].assign(stage="acquire"))
     write_report(
         outputs.report,
@@ -146,7 +148,7 @@ def main(
             "rows": sum(summary["rows"] for summary in summaries),
             "sources": summaries,
         },
-        *(outputs.pairs, outputs.external, outputs.rejected),
+        *(outputs.pairs, outputs.external, outputs.benchmark, outputs.rejected),
     )
     if revisions:
         write_json(revisions_file, revisions)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_report
 from dryfit.common.terminal import log
+from scripts.common.reports import CARRIED, carry
 from scripts.dataset.rows import KNOWN, SPLITS, TEST, Rows, families_of, read_rows, to_lines
 from scripts.tasks.text import Task
 
@@ -125,13 +126,10 @@ def main(task: Task, inputs: dict[str, str], report: str, scores: Task | None = 
     """Check the files of the splits; write the counts of each stage and the overlaps, all zero."""
     import pandas as pd
 
-    files = {
-        "acquire": [],
-        "clean": [],
-        "screen": [inputs["safe"]],
-        "split": [inputs[name] for name in (*SPLITS, "rejected")],
-    }
-    table = stages(**{stage: read_report(inputs[stage], *files[stage]) for stage in files})
+    read_report(inputs["screen"], inputs["safe"])
+    read_report(inputs["split"], *(inputs[name] for name in (*SPLITS, "rejected")))
+    carried = carry(**{stage: inputs[stage] for stage in ("acquire", "screen", "split")})
+    table = stages(**{stage: one["content"] for stage, one in carried.items()})
     splits = {name: read_rows(inputs[name]) for name in SPLITS}
     found = pd.concat([*splits.values(), read_rows(inputs["rejected"])])
     must_be_the_screened_rows(read_rows(inputs["safe"]), found, inputs["split"])
@@ -149,7 +147,7 @@ def main(task: Task, inputs: dict[str, str], report: str, scores: Task | None = 
     if scores is not None:
         try_metrics(scores, splits[TEST])
     rows = {name: len(split) for name, split in splits.items()}
-    write_report(report, {"overlaps": counts, "rows": rows, "stages": table, "total": total})
+    write_report(report, {CARRIED: carried, "overlaps": counts, "rows": rows, "stages": table, "total": total})
     for row in table:
         log.info("%-16s %8d rows, %6d removed, %8d kept", *(row[key] for key in ("stage", "rows", "removed", "kept")))
     log.info("no overlap: %s", ", ".join(f"{name} {count}" for name, count in rows.items()))

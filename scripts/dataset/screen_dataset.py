@@ -6,6 +6,7 @@ Dangerous answers and those that it can't parse go to the rejected file, with th
 from dryfit.common.files import read_report, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
+from scripts.common.reports import CARRIED, carry
 from scripts.dataset.rows import count, must_keep_some, read_rows, write_rows
 from scripts.tasks.support import registry
 from scripts.tasks.text import Task
@@ -26,6 +27,7 @@ def main(task: Task, inputs: dict[str, str], outputs: dict[str, str]) -> None:
     details = found["rule"][~passes]
     write_rows(outputs["rejected"], rows[~passes].assign(detail=details, reason=reasons, stage="screen"))
     report = {
+        CARRIED: carry(clean=inputs["clean"]),
         "categories": count(found["category"][danger]),
         "danger": int(danger.sum()),
         "kept": int(passes.sum()),

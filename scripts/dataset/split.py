@@ -12,6 +12,7 @@ files are checked last (:mod:`scripts.dataset.check_splits`): nothing is trained
 
 import hashlib
 import math
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -198,7 +199,7 @@ def main(
     import pandas as pd
 
     read_report(inputs["screen"], inputs["pairs"])
-    read_report(inputs["acquire"], inputs["external"])
+    read_report(inputs["acquire"], inputs["external"], inputs["benchmark"])
     shares = {name: settings[name] for name in SPLITS}
     rows, external = read_rows(inputs["pairs"]), read_rows(inputs["external"])
     keys, foreign = keys_of(task, rows), keys_of(task, external)
@@ -248,6 +249,7 @@ def main(
             log.warning("%s has %d rows instead of %d: groups are too large to divide.", name, got[name], wanted[name])
     sizes = pd.Series(groups).value_counts()
     write_jsonl(outputs["harmful"], harmful)
+    shutil.copyfile(inputs["benchmark"], outputs["benchmark"])
     write_report(
         outputs["report"],
         {
@@ -264,7 +266,7 @@ def main(
             "sizes": got,
             "wanted": wanted,
         },
-        *(outputs[name] for name in (*SPLITS, "rejected", "harmful")),
+        *(outputs[name] for name in (*SPLITS, "rejected", "harmful", "benchmark")),
     )
     log.info("%d rows in %d groups: %s", len(rows), len(sizes), ", ".join(f"{name} {got[name]}" for name in SPLITS))
 

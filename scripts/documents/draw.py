@@ -8,13 +8,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dryfit.common.files import atomic_open
+from dryfit.common.files import atomic_open, write_report
 from dryfit.common.terminal import log
 from dryfit.common.text import GIB
 from dryfit.engine.components import COLOURS, GROUPS, grouped
 from scripts.common.job import job
+from scripts.common.reports import CARRIED, carry, gather
 from scripts.documents.evaluation import compared_tests
-from scripts.documents.gather import gather
 from scripts.documents.memory import GROUP_TITLES, scenario_memory, short_size
 from scripts.tasks.text import Task
 
@@ -202,12 +202,13 @@ def save(figure: Any, path: str) -> None:
 
 
 def main(inputs: Mapping[str, Any], names: Sequence[str], outputs: Mapping[str, str]) -> None:
-    """Draw each named output."""
+    """Draw each named output; ``drawn`` is the report that carries the memory profile and seals its figures."""
     import matplotlib
 
-    files = gather(inputs)
+    files = gather({name: value for name, value in inputs.items() if name != "unread"})
+    figures = {name: path for name, path in outputs.items() if name != "drawn"}
     with matplotlib.rc_context(STYLE):
-        for name, path in outputs.items():
+        for name, path in figures.items():
             if name == "memory":
                 figure = draw_memory(files, names)
             elif name == "timeline":
@@ -218,6 +219,11 @@ def main(inputs: Mapping[str, Any], names: Sequence[str], outputs: Mapping[str, 
                 figure = draw_evaluation(files)
             save(figure, path)
             log.info("%s", path)
+    if "drawn" in outputs:
+        carried = carry(profile=inputs["profile"])
+        for entry in carried["profile"]:  # megabytes, which the figure shows and no text prints
+            del entry["content"]["trace"]["timeline"]
+        write_report(outputs["drawn"], {CARRIED: carried}, *figures.values())
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""What documents say of the evaluation, and the code that asks the model as it did."""
+"""What documents say of the evaluation."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dryfit.common.chat import TEMPLATE_SETTINGS
-from scripts.documents.traced_values import mark_sources, sourced
+from scripts.documents.traced_values import sourced
 from scripts.tasks.text import Task
 
 SAMPLE_ANSWERS = 5  # the first of the test split that the documents show, so that nobody picks them
@@ -31,31 +30,9 @@ LEVELS = ("easy", "medium", "hard")  # of the benchmark's tasks
 # Names that the Hub has for them; loss has none of its own.
 HUB_METRICS = {"exact": "exact_match", "chrf": "chrf"}
 
-START_CODE = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "merged"
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-messages = [
-    {{"role": "system", "content": {system}}},
-    {{"role": "user", "content": {request}}},
-]
-inputs = tokenizer.apply_chat_template(
-    messages,
-    add_generation_prompt=True,
-    {template},
-    return_tensors="pt",
-    return_dict=True,
-)
-output = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)
-answer = output[0, inputs["input_ids"].shape[1] :]
-print(tokenizer.decode(answer, skip_special_tokens=True))  # {read_first}
-"""
-
 
 def read(files: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    """What templates know of the evaluation: a row for each metric, answers side by side, code to ask for more."""
+    """What templates know of the evaluation: a row for each metric, answers side by side."""
     if "comparison" not in files:
         return {}
     pairs = list(zip(files["base_answers"], files["tuned_answers"], strict=True))
@@ -70,7 +47,7 @@ def read(files: Mapping[str, Any], task: Task) -> dict[str, Any]:
         "example": example,
         "pairs": own[:SAMPLE_ANSWERS],
         "small": lambda parameters: parameters < SMALL_PARAMETERS,
-        "start_code": start_code(files["comparison"], example["request"], task.words()["before_use"]),
+        "template_settings": sourced(TEMPLATE_SETTINGS, "dryfit/common/chat.py", "TEMPLATE_SETTINGS"),
         "tests": [test for test in tests if test["name"] != BENCHMARK],
         "merged_word": lambda compared: word(compared).replace("the base", "the trained one's"),
         "weakness": weakness(files["comparison"]["tuned"]["exact"]),
@@ -213,25 +190,3 @@ def word(compared: Mapping[str, Any] | None) -> str:
     if verdict.startswith(("better", "worse")):
         return f"{verdict.split()[0]} than the base"
     return "not demonstrably different from the base"
-
-
-def start_code(comparison: Mapping[str, Any], request: str, read_first: str) -> str:
-    """The code that puts a request to the merged model as training and evaluation did."""
-
-    def quoted(
-        text: str,
-    ) -> str:  # JSON's text is Python's too, for text without surrogates; it keeps letters as they are
-        return mark_sources(json.dumps(text, ensure_ascii=False), text)
-
-    arguments = [
-        f"{key}={quoted(value) if isinstance(value, str) else value}"
-        for key, value in sourced(TEMPLATE_SETTINGS, "dryfit/common/chat.py", "TEMPLATE_SETTINGS").items()
-    ]
-    code = START_CODE.rstrip().format(
-        system=quoted(comparison["tuned"]["prompt"]["system"]),
-        read_first=read_first,
-        request=quoted(request),
-        template=", ".join(arguments),
-        max_new_tokens=comparison["tuned"]["decoding"]["max_new_tokens"],
-    )
-    return mark_sources(code, sourced(START_CODE, "scripts/documents/evaluation.py", "START_CODE"))

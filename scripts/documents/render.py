@@ -7,6 +7,7 @@ template prints is escaped, unless a filter of this module made it. Beside the d
 in them with the files and keys that it came from (``scripts/documents/traced_values.py``).
 """
 
+import json
 import os
 import re
 import unicodedata
@@ -22,10 +23,10 @@ from dryfit.common.files import read_report, write_report, write_text
 from dryfit.common.terminal import log
 from dryfit.data import data_path
 from scripts.common.job import job
+from scripts.common.reports import carried_by, gather
 from scripts.documents.context import derive
-from scripts.documents.gather import gather, read_record
 from scripts.documents.traced_values import MARKS, NUMBER, collect, count_of, mark_sources, plain, sourced
-from scripts.documents.validate import check_card, check_document
+from scripts.documents.validate import check_document
 
 SHOWN_CHARACTERS = 240  # of one request or answer
 
@@ -85,6 +86,11 @@ def code_span(text: object) -> str:
 def code_cell(text: object) -> str:
     """A code span inside a table, where a bar would end the cell even between backticks."""
     return code_span(text).replace("|", "\\|")
+
+
+def quoted(text: str) -> str:
+    """The text as a string of Python, which JSON's is for text without surrogates."""
+    return visible(json.dumps(text, ensure_ascii=False))
 
 
 def code_block(text: str, language: str = "") -> str:
@@ -277,6 +283,7 @@ def environment(folder: Path, html: bool) -> Any:
     else:
         made.filters["code"] = _marked(code_span)
         made.filters["codecell"] = _marked(code_cell)
+        made.filters["quoted"] = _marked(quoted)
         made.filters["codeblock"] = _marked(code_block)
     return made
 
@@ -391,8 +398,6 @@ def write_documents(
         shown_figures = {Path(path).stem: shown(path) for path in figures}
         text, numbers[str(document)] = render(template_of[document.name], {**context, "figures": shown_figures})
         check_document(text, document)
-        if document.name == "MODEL_CARD.md":
-            check_card(text)
         texts[document] = text
     for document, text in texts.items():
         write_text(document, text)
@@ -410,7 +415,7 @@ def main(inputs: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequen
     for name in ("macros", "styles", "unread"):  # templates include the first two
         inputs.pop(name, None)
     made_of = {name: list(inputs.pop(name, [])) for name in ("templates", "figures", "others")}
-    paths, contents = read_record(record) if (record := inputs.pop("collected", None)) else ({}, {})
+    paths, contents = carried_by(report) if (report := inputs.pop("collected", None)) else ({}, {})
     inputs, contents = paths | inputs, contents | gather(inputs)
     files = {name: with_sources(content, inputs[name]) for name, content in contents.items()}
     write_documents(context=derive(files, from_rule(settings), inputs), outputs=outputs, **made_of)

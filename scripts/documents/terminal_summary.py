@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,36 @@ from scripts.common.requests import TESTS
 from scripts.common.resource_table import Stage, table
 
 
-def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> list[str]:
+def reader(made: Collection[str]) -> Callable[[str], Any]:
+    """A function that reads a report; it gives None for a file that is not there.
+
+    ``made``: what the command asked for. Nobody knows whether other files are of today's settings: None, too.
+    """
+    return lambda path: read_report(path) if path in made and Path(path).is_file() else None
+
+
+def run_lines(run: str, comparisons: Sequence[str], read: Callable[[str], Any], card: bool = False) -> list[str]:
     """The lines about one run.
 
     Parameters
     ----------
     comparisons
         Paths of the memory profile's comparisons, in the order to show.
-    made
-        What the command asked for; of other files nobody knows whether they are of today's settings.
+    read
+        Gives a report's content by its path, or None.
+    card
+        Whether the run has its card.
     """
-
-    def read(path: str) -> Any:
-        return read_report(path) if path in made and Path(path).is_file() else None
-
     folder = f"results/{run}"
     lines = [_scenario(Path(path).parent.name, compared) for path in comparisons if (compared := read(path))]
     step, gate = read(f"{folder}/memory/training/compare.json"), read(f"{folder}/memory/training/gate.json")
     if step:
         measured = step["measurement"]
-        told = f"; measured {gib(measured['peak_allocated_bytes'])} ({_device(measured['device'])})" if measured else ""
+        told = (
+            f"; measured {gib(measured['peak_allocated_bytes'])} ({device_name(measured['device'])})"
+            if measured
+            else ""
+        )
         off = step.get("differences", {}).get("measurement_to_trace")
         if off:  # the trace of that very device, which need not be the one that the first figure is about
             told += ", predicted for it " + ("to the byte" if off["bytes"] == 0 else f"{off['share']:+.2%} off")
@@ -54,9 +64,7 @@ def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> li
         base, tuned = executed["base"], executed["tuned"]
         right = f"{tuned['count']} of {tuned['n']}, the base {base['count']}"
         lines.append(f"{'right when run':<17} {right}: {executed['compared']['verdict']}")
-    lines += [
-        f"card              {path}" for path in (f"{folder}/MODEL_CARD.md",) if path in made and Path(path).is_file()
-    ]
+    lines += [f"card              {folder}/MODEL_CARD.md"] if card else []
     return [run, *(f"  {line}" for line in lines)] if lines else []
 
 
@@ -90,5 +98,6 @@ def _scenario(name: str, compared: Mapping[str, Any]) -> str:
     return f"{name:<17} {gib(needed)}{fit}"
 
 
-def _device(device: Mapping[str, Any]) -> str:
+def device_name(device: Mapping[str, Any]) -> str:
+    """The GPU's name; a CPU's name says no more than its architecture."""
     return device["name"] if device["type"] == "cuda" else "CPU"

@@ -127,13 +127,13 @@ def main(
     import torch
 
     device = pick_device(device)
-    model_folder, tokenizer_folder = Path(inputs["weights"]).parent, Path(inputs["tokenizer"]).parent
-    split = read_report(inputs["split"], inputs["test"], inputs["train"], inputs["harmful"])
+    folder = Path(inputs["weights"]).parent
+    split = read_report(inputs["split"], *(inputs[name] for name in ("test", "train", "harmful", "benchmark")))
     model = read_report(inputs["weights"])
-    description = read_folder(tokenizer_folder / "description.json")
     harmful = list(read_jsonl(inputs["harmful"]))
-    tasks = list(read_jsonl(inputs["tasks"])) if inputs.get("tasks") else []
     asks_baselines = "few_shot" in outputs
+    description = folder / "description.json"  # of the base; a merged model's manifest lists its tokenizer
+    described = read_folder(description)["sha256"] if description.is_file() else {}
     state = {
         "code": code,
         "device": device,
@@ -141,17 +141,17 @@ def main(
         "model": model["sha256"],
         "prompt": prompt,
         "settings": settings,
-        "tasks": read_report(inputs["benchmark"], inputs["tasks"])["sha256"] if tasks else None,
+        "tasks": split["sha256"][Path(inputs["benchmark"]).name],
         "test": split["sha256"][Path(inputs["test"]).name],
         # Not the seal of all that is described: a new title or licence changes no answer.
-        "tokenizer": {name: digest for name, digest in description["sha256"].items() if name != "description.json"},
+        "tokenizer": {name: digest for name, digest in described.items() if name != "description.json"},
         "train": split["sha256"][Path(inputs["train"]).name] if asks_baselines else None,
     }
     metrics, files = Path(outputs["metrics"]), {name: Path(outputs[name]) for name in outputs if name != "metrics"}
     kept = ResultCache(metrics.parent / "kept", state, metrics, list(files.values()))
     if kept.restore():
         return
-    pairs = requests_of(list(read_jsonl(inputs["test"])), tasks, settings)
+    pairs = requests_of(list(read_jsonl(inputs["test"])), list(read_jsonl(inputs["benchmark"])), settings)
     if all(pair["test"] == BENCHMARK for pair in pairs):
         raise UserError(
             "The test split has no rows, so there is nothing to ask.",
@@ -165,7 +165,7 @@ def main(
         keep_host_memory()
         import_for_answers()
     lengths = {key: settings[key] for key in ("max_new_tokens", "batch_size")}
-    model, tokenizer = load(model_folder, device), read_tokenizer(tokenizer_folder)
+    model, tokenizer = load(folder, device), read_tokenizer(folder)
     requests, shots = [*pairs, *harmful], []  # at once: the weights are read less often
     alone = len(requests)
     if asks_baselines:
@@ -198,10 +198,8 @@ def main(
 
 if __name__ == "__main__":
     with job(snakemake):
-        given = {name: path for name, path in snakemake.input.items() if isinstance(path, str)}
-        weights, base = given["weights"], given.get("base")  # of a merged model, and the folder of its tokenizer
-        given["tokenizer"] = f"{base or weights}/tokenizer.json"
-        given["weights"] = f"{weights}/manifest.json" if base else f"{weights}/weights.json"
+        given = dict(snakemake.input.items())
+        given["weights"] += "/manifest.json" if snakemake.rule == "evaluate_tuned" else "/weights.json"
         main(
             registry.of_job(snakemake.params.task),
             given,

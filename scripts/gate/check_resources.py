@@ -23,6 +23,7 @@ from dryfit.tracing.scenario_trace import Traced
 from scripts.common import disk
 from scripts.common.job import job
 from scripts.common.machine import host_memory, pick_device
+from scripts.common.reports import CARRIED, carry
 from scripts.common.requests import SHOTS, nearest_rows, requests_of, shots_of
 from scripts.common.requests import asked as questions
 from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
@@ -267,9 +268,7 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
 
     read_folder(inputs["description"])
     read_report(inputs["encoded"], inputs["train"])
-    read_report(inputs["split"], inputs["test"], inputs["trained"], inputs["harmful"])
-    if "tasks" in inputs:
-        read_report(inputs["benchmark"], inputs["tasks"])
+    read_report(inputs["split"], *(inputs[name] for name in ("test", "trained", "harmful", "benchmark")))
     named = settings["gate"]["gpu"]
     gpu = evaluation_gpu = None
     if named != "auto" or settings["device"] != "cpu":
@@ -280,8 +279,7 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     answers, tokenizer, config = settings["evaluation"], read_tokenizer(base), read_json(inputs["config"])
 
     # As evaluate.py asks the base, which is also shown training rows; the tuned model takes less.
-    tasks = list(read_jsonl(inputs["tasks"])) if "tasks" in inputs else []
-    asked = requests_of(list(read_jsonl(inputs["test"])), tasks, answers)
+    asked = requests_of(list(read_jsonl(inputs["test"])), list(read_jsonl(inputs["benchmark"])), answers)
     trained, harmful = list(read_jsonl(inputs["trained"])), list(read_jsonl(inputs["harmful"]))
     near = nearest_rows([row["request"] for row in asked], [row["request"] for row in trained], SHOTS)
     every = [*asked, *harmful, *asked]
@@ -305,14 +303,15 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     for line in [*table(checked.stages), f"the run {hours.line}" if hours else NO_HOURS]:
         log.info("%s", line)
     checked.enforce()
-    write_report(output, to_mapping(checked))
+    carried = carry(splits_check=inputs["check"], encode=inputs["encoded"], description=inputs["description"])
+    write_report(output, {CARRIED: carried, **to_mapping(checked)})
 
 
 if __name__ == "__main__":
     with job(snakemake):
         imports.ends_with_its_answer = True
         main(
-            {name: path for name, path in snakemake.input.items() if isinstance(path, str)},
+            dict(snakemake.input.items()),
             snakemake.params.settings,
             snakemake.params.cluster,
             snakemake.output.resources,

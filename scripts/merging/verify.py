@@ -29,6 +29,7 @@ from dryfit.common.files import read_jsonl, read_report, sha256_file, standing_f
 from dryfit.common.terminal import command, log, progress
 from scripts.common.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor, open_checkpoint, read_into, read_tensor
 from scripts.common.job import job
+from scripts.common.reports import CARRIED, carry
 from scripts.merging.adapter import LORA_KEY, PREFIX, Plan, open_adapter, plan_merge, without_numbers
 from scripts.merging.logits import NO_QUESTIONS, Questions, check_logits, free_memory, not_run, result_of
 from scripts.merging.merge import MANIFEST, check_small_inputs
@@ -257,14 +258,15 @@ def run(
     split: str,
     settings: dict[str, Any],
     report_path: str | os.PathLike,
+    **reports: str,
 ) -> None:
-    """The rule's work: verify, keep the report in the log when a check fails, fail then."""
+    """The rule's work: verify, keep the report in the log when a check fails, fail then; ``reports`` are carried."""
     read_report(split, prompts)
     requests = first_requests(prompts, settings["prompts"])
     questions = Questions(requests, settings["system"], settings["max_new_tokens"])
     report = verify(base, adapter, merged, questions=questions, layers=settings["layers"])
     require_passed(report, merged)
-    write_report(report_path, report)
+    write_report(report_path, {CARRIED: carry(**reports), **report})
 
 
 def main() -> int:
@@ -299,6 +301,7 @@ if __name__ == "__main__":
                 snakemake.input.split,
                 snakemake.params.verify,
                 snakemake.output.report,
+                **{name: snakemake.input[name] for name in ("weights", "training", "manifest")},
             )
     else:
         command(main)

@@ -17,23 +17,23 @@ import platform
 import re
 import subprocess
 import uuid
-from collections.abc import Iterable, Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dryfit.common.errors import UserError
-from dryfit.common.files import listed_folder, read_reports, sha256_file, write_report, write_text
-from dryfit.common.terminal import log, progress
+from dryfit.common.files import sealed_files, write_report, write_text
+from dryfit.common.terminal import log
 from dryfit.common.versions import VERSION
 from scripts.common.code_digests import ROOT
 from scripts.common.job import job
-from scripts.documents.gather import write_record
+from scripts.common.reports import CARRIED, carry
 from scripts.documents.terminal_summary import run_lines
 
 NAME = "SecureCLI-Tuner"
 COMMAND = "SECURECLI_COMMAND"  # the Snakefile puts the command line of the whole run there
-SOURCES = ("acquire", "raw", "description", "weights")  # inputs that went into the run; the others came out of it
-DIGESTED = ("adapter", "adapter_settings", "curve", "executed", "raw", "unread")  # inputs that no document reads
+SOURCES = ("acquire", "description", "weights")  # reports of what went into the run; the others came out of it
+NOT_READ = ("executed", "unread")  # inputs that no document reads
 # A name for what is derived from content, so that the same bill has the same serial number.
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://spdx.org/licenses/Apache-2.0#securecli-tuner")
 
@@ -102,27 +102,19 @@ def software(reports: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return dict(sorted(versions.items()))
 
 
-def digests(paths: Iterable[str], reports: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Size in bytes and SHA-256 of files by path, and of those that a report among them lists.
+def digests(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Size in bytes and SHA-256 by path: of carried files, and of those that a report among them lists.
 
-    A report (``sha256: {name: digest}`` as of a stage, ``files: {name: {sha256}}`` as of the base model) is believed
-    for what it lists: gigabytes of weights were read when it was written, and by everybody who used them since.
+    A report is believed for what it lists: gigabytes of weights were read when it was written, and by all who used them
+    since.
     """
-    known = {}
-    for path in paths:
-        report = reports.get(path)
-        if not isinstance(report, Mapping):
-            continue
-        files = report.get("files", {})
-        listed = {name: entry.get("sha256") for name, entry in files.items()} if isinstance(files, Mapping) else {}
-        listed |= report.get("sha256", {})
-        listed.pop(Path(path).name, None)  # its seal, which is no digest of its bytes
-        beside = {listed_folder(Path(path)) / name: digest for name, digest in listed.items()}
-        known |= {str(file): digest for file, digest in beside.items() if file.is_file() and digest}
-    by_path = known | {
-        path: sha256_file(path) for path in progress(paths, "digests", unit="files") if path not in known
+    reports = [entry["path"] for entry in entries if entry["path"].endswith(".json")]
+    listed = ChainMap(*(sealed_files(path) for path in reports if Path(path).is_file()))
+    found = {
+        str(file): {"bytes": file.stat().st_size, "sha256": digest} for file, digest in listed.items() if file.is_file()
     }
-    return {path: {"bytes": Path(path).stat().st_size, "sha256": digest} for path, digest in sorted(by_path.items())}
+    found |= {entry["path"]: {"bytes": entry["bytes"], "sha256": entry["sha256"]} for entry in entries}
+    return dict(sorted(found.items()))
 
 
 def bill_of_materials(record: Mapping[str, Any]) -> str:
@@ -200,62 +192,56 @@ def _package_license(name: str) -> str | None:
 
 
 def main(
-    inputs: Iterable[str],
-    outputs: Iterable[str],
+    inputs: Mapping[str, Any],
+    run: str,
     configuration: Mapping[str, Any],
     written: Mapping[str, str],
     command: str | None,
 ) -> None:
-    """Write both files.
+    """Write what the stages reported for the documents of a run, in a few lines too, and where the run came from.
 
     Parameters
     ----------
-    inputs, outputs
-        Files that went into the run (data, base model) and that it made.
+    inputs
+        The last reports of each line, and rows that documents show, by name.
     configuration
         As resolved.
     written
-        Paths of ``provenance`` and ``materials``.
+        Paths of ``record``, ``summary``, ``provenance`` and ``materials``.
     command
         The command line of the whole run, if it is known.
     """
-    inputs, outputs = sorted(set(inputs)), sorted(set(outputs))
-    reports = read_reports((*inputs, *outputs))
-    overlap = set(inputs) & set(outputs)
-    if overlap:
-        raise UserError("A file is named both as input and as output.", found=sorted(overlap))
+    carried = carry(**{name: value for name, value in inputs.items() if name not in NOT_READ})
+    del carried["drawn"]
+    write_report(written["record"], {CARRIED: carried}, indent=None)
+    by_name = {name: some if isinstance(some, list) else [some] for name, some in carried.items()}
+    contents = {entry["path"]: entry["content"] for some in by_name.values() for entry in some}
+    lines = run_lines(run, [entry["path"] for entry in by_name["profile"]], contents.get)
+    write_text(written["summary"], "\n".join(lines) + "\n")
+    reports = [content for content in contents.values() if isinstance(content, Mapping)]
     record = {
         "command": command,
         "configuration": configuration,
         "hardware": hardware(),
-        "inputs": digests(inputs, reports),
-        "outputs": digests(outputs, reports),
-        "software": software(reports.values()),
+        "inputs": digests([entry for name in SOURCES for entry in by_name[name]]),
+        "outputs": digests([entry for name, some in by_name.items() if name not in SOURCES for entry in some]),
+        "software": software(reports),
         "source": source(),
     }
     record["hardware"]["device"] = next(
-        (report["device"] for report in reports.values() if isinstance(report.get("device"), str)), None
+        (report["device"] for report in reports if isinstance(report.get("device"), str)), None
     )
     write_text(written["materials"], bill_of_materials(record))
     write_report(written["provenance"], record, written["materials"])
-    log.info("%d files in, %d files out, %d packages", len(inputs), len(outputs), len(record["software"]))
-
-
-def collect(inputs: Mapping[str, Any], run: str, written: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Write what the stages reported for the documents of a run; returns the paths of what went in, and of the rest."""
-    write_record({name: value for name, value in inputs.items() if name not in DIGESTED}, written["record"])
-    paths = {name: [value] if isinstance(value, str) else list(map(str, value)) for name, value in inputs.items()}
-    gone_in = [path for name in SOURCES for path in paths[name]]
-    others = [path for name, some in paths.items() if name not in SOURCES and name != "unread" for path in some]
-    lines = run_lines(run, paths["profile"], {*gone_in, *others})
-    write_text(written["summary"], "\n".join(lines) + "\n")
-    return gone_in, others
+    counts = (len(record[name]) for name in ("inputs", "outputs", "software"))
+    log.info("%d files in, %d files out, %d packages", *counts)
 
 
 if __name__ == "__main__":
     with job(snakemake):
         main(
-            *collect(dict(snakemake.input.items()), snakemake.wildcards.run, snakemake.output),
+            dict(snakemake.input.items()),
+            snakemake.wildcards.run,
             snakemake.params.configuration,
             snakemake.output,
             os.environ.get(COMMAND),

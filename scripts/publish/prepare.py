@@ -16,13 +16,13 @@ from dryfit.common.files import (
     read_folder,
     read_report,
     sha256_file,
-    write_json,
     write_report,
     write_text,
 )
 from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.documents.context import marked
+from scripts.documents.dataset import is_unknown
 from scripts.documents.render import render
 from scripts.documents.traced_values import collect, dump_yaml, sourced
 from scripts.tasks.support import registry
@@ -62,7 +62,7 @@ def check(publish: Mapping[str, Any], comparison: Mapping[str, Any], verified: M
 
 def check_licences(acquired: Mapping[str, Any]) -> None:
     """Refuse to publish data whose licence nobody knows."""
-    unknown = [row["name"] for row in acquired["sources"] if row["license"].strip().lower() in ("unknown", "none", "?")]
+    unknown = [row["name"] for row in acquired["sources"] if is_unknown(row["license"])]
     if unknown:
         raise UserError(
             "The dataset is not published: the licence of some of it is unknown.",
@@ -71,70 +71,6 @@ def check_licences(acquired: Mapping[str, Any]) -> None:
             allowed="a licence for each source, or no repository for the dataset",
             write="publish:\n  dataset: null",
         )
-
-
-def croissant(name: str, repository: str, about: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
-    """Croissant metadata of the splits; made, and checked, by ``mlcroissant``.
-
-    Parameters
-    ----------
-    name, repository
-        Of the dataset; the repository's address becomes its URL.
-    about
-        ``license``, ``description`` and ``version``.
-    files
-        The splits' JSON-lines files by split.
-
-    Raises
-    ------
-    UserError
-        Where mlcroissant is not installed.
-    """
-    try:
-        import mlcroissant as mlc
-    except ImportError:
-        raise UserError(
-            "A dataset's card has Croissant metadata, and mlcroissant, which makes it, is not installed.",
-            where="publish.dataset in the configuration",
-            write="python3 envs/install.py .venv --group publish",
-        ) from None
-    objects = [
-        mlc.FileObject(
-            id=f"{split}.jsonl",
-            name=f"{split}.jsonl",
-            content_url=f"data/{split}.jsonl",
-            encoding_formats=["application/jsonlines"],
-            sha256=sha256_file(path),
-        )
-        for split, path in files.items()
-    ]
-    records = [
-        mlc.RecordSet(
-            id=split,
-            name=split,
-            fields=[
-                mlc.Field(
-                    id=f"{split}/{column}",
-                    name=column,
-                    description=f"The {column}.",
-                    data_types=mlc.DataType.TEXT,
-                    source=mlc.Source(file_object=f"{split}.jsonl", extract=mlc.Extract(column=column)),
-                )
-                for column in ("request", "command")
-            ],
-        )
-        for split in files
-    ]
-    made = mlc.Metadata(
-        name=name,
-        description=about["description"],
-        license=[about["license"]],
-        url=f"https://huggingface.co/datasets/{repository}",
-        version=about["version"],
-        distribution=objects,
-        record_sets=records,
-    )
-    return made.to_json()
 
 
 def metadata(context: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +137,6 @@ def main(
     context = {name: sourced(report, inputs[name]) for name, report in reports.items()}
     base = reports["description"]["source"]
     task = registry.task(about["task"])
-    words = task.spoken()
     context["words"] = {**marked(task.words()), **task.options.get("words", {})}
     context |= {"base_model": base.get("repository") or base.get("hub_id"), "publish": publish, **about}
     context |= metadata(context)
@@ -218,17 +153,9 @@ def main(
             wanted["merged"]["README.md"] = Path(inputs["card"])
         if publish["dataset"]:
             check_licences(reports["acquire"])
-            licences = " AND ".join(reports["acquire"]["licenses"])
-            described = {
-                "description": f"{words['dataset'][:1].upper()}{words['dataset'][1:]}.",
-                "license": licences,
-                "version": "1.0.0",
-            }
-            made = croissant(about["dataset"], publish["dataset"], described, splits)
-            write_json(cards / "dataset" / "croissant.json", made)
             write_text(cards / "dataset" / "README.md", render(templates / "DATASET_CARD.md.j2", context)[0])
             wanted["dataset"] = {f"data/{split}.jsonl": path for split, path in splits.items()}
-            wanted["dataset"] |= {name: folder / "dataset" / name for name in ("README.md", "croissant.json")}
+            wanted["dataset"]["README.md"] = folder / "dataset" / "README.md"
     if not wanted:
         raise UserError(
             "The configuration names no repository to publish to.",

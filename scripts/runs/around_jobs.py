@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dryfit.common import device
@@ -150,5 +151,7 @@ def summary(runs: Runs, made: Collection[str]) -> Iterator[str]:
     """The lines that end a command: each run's, then the sweep's."""
     for run in runs.named:
         comparisons = JobPaths.of(runs, {"run": run}).profile_comparisons()
-        yield from terminal_summary.run_lines(run, comparisons, made)
+        card = f"results/{run}/MODEL_CARD.md"
+        has_card = card in made and Path(card).is_file()
+        yield from terminal_summary.run_lines(run, comparisons, terminal_summary.reader(made), has_card)
     yield from terminal_summary.sweep_lines(f"results/{runs.name}-sweep/sweep.json", made)

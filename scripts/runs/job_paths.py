@@ -137,10 +137,9 @@ class JobPaths:
         }
 
     def unread_answers(self) -> list[str]:
-        """Answers that no job reads, as inputs, so that a missing one is made again."""
+        """Answers of the profile that no job reads, as inputs, so that a missing one is made again."""
         folders = [os.path.dirname(path) for path in self.profile_comparisons()]
-        own = self.fill("results/{run}/memory/training/estimate.json")
-        return [f"{folder}/{kind}.json" for folder in folders for kind in ("estimate", "trace")] + own
+        return [f"{folder}/{kind}.json" for folder in folders for kind in ("estimate", "trace")]
 
     def step_config(self) -> str:
         """The configuration of the prepared base model, for the run's own training step.

@@ -16,11 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import read_jsonl, read_report
+from dryfit.common.files import read_report
 from dryfit.common.terminal import command
 from dryfit.common.text import gib
-from scripts.common.requests import BENCHMARK
-from scripts.sweep.summarize import difference, outcome
+from scripts.sweep.summarize import difference, outcome, read_outcome
+
+PATHS = {  # of what a run came to, in its folder
+    "adapter": "adapter/adapter_model.safetensors",
+    "answers": "evaluation/answers.jsonl",
+    "comparison": "evaluation/comparison.json",
+    "gate": "memory/training/gate.json",
+    "memory": "memory/training/compare.json",
+    "metrics": "evaluation/metrics.json",
+    "training": "training.json",
+}
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -31,17 +40,8 @@ def read_run(folder: Path) -> dict[str, Any]:
             where=folder,
             allowed="a run's folder with its provenance.json, such as results/smollm2-135m-r16",
         )
-    answers = folder / "evaluation" / "answers.jsonl"
-    read_report(folder / "evaluation" / "metrics.json", answers)
-    return {
-        "adapter_bytes": (folder / "adapter" / "adapter_model.safetensors").stat().st_size,
-        "answers": [row for row in read_jsonl(answers) if row["test"] != BENCHMARK],
-        "comparison": read_report(folder / "evaluation" / "comparison.json"),
-        "configuration": read_report(folder / "provenance.json")["configuration"],
-        "gate": read_report(folder / "memory" / "training" / "gate.json"),
-        "memory": read_report(folder / "memory" / "training" / "compare.json"),
-        "training": read_report(folder / "training.json"),
-    }
+    run = read_outcome({name: folder / path for name, path in PATHS.items()})
+    return {**run, "configuration": read_report(folder / "provenance.json")["configuration"]}
 
 
 def leaves(value: Any, name: str = "") -> dict[str, Any]:
@@ -126,10 +126,6 @@ def _interval(value: Mapping[str, float], key: str) -> str:
 
 def _percent(value: Mapping[str, float]) -> str:
     return "{:.1f} % [{:.1f}, {:.1f}]".format(*(100 * value[key] for key in ("share", "low_95", "high_95")))
-
-
-def _verdicts(run: Mapping[str, Any]) -> str:
-    return ", ".join(run["verdict_to_the_base"][key] for key in ("loss", "exact"))
 
 
 def _measured(run: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.common.requests import BENCHMARK
 from scripts.common.statistics import paired_bootstrap_interval
+from scripts.documents.terminal_summary import device_name
 
 # What counts for "beaten": +1 where more is better. Time is left out: on one machine chance decides small differences.
 ORDER = {"exact": 1, "loss": -1, "predicted_peak_bytes": -1, "adapter_bytes": -1}
@@ -61,6 +62,16 @@ def summarize(runs: Mapping[str, Mapping[str, Any]], varied: Mapping[str, Mappin
     }
 
 
+def read_outcome(paths: Mapping[str, str | Path]) -> dict[str, Any]:
+    """What the files of a run say that :func:`summarize` compares; each must be what its step wrote."""
+    read_report(paths["metrics"], paths["answers"])
+    return {
+        "adapter_bytes": Path(paths["adapter"]).stat().st_size,
+        "answers": [row for row in read_jsonl(paths["answers"]) if row["test"] != BENCHMARK],
+        **{name: read_report(paths[name]) for name in ("comparison", "gate", "memory", "training")},
+    }
+
+
 def outcome(name: str, run: Mapping[str, Any], varied: Mapping[str, Any]) -> dict[str, Any]:
     """What a run came to: quality with 95 % intervals, memory in bytes, time in seconds."""
     tuned, training, memory = run["comparison"]["tuned"], run["training"], run["memory"]
@@ -76,7 +87,7 @@ def outcome(name: str, run: Mapping[str, Any], varied: Mapping[str, Any]) -> dic
         "exact": tuned["exact"],
         "fits": run["gate"]["fits"],
         "loss": {"high_95": high, "low_95": low, "mean": tuned["loss"]},
-        "measured_on": _device(measured["device"]) if measured else None,
+        "measured_on": device_name(measured["device"]) if measured else None,
         "measured_peak_bytes": measured["peak_allocated_bytes"] if measured else None,
         "predicted_for_the_measured_bytes": there["peak_allocated_bytes"] if there else None,
         "predicted_peak_bytes": memory["trace"]["peak_allocated_bytes"],
@@ -89,11 +100,6 @@ def outcome(name: str, run: Mapping[str, Any], varied: Mapping[str, Any]) -> dic
         "varied": dict(varied),
         "verdict_to_the_base": {key: run["comparison"][key]["verdict"] for key in ("exact", "loss")},
     }
-
-
-def _device(device: Mapping[str, Any]) -> str:
-    """The GPU's name; a CPU's name says no more than its architecture."""
-    return device["name"] if device["type"] == "cuda" else "CPU"
 
 
 def _value(point: Mapping[str, Any], key: str) -> float:
@@ -159,15 +165,7 @@ def main(inputs: Mapping[str, Sequence[str]], varied: Mapping[str, Mapping[str, 
     runs, read = {}, {}
     for number, name in enumerate(varied):
         paths = {key: values[number] for key, values in inputs.items()}
-        runs[name] = {
-            "adapter_bytes": Path(paths["adapter"]).stat().st_size,
-            "answers": [row for row in read_jsonl(paths["answers"]) if row["test"] != BENCHMARK],
-            "comparison": read_report(paths["comparison"]),
-            "gate": read_report(paths["gate"]),
-            "memory": read_report(paths["memory"]),
-            "training": read_report(paths["training"]),
-        }
-        read_report(paths["metrics"], paths["answers"])
+        runs[name] = read_outcome(paths)
         read |= {path: {"sha256": sha256_file(path)} for path in paths.values()}
     summary = summarize(runs, varied)
     write_report(output, {**summary, "inputs": read})

@@ -321,10 +321,6 @@ class Task:
             "dropped": "Duplicates and rows that the task's checks don't accept were taken out.",
         }
 
-    def spoken(self) -> dict[str, Any]:
-        """:meth:`words` under those of the configuration."""
-        return {**self.words(), **self.options.get("words", {})}
-
 
 def loss_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean loss of an answer token in nats, where a model was asked."""

@@ -27,7 +27,7 @@ def page(name: str) -> str:
 
 
 def test_programs_that_ran_and_those_that_did_not() -> None:
-    text = (ROOT / "docs" / "run.md").read_text(encoding="utf-8").partition("## Programs")[2]
+    text = (ROOT / "validation" / "data" / "programs.md").read_text(encoding="utf-8").partition("## Programs")[2]
     ran, failed = (re.findall(r"^\| (?!---|program)(.+?) \| (.+?) \|", table, re.MULTILINE)
                    for table in text.split("These programs came to no update:"))  # fmt: skip
     ran = [what for name, what in ran if name.removesuffix(" *") != "the same"]
@@ -49,7 +49,7 @@ def test_families() -> None:
     assert f"{len(FAMILIES)} families of 2025 and 2026 by transformers' own code" in core
     assert f"the parameters of {len(set(FAMILIES) - UNKNOWN)} of these families, and of the catalogue but" in core
     packages = r"(?:[\w-]+(?:, )?)+"
-    text = (ROOT / "docs/memory-core.md").read_text(encoding="utf-8")
+    text = (ROOT / "validation/data/families.md").read_text(encoding="utf-8")
     rows = re.findall(rf"^\| (\w+) \| [\d,]+ \| {packages} \|", text, re.MULTILINE)
     assert rows == list(TABLE)
 
@@ -71,19 +71,19 @@ def test_ways_to_divide() -> None:
 
 
 def test_differences_that_were_planted_and_steps_that_were_drawn() -> None:
-    assert f"was found in {PLANTED} of {PLANTED} with one planted" in page("docs/measure.md")
+    assert f"was found in {PLANTED} of {PLANTED} with one planted" in page("docs/evidence.md")
     drawn = len(ROWS.read_text(encoding="utf-8").splitlines()) - 1
     assert f"It takes {drawn} steps that were drawn at random" in page("docs/evidence.md")
 
 
 def test_tools_for_assistants() -> None:
     assert len(TOOLS) == 3 and "`dryfit mcp` has three tools" in page("CHANGELOG.md")
-    assert [f"| `{name}` |" in page("docs/assistants.md") for name in TOOLS] == [True] * 3
+    assert [f"| `{name}` |" in page("docs/package.md") for name in TOOLS] == [True] * 3
 
 
 def test_the_step_that_calculators_are_compared_on() -> None:
     (row,) = (row for row in published() if row.id == "canifinetune-10")
-    text = page("docs/calculators.md")
+    text = page("docs/verdict.md")
     for who, share in (("measured", 0.0), ("dryfit, the trace", 1.0)):
         sizes = [
             size * (1 + share * error) / GIB

@@ -49,6 +49,7 @@ EIGHT = {"micro_batch": 8, "gradient_accumulation": 1}
 PACKED = {"micro_batch": 1, "gradient_accumulation": 2}
 BORDER_BYTES = 18_000_000  # eight rows take more, four too, two do not
 LIFTED = 1e9
+SPLIT = ("train", "test", "harmful", "benchmark")
 
 
 def several(strategy: str) -> dict[str, Any]:
@@ -80,7 +81,8 @@ def make(folder: Path) -> None:
     write_jsonl(folder / "harmful.jsonl", [{**rows[0], "category": "deletion"}])
     for name in ("train", "test"):
         write_jsonl(folder / f"{name}.jsonl", rows)
-    write_report(folder / "split.json", {}, *(folder / f"{name}.jsonl" for name in ("train", "test", "harmful")))
+    write_jsonl(folder / "benchmark.jsonl", [])
+    write_report(folder / "split.json", {}, *(folder / f"{name}.jsonl" for name in SPLIT))
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
@@ -130,9 +132,8 @@ def evaluation(folder: Path, case: str) -> dict[str, Any]:
     """Rule ``evaluate_base``."""
     out = folder / case
     out.mkdir()
-    inputs = {name: f"{folder}/{name}.jsonl" for name in ("harmful", "test", "train")}
-    inputs["split"] = f"{folder}/split.json"
-    inputs |= {"tokenizer": f"{folder}/base/tokenizer.json", "weights": f"{folder}/base/weights.json"}
+    inputs = {name: f"{folder}/{name}.jsonl" for name in SPLIT}
+    inputs |= {"split": f"{folder}/split.json", "weights": f"{folder}/base/weights.json"}
     outputs = {name: f"{out}/{name}.jsonl" for name in ("answers", "nearest_row", "few_shot")}
     outputs["metrics"] = f"{out}/metrics.json"
     settings = {"requests": 4, "benchmark": 0, "max_new_tokens": 3, "batch_size": 4}

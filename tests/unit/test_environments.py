@@ -108,7 +108,7 @@ def distributions(imported: frozenset[str]) -> set[str]:
 @pytest.mark.parametrize("path", sorted({conda for conda, _ in rules().values()}), ids=lambda path: path.name)
 def test_environment_file_repeats_the_pins(path: Path) -> None:
     content, pip = environment(path)
-    pinned = requirements() | requirements("publish")
+    pinned = requirements()
     drifted = {name: line for name, line in pip.items() if line != pinned.get(name)}
     assert not drifted, f"{path.name} and pyproject.toml differ: {drifted}"
     assert content["channels"] == ["conda-forge"]

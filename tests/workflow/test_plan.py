@@ -39,6 +39,12 @@ def test_the_default_run_plans_the_whole_chain(project):
     } <= rules
 
 
+def test_a_person_can_follow_the_rule_graph(project):
+    """A later report carries earlier ones, so that few arrows lead into the documents."""
+    for configuration in ((), ("--configfile", TINY)):
+        assert snakemake(project, "--rulegraph", *configuration).stdout.count("->") <= 60
+
+
 def test_the_7b_run_plans_with_the_hub_instead_of_the_wheel(project):
     rules = planned(project, "--configfile", "config/qwen2.5-coder-7b.yaml")
     assert "fetch_weights" in rules and "train_adapter" in rules

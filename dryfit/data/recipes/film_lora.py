@@ -4,13 +4,11 @@
 - the transformer in bf16 under autocast, but for what diffusers keeps in fp32; LoRA in fp32 on the attention's
   projections, or on all linear layers of the blocks
 - fp8: weights kept in 8 bits, and in bf16 while their layer computes; quanto: the same for each product, with scales
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; what copies cost in time is not counted
 """
 
 import torch
-from bitsandbytes.optim import AdamW8bit
-from diffusers import AutoModel, BitsAndBytesConfig
-from diffusers.hooks import apply_layerwise_casting
-from peft import LoraConfig, prepare_model_for_kbit_training
+from diffusers.training_utils import EMAModel
 
 model = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 micro_batch = 1  # videos of a batch
@@ -18,37 +16,24 @@ frames = 81
 height = 480  # pixels
 width = 832  # pixels
 rank = 32
+base_precision = "16bit"  # 16bit | fp32
 quantization = "none"  # none | nf4 | fp8 | quanto
+blocks_swapped = 0  # blocks that wait on the host; 0: none
 gradient_checkpointing = True
 targets = "attention"  # attention | linear
-optimizer = "adamw"  # adamw | adamw_8bit
+optimizer = "adamw"  # adamw | adamw_8bit | adafactor
+ema = False  # averaged weights of the adapters
 
-from parts.eight_bits import in_eight_bits  # noqa: E402
+from parts.steps import optimizer_of, update  # noqa: E402
+from parts.transformer import loaded, trained_weights  # noqa: E402
 
 dtype = torch.bfloat16
-four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-transformer = AutoModel.from_pretrained(
-    model, subfolder="transformer", torch_dtype=dtype, quantization_config=four_bit if quantization == "nf4" else None
-)
-blocks = [(name, each) for name, each in transformer.named_modules() if isinstance(each, torch.nn.Linear)]
-blocks = [(name, each) for name, each in blocks if any(part.isdigit() for part in name.split(".")[:-1])]
-if quantization == "nf4":
-    transformer = prepare_model_for_kbit_training(transformer, use_gradient_checkpointing=False)
-if quantization == "fp8":
-    apply_layerwise_casting(transformer, torch.float8_e4m3fn, dtype, skip_modules_pattern=("norm", "scale_shift_table"))
-if quantization == "quanto":
-    for _, layer in blocks:
-        in_eight_bits(layer)
-transformer = transformer.cuda().requires_grad_(False)
-if gradient_checkpointing:
-    transformer.enable_gradient_checkpointing()
-attention = ("to_k", "to_q", "to_v", "to_out.0")
-layers = [name for name, _ in blocks if targets == "linear" or name.endswith(attention)]
-transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
-trained = [weight for weight in transformer.parameters() if weight.requires_grad]
-for weight in trained:
-    weight.data = weight.data.float()
-steps = AdamW8bit(trained, lr=1e-4) if optimizer == "adamw_8bit" else torch.optim.AdamW(trained, lr=1e-4)
+kept = dtype if base_precision == "16bit" else torch.float32
+transformer, layers = loaded(model, kept, quantization, ("norm", "scale_shift_table"))
+if targets == "attention":
+    layers = [name for name in layers if name.endswith(("to_k", "to_q", "to_v", "to_out.0"))]
+trained = trained_weights(transformer, rank, layers, torch.float32, gradient_checkpointing, blocks_swapped)
+steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
 config, kind = transformer.config, type(transformer).__name__
 # What a latent stands for: frames, pixels.
 each_frames, each_pixels = (8, 32) if kind == "LTXVideoTransformer3DModel" else (4, 8)
@@ -79,7 +64,4 @@ for _ in range(2):
     with torch.autocast("cuda", dtype):
         velocity = predicted((1 - mixed) * latents + mixed * noise, sigma)
     loss = torch.nn.functional.mse_loss(velocity.float(), (noise - latents).float().view_as(velocity))
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    steps.step()
-    steps.zero_grad()
+    update(loss, trained, steps, averaged)

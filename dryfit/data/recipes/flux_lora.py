@@ -6,23 +6,23 @@
 - fp8: weights kept in 8 bits, and in bf16 while their layer computes; quanto: the same for each product, with scales,
   and T5 too
 - references: images of the same size beside each one, as Kontext takes them
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; what copies cost in time is not counted
 """
 
 from functools import cache
 
 import torch
-from bitsandbytes.optim import AdamW8bit
-from diffusers import AutoencoderKL, BitsAndBytesConfig, FluxPipeline, FluxTransformer2DModel
-from diffusers.hooks import apply_layerwise_casting
+from diffusers import AutoencoderKL, FluxPipeline
 from diffusers.training_utils import EMAModel, free_memory
-from peft import LoraConfig, prepare_model_for_kbit_training
-from transformers import Adafactor, CLIPTextModel, T5EncoderModel
+from transformers import CLIPTextModel, T5EncoderModel
 
 model = "black-forest-labs/FLUX.1-dev"
 micro_batch = 1  # images of a batch
 size = 1024  # pixels of a side
 rank = 16  # of LoRA; 0 trains all weights
+base_precision = "16bit"  # 16bit | fp32
 quantization = "none"  # none | nf4 | fp8 | quanto
+blocks_swapped = 0  # blocks that wait on the host; 0: none
 gradient_checkpointing = True
 cached = "all"  # none | latents | texts | all
 targets = "attention"  # attention | linear
@@ -34,16 +34,16 @@ adapter_precision = "16bit"  # 16bit | fp32
 low_vram = True  # weights are quantized on the host, by quanto
 
 from parts.eight_bits import in_eight_bits  # noqa: E402
+from parts.steps import optimizer_of, update  # noqa: E402
+from parts.transformer import loaded, trained_weights  # noqa: E402
 
 dtype = torch.bfloat16
-clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype).cuda()
-t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", dtype=dtype)
+clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype).cuda().requires_grad_(False)
+t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", dtype=dtype).requires_grad_(False)
 if quantization == "quanto":
     in_eight_bits(t5)
 t5.cuda()
-vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype).cuda()
-for frozen in (clip, t5, vae):
-    frozen.requires_grad_(False)
+vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype).cuda().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -67,35 +67,14 @@ if cached in ("latents", "all"):
     encoded_images = cache(encoded_images)
     encoded_images()
     vae = vae.cpu() if samples else None
-    frozen = None
 free_memory()
-four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-transformer = FluxTransformer2DModel.from_pretrained(
-    model, subfolder="transformer", torch_dtype=dtype, quantization_config=four_bit if quantization == "nf4" else None
-)
-if quantization == "nf4":
-    transformer = prepare_model_for_kbit_training(transformer, use_gradient_checkpointing=False)
-if quantization == "fp8":
-    apply_layerwise_casting(transformer, torch.float8_e4m3fn, dtype, skip_modules_pattern=())
-if quantization == "quanto":
-    in_eight_bits(transformer if low_vram else transformer.cuda())
-transformer = transformer.cuda().requires_grad_(not rank)
-if gradient_checkpointing:
-    transformer.enable_gradient_checkpointing()
-layers = ["to_k", "to_q", "to_v", "to_out.0"]
-if targets == "linear":
-    layers += ["add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "net.0.proj", "net.2", "proj_mlp", "proj_out"]
-    layers += ["norm.linear", "norm1.linear", "norm1_context.linear"]
-if rank:
-    transformer.add_adapter(LoraConfig(r=rank, target_modules=layers))
-trained = [weight for weight in transformer.parameters() if weight.requires_grad]
-for weight in trained:
-    weight.data = weight.data.to(dtype if adapter_precision == "16bit" else torch.float32)
-if optimizer == "adafactor":
-    steps = Adafactor(trained, lr=1e-4, scale_parameter=False, relative_step=False)
-else:
-    steps = {"adamw": torch.optim.AdamW, "adamw_8bit": AdamW8bit}[optimizer](trained, lr=1e-4)
-averaged = EMAModel(trained) if ema else None
+kept = dtype if base_precision == "16bit" else torch.float32
+transformer, layers = loaded(model, kept, quantization, whole=True, on_host=low_vram)
+if targets == "attention":
+    layers = ["to_k", "to_q", "to_v", "to_out.0"]
+own = dtype if adapter_precision == "16bit" else torch.float32
+trained = trained_weights(transformer, rank, layers, own, gradient_checkpointing, blocks_swapped)
+steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
 
 
 def predicted(noisy, sigma, pooled, text, side):
@@ -121,12 +100,7 @@ for _ in range(2):
     with torch.autocast("cuda", dtype):
         velocity = predicted(noisy, sigma, pooled, text, size)
     loss = (velocity.float() - (noise - latents).float()).square().mean()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    steps.step()
-    steps.zero_grad()
-    if ema:
-        averaged.step(trained)
+    update(loss, trained, steps, averaged)
     if samples:
         velocity = loss = None
         drawn = torch.randn(1, latents.shape[1], samples // 8, samples // 8, device="cuda", dtype=dtype)

@@ -5,51 +5,36 @@
   blocks; rank 0 trains all of the transformer in bf16
 - fp8: weights kept in 8 bits, and in bf16 while their layer computes; quanto: the same for each product, with scales
 - references: images of the same size beside each one, as Qwen-Image-Edit takes them
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; what copies cost in time is not counted
 """
 
 import torch
-from bitsandbytes.optim import AdamW8bit
-from diffusers import AutoModel, BitsAndBytesConfig
-from diffusers.hooks import apply_layerwise_casting
-from peft import LoraConfig, prepare_model_for_kbit_training
+from diffusers.training_utils import EMAModel
 
 model = "Qwen/Qwen-Image"
 micro_batch = 1  # images of a batch
 size = 1024  # pixels of a side
 rank = 16  # of LoRA; 0 trains all weights
+base_precision = "16bit"  # 16bit | fp32
 quantization = "none"  # none | nf4 | fp8 | quanto
+blocks_swapped = 0  # blocks that wait on the host; 0: none
 gradient_checkpointing = True
 targets = "attention"  # attention | linear
-optimizer = "adamw"  # adamw | adamw_8bit
+optimizer = "adamw"  # adamw | adamw_8bit | adafactor
 references = 0  # images beside each one, of Qwen-Image
+ema = False  # averaged weights of what is trained
 
-from parts.eight_bits import in_eight_bits  # noqa: E402
+from parts.steps import optimizer_of, update  # noqa: E402
+from parts.transformer import loaded, trained_weights  # noqa: E402
 
 dtype = torch.bfloat16
-four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-transformer = AutoModel.from_pretrained(
-    model, subfolder="transformer", torch_dtype=dtype, quantization_config=four_bit if quantization == "nf4" else None
-)
-blocks = [(name, each) for name, each in transformer.named_modules() if isinstance(each, torch.nn.Linear)]
-blocks = [(name, each) for name, each in blocks if any(part.isdigit() for part in name.split(".")[:-1])]
-if quantization == "nf4":
-    transformer = prepare_model_for_kbit_training(transformer, use_gradient_checkpointing=False)
-if quantization == "fp8":
-    apply_layerwise_casting(transformer, torch.float8_e4m3fn, dtype, skip_modules_pattern=())
-if quantization == "quanto":
-    for _, layer in blocks:
-        in_eight_bits(layer)
-transformer = transformer.cuda().requires_grad_(not rank)
-if gradient_checkpointing:
-    transformer.enable_gradient_checkpointing()
-attention = ("to_k", "to_q", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out")
-layers = [name for name, _ in blocks if targets == "linear" or name.endswith(attention)]
-if rank:
-    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
-trained = [weight for weight in transformer.parameters() if weight.requires_grad]
-for weight in trained if rank else ():
-    weight.data = weight.data.float()
-steps = AdamW8bit(trained, lr=1e-4) if optimizer == "adamw_8bit" else torch.optim.AdamW(trained, lr=1e-4)
+kept = dtype if base_precision == "16bit" else torch.float32
+transformer, layers = loaded(model, kept, quantization)
+if targets == "attention":
+    attention = ("to_k", "to_q", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out")
+    layers = [name for name in layers if name.endswith(attention)]
+trained = trained_weights(transformer, rank, layers, torch.float32, gradient_checkpointing, blocks_swapped)
+steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
 config, rows = transformer.config, size // 16
 
 
@@ -74,8 +59,4 @@ for _ in range(2):
     mixed = sigma.view(-1, *[1] * len(shape))
     with torch.autocast("cuda", dtype):
         velocity = predicted((1 - mixed) * latents + mixed * noise, sigma)
-    loss = (velocity.float() - (noise - latents).float()).square().mean()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    steps.step()
-    steps.zero_grad()
+    update((velocity.float() - (noise - latents).float()).square().mean(), trained, steps, averaged)

@@ -4,50 +4,38 @@
 - the transformer in 16 bits under autocast, LoRA on the attention's projections (in fp32 beside fp16), or on all linear
   layers of the blocks; rank 0 trains all of the transformer, in fp32 under autocast
 - quanto: linear layers of the blocks in 8 bits with scales
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; what copies cost in time is not counted
 """
 
 import torch
-from bitsandbytes.optim import AdamW8bit
-from diffusers import SD3Transformer2DModel
-from diffusers.training_utils import cast_training_params
-from peft import LoraConfig
+from diffusers.training_utils import EMAModel
 
 model = "stabilityai/stable-diffusion-3.5-large"
 micro_batch = 1  # images of a batch
 size = 1024  # pixels of a side
 precision = "bf16"  # bf16 | fp16
 rank = 4  # of LoRA; 0 trains all weights
-quantization = "none"  # none | quanto
+base_precision = "auto"  # auto | 16bit | fp32
+quantization = "none"  # none | nf4 | fp8 | quanto
+blocks_swapped = 0  # blocks that wait on the host; 0: none
 gradient_checkpointing = True
 targets = "attention"  # attention | linear
-optimizer = "adamw"  # adamw | adamw_8bit
+optimizer = "adamw"  # adamw | adamw_8bit | adafactor
+ema = False  # averaged weights of what is trained
 
-from parts.eight_bits import in_eight_bits  # noqa: E402
+from parts.steps import optimizer_of, update  # noqa: E402
+from parts.transformer import loaded, trained_weights  # noqa: E402
 
 dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-transformer = SD3Transformer2DModel.from_pretrained(
-    model, subfolder="transformer", torch_dtype=dtype if rank else torch.float32
-)
-blocks = [(name, each) for name, each in transformer.transformer_blocks.named_modules()]
-blocks = [(name, each) for name, each in blocks if isinstance(each, torch.nn.Linear)]
-if quantization == "quanto":
-    for _, layer in blocks:
-        in_eight_bits(layer)
-transformer = transformer.cuda().requires_grad_(not rank)
-if gradient_checkpointing:
-    transformer.enable_gradient_checkpointing()
-layers = ["attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out"]
-layers += ["attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0"]
-if targets == "linear":
-    layers = [f"transformer_blocks.{name}" for name, _ in blocks]
-if rank:
-    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
-if precision == "fp16":
-    cast_training_params(transformer, dtype=torch.float32)
-trained = [weight for weight in transformer.parameters() if weight.requires_grad]
-for weight in trained if quantization == "quanto" else ():
-    weight.data = weight.data.float()  # beside weights in 8 bits they would be made in 8 bits
-steps = AdamW8bit(trained, lr=1e-4) if optimizer == "adamw_8bit" else torch.optim.AdamW(trained, lr=1e-4)
+kept = dtype if base_precision == "16bit" or (rank and base_precision == "auto") else torch.float32
+transformer, layers = loaded(model, kept, quantization)
+if targets == "attention":
+    inner = ["add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_q", "to_v", "to_out.0"]
+    layers = [f"attn.{name}" for name in inner]
+# Beside weights in 8 bits they would be made in 8 bits.
+fp32 = torch.float32 if precision == "fp16" or quantization != "none" else None
+trained = trained_weights(transformer, rank, layers, fp32, gradient_checkpointing, blocks_swapped)
+steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
 scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
 config = transformer.config
 for _ in range(2):
@@ -60,9 +48,4 @@ for _ in range(2):
         predicted = transformer(noisy, words, pooled, 1000 * sigma, return_dict=False)[0]
     predicted = predicted.float() * -sigma.view(-1, 1, 1, 1) + noisy
     loss = (predicted - latents.float()).square().reshape(micro_batch, -1).mean(1).mean()
-    scaler.scale(loss).backward()
-    scaler.unscale_(steps)
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    scaler.step(steps)
-    scaler.update()
-    steps.zero_grad()
+    update(loss, trained, steps, averaged, scaler)

@@ -3,13 +3,13 @@
 - latents of videos and embeddings of texts were computed before: VAE and text encoder are not on the card
 - the transformer and its LoRA in 16 bits under autocast; LoRA on the attention's projections
 - rank 0 trains all of the transformer, in fp32 under autocast, as cogvideox_text_to_video_sft.py
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; what copies cost in time is not counted
 """
 
 import torch
-from bitsandbytes.optim import AdamW8bit
 from diffusers import CogVideoXDPMScheduler, CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
-from peft import LoraConfig
+from diffusers.training_utils import EMAModel
 
 model = "THUDM/CogVideoX-5b"
 micro_batch = 1  # videos of a batch
@@ -18,20 +18,21 @@ height = 480  # pixels
 width = 720  # pixels
 precision = "bf16"  # bf16 | fp16
 rank = 128  # of LoRA; 0 trains all weights
+blocks_swapped = 0  # blocks that wait on the host; 0: none
 gradient_checkpointing = True
-optimizer = "adamw"  # adamw | adamw_8bit
+optimizer = "adamw"  # adamw | adamw_8bit | adafactor
+ema = False  # averaged weights of what is trained
+
+from parts.steps import optimizer_of, update  # noqa: E402
+from parts.transformer import trained_weights  # noqa: E402
 
 dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-transformer = CogVideoXTransformer3DModel.from_pretrained(model, subfolder="transformer", torch_dtype=dtype).cuda()
-transformer.requires_grad_(not rank)
+transformer = CogVideoXTransformer3DModel.from_pretrained(model, subfolder="transformer", torch_dtype=dtype)
 if not rank:
-    transformer.float()
-if gradient_checkpointing:
-    transformer.enable_gradient_checkpointing()
-if rank:
-    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
-trained = [weight for weight in transformer.parameters() if weight.requires_grad]
-steps = AdamW8bit(trained, lr=1e-4) if optimizer == "adamw_8bit" else torch.optim.AdamW(trained, lr=1e-4)
+    transformer.cuda().float()
+layers = ["to_k", "to_q", "to_v", "to_out.0"]
+trained = trained_weights(transformer, rank, layers, None, gradient_checkpointing, blocks_swapped)
+steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
 scheduler, config = CogVideoXDPMScheduler(), transformer.config
 kept = scheduler.alphas_cumprod.cuda()
 for _ in range(2):
@@ -49,7 +50,4 @@ for _ in range(2):
     predicted = scheduler.get_velocity(predicted.float(), noisy, times)
     weights = (1 / (1 - kept[times])).view(-1, 1, 1, 1, 1)
     loss = (weights * (predicted - latents) ** 2).reshape(micro_batch, -1).mean(1).mean()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    steps.step()
-    steps.zero_grad()
+    update(loss, trained, steps, averaged)

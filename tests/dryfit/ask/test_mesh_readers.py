@@ -1,4 +1,4 @@
-"""Files that divide a step on a mesh: torchtitan's, accelerate's, axolotl's, and commands of Megatron."""
+"""Files that divide a step on a mesh: torchtitan's, accelerate's and axolotl's."""
 
 from __future__ import annotations
 
@@ -61,23 +61,6 @@ def larger() -> Trainer.Config:
     config.model_spec = model_registry("405B", converters=[Float8LinearConverter.Config(emulate=True)])
     config.activation_checkpoint = SelectiveAC.Config()
     return config
-"""
-SCRIPT = r"""
-# 8 * 80GiB
-export NPROC_PER_NODE=8
-TP=2
-{before}megatron sft \
-    --model Qwen/Qwen2.5-7B-Instruct \
-    --dataset 'a/b#500' \
-              'c/d#500' \
-    --tuner_type {tuner} \
-    --tensor_model_parallel_size $TP \
-    --pipeline-model-parallel-size 2 \
-    --sequence_parallel true \
-    --micro_batch_size 1 \
-    --global_batch_size $(expr 4 \* 2) \
-    --recompute_granularity full \
-    --max_length 2048{more}
 """
 
 
@@ -294,45 +277,3 @@ def test_ms_swifts_sequence_parallel_is_ulysses(tmp_path):
     found = question([path], QuestionOptions())
     said(found, parallel={"strategy": "ddp", "gpus": 4})
     assert remarks(found)["sequence_parallel_size"] == "too high"
-
-
-# --- Megatron ----------- -------------------------------------------------------------------------------------------
-
-
-def script(folder: Path, tuner: str = "full", more: str = "", before: str = "") -> Question:
-    path = folder / "train.sh"
-    path.write_text(SCRIPT.format(tuner=tuner, more=more, before=before), encoding="utf-8")
-    return question([path], QuestionOptions())
-
-
-def test_a_command_of_megatron_makes_a_mesh(tmp_path):
-    found = script(tmp_path, before="CUDA_VISIBLE_DEVICES=0,1 ")
-    said(found, micro_batch=1, gradient_accumulation=4, gradient_checkpointing=True, precision="bf16-mixed",
-         sequence_length=2048, parallel={"strategy": "none", "gpus": 4, "tensor": 2, "pipeline": 2})  # fmt: skip
-    said(found, parallel={"sequence_parallel": True, "loss_parallel": True})
-    assert "sequence_parallel" not in remarks(found) and not found.reading.unknown
-    assert any("2 replicas of 4 GPUs" in note for note in found.reading.notes)
-
-
-def test_what_megatron_has_and_the_scenario_does_not_is_named(tmp_path):
-    more = " --context_parallel_size 2 --use_distributed_optimizer true --num_layers_per_virtual_pipeline_stage 7"
-    found = script(tmp_path, more=more + " --colour blue")
-    assert remarks(found)["context_parallel_size"] == remarks(found)["use_distributed_optimizer"] == "too high"
-    said(found, parallel={"pipeline": 2, "schedule": "interleaved"})
-    assert found.reading.unknown == {"colour": None}
-    with pytest.raises(UserError, match="plan knows no adapters"):  # the command has --sequence_parallel
-        script(tmp_path, tuner="lora")
-
-
-def test_pretrain_gpt_says_its_model_by_sizes(tmp_path):
-    path = tmp_path / "pretrain.sh"
-    path.write_text(
-        "torchrun --nproc_per_node 2 pretrain_gpt.py --num-layers 4 --hidden-size 256 --num-attention-heads 8"
-        " --seq-length 512 --micro-batch-size 2 --global-batch-size 2 --tensor-model-parallel-size 2 --bf16"
-        " --untie-embeddings-and-output-weights\n",
-        encoding="utf-8",
-    )
-    found = question([path], QuestionOptions())
-    assert found.scenario.model["num_hidden_layers"] == 4 and found.scenario.model["intermediate_size"] == 1024
-    said(found, micro_batch=2, sequence_length=512, parallel={"strategy": "none", "gpus": 2, "tensor": 2})
-    said(found, parallel={"sequence_parallel": False, "loss_parallel": True})  # its loss is always on parts

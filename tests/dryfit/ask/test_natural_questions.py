@@ -176,20 +176,51 @@ LATER: dict[str, dict[str, Any]] = {
     "unsloth script for llama 3.1 8b on t4": {"command": "config", "for": "unsloth", "model": (4096, 32), "gpu": "t4"},
 }  # fmt: skip
 
+# A fourth set: 19 of 30 were understood at the first try. Those that were not, and what their causes misread besides.
+OF_A_STRANGER: dict[str, dict[str, Any]] = {
+    "can i fine tune mistral nemo 12b on my 4090":
+        {"line": "mistral-nemo-12b --gpu 4090"},
+    "deepseek r1 distill 14b qlora 4070 ti super":
+        {"model": (5120, 48), "method": "qlora", "gpu": "4070-ti-super", "says": "deepseek-r1-distill-qwen-14b"},
+    "gemma 3 12b lora on a 3090, 4k context": {"line": "gemma-3-12b --method lora --gpu 3090 -s 4k"},
+    "'phi-4 full finetune 8xH100'": {"model": (5120, 40), "method": "full", "gpu": "h100", "gpus": 8},
+    "llama 3.3 70b qlora two 3090s": {"model": (8192, 80), "gpus": 2, "says": "llama-3.3-70b-instruct"},
+    "trl sft --model_name_or_path Qwen/Qwen2.5-7B-Instruct --use_peft --lora_r 32 --max_length 1024 --gpu L40S":
+        {"method": "lora", "rank": 32, "sequence_length": 1024, "gpu": "l40s"},
+    "qwen2.5-7b --gpu 4090 --load_in_4bit --use_peft": {"method": "qlora"},
+    "qwen2.5-7b --gpu 4090 --quantization_bit 4 --finetuning_type lora": {"method": "qlora", "quantization": "nf4"},
+    "qwen2.5 7b lora in 4 bit on a 4090": {"method": "qlora", "gpu": "rtx-4090"},
+    "grpo qwen2.5 3b on one 4090 with vllm": {"objective": "grpo", "engine": "vllm", "gpu": "rtx-4090"},
+    "serve llama 3.1 8b with vllm on a 3090": {"command": "serve", "engine": "none", "gpu": "rtx-3090"},
+    "lama 3 8b qlorra rtx4090 24gb bs2 ctx4096": {"method": "qlora", "micro_batch": 2, "sequence_length": 4096},
+    "qwen2.5 7b lora rx 7900 xtx": {"method": "lora", "gpu": "rx-7900-xtx"},
+    "qwen2.5 7b lora rx 9060 xt batch 4": {"method": "lora", "micro_batch": 4, "says": "`gpu` is not known"},
+    "llama 3.1 8b lora on b200": {"gpu": "b200", "micro_batch": 1},
+    "can I train a 7b model on 8gb vram":
+        {"model": (3584, 28), "gpu": 8, "compile": "none", "says": "takes qwen2.5-7b for a model of 7b"},
+    "qwen2.5 7b qlora all linear layers 4090 default settings": {"compile": "none", "gpu": "rtx-4090"},
+    "longcat 7b lora 4090": {"line": "OWNER/NAME --method lora --gpu 4090", "says": "search=longcat+7b"},
+}  # fmt: skip
 
-def understood(line: str) -> dict[str, Any]:
-    """What is understood of a line, or of the one line that its error gives instead."""
+
+def understood(line: str, *, is_at_hand: bool = True) -> dict[str, Any]:
+    """What is understood of a line, or of the one line that its error gives instead.
+
+    That line alone where the model's configuration is not at hand.
+    """
     words, message = shlex.split(line), ""
     try:
         asked = read(words)
     except UserError as error:
         message = str(error).lower()
-        writes = {part.write for part in error.parts or (error,)}
+        writes = {part.write for part in error.parts or (error,)} - (set() if is_at_hand else {None})
         assert len(writes) == 1, error
         program, *words = shlex.split(writes.pop() or "")
         assert program == "dryfit", error
         if words[0] == "run":
             return {"run": shlex.join([program, *words])}
+        if not is_at_hand:
+            return {"line": shlex.join(words), "says": message}
         asked = read(words)
     step, gpu, options = asked.question.scenario, asked.question.gpu, asked.options
     return {
@@ -201,15 +232,17 @@ def understood(line: str) -> dict[str, Any]:
         "rank": step.lora and step.lora.rank, "alpha": step.lora and step.lora.alpha,
         "strategy": step.parallel.strategy, "for": options.tool_for, "weights": options.weights,
         "rows": options.rows, "requests": options.requests, "epochs": options.epochs, "says": message,
+        "engine": step.generation.engine if step.generation else "none", "compile": step.compile,
         "accumulation": step.gradient_accumulation, "quantization": step.quantization and step.quantization.type,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("line", [*QUESTIONS, *LATER])
+@pytest.mark.parametrize("line", [*QUESTIONS, *LATER, *OF_A_STRANGER])
 def test_a_strangers_question_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    got = understood(line)
-    for name, meant in (QUESTIONS | LATER)[line].items():
+    expected = (QUESTIONS | LATER | OF_A_STRANGER)[line]
+    got = understood(line, is_at_hand="line" not in expected)
+    for name, meant in expected.items():
         if name == "gpu":
             assert abs(got["gib"] - meant) <= 2 if isinstance(meant, int) else str(meant) in got["gpu"]
         elif name == "says":

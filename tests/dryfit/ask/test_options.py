@@ -135,6 +135,26 @@ def test_help_names_each_command_and_version_what_is_installed(capsys) -> None:
     assert "torch 2." in (line := capsys.readouterr().out) and "GPUs as of 20" in line
 
 
+def test_the_fields_of_set_are_listed(capsys) -> None:
+    from dryfit.scenario.fields import BY_NAME
+
+    assert main(["--set", "list"]) == main(["longest", MODEL, "--set", "list"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n{name}" in f"\n{text}" for name in BY_NAME) and "\nlora.rank: such as 16\n" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("longest llama-3.1-70b --gpu t4 --quick", "for what would fit: dryfit llama-3.1-70b --gpu t4\n"),
+        ("batch qwen2.5-vl-7b --gpu 3090 --quick", "  warning: the answer covers the language model alone"),
+    ],
+)
+def test_the_largest_step_says_where_to_go_on_and_what_it_leaves_out(line: str, says: str, capsys) -> None:
+    main(shlex.split(line))
+    assert says in capsys.readouterr().out
+
+
 def test_help_is_printed_before_anything_heavy_is_imported() -> None:
     program = (
         "import sys\nfrom dryfit.ask.command import main\nmain(['--help'])\n"
@@ -217,5 +237,6 @@ def test_a_correction_says_what_it_leaves_out() -> None:
 
 
 def test_serving_on_several_gpus_is_refused_and_not_advised() -> None:
-    with pytest.raises(UserError, match="Serving on several GPUs has no answer"):
+    with pytest.raises(UserError, match="Serving on several GPUs has no answer") as caught:
         main(["serve", "llama-3.1-8b", "--gpu", "2x4090"])
+    assert caught.value.write == "dryfit serve llama-3.1-8b --gpu rtx-4090"

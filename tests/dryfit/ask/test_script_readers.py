@@ -214,6 +214,7 @@ def test_a_command_takes_the_configuration_that_it_names(tmp_path: Path) -> None
     [
         ("swift infer --model x", "trains nothing"),
         ("megatron rlhf --rlhf_type grpo --model x", "Megatron-SWIFT divides"),
+        ("megatron sft --model x --tensor_model_parallel_size 2", "Megatron-SWIFT divides"),
         (VERL.replace("MORE", "actor_rollout_ref.actor.megatron.tensor_model_parallel_size=2"), "Megatron engine"),
         ("python -m verl.trainer.main_generation model.path=x", "trains nothing"),
         ("echo hello", "No command that trains"),

@@ -336,7 +336,7 @@ def test_what_your_card_holds_beside_the_allocator_can_be_said() -> None:
         ("gh200", "gh200-96gb", "h200 "),
         ("ascend 910b", "a size", "a10,"),
         ("MTT S4000", "a size", "a4000"),
-        ("rx 9070", "a size", "rtx-5070"),
+        ("rx 9060", "rx-9070-xt", "rtx-5060"),
     ],
 )
 def test_a_name_that_is_not_known_offers_its_own_family(written: str, offered: str, not_offered: str) -> None:

@@ -1,4 +1,4 @@
-"""Which measured steps an answer names: the rule on rows made for it, and the questions of docs/evidence.md."""
+"""Which measured steps an answer names: the rule on rows made for it, and the questions of questions.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dryfit.evidence.nearest import evidence, nearest, program_evidence, time_sh
 from dryfit.readers.request import parse_request
 from dryfit.scenario.scenario import Scenario
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "evidence.md"
+PAGE = Path(__file__).with_name("questions.md")
 ASKED = re.findall(r"^\| `(.+?)` \| (yes|no) \| (.+?) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 KINDS = kinds_of(Scenario.from_mapping({"model": "qwen2.5-coder-0.5b", "loop": "manual"}), (8, 9))
 STEP = MeasuredStep("a", "somebody", "rtx-4080", KINDS, "Qwen2.5", 494.0, 1, 512, allocated_error=-0.001,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -39,7 +40,7 @@ def answered(folder: Path, *words: str) -> dict:
 def test_a_recipe_is_a_short_program_with_settings(name: str) -> None:
     one = recipe(name)
     written = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
-    assert len(written.splitlines()) <= 140 and one.about.endswith(".") and one.assumptions
+    assert len(written.splitlines()) <= 110 and one.about.endswith(".") and one.assumptions
     assert {"model", "micro_batch", "optimizer"} <= {*one.settings, "optimizer" if name.startswith("timm") else ""}
     assert {*one.limits, *one.multiples} <= set(one.settings)
     assert {each for spare in one.spares for each in spare} <= set(one.settings)
@@ -49,6 +50,8 @@ def test_a_recipe_is_a_short_program_with_settings(name: str) -> None:
     found = {node.targets[0].id: node.value for node in ast.parse(text).body if _is_setting(node)}
     assert {key: ast.literal_eval(found[key]) for key in changed} == changed
     assert len(text.splitlines()) == len(one.text.splitlines())
+    imports = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
+    assert len(set(imports)) == len(imports) and "from parts" not in text
 
 
 def _is_setting(node: ast.stmt) -> bool:
@@ -118,6 +121,26 @@ def test_options_are_the_recipes_settings() -> None:
         "the model's own, and another word"
     )
     assert asked("BAAI/bge-m3", "--recipe", "text-classification").recipe.name == "text_classification"
+
+
+@pytest.mark.parametrize(
+    ("line", "write"),
+    [
+        ("whisper large v3 3060", "openai/whisper-large-v3 --gpu rtx-3060-12gb"),
+        ("sdxl lora 12gb 3060 batch 2",
+         "stabilityai/stable-diffusion-xl-base-1.0 --method lora --gpu '12gb 3060' -b 2"),
+        ("flux lora 4090", "black-forest-labs/FLUX.1-dev --method lora --gpu 4090"),
+        ("'train a flux.1 dev lora of rank 32 on a 4090'",
+         "black-forest-labs/FLUX.1-dev --method lora --set lora.rank=32 --gpu 4090"),
+        ("bert base batch 32 on a t4", "google-bert/bert-base-uncased -b 32 --gpu t4"),
+        ("sd 3.5 medium on a 4090", "stabilityai/stable-diffusion-3.5-medium --gpu 4090"),
+    ],
+)  # fmt: skip
+def test_a_question_in_plain_words_gets_a_line_that_is_right(line: str, write: str) -> None:
+    with pytest.raises(UserError) as caught:
+        command.main(shlex.split(line))
+    assert caught.value.write == f"dryfit {write}"
+    assert asked(*shlex.split(write)).recipe
 
 
 @pytest.mark.parametrize(
@@ -272,8 +295,9 @@ SMALL = {
     "speech_ctc": ("facebook/wav2vec2-base-960h", "-b", "1", "--set", "seconds=2"),
     "text_to_text": ("facebook/bart-large", "-b", "1", "-s", "64"),
     "timm_classification": ("timm/resnet50.a1_in1k", "-b", "2"),
-    "unet_lora": ("stable-diffusion-v1-5", "--set", "size=128", "--set", "cached=all", "--set", "ema=true"),
-}
+    "unet_lora": ("stable-diffusion-v1-5", "--set", "size=128", "--set", "cached=latents", "--set", "ema=true",
+                  "--set", "texts_trained=true"),
+}  # fmt: skip
 
 
 # Pipelines of one small block of each kind, with the settings that the name asks for.
@@ -311,6 +335,54 @@ def test_a_transformer_of_diffusers_takes_its_step(kind: str, tmp_path: Path) ->
     size = () if name == "image_lora" else ("frames=9", "height=64", "width=64")
     answer = answered(tmp_path, folder, "-b", "2", *(word for each in (*size, *more) for word in ("--set", each)))
     assert answer["recipe"]["name"] == name and answer["program"]["updates"] == 2
+
+
+@pytest.mark.thorough
+def test_blocks_that_wait_on_the_host_take_no_memory(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers", reason="make test-recipes")
+    _, config, _ = TINY["LTXPipeline"]
+    config = {"_class_name": CLASSES["LTXPipeline"], **config, "num_layers": 6, "num_attention_heads": 32}
+    index = {"_class_name": "LTXPipeline", "transformer": ["diffusers", CLASSES["LTXPipeline"]]}
+    folder = in_folder(tmp_path, model_index=index, transformer__config=config)
+    sizes = ("frames=9", "height=64", "width=64", "rank=1")
+    line = folder, "--gpu", "2GiB", *(word for each in sizes for word in ("--set", each))
+    without, waiting = (answered(tmp_path, *line, "--set", f"blocks_swapped={count}") for count in (0, 4))
+    weights = [answer["trace"]["components"]["weights_bf16"] for answer in (without, waiting)]
+    width, inner = 512, 2048
+    matrices = 8 * width * width + 2 * width * inner  # of a block: two attentions, two layers; biases and norms stay
+    assert weights[0] - weights[1] == pytest.approx(4 * 2 * matrices, rel=0.01)
+    with pytest.raises(AssertionError, match=r"can't take such a step: it can swap 4 blocks at most, not 5"):
+        answered(tmp_path, *line, "--set", "blocks_swapped=5")
+
+
+def test_weights_that_take_turns_compute_what_all_of_them_do() -> None:
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    text = (FOLDER / "parts" / "block_swap.py").read_text(encoding="utf-8")
+    found: dict = {}
+    exec(text.replace(".cuda()", ".clone()").replace(".cpu()", ".clone()").replace("block.clone()", "block"), found)
+
+    def network(checkpointed: bool, places: int | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        torch.manual_seed(0)
+        blocks = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(5)).requires_grad_(False)
+        if places:
+            found["share_places"](blocks, places, checkpointed)
+            stay = {each.weight.data_ptr() for each in blocks[:places]}
+        inputs = torch.randn(2, 4, requires_grad=True)
+        hidden = inputs
+        for block in blocks:
+            run = lambda each, block=block: block(each).tanh()  # noqa: E731
+            hidden = checkpoint(run, hidden, use_reentrant=False) if checkpointed else run(hidden)
+            assert not places or block.weight.data_ptr() in stay, "a block computes where another one lay"
+        hidden.sum().backward()
+        return hidden, [inputs.grad]
+
+    for checkpointed in (True, False):
+        for places in (2, 3):
+            outputs, gradients = network(checkpointed, places)
+            expected, usual = network(checkpointed, None)
+            assert torch.equal(outputs, expected) and torch.equal(gradients[0], usual[0])
 
 
 def test_a_weight_in_8_bits_computes_what_quanto_does() -> None:

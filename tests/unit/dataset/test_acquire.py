@@ -10,7 +10,8 @@ from dryfit.common.files import read_jsonl, read_report, write_jsonl, write_repo
 from scripts.dataset import acquire, split
 from tests.task_parts import shell
 
-NAMES = ("pairs", "external", "rejected", "report")
+NAMES = ("pairs", "external", "benchmark", "rejected", "report")
+WRITTEN = ("train", "validation", "test", "rejected", "harmful", "benchmark")
 
 
 @pytest.fixture
@@ -59,10 +60,11 @@ def test_both_commands_and_the_request_are_taken_out(place):
     ]
     write_report(place / "screen.json", {}, outputs["pairs"])
     inputs = {"pairs": outputs["pairs"], "screen": str(place / "screen.json")}
-    inputs |= {"external": outputs["external"], "acquire": outputs["report"]}
-    made = {name: str(place / f"{name}.jsonl") for name in ("train", "validation", "test", "rejected", "harmful")}
+    inputs |= {"external": outputs["external"], "benchmark": outputs["benchmark"], "acquire": outputs["report"]}
+    made = {name: str(place / f"{name}-split.jsonl") for name in WRITTEN}
     shares = {"train": 0.34, "validation": 0.33, "test": 0.33, "seed": 1}
     split.main(shell("splitting"), inputs, {**made, "report": str(place / "split.json")}, shares)
+    assert list(read_jsonl(made["benchmark"])) == list(read_jsonl(place / "tasks.jsonl"))
     assert sorted(row["request"] for row in read_jsonl(made["rejected"])) == ["request 0", "request 1", "request 2"]
 
 

@@ -23,6 +23,7 @@ from scripts.dataset.acquire import main
 from scripts.tasks.support import registry
 folder, sources = sys.argv[1], json.loads(sys.argv[2])
 outputs = types.SimpleNamespace(pairs=f"{folder}/raw.jsonl", external=f"{folder}/external.jsonl",
+    benchmark=f"{folder}/benchmark.jsonl",
     rejected=f"{folder}/raw.rejected.jsonl", report=f"{folder}/acquire.json")
 with job(types.SimpleNamespace(rule="acquire_dataset", log=[f"{folder}/acquire.log"])):
     main(registry.task({"name": "shell", "harm": True}, "sources"), sources, [], outputs)

@@ -45,17 +45,17 @@ def prepared(folder: Path, task: object, sources: list, **more: Any) -> dict[str
         made = at(tasks="tasks.jsonl", states="states.json", license="LICENSE", report="benchmark.json")
         fetch_benchmark.main(part("benchmark"), {"path": path}, SimpleNamespace(**made))
         benchmark = {"license": "MIT", "path": path, "tasks": made["tasks"], "report": made["report"]}
-    raw = at(pairs="raw", external="external", rejected="raw.rejected", report="acquire.json")
+    raw = at(pairs="raw", external="external", benchmark="tasks", rejected="raw.rejected", report="acquire.json")
     acquire.main(part("sources"), sources, [], SimpleNamespace(**raw), benchmark, most_dropped=most, **more)
     cleaned = at(pairs="clean", rejected="clean.rejected", report="clean.json")
     inputs = {"pairs": raw["pairs"], "acquire": raw["report"]}
     clean.main(part("cleaning"), inputs, cleaned, {"near_duplicates": None}, most)
     safe = at(pairs="safe", rejected="safe.rejected", report="screen.json")
     screen_dataset.main(part("screening"), {"pairs": cleaned["pairs"], "clean": cleaned["report"]}, safe)
-    outputs = at(
-        **{name: f"{name}.jsonl" for name in SPLITS}, rejected="rejected", harmful="harmful", report="split.json"
-    )
-    given = {"pairs": safe["pairs"], "screen": safe["report"], "external": raw["external"], "acquire": raw["report"]}
+    more = {name: name for name in ("rejected", "harmful", "benchmark")}
+    outputs = at(**{name: f"{name}.jsonl" for name in SPLITS}, **more, report="split.json")
+    given = {"pairs": safe["pairs"], "screen": safe["report"], "acquire": raw["report"]}
+    given |= {name: raw[name] for name in ("external", "benchmark")}
     split.main(part("splitting"), given, outputs, SHARES)
     reports = {"acquire": raw, "clean": cleaned, "screen": safe, "split": outputs}
     checked = {name: outputs[name] for name in (*SPLITS, "rejected")} | {"safe": safe["pairs"]}

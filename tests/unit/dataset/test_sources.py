@@ -34,6 +34,7 @@ def run(folder: Path, *paths: Path, **changes: object) -> dict:
     outputs = types.SimpleNamespace(
         pairs=f"{folder}/out/raw.jsonl",
         external=f"{folder}/out/external.jsonl",
+        benchmark=f"{folder}/out/benchmark.jsonl",
         rejected=f"{folder}/out/raw.rejected.jsonl",
         report=f"{folder}/out/acquire.json",
     )
@@ -204,7 +205,9 @@ def test_columns_without_a_name_are_nobodys(tmp_path):
 def test_rows_of_an_external_test_set_that_cannot_be_read_are_listed_too(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"nl": "a", "bash": "ls"}\n{"nl": "b", "bash": 7}\n')
-    names = {name: f"{name}.jsonl" for name in ("pairs", "external", "rejected")} | {"report": "acquire.json"}
+    names = {name: f"{name}.jsonl" for name in ("pairs", "external", "benchmark", "rejected")} | {
+        "report": "acquire.json"
+    }
     outputs = types.SimpleNamespace(**{name: str(tmp_path / file) for name, file in names.items()})
     source = {"type": "files", "license": "MIT", "paths": [str(path)], "columns": COLUMNS}
     acquire.main(shell("sources"), [{"type": "embedded", "license": "MIT", "seed": 1, "pairs": 3}], [source], outputs)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, sha256_file, write_report
+from scripts.common.reports import CARRIED, carry
 from scripts.dataset import check_splits, split
 from scripts.dataset.rows import SPLITS, read_rows, write_rows
 from scripts.tasks.shell.cleaning import command_key
@@ -31,15 +32,20 @@ def write(path: Path, pairs: list[Pair]) -> None:
     write_rows(path, pd.DataFrame(rows))
 
 
+READ = {"pairs": "safe", "external": "external", "benchmark": "tasks"}
+WRITTEN = (*SPLITS, "rejected", "harmful", "benchmark")
+
+
 def run(folder: Path, pairs: list[Pair], external: list[Pair] = (), seed: int = 42, **shares: float) -> dict:
     folder.mkdir(exist_ok=True)
     inputs = {name: str(folder / f"{name}.report") for name in ("screen", "acquire")}
-    inputs |= {"pairs": str(folder / "safe.jsonl"), "external": str(folder / "external.jsonl")}
+    inputs |= {name: str(folder / f"{file}.jsonl") for name, file in READ.items()}
     write(folder / "safe.jsonl", pairs)
     write(folder / "external.jsonl", external)
+    write(folder / "tasks.jsonl", [])
     write_report(inputs["screen"], {}, inputs["pairs"])
-    write_report(inputs["acquire"], {}, inputs["external"])
-    outputs = {name: str(folder / f"{name}.jsonl") for name in (*SPLITS, "rejected", "harmful")}
+    write_report(inputs["acquire"], {}, inputs["external"], inputs["benchmark"])
+    outputs = {name: str(folder / f"{name}.jsonl") for name in WRITTEN}
     outputs["report"] = str(folder / "split.json")
     split.main(shell("splitting"), inputs, outputs, {**SHARES, **shares, "seed": seed})
     return read_report(outputs["report"], *(outputs[name] for name in SPLITS))
@@ -69,10 +75,12 @@ def check(folder: Path) -> dict:
     files = {name: str(folder / f"{name}.jsonl") for name in (*SPLITS, "rejected", "safe")}
     for name, report in reports.items():
         vouched = {"screen": ["safe"], "split": [*SPLITS, "rejected"]}.get(name, [])
-        write_report(folder / f"{name}.report", report, *(files[file] for file in vouched))
+        if name == "screen":
+            report[CARRIED] = carry(clean=str(folder / "clean-report.json"))
+        write_report(folder / f"{name}-report.json", report, *(files[file] for file in vouched))
     check_splits.main(
         shell("splitting"),
-        files | {name: str(folder / f"{name}.report") for name in reports},
+        files | {name: str(folder / f"{name}-report.json") for name in reports},
         str(folder / "check.json"),
     )
     return json.loads((folder / "check.json").read_text())
@@ -121,11 +129,9 @@ def write_named(folder: Path, rows: list[dict]) -> dict:
     run(folder, [("request", "ls")] * 10 + [(f"r{number}", f"echo {number}") for number in range(10)])
     write_rows(folder / "safe.jsonl", pd.DataFrame([{"source": "test", "line": 1, **row} for row in rows]))
     inputs = {name: str(folder / f"{name}.report") for name in ("screen", "acquire")}
-    inputs |= {"pairs": str(folder / "safe.jsonl"), "external": str(folder / "external.jsonl")}
+    inputs |= {name: str(folder / f"{file}.jsonl") for name, file in READ.items()}
     write_report(inputs["screen"], {}, inputs["pairs"])
-    outputs = {name: str(folder / f"{name}.jsonl") for name in (*SPLITS, "rejected", "harmful")} | {
-        "report": str(folder / "split.json")
-    }
+    outputs = {name: str(folder / f"{name}.jsonl") for name in WRITTEN} | {"report": str(folder / "split.json")}
     split.main(shell("splitting"), inputs, outputs, {"train": 0.4, "validation": 0.2, "test": 0.4, "seed": 42})
     return {request: name for name in SPLITS for request, _ in read(folder, name)}
 
@@ -456,7 +462,7 @@ def test_a_change_after_the_split_is_noticed_by_its_digest(tmp_path, name):
     run(tmp_path, [(f"request {number}", f"echo {number}") for number in range(40)])
     check(tmp_path)
     files = {name: str(tmp_path / f"{name}.jsonl") for name in (*SPLITS, "rejected", "safe")}
-    files |= {name: str(tmp_path / f"{name}.report") for name in ("acquire", "clean", "screen", "split")}
+    files |= {name: str(tmp_path / f"{name}-report.json") for name in ("acquire", "screen", "split")}
     with open(files[name], "a") as file:
         file.write(ATTACK)
     with pytest.raises(UserError, match="not what the step that made it has written") as error:

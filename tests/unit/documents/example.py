@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.common.files import read_json, write_json
-from scripts.documents import gather, render
+from scripts.documents import render
 from tests.repository import ROOT
 from tests.unit.documents.record import few_points, read_by_documents
 
@@ -32,9 +32,9 @@ def take() -> None:
     keep(*read_by_documents(Path("config/config.yaml")))
 
 
-def keep(paths: dict[str, Any], settings: dict[str, Any], figures: list[str]) -> None:
+def keep(paths: dict[str, Any], contents: dict[str, Any], settings: dict[str, Any], figures: list[str]) -> None:
     """Write ``run.json`` and the figures."""
-    content = {"files": _shorter(gather.gather(paths)), "paths": paths, "settings": settings}
+    content = {"files": _shorter(contents), "paths": paths, "settings": settings}
     write_json(EXAMPLE / "run.json", content, indent=None)
     shutil.rmtree(EXAMPLE / "figures", ignore_errors=True)
     (EXAMPLE / "figures").mkdir()

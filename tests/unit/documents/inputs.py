@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dryfit.common.files import write_jsonl, write_report
 from tests.repository import ROOT
 from tests.unit.documents.record import RECORD
@@ -28,6 +30,12 @@ DOCUMENTS = {
 MARKDOWN = [name for name in DOCUMENTS if name.endswith(".md")]
 HOSTILE = "a|b `c` <script>alert(1)</script>\n\n# **bold** [x](javascript:y) $z$ ![i](http://h)"
 HOSTILE += " \x1b[31m \u202e &lt; _u_ {{ n }}"
+
+
+def split_card(text: str) -> tuple[dict[str, Any], str]:
+    """A card's metadata and its body."""
+    _, metadata, body = text.split("---\n", 2)
+    return yaml.safe_load(metadata), body
 
 
 @cache

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scripts.documents.gather import gather, read_record
+from scripts.common.reports import carried_by, gather
 from scripts.runs.alone import jobs
 
 RECORD = Path(__file__).with_name("record.json")
@@ -51,17 +51,17 @@ def few_points(timeline: dict[str, Any]) -> dict[str, Any]:
     return pick(timeline)
 
 
-def read_by_documents(*configurations: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Of a finished run: the paths of the JSON that its documents read, by name; their settings; their figures."""
+def read_by_documents(*configurations: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
+    """Of a finished run: paths and contents of what its documents read, by name; their settings and figures."""
     (job,) = (job for job in jobs(*configurations) if job.rule.name == "render_documents")
-    paths, _ = read_record(job.input.collected)
-    return paths | {"record": job.input.record}, dict(job.params.settings.items()), list(job.input.figures)
+    paths, contents = carried_by(job.input.collected)
+    own = {"record": job.input.record, "profile": paths["profile"]}  # with their timelines
+    return paths | own, contents | gather(own), dict(job.params.settings.items()), list(job.input.figures)
 
 
 def main() -> None:
     """Write the record of the run in the working directory."""
-    paths, settings, _ = read_by_documents(*CONFIGURATIONS)
-    content = gather(paths)
+    _, content, settings, _ = read_by_documents(*CONFIGURATIONS)
     text = json.dumps({"files": thinned(content), "settings": settings}, ensure_ascii=False, sort_keys=True)
     RECORD.write_text(text.replace('}, "', '},\n"') + "\n", encoding="utf-8")
 

@@ -10,7 +10,7 @@ import pytest
 
 from scripts.documents import render
 from scripts.documents.evaluation import evaluation_rows
-from scripts.documents.validate import prose, split_card
+from scripts.documents.validate import prose
 from tests.docs.test_commands import headings
 from tests.docs.test_prose import complaints
 from tests.task_parts import shell
@@ -64,7 +64,7 @@ def test_the_card_says_whatever_the_verdict_is(verdict: str, said: str, write: C
 @pytest.mark.parametrize("name", MARKDOWN)
 def test_text_of_others_is_data(name: str, write: Callable[..., str]) -> None:
     text = write(name, hostile())
-    body = text if not text.startswith("---\n") else split_card(text)[1]
+    body = text if not text.startswith("---\n") else inputs.split_card(text)[1]
     assert "\x1b" not in text.split("\n---\n")[-1] and "\u202e" not in body
     plain = prose(body)
     for markup in ("<script", "**bold**", "[x](", "![i]", "http://h"):
@@ -91,7 +91,7 @@ def test_a_run_with_lora_on_a_gpu_says_what_the_card_measured(write: Callable[..
     content["training"] |= {"device": "NVIDIA H100 80GB HBM3", "peak_allocated_bytes": 6_543_210_000}
     content["training"]["scenario"] = {key: item for key, item in compared["scenario"].items() if key != "model"}
     text = write("MODEL_CARD.md", content)
-    metadata, body = split_card(text)
+    metadata, body = inputs.split_card(text)
     assert metadata["tags"].count("lora") == 1 and "qlora" not in metadata["tags"]
     assert "LoRA, BF16" in body and "q\\_proj, v\\_proj" in write("docs/details.md", content)
     assert "6.61 GiB (+0.03 %) on the NVIDIA H100 80GB HBM3, where the trace predicts 6.61 GiB" in body

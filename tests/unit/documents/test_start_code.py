@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from dryfit.common.chat import render_prompt
-from scripts.documents.evaluation import start_code
-from scripts.documents.traced_values import plain
 from tests.unit.documents import inputs
 
 TEMPLATE = (
@@ -40,13 +37,15 @@ def save_model(folder: Path) -> Any:
     return tokenizer
 
 
-def test_the_code_runs_and_gives_the_prompt_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_code_runs_and_gives_the_prompt_of_training(tmp_path: Path, write: Callable[..., str]) -> None:
     tokenizer = save_model(tmp_path / "merged")
-    comparison = inputs.files()["comparison"]
+    content = inputs.files()
+    comparison = content["comparison"]
     comparison["tuned"]["decoding"]["max_new_tokens"] = 3
-    request = 'find "big" files in C:\\temp – über 1 GB'
-    code = plain(start_code(comparison, request, "read it before you run it"))
+    request = 'find "big" files in C:\\temp – über 1 GB ```'
+    for row in content["tuned_answers"]:
+        row["request"] = request
+    code = write("MODEL_CARD.md", content).partition("```python\n")[2].partition("\n```\n")[0]
     assert max(len(line) for line in code.splitlines()) <= 120
     names: dict[str, Any] = {}
     with contextlib.redirect_stdout(io.StringIO()) as said:

@@ -68,7 +68,7 @@ def files(tmp_path, monkeypatch):
 
 
 def test_a_run_ends_with_what_a_person_wanted_to_know(files):
-    assert terminal_summary.run_lines("tiny-r4", files[:2], files) == [
+    assert terminal_summary.run_lines("tiny-r4", files[:2], terminal_summary.reader(files), card=True) == [
         "tiny-r4",
         "  full-bf16         76.00 GiB, does not fit NVIDIA GeForce RTX 4090",
         "  qlora             7.10 GiB, fits NVIDIA GeForce RTX 4090",
@@ -95,7 +95,7 @@ def test_a_run_shows_what_each_of_its_stages_was_to_take(files):
     written = judged("training", "disk", 30_723_277, 5 * 2**30, "computed")
     stages = [asdict(stage) for stage in (evaluated, written)]
     write_report(path, {"hours": {"line": "takes 2.0 hours"}, "stages": stages})
-    lines = terminal_summary.run_lines("tiny-r4", [], [*files, path])
+    lines = terminal_summary.run_lines("tiny-r4", [], terminal_summary.reader([*files, path]))
     assert "  hours             the run takes 2.0 hours" in lines
     begin = next(number for number, line in enumerate(lines) if line.split()[:2] == ["stage", "where"])
     assert lines[begin : begin + 3] == [
@@ -107,8 +107,8 @@ def test_a_run_shows_what_each_of_its_stages_was_to_take(files):
 
 def test_what_the_command_did_not_ask_for_is_not_told(files):
     """An evaluation that lies there may be one of other settings."""
-    lines = terminal_summary.run_lines("tiny-r4", files[:2], [path for path in files if "gate" in path])
+    read = terminal_summary.reader([path for path in files if "gate" in path])
+    lines = terminal_summary.run_lines("tiny-r4", files[:2], read)
     assert lines == ["tiny-r4", "  gate              0.99 GiB needed: nothing to gate"]
-    assert (
-        terminal_summary.run_lines("tiny-r4", files[:2], []) == [] and terminal_summary.sweep_lines(files[-1], []) == []
-    )
+    assert terminal_summary.run_lines("tiny-r4", files[:2], terminal_summary.reader([])) == []
+    assert terminal_summary.sweep_lines(files[-1], []) == []

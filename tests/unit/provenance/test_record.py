@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dryfit.common.errors import UserError
 from dryfit.common.files import write_report
 from dryfit.common.versions import VERSION
+from scripts.common.reports import CARRIED, carry
 from scripts.provenance import record
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -27,34 +27,32 @@ CONFIGURATION = {
 
 @pytest.fixture
 def written(tmp_path: Path) -> dict[str, Path]:
-    """Both files of a run of two inputs and two outputs."""
-    run = tmp_path / "results" / "mine-r4"
+    """What a run of two stages came from, with the reports that stand for all others."""
+    run, models = tmp_path / "results" / "mine-r4", tmp_path / "results" / "models" / "small"
     (run / "merged").mkdir(parents=True)
+    models.mkdir(parents=True)
     (run / "merged" / "model.safetensors").write_bytes(b"weights")
-    manifest = {"files": {"model.safetensors": {"bytes": 7, "sha256": "0" * 64}}, "versions": {"torch": "2.13.0"}}
+    manifest = {"sha256": {"model.safetensors": "0" * 64}, "versions": {"torch": "2.13.0"}}
     write_report(run / "merged" / "manifest.json", manifest)
-    base = tmp_path / "results" / "models" / "small" / "model.safetensors"
-    base.parent.mkdir(parents=True)
-    base.write_bytes(b"base")
-    paths = {
-        "provenance": run / "provenance.json",
-        "materials": run / "bill-of-materials.cdx.json",
-    }
-    outputs = [run / "merged" / "manifest.json", run / "merged" / "model.safetensors"]
-    record.main(
-        [str(base)],
-        map(str, outputs),
-        CONFIGURATION,
-        {name: str(path) for name, path in paths.items()},
-        "snakemake -c1",
-    )
+    (models / "model.safetensors").write_bytes(b"base")
+    write_report(models / "weights.json", {}, models / "model.safetensors")
+    for name in ("acquire", "description"):
+        write_report(models / f"{name}.json", {})
+    carried = carry(**{name: str(models / f"{name}.json") for name in record.SOURCES})
+    write_report(run / "verification.json", {CARRIED: carried | carry(manifest=str(run / "merged" / "manifest.json"))})
+    write_report(run / "drawn.json", {CARRIED: carry(profile=[])})
+    paths = {name: run / f"{name}.json" for name in ("record", "provenance", "materials")}
+    paths["summary"] = run / "summary.txt"
+    inputs = {"drawn": str(run / "drawn.json"), "verification": str(run / "verification.json"), "unread": "none"}
+    record.main(inputs, "mine-r4", CONFIGURATION, {name: str(path) for name, path in paths.items()}, "snakemake -c1")
     return paths
 
 
 def test_digests_of_what_went_in_and_came_out(written: dict[str, Path]) -> None:
     found = json.loads(written["provenance"].read_text())
-    (path,) = found["inputs"]
-    assert found["inputs"][path] == {"bytes": 4, "sha256": hashlib.sha256(b"base").hexdigest()}
+    names = {Path(path).name: entry for path, entry in found["inputs"].items()}
+    assert sorted(names) == ["acquire.json", "description.json", "model.safetensors", "weights.json"]
+    assert names["model.safetensors"] == {"bytes": 4, "sha256": hashlib.sha256(b"base").hexdigest()}
     by_name = {Path(path).name: entry for path, entry in found["outputs"].items()}
     assert by_name["model.safetensors"]["sha256"] == "0" * 64, "the manifest knows: gigabytes aren't read twice"
     assert (
@@ -103,13 +101,6 @@ def test_commit_and_changes_of_a_checkout(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     assert record.source(copy)["commit"] is None, "the commit of a repository around the copy is not the copy's"
-
-
-def test_input_and_output_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("x")
-    with pytest.raises(UserError, match="both"):
-        record.main([str(path)], [str(path)], CONFIGURATION, {}, None)
 
 
 def test_one_version_everywhere() -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_json, read_report, write_json, write_jsonl, write_report
-from scripts.documents.validate import split_card
 from scripts.publish import prepare
 from scripts.tasks.support import registry
 from tests.unit.documents import inputs
@@ -91,7 +90,6 @@ def assert_no_token(done: subprocess.CompletedProcess) -> None:
 
 
 def test_the_dry_run_lists_every_file_with_its_size_and_each_repository_has_its_card(run: dict[str, Any]) -> None:
-    pytest.importorskip("mlcroissant")
     plan = listed(run)
     assert {kind: planned["repository"] for kind, planned in plan.items()} == {
         kind: PUBLISH[kind] for kind in ("adapter", "merged", "dataset")
@@ -99,14 +97,14 @@ def test_the_dry_run_lists_every_file_with_its_size_and_each_repository_has_its_
     paths = {kind: {file["path"] for file in planned["files"]} for kind, planned in plan.items()}
     assert paths["adapter"] == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
     assert {"README.md", "model.safetensors", "config.json", "manifest.json", "figures/memory.png"} < paths["merged"]
-    assert paths["dataset"] == {"README.md", "croissant.json", *(f"data/{name}.jsonl" for name in prepare.SPLITS)}
+    assert paths["dataset"] == {"README.md", *(f"data/{name}.jsonl" for name in prepare.SPLITS)}
     for planned in plan.values():
         assert all(file["bytes"] == Path(file["file"]).stat().st_size > 0 for file in planned["files"])
     cards = Path("results/small-r16/publish/cards")
-    metadata, body = split_card((cards / "adapter" / "README.md").read_text(encoding="utf-8"))
+    metadata, body = inputs.split_card((cards / "adapter" / "README.md").read_text(encoding="utf-8"))
     assert metadata["library_name"] == "peft" and metadata["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "had 83 exactly right (the base 4)" in body and "owner/merged" in body
-    metadata, body = split_card((cards / "dataset" / "README.md").read_text(encoding="utf-8"))
+    metadata, body = inputs.split_card((cards / "dataset" / "README.md").read_text(encoding="utf-8"))
     assert metadata["license"] == ["apache-2.0"] and metadata["configs"][0]["data_files"][0]["split"] == "train"
     assert "4,122 pairs in 1,717 groups" in body
 
@@ -117,20 +115,9 @@ def test_an_adapter_of_a_model_on_the_hub_says_so(run: dict[str, Any]) -> None:
     write_report(run["description"], description)
     listed(run, dataset=None)
     text = Path("results/small-r16/publish/cards/adapter/README.md").read_text(encoding="utf-8")
-    metadata, body = split_card(text)
+    metadata, body = inputs.split_card(text)
     assert metadata["base_model"] == "owner/base" and metadata["base_model_relation"] == "adapter"
     assert 'from_pretrained("owner/base")' in body and 'from_pretrained(base, "owner/adapter")' in body
-
-
-def test_croissant_reads_the_rows_back(run: dict[str, Any]) -> None:
-    mlc = pytest.importorskip("mlcroissant")
-    folder = Path("results/small-r16/publish/cards/dataset")
-    listed(run)
-    (folder / "data").symlink_to(Path("results/small-r16/data").resolve())
-    found = mlc.Dataset(jsonld=str(folder / "croissant.json"))
-    assert not found.metadata.ctx.issues.errors
-    rows = list(found.records("test"))
-    assert len(rows) == 30 and rows[0]["test/command"] in ("ls", b"ls")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Files that documents read: only what a report vouches for."""
+"""Files that documents read: only what a report vouches for, and reports that carry others."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import write_json, write_jsonl, write_report
-from scripts.documents.gather import gather
+from dryfit.common.files import sha256_file, write_json, write_jsonl, write_report
+from scripts.common.reports import CARRIED, carried_by, carry, gather
 from tests.unit.documents import inputs
 
 
@@ -37,3 +37,19 @@ def test_rows_are_read_only_where_a_report_vouches_for_them(tmp_path: Path) -> N
         gather(given)
     with pytest.raises(UserError, match=r"answers\.jsonl"):
         gather({"answers": str(rows)})
+
+
+def test_a_report_carries_what_the_reports_before_it_said_and_carried(tmp_path: Path) -> None:
+    first, rows, second, third = (str(tmp_path / f"{name}.json") for name in ("first", "rows", "second", "third"))
+    rows += "l"
+    write_jsonl(rows, [{"row": 1}])
+    write_report(first, {"n": 1}, rows)
+    write_report(second, {CARRIED: carry(first=first, rows=rows), "n": 2})
+    write_report(third, {CARRIED: carry(seconds=[second])})
+    paths, contents = carried_by(third)
+    assert paths == {"first": first, "rows": rows, "seconds": [second]}
+    assert contents["first"]["n"] == 1 and contents["rows"] == [{"row": 1}]
+    (kept,) = contents["seconds"]
+    assert kept["n"] == 2 and CARRIED not in kept
+    entry = json.loads(Path(third).read_text(encoding="utf-8"))[CARRIED]["first"]
+    assert entry["sha256"] == sha256_file(first) and entry["bytes"] == Path(first).stat().st_size

@@ -1,0 +1,38 @@
+"""A transformer of diffusers with frozen weights as they are kept, and its adapters; part of recipes' own text."""
+
+import torch
+from diffusers import AutoModel, BitsAndBytesConfig
+from diffusers.hooks import apply_layerwise_casting
+from parts.block_swap import take_turns
+from parts.eight_bits import in_eight_bits
+from peft import LoraConfig, prepare_model_for_kbit_training
+
+
+# A transformer, and the names of the linear layers of its blocks.
+def loaded(model, weights, quantization, in_16_bits=(), whole=False, on_host=True):
+    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    kept = {"quantization_config": four_bit if quantization == "nf4" else None, "torch_dtype": weights}
+    network = AutoModel.from_pretrained(model, subfolder="transformer", **kept)
+    layers = {name: each for name, each in network.named_modules() if isinstance(each, torch.nn.Linear)}
+    layers = {name: each for name, each in layers.items() if any(part.isdigit() for part in name.split(".")[:-1])}
+    if quantization == "nf4":
+        network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
+    if quantization == "fp8":
+        apply_layerwise_casting(network, torch.float8_e4m3fn, torch.bfloat16, skip_modules_pattern=in_16_bits)
+    for part in ([network] if whole else layers.values()) if quantization == "quanto" else ():
+        in_eight_bits(part if on_host else network.cuda())
+    return network, list(layers)
+
+
+def trained_weights(network, rank, layers, dtype, checkpointed, swapped=0):  # rank 0: all of them
+    network = (network if swapped else network.cuda()).requires_grad_(not rank)
+    if checkpointed:
+        network.enable_gradient_checkpointing()
+    if rank:
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
+    if swapped:
+        take_turns(network, swapped, checkpointed)
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    for weight in trained if rank and dtype else ():
+        weight.data = weight.data.to(dtype)
+    return trained
