@@ -47,22 +47,16 @@ def test_a_step_of_the_catalogue_is_answered() -> None:
 # Models of the catalogue whose attention has a window, by the tokens from which on no record answers them.
 WINDOWS = {"phi-3-mini-4k": 2047, "mistral-7b-v0.1": 4096, "gemma-2-2b": 4096, "gemma-2-9b": 4096, "gemma-2-27b": 4096}
 RECORDED = sorted(path.stem for path in data_path("records").glob("*.zip"))
+NEW = {"gpt_oss", "lfm2", "nemotron_h", "qwen3_5_text"}  # with TRL's defaults alone
 # Families without such a record: Mixtral's has rows of up to 2,048 tokens.
 LEFT_OUT = {
-    "default": {"exaone4", "mixtral"},
+    "default": {"exaone4", "mixtral", *NEW},
     "not_checkpointed": {
-        "exaone4",
-        "gemma",
-        "gemma3_text",
-        "minimax_m2",
-        "ministral3",
-        "mixtral",
-        "olmo2",
-        "olmo3",
-        "qwen3_moe",
-        "smollm3",
+        *{"exaone4", "gemma", "gemma3_text", "minimax_m2", "ministral3", "mixtral", "olmo2", "olmo3", "qwen3_moe"},
+        *{"smollm3", *NEW},
     },
 }
+UNRECORDED = {"nemotron-3-super-120b-a12b", "nemotron-3-ultra-550b-a55b"}
 
 
 def unanswered(called: str, length: int) -> set[str]:
@@ -85,7 +79,8 @@ def unanswered(called: str, length: int) -> set[str]:
     ("called", "length"), [("trl", 512), ("trl", 1024), ("trl", 2048), ("default", 4096), ("not_checkpointed", 4096)]
 )
 def test_the_usual_steps_of_the_catalogue_are_answered(called, length) -> None:
-    assert unanswered(called, length) == {name for name, window in WINDOWS.items() if length >= window}
+    windows = {name for name, window in WINDOWS.items() if length >= window}
+    assert unanswered(called, length) - UNRECORDED == windows
 
 
 @pytest.mark.parametrize(
@@ -153,7 +148,7 @@ def of_trl(name: str, length: int = 512, **changes: object) -> Scenario:
     [
         ("qwen3.5-9b", {}),
         ("nemotron-3-nano-30b-a3b", {"mamba_num_heads": 48}),
-        ("lfm2-1.2b", {"length": 520, "block_auto_adjust_ff_dim": False}),
+        ("lfm2-1.2b", {"length": 504, "block_auto_adjust_ff_dim": False}),
         ("gpt-oss-20b", {"length": 328, "sliding_window": 256}),
     ],
 )
@@ -164,7 +159,7 @@ def test_a_hybrid_is_answered(name, changes) -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("qwen3.5-9b", {"length": 520}),  # the delta rule's loop has another number of turns
+        ("qwen3.5-9b", {"length": 504}),  # the delta rule's loop has another number of turns
         ("qwen3.5-9b", {"linear_key_head_dim": 64}),
         ("qwen3.5-9b", {"full_attention_interval": 2, "layer_types": None}),
         ("nemotron-3-nano-30b-a3b", {"hybrid_override_pattern": "MEME**MEME"}),
