@@ -337,7 +337,7 @@ def test_a_transformer_of_diffusers_takes_its_step(kind: str, tmp_path: Path) ->
     assert answer["recipe"]["name"] == name and answer["program"]["updates"] == 2
 
 
-@pytest.mark.thorough
+@pytest.mark.nightly
 def test_blocks_that_wait_on_the_host_take_no_memory(tmp_path: Path) -> None:
     pytest.importorskip("diffusers", reason="make test-recipes")
     _, config, _ = TINY["LTXPipeline"]
