@@ -601,7 +601,7 @@ FAMILIES = {
                     N=("mamba_num_heads", (32, 64, 16), (24, 40, 56), (16, 256)),
                 ),
                 "sequence": "MEMEM*EM*EM*EME",
-                "order": "MEMEMEM*EMEM*EMEMEM*EMEM*EMEMEME",
+                "order": "MEMEMEM*EM*EM*EMEM*EMEME",
             },
         ),
         ModelFamily(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from dryfit.derived.families import ModelFamily, Numbers
@@ -17,7 +19,7 @@ from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, SORTED_IN_PLACE, Capabi
 from dryfit.recorder.cutting import by_place, labels, program, stretches
 from dryfit.recorder.fitting import NotFitted, fitted
 from dryfit.recorder.traces import BySize, Taken, events, general, take
-from dryfit.recorder.variants import Variant
+from dryfit.recorder.variants import LENGTHS, Variant
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.loaders import WeightLoader
 
@@ -83,7 +85,6 @@ def teaching_points(family: ModelFamily, variant: Variant) -> tuple[list[str], l
         variant, {**family.points, **({"s": CHUNKED[chunks][0]} if chunks and not variant.flags.get("length") else {})}
     )
     draw = random.Random(1)
-    base = {symbol: own[0] for symbol, own in values.items()}
     lengths = values["s"]
     if variant.flags.get("windowed"):
         values["s"] = [up(length, 8) for length in lengths]
@@ -92,6 +93,7 @@ def teaching_points(family: ModelFamily, variant: Variant) -> tuple[list[str], l
             values["s"] = lengths if max(lengths) <= limit else CHUNKED[2][0]
         else:
             values["s"] = lengths if min(lengths) > limit else [length + limit for length in lengths]
+    base = {symbol: own[0] for symbol, own in values.items()}
     names = [symbol for symbol, own in values.items() if len(own) > 1]
     points = [base, *({**base, name: values[name][1]} for name in names)]
     points += [{symbol: draw.choice(own) for symbol, own in values.items()} for _ in range(AT_RANDOM)]
@@ -281,6 +283,8 @@ def taught(family: ModelFamily, variant: Variant, library: Sequence[Any] = ()) -
         If a size is no expression in the numbers.
     """
     names, points = teaching_points(family, variant)
+    if family.exact_length:
+        library = [*library, *(more for one in library for more in _at_length(one, points[0]["s"]))]
     few = [points[0], *points[1 + len(names) :][:FEW]]
     takes = _taken(family, variant, few)
     if library:
@@ -290,6 +294,16 @@ def taught(family: ModelFamily, variant: Variant, library: Sequence[Any] = ()) -
     takes += _taken(family, variant, rest, takes[0])
     takes = [takes[[*few, *rest].index(point)] for point in points]
     return _content(family, variant, _Cut(takes, sequence_of(family, variant)[0]), _Fitted(points, names, ()))
+
+
+def _at_length(expression: Any, length: int) -> Iterator[Any]:
+    """What an expression for one length may be for another: each term as it is, or in proportion to it."""
+    terms, width = expression
+    ratios = {Fraction(length + more, other + more) for other in LENGTHS if other != length for more in (0, -1, 3)}
+    for ratio in ratios:
+        for factors in itertools.islice(itertools.product((Fraction(1), ratio), repeat=len(terms)), 1, None):
+            new = [Fraction(own[0], own[1]) * factor for own, factor in zip(terms, factors, strict=True)]
+            yield [[[each.numerator, each.denominator, own[2]] for own, each in zip(terms, new, strict=True)], width]
 
 
 def _content(family: ModelFamily, variant: Variant, cut: _Cut, values: _Fitted) -> dict[str, Any]:
@@ -379,7 +393,7 @@ def checked(family: ModelFamily, variant: Variant, content: Mapping[str, Any], l
     form = Form(content)
     points = checking_points(family, variant)
     sequence, order = sequence_of(family, variant)
-    orders = [order] * 2 + [sequence] * (len(points) - 2)  # what an order does depends on no number
+    orders = [order] + [sequence] * (len(points) - 1)  # what an order does depends on no number
     steps = [scenario_of(family, variant, point, kinds) for point, kinds in zip(points, orders, strict=True)]
     for point, step in zip(points, steps, strict=True):
         if why := differs(form, step, DEFAULT_CAPABILITY):

@@ -13,7 +13,7 @@ from dryfit.ask.question import QuestionOptions, question
 from dryfit.common.errors import UserError
 from dryfit.data import data_path
 from dryfit.derived import form
-from dryfit.derived.families import FAMILIES
+from dryfit.derived.families import FAMILIES, language_model_of
 from dryfit.derived.form import NoRecord, Records, StepKey, composed_step, form_of, records_of
 from dryfit.recorder.variants import METHODS, OPTIONS
 from dryfit.scenario.scenario import Scenario
@@ -47,22 +47,16 @@ def test_a_step_of_the_catalogue_is_answered() -> None:
 # Models of the catalogue whose attention has a window, by the tokens from which on no record answers them.
 WINDOWS = {"phi-3-mini-4k": 2047, "mistral-7b-v0.1": 4096, "gemma-2-2b": 4096, "gemma-2-9b": 4096, "gemma-2-27b": 4096}
 RECORDED = sorted(path.stem for path in data_path("records").glob("*.zip"))
+NEW = {"gpt_oss", "lfm2", "nemotron_h", "qwen3_5_text"}  # with TRL's defaults alone
 # Families without such a record: Mixtral's has rows of up to 2,048 tokens.
 LEFT_OUT = {
-    "default": {"exaone4", "mixtral"},
+    "default": {"exaone4", "mixtral", *NEW},
     "not_checkpointed": {
-        "exaone4",
-        "gemma",
-        "gemma3_text",
-        "minimax_m2",
-        "ministral3",
-        "mixtral",
-        "olmo2",
-        "olmo3",
-        "qwen3_moe",
-        "smollm3",
+        *{"exaone4", "gemma", "gemma3_text", "minimax_m2", "ministral3", "mixtral", "olmo2", "olmo3", "qwen3_moe"},
+        *{"smollm3", *NEW},
     },
 }
+UNRECORDED = {"nemotron-3-super-120b-a12b", "nemotron-3-ultra-550b-a55b"}
 
 
 def unanswered(called: str, length: int) -> set[str]:
@@ -85,7 +79,8 @@ def unanswered(called: str, length: int) -> set[str]:
     ("called", "length"), [("trl", 512), ("trl", 1024), ("trl", 2048), ("default", 4096), ("not_checkpointed", 4096)]
 )
 def test_the_usual_steps_of_the_catalogue_are_answered(called, length) -> None:
-    assert unanswered(called, length) == {name for name, window in WINDOWS.items() if length >= window}
+    windows = {name for name, window in WINDOWS.items() if length >= window}
+    assert unanswered(called, length) - UNRECORDED == windows
 
 
 @pytest.mark.parametrize(
@@ -140,6 +135,42 @@ def test_no_option_that_was_not_recorded_is_answered(changes) -> None:
 def test_no_model_that_was_not_recorded_is_answered(changes) -> None:
     with pytest.raises(NoRecord):
         composed_step(scenario(model=model(**changes)))
+
+
+def of_trl(name: str, length: int = 512, **changes: object) -> Scenario:
+    """A step with TRL's defaults of a model of the catalogue with other keys."""
+    step = {**BASE, "model": {**language_model_of(name), **changes}, "sequence_length": length}
+    return Scenario.from_mapping({**step, **OPTIONS["trl"], **METHODS["qlora"]}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("qwen3.5-9b", {}),
+        ("nemotron-3-nano-30b-a3b", {"mamba_num_heads": 48}),
+        ("lfm2-1.2b", {"length": 504, "block_auto_adjust_ff_dim": False}),
+        ("gpt-oss-20b", {"length": 328, "sliding_window": 256}),
+    ],
+)
+def test_a_hybrid_is_answered(name, changes) -> None:
+    composed_step(of_trl(name, **changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("qwen3.5-9b", {"length": 504}),  # the delta rule's loop has another number of turns
+        ("qwen3.5-9b", {"linear_key_head_dim": 64}),
+        ("qwen3.5-9b", {"full_attention_interval": 2, "layer_types": None}),
+        ("nemotron-3-nano-30b-a3b", {"hybrid_override_pattern": "MEME**MEME"}),
+        ("nemotron-3-nano-30b-a3b", {"mamba_num_heads": 36}),  # no multiple of the groups
+        ("lfm2-1.2b", {"conv_L_cache": 4}),
+        ("gpt-oss-20b", {"sliding_window": 2048}),
+    ],
+)
+def test_what_was_not_recorded_of_a_hybrid_is_not_answered(name, changes) -> None:
+    with pytest.raises(NoRecord):
+        composed_step(of_trl(name, **changes))
 
 
 # An adapter of experts whose scaling is 1: PyTorch leaves its factor out, and so a temporary of the backward pass.

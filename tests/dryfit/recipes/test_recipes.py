@@ -134,6 +134,7 @@ def test_options_are_the_recipes_settings() -> None:
          "black-forest-labs/FLUX.1-dev --method lora --set lora.rank=32 --gpu 4090"),
         ("bert base batch 32 on a t4", "google-bert/bert-base-uncased -b 32 --gpu t4"),
         ("sd 3.5 medium on a 4090", "stabilityai/stable-diffusion-3.5-medium --gpu 4090"),
+        ("sdxl lora 1024 4090", "stabilityai/stable-diffusion-xl-base-1.0 --method lora -s 1024 --gpu 4090"),
     ],
 )  # fmt: skip
 def test_a_question_in_plain_words_gets_a_line_that_is_right(line: str, write: str) -> None:

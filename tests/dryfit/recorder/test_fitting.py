@@ -27,6 +27,7 @@ SIZES = {
     "all tokens but the last of each row": lambda x: 4 * x["b"] * (x["s"] - 1),
     "scales of scales, rounded up": lambda x: -(-x["h"] * x["i"] // 16384) * 4,
     "scales of scales of two weights in one": lambda x: -(-x["h"] * (x["i"] + x["V"]) // 16384) * 4,
+    "scores with a sink of each row": lambda x: 4 * x["b"] * x["s"] * (x["s"] + 1),
     "a number": lambda x: 1024,
 }
 
