@@ -107,8 +107,6 @@ rule trace_memory:
 
 rule measure_memory:
     input:
-        config=path_of(f"{BASE}/config.json"),
-        description=path_of(f"{BASE}/description.json"),
         trace="results/{run}/memory/training/trace.json",
     output:
         measure="results/{run}/memory/training/measure.json",

@@ -22,7 +22,6 @@ from dryfit.readers.approximations import approximate
 from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, Reading
 from dryfit.readers.request import DECIDING, DEFAULT_LIKE, ScenarioRequest, left_out, parse_request
 from dryfit.scenario.fields import BY_NAME
-from dryfit.scenario.hub import nearest
 from dryfit.scenario.model import configuration, size
 from dryfit.scenario.nested_fields import gpu_count
 from dryfit.scenario.objectives import OBJECTIVES
@@ -112,7 +111,6 @@ def question(what: Sequence[str | Path], options: QuestionOptions) -> Question:
         For the first thing that is wrong, with what to write.
     """
     gpu = _gpu(options)
-    _refuse_a_name_in_parts(list(map(str, what)))
     fields, where, reading = _main(str(what[0]), options.tool, gpu, _objective(options))
     model_alone = reading is None and fields.pop(_MODEL_ALONE, False)
     beside = [_beside(Path(other), gpu) for other in what[1:]]
@@ -150,21 +148,11 @@ def question(what: Sequence[str | Path], options: QuestionOptions) -> Question:
     if by_name and not request.warnings:
         request = replace(request, warnings=left_out(model, scenario, where))
     own = gpu or (find(scenario.gpu, where) if scenario.gpu is not None else None)
+    if model_alone and options.like is None and model.lower().startswith("unsloth/"):
+        base.notes.append("the id is of Unsloth's account: --like unsloth asks with Unsloth's defaults")
     if reading is None and (base.remarks or base.notes):
         reading = replace(base, tool="Hub")
     return Question(request, scenario, where, own, reading, beside, model)
-
-
-def _refuse_a_name_in_parts(what: Sequence[str]) -> None:
-    """``qwen3 8b``: words that are a model's name together, and no files."""
-    if len(what) < 2 or any(Path(one).exists() for one in what):
-        return
-    if near := nearest("-".join(what)):
-        raise UserError(
-            "A model's name is one word, and what follows it has to be a file.", where="the command line",
-            found=" ".join(what), allowed=f"{', '.join(near)}; a file of accelerate, DeepSpeed or PEFT beside a model",
-            change={"model": near[0]},
-        )  # fmt: skip
 
 
 def _refuse_what_is_open(reading: Reading | None, options: QuestionOptions) -> None:

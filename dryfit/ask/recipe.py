@@ -152,6 +152,8 @@ def _given(chosen: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     given |= {
         name: value for name in ("sequence_length", "micro_batch") if (value := getattr(options, name)) is not None
     }
+    if "size" in chosen.settings and "sequence_length" in given:  # `sdxl 1024`: what a length is to an image
+        given["size"] = given.pop("sequence_length")
     for text in options.set:
         name, equals, written = text.partition("=")
         if not equals:

@@ -195,7 +195,7 @@ def run_lines(run: Mapping[str, Any] | None, asked: Run) -> list[str]:
     ]
     if time.cost is not None:
         lines.append(f"  {_cost(time)} at {time.price_per_hour:g} an hour{each}")
-    elif asked.price_per_hour:
+    else:
         lines.append(f"  cost: not known, since no price of {time.gpu} was given (--price {time.gpu}=1.29)")
     co2 = "" if time.co2_kg_at_most is None else f", {time.co2_kg_at_most:.2g} kg of CO2"
     lines.append(f"  at most {time.kwh_at_most:.3g} kWh{co2}, if the boards take all that they can")

@@ -71,9 +71,8 @@ def items(words: Sequence[str]) -> list[Item]:
     while at < len(words):
         start, word = at, words[at]
         at += 1
-        if not _is_option(word):  # a question may come in quotes, a file's name may hold spaces
-            parts = [word] if Path(word).exists() or Path(word).suffix[1:].isalpha() else word.split()
-            found += [Item("", part, (part,)) for part in parts]
+        if not _is_option(word):
+            found += [Item("", part, (part,)) for part in ([word] if _is_one(word) else word.split())]
             continue
         name, equals, value = word.partition("=")
         if short := re.fullmatch(r"(-[a-z])(\d.*)", word):
@@ -88,6 +87,11 @@ def items(words: Sequence[str]) -> list[Item]:
             value, at = follows, at + 1
         found.append(Item(option, value if equals or at > start + 1 else None, tuple(words[start:at])))
     return found
+
+
+def _is_one(word: str) -> bool:
+    """Whether a word is one: a question in quotes is several, and the name of a file may hold spaces."""
+    return word[:1] in "./~" or Path(word).suffix[1:].isalpha() or (len(word) < 200 and Path(word).exists())
 
 
 def _is_option(word: str) -> bool:
@@ -495,7 +499,8 @@ def _parts(texts: Sequence[str], command: str, has_what: bool, named: set[str]) 
     while at < len(texts):
         part = next(
             (part for count in range(min(_LONGEST_PHRASE, len(texts) - at), 0, -1)
-             if (part := _phrase(texts[at : at + count], asked, has_what, named, at == 0))),
+             if not any(text.endswith(",") for text in texts[at : at + count - 1])
+             and (part := _phrase(texts[at : at + count], asked, has_what, named, at == 0))),
             None,
         ) or _slip(texts[at], asked, has_what, named)  # fmt: skip
         asked = part.words[0] if part.kind == "command" else asked
@@ -543,7 +548,8 @@ def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str],
 
 def _command(words: Sequence[str], alone: bool) -> list[str] | None:
     """``max batch size``, ``longest``, ``which gpu``, ``how many gpus``, ``serving``; or a slip in the first word."""
-    of, names = "_".join(words[1:]), {key: FLAGS.get(name, name) for key, name in _names().items()}
+    of = "_".join(word for word in words[1:] if word not in ("a", "the", "of", "big", "large", "long"))
+    names = {key: FLAGS.get(name, name) for key, name in _names().items()}
     if words[:2] == ["how", "many"]:
         of = "_".join(words[2:])
         if not of or of.rstrip("s") in ("gpu", "card"):
@@ -574,9 +580,10 @@ def _with_options(words: Sequence[str]) -> list[str] | None:
 
 
 def _counted(words: Sequence[str], takes: Sequence[str]) -> list[str] | None:
-    """``at 4096``: tokens, if they are so many; ``0.35 per hour``; for serving ``4 bit``."""
-    if len(words) == 2 and words[0] in ("at", "with") and re.fullmatch(r"\d+k|\d{3,}", words[1]) and "-s" in takes:
-        return _typed("-s", words[1])
+    """``at 4096``, ``32k``, ``2048``: tokens, if they are so many; ``0.35 per hour``; for serving ``4 bit``."""
+    said = re.fullmatch(r"(?:at|with) (\d+k|\d{3,})|(\d{1,3}k|\d{3,6})", " ".join(words))
+    if said and "-s" in takes and (said[1] or said[2].endswith("k") or int(said[2]) % 256 == 0):
+        return _typed("-s", said[1] or said[2])
     price = re.fullmatch(r"[$€]?(\d+(?:\.\d+)?)[$€]? (?:per|an|a) hour", " ".join(words))
     if price and "--price" in takes:
         return ["--price", price[1]]
@@ -591,8 +598,10 @@ def _sized(words: Sequence[str], command: str) -> list[str] | None:
         pair = re.fullmatch(r"([a-z_-]+)[=:](.+)", words[0]) or re.fullmatch(r"([a-z_-]+?)(\d+k?)", words[0])
         sides = [(pair[1], pair[2])] if pair else []
     else:
-        middle = [word for word in words if word not in ("of", "=", "size")]
-        sides = [("_".join(middle[:-1]), middle[-1]), ("_".join(middle[1:]), middle[0])] if len(middle) > 1 else []
+        first, *rest = [word for word in words if word not in ("of", "=", "size")] or [""]
+        sides = [("_".join([first, *rest[:-1]]), rest[-1])] if rest else []
+        if not _card([first]) and (first.isdigit() or known.get("_".join(rest)) != "-b"):  # not `4090 batch 2`
+            sides.append(("_".join(rest), first))
     for name, value in sides:
         key = _key(name)
         if _NUMBER.fullmatch(value) and known.get(key) in _table("numeric"):
@@ -632,14 +641,16 @@ def _card(words: Sequence[str]) -> str | None:
     from dryfit.cards.gpus import find
 
     text = " ".join(_table("numbers").get(word, word) for word in words)
-    if not re.search(r"\d", text) or {*words} & _table("fillers") - {"gpu", "card"}:
+    is_name = re.search(r"\d|....", text) and not re.match(r"\d{3,} \d{4}", text)  # `1024 4090`: a length and a card
+    if not is_name or {*words} & _table("fillers") - {"gpu", "card"}:
         return None
     for name in dict.fromkeys((text, re.sub(r"(?<=[\dix])s$", "", re.sub(r"^(\d+)\s*x?\s+", r"\1x", text)))):
         try:
             find(name)
         except UserError as error:
-            known = gpu_text((error.change or {}).get("gpu", ""))
-            if _CARD.fullmatch(name) or {*re.findall(r"\w+", _COUNT.sub("", name))} <= {*re.findall(r"\w+", known)}:
+            near = gpu_text((error.change or {}).get("gpu", ""))
+            typed, known = ({*re.findall(r"\w+", _COUNT.sub("", one))} for one in (name, near))
+            if (re.search(r"\d", text) and typed <= known) or _CARD.fullmatch(name):
                 return name
         else:
             return name
@@ -647,9 +658,9 @@ def _card(words: Sequence[str]) -> str | None:
 
 
 _COUNT = re.compile(r"^\d+\s*x\s*")
-_CARD = re.compile(  # one that is not known, by its maker or series: its own error says what to write
-    r"(?:\d+x)?(?:(?:amd|radeon|rx|nvidia|geforce|rtx|gtx|intel|arc|tesla|quadro|instinct) ?)+[a-z]?\d{2,4}[a-z]*"
-    r"(?: (?:xtx?|ti|super|gre|ada|pro))*(?: \d+ ?gb)?"
+_CARD = re.compile(  # a host, or a card by its maker or series, known or not: its own error says what to write
+    r"colab|kaggle|(?:\d+x)?(?:(?:amd|radeon|rx|nvidia|geforce|rtx|gtx|intel|arc|tesla|quadro|instinct) ?)+"
+    r"[a-z]?\d{2,4}[a-z]*(?: (?:xtx?|ti|super|gre|ada|pro))*(?: \d+ ?gb)?"
 )
 
 
@@ -684,7 +695,7 @@ def _model(words: Sequence[str]) -> str | None:
         return None
     if exact := _exact_model(name):
         return exact
-    ends = re.fullmatch(r"a?\d+(\.\d+)?[bm]|instruct|chat|base|it|\D+\d.*", words[-1])
+    ends = re.fullmatch(r"a?\d+(\.\d+)?[bm]|instruct|chat|base|it|mini|flash|\D+\d.*", words[-1])
     near = nearest(name) if ends and re.search(r"[a-z]{3}.*\d", name) else []
     first = near and re.match("[a-z]*", near[0].rpartition("/")[2].lower())[0]
     return near[0] if near and (len(words) == 1 or closest(re.match("[a-z]*", name)[0], [first], 0.75)) else None

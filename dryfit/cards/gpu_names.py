@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from dryfit.common.errors import UserError
@@ -145,13 +146,15 @@ def _family(name: str) -> tuple[str, int]:
     return letters, len(match[2]) if match else 0
 
 
-def _words(text: str) -> set[str]:
+@cache
+def _words(text: str) -> frozenset[str]:
     """Words of a name: letters and digits, a size in GB as one word, makers left out."""
     text = re.sub(r"(\d+)\s*g(?:i?b)?\b", r"\1gb", text.lower())
     text = re.sub(r"\b(rtx|gtx|rx|tesla|quadro)(?=\d)", r"\1 ", text)  # rtx4090
     text = re.sub(r"(?<=\d)(ti|super|d|xtx?|gre)\b", r" \1", text)  # 4060ti, 4090D, 7900xtx
     text = re.sub(r"\b(mi\d{3})\b", r"\1x", text)  # MI355
-    return set(re.findall(r"[a-z0-9.]+", text)) - _MAKERS
+    text = re.sub(r"\bmobile\b", "laptop", text)
+    return frozenset(re.findall(r"[a-z0-9.]+", text)) - _MAKERS
 
 
 def _unknown(text: str, cards: Mapping[str, str], where: object) -> UserError:
@@ -168,8 +171,9 @@ def _unknown(text: str, cards: Mapping[str, str], where: object) -> UserError:
     written = "-".join(re.findall(r"[a-z0-9]+", text.lower()))
     close = difflib.get_close_matches(written, known, n=8, cutoff=0.55)
     near = list(dict.fromkeys(known[one] for one in close if _family(one) == _family(written)))[:3]
-    size = re.search(r"(\d+)\s*(?:gi?b)?$", text, re.I)
+    size = re.search(r"(\d+)\s*(gi?b)?$", text, re.I)
     own = f"{size[1]}GiB" if size and 4 <= int(size[1]) <= 512 else "12GiB"
+    is_said = size and size[2] and own != "12GiB"
     guess = "" if near or size else " Write its memory where 12GiB stands."
     return UserError(
         f"`gpu` is not known.{guess}",
@@ -177,5 +181,5 @@ def _unknown(text: str, cards: Mapping[str, str], where: object) -> UserError:
         found=text,
         allowed=f"{', '.join(near or _FAMOUS)}, ... (config/gpus.yaml lists {len(cards)}); a size such as {own};"
         " several, such as 2xrtx-3090",
-        change={"gpu": near[0] if near else own},
+        change={"gpu": near[0] if near and not is_said else own},
     )

@@ -225,7 +225,13 @@ def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
         own |= {"context_bytes": int(gpu["context_mib"] * MIB), "context_source": GIVEN}
     if own or "name" in gpu:
         kind = {key: value for key, value in gpu.items() if key in ("name", "vram_gib")}
-        card = replace(find(kind.get("name", kind), where), **own)
+        try:
+            card = replace(find(kind.get("name", kind), where), **own)
+        except UserError as error:
+            if gpu.get("count", 1) < 2:
+                raise
+            meant = f"{gpu['count']}x{(error.change or {}).get('gpu', '24GiB')}"
+            raise error.with_values(change={"gpu": meant}, write=None) from None
         if card.context_bytes >= card.total_bytes:
             raise UserError(
                 f"`context_mib` leaves nothing of {card.title}.", where=where, found=gpu["context_mib"],

@@ -70,10 +70,13 @@ def known() -> dict[str, dict[str, Any]]:
 
 def known_name(text: str) -> str | None:
     """The id of a known model by its id, its name alone, or what it is called; None: it is none of these."""
-    wanted = text.partition("@")[0].lower().replace("runwayml/", "stable-diffusion-v1-5/")  # where it lay before
+    return _names().get(text.partition("@")[0].lower().replace("runwayml/", "stable-diffusion-v1-5/"))  # its old place
+
+
+@cache
+def _names() -> dict[str, str]:
     names = {one: name for name, entry in known().items() for one in entry.get("called", "").split()}
-    names |= {one: name for name in known() for one in (name.lower(), name.lower().partition("/")[2])}
-    return names.get(wanted)
+    return names | {one: name for name in known() for one in (name.lower(), name.lower().partition("/")[2])}
 
 
 def find(what: str) -> OtherModel | None:

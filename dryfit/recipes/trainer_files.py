@@ -299,6 +299,7 @@ def _diffusion_pipe(content: Options, path: Path) -> Written | None:
     paths = [f"model.{name}" for name in ("diffusers_path", "ckpt_path", "checkpoint_path", "transformer_path")]
     own["pretrained_model_name_or_path"] = next((own[name] for name in paths if name in own), None)
     own["rank"] = own.get("adapter.rank", 32) if "adapter" in content else 0
+    own["checkpoints"] = "host" if own.get("activation_checkpointing") == "unsloth" else "card"
     own |= {"cache_latents": True, "cache_text_encoder_outputs": own.get("model.cache_text_embeddings", True)}
     # Of SDXL alone: its text encoders have adapters, unless their learning rate is 0.
     rates = [own.get(f"model.text_encoder_{number}_lr") for number in (1, 2)]
@@ -376,6 +377,7 @@ def _simple_tuner(content: Options, path: Path) -> Written | None:
     is_quantized = str(own.get("base_model_precision")).endswith(("quanto", "torchao"))
     own["quantized_on_card"] = is_quantized and own.get("quantize_via", "accelerator") != "cpu"
     own["low_vram"] = not own["quantized_on_card"]
+    own["checkpoints"] = "host" if own.get("gradient_checkpointing_backend") == "unsloth" else "card"
     own["ema"] = bool(own.pop("use_ema", False)) and own.get("ema_device", "cpu") == "accelerator"
     if own.get("validation_prompt") and not own.get("validation_disable"):
         own["samples"] = max(_numbers(re.split(r"[x,]", str(own.get("validation_resolution", 256)))), default=256)

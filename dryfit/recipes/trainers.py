@@ -135,6 +135,8 @@ class Reading:
             elif name in chosen.settings:
                 now = self._value(name, key)
                 given[name] = _blocks(model, now) if name == "blocks_swapped" and isinstance(now, float) else now
+            elif name == "checkpoints" and self._value(name, key) == "host":
+                self.notes.append(f"{key}: the recipe {chosen.name} keeps checkpoints on the card, which takes no less")
             elif name == "precision" and self._value(name, key) not in ("bf16", None):
                 raise UserError(
                     f"The recipe {chosen.name} computes in bf16.", where=self.path, found=f"{key}={yaml_text(value)}",

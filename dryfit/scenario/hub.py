@@ -174,6 +174,11 @@ def nearest(text: str) -> list[str]:
     return list(dict.fromkeys(ids.get(known.get(name, name), known.get(name, name)) for name in near))[:3]
 
 
+def _is_copy(name: str, other: str) -> bool:
+    """Whether names are of one family and version: a model, and its copy or its packed weights."""
+    return _parts(name.lower().rpartition("/")[2])[:2] == _parts(other.lower().rpartition("/")[2])[:2]
+
+
 def likely_id(text: str) -> str | None:
     """The Hub's id that a model's bare name may have: under the account of its family, whatever the size."""
     if "/" in text or " " in text:
@@ -255,6 +260,6 @@ def explained(failure: Failure, hub: HubId, where: object) -> UserError:
         found=f"{hub.name}@{hub.revision}" if hub.revision else hub.name,
         allowed=allowed,
         field="model",
-        # A Hub that is not reached may have the model: another one is no better, but for a copy of the same size.
-        change={"model": near[0]} if near and (failure.status or _parts(hub.name.lower())[2]) else None,
+        # A Hub that is not reached may have the model: only another copy of it is as good.
+        change={"model": near[0]} if near and (failure.status or _is_copy(near[0], hub.name)) else None,
     )

@@ -339,7 +339,6 @@ def read_into(descriptor: int, view: memoryview, offset: int, path: object) -> N
 
 
 def torch_dtype(code: str) -> Any:
-    """The torch dtype of a floating safetensors dtype."""
     import torch
 
     return getattr(torch, FLOAT_DTYPES[code])

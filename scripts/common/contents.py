@@ -56,11 +56,6 @@ def remember_written(outputs: Iterable[object]) -> None:
                 remember(path, written)
 
 
-def given_digest(paths: Iterable[str | os.PathLike]) -> str:
-    """One digest of files that no rule makes: names and contents, and not where the files lie."""
-    return digest(sorted((Path(path).name, content_digest(path)) for path in paths))
-
-
 def job_digest(code: str, inputs: Iterable[str]) -> str:
     """One text of what a job computes with: its code, the files that no job makes, and which inputs are missing.
 
@@ -69,7 +64,9 @@ def job_digest(code: str, inputs: Iterable[str]) -> str:
     inputs = list(inputs)
     missing = [path for path in inputs if not os.path.exists(path) and not path.startswith(".snakemake/")]
     given = [path for path in inputs if not path.startswith(("results/", ".snakemake/"))]
-    reads = f"{code}, reads {given_digest(given)}" if given else code
+    # Names and contents, and not where the files lie.
+    files = digest(sorted((Path(path).name, content_digest(path)) for path in given))
+    reads = f"{code}, reads {files}" if given else code
     return f"{reads}, without {', '.join(missing)}" if missing else reads
 
 

@@ -46,13 +46,7 @@ class Stage:
 
 
 def judged(
-    stage: str,
-    place: str,
-    needs_bytes: int | None,
-    has_bytes: int | None,
-    basis: str,
-    detail: str = "",
-    **more: Any,
+    stage: str, place: str, needs_bytes: int | None, has_bytes: int | None, basis: str, detail: str = "", **more: Any
 ) -> Stage:
     """A stage with the verdict that its sizes give; ``more``: other fields."""
     unknown = needs_bytes is None or has_bytes is None
@@ -61,7 +55,6 @@ def judged(
 
 
 def refused(stages: Sequence[Stage]) -> list[Stage]:
-    """The stages that do not fit."""
     return [stage for stage in stages if stage.verdict == TOO_SMALL]
 
 
@@ -69,7 +62,12 @@ def table(stages: Sequence[Stage]) -> list[str]:
     """Lines for a terminal: stage, needs, has, verdict, and the smallest change that fits."""
     heads = ("stage", "where", "needs", "has", "verdict")
     rows = [heads] + [
-        (stage.stage, _place(stage), _size(stage.needs_bytes), _size(stage.has_bytes), stage.verdict)
+        (
+            stage.stage,
+            f"{stage.place}, {stage.processes} processes" if stage.processes > 1 else stage.place,
+            *("-" if size is None else size_text(size) for size in (stage.needs_bytes, stage.has_bytes)),
+            stage.verdict,
+        )
         for stage in stages
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
@@ -82,11 +80,3 @@ def table(stages: Sequence[Stage]) -> list[str]:
         change = stages[number - 1].change if number else None
         lines.append("  ".join(cells + ([change] if change else [])).rstrip())
     return lines
-
-
-def _place(stage: Stage) -> str:
-    return f"{stage.place}, {stage.processes} processes" if stage.processes > 1 else stage.place
-
-
-def _size(size: int | None) -> str:
-    return "-" if size is None else size_text(size)

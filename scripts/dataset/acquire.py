@@ -8,15 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import (
-    read_json,
-    read_jsonl,
-    read_report,
-    sha256_file,
-    write_json,
-    write_jsonl,
-    write_report,
-)
+from dryfit.common.files import read_json, read_jsonl, read_report, sha256_file, write_json, write_jsonl, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.dataset.rows import COLUMNS, TEST, Rows, count, must_not_drop_many, write_rows

@@ -52,7 +52,6 @@ def near_duplicates(texts: list[str], threshold: float) -> list[bool]:
 
 
 def stages(task: Task) -> tuple[str, ...]:
-    """The stages of cleaning, in order."""
     return ("validate", "exact_duplicates", task.check_stage, "near_duplicates")
 
 

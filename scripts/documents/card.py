@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from scripts.documents.evaluation import HUB_METRICS
@@ -63,7 +63,7 @@ def metadata(context: Mapping[str, Any]) -> str:
 
     description, run = context["description"], context["run"]
     sources = context["acquire"]["sources"]
-    repositories = hub_datasets(sources)
+    repositories = sorted({source["repository"] for source in sources if source["type"] == "hub"})
     # The Hub wants an id as the type; a dataset that is not there has only its name.
     dataset_type = repositories[0] if len(repositories) == 1 else context["dataset"]
     named = ((test, f"{context['dataset']} ({test['title'].lower()})") for test in context["tests"])
@@ -116,11 +116,6 @@ def metadata(context: Mapping[str, Any]) -> str:
     if values.get("base_model"):
         values["base_model_relation"] = "finetune"
     return dump_yaml(values)
-
-
-def hub_datasets(sources: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Hub ids of the sources that are on the Hub, each once."""
-    return sorted({source["repository"] for source in sources if source["type"] == "hub"})
 
 
 def base_model_id(description: Mapping[str, Any]) -> str | None:
@@ -184,7 +179,6 @@ def check_facts(check: Mapping[str, Any]) -> str:
 
 
 def digests(files: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Digests of what went in and what came out."""
     source, manifest = files["description"]["source"], files["manifest"]
     rows = [(source["requirement"], source["sha256"])] if source["type"] == "wheel" else []
     rows += [(f"base: {name}", entry["sha256"]) for name, entry in files["weights"]["files"].items()]

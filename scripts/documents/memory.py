@@ -85,7 +85,6 @@ def read(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[s
 
 
 def as_list(given: Any) -> list[str]:
-    """One path, several, or none, as a list."""
     return [] if given is None else [given] if isinstance(given, str) else list(given)
 
 
@@ -149,17 +148,12 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
         "title": f"{METHODS[method]}, {precision_title(scenario)}",
         "versions": compared["versions"],
         "weights": _parts(compared["trace"], WEIGHTS),
-        "adapter_rows": _adapter_rows(answers) if method != "full" else [],
+        "adapter_rows": [
+            {"label": title, "by_answer": {answer: answers[answer]["components"].get(part) for answer in ANSWERS}}
+            for part, title in (LORA_PARTS if method != "full" else {}).items()
+        ],
         "worst_row": max(rows, key=lambda row: abs(row["rule_minus_trace"])),
     }
-
-
-def _adapter_rows(answers: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What adapters are at the peak: their weights, gradients and optimizer states, by each answer."""
-    return [
-        {"label": title, "by_answer": {answer: answers[answer]["components"].get(name) for answer in ANSWERS}}
-        for name, title in LORA_PARTS.items()
-    ]
 
 
 def _states(scenario: Mapping[str, Any], answers: Mapping[str, Any]) -> dict[str, int] | None:

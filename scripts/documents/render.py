@@ -124,7 +124,6 @@ def memory_size(size: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """A number with separated thousands."""
     return "not measured" if value is None else f"{value:,.{digits}f}"
 
 
@@ -152,12 +151,10 @@ def setting(value: object) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share of one as per cent."""
     return "not measured" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """A difference with its sign."""
     return "not measured" if value is None else _minus(f"{value:+.{digits}f}")
 
 
@@ -183,7 +180,6 @@ def deviation(share: float | None, digits: int = 2) -> str:
 
 
 def signed_size(size: float | None) -> str:
-    """A difference of bytes with its sign."""
     return "not measured" if size is None else ("+" if size >= 0 else "−") + memory_size(abs(size))
 
 
@@ -197,7 +193,6 @@ def _minus(text: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person would say them."""
     if seconds is None:
         return "not measured"
     if seconds < 60:

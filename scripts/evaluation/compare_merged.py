@@ -22,11 +22,6 @@ from scripts.tasks.support import registry
 from scripts.tasks.text import Task
 
 
-def metrics_of(task: Task) -> tuple[str, ...]:
-    """The metrics that are compared, of those that the evaluation has."""
-    return ("exact", "loss", *(name for name in task.flags() if name not in ("exact", *task.details)))
-
-
 def as_trained(scenario: Scenario, base: Path, adapter: Path, device: str) -> Any:
     """The model that was trained, in evaluation mode.
 
@@ -67,7 +62,7 @@ def side_by_side(task: Task, trained: list[dict], merged: list[dict]) -> dict[st
     """
     import pandas as pd
 
-    names = metrics_of(task)
+    names = ("exact", "loss", *(name for name in task.flags() if name not in ("exact", *task.details)))
     compared = compare(task, pd.DataFrame(trained), pd.DataFrame(merged))
     of_trained, of_merged = task.summarize(trained, share), task.summarize(merged, share)
     return {

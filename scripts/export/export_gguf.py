@@ -349,7 +349,6 @@ def export(model: str | os.PathLike, output: str | os.PathLike, type_name: str, 
 
 
 def main() -> int:
-    """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.export.export_gguf",
         description="Write a model of transformers as GGUF, with a Modelfile.",

@@ -269,6 +269,7 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     read_folder(inputs["description"])
     read_report(inputs["encoded"], inputs["train"])
     read_report(inputs["split"], *(inputs[name] for name in ("test", "trained", "harmful", "benchmark")))
+    carried = carry(splits_check=inputs["check"], encode=inputs["encoded"], description=inputs["description"])
     named = settings["gate"]["gpu"]
     gpu = evaluation_gpu = None
     if named != "auto" or settings["device"] != "cpu":
@@ -303,7 +304,6 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     for line in [*table(checked.stages), f"the run {hours.line}" if hours else NO_HOURS]:
         log.info("%s", line)
     checked.enforce()
-    carried = carry(splits_check=inputs["check"], encode=inputs["encoded"], description=inputs["description"])
     write_report(output, {CARRIED: carried, **to_mapping(checked)})
 
 

@@ -10,16 +10,15 @@ from dryfit.hours.cpu import Cpu
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.measure import TOO_SMALL, measure, time_difference, time_line
 from scripts.common.job import job
-from scripts.runs.check_configuration import checked_configuration
 
 
-def main(config: str, mapping: dict[str, Any], device: str, output: str, threads: int) -> None:
+def main(mapping: dict[str, Any], device: str, output: str, threads: int) -> None:
     """Measure, trace the same step for the same device, and write both.
 
     A step that the card can't hold is written as such: the training may have passed the gate by its longest real batch,
     or have halved its micro-batches, and its documents are due all the same.
     """
-    scenario = Scenario.from_mapping({**mapping, "model": config}, where="the configuration")
+    scenario = Scenario.from_mapping(mapping, where="the configuration")
     set_allocator(scenario.allocator.expandable_segments)
     import torch
 
@@ -56,10 +55,9 @@ def main(config: str, mapping: dict[str, Any], device: str, output: str, threads
 
 if __name__ == "__main__":
     with job(snakemake):
-        read_report(snakemake.input.trace)  # on a cluster it has chosen the GPU
+        traced = read_report(snakemake.input.trace)["scenario"]  # on a cluster it has chosen the GPU
         main(
-            checked_configuration(snakemake.input),
-            snakemake.params.scenario,
+            {**snakemake.params.scenario, **{key: traced[key] for key in ("model", "model_name")}},
             snakemake.params.device["device"],
             snakemake.output.measure,
             snakemake.threads,

@@ -50,7 +50,6 @@ def result_of(good: bool, **facts: Any) -> dict[str, Any]:
 
 
 def not_run(reason: str) -> dict[str, Any]:
-    """A check that did not run."""
     return {"status": "not run", "reason": f"not run: {reason}"}
 
 

@@ -238,10 +238,7 @@ def _check_place(plan: Plan, output: Path, needed: int) -> None:
     free, needed = shutil.disk_usage(disk).free, needed + DISK_MARGIN_BYTES
     if free < needed:
         raise UserError(
-            "The disk is too small for the merged model.",
-            where=disk,
-            found=f"{gib(free)} free",
-            allowed=gib(needed),
+            "The disk is too small for the merged model.", where=disk, found=f"{gib(free)} free", allowed=gib(needed)
         )
 
 
@@ -413,7 +410,6 @@ def _manifest(
 
 
 def main() -> int:
-    """Command line."""
     about = "Merge a LoRA adapter into its unquantized base with little memory."
     parser = argparse.ArgumentParser(prog="python -m scripts.merging.merge", description=about)
     parser.add_argument("--base", required=True, metavar="DIR", help="model folder with config.json and safetensors")

@@ -246,7 +246,6 @@ def require_passed(report: dict[str, Any], where: Path | str) -> None:
 
 
 def first_requests(path: str | os.PathLike, count: int) -> list[str]:
-    """The first requests of a split."""
     return [row["request"] for row in islice(read_jsonl(path), count)]
 
 
@@ -262,15 +261,15 @@ def run(
 ) -> None:
     """The rule's work: verify, keep the report in the log when a check fails, fail then; ``reports`` are carried."""
     read_report(split, prompts)
+    carried = carry(**reports)  # before the work, so that an edited report costs none
     requests = first_requests(prompts, settings["prompts"])
     questions = Questions(requests, settings["system"], settings["max_new_tokens"])
     report = verify(base, adapter, merged, questions=questions, layers=settings["layers"])
     require_passed(report, merged)
-    write_report(report_path, {CARRIED: carry(**reports), **report})
+    write_report(report_path, {CARRIED: carried, **report})
 
 
 def main() -> int:
-    """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.merging.verify", description="Compare a merged folder with its base and adapter."
     )

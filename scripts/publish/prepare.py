@@ -11,16 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import (
-    atomic_folder,
-    read_folder,
-    read_report,
-    sha256_file,
-    write_report,
-    write_text,
-)
+from dryfit.common.files import atomic_folder, read_folder, read_report, sha256_file, write_report, write_text
 from dryfit.common.terminal import log
 from scripts.common.job import job
+from scripts.documents.card import base_model_id
 from scripts.documents.context import marked
 from scripts.documents.dataset import is_unknown
 from scripts.documents.render import render
@@ -111,14 +105,6 @@ def metadata(context: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def listing(files: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Each file of a repository: ``path`` in it, ``file`` here, ``bytes``, ``sha256``; by path."""
-    return [
-        {"bytes": path.stat().st_size, "file": str(path), "path": name, "sha256": sha256_file(path)}
-        for name, path in sorted(files.items())
-    ]
-
-
 def main(
     inputs: Mapping[str, Any], output: str, publish: Mapping[str, Any], about: Mapping[str, Any], templates: Path
 ) -> None:
@@ -135,10 +121,9 @@ def main(
     run, folder = Path(inputs["card"]).parent, Path(output).parent / "cards"
     splits = dict(zip(SPLITS, map(Path, inputs["splits"]), strict=True))
     context = {name: sourced(report, inputs[name]) for name, report in reports.items()}
-    base = reports["description"]["source"]
     task = registry.task(about["task"])
     context["words"] = {**marked(task.words()), **task.options.get("words", {})}
-    context |= {"base_model": base.get("repository") or base.get("hub_id"), "publish": publish, **about}
+    context |= {"base_model": base_model_id(reports["description"]), "publish": publish, **about}
     context |= metadata(context)
     wanted: dict[str, dict[str, Path]] = {}
     with atomic_folder(folder) as cards:
@@ -163,10 +148,13 @@ def main(
             allowed="a repository for the adapter, the merged model, the dataset, or several of them",
             write="publish:\n  adapter: <owner>/<name>",
         )
-    plan = {
-        kind: {"files": listing(files), "private": publish["private"], "repository": publish[kind]}
-        for kind, files in wanted.items()
-    }
+    plan = {}
+    for kind, files in wanted.items():
+        listed = [
+            {"bytes": path.stat().st_size, "file": str(path), "path": name, "sha256": sha256_file(path)}
+            for name, path in sorted(files.items())
+        ]
+        plan[kind] = {"files": listed, "private": publish["private"], "repository": publish[kind]}
     write_report(output, {"repositories": plan})
     for kind, repository in plan.items():
         total = sum(file["bytes"] for file in repository["files"])

@@ -40,7 +40,6 @@ def jobs(*configurations: Path, cores: int = 1) -> Iterator[Any]:
 
 
 def script_of(job: Any) -> Path:
-    """The file of a job's script."""
     return Path("rules", job.rule.script).resolve()
 
 
@@ -76,7 +75,6 @@ def run(job: Any, folder: Path, log: Sequence[str] = ()) -> None:
 
 
 def main() -> int:
-    """Command line."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.runs.alone", description="Run the script of the job that makes a file."
     )

@@ -33,7 +33,6 @@ class Job(NamedTuple):
 
 
 def results_of(jobs: Iterable[Job]) -> list[str]:
-    """The outputs of jobs in the folder of results."""
     return [path for job in jobs for path in job.outputs if path.startswith("results/")]
 
 

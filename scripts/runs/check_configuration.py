@@ -17,12 +17,7 @@ from dryfit.scenario.hub import likely_id, nearest, profiled
 from dryfit.scenario.model import MODELS
 from dryfit.scenario.scenario import Scenario, check_packages, rows_in_a_step
 from scripts.common.disk import Sizes
-from scripts.runs.run_scenarios import (
-    profile_scenarios,
-    training_loop,
-    training_scenario,
-    training_step_as_gated,
-)
+from scripts.runs.run_scenarios import profile_scenarios, training_loop, training_scenario, training_step_as_gated
 
 # Stands for a base model whose configuration is not there yet; its sizes are then checked by the trace.
 _ANY_MODEL = {"model_type": "any"}

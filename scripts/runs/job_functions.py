@@ -222,7 +222,6 @@ class JobFunctions:
         return None if self.gpus else self.gpus_of_training(wildcards)
 
     def gpus_of_training(self, wildcards: Any) -> int:
-        """The GPUs of a training."""
         return self._gpus(run_scenarios.gpus_of_training)(wildcards)
 
     def gpu(self, wildcards: Any) -> int:

@@ -102,9 +102,11 @@ class JobPaths:
         return [path for pattern in patterns for path in project_files(pattern)]
 
     def benchmark_file(self) -> list[str]:
-        """A benchmark's own file; none where it comes as a package."""
+        """A benchmark's own file; where it comes as a package, the project's files beside it."""
         path = self.settings["dataset"]["benchmark"].get("path")
-        return [path] if path and os.path.exists(path) else []
+        if path is None:
+            return self.policy("benchmark")
+        return [path] if os.path.exists(path) else []
 
     # --- the memory's scenarios --------------------------------------------------------------------
 

@@ -18,9 +18,11 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_report
 from dryfit.common.terminal import command
-from dryfit.common.text import gib
+from scripts.common.code_digests import ROOT
+from scripts.documents.render import render
 from scripts.sweep.summarize import difference, outcome, read_outcome
 
+TEMPLATE = ROOT / "config" / "templates" / "two-runs.md.j2"
 PATHS = {  # of what a run came to, in its folder
     "adapter": "adapter/adapter_model.safetensors",
     "answers": "evaluation/answers.jsonl",
@@ -74,67 +76,15 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def lines(names: tuple[str, str], compared: Mapping[str, Any]) -> list[str]:
-    """The comparison as Markdown."""
-    points = compared["points"]
-
-    def row(title: str, show: Any) -> str:
-        return f"| {title} | {show(points[0])} | {show(points[1])} |"
-
-    settings = compared["settings"].items()
-    said = [f"# {names[0]} and {names[1]}", "", f"| | {names[0]} | {names[1]} |", "| --- | --- | --- |"]
-    said += [f"| `{key}` | {_shown(one)} | {_shown(other)} |" for key, (one, other) in settings]
-    said += [] if settings else ["| settings | the same | the same |"]
-    said += [
-        row("loss, nats per token", lambda run: _interval(run["loss"], "mean")),
-        row("exact answers", lambda run: f"{run['exact']['count']} of {run['exact']['n']}, {_percent(run['exact'])}"),
-        row(
-            "against its base: loss, exact",
-            lambda run: ", ".join(run["verdict_to_the_base"][k] for k in ("loss", "exact")),
-        ),
-        row("peak, predicted", lambda run: gib(run["predicted_peak_bytes"])),
-        row("peak, measured", _measured),
-        row("training", lambda run: f"{run['train_wall_seconds']:,.0f} s, {run['tokens_per_second']:,.0f} tokens/s"),
-        row("adapter", lambda run: f"{run['adapter_bytes'] / 1e6:,.1f} MB, {run['trainable_parameters']:,} parameters"),
-        "",
-    ]
-    change = compared["difference"]
-    if change is None:
-        return [*said, "The two were asked no request in common, so nothing is paired."]
-    exact = {key: 100 * value for key, value in change["exact"].items()}
-    told = {True: "The interval does not reach over zero", False: "The interval reaches over zero"}
-    loss = change["loss"]
-    return [
-        *said,
-        f"Over the {compared['requests']} requests that both were asked, {names[1]} minus {names[0]}:",
-        f"- loss {loss['difference']:+.3f} [{loss['low_95']:+.3f}, {loss['high_95']:+.3f}]. "
-        f"{told[loss['low_95'] > 0 or loss['high_95'] < 0]}.",
-        f"- exact answers {exact['difference']:+.1f} [{exact['low_95']:+.1f}, {exact['high_95']:+.1f}] points. "
-        f"{told[exact['low_95'] > 0 or exact['high_95'] < 0]}.",
-        "",
-        "Each run was trained once: the intervals are about the requests, not about the seed.",
-    ]
-
-
-def _shown(value: Any) -> str:
-    return "not there" if value is None else f"`{json.dumps(value, ensure_ascii=False)}`".replace("|", r"\|")
-
-
-def _interval(value: Mapping[str, float], key: str) -> str:
-    return f"{value[key]:.3f} [{value['low_95']:.3f}, {value['high_95']:.3f}]"
-
-
-def _percent(value: Mapping[str, float]) -> str:
-    return "{:.1f} % [{:.1f}, {:.1f}]".format(*(100 * value[key] for key in ("share", "low_95", "high_95")))
-
-
-def _measured(run: Mapping[str, Any]) -> str:
-    size = run["measured_peak_bytes"]
-    return "not measured" if size is None else f"{gib(size)} ({run['measured_on']})"
+def page(names: tuple[str, str], compared: Mapping[str, Any]) -> str:
+    settings = {
+        key: [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+        for key, values in compared["settings"].items()
+    }
+    return render(TEMPLATE, {**compared, "names": names, "settings": settings})[0]
 
 
 def main() -> int:
-    """Command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.sweep", description="Compare two finished runs.")
     parser.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="a run's folder, results/<name>-r<rank>")
     parser.add_argument("--json", action="store_true", help="print the values")
@@ -142,7 +92,7 @@ def main() -> int:
     first, second = options.runs
     names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
     compared = compare(read_run(first), read_run(second))
-    print(json.dumps(compared, indent=2) if options.json else "\n".join(lines(names, compared)))
+    print(json.dumps(compared, indent=2) if options.json else page(names, compared))
     return 0
 
 

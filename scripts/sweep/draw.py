@@ -29,7 +29,8 @@ def axis(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[str], s
     """Places, labels and title of the common axis: by size where one number is varied, else one place a run."""
     varied = [point["varied"] for point in points]
     keys = {key for settings in varied for key in settings}
-    if len(keys) == 1 and all(_is_number(value) for settings in varied for value in settings.values()):
+    values = [value for settings in varied for value in settings.values()]
+    if len(keys) == 1 and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         (key,) = keys
         order = sorted(settings[key] for settings in varied)
         places = [float(order.index(settings[key])) for settings in varied]
@@ -39,10 +40,6 @@ def axis(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[str], s
         [label(settings) or "as configured" for settings in varied],
         "",
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def panel(points: Sequence[Mapping[str, Any]], title: str, unit: str, series: Sequence[tuple]) -> Any:
@@ -101,8 +98,6 @@ def trade(points: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def figures(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures of a sweep by name."""
-
     def loss(point: Mapping[str, Any]) -> tuple[float, float, float]:
         return point["loss"]["mean"], point["loss"]["low_95"], point["loss"]["high_95"]
 

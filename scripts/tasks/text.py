@@ -104,7 +104,6 @@ class Task:
     # --- the configuration -------------------------------------------------------------------------
 
     def options_of(self, part: str) -> dict[str, Any]:
-        """The options that a part depends on."""
         return {name: self.options[name] for name in self.part_options.get(part, ()) if name in self.options}
 
     def files_of(self, part: str) -> list[Path]:
@@ -180,11 +179,9 @@ class Task:
     # --- cleaning ----------------------------------------------------------------------------------
 
     def clean_request(self, text: str) -> str:
-        """The request as it is learned."""
         return keys.clean_block(text)
 
     def clean_answer(self, text: str) -> str:
-        """The answer as it is learned."""
         return keys.clean_block(text)
 
     def defect(self, request: str, answer: str) -> str | None:

@@ -365,7 +365,6 @@ class Fit:
         return None
 
     def _tokens(self, shares: list[list], computed: int) -> dict[str, int]:
-        """What a step's tokens were, for the curve."""
         from dryfit.step.batches import answer_tokens
 
         batch = _rows(shares)

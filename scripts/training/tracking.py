@@ -47,7 +47,6 @@ class Trackers:
             self._try(name, lambda report=report: report(step, told))
 
     def end(self) -> None:
-        """End the run of each tracker."""
         for name, (_, end) in list(self._open.items()):
             self._try(name, end)
 

@@ -98,10 +98,7 @@ if __name__ == "__main__":
         main(
             Path(snakemake.input.base),
             Settings(
-                snakemake.params.scenario,
-                snakemake.params.loop,
-                snakemake.params.seed["seed"],
-                snakemake.params.code,
+                snakemake.params.scenario, snakemake.params.loop, snakemake.params.seed["seed"], snakemake.params.code
             ),
             {
                 "weights": f"{snakemake.input.base}/weights.json",

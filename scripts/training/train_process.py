@@ -71,7 +71,6 @@ class TrainingJob:
     report_to: list[str] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain values for JSON."""
         return asdict(self)
 
 
@@ -161,7 +160,7 @@ def train(work: TrainingJob, group: Group = ALONE) -> None:
 
 
 def plain_settings(scenario: Scenario) -> dict[str, Any]:
-    """What a tracker is told of the step: its settings without the model's configuration."""
+    """The step's settings without the model's configuration, as the report and trackers have them."""
     return {key: value for key, value in scenario.to_mapping().items() if key != "model"}
 
 
@@ -187,7 +186,6 @@ def warn_of_slow_bf16(scenario: Scenario, device: str) -> None:
 
 
 def _steps(work: TrainingJob, scenario: Scenario, data: Data) -> tuple[int, int]:
-    """Steps in an epoch, and in all."""
     rows_per_step = rows_in_a_step(scenario, work.loop)
     return plan_steps(len(data.rows), rows_per_step, work.loop["epochs"], work.loop["max_steps"])
 
@@ -240,7 +238,6 @@ def _order_buckets(model: Any, scenario: Scenario, data: Data, device: str) -> N
 
 
 def _report(work: TrainingJob, scenario: Scenario, data: Data, fitted: Fitted) -> dict[str, Any]:
-    """What the report says of the steps and of the rows."""
     import torch
 
     from dryfit.step.batches import answer_tokens
@@ -259,13 +256,10 @@ def _report(work: TrainingJob, scenario: Scenario, data: Data, fitted: Fitted) -
         "loop": work.loop,
         "out_of_memory": {"micro_batch": halved[-1]["micro_batch"], "steps": len(halved)} if halved else None,
         "resumed_from_step": fitted.start or None,
-        "scenario": {key: value for key, value in scenario.to_mapping().items() if key != "model"},
+        "scenario": plain_settings(scenario),
         "seed": work.seed,
         "steps": total,
-        "times": {
-            **{f"{key}_per_second": totals[key] / seconds for key in totals},
-            "train_wall_seconds": seconds,
-        },
+        "times": {**{f"{key}_per_second": totals[key] / seconds for key in totals}, "train_wall_seconds": seconds},
         "threads": work.threads,
         "token_shares": token_shares(curve, data.prefix),
         "train_rows": len(data.rows),
@@ -308,7 +302,6 @@ def base_name(description: Mapping[str, Any]) -> str:
 
 
 def about_base(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What the report says of the base."""
     return {key: description[key] for key in ("license", "source", "title")}
 
 

@@ -41,7 +41,7 @@ def test_the_default_run_plans_the_whole_chain(project):
 
 def test_a_person_can_follow_the_rule_graph(project):
     """A later report carries earlier ones, so that few arrows lead into the documents."""
-    for configuration in ((), ("--configfile", TINY)):
+    for configuration in ((), ("--configfile", TINY), ("--configfile", "config/cpu-hour.yaml")):
         assert snakemake(project, "--rulegraph", *configuration).stdout.count("->") <= 60
 
 

@@ -4,7 +4,8 @@
 - the transformer in bf16 under autocast, but for what diffusers keeps in fp32; LoRA in fp32 on the attention's
   projections, or on all linear layers of the blocks
 - fp8: weights kept in 8 bits, and in bf16 while their layer computes; quanto: the same for each product, with scales
-- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; what copies cost in time is not counted
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; checkpoints: where their inputs wait to
+  be computed again; what copies cost in time is not counted
 """
 
 import torch
@@ -20,6 +21,7 @@ base_precision = "16bit"  # 16bit | fp32
 quantization = "none"  # none | nf4 | fp8 | quanto
 blocks_swapped = 0  # blocks that wait on the host; 0: none
 gradient_checkpointing = True
+checkpoints = "card"  # card | host
 targets = "attention"  # attention | linear
 optimizer = "adamw"  # adamw | adamw_8bit | adafactor
 ema = False  # averaged weights of the adapters
@@ -32,7 +34,8 @@ kept = dtype if base_precision == "16bit" else torch.float32
 transformer, layers = loaded(model, kept, quantization, ("norm", "scale_shift_table"))
 if targets == "attention":
     layers = [name for name in layers if name.endswith(("to_k", "to_q", "to_v", "to_out.0"))]
-trained = trained_weights(transformer, rank, layers, torch.float32, gradient_checkpointing, blocks_swapped)
+waits = gradient_checkpointing and checkpoints
+trained = trained_weights(transformer, rank, layers, torch.float32, waits, blocks_swapped)
 steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
 config, kind = transformer.config, type(transformer).__name__
 # What a latent stands for: frames, pixels.

@@ -6,7 +6,8 @@
 - fp8: weights kept in 8 bits, and in bf16 while their layer computes; quanto: the same for each product, with scales,
   and T5 too
 - references: images of the same size beside each one, as Kontext takes them
-- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; what copies cost in time is not counted
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; checkpoints: where their inputs wait to
+  be computed again; what copies cost in time is not counted
 """
 
 from functools import cache
@@ -24,6 +25,7 @@ base_precision = "16bit"  # 16bit | fp32
 quantization = "none"  # none | nf4 | fp8 | quanto
 blocks_swapped = 0  # blocks that wait on the host; 0: none
 gradient_checkpointing = True
+checkpoints = "card"  # card | host
 cached = "all"  # none | latents | texts | all
 targets = "attention"  # attention | linear
 optimizer = "adamw"  # adamw | adamw_8bit | adafactor
@@ -49,8 +51,7 @@ vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype).c
 @torch.no_grad()
 def encoded_texts():
     words = torch.ones(micro_batch, 77, dtype=torch.long, device="cuda")
-    pooled = clip(words).pooler_output
-    return pooled, t5(torch.ones(micro_batch, 512, dtype=torch.long, device="cuda"))[0]
+    return clip(words).pooler_output, t5(torch.ones(micro_batch, 512, dtype=torch.long, device="cuda"))[0]
 
 
 @torch.no_grad()
@@ -72,8 +73,8 @@ kept = dtype if base_precision == "16bit" else torch.float32
 transformer, layers = loaded(model, kept, quantization, whole=True, on_host=low_vram)
 if targets == "attention":
     layers = ["to_k", "to_q", "to_v", "to_out.0"]
-own = dtype if adapter_precision == "16bit" else torch.float32
-trained = trained_weights(transformer, rank, layers, own, gradient_checkpointing, blocks_swapped)
+own, waits = dtype if adapter_precision == "16bit" else torch.float32, gradient_checkpointing and checkpoints
+trained = trained_weights(transformer, rank, layers, own, waits, blocks_swapped)
 steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
 
 

@@ -5,7 +5,8 @@
   blocks; rank 0 trains all of the transformer in bf16
 - fp8: weights kept in 8 bits, and in bf16 while their layer computes; quanto: the same for each product, with scales
 - references: images of the same size beside each one, as Qwen-Image-Edit takes them
-- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; what copies cost in time is not counted
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; checkpoints: where their inputs wait to
+  be computed again; what copies cost in time is not counted
 """
 
 import torch
@@ -19,6 +20,7 @@ base_precision = "16bit"  # 16bit | fp32
 quantization = "none"  # none | nf4 | fp8 | quanto
 blocks_swapped = 0  # blocks that wait on the host; 0: none
 gradient_checkpointing = True
+checkpoints = "card"  # card | host
 targets = "attention"  # attention | linear
 optimizer = "adamw"  # adamw | adamw_8bit | adafactor
 references = 0  # images beside each one, of Qwen-Image
@@ -33,7 +35,8 @@ transformer, layers = loaded(model, kept, quantization)
 if targets == "attention":
     attention = ("to_k", "to_q", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out")
     layers = [name for name in layers if name.endswith(attention)]
-trained = trained_weights(transformer, rank, layers, torch.float32, gradient_checkpointing, blocks_swapped)
+waits = gradient_checkpointing and checkpoints
+trained = trained_weights(transformer, rank, layers, torch.float32, waits, blocks_swapped)
 steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
 config, rows = transformer.config, size // 16
 

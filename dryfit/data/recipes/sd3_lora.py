@@ -4,7 +4,8 @@
 - the transformer in 16 bits under autocast, LoRA on the attention's projections (in fp32 beside fp16), or on all linear
   layers of the blocks; rank 0 trains all of the transformer, in fp32 under autocast
 - quanto: linear layers of the blocks in 8 bits with scales
-- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; what copies cost in time is not counted
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; checkpoints: where their inputs wait to
+  be computed again; what copies cost in time is not counted
 """
 
 import torch
@@ -19,6 +20,7 @@ base_precision = "auto"  # auto | 16bit | fp32
 quantization = "none"  # none | nf4 | fp8 | quanto
 blocks_swapped = 0  # blocks that wait on the host; 0: none
 gradient_checkpointing = True
+checkpoints = "card"  # card | host
 targets = "attention"  # attention | linear
 optimizer = "adamw"  # adamw | adamw_8bit | adafactor
 ema = False  # averaged weights of what is trained
@@ -34,7 +36,8 @@ if targets == "attention":
     layers = [f"attn.{name}" for name in inner]
 # Beside weights in 8 bits they would be made in 8 bits.
 fp32 = torch.float32 if precision == "fp16" or quantization != "none" else None
-trained = trained_weights(transformer, rank, layers, fp32, gradient_checkpointing, blocks_swapped)
+waits = gradient_checkpointing and checkpoints
+trained = trained_weights(transformer, rank, layers, fp32, waits, blocks_swapped)
 steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
 scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
 config = transformer.config

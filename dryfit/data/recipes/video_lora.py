@@ -3,7 +3,8 @@
 - latents of videos and embeddings of texts were computed before: VAE and text encoder are not on the card
 - the transformer and its LoRA in 16 bits under autocast; LoRA on the attention's projections
 - rank 0 trains all of the transformer, in fp32 under autocast, as cogvideox_text_to_video_sft.py
-- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; what copies cost in time is not counted
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; checkpoints: where their inputs wait to
+  be computed again; what copies cost in time is not counted
 """
 
 import torch
@@ -20,6 +21,7 @@ precision = "bf16"  # bf16 | fp16
 rank = 128  # of LoRA; 0 trains all weights
 blocks_swapped = 0  # blocks that wait on the host; 0: none
 gradient_checkpointing = True
+checkpoints = "card"  # card | host
 optimizer = "adamw"  # adamw | adamw_8bit | adafactor
 ema = False  # averaged weights of what is trained
 
@@ -31,7 +33,8 @@ transformer = CogVideoXTransformer3DModel.from_pretrained(model, subfolder="tran
 if not rank:
     transformer.cuda().float()
 layers = ["to_k", "to_q", "to_v", "to_out.0"]
-trained = trained_weights(transformer, rank, layers, None, gradient_checkpointing, blocks_swapped)
+waits = gradient_checkpointing and checkpoints
+trained = trained_weights(transformer, rank, layers, None, waits, blocks_swapped)
 steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
 scheduler, config = CogVideoXDPMScheduler(), transformer.config
 kept = scheduler.alphas_cumprod.cuda()

@@ -10,10 +10,7 @@ from scripts.tasks.shell.task import Shell
 
 
 class Task(Shell):
-    """The benchmark of commands."""
-
     def fetch_benchmark(self, source: Mapping[str, Any], outputs: Any) -> None:
-        """Fetch the package that the configuration names."""
         fetch_benchmark.main(dict(source), outputs)
 
     def must_execute(self) -> None:

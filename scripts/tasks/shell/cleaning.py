@@ -33,14 +33,7 @@ def defect(request: str, command: str) -> str | None:
     return None if any(character.isalpha() for character in request) else "request has no words"
 
 
-def only_comments(canonical: str) -> bool:
-    """Whether a command in canonical form does nothing."""
-    return all(not line or line.lstrip().startswith("#") for line in canonical.splitlines())
-
-
 class Task(Shell):
-    """The cleaning of commands."""
-
     clean_request = staticmethod(keys.clean_request)
     defect = staticmethod(defect)
     answer_key = staticmethod(command_key)
@@ -48,8 +41,9 @@ class Task(Shell):
     def check(self, rows: Sequence[tuple[str, str]]) -> list[Checked]:
         """A command must be Bash, and do something."""
         syntax = check_syntax([command for _, command in rows])
-        reasons = [
-            "command is not Bash" if canonical is None else "command does nothing" if only_comments(canonical) else None
-            for canonical, _ in syntax
-        ]
-        return [Checked(reason, error) for reason, (_, error) in zip(reasons, syntax, strict=True)]
+        checked = []
+        for canonical, error in syntax:
+            does = any(line and not line.lstrip().startswith("#") for line in (canonical or "").splitlines())
+            reason = "command is not Bash" if canonical is None else None if does else "command does nothing"
+            checked.append(Checked(reason, error))
+        return checked

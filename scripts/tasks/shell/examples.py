@@ -58,14 +58,14 @@ def pair(description: str, code: list[str]) -> tuple[str, str] | None:
     request = _ASIDE.sub("", description).replace("`", "").strip().rstrip(".:").strip()
     if not request or len(request) > _MOST_CHARACTERS or ". " in request or _GAP.search(command + request):
         return None
-    added = [word for word in map(_bare, command.split()[1:]) if _OPERAND.fullmatch(word) and word not in request]
+    added = [
+        word
+        for word in (part.strip("'\"") for part in command.split()[1:])
+        if _OPERAND.fullmatch(word) and word not in request
+    ]
     if len(added) > _MOST_WORDS_ADDED or command.endswith("\\"):
         return None
     return (f"{request}: {', '.join(dict.fromkeys(added))}" if added else request), command
-
-
-def _bare(word: str) -> str:
-    return word.strip("'\"")
 
 
 def read_archive(path: Path) -> tuple[list[dict], bytes]:

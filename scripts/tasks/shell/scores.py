@@ -58,8 +58,6 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict:
 
 
 class Task(Shell):
-    """The scores of commands."""
-
     def plain(self, answer: str) -> str:
         return strip_fence(answer)
 

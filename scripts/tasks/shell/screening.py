@@ -10,8 +10,6 @@ from scripts.tasks.text import Screened
 
 
 class Task(Shell):
-    """The screening of commands."""
-
     def screen(self, answers: Sequence[str]) -> list[Screened]:
         """The policy's verdict on each command."""
         policy = build()

@@ -15,8 +15,6 @@ EMBEDDED = ("programs", "intents", "known")  # what a source of the grammar may 
 
 
 class Task(Shell):
-    """The sources of commands."""
-
     def harmful(self) -> list[dict]:
         """Requests for harm of kinds that no row has, with the line that refuses them."""
         return list(held_out_harm()) if self.options["harm"] else []

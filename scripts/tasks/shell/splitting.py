@@ -8,8 +8,6 @@ from scripts.tasks.shell.task import Shell
 
 
 class Task(Shell):
-    """The keys of commands."""
-
     answer_key = staticmethod(command_key)
 
     def holds_together(self, answer: str) -> bool:

@@ -20,6 +20,7 @@ class Shell(text.Task):
     project_files: Mapping[str, tuple[str, ...]] = {
         "sources": ("config/datasets/embedded/*.yaml",),
         "screening": ("config/screen/*.yaml",),
+        "benchmark": ("config/execution/bare-root.sh",),
         "scores": ("config/screen/*.yaml", "config/effects.yaml"),
     }
     source_types = ("embedded", "examples")

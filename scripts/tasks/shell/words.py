@@ -8,8 +8,6 @@ from scripts.tasks.shell.task import Shell
 
 
 class Task(Shell):
-    """The words of the task."""
-
     def has_harm(self) -> bool:
         return True
 

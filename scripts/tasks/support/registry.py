@@ -25,7 +25,6 @@ PARTS = ("sources", "cleaning", "screening", "splitting", "scores", "words", "be
 
 
 def names() -> list[str]:
-    """The tasks that there are."""
     modules = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
     return sorted(modules | {path.parent.name for path in FOLDER.glob("*/words.py")})
 

@@ -300,6 +300,7 @@ def test_a_mean_length_takes_less_than_the_longest(model, capsys) -> None:
     words = (model, "--gpu", "t4", "-s", "2048", "-b", "8", "--rows", "50000")
     _, text = run(capsys, *words, "--tokens-per-row", "64")
     assert "each row counts as 64 tokens, on average, without padding" in text
+    assert "cost: not known, since no price of t4 was given (--price t4=1.29)" in text
     mean, longest = (
         fit(model, gpu="t4", sequence_length=2048, micro_batch=8, run=Run(50_000, tokens_per_row=tokens)).run
         for tokens in (64, None)

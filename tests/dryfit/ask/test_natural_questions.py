@@ -200,6 +200,33 @@ OF_A_STRANGER: dict[str, dict[str, Any]] = {
         {"model": (3584, 28), "gpu": 8, "compile": "none", "says": "takes qwen2.5-7b for a model of 7b"},
     "qwen2.5 7b qlora all linear layers 4090 default settings": {"compile": "none", "gpu": "rtx-4090"},
     "longcat 7b lora 4090": {"line": "OWNER/NAME --method lora --gpu 4090", "says": "search=longcat+7b"},
+    # A fifth set: 15 of 24 at the first try.
+    "qwen3 32b qlora a6000 seq len 2048 bs 1 ga 16": {"sequence_length": 2048, "micro_batch": 1, "accumulation": 16},
+    "phi 3.5 mini 4-bit on gtx 1660 6gb": {"method": "qlora", "gpu": 6, "says": "`gpu` is not known"},
+    "fine-tune gemma3 4b w/ unsloth on colab": {"gpu": "t4", "model": (2560, 34)},
+    "gemma 2 9b sft full params 8 a100s zero3 offload":
+        {"gpu": "a100-40gb", "gpus": 8, "method": "full", "strategy": "zero3", "says": "leaves out: offload"},
+    "qwen3-vl 8b lora 4090 batch 2": {"gpu": "rtx-4090", "micro_batch": 2},
+    "llama 3.1 8b qlora 32k batch size 2 h100": {"gpu": "h100", "micro_batch": 2, "sequence_length": 32768},
+    "Llama-3.1-8B-Instruct, LoRA r=16 alpha=32, 8-bit Adam, bs=4, 2048 tokens, L4 24GB":
+        {"method": "lora", "rank": 16, "alpha": 32, "optimizer": "adamw_8bit", "micro_batch": 4, "gpu": "l4"},
+    "serve qwen3 8b on 4090 with 16k context and 4 concurrent requests":
+        {"command": "serve", "sequence_length": 16384, "requests": 4},
+    "qwen3-8b 50k rows 4090": {"rows": 50_000, "gpu": "rtx-4090"},
+    # A sixth set: 13 of 24 at the first try.
+    "train llama3.2-1b full precision 4060 laptop": {"precision": "fp32", "gpu": "rtx-4060-laptop"},
+    "minimum gpu for gemma 3 27b lora": {"command": "gpus", "method": "lora", "model": (5376, 62)},
+    "how big a batch can i use for phi-4 qlora on an a6000": {"command": "batch", "gpu": "rtx-a6000"},
+    "qwen2.5-coder 32b 4bit 48gb 4096": {"method": "qlora", "gpu": 48, "sequence_length": 4096},
+    "rtx 4080 super, qwen3 14b, qlora, 2048": {"gpu": "rtx-4080-super", "sequence_length": 2048, "model": (5120, 40)},
+    "adapter training codellama 34b on v100 32gb": {"method": "lora", "gpu": "v100-32gb"},
+    "liger kernel qwen3 8b lora 4090 8k": {"loss": "liger", "method": "lora", "sequence_length": 8192},
+    "gemma-3-4b-it, r 8, alpha 16, 3060 ti": {"rank": 8, "alpha": 16, "gpu": "rtx-3060-ti", "gpus": 1},
+    "dgx spark gpt-oss-20b qlora": {"gpu": "gb10", "method": "qlora"},
+    "qwen3 8b qlora on a 4090 mobile": {"gpu": "rtx-4090-laptop"},
+    # A seventh set: 13 of 16 at the first try.
+    "finetune phi4 mini on rtx 2060 12gb fp16": {"model": (3072, 32), "gpu": "rtx-2060-12gb", "precision": "fp16"},
+    "qwen2.5 vl 3b qlora 12gb": {"line": "qwen2.5-vl-3b --method qlora --gpu 12gb"},
 }  # fmt: skip
 
 

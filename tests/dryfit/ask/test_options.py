@@ -148,9 +148,10 @@ def test_the_fields_of_set_are_listed(capsys) -> None:
     [
         ("longest llama-3.1-70b --gpu t4 --quick", "for what would fit: dryfit llama-3.1-70b --gpu t4\n"),
         ("batch qwen2.5-vl-7b --gpu 3090 --quick", "  warning: the answer covers the language model alone"),
+        ("unsloth/Qwen3-8B-bnb-4bit --gpu t4 --quick", "  note: the id is of Unsloth's account: --like unsloth asks"),
     ],
 )
-def test_the_largest_step_says_where_to_go_on_and_what_it_leaves_out(line: str, says: str, capsys) -> None:
+def test_an_answer_says_where_to_go_on_and_what_it_leaves_out(line: str, says: str, capsys) -> None:
     main(shlex.split(line))
     assert says in capsys.readouterr().out
 
@@ -227,6 +228,13 @@ def test_completion_says_what_it_needs(monkeypatch) -> None:
 )
 def test_a_correction_means_what_was_typed(words: str, line: str) -> None:
     assert meant(["qwen2.5-coder-7b", *words.split()])[0] == ["qwen2.5-coder-7b", *line.split()]
+
+
+def test_a_question_in_quotes_is_several_words_and_a_path_is_one() -> None:
+    asked = "can i train qwen3 8b on a 4090 " + "please " * 50
+    assert meant([asked])[0] == ["qwen3-8b", "--gpu", "4090"]
+    for path in ("my files/axolotl.yaml", "./my model", ""):
+        assert meant([path, "--gpu", "4090"])[0] == [path, "--gpu", "4090"]
 
 
 def test_a_correction_says_what_it_leaves_out() -> None:

@@ -134,6 +134,7 @@ def test_options_are_the_recipes_settings() -> None:
          "black-forest-labs/FLUX.1-dev --method lora --set lora.rank=32 --gpu 4090"),
         ("bert base batch 32 on a t4", "google-bert/bert-base-uncased -b 32 --gpu t4"),
         ("sd 3.5 medium on a 4090", "stabilityai/stable-diffusion-3.5-medium --gpu 4090"),
+        ("sdxl lora 1024 4090", "stabilityai/stable-diffusion-xl-base-1.0 --method lora -s 1024 --gpu 4090"),
     ],
 )  # fmt: skip
 def test_a_question_in_plain_words_gets_a_line_that_is_right(line: str, write: str) -> None:
@@ -351,6 +352,8 @@ def test_blocks_that_wait_on_the_host_take_no_memory(tmp_path: Path) -> None:
     width, inner = 512, 2048
     matrices = 8 * width * width + 2 * width * inner  # of a block: two attentions, two layers; biases and norms stay
     assert weights[0] - weights[1] == pytest.approx(4 * 2 * matrices, rel=0.01)
+    hosted = answered(tmp_path, *line, "--set", "blocks_swapped=4", "--set", "checkpoints=host")
+    assert hosted["trace"]["peak_allocated_bytes"] < waiting["trace"]["peak_allocated_bytes"]
     with pytest.raises(AssertionError, match=r"can't take such a step: it can swap 4 blocks at most, not 5"):
         answered(tmp_path, *line, "--set", "blocks_swapped=5")
 
@@ -383,6 +386,30 @@ def test_weights_that_take_turns_compute_what_all_of_them_do() -> None:
             outputs, gradients = network(checkpointed, places)
             expected, usual = network(checkpointed, None)
             assert torch.equal(outputs, expected) and torch.equal(gradients[0], usual[0])
+
+
+def test_checkpoints_on_the_host_give_the_same_gradients() -> None:
+    import torch
+
+    text = (FOLDER / "parts" / "host_checkpoints.py").read_text(encoding="utf-8")
+    found: dict = {}
+    exec(text.replace(".cuda()", ".clone()").replace(".cpu()", ".clone()").replace('"cuda"', '"cpu"'), found)
+
+    def gradients(checkpointed: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        layers = [torch.nn.Linear(4, 4) for _ in range(3)]
+        hidden, others = torch.randn(2, 4), torch.randn(2, 4)
+        with torch.autocast("cpu", torch.bfloat16):
+            for layer in layers:
+                block = lambda first, second, none, layer=layer: (layer(first).tanh(), layer(second) + first)  # noqa: E731
+                arguments = block, hidden, others, None
+                hidden, others = (
+                    found["checkpointed_on_the_host"](*arguments) if checkpointed else block(*arguments[1:])
+                )
+        (hidden.float().sum() + others.float().sum()).backward()
+        return [layer.weight.grad for layer in layers]
+
+    assert all(map(torch.equal, gradients(True), gradients(False)))
 
 
 def test_a_weight_in_8_bits_computes_what_quanto_does() -> None:

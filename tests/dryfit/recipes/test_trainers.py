@@ -320,7 +320,7 @@ def test_a_file_of_diffusion_pipe_is_read_with_that_of_its_images(tmp_path: Path
     )
     assert found.given == {
         "rank": 32, "micro_batch": 4, "height": 560, "width": 560, "frames": 65, "gradient_checkpointing": True,
-        "optimizer": "adamw", "quantization": "fp8", "blocks_swapped": 20, "targets": "linear",
+        "optimizer": "adamw", "quantization": "fp8", "blocks_swapped": 20, "targets": "linear", "checkpoints": "host",
     }  # fmt: skip
     assert found.beside == () and noted(found) == {"images", "optimizer.type", "blob"}
     changes = {"ckpt_path": "checkpoint_path = '/x.safetensors'", "type = 'wan'": "type = 'sdxl'"}
@@ -340,8 +340,9 @@ def test_a_file_of_one_trainer_is_read_part_by_part(tmp_path: Path) -> None:
     assert found.given == {
         "rank": 32, "micro_batch": 2, "size": 768, "gradient_checkpointing": True, "optimizer": "adamw_8bit",
         "quantization": "fp8", "base_precision": "16bit", "blocks_swapped": 26, "targets": "linear", "ema": False,
+        "checkpoints": "host",
     }  # fmt: skip
-    assert found.beside == () and noted(found) == {"activation_offloading", "blob"}
+    assert found.beside == () and noted(found) == {"blob"}
     sdxl = read(one(tmp_path, model_type="STABLE_DIFFUSION_XL_10_BASE", unet={}, text_encoder_2={"train": True}))
     assert (sdxl.recipe, sdxl.given["cached"], sdxl.given["base_precision"]) == ("unet_lora", "latents", "fp32")
     assert sdxl.given["texts_trained"] and sdxl.beside == ("adapters of convolutions",)
@@ -370,6 +371,7 @@ def test_a_file_of_simple_tuner_is_read_with_that_of_its_data(tmp_path: Path) ->
     assert found.given == {
         "rank": 8, "micro_batch": 3, "size": 640, "gradient_checkpointing": True, "optimizer": "adamw", "ema": False,
         "quantization": "quanto", "samples": 1024, "cached": "all", "adapter_precision": "fp32", "low_vram": False,
+        "checkpoints": "card",
     }  # fmt: skip
     assert found.beside == () and noted(found) == {"optimizer", "musubi_blocks_to_swap", "blob"}
     assert read(simple(tmp_path, quantize_via="cpu")).given["low_vram"]

@@ -160,8 +160,8 @@ def test_meshes(parallel, fields):
     [
         pytest.param("qwen3.5-9b", "full", 4, 20, marks=nightly),
         ("qwen3.5-9b", "qlora", 2, 12),
-        pytest.param("qwen3.5-9b", "qlora", 4, 20, marks=nightly),
-        pytest.param("qwen3-next-80b-a3b", "qlora", 4, 20, marks=nightly),
+        pytest.param("qwen3.5-9b", "qlora", 4, 24, marks=nightly),
+        pytest.param("qwen3-next-80b-a3b", "qlora", 4, 24, marks=nightly),
     ],
 )
 def test_hybrid_layers_with_convolutions(model, method, period, count):

@@ -95,7 +95,6 @@ GATE["suggestions"] = [{"cost": "about a third of time", "write": "gradient_chec
 TIMED = {"difference": -0.05, "predicted_seconds": 4.37, "taken_seconds": 4.6}
 NOTHING = {"examples": [], "missing_programs": [], "undecidable": [], "refused_references": 0}
 NOTHING["right_but_other_strings"] = {"base": 0, "tuned": 0}
-REASONS = {"a rare one": 1, "no request": 2, "a like one": 1}
 LIKE = "Like 3 measured runs on a Tesla T4: allocated within 0.1 %"
 CARD, DETAILS = "MODEL_CARD.md", "docs/details.md"
 # What differs from the run that learned, a document, and what it then says, or does not say (what begins with NOT).
@@ -120,8 +119,6 @@ SAID = {
         "resumed after step 50", "The memory ran out: 1 step of as many rows had micro-batches of 1."),
     "headline": ({}, CARD, "It answers 61 of 90 requests exactly.", "(0.250 against 2.250 nats per token)",
         "60 requests gained, 1 lost against the base."),
-    "the most frequent reason": ({"acquire": {"reasons": REASONS}}, DETAILS,
-        "| no request: 2; a like one: 1; a rare one: 1 |"),
     "a commit": ({"record": {"source": {"commit": "c" * 40, "clean": True}}}, CARD,
         f"SecureCLI-Tuner 0.1.0, commit `{'c' * 40}`, on"),
     "changes": ({"record": {"source": {"commit": "c" * 40, "clean": False}}}, CARD,
@@ -376,6 +373,12 @@ def test_what_became_of_the_rows_adds_up(write: Callable[..., str]) -> None:
     assert all(first[2] == second[0] for first, second in pairwise(given)), given
     screen = next(row for row in rows if row[0].startswith("Screen"))
     assert screen[1:] == ["4,300", "13", "4,287", "dangerous: destructive files: 11; the screen could not parse it: 2"]
+
+
+def test_the_most_frequent_reason_stands_first(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["acquire"]["reasons"] = {"a rare one": 1, "no request": 2, "a like one": 1}
+    assert "| no request: 2; a like one: 1; a rare one: 1 |" in write(DETAILS, content)
 
 
 @pytest.mark.thorough

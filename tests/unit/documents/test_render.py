@@ -21,7 +21,8 @@ NUMBERS = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?")
 # What a template may say by itself: names of formats, units and the confidence of the intervals.
 WORDS = re.compile(
     r"95 %|10\^9|[1-9]\.(?:\d)?|SHA-256|FP32|FP16|BF16|bf16|fp32|\b(?:16|32|4|8)-bit|16 bits|in 16|-{3,}|QLoRA \(4"
-    r"|--cores 1|12 to 16 GB|1 Gi?B|2\^30|BSD-3-Clause|run\.seed: \[1, 2, 3\]|^#+ .*$|^\d (?=[A-Z])|\{method: .*?\}",
+    r"|--cores 1|12 to 16 GB|1 Gi?B|2\^30|BSD-3-Clause|run\.seed: \[1, 2, 3\]|^#+ .*$|^\d (?=[A-Z])|\{method: .*?\}"
+    r"|output\[0|\.shape\[1\]",  # the card's first code
     re.MULTILINE,
 )
 

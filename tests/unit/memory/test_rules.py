@@ -55,7 +55,7 @@ def test_rules_and_command_say_the_same(fields, tmp_path) -> None:
 def test_rule_writes_measurement_and_trace(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(DECODERS["qwen2"]))
     mapping = {"method": "qlora", "precision": "fp32", "sequence_length": 32}
-    measure.main(str(tmp_path / "config.json"), mapping, "cpu", str(tmp_path / "measure.json"), 1)
+    measure.main({**mapping, "model": str(tmp_path / "config.json")}, "cpu", str(tmp_path / "measure.json"), 1)
     written = json.loads((tmp_path / "measure.json").read_text())
     assert written["trace_on_the_same_device"]["peak_allocated_bytes"] == written["peak_allocated_bytes"]
     assert written["scenario"]["model"]["model_type"] == "qwen2"
@@ -74,7 +74,7 @@ def test_a_step_that_the_card_can_not_hold_is_not_measured_and_ends_no_run(tmp_p
 
     monkeypatch.setattr(measure, "measure", too_small)
     paths = {name: str(tmp_path / f"{name}.json") for name in ("trace", "measure", "estimate", "compare")}
-    measure.main(str(tmp_path / "config.json"), mapping, "cpu", paths["measure"], 1)
+    measure.main({**mapping, "model": str(tmp_path / "config.json")}, "cpu", paths["measure"], 1)
     assert read_report(paths["measure"])["not_measured"].endswith("out of memory.")
     trace.main(str(tmp_path / "config.json"), mapping, paths["trace"])
     compare.main(paths["trace"], paths["measure"], paths["estimate"], paths["compare"])

@@ -3,7 +3,7 @@
 import pytest
 
 from dryfit.common.errors import UserError
-from scripts.sweep.__main__ import compare, lines, read_run
+from scripts.sweep.__main__ import compare, page, read_run
 from tests.unit.sweep.test_summarize import run, spread
 
 
@@ -22,19 +22,24 @@ def test_what_differs_stands_beside_what_it_came_to():
     assert compared["settings"] == {"lora.rank": [4, 8]} and compared["requests"] == 40
     assert compared["difference"]["loss"]["difference"] == pytest.approx(-1)
     assert compared["difference"]["exact"]["difference"] == pytest.approx(0.2)
-    said = "\n".join(lines(("four", "eight"), compared))
-    assert "| `lora.rank` | `4` | `8` |" in said and "| exact answers | 1 of 40, 2.5 % [0.4, 12.9] |" in said
-    assert "peak, predicted | 4.00 GiB | 8.00 GiB" in said and "peak, measured" in said and "9 s, 100 tokens/s" in said
-    assert "eight minus four:\n- loss -1.000 [-1.000, -1.000]. The interval does not reach over zero." in said
+    said = page(("four", "eight"), compared)
+    assert "| `lora.rank` | `4` | `8` |" in said and "| exact answers | 1 of 40, 2.5 % [0.4 %, 12.9 %] |" in said
+    assert (
+        "peak, predicted | 4.00 GiB | 8.00 GiB" in said and "peak, measured" in said and "9.0 s, 100 tokens/s" in said
+    )
+    assert "`eight` minus `four`:\n- loss −1.000 [−1.000, −1.000]. The interval does not reach over zero." in said
 
 
 def test_only_requests_that_both_were_asked_are_paired():
     half = compare(finished(4, spread(2.0, 0.3)), finished(4, spread(2.0, -0.3), first=20))
     assert half["requests"] == 20 and half["settings"] == {}
-    said = "\n".join(lines(("one", "two"), half))
-    assert "| settings | the same | the same |" in said and "- exact answers +0.0 [+0.0, +0.0] points" in said
+    said = page(("one", "two"), half)
+    assert (
+        "| settings | the same | the same |" in said
+        and "- exact answers +0.0 points [+0.0 points, +0.0 points]" in said
+    )
     apart = compare(finished(4, spread(2.0)), finished(8, spread(2.0), first=99))
-    assert apart["difference"] is None and "no request in common" in lines(("one", "two"), apart)[-1]
+    assert apart["difference"] is None and "no request in common" in page(("one", "two"), apart)
 
 
 def test_a_folder_without_a_finished_run_is_an_error(tmp_path):

@@ -5,6 +5,7 @@ from diffusers import AutoModel, BitsAndBytesConfig
 from diffusers.hooks import apply_layerwise_casting
 from parts.block_swap import take_turns
 from parts.eight_bits import in_eight_bits
+from parts.host_checkpoints import checkpointed_on_the_host
 from peft import LoraConfig, prepare_model_for_kbit_training
 
 
@@ -24,14 +25,14 @@ def loaded(model, weights, quantization, in_16_bits=(), whole=False, on_host=Tru
     return network, list(layers)
 
 
-def trained_weights(network, rank, layers, dtype, checkpointed, swapped=0):  # rank 0: all of them
+def trained_weights(network, rank, layers, dtype, checkpoints, swapped=0):  # rank 0: all of them
     network = (network if swapped else network.cuda()).requires_grad_(not rank)
-    if checkpointed:
-        network.enable_gradient_checkpointing()
+    if checkpoints:
+        network.enable_gradient_checkpointing(checkpointed_on_the_host if checkpoints == "host" else None)
     if rank:
         network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
     if swapped:
-        take_turns(network, swapped, checkpointed)
+        take_turns(network, swapped, checkpoints)
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     for weight in trained if rank and dtype else ():
         weight.data = weight.data.to(dtype)

@@ -76,7 +76,6 @@ def numbers(text: str) -> str:
 
 
 def same_output(answer: str, reference: Reference) -> bool:
-    """Whether an answer printed what the reference did."""
     wanted = reference.result["stdout"]
     steps = [paths] if BLANKS.search(reference.request) else [spaces, paths]
     command = reference.command

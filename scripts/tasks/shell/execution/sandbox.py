@@ -104,15 +104,8 @@ class _Outer:
         python, roots = _python(bool(drop))
         if bwrap.parts[1] != "usr":
             roots = [*roots, bwrap.parent, *filter(Path.is_dir, [bwrap.parent.with_name("lib")])]
-        command = [
-            str(bwrap),
-            *worker.SEALED,
-            "--unshare-net",
-            "--cap-add",
-            "CAP_SETFCAP",
-            "--cap-add",
-            "CAP_NET_ADMIN",
-        ]
+        command = [str(bwrap), *worker.SEALED]
+        command += "--unshare-net --cap-add CAP_SETFCAP --cap-add CAP_NET_ADMIN".split()
         command += ["--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev", "--dir", "/tmp", *worker.ETC]
         command += [word for link in worker.LINKS for word in ("--symlink", f"usr/{link}", f"/{link}")]
         command += [str(word) for path in sorted({*roots}) for word in ("--ro-bind", path, path)]

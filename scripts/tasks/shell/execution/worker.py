@@ -65,19 +65,10 @@ LINKS = [name for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32") if 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # The host's, read-only: without them many programs in /usr don't start.
 ETC = [word for path in ("/etc/alternatives", "/etc/ld.so.cache") for word in ("--ro-bind-try", path, path)]
-SEALED = "--unshare-user --unshare-ipc --unshare-pid --unshare-uts --unshare-cgroup-try --die-with-parent --new-session"
-SEALED = [
-    *SEALED.split(),
-    "--uid",
-    "0",
-    "--gid",
-    "0",
-    "--clearenv",
-    "--cap-drop",
-    "ALL",
-    "--cap-add",
-    "CAP_DAC_OVERRIDE",
-]
+SEALED = (
+    "--unshare-user --unshare-ipc --unshare-pid --unshare-uts --unshare-cgroup-try --die-with-parent --new-session"
+    " --uid 0 --gid 0 --clearenv --cap-drop ALL --cap-add CAP_DAC_OVERRIDE"
+).split()
 # Files are this old when commands run: "in the last two hours" finds them, and so does "more than five minutes ago".
 AGE_SECONDS = 1800
 # Limits are set in here, since RLIMIT_NPROC counts the processes of the user namespace in which it is set. What the
@@ -238,18 +229,8 @@ class Worker:
         read_end, write_end = os.pipe()
         os.write(write_end, self.filter)
         os.close(write_end)
-        words = [
-            self.bwrap,
-            *SEALED,
-            "--disable-userns",
-            "--hostname",
-            "sandbox",
-            *mounts,
-            "--proc",
-            "/proc",
-            "--dev",
-            "/dev",
-        ]
+        words = [self.bwrap, *SEALED, *"--disable-userns --hostname sandbox".split(), *mounts]
+        words += "--proc /proc --dev /dev".split()
         words += ["--size", str(16 * MIB), "--tmpfs", "/dev/shm", "--remount-ro", "/dev", "--chdir", "/"]
         words += ["--seccomp", str(read_end)]
         words += [word for name, value in variables.items() for word in ("--setenv", name, value)]

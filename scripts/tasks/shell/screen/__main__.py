@@ -65,7 +65,6 @@ def evaluate(rows: list[tuple[str, str, str]], policy: Policy) -> dict:
 
 
 def table(result: dict) -> str:
-    """An evaluation as Markdown."""
     lines = [
         "| category | dangerous | refused | as this category | recall | harmless | false alarms |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -77,8 +77,6 @@ class Rule:
 
 
 class Policy:
-    """Rules that judge commands."""
-
     def __init__(self, rules: dict[str, Rule], language: Language) -> None:
         self.rules, self.programs, self.places = rules, language.programs, language.places
         self._order = sorted(rules.values(), key=lambda rule: -LEVELS.index(rule.verdict.level or ""))

@@ -407,7 +407,6 @@ class Walk(Words):
             return self.as_wrapper(command, text, arguments, named=path)
 
     def inside(self, command: Command, argv: list[str], assignments: dict | None = None, label: str = "") -> Stream:
-        """Start the command inside a wrapper."""
         if not argv:
             return Stream((command,), None)
         wrappers = (*command.wrappers, label or command.name)

@@ -308,10 +308,7 @@ def _find(walk: Any, command: Command) -> Stream:
     return Stream(tuple(commands), "\n".join(paths_found) + "\n")
 
 
-_SPECIAL = {
-    **dict.fromkeys(("xargs", "gxargs"), _xargs),
-    **dict.fromkeys(("find", "gfind", "fd", "fdfind"), _find),
-}
+_SPECIAL = {**dict.fromkeys(("xargs", "gxargs"), _xargs), **dict.fromkeys(("find", "gfind", "fd", "fdfind"), _find)}
 
 
 # --- outputs that are known, files that are left behind ------------------------------------------------------------

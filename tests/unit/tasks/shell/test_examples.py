@@ -121,9 +121,8 @@ def test_without_a_network_the_run_goes_on_and_its_report_says_so(tmp_path, monk
     assert list(read_jsonl(made.pairs)) == []
     assert "could not fetch eg==1.2.3" in read_report(made.report, made.pairs)["missing"]
 
-    written = SimpleNamespace(
-        **{name: str(tmp_path / f"out-{name}.json") for name in ("pairs", "external", "rejected", "report")}
-    )
+    names = ("pairs", "external", "benchmark", "rejected", "report")
+    written = SimpleNamespace(**{name: str(tmp_path / f"out-{name}.json") for name in names})
     sources = [
         {"type": "embedded", "license": "MIT", "seed": 1, "pairs": 5},
         {"type": "examples", "license": "MIT", "requirement": "eg==1.2.3", "sha256": "0" * 64},
