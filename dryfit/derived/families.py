@@ -756,6 +756,7 @@ FAMILIES = {
             sequence="sssfsfsfss",
             order="sssssfsssssfsssssfssss",
             radius=1,
+            ends={**_ENDS, "V": (1000, 262208)},  # a multiple of 64 above Gemma 2's
             **_whole(),
         ),
         ModelFamily(

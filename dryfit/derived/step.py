@@ -149,7 +149,9 @@ _PARTS = (  # of a module's name, and what people call it
     ("qkv_proj", "queries', keys' and values' projection"), ("gate_up_proj", "MLP's gate and up projection"),
     ("gate_proj", "MLP's gate projection"), ("up_proj", "MLP's up projection"), ("down_proj", "MLP's down projection"),
     ("act_fn", "MLP's activation function"), ("experts", "experts"),
-    ("mlp.gate", "router"), ("self_attn", "attention"), ("mlp", "MLP"), ("norm", "norms"),
+    ("mlp.gate", "router"), ("mixer.gate", "router"), ("in_proj", "mixer's input projection"),
+    ("out_proj", "mixer's output projection"), ("conv", "convolution"), ("linear_attn", "delta rule"),
+    ("mixer", "mixer"), ("self_attn", "attention"), ("mlp", "MLP"), ("norm", "norms"),
     ("rotary_emb", "rotary embedding"), ("layers", "layers' residual stream"),
 )  # fmt: skip
 

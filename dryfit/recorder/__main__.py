@@ -1,6 +1,6 @@
 """``python -m dryfit.recorder FAMILY [...]``: record families for the derived form, or those variants that are missing.
 
-It runs in one process and takes 4 to 40 CPU seconds for each variant. It prints where numbers change the events.
+It runs in one process and takes 2 to 120 CPU seconds for each variant. It prints where numbers change the events.
 """
 
 from __future__ import annotations
