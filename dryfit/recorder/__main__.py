@@ -23,7 +23,7 @@ from dryfit.data import data_path
 from dryfit.derived.families import FAMILIES, ModelFamily
 from dryfit.derived.form import FORMAT, Form, StepKey
 from dryfit.recorder.fitting import NotFitted
-from dryfit.recorder.teaching import OtherEvents, alike, checked, scenario_of, sequence_of, taught, teaching_points
+from dryfit.recorder.teaching import OtherEvents, alike, checked, scenario_of, taught, teaching_points
 from dryfit.recorder.variants import OPTIONS, Variant, variants_of
 
 _CODE = ("models/{0}/modeling_{0}.py", "masking_utils.py")  # of transformers, that a record was made with
@@ -50,7 +50,7 @@ def record(family: ModelFamily, wanted: Callable[[Variant], bool] = lambda varia
         library += [one for one in json.loads(text)["sizes"] if one not in library]
     for variant in filter(wanted, variants_of(family)):
         _, points = teaching_points(family, variant)
-        base = StepKey.of(scenario_of(family, variant, points[0], sequence_of(family, variant)[0]))
+        base = StepKey.of(scenario_of(family, variant, points[0], family.sequence))
         began, member = time.process_time(), base.key()
         if member not in members:
             try:

@@ -47,11 +47,6 @@ def scenario_of(family: ModelFamily, variant: Variant, numbers: Numbers, kinds: 
     return Scenario.from_mapping(step, {})
 
 
-def sequence_of(family: ModelFamily, variant: Variant) -> tuple[str, str]:
-    """The kinds of the layers that are traced for a variant, and another order of them that is checked."""
-    return family.sequences[variant.flags.get("layers", 0)]
-
-
 def pinned(variant: Variant, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by symbol with those that flags and the method fix."""
     flags = variant.flags
@@ -261,7 +256,7 @@ def _taken(family: ModelFamily, variant: Variant, points: Sequence[Numbers], fir
     """Traces at all numbers, which have to leave the events as they are, or as in the first one that was traced."""
     takes: list[Taken] = []
     for point in points:
-        step = scenario_of(family, variant, point, sequence_of(family, variant)[0])
+        step = scenario_of(family, variant, point, family.sequence)
         takes.append(take(step, DEFAULT_CAPABILITY, origins=first is None))
         first = first or takes[0]
         if takes[-1].structure != first.structure:
@@ -289,11 +284,11 @@ def taught(family: ModelFamily, variant: Variant, library: Sequence[Any] = ()) -
     takes = _taken(family, variant, few)
     if library:
         with suppress(NotFitted):
-            return _content(family, variant, _Cut(takes, sequence_of(family, variant)[0]), _Fitted(few, (), library))
+            return _content(family, variant, _Cut(takes, family.sequence), _Fitted(few, (), library))
     rest = [point for point in points if point not in few]
     takes += _taken(family, variant, rest, takes[0])
     takes = [takes[[*few, *rest].index(point)] for point in points]
-    return _content(family, variant, _Cut(takes, sequence_of(family, variant)[0]), _Fitted(points, names, ()))
+    return _content(family, variant, _Cut(takes, family.sequence), _Fitted(points, names, ()))
 
 
 def _at_length(expression: Any, length: int) -> Iterator[Any]:
@@ -308,7 +303,7 @@ def _at_length(expression: Any, length: int) -> Iterator[Any]:
 
 def _content(family: ModelFamily, variant: Variant, cut: _Cut, values: _Fitted) -> dict[str, Any]:
     templates: list[Any] = []
-    kinds = sequence_of(family, variant)[0]
+    kinds = family.sequence
 
     def template(place: Place) -> int:
         own = [_event(event, values) for event in cut.found.get(place, [])]
@@ -392,7 +387,7 @@ def checked(family: ModelFamily, variant: Variant, content: Mapping[str, Any], l
     """
     form = Form(content)
     points = checking_points(family, variant)
-    sequence, order = sequence_of(family, variant)
+    sequence, order = family.sequence, family.order
     orders = [order] + [sequence] * (len(points) - 1)  # what an order does depends on no number
     steps = [scenario_of(family, variant, point, kinds) for point, kinds in zip(points, orders, strict=True)]
     for point, step in zip(points, steps, strict=True):
@@ -415,7 +410,7 @@ def alike(
 ) -> Iterator[str]:
     """Keys of configurations of the family's other models whose events are the same, but for those that are known."""
     _, points = teaching_points(family, variant)
-    kinds = sequence_of(family, variant)[0]
+    kinds = family.sequence
     base = StepKey.of(scenario_of(family, variant, points[0], kinds))
     for other in family.alike:
         step = scenario_of(family, variant, points[0], kinds, **other)
