@@ -93,7 +93,11 @@ def wait_for_python(browser: Any) -> None:
 def verdict(browser: Any, **choice: str) -> str:
     """The verdict on a choice that a link holds."""
     mark = "document.getElementById('verdict')"
-    browser.execute_script(f"{mark}.replaceChildren('waiting'); location.hash = arguments[0]", urlencode(choice))
+    again = (
+        "if (location.hash.slice(1) === arguments[0]) dispatchEvent(new Event('hashchange'))"  # no other link: no event
+    )
+    script = f"{mark}.replaceChildren('waiting'); {again}; else location.hash = arguments[0]"
+    browser.execute_script(script, urlencode(choice))
     return until(browser, f"!/^waiting|is asked for/.test({mark}.innerText) && {mark}.innerText")
 
 
