@@ -19,6 +19,8 @@ from tests.dryfit.decoders import DECODERS
 from tests.dryfit.pairwise import pairwise
 
 nightly = pytest.mark.nightly
+# The answer is right, but no period is found where the second step begins.
+TRACED_WHOLE = pytest.mark.xfail(reason="the step is traced whole", strict=True)
 CARD = find("rtx-4090", "a test")
 SIZES = {"sequence_length": 256, "micro_batch": 2}
 MODELS = ("qwen2.5-coder-7b", "gemma-2b", "phi-3.5-mini")
@@ -160,8 +162,8 @@ def test_meshes(parallel, fields):
     [
         pytest.param("qwen3.5-9b", "full", 4, 20, marks=nightly),
         ("qwen3.5-9b", "qlora", 2, 12),
-        pytest.param("qwen3.5-9b", "qlora", 4, 24, marks=nightly),
-        pytest.param("qwen3-next-80b-a3b", "qlora", 4, 24, marks=nightly),
+        pytest.param("qwen3.5-9b", "qlora", 4, 24, marks=[nightly, TRACED_WHOLE]),
+        pytest.param("qwen3-next-80b-a3b", "qlora", 4, 24, marks=[nightly, TRACED_WHOLE]),
     ],
 )
 def test_hybrid_layers_with_convolutions(model, method, period, count):
