@@ -19,7 +19,7 @@ from tests.dryfit.decoders import DECODERS
 from tests.dryfit.pairwise import pairwise
 
 nightly = pytest.mark.nightly
-# The answer is right, but no period is found where the second step begins.
+# The answer is right, but between two depths nothing repeats at one place in the middle of the records.
 TRACED_WHOLE = pytest.mark.xfail(reason="the step is traced whole", strict=True)
 CARD = find("rtx-4090", "a test")
 SIZES = {"sequence_length": 256, "micro_batch": 2}
