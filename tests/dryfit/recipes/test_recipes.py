@@ -451,3 +451,10 @@ def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
         "backward",
         "optimizer",
     }
+
+
+@pytest.mark.parametrize(("now", "usable", "few"), [(0, 1600, 16), (10, 1600, 26), (0, 4000, 1), (0, 800, 30)])
+def test_as_few_blocks_wait_on_the_host_as_spare_what_is_missing(now: int, usable: int, few: int) -> None:
+    """Thirty more spare 900 of 2,000 bytes, and a step may take 95 % of the card; at least one more, at most all."""
+    without, waiting = ({"trace": {"required_bytes": size}, "gpu": {"usable_bytes": usable}} for size in (2000, 1100))
+    assert follow._as_few(now, now + 30, without, waiting) == few
