@@ -35,14 +35,15 @@ from validation.rows import FOLDER
 TABLE = FOLDER / "reports.csv"
 FILES = FOLDER / "reports"
 UNREAD = 40  # rows of a draw
-SEEDS = {"first": 45, "second": 46, "third": 47}
+SEEDS = {"first": 45, "second": 46, "third": 47, "fourth": 48}
 BESIDE = {
     "first": "",
     "second": "rehearsal",
     "third": "left over",
+    "fourth": "not drawn",
 }  # `drawn` of the rows that were collected with a draw and not drawn
 VERDICTS = ("fits", "too_close", "does_not_fit", "no_answer")
-DRAWN = ("third", "left over", "second", "rehearsal", "first", "")  # the sets, the newest first
+DRAWN = ("fourth", "not drawn", "third", "left over", "second", "rehearsal", "first", "")  # the sets, the newest first
 FIRST_ASKED = {  # the commit at which each set was asked first
     "": "commit 75c96db0 of 2026-11-30",
     "first": "commits fdc3f1c2 to a2c8f298 of 2026-12-01 (19 of them were asked twice, with three mends between)",
@@ -65,11 +66,12 @@ class Report:
 
     ``settings`` were stated by the author, ``assumed`` was not. ``question``: the words behind ``dryfit``, asked
     in ``validation/data/reports``. ``decidable``: yes, or no and why. ``outcome``: ``ran`` or ``ran_out`` (of memory),
-    ``where`` it ran out. ``peak_gib``, ``peak_is``: what was stated of the memory. ``drawn``: ``first``, ``second`` or
-    ``third``, the set in which the row stayed unread until it was asked; ``rehearsal`` for rows that were collected
-    with the second set and asked before it; ``left over`` for those that were collected with the third and not drawn;
-    empty for development from the start. ``found_undecidable``: why the row decides
-    nothing, where that was found after it was asked; its first verdict counts all the same. The columns ``first_...``
+    ``where`` it ran out. ``peak_gib``, ``peak_is``: what was stated of the memory. ``drawn``: ``first``, ``second``,
+    ``third`` or ``fourth``, the set in which the row stayed unread until it was asked; ``rehearsal`` for rows that were
+    collected with the second set and asked before it; ``left over`` and ``not drawn`` for those that were collected
+    with the third and the fourth and not drawn; empty for development from the start. ``found_undecidable``: why the
+    row decides nothing, where that was found after it was asked; its first verdict counts all the same. The columns
+    ``first_...``
     hold the verdict at the first asking (:data:`FIRST_ASKED`), the others the present one.
     """
 
@@ -259,6 +261,8 @@ def asked(report: Report, answer: dict[str, Any]) -> Report:
 PAGE = _ROOT / "docs" / "reports.md"
 README = _ROOT / "README.md"
 _SETS = {
+    "fourth": "drawn fourth",
+    "not drawn": "not drawn",
     "third": "drawn third",
     "left over": "left over",
     "second": "drawn second",
@@ -359,10 +363,10 @@ outcome of {reports} runs. We asked `dryfit` about each of them: is the verdict 
 - **The question came first.** `validation/data/reports.csv` says what a report stated and what we assumed, and the
   question lies beside it. A search shows a thread's title, so the outcome was seen before the question was written in
   all rows. No verdict was known then.
-- **Three times {unread} reports stayed unread**, drawn by whole threads (`python -m validation.reports draw`, seeds
-  {first}, {second} and {third}), and were asked once. Then the causes of wrong verdicts were mended. "Once" has the
-  verdicts of that asking; "now" has the present rules, and is no test. A report that was not asked again keeps its
-  verdict.
+- **Four times {unread} reports stayed unread**, drawn by whole threads (`python -m validation.reports draw`, seeds
+  {first}, {second}, {third} and {fourth}), and were asked once. Then the causes of wrong verdicts were mended. "Once"
+  has the verdicts of that asking; "now" has the present rules, and is no test. A report that was not asked again keeps
+  its verdict.
 - **Drawn first.** 19 were asked at commit fdc3f1c2: 12 were right, 3 unsafe, one wrong on the safe side, and 3 had no
   answer. Three mends followed. Then the others were asked for the first time, and these again: "once" has that.
 - **Drawn second.** The rehearsal, other reports of the same collection, was asked before, and some causes of its wrong
@@ -371,6 +375,10 @@ outcome of {reports} runs. We asked `dryfit` about each of them: is the verdict 
 - **Drawn third.** Nothing was mended between the draw and the asking. The {left_over} left over were asked after mends,
   at commit c0475232. Six questions assumed what the tool of their day did not do. They were corrected and asked again;
   their first verdicts stay.
+- **Drawn fourth.** Reports of 2025 and 2026 where they could be had, since a verdict is about present versions. What
+  can be decided was written down before the draw: model, method, card and number of cards are stated. So is the length,
+  or the quoted file's own default. Images were left out. The smallest common card above a stated memory counts as
+  stated.
 - **The others were for development from the start**, asked at commit 75c96db0 first. Only the causes of wrong answers
   were told to those who changed the verdict.
 
