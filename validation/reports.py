@@ -49,6 +49,8 @@ FIRST_ASKED = {  # the commit at which each set was asked first
     "first": "commits fdc3f1c2 to a2c8f298 of 2026-12-01 (19 of them were asked twice, with three mends between)",
     "rehearsal": "commit 4e04f64c of 2026-12-01",
     "second": "commit 57d9f232 of 2026-12-01",
+    "fourth": "commit 565a3f00 of 2026-12-02",
+    "not drawn": "commit 565a3f00 of 2026-12-02",
     "third": "commit eec7c233 of 2026-12-01",
     "left over": "commit c0475232 of 2026-12-01",
 }
@@ -339,7 +341,9 @@ def readme_lines(reports: Sequence[Report]) -> str:
             cells += tuple(told[name] for name in ("right", "unsafe", "wrong_on_the_safe_side", "no_answer"))
             lines.append(_row((*cells, f"{since['right']} right, {since['unsafe']} unsafe")))
             unsafe = ", ".join(report.id for report in those if then(report) == "unsafe")
-            worst = worst or (f"Of the {drawn} draw it said FITS, and it ran out: {unsafe}. " if unsafe else "")
+            ended = sum(report.outcome == "ran_out" for report in those)
+            said = f"Of the {drawn} draw {ended} ran out of memory, and of these it said FITS to {unsafe}. "
+            worst = worst or (said if unsafe else "")
     told = counts([report for report in reports if report.drawn in ("", "first")])
     head = ("draw", "asked", "right", "unsafe", "wrong on the safe side", "no answer", "by the present rules")
     return "\n".join([_row(head), _row(["---"] + ["---:"] * 5 + ["---"]), *lines]) + (
@@ -378,9 +382,14 @@ outcome of {reports} runs. We asked `dryfit` about each of them: is the verdict 
 - **Drawn fourth.** Reports of 2025 and 2026 where they could be had, since a verdict is about present versions. What
   can be decided was written down before the draw: model, method, card and number of cards are stated. So is the length,
   or the quoted file's own default. Images were left out. The smallest common card above a stated memory counts as
-  stated.
+  stated. 28 of the 40 ran, and 12 ran out: public files say what ran. Of the rows not drawn those were asked for which
+  there was time, by the same code.
 - **The others were for development from the start**, asked at commit 75c96db0 first. Only the causes of wrong answers
   were told to those who changed the verdict.
+
+A question that leaves the length open was tried as too close to call, if rows of 2,048 tokens do not fit. In 35 reports
+the length was a script's default of less. 7 of the unsafe verdicts became right by that, and 12 right ones wrong. So a
+tool's default counts as stated, and the answer names it.
 
 "Too close to call" counts as right where the run ended out of memory or took 97 % of the card and more. A verdict is
 unsafe where it says that the step fits, and the run ended out of memory."""
