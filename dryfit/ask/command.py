@@ -108,14 +108,14 @@ class UnderstoodLine:
 
 
 def read(words: Sequence[str]) -> UnderstoodLine:
-    """Read a line and what it names.
+    """Read a line and what it names. ``read_as`` of its question is the line, where it was asked in plain words.
 
     Raises
     ------
     UserError
         For all that is wrong in it, with one line in which all of it is put right.
     """
-    from dryfit.ask.words import PASTED, changed, lost_format, meant
+    from dryfit.ask.words import PASTED, Understood, changed, lost_format, meant, read_as
 
     kept, errors, asked = list(words), list[UserError](), None
     for _ in range(_MOST_ERRORS):
@@ -142,7 +142,8 @@ def read(words: Sequence[str]) -> UnderstoodLine:
                 errors.append(part)
             if kept == before:
                 break
-    if asked and not errors:
+    if asked and all(isinstance(error, Understood) for error in errors):
+        asked.question.read_as = read_as(asked.words, asked.question.gpu and asked.question.gpu.name) if errors else ""
         return asked
     raise UserError.several(_with_the_line(errors, kept, asked is not None))
 
@@ -242,6 +243,11 @@ def _answered(asked: UnderstoodLine, program: Sequence[str]) -> int:
         if command == "measure":
             return measure.measure(asked.question, program, options.record and Path(options.record))
         return measure.compare(asked.question, options.measured)
+    if question_line := asked.question.read_as:
+        mark = "# " if options.yaml or command == "config" else ""
+        to = sys.stderr if options.json else sys.stdout
+        if not options.json or command == "gpus":
+            print(f"{mark}Read as: {question_line}", file=to, flush=True)
     if options.yaml:
         from dryfit.ask.text import scenario_yaml
 
@@ -257,8 +263,11 @@ def _print_kind(asked: UnderstoodLine) -> int:
     match options.command:
         case "serve":
             from dryfit.ask.serve import serve
+            from dryfit.ask.words import json_line
 
-            return _print(serve(question, options.requests or 1, options.weights), options.json)
+            served = serve(question, options.requests or 1, options.weights)
+            print(json_line(served.to_mapping(), question.read_as) if options.json else served.text())
+            return 0 if served.fits or served.gpu is None else 1
         case "gpus":
             return _with_warnings(_print_cards(question, options), asked)
         case "config":
@@ -267,7 +276,7 @@ def _print_kind(asked: UnderstoodLine) -> int:
             goal = wanted(question, options.tool_for, _asking(options), question.run)
             with working("looking for the fastest settings that fit"):
                 found = configure(goal, _Progress(), is_traced=not options.quick)
-            return print_config(found, options)
+            return print_config(found, options, question.read_as)
         case "divide":
             from dryfit.ask.divisions import print_divisions, print_fewest
 
@@ -303,11 +312,6 @@ class _Stopped(Exception):
 
     def __init__(self, status: int) -> None:
         self.status = status
-
-
-def _print(answered: Any, as_json: bool) -> int:
-    print(json.dumps(answered.to_mapping(), sort_keys=True) if as_json else answered.text())
-    return 0 if answered.fits or answered.gpu is None else 1
 
 
 class _Progress:
@@ -351,13 +355,14 @@ class _Progress:
 
 def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
     from dryfit.ask import answer, text
+    from dryfit.ask.words import json_line
 
     if options.quick:
         return _print_quick(asked, options, words)
     if options.json:
         with working("tracing the step"):
             answered = answer.traced(asked, watch=_Progress(), suggested=bool(options.suggest))
-        print(json.dumps(answered | _tensors(asked, options), sort_keys=True))
+        print(json_line(answered | _tensors(asked, options), asked.read_as))
         return answer.exit_status(answered)
     return _print_as_it_comes(asked, options, words, text)
 
@@ -373,13 +378,14 @@ def _tensors(asked: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 def _print_quick(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
     from dryfit.ask import answer, text
+    from dryfit.ask.words import json_line
 
     answered = answer.quick(asked)
     if answered["analytic"] is None:
         print(printable("\n".join([answered["sentence"], *text.reading_lines(asked, answered)])), file=sys.stderr)
         return 3
     if options.json:
-        print(json.dumps(answered, sort_keys=True))
+        print(json_line(answered, asked.read_as))
     else:
         print(text.full_text(asked, answered, words))
     return answer.exit_status(answered)
@@ -450,13 +456,14 @@ def _print_cards(asked: Any, options: argparse.Namespace) -> int:
 def _print_largest(asked: Any, field: str, options: argparse.Namespace, alone: Question | None) -> int:
     from dryfit.ask import answer
     from dryfit.ask.text import step_line
+    from dryfit.ask.words import json_line
     from dryfit.cards.gpus import EXPANDABLE_LINE
     from dryfit.cards.sentences import card
 
     with working("looking for the largest step"):
         largest = answer.largest_that_fits(asked, field, alone, estimated=bool(options.quick))
     if options.json:
-        print(json.dumps({"field": field, **largest}, sort_keys=True))
+        print(json_line({"field": field, **largest}, asked.read_as))
         return 0 if largest["value"] else 1
     if options.quick:
         return _print_estimated(asked, field, largest)

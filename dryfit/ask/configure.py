@@ -26,6 +26,7 @@ from typing import Any
 import dryfit.readers as readers
 from dryfit.analytic.certainty import Needs
 from dryfit.ask.question import Question, QuestionOptions, question
+from dryfit.ask.words import json_line
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml, yaml_value
 from dryfit.common.text import gib, yaml_text
@@ -438,13 +439,11 @@ def _promising(
     return sorted(chosen, key=lambda one: -one.prior(goal.fill))
 
 
-def print_config(found: Configured, options: Any) -> int:
+def print_config(found: Configured, options: Any, read_as: str) -> int:
     """Print and write the file; exit status 0, or 1 where nothing fits or the run ends too late."""
-    import json
-
     if options.output:
         _write(Path(options.output), found)
-    print(json.dumps(found.to_mapping(), sort_keys=True) if options.json else found.text().rstrip())
+    print(json_line(found.to_mapping(), read_as) if options.json else found.text().rstrip())
     run = (found.best.answer or {}).get("run") or {}
     return 0 if found.best.fits and run.get("in_time") is not False else 1
 

@@ -191,7 +191,8 @@ a file of axolotl, LLaMA-Factory, TRL, torchtune, torchtitan, ms-swift or verl (
 with TRL or Unsloth; an adapter_config.json. Files of accelerate, DeepSpeed or PEFT may follow. Nothing is executed.
 """
 _ASKED = """
-A question in plain words gets the line to paste: dryfit can i train qwen3 8b with lora on a 4090
+A question in plain words is answered if all of it is understood: dryfit can i train qwen3 8b with lora on a 4090
+Else the line to paste is shown, with what it leaves out.
 """
 _STATUS = """
 Exit status: 0 fits (or no GPU named), 1 does not fit, not in time, or too close to call, 2 a wrong question, 3 no

@@ -96,6 +96,7 @@ class Question:
     beside: list[Reading] = field(default_factory=list)
     model: str = ""  # as it was asked for
     run: Run | None = None  # the whole run, where its hours are asked for
+    read_as: str = ""  # the line that a question in plain words was read as
 
     @property
     def readings(self) -> list[Reading]:

@@ -9,17 +9,16 @@ dryfit train_sdxl.sh --gpu 4090      a file of a program that trains images
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dryfit.ask.options import PROGRAM, split
-from dryfit.ask.words import changed, items, meant, parse, suggested
+from dryfit.ask.words import Understood, changed, items, json_line, meant, parse, read_as, suggested
 from dryfit.common.errors import UserError
 from dryfit.common.files import yaml_value
 from dryfit.common.text import gib, printable, yaml_text
@@ -44,6 +43,7 @@ class RecipeQuestion:
     assumed: Mapping[str, Any]
     gpu: str | None
     file: TrainerFile | None = None
+    read_as: str = ""
 
 
 def answered(words: Sequence[str]) -> int | None:
@@ -79,8 +79,12 @@ def answered(words: Sequence[str]) -> int | None:
             raise
         line, wrong = changed(line, error.change), [*wrong, error]
         question(model, parse(line), file)  # what is wrong in this line too is shown instead of it
-    if wrong:
+    if not all(isinstance(one, Understood) for one in wrong):
         raise UserError.several([one.with_values(write=shlex.join([PROGRAM, *line]), change=None) for one in wrong])
+    if wrong:
+        words, asked = line, replace(asked, read_as=read_as(line, asked.gpu))
+        if not options.json:
+            print(f"{'# ' if options.yaml else ''}Read as: {asked.read_as}", flush=True)
     if options.yaml:
         print(asked.recipe.program({"model": model.name, **asked.values}), end="")
         return 0
@@ -183,7 +187,7 @@ def _print(asked: RecipeQuestion, options: argparse.Namespace, words: Sequence[s
         if options.suggest:
             tried = spared(asked.recipe, asked.model, asked.values, asked.gpu, found, beside) if wanted else ()
             found["suggestions"] = [_suggestion(changes, one, words) for changes, one in tried]
-        print(json.dumps(found, sort_keys=True))
+        print(json_line(found, asked.read_as))
     else:
         print(printable("\n".join(_lines(found))), flush=True)
         if wanted:

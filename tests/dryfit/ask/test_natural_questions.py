@@ -184,7 +184,7 @@ OF_A_STRANGER: dict[str, dict[str, Any]] = {
         {"model": (5120, 48), "method": "qlora", "gpu": "4070-ti-super", "says": "deepseek-r1-distill-qwen-14b"},
     "gemma 3 12b lora on a 3090, 4k context": {"line": "gemma-3-12b --method lora --gpu 3090 -s 4k"},
     "'phi-4 full finetune 8xH100'": {"model": (5120, 40), "method": "full", "gpu": "h100", "gpus": 8},
-    "llama 3.3 70b qlora two 3090s": {"model": (8192, 80), "gpus": 2, "says": "llama-3.3-70b-instruct"},
+    "llama 3.3 70b qlora two 3090s": {"model": (8192, 80), "gpus": 2},
     "trl sft --model_name_or_path Qwen/Qwen2.5-7B-Instruct --use_peft --lora_r 32 --max_length 1024 --gpu L40S":
         {"method": "lora", "rank": 32, "sequence_length": 1024, "gpu": "l40s"},
     "qwen2.5-7b --gpu 4090 --load_in_4bit --use_peft": {"method": "qlora"},
