@@ -710,30 +710,32 @@ def _said(words: Sequence[str], command: str, takes: Sequence[str]) -> list[str]
 
 def _card(words: Sequence[str]) -> str | None:
     """``rtx 4090``, ``2x a100 80gb``, ``two 3090s``; a name of several sizes too, whose error then lists them."""
-    from dryfit.cards.gpus import find
+    from dryfit.cards.gpu_names import is_apple
+    from dryfit.cards.gpus import find, known
 
     text = " ".join(_table("numbers").get(word, word) for word in words)
     is_name = re.search(r"\d|....", text) and not re.match(r"\d{3,} \d{4}", text)  # `1024 4090`: a length and a card
     if not is_name or {*words} & _quiet() - {"gpu", "card"}:
         return None
-    for name in dict.fromkeys((text, re.sub(r"(?<=[\dix])s$", "", re.sub(r"^(\d+)\s*x?\s+", r"\1x", text)))):
+    for name in dict.fromkeys((text, re.sub(r"(?<=[\dix])s$", "", re.sub(r"^(\d{1,3})\s*x?\s+", r"\1x", text)))):
         try:
             find(name)
         except UserError as error:
             near = gpu_text((error.change or {}).get("gpu", ""))
-            typed, known = ({*re.findall(r"\w+", _COUNT.sub("", one))} for one in (name, near))
-            if (re.search(r"\d", text) and typed <= known) or _CARD.fullmatch(name):
+            typed, listed = ({*re.findall(r"\w+", _COUNT.sub("", one))} for one in (name, near))
+            if (re.search(r"\d", text) and typed <= listed) or _CARD.fullmatch(name):
                 return name
         else:
-            return name
+            return name if name in known() or not is_apple(name) or _MAC.fullmatch(name) else None
     return None
 
 
 _COUNT = re.compile(r"^\d+\s*x\s*")
 _CARD = re.compile(  # a host, or a card by its maker or series, known or not: its own error says what to write
-    r"colab|kaggle|(?:\d+x)?(?:(?:amd|radeon|rx|nvidia|geforce|rtx|gtx|intel|arc|tesla|quadro|instinct) ?)+"
-    r"[a-z]?\d{2,4}[a-z]*(?: (?:xtx?|ti|super|gre|ada|pro))*(?: \d+ ?gb)?"
+    r"colab|kaggle|(?:\d+x)?(?:(?:(?:amd|radeon|rx|nvidia|geforce|rtx|gtx|intel|arc|tesla|quadro|instinct) ?)+"
+    r"[a-z]?\d{2,4}[a-z]*|\d0[3-9]0)(?: (?:xtx?|ti|super|gre|ada|pro|laptop|mobile|\d+ ?gb))*"
 )
+_MAC = re.compile(r"(?:(?:i?mac|macbook|mini|studio|apple|silicon|air|pro|max|ultra|m\d|laptop|1[3-6]|\d+ ?gi?b?) ?)+")
 
 
 def _exact_model(name: str) -> str | None:
