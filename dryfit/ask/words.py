@@ -567,7 +567,7 @@ def _parts(texts: Sequence[str], command: str, has_what: bool, named: dict[str, 
         asked = part.words[0] if part.kind == "command" else asked
         has_what = has_what or part.kind == "model"
         given = {item.field or item.name: item.value for item in items(part.words)}
-        named |= {} if str(given.get("--gpu")).isdigit() else given  # `4 gpus` may stand beside `a100`
+        named |= {} if re.fullmatch(r"\d{1,3}", str(given.get("--gpu"))) else given  # `4 gpus` may stand beside `a100`
         at += part.count
         yield part
 
@@ -577,7 +577,8 @@ def _slip(text: str, *asked: Any) -> _Part:
     word = _bare(text)
     if word in _quiet():
         return _Part(1, "unknown" if word in _table("unclear") else "filler", ())
-    near = difflib.get_close_matches(word, {*_quiet(), *_table("says")}, n=1, cutoff=0.8) if word.isalpha() else ()
+    known = {*_quiet(), *_table("says")} if word.isalpha() and len(word) > 3 else ()
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
     if near and near[0] in _quiet():
         return _Part(1, "filler", (), False)
     meant = near and _phrase(near, *asked, False)

@@ -227,6 +227,13 @@ OF_A_STRANGER: dict[str, dict[str, Any]] = {
     # A seventh set: 13 of 16 at the first try.
     "finetune phi4 mini on rtx 2060 12gb fp16": {"model": (3072, 32), "gpu": "rtx-2060-12gb", "precision": "fp16"},
     "qwen2.5 vl 3b qlora 12gb": {"line": "qwen2.5-vl-3b --method qlora --gpu 12gb"},
+    # An eighth and a ninth set, answered where all is understood: 28 of 30 and 17 of 20 at the first try.
+    "macbook pro m4 max 48gb lora qwen3 8b": {"gpu": "apple-48gb", "method": "lora", "says": ""},
+    "3050 ti 4gb laptop smollm2 360m full finetune": {"gpu": 4, "method": "full", "says": "`gpu` is not known"},
+    "whats better 4090 or 5090 for qwen3 8b lora": {"gpu": "rtx-4090", "says": "leaves out: better, or, 5090"},
+    "kann ich qwen3-8b mit lora auf zwei 3090 finetunen": {"gpu": "rtx-3090", "gpus": 2, "method": "lora"},
+    "phi3.5 mini loar 8gb": {"method": "lora", "says": "guesses what is meant by: loar"},
+    "can i run mixtral 8x7b on 2x3090": {"gpus": 2, "says": "leaves out: run"},
 }  # fmt: skip
 
 
