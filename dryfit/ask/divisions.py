@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from dryfit.ask.options import json_line
 from dryfit.ask.question import Question
 from dryfit.ask.text import exchange_lines, step_line
-from dryfit.ask.words import json_line
 from dryfit.cards.sentences import card, said, title
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import now_doing, working

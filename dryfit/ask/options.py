@@ -6,8 +6,9 @@ A first word that is no command is a WHAT, and the command is ``fit``. A command
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -254,6 +255,11 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
                for name, one in OPTIONS.items()}  # fmt: skip
     known = {name: value for name, value in vars(given).items() if value is not None}
     return argparse.Namespace(**{**missing, **known}, command=command)
+
+
+def json_line(answer: Mapping[str, Any], read_as: str = "") -> str:
+    """An answer for programs; that of a question in plain words has the line that it was read as."""
+    return json.dumps({**answer, **({"read_as": read_as} if read_as else {})}, sort_keys=True)
 
 
 def dest(option: str) -> str:

@@ -17,10 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dryfit.ask.options import PROGRAM, split
-from dryfit.ask.words import Understood, changed, items, json_line, meant, parse, read_as, suggested
+from dryfit.ask.options import PROGRAM, json_line, split
+from dryfit.ask.words import Understood, changed, items, meant, parse, read_as, suggested
+from dryfit.cards.gpus import find as card
+from dryfit.cards.sentences import of_program, said
 from dryfit.common.errors import UserError
 from dryfit.common.files import yaml_value
+from dryfit.common.kept import KeptAnswer
 from dryfit.common.text import gib, printable, yaml_text
 from dryfit.recipes.models import OtherModel, find
 from dryfit.recipes.recipe import Recipe, recipe, recipes
@@ -49,10 +52,7 @@ class RecipeQuestion:
 def answered(words: Sequence[str]) -> int | None:
     """Answer a line about a model of another kind; the exit status, None where the line is about none.
 
-    Raises
-    ------
-    UserError
-        If the line is wrong, or the model can't be had.
+    UserError: if the line is wrong, or the model can't be had.
     """
     line, wrong = meant(words)
     own = items(split(line)[1])
@@ -88,8 +88,6 @@ def answered(words: Sequence[str]) -> int | None:
     if options.yaml:
         print(asked.recipe.program({"model": model.name, **asked.values}), end="")
         return 0
-    from dryfit.common.kept import KeptAnswer
-
     kept = KeptAnswer([word for word in words if word != "--fresh"], asked)
     status = None if options.fresh else kept.show()
     return kept.give(partial(_print, asked, options, words)) if status is None else status
@@ -113,13 +111,8 @@ def _listed(model: OtherModel | None) -> list[str]:
 def question(model: OtherModel, options: argparse.Namespace, file: TrainerFile | None = None) -> RecipeQuestion:
     """What a line asks about a model, or about the training that a file describes.
 
-    Raises
-    ------
-    UserError
-        If an option says nothing to a recipe, or a setting is wrong.
+    UserError: if an option says nothing to a recipe, or a setting is wrong.
     """
-    from dryfit.cards.gpus import find as card
-
     wrong = [name for name, value in vars(options).items() if value not in (None, [], False) and name not in _TAKEN]
     if wrong or len(options.what) > 1:
         name = f"--{wrong[0].replace('_', '-')}" if wrong else options.what[1]
@@ -173,7 +166,6 @@ def _given(chosen: Recipe, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print(asked: RecipeQuestion, options: argparse.Namespace, words: Sequence[str]) -> int:
-    from dryfit.cards.sentences import of_program
     from dryfit.recipes.follow import follow, spared
 
     beside = asked.file.beside if asked.file else ()
@@ -211,8 +203,6 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _print_spared(asked: RecipeQuestion, words: Sequence[str], spared: Any) -> None:
-    from dryfit.cards.sentences import said
-
     print("what would need less:", flush=True)
     try:
         for changes, one in spared(asked.recipe, asked.model, asked.values, asked.gpu):

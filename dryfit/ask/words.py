@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dryfit import readers
 from dryfit.ask.options import (
     BITS,
     COMMANDS,
@@ -31,10 +31,17 @@ from dryfit.ask.options import (
     parsed,
     split,
 )
+from dryfit.cards.gpu_names import is_apple
+from dryfit.cards.gpus import find, known
 from dryfit.common.errors import UserError
-from dryfit.common.files import read_yaml
+from dryfit.common.files import read_yaml, yaml_value
 from dryfit.common.text import closest, yaml_text
 from dryfit.data import data_path
+from dryfit.readers.reading import keys
+from dryfit.recipes.models import known_name
+from dryfit.scenario.fields import BY_NAME, ELSEWHERE
+from dryfit.scenario.hub import MODELS, HubId, called, index, nearest, packed
+from dryfit.scenario.nested_fields import gpu_count
 
 PASTED = "the line with all of it put right"  # stands for it until it is known
 _EXAMPLE = "qwen2.5-coder-7b"
@@ -143,20 +150,12 @@ def changed(command: Sequence[str], changes: Mapping[str, Any], *, instead_of: s
 
 def read_as(words: Sequence[str], gpu: str | None) -> str:
     """The line that a question was read as: the model in front, and the card by the catalogue's name ``gpu``."""
-    from dryfit.cards.gpus import known
-    from dryfit.scenario.nested_fields import gpu_count
-
     typed = next((item.value for item in items(words) if item.name == "--gpu"), None)
     if typed and gpu in known():
         words = changed(words, {"gpu": {"name": gpu, "count": gpu_count(typed)}})
     _, rest = split(words)
     own = sorted(items(rest), key=lambda item: bool(item.name))
     return shlex.join([PROGRAM, *words[: len(words) - len(rest)], *chain.from_iterable(item.words for item in own)])
-
-
-def json_line(answer: Mapping[str, Any], read_as: str) -> str:
-    """An answer for programs; that of a question in plain words has the line that it was read as."""
-    return json.dumps({**answer, **({"read_as": read_as} if read_as else {})}, sort_keys=True)
 
 
 def _changed(own: list[Item], name: str, value: Any, instead_of: str | None) -> list[Item]:
@@ -242,8 +241,6 @@ def _key(name: str) -> str:
 
 def _names() -> dict[str, str]:
     """Options, fields and their parts, by all that may be typed for them."""
-    from dryfit.scenario.fields import BY_NAME, ELSEWHERE
-
     parts = {f"{field.name}_{part.name}": f"{field.name}.{part.name}"
              for field in BY_NAME.values() for part in field.parts}  # fmt: skip
     own = {dest(spelling): name for name, one in OPTIONS.items() for spelling in (name, one.get("long", name))}
@@ -280,10 +277,6 @@ def _typed(name: str, value: str | None) -> list[str]:
 
 def _in_other_files(key: str, value: str | None) -> list[str] | str | None:
     """What a key of another tool's file says, as words of this line; why it says nothing here; None: no tool has it."""
-    from dryfit import readers
-    from dryfit.common.files import yaml_value
-    from dryfit.readers.reading import keys
-
     for tool, least in _LEAST.items():
         kind = keys(tool, "transformers").kind(key)
         if kind == "harmless":
@@ -356,10 +349,7 @@ def meant(words: Sequence[str]) -> tuple[list[str], list[UserError]]:
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """The options of a line whose words are checked, and whose model is not looked up.
 
-    Raises
-    ------
-    UserError
-        For all words that are wrong, with the line in which they are put right.
+    UserError: for all words that are wrong, with the line in which they are put right.
     """
     line, errors = meant(words)
     if errors:
@@ -435,8 +425,6 @@ def _means(command: str, key: str, value: str | None) -> Sequence[str] | str | N
 
 def _is_switch(name: str) -> bool:
     """Whether an option or a field may be on: one that takes other values can't be meant by its name alone."""
-    from dryfit.scenario.fields import BY_NAME
-
     return name.startswith("-") or "." in name or name not in BY_NAME or True in BY_NAME[name].words
 
 
@@ -692,8 +680,6 @@ def _sized(words: Sequence[str], command: str) -> list[str] | None:
 
 def _said(words: Sequence[str], command: str, takes: Sequence[str]) -> list[str] | None:
     """``qlora``, ``full finetune``, ``zero3``, ``4-bit``, ``axolotl``: words of which there is one meaning."""
-    from dryfit.scenario.fields import BY_NAME
-
     key = _key(" ".join(words))
     said = _says(key) or (["--strategy", key] if key in STRATEGIES and key != "none" else None)
     if not said and command == "config" and key.replace("_", "-") in (*TOOLS, "unsloth"):
@@ -711,9 +697,6 @@ def _said(words: Sequence[str], command: str, takes: Sequence[str]) -> list[str]
 
 def _card(words: Sequence[str]) -> str | None:
     """``rtx 4090``, ``2x a100 80gb``, ``two 3090s``; a name of several sizes too, whose error then lists them."""
-    from dryfit.cards.gpu_names import is_apple
-    from dryfit.cards.gpus import find, known
-
     text = " ".join(_table("numbers").get(word, word) for word in words)
     is_name = re.search(r"\d|....", text) and not re.match(r"\d{3,} \d{4}", text)  # `1024 4090`: a length and a card
     if not is_name or {*words} & _quiet() - {"gpu", "card"}:
@@ -741,9 +724,6 @@ _MAC = re.compile(r"(?:(?:i?mac|macbook|mini|studio|apple|silicon|air|pro|max|ul
 
 def _exact_model(name: str) -> str | None:
     """A model that the catalogue or the Hub may have by this very name."""
-    from dryfit.recipes.models import known_name
-    from dryfit.scenario.hub import MODELS, HubId, index
-
     plain = name.lower()
     if (MODELS / f"{plain}.json").is_file() or plain in index()["fetched"]:
         return plain
@@ -755,8 +735,6 @@ def _exact_model(name: str) -> str | None:
 
 def lost_format(typed: object, model: object) -> str:
     """A sentence on the format of packed weights that another model's name does not say any more; "" for none."""
-    from dryfit.scenario.hub import packed
-
     lost = packed(str(typed)) if isinstance(model, str) and not packed(model) else ""
     return f" The line below leaves out {lost}: QLoRA counts packed weights as NF4." if lost else ""
 
@@ -766,8 +744,6 @@ def _model(words: Sequence[str]) -> tuple[str, bool] | None:
 
     A name that is near has to end as names of models do.
     """
-    from dryfit.scenario.hub import called, nearest
-
     name = "-".join(words)
     if "/" in name and len(words) > 1:
         return None

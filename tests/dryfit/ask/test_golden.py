@@ -73,7 +73,6 @@ qwen3 8b dora on a 4090
 llama 3.1 8b lora on an a100
 mistral 7b awq on a 3090
 qwen3 8b lora and full finetune on a 4090
-gemma 3 12b qlora on a 4090
 qwen3 8b on a 4090 --lora-r 8
 longst qwen3-8b --gpu 4090
 longest qwen3-8b
