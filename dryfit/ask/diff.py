@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dryfit import readers
+import dryfit.readers as readers
 from dryfit.ask import answer
 from dryfit.ask.answer import quick, traced
 from dryfit.ask.options import Parser, json_line

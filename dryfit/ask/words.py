@@ -16,7 +16,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dryfit import readers
+import dryfit.readers as readers
 from dryfit.ask.options import (
     BITS,
     COMMANDS,
