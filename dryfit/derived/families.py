@@ -29,6 +29,8 @@ _NO_SIZE = {
 }  # fmt: skip
 _ROPE = {"factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"}  # numbers of a table
 _GELU = ("gelu_pytorch_tanh",)
+# Families whose records are for any number of chunks of a loss, and so of rows; the others are for 2, 4 or 8 chunks.
+_ANY_CHUNKS = {"qwen2", "llama", "qwen3"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,11 @@ class ModelFamily:
     unused: frozenset[str] = frozenset()
     plain: Callable[[Model], Model] = dict
     exact_length: bool = False
+
+    @property
+    def exact_chunks(self) -> bool:
+        """Whether a record is for one number of chunks of the loss."""
+        return self.exact_length or self.model_type not in _ANY_CHUNKS
 
     def numbers(self, model: Model) -> Numbers:
         """The model's numbers by symbol."""

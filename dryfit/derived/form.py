@@ -24,7 +24,7 @@ from dryfit.common.versions import STACK, versions
 from dryfit.data import data_path
 from dryfit.derived.arrivals import arrived
 from dryfit.derived.families import FAMILIES, ModelFamily, Numbers
-from dryfit.derived.layers import Composition, Kinds, Layers, UnknownOrder, is_made
+from dryfit.derived.layers import CHUNK, Composition, Kinds, Layers, UnknownOrder, is_made
 from dryfit.derived.sizes import (
     Inexact,
     by_rule,
@@ -41,6 +41,7 @@ from dryfit.scenario.scenario import Scenario
 FORMAT = 1
 # Fields that are numbers, or that decide about no event: the GPU and the allocator, which only replay them.
 _APART = ("allocator", "gpu", "micro_batch", "model", "model_name", "sequence_length")
+MODERN: Capability = (8, 0)  # before it bf16 has other kernels of attention
 _BUFFERS = ("inv_freq", "embed_scale", "e_score_correction_bias")  # in the model, and in no checkpoint
 
 
@@ -70,8 +71,8 @@ class StepKey:
     flags: Mapping[str, Any]
 
     @classmethod
-    def of(cls, scenario: Scenario) -> StepKey:
-        """Take a scenario apart.
+    def of(cls, scenario: Scenario, capability: Capability | None = None) -> StepKey:
+        """Take a scenario apart, on a GPU of this compute capability.
 
         Raises
         ------
@@ -102,7 +103,13 @@ class StepKey:
         if scenario.lora and "E" in family.keys and scenario.lora.alpha == scenario.lora.rank:
             flags["unscaled"] = True  # PyTorch's baddbmm, which adapts experts, leaves a factor of 1 out
         if scenario.loss == "chunked":
-            flags |= {"chunks": chunks(numbers), "one_left": last_chunk(numbers) == 1}
+            flags["one_left"] = last_chunk(numbers) == 1
+            if family.exact_chunks:
+                flags["chunks"] = chunks(numbers)
+            elif (count := chunks(numbers)) > 1:
+                flags["in_chunks"], numbers["c"] = True, count
+        if capability and capability < MODERN:
+            flags["before_8"] = True
         return cls(family, numbers, kinds, settings, particular, flags)
 
     def key(self, particular: Mapping[str, Any] | None = None) -> str:
@@ -136,7 +143,6 @@ class Form:
         self.content = content
         self.told: list[list[str]] = content["told"]
         self._layers = Layers(content["program"], content["templates"], content["choices"])
-        self._by_capability: dict[Any, Any] = {}
 
     @cached_property
     def _gradients(self) -> list[int]:
@@ -160,7 +166,8 @@ class Form:
             If the layers come in an order that was not recorded.
         """
         known = with_rounded(numbers, capability)
-        known["T"] = self._trained(kinds)
+        chunked = CHUNK * numbers.get("c", 0)
+        known["T"] = self._trained(kinds, chunked)
         values = [value(expression, known) for expression in self.content["sizes"]]
         rules = self.content["rules"]
         by_number: dict[int, int] = {}
@@ -174,7 +181,7 @@ class Form:
                 by_number[number] = 1 if name == "warm" else by_rule(name, fixed, slot, taken, capability)
             return by_number[number]
 
-        composed = self._layers.compose(kinds, size_of)
+        composed = self._layers.compose(kinds, size_of, chunked)
         if any(rule[0] == "warm" for rule in rules):
             composed.events[0] = composed.events[0][0], self._warming(composed)
         if "arrivals" not in self.content:
@@ -183,7 +190,7 @@ class Form:
         orders = range(ORDERS if workers > 1 else 1)
         return [arrived(composed, arrivals, numbers["E"], workers, order) for order in orders]
 
-    def _trained(self, kinds: Kinds) -> int:
+    def _trained(self, kinds: Kinds, chunked: Kinds) -> int:
         """How many tensors are trained: gradients that the second step makes."""
         step, count = None, 0
         for item in self.content["program"]:
@@ -192,7 +199,8 @@ class Form:
             elif step == 1 and item[0] == "g":
                 count += self._gradients[item[2]]
             elif step == 1:
-                chosen = (self._layers.choose(item[1], kinds, layer) for layer in range(len(kinds)))
+                passed = chunked if item[0] == "loop" else kinds
+                chosen = (self._layers.choose(item[1], passed, layer) for layer in range(len(passed)))
                 count += sum(self._gradients[template] for template in chosen if template is not None)
         return count
 
@@ -304,7 +312,7 @@ def form_of(scenario: Scenario, capability: Capability | None = None) -> tuple[F
     NoRecord
         If none does, with the reason.
     """
-    asked = StepKey.of(scenario)
+    asked = StepKey.of(scenario, capability)
     form = records_of(asked.family.model_type).form(asked.key())
     if not form.covers(asked.numbers, capability or DEFAULT_CAPABILITY):
         raise NoRecord("numbers or a GPU beyond what was checked")

@@ -3,6 +3,7 @@
 A record holds *templates*: the events of one stretch of the step, either of one layer within a pass over all of them
 or of what lies between passes. In which pass a layer does what depends on its kind and on those of its neighbours.
 Nothing in a template names a layer: what lives on past its stretch says where it is freed, seen from its own stretch.
+The chunks of a loss are passed over like layers.
 """
 
 from __future__ import annotations
@@ -37,17 +38,25 @@ class Composition(NamedTuple):
     about: list[tuple[int, int]]
 
 
-def relation(own: Place, other: Place, kinds: Kinds) -> tuple[Any, ...]:
+CHUNK = "c"  # the kind of each chunk
+CHUNK_RADIUS = 2  # neighbours that tell one chunk's events from another's: the first two and the last two are special
+
+
+def relation(own: Place, other: Place, kinds: Kinds, loops: Mapping[int, Kinds] | None = None) -> tuple[Any, ...]:
     """Where another stretch lies, seen from one, for models of any depth.
 
     ``g``: between passes. ``L``: so many layers on, in a pass. From outside of the layers: ``B`` counted from the first
     layer, ``E`` from the last; ``K`` and ``k``: the last and the first of its kind, where there are several.
+    ``loops``: by pass over chunks their kinds; one further away is counted as from outside.
     """
     if other[0] == "g":
         return other
     at, layer = other
-    if own[0] != "g":
+    loops = loops or {}
+    inside = own[0] != "g" and (own[0] in loops) == (at in loops)
+    if inside and (at not in loops or abs(layer - own[1]) <= CHUNK_RADIUS):
         return "L", at, layer - own[1]
+    kinds = loops.get(at, kinds)
     last = len(kinds) - 1
     if 0 < layer < last and len(set(kinds)) > 1:
         if kinds[layer] not in kinds[layer + 1 :]:
@@ -57,11 +66,12 @@ def relation(own: Place, other: Place, kinds: Kinds) -> tuple[Any, ...]:
     return ("B", at, layer) if layer < len(kinds) / 2 else ("E", at, last - layer)
 
 
-def absolute(own: Place, related: Sequence[Any], kinds: Kinds) -> Place:
+def absolute(own: Place, related: Sequence[Any], kinds: Kinds, loops: Mapping[int, Kinds] | None = None) -> Place:
     """What :func:`relation` says, for these layers."""
     how, at = related[:2]
     if how == "g":
         return "g", at
+    kinds = (loops or {}).get(at, kinds)
     last = len(kinds) - 1
     layer = {
         "L": lambda: own[1] + related[2],
@@ -100,7 +110,8 @@ class Layers:
     Parameters
     ----------
     program
-        In order: ``["mark", phase, step]``, ``["g", number, template]``, ``["pass", number, direction]``.
+        In order: ``["mark", phase, step]``, ``["g", number, template]``, ``["pass", number, direction]``, and
+        ``["loop", number, direction]`` over chunks.
     templates
         Events: ``[size, what for]`` allocates, with a :func:`relation` behind it where it is freed elsewhere; a number
         frees what the same stretch allocated at that place, ``[relation, ordinal]`` what another one handed on;
@@ -114,7 +125,10 @@ class Layers:
         self._choices = {
             int(at): {tuple(around): template for around, template in pairs} for at, pairs in choices.items()
         }
-        self._radius = next((len(around) // 2 for known in self._choices.values() for around in known), 0)
+        self._radius = {
+            at: max((len(around) // 2 for around in known), default=0) for at, known in self._choices.items()
+        }
+        self._loops = {item[1] for item in program if item[0] == "loop"}
 
     def choose(self, at: int, kinds: Kinds, layer: int) -> int | None:
         """The template of a layer in a pass; None: the pass leaves it out.
@@ -125,26 +139,35 @@ class Layers:
             If layers around it come in an order that was not recorded.
         """
         known = self._choices[at]
-        around = window(kinds, layer, self._radius)
+        around = window(kinds, layer, self._radius[at])
         if around not in known:
             raise UnknownOrder(f"layers in the order {around} were not recorded")
         return known[around]
 
-    def compose(self, kinds: Kinds, size_of: Callable[[int], int]) -> Composition:
-        """The events of a model whose layers are of these kinds; ``size_of`` gives the bytes of a size's number."""
+    def compose(self, kinds: Kinds, size_of: Callable[[int], int], chunked: Kinds = "") -> Composition:
+        """The events of a model whose layers are of these kinds, and whose loss has such chunks.
+
+        ``size_of`` gives the bytes of a size's number.
+        """
         done = Composition([], [], [])
         handed: dict[tuple[Place, Place], list[int]] = {}
+        loops = dict.fromkeys(self._loops, chunked)
+
+        def run(template: int, own: Place) -> None:
+            self._run(template, own, kinds, loops, size_of, done, handed)
+
         for item in self.program:
             if item[0] == "mark":
                 done.marks.append((item[1], item[2], len(done.events)))
             elif item[0] == "g":
-                self._run(item[2], ("g", item[1]), kinds, size_of, done, handed)
+                run(item[2], ("g", item[1]))
             else:
                 _, at, direction = item
-                for layer in range(len(kinds))[:: 1 if direction >= 0 else -1]:
-                    template = self.choose(at, kinds, layer)
+                passed = loops.get(at, kinds)
+                for layer in range(len(passed))[:: 1 if direction >= 0 else -1]:
+                    template = self.choose(at, passed, layer)
                     if template is not None:
-                        self._run(template, (at, layer), kinds, size_of, done, handed)
+                        run(template, (at, layer))
         return done
 
     def _run(
@@ -152,6 +175,7 @@ class Layers:
         template: int,
         own: Place,
         kinds: Kinds,
+        loops: Mapping[int, Kinds],
         size_of: Callable[[int], int],
         done: Composition,
         handed: dict[tuple[Place, Place], list[int]],
@@ -172,9 +196,9 @@ class Layers:
                     made = len(about)
                     events.append((made, size))
                 if len(event) > 2:
-                    handed.setdefault((own, absolute(own, event[2], kinds)), []).append(made)
+                    handed.setdefault((own, absolute(own, event[2], kinds, loops)), []).append(made)
             else:
-                there = absolute(own, event[0], kinds)
+                there = absolute(own, event[0], kinds, loops)
                 ready = handed.get((there, own), ())
                 if event[1] >= len(ready):
                     raise UnknownOrder(f"{own} frees what {there} does not hand on")

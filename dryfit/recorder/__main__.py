@@ -24,7 +24,7 @@ from dryfit.derived.families import FAMILIES, ModelFamily
 from dryfit.derived.form import FORMAT, Form, StepKey
 from dryfit.recorder.fitting import NotFitted
 from dryfit.recorder.teaching import OtherEvents, alike, checked, scenario_of, taught, teaching_points
-from dryfit.recorder.variants import OPTIONS, Variant, variants_of
+from dryfit.recorder.variants import BEFORE_8, OPTIONS, Variant, variants_of
 
 _CODE = ("models/{0}/modeling_{0}.py", "masking_utils.py")  # of transformers, that a record was made with
 
@@ -33,7 +33,7 @@ def main() -> int:
     options = argparse.ArgumentParser(prog="python -m dryfit.recorder", description=__doc__)
     options.add_argument("families", nargs="+", choices=sorted(FAMILIES), metavar="FAMILY")
     options.add_argument("--anew", action="store_true", help="every variant, and not only those that are missing")
-    options.add_argument("--options", nargs="*", choices=sorted(OPTIONS), help="only with these sets of options")
+    options.add_argument("--options", nargs="*", choices=[*OPTIONS, BEFORE_8], help="only with these sets of options")
     asked = options.parse_args()
     for name in asked.families:
         record(FAMILIES[name], lambda variant: asked.options is None or variant.called in asked.options, asked.anew)
@@ -50,7 +50,7 @@ def record(family: ModelFamily, wanted: Callable[[Variant], bool] = lambda varia
         library += [one for one in json.loads(text)["sizes"] if one not in library]
     for variant in filter(wanted, variants_of(family)):
         _, points = teaching_points(family, variant)
-        base = StepKey.of(scenario_of(family, variant, points[0], family.sequence))
+        base = StepKey.of(scenario_of(family, variant, points[0], family.sequence), variant.capability)
         began, member = time.process_time(), base.key()
         if member not in members:
             try:

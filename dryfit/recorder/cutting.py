@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from dryfit.derived.layers import Kinds, Place, relation
+from dryfit.derived.layers import CHUNK, Kinds, Place, relation
 from dryfit.recorder.traces import Taken
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)(?:\.|$)")
 _UNNAMED = re.compile(r"_|[A-Z]")  # a class's name in the place of a module's
 _APART = "g"  # of no layer
 _AT_ONCE = 3  # layers whose tensors are freed one after the other: not by a layer that goes on
-Label = int | str | None
+_AFTER_CHUNKS = "aten::cat (backward)"  # of the chunks' gradients
+
+
+class Chunk(NamedTuple):
+    """A chunk of a loss, by its number."""
+
+    number: int
+
+
+Label = int | Chunk | str | None
 Stretch = tuple[int, int | None, Any]  # first event, end, layer; a mark has no end, and its phase and step
 
 
@@ -46,7 +55,33 @@ def labels(take: Taken) -> list[Label]:
         owners = [own(-identity) for identity in take.ids[first:end]]
         if len({owner for owner in owners if isinstance(owner, int)}) >= _AT_ONCE:
             found[first:end] = owners
+    _label_chunks(take, found)
     return found
+
+
+def _label_chunks(take: Taken, found: list[Label]) -> None:
+    """What is done in a chunk's turn belongs to it, and the end of the chunks' gradients, one after the other."""
+    by_id: dict[int, Label] = {}
+    for first, end, label in _chunks(take):
+        end = next((place for place in range(first, end) if isinstance(found[place], int)), end)  # autocast ends
+        found[first:end] = [label] * (end - first)
+        found[end] = found[end] or _APART
+        by_id |= {take.ids[place]: label for place in range(first, end) if take.kinds[place] == 1}
+    for first, end in _frees(take):
+        owners = [by_id.get(-identity) for identity in take.ids[first:end]]
+        if None not in owners and len({*owners}) > 1 and not isinstance(found[first], Chunk):
+            found[first:end] = owners
+            found[end] = found[end] or _APART
+
+
+def _chunks(take: Taken) -> Iterator[tuple[int, int, Chunk]]:
+    """From which event to which a chunk of the loss is taken, forward and again in the backward pass."""
+    begins = [at for at, _ in take.chunks] + [len(take.ids)]
+    for (first, number), following in zip(take.chunks, begins[1:], strict=True):
+        end = min(following, *(at for *_, at in take.marks if at > first))
+        made = (at for at in range(first, end) if take.kinds[at] == 1)
+        named = (at for at in made if (origin := take.origins.get(take.ids[at])) and origin.operator == _AFTER_CHUNKS)
+        yield first, next(named, end), Chunk(number)
 
 
 def _frees(take: Taken) -> Iterator[tuple[int, int]]:
@@ -95,7 +130,7 @@ def stretches(take: Taken, found: Sequence[Label]) -> list[Stretch]:
 
 
 def program(cut: Sequence[Stretch]) -> list[list[Any]]:
-    """Marks, what lies between passes, and passes with the events of each layer, in order."""
+    """Marks, what lies between passes, and passes with the events of each layer or chunk, in order."""
     items: list[list[Any]] = []
     passes = between = 0
     now: dict[str, Any] | None = None
@@ -108,16 +143,24 @@ def program(cut: Sequence[Stretch]) -> list[list[Any]]:
             items.append([_APART, between, (first, end)])
             between += 1
         else:
-            step = label - now["last"] if now else 0
+            kind, number = ("loop", label.number) if isinstance(label, Chunk) else ("pass", label)
+            step = number - now["last"] if now and items[-1][0] == kind else 0
             if now is None or not step or step * now["way"] < 0:
-                now = {"last": label, "way": 0, "spans": {}}
-                items.append(["pass", passes, now])
+                now = {"last": number, "way": 0, "spans": {}}
+                items.append([kind, passes, now])
                 passes += 1
             elif step:
                 now["way"] = 1 if step > 0 else -1
-            now["last"] = label
-            now["spans"][label] = first, end
+            now["last"] = number
+            now["spans"][number] = first, end
     return items
+
+
+def loops_of(items: Sequence[Sequence[Any]]) -> dict[int, Kinds]:
+    """By pass over chunks their kinds."""
+    loops = [item for item in items if item[0] == "loop"]
+    count = 1 + max((number for item in loops for number in item[2]["spans"]), default=0)
+    return {item[1]: CHUNK * count for item in loops}
 
 
 def by_place(
@@ -127,6 +170,7 @@ def by_place(
 
     ``size_of`` gives an allocation's size and what it is for, by its place.
     """
+    loops = loops_of(items)
     where: list[Place] = [(_APART, 0)] * len(take.kinds)
     for item in items:
         spans = {} if item[0] == "mark" else {0: item[2]} if item[0] == _APART else item[2]["spans"]
@@ -149,11 +193,11 @@ def by_place(
         events = found.setdefault(own, [])
         if kind == 1:
             local[at] = len(events)
-            elsewhere = [relation(own, freed_at[at], kinds)] if at in ordinal else []
+            elsewhere = [relation(own, freed_at[at], kinds, loops)] if at in ordinal else []
             events.append([*size_of(at), *elsewhere])
         elif kind == 2:
             there = where[target]
-            events.append(local[target] if there == own else [relation(own, there, kinds), ordinal[target]])
+            events.append(local[target] if there == own else [relation(own, there, kinds, loops), ordinal[target]])
         else:
             events.append(None)
     return found

@@ -12,20 +12,22 @@ from typing import Any
 
 from dryfit.derived.families import ModelFamily, Numbers
 from dryfit.derived.form import Form, StepKey
-from dryfit.derived.layers import Place, window
+from dryfit.derived.layers import CHUNK_RADIUS, Kinds, Place, absolute, window
 from dryfit.derived.layers import UnknownOrder as NoSuchOrder
 from dryfit.derived.sizes import EXACT, Inexact, value, with_rounded
-from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, SORTED_IN_PLACE, Capability, up
-from dryfit.recorder.cutting import by_place, labels, program, stretches
+from dryfit.engine.cuda_rules import SORTED_IN_PLACE, Capability, up
+from dryfit.recorder.cutting import by_place, labels, loops_of, program, stretches
 from dryfit.recorder.fitting import NotFitted, fitted
 from dryfit.recorder.traces import BySize, Taken, events, general, take
 from dryfit.recorder.variants import LENGTHS, Variant
+from dryfit.scenario.fields import CHUNK_TOKENS
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.loaders import WeightLoader
 
 AT_RANDOM = 1  # sets of numbers beside the base and its single variations
 ODD = 4  # of which scales of quantized weights don't come out whole
-CAPABILITIES = ((8, 6), (8, 9), (9, 0), (12, 0))  # before 8.0 other kernels run
+CAPABILITIES = ((8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1))
+OLDER = ((7, 0),)  # before 8.0 other kernels run
 WINDOW = 8  # tokens, of an attention that looks back at fewer than a row has
 FEW = 4  # sets beside the base that suffice where the expressions are known
 CHECKS = 2  # at random between the ends of the ranges, beside both ends
@@ -65,36 +67,73 @@ def pinned(variant: Variant, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-# Lengths by how many chunks a loss in chunks takes of one row: what is taught, and the ends.
-CHUNKED = {
-    2: ((384, 389, 300, 511, 360), (259, 513)),
-    4: ((896, 901, 811, 1000, 1020), (771, 1025)),
-    8: ((1920, 1925, 1801, 2000, 2040), (1795, 2049)),
+# What is taught of a loss in chunks, by how many there are. With five, three and two of them each chunk has stood
+# between all neighbours that it can have.
+CHUNKED_ROW = (76, 256, 121, 185, 53)  # tokens beyond whole chunks, of one row
+CHUNKED_ROWS = {  # rows and their tokens
+    5: ((9, 120), (10, 120), (9, 136), (2, 600), (15, 80), (3, 400), (2, 530), (20, 58)),
+    3: ((2, 300), (7, 90), (3, 210), (2, 380), (10, 70)),
+    2: ((2, 200), (3, 120), (5, 80), (7, 60), (2, 230)),
 }
+CHUNKED_ENDS = {"b": (2, 64), "s": (130, 256)}  # of 2 and of 64 chunks; with one row "s" as below
+CHUNKED_ROW_ENDS = (259, 16384)
+CHUNKED_MORE = ((2, 4096), (64, 16))  # checked too
+FEW_CHUNKS = 1900  # tokens of a row at most, where ends are not checked
+SHORT = (384, 389, 300, 511, 360)  # where experts are sorted in place
 
 
 def teaching_points(family: ModelFamily, variant: Variant) -> tuple[list[str], list[Numbers]]:
     """The numbers that vary, and the sets to trace: the base, single variations in that order, others at random."""
-    chunks = variant.flags.get("chunks")
-    values = pinned(
-        variant, {**family.points, **({"s": CHUNKED[chunks][0]} if chunks and not variant.flags.get("length") else {})}
-    )
+    values = pinned(variant, family.points)
+    count, *_ = chunk_counts(family, variant)
+    rows: Sequence[Sequence[int]] = ()
+    if count and variant.flags.get("one_row"):
+        values["s"] = [CHUNK_TOKENS * (count - 1) + rest for rest in CHUNKED_ROW]
+    elif count:
+        base, more, longer, *rows = CHUNKED_ROWS[count]
+        values |= {"b": (base[0], more[0]), "s": (base[1], longer[1])}
+    if len(values["s"]) > 1:
+        values["s"] = [_aligned(variant, length) for length in values["s"]]
+        limit = _sorted_up_to(values)
+        if limit and variant.flags.get("sorted_in_place") and max(values["s"]) > limit:
+            values["s"] = [_aligned(variant, length) for length in SHORT]
+        elif limit >= min(values["s"]) and not variant.flags.get("sorted_in_place"):
+            values["s"] = [length + limit for length in values["s"]]
     draw = random.Random(1)
-    lengths = values["s"]
-    if variant.flags.get("windowed"):
-        values["s"] = [up(length, 8) for length in lengths]
-    elif len(lengths) > 1 and (limit := _sorted_up_to(values)):
-        if variant.flags.get("sorted_in_place"):
-            values["s"] = lengths if max(lengths) <= limit else CHUNKED[2][0]
-        else:
-            values["s"] = lengths if min(lengths) > limit else [length + limit for length in lengths]
     base = {symbol: own[0] for symbol, own in values.items()}
     names = [symbol for symbol, own in values.items() if len(own) > 1]
     points = [base, *({**base, name: values[name][1]} for name in names)]
-    points += [{symbol: draw.choice(own) for symbol, own in values.items()} for _ in range(AT_RANDOM)]
+    others = [{symbol: draw.choice(own) for symbol, own in values.items()} for _ in range(AT_RANDOM)]
     odd = {symbol: family.odd.get(symbol, own) if len(own) > 1 else own for symbol, own in values.items()}
-    points += [{symbol: own[number % len(own)] for symbol, own in odd.items()} for number in range(ODD)]
-    return names, [family.possible(point) for point in points]
+    others += [{symbol: own[number % len(own)] for symbol, own in odd.items()} for number in range(ODD)]
+    for point, (some, length) in zip(others, rows, strict=False):
+        point |= {"b": some, "s": _aligned(variant, length)}
+    return names, [family.possible(point) for point in (*points, *others)]
+
+
+def chunk_counts(family: ModelFamily, variant: Variant) -> Sequence[int]:
+    """In how many chunks the loss is taken where a variant is taught: the most first. 0: its length is one, or any."""
+    if not variant.flags.get("in_chunks"):
+        return (0 if "length" in variant.flags else variant.flags.get("chunks", 0),)
+    limit = _sorted_up_to(pinned(variant, family.points)) // CHUNK_TOKENS
+    if variant.flags.get("sorted_in_place"):
+        return sorted({count for count in (limit, 5, 3, 2) if count <= min(limit, 5)}, reverse=True)
+    return [max(5, limit + 1), *(count for count in (3, 2) if count > limit)]
+
+
+def fewer_chunks(variant: Variant, count: int, points: Sequence[Numbers]) -> list[Numbers]:
+    """The numbers with other rows and lengths, so that the loss is taken in so many chunks."""
+    if variant.flags.get("one_row"):
+        lengths = [CHUNK_TOKENS * (count - 1) + rest for rest in CHUNKED_ROW]
+        rows: Sequence[tuple[int, int]] = [(1, length) for length in lengths]
+    else:
+        rows = CHUNKED_ROWS[count]
+    pairs = zip(points, rows, strict=False)
+    return [{**point, "b": some, "s": _aligned(variant, length)} for point, (some, length) in pairs]
+
+
+def _aligned(variant: Variant, length: int) -> int:
+    return up(length, 8) if variant.flags.get("windowed") else length
 
 
 def _sorted_up_to(values: Mapping[str, Sequence[int]]) -> int:
@@ -104,13 +143,19 @@ def _sorted_up_to(values: Mapping[str, Sequence[int]]) -> int:
 
 def checking_points(family: ModelFamily, variant: Variant) -> list[Numbers]:
     """The least of all numbers together, the largest, and some between, evenly over orders of magnitude."""
-    chunks = variant.flags.get("chunks")
-    ends = pinned(variant, {**family.ends, **({"s": CHUNKED[chunks][1]} if chunks else {})})
-    if variant.flags.get("windowed"):
-        ends["s"] = up(ends["s"][0], 8), ends["s"][1] // 8 * 8
-    elif len(ends["s"]) > 1 and (limit := _sorted_up_to(ends)):
-        low, high = ends["s"]
-        ends["s"] = (low, min(high, limit)) if variant.flags.get("sorted_in_place") else (max(low, limit + 1), high)
+    flags = variant.flags
+    ends = pinned(variant, family.ends)
+    more: Sequence[tuple[int, int]] = ()
+    if flags.get("in_chunks"):
+        ends |= {"s": CHUNKED_ROW_ENDS} if flags.get("one_row") else CHUNKED_ENDS
+        more = () if flags.get("one_row") else CHUNKED_MORE
+    elif "chunks" in flags and "length" not in flags:
+        ends["s"] = tuple(CHUNK_TOKENS * (flags["chunks"] - 1) + rest for rest in (3, CHUNK_TOKENS + 1))
+    if len(ends["s"]) > 1:
+        low, high = _aligned(variant, ends["s"][0]), ends["s"][1] // 8 * 8 if flags.get("windowed") else ends["s"][1]
+        if limit := _sorted_up_to(ends):
+            low, high = (low, min(high, limit)) if flags.get("sorted_in_place") else (max(low, limit + 1), high)
+        ends["s"] = _aligned(variant, low), high
     draw = random.Random(2)
     low, high = ({symbol: own[at] for symbol, own in ends.items()} for at in (0, -1))
     between = [
@@ -118,17 +163,19 @@ def checking_points(family: ModelFamily, variant: Variant) -> list[Numbers]:
         for _ in range(CHECKS)
     ]
     for point in between:
-        for symbol in {"d", "h", "m", "S", *("s" * bool(variant.flags.get("windowed")))} & {*point}:
+        if flags.get("in_chunks"):  # a trace takes as long as there are chunks: the largest have many
+            point |= {"b": min(point["b"], 8), "s": _aligned(variant, min(point["s"], FEW_CHUNKS))}
+        for symbol in {"d", "h", "m", "S", *("s" * bool(flags.get("windowed")))} & {*point}:
             point[symbol] = up(point[symbol], 8)
+    between = [{**between[0], "b": count, "s": length} for count, length in more] + between
     return [family.possible(point) for point in (low, high, *between)]
 
 
 class _Cut:
     """The traces of one model at several numbers, cut into stretches whose sizes are as many numbers."""
 
-    def __init__(self, takes: Sequence[Taken], kinds: Sequence[str]) -> None:
-        self.takes, self.first = takes, takes[0]
-        self.told: dict[tuple[str, str, str], int] = {}
+    def __init__(self, takes: Sequence[Taken], kinds: Sequence[str], told: dict[tuple[str, str, str], int]) -> None:
+        self.takes, self.first, self.told = takes, takes[0], told
         self._about: dict[int, int] = {}  # by place
         first = self.first
         second = next(at for _, step, at in first.marks if step == 1)
@@ -208,9 +255,11 @@ class _SeenSize:
 class _Fitted:
     """The expressions and rules of a variant, each once."""
 
-    def __init__(self, points: Sequence[Numbers], names: Sequence[str], library: Sequence[Any]) -> None:
-        self._known = [with_rounded(point, DEFAULT_CAPABILITY) for point in points]
-        self._names = names
+    def __init__(
+        self, points: Sequence[Numbers], names: Sequence[str], library: Sequence[Any], capability: Capability
+    ) -> None:
+        self._known = [with_rounded(point, capability) for point in points]
+        self._names, self._given, self._capability = names, library, capability
         self._library = {sizes: one for one in reversed(library) if (sizes := self._values(one))}
         self.sizes: list[Any] = []
         self.rules: list[Any] = []
@@ -228,6 +277,12 @@ class _Fitted:
         if size.sizes not in self._places:
             self._places[size.sizes] = self._place(self._fit(size.sizes))
         return self._places[size.sizes]
+
+    def at(self, points: Sequence[Numbers]) -> _Fitted:
+        """The same expressions and rules, at other numbers."""
+        other = _Fitted(points, (), [*self.sizes, *self._given], self._capability)
+        other.sizes, other.rules = self.sizes, self.rules
+        return other
 
     def _fit(self, sizes: tuple[int, ...]) -> Any:
         if self._library and len({*sizes}) > 1:
@@ -257,7 +312,7 @@ def _taken(family: ModelFamily, variant: Variant, points: Sequence[Numbers], fir
     takes: list[Taken] = []
     for point in points:
         step = scenario_of(family, variant, point, family.sequence)
-        takes.append(take(step, DEFAULT_CAPABILITY, origins=first is None))
+        takes.append(take(step, variant.capability, origins=first is None, in_chunks="in_chunks" in variant.flags))
         first = first or takes[0]
         if takes[-1].structure != first.structure:
             raise OtherEvents(f"{point} changes the events")
@@ -282,13 +337,17 @@ def taught(family: ModelFamily, variant: Variant, library: Sequence[Any] = ()) -
         library = [*library, *(more for one in library for more in _at_length(one, points[0]["s"]))]
     few = [points[0], *points[1 + len(names) :][:FEW]]
     takes = _taken(family, variant, few)
+    fewer = []
+    for count in chunk_counts(family, variant)[1:]:
+        others = fewer_chunks(variant, count, [few[0], few[-1]])
+        fewer.append((_taken(family, variant, others), others))
     if library:
         with suppress(NotFitted):
-            return _content(family, variant, _Cut(takes, family.sequence), _Fitted(few, (), library))
+            return _content(family, variant, _Fitted(few, (), library, variant.capability), takes, fewer)
     rest = [point for point in points if point not in few]
     takes += _taken(family, variant, rest, takes[0])
     takes = [takes[[*few, *rest].index(point)] for point in points]
-    return _content(family, variant, _Cut(takes, family.sequence), _Fitted(points, names, ()))
+    return _content(family, variant, _Fitted(points, names, (), variant.capability), takes, fewer)
 
 
 def _at_length(expression: Any, length: int) -> Iterator[Any]:
@@ -301,30 +360,29 @@ def _at_length(expression: Any, length: int) -> Iterator[Any]:
             yield [[[each.numerator, each.denominator, own[2]] for own, each in zip(terms, new, strict=True)], width]
 
 
-def _content(family: ModelFamily, variant: Variant, cut: _Cut, values: _Fitted) -> dict[str, Any]:
+def _content(
+    family: ModelFamily,
+    variant: Variant,
+    values: _Fitted,
+    takes: Sequence[Taken],
+    fewer: Sequence[tuple[Sequence[Taken], Sequence[Numbers]]],
+) -> dict[str, Any]:
+    """``fewer``: traces with fewer chunks of the loss, and at which numbers."""
+    told: dict[tuple[str, str, str], int] = {}
     templates: list[Any] = []
-    kinds = family.sequence
-
-    def template(place: Place) -> int:
-        own = [_event(event, values) for event in cut.found.get(place, [])]
-        if own not in templates:
-            templates.append(own)
-        return templates.index(own)
-
-    listed, choices = [], {}
-    for item in cut.items:
-        if item[0] == "mark":
-            listed.append(["mark", item[1], item[2]])
-        elif item[0] == "g":
-            listed.append(["g", item[1], template(("g", item[1]))])
-        else:
-            listed.append(["pass", item[1], item[2]["way"]])
-            chosen: dict[Any, int] = {}
-            for layer in range(len(kinds)):
-                own, around = template((item[1], layer)), window(kinds, layer, family.radius)
-                if chosen.setdefault(around, own) != own:
-                    raise OtherEvents(f"layers with the neighbours {around} do different things")
-            choices[str(item[1])] = [[list(around), own] for around, own in chosen.items()]
+    cut = _Cut(takes, family.sequence, told)
+    listed, choices = _chosen(family, cut, values, templates)
+    for others, points in fewer:
+        fewer_cut = _Cut(others, family.sequence, told)
+        own, more = _chosen(family, fewer_cut, values.at(points), templates)
+        if own != listed:
+            raise OtherEvents("how many chunks the loss has changes what comes between")
+        loops = loops_of(fewer_cut.items)
+        for at, chosen in more.items():
+            for layer, (around, template) in enumerate(chosen.items()):
+                known = choices[at].setdefault(around, template)
+                if known != template and (at not in loops or not _same(templates, known, template, (at, layer), loops)):
+                    raise OtherEvents(f"chunks or layers with the neighbours {around} do different things")
     arriving = {}
     if cut.first.arrivals:
         loader = WeightLoader.installed()
@@ -332,9 +390,53 @@ def _content(family: ModelFamily, variant: Variant, cut: _Cut, values: _Fitted) 
         arriving = {"workers": workers, "arrivals": [*cut.arrivals(all_of_them=workers > 1).items()]}
     return {
         **arriving,
-        "program": listed, "templates": templates, "choices": choices, "sizes": values.sizes,
-        "rules": values.rules, "told": [list(about) for about in cut.told],
+        "program": listed, "templates": templates, "sizes": values.sizes, "rules": values.rules,
+        "choices": {str(at): [[list(around), own] for around, own in chosen.items()] for at, chosen in choices.items()},
+        "told": [list(about) for about in told],
     }  # fmt: skip
+
+
+def _same(templates: Sequence[Any], left: int, right: int, own: Place, loops: Mapping[int, Kinds]) -> bool:
+    """Whether two templates do the same in this chunk: of few chunks one may be the next and the last but one."""
+
+    def resolved(event: Any) -> Any:
+        parts = event if isinstance(event, list) else [event]
+        return [
+            absolute(own, part, "", loops) if isinstance(part, list) and part[1] in loops else part for part in parts
+        ]
+
+    return [*map(resolved, templates[left])] == [*map(resolved, templates[right])]
+
+
+def _chosen(
+    family: ModelFamily, cut: _Cut, values: _Fitted, templates: list[Any]
+) -> tuple[list[Any], dict[int, dict[Any, int]]]:
+    """A record's program and, by pass, the templates of layers and chunks; new ones are added to ``templates``."""
+    loops = loops_of(cut.items)
+
+    def template(place: Place) -> int:
+        own = [_event(event, values) for event in cut.found.get(place, [])]
+        if own not in templates:
+            templates.append(own)
+        return templates.index(own)
+
+    listed: list[Any] = []
+    choices: dict[int, dict[Any, int]] = {}
+    for item in cut.items:
+        if item[0] == "mark":
+            listed.append(["mark", item[1], item[2]])
+        elif item[0] == "g":
+            listed.append(["g", item[1], template(("g", item[1]))])
+        else:
+            listed.append([item[0], item[1], item[2]["way"]])
+            in_loop = item[0] == "loop"
+            passed, radius = (loops[item[1]], CHUNK_RADIUS) if in_loop else (family.sequence, family.radius)
+            chosen = choices.setdefault(item[1], {})
+            for layer in range(len(passed)):
+                own, around = template((item[1], layer)), window(passed, layer, radius)
+                if chosen.setdefault(around, own) != own:
+                    raise OtherEvents(f"chunks or layers with the neighbours {around} do different things")
+    return listed, choices
 
 
 def _event(event: Any, values: _Fitted) -> Any:
@@ -361,7 +463,7 @@ def _in_one_order(events: Sequence[Event], marks: Sequence[tuple[str, int, int]]
 
 def differs(form: Form, scenario: Scenario, capability: Capability) -> str | None:
     """Where a form's events are not the trace's, in words; None: they are equal."""
-    asked = StepKey.of(scenario)
+    asked = StepKey.of(scenario, capability)
     try:
         own = form.compose(asked.kinds, asked.numbers, capability)[0]
     except (Inexact, NoSuchOrder) as error:
@@ -391,16 +493,18 @@ def checked(family: ModelFamily, variant: Variant, content: Mapping[str, Any], l
     orders = [order] + [sequence] * (len(points) - 1)  # what an order does depends on no number
     steps = [scenario_of(family, variant, point, kinds) for point, kinds in zip(points, orders, strict=True)]
     for point, step in zip(points, steps, strict=True):
-        if why := differs(form, step, DEFAULT_CAPABILITY):
+        if why := differs(form, step, variant.capability):
             raise OtherEvents(f"at {point}: {why}")
-    capabilities = [list(DEFAULT_CAPABILITY)]
-    for capability in CAPABILITIES:
+    capabilities = [list(variant.capability)]
+    for capability in OLDER if variant.flags.get("before_8") else CAPABILITIES:
         if why := differs(form, steps[-1], capability):
             log(f"not for capability {capability}: {why}")
         else:
             capabilities.append(list(capability))
+    asked = [StepKey.of(step).numbers for step in steps]
     ranges = {
-        symbol: [min(point[symbol] for point in points), max(point[symbol] for point in points)] for symbol in points[0]
+        symbol: [min(numbers[symbol] for numbers in asked), max(numbers[symbol] for numbers in asked)]
+        for symbol in asked[0]
     }
     return {**content, "ranges": ranges, "capabilities": capabilities}
 
@@ -411,12 +515,12 @@ def alike(
     """Keys of configurations of the family's other models whose events are the same, but for those that are known."""
     _, points = teaching_points(family, variant)
     kinds = family.sequence
-    base = StepKey.of(scenario_of(family, variant, points[0], kinds))
+    base = StepKey.of(scenario_of(family, variant, points[0], kinds), variant.capability)
     for other in family.alike:
         step = scenario_of(family, variant, points[0], kinds, **other)
         if (key := base.key(StepKey.of(step).particular)) in known:
             continue
-        why = differs(form(), step, DEFAULT_CAPABILITY)
+        why = differs(form(), step, variant.capability)
         if why:
             log(f"not alike {other}: {why}")
         else:

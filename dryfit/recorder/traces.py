@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from dryfit.derived.sizes import KINDS, SLOTS
 from dryfit.engine import cuda_rules, kernels
@@ -15,7 +16,9 @@ from dryfit.engine import trace as core
 from dryfit.engine.patching import patched
 from dryfit.engine.record import NOTED, Columns, Record, Workspaces
 from dryfit.engine.tracker import Tracker
+from dryfit.scenario.fields import CHUNK_TOKENS
 from dryfit.scenario.scenario import Scenario
+from dryfit.step import step as stepping
 from dryfit.tracing import loading
 from dryfit.tracing import prepare as preparing
 from dryfit.tracing import trace as tracing
@@ -113,15 +116,32 @@ class _NotingSources(Tracker):
     """A tracker whose workspaces are :class:`_Sources`."""
 
     of: dict[int, int | None]
+    latest: Tracker
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.workspaces = _Sources(self, self.of)
+        _NotingSources.latest = self
 
     def _first_met(self, func: Any) -> Any:
         told = super()._first_met(func)._replace(of_workspaces=True)
         self._operators[id(func)] = told
         return told
+
+
+def _chunk_noted(starts: list[tuple[int, int]]) -> Callable[..., Any]:
+    """In the place of ``checkpoint``: notes before which event each chunk of a loss begins, and its number."""
+
+    def noted(loss_of: Callable[..., Any], states: torch.Tensor, targets: torch.Tensor, **options: Any) -> Any:
+        number = states.storage_offset() // (CHUNK_TOKENS * states.shape[-1])
+
+        def run(*given: torch.Tensor) -> torch.Tensor:
+            starts.append((_NotingSources.latest.now(), number))
+            return loss_of(*given)
+
+        return checkpoint(run, states, targets, **options)
+
+    return noted
 
 
 def general(module: str) -> str:
@@ -144,12 +164,20 @@ class Taken:
         By id where a tensor comes from; only if it was asked for.
     sources
         By id the tensor that an optimizer made it from; None: from several.
+    chunks
+        Before which events a chunk of the loss begins, with its number; only where origins are asked for.
     arrivals
         By id of the base model's tensors of how many sources' experts it is made; 0: it comes whole. Empty where all
         do.
     """
 
-    def __init__(self, record: Record, sources: Mapping[int, int | None], arrivals: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        record: Record,
+        sources: Mapping[int, int | None],
+        arrivals: Mapping[int, int],
+        chunks: Sequence[tuple[int, int]],
+    ) -> None:
         columns = Columns.of(record)
         self.kinds: list[int] = columns.kinds.tolist()
         self.targets: list[int] = columns.targets.tolist()
@@ -158,7 +186,7 @@ class Taken:
         self.ids = [identity for identity, _ in record.events]
         self.marks = list(record.marks)
         self.origins = record.origins.of if record.origins else {}
-        self.sources = sources
+        self.sources, self.chunks = sources, chunks
         self.arrivals = arrivals if any(arrivals.values()) else {}
         own = record.cublas_workspaces()
         self.cublas = {place for place, identity in enumerate(self.ids) if identity in own}
@@ -189,8 +217,8 @@ def experts_whole(arrivals: dict[int, int]) -> Iterator[None]:
         yield
 
 
-def take(scenario: Scenario, capability: tuple[int, int], *, origins: bool = False) -> Taken:
-    """Trace a step of one GPU for recording.
+def take(scenario: Scenario, capability: tuple[int, int], *, origins: bool = False, in_chunks: bool = False) -> Taken:
+    """Trace a step of one GPU for recording. ``in_chunks``: note where chunks of the loss begin.
 
     Raises
     ------
@@ -199,14 +227,17 @@ def take(scenario: Scenario, capability: tuple[int, int], *, origins: bool = Fal
     """
     sources: dict[int, int | None] = {}
     _NotingSources.of = sources
-    places = [(core, "Tracker", _NotingSources)] if origins else []
+    chunks: list[tuple[int, int]] = []
+    places: list[tuple[Any, str, Any]] = [(core, "Tracker", _NotingSources)] if origins else []
+    if origins and in_chunks:
+        places.append((stepping, "checkpoint", _chunk_noted(chunks)))
     arrivals: dict[int, int] = {}
     with tracing.one_thread(), rules_kept(), patched(places), experts_whole(arrivals):
         record, _ = tracing._stepped(
             scenario, "cuda", prepare, kinds_of_ranks(scenario)[0], capability=capability, costs=False,
             report=tracing._as_record, origins=origins,
         )  # fmt: skip
-    return Taken(record, sources, arrivals)
+    return Taken(record, sources, arrivals, chunks)
 
 
 def events(scenario: Scenario, capability: tuple[int, int]) -> tuple[list[tuple[int, int]], list[tuple[str, int, int]]]:

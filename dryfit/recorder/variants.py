@@ -10,6 +10,7 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.derived.families import ModelFamily
 from dryfit.derived.form import NoRecord, StepKey
+from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
 from dryfit.scenario.scenario import Scenario
 
 # By name, beside the defaults of a scenario's fields. `trl`: what TRL's scripts set, which the command line asks about.
@@ -18,6 +19,7 @@ OPTIONS: dict[str, Mapping[str, Any]] = {
     "trl": {"loss": "chunked", "optimizer": "adamw_fused"},
     "not_checkpointed": {"gradient_checkpointing": False},
 }
+BEFORE_8 = "trl_before_8"  # the same as `trl` on a GPU of an older compute capability
 METHODS: dict[str, Mapping[str, Any]] = {
     "qlora": {"autocast": "bf16", "precision": "fp32", "adapter_precision": "bf16", "quantization": {"double": False}},
     "lora": {"precision": "bf16-mixed"},
@@ -26,7 +28,7 @@ METHODS: dict[str, Mapping[str, Any]] = {
 
 ALIKE = ("rope", "sliding")  # of what a model is beside numbers: the family's other models with the same events
 LENGTHS = (512, 1024, 2048, 4096)
-CHUNKED = LENGTHS[:3]  # with a loss in chunks
+CHUNKED = LENGTHS[:3]  # with a loss in chunks, of families with a record for each number of them
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Variant:
     Attributes
     ----------
     called
-        Of :data:`OPTIONS`.
+        Of :data:`OPTIONS`, or :data:`BEFORE_8`.
     settings, flags, particular
         As :class:`dryfit.derived.form.StepKey` has them.
     """
@@ -45,6 +47,11 @@ class Variant:
     settings: Mapping[str, Any]
     flags: Mapping[str, Any]
     particular: Mapping[str, Any]
+
+    @property
+    def capability(self) -> Capability:
+        """The compute capability that is taught."""
+        return (7, 5) if self.flags.get("before_8") else DEFAULT_CAPABILITY
 
     def __str__(self) -> str:
         told = [name if on is True else f"{name} {on}" for name, on in self.flags.items() if on]
@@ -55,15 +62,16 @@ def variants_of(family: ModelFamily) -> Iterator[Variant]:
     """All that is recorded of a family: each step of the catalogue's models that has a key of its own."""
     seen = set()
     models = family.catalogue()
-    for rows, (called, options), method, length, name in product((1, 2), OPTIONS.items(), METHODS, LENGTHS, models):
-        settings = {"method": method, **options, **(METHODS[method] if called == "trl" else {})}
-        if rows > 1 and (settings.get("loss") == "chunked" or "e" in family.keys or family.exact_length):
+    all_options = [*OPTIONS.items(), (BEFORE_8, OPTIONS["trl"])]
+    for rows, (called, options), method, length, name in product((1, 2), all_options, METHODS, LENGTHS, models):
+        settings = {"method": method, **options, **(METHODS[method] if "loss" in options else {})}
+        if rows > 1 and ("e" in family.keys or family.exact_length):
             continue
-        if settings.get("loss") == "chunked" and length not in CHUNKED:
+        if family.exact_chunks and settings.get("loss") == "chunked" and (rows > 1 or length not in CHUNKED):
             continue
         step = {"model": name, "sequence_length": length, "micro_batch": rows, **settings}
         try:
-            asked = StepKey.of(Scenario.from_mapping(step, {}))
+            asked = StepKey.of(Scenario.from_mapping(step, {}), (7, 5) if called == BEFORE_8 else None)
         except (NoRecord, UserError):  # or it has not so many positions
             continue
         particular = {key: value for key, value in asked.particular.items() if key not in ALIKE}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dryfit.derived.layers import Layers, UnknownOrder, absolute, relation, window
+from dryfit.derived.layers import CHUNK, CHUNK_RADIUS, Layers, UnknownOrder, absolute, relation, window
 
 ALIKE = "aaaaaaa"
 MIXED = "ssfssf"
@@ -53,3 +53,39 @@ def test_layers_in_an_order_that_was_not_recorded_are_no_answer() -> None:
     for kinds in ("aaa", "aabaa"):
         with pytest.raises(UnknownOrder):
             Layers(**STEP).compose(kinds, lambda number: 1)
+
+
+# A loss in chunks: each keeps its sum until the next one, the last one until the step's end.
+CHUNKED = {
+    "program": [["g", 0, 0], ["loop", 0, 1], ["g", 1, 3]],
+    "templates": [
+        [[0, 0]],
+        [[1, 0, ["L", 0, 1]], [2, 0], 1],
+        [[1, 0, ["L", 0, 1]], [["L", 0, -1], 0]],
+        [[["E", 0, 0], 0]],
+        [[1, 0, ["g", 1]], [["L", 0, -1], 0]],
+    ],
+    "choices": {
+        "0": [
+            [list(window(CHUNK * count, chunk, CHUNK_RADIUS)), template]
+            for count, templates in ((2, (1, 4)), (3, (1, 2, 4)), (5, (1, 2, 2, 2, 4)))
+            for chunk, template in enumerate(templates)
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 9])
+def test_chunks_are_put_together_in_any_number(count) -> None:
+    composed = Layers(**CHUNKED).compose("aaaaa", lambda number: 10 + number, CHUNK * count)
+    made = [identity for identity, _ in composed.events if identity > 0]
+    assert len(made) == count + 2
+    assert {-identity for identity, _ in composed.events if identity < 0} == {*made[1:]}
+    assert composed.events[-1] == (-made[-1], 0)
+
+
+def test_a_chunk_far_away_is_counted_from_the_first_or_the_last() -> None:
+    loops = {3: CHUNK * 9}
+    assert relation((3, 0), (3, 7), "aaaaa", loops) == ("E", 3, 1)
+    assert absolute((3, 0), ("E", 3, 1), "aaaaa", {3: CHUNK * 20}) == (3, 18)
+    assert relation((3, 4), (3, 5), "aaaaa", loops) == ("L", 3, 1)

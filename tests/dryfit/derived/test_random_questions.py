@@ -16,7 +16,7 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.trace import trace
 
 RECORDED = sorted(path.stem for path in data_path("records").glob("*.zip"))
-CAPABILITIES = ((7, 5), (8, 0), (8, 0), (8, 6), (8, 9), (8, 9), (9, 0), (9, 0), (12, 0))
+CAPABILITIES = ((7, 5), (8, 0), (8, 0), (8, 6), (8, 9), (8, 9), (9, 0), (9, 0), (10, 0), (12, 0), (12, 1))
 # What TRL's scripts set, which the command line asks about, beside their loss in chunks.
 OF_TRL = {
     "qlora": {"autocast": "bf16", "precision": "fp32", "adapter_precision": "bf16", "quantization": {"double": False}},
