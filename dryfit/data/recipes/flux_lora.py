@@ -3,8 +3,8 @@
 - what is cached is encoded before the transformer comes to the card; the rest in each step by encoders that stay
 - images of size x size pixels; texts of 512 tokens; LoRA on the attention of all blocks, or on all
   their linear layers; all in bf16; rank 0 trains all of the transformer
-- fp8: weights kept in 8 bits, and in bf16 while their layer computes; quanto: the same for each product, with scales,
-  and T5 too
+- fp8: weights kept in 8 bits, and in bf16 while their layer computes; quanto: the same for each product, with scales;
+  uint7 to uint2: in fewer bits, as ai-toolkit keeps them; T5 in 8 bits beside both
 - references: images of the same size beside each one, as Kontext takes them
 - blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; checkpoints: where their inputs wait to
   be computed again; what copies cost in time is not counted
@@ -22,7 +22,7 @@ micro_batch = 1  # images of a batch
 size = 1024  # pixels of a side
 rank = 16  # of LoRA; 0 trains all weights
 base_precision = "16bit"  # 16bit | fp32
-quantization = "none"  # none | nf4 | fp8 | quanto
+quantization = "none"  # none | nf4 | fp8 | quanto | uint7 | uint6 | uint5 | uint4 | uint3 | uint2
 blocks_swapped = 0  # blocks that wait on the host; 0: none
 gradient_checkpointing = True
 checkpoints = "card"  # card | host
@@ -42,7 +42,7 @@ from parts.transformer import loaded, trained_weights  # noqa: E402
 dtype = torch.bfloat16
 clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype).cuda().requires_grad_(False)
 t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", dtype=dtype).requires_grad_(False)
-if quantization == "quanto":
+if quantization == "quanto" or "uint" in quantization:
     in_eight_bits(t5)
 t5.cuda()
 vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype).cuda().requires_grad_(False)
