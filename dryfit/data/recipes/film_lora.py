@@ -1,18 +1,12 @@
 """LoRA of Wan, HunyuanVideo and LTX-Video with diffusers' transformers, as finetrainers and diffusion-pipe train it.
 
-- latents of videos were computed before, and embeddings of texts with `cached=all`; else the text encoder is
-  on the card, in 8 bits beside a quantized transformer
+- latents of videos were computed before, and embeddings of texts with `cached=all`
 - the transformer in bf16 under autocast, but for what diffusers keeps in fp32; LoRA in fp32 on the attention's
   projections, or on all linear layers of the blocks
 - of Wan 2.2 A14B one of both transformers, while the other waits on the host
-- fp8: weights kept in 8 bits, and in bf16 while their layer computes; quanto: the same for each product, with scales;
-  uint7 to uint2: in fewer bits, as ai-toolkit keeps them
-- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; checkpoints: where their inputs wait to
-  be computed again; what copies cost in time is not counted
 """
 
 import torch
-from diffusers.training_utils import EMAModel
 
 model = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 micro_batch = 1  # videos of a batch
@@ -29,7 +23,7 @@ cached = "all"  # latents | all
 targets = "attention"  # attention | linear
 optimizer = "adamw"  # adamw | adamw_8bit | adafactor
 ema = False  # averaged weights of the adapters
-text_millions = 4762  # weights of the text encoder, which stays on the card where texts are not cached
+text_millions = 4762  # weights of the text encoder
 
 from parts.steps import optimizer_of, update  # noqa: E402
 from parts.transformer import loaded, text_encoder, trained_weights  # noqa: E402
@@ -40,9 +34,8 @@ encoder = text_encoder(text_millions, quantization) if cached == "latents" else 
 transformer, layers = loaded(model, kept, quantization, ("norm", "scale_shift_table"))
 if targets == "attention":
     layers = [name for name in layers if name.endswith(("to_k", "to_q", "to_v", "to_out.0"))]
-waits = gradient_checkpointing and checkpoints
-trained = trained_weights(transformer, rank, layers, torch.float32, waits, blocks_swapped)
-steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
+trained = trained_weights(transformer, rank, layers, torch.float32, gradient_checkpointing, checkpoints, blocks_swapped)
+steps, averaged = optimizer_of(trained, optimizer, ema)
 config, kind = transformer.config, type(transformer).__name__
 # What a latent stands for: frames, pixels.
 is_wan_5b = kind == "WanTransformer3DModel" and config.out_channels == 48

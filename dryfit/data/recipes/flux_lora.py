@@ -1,20 +1,17 @@
 """LoRA of FLUX with diffusers, as its train_dreambooth_lora_flux.py: the transformer in bf16, in 8 or in 4 bits.
 
 - what is cached is encoded before the transformer comes to the card; the rest in each step by encoders that stay
-- images of size x size pixels; texts of 512 tokens; LoRA on the attention of all blocks, or on all
-  their linear layers; all in bf16; rank 0 trains all of the transformer
-- fp8: weights kept in 8 bits, and in bf16 while their layer computes; quanto: the same for each product, with scales;
-  uint7 to uint2: in fewer bits, as ai-toolkit keeps them; T5 in 8 bits beside both
+- texts of 512 tokens; LoRA on the attention of all blocks, or on all their linear layers; all in bf16; rank 0 trains
+  all of the transformer
+- T5 is in 8 bits beside weights in 8 bits with scales, or in fewer
 - references: images of the same size beside each one, as Kontext takes them
-- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; checkpoints: where their inputs wait to
-  be computed again; what copies cost in time is not counted
 """
 
 from functools import cache
 
 import torch
 from diffusers import AutoencoderKL, FluxPipeline
-from diffusers.training_utils import EMAModel, free_memory
+from diffusers.training_utils import free_memory
 from transformers import CLIPTextModel, T5EncoderModel
 
 model = "black-forest-labs/FLUX.1-dev"
@@ -73,23 +70,19 @@ kept = dtype if base_precision == "16bit" else torch.float32
 transformer, layers = loaded(model, kept, quantization, whole=True, on_host=low_vram)
 if targets == "attention":
     layers = ["to_k", "to_q", "to_v", "to_out.0"]
-own, waits = dtype if adapter_precision == "16bit" else torch.float32, gradient_checkpointing and checkpoints
-trained = trained_weights(transformer, rank, layers, own, waits, blocks_swapped)
-steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
+own = dtype if adapter_precision == "16bit" else torch.float32
+trained = trained_weights(transformer, rank, layers, own, gradient_checkpointing, checkpoints, blocks_swapped)
+steps, averaged = optimizer_of(trained, optimizer, ema)
 
 
 def predicted(noisy, sigma, pooled, text, side):
     rows, count = side // 16, (1 + references) * (side // 16)
     packed = FluxPipeline._pack_latents(noisy, len(noisy), noisy.shape[1], 2 * rows, 2 * rows)
+    places = FluxPipeline._prepare_latent_image_ids(len(noisy), count, rows, "cuda", dtype)
+    words = torch.zeros(512, 3, device="cuda", dtype=dtype)
+    guidance = torch.ones(len(noisy), device="cuda") if transformer.config.guidance_embeds else None
     velocity = transformer(
-        torch.cat([packed] * (1 + references), 1),
-        timestep=sigma,
-        guidance=torch.ones(len(noisy), device="cuda") if transformer.config.guidance_embeds else None,
-        pooled_projections=pooled,
-        encoder_hidden_states=text,
-        txt_ids=torch.zeros(512, 3, device="cuda", dtype=dtype),
-        img_ids=FluxPipeline._prepare_latent_image_ids(len(noisy), count, rows, "cuda", dtype),
-        return_dict=False,
+        torch.cat([packed] * (1 + references), 1), text, pooled, sigma, places, words, guidance, return_dict=False
     )[0]
     return FluxPipeline._unpack_latents(velocity[:, : rows * rows], side, side, 8)
 

@@ -1,18 +1,12 @@
 """LoRA of Qwen-Image, Z-Image, FLUX.2 and Chroma with diffusers, as its train_dreambooth_lora scripts.
 
-- latents of images were computed before, and embeddings of texts (512 tokens) with `cached=all`; else the text
-  encoder is on the card, in 8 bits beside a quantized transformer
+- latents of images were computed before, and embeddings of texts (512 tokens) with `cached=all`
 - the transformer in bf16 under autocast, LoRA in fp32 on the attention's projections, or on all linear layers of the
   blocks; rank 0 trains all of the transformer in bf16
-- fp8: weights kept in 8 bits, and in bf16 while their layer computes; quanto: the same for each product, with scales;
-  uint7 to uint2: in fewer bits, as ai-toolkit keeps them
 - references: images of the same size beside each one, as Qwen-Image-Edit takes them
-- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; checkpoints: where their inputs wait to
-  be computed again; what copies cost in time is not counted
 """
 
 import torch
-from diffusers.training_utils import EMAModel
 
 model = "Qwen/Qwen-Image"
 micro_batch = 1  # images of a batch
@@ -28,7 +22,7 @@ targets = "attention"  # attention | linear
 optimizer = "adamw"  # adamw | adamw_8bit | adafactor
 references = 0  # images beside each one, of Qwen-Image
 ema = False  # averaged weights of what is trained
-text_millions = 4762  # weights of the text encoder, which stays on the card where texts are not cached
+text_millions = 4762  # weights of the text encoder
 
 from parts.steps import optimizer_of, update  # noqa: E402
 from parts.transformer import loaded, text_encoder, trained_weights  # noqa: E402
@@ -40,9 +34,8 @@ transformer, layers = loaded(model, kept, quantization)
 if targets == "attention":
     attention = ("to_k", "to_q", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out")
     layers = [name for name in layers if name.endswith(attention)]
-waits = gradient_checkpointing and checkpoints
-trained = trained_weights(transformer, rank, layers, torch.float32, waits, blocks_swapped)
-steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
+trained = trained_weights(transformer, rank, layers, torch.float32, gradient_checkpointing, checkpoints, blocks_swapped)
+steps, averaged = optimizer_of(trained, optimizer, ema)
 config, rows = transformer.config, size // 16
 
 

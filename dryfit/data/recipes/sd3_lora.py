@@ -1,16 +1,11 @@
 """LoRA of Stable Diffusion 3 and 3.5 with diffusers, as its train_dreambooth_lora_sd3.py with latents at hand.
 
-- latents were computed before, and embeddings of texts (77 + 256 tokens) with `cached=all`; else the text
-  encoders are on the card, in 8 bits beside a quantized transformer
+- latents were computed before, and embeddings of texts (77 + 256 tokens) with `cached=all`
 - the transformer in 16 bits under autocast, LoRA on the attention's projections (in fp32 beside fp16), or on all linear
   layers of the blocks; rank 0 trains all of the transformer, in fp32 under autocast
-- quanto: linear layers of the blocks in 8 bits with scales; uint7 to uint2: in fewer, as ai-toolkit keeps them
-- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; checkpoints: where their inputs wait to
-  be computed again; what copies cost in time is not counted
 """
 
 import torch
-from diffusers.training_utils import EMAModel
 
 model = "stabilityai/stable-diffusion-3.5-large"
 micro_batch = 1  # images of a batch
@@ -26,7 +21,7 @@ cached = "all"  # latents | all
 targets = "attention"  # attention | linear
 optimizer = "adamw"  # adamw | adamw_8bit | adafactor
 ema = False  # averaged weights of what is trained
-text_millions = 5581  # weights of the text encoder, which stays on the card where texts are not cached
+text_millions = 5581  # weights of the text encoders
 
 from parts.steps import optimizer_of, update  # noqa: E402
 from parts.transformer import loaded, text_encoder, trained_weights  # noqa: E402
@@ -40,9 +35,8 @@ if targets == "attention":
     layers = [f"attn.{name}" for name in inner]
 # Beside weights in 8 bits they would be made in 8 bits.
 fp32 = torch.float32 if precision == "fp16" or quantization != "none" else None
-waits = gradient_checkpointing and checkpoints
-trained = trained_weights(transformer, rank, layers, fp32, waits, blocks_swapped)
-steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
+trained = trained_weights(transformer, rank, layers, fp32, gradient_checkpointing, checkpoints, blocks_swapped)
+steps, averaged = optimizer_of(trained, optimizer, ema)
 scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
 config = transformer.config
 for _ in range(2):

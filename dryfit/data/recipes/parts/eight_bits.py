@@ -2,6 +2,9 @@
 
 Part of recipes' own text. Source of the fewer bits: toolkit/util/uintx_quant.py of ai-toolkit at 27a03a91. Codes of 3
 bits lie as 2 bits and 1 bit, and 64 of a row share a scale and a zero. Each product makes the weight in 16 bits anew.
+
+- quantization: fp8 keeps weights in 8 bits, and in bf16 while their layer computes; quanto does the same for each
+  product, with scales; uint7 to uint2 are fewer bits, as ai-toolkit keeps them
 """
 
 import torch

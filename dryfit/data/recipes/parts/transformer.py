@@ -1,4 +1,7 @@
-"""A transformer of diffusers with frozen weights as they are kept, and its adapters; part of recipes' own text."""
+"""A transformer of diffusers with frozen weights as they are kept, and its adapters; part of recipes' own text.
+
+- text_millions: the text encoder is on the card where texts are not cached, in 8 bits beside a quantized transformer
+"""
 
 import torch
 from diffusers import AutoModel, BitsAndBytesConfig
@@ -31,14 +34,14 @@ def loaded(model, weights, quantization, in_16_bits=(), whole=False, on_host=Tru
     return network, list(layers)
 
 
-def trained_weights(network, rank, layers, dtype, checkpoints, swapped=0):  # rank 0: all of them
+def trained_weights(network, rank, layers, dtype, checkpointed, checkpoints, swapped):  # rank 0: all of them
     network = (network if swapped else network.cuda()).requires_grad_(not rank)
-    if checkpoints:
+    if checkpointed:
         network.enable_gradient_checkpointing(checkpointed_on_the_host if checkpoints == "host" else None)
     if rank:
         network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
     if swapped:
-        take_turns(network, swapped, checkpoints)
+        take_turns(network, swapped, checkpointed)
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     for weight in trained if rank and dtype else ():
         weight.data = weight.data.to(dtype)
