@@ -30,13 +30,16 @@ references = 0  # images beside each one
 samples = 0  # pixels of a side of an image that is drawn between steps; 0: none
 ema = False  # averaged weights of the adapters
 adapter_precision = "16bit"  # 16bit | fp32
-low_vram = True  # weights are quantized on the host, by quanto
+low_vram = True  # weights are quantized on the host, by quanto; else on the card, before the encoders come
 
 from parts.eight_bits import in_eight_bits  # noqa: E402
 from parts.steps import optimizer_of, update  # noqa: E402
 from parts.transformer import loaded, trained_weights  # noqa: E402
 
 dtype = torch.bfloat16
+kept = dtype if base_precision == "16bit" else torch.float32
+if not low_vram:
+    transformer, layers = loaded(model, kept, quantization, whole=True, on_host=False)
 clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype).cuda().requires_grad_(False)
 t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", dtype=dtype).requires_grad_(False)
 if quantization == "quanto" or "uint" in quantization:
@@ -66,8 +69,8 @@ if cached in ("latents", "all"):
     encoded_images()
     vae = vae.cpu() if samples else None
 free_memory()
-kept = dtype if base_precision == "16bit" else torch.float32
-transformer, layers = loaded(model, kept, quantization, whole=True, on_host=low_vram)
+if low_vram:
+    transformer, layers = loaded(model, kept, quantization, whole=True)
 if targets == "attention":
     layers = ["to_k", "to_q", "to_v", "to_out.0"]
 own = dtype if adapter_precision == "16bit" else torch.float32
