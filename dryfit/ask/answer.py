@@ -454,10 +454,7 @@ def _largest_estimated(asked: Question, field: str) -> dict[str, Any]:
 def _estimated(asked: Question) -> dict[str, Any]:
     """The estimate of a step.
 
-    Raises
-    ------
-    UserError
-        If the step is not described.
+    UserError: if the step is not described.
     """
     answer = quick(asked, others=False)
     if answer["analytic"] is None:

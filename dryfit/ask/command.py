@@ -11,14 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dryfit.ask.options import COMMANDS, OPTIONS, PROGRAM, RUN_OPTIONS, parsed, parser, split
+from dryfit.ask.options import COMMANDS, OPTIONS, PROGRAM, RUN_OPTIONS, json_line, parsed, parser, split
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import now_doing, working
-from dryfit.common.text import gib, printable
+from dryfit.common.text import printable
 from dryfit.common.versions import INSTALL_TRACE, can_trace
 
 if TYPE_CHECKING:
@@ -63,17 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _own_parser(command: str, words: list[str]) -> int:
     """A command whose options are its own: each is imported alone."""
-    if command == "run":
-        from dryfit.ask import run_program
+    name, function = _OWN.get(command, (command, "main"))
+    return getattr(import_module(f"dryfit.ask.{name}"), function)(words)
 
-        return run_program.main(words)
-    if command == "mcp":
-        from dryfit.ask import mcp_server
 
-        return mcp_server.main(words)
-    from dryfit.ask import diff
-
-    return (diff.main if command == "diff" else diff.check)(words)
+_OWN = {"run": ("run_program", "main"), "mcp": ("mcp_server", "main"), "check": ("diff", "check")}
 
 
 def version() -> str:
@@ -108,14 +103,11 @@ class UnderstoodLine:
 
 
 def read(words: Sequence[str]) -> UnderstoodLine:
-    """Read a line and what it names.
+    """Read a line and what it names. ``read_as`` of its question is the line, where it was asked in plain words.
 
-    Raises
-    ------
-    UserError
-        For all that is wrong in it, with one line in which all of it is put right.
+    UserError: for all that is wrong in it, with one line in which all of it is put right.
     """
-    from dryfit.ask.words import PASTED, changed, lost_format, meant
+    from dryfit.ask.words import PASTED, Understood, changed, lost_format, meant, read_as
 
     kept, errors, asked = list(words), list[UserError](), None
     for _ in range(_MOST_ERRORS):
@@ -142,7 +134,8 @@ def read(words: Sequence[str]) -> UnderstoodLine:
                 errors.append(part)
             if kept == before:
                 break
-    if asked and not errors:
+    if asked and all(isinstance(error, Understood) for error in errors):
+        asked.question.read_as = read_as(asked.words, asked.question.gpu and asked.question.gpu.name) if errors else ""
         return asked
     raise UserError.several(_with_the_line(errors, kept, asked is not None))
 
@@ -242,6 +235,11 @@ def _answered(asked: UnderstoodLine, program: Sequence[str]) -> int:
         if command == "measure":
             return measure.measure(asked.question, program, options.record and Path(options.record))
         return measure.compare(asked.question, options.measured)
+    if question_line := asked.question.read_as:
+        mark = "# " if options.yaml or command == "config" else ""
+        to = sys.stderr if options.json else sys.stdout
+        if not options.json or command == "gpus":
+            print(f"{mark}Read as: {question_line}", file=to, flush=True)
     if options.yaml:
         from dryfit.ask.text import scenario_yaml
 
@@ -249,7 +247,12 @@ def _answered(asked: UnderstoodLine, program: Sequence[str]) -> int:
         return 0
     if options.quick:
         return _print_kind(asked)
-    return _kept(replace(asked, words=[word for word in asked.words if word != "--fresh"]), fresh=options.fresh)
+    from dryfit.common.kept import KeptAnswer
+
+    asked = replace(asked, words=[word for word in asked.words if word != "--fresh"])
+    kept = KeptAnswer(asked.words, [asked.question, asked.alone])
+    status = None if options.fresh else kept.show()
+    return kept.give(partial(_print_kind, asked)) if status is None else status
 
 
 def _print_kind(asked: UnderstoodLine) -> int:
@@ -258,44 +261,49 @@ def _print_kind(asked: UnderstoodLine) -> int:
         case "serve":
             from dryfit.ask.serve import serve
 
-            return _print(serve(question, options.requests or 1, options.weights), options.json)
-        case "gpus":
-            return _with_warnings(_print_cards(question, options), asked)
+            served = serve(question, options.requests or 1, options.weights)
+            print(json_line(served.to_mapping(), question.read_as) if options.json else served.text())
+            return 0 if served.verdict.fits or served.gpu is None else 1
         case "config":
             from dryfit.ask.configure import configure, print_config, wanted
 
             goal = wanted(question, options.tool_for, _asking(options), question.run)
             with working("looking for the fastest settings that fit"):
                 found = configure(goal, _Progress(), is_traced=not options.quick)
-            return print_config(found, options)
+            return print_config(found, options, question.read_as)
         case "divide":
             from dryfit.ask.divisions import print_divisions, print_fewest
 
             return (print_fewest if options.fewest else print_divisions)(question, _Progress(), options.json)
-        case "longest" | "batch":
-            field = "sequence_length" if options.command == "longest" else "micro_batch"
-            status = _with_warnings(_print_largest(question, field, options, asked.alone), asked)
-            if status == 1 and not options.json:
-                fit = [word for word in asked.words[1:] if word != "--quick"]
-                print(f"for what would fit: {shlex.join([PROGRAM, *fit])}")
-            return status
+        case "gpus" | "longest" | "batch":
+            return _print_searched(asked)
     return _print_answer(question, options, asked.words)
 
 
-def _with_warnings(status: int, asked: UnderstoodLine) -> int:
-    """The status, when what the answer leaves out of the model is printed too."""
-    if not asked.options.json:
-        print(*(f"  warning: {warning}\n" for warning in asked.question.asked.warnings), sep="", end="")
-    return status
+def _print_searched(asked: UnderstoodLine) -> int:
+    """The cards, or the largest step, that fit; then what the answer leaves out of the model, and how to go on."""
+    from dryfit.ask import answer, run_cost, text
 
-
-def _kept(asked: UnderstoodLine, *, fresh: bool) -> int:
-    """Print the kept answer, unless a fresh one is asked for or none is kept; a fresh one is kept."""
-    from dryfit.common.kept import KeptAnswer
-
-    kept = KeptAnswer(asked.words, [asked.question, asked.alone])
-    status = None if fresh else kept.show()
-    return kept.give(partial(_print_kind, asked)) if status is None else status
+    options, question = asked.options, asked.question
+    if options.command == "gpus":
+        with working("tracing the step for every GPU"):
+            found = answer.on_all_gpus(question, estimated=bool(options.quick))
+        is_found = options.json or any(row["fits"] and not run_cost.is_late(row) for row in found)
+        shown = json.dumps(found, sort_keys=True) if options.json else text.cards_text(question, found, options.quick)
+    else:
+        field = "sequence_length" if options.command == "longest" else "micro_batch"
+        with working("looking for the largest step"):
+            found = answer.largest_that_fits(question, field, asked.alone, estimated=bool(options.quick))
+        is_found = found["value"]
+        mapping = {"field": field, **found}
+        shown = json_line(mapping, question.read_as) if options.json else text.largest_text(question, field, found)
+    print(shown)
+    if not options.json:
+        print(*(f"  warning: {warning}\n" for warning in question.asked.warnings), sep="", end="")
+        if not is_found and options.command != "gpus":
+            fit = [word for word in asked.words[1:] if word != "--quick"]
+            print(f"for what would fit: {shlex.join([PROGRAM, *fit])}")
+    return 0 if is_found else 1
 
 
 class _Stopped(Exception):
@@ -303,11 +311,6 @@ class _Stopped(Exception):
 
     def __init__(self, status: int) -> None:
         self.status = status
-
-
-def _print(answered: Any, as_json: bool) -> int:
-    print(json.dumps(answered.to_mapping(), sort_keys=True) if as_json else answered.text())
-    return 0 if answered.fits or answered.gpu is None else 1
 
 
 class _Progress:
@@ -352,14 +355,19 @@ class _Progress:
 def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
     from dryfit.ask import answer, text
 
+    if not options.quick and not options.json:
+        return _print_as_it_comes(asked, options, words)
     if options.quick:
-        return _print_quick(asked, options, words)
-    if options.json:
+        answered = answer.quick(asked)
+        if answered["analytic"] is None:
+            print(printable("\n".join([answered["sentence"], *text.reading_lines(asked, answered)])), file=sys.stderr)
+            return 3
+    else:
         with working("tracing the step"):
             answered = answer.traced(asked, watch=_Progress(), suggested=bool(options.suggest))
-        print(json.dumps(answered | _tensors(asked, options), sort_keys=True))
-        return answer.exit_status(answered)
-    return _print_as_it_comes(asked, options, words, text)
+        answered |= _tensors(asked, options)
+    print(json_line(answered, asked.read_as) if options.json else text.full_text(asked, answered, words))
+    return answer.exit_status(answered)
 
 
 def _tensors(asked: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -371,35 +379,20 @@ def _tensors(asked: Any, options: argparse.Namespace) -> dict[str, Any]:
     return explain(asked.scenario, asked.where, count=options.count or 10, layers=options.layers)
 
 
-def _print_quick(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
-    from dryfit.ask import answer, text
-
-    answered = answer.quick(asked)
-    if answered["analytic"] is None:
-        print(printable("\n".join([answered["sentence"], *text.reading_lines(asked, answered)])), file=sys.stderr)
-        return 3
-    if options.json:
-        print(json.dumps(answered, sort_keys=True))
-    else:
-        print(text.full_text(asked, answered, words))
-    return answer.exit_status(answered)
-
-
-def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[str], text: Any) -> int:
+def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
     """The verdict as soon as it stands, then what is found after it; Ctrl-C ends the searches, not the verdict."""
-    from dryfit.ask import answer
-    from dryfit.ask.text import explanation
+    from dryfit.ask import answer, text
 
     if sys.stderr.isatty():
         first = answer.quick(replace(asked, run=None), others=False)
         line = first["sentence"] if first["analytic"] else "No estimate of this step"
         print(f"{printable(line)}\nTracing the step itself, which takes some seconds ...", file=sys.stderr, flush=True)
-    progress, verdict = _Progress(), {}
+    progress, verdict, stopped = _Progress(), {}, False
 
     def shown(stands: Mapping[str, Any]) -> None:
         now_doing("")
         verdict.update(stands)
-        lines = [text.first_text(asked, stands), *(explanation(stands) if options.command == "explain" else ())]
+        lines = [text.first_text(asked, stands), *(text.explanation(stands) if options.command == "explain" else ())]
         if tensors := _tensors(asked, options):
             from dryfit.ask.explain import table
 
@@ -413,87 +406,13 @@ def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[
         if not verdict:
             raise
         print("stopped: what is shown was found until now", file=sys.stderr)
+        stopped, asked = True, replace(asked, run=None)
         answered = verdict | {"suggestions": [asdict(item) for item in progress.found]}
-        if rest := text.rest_text(replace(asked, run=None), answered, words):
-            print(rest)
-        raise _Stopped(answer.exit_status(answered)) from None
     if rest := text.rest_text(asked, answered, words):
         print(rest)
+    if stopped:
+        raise _Stopped(answer.exit_status(answered))
     return answer.exit_status(answered)
-
-
-def _print_cards(asked: Any, options: argparse.Namespace) -> int:
-    from dryfit.ask import answer, run_cost
-    from dryfit.ask.text import step_line
-    from dryfit.cards.sentences import said
-
-    with working("tracing the step for every GPU"):
-        rows = answer.on_all_gpus(asked, estimated=bool(options.quick))
-    fitting = sum(row["fits"] is True for row in rows)
-    status = 0 if options.json or any(row["fits"] and not run_cost.is_late(row) for row in rows) else 1
-    if options.json:
-        print(json.dumps(rows, sort_keys=True))
-        return status
-    by = " by the analytic estimate" if options.quick else ""
-    print(f"FITS {fitting} of {len(rows)} GPUs{by}: {step_line(asked.scenario.to_mapping())}")
-    for row in rows:
-        print(
-            f"  {row['gpu']:<20}{gib(row['required_bytes']):>12} of {gib(row['usable_bytes']):>11}"
-            f"   {said(row['verdict']):<21}{row['headroom_bytes'] / 2**30:+.2f} GiB"
-            + (run_cost.cells(row["run"]) if "run" in row else "")
-        )
-    if asked.run:
-        print("\n".join(run_cost.ranked(rows)))
-    return status
-
-
-def _print_largest(asked: Any, field: str, options: argparse.Namespace, alone: Question | None) -> int:
-    from dryfit.ask import answer
-    from dryfit.ask.text import step_line
-    from dryfit.cards.gpus import EXPANDABLE_LINE
-    from dryfit.cards.sentences import card
-
-    with working("looking for the largest step"):
-        largest = answer.largest_that_fits(asked, field, alone, estimated=bool(options.quick))
-    if options.json:
-        print(json.dumps({"field": field, **largest}, sort_keys=True))
-        return 0 if largest["value"] else 1
-    if options.quick:
-        return _print_estimated(asked, field, largest)
-    if "required_bytes" not in largest:  # of a cycle beside a server, which has phases instead of one figure
-        found = f"answers of {largest['value']:,} tokens fit" if largest["value"] else "NOTHING FITS"
-        print(f"{found} {card(asked.gpu.to_mapping())}, in steps of 256\nfor: {step_line(asked.scenario.to_mapping())}")
-        return 0 if largest["value"] else 1
-    what = "tokens" if field == "sequence_length" else "rows"
-    step = step_line(asked.scenario.changed(**{field: max(largest["value"], 1)}).to_mapping())
-    if not largest["value"]:
-        print(f"NOTHING FITS {card(asked.gpu.to_mapping())}, not even the smallest: {step}")
-        return 1
-    end = "; the model's positions end it" if largest["limited_by_positions"] else ""
-    on = card(asked.gpu.to_mapping())
-    print(f"{largest['value']:,} {what} fit {on}, {gib(largest['headroom_bytes'])} to spare{end}")
-    grown = asked.scenario.allocator.expandable_segments
-    print(f"{largest['with_other_allocator']:,} {what} {'without' if grown else 'with'} {EXPANDABLE_LINE}")
-    print(f"for: {step}")
-    if not (grown or end):
-        print(f"everything below fits as well; more {what} may fit by chance, depending on fragmentation")
-    return 0
-
-
-def _print_estimated(asked: Any, field: str, largest: Mapping[str, Any]) -> int:
-    """What fits by the estimate, and from where on nothing does; between them only a trace can tell."""
-    from dryfit.ask.text import step_line
-    from dryfit.cards.sentences import card
-
-    value, what = largest["value"], "tokens" if field == "sequence_length" else "rows"
-    on, by = card(asked.gpu.to_mapping()), "by the analytic estimate"
-    spare = f", {gib(largest['headroom_bytes'])} to spare" if value else ""
-    end = "; the model's positions end it" if largest["limited_by_positions"] else ""
-    print(f"{value:,} {what} fit {on} {by}{spare}{end}" if value else f"NOTHING FITS {on} for sure {by}")
-    if largest["too_large"]:
-        print(f"{largest['too_large']:,} {what} don't fit; ask without --quick for what lies between")
-    print(f"for: {step_line(asked.scenario.changed(**{field: max(value, 1)}).to_mapping())}")
-    return 0 if value else 1
 
 
 def run() -> None:

@@ -23,10 +23,7 @@ _WHAT = {
 def script(shell: str) -> str:
     """The script for a shell.
 
-    Raises
-    ------
-    UserError
-        For a shell that has none, or if shtab is not installed.
+    UserError: for a shell that has none, or if shtab is not installed.
     """
     try:
         import shtab

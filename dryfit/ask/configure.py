@@ -25,7 +25,11 @@ from typing import Any
 
 import dryfit.readers as readers
 from dryfit.analytic.certainty import Needs
+from dryfit.analytic.estimate import estimate
+from dryfit.ask.answer import quick, traced
+from dryfit.ask.options import json_line
 from dryfit.ask.question import Question, QuestionOptions, question
+from dryfit.cards.gpus import Gpu
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml, yaml_value
 from dryfit.common.text import gib, yaml_text
@@ -89,8 +93,7 @@ class Wanted:
     method: str | None
     values: Mapping[str, Any]
     options: QuestionOptions
-    gpus: int
-    capability: tuple[int, int] | None
+    gpu: Gpu
     fill: float
     run: Run | None
     pins: Mapping[str, str]
@@ -146,30 +149,20 @@ def prior(way: Mapping[str, str], micro_batch: int, fill: float) -> float:
 class Configured:
     """The file, and what else would do; ``best.fits`` False: nothing fits, and this is the nearest."""
 
-    tool: str
     best: Candidate
     others: Sequence[Candidate]
     is_timed: bool
     start: str
     goal: Wanted
 
-    @property
-    def fill(self) -> float:
-        return self.goal.fill
-
-    @property
-    def named(self) -> str:
-        return writers()[self.tool]["file"]
-
     def text(self) -> str:
         """The whole file, its header a comment."""
-        lines = [f"# {line}" for line in self.header()]
-        return "\n".join([*lines, self.best.text.rstrip(), ""])
+        return "\n".join([*(f"# {line}" for line in self.header()), self.best.text.rstrip(), ""])
 
     def header(self) -> list[str]:
         answer = self.best.answer or {}
         lines = [answer["sentence"], f"start: {self.start}", f"settings: {self.best.name}"]
-        if rate := self.best.tokens_per_second(self.fill):
+        if rate := self.best.tokens_per_second(self.goal.fill):
             lines.append(f"about {rate:,.0f} tokens of your data a second")
         if not answer.get("trace"):
             lines.append("Estimated, not traced: ranked by rules of thumb, not by times.")
@@ -178,13 +171,13 @@ class Configured:
         if run := answer.get("run"):
             cost = f", {run['cost']:.2f} at your price" if run.get("cost") else ""
             lines.append(f"the run: {run['hours']:.1f} hours{cost}")
-        lines += [*self.goal.notes, *_own_ways(self.tool)]
+        lines += [*self.goal.notes, *_own_ways(self.goal.tool)]
         if _DATA in self.best.text:
             lines.append(f"write your data in the place of {_DATA}")
         if self.others:
             lines.append("the next best:")
         for other in self.others:
-            rate = other.tokens_per_second(self.fill)
+            rate = other.tokens_per_second(self.goal.fill)
             speed = f"; {rate:,.0f} tokens a second" if rate else ""
             size = f": {gib(other.required_bytes)}" if other.required_bytes else ""
             lines.append(f"  {other.name}{size}{speed}")
@@ -192,7 +185,8 @@ class Configured:
 
     def to_mapping(self) -> dict[str, Any]:
         return {
-            "tool": self.tool, "file": self.named, "text": self.text(), "start": self.start, "answer": self.best.answer,
+            "tool": self.goal.tool, "file": writers()[self.goal.tool]["file"], "text": self.text(),
+            "start": self.start, "answer": self.best.answer,
             "settings": {**self.best.way, "micro_batch": self.best.micro_batch},
             "others": [{**one.way, "micro_batch": one.micro_batch} for one in self.others],
             "ranked_by": "traced times" if self.is_timed else "rules of thumb",
@@ -208,10 +202,7 @@ def _own_ways(tool: str) -> list[str]:
 def wanted(asked: Question, tool: str, options: QuestionOptions, run: Run | None) -> Wanted:
     """What a file has to be for, from the question about a model.
 
-    Raises
-    ------
-    UserError
-        If the tool can't express what was asked.
+    UserError: if the tool can't express what was asked.
     """
     form, scenario = writers()[tool], asked.scenario
     if asked.reading is not None and asked.reading.tool not in ("", "Hub"):
@@ -245,7 +236,7 @@ def wanted(asked: Question, tool: str, options: QuestionOptions, run: Run | None
         values |= _pipeline(asked, model) | {"epochs": ceil(run.epochs) if run else 1}
     mean = run.tokens_per_row if run and run.tokens_per_row else scenario.sequence_length
     fill = min(1.0, mean / scenario.sequence_length)
-    return Wanted(tool, options.method, values, options, asked.gpu.count, asked.gpu.capability, fill, run, pins, notes)
+    return Wanted(tool, options.method, values, options, asked.gpu, fill, run, pins, notes)
 
 
 def _pins(tool: str, settings: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -294,20 +285,20 @@ def ways(goal: Wanted) -> Iterator[dict[str, str]]:
     parallel = knobs.pop("parallel", None)
     for values in product(*({**knobs, "method": methods}).values()):
         way = dict(zip(knobs, values, strict=True))
-        has_flash = goal.capability is not None and goal.capability >= _FLASH_CAPABILITY
+        has_flash = goal.gpu.capability is not None and goal.gpu.capability >= _FLASH_CAPABILITY
         if way.get("attention") == "flash" and not has_flash:
             continue
         if way.get("packing") == "on" and goal.pins.get("packing") != "on" and way.get("attention", "flash") != "flash":
             continue  # rows of a pack see each other where the kernel has no borders
         way |= dict.fromkeys(follows, way["method"])
         if parallel:
-            way["parallel"] = "one" if goal.gpus == 1 else "fsdp2" if way["method"] == "full" else "ddp"
+            way["parallel"] = "one" if goal.gpu.count == 1 else "fsdp2" if way["method"] == "full" else "ddp"
         yield way
 
 
 def rendered(goal: Wanted, way: Mapping[str, str], micro_batch: int) -> str:
     """The tool's file for a way and a micro-batch."""
-    form, rows = writers()[goal.tool], micro_batch * goal.gpus
+    form, rows = writers()[goal.tool], micro_batch * goal.gpu.count
     values = {
         **goal.values, "micro_batch": micro_batch, "gradient_accumulation": max(1, round(ROWS_OF_AN_UPDATE / rows)),
         "learning_rate": f"{_RATE[way['method']]:.1e}",
@@ -324,13 +315,8 @@ def configure(
 ) -> Configured:
     """Search for the most tokens a second that fit; without a trace the estimate answers.
 
-    Raises
-    ------
-    UserError
-        If the tool's reader can't read what the tool would be given, or nothing answers without a trace.
+    UserError: if the tool's reader can't read what the tool would be given, or nothing answers without a trace.
     """
-    from dryfit.ask.answer import quick, traced
-
     form = writers()[goal.tool]
     with TemporaryDirectory() as folder:
         path = Path(folder) / form["file"]
@@ -380,23 +366,22 @@ def configure(
         )  # fmt: skip
     fitting = [one for one in done if one.fits]
     is_timed = all(one.tokens_per_second(goal.fill) is not None for one in done)
+
+    def speed(one: Candidate) -> float:
+        return one.tokens_per_second(goal.fill) if is_timed else one.prior(goal.fill)
+
     if fitting:
-        best, *others = sorted(
-            fitting,
-            key=lambda one: -((one.tokens_per_second(goal.fill) or 0) if is_timed else one.prior(goal.fill)),
-        )
+        best, *others = sorted(fitting, key=speed, reverse=True)
     else:  # the nearest, with what is missing
         best, *others = sorted(done, key=lambda one: one.required_bytes or 0)
-    start = form["start" if goal.gpus == 1 or "start_several" not in form else "start_several"].format(
-        file=shlex.quote(form["file"]), gpus=goal.gpus, trains="full" if best.way["method"] == "full" else "lora"
+    start = form["start" if goal.gpu.count == 1 or "start_several" not in form else "start_several"].format(
+        file=shlex.quote(form["file"]), gpus=goal.gpu.count, trains="full" if best.way["method"] == "full" else "lora"
     )
-    return Configured(goal.tool, best, others[:2], is_timed, start, goal)
+    return Configured(best, others[:2], is_timed, start, goal)
 
 
 def _peak(asked: Question) -> int | None:
     """The estimate's peak in bytes. Liger's loss, which it does not describe, is a little less than one in chunks."""
-    from dryfit.analytic.estimate import estimate
-
     step = asked.scenario
     if step.loss == "liger":
         step = step.changed(loss="chunked", kernels="transformers")
@@ -412,7 +397,7 @@ def _may_fit(asked: Question) -> bool:
 
 def _micro_batches(goal: Wanted) -> Sequence[int]:
     own = goal.options.micro_batch
-    return (own,) if own else [size for size in MICRO_BATCHES if size * goal.gpus <= ROWS_OF_AN_UPDATE] or [1]
+    return (own,) if own else [size for size in MICRO_BATCHES if size * goal.gpu.count <= ROWS_OF_AN_UPDATE] or [1]
 
 
 def _promising(
@@ -438,13 +423,11 @@ def _promising(
     return sorted(chosen, key=lambda one: -one.prior(goal.fill))
 
 
-def print_config(found: Configured, options: Any) -> int:
+def print_config(found: Configured, options: Any, read_as: str) -> int:
     """Print and write the file; exit status 0, or 1 where nothing fits or the run ends too late."""
-    import json
-
     if options.output:
         _write(Path(options.output), found)
-    print(json.dumps(found.to_mapping(), sort_keys=True) if options.json else found.text().rstrip())
+    print(json_line(found.to_mapping(), read_as) if options.json else found.text().rstrip())
     run = (found.best.answer or {}).get("run") or {}
     return 0 if found.best.fits and run.get("in_time") is not False else 1
 
@@ -452,7 +435,7 @@ def print_config(found: Configured, options: Any) -> int:
 def _write(path: Path, found: Configured) -> None:
     if path.exists():
         raise UserError("The file is there already.", where="--output", found=str(path), allowed="a new file",
-                        change={"--output": f"{path.stem}-{yaml_text(found.tool)}{path.suffix}"})  # fmt: skip
+                        change={"--output": f"{path.stem}-{found.goal.tool}{path.suffix}"})  # fmt: skip
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(found.text(), encoding="utf-8")
     beside.rename(path)

@@ -17,7 +17,6 @@ read, or that no tool has written, is an error.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -27,7 +26,10 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dryfit.ask.options import Parser
+import dryfit.readers as readers
+from dryfit.ask import answer
+from dryfit.ask.answer import quick, traced
+from dryfit.ask.options import Parser, json_line
 from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.ask.text import WORDS
 from dryfit.cards.sentences import card, said
@@ -86,12 +88,9 @@ class StepDifference:
         sides = {name: one and {key: one[key] for key in told}
                  | {key: one["trace"][key] for key in ("required_bytes", "peak_allocated_bytes")}
                  for name, one in (("before", self.before), ("after", self.after))}  # fmt: skip
-        return sides | {
-            "more_bytes": self.more_bytes,
-            "settings": [{"field": one.field, "before": one.before, "after": one.after, "more_bytes": one.bytes}
-                         for one in self.settings],
-            "components": dict(self.components),
-        }  # fmt: skip
+        settings = [{"field": one.field, "before": one.before, "after": one.after, "more_bytes": one.bytes}
+                    for one in self.settings]  # fmt: skip
+        return sides | {"more_bytes": self.more_bytes, "settings": settings, "components": dict(self.components)}
 
     def sentence(self) -> str:
         """What happened, and whether the step fits."""
@@ -123,25 +122,20 @@ class StepDifference:
 
     def lines(self) -> list[str]:
         """The causes, one a line."""
-        shares = [f"  {_signed(one.bytes) if one.bytes is not None else '':>11}  {one}" for one in self.settings]
+        shares = [f"  {_signed(one.bytes):>11}  {one}" for one in self.settings]
         parts = [f"  {_signed(size):>11}  {WORDS.get(name, name)}" for name, size in self.components.items()]
-        return [
-            *(["what changed, and what each change adds after those above it:", *shares] if shares else []),
-            *(["at the peak:", *parts] if parts else []),
-        ]
+        lines = ["what changed, and what each change adds after those above it:", *shares] if shares else []
+        return [*lines, "at the peak:", *parts] if parts else lines
 
 
-def _signed(size: int) -> str:
-    return f"{'+' if size >= 0 else '-'}{size_text(abs(size))}"
+def _signed(size: int | None) -> str:
+    return "" if size is None else f"{'+' if size >= 0 else '-'}{size_text(abs(size))}"
 
 
 def compare_steps(before: Question | None, after: Question) -> StepDifference:
     """What differs between two steps, each setting's share and each component's.
 
-    Raises
-    ------
-    UserError
-        If a step can't be traced.
+    UserError: if a step can't be traced.
     """
     last = _answer(after)
     if before is None:
@@ -153,11 +147,8 @@ def compare_steps(before: Question | None, after: Question) -> StepDifference:
     ]
     same = before.scenario == after.scenario and before.gpu == after.gpu
     first = last if same else _answer(before)  # a model's file may have changed under its name
-    if 1 < len(settings) <= _MOST_SETTINGS:
+    if 0 < len(settings) <= _MOST_SETTINGS:
         settings = list(_shares(before, after, settings, first, last))
-    elif settings:
-        total = last["trace"]["required_bytes"] - first["trace"]["required_bytes"]
-        settings = [replace(settings[0], bytes=total)] if len(settings) == 1 else settings
     parts = (first["trace"]["components"], last["trace"]["components"])
     more = {name: parts[1].get(name, 0) - parts[0].get(name, 0) for name in {*parts[0], *parts[1]}}
     shown = {name: size for name, size in sorted(more.items(), key=lambda item: -abs(item[1])) if abs(size) >= _LEAST}
@@ -194,8 +185,6 @@ def _shares(
 
 
 def _answer(asked: Question) -> dict[str, Any]:
-    from dryfit.ask import answer
-
     with working("tracing the versions"):
         return answer.traced(asked, suggested=False)
 
@@ -305,7 +294,7 @@ def main(words: Sequence[str]) -> int:
         found = compare_steps(before, after)
     over = most is not None and found.more_bytes is not None and found.more_bytes > most
     if options.json:
-        print(json.dumps(found.to_mapping() | {"file": file, "over_most": over}, sort_keys=True))
+        print(json_line(found.to_mapping() | {"file": file, "over_most": over}))
     else:
         limit = f"That is more than the {size_text(most)} that --most allows." if over else ""
         print(printable(markdown(found, file, titles, limit) if options.markdown else text(found, file, limit)))
@@ -330,14 +319,12 @@ def text(found: StepDifference, file: str, limit: str) -> str:
 
 def markdown(found: StepDifference, file: str, titles: Sequence[str], limit: str) -> str:
     """The difference as a comment's text."""
-    fits = found.after["fits"]
-    mark = {True: "✅", False: "❌", None: "ℹ️"}[False if limit else fits]
+    mark = {True: "✅", False: "❌", None: "ℹ️"}[False if limit else found.after["fits"]]
     lines = [f"### {mark} Memory of `{_plain(file)}`", "", found.sentence(), *([limit] if limit else []), ""]
     if found.settings:
         lines += [f"| setting | {_cell(titles[0])} | {_cell(titles[1])} | adds |", "| --- | --- | --- | ---: |"]
         lines += [
-            f"| `{one.field}` | {_cell(one.before)} | {_cell(one.after)} |"
-            f" {_signed(one.bytes) if one.bytes is not None else ''} |"
+            f"| `{one.field}` | {_cell(one.before)} | {_cell(one.after)} | {_signed(one.bytes)} |"
             for one in found.settings
         ]
         lines.append("")
@@ -346,12 +333,8 @@ def markdown(found: StepDifference, file: str, titles: Sequence[str], limit: str
         lines += [f"| {WORDS.get(name, name)} | {_signed(size)} |" for name, size in found.components.items()]
         lines.append("")
     lines += [f"> {warning}" for warning in found.after["warnings"]]
-    lines += [
-        f"{found.after['evidence']['text']}.",
-        "",
-        "<sub>The step itself, traced without a GPU by dryfit.</sub>",
-    ]
-    return "\n".join(lines)
+    evidence = f"{found.after['evidence']['text']}."
+    return "\n".join([*lines, evidence, "", "<sub>The step itself, traced without a GPU by dryfit.</sub>"])
 
 
 def _plain(written: str) -> str:
@@ -374,8 +357,6 @@ def check_parser() -> argparse.ArgumentParser:
 def check(words: Sequence[str]) -> int:
     """The command ``dryfit check``."""
     options = check_parser().parse_args(words)
-    from dryfit.ask.answer import quick, traced
-
     refused: list[str] = []
     wrong: list[UserError] = []
     for file in options.files:
@@ -404,13 +385,8 @@ _PASSED_OVER = "it has no step: a model's configuration, or settings that lie be
 def _is_checked(path: Path) -> bool:
     """Whether a file has a step of its own.
 
-    Raises
-    ------
-    UserError
-        If it can't be read, or no tool can have written it: a gate lets nothing through that it does not understand.
+    UserError: if it can't be read, or no tool can have written it. A gate lets nothing through that it can't read.
     """
-    from dryfit import readers
-
     if path.suffix in (".py", ".ipynb", ".sh"):
         return True
     if not path.is_file():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from dryfit.ask.options import json_line
 from dryfit.ask.question import Question
 from dryfit.ask.text import exchange_lines, step_line
 from dryfit.cards.sentences import card, said, title
@@ -33,7 +33,7 @@ def print_divisions(asked: Question, watch: Callable[..., None], as_json: bool) 
         found = divisions.divide(asked.scenario, gpu, watch, None if as_json else shown)
     fits = any(row["fits"] for row in found["divisions"])
     if as_json:
-        print(json.dumps(found | {"gpu": gpu.to_mapping()}, sort_keys=True))
+        print(json_line(found | {"gpu": gpu.to_mapping()}, asked.read_as))
         return 0 if fits else 1
     print(f"traced {len(found['divisions'])} of {found['considered']} ways on {found['gpus']} GPUs, the best first:")
     for row in found["divisions"]:
@@ -52,7 +52,7 @@ def print_fewest(asked: Question, watch: Callable[..., None], as_json: bool) -> 
     with working("looking for the fewest GPUs"):
         found = divisions.fewest(asked.scenario, gpu, watch)
     if as_json:
-        print(json.dumps(found | {"gpu": gpu.to_mapping()}, sort_keys=True))
+        print(json_line(found | {"gpu": gpu.to_mapping()}, asked.read_as))
         return 0 if found["gpus"] else 1
     if not found["gpus"]:
         word = "NO WAY WAS FOUND that fits" if found["not_traced"] else "NOTHING FITS"

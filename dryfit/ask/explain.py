@@ -11,6 +11,7 @@ from typing import Any
 
 from dryfit.cards.gpus import find
 from dryfit.scenario.scenario import Scenario
+from dryfit.tracing.trace import trace
 
 COLUMNS = ("bytes", "times", "component", "shape", "dtype", "module", "made by")
 
@@ -31,8 +32,6 @@ def explain(scenario: Scenario, where: object = "scenario", *, count: int = 10, 
         ``peak_allocated_bytes``, ``peak_phase``, ``components``, and ``tensors``, the largest first: ``bytes`` (of
         one), ``times``, ``component``, ``shape``, ``dtype``, ``module``, ``line``, ``operator``.
     """
-    from dryfit.tracing.trace import trace
-
     gpu = find(scenario.gpu, where) if scenario.gpu is not None else None
     answer = trace(scenario, capability=gpu.capability if gpu else None, timeline=False, origins=True)
     tensors = [{**row, "times": 1} for row in answer["tensors"]]

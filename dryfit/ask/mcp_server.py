@@ -15,6 +15,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dryfit.ask import answer
+from dryfit.ask.diff import compare_steps
+from dryfit.ask.explain_measurement import difference
 from dryfit.ask.options import METHODS, Parser
 from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.ask.text import defaults_used
@@ -91,14 +94,10 @@ def _short(answered: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fit(given: Mapping[str, Any]) -> dict[str, Any]:
-    from dryfit.ask import answer
-
     return _short(answer.traced(_asked(given), suggested=False))
 
 
 def what_fits(given: Mapping[str, Any]) -> dict[str, Any]:
-    from dryfit.ask import answer
-
     asked = _asked(given)
     if asked.gpu is None:
         rows = sorted(answer.on_all_gpus(asked), key=lambda row: row["usable_bytes"])
@@ -133,14 +132,9 @@ def explain_difference(given: Mapping[str, Any]) -> dict[str, Any]:
         )  # fmt: skip
     before = _asked(given["before"])
     if measured is not None:
-        from dryfit.ask import answer
-        from dryfit.ask.explain_measurement import difference
-
         said = difference(before, answer.traced(before, suggested=False), measured)
         return {"text": said, "more_bytes": None, "settings": [], "components": {}, "fits": None,
                 "next": "Try the first cause, and measure again."}  # fmt: skip
-    from dryfit.ask.diff import compare_steps
-
     found = compare_steps(before, _asked(after))
     return {
         "text": found.sentence(),

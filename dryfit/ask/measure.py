@@ -23,14 +23,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from dryfit.ask.answer import traced
+from dryfit.ask.explain_measurement import difference
+from dryfit.ask.explain_measurement import measured as figure
 from dryfit.ask.question import Question
 from dryfit.cards.gpus import GIVEN, MIB, Gpu, find, from_device
 from dryfit.common.errors import UserError
 from dryfit.common.files import write_json
 from dryfit.common.schema import validate
 from dryfit.common.text import gib, printable, size_text, yaml_text
+from dryfit.engine.periods import Unlike
 from dryfit.evidence import recorder
 from dryfit.evidence.measured import UNREAD, MeasuredStep, kinds_of, own_table, read, write
+from dryfit.tracing.snapshot import compare_snapshot, read_snapshot
+from dryfit.tracing.trace import step_record
 
 _SITE = """import importlib.util, sys
 spec = importlib.util.spec_from_file_location("dryfit_recorder", {recorder!r})
@@ -89,10 +95,6 @@ def compare(asked: Question, measured: str) -> int:
         return _snapshot(asked, Path(measured))
     if measured.endswith(".json"):
         return _print_compared(asked, read_record(Path(measured)))
-    from dryfit.ask.answer import traced
-    from dryfit.ask.explain_measurement import difference
-    from dryfit.ask.explain_measurement import measured as figure
-
     figure(measured)  # before the trace, which takes longer
     print(printable(difference(asked, traced(asked, suggested=False), measured)))
     return 0
@@ -106,10 +108,6 @@ def _print_compared(asked: Question, record: Mapping[str, Any]) -> int:
 
 
 def _snapshot(asked: Question, path: Path) -> int:
-    from dryfit.engine.periods import Unlike
-    from dryfit.tracing.snapshot import compare_snapshot, read_snapshot
-    from dryfit.tracing.trace import step_record
-
     read_snapshot(path)  # before the trace, which takes longer
     try:
         record = step_record(asked.scenario, asked.gpu and asked.gpu.capability)
@@ -124,10 +122,7 @@ def _snapshot(asked: Question, path: Path) -> int:
 def run(program: Sequence[str]) -> dict[str, Any]:
     """Run a program until its third update, and give its record.
 
-    Raises
-    ------
-    UserError
-        If it can't be started, or ends before.
+    UserError: if it can't be started, or ends before.
     """
     with TemporaryDirectory() as folder:
         site, target = Path(folder) / "site", Path(folder) / "record.json"
@@ -178,13 +173,8 @@ def read_record(path: Path) -> dict[str, Any]:
 def compared(asked: Question, record: Mapping[str, Any]) -> tuple[Question, MeasuredStep, dict[str, Any]]:
     """The question for the very card that a record was made on, the row that the record is, and the answer.
 
-    Raises
-    ------
-    UserError
-        If the run used no GPU.
+    UserError: if the run used no GPU.
     """
-    from dryfit.ask.answer import traced
-
     device = record["device"]
     if device is None or not all(one[name] for one in record["updates"] for name in _MEASURED):
         raise UserError(
@@ -246,8 +236,6 @@ def _beside(found: int, gpu: Gpu | None) -> list[str]:
 
 def text(asked: Question, step: MeasuredStep, answer: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     """What was measured beside what was predicted, the card's own figures, and where the difference may come from."""
-    from dryfit.ask.explain_measurement import difference
-
     trace, time, device = answer["trace"], answer.get("time"), record["device"]
     rows = [
         ("allocated", gib(step.allocated_bytes), gib(trace["peak_allocated_bytes"]), step.allocated_error),

@@ -6,8 +6,9 @@ A first word that is no command is a WHAT, and the command is ``fit``. A command
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -191,7 +192,8 @@ a file of axolotl, LLaMA-Factory, TRL, torchtune, torchtitan, ms-swift or verl (
 with TRL or Unsloth; an adapter_config.json. Files of accelerate, DeepSpeed or PEFT may follow. Nothing is executed.
 """
 _ASKED = """
-A question in plain words gets the line to paste: dryfit can i train qwen3 8b with lora on a 4090
+A question in plain words is answered if all of it is understood: dryfit can i train qwen3 8b with lora on a 4090
+Else the line to paste is shown, with what it leaves out.
 """
 _STATUS = """
 Exit status: 0 fits (or no GPU named), 1 does not fit, not in time, or too close to call, 2 a wrong question, 3 no
@@ -253,6 +255,11 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
                for name, one in OPTIONS.items()}  # fmt: skip
     known = {name: value for name, value in vars(given).items() if value is not None}
     return argparse.Namespace(**{**missing, **known}, command=command)
+
+
+def json_line(answer: Mapping[str, Any], read_as: str = "") -> str:
+    """An answer for programs; that of a question in plain words has the line that it was read as."""
+    return json.dumps({**answer, **({"read_as": read_as} if read_as else {})}, sort_keys=True)
 
 
 def dest(option: str) -> str:

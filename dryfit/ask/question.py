@@ -31,15 +31,13 @@ from dryfit.scenario.strategies import AXES, NONE, STRATEGIES
 _FILES = (".yaml", ".yml", ".json", ".py", ".ipynb", ".sh", ".toml", ".jinja", ".j2")
 _MODEL_ALONE = "model alone"  # a question whose first word is a model: no field, and taken out of them
 _LEARNED_POSITIONS = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm")
+_AS_NF4 = "4-bit weights of {} are counted as NF4"
 # Formats of weights that are quantized already, and how they are counted.
 _QUANTIZED = {
-    "mxfp4": (
-        EITHER_WAY,
-        "mxfp4 weights are made bf16 for training, and counted so (experts.quantized=mxfp4: kept)",
-    ),
+    "mxfp4": (EITHER_WAY, "mxfp4 weights are made bf16 for training, and counted so (experts.quantized=mxfp4: kept)"),
     "fp8": (TOO_HIGH, "8-bit weights are counted as the bf16 that training makes of them"),
-    "gptq": (EITHER_WAY, "4-bit weights of GPTQ are counted as NF4"),
-    "awq": (EITHER_WAY, "4-bit weights of AWQ are counted as NF4"),
+    "gptq": (EITHER_WAY, _AS_NF4.format("GPTQ")),
+    "awq": (EITHER_WAY, _AS_NF4.format("AWQ")),
     "aqlm": (TOO_HIGH, "2-bit weights of AQLM are counted as NF4"),
     "bitsandbytes": (EITHER_WAY, ""),
 }
@@ -73,7 +71,17 @@ class QuestionOptions:
         named = ("gpu", "method", "sequence_length", "micro_batch", "like")
         set_here = [name for name in named if getattr(self, name) is not None]
         parallel = ["parallel"] if self.strategy is not None else []
-        return [*set_here, *parallel, *(text.partition("=")[0].strip() for text in self.settings)]
+        return [*set_here, *parallel, *(name for name, _ in self.set)]
+
+    @property
+    def set(self) -> list[tuple[str, str]]:
+        """The fields and parts of ``settings`` with their values, as they are typed."""
+        return [(name.strip(), value.strip()) for name, _, value in (text.partition("=") for text in self.settings)]
+
+    @property
+    def fields(self) -> set[str]:
+        """The fields that options set, or a part of."""
+        return {name.partition(".")[0] for name in self.given}
 
     @property
     def words(self) -> list[str]:
@@ -96,6 +104,7 @@ class Question:
     beside: list[Reading] = field(default_factory=list)
     model: str = ""  # as it was asked for
     run: Run | None = None  # the whole run, where its hours are asked for
+    read_as: str = ""  # the line that a question in plain words was read as
 
     @property
     def readings(self) -> list[Reading]:
@@ -103,13 +112,7 @@ class Question:
 
 
 def question(what: Sequence[str | Path], options: QuestionOptions) -> Question:
-    """Read what was asked.
-
-    Raises
-    ------
-    UserError
-        For the first thing that is wrong, with what to write.
-    """
+    """Read what was asked."""
     gpu = _gpu(options)
     fields, where, reading = _main(str(what[0]), options.tool, gpu, _objective(options))
     model_alone = reading is None and fields.pop(_MODEL_ALONE, False)
@@ -139,7 +142,7 @@ def question(what: Sequence[str | Path], options: QuestionOptions) -> Question:
         raise _of_the_file(error, reading, options) from None
     if reading is not None:
         named = {one.partition(".")[0] for said in reading.understood.values() for one in said.split(", ")}
-        named |= {one.partition(".")[0] for one in options.given}
+        named |= options.fields
         reading.older = {name: value for name, value in reading.older.items() if name not in options.given}
         mapping = request.scenario.to_mapping()
         assumed = {name: mapping[name] for name in DECIDING if name in reading.fields and name not in named}
@@ -159,9 +162,8 @@ def _refuse_what_is_open(reading: Reading | None, options: QuestionOptions) -> N
     """A field that the file leaves open, that no default can stand for, and that no option names."""
     if reading is None:
         return
-    given = {name.partition(".")[0] for name in options.given}
     for name, why in reading.needs.items():
-        if name not in given:
+        if name not in options.fields:
             allowed = f"--set {name}=..."
             if name == "images":
                 allowed = "--set 'images={count: 1, height: 448, width: 448}' where the model's config.json has a"
@@ -200,18 +202,18 @@ def _without_a_mask(request: ScenarioRequest) -> ScenarioRequest:
 
 def _of_the_file(error: UserError, reading: Reading | None, options: QuestionOptions) -> UserError:
     """An error as one of another tool's file, where a key of that and no option decides the field."""
-    given = {name.partition(".")[0] for name in options.given}
-    if reading is None or reading.file.suffix in (".py", ".ipynb") or (error.field or "").partition(".")[0] in given:
-        return error
-    return reading.in_own_words(error)
+    is_own = reading is not None and reading.file.suffix not in (".py", ".ipynb")
+    return (
+        reading.in_own_words(error) if is_own and (error.field or "").partition(".")[0] not in options.fields else error
+    )
 
 
 def _gpu(options: QuestionOptions) -> Gpu | None:
     if options.gpu is not None:
         return find(options.gpu, "--gpu")
     given: dict[str, Any] = {}
-    for text in options.settings:
-        if text.partition("=")[0].strip().partition(".")[0] == "gpu":
+    for text, (name, _) in zip(options.settings, options.set, strict=True):
+        if name.partition(".")[0] == "gpu":
             _set(given, text)
     return find(given["gpu"], "--set gpu") if given.get("gpu") is not None else None
 
@@ -245,21 +247,17 @@ def _main(
 def _file(
     path: Path, tool: str | None, gpu: Gpu | None, objective: str | None = None
 ) -> tuple[dict[str, Any], str, Reading | None]:
-    count = gpu.count if gpu and gpu.count > 1 else None
-    if path.suffix in (".py", ".ipynb"):
-        reading = readers.read_program(path, count, capability=gpu.capability if gpu else None)
-        return dict(reading.fields), str(path), reading
-    if path.suffix == ".sh":
-        reading = readers.read_script(path, count, gpu.capability if gpu else None)
+    count, capability = gpu.count if gpu and gpu.count > 1 else None, gpu.capability if gpu else None
+    if path.suffix in (".py", ".ipynb", ".sh"):
+        read = readers.read_script if path.suffix == ".sh" else readers.read_program
+        reading = read(path, count, capability=capability)
         return dict(reading.fields), str(path), reading
     mapping = readers.mapping_of(path)
     kind = tool or readers.kind_of(mapping, path)
     if kind == "model":
         return {"model": str(path), _MODEL_ALONE: True}, str(path), None
-    if kind == "scenario":
-        return dict(mapping), str(path), None
-    if kind == "run":
-        return readers.pipeline(path)(mapping), str(path), None
+    if kind in ("scenario", "run"):
+        return dict(mapping) if kind == "scenario" else readers.pipeline(path)(mapping), str(path), None
     if objective and kind == "trl" and "command" not in mapping:  # `trl dpo --config FILE`
         mapping = {**mapping, "command": objective}
     reading = _read_tool(path, kind, mapping, gpu)
@@ -277,9 +275,7 @@ def _read_tool(path: Path, tool: str, mapping: Mapping[str, Any], gpu: Gpu | Non
 
 def _objective(options: QuestionOptions) -> str | None:
     """The objective that ``--set`` names; whether it is one is for the scenario's checks."""
-    given = [
-        text.partition("=")[2].strip() for text in options.settings if text.partition("=")[0].strip() == "objective"
-    ]
+    given = [value for name, value in options.set if name == "objective"]
     return given[-1] if given and given[-1] in OBJECTIVES else None
 
 

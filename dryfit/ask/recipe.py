@@ -9,19 +9,21 @@ dryfit train_sdxl.sh --gpu 4090      a file of a program that trains images
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dryfit.ask.options import PROGRAM, split
-from dryfit.ask.words import changed, items, meant, parse, suggested
+from dryfit.ask.options import PROGRAM, json_line, split
+from dryfit.ask.words import Understood, changed, items, meant, parse, read_as, suggested
+from dryfit.cards.gpus import find as card
+from dryfit.cards.sentences import of_program, said
 from dryfit.common.errors import UserError
 from dryfit.common.files import yaml_value
+from dryfit.common.kept import KeptAnswer
 from dryfit.common.text import gib, printable, yaml_text
 from dryfit.recipes.models import OtherModel, find
 from dryfit.recipes.recipe import Recipe, recipe, recipes
@@ -44,15 +46,13 @@ class RecipeQuestion:
     assumed: Mapping[str, Any]
     gpu: str | None
     file: TrainerFile | None = None
+    read_as: str = ""
 
 
 def answered(words: Sequence[str]) -> int | None:
     """Answer a line about a model of another kind; the exit status, None where the line is about none.
 
-    Raises
-    ------
-    UserError
-        If the line is wrong, or the model can't be had.
+    UserError: if the line is wrong, or the model can't be had.
     """
     line, wrong = meant(words)
     own = items(split(line)[1])
@@ -79,13 +79,15 @@ def answered(words: Sequence[str]) -> int | None:
             raise
         line, wrong = changed(line, error.change), [*wrong, error]
         question(model, parse(line), file)  # what is wrong in this line too is shown instead of it
-    if wrong:
+    if not all(isinstance(one, Understood) for one in wrong):
         raise UserError.several([one.with_values(write=shlex.join([PROGRAM, *line]), change=None) for one in wrong])
+    if wrong:
+        words, asked = line, replace(asked, read_as=read_as(line, asked.gpu))
+        if not options.json:
+            print(f"{'# ' if options.yaml else ''}Read as: {asked.read_as}", flush=True)
     if options.yaml:
         print(asked.recipe.program({"model": model.name, **asked.values}), end="")
         return 0
-    from dryfit.common.kept import KeptAnswer
-
     kept = KeptAnswer([word for word in words if word != "--fresh"], asked)
     status = None if options.fresh else kept.show()
     return kept.give(partial(_print, asked, options, words)) if status is None else status
@@ -109,13 +111,8 @@ def _listed(model: OtherModel | None) -> list[str]:
 def question(model: OtherModel, options: argparse.Namespace, file: TrainerFile | None = None) -> RecipeQuestion:
     """What a line asks about a model, or about the training that a file describes.
 
-    Raises
-    ------
-    UserError
-        If an option says nothing to a recipe, or a setting is wrong.
+    UserError: if an option says nothing to a recipe, or a setting is wrong.
     """
-    from dryfit.cards.gpus import find as card
-
     wrong = [name for name, value in vars(options).items() if value not in (None, [], False) and name not in _TAKEN]
     if wrong or len(options.what) > 1:
         name = f"--{wrong[0].replace('_', '-')}" if wrong else options.what[1]
@@ -169,7 +166,6 @@ def _given(chosen: Recipe, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print(asked: RecipeQuestion, options: argparse.Namespace, words: Sequence[str]) -> int:
-    from dryfit.cards.sentences import of_program
     from dryfit.recipes.follow import follow, spared
 
     beside = asked.file.beside if asked.file else ()
@@ -183,7 +179,7 @@ def _print(asked: RecipeQuestion, options: argparse.Namespace, words: Sequence[s
         if options.suggest:
             tried = spared(asked.recipe, asked.model, asked.values, asked.gpu, found, beside) if wanted else ()
             found["suggestions"] = [_suggestion(changes, one, words) for changes, one in tried]
-        print(json.dumps(found, sort_keys=True))
+        print(json_line(found, asked.read_as))
     else:
         print(printable("\n".join(_lines(found))), flush=True)
         if wanted:
@@ -207,8 +203,6 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _print_spared(asked: RecipeQuestion, words: Sequence[str], spared: Any) -> None:
-    from dryfit.cards.sentences import said
-
     print("what would need less:", flush=True)
     try:
         for changes, one in spared(asked.recipe, asked.model, asked.values, asked.gpu):

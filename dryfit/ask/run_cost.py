@@ -14,6 +14,7 @@ from dryfit.ask.options import RUN_OPTIONS
 from dryfit.ask.question import Question
 from dryfit.cards.gpus import find
 from dryfit.common.errors import UserError
+from dryfit.common.files import read_yaml
 from dryfit.common.text import gib
 from dryfit.hours.run_time import LEFT_OUT, Run, RunTime, cheapest
 
@@ -21,13 +22,7 @@ _HOURS = {"m": 1 / 60, "min": 1 / 60, "h": 1.0, "d": 24.0}
 
 
 def parse_run_options(options: argparse.Namespace) -> Run | None:
-    """What was asked about the run; None where nothing was.
-
-    Raises
-    ------
-    UserError
-        For the first thing that is wrong, with what to write.
-    """
+    """What was asked about the run; None where nothing was."""
     if options.rows is None:
         for name in RUN_OPTIONS:
             if getattr(options, name):
@@ -53,10 +48,7 @@ def parse_run_options(options: argparse.Namespace) -> Run | None:
 def with_run(asked: Question, run: Run, *, gpu_needed: bool = True) -> Question:
     """The question with the run whose hours are asked for.
 
-    Raises
-    ------
-    UserError
-        If the run can't be one of this step.
+    UserError: if the run can't be one of this step.
     """
     if gpu_needed and asked.gpu is None:
         raise UserError(
@@ -120,8 +112,6 @@ def _prices(texts: Sequence[str]) -> dict[str, float] | float:
 
 
 def _price_file(path: str) -> dict[str, float]:
-    from dryfit.common.files import read_yaml
-
     if not Path(path).is_file():
         raise UserError(
             "--price takes a number, NAME=PER_HOUR, or a file with a price for each GPU.", where="the command line",

@@ -20,11 +20,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dryfit.ask.options import Parser, whole_number
+from dryfit.ask.options import Parser, json_line, whole_number
+from dryfit.ask.text import card_line, explanation
+from dryfit.cards.gpus import find
+from dryfit.cards.sentences import of_program, said
 from dryfit.common.errors import UserError
 from dryfit.common.files import write_json
+from dryfit.common.kept import folder
 from dryfit.common.text import GIB, gib, printable, size_text
+from dryfit.program import answer
+from dryfit.program.largest import largest, to_mapping
+from dryfit.program.process import run
 from dryfit.program.request import STEPS, Limits, ProgramRequest
+from dryfit.program.settings import length, setting
 
 _REPEATED = frozenset(("--answer", "--write"))  # options that may stand several times
 
@@ -95,8 +103,6 @@ def _answer_request(options: argparse.Namespace) -> int:
     check(asked)
     if not options.yes:
         consent(asked)
-    from dryfit.program import answer
-
     ranks = _ranks(options.ranks, asked)
     if options.vary or options.longest:
         return _vary(asked, ranks, options)
@@ -104,7 +110,7 @@ def _answer_request(options: argparse.Namespace) -> int:
     remember(asked)
     rows = answer.on_all_gpus(answered) if options.all_gpus else []
     if options.json:
-        print(json.dumps(answered | ({"all_gpus": rows} if rows else {}), sort_keys=True))
+        print(json_line(answered | ({"all_gpus": rows} if rows else {})))
     else:
         print(printable("\n".join([*text(answered), *_cards(rows, answered)])))
     return 0 if answered["fits"] or answered["gpu"] is None else 1
@@ -113,15 +119,9 @@ def _answer_request(options: argparse.Namespace) -> int:
 def answer_of(asked: ProgramRequest, ranks: Sequence[int], label: str = "") -> dict[str, Any]:
     """The answer of the process that needs most, of those that are asked about: each runs alone.
 
-    Raises
-    ------
-    UserError
-        If one of them came to no update.
+    UserError: if one of them came to no update.
     """
     from dataclasses import replace
-
-    from dryfit.program import answer
-    from dryfit.program.process import run
 
     answers = {}
     for rank in ranks:
@@ -153,11 +153,6 @@ def _ranks(text: str | None, asked: ProgramRequest) -> list[int]:
 
 def _vary(asked: ProgramRequest, ranks: Sequence[int], options: argparse.Namespace) -> int:
     """Answer ``--vary`` and ``--longest``; the exit status: 0 if some value fits."""
-    from dryfit.cards.gpus import find
-    from dryfit.cards.sentences import said
-    from dryfit.program.largest import largest, to_mapping
-    from dryfit.program.settings import length, setting
-
     name, _, step = (options.vary or "").partition(":")
     multiple = whole_number(step) if step else 0
     if multiple is None or not asked.gpu or options.all_gpus or bool(name) == options.longest:
@@ -186,7 +181,7 @@ def _vary(asked: ProgramRequest, ranks: Sequence[int], options: argparse.Namespa
         )  # fmt: skip
     if options.json:
         values = to_mapping(tried, found.name, multiple) | {"where": found.where, "gpu": gpu.to_mapping()}
-        print(json.dumps(values, sort_keys=True))
+        print(json_line(values))
     else:
         print(printable("\n".join([*_varied(tried, found.name, gpu), f"{found.name} was found at: {found.where}"])))
     return 0 if tried.largest else 1
@@ -207,13 +202,8 @@ def _varied(tried: Any, name: str, gpu: Any) -> list[str]:
 def request(options: argparse.Namespace) -> ProgramRequest:
     """The request that a command line makes.
 
-    Raises
-    ------
-    UserError
-        If an option's value is wrong.
+    UserError: if an option's value is wrong.
     """
-    from dryfit.cards.gpus import find
-
     gpu = find(options.gpu, "--gpu") if options.gpu else None
     for name in ("gpus", "steps", "seconds"):
         value = getattr(options, name)
@@ -273,10 +263,7 @@ def _answer(text: str) -> tuple[str, float]:
 def check(asked: ProgramRequest) -> None:
     """What can be known before the program runs.
 
-    Raises
-    ------
-    UserError
-        If there is no such program, or it is not Python.
+    UserError: if there is no such program, or it is not Python.
     """
     if sys.platform == "win32":
         raise UserError(
@@ -304,8 +291,6 @@ def check(asked: ProgramRequest) -> None:
 
 
 def _known_programs() -> Path | None:
-    from dryfit.common.kept import folder
-
     kept = folder()
     return kept and kept.parent / "programs.json"
 
@@ -318,10 +303,7 @@ def _identity(asked: ProgramRequest) -> str:
 def consent(asked: ProgramRequest) -> None:
     """Ask whether a program may run that did not run before.
 
-    Raises
-    ------
-    UserError
-        If the answer is no, or nobody can be asked.
+    UserError: if the answer is no, or nobody can be asked.
     """
     place = _known_programs()
     if place and place.is_file() and _identity(asked) in place.read_text(encoding="utf-8"):
@@ -358,9 +340,6 @@ _PHASES = {"load": "loading", "forward": "forward", "backward": "backward", "opt
 
 def text(answered: Mapping[str, Any]) -> list[str]:
     """The answer, a line each."""
-    from dryfit.ask.text import explanation
-    from dryfit.cards.sentences import of_program
-
     trace, program = answered["trace"], answered["program"]
     lines = [
         of_program(answered) + _beyond(program),
@@ -429,12 +408,5 @@ def _how_far(answered: Mapping[str, Any]) -> str:
 
 
 def _cards(rows: Sequence[Mapping[str, Any]], answered: Mapping[str, Any]) -> list[str]:
-    from dryfit.cards.sentences import said
-
-    if not rows:
-        return []
     chosen = f"of {answered['gpu']['name']}" if answered["gpu"] else "of an A100"
-    return [f"on each GPU, with the kernels {chosen}:"] + [
-        f"  {row['gpu']:<20}{gib(row['required_bytes']):>12} of {gib(row['usable_bytes']):>11}   {said(row['verdict'])}"
-        for row in rows
-    ]
+    return [f"on each GPU, with the kernels {chosen}:", *map(card_line, rows)] if rows else []

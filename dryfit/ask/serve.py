@@ -52,23 +52,12 @@ class Serving:
         return Verdict(self.gpu.usable_bytes - self.total_bytes, self.total_bytes, own)
 
     @property
-    def fits(self) -> bool | None:
-        """True: it fits; None: no GPU is named, or it is too close to call."""
-        return self.verdict.fits
-
-    @property
     def most_requests(self) -> int | None:
         """How many requests of the length fit the GPU."""
         if self.gpu is None:
             return None
         room = self.gpu.usable_bytes - self.weights_bytes - self.step_bytes
         return max(0, room // (self.cache_bytes_a_token * self.tokens))
-
-    def _one_request(self) -> str:
-        one = self.weights_bytes + self.step_bytes + self.cache_bytes_a_token * self.tokens
-        if BITS[self.weights] <= 5:
-            return f"one such request needs {gib(one)}: {_smallest(one)}; or shorter requests (-s)"
-        return f"one such request needs {gib(one)}: {_smallest(one)}; or fewer bits: --weights q4_k_m"
 
     def to_mapping(self) -> dict[str, Any]:
         kept = {name: value for name, value in asdict(self).items() if name != "gpu"}
@@ -92,7 +81,9 @@ class Serving:
         if self.most_requests:
             lines.append(f"at most {self.most_requests:,} such requests at once fit this GPU")
         elif self.gpu is not None:
-            lines.append(self._one_request())
+            one = self.weights_bytes + self.step_bytes + self.cache_bytes_a_token * self.tokens
+            fewer = "or shorter requests (-s)" if BITS[self.weights] <= 5 else "or fewer bits: --weights q4_k_m"
+            lines.append(f"one such request needs {gib(one)}: {_smallest(one)}; {fewer}")
         lines.append("a server that takes memory in advance (vLLM: 90 % of the GPU) has room for more with the rest")
         return "\n".join(lines)
 
@@ -106,21 +97,16 @@ def refuse_several(asked: Question) -> None:
     """Refuse to serve on several GPUs."""
     if asked.scenario.parallel.gpus > 1:
         raise UserError(
-            "Serving on several GPUs has no answer: weights and cache are counted on one.",
-            where="--gpu",
-            found=f"{asked.scenario.parallel.gpus} GPUs",
-            allowed="one GPU",
+            "Serving on several GPUs has no answer: weights and cache are counted on one.", where="--gpu",
+            found=f"{asked.scenario.parallel.gpus} GPUs", allowed="one GPU",
             change={"gpu": asked.gpu.name} if asked.gpu else None,
-        )
+        )  # fmt: skip
 
 
 def serve(asked: Question, requests: int, weights: str | None) -> Serving:
     """What serving a model takes.
 
-    Raises
-    ------
-    UserError
-        For an unknown quantization, or an architecture whose keys and values are not described.
+    UserError: for an unknown quantization, or an architecture whose keys and values are not described.
     """
     scenario = asked.scenario
     refuse_several(asked)

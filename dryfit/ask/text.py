@@ -10,13 +10,14 @@ from dryfit.ask import run_cost
 from dryfit.ask.question import Question
 from dryfit.ask.words import suggested
 from dryfit.cards.gpus import EXPANDABLE_LINE
-from dryfit.cards.sentences import which
+from dryfit.cards.sentences import card, said, which
 from dryfit.common.errors import UserError
 from dryfit.common.text import GIB, gib, printable, yaml_text
 from dryfit.planner.omissions import bound_bytes
 from dryfit.planner.tools import TITLES, tool_lines
 from dryfit.scenario.description import goes_without_saying
-from dryfit.scenario.fields import BY_NAME, line
+from dryfit.scenario.fields import BY_NAME
+from dryfit.scenario.fields import line as step_line  # what an answer is for
 from dryfit.scenario.model import PACKAGE_TITLES
 
 NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "trace": "trace of the step",
@@ -44,11 +45,6 @@ WORDS = {
     "allocator_rounding": "rounding of blocks",
     "overhead": "overhead",
 }
-
-
-def step_line(scenario: Mapping[str, Any]) -> str:
-    """What the answer is for, on one line."""
-    return line(scenario)
 
 
 def head(answer: Mapping[str, Any], like: str = "like: ", file: str | None = None) -> list[str]:
@@ -382,6 +378,45 @@ def rest_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]
         lines += run_cost.sooner_lines(answer.get("sooner") or [], lambda item: suggested(command, item["changes"]))
     lines += suggestions(answer, lambda item: suggested(command, item["changes"]))
     return printable("\n".join(lines))
+
+
+def cards_text(asked: Question, rows: Sequence[Mapping[str, Any]], is_estimated: bool | None) -> str:
+    """Which GPUs the step fits, a line each; with a run its hours and cost too."""
+    fitting, by = sum(row["fits"] is True for row in rows), " by the analytic estimate" if is_estimated else ""
+    lines = [f"FITS {fitting} of {len(rows)} GPUs{by}: {step_line(asked.scenario.to_mapping())}"]
+    for row in rows:
+        spare = f"{row['headroom_bytes'] / GIB:+.2f} GiB{run_cost.cells(row['run']) if 'run' in row else ''}"
+        lines.append(f"{card_line(row, 21)}{spare}")
+    return "\n".join([*lines, *(run_cost.ranked(rows) if asked.run else ())])
+
+
+def card_line(row: Mapping[str, Any], width: int = 0) -> str:
+    """A GPU with what is needed and what it has."""
+    sizes = f"{gib(row['required_bytes']):>12} of {gib(row['usable_bytes']):>11}"
+    return f"  {row['gpu']:<20}{sizes}   {said(row['verdict']):<{width}}"
+
+
+def largest_text(asked: Question, field: str, largest: Mapping[str, Any]) -> str:
+    """The longest rows, or the most, that fit; by an estimate also from where on nothing does."""
+    on, value = card(asked.gpu.to_mapping()), largest["value"]
+    if "headroom_bytes" not in largest:  # of a cycle beside a server, by its phases
+        found = f"answers of {value:,} tokens fit" if value else "NOTHING FITS"
+        return f"{found} {on}, in steps of 256\nfor: {step_line(asked.scenario.to_mapping())}"
+    what = "tokens" if field == "sequence_length" else "rows"
+    step = step_line(asked.scenario.changed(**{field: max(value, 1)}).to_mapping())
+    end = "; the model's positions end it" if largest["limited_by_positions"] else ""
+    spare = f", {gib(largest['headroom_bytes'])} to spare{end}" if value else ""
+    if "too_large" in largest:
+        by, too_large = "by the analytic estimate", largest["too_large"]
+        lines = [f"{value:,} {what} fit {on} {by}{spare}" if value else f"NOTHING FITS {on} for sure {by}"]
+        lines += [f"{too_large:,} {what} don't fit; ask without --quick for what lies between"] if too_large else []
+        return "\n".join([*lines, f"for: {step}"])
+    if not value:
+        return f"NOTHING FITS {on}, not even the smallest: {step}"
+    grown = asked.scenario.allocator.expandable_segments
+    other = f"{largest['with_other_allocator']:,} {what} {'without' if grown else 'with'} {EXPANDABLE_LINE}"
+    more = f"everything below fits as well; more {what} may fit by chance, depending on fragmentation"
+    return "\n".join([f"{value:,} {what} fit {on}{spare}", other, f"for: {step}", *([] if grown or end else [more])])
 
 
 def full_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:

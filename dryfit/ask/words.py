@@ -16,6 +16,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dryfit.readers as readers
 from dryfit.ask.options import (
     BITS,
     COMMANDS,
@@ -30,10 +31,17 @@ from dryfit.ask.options import (
     parsed,
     split,
 )
+from dryfit.cards.gpu_names import is_apple
+from dryfit.cards.gpus import find, known
 from dryfit.common.errors import UserError
-from dryfit.common.files import read_yaml
+from dryfit.common.files import read_yaml, yaml_value
 from dryfit.common.text import closest, yaml_text
 from dryfit.data import data_path
+from dryfit.readers.reading import keys
+from dryfit.recipes.models import known_name
+from dryfit.scenario.fields import BY_NAME, ELSEWHERE
+from dryfit.scenario.hub import MODELS, HubId, called, index, nearest, packed
+from dryfit.scenario.nested_fields import gpu_count
 
 PASTED = "the line with all of it put right"  # stands for it until it is known
 _EXAMPLE = "qwen2.5-coder-7b"
@@ -72,7 +80,8 @@ def items(words: Sequence[str]) -> list[Item]:
         start, word = at, words[at]
         at += 1
         if not _is_option(word):
-            found += [Item("", part, (part,)) for part in ([word] if _is_one(word) else word.split())]
+            parts = [_URL.sub(r"\1", part) for part in ([word] if _is_one(word) else word.split())]
+            found += [Item("", part, (part,)) for part in parts]
             continue
         name, equals, value = word.partition("=")
         if short := re.fullmatch(r"(-[a-z])(\d.*)", word):
@@ -87,6 +96,9 @@ def items(words: Sequence[str]) -> list[Item]:
             value, at = follows, at + 1
         found.append(Item(option, value if equals or at > start + 1 else None, tuple(words[start:at])))
     return found
+
+
+_URL = re.compile(r"^(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:[/?#].*)?$")
 
 
 def _is_one(word: str) -> bool:
@@ -134,6 +146,16 @@ def changed(command: Sequence[str], changes: Mapping[str, Any], *, instead_of: s
     for name, value in changes.items():
         own = _changed(own, name, value, instead_of)
     return [*command[: len(command) - len(rest)], *chain.from_iterable(item.words for item in own)]
+
+
+def read_as(words: Sequence[str], gpu: str | None) -> str:
+    """The line that a question was read as: the model in front, and the card by the catalogue's name ``gpu``."""
+    typed = next((item.value for item in items(words) if item.name == "--gpu"), None)
+    if typed and gpu in known():
+        words = changed(words, {"gpu": {"name": gpu, "count": gpu_count(typed)}})
+    _, rest = split(words)
+    own = sorted(items(rest), key=lambda item: bool(item.name))
+    return shlex.join([PROGRAM, *words[: len(words) - len(rest)], *chain.from_iterable(item.words for item in own)])
 
 
 def _changed(own: list[Item], name: str, value: Any, instead_of: str | None) -> list[Item]:
@@ -195,6 +217,19 @@ def _table(name: str) -> Any:
     return {word: str(said) for said, words in part.items() for word in words.split()}
 
 
+@cache
+def _quiet() -> frozenset[str]:
+    """Words that are no part of a model's or a card's name, whether they ask for something or not."""
+    return _table("fillers") | _table("trains") | _table("unclear")
+
+
+@cache
+def _commanding() -> frozenset[str]:
+    """Words of which one stands in each phrase that is a command."""
+    tables = ("asked", "most", "which", "commands", "scripts", "measures")
+    return frozenset(chain(COMMANDS, ["fewest"], *(_table(name) for name in tables)))
+
+
 def _says(key: str) -> list[str]:
     """The options that a word says with their values; none where it is no such word."""
     return _table("says").get(key, "").split()
@@ -206,8 +241,6 @@ def _key(name: str) -> str:
 
 def _names() -> dict[str, str]:
     """Options, fields and their parts, by all that may be typed for them."""
-    from dryfit.scenario.fields import BY_NAME, ELSEWHERE
-
     parts = {f"{field.name}_{part.name}": f"{field.name}.{part.name}"
              for field in BY_NAME.values() for part in field.parts}  # fmt: skip
     own = {dest(spelling): name for name, one in OPTIONS.items() for spelling in (name, one.get("long", name))}
@@ -244,10 +277,6 @@ def _typed(name: str, value: str | None) -> list[str]:
 
 def _in_other_files(key: str, value: str | None) -> list[str] | str | None:
     """What a key of another tool's file says, as words of this line; why it says nothing here; None: no tool has it."""
-    from dryfit import readers
-    from dryfit.common.files import yaml_value
-    from dryfit.readers.reading import keys
-
     for tool, least in _LEAST.items():
         kind = keys(tool, "transformers").kind(key)
         if kind == "harmless":
@@ -320,10 +349,7 @@ def meant(words: Sequence[str]) -> tuple[list[str], list[UserError]]:
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """The options of a line whose words are checked, and whose model is not looked up.
 
-    Raises
-    ------
-    UserError
-        For all words that are wrong, with the line in which they are put right.
+    UserError: for all words that are wrong, with the line in which they are put right.
     """
     line, errors = meant(words)
     if errors:
@@ -399,8 +425,6 @@ def _means(command: str, key: str, value: str | None) -> Sequence[str] | str | N
 
 def _is_switch(name: str) -> bool:
     """Whether an option or a field may be on: one that takes other values can't be meant by its name alone."""
-    from dryfit.scenario.fields import BY_NAME
-
     return name.startswith("-") or "." in name or name not in BY_NAME or True in BY_NAME[name].words
 
 
@@ -425,12 +449,20 @@ def _said_once(words: Sequence[str]) -> list[str]:
 _LONGEST_PHRASE = 6
 
 
+class Understood(UserError):
+    """That a line is a question in plain words, of which each was understood: it is answered, and its reading shown."""
+
+
 class _Part(NamedTuple):
-    """Some plain words and what they are; ``kind``: ``command``, ``model``, ``option``, ``filler`` or ``unknown``."""
+    """Some plain words and what they are; ``kind``: ``command``, ``model``, ``option``, ``filler`` or ``unknown``.
+
+    ``is_sure`` False: a guess, such as a slip that is put right.
+    """
 
     count: int
     kind: str
     words: Sequence[str]
+    is_sure: bool = True
 
 
 def _plain(
@@ -439,41 +471,55 @@ def _plain(
     """The command that plain words name, what stands in their place, and one error for them; a right line has none."""
     places = [at for at, item in enumerate(own) if not item.name]
     beside = [at for at in places if own[at].is_beside]
-    is_start = bool(places) and str(own[places[0]].value) in _table("fillers")  # python train.py
+    is_start = bool(places) and str(own[places[0]].value) in _quiet()  # python train.py
     if len(places) < 2 or not beside or (beside == places[:1] and not is_start):
         return None, {}, []
     texts = [str(own[at].value) for at in beside]
     has_what = beside != places and (beside[0] != places[0] or is_start)
-    parts = list(_parts(texts, command, has_what, {item.field or item.name for item in own}))
+    named = {item.field or item.name: item.value for item in own}
+    parts = list(_parts(texts, command, has_what, dict(named)))
     if asked := next((part.words[0] for part in parts if part.kind == "command"), ""):  # other words depend on it
-        parts = list(_parts(texts, asked, has_what, {item.field or item.name for item in own}))
+        parts = list(_parts(texts, asked, has_what, dict(named)))
     if not has_what and not any(part.kind == "model" for part in parts):
         parts = _with_a_model(parts, texts)
+    known = {*named, *(word for part in parts for word in part.words)}
+    known |= {"--method"} if any(text.lower() in _table("trains") for text in texts) else set()
     new: dict[int, Sequence[str]] = {}
-    asked, left, at, lost = None, [], 0, ""
+    asked, left, guessed, at, lost = None, [], [], 0, ""
     for part in parts:
-        here = beside[at : at + part.count]
+        here, said = beside[at : at + part.count], texts[at : at + part.count]
+        at += part.count
         new |= dict.fromkeys(here, ())
         if part.kind == "command":
             asked = part.words[0], list(part.words)
         else:
             new[here[0]] = part.words
         if part.kind == "unknown":
-            left += texts[at : at + part.count]
+            left += said
+        elif part.kind in ("filler", "command"):
+            left += [text for text in said if _table("asks").get(plain := _bare(text), plain) not in {plain, *known}]
         if part.kind == "model":
-            said = "-".join(texts[at : at + part.count]).lower()
-            stands = f" The line below takes {part.words[0]} for a model of {said}." if said in _table("sizes") else ""
-            lost = stands or lost_format(said, part.words[0])
-        at += part.count
+            name = "-".join(said).lower()
+            stands = f" The line below takes {part.words[0]} for a model of {name}." if name in _table("sizes") else ""
+            lost = stands or lost_format(name, part.words[0])
+        guessed += [] if part.is_sure or (part.kind == "model" and lost) else [" ".join(said)]
     kinds = [part.kind for part in parts]
     problem = "A model's name is one word." if {*kinds} == {"model"} else "A question is a model and options."
     if kinds[0] == "command" and _command([texts[0].lower()], False) is None and parts[0].count == 1:
         problem = f"{PROGRAM} has no command `{texts[0]}`."
     gone = f" The line below leaves out: {', '.join(left)}." if left else ""
+    gone += f" The line below guesses what is meant by: {', '.join(guessed)}." if guessed else ""
+    is_understood = not (left or guessed or lost)
     allowed = "a command, a model's name or a file, then options; a file of accelerate, DeepSpeed or PEFT beside it"
-    one = UserError(problem + gone + lost, where="the command line", found=" ".join(texts), allowed=allowed,
-                    write=PASTED)  # fmt: skip
+    one = (Understood if is_understood else UserError)(
+        problem + gone + lost, where="the command line", found=" ".join(texts), allowed=allowed, write=PASTED
+    )
     return asked, new, [one]
+
+
+def _bare(word: str) -> str:
+    """A word of a sentence without its stops, in small letters."""
+    return word.lower().strip("?,.!:()")
 
 
 def _with_a_model(parts: list[_Part], texts: Sequence[str]) -> list[_Part]:
@@ -489,12 +535,15 @@ def _with_a_model(parts: list[_Part], texts: Sequence[str]) -> list[_Part]:
     if runs:
         *_, place, count, words = min(runs)
         name = "-".join(words)
-        parts[place : place + count] = [_Part(len(words), "model", [_table("sizes").get(name.lower(), name)])]
+        parts[place : place + count] = [_Part(len(words), "model", [_table("sizes").get(name.lower(), name)], False)]
     return parts
 
 
-def _parts(texts: Sequence[str], command: str, has_what: bool, named: set[str]) -> Iterator[_Part]:
-    """Plain words as parts of a question, the longest phrase that means something first."""
+def _parts(texts: Sequence[str], command: str, has_what: bool, named: dict[str, str | None]) -> Iterator[_Part]:
+    """Plain words as parts of a question, the longest phrase that means something first.
+
+    ``named``: the options and fields that the line has, with their values.
+    """
     at, asked = 0, command if command != "fit" else ""
     while at < len(texts):
         part = next(
@@ -505,36 +554,46 @@ def _parts(texts: Sequence[str], command: str, has_what: bool, named: set[str]) 
         ) or _slip(texts[at], asked, has_what, named)  # fmt: skip
         asked = part.words[0] if part.kind == "command" else asked
         has_what = has_what or part.kind == "model"
-        named |= {item.field or item.name for item in items(part.words) if not part.words[-1].isdigit()}
+        given = {item.field or item.name: item.value for item in items(part.words)}
+        named |= {} if re.fullmatch(r"\d{1,3}", str(given.get("--gpu"))) else given  # `4 gpus` may stand beside `a100`
         at += part.count
         yield part
 
 
 def _slip(text: str, *asked: Any) -> _Part:
     """A word that means nothing as it stands: one that asks for nothing, a slip in a known one, or unknown."""
-    word, fillers = text.lower().strip("?,.!:"), _table("fillers")
-    near = difflib.get_close_matches(word, {*fillers, *_table("says")}, n=1, cutoff=0.85) if word.isalpha() else ()
-    is_filler = word in fillers or (near and near[0] in fillers)
-    return _Part(1, "filler", ()) if is_filler else (near and _phrase(near, *asked, False)) or _Part(1, "unknown", ())
+    word = _bare(text)
+    if word in _quiet():
+        return _Part(1, "unknown" if word in _table("unclear") else "filler", ())
+    known = {*_quiet(), *_table("says")} if word.isalpha() and len(word) > 3 else ()
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.75)
+    if near and near[0] in _quiet():
+        return _Part(1, "filler", (), False)
+    meant = near and _phrase(near, *asked, False)
+    return meant._replace(is_sure=False) if meant else _Part(1, "unknown", ())
 
 
-def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str], is_first: bool) -> _Part | None:
+def _phrase(
+    words: Sequence[str], command: str, has_what: bool, named: Mapping[str, str | None], is_first: bool
+) -> _Part | None:
     """What some words mean together; None: nothing."""
-    typed, words = words, [word.strip("?,!:()").lower() for word in words]
+    typed, words = words, [_bare(word) for word in words]
     count = len(words)
     new = _with_options(words) or _command(words, is_first and count == 1)
     if new and (not command or new[0] == command):
-        return _Part(count, "command", new)
+        return _Part(count, "command", new, any(word in _commanding() for word in words))
     takes = COMMANDS[command or "fit"].takes or ()
     card = _card(words) if "--gpu" not in named else None
     if card and count == 1 and card[0].isalpha():  # a B200 is no batch of 200
         return _Part(count, "option", ["--gpu", card])
     if option := _sized(words, command or "fit") or _counted(words, takes) or _said(words, command, takes):
+        own = {item: named.get(item.field or item.name, "") for item in items(option)}
         # A kind of LoRA may come beside another: `lora in 4 bit`.
-        flags = {word for word in option if word.startswith("-")} - {"--set"}
-        is_out = bool(flags & named) and option[1] not in ("lora", "qlora")
+        is_out = any(old not in ("", item.value) and not {old, item.value} <= {"lora", "qlora"}
+                     for item, old in own.items())  # fmt: skip
         is_out |= option[-1].startswith("generation.") and "objective" not in named  # nothing else generates
-        return _Part(count, "unknown" if is_out else "option", () if is_out else option)
+        new = [word for item, old in own.items() if old != item.value and not is_out for word in item.words]
+        return _Part(count, "unknown" if is_out else "option", new)
     if count == 2 and words[0].isdigit() and words[1].rstrip("s") in ("gpu", "card"):
         return _Part(count, "option", ["--gpu", words[0]])
     if card:
@@ -542,7 +601,9 @@ def _phrase(words: Sequence[str], command: str, has_what: bool, named: set[str],
     if not has_what and (model := _model(typed if count == 1 else words)):
         # `qwen3 8b lora` is a model and what it is trained with, unless a model has this very name.
         ends = count > 1 and _said(words[-1:], command or "fit", takes)
-        return None if ends and model != _exact_model("-".join(words)) else _Part(count, "model", [model])
+        if ends and model[0] != _exact_model("-".join(words)):
+            return None
+        return _Part(count, "model", model[:1], model[1])
     return None
 
 
@@ -559,13 +620,13 @@ def _command(words: Sequence[str], alone: bool) -> list[str] | None:
         return (
             ["gpus"] if closest(asked, _table("which"), 0.8) else ["divide", "--fewest"] if asked == "fewest" else None
         )
-    if (words[0] in _table("most") or words[0] == "how") and len(words) > 1:
+    if len(words) > 1 and (words[0] in _table("most") | _table("asked")):
         option = names.get(of, names.get(of.removesuffix("_size")))
         return ["batch"] if option == "-b" else ["longest"] if option == "-s" else None
     if len(words) == 1 and words[0] in _table("commands"):
         return [_table("commands")[words[0]]]
     word = words[0].removeprefix("max-")
-    near = alone and not {*"./"} & {*word} and word not in _table("fillers") and closest(word, COMMANDS, 0.8)
+    near = alone and not {*"./"} & {*word} and word not in _quiet() and closest(word, COMMANDS, 0.8)
     return [near] if near and COMMANDS[near].takes and not _model(words) else None
 
 
@@ -598,7 +659,7 @@ def _sized(words: Sequence[str], command: str) -> list[str] | None:
         pair = re.fullmatch(r"([a-z_-]+)[=:](.+)", words[0]) or re.fullmatch(r"([a-z_-]+?)(\d+k?)", words[0])
         sides = [(pair[1], pair[2])] if pair else []
     else:
-        first, *rest = [word for word in words if word not in ("of", "=", "size")] or [""]
+        first, *rest = [word for word in words if word not in ("of", "=", "size", "at", "with")] or [""]
         sides = [("_".join([first, *rest[:-1]]), rest[-1])] if rest else []
         if not _card([first]) and (first.isdigit() or known.get("_".join(rest)) != "-b"):  # not `4090 batch 2`
             sides.append(("_".join(rest), first))
@@ -619,8 +680,6 @@ def _sized(words: Sequence[str], command: str) -> list[str] | None:
 
 def _said(words: Sequence[str], command: str, takes: Sequence[str]) -> list[str] | None:
     """``qlora``, ``full finetune``, ``zero3``, ``4-bit``, ``axolotl``: words of which there is one meaning."""
-    from dryfit.scenario.fields import BY_NAME
-
     key = _key(" ".join(words))
     said = _says(key) or (["--strategy", key] if key in STRATEGIES and key != "none" else None)
     if not said and command == "config" and key.replace("_", "-") in (*TOOLS, "unsloth"):
@@ -630,7 +689,7 @@ def _said(words: Sequence[str], command: str, takes: Sequence[str]) -> list[str]
     if not said and key in LIKE:
         said = ["--like", key]
     if not said:
-        known = len(key) > 2 and key != "none" and key not in _table("fillers")
+        known = len(key) > 2 and key != "none" and key not in _quiet()
         fields = [name for name, field in BY_NAME.items() if known and key in field.words]
         said = ["--set", f"{fields[0]}={key}"] if fields and (len(fields) == 1 or fields[0] == "precision") else None
     return said if said and _takes(said, takes) else None
@@ -638,37 +697,33 @@ def _said(words: Sequence[str], command: str, takes: Sequence[str]) -> list[str]
 
 def _card(words: Sequence[str]) -> str | None:
     """``rtx 4090``, ``2x a100 80gb``, ``two 3090s``; a name of several sizes too, whose error then lists them."""
-    from dryfit.cards.gpus import find
-
     text = " ".join(_table("numbers").get(word, word) for word in words)
     is_name = re.search(r"\d|....", text) and not re.match(r"\d{3,} \d{4}", text)  # `1024 4090`: a length and a card
-    if not is_name or {*words} & _table("fillers") - {"gpu", "card"}:
+    if not is_name or {*words} & _quiet() - {"gpu", "card"}:
         return None
-    for name in dict.fromkeys((text, re.sub(r"(?<=[\dix])s$", "", re.sub(r"^(\d+)\s*x?\s+", r"\1x", text)))):
+    for name in dict.fromkeys((text, re.sub(r"(?<=[\dix])s$", "", re.sub(r"^(\d{1,3})\s*x?\s+", r"\1x", text)))):
         try:
             find(name)
         except UserError as error:
             near = gpu_text((error.change or {}).get("gpu", ""))
-            typed, known = ({*re.findall(r"\w+", _COUNT.sub("", one))} for one in (name, near))
-            if (re.search(r"\d", text) and typed <= known) or _CARD.fullmatch(name):
+            typed, listed = ({*re.findall(r"\w+", _COUNT.sub("", one))} for one in (name, near))
+            if (re.search(r"\d", text) and typed <= listed) or _CARD.fullmatch(name):
                 return name
         else:
-            return name
+            return name if name in known() or not is_apple(name) or _MAC.fullmatch(name) else None
     return None
 
 
 _COUNT = re.compile(r"^\d+\s*x\s*")
 _CARD = re.compile(  # a host, or a card by its maker or series, known or not: its own error says what to write
-    r"colab|kaggle|(?:\d+x)?(?:(?:amd|radeon|rx|nvidia|geforce|rtx|gtx|intel|arc|tesla|quadro|instinct) ?)+"
-    r"[a-z]?\d{2,4}[a-z]*(?: (?:xtx?|ti|super|gre|ada|pro))*(?: \d+ ?gb)?"
+    r"colab|kaggle|(?:\d+x)?(?:(?:(?:amd|radeon|rx|nvidia|geforce|rtx|gtx|intel|arc|tesla|quadro|instinct) ?)+"
+    r"[a-z]?\d{2,4}[a-z]*|\d0[3-9]0)(?: (?:xtx?|ti|super|gre|ada|pro|laptop|mobile|\d+ ?gb))*"
 )
+_MAC = re.compile(r"(?:(?:i?mac|macbook|mini|studio|apple|silicon|air|pro|max|ultra|m\d|laptop|1[3-6]|\d+ ?gi?b?) ?)+")
 
 
 def _exact_model(name: str) -> str | None:
     """A model that the catalogue or the Hub may have by this very name."""
-    from dryfit.recipes.models import known_name
-    from dryfit.scenario.hub import MODELS, HubId, index
-
     plain = name.lower()
     if (MODELS / f"{plain}.json").is_file() or plain in index()["fetched"]:
         return plain
@@ -680,22 +735,22 @@ def _exact_model(name: str) -> str | None:
 
 def lost_format(typed: object, model: object) -> str:
     """A sentence on the format of packed weights that another model's name does not say any more; "" for none."""
-    from dryfit.scenario.hub import packed
-
     lost = packed(str(typed)) if isinstance(model, str) and not packed(model) else ""
     return f" The line below leaves out {lost}: QLoRA counts packed weights as NF4." if lost else ""
 
 
-def _model(words: Sequence[str]) -> str | None:
-    """A model's name in one word or several: ``llama 3.1 8b``; one that is near where it ends in a size."""
-    from dryfit.scenario.hub import nearest
+def _model(words: Sequence[str]) -> tuple[str, bool] | None:
+    """A model's name in one word or several, ``llama 3.1 8b``, and whether it is sure: else one that is near.
 
+    A name that is near has to end as names of models do.
+    """
     name = "-".join(words)
     if "/" in name and len(words) > 1:
         return None
-    if exact := _exact_model(name):
-        return exact
+    if exact := _exact_model(name) or called(name):
+        return exact, True
     ends = re.fullmatch(r"a?\d+(\.\d+)?[bm]|instruct|chat|base|it|mini|flash|\D+\d.*", words[-1])
     near = nearest(name) if ends and re.search(r"[a-z]{3}.*\d", name) else []
     first = near and re.match("[a-z]*", near[0].rpartition("/")[2].lower())[0]
-    return near[0] if near and (len(words) == 1 or closest(re.match("[a-z]*", name)[0], [first], 0.75)) else None
+    is_near = near and (len(words) == 1 or closest(re.match("[a-z]*", name)[0], [first], 0.75))
+    return (near[0], False) if is_near else None

@@ -44,6 +44,7 @@ _NO_GPUS = re.compile(
 )
 _FORMS = {"pcie", "sxm", "sxm2", "sxm4", "sxm5"}  # how a card is built in, which its memory doesn't depend on
 _FEW = 4  # GPUs that a part of a name may mean, all listed: "Ryzen AI Max+ 395"
+_PRODUCT = re.compile(r"(?<!\d)(?:\d0[3-9]0|16[3-6]0)(?!\d)")  # numbers of GeForce and Radeon cards
 _LARGEST_GIB = 4096  # beyond it a number is a slip
 
 
@@ -78,7 +79,7 @@ def read_gpu(
     size = _SIZE.match(written)
     if size:
         return {"vram_gib": _gib(float(size["number"].replace(",", ".")), size["unit"].lower(), box_share, text, where)}
-    if _APPLE.search(written):
+    if is_apple(written):
         return {"name": _mac(written, cards, where)}
     if _NO_GPUS.search(written):
         raise UserError(
@@ -99,6 +100,11 @@ def read_gpu(
             change={"gpu": meant[0]},
         )
     raise _unknown(text, cards, where)
+
+
+def is_apple(text: str) -> bool:
+    """Whether a text names a machine or a chip of Apple, whatever else it says."""
+    return bool(_APPLE.search(text))
 
 
 def _gib(number: float, unit: str, box_share: float, text: str, where: object) -> float:
@@ -171,15 +177,17 @@ def _unknown(text: str, cards: Mapping[str, str], where: object) -> UserError:
     written = "-".join(re.findall(r"[a-z0-9]+", text.lower()))
     close = difflib.get_close_matches(written, known, n=8, cutoff=0.55)
     near = list(dict.fromkeys(known[one] for one in close if _family(one) == _family(written)))[:3]
-    size = re.search(r"(\d+)\s*(gi?b)?$", text, re.I)
-    own = f"{size[1]}GiB" if size and 4 <= int(size[1]) <= 512 else "12GiB"
+    product = _PRODUCT.search(text)
+    is_slip = near and (product is None or product[0] in near[0])  # a card that exists is no slip of another one
+    size = re.search(r"(\d+)\s*(gi?b)\b|(?<!\d)(\d{1,3})$", text, re.I)
+    own = f"{size[1] or size[3]}GiB" if size and 4 <= int(size[1] or size[3]) <= 512 else "12GiB"
     is_said = size and size[2] and own != "12GiB"
-    guess = "" if near or size else " Write its memory where 12GiB stands."
+    guess = "" if is_slip or size else " Write its memory where 12GiB stands."
     return UserError(
         f"`gpu` is not known.{guess}",
         where=where,
         found=text,
         allowed=f"{', '.join(near or _FAMOUS)}, ... (config/gpus.yaml lists {len(cards)}); a size such as {own};"
         " several, such as 2xrtx-3090",
-        change={"gpu": near[0] if near and not is_said else own},
+        change={"gpu": near[0] if is_slip and not is_said else own},
     )

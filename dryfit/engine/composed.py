@@ -39,6 +39,9 @@ class Composer:
         Of models that differ in one period of layers.
     like
         A composer that was proven by other sizes of the same step: the events correspond as its do.
+    in_order
+        Whether frees in a row are taken in the order of their allocations: layers of several kinds may end theirs in
+        another order at another depth. Where tensors of two kinds look alike, their own order tells them apart.
 
     Attributes
     ----------
@@ -51,10 +54,13 @@ class Composer:
         If the longer record does not repeat the shorter one's layers.
     """
 
-    def __init__(self, shorter: Record, longer: Record, like: Composer | None = None) -> None:
+    def __init__(
+        self, shorter: Record, longer: Record, like: Composer | None = None, *, in_order: bool = False
+    ) -> None:
         _refuse(shorter, longer)
         self._records = shorter, longer
-        self.shorter, self.longer = Columns.of(shorter), Columns.of(longer)
+        self._in_order = like._in_order if like is not None else in_order
+        self.shorter, self.longer = self._listed(shorter), self._listed(longer)
         self.structure = self.shorter.structure, self.longer.structure
         if like is not None and like.structure != self.structure:
             raise Unlike("the events are others")
@@ -67,7 +73,7 @@ class Composer:
     def proven_by(self, record: Record) -> bool:
         """Whether the model with one period of layers more has the record that is composed for it."""
         found = self.at(1)
-        alike = Columns.of(found).same_as(Columns.of(record))
+        alike = self._listed(found).same_as(self._listed(record))
         told = found.marks, found.warnings, found.kernels_run, _told(found.costs)
         return alike and told == (record.marks, record.warnings, record.kernels_run, _told(record.costs))
 
@@ -89,7 +95,7 @@ class Composer:
             If its events are others.
         """
         before, after = self._records
-        own, longer = Columns.of(shorter), self.longer
+        own, longer = self._listed(shorter), self.longer
         told = shorter.warnings, shorter.workspaces.cudnn_bytes, shorter.kernels_run, shorter.costs
         known = before.warnings, before.workspaces.cudnn_bytes, before.kernels_run, None
         if own.structure != self.structure[0] or told != known or len(before.marks) != len(after.marks):
@@ -133,6 +139,10 @@ class Composer:
         record.kernels_run = Counter({name: count + (count - few[name]) * more for name, count in many.items()})
         record.costs = self._costs and self._costs.at(more)
         return record
+
+    def _listed(self, record: Record) -> Columns:
+        columns = Columns.of(record)
+        return columns.in_order(place for _, _, place in record.marks) if self._in_order else columns
 
     def _columns(self, more: int) -> Columns:
         few, many, extended = self.shorter, self.longer, self._periods.extended

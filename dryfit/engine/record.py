@@ -302,6 +302,21 @@ class Columns:
             found.append((FREED, found[target], about) if freed else (kind, about, size if size in fixed else None))
         return found
 
+    def in_order(self, marks: Iterable[int]) -> Columns:
+        """The same events, with frees that follow each other in the order of their allocations.
+
+        Python ends tensors together in an order of chance, and whatever it is, an allocator has the same free blocks
+        behind them. ``marks``, moments of reuse and workspaces lie between two events: no free passes them.
+        """
+        freed = self.kinds == FREED
+        first = ~freed | ~freed.roll(1)  # of its run
+        workspaces = torch.tensor([len(about) > 2 for about in self.told], dtype=torch.bool)[self.about]
+        places = torch.cat((torch.tensor([*marks], dtype=torch.int64), self.reused, workspaces.nonzero().flatten() + 1))
+        first[places[(places > 0) & (places < len(self))]] = True
+        order = torch.argsort(first.cumsum(0) * len(self) + torch.where(freed, self.targets, 0))
+        columns = (column[order] for column in (self.kinds, self.sizes, self.targets, self.reused, self.about))
+        return Columns(*columns, self.told)
+
     def freed_once(self) -> bool:
         """Whether each free is of an allocation before it that nothing else frees."""
         places = torch.nonzero(self.kinds == FREED).flatten()

@@ -30,9 +30,25 @@ def omissions(readings: Iterable[Reading], scenario: Scenario, answer: Mapping[s
     if scenario.objective == "orpo" and scenario.pairs_by_rules:
         yield Omission("orpo's copies of its logits", _orpo_bytes(scenario, answer))
     for reading in readings:
+        yield from _images(reading, scenario)
         for remark in reading.remarks:
             size = bound_bytes(remark.bound, scenario, answer)
             yield Omission(remark.key, 0 if remark.errs == TOO_HIGH else size, 0 if remark.errs == TOO_LOW else size)
+
+
+# What a file says of images, and what it trains beside the language model where it is false.
+_OF_IMAGES = ("image_max_pixels", "image_resolution", "max_pixels", "image_size")
+_FROZEN = ("freeze_vit", "freeze_aligner", "freeze_vision_tower", "freeze_multi_modal_projector")
+
+
+def _images(reading: Reading, scenario: Scenario) -> Iterator[Omission]:
+    """The images of a file's rows, where the answer is about the language model alone."""
+    said = [key for key in _OF_IMAGES if reading.own.get(key)] + [
+        key for key in _FROZEN if reading.own.get(key) is False
+    ]
+    reads_images = any(name.endswith("ForConditionalGeneration") for name in scenario.model.get("architectures") or ())
+    if said and reads_images and not scenario.images:
+        yield Omission(f"images ({said[0]})", None, decides=True)
 
 
 def _outliers(scenario: Scenario) -> Iterator[Omission]:

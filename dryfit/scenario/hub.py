@@ -8,10 +8,12 @@ id may end in ``@revision``.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cache
+from math import log2
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,19 +161,67 @@ def nearest(text: str) -> list[str]:
 
     Another size is another question: nothing is near ``gemma-3-9b-it`` as long as the catalogue has no 9b of it.
     """
-    names, _, _ = _index()
+    names, known = _index()[0], _spoken()
     wanted = text.lower().partition("@")[0]
-    content = index()
-    known = {hub.partition("/")[2]: hub for hub in names}  # an id where its family is another one: a distilled model
-    known = {short: names[hub] if _parts(names[hub])[0] in _parts(short)[0] else hub for short, hub in known.items()}
-    known |= {name: name for name in (*names.values(), *content["fetched"])}
     family, versions, sizes = _parts(wanted)
     alike = {name: _parts(name) for name in (names if "/" in wanted else known)}
     alike = {name: one for name, one in alike.items() if sizes <= one[2] and _continue(versions, one[1])}
     likeness = {name: difflib.SequenceMatcher(None, family, one[0]).ratio() for name, one in alike.items()}
     near = sorted((name for name in alike if likeness[name] >= 0.6), key=lambda name: -likeness[name])
-    ids = {hub.lower(): hub for entry in content["models"].values() for hub in entry["hub"]}
-    return list(dict.fromkeys(ids.get(known.get(name, name), known.get(name, name)) for name in near))[:3]
+    return list(dict.fromkeys(_as_written(known.get(name, name)) for name in near))[:3]
+
+
+@cache
+def _spoken() -> dict[str, str]:
+    """What the catalogue's models are called without an account, with the name, or the id where that is another one's.
+
+    An id where its family is another one: a distilled model.
+    """
+    names = _index()[0]
+    shorts = {hub.partition("/")[2]: hub for hub in names}
+    known = {short: names[hub] if _parts(names[hub])[0] in _parts(short)[0] else hub for short, hub in shorts.items()}
+    return known | {name: name for name in (*names.values(), *index()["fetched"])}
+
+
+def _as_written(name: str) -> str:
+    """An id of the catalogue with its capital letters; a name as it is."""
+    ids = {hub.lower(): hub for entry in index()["models"].values() for hub in entry["hub"]}
+    return ids.get(name, name)
+
+
+def called(text: str) -> str | None:
+    """The one model that a text names, whatever stands between its words: ``llama3 8b``, ``qwen 2.5 7b instruct``.
+
+    A text without a version names the newest, if all versions at hand have the same layers: ``mistral 7b``. None: it
+    names no model, or several.
+    """
+    dated = re.search(r"-(\d{4})(?![\d.])", text)  # else a card or a length that stands behind the name
+    if "/" in text or (dated and not any(dated[0] in name for name in _spoken())):
+        return None
+    if not any((wanted := _key(text.lower()))[1:]):
+        return None
+    keys = {name: _key(name) for name in _spoken()}
+    named = {_spoken()[name] for name, key in keys.items() if key == wanted}
+    if not named and not wanted[1]:
+        named = {name for name in _index()[0].values() if keys[name][::2] == wanted[::2]}
+        if len({*map(_layers, named)}) == 1:
+            named = {max(named, key=lambda name: sorted(map(float, keys[name][1])))}
+    return _as_written(named.pop()) if len(named) == 1 else None
+
+
+def _key(name: str) -> tuple[tuple[str, ...], frozenset[str], frozenset[str]]:
+    """What two spellings of a model's name share: the words of its family, the versions and the sizes."""
+    family, versions, sizes = _parts(name)
+    words = tuple(word for word in re.findall("[a-z]+", family) if word != "v")
+    return words, frozenset(versions), frozenset(sizes)
+
+
+def _layers(name: str) -> tuple[int, ...]:
+    """The sizes of a model of the catalogue that decide its memory; of the vocabulary the magnitude."""
+    config = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    keys = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    return (*(config.get(key, 0) for key in keys), round(4 * log2(config["vocab_size"])))
 
 
 def _is_copy(name: str, other: str) -> bool:

@@ -196,7 +196,7 @@ def _least(scenario: Scenario) -> _ShallowPeriods:
     """
     long = 3 if active_simulation() else 2
     if scenario.parallel.divided:
-        return _ShallowPeriods(5, long)
+        return _ShallowPeriods(5, 3)
     return _ShallowPeriods((3 if scenario.gradient_checkpointing else 4) + (scenario.parallel.pipeline > 1), long)
 
 
@@ -376,9 +376,7 @@ class Composed:
             longer, many = between or traced(plan.at(scenario, plan.shallow[1]))
             known = self._known(shorter, longer)
             if known is None:
-                known = Composer(shorter, longer)
-                if not known.proven_by(stepped(plan.at(scenario, plan.shallow[2]), None)[0]):
-                    raise Unlike("the third record is another")
+                known = _proven(shorter, longer, lambda: stepped(plan.at(scenario, plan.shallow[2]), None)[0])
                 self._proven[known.structure] = known
             if not between:
                 self._seen.setdefault(known.structure, []).append(_Size(_extent(scenario), known, few, many))
@@ -420,6 +418,17 @@ class Composed:
             with suppress(Unlike):
                 return Composer(shorter, longer, proven)
         return None
+
+
+def _proven(shorter: Record, longer: Record, third: Callable[[], Record]) -> Composer:
+    proof = None
+    for in_order in (False, True):
+        with suppress(Unlike):
+            known = Composer(shorter, longer, in_order=in_order)
+            proof = third() if proof is None else proof
+            if known.proven_by(proof):
+                return known
+    raise Unlike("no third record is its proof")
 
 
 @dataclass(frozen=True)

@@ -94,15 +94,15 @@ def refusals(rows: list[dict], harmful: list[dict], line: str) -> dict:
     return shares
 
 
-def load(folder: Path, device: str) -> Any:
-    """The model in evaluation mode, on the CPU or on the GPU as far as it fits."""
+def load(folder: Path, device: str, dtype: str = "auto") -> Any:
+    """The model in evaluation mode, on the CPU or on the GPU as far as it fits; ``auto``: in the files' dtype."""
     from transformers import AutoModelForCausalLM
 
     # A 16-bit 7B model is larger than a GPU of 16 GB: "auto" leaves the layers that don't fit to the processor.
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         device_map="auto" if device == "cuda" else device,
-        dtype="auto",
+        dtype=dtype,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
@@ -165,7 +165,7 @@ def main(
         keep_host_memory()
         import_for_answers()
     lengths = {key: settings[key] for key in ("max_new_tokens", "batch_size")}
-    model, tokenizer = load(folder, device), read_tokenizer(folder)
+    model, tokenizer = load(folder, device, settings["dtype"]), read_tokenizer(folder)
     requests, shots = [*pairs, *harmful], []  # at once: the weights are read less often
     alone = len(requests)
     if asks_baselines:

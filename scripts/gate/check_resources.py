@@ -287,7 +287,8 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     pairs, shots = questions(every, [*[()] * (len(every) - len(near)), *shots_of(near, trained)])
     rows = [Row(*row) for row in encode_pairs(tokenizer, settings["prompt"]["system"], pairs, shots)]
     lengths = answers["batch_size"], answers["max_new_tokens"]
-    evaluations = {"evaluation of base and tuned": Evaluation(config, settings["source"]["dtype"], rows, *lengths)}
+    dtype = settings["source"]["dtype"] if answers["dtype"] == "auto" else answers["dtype"]
+    evaluations = {"evaluation of base and tuned": Evaluation(config, dtype, rows, *lengths)}
     shapes = batch_shapes(inputs["train"], traced.scenario, settings["loop"])
     machine = Machine(gpu, host, gpu and speed_of(gpu.name))
     checked = check_run(

@@ -39,7 +39,7 @@ def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def computes_in_bf16(device: str) -> bool:
-    """Whether ``precision: auto`` takes 16-bit weights under autocast: on a CPU that is faster in bf16."""
+    """Whether ``precision: auto`` takes 16-bit weights: on a CPU that is faster in bf16."""
     return (device == "cpu" or (device == "auto" and not cuda_devices())) and multiplies_bf16()
 
 
@@ -66,8 +66,13 @@ def step_grouping(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def answer_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that answers depend on: how they are made, and how many requests of each test are asked."""
-    chosen = {name: settings["evaluation"][name] for name in ("batch_size", "max_new_tokens", "requests")}
+    """The settings that answers depend on: how they are made, and how many requests of each test are asked.
+
+    ``dtype`` "auto" is left where the weights' own counts.
+    """
+    chosen = {name: settings["evaluation"][name] for name in ("batch_size", "dtype", "max_new_tokens", "requests")}
+    if chosen["dtype"] == "auto" and computes_in_bf16(settings["training"]["device"]):
+        chosen["dtype"] = "bfloat16"
     return {**chosen, "benchmark": (settings["dataset"]["benchmark"] or {"requests": 0})["requests"]}
 
 

@@ -136,7 +136,7 @@ def evaluation(folder: Path, case: str) -> dict[str, Any]:
     inputs |= {"split": f"{folder}/split.json", "weights": f"{folder}/base/weights.json"}
     outputs = {name: f"{out}/{name}.jsonl" for name in ("answers", "nearest_row", "few_shot")}
     outputs["metrics"] = f"{out}/metrics.json"
-    settings = {"requests": 4, "benchmark": 0, "max_new_tokens": 3, "batch_size": 4}
+    settings = {"requests": 4, "benchmark": 0, "max_new_tokens": 3, "batch_size": 4, "dtype": "auto"}
     evaluate.main(text("scores"), inputs, outputs, {"system": prepared.SYSTEM}, settings, "cuda", 1, "code")
     return {"answers": list(read_jsonl(outputs["answers"])), "metrics": read_json(outputs["metrics"])}
 

@@ -18,7 +18,7 @@ PAGE = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
 def test_there_are_as_many_as_were_asked_for():
     assert len(REPORTS) == len(BY_ID) >= 80
     decidable = [report.drawn for report in REPORTS if report.decidable == "yes"]
-    assert decidable.count("first") == decidable.count("second") == decidable.count("third") == 40
+    assert [decidable.count(name) for name in reports.SEEDS] == [40] * 4
 
 
 @pytest.mark.parametrize("report", REPORTS, ids=lambda report: report.id)
@@ -34,7 +34,7 @@ def test_a_row_says_what_was_stated_assumed_and_found(report: reports.Report):
     assert all((reports.FILES / name).is_file() for name in files)
     for said in (report.verdict, report.first_verdict):
         assert said in ("", reports.NOT_ASKED, *reports.VERDICTS)
-    assert bool(report.first_verdict) or (report.drawn in ("second", "rehearsal", "left over") and not report.verdict)
+    assert bool(report.first_verdict) or (report.drawn not in ("first", "third", "") and not report.verdict)
     assert bool(report.required_gib) == (report.verdict in reports.VERDICTS[:3])
 
 
@@ -76,7 +76,7 @@ def test_what_is_found_to_decide_nothing_keeps_its_first_verdict():
 
 def test_another_set_is_of_threads_that_nobody_read():
     new = replace(REPORTS[0], id="new-1", link="https://github.com/huggingface/trl/issues/1", drawn="")
-    assert [report.drawn for report in reports.added(REPORTS, [new, REPORTS[0]])[len(REPORTS) :]] == ["third"]
+    assert [report.drawn for report in reports.added(REPORTS, [new, REPORTS[0]])[len(REPORTS) :]] == ["fourth"]
     with pytest.raises(UserError, match="threads that were read before: new-2"):
         reports.added(REPORTS, [replace(REPORTS[0], id="new-2")])
 
@@ -86,13 +86,16 @@ def test_each_draw_has_columns_and_a_line_of_its_own():
     assert columns in reports.page(REPORTS)
     _, _, first, *_ = reports.readme_lines([report for report in REPORTS if report.drawn in ("first", "")]).splitlines()
     assert first.startswith("| first, unread until commits fdc3f1c2")
-    asked = [replace(report, first_verdict="fits") if report.drawn == "third" else report for report in REPORTS]
-    _, _, third, second, _, _, worst = reports.readme_lines(asked).splitlines()
-    ran_out = [report.id for report in asked if report.drawn == "third" and report.outcome == "ran_out"]
-    assert third.startswith(f"| third, unread until commit eec7c233 of 2026-12-01 | 40 | {40 - len(ran_out[:-1])} |")
+    asked = [replace(report, first_verdict="fits") if report.drawn == "fourth" else report for report in REPORTS]
+    _, _, fourth, third, second, _, _, worst = reports.readme_lines(asked).splitlines()
+    ran_out = [report.id for report in asked if report.drawn == "fourth" and report.outcome == "ran_out"]
+    start = "| fourth, unread until commit 565a3f00 of 2026-12-02 | 40 |"
+    assert fourth.startswith(f"{start} {40 - len(ran_out)} | {len(ran_out)} |")
+    assert third.startswith("| third, unread until commit eec7c233 of 2026-12-01 | 40 | 27 | 8 | 5 | 0 |")
     assert second.startswith("| second, unread until commit 57d9f232 of 2026-12-01 | 40 | 29 | 5 | 2 | 4 |")
-    # The last one decides nothing.
-    assert worst.startswith(f"Of the third draw it said FITS, and it ran out: {', '.join(ran_out[:-1])}. ")
+    assert worst.startswith(
+        f"Of the fourth draw 12 ran out of memory, and of these it said FITS to {', '.join(ran_out)}. "
+    )
 
 
 def test_no_file_lies_beside_without_a_question():

@@ -54,7 +54,26 @@ qwen2.5-coder-7b --seq-len 2x --lora-r 8 --method lroa --gpu 4900
 qwen2.5-coder-7b --gpu 4090 --set loss=whole
 Llama-3.1-8B-Instruct --gpu a100
 mistral-7b-v0.1-awq --gpu 3090
-does llama-3.1-8b fit on 24GB
+does llama-3.1-8b fit on 24GB --quick
+'can I finetune qwen 7b on a 4090 with qlora' --quick
+'can I finetune qwen 7b on a 4090 with qlora' --quick --json
+'can I finetune qwen 7b on a 4090 with qlora' --yaml
+'is 12gb of vram enough for mistral 7b at 2k context and batch size 2?' --quick
+what is the max batch size for https://huggingface.co/Qwen/Qwen3-8B with lora on an L4 --quick
+torchtune config for qwen2.5 coder 7b on a 4090 --quick
+serve llama 3.1 8b in 4 bit on a 3090 with 8k context
+axolotl.yaml on a 3090 --quick
+can i run qwen3 8b on a 4090
+can i train a 7b model on a 4090
+how long does it take to train qwen3 8b on a 4090
+cheapest gpu for qwen3 8b
+qwen 14b qlora 4090
+qwen3 8b qlroa 4090
+qwen3 8b dora on a 4090
+llama 3.1 8b lora on an a100
+mistral 7b awq on a 3090
+qwen3 8b lora and full finetune on a 4090
+qwen3 8b on a 4090 --lora-r 8
 longst qwen3-8b --gpu 4090
 longest qwen3-8b
 longest qwen3-8b --gpu 4090 -s 512

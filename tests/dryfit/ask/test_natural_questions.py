@@ -184,7 +184,7 @@ OF_A_STRANGER: dict[str, dict[str, Any]] = {
         {"model": (5120, 48), "method": "qlora", "gpu": "4070-ti-super", "says": "deepseek-r1-distill-qwen-14b"},
     "gemma 3 12b lora on a 3090, 4k context": {"line": "gemma-3-12b --method lora --gpu 3090 -s 4k"},
     "'phi-4 full finetune 8xH100'": {"model": (5120, 40), "method": "full", "gpu": "h100", "gpus": 8},
-    "llama 3.3 70b qlora two 3090s": {"model": (8192, 80), "gpus": 2, "says": "llama-3.3-70b-instruct"},
+    "llama 3.3 70b qlora two 3090s": {"model": (8192, 80), "gpus": 2},
     "trl sft --model_name_or_path Qwen/Qwen2.5-7B-Instruct --use_peft --lora_r 32 --max_length 1024 --gpu L40S":
         {"method": "lora", "rank": 32, "sequence_length": 1024, "gpu": "l40s"},
     "qwen2.5-7b --gpu 4090 --load_in_4bit --use_peft": {"method": "qlora"},
@@ -227,6 +227,13 @@ OF_A_STRANGER: dict[str, dict[str, Any]] = {
     # A seventh set: 13 of 16 at the first try.
     "finetune phi4 mini on rtx 2060 12gb fp16": {"model": (3072, 32), "gpu": "rtx-2060-12gb", "precision": "fp16"},
     "qwen2.5 vl 3b qlora 12gb": {"line": "qwen2.5-vl-3b --method qlora --gpu 12gb"},
+    # An eighth and a ninth set, answered where all is understood: 28 of 30 and 17 of 20 at the first try.
+    "macbook pro m4 max 48gb lora qwen3 8b": {"gpu": "apple-48gb", "method": "lora", "says": ""},
+    "3050 ti 4gb laptop smollm2 360m full finetune": {"gpu": 4, "method": "full", "says": "`gpu` is not known"},
+    "whats better 4090 or 5090 for qwen3 8b lora": {"gpu": "rtx-4090", "says": "leaves out: better, or, 5090"},
+    "kann ich qwen3-8b mit lora auf zwei 3090 finetunen": {"gpu": "rtx-3090", "gpus": 2, "method": "lora"},
+    "phi3.5 mini loar 8gb": {"method": "lora", "says": "guesses what is meant by: loar"},
+    "can i run mixtral 8x7b on 2x3090": {"gpus": 2, "says": "leaves out: run"},
 }  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def test_one_line_has_all_that_was_wrong_put_right(typed: str, meant: str) -> No
         ("longest qwen3-8b", "longest qwen3-8b --gpu 24GiB"),
         ("longest qwen3-8b --gpu 4090 -s 512", "longest qwen3-8b --gpu 4090"),
         ("batch --gpu 4090 qwen3-9b", "batch --gpu 4090 qwen3.5-9b"),
-        ("batch qwen3 8b --gpu 4090", "batch qwen3-8b --gpu 4090"),
+        ("batch qwen3 9b --gpu 4090", "batch qwen3.5-9b --gpu 4090"),
         ("Qwen3-8B-Instruct --gpu 4090", "qwen3-8b --gpu 4090"),
         ("gpus qwen3-8b --gpu 4090 --json", "gpus qwen3-8b --json"),
         ("serve llama-3.1-8b -b 4 --method full", "serve llama-3.1-8b"),
@@ -228,6 +228,22 @@ def test_completion_says_what_it_needs(monkeypatch) -> None:
 )
 def test_a_correction_means_what_was_typed(words: str, line: str) -> None:
     assert meant(["qwen2.5-coder-7b", *words.split()])[0] == ["qwen2.5-coder-7b", *line.split()]
+
+
+def test_what_a_question_was_read_as_stands_in_its_answer(capsys) -> None:
+    assert main(["can i train qwen3 8b with qlora on a 3090", "--like", "none", "--quick", "--json"]) == 0
+    line = "dryfit qwen3-8b --method qlora --gpu rtx-3090 --like none --quick --json"
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["read_as"] == line and answer["fits"] is True
+    assert main(shlex.split(line)[1:]) == 0
+    assert json.loads(capsys.readouterr().out) == {name: value for name, value in answer.items() if name != "read_as"}
+
+
+@pytest.mark.thorough
+def test_a_list_for_programs_stays_one_and_its_reading_stands_beside_it(capsys) -> None:
+    assert main("smallest gpu for qwen3 8b --quick --json".split()) == 0
+    rows, told = capsys.readouterr()
+    assert json.loads(rows)[0]["gpu"] and told.startswith("Read as: dryfit gpus qwen3-8b --quick --json\n")
 
 
 def test_a_question_in_quotes_is_several_words_and_a_path_is_one() -> None:

@@ -736,6 +736,25 @@ def test_unsloth_computes_gemma_3_with_eager_attention(model: str, attention: st
     assert more.get("vision tower") == (2 * 416_866_032 if attention == "eager" else None)
 
 
+@pytest.mark.parametrize(
+    ("more", "decides"),
+    [
+        ({}, []),
+        ({"freeze_vision_tower": True}, []),
+        ({"image_max_pixels": 262144}, ["images (image_max_pixels)"]),
+        ({"freeze_vision_tower": False}, ["images (freeze_vision_tower)"]),
+    ],
+)
+def test_nothing_fits_beside_images_that_the_answer_leaves_out(
+    tmp_path, more: dict[str, Any], decides: list[str]
+) -> None:
+    """The weights and rows of a vision tower are not counted, so the answer is half of the story."""
+    for model, expected in (("Qwen/Qwen2.5-VL-7B-Instruct", decides), ("Qwen/Qwen2.5-7B-Instruct", [])):
+        found = asked(tmp_path, FACTORY | {"model_name_or_path": model, "finetuning_type": "lora"} | more)
+        left_out = omissions(found.readings, found.scenario, {})
+        assert [one.what for one in left_out if one.decides] == expected
+
+
 def test_columns_that_int8_keeps_count(tmp_path: Path) -> None:
     found = asked(tmp_path, FACTORY | {"quantization_bit": 8, "per_device_train_batch_size": 1})
     (kept,) = omissions([], found.scenario, {})

@@ -126,22 +126,26 @@ def test_options_are_the_recipes_settings() -> None:
 @pytest.mark.parametrize(
     ("line", "write"),
     [
-        ("whisper large v3 3060", "openai/whisper-large-v3 --gpu rtx-3060-12gb"),
         ("sdxl lora 12gb 3060 batch 2",
-         "stabilityai/stable-diffusion-xl-base-1.0 --method lora --gpu '12gb 3060' -b 2"),
-        ("flux lora 4090", "black-forest-labs/FLUX.1-dev --method lora --gpu 4090"),
+         "stabilityai/stable-diffusion-xl-base-1.0 --method lora --gpu rtx-3060-12gb -b 2"),
+        ("flux lora 4090", "black-forest-labs/FLUX.1-dev --method lora --gpu rtx-4090"),
         ("'train a flux.1 dev lora of rank 32 on a 4090'",
-         "black-forest-labs/FLUX.1-dev --method lora --set lora.rank=32 --gpu 4090"),
+         "black-forest-labs/FLUX.1-dev --method lora --set lora.rank=32 --gpu rtx-4090"),
         ("bert base batch 32 on a t4", "google-bert/bert-base-uncased -b 32 --gpu t4"),
-        ("sd 3.5 medium on a 4090", "stabilityai/stable-diffusion-3.5-medium --gpu 4090"),
-        ("sdxl lora 1024 4090", "stabilityai/stable-diffusion-xl-base-1.0 --method lora -s 1024 --gpu 4090"),
+        ("sd 3.5 medium on a 4090", "stabilityai/stable-diffusion-3.5-medium --gpu rtx-4090"),
+        ("sdxl lora 1024 4090", "stabilityai/stable-diffusion-xl-base-1.0 --method lora -s 1024 --gpu rtx-4090"),
     ],
 )  # fmt: skip
-def test_a_question_in_plain_words_gets_a_line_that_is_right(line: str, write: str) -> None:
-    with pytest.raises(UserError) as caught:
-        command.main(shlex.split(line))
-    assert caught.value.write == f"dryfit {write}"
+def test_a_question_in_plain_words_is_read_as_a_line_that_is_right(line: str, write: str, capsys) -> None:
+    assert command.main([*shlex.split(line), "--yaml"]) == 0
+    assert capsys.readouterr().out.startswith(f"# Read as: dryfit {write} --yaml\n")
     assert asked(*shlex.split(write)).recipe
+
+
+def test_a_question_whose_card_may_be_two_is_refused_with_the_line_of_one() -> None:
+    with pytest.raises(UserError) as caught:
+        command.main("whisper large v3 3060".split())
+    assert caught.value.write == "dryfit openai/whisper-large-v3 --gpu rtx-3060-12gb"
 
 
 @pytest.mark.parametrize(

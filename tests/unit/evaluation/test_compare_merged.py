@@ -15,7 +15,7 @@ from scripts.training.train_process import save_adapter
 from tests.task_parts import shell
 from tests.unit.training.prepared import PAIRS, STEP, SYSTEM, describe, save_model
 
-SETTINGS = {"requests": None, "max_new_tokens": 6, "batch_size": 4, "benchmark": 0}
+SETTINGS = {"requests": None, "dtype": "auto", "max_new_tokens": 6, "batch_size": 4, "benchmark": 0}
 
 
 @pytest.fixture(scope="module", params=["qlora", "lora", "int8"])

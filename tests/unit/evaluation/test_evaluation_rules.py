@@ -14,7 +14,7 @@ from scripts.evaluation import compare, evaluate
 from tests.task_parts import shell
 from tests.unit.training.prepared import PAIRS, SYSTEM, describe, save_model
 
-SETTINGS = {"requests": None, "max_new_tokens": 6, "batch_size": 4, "benchmark": 1}
+SETTINGS = {"requests": None, "dtype": "auto", "max_new_tokens": 6, "batch_size": 4, "benchmark": 1}
 LINE = "false # refused"
 
 
