@@ -31,6 +31,7 @@ from validation.rows import FOLDER
 TABLE = FOLDER / "threads.csv"
 FILES = FOLDER / "threads"
 SEED, DRAWN = 51, 46  # threads of the first asking; four older ones stand in docs/evidence.md
+LATER_SEED, LATER_DRAWN = 52, 16  # questions of the fourth asking
 _ROOT = Path(__file__).resolve().parent.parent
 _SECONDS = 600  # of one question, before it counts as not answered
 _START = [sys.executable, "-P", "-m", "dryfit.ask.command"]
@@ -44,7 +45,8 @@ class Thread:
     ``validation/data/threads``. ``outcome``: ``ran`` or ``ran_out`` (of memory), ``where`` it ran out. ``peak_gib``,
     ``peak_is``: what was stated of the memory. ``drawn``: ``first`` for threads of the first draw, ``second`` for the
     others, which were asked when the causes of its wrong answers had been mended; ``third`` for ten that were collected
-    and asked when the files of four more tools could be read. The columns ``first_...`` hold the
+    and asked when the files of four more tools could be read; ``fourth`` for 16 questions that were drawn of 22, and
+    ``later`` for those that nobody asked yet. The columns ``first_...`` hold the
     verdict at the first asking, the others the present one; ``cpu_seconds`` what the answer took.
     """
 
@@ -91,8 +93,14 @@ def write(threads: Iterable[Thread]) -> None:
 
 def draw(threads: Sequence[Thread]) -> set[str]:
     """The links of the threads of the first asking."""
-    links = sorted({thread.link for thread in threads if thread.drawn != "third"})
+    links = sorted({thread.link for thread in threads if thread.drawn in ("first", "second")})
     return set(random.Random(SEED).sample(links, DRAWN))
+
+
+def later_draw(threads: Sequence[Thread]) -> set[str]:
+    """The ids of the questions of the fourth asking."""
+    ids = sorted(thread.id for thread in threads if thread.drawn in ("fourth", "later"))
+    return set(random.Random(LATER_SEED).sample(ids, LATER_DRAWN))
 
 
 def ask(thread: Thread) -> Thread:
@@ -131,7 +139,7 @@ def table(threads: Sequence[Thread]) -> str:
     """Counts by draw, and a line for each answer that is wrong now, in Markdown."""
     columns = {
         f"{draw} draw, {'once' if first else 'now'}": counts([one for one in threads if one.drawn == draw], first)
-        for draw in ("first", "second", "third")
+        for draw in ("first", "second", "third", "fourth")
         for first in (True, False)
     }
     lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
@@ -161,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(table(threads))
     else:
         for place, thread in enumerate(threads):
-            if thread.id in options.ids or (not options.ids and not thread.verdict):
+            if thread.id in options.ids or not (options.ids or thread.verdict or thread.drawn == "later"):
                 threads[place] = ask(thread)
                 write(threads)
                 now = threads[place]

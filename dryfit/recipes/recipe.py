@@ -178,22 +178,30 @@ _PART = r"^from parts\.(\w+) import .*\n"  # what several recipes have; it stand
 
 
 def _whole(text: str) -> str:
-    """A program with its parts in place, which may have parts too: each of them once, and each import."""
+    """A program with its parts in place, which may have parts too: each of them once, and each import.
+
+    Items of a part's docstring that begin with a setting of the program stand in the program's docstring.
+    """
     placed: set[str] = set()
+    items: list[str] = []
 
     def part(found: re.Match[str]) -> str:
         if found[1] in placed:
             return ""
         placed.add(found[1])
         own = (FOLDER / "parts" / f"{found[1]}.py").read_text(encoding="utf-8")
-        behind = "\n".join(own.splitlines()[ast.parse(own).body[0].end_lineno :])  # its docstring
+        parsed = ast.parse(own)
+        told = re.split(r"\n(?=- )", ast.get_docstring(parsed) or "")[1:]
+        items.extend(f"{item}\n" for item in told if f"\n{item[2:].partition(':')[0]} = " in text)
+        behind = "\n".join(own.splitlines()[parsed.body[0].end_lineno :])
         return re.sub(_PART, part, f"{behind}\n", flags=re.M)
 
     lines: list[str] = []
     for line in re.sub(_PART, part, text, flags=re.M).splitlines():
         if not (line.startswith(("import ", "from ")) and line in lines):
             lines.append(line)
-    return re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines) + "\n")
+    whole = re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines) + "\n")
+    return whole.replace('"""\n', f'{"".join(items)}"""\n', 1)
 
 
 @cache

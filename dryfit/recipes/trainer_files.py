@@ -257,6 +257,7 @@ def _ai_toolkit(content: Options, path: Path) -> Written | None:
     own = {key: value for key, value in process.items() if not isinstance(value, dict | list)}
     sections = [(name, part) for name, part in process.items() if isinstance(part, dict)]
     own |= {f"{name}.{key}": value for name, part in sections for key, value in part.items()}
+    own |= {} if "network" in process else {"network.linear": 0}  # then all weights are trained
     datasets = _mappings(process.get("datasets"))
     own |= {f"datasets.{key}": value for one in datasets for key, value in one.items()}
     sides = [one.get("resolution", 512) for one in datasets] or [512]
@@ -267,7 +268,12 @@ def _ai_toolkit(content: Options, path: Path) -> Written | None:
     own["resolution"] = _largest(sides, path, 512)
     own["cache_latents"] = bool(datasets) and all(any(one.get(key) for key in disk) for one in datasets)
     own["cache_text_encoder_outputs"] = any(texts) or own.get("datasets.cache_text_embeddings", False)
-    own["model.qtype"] = own.get("model.qtype", "qfloat8") if own.get("model.quantize") else "none"
+    kind, _, recovery = str(own.get("model.qtype", "qfloat8") if own.get("model.quantize") else "none").partition("|")
+    own |= {"model.qtype": kind} | ({"model.accuracy_recovery_adapter": recovery} if recovery else {})
+    beside = own.get("datasets.control_path")
+    own |= {"references": len(beside) if isinstance(beside, list) else 1} if beside else {}
+    stages = [(own.get("model.model_kwargs") or {}).get(f"train_{each}_noise", True) for each in ("high", "low")]
+    own["second_transformer"] = plain.startswith("wan22_14b") and (all(stages) or not own.get("model.low_vram"))
     own["ema"] = bool((own.pop("train.ema_config", None) or {}).get("use_ema"))
     if (own.get("sample.prompts") or own.get("sample.samples")) and not own.get("train.disable_sampling"):
         own["samples"] = max(own.get("sample.width", 512), own.get("sample.height", 512))

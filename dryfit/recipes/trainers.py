@@ -192,10 +192,11 @@ class Reading:
         texts = self.row.get("texts_first", False) or any(self.own.get(key) for key in _TEXTS)
         if "cached" in self.recipe.settings:
             both = {(False, False): "none", (True, False): "latents", (False, True): "texts", (True, True): "all"}
-            return {"cached": both[latents, texts]}
+            if (value := both[latents, texts]) in self.recipe.settings["cached"].choices:
+                return {"cached": value}
         if not (latents and texts):
             raise UserError(
-                f"The recipe {self.recipe.name} has latents and embeddings of texts at hand, and the file does not.",
+                f"The recipe {self.recipe.name} has latents at hand, and the file does not.",
                 where=self.path, allowed=f"{self.table['caching']}; your program over the simulated card",
                 write="dryfit run train.py",
             )  # fmt: skip

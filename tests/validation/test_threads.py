@@ -19,8 +19,9 @@ def test_each_question_can_be_asked_and_the_draw_comes_out_again() -> None:
         named = Path(words[0])
         assert named.suffix not in (".sh", ".toml", ".yaml", ".json") or (threads.FILES / named).is_file(), row.id
         assert "--gpu" in words and row.link.startswith("https://") and row.settings
-        assert row.outcome in ("ran", "ran_out") and row.drawn in ("first", "second", "third")
+        assert row.outcome in ("ran", "ran_out") and row.drawn in ("first", "second", "third", "fourth", "later")
     assert threads.draw(rows) == {row.link for row in rows if row.drawn == "first"}
+    assert threads.later_draw(rows) == {row.id for row in rows if row.drawn == "fourth"}
 
 
 def test_the_file_is_written_as_it_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ chunk = 0  # texts at a time of the cached loss; 0: the plain loss
 precision = "bf16"  # bf16 | fp16 | fp32
 rank = 0  # of LoRA; 0 trains all weights
 gradient_checkpointing = False
-optimizer = "adamw"  # adamw | adamw_8bit
+optimizer = "adamw"  # adamw | adamw_unfused | adamw_8bit
 
 embedder = SentenceTransformer(model, device="cuda", model_kwargs={"dtype": "float32"})
 embedder.max_seq_length = sequence_length
@@ -38,7 +38,7 @@ settings = SentenceTransformerTrainingArguments(
     bf16=precision == "bf16",
     fp16=precision == "fp16",
     gradient_checkpointing=gradient_checkpointing,
-    optim={"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}[optimizer],
+    optim={"adamw": "adamw_torch_fused", "adamw_unfused": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}[optimizer],
     save_strategy="no",
     report_to="none",
 )

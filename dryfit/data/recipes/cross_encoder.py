@@ -13,7 +13,7 @@ micro_batch = 16  # pairs of a batch
 sequence_length = 512  # tokens of a pair
 precision = "bf16"  # bf16 | fp16 | fp32
 gradient_checkpointing = False
-optimizer = "adamw"  # adamw | adamw_8bit
+optimizer = "adamw"  # adamw | adamw_unfused | adamw_8bit
 
 ranker = CrossEncoder(model, num_labels=1, device="cuda", model_kwargs={"dtype": "float32"})
 ranker.max_seq_length = sequence_length
@@ -27,7 +27,7 @@ settings = CrossEncoderTrainingArguments(
     bf16=precision == "bf16",
     fp16=precision == "fp16",
     gradient_checkpointing=gradient_checkpointing,
-    optim={"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}[optimizer],
+    optim={"adamw": "adamw_torch_fused", "adamw_unfused": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}[optimizer],
     save_strategy="no",
     report_to="none",
 )

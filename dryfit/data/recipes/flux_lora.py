@@ -1,20 +1,17 @@
 """LoRA of FLUX with diffusers, as its train_dreambooth_lora_flux.py: the transformer in bf16, in 8 or in 4 bits.
 
 - what is cached is encoded before the transformer comes to the card; the rest in each step by encoders that stay
-- images of size x size pixels; texts of 512 tokens; LoRA on the attention of all blocks, or on all
-  their linear layers; all in bf16; rank 0 trains all of the transformer
-- fp8: weights kept in 8 bits, and in bf16 while their layer computes; quanto: the same for each product, with scales,
-  and T5 too
+- texts of 512 tokens; LoRA on the attention of all blocks, or on all their linear layers; all in bf16; rank 0 trains
+  all of the transformer
+- T5 is in 8 bits beside weights in 8 bits with scales, or in fewer
 - references: images of the same size beside each one, as Kontext takes them
-- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; checkpoints: where their inputs wait to
-  be computed again; what copies cost in time is not counted
 """
 
 from functools import cache
 
 import torch
 from diffusers import AutoencoderKL, FluxPipeline
-from diffusers.training_utils import EMAModel, free_memory
+from diffusers.training_utils import free_memory
 from transformers import CLIPTextModel, T5EncoderModel
 
 model = "black-forest-labs/FLUX.1-dev"
@@ -22,7 +19,7 @@ micro_batch = 1  # images of a batch
 size = 1024  # pixels of a side
 rank = 16  # of LoRA; 0 trains all weights
 base_precision = "16bit"  # 16bit | fp32
-quantization = "none"  # none | nf4 | fp8 | quanto
+quantization = "none"  # none | nf4 | fp8 | quanto | uint7 | uint6 | uint5 | uint4 | uint3 | uint2
 blocks_swapped = 0  # blocks that wait on the host; 0: none
 gradient_checkpointing = True
 checkpoints = "card"  # card | host
@@ -33,16 +30,19 @@ references = 0  # images beside each one
 samples = 0  # pixels of a side of an image that is drawn between steps; 0: none
 ema = False  # averaged weights of the adapters
 adapter_precision = "16bit"  # 16bit | fp32
-low_vram = True  # weights are quantized on the host, by quanto
+low_vram = True  # weights are quantized on the host, by quanto; else on the card, before the encoders come
 
 from parts.eight_bits import in_eight_bits  # noqa: E402
 from parts.steps import optimizer_of, update  # noqa: E402
 from parts.transformer import loaded, trained_weights  # noqa: E402
 
 dtype = torch.bfloat16
+kept = dtype if base_precision == "16bit" else torch.float32
+if not low_vram:
+    transformer, layers = loaded(model, kept, quantization, whole=True, on_host=False)
 clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype).cuda().requires_grad_(False)
 t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", dtype=dtype).requires_grad_(False)
-if quantization == "quanto":
+if quantization == "quanto" or "uint" in quantization:
     in_eight_bits(t5)
 t5.cuda()
 vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype).cuda().requires_grad_(False)
@@ -69,27 +69,23 @@ if cached in ("latents", "all"):
     encoded_images()
     vae = vae.cpu() if samples else None
 free_memory()
-kept = dtype if base_precision == "16bit" else torch.float32
-transformer, layers = loaded(model, kept, quantization, whole=True, on_host=low_vram)
+if low_vram:
+    transformer, layers = loaded(model, kept, quantization, whole=True)
 if targets == "attention":
     layers = ["to_k", "to_q", "to_v", "to_out.0"]
-own, waits = dtype if adapter_precision == "16bit" else torch.float32, gradient_checkpointing and checkpoints
-trained = trained_weights(transformer, rank, layers, own, waits, blocks_swapped)
-steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
+own = dtype if adapter_precision == "16bit" else torch.float32
+trained = trained_weights(transformer, rank, layers, own, gradient_checkpointing, checkpoints, blocks_swapped)
+steps, averaged = optimizer_of(trained, optimizer, ema)
 
 
 def predicted(noisy, sigma, pooled, text, side):
     rows, count = side // 16, (1 + references) * (side // 16)
     packed = FluxPipeline._pack_latents(noisy, len(noisy), noisy.shape[1], 2 * rows, 2 * rows)
+    places = FluxPipeline._prepare_latent_image_ids(len(noisy), count, rows, "cuda", dtype)
+    words = torch.zeros(512, 3, device="cuda", dtype=dtype)
+    guidance = torch.ones(len(noisy), device="cuda") if transformer.config.guidance_embeds else None
     velocity = transformer(
-        torch.cat([packed] * (1 + references), 1),
-        timestep=sigma,
-        guidance=torch.ones(len(noisy), device="cuda") if transformer.config.guidance_embeds else None,
-        pooled_projections=pooled,
-        encoder_hidden_states=text,
-        txt_ids=torch.zeros(512, 3, device="cuda", dtype=dtype),
-        img_ids=FluxPipeline._prepare_latent_image_ids(len(noisy), count, rows, "cuda", dtype),
-        return_dict=False,
+        torch.cat([packed] * (1 + references), 1), text, pooled, sigma, places, words, guidance, return_dict=False
     )[0]
     return FluxPipeline._unpack_latents(velocity[:, : rows * rows], side, side, 8)
 

@@ -15,7 +15,7 @@ classes = 2
 precision = "bf16"  # bf16 | fp16 | fp32
 rank = 0  # of LoRA; 0 trains all weights
 gradient_checkpointing = False
-optimizer = "adamw"  # adamw | adamw_8bit
+optimizer = "adamw"  # adamw | adamw_unfused | adamw_8bit
 
 network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=classes, dtype=torch.float32)
 if rank:
@@ -30,7 +30,7 @@ settings = TrainingArguments(
     bf16=precision == "bf16",
     fp16=precision == "fp16",
     gradient_checkpointing=gradient_checkpointing,
-    optim={"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}[optimizer],
+    optim={"adamw": "adamw_torch_fused", "adamw_unfused": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}[optimizer],
     save_strategy="no",
     report_to="none",
 )

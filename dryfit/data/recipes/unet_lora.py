@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.training_utils import EMAModel, cast_training_params, free_memory
+from diffusers.training_utils import cast_training_params, free_memory
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -86,7 +86,7 @@ if gradient_checkpointing:
     for encoder in texts if texts_trained else ():
         encoder.gradient_checkpointing_enable()
 trained = [weight for network in (unet, *texts) for weight in network.parameters() if weight.requires_grad]
-steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
+steps, averaged = optimizer_of(trained, optimizer, ema)
 scaler = torch.amp.GradScaler(
     "cuda", enabled=torch.float16 not in {each.dtype for each in trained} and precision == "fp16"
 )

@@ -3,14 +3,11 @@
 - latents of videos and embeddings of texts were computed before: VAE and text encoder are not on the card
 - the transformer and its LoRA in 16 bits under autocast; LoRA on the attention's projections
 - rank 0 trains all of the transformer, in fp32 under autocast, as cogvideox_text_to_video_sft.py
-- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; checkpoints: where their inputs wait to
-  be computed again; what copies cost in time is not counted
 """
 
 import torch
 from diffusers import CogVideoXDPMScheduler, CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
-from diffusers.training_utils import EMAModel
 
 model = "THUDM/CogVideoX-5b"
 micro_batch = 1  # videos of a batch
@@ -33,9 +30,8 @@ transformer = CogVideoXTransformer3DModel.from_pretrained(model, subfolder="tran
 if not rank:
     transformer.cuda().float()
 layers = ["to_k", "to_q", "to_v", "to_out.0"]
-waits = gradient_checkpointing and checkpoints
-trained = trained_weights(transformer, rank, layers, None, waits, blocks_swapped)
-steps, averaged = optimizer_of(trained, optimizer), EMAModel(trained) if ema else None
+trained = trained_weights(transformer, rank, layers, None, gradient_checkpointing, checkpoints, blocks_swapped)
+steps, averaged = optimizer_of(trained, optimizer, ema)
 scheduler, config = CogVideoXDPMScheduler(), transformer.config
 kept = scheduler.alphas_cumprod.cuda()
 for _ in range(2):

@@ -40,7 +40,7 @@ def answered(folder: Path, *words: str) -> dict:
 def test_a_recipe_is_a_short_program_with_settings(name: str) -> None:
     one = recipe(name)
     written = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
-    assert len(written.splitlines()) <= 110 and one.about.endswith(".") and one.assumptions
+    assert len(written.splitlines()) <= 106 and one.about.endswith(".") and one.assumptions
     assert {"model", "micro_batch", "optimizer"} <= {*one.settings, "optimizer" if name.startswith("timm") else ""}
     assert {*one.limits, *one.multiples} <= set(one.settings)
     assert {each for spare in one.spares for each in spare} <= set(one.settings)
@@ -315,7 +315,17 @@ TINY = {
                       "num_attention_heads": 2, "joint_attention_dim": 32, "axes_dims_rope": [4, 4, 4, 4]},
                       ("size=64", "targets=linear")),
     "WanPipeline": ("film_lora", {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64,
-                    "text_dim": 32}, ("quantization=fp8",)),
+                    "text_dim": 32, "in_channels": 48, "out_channels": 48}, ("quantization=fp8",)),
+    "WanImageToVideoPipeline": ("film_lora", {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 24,
+                                "ffn_dim": 64, "text_dim": 32, "in_channels": 36}, ()),
+    "HunyuanVideo15Pipeline": ("film_lora", {"num_layers": 1, "num_refiner_layers": 1, "num_attention_heads": 2,
+                               "attention_head_dim": 16, "text_embed_dim": 32, "text_embed_2_dim": 32,
+                               "image_embed_dim": 32, "rope_axes_dim": [4, 6, 6]},
+                               ("cached=latents", "text_millions=1")),
+    "ChromaPipeline": ("image_lora", {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 32,
+                       "num_attention_heads": 2, "joint_attention_dim": 32, "axes_dims_rope": [8, 12, 12],
+                       "approximator_num_channels": 8, "approximator_hidden_dim": 32, "approximator_layers": 1},
+                       ("size=64", "quantization=uint3")),
     "HunyuanVideoPipeline": ("film_lora", {"num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1,
                              "num_attention_heads": 2, "attention_head_dim": 16, "text_embed_dim": 32,
                              "pooled_projection_dim": 32, "rope_axes_dim": [4, 6, 6]}, ("quantization=quanto",)),
@@ -324,6 +334,8 @@ TINY = {
 }  # fmt: skip
 CLASSES = {"QwenImagePipeline": "QwenImageTransformer2DModel", "ZImagePipeline": "ZImageTransformer2DModel",
            "Flux2Pipeline": "Flux2Transformer2DModel", "WanPipeline": "WanTransformer3DModel",
+           "WanImageToVideoPipeline": "WanTransformer3DModel", "ChromaPipeline": "ChromaTransformer2DModel",
+           "HunyuanVideo15Pipeline": "HunyuanVideo15Transformer3DModel",
            "HunyuanVideoPipeline": "HunyuanVideoTransformer3DModel",
            "LTXPipeline": "LTXVideoTransformer3DModel"}  # fmt: skip
 
@@ -436,6 +448,29 @@ def test_a_weight_in_8_bits_computes_what_quanto_does() -> None:
     assert layer.weight.dtype == torch.float8_e4m3fn and layer.row_scales.flatten().tolist() == [1.0, 0.5]
     assert torch.equal(layer(inputs), expected), "these weights are exact in 8 bits"
     assert torch.equal(torch.autograd.grad(layer(inputs).sum(), inputs)[0], gradient)
+
+
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_a_weight_in_fewer_bits_is_off_by_half_a_step_at_most(bits: int) -> None:
+    import torch
+
+    found: dict = {}
+    exec((FOLDER / "parts" / "eight_bits.py").read_text(encoding="utf-8"), found)
+    layer, other = (torch.nn.Linear(width, 3).requires_grad_(False) for width in (128, 65))
+    before, inputs = layer.weight.clone(), torch.randn(4, 128, requires_grad=True)
+    for each in (layer, other):
+        found["in_few_bits"](each, bits)
+    now = found["whole"](layer, bits)
+    assert layer.weight.dtype == torch.uint8 and layer.weight.numel() == 3 * 128 * bits // 8
+    assert (now - before).abs().max() <= 0.51 * layer.group_scales.max() and other.weight.dtype == torch.float32
+    assert torch.equal(layer(inputs), torch.nn.functional.linear(inputs, now, layer.bias))
+    assert torch.allclose(torch.autograd.grad(layer(inputs).sum(), inputs)[0], now.sum(0).expand(4, -1))
+
+
+def test_a_part_says_what_its_settings_mean() -> None:
+    of_video, of_image = (" ".join(recipe(name).assumptions) for name in ("video_lora", "image_lora"))
+    assert "blocks_swapped: " in of_video and "quantization: " not in of_video
+    assert all(of_image.count(f"{name}: ") == 1 for name in ("blocks_swapped", "quantization", "text_millions"))
 
 
 EACH_TIME = {"bi_encoder", "timm_classification", "unet_lora"}  # one of each package

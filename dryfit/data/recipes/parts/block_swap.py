@@ -3,6 +3,9 @@
 Source: library/custom_offloading_utils.py of kohya-ss/sd-scripts at 48d368fa, from which musubi-tuner and
 diffusion-pipe have theirs: frozen weights that leave are copied to the host, and those that come are copied to where
 they lay. A weight without one of its name and shape stays once it has come, and so do biases, scales and adapters.
+
+- blocks_swapped: blocks whose weights wait on the host, as kohya's block swap; checkpoints: where their inputs wait to
+  be computed again; what copies cost in time is not counted
 """
 
 

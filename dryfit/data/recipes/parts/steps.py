@@ -2,13 +2,15 @@
 
 import torch
 from bitsandbytes.optim import AdamW8bit
+from diffusers.training_utils import EMAModel
 from transformers import Adafactor
 
 
-def optimizer_of(trained, name):
+def optimizer_of(trained, name, ema):  # and the averaged weights
+    averaged = EMAModel(trained) if ema else None
     if name == "adafactor":
-        return Adafactor(trained, lr=1e-4, scale_parameter=False, relative_step=False)
-    return {"adamw": torch.optim.AdamW, "adamw_8bit": AdamW8bit}[name](trained, lr=1e-4)
+        return Adafactor(trained, lr=1e-4, scale_parameter=False, relative_step=False), averaged
+    return {"adamw": torch.optim.AdamW, "adamw_8bit": AdamW8bit}[name](trained, lr=1e-4), averaged
 
 
 def update(loss, trained, steps, averaged=None, scaler=None):  # the scaler is for fp16

@@ -1,12 +1,20 @@
-"""A transformer of diffusers with frozen weights as they are kept, and its adapters; part of recipes' own text."""
+"""A transformer of diffusers with frozen weights as they are kept, and its adapters; part of recipes' own text.
+
+- text_millions: the text encoder is on the card where texts are not cached, in 8 bits beside a quantized transformer
+"""
 
 import torch
 from diffusers import AutoModel, BitsAndBytesConfig
 from diffusers.hooks import apply_layerwise_casting
 from parts.block_swap import take_turns
-from parts.eight_bits import in_eight_bits
+from parts.eight_bits import in_eight_bits, in_few_bits
 from parts.host_checkpoints import checkpointed_on_the_host
 from peft import LoraConfig, prepare_model_for_kbit_training
+
+
+def text_encoder(millions, quantization):  # what it computes is less than what a step does
+    dtype = torch.bfloat16 if quantization == "none" else torch.float8_e4m3fn
+    return torch.zeros(millions, 10**6, dtype=dtype, device="cuda")
 
 
 # A transformer, and the names of the linear layers of its blocks.
@@ -20,19 +28,20 @@ def loaded(model, weights, quantization, in_16_bits=(), whole=False, on_host=Tru
         network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
     if quantization == "fp8":
         apply_layerwise_casting(network, torch.float8_e4m3fn, torch.bfloat16, skip_modules_pattern=in_16_bits)
-    for part in ([network] if whole else layers.values()) if quantization == "quanto" else ():
-        in_eight_bits(part if on_host else network.cuda())
+    if quantization == "quanto" or "uint" in quantization:
+        for part in [network if on_host else network.cuda()] if whole else layers.values():
+            in_eight_bits(part) if quantization == "quanto" else in_few_bits(part, int(quantization[-1]))
     return network, list(layers)
 
 
-def trained_weights(network, rank, layers, dtype, checkpoints, swapped=0):  # rank 0: all of them
+def trained_weights(network, rank, layers, dtype, checkpointed, checkpoints, swapped):  # rank 0: all of them
     network = (network if swapped else network.cuda()).requires_grad_(not rank)
-    if checkpoints:
+    if checkpointed:
         network.enable_gradient_checkpointing(checkpointed_on_the_host if checkpoints == "host" else None)
     if rank:
         network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
     if swapped:
-        take_turns(network, swapped, checkpoints)
+        take_turns(network, swapped, checkpointed)
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     for weight in trained if rank and dtype else ():
         weight.data = weight.data.to(dtype)
