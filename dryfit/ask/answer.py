@@ -424,7 +424,8 @@ def _estimated_row(asked: Question, card: Gpu) -> dict[str, Any]:
 def _largest_estimated(asked: Question, field: str) -> dict[str, Any]:
     """The longest sequence, or the largest micro-batch, that surely fits the GPU by the peak of the analytic estimate.
 
-    ``too_large``: the least that was tried and surely doesn't fit; what lies between is too close to call.
+    ``too_large``: the least that was tried and surely doesn't fit; what lies between is too close to call. ``recorded``:
+    the value's answer is a record's, and no estimate.
     """
     from dryfit.planner.largest_fit import steps
 
@@ -435,7 +436,8 @@ def _largest_estimated(asked: Question, field: str) -> dict[str, Any]:
     def word(value: int) -> str:
         step = replace(asked, scenario=asked.scenario.changed(**{field: value}))
         form = estimate(step.scenario, asked.where, blocks=False).analytic
-        needs = form and Needs(step.scenario, form["peak_allocated_bytes"], asked.gpu.capability)
+        exact = if_recorded(step.scenario, asked.gpu.capability)
+        needs = form and not exact and Needs(step.scenario, form["peak_allocated_bytes"], asked.gpu.capability)
         if needs and (rough := needs.word(asked.gpu, replayed=False)) is Word.TOO_CLOSE:  # a replay would take seconds
             return rough.value
         tried[value] = _estimated(step)
@@ -447,6 +449,7 @@ def _largest_estimated(asked: Question, field: str) -> dict[str, Any]:
     return {
         "value": value, "headroom_bytes": tried[value]["headroom_bytes"] if value else None, "verified": False,
         "too_large": values[large] if large < len(values) else None,
+        "recorded": bool(value and tried[value]["versions"]),
         "limited_by_positions": field == "sequence_length" and sure == len(values),
     }  # fmt: skip
 

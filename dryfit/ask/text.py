@@ -407,7 +407,8 @@ def largest_text(asked: Question, field: str, largest: Mapping[str, Any]) -> str
     end = "; the model's positions end it" if largest["limited_by_positions"] else ""
     spare = f", {gib(largest['headroom_bytes'])} to spare{end}" if value else ""
     if "too_large" in largest:
-        by, too_large = "by the analytic estimate", largest["too_large"]
+        by = "by a record of its trace" if largest["recorded"] else "by the analytic estimate"
+        too_large = largest["too_large"]
         lines = [f"{value:,} {what} fit {on} {by}{spare}" if value else f"NOTHING FITS {on} for sure {by}"]
         lines += [f"{too_large:,} {what} don't fit; ask without --quick for what lies between"] if too_large else []
         return "\n".join([*lines, f"for: {step}"])
