@@ -424,8 +424,8 @@ def _estimated_row(asked: Question, card: Gpu) -> dict[str, Any]:
 def _largest_estimated(asked: Question, field: str) -> dict[str, Any]:
     """The longest sequence, or the largest micro-batch, that surely fits the GPU by the peak of the analytic estimate.
 
-    ``too_large``: the least that was tried and surely doesn't fit; what lies between is too close to call. ``recorded``:
-    the value's answer is a record's, and no estimate.
+    ``too_large``: the least that was tried and surely doesn't fit; what lies between is too close to call.
+    ``recorded``: the value's answer is a record's, and no estimate.
     """
     from dryfit.planner.largest_fit import steps
 
