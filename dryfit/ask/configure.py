@@ -118,7 +118,7 @@ class Candidate:
     def name(self) -> str:
         """What sets it apart, in words."""
         said = [f"{knob} {value}" for knob, value in self.way.items() if knob not in (*_FOLLOW_THE_METHOD, "parallel")]
-        return ", ".join([f"{self.micro_batch} rows a micro-batch", *said])
+        return ", ".join([f"{self.micro_batch} row{'s' * (self.micro_batch != 1)} a micro-batch", *said])
 
     def tokens_per_second(self, fill: float) -> float | None:
         """Tokens of the data, without padding, that all GPUs take in a second; None: nobody knows the card's speed."""
