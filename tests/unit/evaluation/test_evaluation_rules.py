@@ -74,6 +74,16 @@ def asked(monkeypatch):
     return batches
 
 
+def test_a_model_answers_in_the_dtype_that_is_set(place, monkeypatch):
+    real, dtypes = answer.ask, []
+    monkeypatch.setattr(
+        answer, "ask", lambda model, *args, **more: dtypes.append(model.dtype) or real(model, *args, **more)
+    )
+    stored, halved = run(place), run(place, "halved", {**SETTINGS, "dtype": "bfloat16"})
+    assert dtypes == [torch.float32, torch.bfloat16]
+    assert halved["decoding"]["dtype"] == "bfloat16" and halved["loss"] == pytest.approx(stored["loss"], rel=0.02)
+
+
 def test_requests_for_harm_are_asked_and_counted(place, monkeypatch):
     real = answer.ask
 

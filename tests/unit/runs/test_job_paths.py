@@ -11,6 +11,7 @@ import yaml
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml
 from scripts.common.code_digests import ROOT
+from scripts.runs import run_scenarios
 from scripts.runs.configuration import with_defaults
 from scripts.runs.job_paths import BASE, ENCODED, JobPaths, project_file, project_files
 from scripts.runs.run_scenarios import answer_settings
@@ -113,6 +114,19 @@ def test_exports_keep_the_type_of_the_weights() -> None:
 def test_answers_depend_on_the_number_of_the_benchmarks_requests() -> None:
     assert answer_settings(paths(run=RUN).settings)["benchmark"] == 0
     assert answer_settings(paths(f"{HOUR}}}", run=RUN).settings)["benchmark"] is None, "all"
+
+
+@pytest.mark.parametrize(("written", "device", "dtype"), [
+    ("auto", "cpu", "bfloat16"), ("auto", "cuda", "auto"), ("float32", "cpu", "float32"),
+])  # fmt: skip
+def test_models_answer_in_bf16_on_a_processor_that_is_faster_in_it(
+    written: str, device: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_scenarios, "multiplies_bf16", lambda: True)
+    settings = paths(f"{{evaluation: {{dtype: {written}}}, training: {{device: {device}}}}}", run=RUN).settings
+    assert answer_settings(settings)["dtype"] == dtype
+    monkeypatch.setattr(run_scenarios, "multiplies_bf16", lambda: False)
+    assert answer_settings(settings)["dtype"] == written
 
 
 def test_files_of_the_project_are_relative_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
