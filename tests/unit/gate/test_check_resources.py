@@ -160,7 +160,8 @@ def processes(tmp_path_factory) -> list:
     """What two processes took of the host's memory, for each case by rank."""
     folder = tmp_path_factory.mktemp("hosts")
     command = [sys.executable, "-m", "tests.unit.gate.gloo_hosts", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=600, capture_output=True)
+    ended = subprocess.run(command, cwd=ROOT, timeout=600, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
     return json.loads((folder / "measured.json").read_text())
 
 
