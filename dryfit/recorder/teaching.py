@@ -509,19 +509,28 @@ def checked(family: ModelFamily, variant: Variant, content: Mapping[str, Any], l
     return {**content, "ranges": ranges, "capabilities": capabilities}
 
 
+def base_key(family: ModelFamily, variant: Variant) -> StepKey:
+    """What a variant's record answers, by the step that it is taught with."""
+    _, points = teaching_points(family, variant)
+    return StepKey.of(scenario_of(family, variant, points[0], family.sequence), variant.capability)
+
+
+def alike_keys(family: ModelFamily, variant: Variant) -> dict[str, Scenario]:
+    """By key the steps of the family's other models whose events may be the same."""
+    _, points = teaching_points(family, variant)
+    base = base_key(family, variant)
+    steps = [scenario_of(family, variant, points[0], family.sequence, **other) for other in family.alike]
+    return {base.key(StepKey.of(step).particular): step for step in steps}
+
+
 def alike(
     family: ModelFamily, variant: Variant, form: Callable[[], Form], known: Collection[str], log: Log
 ) -> Iterator[str]:
     """Keys of configurations of the family's other models whose events are the same, but for those that are known."""
-    _, points = teaching_points(family, variant)
-    kinds = family.sequence
-    base = StepKey.of(scenario_of(family, variant, points[0], kinds), variant.capability)
-    for other in family.alike:
-        step = scenario_of(family, variant, points[0], kinds, **other)
-        if (key := base.key(StepKey.of(step).particular)) in known:
+    for key, step in alike_keys(family, variant).items():
+        if key in known:
             continue
-        why = differs(form(), step, variant.capability)
-        if why:
-            log(f"not alike {other}: {why}")
+        if why := differs(form(), step, variant.capability):
+            log(f"not alike {step.model}: {why}")
         else:
             yield key
