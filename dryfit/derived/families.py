@@ -30,7 +30,7 @@ _NO_SIZE = {
 _ROPE = {"factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"}  # numbers of a table
 _GELU = ("gelu_pytorch_tanh",)
 # Families whose records are for any number of chunks of a loss, and so of rows; the others are for 2, 4 or 8 chunks.
-_ANY_CHUNKS = {"gemma", "gemma2", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"}
+_ANY_CHUNKS = {"gemma", "gemma2", "gemma3_text", "llama", "ministral3", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"}
 
 
 @dataclass(frozen=True, kw_only=True)
