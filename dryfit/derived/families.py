@@ -32,8 +32,9 @@ _ROPE = {"factor", "high_freq_factor", "low_freq_factor", "original_max_position
 _GELU = ("gelu_pytorch_tanh",)
 # Families whose records are for any number of chunks of a loss, and so of rows; the others are for 2, 4 or 8 chunks.
 _ANY_CHUNKS = {
-    "exaone4", "gemma", "gemma2", "gemma3_text", "llama", "minimax_m2", "ministral3", "mistral",
-    "mixtral", "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
+    "deepseek_v3", "exaone4", "gemma", "gemma2", "gemma3_text", "gemma4_text", "glm4_moe_lite", "gpt_oss",
+    "lfm2", "llama", "llama4_text", "minimax_m2", "ministral3", "mistral", "mixtral", "olmo2",
+    "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
 }  # fmt: skip
 
 
@@ -722,13 +723,13 @@ FAMILIES = {
             multiples={"K": 4},  # of the keys' heads of a layer that looks back at all tokens
             kinds_key="layer_types",
             words=_WINDOWS,
-            sequence="sssfsfsf",
+            sequence="sssfsssfsssf",
             order="sssssfsssssfsssssf",
             radius=1,
             **{
-                **_sizes(d=("", (256, 128, 96), (80, 152, 72), (32, 256))),
-                "points": {**_POINTS, "K": (4, 8, 12, 16), "d": (256, 128, 96)},
-                "ends": {**_ENDS, "K": (4, 64)},
+                **_sizes(D=("global_head_dim", (512,), (512,), (512, 512))),
+                "points": {**_POINTS, "K": (4, 8, 16, 12), "d": (256, 128, 96), "D": (512,)},
+                "ends": {**_ENDS, "K": (4, 64), "D": (512, 512)},
             },
         ),
         ModelFamily(

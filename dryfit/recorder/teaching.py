@@ -160,7 +160,10 @@ def checking_points(family: ModelFamily, variant: Variant) -> list[Numbers]:
     if len(ends["s"]) > 1:
         low, high = _aligned(variant, ends["s"][0]), ends["s"][1] // 8 * 8 if flags.get("windowed") else ends["s"][1]
         if limit := _sorted_up_to(ends):
-            low, high = (low, min(high, limit)) if flags.get("sorted_in_place") else (max(low, limit + 1), high)
+            beyond = limit + 1
+            if flags.get("in_chunks"):  # with so many chunks as are taught, the last one of several tokens
+                beyond = max(beyond, limit // CHUNK_TOKENS * CHUNK_TOKENS + 3)
+            low, high = (low, min(high, limit)) if flags.get("sorted_in_place") else (max(low, beyond), high)
         ends["s"] = _aligned(variant, low), high
     draw = random.Random(2)
     low, high = ({symbol: own[at] for symbol, own in ends.items()} for at in (0, -1))
@@ -170,7 +173,8 @@ def checking_points(family: ModelFamily, variant: Variant) -> list[Numbers]:
     ]
     for point in between:
         if flags.get("in_chunks"):  # a trace takes as long as there are chunks: the largest have many
-            point |= {"b": min(point["b"], 8), "s": _aligned(variant, min(point["s"], FEW_CHUNKS))}
+            shorter = max(min(point["s"], FEW_CHUNKS), low["s"])
+            point |= {"b": min(point["b"], 8), "s": _aligned(variant, shorter)}
         for symbol in {"d", "h", "m", "S", *("s" * bool(flags.get("windowed")))} & {*point}:
             point[symbol] = up(point[symbol], 8)
     between = [{**between[0], "b": count, "s": length} for count, length in more] + between
@@ -378,10 +382,12 @@ def _content(
     templates: list[Any] = []
     kinds, _ = sequence_of(family, variant)
     cut = _Cut(takes, kinds, told)
-    listed, choices = _chosen(family, kinds, cut, values, templates)
+    counts = chunk_counts(family, variant)  # of few chunks, all of which are taught, each number has its own templates
+    radius = CHUNK_RADIUS if counts[0] > 2 * CHUNK_RADIUS else 2 * CHUNK_RADIUS
+    listed, choices = _chosen(family, kinds, radius, cut, values, templates)
     for others, points in fewer:
         fewer_cut = _Cut(others, kinds, told)
-        own, more = _chosen(family, kinds, fewer_cut, values.at(points), templates)
+        own, more = _chosen(family, kinds, radius, fewer_cut, values.at(points), templates)
         if own != listed:
             raise OtherEvents("how many chunks the loss has changes what comes between")
         loops = loops_of(fewer_cut.items)
@@ -416,7 +422,7 @@ def _same(templates: Sequence[Any], left: int, right: int, own: Place, loops: Ma
 
 
 def _chosen(
-    family: ModelFamily, kinds: Kinds, cut: _Cut, values: _Fitted, templates: list[Any]
+    family: ModelFamily, kinds: Kinds, around_chunks: int, cut: _Cut, values: _Fitted, templates: list[Any]
 ) -> tuple[list[Any], dict[int, dict[Any, int]]]:
     """A record's program and, by pass, the templates of layers and chunks; new ones are added to ``templates``."""
     loops = loops_of(cut.items)
@@ -437,7 +443,7 @@ def _chosen(
         else:
             listed.append([item[0], item[1], item[2]["way"]])
             in_loop = item[0] == "loop"
-            passed, radius = (loops[item[1]], CHUNK_RADIUS) if in_loop else (kinds, family.radius)
+            passed, radius = (loops[item[1]], around_chunks) if in_loop else (kinds, family.radius)
             chosen = choices.setdefault(item[1], {})
             for layer in range(len(passed)):
                 own, around = template((item[1], layer)), window(passed, layer, radius)
