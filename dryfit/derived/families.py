@@ -654,8 +654,8 @@ FAMILIES = {
             multiples={"d": 40},  # of which a part of 0.4 is rotated, rounded down
             whole_heads=True,
             **{
-                **_sizes(d=("", (80, 160, 40), (), (40, 240))),
-                "points": {**_POINTS, **_WHOLE, "d": (80, 160, 40)},
+                **_sizes(d=("", (80, 160, 120), (), (80, 160))),
+                "points": {**_POINTS, **_WHOLE, "d": (80, 160, 120)},
             },
         ),
         ModelFamily(
@@ -723,9 +723,9 @@ FAMILIES = {
             multiples={"K": 4},  # of the keys' heads of a layer that looks back at all tokens
             kinds_key="layer_types",
             words=_WINDOWS,
-            sequence="sssfsssfsssf",
-            order="sssssfsssssfsssssf",
-            radius=1,
+            sequence="sssssfsssssfsssssf",
+            order="sssssfsssssfsssssfsssssf",
+            radius=3,
             **{
                 **_sizes(D=("global_head_dim", (512,), (512,), (512, 512))),
                 "points": {**_POINTS, "K": (4, 8, 16, 12), "d": (256, 128, 96), "D": (512,)},
