@@ -277,6 +277,11 @@ _YARN = {
     "mscale_all_dim": 1.0, "original_max_position_embeddings": 8192, "rope_theta": 1e8, "rope_type": "yarn",
     "type": "yarn",
 }  # fmt: skip
+_DEEPSEEK_YARN = {
+    "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 4096, "type": "yarn",
+}  # fmt: skip
+_KIMI_YARN = {**_DEEPSEEK_YARN, "beta_fast": 32.0, "beta_slow": 1.0}
 _OLMO3_YARN = {
     "attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1, "factor": 8.0,
     "original_max_position_embeddings": 8192, "rope_type": "yarn",
@@ -662,6 +667,7 @@ FAMILIES = {
             model_type="deepseek_v3",
             architecture="DeepseekV3ForCausalLM",
             multiples={"E": 8},
+            alike=({"rope_scaling": _DEEPSEEK_YARN}, {"rope_scaling": _KIMI_YARN}),
             **_latent("dddsss", "dddsssss", ("dsss", "dsssss")),
         ),
         ModelFamily(
