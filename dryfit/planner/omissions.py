@@ -132,7 +132,8 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         logits of a loss that compares answers), ``logits N`` (N bytes for each of them), ``evaluation N`` (N rows
         without gradients), ``bytes N``, ``unit`` (all weights and all gradients, gathered), ``gradient_shards``
         (this GPU's gradients in the dtype of what is trained), ``rows`` (rows of the model's own length instead),
-        ``experts N`` (those of 16 bits in N bits instead), ``step`` (all that is not resident), ``reference`` (the weights of a second model), ``whole`` (all weights while they load),
+        ``experts N`` (those of 16 bits in N bits instead), ``expert_adapters`` (of each expert's layers), ``step`` (all
+        that is not resident), ``reference`` (the weights of a second model), ``whole`` (all weights while they load),
         ``vllm N`` and ``vllm N sleeps`` (vLLM with that part of the card).
     """
     shown = answer.get("trace") or answer.get("analytic")
@@ -159,6 +160,8 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         return _gradient_shard_bytes(scenario, shown)
     if kind == "rows":
         return _longer_rows_bytes(scenario, shown)
+    if kind == "expert_adapters":
+        return _expert_adapter_bytes(scenario)
     if kind.startswith("experts "):
         return _packed_expert_bytes(int(kind.rpartition(" ")[2]), scenario, parts)
     if kind == "whole":
@@ -228,6 +231,15 @@ def _packed_expert_bytes(bits: int, scenario: Scenario, parts: Mapping[str, int]
     except NotDescribed:
         numbers = parts.get(weights(scenario.weight_precision), 0) // width
     return numbers * width - (numbers * 33 // 64 if bits == 4 else numbers)
+
+
+def _expert_adapter_bytes(scenario: Scenario) -> int | None:
+    """At most what adapters of all experts take: weights, gradients and two states in fp32."""
+    names = ("num_hidden_layers", "num_local_experts", "hidden_size", "intermediate_size")
+    layers, count, hidden, inner = sizes = [scenario.size(name) for name in names]
+    if not all(sizes) or not scenario.lora:
+        return None
+    return layers * count * scenario.lora.rank * (hidden + 2 * inner + inner + hidden) * 16
 
 
 def _whole_logits_bytes(scenario: Scenario, trace: Mapping[str, Any]) -> int | None:

@@ -284,7 +284,7 @@ STEP = (
         " shards in the CPU's memory.",
         "offload: none; or strategy fsdp1, fsdp2", "parallel: {{strategy: {strategy}, gpus: {gpus}, offload: none}}"),
     Contradiction(lambda s: s.offload != "none" and s.fsdp == 1, "parallel",
-        "`parallel.offload: cpu` is predicted for FSDP2 alone. FSDP1 needs more: it keeps all shards of gradients on the"
+        "`parallel.offload: cpu` is predicted for FSDP2 alone. FSDP1 needs more: it keeps all gradients' shards on the"
         " GPU until the backward pass ends.",
         "strategy: fsdp2; or offload: none", "parallel: {{strategy: fsdp2, gpus: {several}, offload: cpu}}"),
     Contradiction(lambda s: s.zero and s.sizes_in_words, "zero",

@@ -185,7 +185,7 @@ class _Int8(nn.Module):
 
 
 def _pack_in_8_bits(module: nn.Module, name: str) -> None:
-    """A scale in fp32 for each row of each expert (axolotl ``monkeypatch/moe_quant.py``, ``replace_parameter_8bit``)."""
+    """A scale in fp32 for each row of each expert (axolotl's ``replace_parameter_8bit``)."""
     dense = getattr(module, name).detach()
     rows = torch.linalg.vector_norm(dense, ord=float("inf"), dim=-1).float()
     packed = (dense * (127.0 / rows.unsqueeze(-1))).round().to(torch.int8)

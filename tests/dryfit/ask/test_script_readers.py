@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from dryfit.common.errors import UserError
+from dryfit.planner.omissions import omissions
 from dryfit.readers.reading import TOO_LOW
 from dryfit.readers.shell import commands, is_known
-from tests.dryfit.ask.test_readers import asked, said
+from tests.dryfit.ask.test_readers import TRACED, asked, said
 
 needs_trl = pytest.mark.skipif("not __import__('importlib').util.find_spec('trl')")
 MODEL = "meta-llama/Llama-3.2-1B"
@@ -227,3 +228,25 @@ def test_what_can_not_be_read_has_a_reason(script: str, says: str, tmp_path: Pat
     with pytest.raises(UserError) as caught:
         asked(tmp_path, script, name="run.sh", gpu="80GiB")
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "times"),
+    [("", 131072 / 2048 - 1), ("--attn_impl eager", (131072 / 2048) ** 2 - 1), ("--max_length 2048", None)],
+)
+def test_ms_swift_cuts_rows_at_the_models_length_where_nobody_says(more: str, times: float, tmp_path: Path) -> None:
+    """The answer is about 2,048 tokens, and nothing fits that rows as long as the model's do not."""
+    found = asked(tmp_path, f"swift sft --model {MODEL} {more}", name="run.sh", gpu="80GiB")
+    said(found, sequence_length=2048)
+    longer = {one.what: one for one in omissions(found.readings, found.scenario, {"trace": TRACED})}.get("max_length")
+    assert (longer and longer.too_low_bytes) == (times and times * 3 * 2**30)
+    assert longer is None or longer.too_high_bytes == 0
+
+
+def test_galore_per_parameter_keeps_no_gradients_in_ms_swift(tmp_path: Path) -> None:
+    line = f"swift sft --model {MODEL} --max_length 512 --tuner_type full --use_galore true"
+    for more, spared in (("", None), (" --galore_optim_per_parameter true", 7)):
+        found = asked(tmp_path, line + more, name="run.sh", gpu="80GiB")
+        left_out = {one.what: one for one in omissions(found.readings, found.scenario, {"trace": TRACED})}
+        gone = left_out.get("galore_optim_per_parameter")
+        assert (gone and gone.too_high_bytes) == spared
