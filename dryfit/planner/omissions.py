@@ -130,8 +130,9 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         What the setting touches: ``states``, ``activations``, ``logits``, ``gradients``, ``frozen`` (gradients and
         states), ``int8``, ``head_fp32``, ``masters`` (fp32 copies and states), ``liger_loss``, ``pair_logits`` (whole
         logits of a loss that compares answers), ``logits N`` (N bytes for each of them), ``evaluation N`` (N rows
-        without gradients), ``bytes N``, ``unit`` (all weights and all gradients, gathered), ``gradient_shards``
-        (this GPU's gradients in the dtype of what is trained), ``rows`` (rows of the model's own length instead),
+        without gradients), ``evaluation N M`` (M bytes for each of their logits), ``bytes N``, ``unit`` (all weights
+        and all gradients, gathered), ``gradient_shards`` (this GPU's gradients in the dtype of what is trained),
+        ``rows`` (rows of the model's own length instead),
         ``experts N`` (those of 16 bits in N bits instead), ``expert_adapters`` (of each expert's layers), ``step`` (all
         that is not resident), ``reference`` (the weights of a second model), ``whole`` (all weights while they load),
         ``vllm N`` and ``vllm N sleeps`` (vLLM with that part of the card).
@@ -143,7 +144,7 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
     if kind == "states":
         return parts.get("optimizer_states", 0)
     if kind.startswith("evaluation "):
-        return _evaluation_bytes(int(kind.rpartition(" ")[2]), scenario, shown)
+        return _evaluation_bytes(*map(int, kind.split()[1:]), scenario=scenario, shown=shown)
     if kind.startswith("bytes "):
         return int(kind.rpartition(" ")[2])
     if kind.startswith("logits "):
@@ -325,14 +326,17 @@ def _more_at_the_loss(width: int, scenario: Scenario, trace: Mapping[str, Any]) 
     return max(max(phases.get("forward", 0), phases.get("backward", 0)) + whole - trace["peak_allocated_bytes"], 0)
 
 
-def _evaluation_bytes(rows: int, scenario: Scenario, shown: Mapping[str, Any]) -> int | None:
-    """By how much an evaluation of so many rows needs more than the step: weights and states, and the rows' logits.
+def _evaluation_bytes(
+    rows: int, width: int | None = None, *, scenario: Scenario, shown: Mapping[str, Any]
+) -> int | None:
+    """By how much a pass of so many rows without gradients needs more than the step: weights and states, and logits.
 
-    The loss is computed in fp32: in 16 bits the logits are there, their copy in fp32, and its log_softmax.
+    ``width``: bytes for each logit. Without it the loss is computed in fp32: in 16 bits the logits are there, their
+    copy in fp32, and its log_softmax.
     """
     vocabulary = size(scenario.model, "vocab_size")
     if not vocabulary or scenario.loss != "full":
         return None
     half = scenario.autocast_precision or scenario.precision != "fp32"
-    logits = rows * scenario.sequence_length * vocabulary * (2 + 4 + 4 if half else 4 + 4)
+    logits = rows * scenario.sequence_length * vocabulary * (width or (2 + 4 + 4 if half else 4 + 4))
     return max(shown["resident_bytes"] + _states_bytes(shown) + logits - shown["peak_allocated_bytes"], 0)
