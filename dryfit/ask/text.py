@@ -382,7 +382,8 @@ def rest_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]
 
 def cards_text(asked: Question, rows: Sequence[Mapping[str, Any]], is_estimated: bool | None) -> str:
     """Which GPUs the step fits, a line each; with a run its hours and cost too."""
-    fitting, by = sum(row["fits"] is True for row in rows), " by the analytic estimate" if is_estimated else ""
+    fitting = sum(row["fits"] is True for row in rows)
+    by = " by the analytic estimate" if is_estimated and not all(row["recorded"] for row in rows) else ""
     lines = [f"FITS {fitting} of {len(rows)} GPUs{by}: {step_line(asked.scenario.to_mapping())}"]
     for row in rows:
         spare = f"{row['headroom_bytes'] / GIB:+.2f} GiB{run_cost.cells(row['run']) if 'run' in row else ''}"

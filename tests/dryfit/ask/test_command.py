@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from dryfit import Run
-from dryfit.ask import fit
+from dryfit.ask import answer, fit
 from dryfit.ask.answer import predict
 from dryfit.ask.command import _Progress, main
 from dryfit.ask.explain_measurement import measured
@@ -273,6 +273,19 @@ def test_the_smallest_gpu_is_the_smallest_of_all_that_are_known() -> None:
 def test_all_gpus_are_answered(model, capsys) -> None:
     status, text = run(capsys, "gpus", model, "-s", "64")
     assert status == 0 and text.startswith("FITS 26 of 26 GPUs") and "rtx-4090" in text
+
+
+@pytest.mark.thorough
+def test_cards_that_records_know_are_not_traced(monkeypatch) -> None:
+    """And their rows are those of the trace."""
+    asked = question(["qwen3-0.6b"], QuestionOptions(sequence_length=512))
+    with monkeypatch.context() as patched:
+        patched.setattr("dryfit.tracing.trace.trace", lambda *_, **__: pytest.fail("records know every card"))
+        rows = answer.on_all_gpus(asked)
+    monkeypatch.setattr(answer, "if_recorded", lambda *_: None)
+    assert all(row.pop("recorded") for row in rows)
+    traced = answer.on_all_gpus(asked)
+    assert not any(row.pop("recorded") for row in traced) and traced == rows and len(rows) == 26
 
 
 def test_a_run_has_hours_cost_energy_and_its_bounds(model, capsys) -> None:
