@@ -16,7 +16,7 @@ from dryfit.common.errors import UserError
 
 PROGRAM = "dryfit"
 # Words that options take, as the modules that know them have them: --help is answered without importing those.
-TOOLS = ("axolotl", "llama-factory", "trl", "torchtitan", "torchtune", "ms-swift", "verl")
+TOOLS = ("axolotl", "llama-factory", "trl", "torchtitan", "torchtune", "ms-swift", "verl", "openrlhf")
 LIKE = ("trl", "peft", "axolotl", "unsloth")
 METHODS = ("full", "lora", "qlora")
 STRATEGIES = ("none", "ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3")
@@ -188,8 +188,8 @@ COMMANDS: dict[str, Subcommand] = {
 }  # fmt: skip
 _FILES = """
 WHAT is a model (a name in config/models/, an id on the Hub, a folder, a config.json), a scenario, a run's settings, or
-a file of axolotl, LLaMA-Factory, TRL, torchtune, torchtitan, ms-swift or verl (a script too); a program or notebook
-with TRL or Unsloth; an adapter_config.json. Files of accelerate, DeepSpeed or PEFT may follow. Nothing is executed.
+a file of axolotl, LLaMA-Factory, TRL, torchtune, torchtitan, ms-swift, verl or OpenRLHF (a script too); a program or
+notebook with TRL or Unsloth; an adapter_config.json. Files of accelerate, DeepSpeed or PEFT may follow. None is run.
 """
 _ASKED = """
 A question in plain words is answered if all of it is understood: dryfit can i train qwen3 8b with lora on a 4090
