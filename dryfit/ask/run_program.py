@@ -1,12 +1,4 @@
-"""``dryfit run``: somebody's whole CUDA program, as it stands, on a machine without a GPU.
-
-    dryfit run train.py --batch_size=16
-    dryfit run --gpus 8 --gpu h100-80gb train_gpt.py
-    dryfit run --json -m package.train --depth 4
-
-The program runs here, in a process with limits, over a card that is simulated. It is stopped after its second update.
-Options of this command stand before the program, and the program's own behind it.
-"""
+"""``dryfit run``: somebody's whole CUDA program, as it stands, on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dryfit.ask.options import Parser, json_line, whole_number
+from dryfit.ask.options import json_line, whole_number
 from dryfit.ask.text import card_line, explanation
 from dryfit.cards.gpus import find
 from dryfit.cards.sentences import of_program, said
@@ -31,61 +23,28 @@ from dryfit.common.text import GIB, gib, printable, size_text
 from dryfit.program import answer
 from dryfit.program.largest import largest, to_mapping
 from dryfit.program.process import run
-from dryfit.program.request import STEPS, Limits, ProgramRequest
+from dryfit.program.request import Limits, ProgramRequest
 from dryfit.program.settings import length, setting
 
 _REPEATED = frozenset(("--answer", "--write"))  # options that may stand several times
 
 
-def parser() -> argparse.ArgumentParser:
-    """All options of ``dryfit run``."""
-    made = Parser(prog="dryfit run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--gpus", type=int, metavar="N", help="as torchrun with N processes; without it: python PROGRAM")
-    made.add_argument("--gpu", metavar="CARD", help="4090, 'A100 80GB', 8xh100-80gb, ... (default: an A100 80GB)")
-    made.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"updates until it is stopped ({STEPS})")
-    made.add_argument(
-        "--batch", metavar="8x1024", help="made up data of so many rows and tokens, if its own is missing"
-    )
-    made.add_argument("--answer", action="append", default=[], metavar="LINE=VALUE",
-                      help="what a number is that this line reads: train.py:57=0.5")  # fmt: skip
-    made.add_argument("--json", action="store_true", help="for programs")
-    made.add_argument("--ranks", metavar="all|0,7", help="which processes run, one after the other (0)")
-    made.add_argument("--longest", action="store_true", help="the largest length of its rows that fits")
-    made.add_argument("--vary", metavar="NAME[:STEP]",
-                      help="the largest value of this setting that fits, in steps of 64 (below 64: 1)")  # fmt: skip
-    made.add_argument("--all-gpus", action="store_true", help="every GPU of the catalogue")
-    made.add_argument("--yes", action="store_true", help="do not ask before a program runs for the first time")
-    safety = made.add_argument_group("what the program may use")
-    safety.add_argument("--network", action="store_true", help="let it use the network; on Linux it has none else")
-    safety.add_argument("--in-place", action="store_true", help="this folder itself, instead of a copy of it")
-    safety.add_argument("--write", action="append", default=[], metavar="FOLDER",
-                        help="a folder elsewhere to write in (Linux: without it none but caches)")  # fmt: skip
-    safety.add_argument("--memory", default="16GiB", metavar="SIZE", help="of this machine (16GiB)")
-    safety.add_argument("--seconds", type=int, default=Limits.seconds, help=f"until an update ({Limits.seconds})")
-    safety.add_argument("--file-size", default="4GiB", metavar="SIZE", help="of the largest file it writes (4GiB)")
-    made.add_argument("-m", dest="module", action="store_true", help="PROGRAM is a module, as with python -m")
-    made.add_argument("program", metavar="PROGRAM")
-    made.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
-    return made
-
-
-def main(words: Sequence[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """The command; its exit status: 0 fits or no GPU is named, 1 does not fit or is too close to call."""
-    options = parser().parse_args(list(words))
     try:
         return _answer_request(options)
     except UserError as error:
-        raise error.with_values(write=whole_line(error.write, words, options)) from None
+        raise error.with_values(write=whole_line(error.write, options)) from None
 
 
-def whole_line(write: str | None, words: Sequence[str], options: argparse.Namespace) -> str | None:
+def whole_line(write: str | None, options: argparse.Namespace) -> str | None:
     """A line to write, as messages shorten it (``dryfit run --network ...``), with all that the asker wrote."""
     start, end = "dryfit run ", " ..."
     if not write or not (write.startswith(start) and write.endswith(end)):
         return write
     new = shlex.split(write[len(start) : -len(end)])
     program = [*(["-m"] if options.module else []), options.program, *options.arguments]
-    own = list(words[: len(words) - len(program)])
+    own = options.words[: len(options.words) - len(program)]
     replaced = {word.partition("=")[0] for word in new if word.startswith("--")} - _REPEATED
     kept = []
     while own:

@@ -127,6 +127,21 @@ def test_each_command_has_help_and_examples_that_it_understands(name: str, capsy
     )
 
 
+@pytest.mark.parametrize(("name", "word"), [("run", "may use:"), ("diff", "--most"), ("check", "FILE"), ("mcp", "mcp")])
+def test_commands_about_programs_and_files_have_help_before_they_are_imported(name: str, word: str) -> None:
+    module = {"run": "run_program", "mcp": "mcp_server"}.get(name, "diff")
+    program = f"""
+import sys
+from dryfit.ask.command import main
+try:
+    main([{name!r}, "--help"])
+finally:
+    assert "dryfit.ask.{module}" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and word in done.stdout and f"usage: dryfit {name}" in done.stdout, done.stderr
+
+
 def test_help_names_each_command_and_version_what_is_installed(capsys) -> None:
     assert main(["--help"]) == 0 and main([]) == 2
     text = capsys.readouterr().out
