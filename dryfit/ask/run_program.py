@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.ask.options import json_line, whole_number
-from dryfit.ask.text import card_line, explanation
+from dryfit.ask.text import allocators, card_line, explanation, seconds, warning_lines
 from dryfit.cards.gpus import find
 from dryfit.cards.sentences import of_program, said
 from dryfit.common.errors import UserError
@@ -310,11 +310,7 @@ def text(answered: Mapping[str, Any]) -> list[str]:
         most = "without a bound" if known[1] is None else gib(known[1])
         lines.append(f"  {'peak, as a range':<20}{gib(known[0]):>10} to {most}: see the warning")
     lines.append(f"  {'required':<20}{gib(trace['required_bytes']):>10} of usable GPU memory")
-    other = "default" if answered["allocators"]["own"] == "expandable_segments" else "expandable_segments"
-    if other in answered["allocators"]:
-        word = "without" if other == "default" else "with"
-        size = answered["allocators"][other]["required_bytes"]
-        lines.append(f"  {'':<20}{gib(size):>10} {word} PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True")
+    lines += allocators(answered["allocators"], answered["allocators"]["own"] == "expandable_segments")
     peaks = ", ".join(f"{word} {gib(size)}" for name, word in _PHASES.items() if (size := trace["phases"].get(name)))
     lines.append(f"  {'by phase':<20}{peaks}")
     if len(answered["ranks"]) > 1:
@@ -323,15 +319,16 @@ def text(answered: Mapping[str, Any]) -> list[str]:
     if program["peak_line"]:
         below = f" (there {program['library_line']})" if program["library_line"] else ""
         lines.append(f"  {'the peak is made at':<20}{program['peak_line']}{below}")
-    lines += _time(answered)
+    if time := answered["time"]:
+        told = f"{seconds(time, ', not validated')}, without loading data; limited by {time['limited_by']}"
+        lines.append(f"  {'time of a step':<20}{told}")
     lines.append(f"  {'evidence':<20}{answered['evidence']['text']}")
     lines += explanation({"trace": trace, "analytic": None})
     lines.append("the same by module:")
     modules = sorted(trace["modules"].items(), key=lambda item: -item[1])[:8]
     width = max([44, *(len(name) for name, _ in modules)])
     lines += [f"  {name or '(outside modules)':<{width}}{size_text(size):>11}" for name, size in modules]
-    shown = (warning.replace("`peak_allocated_range_bytes`", "the range above") for warning in answered["warnings"])
-    lines += [f"  warning: {warning}" for warning in shown]
+    lines += [line.replace("`peak_allocated_range_bytes`", "the range above") for line in warning_lines(answered)]
     host = answered["host"]
     lines.append(f"  here it took {host['seconds']:.0f} s and {gib(host['peak_bytes'])} of this machine's memory")
     if program["written"]:
@@ -348,15 +345,6 @@ def _beyond(program: Mapping[str, Any]) -> str:
     names = " and ".join(filter(None, (", ".join(told[:-1]), told[-1])))
     verb = "are" if len(told) > 1 or "batches" in told[0] else "is"
     return f"; {names} {verb} not covered"
-
-
-def _time(answered: Mapping[str, Any]) -> list[str]:
-    time = answered["time"]
-    if time is None:
-        return []
-    between = " ({:.3g} to {:.3g})".format(*time["range"]) if time["range"] else ", not validated"
-    told = f"{time['seconds_per_step']:.3g} s{between}, without loading data; limited by {time['limited_by']}"
-    return [f"  {'time of a step':<20}{told}"]
 
 
 def _how_far(answered: Mapping[str, Any]) -> str:
