@@ -13,7 +13,6 @@ the extra `run` (Linux).
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -21,12 +20,13 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dryfit.common.terminal import command
 from validation.modded_nanogpt import GPUS, OPENED, TO_ITS_END, Checkout, files_of, shortened, write_tokens
-from validation.rows import FOLDER
+from validation.tables import FOLDER, markdown, rows_of
 
 TABLE = FOLDER / "compiled_times.csv"
 TORCHTITAN = ("torchtitan-8-compiled", "torchtitan-128-compiled")
@@ -101,19 +101,18 @@ def seconds_of_torchtitan(gpus: int) -> float:
 
 def kept() -> list[dict[str, str]]:
     """The rows of the table: ``measured_seconds`` and ``predicted_seconds`` of a step, and whether it was unread."""
-    with open(TABLE, encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
+    return rows_of(TABLE)
 
 
 def table() -> str:
     """The kept rows as Markdown."""
-    lines = ["| step | rows | predicted, s | measured, s | |", "| --- | --- | ---: | ---: | ---: |"]
-    for row in kept():
-        seconds = [float(row[name]) if row[name] else None for name in ("predicted_seconds", "measured_seconds")]
-        error = f"{100 * (seconds[0] / seconds[1] - 1):+.1f} %" if None not in seconds else ""
-        shown = ("" if value is None else f"{value:.4g}" for value in seconds)
-        lines.append(f"| {' | '.join([row['id'], row['known'], *shown, error])} |")
-    return "\n".join(lines)
+    return markdown(("step", "rows", "predicted, s:", "measured, s:", ":"), map(_cells, kept()))
+
+
+def _cells(row: Mapping[str, str]) -> list[str]:
+    seconds = [float(row[name]) if row[name] else None for name in ("predicted_seconds", "measured_seconds")]
+    error = f"{100 * (seconds[0] / seconds[1] - 1):+.1f} %" if None not in seconds else ""
+    return [row["id"], row["known"], *("" if value is None else f"{value:.4g}" for value in seconds), error]
 
 
 def main() -> int:

@@ -18,7 +18,6 @@ Needs the extra `run` (Linux). ``validation/data/compiled.csv`` keeps the rows.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -30,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from validation.tables import markdown, rows_of
 
 COMMIT = "f411b3d346aa52d3504324ca93c230fd84c6c07f"
 GPUS = 8
@@ -171,24 +172,21 @@ def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:
 
 def table() -> str:
     """The kept rows as Markdown: what was traced beside what was published."""
-    lines = [
-        "| step | rows | traced, allocated, MiB | published | | traced, reserved, MiB | published |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    with ROWS.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            cells = [row["id"], row["known"]]
-            if row["refused"]:
-                cells += [row["refused"], "not read", "", "", ""]
-            else:
-                traced, published = row["traced_allocated_mib"], row["published_allocated_mib"]
-                cells += [_number(traced), _number(published)]
-                reserved = row["traced_reserved_mib"], row["published_reserved_mib"]
-                compared = (traced, published) if published else reserved
-                cells.append(f"{100 * (float(compared[0]) / float(compared[1]) - 1):+.3f} %")
-                cells += map(_number, reserved)
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = []
+    for row in rows_of(ROWS):
+        cells = [row["id"], row["known"]]
+        if row["refused"]:
+            cells += [row["refused"], "not read", "", "", ""]
+        else:
+            traced, published = row["traced_allocated_mib"], row["published_allocated_mib"]
+            cells += [_number(traced), _number(published)]
+            reserved = row["traced_reserved_mib"], row["published_reserved_mib"]
+            compared = (traced, published) if published else reserved
+            cells.append(f"{100 * (float(compared[0]) / float(compared[1]) - 1):+.3f} %")
+            cells += map(_number, reserved)
+        rows.append(cells)
+    columns = ("step", "rows", "traced, allocated, MiB:", "published:", ":", "traced, reserved, MiB:", "published:")
+    return markdown(columns, rows)
 
 
 def _number(text: str) -> str:
