@@ -17,15 +17,13 @@ import json
 import os
 import random
 import runpy
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dryfit.common.terminal import command
-from validation.modded_nanogpt import GPUS, OPENED, TO_ITS_END, Checkout, files_of, shortened, write_tokens
+from validation.modded_nanogpt import GPUS, OPENED, TO_ITS_END, Checkout, run_beside_its_files
 from validation.tables import FOLDER, markdown, rows_of
 
 TABLE = FOLDER / "compiled_times.csv"
@@ -74,15 +72,8 @@ def seconds_of_program(path: Path, attended_keys: float) -> dict[str, Any]:
 def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:
     """The same in a process of its own."""
     source = checkout.source(checkout.find(record))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "train_gpt.py")
-        for name, text in files_of(source).items():
-            Path(folder, name).write_text(shortened(text), encoding="utf-8")
-        write_tokens(Path(folder, "data", "fineweb10B"))
-        Path(folder, "logs").mkdir()
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        asked = [sys.executable, "-m", "validation.compiled_times", "--program", str(path), str(ATTENDED[record])]
-        done = subprocess.run(asked, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    done = run_beside_its_files(source, "validation.compiled_times", str(ATTENDED[record]))
+    done.check_returncode()
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -92,9 +83,9 @@ def seconds_of_torchtitan(gpus: int) -> float:
 
     from dryfit.hours.step_time import simulate, speed_of
     from validation.times import MEMORY_OF_TORCHTITAN
-    from validation.torchtitan import scenario_of, step_of_torchtitan
+    from validation.torchtitan import step_of_torchtitan
 
-    report = step_of_torchtitan(scenario_of(gpus), costs=True, compiled=True)
+    report = step_of_torchtitan(gpus, costs=True, compiled=True)
     speed = replace(speed_of("h100-80gb"), memory_bytes_per_second=MEMORY_OF_TORCHTITAN)
     return simulate(report.costs, speed)[0]
 

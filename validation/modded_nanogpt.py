@@ -149,11 +149,8 @@ def run_program(path: Path) -> dict[str, Any]:
     }
 
 
-def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:
-    """Trace a record in a process of its own; ``refused`` says why there are no figures."""
-    source = checkout.source(record)
-    if source is None:
-        return {"refused": "its folder has no log with a Python program"}
+def run_beside_its_files(source: str, module: str, *words: str) -> subprocess.CompletedProcess:
+    """Run ``module --program PROGRAM WORDS`` in a folder that has a log's program, its other files and its data."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train_gpt.py")
         for name, text in files_of(source).items():
@@ -161,8 +158,16 @@ def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:
         write_tokens(Path(folder, "data", *_DATA.findall(source)[:1]))
         Path(folder, "logs").mkdir()
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        command = [sys.executable, "-m", "validation.modded_nanogpt", "--program", str(path)]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", module, "--program", str(path), *words]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:
+    """Trace a record in a process of its own; ``refused`` says why there are no figures."""
+    source = checkout.source(record)
+    if source is None:
+        return {"refused": "its folder has no log with a Python program"}
+    done = run_beside_its_files(source, "validation.modded_nanogpt")
     if done.returncode:
         told = [line for line in done.stderr.splitlines() if "can't be traced:" in line or "Error:" in line]
         reason = told[-1].partition("can't be traced: ")[2] or told[-1] if told else "no error was printed"

@@ -199,7 +199,7 @@ def torchtitan(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     """See :mod:`validation.torchtitan`."""
     from validation.torchtitan import step_of_torchtitan
 
-    return step_of_torchtitan(row.scenario, costs=costs)
+    return step_of_torchtitan(row.scenario.parallel.gpus, costs=costs)
 
 
 def _optimizer(model: nn.Module, kind: str, options: dict[str, Any]) -> torch.optim.Optimizer:

@@ -28,7 +28,6 @@ from dryfit.engine.fake_group import fake_group
 from dryfit.engine.report import Report
 from dryfit.engine.simulation import simulated
 from dryfit.engine.trace import Options, trace_step
-from dryfit.scenario.scenario import Scenario
 from validation.torchtitan_llama import LLAMAS, Llama, Sizes, selective
 
 AXES = ("pipeline", "shard", "context", "tensor")  # a mesh's axes, from the outermost to the innermost
@@ -268,17 +267,7 @@ def trace(training: Training, place: int = 0, *, costs: bool = False) -> Report:
         return trace_step(whole, optimizer, step, tuple(batch.unbind()), options)
 
 
-def training_of(gpus: int, **given: Any) -> Training:
-    """Llama 3.1 8B on so many GPUs, sharded, with selective checkpointing."""
-    return Training(LLAMAS["8B"], rows=2, shard=gpus, selective=True, **given)
-
-
-def step_of_torchtitan(scenario: Scenario, *, costs: bool = False, compiled: bool = False) -> Report:
-    """Trace its step on the GPUs that the scenario names, H100; ``compiled``: with each layer compiled."""
-    return trace(training_of(scenario.parallel.gpus, compiled=compiled), costs=costs)
-
-
-def scenario_of(gpus: int) -> Scenario:
-    """Its settings on so many GPUs."""
-    model = {"model": "llama-3.1-8b", "method": "full", "sequence_length": 8192, "micro_batch": 2}
-    return Scenario.from_mapping({**model, "parallel": {"strategy": "fsdp2", "gpus": gpus}})
+def step_of_torchtitan(gpus: int, *, costs: bool = False, compiled: bool = False) -> Report:
+    """Trace Llama 3.1 8B on so many H100, sharded, with selective checkpointing; ``compiled``: each layer is."""
+    training = Training(LLAMAS["8B"], rows=2, shard=gpus, selective=True, compiled=compiled)
+    return trace(training, costs=costs)
