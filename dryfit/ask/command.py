@@ -245,12 +245,12 @@ def _answered(asked: UnderstoodLine, program: Sequence[str]) -> int:
         return 0
     if options.quick:
         return _print_kind(asked)
-    from dryfit.common.kept import KeptAnswer
+    from dryfit.common.kept import kept_or_given
 
     asked = replace(asked, words=[word for word in asked.words if word != "--fresh"])
-    kept = KeptAnswer(asked.words, [asked.question, asked.alone])
-    status = None if options.fresh else kept.show()
-    return kept.give(partial(_print_kind, asked)) if status is None else status
+    return kept_or_given(
+        asked.words, [asked.question, asked.alone], partial(_print_kind, asked), fresh=bool(options.fresh)
+    )
 
 
 def _print_kind(asked: UnderstoodLine) -> int:
