@@ -26,7 +26,7 @@ from typing import ClassVar
 
 from dryfit.common.text import GIB
 from validation.reports import AGREEMENTS, NOT_ASKED, agreement
-from validation.rows import FOLDER
+from validation.tables import FOLDER, markdown, rows_of
 
 TABLE = FOLDER / "threads.csv"
 FILES = FOLDER / "threads"
@@ -81,8 +81,7 @@ class Thread:
 
 def read() -> list[Thread]:
     """All questions, in the order of the file."""
-    with open(TABLE, encoding="utf-8", newline="") as handle:
-        return [Thread(**row) for row in csv.DictReader(handle)]
+    return [Thread(**row) for row in rows_of(TABLE)]
 
 
 def write(threads: Iterable[Thread]) -> None:
@@ -159,18 +158,18 @@ def table(threads: Sequence[Thread]) -> str:
         for draw in ("first", "second", "third", "fourth", "fifth")
         for first in (True, False)
     }
-    lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
-    for name in ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", NOT_ASKED, "all"):
-        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(str(told[name]) for told in columns.values()) + " |")
-    lines += ["", "| thread | what ran | the outcome | the verdict | why |", "| --- | --- | --- | --- | --- |"]
+    outcomes = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", NOT_ASKED, "all")
+    numbers = [[name.replace("_", " "), *(told[name] for told in columns.values())] for name in outcomes]
+    wrong = []
     for thread in threads:
         if (agrees := agreement(thread, thread.verdict, thread.usable_gib)) in ("unsafe", "wrong_on_the_safe_side"):
             what = f"{thread.tool}, {thread.model}, {thread.card}: {thread.settings}"
             outcome = f"ran, {thread.peak_gib} GiB" if thread.peak_gib else "ran"
             outcome = "ran out of memory" if thread.outcome == "ran_out" else outcome
             verdict = f"{thread.required_gib} of {thread.usable_gib} GiB, {agrees.replace('_', ' ')}"
-            lines.append(f"| [{thread.id}]({thread.link}) | {what} | {outcome} | {verdict} | {thread.why} |")
-    return "\n".join(lines)
+            wrong.append((f"[{thread.id}]({thread.link})", what, outcome, verdict, thread.why))
+    by_draw = markdown(["", *(f"{name}:" for name in columns)], numbers)
+    return f"{by_draw}\n\n{markdown(('thread', 'what ran', 'the outcome', 'the verdict', 'why'), wrong)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,6 +13,7 @@ from math import lcm
 from typing import Any
 
 from dryfit.data import data_path
+from dryfit.derived.layers import Kinds, windows
 from dryfit.engine.cuda_rules import SORTED_IN_PLACE, up
 from dryfit.scenario.model import configuration, language_model
 
@@ -30,7 +31,11 @@ _NO_SIZE = {
 _ROPE = {"factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"}  # numbers of a table
 _GELU = ("gelu_pytorch_tanh",)
 # Families whose records are for any number of chunks of a loss, and so of rows; the others are for 2, 4 or 8 chunks.
-_ANY_CHUNKS = {"qwen2", "llama", "qwen3"}
+_ANY_CHUNKS = {
+    "deepseek_v3", "exaone4", "gemma", "gemma2", "gemma3_text", "gemma4_text", "glm4_moe_lite", "gpt_oss",
+    "lfm2", "llama", "llama4_text", "minimax_m2", "ministral3", "mistral", "mixtral", "olmo2",
+    "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,10 @@ class ModelFamily:
     kinds_key, words, every
         The key that lists the layers' kinds, what it says by kind, and the key that says how many layers apart the
         last kind stands where they are not listed, with its value where that is left out.
+    kinds_of, layers_of
+        The kinds of a model's layers where no single key lists them, and what a configuration says of such layers.
+    others
+        Other sequences and orders, of models whose layers stand between other neighbours.
     multiples
         By symbol what its values are multiples of; a model with others has no record.
     radius
@@ -102,6 +111,9 @@ class ModelFamily:
     kinds_key: str = ""
     words: Mapping[str, Any] = field(default_factory=dict)
     every: tuple[str, int] | None = None
+    kinds_of: Callable[[Model], Kinds] | None = None
+    layers_of: Callable[[Kinds], Model] = lambda kinds: {}
+    others: Sequence[tuple[str, str]] = ()
     multiples: Mapping[str, int] = field(default_factory=dict)
     radius: int = 2
     unused: frozenset[str] = frozenset()
@@ -144,6 +156,8 @@ class ModelFamily:
     def kinds(self, model: Model) -> Sequence[str]:
         """The kind of each layer."""
         count = model["num_hidden_layers"]
+        if self.kinds_of:
+            return self.kinds_of(model)
         if not self.words:
             return "a" * count
         if listed := model.get(self.kinds_key):
@@ -153,10 +167,10 @@ class ModelFamily:
         usual, other = self.words
         return [usual if (layer + 1) % (model.get(key) or apart) else other for layer in range(count)]
 
-    def layers(self, kinds: Sequence[str]) -> dict[str, Any]:
+    def layers(self, kinds: Kinds) -> dict[str, Any]:
         """What a configuration says of layers of these kinds."""
         listed = {self.kinds_key: [self.words[kind] for kind in kinds]} if self.kinds_key else {}
-        return {"num_hidden_layers": len(kinds), **listed}
+        return {"num_hidden_layers": len(kinds), **listed, **self.layers_of(kinds)}
 
     def config(self, numbers: Mapping[str, int], kinds: Sequence[str], **more: Any) -> dict[str, Any]:
         """A configuration with these numbers, and so many layers."""
@@ -178,7 +192,9 @@ class ModelFamily:
         heads = model["num_attention_heads"], model.get("num_key_value_heads") or model["num_attention_heads"]
         told = all(model.get(key) is not None for key in ("num_key_value_heads", "head_dim") if key not in self.implied)
         active = (model.get("hidden_act") or self.activations[0]) in self.activations
-        if heads[0] % heads[1] or not told or not active or model.get("attention_dropout"):
+        padding = model.get("pad_token_id")
+        beyond = isinstance(padding, int) and padding >= model["vocab_size"]  # transformers doesn't build it
+        if heads[0] % heads[1] or not told or not active or beyond or model.get("attention_dropout"):
             return None
         numbers = {*self.keys.values(), "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers"}
         numbers |= {*self.unused, self.kinds_key, *(self.every or ())[:1]}
@@ -208,9 +224,22 @@ class ModelFamily:
             found["no_repeats"] = numbers["nv"] == numbers["nk"]
         if "e" in numbers and numbers["b"] * numbers["s"] * numbers["e"] <= SORTED_IN_PLACE:
             found["sorted_in_place"] = True  # the experts of all tokens
+        if self.others:
+            found["layers"] = self._sequence(model)
         if window and numbers["s"] >= window:
             found |= {"windowed": True, "aligned": numbers["s"] % 8 == 0}  # a mask's rows are padded to that
         return found
+
+    @property
+    def sequences(self) -> Sequence[tuple[str, str]]:
+        """The kinds of the layers that are recorded, with another order of each that is checked."""
+        return (self.sequence, self.order), *self.others
+
+    def _sequence(self, model: Model) -> int:
+        """Which of the sequences has layers between the same neighbours as a model's."""
+        own = windows(self.kinds(model), self.radius)
+        found = (number for number, (kinds, _) in enumerate(self.sequences) if own <= windows(kinds, self.radius))
+        return next(found, 0)
 
     def _window(self, model: Model) -> int | None:
         """Tokens that attention looks back at; None: at all of them."""
@@ -256,6 +285,10 @@ _DELTA_ROPE = {
     "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25, "rope_theta": 10000000,
     "rope_type": "default",
 }  # fmt: skip
+_GEMMA4_ROPE = {
+    "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+    "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+}
 _WINDOWS = {"s": "sliding_attention", "f": "full_attention"}
 
 
@@ -332,6 +365,96 @@ def _lfm2(model: Model) -> Model:
         wide = up(wide, model.get("block_multiple_of") or 256)
     rest = {key: value for key, value in model.items() if not key.startswith("block_")}
     return rest | {"intermediate_size": wide, "block_auto_adjust_ff_dim": False}
+
+
+_DENSE_FIRST = {"d": "dense", "s": "sparse"}
+
+
+def _dense_first(model: Model) -> Kinds:
+    """Layers with one MLP stand before those with experts; indexers that several layers share are not recorded."""
+    if model.get("indexer_types") or model.get("index_topk_freq", 1) != 1 or model.get("index_topk_pattern"):
+        raise KeyError("indexer_types")
+    count, dense = model["num_hidden_layers"], model["first_k_dense_replace"]
+    kinds = "d" * min(dense, count) + "s" * (count - dense)
+    listed = model.get("mlp_layer_types")
+    if listed and [*listed[:count]] != [_DENSE_FIRST[kind] for kind in kinds]:
+        raise KeyError("mlp_layer_types")
+    return kinds
+
+
+def _one_dense(model: Model) -> Kinds:
+    """As :func:`_dense_first`, where the class leaves the key unread that counts the layers with one MLP."""
+    if model.get("first_k_dense_replace", 1) != 1:
+        raise KeyError("first_k_dense_replace")
+    return _dense_first({**model, "first_k_dense_replace": 1})
+
+
+def _latent_heads(model: Model) -> Model:
+    """A configuration with the width of queries and keys, which no single key says."""
+    return {**model, "head_dim": model["qk_nope_head_dim"] + model["qk_rope_head_dim"]}
+
+
+def _latent(sequence: str, order: str, *others: tuple[str, str], d: int = 192, e: int = 8) -> dict[str, Any]:
+    """Of families with multi-head latent attention, whose heads' widths are no numbers here, and experts."""
+    return {
+        **_experts(
+            "moe_intermediate_size",
+            "n_routed_experts",
+            e,
+            E=("n_routed_experts", (16, 24, 32, 40), (), (16, 512)),
+            i=("intermediate_size", _POINTS["i"], _ODD["i"], _ENDS["i"]),
+            K=("", _POINTS["K"], (), (2, 128)),
+            d=("", (d,), (d,), (d, d)),
+        ),
+        "plain": _latent_heads,
+        "silent": {"attention_bias": False, "return_dict_in_generate": False, "moe_layer_freq": 1},
+        "unused": frozenset(
+            {
+                "first_k_dense_replace",
+                "mlp_layer_types",
+                "moe_router_dtype",
+                "index_share_for_mtp_iteration",
+                "index_skip_topk_offset",
+                "routed_scaling_factor",
+                "scoring_func",
+                "topk_method",
+            }
+        ),
+        "fixed": {"head_dim": 64},  # which the class takes from qk_rope_head_dim
+        "kinds_of": _dense_first,
+        "layers_of": lambda kinds: {
+            "first_k_dense_replace": kinds.count("d"),
+            "mlp_layer_types": [_DENSE_FIRST[kind] for kind in kinds],
+        },
+        "sequence": sequence,
+        "order": order,
+        "others": others,
+        "radius": 1,
+    }
+
+
+def _gemma4(model: Model) -> Model:
+    """A configuration without experts beside its MLP, which are not recorded."""
+    if model.get("enable_moe_block"):
+        raise KeyError("enable_moe_block")
+    return model
+
+
+def _llama4_kinds(model: Model) -> Kinds:
+    """Layers with one MLP (d) or experts (m); those that rotate nothing are D and n."""
+    if "layer_types" in model or "no_rope_layer_interval" in model:
+        raise KeyError("layer_types")
+    layers, step = range(model["num_hidden_layers"]), model.get("interleave_moe_layer_step") or 1
+    mixtures = model.get("moe_layers", layers[step - 1 :: step])
+    rotated = model.get("no_rope_layers") or [(layer + 1) % 4 for layer in layers]
+    return ["Dndm"[2 * bool(rotated[layer]) + (layer in mixtures)] for layer in layers]
+
+
+def _llama4_layers(kinds: Kinds) -> Model:
+    return {
+        "moe_layers": [layer for layer, kind in enumerate(kinds) if kind in "mn"],
+        "no_rope_layers": [int(kind in "dm") for kind in kinds],
+    }
 
 
 FAMILIES = {
@@ -451,6 +574,14 @@ FAMILIES = {
             },
         ),
         ModelFamily(
+            model_type="qwen3_next",
+            architecture="Qwen3NextForCausalLM",
+            fixed={"decoder_sparse_step": 1, "mlp_only_layers": []},
+            silent={"attention_bias": False, "use_sliding_window": False},
+            unused=frozenset({"intermediate_size"}),
+            **{**_experts("moe_intermediate_size", "num_experts", 10, 8, 6, 12, **_DELTA_SIZES, **_SHARED), **_DELTA},
+        ),
+        ModelFamily(
             model_type="nemotron_h",
             architecture="NemotronHForCausalLM",
             silent={"attention_bias": False, "mlp_bias": False, "use_bias": False, "mamba_proj_bias": False},
@@ -513,6 +644,92 @@ FAMILIES = {
                 **_experts("intermediate_size", "num_local_experts", 4),
                 "sequence": "sfsfsf",
                 "order": "sfsfsfsfsf",
+            },
+        ),
+        ModelFamily(
+            model_type="phi",
+            architecture="PhiForCausalLM",
+            silent={"embd_pdrop": 0.0},
+            activations=("gelu_new", "gelu_fast"),
+            multiples={"d": 40},  # of which a part of 0.4 is rotated, rounded down
+            whole_heads=True,
+            **{
+                **_sizes(d=("", (80, 160, 40), (), (40, 240))),
+                "points": {**_POINTS, **_WHOLE, "d": (80, 160, 40)},
+            },
+        ),
+        ModelFamily(
+            model_type="deepseek_v3",
+            architecture="DeepseekV3ForCausalLM",
+            multiples={"E": 8},
+            **_latent("dddsss", "dddsssss", ("dsss", "dsssss")),
+        ),
+        ModelFamily(
+            model_type="glm4_moe_lite",
+            architecture="Glm4MoeLiteForCausalLM",
+            **{**_latent("dsss", "dsssss", d=256, e=4), "kinds_of": _one_dense},
+        ),
+        ModelFamily(
+            model_type="deepseek_v32",
+            architecture="DeepseekV32ForCausalLM",
+            multiples={"E": 8},
+            exact_length=True,
+            **_latent("dddsss", "dddsssss"),
+        ),
+        ModelFamily(
+            model_type="glm_moe_dsa",
+            architecture="GlmMoeDsaForCausalLM",
+            exact_length=True,
+            **_latent("dddsss", "dddsssss", d=256),
+        ),
+        ModelFamily(
+            model_type="llama4_text",
+            architecture="Llama4ForCausalLM",
+            silent={"attention_bias": False, "attention_chunk_size": 8192},
+            unused=frozenset({"interleave_moe_layer_step", "moe_layers", "no_rope_layers", "router_aux_loss_coef"}),
+            implied=frozenset(),
+            alike=({"rope_scaling": {**_LLAMA3, "factor": 16.0, "high_freq_factor": 1.0}},),
+            kinds_of=_llama4_kinds,
+            layers_of=_llama4_layers,
+            **{
+                **_experts(
+                    "intermediate_size",
+                    "num_local_experts",
+                    1,
+                    i=("intermediate_size_mlp", _POINTS["i"], _ODD["i"], _ENDS["i"]),
+                    s=("", _POINTS["s"], (), (16, 8192)),
+                ),
+                "sequence": "dmdndmdndmdn",
+                "order": "dmdndmdndmdndmdn",
+                "others": (("mmmnmnmmn", "mmmnmmmnmmmn"),),
+            },
+        ),
+        ModelFamily(
+            model_type="gemma4_text",
+            architecture="Gemma4ForCausalLM",
+            fixed={
+                "sliding_window": 2**20,
+                "hidden_activation": _GELU[0],
+                "final_logit_softcapping": 30.0,
+                "hidden_size_per_layer_input": 0,
+                "rope_parameters": _GEMMA4_ROPE,
+            },
+            silent={"attention_bias": False, "enable_moe_block": False},
+            plain=_gemma4,
+            unused=frozenset({"vocab_size_per_layer_input"}),
+            implied=frozenset(),
+            activations=_GELU,
+            tied=True,
+            multiples={"K": 4},  # of the keys' heads of a layer that looks back at all tokens
+            kinds_key="layer_types",
+            words=_WINDOWS,
+            sequence="sssfsssfsssf",
+            order="sssssfsssssfsssssf",
+            radius=1,
+            **{
+                **_sizes(D=("global_head_dim", (512,), (512,), (512, 512))),
+                "points": {**_POINTS, "K": (4, 8, 16, 12), "d": (256, 128, 96), "D": (512,)},
+                "ends": {**_ENDS, "K": (4, 64), "D": (512, 512)},
             },
         ),
         ModelFamily(

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from dryfit.common.files import sha256_file
 from dryfit.common.versions import STACK, versions
 from dryfit.data import data_path
 from dryfit.derived.families import FAMILIES, ModelFamily
-from dryfit.derived.form import FORMAT, Form, StepKey
+from dryfit.derived.form import FORMAT, Form
 from dryfit.recorder.fitting import NotFitted
-from dryfit.recorder.teaching import OtherEvents, alike, checked, scenario_of, taught, teaching_points
+from dryfit.recorder.teaching import OtherEvents, alike, alike_keys, base_key, checked, taught
 from dryfit.recorder.variants import BEFORE_8, OPTIONS, Variant, variants_of
 
 _CODE = ("models/{0}/modeling_{0}.py", "masking_utils.py")  # of transformers, that a record was made with
@@ -41,17 +41,21 @@ def main() -> int:
 
 
 def record(family: ModelFamily, wanted: Callable[[Variant], bool] = lambda variant: True, anew: bool = False) -> None:
-    """Record the variants of a family that are wanted and missing; the file is whole after each of them."""
+    """Record the variants of a family that are wanted and missing; the file is whole after each of them.
+
+    What no variant asks for any more is left out of it.
+    """
     path = data_path("records", f"{family.model_type}.zip")
     members, files = ({}, {}) if anew else _read(path)
-    written = {*members}
     library: list[Any] = []
     for text in files.values():
         library += [one for one in json.loads(text)["sizes"] if one not in library]
-    for variant in filter(wanted, variants_of(family)):
-        _, points = teaching_points(family, variant)
-        base = StepKey.of(scenario_of(family, variant, points[0], family.sequence), variant.capability)
-        began, member = time.process_time(), base.key()
+    variants = list(variants_of(family))
+    if pruned(family, variants, members, files):
+        _write(path, family, members, files)
+    written = {*members}
+    for variant in filter(wanted, variants):
+        began, member = time.process_time(), base_key(family, variant).key()
         if member not in members:
             try:
                 content = checked(family, variant, taught(family, variant, library), print)
@@ -72,6 +76,24 @@ def record(family: ModelFamily, wanted: Callable[[Variant], bool] = lambda varia
             f"{family.model_type}, {variant}: {len(text)} characters, {time.process_time() - began:.0f} CPU s",
             flush=True,
         )
+
+
+def pruned(
+    family: ModelFamily, variants: Iterable[Variant], members: dict[str, str], files: dict[str, str]
+) -> list[str]:
+    """Take from members and files what none of these variants and of the models that are alike asks for.
+
+    It returns the names of the files that it took.
+    """
+    asked: set[str] = set()
+    for variant in variants:
+        asked |= {base_key(family, variant).key(), *alike_keys(family, variant)}
+    for key in {*members} - asked:
+        del members[key]
+    dropped = sorted({*files} - {*members.values()})
+    for name in dropped:
+        del files[name]
+    return dropped
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -49,6 +49,11 @@ def scenario_of(family: ModelFamily, variant: Variant, numbers: Numbers, kinds: 
     return Scenario.from_mapping(step, {})
 
 
+def sequence_of(family: ModelFamily, variant: Variant) -> tuple[str, str]:
+    """The kinds of the layers that are traced for a variant, and another order of them that is checked."""
+    return family.sequences[variant.flags.get("layers", 0)]
+
+
 def pinned(variant: Variant, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by symbol with those that flags and the method fix."""
     flags = variant.flags
@@ -147,14 +152,18 @@ def checking_points(family: ModelFamily, variant: Variant) -> list[Numbers]:
     ends = pinned(variant, family.ends)
     more: Sequence[tuple[int, int]] = ()
     if flags.get("in_chunks"):
-        ends |= {"s": CHUNKED_ROW_ENDS} if flags.get("one_row") else CHUNKED_ENDS
+        longest = min(CHUNKED_ROW_ENDS[1], ends["s"][1])
+        ends |= {"s": (CHUNKED_ROW_ENDS[0], longest)} if flags.get("one_row") else CHUNKED_ENDS
         more = () if flags.get("one_row") else CHUNKED_MORE
     elif "chunks" in flags and "length" not in flags:
         ends["s"] = tuple(CHUNK_TOKENS * (flags["chunks"] - 1) + rest for rest in (3, CHUNK_TOKENS + 1))
     if len(ends["s"]) > 1:
         low, high = _aligned(variant, ends["s"][0]), ends["s"][1] // 8 * 8 if flags.get("windowed") else ends["s"][1]
         if limit := _sorted_up_to(ends):
-            low, high = (low, min(high, limit)) if flags.get("sorted_in_place") else (max(low, limit + 1), high)
+            beyond = limit + 1
+            if flags.get("in_chunks"):  # with so many chunks as are taught, the last one of several tokens
+                beyond = max(beyond, limit // CHUNK_TOKENS * CHUNK_TOKENS + 3)
+            low, high = (low, min(high, limit)) if flags.get("sorted_in_place") else (max(low, beyond), high)
         ends["s"] = _aligned(variant, low), high
     draw = random.Random(2)
     low, high = ({symbol: own[at] for symbol, own in ends.items()} for at in (0, -1))
@@ -164,7 +173,8 @@ def checking_points(family: ModelFamily, variant: Variant) -> list[Numbers]:
     ]
     for point in between:
         if flags.get("in_chunks"):  # a trace takes as long as there are chunks: the largest have many
-            point |= {"b": min(point["b"], 8), "s": _aligned(variant, min(point["s"], FEW_CHUNKS))}
+            shorter = max(min(point["s"], FEW_CHUNKS), low["s"])
+            point |= {"b": min(point["b"], 8), "s": _aligned(variant, shorter)}
         for symbol in {"d", "h", "m", "S", *("s" * bool(flags.get("windowed")))} & {*point}:
             point[symbol] = up(point[symbol], 8)
     between = [{**between[0], "b": count, "s": length} for count, length in more] + between
@@ -311,7 +321,7 @@ def _taken(family: ModelFamily, variant: Variant, points: Sequence[Numbers], fir
     """Traces at all numbers, which have to leave the events as they are, or as in the first one that was traced."""
     takes: list[Taken] = []
     for point in points:
-        step = scenario_of(family, variant, point, family.sequence)
+        step = scenario_of(family, variant, point, sequence_of(family, variant)[0])
         takes.append(take(step, variant.capability, origins=first is None, in_chunks="in_chunks" in variant.flags))
         first = first or takes[0]
         if takes[-1].structure != first.structure:
@@ -370,11 +380,14 @@ def _content(
     """``fewer``: traces with fewer chunks of the loss, and at which numbers."""
     told: dict[tuple[str, str, str], int] = {}
     templates: list[Any] = []
-    cut = _Cut(takes, family.sequence, told)
-    listed, choices = _chosen(family, cut, values, templates)
+    kinds, _ = sequence_of(family, variant)
+    cut = _Cut(takes, kinds, told)
+    counts = chunk_counts(family, variant)  # of few chunks, all of which are taught, each number has its own templates
+    radius = CHUNK_RADIUS if counts[0] > 2 * CHUNK_RADIUS else 2 * CHUNK_RADIUS
+    listed, choices = _chosen(family, kinds, radius, cut, values, templates)
     for others, points in fewer:
-        fewer_cut = _Cut(others, family.sequence, told)
-        own, more = _chosen(family, fewer_cut, values.at(points), templates)
+        fewer_cut = _Cut(others, kinds, told)
+        own, more = _chosen(family, kinds, radius, fewer_cut, values.at(points), templates)
         if own != listed:
             raise OtherEvents("how many chunks the loss has changes what comes between")
         loops = loops_of(fewer_cut.items)
@@ -409,7 +422,7 @@ def _same(templates: Sequence[Any], left: int, right: int, own: Place, loops: Ma
 
 
 def _chosen(
-    family: ModelFamily, cut: _Cut, values: _Fitted, templates: list[Any]
+    family: ModelFamily, kinds: Kinds, around_chunks: int, cut: _Cut, values: _Fitted, templates: list[Any]
 ) -> tuple[list[Any], dict[int, dict[Any, int]]]:
     """A record's program and, by pass, the templates of layers and chunks; new ones are added to ``templates``."""
     loops = loops_of(cut.items)
@@ -430,7 +443,7 @@ def _chosen(
         else:
             listed.append([item[0], item[1], item[2]["way"]])
             in_loop = item[0] == "loop"
-            passed, radius = (loops[item[1]], CHUNK_RADIUS) if in_loop else (family.sequence, family.radius)
+            passed, radius = (loops[item[1]], around_chunks) if in_loop else (kinds, family.radius)
             chosen = choices.setdefault(item[1], {})
             for layer in range(len(passed)):
                 own, around = template((item[1], layer)), window(passed, layer, radius)
@@ -489,7 +502,7 @@ def checked(family: ModelFamily, variant: Variant, content: Mapping[str, Any], l
     """
     form = Form(content)
     points = checking_points(family, variant)
-    sequence, order = family.sequence, family.order
+    sequence, order = sequence_of(family, variant)
     orders = [order] + [sequence] * (len(points) - 1)  # what an order does depends on no number
     steps = [scenario_of(family, variant, point, kinds) for point, kinds in zip(points, orders, strict=True)]
     for point, step in zip(points, steps, strict=True):
@@ -509,19 +522,29 @@ def checked(family: ModelFamily, variant: Variant, content: Mapping[str, Any], l
     return {**content, "ranges": ranges, "capabilities": capabilities}
 
 
+def base_key(family: ModelFamily, variant: Variant) -> StepKey:
+    """What a variant's record answers, by the step that it is taught with."""
+    _, points = teaching_points(family, variant)
+    return StepKey.of(scenario_of(family, variant, points[0], sequence_of(family, variant)[0]), variant.capability)
+
+
+def alike_keys(family: ModelFamily, variant: Variant) -> dict[str, Scenario]:
+    """By key the steps of the family's other models whose events may be the same."""
+    _, points = teaching_points(family, variant)
+    base = base_key(family, variant)
+    kinds, _ = sequence_of(family, variant)
+    steps = [scenario_of(family, variant, points[0], kinds, **other) for other in family.alike]
+    return {base.key(StepKey.of(step).particular): step for step in steps}
+
+
 def alike(
     family: ModelFamily, variant: Variant, form: Callable[[], Form], known: Collection[str], log: Log
 ) -> Iterator[str]:
     """Keys of configurations of the family's other models whose events are the same, but for those that are known."""
-    _, points = teaching_points(family, variant)
-    kinds = family.sequence
-    base = StepKey.of(scenario_of(family, variant, points[0], kinds), variant.capability)
-    for other in family.alike:
-        step = scenario_of(family, variant, points[0], kinds, **other)
-        if (key := base.key(StepKey.of(step).particular)) in known:
+    for key, step in alike_keys(family, variant).items():
+        if key in known:
             continue
-        why = differs(form(), step, variant.capability)
-        if why:
-            log(f"not alike {other}: {why}")
+        if why := differs(form(), step, variant.capability):
+            log(f"not alike {step.model}: {why}")
         else:
             yield key

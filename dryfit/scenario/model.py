@@ -325,6 +325,7 @@ def _check_model(model: dict[str, Any], where: object) -> None:
     if wrong := problems(model, _sizes(), where, within="model"):
         raise UserError.several(wrong)
     _check_layers(model, where)
+    _check_padding(model, where)
     hidden, heads = size(model, "hidden_size"), size(model, "num_attention_heads")
     groups = model.get("num_key_value_heads")
     if hidden and heads and not model.get("head_dim") and model["model_type"] not in OWN_HEAD_DIM and hidden % heads:
@@ -364,6 +365,23 @@ def _check_layers(model: Mapping[str, Any], where: object) -> None:
                 allowed=f"{count} entries; or as many layers as entries",
                 write=f"model: {{num_hidden_layers: {len(entries)}, ...}}",
             )
+
+
+# The padding's token where a configuration leaves it out, of classes whose own one may lie beyond a small vocabulary.
+_PADDING = {"phi3": 32000, "smollm3": 128004}
+
+
+def _check_padding(model: Mapping[str, Any], where: object) -> None:
+    kind, words = model["model_type"], size(model, "vocab_size")
+    padding = model.get("pad_token_id", _PADDING[kind]) if kind in _PADDING else None
+    if words and padding is not None and padding >= words:
+        raise UserError(
+            f"`model.pad_token_id` lies beyond `model.vocab_size` ({words}), so transformers can't build the model.",
+            where=where,
+            found=f"{padding}" + ("" if "pad_token_id" in model else f", which {kind} has where the file has none"),
+            allowed=f"null, or 0 to {words - 1}",
+            write="model: {pad_token_id: null, ...}",
+        )
 
 
 @cache

@@ -133,6 +133,7 @@ def test_no_option_that_was_not_recorded_is_answered(changes) -> None:
         {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128},
         {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128},
         {"vocab_size": 500_000},
+        {"pad_token_id": 151_936},
     ],
     ids=str,
 )

@@ -43,7 +43,7 @@ def drawn_model(family: str, draw: random.Random) -> Any:
     mixture = (
         {keys["m"]: draw.choice([512, 768, 1000, 1004]), keys["E"]: draw.choice([16, 60, 128])} if "E" in keys else {}
     )
-    kinds = draw.choice([own.sequence, own.order])
+    kinds = draw.choice([kinds for pair in own.sequences for kinds in pair])
     return dict(language_model_of(names[0])) | {
         "hidden_size": -(-hidden // (2 * groups * heads)) * 2 * groups * heads,
         "intermediate_size": draw.choice([1536, 4864, 5633]),

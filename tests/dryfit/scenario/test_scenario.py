@@ -245,3 +245,17 @@ def test_zero3_loads_packed_weights_as_they_are_packed() -> None:
     assert Scenario.from_mapping({**fields, "method": "qlora"}).precision == "bf16"
     with pytest.raises(UserError, match="loads the weights in fp32"):
         Scenario.from_mapping({**fields, "method": "lora"})
+
+
+@pytest.mark.parametrize(("kind", "words"), [("phi3", 32000), ("smollm3", 128004)])
+def test_a_padding_beyond_the_vocabulary_is_refused_as_transformers_does(kind, words) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = {**SMALL, "model_type": kind, "vocab_size": words}
+    with pytest.raises(UserError, match="pad_token_id") as caught:
+        make(model=model)
+    assert kind in caught.value.found and caught.value.write == "model: {pad_token_id: null, ...}"
+    for right in ({"vocab_size": words + 1}, {"pad_token_id": None}, {"pad_token_id": 0}):
+        assert make(model={**model, **right}).model["model_type"] == kind
+    with pytest.raises(AssertionError, match="Padding_idx"):
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**model))
