@@ -33,7 +33,7 @@ _GELU = ("gelu_pytorch_tanh",)
 # Families whose records are for any number of chunks of a loss, and so of rows; the others are for 2, 4 or 8 chunks.
 _ANY_CHUNKS = {
     "deepseek_v3", "exaone4", "gemma", "gemma2", "gemma3_text", "gemma4_text", "glm4_moe_lite", "gpt_oss",
-    "lfm2", "llama", "llama4_text", "minimax_m2", "ministral3", "mistral", "mixtral", "olmo2",
+    "lfm2", "llama", "minimax_m2", "ministral3", "mistral", "mixtral", "olmo2",
     "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
 }  # fmt: skip
 
@@ -277,6 +277,11 @@ _YARN = {
     "mscale_all_dim": 1.0, "original_max_position_embeddings": 8192, "rope_theta": 1e8, "rope_type": "yarn",
     "type": "yarn",
 }  # fmt: skip
+_DEEPSEEK_YARN = {
+    "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 4096, "type": "yarn",
+}  # fmt: skip
+_KIMI_YARN = {**_DEEPSEEK_YARN, "beta_fast": 32.0, "beta_slow": 1.0}
 _OLMO3_YARN = {
     "attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1, "factor": 8.0,
     "original_max_position_embeddings": 8192, "rope_type": "yarn",
@@ -440,23 +445,6 @@ def _gemma4(model: Model) -> Model:
     return model
 
 
-def _llama4_kinds(model: Model) -> Kinds:
-    """Layers with one MLP (d) or experts (m); those that rotate nothing are D and n."""
-    if "layer_types" in model or "no_rope_layer_interval" in model:
-        raise KeyError("layer_types")
-    layers, step = range(model["num_hidden_layers"]), model.get("interleave_moe_layer_step") or 1
-    mixtures = model.get("moe_layers", layers[step - 1 :: step])
-    rotated = model.get("no_rope_layers") or [(layer + 1) % 4 for layer in layers]
-    return ["Dndm"[2 * bool(rotated[layer]) + (layer in mixtures)] for layer in layers]
-
-
-def _llama4_layers(kinds: Kinds) -> Model:
-    return {
-        "moe_layers": [layer for layer, kind in enumerate(kinds) if kind in "mn"],
-        "no_rope_layers": [int(kind in "dm") for kind in kinds],
-    }
-
-
 FAMILIES = {
     family.model_type: family
     for family in (
@@ -574,14 +562,6 @@ FAMILIES = {
             },
         ),
         ModelFamily(
-            model_type="qwen3_next",
-            architecture="Qwen3NextForCausalLM",
-            fixed={"decoder_sparse_step": 1, "mlp_only_layers": []},
-            silent={"attention_bias": False, "use_sliding_window": False},
-            unused=frozenset({"intermediate_size"}),
-            **{**_experts("moe_intermediate_size", "num_experts", 10, 8, 6, 12, **_DELTA_SIZES, **_SHARED), **_DELTA},
-        ),
-        ModelFamily(
             model_type="nemotron_h",
             architecture="NemotronHForCausalLM",
             silent={"attention_bias": False, "mlp_bias": False, "use_bias": False, "mamba_proj_bias": False},
@@ -647,62 +627,16 @@ FAMILIES = {
             },
         ),
         ModelFamily(
-            model_type="phi",
-            architecture="PhiForCausalLM",
-            silent={"embd_pdrop": 0.0},
-            activations=("gelu_new", "gelu_fast"),
-            multiples={"d": 40},  # of which a part of 0.4 is rotated, rounded down
-            whole_heads=True,
-            **{
-                **_sizes(d=("", (80, 160, 40), (), (40, 240))),
-                "points": {**_POINTS, **_WHOLE, "d": (80, 160, 40)},
-            },
-        ),
-        ModelFamily(
             model_type="deepseek_v3",
             architecture="DeepseekV3ForCausalLM",
             multiples={"E": 8},
+            alike=({"rope_scaling": _DEEPSEEK_YARN}, {"rope_scaling": _KIMI_YARN}),
             **_latent("dddsss", "dddsssss", ("dsss", "dsssss")),
         ),
         ModelFamily(
             model_type="glm4_moe_lite",
             architecture="Glm4MoeLiteForCausalLM",
             **{**_latent("dsss", "dsssss", d=256, e=4), "kinds_of": _one_dense},
-        ),
-        ModelFamily(
-            model_type="deepseek_v32",
-            architecture="DeepseekV32ForCausalLM",
-            multiples={"E": 8},
-            exact_length=True,
-            **_latent("dddsss", "dddsssss"),
-        ),
-        ModelFamily(
-            model_type="glm_moe_dsa",
-            architecture="GlmMoeDsaForCausalLM",
-            exact_length=True,
-            **_latent("dddsss", "dddsssss", d=256),
-        ),
-        ModelFamily(
-            model_type="llama4_text",
-            architecture="Llama4ForCausalLM",
-            silent={"attention_bias": False, "attention_chunk_size": 8192},
-            unused=frozenset({"interleave_moe_layer_step", "moe_layers", "no_rope_layers", "router_aux_loss_coef"}),
-            implied=frozenset(),
-            alike=({"rope_scaling": {**_LLAMA3, "factor": 16.0, "high_freq_factor": 1.0}},),
-            kinds_of=_llama4_kinds,
-            layers_of=_llama4_layers,
-            **{
-                **_experts(
-                    "intermediate_size",
-                    "num_local_experts",
-                    1,
-                    i=("intermediate_size_mlp", _POINTS["i"], _ODD["i"], _ENDS["i"]),
-                    s=("", _POINTS["s"], (), (16, 8192)),
-                ),
-                "sequence": "dmdndmdndmdn",
-                "order": "dmdndmdndmdndmdn",
-                "others": (("mmmnmnmmn", "mmmnmmmnmmmn"),),
-            },
         ),
         ModelFamily(
             model_type="gemma4_text",
@@ -723,9 +657,9 @@ FAMILIES = {
             multiples={"K": 4},  # of the keys' heads of a layer that looks back at all tokens
             kinds_key="layer_types",
             words=_WINDOWS,
-            sequence="sssfsssfsssf",
-            order="sssssfsssssfsssssf",
-            radius=1,
+            sequence="sssssfsssssfsssssf",
+            order="sssssfsssssfsssssfsssssf",
+            radius=3,
             **{
                 **_sizes(D=("global_head_dim", (512,), (512,), (512, 512))),
                 "points": {**_POINTS, "K": (4, 8, 16, 12), "d": (256, 128, 96), "D": (512,)},

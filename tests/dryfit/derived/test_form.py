@@ -44,14 +44,17 @@ def test_a_step_of_the_catalogue_is_answered() -> None:
     assert composed.marks[-1][0] == "end"
 
 
-# Models of the catalogue whose attention has a window, by the tokens from which on no record answers them.
+# Models of the catalogue whose attention has a window, by the tokens from which on TRL's defaults alone answer them.
 WINDOWS = {"phi-3-mini-4k": 2047, "mistral-7b-v0.1": 4096, "gemma-2-2b": 4096, "gemma-2-9b": 4096, "gemma-2-27b": 4096}
 RECORDED = sorted(path.stem for path in data_path("records").glob("*.zip"))
-HYBRIDS = {"gpt_oss", "lfm2", "nemotron_h", "qwen3_5_moe_text", "qwen3_5_text"}  # with TRL's defaults alone
+OF_TRL_ALONE = {  # recorded with TRL's defaults alone
+    *("deepseek_v3", "gemma4_text", "glm4_moe_lite", "gpt_oss", "lfm2", "nemotron_h"),
+    *("qwen3_5_moe_text", "qwen3_5_text"),
+}
 # Families without such a record: Mixtral's default has rows of up to 2,048 tokens.
 LEFT_OUT = {
-    "default": {"exaone4", "mixtral", *HYBRIDS},
-    "not_checkpointed": {"exaone4", "olmo3", *HYBRIDS},
+    "default": {"exaone4", "mixtral", *OF_TRL_ALONE},
+    "not_checkpointed": {"exaone4", "olmo3", *OF_TRL_ALONE},
 }
 # Without records, or not at each length or with each method.
 UNRECORDED = {"nemotron-3-super-120b-a12b", "nemotron-3-ultra-550b-a55b", "qwen3.5-397b-a17b"}
@@ -81,9 +84,7 @@ def unanswered(called: str, length: int) -> set[str]:
     [*(("trl", length) for length in (512, 1024, 2048, 4096)), ("default", 4096), ("not_checkpointed", 4096)],
 )
 def test_the_usual_steps_of_the_catalogue_are_answered(called, length) -> None:
-    windows = {name for name, window in WINDOWS.items() if length >= window}
-    if called == "trl" and length > 2048:  # of none of the families whose loss may have any number of chunks
-        windows = set()
+    windows = {name for name, window in WINDOWS.items() if length >= window and called != "trl"}
     assert unanswered(called, length) - UNRECORDED == windows
 
 
@@ -184,6 +185,16 @@ def test_what_was_not_recorded_of_a_hybrid_is_not_answered(name, changes) -> Non
 @pytest.mark.parametrize("name", ["qwen2.5-7b", "qwen3-0.6b"])
 def test_a_loss_in_any_number_of_chunks_is_answered(name, rows, length) -> None:
     composed_step(of_trl(name, length, rows))
+
+
+@pytest.mark.parametrize("length", [264, 1032, 1096, 4096, 16384])
+@pytest.mark.parametrize(
+    "name",
+    ["mistral-7b-v0.1", "gemma-2-2b", "gemma-3-4b", "phi-3-mini-4k", "qwen3-30b-a3b", "mixtral-8x7b", "gpt-oss-20b"],
+)
+def test_one_row_of_any_length_is_answered(name, length) -> None:
+    positions = language_model_of(name)["max_position_embeddings"]
+    composed_step(of_trl(name, min(length, positions)))
 
 
 @pytest.mark.parametrize(
