@@ -13,20 +13,18 @@ the extra `run` (Linux).
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import random
 import runpy
-import subprocess
 import sys
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dryfit.common.terminal import command
-from validation.modded_nanogpt import GPUS, OPENED, TO_ITS_END, Checkout, files_of, shortened, write_tokens
-from validation.rows import FOLDER
+from validation.modded_nanogpt import GPUS, OPENED, TO_ITS_END, Checkout, run_beside_its_files
+from validation.tables import FOLDER, markdown, rows_of
 
 TABLE = FOLDER / "compiled_times.csv"
 TORCHTITAN = ("torchtitan-8-compiled", "torchtitan-128-compiled")
@@ -74,15 +72,8 @@ def seconds_of_program(path: Path, attended_keys: float) -> dict[str, Any]:
 def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:
     """The same in a process of its own."""
     source = checkout.source(checkout.find(record))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "train_gpt.py")
-        for name, text in files_of(source).items():
-            Path(folder, name).write_text(shortened(text), encoding="utf-8")
-        write_tokens(Path(folder, "data", "fineweb10B"))
-        Path(folder, "logs").mkdir()
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        asked = [sys.executable, "-m", "validation.compiled_times", "--program", str(path), str(ATTENDED[record])]
-        done = subprocess.run(asked, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    done = run_beside_its_files(source, "validation.compiled_times", str(ATTENDED[record]))
+    done.check_returncode()
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -92,28 +83,27 @@ def seconds_of_torchtitan(gpus: int) -> float:
 
     from dryfit.hours.step_time import simulate, speed_of
     from validation.times import MEMORY_OF_TORCHTITAN
-    from validation.torchtitan import scenario_of, step_of_torchtitan
+    from validation.torchtitan import step_of_torchtitan
 
-    report = step_of_torchtitan(scenario_of(gpus), costs=True, compiled=True)
+    report = step_of_torchtitan(gpus, costs=True, compiled=True)
     speed = replace(speed_of("h100-80gb"), memory_bytes_per_second=MEMORY_OF_TORCHTITAN)
     return simulate(report.costs, speed)[0]
 
 
 def kept() -> list[dict[str, str]]:
     """The rows of the table: ``measured_seconds`` and ``predicted_seconds`` of a step, and whether it was unread."""
-    with open(TABLE, encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
+    return rows_of(TABLE)
 
 
 def table() -> str:
     """The kept rows as Markdown."""
-    lines = ["| step | rows | predicted, s | measured, s | |", "| --- | --- | ---: | ---: | ---: |"]
-    for row in kept():
-        seconds = [float(row[name]) if row[name] else None for name in ("predicted_seconds", "measured_seconds")]
-        error = f"{100 * (seconds[0] / seconds[1] - 1):+.1f} %" if None not in seconds else ""
-        shown = ("" if value is None else f"{value:.4g}" for value in seconds)
-        lines.append(f"| {' | '.join([row['id'], row['known'], *shown, error])} |")
-    return "\n".join(lines)
+    return markdown(("step", "rows", "predicted, s:", "measured, s:", ":"), map(_cells, kept()))
+
+
+def _cells(row: Mapping[str, str]) -> list[str]:
+    seconds = [float(row[name]) if row[name] else None for name in ("predicted_seconds", "measured_seconds")]
+    error = f"{100 * (seconds[0] / seconds[1] - 1):+.1f} %" if None not in seconds else ""
+    return [row["id"], row["known"], *("" if value is None else f"{value:.4g}" for value in seconds), error]
 
 
 def main() -> int:

@@ -10,7 +10,6 @@ of the tables of single tries. Only the analytic estimate is computed anew, for 
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
@@ -29,7 +28,8 @@ from dryfit.scenario.description import say_way
 from dryfit.scenario.scenario import Scenario
 from validation import other_rows, rows, times
 from validation import torchtitan_rows as torchtitan_pages
-from validation.rows import FOLDER, MIB, SOURCES, Row
+from validation.rows import MIB, SOURCES, Row
+from validation.tables import FOLDER, markdown, rows_of
 from validation.timed_rows import TimedRow, scenario_of
 from validation.timed_rows import read as timed_rows
 
@@ -97,8 +97,7 @@ def _versions() -> Mapping[str, Mapping[str, str]]:
             table = read_json(FOLDER / source.file)
             found |= {row["id"]: table["versions"] for row in table["rows"]}
             continue
-        with open(FOLDER / source.file, newline="", encoding="utf-8") as file:
-            found |= {row["id"]: {name: row.get(name) or "" for name in VERSIONS} for row in csv.DictReader(file)}
+        found |= {row["id"]: {name: row.get(name) or "" for name in VERSIONS} for row in rows_of(source.file)}
     return found
 
 
@@ -178,37 +177,35 @@ def _timed_row(row: TimedRow) -> MeasuredStep:
 
 def compiled_rows() -> Iterator[MeasuredStep]:
     """Compiled steps of programs of their own; two of them state no figure."""
-    with open(FOLDER / "compiled_times.csv", newline="", encoding="utf-8") as file:
-        timed_steps = {row["id"]: row for row in csv.DictReader(file)}
-    with open(FOLDER / "compiled.csv", newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            titan = row["id"].startswith("torchtitan")
-            card, gpus = ("h100-96gb" if titan else "h100-80gb"), int(row["gpu"].split()[0])
-            published = {key: float(row[f"published_{key}_mib"] or 0) for key in ("allocated", "reserved")}
-            if not any(published.values()):
-                continue
-            errors = {
-                key: round(float(row[f"traced_{key}_mib"]) / published[key] - 1, 6)
-                if row[f"traced_{key}_mib"] and published[key] else None
-                for key in published
-            }  # fmt: skip
-            time = timed_steps.get(row["id"], {})
-            seconds, guess = (float(time.get(f"{key}_seconds") or 0) for key in ("measured", "predicted"))
-            yield MeasuredStep(
-                id=row["id"], source=row["source"], card=card,
-                kinds=_kinds(card, program="torchtitan" if titan else "modded-nanogpt",
-                             compiled="layers" if titan else "model", optimizer="adamw" if titan else "muon",
-                             parallel=f"{'fsdp2' if titan else 'ddp'} on {gpus} GPUs", rows="packed",
-                             precision="bf16-mixed", checkpointing="yes" if titan else "no"),
-                model="meta-llama/Llama-3.1-8B" if titan else "modded-nanogpt", parameters=8030.3 if titan else None,
-                micro_batch=2 if titan else 1, sequence_length=8192 if titan else 0,
-                allocated_bytes=round(published["allocated"] * MIB) or None,
-                reserved_bytes=round(published["reserved"] * MIB) or None,
-                allocated_error=errors["allocated"], reserved_error=errors["reserved"], step_seconds=seconds or None,
-                time_error=round(guess / seconds - 1, 6) if guess and seconds else None,
-                memory_known=(UNREAD if row["known"] == "unread" else FITTED) if any(errors.values()) else "",
-                time_known=time["known"] if guess and seconds else "",
-            )  # fmt: skip
+    timed_steps = {row["id"]: row for row in rows_of("compiled_times.csv")}
+    for row in rows_of("compiled.csv"):
+        titan = row["id"].startswith("torchtitan")
+        card, gpus = ("h100-96gb" if titan else "h100-80gb"), int(row["gpu"].split()[0])
+        published = {key: float(row[f"published_{key}_mib"] or 0) for key in ("allocated", "reserved")}
+        if not any(published.values()):
+            continue
+        errors = {
+            key: round(float(row[f"traced_{key}_mib"]) / published[key] - 1, 6)
+            if row[f"traced_{key}_mib"] and published[key] else None
+            for key in published
+        }  # fmt: skip
+        time = timed_steps.get(row["id"], {})
+        seconds, guess = (float(time.get(f"{key}_seconds") or 0) for key in ("measured", "predicted"))
+        yield MeasuredStep(
+            id=row["id"], source=row["source"], card=card,
+            kinds=_kinds(card, program="torchtitan" if titan else "modded-nanogpt",
+                         compiled="layers" if titan else "model", optimizer="adamw" if titan else "muon",
+                         parallel=f"{'fsdp2' if titan else 'ddp'} on {gpus} GPUs", rows="packed",
+                         precision="bf16-mixed", checkpointing="yes" if titan else "no"),
+            model="meta-llama/Llama-3.1-8B" if titan else "modded-nanogpt", parameters=8030.3 if titan else None,
+            micro_batch=2 if titan else 1, sequence_length=8192 if titan else 0,
+            allocated_bytes=round(published["allocated"] * MIB) or None,
+            reserved_bytes=round(published["reserved"] * MIB) or None,
+            allocated_error=errors["allocated"], reserved_error=errors["reserved"], step_seconds=seconds or None,
+            time_error=round(guess / seconds - 1, 6) if guess and seconds else None,
+            memory_known=(UNREAD if row["known"] == "unread" else FITTED) if any(errors.values()) else "",
+            time_known=time["known"] if guess and seconds else "",
+        )  # fmt: skip
 
 
 def torchtitan_rows() -> Iterator[MeasuredStep]:
@@ -245,26 +242,25 @@ def torchtitan_rows() -> Iterator[MeasuredStep]:
 def litgpt_rows() -> Iterator[MeasuredStep]:
     """litgpt's recipes on an A10G; three states less than its states alone, and is left out with the reason there."""
     traced = {row["config"]: row for row in read_json(FOLDER / "litgpt.json")["rows"]}
-    with open(FOLDER / "litgpt.csv", newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            prediction = traced[row["config"]]
-            if prediction["error"] is None:
-                continue
-            yield MeasuredStep(
-                id=row["id"],
-                source=f"Lightning-AI/litgpt@{row['commit']}:config_hub/finetune/README.md, {row['config']}",
-                card="a10g",
-                kinds=_kinds("a10g", method=row["method"], program="litgpt"),
-                model=row["model"],
-                parameters=None,
-                micro_batch=int(row["micro_batch"]),
-                sequence_length=int(row["sequence_length"]),
-                torch="2.3.0",
-                bitsandbytes="0.42.0" if row["method"] == "qlora" else "",
-                allocated_bytes=round(float(row["peak_allocated_gb"]) * 1e9),
-                allocated_error=_share(prediction["error"]),
-                memory_known=READ,
-            )
+    for row in rows_of("litgpt.csv"):
+        prediction = traced[row["config"]]
+        if prediction["error"] is None:
+            continue
+        yield MeasuredStep(
+            id=row["id"],
+            source=f"Lightning-AI/litgpt@{row['commit']}:config_hub/finetune/README.md, {row['config']}",
+            card="a10g",
+            kinds=_kinds("a10g", method=row["method"], program="litgpt"),
+            model=row["model"],
+            parameters=None,
+            micro_batch=int(row["micro_batch"]),
+            sequence_length=int(row["sequence_length"]),
+            torch="2.3.0",
+            bitsandbytes="0.42.0" if row["method"] == "qlora" else "",
+            allocated_bytes=round(float(row["peak_allocated_gb"]) * 1e9),
+            allocated_error=_share(prediction["error"]),
+            memory_known=READ,
+        )
 
 
 def single_rows() -> Iterator[MeasuredStep]:
@@ -314,10 +310,9 @@ def table() -> list[MeasuredStep]:
     return [*timed(known_memory), *compiled_rows(), *torchtitan_rows(), *litgpt_rows(), *single_rows()]
 
 
-def markdown(steps: list[MeasuredStep]) -> str:
+def summary_table(steps: list[MeasuredStep]) -> str:
     """The table's summary for a document."""
-    lines = ["| card | method | what ran | rows | allocated | reserved | time | analytic estimate |",
-             "| --- | --- | --- | ---: | --- | --- | --- | --- |"]  # fmt: skip
+    rows = []
     for group in summary(steps):
         card, method, parallel, program, platform, compiled = group["key"]
         what = [program, *([parallel] if parallel != "one GPU" else []), *([platform] if platform != "linux" else [])]
@@ -326,8 +321,9 @@ def markdown(steps: list[MeasuredStep]) -> str:
             f"{100 * one.median_size:.2g} %, {100 * one.worst_size:.2g} %" if one else ""
             for one in (group[figure] for figure in ("allocated", "reserved", "time", "estimate"))
         ]
-        lines.append(f"| {card} | {method} | {', '.join(what)} | {group['rows']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append((card, method, ", ".join(what), group["rows"], *cells))
+    columns = ("card", "method", "what ran", "rows:", "allocated", "reserved", "time", "analytic estimate")
+    return markdown(columns, rows) + "\n"
 
 
 def main() -> int:
@@ -338,7 +334,7 @@ def main() -> int:
         return 0
     from dryfit.evidence.measured import published
 
-    print(markdown(list(published())))
+    print(summary_table(list(published())))
     fresh = [step.cells() for step in table()] == [step.cells() for step in published()]
     print("up to date" if fresh else "out of date: python -m validation.evidence --write")
     return 0 if fresh else 1

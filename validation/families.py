@@ -67,15 +67,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
 LATER = {"deepseek_v32", "gemma3n_text", "glm_moe_dsa", "jamba"}
 
 
-def scenario(family: str, packages: list[str]) -> Scenario:
-    """A LoRA step of a family's model with few layers."""
+def default_model(family: str) -> dict[str, Any]:
+    """A family's model with its class's sizes and few layers."""
     import transformers
 
     given = {"num_hidden_layers": LAYERS, **FAMILIES[family]}
     sizes = transformers.AutoConfig.for_model(family, **given).to_dict()
-    model = {key: value for key, value in sizes.items() if value is not None} | {"model_type": family}
+    return {key: value for key, value in sizes.items() if value is not None} | {"model_type": family}
+
+
+def scenario(family: str, packages: list[str]) -> Scenario:
+    """A LoRA step of a family's model with few layers."""
     step = {"method": "lora", "sequence_length": TOKENS, "gradient_checkpointing": False, "gpu": "h100-80gb"}
-    return Scenario.from_mapping({"model": model, **step, "packages": packages})
+    return Scenario.from_mapping({"model": default_model(family), **step, "packages": packages})
 
 
 def off(asked: Scenario, traced: dict[str, Any]) -> str:

@@ -25,7 +25,8 @@ from dryfit.common.files import read_json
 from dryfit.common.terminal import command, progress
 from dryfit.scenario.model import MODELS
 from dryfit.scenario.scenario import Scenario
-from validation.families import FAMILIES, LAYERS
+from validation.families import FAMILIES, default_model
+from validation.tables import rows_of
 
 CAPABILITY = (9, 0)
 # Models of the catalogue by family: their names, and the layers that a question takes of them.
@@ -83,11 +84,7 @@ def drawn(seed: int, each: int) -> Iterator[dict[str, Any]]:
 def model_of(family: str, sizes: str) -> dict[str, Any]:
     """A family's configuration with few layers."""
     if sizes == "default":
-        import transformers
-
-        given = {"num_hidden_layers": LAYERS, **FAMILIES[family]}
-        found = transformers.AutoConfig.for_model(family, **given).to_dict()
-        return {key: value for key, value in found.items() if value is not None} | {"model_type": family}
+        return default_model(family)
     whole, layers = read_json(MODELS / f"{sizes}.json"), CATALOGUE[family][1]
     return few_layers(whole.get("text_config", whole), layers)
 
@@ -176,9 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         writer.writeheader()
         writer.writerows(drawn(options.seed, options.each))
         return 0
-    with options.questions.open(newline="", encoding="utf-8") as file:
-        questions = list(csv.DictReader(file))
-    rows = []
+    questions, rows = rows_of(options.questions.resolve()), []
     with options.append.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

@@ -22,7 +22,8 @@ from dryfit.cards.gpus import find
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_json, write_json
 from dryfit.common.terminal import command, progress
-from validation.rows import FOLDER, MIB, SOURCES, STAGES, Row, read
+from validation.rows import MIB, SOURCES, STAGES, Row, read
+from validation.tables import FOLDER, markdown
 
 REPORT = FOLDER / "validation.json"
 ORDERS = 9  # how many orders of a threaded loading are replayed; the median counts
@@ -175,10 +176,7 @@ def source_of(identity: str) -> str:
 
 def overview(report: Mapping[str, Any]) -> str:
     """One line for each source, as Markdown: what README shows."""
-    lines = [
-        "| measured on | rows | developed with | allocated: median, worst | reserved: median, worst |",
-        "| --- | ---: | --- | --- | --- |",
-    ]
+    rows = []
     for name, source in SOURCES.items():
         entry = report["summary"].get(name)
         if entry is None:
@@ -188,10 +186,11 @@ def overview(report: Mapping[str, Any]) -> str:
             tried[0] = (f"{source.title}: as they came out", source.developed_with, entry["first"])
             if entry["first"] != {key: value for key, value in entry.items() if key not in ("first", "title")}:
                 tried.append((f"{source.title}: now", source.changed, entry))
-        for title, developed_with, rows in tried:
-            cells = [_errors(rows.get(stage)) for stage in ("allocated", "reserved")]
-            lines.append(f"| {title} | {rows['rows']} | {developed_with} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        for title, developed_with, own in tried:
+            cells = [_errors(own.get(stage)) for stage in ("allocated", "reserved")]
+            rows.append([title, own["rows"], developed_with, *cells])
+    columns = ("measured on", "rows:", "developed with", "allocated: median, worst", "reserved: median, worst")
+    return markdown(columns, rows) + "\n"
 
 
 def _errors(rows: Mapping[str, Any] | None) -> str:
@@ -200,13 +199,10 @@ def _errors(rows: Mapping[str, Any] | None) -> str:
 
 def table(report: Mapping[str, Any], source: str) -> str:
     """The rows of a source, as Markdown."""
-    lines = [
-        "| row | model | method | attention | tokens | allocated, MiB | traced | error "
-        "| reserved, MiB | traced | error |",
-        "| --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    if SOURCES[source].unread:
-        lines = [f"{line} {more} |" for line, more in zip(lines, ("at the first try", "---:"), strict=True)]
+    columns = ["row", "model", "method", "attention", "tokens"]
+    columns += ["allocated, MiB:", "traced:", "error:", "reserved, MiB:", "traced:", "error:"]
+    columns += ["at the first try:"] if SOURCES[source].unread else []
+    rows = []
     for row in report["rows"]:
         if source_of(row["id"]) != source:
             continue
@@ -225,8 +221,8 @@ def table(report: Mapping[str, Any], source: str) -> str:
                 cells += [row.get("outcome", ""), predicted, ""]
         if SOURCES[source].unread:
             cells.append(", ".join(f"{error:+.3f} %" for error in row["first_error_percent"].values()) or "not traced")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return markdown(columns, rows) + "\n"
 
 
 def main() -> int:

@@ -18,7 +18,6 @@ Needs the extra `run` (Linux). ``validation/data/compiled.csv`` keeps the rows.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -30,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from validation.tables import markdown, rows_of
 
 COMMIT = "f411b3d346aa52d3504324ca93c230fd84c6c07f"
 GPUS = 8
@@ -148,11 +149,8 @@ def run_program(path: Path) -> dict[str, Any]:
     }
 
 
-def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:
-    """Trace a record in a process of its own; ``refused`` says why there are no figures."""
-    source = checkout.source(record)
-    if source is None:
-        return {"refused": "its folder has no log with a Python program"}
+def run_beside_its_files(source: str, module: str, *words: str) -> subprocess.CompletedProcess:
+    """Run ``module --program PROGRAM WORDS`` in a folder that has a log's program, its other files and its data."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train_gpt.py")
         for name, text in files_of(source).items():
@@ -160,8 +158,16 @@ def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:
         write_tokens(Path(folder, "data", *_DATA.findall(source)[:1]))
         Path(folder, "logs").mkdir()
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        command = [sys.executable, "-m", "validation.modded_nanogpt", "--program", str(path)]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", module, "--program", str(path), *words]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:
+    """Trace a record in a process of its own; ``refused`` says why there are no figures."""
+    source = checkout.source(record)
+    if source is None:
+        return {"refused": "its folder has no log with a Python program"}
+    done = run_beside_its_files(source, "validation.modded_nanogpt")
     if done.returncode:
         told = [line for line in done.stderr.splitlines() if "can't be traced:" in line or "Error:" in line]
         reason = told[-1].partition("can't be traced: ")[2] or told[-1] if told else "no error was printed"
@@ -171,24 +177,21 @@ def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:
 
 def table() -> str:
     """The kept rows as Markdown: what was traced beside what was published."""
-    lines = [
-        "| step | rows | traced, allocated, MiB | published | | traced, reserved, MiB | published |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    with ROWS.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            cells = [row["id"], row["known"]]
-            if row["refused"]:
-                cells += [row["refused"], "not read", "", "", ""]
-            else:
-                traced, published = row["traced_allocated_mib"], row["published_allocated_mib"]
-                cells += [_number(traced), _number(published)]
-                reserved = row["traced_reserved_mib"], row["published_reserved_mib"]
-                compared = (traced, published) if published else reserved
-                cells.append(f"{100 * (float(compared[0]) / float(compared[1]) - 1):+.3f} %")
-                cells += map(_number, reserved)
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = []
+    for row in rows_of(ROWS):
+        cells = [row["id"], row["known"]]
+        if row["refused"]:
+            cells += [row["refused"], "not read", "", "", ""]
+        else:
+            traced, published = row["traced_allocated_mib"], row["published_allocated_mib"]
+            cells += [_number(traced), _number(published)]
+            reserved = row["traced_reserved_mib"], row["published_reserved_mib"]
+            compared = (traced, published) if published else reserved
+            cells.append(f"{100 * (float(compared[0]) / float(compared[1]) - 1):+.3f} %")
+            cells += map(_number, reserved)
+        rows.append(cells)
+    columns = ("step", "rows", "traced, allocated, MiB:", "published:", ":", "traced, reserved, MiB:", "published:")
+    return markdown(columns, rows)
 
 
 def _number(text: str) -> str:

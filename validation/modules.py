@@ -12,7 +12,6 @@ sum.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -25,13 +24,22 @@ from dryfit.cards.gpus import find
 from dryfit.common.terminal import command
 from dryfit.engine.allocator import round_size
 from dryfit.engine.trace import Options, trace_step
-from validation.rows import FOLDER, MIB
+from validation.rows import MIB
+from validation.tables import rows_of
 
-TABLE = FOLDER / "modules.csv"
+TABLE = "modules.csv"
 GPUS = {"a100": "a100-80gb", "h100": "h100-80gb", "b200": "b200"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 IGNORED = -100  # a word that is no label
 NEAR = 2048  # bytes, to which the figures are published
+
+
+class Stepped(nn.Module):
+    """What a row measures: called without arguments it gives the loss."""
+
+    def step(self) -> None:
+        """Forward and backward once."""
+        self().backward()
 
 
 class RMSNorm(nn.Module):
@@ -91,7 +99,7 @@ class Loss(nn.Module):
         self().backward(retain_graph=True)
 
 
-class HeadsAndLoss(nn.Module):
+class HeadsAndLoss(Stepped):
     """Two output heads, a student's and a teacher's, and the loss between them; the script shares their weights."""
 
     def __init__(self, row: Mapping[str, str]) -> None:
@@ -101,10 +109,6 @@ class HeadsAndLoss(nn.Module):
         self.student, self.teacher = (nn.Linear(hidden, outputs, bias=False, dtype=dtype) for _ in range(2))
         self.input = nn.Parameter(torch.empty(tokens, hidden, dtype=dtype))
         self.register_buffer("other", torch.empty(tokens, hidden, dtype=dtype))
-
-    def step(self) -> None:
-        """Forward and backward once."""
-        self().backward()
 
     def forward(self) -> torch.Tensor:
         """The script's own variables hold the scores until the loss is there."""
@@ -147,7 +151,7 @@ PAIRS: dict[str, tuple[Callable, bool]] = {
 SIZES = ("tokens", "hidden_size", "outputs")
 
 
-class Alignment(nn.Module):
+class Alignment(Stepped):
     """An output head and a loss over texts, of which the first half is chosen; Liger's head stands beside it."""
 
     def __init__(self, row: Mapping[str, str]) -> None:
@@ -217,10 +221,6 @@ class Alignment(nn.Module):
         loss = loss + 0.1 * divergence
         return (loss * mask).sum() / mask.sum().clamp(min=1.0)
 
-    def step(self) -> None:
-        """Forward and backward once."""
-        self().backward()
-
     def forward(self) -> torch.Tensor:
         if self.kind in PAIRS:
             return self.pairs()
@@ -245,7 +245,7 @@ def cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 DISTILLED = {"distill_jsd": mixed, "distill_cosine": cosine}
 
 
-class Distillation(nn.Module):
+class Distillation(Stepped):
     """A student's head and a teacher's of twice its width, cross-entropy and a loss between both; Liger's beside."""
 
     def __init__(self, row: Mapping[str, str]) -> None:
@@ -257,10 +257,6 @@ class Distillation(nn.Module):
         self.inputs = nn.ParameterList(torch.empty(tokens, hidden // 2, dtype=dtype) for _ in range(3))
         self.register_buffer("other", torch.empty(tokens, hidden, dtype=dtype))
         self.register_buffer("words", torch.empty(tokens, dtype=torch.long))
-
-    def step(self) -> None:
-        """Forward and backward once."""
-        self().backward()
 
     def scores(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of both heads in fp32, with the student's cross-entropy: the 16-bit ones are alive until it is there."""
@@ -332,8 +328,7 @@ KINDS: dict[str, type[nn.Module]] = (
 
 def read() -> list[dict[str, str]]:
     """All rows: ``tokens`` x ``hidden_size`` go in; ``outputs``: intermediate size or vocabulary."""
-    with open(TABLE, encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
+    return rows_of(TABLE)
 
 
 def left_behind(row: Mapping[str, str]) -> list[int]:

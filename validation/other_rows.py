@@ -8,15 +8,14 @@ had thought of; since their programs were not kept, nothing computes them again.
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dryfit.common.terminal import command
-from validation.rows import FOLDER
+from validation.tables import markdown, rows_of
 
-TABLE = FOLDER / "unread-others.csv"
+TABLE = "unread-others.csv"
 TITLES = {
     "flux": "L40S, diffusion: FLUX.2-klein with PEFT's methods",
     "cogvideox": "A100, diffusion: LoRA of CogVideoX",
@@ -56,8 +55,7 @@ class Tried:
 
 def read() -> list[Tried]:
     """All tries, in the order of the file."""
-    with open(TABLE, encoding="utf-8", newline="") as handle:
-        return [Tried(**row) for row in csv.DictReader(handle)]
+    return [Tried(**row) for row in rows_of(TABLE)]
 
 
 def overview(tries: Iterable[Tried]) -> str:
@@ -65,16 +63,15 @@ def overview(tries: Iterable[Tried]) -> str:
     groups: dict[tuple[str, str, str], list[Tried]] = {}
     for tried in tries:
         groups.setdefault((tried.group, tried.what, tried.attempt), []).append(tried)
-    lines = ["| measured on | figure | | rows | median error | worst |", "| --- | --- | --- | ---: | ---: | --- |"]
+    cells = []
     for (group, what, attempt), rows in groups.items():
         errors = {tried.id: error for tried in rows if (error := tried.error_percent) is not None}
         worst = max(errors, key=lambda name: abs(errors[name]))
         median = statistics.median(map(abs, errors.values()))
-        lines.append(
-            f"| {TITLES[group]} | {what} | {TRIES[attempt]} | {len(errors)} of {len(rows)} | {median:.2f} % |"
-            f" {errors[worst]:+.2f} % ({worst.removeprefix(f'{group}-')}) |"
-        )
-    return "\n".join(lines) + "\n"
+        of_all = f"{len(errors)} of {len(rows)}", f"{median:.2f} %"
+        furthest = f"{errors[worst]:+.2f} % ({worst.removeprefix(f'{group}-')})"
+        cells.append((TITLES[group], what, TRIES[attempt], *of_all, furthest))
+    return markdown(("measured on", "figure", "", "rows:", "median error:", "worst"), cells) + "\n"
 
 
 def table(tries: Iterable[Tried], group: str) -> str:
@@ -83,14 +80,13 @@ def table(tries: Iterable[Tried], group: str) -> str:
     for tried in tries:
         if tried.group == group:
             rows.setdefault((tried.id, tried.what), {})[tried.attempt] = tried
-    lines = ["| row | figure | measured | first try | error | second try | error |"]
-    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    shown = []
     for (identity, what), errors in rows.items():
         first = errors["first"]
         name = first.settings or identity
-        cells = [name, what, f"{first.measured} {first.unit}", *_cells(first), *_cells(errors.get("second"))]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        shown.append([name, what, f"{first.measured} {first.unit}", *_cells(first), *_cells(errors.get("second"))])
+    columns = ("row", "figure", "measured:", "first try:", "error:", "second try:", "error:")
+    return markdown(columns, shown) + "\n"
 
 
 def _cells(tried: Tried | None) -> Iterator[str]:

@@ -22,7 +22,7 @@ from dryfit.engine.report import Report
 from dryfit.engine.trace import Options, trace_step
 from dryfit.step.step import random_step
 from dryfit.tracing.loaders import WeightLoader
-from dryfit.tracing.prepare import prepare
+from dryfit.tracing.prepare import Prepared, prepare
 from validation import environments
 from validation.rows import SOURCES, Row
 
@@ -36,6 +36,12 @@ SESSIONS = {
 }
 TORCH_OF_THE_A100 = "2.4.1"
 CANIFINETUNE = {"transformers": "5.8.1", "peft": "0.19.1", "bitsandbytes": "0.49.2"}
+
+
+def traced(prepared: Prepared, step: Callable[..., None], **options: Any) -> Report:
+    """Trace a step of what was prepared, with how it was loaded."""
+    options = Options(histories=prepared.histories, label=prepared.label, **options)
+    return trace_step(prepared.model, prepared.optimizer, step, options=options)
 
 
 def fitcheck(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
@@ -60,18 +66,7 @@ def fitcheck(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
         output.loss.backward()
         optimizer.step()
 
-    return trace_step(
-        model,
-        optimizer,
-        step,
-        options=Options(
-            capability=gpu.capability,
-            histories=prepared.histories,
-            label=prepared.label,
-            costs=costs,
-            capacity_bytes=gpu.usable_bytes,
-        ),
-    )
+    return traced(prepared, step, capability=gpu.capability, costs=costs, capacity_bytes=gpu.usable_bytes)
 
 
 def trainer(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
@@ -87,19 +82,8 @@ def trainer(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     with fake_group(gpus) if gpus > 1 else nullcontext():
         with _units_are_sent() if gpus > 1 else nullcontext():
             prepared = prepare(scenario, attention_implementation="flash_attention_2")
-        model, optimizer = prepared.model, prepared.optimizer
-        return trace_step(
-            model,
-            optimizer,
-            random_step(model, optimizer, scenario, "meta", max_grad_norm=1.0),
-            options=Options(
-                capability=(8, 0),
-                torch_version=TORCH_OF_THE_A100,
-                histories=prepared.histories,
-                label=prepared.label,
-                costs=costs,
-            ),
-        )
+        step = random_step(prepared.model, prepared.optimizer, scenario, "meta", max_grad_norm=1.0)
+        return traced(prepared, step, capability=(8, 0), torch_version=TORCH_OF_THE_A100, costs=costs)
 
 
 @contextmanager
@@ -207,27 +191,15 @@ def canifinetune(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return trace_step(
-        model,
-        optimizer,
-        step,
-        options=Options(
-            capability=(8, 9),
-            torch_version="2.6.0",
-            platform=scenario.platform,
-            steps=row.settings["steps"],
-            histories=prepared.histories,
-            label=prepared.label,
-            costs=costs,
-        ),
-    )
+    of_windows = {"torch_version": "2.6.0", "platform": scenario.platform}
+    return traced(prepared, step, capability=(8, 9), costs=costs, steps=row.settings["steps"], **of_windows)
 
 
 def torchtitan(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     """See :mod:`validation.torchtitan`."""
     from validation.torchtitan import step_of_torchtitan
 
-    return step_of_torchtitan(row.scenario, costs=costs)
+    return step_of_torchtitan(row.scenario.parallel.gpus, costs=costs)
 
 
 def _optimizer(model: nn.Module, kind: str, options: dict[str, Any]) -> torch.optim.Optimizer:

@@ -39,6 +39,7 @@ from dryfit.scenario.model import MODELS
 from dryfit.scenario.scenario import Scenario
 from validation.families import FAMILIES, LATER
 from validation.hybrid_forms import CATALOGUE, PACKAGES, model_of
+from validation.tables import markdown
 
 METHODS = ("full", "lora", "qlora")
 WHOLE = 2e9  # parameters: larger models are drawn with fewer layers alone, whose traces take a second or two
@@ -231,14 +232,14 @@ def judge(questions: Iterator[Drawn], count: int, cards: Random | None) -> int:
         judgements.append(one)
         if one.says not in (None, one.fits):
             print(f"refuted: {one.says} of {one.what}", flush=True)
-    print("| method | questions | fits | does not fit | too close to call | refuted |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    rows = []
     refuted = [one for one in judgements if one.says not in (None, one.fits)]
     for method in (*METHODS, "all"):
         own = [one for one in judgements if method in (one.method, "all")]
         counts = [sum(one.says is says for one in own) for says in (True, False, None)]
         wrong = sum(one in refuted for one in own)
-        print(f"| {method} | {len(own)} | {counts[0]} | {counts[1]} | {counts[2]} | {wrong} |")
+        rows.append((method, len(own), *counts, wrong))
+    print(markdown(("method", "questions:", "fits:", "does not fit:", "too close to call:", "refuted:"), rows))
     return 1 if refuted else 0
 
 

@@ -383,7 +383,9 @@ outcome of {reports} runs. We asked `dryfit` about each of them: is the verdict 
   can be decided was written down before the draw: model, method, card and number of cards are stated. So is the length,
   or the quoted file's own default. Images were left out. The smallest common card above a stated memory counts as
   stated. 28 of the 40 ran, and 12 ran out: public files say what ran. The 21 not drawn were asked by the same code.
-  Nothing was mended afterwards.
+  Mends followed, and 10 of these 61 were asked again. Three of their questions were corrected: lf-6752's precision,
+  which LLaMA-Factory leaves in fp32, FSDP1 in acc-3647-hf, and or-1066's rows of log-probabilities. Mended were also
+  experts in 8 bits, gpt-oss of Unsloth's and under FSDP2, and the place where accelerate casts weights.
 - **The others were for development from the start**, asked at commit 75c96db0 first. Only the causes of wrong answers
   were told to those who changed the verdict.
 

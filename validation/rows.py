@@ -5,17 +5,16 @@ Each source has a table in ``validation/data``; :func:`read` gives all of them o
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dryfit.common.files import read_json
+from dryfit.common.files import read_json, read_yaml
 from dryfit.common.text import MIB
 from dryfit.scenario.scenario import Scenario
+from validation.tables import FOLDER, rows_of
 
-FOLDER = Path(__file__).resolve().parent / "data"
 STAGES = ("resident", "forward", "backward", "optimizer", "allocated", "reserved")  # what may have been measured
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _SIZES = (
@@ -65,93 +64,8 @@ class Source:
     changed: str = ""
 
 
-SOURCES = {
-    "t4": Source("Tesla T4", "public.csv", ("t4-sweep", "t4-phase3"), "yes", "validation-t4.yaml"),
-    "t4-final": Source(
-        "Tesla T4, models up to 7B",
-        "held-out.csv",
-        ("t4-final",),
-        "no, but the order of loading and the GPU's capacity were changed after they were read",
-        "validation-t4.yaml",
-    ),
-    "t4-notebook": Source("Tesla T4, a notebook", "held-out.csv", ("t4-notebook",), "no", "validation-t4.yaml"),
-    "a100": Source("A100 80 GB, Mistral-7B and Llama-2-70B", "a100.csv", ("a100",), "yes", "validation-a100.yaml"),
-    "granite": Source("A100 80 GB, PowerLM-3b", "a100.csv", ("granite",), "yes", "validation-granite.yaml"),
-    "liger": Source(
-        "A100 80 GB, full fine-tuning of Llama-3-8B and Mistral-7B",
-        "a100.csv",
-        ("liger",),
-        "yes",
-        "validation-liger.yaml",
-    ),
-    "fsdp": Source("2 x A100 80 GB, FSDP, Mistral-7B", "fsdp.csv", ("fsdp-mistral",), "yes", "validation-a100.yaml"),
-    "fsdp-granite": Source(
-        "2 x A100 80 GB, FSDP, PowerLM-3b", "fsdp.csv", ("fsdp-granite",), "yes", "validation-granite.yaml"
-    ),
-    "fsdp-liger": Source(
-        "2 and 4 x A100 80 GB, FSDP, full fine-tuning of Mistral-7B",
-        "fsdp.csv",
-        ("fsdp-liger",),
-        "yes",
-        "validation-liger.yaml",
-    ),
-    "torchtitan": Source(
-        "8 and 128 x H100 96 GB, FSDP2, Llama-3.1-8B, reserved to 0.1 GiB",
-        "torchtitan.csv",
-        ("torchtitan",),
-        "yes",
-        "torch.yaml",
-    ),
-    "peft": Source(
-        "L40S, 14 runs of PEFT's methods",
-        "peft.json",
-        ("peft",),
-        "yes; of two lengths that are not published one is fitted, one assumed",
-        "validation-peft.yaml",
-    ),
-    "unread-peft": Source(
-        "L40S, 49 other runs of PEFT's methods",
-        "unread-peft.json",
-        ("unread-peft",),
-        "no",
-        "validation-peft.yaml",
-        unread=True,
-        changed="no, but the row of OSF was completed after it was read",
-    ),
-    "canifinetune": Source(
-        "RTX 4080 on Windows, canifinetune",
-        "canifinetune.csv",
-        ("canifinetune",),
-        "no",
-        "validation-canifinetune.yaml",
-        unread=True,
-        changed="no, but the program was written anew",
-    ),
-    "unread-fp16": Source(
-        "A100 80 GB, full fp16 fine-tuning of Mistral-7B",
-        "unread-fp16.csv",
-        ("unread-fp16",),
-        "no",
-        "validation-a100.yaml",
-        unread=True,
-    ),
-    "unread-llama-2-70b": Source(
-        "2 x A100 80 GB, FSDP, Llama-2-70B",
-        "unread-fsdp.csv",
-        ("unread-fsdp-mistral",),
-        "no",
-        "validation-a100.yaml",
-        unread=True,
-    ),
-    "unread-llama-3-8b": Source(
-        "2 x A100 80 GB, FSDP, full fine-tuning of Llama-3-8B",
-        "unread-fsdp.csv",
-        ("unread-fsdp-liger",),
-        "no",
-        "validation-liger.yaml",
-        unread=True,
-    ),
-}
+SOURCES = {name: Source(**{**said, "sessions": tuple(said["sessions"])})
+           for name, said in read_yaml(FOLDER / "sources.yaml").items()}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -198,9 +112,7 @@ def read(source: str) -> list[Row]:
     if path.suffix == ".json":
         return _peft(path)
     make = _TABLES.get(path.stem, _a100)
-    with open(path, encoding="utf-8", newline="") as handle:
-        rows = csv.DictReader(handle)
-        return [make(row, path) for row in rows if any(row["id"].startswith(f"{name}-") for name in sessions)]
+    return [make(row, path) for row in rows_of(path) if any(row["id"].startswith(f"{name}-") for name in sessions)]
 
 
 def _scenario(row: Mapping[str, str], path: Path, **more: Any) -> Scenario:

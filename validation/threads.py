@@ -26,12 +26,13 @@ from typing import ClassVar
 
 from dryfit.common.text import GIB
 from validation.reports import AGREEMENTS, NOT_ASKED, agreement
-from validation.rows import FOLDER
+from validation.tables import FOLDER, markdown, rows_of
 
 TABLE = FOLDER / "threads.csv"
 FILES = FOLDER / "threads"
 SEED, DRAWN = 51, 46  # threads of the first asking; four older ones stand in docs/evidence.md
-LATER_SEED, LATER_DRAWN = 52, 16  # questions of the fourth asking
+LATER_DRAWN = 16  # questions of the fourth asking, and of the fifth
+LATER = {"fourth": ("fk-24", 52), "fifth": ("df-10994-1", 53)}  # the first question of each collection, and its seed
 _ROOT = Path(__file__).resolve().parent.parent
 _SECONDS = 600  # of one question, before it counts as not answered
 _START = [sys.executable, "-P", "-m", "dryfit.ask.command"]
@@ -45,9 +46,9 @@ class Thread:
     ``validation/data/threads``. ``outcome``: ``ran`` or ``ran_out`` (of memory), ``where`` it ran out. ``peak_gib``,
     ``peak_is``: what was stated of the memory. ``drawn``: ``first`` for threads of the first draw, ``second`` for the
     others, which were asked when the causes of its wrong answers had been mended; ``third`` for ten that were collected
-    and asked when the files of four more tools could be read; ``fourth`` for 16 questions that were drawn of 22, and
-    ``later`` for those that nobody asked yet. The columns ``first_...`` hold the
-    verdict at the first asking, the others the present one; ``cpu_seconds`` what the answer took.
+    and asked when the files of four more tools could be read; ``fourth`` for 16 questions that were drawn of 22,
+    ``fifth`` for 16 of 43, and ``later`` for those that nobody asked yet. The columns ``first_...`` hold the verdict at
+    the first asking, the others the present one; ``cpu_seconds`` what the answer took.
     """
 
     id: str
@@ -80,8 +81,7 @@ class Thread:
 
 def read() -> list[Thread]:
     """All questions, in the order of the file."""
-    with open(TABLE, encoding="utf-8", newline="") as handle:
-        return [Thread(**row) for row in csv.DictReader(handle)]
+    return [Thread(**row) for row in rows_of(TABLE)]
 
 
 def write(threads: Iterable[Thread]) -> None:
@@ -97,10 +97,26 @@ def draw(threads: Sequence[Thread]) -> set[str]:
     return set(random.Random(SEED).sample(links, DRAWN))
 
 
-def later_draw(threads: Sequence[Thread]) -> set[str]:
-    """The ids of the questions of the fourth asking."""
-    ids = sorted(thread.id for thread in threads if thread.drawn in ("fourth", "later"))
-    return set(random.Random(LATER_SEED).sample(ids, LATER_DRAWN))
+def later_draw(threads: Sequence[Thread], draw: str) -> set[str]:
+    """The ids of the questions of the ``fourth`` asking, or of the ``fifth``.
+
+    The fourth drew single questions. The fifth takes whole threads in a drawn order, each that still has room.
+    """
+    starts = {first: name for name, (first, _) in LATER.items()}
+    of, collected = "", []
+    for thread in threads:
+        of = starts.get(thread.id, of)
+        if of == draw:
+            collected.append(thread)
+    chosen = random.Random(LATER[draw][1])
+    if draw == "fourth":
+        return set(chosen.sample(sorted(thread.id for thread in collected), LATER_DRAWN))
+    links = sorted({thread.link for thread in collected})
+    drawn: set[str] = set()
+    for link in chosen.sample(links, len(links)):
+        ids = {thread.id for thread in collected if thread.link == link}
+        drawn |= ids if len(drawn | ids) <= LATER_DRAWN else set()
+    return drawn
 
 
 def ask(thread: Thread) -> Thread:
@@ -139,21 +155,21 @@ def table(threads: Sequence[Thread]) -> str:
     """Counts by draw, and a line for each answer that is wrong now, in Markdown."""
     columns = {
         f"{draw} draw, {'once' if first else 'now'}": counts([one for one in threads if one.drawn == draw], first)
-        for draw in ("first", "second", "third", "fourth")
+        for draw in ("first", "second", "third", "fourth", "fifth")
         for first in (True, False)
     }
-    lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
-    for name in ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", NOT_ASKED, "all"):
-        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(str(told[name]) for told in columns.values()) + " |")
-    lines += ["", "| thread | what ran | the outcome | the verdict | why |", "| --- | --- | --- | --- | --- |"]
+    outcomes = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", NOT_ASKED, "all")
+    numbers = [[name.replace("_", " "), *(told[name] for told in columns.values())] for name in outcomes]
+    wrong = []
     for thread in threads:
         if (agrees := agreement(thread, thread.verdict, thread.usable_gib)) in ("unsafe", "wrong_on_the_safe_side"):
             what = f"{thread.tool}, {thread.model}, {thread.card}: {thread.settings}"
             outcome = f"ran, {thread.peak_gib} GiB" if thread.peak_gib else "ran"
             outcome = "ran out of memory" if thread.outcome == "ran_out" else outcome
             verdict = f"{thread.required_gib} of {thread.usable_gib} GiB, {agrees.replace('_', ' ')}"
-            lines.append(f"| [{thread.id}]({thread.link}) | {what} | {outcome} | {verdict} | {thread.why} |")
-    return "\n".join(lines)
+            wrong.append((f"[{thread.id}]({thread.link})", what, outcome, verdict, thread.why))
+    by_draw = markdown(["", *(f"{name}:" for name in columns)], numbers)
+    return f"{by_draw}\n\n{markdown(('thread', 'what ran', 'the outcome', 'the verdict', 'why'), wrong)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,6 @@ its input once.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,13 +21,13 @@ import torch
 
 from dryfit.engine.costs import COLLECTIVE, MEMORY, CostRecorder, Operator, launch, touched_bytes
 from dryfit.engine.fake_group import fake_group
-from dryfit.engine.trace import Options, trace_step
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.step import random_step
 from dryfit.tracing.prepare import prepare
 from validation import programs, rows
+from validation.tables import rows_of
 
-TABLE = rows.FOLDER / "times.csv"
+TABLE = "times.csv"
 SMALL_UNIT_BYTES = 2**20  # an adapter's unit is smaller, a layer's larger
 # fms-acceleration's figure is a hundredth of 100 steps and of what came before the first: a constant, fitted.
 START_SECONDS = 7.8
@@ -121,17 +120,16 @@ class TimedRow:
 
 def read() -> list[TimedRow]:
     """All rows of the table."""
-    with open(TABLE, encoding="utf-8", newline="") as handle:
-        return [
-            TimedRow(
-                **{name: row[name] for name in ("id", "source", "licence", "gpu", "model", "method", "framework")},
-                **{name: int(row[name]) for name in ("gpus", "micro_batch", "sequence_length")},
-                autocast=row["autocast"],
-                step_seconds=float(row["step_seconds"]),
-                nearly_full=float(row["reserved_mib"] or 0) > NEARLY_FULL_MIB,
-            )
-            for row in csv.DictReader(handle)
-        ]
+    return [
+        TimedRow(
+            **{name: row[name] for name in ("id", "source", "licence", "gpu", "model", "method", "framework")},
+            **{name: int(row[name]) for name in ("gpus", "micro_batch", "sequence_length")},
+            autocast=row["autocast"],
+            step_seconds=float(row["step_seconds"]),
+            nearly_full=float(row["reserved_mib"] or 0) > NEARLY_FULL_MIB,
+        )
+        for row in rows_of(TABLE)
+    ]
 
 
 def _measured(row: TimedRow) -> rows.Row | None:
@@ -163,12 +161,7 @@ def costs_of(row: TimedRow) -> CostRecorder:
     ):
         prepared = prepare(scenario)
         step = random_step(prepared.model, prepared.optimizer, scenario, "meta", max_grad_norm=1.0)
-        costs = trace_step(
-            prepared.model,
-            prepared.optimizer,
-            step,
-            options=Options(capability=(8, 0), histories=prepared.histories, label=prepared.label, costs=True),
-        ).costs
+        costs = programs.traced(prepared, step, capability=(8, 0), costs=True).costs
     if "foak" in row.framework and row.gpus > 1 and row.method != "full":
         adapters_outside_fsdp(costs)
     return costs

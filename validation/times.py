@@ -24,9 +24,10 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import read_json, write_json
 from dryfit.common.terminal import command, progress
 from dryfit.hours.step_time import Speed, simulate, speed_of
+from validation.tables import FOLDER, markdown
 from validation.timed_rows import TimedRow, read
 
-REPORT = Path(__file__).resolve().parent / "data" / "times.json"
+REPORT = FOLDER / "times.json"
 # What each kind was fitted to. On the T4, row 13 stood here instead of row 19 until the unread rows were read. It
 # says nothing of the memory-efficient kernel on long texts, and rows of them came out up to 174 % too slow (40 unread
 # rows: median 12.1 %). Nothing else was changed after reading.
@@ -131,24 +132,18 @@ def ratios(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def table(report: Mapping[str, Any]) -> str:
     """The summaries as Markdown."""
-    lines = ["| rows | read while the model was made | rows | median | worst |", "| --- | --- | ---: | ---: | ---: |"]
-    for item in report["summaries"]:
-        lines.append(
-            f"| {item['kind']} | {'no' if item['unread'] else 'yes'} | {item['rows']}"
-            f" | {item['median_percent']:.1f} % |"
-            f" {item['worst_percent']:+.1f} % |"
-        )
-    lines += [
-        "",
-        "| two rows that differ in | pairs | median error of the ratio | worst |",
-        "| --- | ---: | ---: | ---: |",
+    kinds = [
+        (item["kind"], "no" if item["unread"] else "yes", item["rows"], *_errors(item)) for item in report["summaries"]
     ]
-    for item in report["ratios"]:
-        lines.append(
-            f"| {item['differs'].replace('_', '-')} | {item['pairs']} | {item['median_percent']:.1f} % |"
-            f" {item['worst_percent']:+.1f} % |"
-        )
-    return "\n".join(lines)
+    pairs = [(item["differs"].replace("_", "-"), item["pairs"], *_errors(item)) for item in report["ratios"]]
+    by_kind = markdown(("rows", "read while the model was made", "rows:", "median:", "worst:"), kinds)
+    return (
+        f"{by_kind}\n\n{markdown(('two rows that differ in', 'pairs:', 'median error of the ratio:', 'worst:'), pairs)}"
+    )
+
+
+def _errors(item: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{item['median_percent']:.1f} %", f"{item['worst_percent']:+.1f} %"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,12 +5,11 @@ bits; gradients exchanged in fp32; AdamW; and its plans for tensor, sequence and
 pipelines, in the order in which it applies them. Each GPU makes its share of the weights itself, so that nothing has to
 come from the host. With the compiler each layer is compiled, as its ``--training.compile`` does:
 
-    python -m validation.torchtitan 8 128      # the compiled rows of 8 and 128 GPUs; needs the extra `run`
+    python -m validation.torchtitan_rows --trace table1-compile      # needs the extra `run`
 """
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +28,6 @@ from dryfit.engine.fake_group import fake_group
 from dryfit.engine.report import Report
 from dryfit.engine.simulation import simulated
 from dryfit.engine.trace import Options, trace_step
-from dryfit.scenario.scenario import Scenario
 from validation.torchtitan_llama import LLAMAS, Llama, Sizes, selective
 
 AXES = ("pipeline", "shard", "context", "tensor")  # a mesh's axes, from the outermost to the innermost
@@ -269,29 +267,7 @@ def trace(training: Training, place: int = 0, *, costs: bool = False) -> Report:
         return trace_step(whole, optimizer, step, tuple(batch.unbind()), options)
 
 
-def training_of(gpus: int, **given: Any) -> Training:
-    """Llama 3.1 8B on so many GPUs, sharded, with selective checkpointing."""
-    return Training(LLAMAS["8B"], rows=2, shard=gpus, selective=True, **given)
-
-
-def step_of_torchtitan(scenario: Scenario, *, costs: bool = False, compiled: bool = False) -> Report:
-    """Trace its step on the GPUs that the scenario names, H100; ``compiled``: with each layer compiled."""
-    return trace(training_of(scenario.parallel.gpus, compiled=compiled), costs=costs)
-
-
-def scenario_of(gpus: int) -> Scenario:
-    """Its settings on so many GPUs."""
-    model = {"model": "llama-3.1-8b", "method": "full", "sequence_length": 8192, "micro_batch": 2}
-    return Scenario.from_mapping({**model, "parallel": {"strategy": "fsdp2", "gpus": gpus}})
-
-
-def main() -> None:
-    """Trace the compiled row of each number of GPUs that the command names."""
-    for gpus in map(int, sys.argv[1:]):
-        report = step_of_torchtitan(scenario_of(gpus), compiled=True)
-        sizes = [f"{size / 2**20:,.1f}" for size in (report.peak_allocated_bytes, report.peak_reserved_bytes)]
-        print(gpus, "GPUs, MiB allocated and reserved:", *sizes, report.compiled, *report.warnings)
-
-
-if __name__ == "__main__":
-    main()
+def step_of_torchtitan(gpus: int, *, costs: bool = False, compiled: bool = False) -> Report:
+    """Trace Llama 3.1 8B on so many H100, sharded, with selective checkpointing; ``compiled``: each layer is."""
+    training = Training(LLAMAS["8B"], rows=2, shard=gpus, selective=True, compiled=compiled)
+    return trace(training, costs=costs)

@@ -6,29 +6,27 @@
 
 The rows are all of torchtitan's own pages at commit b5bcd76 that give a peak of memory. Five of them had been read
 before the draw and belong to the other half. Of each group, half of the rest was drawn, rounded up, before a row was
-traced. ``validation/data/torchtitan_rows.csv`` keeps the traces and the published figures. Tracing needs
+traced. ``validation/data/torchtitan_pages.csv`` has the pages' rows with the settings of their traces, and
+``torchtitan_rows.csv`` beside it keeps the traces and the published figures. Tracing needs
 the extra `run` (Linux) and torchao.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import random
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from dryfit.common.files import write_text
 from dryfit.common.terminal import command
-from validation.rows import FOLDER
+from validation.tables import FOLDER, markdown, rows_of
 
 TABLE = FOLDER / "torchtitan_rows.csv"
 SEED = 38
-DECEMBER = "benchmarks/llama3_h100_202412_torchtitan.md"
-JUNE = "benchmarks/llama3-8b_h200_202506_trainy-whitefiber.md"
-MXFP8 = "torchtitan/components/quantization/mxfp8.md"
-NVFP4 = "torchtitan/components/quantization/nvfp4.md"
 OPEN = ("table1-fsdp", "table1-compile", "table3-fsdp", "table3-compile", "table4-2d")  # read before the draw
 
 
@@ -42,76 +40,18 @@ class Row(NamedTuple):
     why_not: str = ""
 
 
-def _eight(gpus: int, **more: Any) -> dict[str, Any]:
-    return {"llama": "8B", "rows": 2, "shard": gpus, "selective": True, **more}
+def _row(cells: Mapping[str, str]) -> Row:
+    settings: dict[str, Any] = {name: int(cells[name]) for name in _NUMBERS if cells[name]}
+    settings |= dict.fromkeys(cells["flags"].split(), True)
+    page = cells["page"], int(cells["line"]), cells["what"]
+    return Row(*page, {"llama": cells["llama"], **settings} if cells["llama"] else None, cells["why_not"])
 
 
-def _context(parts: int) -> dict[str, Any]:
-    divided = {"shard": 8 // parts, "context": parts, "tokens": 32768 * parts}
-    return {"llama": "8B", "rows": 1, **divided, **_FULL}
-
-
-def _large(parts: int = 1, **more: Any) -> dict[str, Any]:
-    divided = {"shard": 8 // parts, "context": parts, "tensor": 8, "pipeline": 8}
-    return {"llama": "405B", **divided, **_FULL, **more}
-
-
-_FULL = {"compiled": True, "float8": True}
-_LATER = {"compiled": True, "compiled_loss": True}
-_SCRIPT = {"rows": 1, "expandable": True}  # torchao's benchmark starts torchtitan's run_train.sh, which sets it
-_FORMAT = "products in {} of Blackwell, which are not modelled"
-_PROGRAM = "torchtitan's program of 2026, with its loss in chunks{}, is not written here"
+_NUMBERS = ("rows", "tokens", "shard", "tensor", "context", "pipeline")  # of a Training
 GROUPS = {
-    "8B, FSDP": {
-        "table1-fsdp": Row(DECEMBER, 27, "8B, 8 GPUs, FSDP", _eight(8)),
-        "table1-compile": Row(DECEMBER, 28, "8B, 8 GPUs, FSDP, compiled", _eight(8, compiled=True)),
-        "table1-float8": Row(DECEMBER, 29, "8B, 8 GPUs, FSDP, compiled, float8", _eight(8, **_FULL)),
-        "table3-fsdp": Row(DECEMBER, 44, "8B, 128 GPUs, FSDP", _eight(128)),
-        "table3-compile": Row(DECEMBER, 45, "8B, 128 GPUs, FSDP, compiled", _eight(128, compiled=True)),
-        "table3-float8": Row(DECEMBER, 46, "8B, 128 GPUs, FSDP, compiled, float8", _eight(128, **_FULL)),
-    },
-    "8B, context": {
-        f"table2-cp{parts}": Row(DECEMBER, line, f"8B, 8 GPUs, context {parts}, {32 * parts}k tokens", _context(parts))
-        for line, parts in zip(range(35, 39), (1, 2, 4, 8), strict=True)
-    },
-    "70B, 2D": {
-        "table4-2d": Row(DECEMBER, 52, "70B, FSDP 32 x tensor 8",
-                         {"llama": "70B", "rows": 16, "shard": 32, "tensor": 8, **_FULL}),
-        "table4-async": Row(DECEMBER, 53, "the same, asynchronous tensor parallel",
-                            {"llama": "70B", "rows": 16, "shard": 32, "tensor": 8, **_FULL}),
-    },
-    "405B, 3D": {
-        "table5-1f1b": Row(DECEMBER, 59, "405B, FSDP 8 x tensor 8 x pipeline 8, 1F1B", _large(rows=32)),
-        "table5-interleaved": Row(DECEMBER, 60, "the same, interleaved", _large(rows=32, interleaved=True)),
-    },
-    "405B, 4D": {
-        f"table6-cp{parts}": Row(DECEMBER, line, f"405B, tensor 8 x pipeline 8, context {parts}, {32 * parts}k tokens",
-                                 _large(parts, rows=8, tokens=32768 * parts))
-        for line, parts in zip(range(66, 70), (1, 2, 4, 8), strict=True)
-    },
-    "8B, H200": {
-        f"h200-{gpus}": Row(JUNE, line, f"8B, {gpus} H200, FSDP, compiled, float8",
-                            _eight(gpus, float8=True, **_LATER))
-        for line, gpus in ((46, 32), (47, 64))
-    },
-    "8B, B200": {
-        "b200-bf16": Row(MXFP8, 161, "8B, 8 B200, FSDP, compiled", _eight(8, **_LATER) | _SCRIPT),
-        "b200-mxfp8": Row(MXFP8, 162, "8B, 8 B200, mxfp8", None, _FORMAT.format("mxfp8")),
-        "b200-mxfp8-rceil": Row(MXFP8, 163, "8B, 8 B200, mxfp8", None, _FORMAT.format("mxfp8")),
-        "b200-float8": Row(MXFP8, 164, "8B, 8 B200, FSDP, compiled, float8",
-                           _eight(8, float8=True, **_LATER) | _SCRIPT),
-    },
-    "Llama 3 8B, NVFP4": {
-        "llama-nvfp4": Row(NVFP4, 83, "8B, 4 B200, NVFP4", None, _FORMAT.format("NVFP4")),
-        "llama-mxfp8": Row(NVFP4, 84, "8B, 4 B200, mxfp8", None, _FORMAT.format("mxfp8")),
-        "llama-bf16": Row(NVFP4, 85, "8B, 4 B200, compiled", None, _PROGRAM.format("")),
-    },
-    "Qwen3 8B, NVFP4": {
-        "qwen-nvfp4": Row(NVFP4, 105, "Qwen3 8B, 4 B200, NVFP4", None, _FORMAT.format("NVFP4")),
-        "qwen-mxfp8": Row(NVFP4, 106, "Qwen3 8B, 4 B200, mxfp8", None, _FORMAT.format("mxfp8")),
-        "qwen-bf16": Row(NVFP4, 107, "Qwen3 8B, 4 B200, compiled", None, _PROGRAM.format(" and its Qwen3")),
-    },
-}  # fmt: skip
+    group: {cells["id"]: _row(cells) for cells in rows}
+    for group, rows in groupby(rows_of("torchtitan_pages.csv"), itemgetter("group"))
+}
 ROWS = {name: row for group in GROUPS.values() for name, row in group.items()}
 
 
@@ -142,8 +82,7 @@ class Traced(NamedTuple):
 
 def read() -> list[Traced]:
     """The kept traces, in the order of the file."""
-    with open(TABLE, encoding="utf-8", newline="") as handle:
-        return [Traced(**row) for row in csv.DictReader(handle)]
+    return [Traced(**row) for row in rows_of(TABLE)]
 
 
 def highest(traces: Iterable[Traced]) -> Iterator[Traced]:
@@ -183,20 +122,19 @@ def _keep(traced: Traced) -> None:
 
 def table(traces: list[Traced]) -> str:
     """Each row with both figures, and each half's median and worst, as Markdown."""
-    lines = ["| row | | published | reserved | allocated | difference |", "| --- | --- | ---: | ---: | ---: | ---: |"]
-    errors: dict[str, list[float]] = {}
+    cells, errors = [], dict[str, list[float]]()
     for one in highest(traces):
         error = one.error_percent
         if error is not None:
             errors.setdefault(one.half, []).append(abs(error))
         difference = "" if error is None else f"{error:+.1f} %"
-        lines.append(
-            f"| {one.id}{', unread' if one.half == 'unread' else ''} | {ROWS[one.id].what} |"
-            f" {one.published_gib} | {one.reserved_gib} | {one.allocated_gib} | {difference} |"
-        )
+        name = f"{one.id}{', unread' if one.half == 'unread' else ''}"
+        sizes = (one.published_gib, one.reserved_gib, one.allocated_gib)
+        cells.append((name, ROWS[one.id].what, *sizes, difference))
+    shown = markdown(("row", "", "published:", "reserved:", "allocated:", "difference:"), cells)
     for half, found in errors.items():
-        lines += ["", f"{half}: {len(found)} rows, median {statistics.median(found):.1f} %, worst {max(found):.1f} %"]
-    return "\n".join(lines) + "\n"
+        shown += f"\n\n{half}: {len(found)} rows, median {statistics.median(found):.1f} %, worst {max(found):.1f} %"
+    return shown + "\n"
 
 
 def main() -> None:

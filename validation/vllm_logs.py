@@ -11,29 +11,26 @@ cache.
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 
 from dryfit.analytic.setting import describe
 from dryfit.common.text import GIB
 from dryfit.data import data_path
 from dryfit.serving.vllm import Server, serve_defaults
+from validation.tables import rows_of
 
-ROWS = Path(__file__).parent / "data/vllm_logs.csv"
 NOTEBOOK = "0.8"  # the version of logs that don't say theirs: the notebooks of those months
 DEFAULT_TOKENS = 8192  # of a log that tells no length
 
 
 def rows(use: str) -> list[dict[str, str]]:
     """The logs for one use."""
-    with ROWS.open(encoding="utf-8", newline="") as handle:
-        return [row for row in csv.DictReader(handle) if row["use"] == use]
+    return rows_of("vllm_logs.csv", use=use)
 
 
 def server(row: Mapping[str, str]) -> Server | None:

@@ -10,11 +10,9 @@ Which models of the table are held out was drawn by `random.Random(37).sample` b
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import median
 
 from dryfit.analytic.setting import describe
@@ -24,15 +22,14 @@ from dryfit.hours.step_time import speed_of
 from dryfit.serving.roofline import generating
 from dryfit.serving.vllm import Server, release
 from dryfit.tracing.cycle_time import rates_of
+from validation.tables import rows_of
 
-ROWS = Path(__file__).parent / "data/vllm_speeds.csv"
 GAP_BEFORE_V1_SECONDS = 1.86e-3  # between two passes, where the scheduler ran before the card: fitted with the others
 
 
 def rows(use: str) -> list[dict[str, str]]:
     """The figures for one use."""
-    with ROWS.open(encoding="utf-8", newline="") as handle:
-        return [row for row in csv.DictReader(handle) if row["use"] == use]
+    return rows_of("vllm_speeds.csv", use=use)
 
 
 def seconds_per_token(row: Mapping[str, str]) -> float:

@@ -317,19 +317,26 @@ def exit_status(answer: Mapping[str, Any]) -> int:
 def on_all_gpus(asked: Question, *, estimated: bool = False) -> list[dict[str, Any]]:
     """The step on each GPU of the catalogue, traced once for each compute capability, or estimated; the best first.
 
-    If a run is asked about, each GPU has its hours too.
+    A card whose record says the same as the trace is not traced. If a run is asked about, each GPU has its hours too,
+    and each is traced for its time. ``recorded``: whether a record answered.
     """
     if estimated:
         return [_estimated_row(described(asked), card) for card in catalogue().values()]
+    _refuse_a_server(asked, None, "`dryfit gpus`")
+    known: dict[str, dict[str, Any]] = {}
+    by_capability: dict[Any, list[Gpu]] = {}
+    for card in catalogue().values():
+        if not asked.run and (row := _recorded_row(asked, card)):
+            known[card.name] = row
+        else:
+            by_capability.setdefault(card.capability, []).append(card)
+    if not by_capability:
+        return list(known.values())
     from dryfit.tracing.imports import import_quietly
 
-    _refuse_a_server(asked, None, "`dryfit gpus`")
     import_quietly(asked.scenario)
     from dryfit.tracing.trace import trace
 
-    by_capability: dict[Any, list[Gpu]] = {}
-    for card in catalogue().values():
-        by_capability.setdefault(card.capability, []).append(card)
     traces = {
         capability: trace(
             asked.scenario, capability=capability, timeline=False, timed_on=asked.run and speeds(cards, asked.scenario)
@@ -341,11 +348,14 @@ def on_all_gpus(asked: Question, *, estimated: bool = False) -> list[dict[str, A
         typical = {capability: _times(step, capability, cards) for capability, cards in by_capability.items()}
     rows = []
     for card in catalogue().values():
+        if card.name in known:
+            rows.append(known[card.name])
+            continue
         step_trace = traces[card.capability]
         judged = verdict(step_trace, card, Process.of(asked.scenario))
         row = {
             "gpu": card.name, "title": card.title, "required_bytes": step_trace["required_bytes"],
-            "usable_bytes": card.usable_bytes, **judged.fields(),
+            "usable_bytes": card.usable_bytes, **judged.fields(), "recorded": False,
         }  # fmt: skip
         if asked.run:
             time, full = step_trace["times"][card.name], nearly_full(step_trace, card)
@@ -397,9 +407,6 @@ def largest_that_fits(
         )  # fmt: skip
     if estimated:
         return _largest_estimated(asked, field)
-    from dryfit.tracing.imports import import_quietly
-
-    import_quietly(asked.scenario)
     if asked.scenario.generation.engine == "vllm":
         _refuse_a_server(asked, field == "sequence_length", "`dryfit batch`")
         return _longest_answer(asked)
@@ -418,7 +425,15 @@ def _estimated_row(asked: Question, card: Gpu) -> dict[str, Any]:
     needed = answer["analytic"].get("required_bytes", answer["analytic"]["peak_allocated_bytes"])
     judged = {name: answer[name] for name in ("verdict", "fits", "headroom_bytes")}
     sizes = {"required_bytes": needed, "usable_bytes": card.usable_bytes}
-    return {"gpu": card.name, "title": card.title, **sizes, **judged}
+    return {"gpu": card.name, "title": card.title, **sizes, **judged, "recorded": bool(answer["versions"])}
+
+
+def _recorded_row(asked: Question, card: Gpu) -> dict[str, Any] | None:
+    """What a record says of a card, which a trace would say too; None: there is none, or loading decides as well."""
+    if card.pool_bytes or not card.is_modelled:
+        return None
+    step = asked.scenario.changed(gpu=card.setting)
+    return _estimated_row(asked, card) if if_recorded(step, card.capability) else None
 
 
 def _largest_estimated(asked: Question, field: str) -> dict[str, Any]:

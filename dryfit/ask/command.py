@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dryfit.ask.options import COMMANDS, OPTIONS, PROGRAM, RUN_OPTIONS, json_line, parsed, parser, split
+from dryfit.ask.options import COMMANDS, OPTIONS, PROGRAM, RUN_OPTIONS, json_line, own_parser, parsed, parser, split
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import now_doing, working
 from dryfit.common.text import printable
@@ -45,8 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(script("".join(words[1:]) or words[0].partition("=")[2]))
         return 0
     command, rest = split(words)
-    if command in ("run", "diff", "check", "mcp"):
-        return _own_parser(command, rest)
+    if command in _OF_OTHERS:  # each is imported alone, behind its help
+        options = own_parser(command).parse_args(rest, argparse.Namespace(words=rest))
+        module, function = _OF_OTHERS[command]
+        return getattr(import_module(f"dryfit.ask.{module}"), function)(options)
     cut = rest.index("--") if "--" in rest and command == "measure" else len(rest)
     program, words = rest[cut + 1 :], words[: len(words) - len(rest) + cut]
     if {"-h", "--help"} & set(words):
@@ -62,13 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stopped.status
 
 
-def _own_parser(command: str, words: list[str]) -> int:
-    """A command whose options are its own: each is imported alone."""
-    name, function = _OWN.get(command, (command, "main"))
-    return getattr(import_module(f"dryfit.ask.{name}"), function)(words)
-
-
-_OWN = {"run": ("run_program", "main"), "mcp": ("mcp_server", "main"), "check": ("diff", "check")}
+# Commands that are not about a WHAT: their modules and functions.
+_OF_OTHERS = {"run": ("run_program", "main"), "diff": ("diff", "main"), "check": ("diff", "check"),
+              "mcp": ("mcp_server", "main")}  # fmt: skip
 
 
 def version() -> str:
@@ -247,12 +245,12 @@ def _answered(asked: UnderstoodLine, program: Sequence[str]) -> int:
         return 0
     if options.quick:
         return _print_kind(asked)
-    from dryfit.common.kept import KeptAnswer
+    from dryfit.common.kept import kept_or_given
 
     asked = replace(asked, words=[word for word in asked.words if word != "--fresh"])
-    kept = KeptAnswer(asked.words, [asked.question, asked.alone])
-    status = None if options.fresh else kept.show()
-    return kept.give(partial(_print_kind, asked)) if status is None else status
+    return kept_or_given(
+        asked.words, [asked.question, asked.alone], partial(_print_kind, asked), fresh=bool(options.fresh)
+    )
 
 
 def _print_kind(asked: UnderstoodLine) -> int:

@@ -42,16 +42,14 @@ def script(shell: str) -> str:
 
 def _whole_parser(what: dict[str, str]) -> argparse.ArgumentParser:
     """All commands in one parser. ``fit`` is the whole command's too, since the word may be left out."""
-    from dryfit.ask import diff, mcp_server, run_program
     from dryfit.cards.gpus import catalogue
 
-    own = {"run": run_program.parser, "diff": diff.parser, "check": diff.check_parser, "mcp": mcp_server.parser}
     made = argparse.ArgumentParser(prog=options.PROGRAM, description=options.COMMANDS["fit"].about)
     made.add_argument("--version", action="store_true", help="versions")
     options.add_options(made, "fit")
     adds = made.add_subparsers()
     for name, command in options.COMMANDS.items():
-        parent: Any = own[name]() if name in own else options.own_parser(name)
+        parent: Any = options.own_parser(name)
         for action in parent._actions:
             if action.dest == "what":
                 action.complete = what

@@ -3,9 +3,8 @@
 Each candidate is the tool's own file (``data/writers.yaml``). Our reader reads it, and what it reads is answered. So
 the file that is printed has the verdict that is printed, and no second description of the tool's keys stands here.
 
-The search: for each way to take the step (checkpointing, packing, kernels, optimizer) the largest micro-batch that the
-estimate lets through; the most promising ways by :data:`SPEED` are traced, and the traced time of a token ranks them.
-Where nobody knows the card's speed, or nothing is traced, :data:`SPEED` ranks, and the file says so.
+The search is the planner's (:mod:`dryfit.planner.fastest`): the traced time of a token ranks what fits. Where nobody
+knows the card's speed, or nothing is traced, rules of thumb rank, and the file says so.
 """
 
 from __future__ import annotations
@@ -13,10 +12,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from math import ceil
 from pathlib import Path
@@ -24,8 +22,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import dryfit.readers as readers
-from dryfit.analytic.certainty import Needs
-from dryfit.analytic.estimate import estimate
 from dryfit.ask.answer import quick, traced
 from dryfit.ask.options import json_line
 from dryfit.ask.question import Question, QuestionOptions, question
@@ -35,22 +31,13 @@ from dryfit.common.files import read_yaml, yaml_value
 from dryfit.common.text import gib, yaml_text
 from dryfit.common.versions import INSTALL_TRACE, can_trace
 from dryfit.hours.run_time import Run
+from dryfit.planner.fastest import Candidate, Search, Way
 from dryfit.readers import torchtune
 from dryfit.scenario.hub import repository_of
 
 WRITERS = Path(__file__).resolve().parents[1] / "data" / "writers.yaml"
 MICRO_BATCHES = (16, 8, 4, 2, 1)
 ROWS_OF_AN_UPDATE = 16  # micro-batch x accumulation x GPUs, as the examples of these tools have it
-TRACED = 4  # ways whose largest micro-batch is traced
-# How many tokens a second a way takes beside the tool's first one, roughly. Checkpointing runs a forward pass again:
-# four passes' worth of products for three. The others only break ties before times are traced.
-SPEED = {
-    ("checkpointing", "off"): 4 / 3,
-    ("checkpointing", "offload"): 0.98,
-    ("kernels", "liger"): 1.1,
-    ("optimizer", "adamw_8bit"): 0.99,
-    ("attention", "flash"): 1.01,
-}
 _FLASH_CAPABILITY = (8, 0)  # github.com/Dao-AILab/flash-attention, README: Ampere and newer
 _BF16_CAPABILITY = (8, 0)  # CUDA C++ Programming Guide, arithmetic instructions: bfloat16 from 8.0 on
 _RATE = {"qlora": 2e-4, "lora": 2e-4, "full": 1e-5}
@@ -100,49 +87,10 @@ class Wanted:
     notes: Sequence[str]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A way to take the step, as the tool's file; ``answer`` None: not answered yet."""
-
-    way: Mapping[str, str]
-    micro_batch: int
-    text: str
-    asked: Question
-    answer: Mapping[str, Any] | None = None
-
-    @property
-    def fits(self) -> bool:
-        return bool(self.answer and self.answer["fits"])
-
-    @property
-    def name(self) -> str:
-        """What sets it apart, in words."""
-        said = [f"{knob} {value}" for knob, value in self.way.items() if knob not in (*_FOLLOW_THE_METHOD, "parallel")]
-        return ", ".join([f"{self.micro_batch} row{'s' * (self.micro_batch != 1)} a micro-batch", *said])
-
-    def tokens_per_second(self, fill: float) -> float | None:
-        """Tokens of the data, without padding, that all GPUs take in a second; None: nobody knows the card's speed."""
-        time = (self.answer or {}).get("time")
-        return time["tokens_per_second"] * (1 if self.way.get("packing") == "on" else fill) if time else None
-
-    @property
-    def required_bytes(self) -> int | None:
-        """What the step needs: traced, or estimated; None: nobody said."""
-        answer = self.answer or {}
-        known = answer.get("trace") or answer.get("analytic") or {}
-        return known.get("required_bytes") or known.get("peak_allocated_bytes")
-
-    def prior(self, fill: float) -> float:
-        """The same as a ratio, before times are known."""
-        return prior(self.way, self.micro_batch, fill)
-
-
-def prior(way: Mapping[str, str], micro_batch: int, fill: float) -> float:
-    """How many tokens a second a way takes beside another one of the tool, by :data:`SPEED`."""
-    speed = 1.0 if way.get("packing") == "on" else fill
-    for knob, value in way.items():
-        speed *= SPEED.get((knob, value), 1.0)
-    return speed * (1 - 0.5 ** (1 + micro_batch))  # a larger batch feeds the card better, ever less so
+def named(one: Candidate) -> str:
+    """What sets a candidate apart, in words."""
+    said = [f"{knob} {value}" for knob, value in one.way.items() if knob not in (*_FOLLOW_THE_METHOD, "parallel")]
+    return ", ".join([f"{one.micro_batch} row{'s' * (one.micro_batch != 1)} a micro-batch", *said])
 
 
 @dataclass(frozen=True)
@@ -161,7 +109,7 @@ class Configured:
 
     def header(self) -> list[str]:
         answer = self.best.answer or {}
-        lines = [answer["sentence"], f"start: {self.start}", f"settings: {self.best.name}"]
+        lines = [answer["sentence"], f"start: {self.start}", f"settings: {named(self.best)}"]
         if rate := self.best.tokens_per_second(self.goal.fill):
             lines.append(f"about {rate:,.0f} tokens of your data a second")
         if not answer.get("trace"):
@@ -180,7 +128,7 @@ class Configured:
             rate = other.tokens_per_second(self.goal.fill)
             speed = f"; {rate:,.0f} tokens a second" if rate else ""
             size = f": {gib(other.required_bytes)}" if other.required_bytes else ""
-            lines.append(f"  {other.name}{size}{speed}")
+            lines.append(f"  {named(other)}{size}{speed}")
         return lines
 
     def to_mapping(self) -> dict[str, Any]:
@@ -318,47 +266,22 @@ def configure(
     UserError: if the tool's reader can't read what the tool would be given, or nothing answers without a trace.
     """
     form = writers()[goal.tool]
+    method = goal.method or next(iter(form["knobs"]["method"]))
+    all_ways = list(ways(goal))
+    # The most frugal has the last values of all knobs but the method.
+    saving = [way for way in reversed(all_ways) if way["method"] == method and way.get("checkpointing") != "off"]
     with TemporaryDirectory() as folder:
         path = Path(folder) / form["file"]
 
-        def candidate(way: Mapping[str, str], micro_batch: int) -> Candidate:
+        def made(way: Way, micro_batch: int) -> Candidate:
             text = rendered(goal, way, micro_batch)
             path.write_text(text + "\n", encoding="utf-8")
             asked = question([path], QuestionOptions(gpu=goal.options.gpu))
             return Candidate(way, micro_batch, text, replace(asked, run=goal.run))
 
-        def estimated(way: Mapping[str, str]) -> Candidate:
-            """The largest micro-batch that the estimate does not rule out; the smallest where it rules out all."""
-            sizes = _micro_batches(goal)
-            at = bisect_left(sizes, True, key=lambda size: _may_fit(candidate(way, size).asked))
-            return candidate(way, sizes[min(at, len(sizes) - 1)])
-
-        def answered(one: Candidate) -> Candidate:
-            answer = traced(one.asked, suggested=False) if is_traced else quick(one.asked, others=False)
-            return replace(one, answer=answer)
-
-        def is_told(one: Candidate) -> bool:
-            return is_traced or (one.asked.scenario.loss != "liger" and _peak(one.asked) is not None)
-
-        def largest(one: Candidate) -> Candidate:
-            """The same way with the largest micro-batch that fits, or the smallest, answered."""
-            for size in [size for size in _micro_batches(goal) if size <= one.micro_batch]:
-                one = answered(one if size == one.micro_batch else candidate(one.way, size))
-                if one.fits:
-                    break
-            return one
-
-        chosen, done = _promising(goal, estimated, is_told), []
-        for place, one in enumerate(chosen):
-            if watch:
-                watch(one.name, len(chosen) - place - 1, [other for other in done if other.fits])
-            done.append(largest(one))
-        if not any(one.fits for one in done):  # the most frugal: the last values of all knobs but the method
-            method = goal.method or next(iter(form["knobs"]["method"]))
-            saving = [way for way in ways(goal) if way["method"] == method and way.get("checkpointing") != "off"]
-            smallest = [candidate(way, _micro_batches(goal)[-1]) for way in reversed(saving)]
-            done += [answered(one) for one in [one for one in smallest if is_told(one)][:1]]
-    done = [one for one in done if one.required_bytes]
+        answer = partial(traced, suggested=False) if is_traced else partial(quick, others=False)
+        search = Search(all_ways, saving, _micro_batches(goal), goal.fill, is_traced, made, answer)
+        done = search.answered(watch, named)
     if not done:
         raise UserError(
             "The estimate describes none of these steps.", where="--quick", allowed="a trace, without --quick",
@@ -380,47 +303,9 @@ def configure(
     return Configured(best, others[:2], is_timed, start, goal)
 
 
-def _peak(asked: Question) -> int | None:
-    """The estimate's peak in bytes. Liger's loss, which it does not describe, is a little less than one in chunks."""
-    step = asked.scenario
-    if step.loss == "liger":
-        step = step.changed(loss="chunked", kernels="transformers")
-    analytic = estimate(step, asked.where, blocks=False, recorded=False).analytic
-    return analytic["peak_allocated_bytes"] if analytic else None
-
-
-def _may_fit(asked: Question) -> bool:
-    """Whether the estimate does not rule a step out; a step that it does not describe is not ruled out."""
-    peak = _peak(asked)
-    return peak is None or Needs(asked.scenario, peak, asked.gpu and asked.gpu.capability).may_fit(asked.gpu)
-
-
 def _micro_batches(goal: Wanted) -> Sequence[int]:
     own = goal.options.micro_batch
     return (own,) if own else [size for size in MICRO_BATCHES if size * goal.gpu.count <= ROWS_OF_AN_UPDATE] or [1]
-
-
-def _promising(
-    goal: Wanted, estimated: Callable[[Mapping[str, str]], Candidate], is_told: Callable[[Candidate], bool]
-) -> list[Candidate]:
-    """The ways that are best by :data:`SPEED`, some with and some without checkpointing.
-
-    A way is estimated only while its largest micro-batch could still bring it among the best.
-    """
-    groups: dict[Any, list[Mapping[str, str]]] = {}
-    most = _micro_batches(goal)[0]
-    for way in sorted(ways(goal), key=lambda way: -prior(way, most, goal.fill)):
-        groups.setdefault(way.get("checkpointing"), []).append(way)
-    chosen = []
-    for group in groups.values():
-        count, best = max(1, TRACED // len(groups)), []
-        for way in group:
-            if len(best) == count and best[-1].prior(goal.fill) >= prior(way, most, goal.fill):
-                break
-            if is_told(one := estimated(way)):
-                best = sorted([*best, one], key=lambda one: -one.prior(goal.fill))[:count]
-        chosen += best
-    return sorted(chosen, key=lambda one: -one.prior(goal.fill))
 
 
 def print_config(found: Configured, options: Any, read_as: str) -> int:

@@ -1,17 +1,7 @@
-"""``dryfit diff``: what a change of a training file does to the step's memory; for a pull request.
+"""``dryfit diff`` and ``dryfit check``: training files in a repository, for a pull request and for a commit hook.
 
-    dryfit diff main HEAD --file configs/qlora.yml --gpu 4090
-    dryfit diff main --file configs/qlora.yml          the working tree against main
-    dryfit diff main HEAD --file train.yaml --gpu 24GiB --most 0.5GiB --markdown
-
-BASE and HEAD are revisions of git. The file is any that dryfit reads; files that it names are those of the same
-revision. Exit status: 0 the step of HEAD fits (or no GPU is named), 1 it does not fit, or takes more than --most beyond
-BASE's, 2 something is wrong in the question, 3 no answer.
-
-    dryfit check --gpu 4090 a.yml b.yml    which of these files' steps do not fit
-
-is what the pre-commit hook runs. The analytic estimate answers where it can, and else the trace. A file that can't be
-read, or that no tool has written, is an error.
+``check`` asks the analytic estimate where it can answer, and else the trace. A file that can't be read, or that no tool
+has written, is an error.
 """
 
 from __future__ import annotations
@@ -29,7 +19,7 @@ from typing import Any
 import dryfit.readers as readers
 from dryfit.ask import answer
 from dryfit.ask.answer import quick, traced
-from dryfit.ask.options import Parser, json_line
+from dryfit.ask.options import json_line
 from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.ask.text import WORDS
 from dryfit.cards.sentences import card, said
@@ -255,23 +245,8 @@ def _refuse_two_tools(before: Question, after: Question, file: str, titles: Sequ
 # --- the commands --------------------------------------------------------------------------------------------------
 
 
-def parser() -> argparse.ArgumentParser:
-    """All options of ``dryfit diff``."""
-    made = Parser(prog="dryfit diff", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("base", metavar="BASE", help="a revision: main, HEAD~1, a commit")
-    made.add_argument("head", metavar="HEAD", nargs="?", help="another one; without it the working tree as it is")
-    made.add_argument("--file", required=True, metavar="FILE", help="the training file, from the repository's root")
-    made.add_argument("--gpu", help="4090, 'A100 80GB', 2x3090, 24GiB, ...; without it the file's own, if it names one")
-    made.add_argument("--from", dest="tool", help="tool that the file belongs to")
-    made.add_argument("--most", metavar="0.5GiB", help="status 1 where HEAD takes so much more")
-    made.add_argument("--markdown", action="store_true", help="the text of a comment")
-    made.add_argument("--json", action="store_true", help="for programs")
-    return made
-
-
-def main(words: Sequence[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """The command ``dryfit diff``."""
-    options = parser().parse_args(words)
     most = _size(options.most) if options.most is not None else None
     titles = (options.base, options.head or "the working tree")
     asking = QuestionOptions(gpu=options.gpu, tool=options.tool)
@@ -346,17 +321,8 @@ def _cell(value: Any) -> str:
     return f"`{_plain(value if isinstance(value, str) else yaml_text(value))[:120]}`"
 
 
-def check_parser() -> argparse.ArgumentParser:
-    """All options of ``dryfit check``."""
-    made = Parser(prog="dryfit check", description="Which of these training files' steps do not fit.")
-    made.add_argument("files", nargs="+", metavar="FILE")
-    made.add_argument("--gpu", required=True, help="4090, 'A100 80GB', 2x3090, 24GiB, ...")
-    return made
-
-
-def check(words: Sequence[str]) -> int:
+def check(options: argparse.Namespace) -> int:
     """The command ``dryfit check``."""
-    options = check_parser().parse_args(words)
     refused: list[str] = []
     wrong: list[UserError] = []
     for file in options.files:

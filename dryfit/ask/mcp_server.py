@@ -10,6 +10,7 @@ are refused. A refusal is a tool's error, with what is allowed and what to write
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from typing import Any
 from dryfit.ask import answer
 from dryfit.ask.diff import compare_steps
 from dryfit.ask.explain_measurement import difference
-from dryfit.ask.options import METHODS, Parser
+from dryfit.ask.options import METHODS
 from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.ask.text import defaults_used
 from dryfit.ask.words import suggested
@@ -221,14 +222,8 @@ async def _serve() -> None:
         await server.run(reading, writing, server.create_initialization_options())
 
 
-def parser() -> Parser:
-    """The options of ``dryfit mcp``: none."""
-    return Parser(prog="dryfit mcp", description=__doc__.splitlines()[0])
-
-
-def main(words: list[str]) -> int:
+def main(_: argparse.Namespace) -> int:
     """The command ``dryfit mcp``."""
-    parser().parse_args(words)
     try:
         import mcp  # noqa: F401
     except ModuleNotFoundError:

@@ -9,14 +9,15 @@ import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from dryfit.common.errors import UserError
+from dryfit.program.request import STEPS, Limits
 
 PROGRAM = "dryfit"
 # Words that options take, as the modules that know them have them: --help is answered without importing those.
-TOOLS = ("axolotl", "llama-factory", "trl", "torchtitan", "torchtune", "ms-swift", "verl")
+TOOLS = ("axolotl", "llama-factory", "trl", "torchtitan", "torchtune", "ms-swift", "verl", "openrlhf")
 LIKE = ("trl", "peft", "axolotl", "unsloth")
 METHODS = ("full", "lora", "qlora")
 STRATEGIES = ("none", "ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3")
@@ -57,8 +58,10 @@ class Parser(argparse.ArgumentParser):
 
 # --- the options, each stated once ------------------------------------------------------------------------------------
 
+_GPU = "4090, 'A100 80GB', 2x3090, 24GiB, ..."
+_WHAT = {"nargs": "+", "metavar": "WHAT", "help": "a model or a file; then files beside it"}
 _STEP = {
-    "--gpu": {"metavar": "GPU", "help": "4090, 'A100 80GB', 2x3090, 24GiB, ..."},
+    "--gpu": {"metavar": "GPU", "help": _GPU},
     "--method": {"choices": METHODS, "help": "which weights are trained"},
     "-s": {"long": "--sequence-length", "type": tokens, "metavar": "TOKENS", "help": "tokens of a row"},
     "-b": {"long": "--micro-batch", "type": whole_number, "metavar": "ROWS", "help": "rows of a micro-batch"},
@@ -101,6 +104,48 @@ _OWN = {
     "--requests": {"type": whole_number, "metavar": "N", "help": "requests at once (1)"},
     "--weights": {"metavar": "FORMAT", "help": "bf16, fp16, nf4, or a GGUF quantization such as q4_k_m"},
 }  # fmt: skip
+_LIMITS: dict[str, dict[str, Any]] = {
+    "--network": {"action": "store_true", "help": "let it use the network; on Linux it has none else"},
+    "--in-place": {"action": "store_true", "help": "this folder itself, instead of a copy of it"},
+    "--write": {"action": "append", "default": [], "metavar": "FOLDER",
+                "help": "a folder elsewhere to write in (Linux: without it none but caches)"},
+    "--memory": {"default": "16GiB", "metavar": "SIZE", "help": "of this machine (16GiB)"},
+    "--seconds": {"type": int, "default": Limits.seconds, "help": f"until an update ({Limits.seconds})"},
+    "--file-size": {"default": "4GiB", "metavar": "SIZE", "help": "of the largest file it writes (4GiB)"},
+}  # fmt: skip
+_PROGRAM: dict[str, dict[str, Any]] = {
+    "--gpus": {"type": int, "metavar": "N", "help": "as torchrun with N processes; without it: python PROGRAM"},
+    "--gpu": {"metavar": "CARD", "help": "4090, 'A100 80GB', 8xh100-80gb, ... (default: an A100 80GB)"},
+    "--steps": {"type": int, "default": STEPS, "metavar": "N", "help": f"updates until it is stopped ({STEPS})"},
+    "--batch": {"metavar": "8x1024", "help": "made up data of so many rows and tokens, if its own is missing"},
+    "--answer": {"action": "append", "default": [], "metavar": "LINE=VALUE",
+                 "help": "what a number is that this line reads: train.py:57=0.5"},
+    "--json": {"action": "store_true", "help": "for programs"},
+    "--ranks": {"metavar": "all|0,7", "help": "which processes run, one after the other (0)"},
+    "--longest": {"action": "store_true", "help": "the largest length of its rows that fits"},
+    "--vary": {"metavar": "NAME[:STEP]",
+               "help": "the largest value of this setting that fits, in steps of 64 (below 64: 1)"},
+    "--all-gpus": {"action": "store_true", "help": "every GPU of the catalogue"},
+    "--yes": {"action": "store_true", "help": "do not ask before a program runs for the first time"},
+    **{name: {"group": "what the program may use", **form} for name, form in _LIMITS.items()},
+    "-m": {"dest": "module", "action": "store_true", "help": "PROGRAM is a module, as with python -m"},
+    "program": {"metavar": "PROGRAM"},
+    "arguments": {"nargs": argparse.REMAINDER, "metavar": "ARGS"},
+}  # fmt: skip
+_DIFF = {
+    "base": {"metavar": "BASE", "help": "a revision: main, HEAD~1, a commit"},
+    "head": {"metavar": "HEAD", "nargs": "?", "help": "another one; without it the working tree as it is"},
+    "--file": {"required": True, "metavar": "FILE", "help": "the training file, from the repository's root"},
+    "--gpu": {"help": f"{_GPU}; without it the file's own, if it names one"},
+    "--from": {"dest": "tool", "help": "tool that the file belongs to"},
+    "--most": {"metavar": "0.5GiB", "help": "status 1 where HEAD takes so much more"},
+    "--markdown": {"action": "store_true", "help": "the text of a comment"},
+    "--json": {"action": "store_true", "help": "for programs"},
+}
+_CHECK = {
+    "files": {"nargs": "+", "metavar": "FILE"},
+    "--gpu": {"required": True, "help": _GPU},
+}
 OPTIONS: dict[str, dict[str, Any]] = {**_STEP, **_ANSWER, **_RUN, **_RECIPE, **_OWN}
 EXAMPLES = {"--gpu": "4090", "-s": 2048, "-b": 4, "--set": "lora.rank=64", "--rows": 50000, "--tokens-per-row": 350,
              "--epochs": 3, "--price": 1.29, "--deadline": "24h", "--grams-per-kwh": 380, "--count": 10,
@@ -115,15 +160,40 @@ class Subcommand:
     Attributes
     ----------
     takes
-        Its options, by their names in :data:`OPTIONS`; None for a command with a parser of its own.
+        Its options, by their names in :data:`OPTIONS`; None for a command that is not about a WHAT.
     needs
         Options without which it has no answer.
+    own
+        The arguments of a command that is not about a WHAT, and how argparse takes each.
+    text
+        What the help of such a command says first.
     """
 
     about: str
     takes: Sequence[str] | None = None
     examples: Sequence[str] = ()
     needs: Sequence[str] = ()
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    text: str = ""
+
+
+_OF_RUN = """
+    dryfit run train.py --batch_size=16
+    dryfit run --gpus 8 --gpu h100-80gb train_gpt.py
+    dryfit run --json -m package.train --depth 4
+
+The program runs here, in a process with limits, over a card that is simulated. It is stopped after its second update.
+Options of this command stand before the program, and the program's own behind it.
+"""
+_OF_DIFF = """
+    dryfit diff main HEAD --file configs/qlora.yml --gpu 4090
+    dryfit diff main --file configs/qlora.yml          the working tree against main
+    dryfit diff main HEAD --file train.yaml --gpu 24GiB --most 0.5GiB --markdown
+
+BASE and HEAD are revisions of git. The file is any that dryfit reads; files that it names are those of the same
+revision. Exit status: 0 the step of HEAD fits (or no GPU is named), 1 it does not fit, or takes more than --most beyond
+BASE's, 2 something is wrong in the question, 3 no answer.
+"""
 
 
 def _all_but(*names: str) -> list[str]:
@@ -181,15 +251,16 @@ COMMANDS: dict[str, Subcommand] = {
         "run your program until its third update, and compare", [*_STEP, "--record"],
         ("measure config.yml --gpu 4090 -- python train.py",),
     ),
-    "run": Subcommand("somebody's CUDA program as it stands, without a GPU"),
-    "diff": Subcommand("what a change of a training file does to its memory, for a pull request"),
-    "check": Subcommand("which of these training files' steps do not fit, for a commit hook"),
+    "run": Subcommand("somebody's CUDA program as it stands, without a GPU", own=_PROGRAM, text=_OF_RUN),
+    "diff": Subcommand("what a change of a training file does to its memory, for a pull request", own=_DIFF,
+                       text=_OF_DIFF),
+    "check": Subcommand("which of these training files' steps do not fit, for a commit hook", own=_CHECK),
     "mcp": Subcommand("the answers as tools for an assistant"),
 }  # fmt: skip
 _FILES = """
 WHAT is a model (a name in config/models/, an id on the Hub, a folder, a config.json), a scenario, a run's settings, or
-a file of axolotl, LLaMA-Factory, TRL, torchtune, torchtitan, ms-swift or verl (a script too); a program or notebook
-with TRL or Unsloth; an adapter_config.json. Files of accelerate, DeepSpeed or PEFT may follow. Nothing is executed.
+a file of axolotl, LLaMA-Factory, TRL, torchtune, torchtitan, ms-swift, verl or OpenRLHF (a script too); a program or
+notebook with TRL or Unsloth; an adapter_config.json. Files of accelerate, DeepSpeed or PEFT may follow. None is run.
 """
 _ASKED = """
 A question in plain words is answered if all of it is understood: dryfit can i train qwen3 8b with lora on a 4090
@@ -214,26 +285,32 @@ def parser() -> Parser:
 
 
 def own_parser(name: str) -> Parser:
-    """The options of a command that shares this grammar."""
+    """The options of a command."""
     command = COMMANDS[name]
     made = Parser(
         prog=f"{PROGRAM} {name}",
-        description=f"{command.about[0].upper()}{command.about[1:]}.",
-        epilog=_epilog(name),
+        description=f"{command.about[0].upper()}{command.about[1:]}.\n{command.text}".rstrip(),
+        epilog=_epilog(name) if command.takes else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("what", nargs="+", metavar="WHAT", help="a model or a file; then files beside it")
     add_options(made, name)
     return made
 
 
 def add_options(made: argparse.ArgumentParser, name: str) -> None:
-    """Add a command's options to a parser."""
-    for option in COMMANDS[name].takes or ():
-        given = dict(OPTIONS[option])
+    """Add a command's arguments to a parser."""
+    command = COMMANDS[name]
+    taken: Mapping[str, Any] = command.own
+    if command.takes:
+        taken = {"what": _WHAT, **{option: OPTIONS[option] for option in command.takes}}
+    groups: dict[str | None, Any] = {None: made}
+    for option, form in taken.items():
+        given = dict(form)
         names = [option, given.pop("long")] if "long" in given else [option]
-        made.add_argument(*names, **given)
+        if (title := given.pop("group", None)) not in groups:
+            groups[title] = made.add_argument_group(title)
+        groups[title].add_argument(*names, **given)
 
 
 def _epilog(name: str) -> str:

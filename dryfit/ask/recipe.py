@@ -23,7 +23,7 @@ from dryfit.cards.gpus import find as card
 from dryfit.cards.sentences import of_program, said
 from dryfit.common.errors import UserError
 from dryfit.common.files import yaml_value
-from dryfit.common.kept import KeptAnswer
+from dryfit.common.kept import kept_or_given
 from dryfit.common.text import gib, printable, yaml_text
 from dryfit.recipes.models import OtherModel, find
 from dryfit.recipes.recipe import Recipe, recipe, recipes
@@ -88,9 +88,7 @@ def answered(words: Sequence[str]) -> int | None:
     if options.yaml:
         print(asked.recipe.program({"model": model.name, **asked.values}), end="")
         return 0
-    kept = KeptAnswer([word for word in words if word != "--fresh"], asked)
-    status = None if options.fresh else kept.show()
-    return kept.give(partial(_print, asked, options, words)) if status is None else status
+    return kept_or_given(words, asked, partial(_print, asked, options, words), fresh=bool(options.fresh))
 
 
 def _file(what: str) -> TrainerFile | None:

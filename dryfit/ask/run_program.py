@@ -1,12 +1,4 @@
-"""``dryfit run``: somebody's whole CUDA program, as it stands, on a machine without a GPU.
-
-    dryfit run train.py --batch_size=16
-    dryfit run --gpus 8 --gpu h100-80gb train_gpt.py
-    dryfit run --json -m package.train --depth 4
-
-The program runs here, in a process with limits, over a card that is simulated. It is stopped after its second update.
-Options of this command stand before the program, and the program's own behind it.
-"""
+"""``dryfit run``: somebody's whole CUDA program, as it stands, on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -20,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dryfit.ask.options import Parser, json_line, whole_number
-from dryfit.ask.text import card_line, explanation
+from dryfit.ask.options import json_line, whole_number
+from dryfit.ask.text import allocators, card_line, explanation, seconds, warning_lines
 from dryfit.cards.gpus import find
 from dryfit.cards.sentences import of_program, said
 from dryfit.common.errors import UserError
@@ -31,61 +23,28 @@ from dryfit.common.text import GIB, gib, printable, size_text
 from dryfit.program import answer
 from dryfit.program.largest import largest, to_mapping
 from dryfit.program.process import run
-from dryfit.program.request import STEPS, Limits, ProgramRequest
+from dryfit.program.request import Limits, ProgramRequest
 from dryfit.program.settings import length, setting
 
 _REPEATED = frozenset(("--answer", "--write"))  # options that may stand several times
 
 
-def parser() -> argparse.ArgumentParser:
-    """All options of ``dryfit run``."""
-    made = Parser(prog="dryfit run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--gpus", type=int, metavar="N", help="as torchrun with N processes; without it: python PROGRAM")
-    made.add_argument("--gpu", metavar="CARD", help="4090, 'A100 80GB', 8xh100-80gb, ... (default: an A100 80GB)")
-    made.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"updates until it is stopped ({STEPS})")
-    made.add_argument(
-        "--batch", metavar="8x1024", help="made up data of so many rows and tokens, if its own is missing"
-    )
-    made.add_argument("--answer", action="append", default=[], metavar="LINE=VALUE",
-                      help="what a number is that this line reads: train.py:57=0.5")  # fmt: skip
-    made.add_argument("--json", action="store_true", help="for programs")
-    made.add_argument("--ranks", metavar="all|0,7", help="which processes run, one after the other (0)")
-    made.add_argument("--longest", action="store_true", help="the largest length of its rows that fits")
-    made.add_argument("--vary", metavar="NAME[:STEP]",
-                      help="the largest value of this setting that fits, in steps of 64 (below 64: 1)")  # fmt: skip
-    made.add_argument("--all-gpus", action="store_true", help="every GPU of the catalogue")
-    made.add_argument("--yes", action="store_true", help="do not ask before a program runs for the first time")
-    safety = made.add_argument_group("what the program may use")
-    safety.add_argument("--network", action="store_true", help="let it use the network; on Linux it has none else")
-    safety.add_argument("--in-place", action="store_true", help="this folder itself, instead of a copy of it")
-    safety.add_argument("--write", action="append", default=[], metavar="FOLDER",
-                        help="a folder elsewhere to write in (Linux: without it none but caches)")  # fmt: skip
-    safety.add_argument("--memory", default="16GiB", metavar="SIZE", help="of this machine (16GiB)")
-    safety.add_argument("--seconds", type=int, default=Limits.seconds, help=f"until an update ({Limits.seconds})")
-    safety.add_argument("--file-size", default="4GiB", metavar="SIZE", help="of the largest file it writes (4GiB)")
-    made.add_argument("-m", dest="module", action="store_true", help="PROGRAM is a module, as with python -m")
-    made.add_argument("program", metavar="PROGRAM")
-    made.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
-    return made
-
-
-def main(words: Sequence[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """The command; its exit status: 0 fits or no GPU is named, 1 does not fit or is too close to call."""
-    options = parser().parse_args(list(words))
     try:
         return _answer_request(options)
     except UserError as error:
-        raise error.with_values(write=whole_line(error.write, words, options)) from None
+        raise error.with_values(write=whole_line(error.write, options)) from None
 
 
-def whole_line(write: str | None, words: Sequence[str], options: argparse.Namespace) -> str | None:
+def whole_line(write: str | None, options: argparse.Namespace) -> str | None:
     """A line to write, as messages shorten it (``dryfit run --network ...``), with all that the asker wrote."""
     start, end = "dryfit run ", " ..."
     if not write or not (write.startswith(start) and write.endswith(end)):
         return write
     new = shlex.split(write[len(start) : -len(end)])
     program = [*(["-m"] if options.module else []), options.program, *options.arguments]
-    own = list(words[: len(words) - len(program)])
+    own = options.words[: len(options.words) - len(program)]
     replaced = {word.partition("=")[0] for word in new if word.startswith("--")} - _REPEATED
     kept = []
     while own:
@@ -351,11 +310,7 @@ def text(answered: Mapping[str, Any]) -> list[str]:
         most = "without a bound" if known[1] is None else gib(known[1])
         lines.append(f"  {'peak, as a range':<20}{gib(known[0]):>10} to {most}: see the warning")
     lines.append(f"  {'required':<20}{gib(trace['required_bytes']):>10} of usable GPU memory")
-    other = "default" if answered["allocators"]["own"] == "expandable_segments" else "expandable_segments"
-    if other in answered["allocators"]:
-        word = "without" if other == "default" else "with"
-        size = answered["allocators"][other]["required_bytes"]
-        lines.append(f"  {'':<20}{gib(size):>10} {word} PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True")
+    lines += allocators(answered["allocators"], answered["allocators"]["own"] == "expandable_segments")
     peaks = ", ".join(f"{word} {gib(size)}" for name, word in _PHASES.items() if (size := trace["phases"].get(name)))
     lines.append(f"  {'by phase':<20}{peaks}")
     if len(answered["ranks"]) > 1:
@@ -364,15 +319,16 @@ def text(answered: Mapping[str, Any]) -> list[str]:
     if program["peak_line"]:
         below = f" (there {program['library_line']})" if program["library_line"] else ""
         lines.append(f"  {'the peak is made at':<20}{program['peak_line']}{below}")
-    lines += _time(answered)
+    if time := answered["time"]:
+        told = f"{seconds(time, ', not validated')}, without loading data; limited by {time['limited_by']}"
+        lines.append(f"  {'time of a step':<20}{told}")
     lines.append(f"  {'evidence':<20}{answered['evidence']['text']}")
     lines += explanation({"trace": trace, "analytic": None})
     lines.append("the same by module:")
     modules = sorted(trace["modules"].items(), key=lambda item: -item[1])[:8]
     width = max([44, *(len(name) for name, _ in modules)])
     lines += [f"  {name or '(outside modules)':<{width}}{size_text(size):>11}" for name, size in modules]
-    shown = (warning.replace("`peak_allocated_range_bytes`", "the range above") for warning in answered["warnings"])
-    lines += [f"  warning: {warning}" for warning in shown]
+    lines += [line.replace("`peak_allocated_range_bytes`", "the range above") for line in warning_lines(answered)]
     host = answered["host"]
     lines.append(f"  here it took {host['seconds']:.0f} s and {gib(host['peak_bytes'])} of this machine's memory")
     if program["written"]:
@@ -389,15 +345,6 @@ def _beyond(program: Mapping[str, Any]) -> str:
     names = " and ".join(filter(None, (", ".join(told[:-1]), told[-1])))
     verb = "are" if len(told) > 1 or "batches" in told[0] else "is"
     return f"; {names} {verb} not covered"
-
-
-def _time(answered: Mapping[str, Any]) -> list[str]:
-    time = answered["time"]
-    if time is None:
-        return []
-    between = " ({:.3g} to {:.3g})".format(*time["range"]) if time["range"] else ", not validated"
-    told = f"{time['seconds_per_step']:.3g} s{between}, without loading data; limited by {time['limited_by']}"
-    return [f"  {'time of a step':<20}{told}"]
 
 
 def _how_far(answered: Mapping[str, Any]) -> str:

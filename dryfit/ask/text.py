@@ -105,18 +105,17 @@ def answers(answer: Mapping[str, Any]) -> list[str]:
             lines.append(f"  {'':<20}{told}")
         if replayed:
             lines.append(f"  {'needs':<20}{gib(peak['required_bytes']):>10} free")
-            lines += allocators(answer)
+            own = answer["scenario"]["allocator"]["expandable_segments"]
+            lines += allocators(answer.get("allocators") or {}, own)
     return lines
 
 
-def allocators(answer: Mapping[str, Any]) -> list[str]:
-    """What the step needs with expandable segments and without them: the other figure, and how to get it."""
-    both = answer.get("allocators")
-    if not both:
+def allocators(both: Mapping[str, Any], own: bool) -> list[str]:
+    """What is needed by the other setting of expandable segments than its ``own``, and how to get it."""
+    other = both.get("default" if own else "expandable_segments")
+    if not other:
         return []
-    own = answer["scenario"]["allocator"]["expandable_segments"]
-    other = both["default" if own else "expandable_segments"]
-    how = f"without {EXPANDABLE_LINE}" if own else f"with {EXPANDABLE_LINE}"
+    how = f"{'without' if own else 'with'} {EXPANDABLE_LINE}"
     return [f"  {'':<20}{gib(other['required_bytes']):>10} {how}{which(other['verdict'])}"]
 
 
@@ -147,22 +146,18 @@ def time_lines(answer: Mapping[str, Any]) -> list[str]:
     if time is None:
         reason = answer["reasons"].get("time")
         return [f"time of a step: {reason}"] if answer["gpu"] and reason else []
-    between = " ({:.3g} to {:.3g})".format(*time["range"]) if time["range"] else ""
-    lines = [
-        f"time of a step: {time['seconds_per_step']:.3g} s{between}, {time['tokens_per_second']:,.0f} tokens a second;"
-        f" limited by {time['limited_by']}"
-    ]
+    rate = f"{time['tokens_per_second']:,.0f} tokens a second"
+    lines = [f"time of a step: {seconds(time)}, {rate}; limited by {time['limited_by']}"]
     if not time["range"]:
         lines.append("  not validated on this GPU: use it to compare settings, not to plan")
     exchanged = time.get("exchanges")
     return [*lines, *exchange_lines(exchanged)] if exchanged else lines
 
 
-def _checkpoint(answer: Mapping[str, Any]) -> list[str]:
-    """What saving and loading take, where FSDP2 divides the model."""
-    traced = answer.get("trace") or {}
-    found, host = traced.get("checkpoint"), traced.get("host")
-    return [*(checkpoint_lines(found) if found else ()), *(host_lines(host) if host else ())]
+def seconds(time: Mapping[str, Any], unknown: str = "") -> str:
+    """A step's seconds with their range; ``unknown``: what stands where nobody knows it."""
+    between = " ({:.3g} to {:.3g})".format(*time["range"]) if time["range"] else unknown
+    return f"{time['seconds_per_step']:.3g} s{between}"
 
 
 def other_ways(answer: Mapping[str, Any]) -> list[str]:
@@ -222,16 +217,30 @@ def explanation(answer: Mapping[str, Any]) -> list[str]:
 
 def table(name: str, answer: dict[str, Any]) -> str:
     """The answer to a scenario's file as text for a terminal."""
-    lines = [*head(answer, file=name), *answers(answer)]
-    lines += cycle_lines(answer) if answer.get("phases_of_cycle") else []
-    lines += [*evidence_lines(answer), *time_lines(answer), *other_kernels(answer)]
-    lines += _checkpoint(answer)
-    lines += other_ways(answer)
-    trace = answer["trace"]
-    lines += [f"  note: {note}" for note in trace["notes"]]
-    lines += [f"  warning: {warning}" for warning in answer["warnings"]]
-    lines += explanation(answer)
-    return printable("\n".join([*lines, *suggestions(answer, lambda item: item["write"])]))
+    lines = [*head(answer, file=name), *_how_it_came_about(answer), *other_kernels(answer), *other_ways(answer)]
+    lines += [*explanation(answer), *suggestions(answer, lambda item: item["write"])]
+    return printable("\n".join(lines))
+
+
+def _how_it_came_about(answer: Mapping[str, Any], readings: Sequence[str] = ()) -> list[str]:
+    """What stands behind the verdict; ``readings``: lines on the files that it was read from."""
+    traced = answer["trace"] or {}
+    saved, host = traced.get("checkpoint"), traced.get("host")
+    return [
+        *answers(answer),
+        *(cycle_lines(answer) if answer.get("phases_of_cycle") else ()),
+        *evidence_lines(answer),
+        *time_lines(answer),
+        *(checkpoint_lines(saved) if saved else ()),
+        *(host_lines(host) if host else ()),
+        *readings,
+        *(f"  note: {note}" for note in traced.get("notes", ())),
+        *warning_lines(answer),
+    ]
+
+
+def warning_lines(answer: Mapping[str, Any]) -> list[str]:
+    return [f"  warning: {warning}" for warning in answer.get("warnings") or ()]
 
 
 # --- a reinforcement step's cycle -------------------------------------------------------------------------------------
@@ -355,19 +364,7 @@ def reading_lines(asked: Question, answer: Mapping[str, Any]) -> list[str]:
 
 def first_text(asked: Question, answer: Mapping[str, Any]) -> str:
     """The verdict, and how it came about: all that stands as soon as the step is traced."""
-    lines = [
-        *head(answer, "--like "),
-        *answers(answer),
-        *(cycle_lines(answer) if answer.get("phases_of_cycle") else []),
-        *evidence_lines(answer),
-        *time_lines(answer),
-        *_checkpoint(answer),
-    ]
-    lines += reading_lines(asked, answer)
-    if answer["trace"]:
-        lines += [f"  note: {note}" for note in answer["trace"]["notes"]]
-    lines += [f"  warning: {warning}" for warning in answer.get("warnings") or []]
-    return printable("\n".join(lines))
+    return printable("\n".join([*head(answer, "--like "), *_how_it_came_about(answer, reading_lines(asked, answer))]))
 
 
 def rest_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
@@ -382,7 +379,8 @@ def rest_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]
 
 def cards_text(asked: Question, rows: Sequence[Mapping[str, Any]], is_estimated: bool | None) -> str:
     """Which GPUs the step fits, a line each; with a run its hours and cost too."""
-    fitting, by = sum(row["fits"] is True for row in rows), " by the analytic estimate" if is_estimated else ""
+    fitting = sum(row["fits"] is True for row in rows)
+    by = " by the analytic estimate" if is_estimated and not all(row["recorded"] for row in rows) else ""
     lines = [f"FITS {fitting} of {len(rows)} GPUs{by}: {step_line(asked.scenario.to_mapping())}"]
     for row in rows:
         spare = f"{row['headroom_bytes'] / GIB:+.2f} GiB{run_cost.cells(row['run']) if 'run' in row else ''}"

@@ -46,6 +46,7 @@ from dryfit.scenario.nested_fields import gpu_count
 PASTED = "the line with all of it put right"  # stands for it until it is known
 _EXAMPLE = "qwen2.5-coder-7b"
 FLAGS = {"sequence_length": "-s", "micro_batch": "-b", "method": "--method", "gpu": "--gpu", "like": "--like"}
+_SERVED = COMMANDS["serve"].takes
 _LONG = {one["long"]: name for name, one in OPTIONS.items() if "long" in one}
 
 # --- a line, as options and plain words -------------------------------------------------------------------------------
@@ -486,6 +487,11 @@ def _plain(
     known |= {"--method"} if any(text.lower() in _table("trains") for text in texts) else set()
     new: dict[int, Sequence[str]] = {}
     asked, left, guessed, at, lost = None, [], [], 0, ""
+    runs = [text for text in texts if _table("asks").get(_bare(text)) == "--method"]
+    is_alone = {1} == {1, *(gpu_count(word) for part in parts for word in part.words if part.words[0] == "--gpu")}
+    if runs and command == "fit" and is_alone and "--method" not in known and _takes([*known], _SERVED):
+        asked, guessed = ("serve", ["serve"]), runs[:1]  # `can i run llama on a 4090`: nothing is trained
+        known |= {"--method"}
     for part in parts:
         here, said = beside[at : at + part.count], texts[at : at + part.count]
         at += part.count

@@ -36,6 +36,8 @@ class Process:
     more_groups
         Communicators that a process may have besides: DeepSpeed clones the group of all processes, and transformers'
         Trainer gathers losses over the first (deepspeed/utils/groups.py, ``_clone_world_group``).
+    recipe
+        Whether a recipe was traced, and the process runs another program for the same model.
     """
 
     gpus: int = 1
@@ -45,6 +47,7 @@ class Process:
     compiled: bool = False
     meshed: bool = False
     more_groups: int = 0
+    recipe: bool = False
 
     @classmethod
     def of(cls, scenario: Scenario) -> Process:
@@ -128,8 +131,8 @@ NOTHING = Beside()
 def beside(process: Process, gpu: Gpu) -> Beside:
     """What a process has on a card beside its step."""
     table = _table()
-    kinds = {"compiled": process.compiled, "mesh": process.meshed, "expandable": process.expandable_segments,
-             "any": True}  # fmt: skip
+    kinds = {"recipe": process.recipe, "compiled": process.compiled, "mesh": process.meshed,
+             "expandable": process.expandable_segments, "any": True}  # fmt: skip
     fragments = next(row for row in table["fragments"] if kinds[row["when"]])
     parts = tuple(_parts(process, gpu, table))
     return Beside(parts, fragments["least_share"], fragments["most_share"], fragments["evidence"])

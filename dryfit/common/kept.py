@@ -107,6 +107,13 @@ class KeptAnswer:
             _remove_oldest(self._path.parent)
 
 
+def kept_or_given(words: Sequence[str], asked: object, answer: Callable[[], int], *, fresh: bool) -> int:
+    """Print the kept answer to a line, or with ``fresh``, or where none is kept, the one that a function prints."""
+    kept = KeptAnswer([word for word in words if word != "--fresh"], asked)
+    status = None if fresh else kept.show()
+    return kept.give(answer) if status is None else status
+
+
 def _remove_oldest(kept: Path) -> None:
     answers = []
     for path in kept.glob("*.json"):

@@ -25,7 +25,13 @@ _OUTSIDE = {"inputs": "forward", "between": "optimizer"}  # of the step's own co
 
 
 class DerivedStep:
-    """A step whose allocations are known one by one, as the trace has them."""
+    """A step whose allocations are known one by one, as the trace has them.
+
+    Attributes
+    ----------
+    orders
+        Its events, for each order of loading that is possible.
+    """
 
     def __init__(
         self, form: Form, orders: Sequence[Composition], capability: Capability, *, expandable_segments: bool
@@ -33,11 +39,11 @@ class DerivedStep:
         composed = orders[0]
         self._form, self._composed, self._expandable = form, composed, expandable_segments
         self._capability = capability
-        self._orders = [Events.of(each.events) for each in orders]
+        self.orders = [Events.of(each.events) for each in orders]
         trail: list[int] = []
         marks = [("load", 0), ("steps", composed.marks[0][2])]
-        run = replay(self._orders[0], marks, expandable_segments=expandable_segments, trail=trail)
-        others = [replay(events, expandable_segments=expandable_segments) for events in self._orders[1:]]
+        run = replay(self.orders[0], marks, expandable_segments=expandable_segments, trail=trail)
+        others = [replay(events, expandable_segments=expandable_segments) for events in self.orders[1:]]
         trail.append(run.allocated_bytes)
         begin = composed.marks[0][2]
         self.resident_bytes = trail[begin]
@@ -72,7 +78,7 @@ class DerivedStep:
         """On which cards it is served: of those of the catalogue with the same kernels each one is replayed."""
         sizes = list(usable_sizes(self._capability))
         return Capacities.of_all(
-            capacities(events, expandable_segments=self._expandable, sizes=sizes) for events in self._orders
+            capacities(events, expandable_segments=self._expandable, sizes=sizes) for events in self.orders
         )
 
     @property
@@ -84,7 +90,7 @@ class DerivedStep:
         """Whether a card with so many bytes suffices; one with less than is required may, by luck."""
         if not self.peak_allocated_bytes <= usable_bytes < self._most_reserved_bytes:
             return usable_bytes >= self._most_reserved_bytes
-        return all(served_at(usable_bytes, each, expandable_segments=self._expandable)[2] for each in self._orders)
+        return all(served_at(usable_bytes, each, expandable_segments=self._expandable)[2] for each in self.orders)
 
     @cached_property
     def terms(self) -> list[dict[str, Any]]:

@@ -192,7 +192,8 @@ def largest(scenario: Scenario, gpu: Gpu, field: str, most: int | None = None) -
         the scenario has none, and without them where it has.
     """
     rooms = _rooms(scenario, gpu)
-    borders = Borders(scenario, field, gpu.capability, [*rooms, gpu.usable_bytes])
+    traces = Traces(gpu.capability, derived=not gpu.pool_bytes)  # loading into a shared memory is in no record
+    borders = Borders(scenario, field, gpu.capability, [*rooms, gpu.usable_bytes], traces)
     borders.values = [value for value in borders.values if most is None or value <= most] or borders.values[:1]
     expandable = scenario.allocator.expandable_segments
     found = borders.largest_traced(rooms[expandable], expandable=expandable)

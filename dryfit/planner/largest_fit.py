@@ -22,11 +22,13 @@ from dryfit.analytic.kernels import LONGEST, kernels_of
 from dryfit.cards.gpus import Gpu
 from dryfit.common.terminal import now_doing
 from dryfit.common.text import gib
+from dryfit.derived.step import if_recorded
 from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, cublas_workspace_bytes
 from dryfit.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
     from dryfit.engine.interpolate import Recording, Scaled
+    from dryfit.tracing.trace import Recorder
 
 MOST = 2**16  # where a search for rows ends
 LENGTH_STEP = 64  # of a search for a length, up to 64 steps to a doubling
@@ -67,21 +69,41 @@ def steps(field: str, limit: int) -> list[int]:
 class Traces:
     """Recordings of a step at any length and number of rows, for GPUs that run the same kernels: each traced once.
 
-    ``beside``: those of the same step for GPUs with other kernels, whose models are taken.
+    ``beside``: those of the same step for GPUs with other kernels, whose models are taken. ``derived``: where the
+    family's record has the events of a trace, they are taken from there. They do not say which are cuBLAS's workspaces,
+    so such recordings are for one GPU.
     """
 
-    def __init__(self, capability: tuple[int, int] | None, beside: Traces | None = None) -> None:
-        from dryfit.tracing.trace import Recorder
-
-        self.capability, self._record = capability, Recorder(beside and beside._record)
+    def __init__(
+        self, capability: tuple[int, int] | None, beside: Traces | None = None, *, derived: bool = False
+    ) -> None:
+        self.capability, self._beside, self._derived = capability, beside, derived
+        self._recorder: Recorder | None = None
         self._known: dict[tuple[int, int], Recording] = {}
 
     def __call__(self, scenario: Scenario) -> Recording:
         key = scenario.sequence_length, scenario.micro_batch
         if key not in self._known:
             now_doing(f"tracing a step of {scenario.micro_batch:,} x {scenario.sequence_length:,} tokens")
-            self._known[key] = self._record(scenario, self.capability)
+            self._known[key] = self._of_record(scenario) or self.recorder(scenario)(scenario, self.capability)
         return self._known[key]
+
+    def _of_record(self, scenario: Scenario) -> Recording | None:
+        from dryfit.engine.interpolate import Recording
+
+        step = if_recorded(scenario, self.capability) if self._derived else None
+        return step and Recording(step.orders)
+
+    def recorder(self, scenario: Scenario) -> Recorder:
+        """What traces steps; made when the first one has to be."""
+        if self._recorder is None:
+            from dryfit.tracing.imports import import_quietly
+
+            import_quietly(scenario)  # before the trace's module, which imports transformers whole
+            from dryfit.tracing.trace import Recorder
+
+            self._recorder = Recorder(self._beside and self._beside.recorder(scenario))
+        return self._recorder
 
     def known(self, scenario: Scenario, recording: Recording) -> None:
         """Take a recording that was come by in another way."""

@@ -12,6 +12,7 @@ from dryfit.cards.gpus import named
 from dryfit.cards.verdict import Omission
 from dryfit.common.errors import UserError
 from dryfit.common.text import gib
+from dryfit.engine.components import weights
 from dryfit.readers.reading import TOO_HIGH, TOO_LOW, Reading
 from dryfit.scenario.model import size
 from dryfit.scenario.scenario import Scenario
@@ -129,8 +130,11 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         What the setting touches: ``states``, ``activations``, ``logits``, ``gradients``, ``frozen`` (gradients and
         states), ``int8``, ``head_fp32``, ``masters`` (fp32 copies and states), ``liger_loss``, ``pair_logits`` (whole
         logits of a loss that compares answers), ``logits N`` (N bytes for each of them), ``evaluation N`` (N rows
-        without gradients), ``bytes N``, ``unit`` (all weights and all gradients, gathered), ``step`` (all that is not
-        resident), ``reference`` (the weights of a second model), ``whole`` (all weights while they load),
+        without gradients), ``evaluation N M`` (M bytes for each of their logits), ``bytes N``, ``unit`` (all weights
+        and all gradients, gathered), ``gradient_shards`` (this GPU's gradients in the dtype of what is trained),
+        ``rows`` (rows of the model's own length instead),
+        ``experts N`` (those of 16 bits in N bits instead), ``expert_adapters`` (of each expert's layers), ``step`` (all
+        that is not resident), ``reference`` (the weights of a second model), ``whole`` (all weights while they load),
         ``vllm N`` and ``vllm N sleeps`` (vLLM with that part of the card).
     """
     shown = answer.get("trace") or answer.get("analytic")
@@ -140,7 +144,7 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
     if kind == "states":
         return parts.get("optimizer_states", 0)
     if kind.startswith("evaluation "):
-        return _evaluation_bytes(int(kind.rpartition(" ")[2]), scenario, shown)
+        return _evaluation_bytes(*map(int, kind.split()[1:]), scenario=scenario, shown=shown)
     if kind.startswith("bytes "):
         return int(kind.rpartition(" ")[2])
     if kind.startswith("logits "):
@@ -153,6 +157,14 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         whole = shown.get("parameters"), shown.get("trainable_parameters")
         half = scenario.autocast_precision or scenario.precision != "fp32"
         return sum(whole) * (2 if half else 4) if all(isinstance(count, int) for count in whole) else None
+    if kind == "gradient_shards":
+        return _gradient_shard_bytes(scenario, shown)
+    if kind == "rows":
+        return _longer_rows_bytes(scenario, shown)
+    if kind == "expert_adapters":
+        return _expert_adapter_bytes(scenario)
+    if kind.startswith("experts "):
+        return _packed_expert_bytes(int(kind.rpartition(" ")[2]), scenario, parts)
     if kind == "whole":
         numbers = shown.get("parameters")
         width = 2 if scenario.autocast_precision or scenario.weight_precision != "fp32" else 4
@@ -180,6 +192,55 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
     if kind == "int8":
         return counts["linear"]
     return 2 * (counts["embeddings"] + counts.get("output_head", 0))
+
+
+def _gradient_shard_bytes(scenario: Scenario, shown: Mapping[str, Any]) -> int | None:
+    """What FSDP1 with offload has on a GPU at the end of backward, which FSDP2 has given to the host.
+
+    It copies each gradient's shard to the host and keeps its own, cast to the dtype of the weights, until backward is
+    over (torch 2.13 distributed/fsdp/_runtime_utils.py, ``_accumulate_sharded_grad``; ``prepare_gradient_for_optim``
+    lets it go). What is trained has fp32 under autocast, as accelerate casts it.
+    """
+    numbers = shown.get("trainable_parameters")
+    if not isinstance(numbers, int):
+        return None
+    width = 4 if scenario.autocast_precision or scenario.weight_precision == "fp32" else 2
+    return -(-numbers // scenario.parallel.gpus) * width
+
+
+def _longer_rows_bytes(scenario: Scenario, shown: Mapping[str, Any]) -> int | None:
+    """How much more rows as long as the model takes them need: what is not resident, by tokens.
+
+    Attention that keeps its scores grows by their square.
+    """
+    longest = scenario.size("max_position_embeddings")
+    if not longest or longest <= scenario.sequence_length:
+        return 0
+    times = longest / scenario.sequence_length
+    more = times**2 if scenario.attention == "eager" else times
+    return round((more - 1) * (shown["peak_allocated_bytes"] - shown["resident_bytes"]))
+
+
+def _packed_expert_bytes(bits: int, scenario: Scenario, parts: Mapping[str, int]) -> int | None:
+    """How much less experts take in 8 bits, or in 4 and a byte for each 64 weights.
+
+    Where the closed form does not know the model: all dense weights, of which experts are nearly all.
+    """
+    width = 4 if scenario.weight_precision == "fp32" else 2
+    try:
+        numbers = describe(scenario.model).parameter_counts().get("experts", 0)
+    except NotDescribed:
+        numbers = parts.get(weights(scenario.weight_precision), 0) // width
+    return numbers * width - (numbers * 33 // 64 if bits == 4 else numbers)
+
+
+def _expert_adapter_bytes(scenario: Scenario) -> int | None:
+    """At most what adapters of all experts take: weights, gradients and two states in fp32."""
+    names = ("num_hidden_layers", "num_local_experts", "hidden_size", "intermediate_size")
+    layers, count, hidden, inner = sizes = [scenario.size(name) for name in names]
+    if not all(sizes) or not scenario.lora:
+        return None
+    return layers * count * scenario.lora.rank * (hidden + 2 * inner + inner + hidden) * 16
 
 
 def _whole_logits_bytes(scenario: Scenario, trace: Mapping[str, Any]) -> int | None:
@@ -265,14 +326,17 @@ def _more_at_the_loss(width: int, scenario: Scenario, trace: Mapping[str, Any]) 
     return max(max(phases.get("forward", 0), phases.get("backward", 0)) + whole - trace["peak_allocated_bytes"], 0)
 
 
-def _evaluation_bytes(rows: int, scenario: Scenario, shown: Mapping[str, Any]) -> int | None:
-    """By how much an evaluation of so many rows needs more than the step: weights and states, and the rows' logits.
+def _evaluation_bytes(
+    rows: int, width: int | None = None, *, scenario: Scenario, shown: Mapping[str, Any]
+) -> int | None:
+    """By how much a pass of so many rows without gradients needs more than the step: weights and states, and logits.
 
-    The loss is computed in fp32: in 16 bits the logits are there, their copy in fp32, and its log_softmax.
+    ``width``: bytes for each logit. Without it the loss is computed in fp32: in 16 bits the logits are there, their
+    copy in fp32, and its log_softmax.
     """
     vocabulary = size(scenario.model, "vocab_size")
     if not vocabulary or scenario.loss != "full":
         return None
     half = scenario.autocast_precision or scenario.precision != "fp32"
-    logits = rows * scenario.sequence_length * vocabulary * (2 + 4 + 4 if half else 4 + 4)
+    logits = rows * scenario.sequence_length * vocabulary * (width or (2 + 4 + 4 if half else 4 + 4))
     return max(shown["resident_bytes"] + _states_bytes(shown) + logits - shown["peak_allocated_bytes"], 0)

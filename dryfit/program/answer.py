@@ -44,7 +44,7 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
     gpu = find(asked.gpu) if asked.gpu else None
     trace = dict(found["trace"])
     phases, graphs = trace["phases"], (trace.get("compiled") or {}).get("graphs")
-    process = _process(asked.gpus, trace, found["expandable_segments"])
+    process = _process(asked.gpus, trace, found["expandable_segments"], asked.recipe)
     own = "expandable_segments" if found["expandable_segments"] else "default"
     told = ("updates", "outcome", "peak_line", "library_line", "reads", "written", "made_up", "not_followed",
             "growth_bytes", "ran_out", "share_bytes")  # fmt: skip
@@ -73,10 +73,10 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _process(gpus: int, trace: Mapping[str, Any], expandable_segments: bool) -> Process:
+def _process(gpus: int, trace: Mapping[str, Any], expandable_segments: bool, recipe: bool) -> Process:
     """The process that runs a program: what is beside its tensors on the card."""
     compiled = bool((trace.get("compiled") or {}).get("graphs"))
-    return Process(gpus, int(gpus > 1), expandable_segments=expandable_segments, compiled=compiled)
+    return Process(gpus, int(gpus > 1), expandable_segments=expandable_segments, compiled=compiled, recipe=recipe)
 
 
 def _judged(trace: Mapping[str, Any], program: Mapping[str, Any], gpu: Gpu | None, process: Process) -> Verdict:
@@ -116,7 +116,8 @@ def of_ranks(answers: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
 def on_all_gpus(answered: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The verdict for each card of the catalogue: of one trace, whose kernels are those of the card that was asked."""
     rows = []
-    process = _process(answered["gpus"], answered["trace"], answered["allocators"]["own"] == "expandable_segments")
+    expandable = answered["allocators"]["own"] == "expandable_segments"
+    process = _process(answered["gpus"], answered["trace"], expandable, "recipe" in answered)
     for card in catalogue().values():
         judged = _judged(answered["trace"], answered["program"], card, process)
         rows.append({"gpu": card.name, "title": card.title, "required_bytes": answered["trace"]["required_bytes"],

@@ -51,6 +51,8 @@ class ProgramRequest:
         Folders elsewhere in which it may write too.
     runs_out
         Whether an allocation beyond the card's memory fails, as on a GPU.
+    recipe
+        Whether it is a recipe, which stands for programs that were not read.
     limits
         Of the process.
     """
@@ -70,6 +72,7 @@ class ProgramRequest:
     files: Mapping[str, str] = field(default_factory=dict)
     writable: tuple[str, ...] = ()
     runs_out: bool = True
+    recipe: bool = False
     limits: Limits = Limits()
 
     def to_json(self) -> str:

@@ -19,6 +19,7 @@ from dryfit.readers import (
     companion_files,
     llama_factory,
     ms_swift,
+    openrlhf,
     program,
     torchtitan,
     torchtune,
@@ -74,6 +75,7 @@ READERS = {
     "torchtune": Reader(torchtune.read, torchtune.MARKS),
     "ms-swift": Reader(ms_swift.read, ms_swift.MARKS),
     "verl": Reader(verl.read, verl.MARKS),
+    "openrlhf": Reader(openrlhf.read, openrlhf.MARKS),
     "accelerate": Reader(
         companion_files.read_accelerate, (("distributed_type",), ("compute_environment",)), beside=True
     ),
@@ -87,6 +89,7 @@ TOOLS = tuple(name for name, reader in READERS.items() if not reader.beside)
 SCRIPTS: dict[str, Callable[[Launch, Command, Path], Mapping[str, Any] | None]] = {
     "ms-swift": lambda _, command, script: ms_swift.from_command(command, script),
     "verl": lambda _, command, script: verl.from_command(command, script),
+    "openrlhf": lambda _, command, script: openrlhf.from_command(command, script),
     "llama-factory": llama_factory.from_command,
     "axolotl": axolotl.from_command,
     "trl": trl.from_command,
@@ -263,6 +266,7 @@ def read_script(path: Path, gpus: int | None, capability: tuple[int, int] | None
     raise refused or UserError(
         "No command that trains was found in this script.", where=path,
         allowed="swift sft, pt or rlhf; python -m verl.trainer.main_ppo;"
+        " python -m openrlhf.cli.train_ppo_ray or train_sft;"
         " llamafactory-cli train; axolotl train; trl sft; tune run; python, accelerate launch, torchrun or deepspeed"
         " with a program",
     )  # fmt: skip

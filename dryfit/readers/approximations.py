@@ -118,13 +118,19 @@ def _liger_followed(fields: Fields) -> bool:
 
 TABLE = (
     Approximation(
-        lambda f: _packed_experts(f) and not (_has_experts(f) and _in_4_bits(f)), lambda f: {"experts": GONE},
-        "quantize_moe_experts", lambda f: True, TOO_HIGH, "experts packed in other than 4 bits are counted in 16",
-    ),
-    Approximation(
-        lambda f: _packed_experts(f) and _has_experts(f) and _in_4_bits(f) and _experts_not_followed(f),
+        lambda f: _packed_experts(f) and not (_has_experts(f) and f.get("method") == "qlora"),
         lambda f: {"experts": GONE}, "quantize_moe_experts", lambda f: True, TOO_HIGH,
-        "packed experts are predicted for one GPU, without adapters of their own and the compiler; counted in 16 bits",
+        "experts are packed beside a quantized base alone; counted in 16 bits",
+    ),
+    *(
+        Approximation(
+            lambda f, bits=bits: _packed_experts(f) and _has_experts(f) and f.get("method") == "qlora"
+            and _in_4_bits(f) == (bits == 4) and _experts_not_followed(f),
+            lambda f: {"experts": GONE}, "quantize_moe_experts", lambda f: True, TOO_HIGH,
+            "packed experts are predicted for one GPU, without adapters of their own and the compiler; counted in 16"
+            " bits", f"experts {bits}",
+        )
+        for bits in (4, 8)
     ),
     Approximation(
         lambda f: _value(f, "compile") != "none" and not _supervised(f),
@@ -192,7 +198,9 @@ TABLE = (
     Approximation(
         lambda f: _strategy(f).fsdp == 1 and f["parallel"].get("offload") == "cpu",
         lambda f: {"parallel": {**f["parallel"], "strategy": DIVIDED}},
-        "offload", lambda f: "cpu", EITHER_WAY, "CPU offload is modelled for FSDP2 only, so FSDP1 is read as FSDP2",
+        "offload", lambda f: "cpu", TOO_LOW,
+        "FSDP1 with offload is read as FSDP2, which lets a gradient's shard go once the host has it; FSDP1 keeps all of"
+        " them on the GPU until backward ends", "gradient_shards",
     ),
     Approximation(
         lambda f: _strategy(f).fsdp == 1 and f["parallel"].get("offload") != "cpu" and f.get("quantization")

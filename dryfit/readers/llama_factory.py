@@ -164,6 +164,9 @@ def _precision(get: FileValues, reading: Reading) -> None:
     compute = _compute(get)
     pure, method = get("pure_bf16", False), reading.fields["method"]
     mixed = compute if (get("bf16") or get("fp16")) and not pure else None
+    if not (pure or mixed):
+        trained = "what is trained" if method == "full" else "adapters"
+        reading.notes.append(f"the file sets none of bf16, fp16 and pure_bf16: LLaMA-Factory keeps {trained} in fp32")
     zero3 = reading.fields.get("parallel", {}).get("strategy") == "zero3"
     if zero3 and not mixed and method != "qlora":
         # deepspeed.zero.Init takes the dtype from DeepSpeed's configuration, whose `bf16` follows the Trainer's.

@@ -104,6 +104,9 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     if kernel := get("attn_impl"):
         common.attention(reading, "attn_impl", kernel)
     reading.pads = not (get("packing") or get("padding_free"))
+    if get("use_galore") and get("galore_optim_per_parameter"):
+        why = "each gradient goes as soon as its parameter has stepped"
+        reading.approximates("galore_optim_per_parameter", True, TOO_HIGH, why, "gradients")
     common.optimizer(reading, "optim", "galore_adamw" if get("use_galore") else get("optim", "adamw_torch_fused"))
     if get("tuner_backend") == "unsloth":  # swift's prepare_model asks it for checkpointing without the host
         unsloth.take_the_step(reading, offloads=False)
@@ -139,7 +142,12 @@ def _row_tokens(get: FileValues, reading: Reading) -> int:
     if length is None:
         length = grpo.PROMPT_TOKENS if generates else _ROW_TOKENS
         what = "prompts have" if generates else "rows have"
-        reading.notes.append(f"the file doesn't say how long rows are (max_length): {what} {length:,} tokens here")
+        said = f"the file doesn't say how long rows are (max_length): {what} {length:,} tokens here"
+        if generates:
+            reading.notes.append(said)
+        else:  # TemplateArguments takes the model's max_model_len
+            why = f"{said}, and ms-swift cuts them at the model's own length"
+            reading.approximates("max_length", None, TOO_LOW, why, "rows")
     most = get("vllm_max_model_len") if get("use_vllm") else None
     return min(length + answer, most or length + answer) if generates else length
 

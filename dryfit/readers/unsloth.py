@@ -127,6 +127,9 @@ def say(reading: Reading, own: Mapping[str, Any], *, offloads: bool, halves: boo
             reading.approximates(key, own[key], errs, why)
     reading.tool = f"Unsloth and {reading.tool}"
     reading.approximates("unsloth", True, TOO_HIGH, UPPER_END, "step")
+    quantization = reading.fields.get("quantization") or {}
+    if quantization and quantization.get("type") != "int8":  # models/llama.py and models/vision.py
+        reading.set(quantization={**quantization, "double": True})
     objective = reading.fields.get("objective", SUPERVISED)
     if OBJECTIVES[objective].generates:
         reading.remarks.pop()
@@ -137,6 +140,21 @@ def say(reading: Reading, own: Mapping[str, Any], *, offloads: bool, halves: boo
     if objective != SUPERVISED:  # TRL's own step, with whole logits
         return
     take_the_step(reading, offloads=offloads)
+
+
+def _experts_of_a_copy(reading: Reading) -> None:
+    """A model in 4 bits comes from Unsloth's copy, whose experts are linear layers in 4 bits (models/mapper.py).
+
+    Where an MLP's layers are to be adapted, newer versions adapt each expert, and older ones none of them
+    (models/_utils.py, ``get_moe_target_modules``). Here they get none.
+    """
+    reading.set(experts={"quantized": "bitsandbytes"})
+    reading.notes.append("in 4 bits Unsloth takes its copy of this model, whose experts are packed as linear layers")
+    lora, of_an_mlp = reading.fields.get("lora") or {}, rules()["defaults"]["target_modules"][4:]
+    if isinstance(targets := lora.get("target_modules"), list) and {*targets} & {*of_an_mlp}:
+        reading.set(lora={**lora, "target_modules": [name for name in targets if name not in of_an_mlp] or ["q_proj"]})
+        why = "newer versions of Unsloth give each expert an adapter, which is not counted"
+        reading.approximates("target_modules of experts", targets, TOO_LOW, why, "expert_adapters")
 
 
 def take_the_step(reading: Reading, *, offloads: bool) -> None:
@@ -152,6 +170,8 @@ def take_the_step(reading: Reading, *, offloads: bool) -> None:
     if offloads:
         reading.set(gradient_checkpointing="reentrant")
         common.offloaded(reading, "use_gradient_checkpointing")
+    if re.search(table["linear_experts"], name, re.I) and reading.fields["method"] == "qlora":
+        _experts_of_a_copy(reading)
     reading.set(kernels="unsloth", loss="full" if reading.fields.get("loss") == "full" else "chunked")
     if count := next((count for key, count in table["towers"].items() if re.search(key, name, re.I)), 0):
         why = "the model is loaded with its vision tower, whose weights are not counted"

@@ -24,8 +24,10 @@ MARKS = (("actor_rollout_ref",), ("model.partial_pretrain",))
 _TRAINERS = re.compile(r"(?:verl|recipe)\.\S*\.(?P<work>main_\w+|\w*sft_trainer)")
 _TRAINS = ("main_ppo", "main_dapo", "fsdp_sft_trainer", "sft_trainer")
 _ACTOR, _ROLLOUT, _MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))
+_LOG_PROB = ("micro_batch_size_per_gpu", "micro_batch_size", "max_token_len_per_gpu", "use_dynamic_bsz")
 _WHOLE = (f"{_ACTOR}.ppo_micro_batch_size_per_gpu", f"{_ACTOR}.ppo_micro_batch_size", f"{_ACTOR}.ppo_mini_batch_size",
           f"{_ACTOR}.ppo_max_token_len_per_gpu", f"{_ROLLOUT}.n", f"{_MODEL}.lora_rank", f"{_MODEL}.lora_alpha",
+          *(f"{part}.log_prob_{name}" for part in (_ROLLOUT, "actor_rollout_ref.ref") for name in _LOG_PROB[:3]),
           "data.max_prompt_length", "data.max_response_length", "data.max_length", "data.train_batch_size",
           "data.micro_batch_size_per_gpu", "model.lora_rank", "model.lora_alpha", "trainer.n_gpus_per_node",
           "trainer.nnodes")  # fmt: skip
@@ -133,7 +135,24 @@ def _update(get: FileValues, reading: Reading, count: int) -> None:
     if compared and not get(f"{_MODEL}.lora_rank") and not get("actor_rollout_ref.ref.fsdp_config.param_offload"):
         why = "a reference's weights lie beside, divided as well"
         reading.approximates(f"{_ACTOR}.use_kl_loss", True, TOO_LOW, why)
+    _log_probabilities(get, reading, rows, tokens, count)
     _rollout(get, reading)
+
+
+def _log_probabilities(get: FileValues, reading: Reading, rows: int, tokens: int, count: int) -> None:
+    """A pass without gradients, of rows of its own number; with the logits their softmax and its product (dp_actor)."""
+    most = 0
+    for part in (_ROLLOUT, "actor_rollout_ref.ref"):
+        own = get(f"{part}.log_prob_micro_batch_size_per_gpu")
+        if own is None and get(f"{part}.log_prob_micro_batch_size"):
+            own = max(get(f"{part}.log_prob_micro_batch_size") // count, 1)
+        if get(f"{part}.log_prob_use_dynamic_bsz", get(f"{_ACTOR}.use_dynamic_bsz")):
+            usual = get(f"{_ACTOR}.ppo_max_token_len_per_gpu", 16_384)
+            own = max(get(f"{part}.log_prob_max_token_len_per_gpu", usual) // tokens, 1)
+        most = max(most, own or 0)
+    if most > rows:
+        why = f"log-probabilities of {most} rows are computed at once"
+        reading.approximates("log_prob_micro_batch_size", most, TOO_LOW, why, f"evaluation {most} 6")
 
 
 def _rollout(get: FileValues, reading: Reading) -> None:

@@ -85,7 +85,7 @@ def follow(
     check(recipe, model, values)
     text = recipe.program({MODEL: model.name, **values})
     batch = values.get("micro_batch", 1), values.get("sequence_length", 16)
-    asked = ProgramRequest(f"{recipe.name}.py", gpu=gpu, batch=batch, in_place=True, runs_out=False)
+    asked = ProgramRequest(f"{recipe.name}.py", gpu=gpu, batch=batch, in_place=True, runs_out=False, recipe=True)
     with tempfile.TemporaryDirectory(prefix="dryfit-recipe-") as place, chdir(place):
         for name, content in {f"{model.name}/{file}": content for file, content in model.files.items()}.items():
             Path(name).parent.mkdir(parents=True, exist_ok=True)

@@ -137,6 +137,10 @@ class Reading:
                 given[name] = _blocks(model, now) if name == "blocks_swapped" and isinstance(now, float) else now
             elif name == "checkpoints" and self._value(name, key) == "host":
                 self.notes.append(f"{key}: the recipe {chosen.name} keeps checkpoints on the card, which takes no less")
+            elif name == "precision" and self._value(name, key) == "fp16":  # as many bytes
+                self.notes.append(f"{key}: {value} is taken as bf16, which takes more below compute capability 8.0")
+                # beside fp16 the tools keep trained adapters in fp32
+                given |= {"adapter_precision": "fp32"} if "adapter_precision" in chosen.settings else {}
             elif name == "precision" and self._value(name, key) not in ("bf16", None):
                 raise UserError(
                     f"The recipe {chosen.name} computes in bf16.", where=self.path, found=f"{key}={yaml_text(value)}",

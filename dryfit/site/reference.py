@@ -19,8 +19,8 @@ Defined = ast.FunctionDef | ast.ClassDef
 
 
 def command_line() -> str:
-    """``dryfit --help``, and the help of each command that shares its grammar."""
-    texts = [parser().format_help(), *(own_parser(name).format_help() for name, one in COMMANDS.items() if one.takes)]
+    """``dryfit --help``, and the help of each command."""
+    texts = [parser().format_help(), *(own_parser(name).format_help() for name in COMMANDS)]
     return "# Command line\n\n" + "\n".join(f"```text\n{text.rstrip()}\n```\n" for text in texts)
 
 

@@ -8,7 +8,8 @@ bitsandbytes' integration leaves it in 16 bits. Three ways around that are known
 ===============  =====================================================================================================
 ``bitsandbytes`` each tensor is packed as it arrives, and unpacked while its layer runs: bitsandbytes 0.48 and later
                  ``nn/parametrize.py``, ``replace_parameter_4bit``; axolotl's ``quantize_moe_experts``
-                 (``monkeypatch/moe_quant.py``), and Unsloth's loading in 4 bits
+                 (``monkeypatch/moe_quant.py``), and Unsloth's loading in 4 bits. With LLM.int8's base in 8 bits, as
+                 that file's ``replace_parameter_8bit``
 ``mxfp4``        gpt-oss' own packed weights stay (``Mxfp4Config(dequantize=False)``); a layer's are unpacked while it
                  runs, by transformers ``integrations/mxfp4.py``, ``convert_moe_packed_tensors``
 ``offload``      packed or not, they lie on the host, and a layer's come to the GPU while it runs: axolotl's
@@ -122,7 +123,8 @@ def whole_names(model: nn.Module, targets: Iterable[str]) -> list[str]:
 
 def expert_notes(model: nn.Module, scenario: Scenario) -> Iterator[str]:
     """What a person should know of experts that are not what was asked for, or not as somebody else has them."""
-    dense = sum(getattr(module, name).numel() for module, name in expert_parameters(model).values())
+    whole = [getattr(module, name) for module, name in expert_parameters(model).values()]
+    dense = sum(tensor.numel() for tensor in whole if tensor.is_floating_point())
     if scenario.method == "qlora" and dense:
         wide = dense * {"fp32": 4}.get(scenario.weight_precision, 2)
         packed = dense * 33 // 64  # half a byte, and a byte for each 64 weights' scale
@@ -170,10 +172,36 @@ def _maps_apart() -> Iterator[None]:
         name2qmap.update(known)
 
 
+class _Int8(nn.Module):
+    """Unpacks a tensor of 8 bits whenever it is asked for: in fp32, as bitsandbytes' ``int8_vectorwise_dequant``."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("row_stats", rows)
+
+    @torch.no_grad()
+    def forward(self, packed: torch.Tensor) -> torch.Tensor:
+        return packed * self.row_stats.unsqueeze(-1) * (1.0 / 127.0)
+
+
+def _pack_in_8_bits(module: nn.Module, name: str) -> None:
+    """A scale in fp32 for each row of each expert (axolotl's ``replace_parameter_8bit``)."""
+    dense = getattr(module, name).detach()
+    rows = torch.linalg.vector_norm(dense, ord=float("inf"), dim=-1).float()
+    packed = (dense * (127.0 / rows.unsqueeze(-1))).round().to(torch.int8)
+    setattr(module, name, nn.Parameter(packed, requires_grad=False))
+    parametrize.register_parametrization(module, name, _Int8(rows), unsafe=True)
+    module.parametrizations[name].original.unpacked_shape = dense.shape
+    _cache_while_running(module)
+
+
 def _pack_by_bitsandbytes(module: nn.Module, name: str, scenario: Scenario) -> None:
     from bitsandbytes.nn.parametrize import replace_parameter_4bit
 
     shape, quantization = getattr(module, name).shape, scenario.quantization
+    if quantization.type == "int8":
+        _pack_in_8_bits(module, name)
+        return
     replace_parameter_4bit(module, name, compress_statistics=quantization.double, quant_type=quantization.type)
     packed = module.parametrizations[name].original
     packed.quant_state = module.parametrizations[name][0].quant_state  # where the engine looks for its tensors

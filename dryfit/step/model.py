@@ -353,10 +353,13 @@ def attention_kernel(scenario: Scenario) -> str:
 def attention_name(scenario: Scenario, device: torch.device) -> str:
     """Name of the attention function that a scenario runs on a device."""
     kernel = attention_kernel(scenario)
-    if device.type != "cuda" or kernel in ("eager", "sdpa"):
-        return "eager" if kernel == "eager" else "sdpa"
+    if kernel in ("eager", "sdpa"):
+        return kernel
     kind = architecture(scenario)
-    if kernel == "flash" and kind is not None and not kind._supports_sdpa:
+    alone = kernel == "flash" and kind is not None and not kind._supports_sdpa
+    if device.type != "cuda":  # a model whose weights alone count there, too
+        return "eager" if alone else "sdpa"
+    if alone:
         return "flash_attention_2"  # the package, which can cap scores
     _register_attention()
     return {"flash": "sdpa_fa2", "mem_efficient": "sdpa_mem_efficient"}[kernel]

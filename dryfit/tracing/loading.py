@@ -146,6 +146,11 @@ def _load_on_device(
             _quantize(device, tensor, parts[0], owners.get(id(tensor)), loader)
         elif quantization_state(tensor):
             _quantize_8bit(device, tensor, parts[0])
+        elif packed_count(tensor) and tensor.dtype == torch.int8:  # from a copy in fp16, where they lie
+            half = device.allocate(tensor.numel() * 2)
+            device.place(tensor, tensor.numel())
+            for identity in (half, *parts):
+                device.free(identity)
         elif len(parts) == 1:
             device.ids[tensor.untyped_storage()._cdata] = parts[0]
         else:
@@ -261,7 +266,9 @@ def _loaded_bytes(tensor: torch.Tensor, scenario: Scenario) -> int:
 
 def _checkpoint_bytes(name: str, tensor: torch.Tensor, scenario: Scenario) -> list[int]:
     """Bytes of the checkpoint's tensors that make one of the model's: one, or one for each expert and source."""
-    if packed_count(tensor) and tensor.dim() == 2:  # by bitsandbytes, once all of them are there
+    if packed_count(tensor) and (
+        tensor.dim() == 2 or tensor.dtype == torch.int8
+    ):  # by bitsandbytes, once all of them are there
         parts = tensor.unpacked_shape[0] * (2 if "gate_up" in name else 1)
         return [weights_of(tensor) * weight_dtype(scenario).itemsize // parts] * parts
     if quantization_state(tensor):

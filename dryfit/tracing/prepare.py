@@ -109,6 +109,8 @@ def prepare(
     by_parts = parallel.by_plan or parallel.pipeline > 1  # whose parts alone are loaded
     if target == "cuda" and parallel.gpus == 1:
         about["host_copy_bytes"] = host_copy_bytes(model, scenario)
+    if parallel.kind.fsdp == 2 and scenario.autocast_precision and scenario.method != "qlora":
+        _cast_on_host(model)
     if parallel.sharded or by_parts:
         with speaking_of(scenario):
             if by_parts:
@@ -149,6 +151,16 @@ def labels(model: nn.Module) -> Label:
         return ADAPTERS if name.replace("_fsdp_wrapped_module.", "") in added else None
 
     return label
+
+
+def _cast_on_host(model: nn.Module) -> None:
+    """As accelerate casts what is trained to fp32 before it divides a model, which then lies on the host.
+
+    See accelerate 1.15.0 ``fsdp2_prepare_model``.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
 
 
 def _divided(model: nn.Module, scenario: Scenario) -> nn.Module:

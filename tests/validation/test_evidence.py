@@ -42,4 +42,4 @@ def test_all_58_rows_of_the_l40s_have_their_time() -> None:
 
 
 def test_the_page_shows_the_tables_summary() -> None:
-    assert evidence.markdown(list(published())) in PAGE.read_text(encoding="utf-8")
+    assert evidence.summary_table(list(published())) in PAGE.read_text(encoding="utf-8")

@@ -234,6 +234,7 @@ OF_A_STRANGER: dict[str, dict[str, Any]] = {
     "kann ich qwen3-8b mit lora auf zwei 3090 finetunen": {"gpu": "rtx-3090", "gpus": 2, "method": "lora"},
     "phi3.5 mini loar 8gb": {"method": "lora", "says": "guesses what is meant by: loar"},
     "can i run mixtral 8x7b on 2x3090": {"gpus": 2, "says": "leaves out: run"},
+    "can i run llama 3.1 8b on a 3090": {"command": "serve", "gpu": "rtx-3090", "says": "what is meant by: run"},
 }  # fmt: skip
 
 

@@ -58,14 +58,10 @@ def test_one_line_has_all_that_was_wrong_put_right(typed: str, meant: str) -> No
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("longst qwen3-8b --gpu 4090", "longest qwen3-8b --gpu 4090"),
-        ("longest qwen3-8b", "longest qwen3-8b --gpu 24GiB"),
-        ("longest qwen3-8b --gpu 4090 -s 512", "longest qwen3-8b --gpu 4090"),
         ("batch --gpu 4090 qwen3-9b", "batch --gpu 4090 qwen3.5-9b"),
         ("batch qwen3 9b --gpu 4090", "batch qwen3.5-9b --gpu 4090"),
         ("Qwen3-8B-Instruct --gpu 4090", "qwen3-8b --gpu 4090"),
         ("gpus qwen3-8b --gpu 4090 --json", "gpus qwen3-8b --json"),
-        ("serve llama-3.1-8b -b 4 --method full", "serve llama-3.1-8b"),
         ("divide qwen3-8b --fewest", "divide qwen3-8b --fewest --gpu 24GiB"),
         ("compare qwen3-8b --gpu 4090", "compare qwen3-8b --gpu 4090 --measured 14.2GiB"),
         ("explain --gpu 4090", f"explain {MODEL} --gpu 4090"),
@@ -125,6 +121,21 @@ def test_each_command_has_help_and_examples_that_it_understands(name: str, capsy
     assert {option for option in OPTIONS if option in own_parser(name)._option_string_actions} == set(
         COMMANDS[name].takes
     )
+
+
+@pytest.mark.parametrize(("name", "word"), [("run", "may use:"), ("diff", "--most"), ("check", "FILE"), ("mcp", "mcp")])
+def test_commands_about_programs_and_files_have_help_before_they_are_imported(name: str, word: str) -> None:
+    module = {"run": "run_program", "mcp": "mcp_server"}.get(name, "diff")
+    program = f"""
+import sys
+from dryfit.ask.command import main
+try:
+    main([{name!r}, "--help"])
+finally:
+    assert "dryfit.ask.{module}" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and word in done.stdout and f"usage: dryfit {name}" in done.stdout, done.stderr
 
 
 def test_help_names_each_command_and_version_what_is_installed(capsys) -> None:
@@ -258,9 +269,3 @@ def test_a_correction_says_what_it_leaves_out() -> None:
     line, (error,) = meant(typed)
     assert line == typed[:3]
     assert error.problem == "dryfit has no option `--zzz`, and the line below leaves it out."
-
-
-def test_serving_on_several_gpus_is_refused_and_not_advised() -> None:
-    with pytest.raises(UserError, match="Serving on several GPUs has no answer") as caught:
-        main(["serve", "llama-3.1-8b", "--gpu", "2x4090"])
-    assert caught.value.write == "dryfit serve llama-3.1-8b --gpu rtx-4090"

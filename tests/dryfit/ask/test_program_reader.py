@@ -37,7 +37,8 @@ NOT_RUN = "model, tokenizer = FastLanguageModel.from_pretrained(model_name='unsl
 @pytest.mark.parametrize(
     ("cells", "fields"),
     [
-        (WHOLE, {"method": "qlora", "micro_batch": 2, "lora": {"rank": 16}, "optimizer": "adamw_8bit",
+        (WHOLE, {"method": "qlora", "quantization": {"double": True}, "micro_batch": 2, "lora": {"rank": 16},
+                 "optimizer": "adamw_8bit",
                  "gradient_accumulation": 2, "sequence_length": 2048, "gradient_checkpointing": "reentrant"}),
         ((*WHOLE, f"if False:\n    {NOT_RUN}"), {}),
         ((f"if 0:\n    {NOT_RUN}\n", *WHOLE), {}),

@@ -207,14 +207,20 @@ def test_axolotls_packed_experts_are_followed_on_one_gpu(tmp_path: Path) -> None
                         "quantize_moe_experts": True, "lora_target_modules": ["q_proj"]}  # fmt: skip
     found = asked(tmp_path, packed)
     assert found.scenario.experts.quantized == "bitsandbytes" and not found.reading.remarks
-    for more, why in (
-        ({"lora_target_parameters": ["experts.down_proj"]}, "without adapters of their own"),
-        ({"load_in_4bit": False, "load_in_8bit": True, "adapter": "lora"}, "in other than 4 bits"),
-        ({"base_model": "meta-llama/Llama-3.2-1B"}, "in other than 4 bits"),
+    eight = {"load_in_4bit": False, "load_in_8bit": True, "adapter": "lora"}
+    said(asked(tmp_path, packed | eight), experts={"quantized": "bitsandbytes"}, quantization={"type": "int8"})
+    numbers = 48 * 128 * 3 * 2048 * 768  # layers, experts, matrices
+    for more, why, spared in (
+        ({"lora_target_parameters": ["experts.down_proj"]}, "without adapters of their own", numbers * 95 // 64),
+        (eight | {"lora_target_parameters": ["experts.down_proj"]}, "without adapters of their own", numbers),
+        ({"base_model": "meta-llama/Llama-3.2-1B"}, "beside a quantized base alone", None),
     ):
         other = asked(tmp_path, packed | more)
         assert other.scenario.experts.quantized == "none"
         assert [remark.errs for remark in other.reading.remarks if why in remark.why] == ["too high"]
+        left_out = {one.what: one for one in omissions(other.readings, other.scenario, {"trace": TRACED})}
+        assert left_out["quantize_moe_experts"].too_high_bytes == spared
+        assert left_out["quantize_moe_experts"].too_low_bytes == 0
 
 
 def test_eight_bits_are_llm_int8_and_16_where_it_can_not_be_divided(tmp_path: Path) -> None:
@@ -736,6 +742,18 @@ def test_unsloth_computes_gemma_3_with_eager_attention(model: str, attention: st
     assert more.get("vision tower") == (2 * 416_866_032 if attention == "eager" else None)
 
 
+def test_unsloths_copy_of_gpt_oss_has_experts_in_4_bits(tmp_path: Path) -> None:
+    factory = FACTORY | {"model_name_or_path": "openai/gpt-oss-20b", "use_unsloth": True}
+    names = {"lora_target": "q_proj,gate_proj,up_proj,down_proj", "lora_rank": 8}
+    found = asked(tmp_path, factory | names | {"quantization_bit": 4})
+    said(found, experts={"quantized": "bitsandbytes"}, lora={"target_modules": ["q_proj"]})
+    more = {one.what: one.too_low_bytes for one in omissions(found.readings, found.scenario, {"trace": TRACED})}
+    assert more["target_modules of experts"] == 24 * 32 * 8 * (4 * 2880 + 2880) * 16
+    attention = asked(tmp_path, factory | {"lora_target": "q_proj", "quantization_bit": 4})
+    assert "target_modules of experts" not in {remark.key for remark in attention.reading.remarks}
+    said(asked(tmp_path, factory | {"lora_target": "q_proj"}), experts={"quantized": "none"})
+
+
 @pytest.mark.parametrize(
     ("more", "decides"),
     [
@@ -797,6 +815,36 @@ def test_4_bit_weights_are_stored_in_deepspeeds_dtype(tmp_path: Path) -> None:
     found = asked(tmp_path, AXOLOTL | given, gpu="2xt4")
     said(found, quantization={"storage": "fp16"}, autocast="fp16")
     assert "bnb_4bit_quant_storage" in {remark.key for remark in found.reading.remarks}
+
+
+def test_fsdp1_with_offload_keeps_the_shards_of_gradients(tmp_path: Path) -> None:
+    """They are in fp32 under autocast, and in the dtype of the weights without; FSDP2 gives them to the host."""
+    offloads = {"fsdp": "full_shard auto_wrap offload"}
+    for precision, width in (({"bf16": True}, 4), ({"pure_bf16": True}, 2), ({}, 4)):
+        found = asked(tmp_path, FACTORY | {"finetuning_type": "full"} | offloads | precision, gpu="4xa100-80gb")
+        said(found, parallel={"strategy": "fsdp2", "offload": "cpu"})
+        trace = TRACED | {"parameters": 4000, "trainable_parameters": 4000}
+        (kept,) = [one for one in omissions(found.readings, found.scenario, {"trace": trace}) if one.what == "offload"]
+        assert (kept.too_low_bytes, kept.too_high_bytes) == (1000 * width, 0)
+    newer = {"fsdp_config": {"version": 2}}
+    found = asked(tmp_path, FACTORY | offloads | newer | {"bf16": True}, gpu="4xa100-80gb")
+    assert "offload" not in {remark.key for remark in found.reading.remarks}
+
+
+@pytest.mark.parametrize(
+    ("given", "precision", "spoken"),
+    [
+        ({"finetuning_type": "full"}, "fp32", True),
+        ({"finetuning_type": "full", "deepspeed": {"zero_optimization": {"stage": 2}}}, "fp32", True),
+        ({}, "bf16", True),
+        ({"finetuning_type": "full", "bf16": True}, "bf16-mixed", False),
+        ({"finetuning_type": "full", "pure_bf16": True}, "bf16", False),
+    ],
+)
+def test_what_llama_factory_trains_without_a_stated_precision(given, precision, spoken, tmp_path: Path) -> None:
+    found = asked(tmp_path, FACTORY | given, gpu="4xa100-80gb")
+    said(found, precision=precision)
+    assert any("none of bf16, fp16 and pure_bf16" in note for note in found.reading.notes) == spoken
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
-"""Shell scripts that start a training with ms-swift or verl, and those tools' YAML files."""
+"""Shell scripts that start a training with ms-swift, verl or OpenRLHF, and those tools' YAML files."""
 
 from pathlib import Path
 
 import pytest
 
 from dryfit.common.errors import UserError
+from dryfit.planner.omissions import omissions
 from dryfit.readers.reading import TOO_LOW
 from dryfit.readers.shell import commands, is_known
-from tests.dryfit.ask.test_readers import asked, said
+from tests.dryfit.ask.test_readers import TRACED, asked, said
 
 needs_trl = pytest.mark.skipif("not __import__('importlib').util.find_spec('trl')")
 MODEL = "meta-llama/Llama-3.2-1B"
@@ -227,3 +228,97 @@ def test_what_can_not_be_read_has_a_reason(script: str, says: str, tmp_path: Pat
     with pytest.raises(UserError) as caught:
         asked(tmp_path, script, name="run.sh", gpu="80GiB")
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "times"),
+    [("", 131072 / 2048 - 1), ("--attn_impl eager", (131072 / 2048) ** 2 - 1), ("--max_length 2048", None)],
+)
+def test_ms_swift_cuts_rows_at_the_models_length_where_nobody_says(more: str, times: float, tmp_path: Path) -> None:
+    """The answer is about 2,048 tokens, and nothing fits that rows as long as the model's do not."""
+    found = asked(tmp_path, f"swift sft --model {MODEL} {more}", name="run.sh", gpu="80GiB")
+    said(found, sequence_length=2048)
+    longer = {one.what: one for one in omissions(found.readings, found.scenario, {"trace": TRACED})}.get("max_length")
+    assert (longer and longer.too_low_bytes) == (times and times * 3 * 2**30)
+    assert longer is None or longer.too_high_bytes == 0
+
+
+def test_galore_per_parameter_keeps_no_gradients_in_ms_swift(tmp_path: Path) -> None:
+    line = f"swift sft --model {MODEL} --max_length 512 --tuner_type full --use_galore true"
+    for more, spared in (("", None), (" --galore_optim_per_parameter true", 7)):
+        found = asked(tmp_path, line + more, name="run.sh", gpu="80GiB")
+        left_out = {one.what: one for one in omissions(found.readings, found.scenario, {"trace": TRACED})}
+        gone = left_out.get("galore_optim_per_parameter")
+        assert (gone and gone.too_high_bytes) == spared
+
+
+OPENRLHF = f"""ray job submit --address=http://127.0.0.1:8265 -- python3 -m openrlhf.cli.train_ppo_ray \\
+    --pretrain {MODEL} --actor_num_nodes 2 --actor_num_gpus_per_node 4 --micro_train_batch_size 2 \\
+    --micro_rollout_batch_size 32 --prompt_max_len 512 --generate_max_len 1536 --zero_stage 3 --adam_offload --bf16 \\
+    --flash_attn --gradient_checkpointing --advantage_estimator group_norm MORE
+"""
+
+
+def test_a_command_of_openrlhf_is_the_actors_update(tmp_path: Path) -> None:
+    found = asked(tmp_path, OPENRLHF.replace("MORE", ""), name="run.sh")
+    said(found, sequence_length=2048, micro_batch=2, gradient_accumulation=8, method="full", precision="bf16-mixed",
+         attention="flash", gradient_checkpointing=True, parallel={"strategy": "zero3", "gpus": 8},
+         zero={"offload_optimizer": "cpu", "reduce_bucket_size": "auto"})  # fmt: skip
+    assert found.reading.unknown == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "keys"),
+    [
+        ("", ["micro_rollout_batch_size"]),
+        ("--micro_rollout_batch_size 2", []),
+        ("--micro_rollout_batch_size 2 --use_dynamic_batch --rollout_max_tokens_per_gpu 65536",
+         ["micro_rollout_batch_size"]),
+        ("--micro_rollout_batch_size 2 --colocate_actor_ref", ["init_kl_coef"]),
+        ("--micro_rollout_batch_size 2 --colocate_actor_ref --init_kl_coef 0", []),
+        ("--micro_rollout_batch_size 2 --init_kl_coef 0 --colocate_all_models", ["vllm_gpu_memory_utilization"]),
+        ("--micro_rollout_batch_size 2 --init_kl_coef 0 --colocate_all_models --advantage_estimator gae",
+         ["advantage_estimator", "vllm_gpu_memory_utilization"]),
+    ],
+)  # fmt: skip
+def test_what_openrlhf_has_beside_the_update(more: str, keys: list[str], tmp_path: Path) -> None:
+    found = asked(tmp_path, OPENRLHF.replace("MORE", more), name="run.sh")
+    assert [remark.key for remark in found.reading.remarks if remark.errs == TOO_LOW] == keys
+
+
+def test_log_probabilities_of_many_rows_count_with_their_logits(tmp_path: Path) -> None:
+    """OpenRLHF has them in fp32 too; verl has their softmax, and its product with them."""
+    vocabulary = 128256
+    verl = f"python3 -m verl.trainer.main_ppo actor_rollout_ref.model.path={MODEL} algorithm.adv_estimator=grpo" \
+        " actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4 data.max_prompt_length=1024" \
+        " data.max_response_length=1024 "  # fmt: skip
+    rollout = "actor_rollout_ref.rollout.log_prob"
+    for line, key, rows, width in (
+        (OPENRLHF.replace("MORE", ""), "micro_rollout_batch_size", 32, 10),
+        (f"{verl} {rollout}_micro_batch_size_per_gpu=16", "log_prob_micro_batch_size", 16, 6),
+        (f"{verl} {rollout}_micro_batch_size=128", "log_prob_micro_batch_size", 16, 6),
+        (f"{verl} {rollout}_use_dynamic_bsz=True {rollout}_max_token_len_per_gpu=32768", "log_prob_micro_batch_size",
+         16, 6),
+        (f"{verl} {rollout}_micro_batch_size_per_gpu=4", "log_prob_micro_batch_size", None, 6),
+    ):  # fmt: skip
+        found = asked(tmp_path, line, name="run.sh")
+        left_out = {one.what: one for one in omissions(found.readings, found.scenario, {"trace": TRACED})}
+        assert (key in left_out) == (rows is not None), line
+        if rows:
+            assert left_out[key].too_low_bytes == rows * 2048 * vocabulary * width - 3 * 2**30
+            assert left_out[key].too_high_bytes == 0
+
+
+def test_openrlhfs_newer_names_and_its_supervised_trainer(tmp_path: Path) -> None:
+    newer = (
+        f"deepspeed --module openrlhf.cli.train_sft --model.model_name_or_path {MODEL} --data.max_len 4096"
+        " --train.micro_batch_size 2 --ds.zero_stage 2 --ds.packing_samples --ds.lora.rank 16"
+        " --model.gradient_checkpointing_enable --ds.attn_implementation eager"
+    )
+    found = asked(tmp_path, newer, name="run.sh", gpu="8xa100-80gb")
+    said(found, sequence_length=4096, micro_batch=2, method="lora", lora={"rank": 16, "alpha": 16}, attention="eager",
+         parallel={"strategy": "zero2", "gpus": 8}, attention_mask="none")  # fmt: skip
+    with pytest.raises(UserError, match="is not known here"):
+        asked(tmp_path, newer.replace("train_sft", "serve_rm"), name="run.sh")
+    whole = {"pretrain": MODEL, "micro_train_batch_size": 4, "zero_stage": 0}
+    said(asked(tmp_path, whole), micro_batch=4, sequence_length=2048, attention="flash")

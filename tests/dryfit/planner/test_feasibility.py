@@ -13,6 +13,7 @@ from dryfit.engine.interpolate import Recording, Scaled
 from dryfit.planner.changes import apply, as_method, spread
 from dryfit.planner.feasibility import feasibility, largest
 from dryfit.planner.largest_fit import Borders, by_kernels, steps
+from dryfit.readers.request import parse_request
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.trace import Recorder, record
 from tests.dryfit.decoders import LLAMA_3_LAYERS
@@ -48,6 +49,18 @@ def test_largest_micro_batch_fits_and_the_next_does_not() -> None:
 def test_longest_sequence_ends_at_the_positions() -> None:
     found = largest(make(), card(4 * GIB), "sequence_length")
     assert (found["value"], found["limited_by_positions"]) == (1024, True)
+
+
+@pytest.mark.thorough
+def test_a_search_in_records_ends_where_one_in_traces_does(monkeypatch) -> None:
+    """TRL's step of a small Qwen3: no value is traced, and all figures are the same."""
+    base = parse_request({"model": "qwen3-0.6b", "method": "qlora", "sequence_length": 512, "like": "trl"}).scenario
+    gpu = card(3 * GIB)
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "__call__", lambda *_: pytest.fail("a record knows this step"))
+        found = largest(base, gpu, "micro_batch")
+    monkeypatch.setattr("dryfit.planner.largest_fit.if_recorded", lambda *_: None)
+    assert largest(base, gpu, "micro_batch") == found and 1 < found["value"] < 64
 
 
 @pytest.mark.nightly

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from argparse import Namespace
 
 import pytest
 
-from dryfit.ask.run_program import parser, whole_line
+from dryfit.ask.options import own_parser
+from dryfit.ask.run_program import whole_line
 from dryfit.scenario.hub import HubId, published_dtype
 from tests.dryfit.program.test_run import answered, asked, program, refused
 
@@ -292,7 +294,8 @@ LINES = {
 def test_a_line_to_write_keeps_what_the_asker_wrote(words, write):
     split = shlex.split(words)
     line = LINES[words, write]
-    assert whole_line(write, split, parser().parse_args(split)) == (f"dryfit run {line}" if line else write)
+    options = own_parser("run").parse_args(split, Namespace(words=split))
+    assert whole_line(write, options) == (f"dryfit run {line}" if line else write)
 
 
 @pytest.mark.thorough

@@ -157,6 +157,13 @@ def test_what_no_recipe_has_of_ai_toolkit_is_refused_by_name(old: str, new: str,
         read(file(tmp_path, TOOLKIT.replace(old, new), "mine.yaml"))
 
 
+def test_a_recipe_in_bf16_takes_fp16_with_adapters_in_fp32_and_attention_by_its_layers_names(tmp_path: Path) -> None:
+    layers = "--lora_layers=attn.to_k,attn.to_q,attn.to_v,attn.to_out.0"
+    found = read(file(tmp_path, DREAM.format(more=f"--mixed_precision=fp16 {layers}")))
+    assert found.given["adapter_precision"] == "fp32" and "targets" not in found.given  # attention is the recipe's own
+    assert any("fp16 is taken as bf16" in note for note in found.notes)
+
+
 def test_what_accelerate_is_told_counts_too(tmp_path: Path) -> None:
     program = "train_text_to_image_lora.py --use_8bit_adam --optimizer=AdamW\n"
     line = "accelerate launch --mixed_precision=fp16 {more} " + program
@@ -190,7 +197,7 @@ def test_options_of_the_line_come_before_the_file(tmp_path: Path) -> None:
         (SDXL.format(more="--optimizer_type=Prodigy"), "No recipe has the optimizer Prodigy", "optimizer_type"),
         (SDXL.format(more="--mixed_precision=int8"), "No recipe has the precision int8", "mixed_precision"),
         (SDXL.format(more="--no_half_vae").replace("--cache_latents ", ""), "the VAE in fp32", "no_half_vae"),
-        (DREAM.format(more="--mixed_precision=fp16"), "computes in bf16", "mixed_precision"),
+        (DREAM.format(more="--mixed_precision=no"), "computes in bf16", "mixed_precision"),
         (SDXL.format(more="").replace("data.toml", "gone.toml"), "a file that is not there", None),
         (DREAM.format(more="--resolution=wide"), "size of the images can't be read", "resolution"),
         (DREAM.format(more="--lora_layers=attn.to_k"), "adapters of other layers", "lora_layers"),

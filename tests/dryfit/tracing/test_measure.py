@@ -133,6 +133,7 @@ PACKED = [
     (DECODERS["mixtral"], {"experts": {"quantized": "bitsandbytes", "offload": "host"}}),
     (DECODERS["mixtral"], {"experts": {"offload": "host"}, "method": "lora"}),
     (DECODERS["mixtral"], {"experts": {"quantized": "bitsandbytes"}, "quantization": {"type": "fp4", "double": False}}),
+    (DECODERS["mixtral"], {"experts": {"quantized": "bitsandbytes"}, "quantization": {"type": "int8"}}),
     (GPT_OSS, {"experts": {"quantized": "bitsandbytes"}}),
     (GPT_OSS, {"experts": {"quantized": "mxfp4"}, "method": "lora"}),
 ]

@@ -16,6 +16,8 @@ from dryfit.engine.kernels import dispatch
 from dryfit.engine.replay import replay
 from dryfit.engine.trace import Options, trace_step
 from dryfit.step.step import random_step
+from dryfit.tracing.checkpoints import checkpoint
+from dryfit.tracing.hosts import offloaded_bytes
 from dryfit.tracing.prepare import prepare
 from dryfit.tracing.trace import trace
 from tests.dryfit.decoders import DECODERS
@@ -201,3 +203,22 @@ def test_a_language_model_alone_is_divided_without_the_blocks_of_its_tower():
         for strategy, gpus in (("none", 1), ("fsdp2", 2))
     )
     assert two["resident_bytes"] < 0.6 * one["resident_bytes"]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_weights_are_cast_to_fp32_on_the_host_before_they_are_divided(method):
+    """accelerate's ``fsdp2_prepare_model`` does it, and the model comes to the GPU unit by unit afterwards."""
+    cast = scenario(method, "fsdp2", precision="bf16", autocast="bf16")
+    load = trace(cast, timeline=False)["phases"]["load"]
+    if method == "full":
+        assert load == trace(scenario("full", "fsdp2", precision="bf16-mixed"), timeline=False)["phases"]["load"]
+    whole = sum(4 * parameter.numel() for parameter in prepare(cast.changed(parallel={})).model.parameters())
+    assert load < 0.9 * whole
+
+
+def test_attention_that_sdpa_has_not_is_followed_where_a_model_is_divided():
+    """gpt-oss has sinks: FlashAttention's own package runs, and nothing else of the answer asks for sdpa."""
+    sinks = {**DECODERS["mixtral"], "model_type": "gpt_oss", "head_dim": 16, "sliding_window": 32}
+    step = scenario("full", "fsdp2", precision="bf16", autocast="bf16", model=sinks, attention="flash")
+    assert checkpoint(step).saved_bytes > 0
+    assert offloaded_bytes(step.changed(parallel={"strategy": "fsdp2", "gpus": 2, "offload": "cpu"})) > 0

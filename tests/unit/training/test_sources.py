@@ -1,7 +1,6 @@
 """Where the base model comes from: what is taken, and what is said when it can't be had."""
 
 import json
-import os
 import zipfile
 from math import inf, nan
 
@@ -235,11 +234,6 @@ def without_a_shard(source):
     sorted(source.glob("model-*.safetensors"))[1].unlink()
 
 
-def cut_off(source):
-    shard = sorted(source.glob("model-*.safetensors"))[1]
-    os.truncate(shard, shard.stat().st_size - 7)
-
-
 def filled(shard, value):
     def spoil(source):
         path = sorted(source.glob("model-*.safetensors"))[shard]
@@ -253,23 +247,12 @@ def linked_out(source):
     shard.symlink_to(shard.rename(source.parent / "elsewhere"))
 
 
-def of_another_size(**sizes):
-    def spoil(source):
-        config = json.loads((source / "config.json").read_text()) | sizes
-        (source / "config.json").write_text(json.dumps(config))
-
-    return spoil
-
-
+# What else a checkpoint is refused for: tests/unit/merging/test_refusals.py, where it is opened by the same function.
 SPOILT = {
     "a missing shard": (without_a_shard, ["is missing", "model-00002", "copy or download it again"]),
-    "a truncated shard": (cut_off, ["truncated", "model-00002"]),
     "NaN": (filled(0, nan), ["NaN or infinity", "model-00001"]),
     "infinity": (filled(-1, inf), ["NaN or infinity", "tensor model"]),
     "a shard elsewhere": (linked_out, ["link to somewhere outside", "model-00002"]),
-    "another vocabulary": (of_another_size(vocab_size=9), ["contradict", "vocab_size is 9"]),
-    "another width": (of_another_size(hidden_size=32), ["contradict", "hidden_size is 32", "tensors say 64"]),
-    "more layers": (of_another_size(num_hidden_layers=3), ["contradict", "num_hidden_layers is 3", "say 2"]),
 }
 
 

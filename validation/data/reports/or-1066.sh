@@ -1,0 +1,16 @@
+python3 -m openrlhf.cli.train_ppo_ray \
+    --pretrain Qwen/Qwen3-8B \
+    --actor_num_nodes 1 \
+    --actor_num_gpus_per_node 4 \
+    --micro_train_batch_size 1 \
+    --micro_rollout_batch_size 32 \
+    --prompt_max_len 4096 \
+    --generate_max_len 8192 \
+    --zero_stage 3 \
+    --adam_offload \
+    --bf16 \
+    --flash_attn \
+    --gradient_checkpointing \
+    --gradient_checkpointing_use_reentrant \
+    --use_liger_kernel \
+    --advantage_estimator group_norm

@@ -1,0 +1,5 @@
+accelerate launch train_dreambooth_lora_flux.py \
+  --pretrained_model_name_or_path=black-forest-labs/FLUX.1-dev --mixed_precision="fp16" \
+  --instance_prompt="a photo" --resolution=512 --train_batch_size=1 \
+  --gradient_accumulation_steps=4 --lr_scheduler="constant" --lr_warmup_steps=0 --max_train_steps=500 \
+  --validation_prompt="a photo" --validation_epochs=25 --seed="0" --learning_rate=1e-5 --use_8bit_adam
