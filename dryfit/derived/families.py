@@ -639,7 +639,7 @@ FAMILIES = {
             **{**_latent("dsss", "dsssss", d=256, e=4), "kinds_of": _one_dense},
         ),
         ModelFamily(
-            model_type="gemma4_text",
+            model_type="gemma4_text",  # without records: what its trace reserves depends on what was traced before
             architecture="Gemma4ForCausalLM",
             fixed={
                 "sliding_window": 2**20,
