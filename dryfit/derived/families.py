@@ -32,7 +32,7 @@ _ROPE = {"factor", "high_freq_factor", "low_freq_factor", "original_max_position
 _GELU = ("gelu_pytorch_tanh",)
 # Families whose records are for any number of chunks of a loss, and so of rows; the others are for 2, 4 or 8 chunks.
 _ANY_CHUNKS = {
-    "deepseek_v3", "exaone4", "gemma", "gemma2", "gemma3_text", "gemma4_text", "glm4_moe_lite", "gpt_oss",
+    "deepseek_v3", "exaone4", "gemma", "gemma2", "gemma3_text", "glm4_moe_lite", "gpt_oss",
     "lfm2", "llama", "minimax_m2", "ministral3", "mistral", "mixtral", "olmo2",
     "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
 }  # fmt: skip
@@ -290,10 +290,6 @@ _DELTA_ROPE = {
     "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25, "rope_theta": 10000000,
     "rope_type": "default",
 }  # fmt: skip
-_GEMMA4_ROPE = {
-    "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
-    "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
-}
 _WINDOWS = {"s": "sliding_attention", "f": "full_attention"}
 
 
@@ -436,13 +432,6 @@ def _latent(sequence: str, order: str, *others: tuple[str, str], d: int = 192, e
         "others": others,
         "radius": 1,
     }
-
-
-def _gemma4(model: Model) -> Model:
-    """A configuration without experts beside its MLP, which are not recorded."""
-    if model.get("enable_moe_block"):
-        raise KeyError("enable_moe_block")
-    return model
 
 
 FAMILIES = {
@@ -637,34 +626,6 @@ FAMILIES = {
             model_type="glm4_moe_lite",
             architecture="Glm4MoeLiteForCausalLM",
             **{**_latent("dsss", "dsssss", d=256, e=4), "kinds_of": _one_dense},
-        ),
-        ModelFamily(
-            model_type="gemma4_text",  # without records: what its trace reserves depends on what was traced before
-            architecture="Gemma4ForCausalLM",
-            fixed={
-                "sliding_window": 2**20,
-                "hidden_activation": _GELU[0],
-                "final_logit_softcapping": 30.0,
-                "hidden_size_per_layer_input": 0,
-                "rope_parameters": _GEMMA4_ROPE,
-            },
-            silent={"attention_bias": False, "enable_moe_block": False},
-            plain=_gemma4,
-            unused=frozenset({"vocab_size_per_layer_input"}),
-            implied=frozenset(),
-            activations=_GELU,
-            tied=True,
-            multiples={"K": 4},  # of the keys' heads of a layer that looks back at all tokens
-            kinds_key="layer_types",
-            words=_WINDOWS,
-            sequence="sssssfsssssfsssssf",
-            order="sssssfsssssfsssssfsssssf",
-            radius=3,
-            **{
-                **_sizes(D=("global_head_dim", (512,), (512,), (512, 512))),
-                "points": {**_POINTS, "K": (4, 8, 16, 12), "d": (256, 128, 96), "D": (512,)},
-                "ends": {**_ENDS, "K": (4, 64), "D": (512, 512)},
-            },
         ),
         ModelFamily(
             model_type="gemma",
