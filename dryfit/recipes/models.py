@@ -14,7 +14,7 @@ from dryfit.common.files import read_yaml
 from dryfit.common.text import closest
 from dryfit.data import data_path
 from dryfit.recipes.recipe import recipes
-from dryfit.scenario.hub import HubId, catalogued
+from dryfit.scenario.hub import HubId, catalogued, fetch_file
 from dryfit.scenario.other_models import by_name, is_other_kind
 
 CONFIG, INDEX, SENTENCES = "config.json", "model_index.json", "modules.json"
@@ -119,12 +119,9 @@ def _in_folder(path: Path, what: str) -> OtherModel | None:
 
 
 def _on_the_hub(hub: HubId, what: str, does: str) -> OtherModel | None:
-    from huggingface_hub import hf_hub_download
-
     def read(file: str) -> dict[str, Any] | None:
         try:
-            path = hf_hub_download(hub.name, file, revision=hub.revision)
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(fetch_file(hub, file).read_text(encoding="utf-8"))
         except Exception:  # of the network, of the Hub, of a file that isn't there
             return None
         return content if isinstance(content, dict) else {"modules": content}

@@ -254,10 +254,28 @@ def fetch_config(hub: HubId, where: object) -> Path:
     return FETCH.get()(hub, where)
 
 
+def fetch_file(hub: HubId, file: str) -> Path:
+    """A file of a repository; from the cache where the Hub does not give it. Raises what huggingface_hub does."""
+    import huggingface_hub as library
+    from huggingface_hub import constants, utils
+
+    utils.disable_progress_bars()
+    place = {"repo_id": hub.name, "filename": file, "revision": hub.revision}
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            # One question without repetitions: a download would try for half a minute where there is no network.
+            library.get_hf_file_metadata(library.hf_hub_url(**place), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        return Path(library.hf_hub_download(**place))
+    except Exception:
+        cached = library.try_to_load_from_cache(**place)
+        if isinstance(cached, str):
+            return Path(cached)
+        raise
+
+
 def _download(hub: HubId, where: object) -> Path:
     try:
-        import huggingface_hub as library
-        from huggingface_hub import constants, utils
+        return fetch_file(hub, "config.json")
     except ImportError:
         raise UserError(
             "The package huggingface_hub is not installed, which fetches a model's configuration.",
@@ -266,17 +284,7 @@ def _download(hub: HubId, where: object) -> Path:
             allowed="the package, or a path to the model's config.json",
             write="pip install huggingface_hub",
         ) from None
-    utils.disable_progress_bars()
-    place = {"repo_id": hub.name, "filename": "config.json", "revision": hub.revision}
-    try:
-        if not constants.HF_HUB_OFFLINE:
-            # One question without repetitions: a download would try for half a minute where there is no network.
-            library.get_hf_file_metadata(library.hf_hub_url(**place), timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        return Path(library.hf_hub_download(**place))
     except Exception as error:
-        cached = library.try_to_load_from_cache(**place)
-        if isinstance(cached, str):
-            return Path(cached)
         raise explained(Failure.of(error), hub, where) from None
 
 

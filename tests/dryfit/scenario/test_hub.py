@@ -33,12 +33,23 @@ except UserError as error:
 """
 
 
-def ask(model: str, endpoint: str, cache: Path, **environment: str) -> str:
+OTHER_KIND = """
+import sys
+from dryfit.common.errors import UserError
+from dryfit.recipes.models import find
+try:
+    find(sys.argv[1])
+except UserError as error:
+    print(error)
+"""
+
+
+def ask(model: str, endpoint: str, cache: Path, program: str = ASK, **environment: str) -> str:
     """What reading a model by its id prints."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0", **environment}
     done = subprocess.run(
-        [sys.executable, "-c", ASK, model],
+        [sys.executable, "-c", program, model],
         cwd=ROOT,
         env={**kept, **settings},
         capture_output=True,
@@ -181,3 +192,9 @@ def test_no_network_and_offline_mode_are_told_apart(tmp_path: Path) -> None:
     assert "can't be reached" in text and "HF_ENDPOINT" in text
     text = ask("owner/tiny", nobody, tmp_path, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE=0" in text and "not in the cache" in text
+
+
+def test_a_hub_that_is_not_there_is_asked_once_for_each_file_of_a_model_of_another_kind(tmp_path: Path) -> None:
+    """huggingface_hub's own download repeats for half a minute, and prints each try."""
+    text = ask("hunyuanvideo-community/HunyuanVideo-9", "http://127.0.0.1:9", tmp_path, OTHER_KIND)
+    assert "its configuration is not at hand" in text and "Retrying" not in text
