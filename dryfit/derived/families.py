@@ -414,8 +414,6 @@ def _latent(sequence: str, order: str, *others: tuple[str, str], d: int = 192, e
                 "first_k_dense_replace",
                 "mlp_layer_types",
                 "moe_router_dtype",
-                "index_share_for_mtp_iteration",
-                "index_skip_topk_offset",
                 "routed_scaling_factor",
                 "scoring_func",
                 "topk_method",

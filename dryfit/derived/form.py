@@ -42,7 +42,7 @@ FORMAT = 1
 # Fields that are numbers, or that decide about no event: the GPU and the allocator, which only replay them.
 _APART = ("allocator", "gpu", "micro_batch", "model", "model_name", "sequence_length")
 MODERN: Capability = (8, 0)  # before it bf16 has other kernels of attention
-_BUFFERS = ("inv_freq", "embed_scale", "e_score_correction_bias", "layer_scalar")  # are no parameters
+_BUFFERS = ("inv_freq", "embed_scale", "e_score_correction_bias")  # in the model, and in no checkpoint
 
 
 class NoRecord(Exception):

@@ -266,9 +266,8 @@ def _loaded_bytes(tensor: torch.Tensor, scenario: Scenario) -> int:
 
 def _checkpoint_bytes(name: str, tensor: torch.Tensor, scenario: Scenario) -> list[int]:
     """Bytes of the checkpoint's tensors that make one of the model's: one, or one for each expert and source."""
-    if packed_count(tensor) and (
-        tensor.dim() == 2 or tensor.dtype == torch.int8
-    ):  # by bitsandbytes, once all of them are there
+    by_bitsandbytes = tensor.dim() == 2 or tensor.dtype == torch.int8
+    if packed_count(tensor) and by_bitsandbytes:  # once all of them are there
         parts = tensor.unpacked_shape[0] * (2 if "gate_up" in name else 1)
         return [weights_of(tensor) * weight_dtype(scenario).itemsize // parts] * parts
     if quantization_state(tensor):

@@ -484,12 +484,13 @@ def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
     package = recipe(name).package
     if package and find_spec(package) is None:
         pytest.skip(f"{package} is not installed: make test-recipes")
-    answer = answered(tmp_path, *SMALL[name], "--recipe", name)
+    answer = answered(tmp_path, *SMALL[name], "--recipe", name, "--gpu", "h200")
     assert answer["program"]["updates"] == 2 and answer["trace"]["phases"].keys() >= {
         "forward",
         "backward",
         "optimizer",
     }
+    assert any("unread-others.csv" in part["evidence"] for part in answer["margin"]["parts"]), "as any recipe has it"
 
 
 @pytest.mark.parametrize(("now", "usable", "few"), [(0, 1600, 16), (10, 1600, 26), (0, 4000, 1), (0, 800, 30)])
