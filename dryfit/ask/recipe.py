@@ -93,6 +93,8 @@ def answered(words: Sequence[str]) -> int | None:
 
 def _file(what: str) -> TrainerFile | None:
     """The training of images that a script or a TOML describes; files of other tools are read elsewhere."""
+    if not Path(what).expanduser().is_file():
+        return None
     from dryfit.recipes.trainers import SUFFIXES, read
 
     return read(what) if Path(what).suffix in SUFFIXES else None
