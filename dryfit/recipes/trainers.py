@@ -18,9 +18,8 @@ from dryfit.common.errors import UserError
 from dryfit.common.text import closest, yaml_text
 from dryfit.recipes.models import OtherModel, find
 from dryfit.recipes.recipe import Recipe, recipe
-from dryfit.recipes.trainer_files import SUFFIXES, Options, area, tools, written
+from dryfit.recipes.trainer_files import Options, area, tools, written
 
-__all__ = ["SUFFIXES", "TrainerFile", "read"]
 
 _LATENTS = ("cache_latents", "cache_latents_to_disk")
 _TEXTS = ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "pre_compute_text_embeddings")
