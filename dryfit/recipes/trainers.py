@@ -20,7 +20,6 @@ from dryfit.recipes.models import OtherModel, find
 from dryfit.recipes.recipe import Recipe, recipe
 from dryfit.recipes.trainer_files import Options, area, tools, written
 
-
 _LATENTS = ("cache_latents", "cache_latents_to_disk")
 _TEXTS = ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "pre_compute_text_embeddings")
 # OneTrainer's ring buffer is up to a tenth larger than the part of the weights that stays (LayerOffloadConductor.py).
