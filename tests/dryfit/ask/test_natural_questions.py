@@ -235,7 +235,7 @@ OF_A_STRANGER: dict[str, dict[str, Any]] = {
     "phi3.5 mini loar 8gb": {"method": "lora", "says": "guesses what is meant by: loar"},
     "can i run mixtral 8x7b on 2x3090": {"gpus": 2, "says": "leaves out: run"},
     "can i run llama 3.1 8b on a 3090": {"command": "serve", "gpu": "rtx-3090", "says": "what is meant by: run"},
-    # A tenth set: 15 of 18 were answered, or refused with the right line, at the first try. The others, and two like them.
+    # A tenth set: 15 of 18 at the first try. The others, and two like them.
     "phi-4 grpo on a 48gb card": {"objective": "grpo", "micro_batch": 8, "gpu": 48, "says": ""},
     "longest context qwen3 8b qlora 4070 ti super": {"command": "longest", "gpu": "rtx-4070-ti-super", "says": ""},
     "longest sequence length mistral nemo on 3090": {"line": "longest mistral-nemo-12b --gpu 3090"},
