@@ -29,7 +29,7 @@ SPEED = {
 Way = Mapping[str, str]  # a tool's knobs, with their values
 
 
-class Asked(Protocol):
+class StepQuestion(Protocol):
     """A question about a step."""
 
     scenario: Scenario
@@ -46,7 +46,7 @@ class Candidate:
     way: Way
     micro_batch: int
     text: str
-    asked: Asked
+    asked: StepQuestion
     answer: Mapping[str, Any] | None = None
 
     @property
@@ -100,7 +100,7 @@ class Search:
     fill: float
     is_traced: bool
     make: Callable[[Way, int], Candidate]
-    answer: Callable[[Asked], Mapping[str, Any]]
+    answer: Callable[[StepQuestion], Mapping[str, Any]]
 
     def answered(
         self, watch: Callable[[str, int, Sequence[Any]], None] | None, name: Callable[[Candidate], str]
@@ -155,7 +155,7 @@ class Search:
         return self.is_traced or (one.asked.scenario.loss != "liger" and _peak(one.asked) is not None)
 
 
-def _peak(asked: Asked) -> int | None:
+def _peak(asked: StepQuestion) -> int | None:
     """The estimate's peak in bytes. Liger's loss, which it does not describe, is a little less than one in chunks."""
     step = asked.scenario
     if step.loss == "liger":
@@ -164,7 +164,7 @@ def _peak(asked: Asked) -> int | None:
     return analytic["peak_allocated_bytes"] if analytic else None
 
 
-def _may_fit(asked: Asked) -> bool:
+def _may_fit(asked: StepQuestion) -> bool:
     """Whether the estimate does not rule a step out; a step that it does not describe is not ruled out."""
     peak = _peak(asked)
     return peak is None or Needs(asked.scenario, peak, asked.gpu and asked.gpu.capability).may_fit(asked.gpu)

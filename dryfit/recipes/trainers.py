@@ -66,10 +66,10 @@ def read(what: str) -> TrainerFile | None:
     if found is None:
         return None
     table = tools()[found.tool]
-    return Reading(table, table["programs"][found.program], found.options, path).training(found.program)
+    return TrainerReading(table, table["programs"][found.program], found.options, path).training(found.program)
 
 
-class Reading:
+class TrainerReading:
     """A file's options beside the rows of their tool and program."""
 
     def __init__(self, table: Mapping[str, Any], row: Mapping[str, Any], own: Options, path: Path) -> None:
