@@ -379,6 +379,10 @@ def test_a_file_of_one_trainer_is_read_part_by_part(tmp_path: Path) -> None:
         "nf4",
     )
     assert found.beside == ("images sampled between steps",)
+    inline = {"sample_after_unit": "STEP", "sample_definition_file_name": None}
+    for enabled in (True, False):
+        samples = [{"width": 640, "enabled": enabled}]
+        assert ("images sampled between steps" in read(one(tmp_path, **inline, samples=samples)).beside) == enabled
 
 
 def test_a_file_of_simple_tuner_is_read_with_that_of_its_data(tmp_path: Path) -> None:
