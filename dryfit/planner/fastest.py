@@ -167,7 +167,7 @@ class Search:
 
 
 def _peak(asked: Asked) -> int | None:
-    """The estimate's or a record's peak in bytes. Liger's loss, which neither has, is a little less than one in chunks."""
+    """The peak by the estimate or a record. Liger's loss, which neither has, is a little less than one in chunks."""
     step = asked.scenario
     if step.loss == "liger":
         step = step.changed(loss="chunked", kernels="transformers")
