@@ -209,9 +209,22 @@ def _by_parameters(scenario: Scenario, reason: str) -> Estimated:
         count = parameter_count(scenario.model)
     except NotDescribed:
         return Estimated(scenario, None, None, reason)
-    weights = count * WIDTH[scenario.weight_precision] if scenario.method != "qlora" else count // 2
-    known = f"the weights of its {count / 1e9:.2f} billion parameters alone take {weights / 2**30:.1f} GiB"
+    size = _weights_bytes(scenario, count) / 2**30
+    known = f"the weights of its {count / 1e9:.2f} billion parameters alone take {size:.1f} GiB"
     return Estimated(scenario, None, rule_of_thumb(scenario, count), f"{reason}; {known}")
+
+
+def _weights_bytes(scenario: Scenario, count: int) -> int:
+    """The least that so many weights take: packed are linear layers, and experts where that is asked for."""
+    width, packed = WIDTH[scenario.weight_precision], 0
+    if scenario.method == "qlora":
+        try:
+            counts = describe(scenario.model).parameter_counts()
+            packed = counts["linear"] + (counts.get("experts", 0) if scenario.experts.quantized != "none" else 0)
+        except NotDescribed:  # which of them are linear is not known
+            packed = count
+    bits = 8 if scenario.quantization and scenario.quantization.type == "int8" else 4
+    return packed * bits // 8 + (count - packed) * width
 
 
 def estimate(

@@ -58,6 +58,14 @@ def test_their_steps_have_no_closed_form_and_the_reason_says_who_answers(family)
     assert found.reason.endswith(f"{2 * count / 2**30:.1f} GiB")
 
 
+@pytest.mark.parametrize(("experts", "most"), [("none", 200), ("bitsandbytes", 60)])
+def test_of_a_mixture_in_four_bits_the_experts_count_as_they_are(experts, most) -> None:
+    """bitsandbytes packs linear layers, and experts are none: at least what the built model takes."""
+    asked = Scenario.from_mapping({"model": "llama-4-scout", "experts": {"quantized": experts}, "sequence_length": 64})
+    size = float(estimate(asked).reason.rpartition(" take ")[2].removesuffix(" GiB"))
+    assert most - 20 < size < most
+
+
 def test_a_recorded_step_is_answered_and_names_its_parameters() -> None:
     asked = Scenario.from_mapping({"model": "olmo-2-7b", "method": "lora", "sequence_length": 1024})
     found = estimate(asked)
