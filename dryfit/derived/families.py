@@ -30,12 +30,6 @@ _NO_SIZE = {
 }  # fmt: skip
 _ROPE = {"factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"}  # numbers of a table
 _GELU = ("gelu_pytorch_tanh",)
-# Families whose records are for any number of chunks of a loss, and so of rows; the others are for 2, 4 or 8 chunks.
-_ANY_CHUNKS = {
-    "deepseek_v3", "exaone4", "gemma", "gemma2", "gemma3_text", "glm4_moe_lite", "gpt_oss",
-    "lfm2", "llama", "minimax_m2", "ministral3", "mistral", "mixtral", "olmo2",
-    "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +82,9 @@ class ModelFamily:
     plain
         A configuration in the form that is recorded, where a class computes sizes from what a file says.
     exact_length
-        Rows are cut into chunks, in a loop or padded: a record is for one length.
+        Rows are cut into chunks, in a loop or padded: a record is for one length, and one number of the loss's chunks.
+    with_experts
+        The models of this code whose layers have experts; those without are another family.
     """
 
     model_type: str
@@ -119,11 +115,12 @@ class ModelFamily:
     unused: frozenset[str] = frozenset()
     plain: Callable[[Model], Model] = dict
     exact_length: bool = False
+    with_experts: bool = False
 
     @property
-    def exact_chunks(self) -> bool:
-        """Whether a record is for one number of chunks of the loss."""
-        return self.exact_length or self.model_type not in _ANY_CHUNKS
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.model_type}_experts" if self.with_experts else self.model_type
 
     def numbers(self, model: Model) -> Numbers:
         """The model's numbers by symbol."""
@@ -145,7 +142,7 @@ class ModelFamily:
     def catalogue(self) -> list[str]:
         """The models of `config/models/` that are of the family, and of which it knows what their layers are."""
         models = {path.stem: language_model_of(path.stem) for path in sorted(data_path("models").glob("*.json"))}
-        return [name for name, model in models.items() if model["model_type"] == self.model_type and self._knows(model)]
+        return [name for name, model in models.items() if family_of(model) is self and self._knows(model)]
 
     def _knows(self, model: Model) -> bool:
         try:
@@ -248,6 +245,12 @@ class ModelFamily:
         return model.get("sliding_window", self.window)
 
 
+def family_of(model: Model) -> ModelFamily | None:
+    """The family of a model; None: there is none."""
+    kind = model.get("model_type", "")
+    return FAMILIES.get(f"{kind}_experts" if model.get("enable_moe_block") else kind)
+
+
 @cache
 def language_model_of(name: str) -> Model:
     """The language model's configuration of one of the catalogue."""
@@ -290,6 +293,10 @@ _DELTA_ROPE = {
     "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25, "rope_theta": 10000000,
     "rope_type": "default",
 }  # fmt: skip
+_GEMMA4_ROPE = {
+    "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+    "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+}
 _WINDOWS = {"s": "sliding_attention", "f": "full_attention"}
 
 
@@ -432,8 +439,37 @@ def _latent(sequence: str, order: str, *others: tuple[str, str], d: int = 192, e
     }
 
 
+_GEMMA4_FIXED = {
+    "sliding_window": 2**20,
+    "hidden_activation": _GELU[0],
+    "final_logit_softcapping": 30.0,
+    "hidden_size_per_layer_input": 0,
+    "rope_parameters": _GEMMA4_ROPE,
+}
+_GEMMA4_SIZES = {
+    "K": ("", (4, 8, 16, 12), (), (4, 64)),
+    "d": ("", (256, 128, 96), _ODD["d"], _ENDS["d"]),
+    "D": ("global_head_dim", (512,), (512,), (512, 512)),
+}
+_GEMMA4: dict[str, Any] = {
+    "model_type": "gemma4_text",
+    "architecture": "Gemma4ForCausalLM",
+    "silent": {"attention_bias": False},
+    "unused": frozenset({"vocab_size_per_layer_input"}),
+    "implied": frozenset(),
+    "activations": _GELU,
+    "tied": True,
+    "multiples": {"K": 4},  # of the keys' heads of a layer that looks back at all tokens
+    "kinds_key": "layer_types",
+    "words": _WINDOWS,
+    "sequence": "sssssfsssssfsssssf",
+    "order": "sssssfsssssfsssssfsssssf",
+    "radius": 3,
+}
+
+
 FAMILIES = {
-    family.model_type: family
+    family.name: family
     for family in (
         ModelFamily(
             model_type="qwen2",
@@ -624,6 +660,25 @@ FAMILIES = {
             model_type="glm4_moe_lite",
             architecture="Glm4MoeLiteForCausalLM",
             **{**_latent("dsss", "dsssss", d=256, e=4), "kinds_of": _one_dense},
+        ),
+        ModelFamily(
+            fixed={**_GEMMA4_FIXED, "enable_moe_block": False},
+            **{**_sizes(**_GEMMA4_SIZES), **_GEMMA4},
+        ),
+        ModelFamily(
+            fixed={**_GEMMA4_FIXED, "enable_moe_block": True},
+            with_experts=True,
+            **{
+                **_experts(
+                    "moe_intermediate_size",
+                    "num_experts",
+                    8,
+                    i=("intermediate_size", _POINTS["i"], _ODD["i"], _ENDS["i"]),
+                    e=("top_k_experts", (8,), (), (8, 8)),
+                    **_GEMMA4_SIZES,
+                ),
+                **_GEMMA4,
+            },
         ),
         ModelFamily(
             model_type="gemma",
