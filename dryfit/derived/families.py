@@ -78,7 +78,7 @@ class ModelFamily:
     radius
         Neighbours on either side that tell one layer's events from another's.
     unused
-        Keys that the class doesn't read.
+        Keys that the class doesn't read, with spaces between them.
     plain
         A configuration in the form that is recorded, where a class computes sizes from what a file says.
     exact_length
@@ -112,7 +112,7 @@ class ModelFamily:
     others: Sequence[tuple[str, str]] = ()
     multiples: Mapping[str, int] = field(default_factory=dict)
     radius: int = 2
-    unused: frozenset[str] = frozenset()
+    unused: str = ""
     plain: Callable[[Model], Model] = dict
     exact_length: bool = False
     with_experts: bool = False
@@ -194,7 +194,7 @@ class ModelFamily:
         if heads[0] % heads[1] or not told or not active or beyond or model.get("attention_dropout"):
             return None
         numbers = {*self.keys.values(), "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers"}
-        numbers |= {*self.unused, self.kinds_key, *(self.every or ())[:1]}
+        numbers |= {*self.unused.split(), self.kinds_key, *(self.every or ())[:1]}
         rest = {
             key: value
             for key, value in model.items()
@@ -416,15 +416,8 @@ def _latent(sequence: str, order: str, *others: tuple[str, str], d: int = 192, e
         ),
         "plain": _latent_heads,
         "silent": {"attention_bias": False, "return_dict_in_generate": False, "moe_layer_freq": 1},
-        "unused": frozenset(
-            {
-                "first_k_dense_replace",
-                "mlp_layer_types",
-                "moe_router_dtype",
-                "routed_scaling_factor",
-                "scoring_func",
-                "topk_method",
-            }
+        "unused": (
+            "first_k_dense_replace mlp_layer_types moe_router_dtype routed_scaling_factor scoring_func topk_method"
         ),
         "fixed": {"head_dim": 64},  # which the class takes from qk_rope_head_dim
         "kinds_of": _dense_first,
@@ -436,6 +429,23 @@ def _latent(sequence: str, order: str, *others: tuple[str, str], d: int = 192, e
         "order": order,
         "others": others,
         "radius": 1,
+    }
+
+
+def _llama4_kinds(model: Model) -> Kinds:
+    """Layers with one MLP (d) or experts (m); those that rotate nothing are D and n."""
+    if "layer_types" in model or "no_rope_layer_interval" in model:
+        raise KeyError("layer_types")
+    layers, step = range(model["num_hidden_layers"]), model.get("interleave_moe_layer_step") or 1
+    mixtures = model.get("moe_layers", layers[step - 1 :: step])
+    rotated = model.get("no_rope_layers") or [(layer + 1) % 4 for layer in layers]
+    return ["Dndm"[2 * bool(rotated[layer]) + (layer in mixtures)] for layer in layers]
+
+
+def _llama4_layers(kinds: Kinds) -> Model:
+    return {
+        "moe_layers": [layer for layer, kind in enumerate(kinds) if kind in "mn"],
+        "no_rope_layers": [int(kind in "dm") for kind in kinds],
     }
 
 
@@ -455,7 +465,7 @@ _GEMMA4: dict[str, Any] = {
     "model_type": "gemma4_text",
     "architecture": "Gemma4ForCausalLM",
     "silent": {"attention_bias": False},
-    "unused": frozenset({"vocab_size_per_layer_input"}),
+    "unused": "vocab_size_per_layer_input",
     "implied": frozenset(),
     "activations": _GELU,
     "tied": True,
@@ -531,15 +541,7 @@ FAMILIES = {
             silent={"attention_bias": False, "use_sliding_window": False},
             slides_if="use_sliding_window",
             implied=frozenset(),
-            unused=frozenset(
-                {
-                    "intermediate_size",
-                    "qkv_bias",
-                    "router_aux_loss_coef",
-                    "shared_expert_intermediate_size",
-                    "use_qk_norm",
-                }
-            ),
+            unused="intermediate_size qkv_bias shared_expert_intermediate_size use_qk_norm",
             alike=({"rope_scaling": _MROPE},),
             **_experts("moe_intermediate_size", "num_experts", 8),
         ),
@@ -554,17 +556,9 @@ FAMILIES = {
             model_type="minimax_m2",
             architecture="MiniMaxM2ForCausalLM",
             implied=frozenset(),
-            unused=frozenset(
-                {
-                    "attn_type_list",
-                    "num_mtp_modules",
-                    "qk_norm_type",
-                    "scoring_func",
-                    "shared_intermediate_size",
-                    "use_mtp",
-                    "use_qk_norm",
-                    "use_routing_bias",
-                }
+            unused=(
+                "attn_type_list num_mtp_modules qk_norm_type scoring_func shared_intermediate_size use_mtp "
+                "use_qk_norm use_routing_bias"
             ),
             **_experts(
                 "intermediate_size", "num_local_experts", 8, d=("", (128, 256, 96, 160), (80, 152, 72), (72, 256))
@@ -589,18 +583,9 @@ FAMILIES = {
             architecture="NemotronHForCausalLM",
             silent={"attention_bias": False, "mlp_bias": False, "use_bias": False, "mamba_proj_bias": False},
             implied=frozenset(),
-            unused=frozenset(
-                {
-                    "intermediate_size",
-                    "layer_norm_epsilon",
-                    "moe_shared_expert_overlap",
-                    "norm_eps",
-                    "routed_scaling_factor",
-                    "time_step_floor",
-                    "time_step_limit",
-                    "time_step_max",
-                    "time_step_min",
-                }
+            unused=(
+                "intermediate_size layer_norm_epsilon moe_shared_expert_overlap norm_eps routed_scaling_factor "
+                "time_step_floor time_step_limit time_step_max time_step_min"
             ),
             plain=_nemotron,
             multiples={"N": 8},
@@ -624,7 +609,7 @@ FAMILIES = {
             model_type="lfm2",
             architecture="Lfm2ForCausalLM",
             fixed={"block_auto_adjust_ff_dim": False},
-            unused=frozenset({"norm_eps"}),
+            unused="norm_eps",
             tied=True,
             plain=_lfm2,
             kinds_key="layer_types",
@@ -637,7 +622,7 @@ FAMILIES = {
         ModelFamily(
             model_type="gpt_oss",
             architecture="GptOssForCausalLM",
-            unused=frozenset({"experts_per_token", "initial_context_length", "router_aux_loss_coef", "swiglu_limit"}),
+            unused="experts_per_token initial_context_length swiglu_limit",
             window=128,
             implied=frozenset(),
             alike=({"rope_scaling": _GPT_OSS_YARN},),
@@ -648,6 +633,35 @@ FAMILIES = {
                 "sequence": "sfsfsf",
                 "order": "sfsfsfsfsf",
             },
+        ),
+        ModelFamily(
+            model_type="llama4_text",
+            architecture="Llama4ForCausalLM",
+            fixed={"num_experts_per_tok": 1},  # each expert computes all tokens
+            silent={"attention_bias": False, "attention_chunk_size": 8192},
+            unused="interleave_moe_layer_step moe_layers no_rope_layers",
+            implied=frozenset(),
+            alike=({"rope_scaling": {**_LLAMA3, "factor": 16.0, "high_freq_factor": 1.0}},),
+            kinds_of=_llama4_kinds,
+            layers_of=_llama4_layers,
+            sequence="dmdndmdndmdn",
+            order="dmdndmdndmdndmdn",
+            others=(("mmmnmmmnmmmn", "mmmnmmmnmmmnmmmn"),),
+            **_sizes(
+                i=("intermediate_size_mlp", _POINTS["i"], _ODD["i"], _ENDS["i"]),
+                m=("intermediate_size", (768, 896, 640, 384), (712, 1000, 520), (128, 16384)),
+                E=("num_local_experts", (16, 24, 12, 40), (), (8, 512)),
+                s=("", _POINTS["s"], (), (16, 8192)),
+            ),
+        ),
+        ModelFamily(
+            model_type="phi",
+            architecture="PhiForCausalLM",
+            silent={"embd_pdrop": 0.0},
+            activations=("gelu_new", "gelu_fast"),
+            multiples={"d": 40},  # of which a part of 0.4 is rotated, rounded down
+            whole_heads=True,
+            **_sizes(h=("", _WHOLE["h"], (1200, 2064), ()), d=("", (80, 160, 120), (120, 80, 160), (80, 160))),
         ),
         ModelFamily(
             model_type="deepseek_v3",
