@@ -38,8 +38,8 @@ class ModelFamily:
 
     Attributes
     ----------
-    model_type, architecture
-        As a ``config.json`` has them.
+    model_type
+        As a ``config.json`` has it.
     keys
         By symbol the key of a number that says a size.
     points
@@ -88,7 +88,6 @@ class ModelFamily:
     """
 
     model_type: str
-    architecture: str
     keys: Mapping[str, str] = field(default_factory=lambda: dict(_KEYS))
     points: Mapping[str, Sequence[int]] = field(default_factory=lambda: dict(_POINTS))
     odd: Mapping[str, Sequence[int]] = field(default_factory=lambda: dict(_ODD))
@@ -173,7 +172,6 @@ class ModelFamily:
         """A configuration with these numbers, and so many layers."""
         return {
             "model_type": self.model_type,
-            "architectures": [self.architecture],
             **{key: numbers[symbol] for symbol, key in self.keys.items()},
             "num_attention_heads": numbers["K"] * numbers["g"],
             "num_key_value_heads": numbers["K"],
@@ -449,6 +447,12 @@ def _llama4_layers(kinds: Kinds) -> Model:
     }
 
 
+_GEMMA: dict[str, Any] = {
+    "silent": {"attention_bias": False},
+    "implied": frozenset(),
+    "activations": _GELU,
+    "tied": True,
+}
 _GEMMA4_FIXED = {
     "sliding_window": 2**20,
     "hidden_activation": _GELU[0],
@@ -463,12 +467,8 @@ _GEMMA4_SIZES = {
 }
 _GEMMA4: dict[str, Any] = {
     "model_type": "gemma4_text",
-    "architecture": "Gemma4ForCausalLM",
-    "silent": {"attention_bias": False},
+    **_GEMMA,
     "unused": "vocab_size_per_layer_input",
-    "implied": frozenset(),
-    "activations": _GELU,
-    "tied": True,
     "multiples": {"K": 4},  # of the keys' heads of a layer that looks back at all tokens
     "kinds_key": "layer_types",
     "words": _WINDOWS,
@@ -483,21 +483,18 @@ FAMILIES = {
     for family in (
         ModelFamily(
             model_type="qwen2",
-            architecture="Qwen2ForCausalLM",
             silent={"use_sliding_window": False},
             slides_if="use_sliding_window",
             implied=frozenset({"head_dim"}),
         ),
         ModelFamily(
             model_type="llama",
-            architecture="LlamaForCausalLM",
             silent={"attention_bias": False, "mlp_bias": False},
             alike=({"rope_scaling": _LLAMA3},),
             **_whole(),
         ),
         ModelFamily(
             model_type="qwen3",
-            architecture="Qwen3ForCausalLM",
             silent={"attention_bias": False, "use_sliding_window": False},
             slides_if="use_sliding_window",
             implied=frozenset(),
@@ -505,7 +502,6 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="mistral",
-            architecture="MistralForCausalLM",
             fixed={"sliding_window": None},
             window=4096,
             implied=frozenset({"head_dim"}),
@@ -513,30 +509,23 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="gemma2",
-            architecture="Gemma2ForCausalLM",
             fixed={
                 "sliding_window": 2**20,
                 "final_logit_softcapping": 30.0,
                 "attn_logit_softcapping": 50.0,
                 "hidden_activation": _GELU[0],
             },
-            silent={"attention_bias": False},
             window=4096,
-            implied=frozenset(),
-            activations=_GELU,
-            tied=True,
-            **_whole(),
+            **_whole(**_GEMMA),
         ),
         ModelFamily(
             model_type="phi3",
-            architecture="Phi3ForCausalLM",
             fixed={"pad_token_id": 0, "original_max_position_embeddings": 131072},
             silent={"attention_bias": False, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
             alike=({"sliding_window": 2**20},),
         ),
         ModelFamily(
             model_type="qwen3_moe",
-            architecture="Qwen3MoeForCausalLM",
             fixed={"decoder_sparse_step": 1, "mlp_only_layers": []},
             silent={"attention_bias": False, "use_sliding_window": False},
             slides_if="use_sliding_window",
@@ -547,14 +536,12 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="mixtral",
-            architecture="MixtralForCausalLM",
             fixed={"sliding_window": None},
             implied=frozenset({"head_dim"}),
             **_experts("intermediate_size", "num_local_experts", 2),
         ),
         ModelFamily(
             model_type="minimax_m2",
-            architecture="MiniMaxM2ForCausalLM",
             implied=frozenset(),
             unused=(
                 "attn_type_list num_mtp_modules qk_norm_type scoring_func shared_intermediate_size use_mtp "
@@ -566,12 +553,10 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="qwen3_5_text",
-            architecture="Qwen3_5ForCausalLM",
             **{**_QWEN3_5, **_sizes(**_DELTA_SIZES), **_DELTA},
         ),
         ModelFamily(
             model_type="qwen3_5_moe_text",
-            architecture="Qwen3_5MoeForCausalLM",
             **{
                 **_QWEN3_5,
                 **_experts("moe_intermediate_size", "num_experts", 8, 6, 10, 12, **_DELTA_SIZES, **_SHARED),
@@ -580,7 +565,6 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="nemotron_h",
-            architecture="NemotronHForCausalLM",
             silent={"attention_bias": False, "mlp_bias": False, "use_bias": False, "mamba_proj_bias": False},
             implied=frozenset(),
             unused=(
@@ -607,7 +591,6 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="lfm2",
-            architecture="Lfm2ForCausalLM",
             fixed={"block_auto_adjust_ff_dim": False},
             unused="norm_eps",
             tied=True,
@@ -621,7 +604,6 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="gpt_oss",
-            architecture="GptOssForCausalLM",
             unused="experts_per_token initial_context_length swiglu_limit",
             window=128,
             implied=frozenset(),
@@ -636,7 +618,6 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="llama4_text",
-            architecture="Llama4ForCausalLM",
             fixed={"num_experts_per_tok": 1},  # each expert computes all tokens
             silent={"attention_bias": False, "attention_chunk_size": 8192},
             unused="interleave_moe_layer_step moe_layers no_rope_layers",
@@ -651,12 +632,11 @@ FAMILIES = {
                 i=("intermediate_size_mlp", _POINTS["i"], _ODD["i"], _ENDS["i"]),
                 m=("intermediate_size", (768, 896, 640, 384), (712, 1000, 520), (128, 16384)),
                 E=("num_local_experts", (16, 24, 12, 40), (), (8, 512)),
-                s=("", _POINTS["s"], (), (16, 8192)),
+                s=("", _POINTS["s"], (), (16, 8191)),  # from 8192 on the chunks have a mask
             ),
         ),
         ModelFamily(
             model_type="phi",
-            architecture="PhiForCausalLM",
             silent={"embd_pdrop": 0.0},
             activations=("gelu_new", "gelu_fast"),
             multiples={"d": 40},  # of which a part of 0.4 is rotated, rounded down
@@ -665,14 +645,12 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="deepseek_v3",
-            architecture="DeepseekV3ForCausalLM",
             multiples={"E": 8},
             alike=({"rope_scaling": _DEEPSEEK_YARN}, {"rope_scaling": _KIMI_YARN}),
             **_latent("dddsss", "dddsssss", ("dsss", "dsssss")),
         ),
         ModelFamily(
             model_type="glm4_moe_lite",
-            architecture="Glm4MoeLiteForCausalLM",
             **{**_latent("dsss", "dsssss", d=256, e=4), "kinds_of": _one_dense},
         ),
         ModelFamily(
@@ -696,34 +674,22 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="gemma",
-            architecture="GemmaForCausalLM",
-            silent={"attention_bias": False},
-            implied=frozenset(),
-            activations=_GELU,
-            tied=True,
-            **_whole(),
+            **_whole(**_GEMMA),
         ),
         ModelFamily(
             model_type="ministral3",
-            architecture="Ministral3ForCausalLM",
             fixed={"rope_parameters": _YARN},
             implied=frozenset(),
         ),
         ModelFamily(
             model_type="olmo2",
-            architecture="Olmo2ForCausalLM",
             silent={"attention_bias": False},
             **_whole(),
         ),
         ModelFamily(
             model_type="gemma3_text",
-            architecture="Gemma3ForCausalLM",
             fixed={"sliding_window": 2**20, "hidden_activation": _GELU[0]},
-            silent={"attention_bias": False, "final_logit_softcapping": None, "attn_logit_softcapping": None},
             window=4096,
-            implied=frozenset(),
-            activations=_GELU,
-            tied=True,
             alike=({"rope_scaling": {"factor": 8.0, "rope_type": "linear"}},),
             kinds_key="layer_types",
             words=_WINDOWS,
@@ -732,11 +698,19 @@ FAMILIES = {
             order="sssssfsssssfsssssfssss",
             radius=1,
             ends={**_ENDS, "V": (1000, 262208)},  # a multiple of 64 above Gemma 2's
-            **_whole(),
+            **_whole(
+                **{
+                    **_GEMMA,
+                    "silent": {
+                        "attention_bias": False,
+                        "final_logit_softcapping": None,
+                        "attn_logit_softcapping": None,
+                    },
+                }
+            ),
         ),
         ModelFamily(
             model_type="olmo3",
-            architecture="Olmo3ForCausalLM",
             fixed={"sliding_window": 2**20},
             silent={"attention_bias": False},
             window=4096,
@@ -751,7 +725,6 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="exaone4",
-            architecture="Exaone4ForCausalLM",
             fixed={"sliding_window": 2**20},
             silent={"sliding_window_pattern": "LLLG"},
             window=4096,
@@ -765,7 +738,6 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="smollm3",
-            architecture="SmolLM3ForCausalLM",
             fixed={"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0},
             silent={"attention_bias": False, "mlp_bias": False, "use_sliding_window": False},
             slides_if="use_sliding_window",
