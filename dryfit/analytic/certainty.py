@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache, cached_property
 from typing import NamedTuple
 
-from dryfit.analytic.allocations import form_events, variations
 from dryfit.analytic.estimate import analytic_estimate
 from dryfit.analytic.setting import describe
 from dryfit.cards.beside import Process, beside, room_bytes
@@ -174,6 +173,8 @@ class Needs:
 
     @cached_property
     def _variations(self) -> list[list[tuple[int, int]]]:
+        from dryfit.analytic.allocations import form_events, variations
+
         return list(variations(form_events(self.scenario, capability=self.capability)))
 
     @cached_property

@@ -24,9 +24,7 @@ from math import ceil
 from typing import Any
 
 from dryfit.analytic.decoder import NotDescribed
-from dryfit.analytic.parameters import parameter_count
 from dryfit.analytic.setting import Setting, check_described, describe, described
-from dryfit.analytic.step import TrainingStep
 from dryfit.cards.gpus import named
 from dryfit.derived.step import if_recorded, recorded_with
 from dryfit.engine.components import ACTIVATIONS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES, OVERHEAD, WEIGHTS
@@ -67,6 +65,8 @@ def analytic_estimate(
     UserError
         For a scenario that can't be, such as target modules that the model doesn't have.
     """
+    from dryfit.analytic.step import TrainingStep  # its 1,700 lines serve a step without a record alone
+
     decoder = described(scenario, where)
     check_described(scenario)
     step = TrainingStep(Setting(decoder, scenario, capability or DEFAULT_CAPABILITY), blocks=blocks).run()
@@ -205,6 +205,8 @@ class Estimated:
 
 def _by_parameters(scenario: Scenario, reason: str) -> Estimated:
     """What is left where a step is not described: the parameters, where the family is known, and the rule of thumb."""
+    from dryfit.analytic.parameters import parameter_count
+
     try:
         count = parameter_count(scenario.model)
     except NotDescribed:

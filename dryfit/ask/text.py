@@ -64,7 +64,8 @@ def head(answer: Mapping[str, Any], like: str = "like: ", file: str | None = Non
 def defaults_used(answer: Mapping[str, Any]) -> str | None:
     """The settings that nobody named and that decide, the sizes first; None: all are named."""
     scenario, assumed = answer["scenario"], answer.get("assumed") or {}
-    sizes = {"sequence_length": "{:,} tokens a row", "micro_batch": "{} row a micro-batch"}
+    rows = "row" if assumed.get("micro_batch") == 1 else "rows"
+    sizes = {"sequence_length": "{:,} tokens a row", "micro_batch": f"{{}} {rows} a micro-batch"}
     parts = [text.format(assumed[name]) for name, text in sizes.items() if assumed.get(name)]
     others = {
         name: value

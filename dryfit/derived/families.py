@@ -30,12 +30,6 @@ _NO_SIZE = {
 }  # fmt: skip
 _ROPE = {"factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"}  # numbers of a table
 _GELU = ("gelu_pytorch_tanh",)
-# Families whose records are for any number of chunks of a loss, and so of rows; the others are for 2, 4 or 8 chunks.
-_ANY_CHUNKS = {
-    "deepseek_v3", "exaone4", "gemma", "gemma2", "gemma3_text", "glm4_moe_lite", "gpt_oss",
-    "lfm2", "llama", "minimax_m2", "ministral3", "mistral", "mixtral", "olmo2",
-    "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +38,8 @@ class ModelFamily:
 
     Attributes
     ----------
-    model_type, architecture
-        As a ``config.json`` has them.
+    model_type
+        As a ``config.json`` has it.
     keys
         By symbol the key of a number that says a size.
     points
@@ -84,15 +78,16 @@ class ModelFamily:
     radius
         Neighbours on either side that tell one layer's events from another's.
     unused
-        Keys that the class doesn't read.
+        Keys that the class doesn't read, with spaces between them.
     plain
         A configuration in the form that is recorded, where a class computes sizes from what a file says.
     exact_length
-        Rows are cut into chunks, in a loop or padded: a record is for one length.
+        Rows are cut into chunks, in a loop or padded: a record is for one length, and one number of the loss's chunks.
+    with_experts
+        The models of this code whose layers have experts; those without are another family.
     """
 
     model_type: str
-    architecture: str
     keys: Mapping[str, str] = field(default_factory=lambda: dict(_KEYS))
     points: Mapping[str, Sequence[int]] = field(default_factory=lambda: dict(_POINTS))
     odd: Mapping[str, Sequence[int]] = field(default_factory=lambda: dict(_ODD))
@@ -116,14 +111,15 @@ class ModelFamily:
     others: Sequence[tuple[str, str]] = ()
     multiples: Mapping[str, int] = field(default_factory=dict)
     radius: int = 2
-    unused: frozenset[str] = frozenset()
+    unused: str = ""
     plain: Callable[[Model], Model] = dict
     exact_length: bool = False
+    with_experts: bool = False
 
     @property
-    def exact_chunks(self) -> bool:
-        """Whether a record is for one number of chunks of the loss."""
-        return self.exact_length or self.model_type not in _ANY_CHUNKS
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.model_type}_experts" if self.with_experts else self.model_type
 
     def numbers(self, model: Model) -> Numbers:
         """The model's numbers by symbol."""
@@ -145,7 +141,7 @@ class ModelFamily:
     def catalogue(self) -> list[str]:
         """The models of `config/models/` that are of the family, and of which it knows what their layers are."""
         models = {path.stem: language_model_of(path.stem) for path in sorted(data_path("models").glob("*.json"))}
-        return [name for name, model in models.items() if model["model_type"] == self.model_type and self._knows(model)]
+        return [name for name, model in models.items() if family_of(model) is self and self._knows(model)]
 
     def _knows(self, model: Model) -> bool:
         try:
@@ -176,7 +172,6 @@ class ModelFamily:
         """A configuration with these numbers, and so many layers."""
         return {
             "model_type": self.model_type,
-            "architectures": [self.architecture],
             **{key: numbers[symbol] for symbol, key in self.keys.items()},
             "num_attention_heads": numbers["K"] * numbers["g"],
             "num_key_value_heads": numbers["K"],
@@ -197,7 +192,7 @@ class ModelFamily:
         if heads[0] % heads[1] or not told or not active or beyond or model.get("attention_dropout"):
             return None
         numbers = {*self.keys.values(), "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers"}
-        numbers |= {*self.unused, self.kinds_key, *(self.every or ())[:1]}
+        numbers |= {*self.unused.split(), self.kinds_key, *(self.every or ())[:1]}
         rest = {
             key: value
             for key, value in model.items()
@@ -248,6 +243,12 @@ class ModelFamily:
         return model.get("sliding_window", self.window)
 
 
+def family_of(model: Model) -> ModelFamily | None:
+    """The family of a model; None: there is none."""
+    kind = model.get("model_type", "")
+    return FAMILIES.get(f"{kind}_experts" if model.get("enable_moe_block") else kind)
+
+
 @cache
 def language_model_of(name: str) -> Model:
     """The language model's configuration of one of the catalogue."""
@@ -290,6 +291,10 @@ _DELTA_ROPE = {
     "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25, "rope_theta": 10000000,
     "rope_type": "default",
 }  # fmt: skip
+_GEMMA4_ROPE = {
+    "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+    "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+}
 _WINDOWS = {"s": "sliding_attention", "f": "full_attention"}
 
 
@@ -409,15 +414,8 @@ def _latent(sequence: str, order: str, *others: tuple[str, str], d: int = 192, e
         ),
         "plain": _latent_heads,
         "silent": {"attention_bias": False, "return_dict_in_generate": False, "moe_layer_freq": 1},
-        "unused": frozenset(
-            {
-                "first_k_dense_replace",
-                "mlp_layer_types",
-                "moe_router_dtype",
-                "routed_scaling_factor",
-                "scoring_func",
-                "topk_method",
-            }
+        "unused": (
+            "first_k_dense_replace mlp_layer_types moe_router_dtype routed_scaling_factor scoring_func topk_method"
         ),
         "fixed": {"head_dim": 64},  # which the class takes from qk_rope_head_dim
         "kinds_of": _dense_first,
@@ -432,26 +430,71 @@ def _latent(sequence: str, order: str, *others: tuple[str, str], d: int = 192, e
     }
 
 
+def _llama4_kinds(model: Model) -> Kinds:
+    """Layers with one MLP (d) or experts (m); those that rotate nothing are D and n."""
+    if "layer_types" in model or "no_rope_layer_interval" in model:
+        raise KeyError("layer_types")
+    layers, step = range(model["num_hidden_layers"]), model.get("interleave_moe_layer_step") or 1
+    mixtures = model.get("moe_layers", layers[step - 1 :: step])
+    rotated = model.get("no_rope_layers") or [(layer + 1) % 4 for layer in layers]
+    return ["Dndm"[2 * bool(rotated[layer]) + (layer in mixtures)] for layer in layers]
+
+
+def _llama4_layers(kinds: Kinds) -> Model:
+    return {
+        "moe_layers": [layer for layer, kind in enumerate(kinds) if kind in "mn"],
+        "no_rope_layers": [int(kind in "dm") for kind in kinds],
+    }
+
+
+_GEMMA: dict[str, Any] = {
+    "silent": {"attention_bias": False},
+    "implied": frozenset(),
+    "activations": _GELU,
+    "tied": True,
+}
+_GEMMA4_FIXED = {
+    "sliding_window": 2**20,
+    "hidden_activation": _GELU[0],
+    "final_logit_softcapping": 30.0,
+    "hidden_size_per_layer_input": 0,
+    "rope_parameters": _GEMMA4_ROPE,
+}
+_GEMMA4_SIZES = {
+    "K": ("", (4, 8, 16, 12), (), (4, 64)),
+    "d": ("", (256, 128, 96), _ODD["d"], _ENDS["d"]),
+    "D": ("global_head_dim", (512,), (512,), (512, 512)),
+}
+_GEMMA4: dict[str, Any] = {
+    "model_type": "gemma4_text",
+    **_GEMMA,
+    "unused": "vocab_size_per_layer_input",
+    "multiples": {"K": 4},  # of the keys' heads of a layer that looks back at all tokens
+    "kinds_key": "layer_types",
+    "words": _WINDOWS,
+    "sequence": "sssssfsssssfsssssf",
+    "order": "sssssfsssssfsssssfsssssf",
+    "radius": 3,
+}
+
+
 FAMILIES = {
-    family.model_type: family
+    family.name: family
     for family in (
         ModelFamily(
             model_type="qwen2",
-            architecture="Qwen2ForCausalLM",
             silent={"use_sliding_window": False},
             slides_if="use_sliding_window",
             implied=frozenset({"head_dim"}),
         ),
         ModelFamily(
             model_type="llama",
-            architecture="LlamaForCausalLM",
             silent={"attention_bias": False, "mlp_bias": False},
             alike=({"rope_scaling": _LLAMA3},),
             **_whole(),
         ),
         ModelFamily(
             model_type="qwen3",
-            architecture="Qwen3ForCausalLM",
             silent={"attention_bias": False, "use_sliding_window": False},
             slides_if="use_sliding_window",
             implied=frozenset(),
@@ -459,7 +502,6 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="mistral",
-            architecture="MistralForCausalLM",
             fixed={"sliding_window": None},
             window=4096,
             implied=frozenset({"head_dim"}),
@@ -467,68 +509,43 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="gemma2",
-            architecture="Gemma2ForCausalLM",
             fixed={
                 "sliding_window": 2**20,
                 "final_logit_softcapping": 30.0,
                 "attn_logit_softcapping": 50.0,
                 "hidden_activation": _GELU[0],
             },
-            silent={"attention_bias": False},
             window=4096,
-            implied=frozenset(),
-            activations=_GELU,
-            tied=True,
-            **_whole(),
+            **_whole(**_GEMMA),
         ),
         ModelFamily(
             model_type="phi3",
-            architecture="Phi3ForCausalLM",
             fixed={"pad_token_id": 0, "original_max_position_embeddings": 131072},
             silent={"attention_bias": False, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
             alike=({"sliding_window": 2**20},),
         ),
         ModelFamily(
             model_type="qwen3_moe",
-            architecture="Qwen3MoeForCausalLM",
             fixed={"decoder_sparse_step": 1, "mlp_only_layers": []},
             silent={"attention_bias": False, "use_sliding_window": False},
             slides_if="use_sliding_window",
             implied=frozenset(),
-            unused=frozenset(
-                {
-                    "intermediate_size",
-                    "qkv_bias",
-                    "router_aux_loss_coef",
-                    "shared_expert_intermediate_size",
-                    "use_qk_norm",
-                }
-            ),
+            unused="intermediate_size qkv_bias shared_expert_intermediate_size use_qk_norm",
             alike=({"rope_scaling": _MROPE},),
             **_experts("moe_intermediate_size", "num_experts", 8),
         ),
         ModelFamily(
             model_type="mixtral",
-            architecture="MixtralForCausalLM",
             fixed={"sliding_window": None},
             implied=frozenset({"head_dim"}),
             **_experts("intermediate_size", "num_local_experts", 2),
         ),
         ModelFamily(
             model_type="minimax_m2",
-            architecture="MiniMaxM2ForCausalLM",
             implied=frozenset(),
-            unused=frozenset(
-                {
-                    "attn_type_list",
-                    "num_mtp_modules",
-                    "qk_norm_type",
-                    "scoring_func",
-                    "shared_intermediate_size",
-                    "use_mtp",
-                    "use_qk_norm",
-                    "use_routing_bias",
-                }
+            unused=(
+                "attn_type_list num_mtp_modules qk_norm_type scoring_func shared_intermediate_size use_mtp "
+                "use_qk_norm use_routing_bias"
             ),
             **_experts(
                 "intermediate_size", "num_local_experts", 8, d=("", (128, 256, 96, 160), (80, 152, 72), (72, 256))
@@ -536,12 +553,10 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="qwen3_5_text",
-            architecture="Qwen3_5ForCausalLM",
             **{**_QWEN3_5, **_sizes(**_DELTA_SIZES), **_DELTA},
         ),
         ModelFamily(
             model_type="qwen3_5_moe_text",
-            architecture="Qwen3_5MoeForCausalLM",
             **{
                 **_QWEN3_5,
                 **_experts("moe_intermediate_size", "num_experts", 8, 6, 10, 12, **_DELTA_SIZES, **_SHARED),
@@ -550,21 +565,11 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="nemotron_h",
-            architecture="NemotronHForCausalLM",
             silent={"attention_bias": False, "mlp_bias": False, "use_bias": False, "mamba_proj_bias": False},
             implied=frozenset(),
-            unused=frozenset(
-                {
-                    "intermediate_size",
-                    "layer_norm_epsilon",
-                    "moe_shared_expert_overlap",
-                    "norm_eps",
-                    "routed_scaling_factor",
-                    "time_step_floor",
-                    "time_step_limit",
-                    "time_step_max",
-                    "time_step_min",
-                }
+            unused=(
+                "intermediate_size layer_norm_epsilon moe_shared_expert_overlap norm_eps routed_scaling_factor "
+                "time_step_floor time_step_limit time_step_max time_step_min"
             ),
             plain=_nemotron,
             multiples={"N": 8},
@@ -586,9 +591,8 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="lfm2",
-            architecture="Lfm2ForCausalLM",
             fixed={"block_auto_adjust_ff_dim": False},
-            unused=frozenset({"norm_eps"}),
+            unused="norm_eps",
             tied=True,
             plain=_lfm2,
             kinds_key="layer_types",
@@ -600,8 +604,7 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="gpt_oss",
-            architecture="GptOssForCausalLM",
-            unused=frozenset({"experts_per_token", "initial_context_length", "router_aux_loss_coef", "swiglu_limit"}),
+            unused="experts_per_token initial_context_length swiglu_limit",
             window=128,
             implied=frozenset(),
             alike=({"rope_scaling": _GPT_OSS_YARN},),
@@ -614,47 +617,79 @@ FAMILIES = {
             },
         ),
         ModelFamily(
+            model_type="llama4_text",
+            fixed={"num_experts_per_tok": 1},  # each expert computes all tokens
+            silent={"attention_bias": False, "attention_chunk_size": 8192},
+            unused="interleave_moe_layer_step moe_layers no_rope_layers",
+            implied=frozenset(),
+            alike=({"rope_scaling": {**_LLAMA3, "factor": 16.0, "high_freq_factor": 1.0}},),
+            kinds_of=_llama4_kinds,
+            layers_of=_llama4_layers,
+            sequence="dmdndmdndmdn",
+            order="dmdndmdndmdndmdn",
+            others=(("mmmnmmmnmmmn", "mmmnmmmnmmmnmmmn"),),
+            **_sizes(
+                i=("intermediate_size_mlp", _POINTS["i"], _ODD["i"], _ENDS["i"]),
+                m=("intermediate_size", (768, 896, 640, 384), (712, 1000, 520), (128, 16384)),
+                E=("num_local_experts", (16, 24, 12, 40), (), (8, 512)),
+                s=("", _POINTS["s"], (), (16, 8191)),  # from 8192 on the chunks have a mask
+            ),
+        ),
+        ModelFamily(
+            model_type="phi",
+            silent={"embd_pdrop": 0.0},
+            activations=("gelu_new", "gelu_fast"),
+            multiples={"d": 40},  # of which a part of 0.4 is rotated, rounded down
+            whole_heads=True,
+            **_sizes(h=("", _WHOLE["h"], (1200, 2064), ()), d=("", (80, 160, 120), (120, 80, 160), (80, 160))),
+        ),
+        ModelFamily(
             model_type="deepseek_v3",
-            architecture="DeepseekV3ForCausalLM",
             multiples={"E": 8},
             alike=({"rope_scaling": _DEEPSEEK_YARN}, {"rope_scaling": _KIMI_YARN}),
             **_latent("dddsss", "dddsssss", ("dsss", "dsssss")),
         ),
         ModelFamily(
             model_type="glm4_moe_lite",
-            architecture="Glm4MoeLiteForCausalLM",
             **{**_latent("dsss", "dsssss", d=256, e=4), "kinds_of": _one_dense},
         ),
         ModelFamily(
+            fixed={**_GEMMA4_FIXED, "enable_moe_block": False},
+            **{**_sizes(**_GEMMA4_SIZES), **_GEMMA4},
+        ),
+        ModelFamily(
+            fixed={**_GEMMA4_FIXED, "enable_moe_block": True},
+            with_experts=True,
+            **{
+                **_experts(
+                    "moe_intermediate_size",
+                    "num_experts",
+                    8,
+                    i=("intermediate_size", _POINTS["i"], _ODD["i"], _ENDS["i"]),
+                    e=("top_k_experts", (8,), (), (8, 8)),
+                    **_GEMMA4_SIZES,
+                ),
+                **_GEMMA4,
+            },
+        ),
+        ModelFamily(
             model_type="gemma",
-            architecture="GemmaForCausalLM",
-            silent={"attention_bias": False},
-            implied=frozenset(),
-            activations=_GELU,
-            tied=True,
-            **_whole(),
+            **_whole(**_GEMMA),
         ),
         ModelFamily(
             model_type="ministral3",
-            architecture="Ministral3ForCausalLM",
             fixed={"rope_parameters": _YARN},
             implied=frozenset(),
         ),
         ModelFamily(
             model_type="olmo2",
-            architecture="Olmo2ForCausalLM",
             silent={"attention_bias": False},
             **_whole(),
         ),
         ModelFamily(
             model_type="gemma3_text",
-            architecture="Gemma3ForCausalLM",
             fixed={"sliding_window": 2**20, "hidden_activation": _GELU[0]},
-            silent={"attention_bias": False, "final_logit_softcapping": None, "attn_logit_softcapping": None},
             window=4096,
-            implied=frozenset(),
-            activations=_GELU,
-            tied=True,
             alike=({"rope_scaling": {"factor": 8.0, "rope_type": "linear"}},),
             kinds_key="layer_types",
             words=_WINDOWS,
@@ -663,11 +698,19 @@ FAMILIES = {
             order="sssssfsssssfsssssfssss",
             radius=1,
             ends={**_ENDS, "V": (1000, 262208)},  # a multiple of 64 above Gemma 2's
-            **_whole(),
+            **_whole(
+                **{
+                    **_GEMMA,
+                    "silent": {
+                        "attention_bias": False,
+                        "final_logit_softcapping": None,
+                        "attn_logit_softcapping": None,
+                    },
+                }
+            ),
         ),
         ModelFamily(
             model_type="olmo3",
-            architecture="Olmo3ForCausalLM",
             fixed={"sliding_window": 2**20},
             silent={"attention_bias": False},
             window=4096,
@@ -682,7 +725,6 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="exaone4",
-            architecture="Exaone4ForCausalLM",
             fixed={"sliding_window": 2**20},
             silent={"sliding_window_pattern": "LLLG"},
             window=4096,
@@ -696,7 +738,6 @@ FAMILIES = {
         ),
         ModelFamily(
             model_type="smollm3",
-            architecture="SmolLM3ForCausalLM",
             fixed={"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0},
             silent={"attention_bias": False, "mlp_bias": False, "use_sliding_window": False},
             slides_if="use_sliding_window",

@@ -23,7 +23,7 @@ from dryfit.common.files import sha256_file
 from dryfit.common.versions import STACK, versions
 from dryfit.data import data_path
 from dryfit.derived.arrivals import arrived
-from dryfit.derived.families import FAMILIES, ModelFamily, Numbers
+from dryfit.derived.families import ModelFamily, Numbers, family_of
 from dryfit.derived.layers import CHUNK, Composition, Kinds, Layers, UnknownOrder, is_made
 from dryfit.derived.sizes import (
     Inexact,
@@ -42,7 +42,7 @@ FORMAT = 1
 # Fields that are numbers, or that decide about no event: the GPU and the allocator, which only replay them.
 _APART = ("allocator", "gpu", "micro_batch", "model", "model_name", "sequence_length")
 MODERN: Capability = (8, 0)  # before it bf16 has other kernels of attention
-_BUFFERS = ("inv_freq", "embed_scale", "e_score_correction_bias")  # in the model, and in no checkpoint
+_BUFFERS = ("inv_freq", "embed_scale", "e_score_correction_bias", "layer_scalar")  # are no parameters
 
 
 class NoRecord(Exception):
@@ -79,7 +79,7 @@ class StepKey:
         NoRecord
             If no record could answer it.
         """
-        family = FAMILIES.get(scenario.model.get("model_type", ""))
+        family = family_of(scenario.model)
         if family is None:
             raise NoRecord("no records of this architecture")
         try:
@@ -104,7 +104,7 @@ class StepKey:
             flags["unscaled"] = True  # PyTorch's baddbmm, which adapts experts, leaves a factor of 1 out
         if scenario.loss == "chunked":
             flags["one_left"] = last_chunk(numbers) == 1
-            if family.exact_chunks:
+            if family.exact_length:
                 flags["chunks"] = chunks(numbers)
             elif (count := chunks(numbers)) > 1:
                 flags["in_chunks"], numbers["c"] = True, count
@@ -313,7 +313,7 @@ def form_of(scenario: Scenario, capability: Capability | None = None) -> tuple[F
         If none does, with the reason.
     """
     asked = StepKey.of(scenario, capability)
-    form = records_of(asked.family.model_type).form(asked.key())
+    form = records_of(asked.family.name).form(asked.key())
     if not form.covers(asked.numbers, capability or DEFAULT_CAPABILITY):
         raise NoRecord("numbers or a GPU beyond what was checked")
     return form, asked

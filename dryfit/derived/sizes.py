@@ -17,6 +17,7 @@ from dryfit.scenario.fields import CHUNK_TOKENS
 
 ROUNDED_TO = (8, 32, 64, 128, 256)  # lengths: blocks of kernels
 KINDS = ("SUM", "LARGEST", "WITH_INDEX", "MOMENTS")  # of reductions, in cuda_rules
+WORKSPACES = {"d": "W", "D": "W^D"}  # of attention, by the size of a head; D: of layers that have another one
 SLOTS = {"reduction": 3, "embedding": 6}  # allocations that a rule may make; those of 0 bytes are left out
 Expression = Sequence[Any]  # terms and width
 EXACT = 0  # in the place of a width
@@ -35,9 +36,10 @@ def with_rounded(numbers: Mapping[str, int], capability: Capability) -> dict[str
     known |= {f"s/{multiple}+1": -(-length // multiple) + 1 for multiple in (128, 256)}
     known["z"] = last_chunk(numbers)
     if "d" in numbers:
-        head = numbers["d"]
-        known["d^f"] = cuda_rules.flash_padding(length, head)[1]
-        known["W"] = cuda_rules.efficient_workspace_bytes(length, length, head, "bf16", capability)
+        known["d^f"] = cuda_rules.flash_padding(length, numbers["d"])[1]
+    for symbol, workspace in WORKSPACES.items():
+        if symbol in numbers:
+            known[workspace] = cuda_rules.efficient_workspace_bytes(length, length, numbers[symbol], "bf16", capability)
     return known
 
 

@@ -11,7 +11,7 @@ from statistics import median_low
 from typing import Any
 
 from dryfit.cards.gpus import usable_sizes
-from dryfit.derived.families import FAMILIES
+from dryfit.derived.families import family_of
 from dryfit.derived.form import Form, NoRecord, StepKey, composed_step, form_of, records_of
 from dryfit.derived.layers import Composition
 from dryfit.engine.capacities import Capacities, capacities, served_at
@@ -215,15 +215,15 @@ def is_recorded(scenario: Scenario, capability: Capability | None = None) -> boo
 
 def recorded_with(scenario: Scenario) -> dict[str, str]:
     """The versions of the packages that a scenario's record was made with."""
-    return records_of(scenario.model["model_type"]).versions
+    return records_of(family_of(scenario.model).name).versions
 
 
 def why_unusable(scenario: Scenario) -> str | None:
     """What is wrong with the records of a scenario's family; None: nothing, or there are none."""
-    family = scenario.model.get("model_type")
+    family = family_of(scenario.model)
     try:
-        if family in FAMILIES:
-            records_of(family)
+        if family:
+            records_of(family.name)
     except NoRecord as error:
         return str(error) if error.is_unusable else None
     return None

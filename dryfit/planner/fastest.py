@@ -34,7 +34,7 @@ SPEED = {
 Way = Mapping[str, str]  # a tool's knobs, with their values
 
 
-class Asked(Protocol):
+class StepQuestion(Protocol):
     """A question about a step."""
 
     scenario: Scenario
@@ -51,7 +51,7 @@ class Candidate:
     way: Way
     micro_batch: int
     text: str
-    asked: Asked
+    asked: StepQuestion
     answer: Mapping[str, Any] | None = None
 
     @property
@@ -113,7 +113,7 @@ class Search:
     fill: float
     is_traced: bool
     make: Callable[[Way, int], Candidate]
-    answer: Callable[[Asked], Mapping[str, Any]]
+    answer: Callable[[StepQuestion], Mapping[str, Any]]
 
     def answered(
         self, watch: Callable[[str, int, Sequence[Any]], None] | None, name: Callable[[Candidate], str]
@@ -170,13 +170,13 @@ class Search:
         return self.is_traced or (one.asked.scenario.loss != "liger" and _peak(one.asked) is not None)
 
 
-def _step(asked: Asked) -> Scenario:
+def _step(asked: StepQuestion) -> Scenario:
     """The step. Liger's loss, which neither the estimate nor a record has, is a little less than one in chunks."""
     step = asked.scenario
     return step.changed(loss="chunked", kernels="transformers") if step.loss == "liger" else step
 
 
-def _peak(asked: Asked) -> int | None:
+def _peak(asked: StepQuestion) -> int | None:
     """The peak by the estimate or a record."""
     step = _step(asked)
     analytic = estimate(step, asked.where, blocks=False, recorded=False).analytic
@@ -186,7 +186,7 @@ def _peak(asked: Asked) -> int | None:
     return analytic["peak_allocated_bytes"]
 
 
-def _may_fit(asked: Asked) -> bool:
+def _may_fit(asked: StepQuestion) -> bool:
     """Whether the estimate does not rule a step out; a step that nothing describes without a trace is not ruled out."""
     peak = _peak(asked)
     if peak is None and asked.gpu:

@@ -45,7 +45,7 @@ def record(family: ModelFamily, wanted: Callable[[Variant], bool] = lambda varia
 
     What no variant asks for any more is left out of it.
     """
-    path = data_path("records", f"{family.model_type}.zip")
+    path = data_path("records", f"{family.name}.zip")
     members, files = ({}, {}) if anew else _read(path)
     library: list[Any] = []
     for text in files.values():
@@ -60,7 +60,7 @@ def record(family: ModelFamily, wanted: Callable[[Variant], bool] = lambda varia
             try:
                 content = checked(family, variant, taught(family, variant, library), print)
             except (NotFitted, OtherEvents) as error:
-                print(f"{family.model_type}, {variant}: not recorded, {error}", flush=True)
+                print(f"{family.name}, {variant}: not recorded, {error}", flush=True)
                 continue
             members[member] = member
             files[member] = json.dumps(content, separators=(",", ":"))
@@ -73,7 +73,7 @@ def record(family: ModelFamily, wanted: Callable[[Variant], bool] = lambda varia
         _write(path, family, members, files)
         written = {*members}
         print(
-            f"{family.model_type}, {variant}: {len(text)} characters, {time.process_time() - began:.0f} CPU s",
+            f"{family.name}, {variant}: {len(text)} characters, {time.process_time() - began:.0f} CPU s",
             flush=True,
         )
 

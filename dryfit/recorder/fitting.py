@@ -13,7 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from dryfit.derived.sizes import EXACT, Expression, Inexact, symbols_of, value
+from dryfit.derived.sizes import EXACT, WORKSPACES, Expression, Inexact, symbols_of, value
 
 POWERS = (1, 2, 3, -1)
 WIDTHS = (EXACT, 4, 2, 1, 8)  # bytes that a size is rounded up to: of elements
@@ -48,11 +48,13 @@ def _fitted(sizes: Sizes, known: Known, names: Sequence[str], workspace: bool = 
         return [[[sizes[0], 1, []]], EXACT]
     if not sizes[0]:
         return None
-    if workspace and "W" in known[0] and all(not size % each["W"] for size, each in zip(sizes, known, strict=True)):
-        heads = tuple(size // each["W"] for size, each in zip(sizes, known, strict=True))
+    for own in (own for own in WORKSPACES.values() if workspace and own in known[0]):
+        if any(size % each[own] for size, each in zip(sizes, known, strict=True)):
+            continue
+        heads = tuple(size // each[own] for size, each in zip(sizes, known, strict=True))
         inner = _fitted(heads, known, names, workspace=False)
         if inner is not None and inner[1] == EXACT:
-            return [[[factor, divisor, [*powers, ["W", 1]]] for factor, divisor, powers in inner[0]], EXACT]
+            return [[[factor, divisor, [*powers, [own, 1]]] for factor, divisor, powers in inner[0]], EXACT]
     choices, added = [], []
     for place, name in enumerate(names, 1):
         if sizes[place] == sizes[0]:

@@ -67,7 +67,7 @@ def variants_of(family: ModelFamily) -> Iterator[Variant]:
         settings = {"method": method, **options, **(METHODS[method] if "loss" in options else {})}
         if rows > 1 and ("e" in family.keys or family.exact_length):
             continue
-        if family.exact_chunks and settings.get("loss") == "chunked" and (rows > 1 or length not in CHUNKED):
+        if family.exact_length and settings.get("loss") == "chunked" and (rows > 1 or length not in CHUNKED):
             continue
         step = {"model": name, "sequence_length": length, "micro_batch": rows, **settings}
         try:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import logging
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,7 @@ def _load(scenario: Scenario, device: torch.device, folder: Path, attention: str
     """Load safetensors with transformers, which quantizes each weight as it arrives on the device."""
     if not (folder / "config.json").is_file():
         raise UserError("The folder holds no model.", where=folder, allowed="config.json and *.safetensors")
+    _iterate_in_order(scenario)
     if device.type == "cuda" and device.index is None:  # transformers copies in threads, whose own device is the first
         device = torch.device("cuda", torch.cuda.current_device())
     dtype, quantization = weight_dtype(scenario), {}
@@ -189,6 +192,7 @@ def skeleton(scenario: Scenario, attention: str | None = None) -> nn.Module:
     """
     attention = attention or attention_name(scenario, torch.device("meta"))
     config, kind = configuration(scenario), auto_class(scenario)
+    _iterate_in_order(scenario)
     if scenario.aim.scores:
         config.num_labels, config.pad_token_id = 1, 0
     try:
@@ -209,6 +213,24 @@ def skeleton(scenario: Scenario, attention: str | None = None) -> nn.Module:
     except Exception as error:  # whatever an architecture makes of sizes that don't go together
         raise unbuildable(scenario, error) from None
     return model
+
+
+class _InOrder(set[Any]):
+    """A set whose strings come in one order in each process."""
+
+    def __iter__(self) -> Iterator[Any]:
+        found = [*super().__iter__()]
+        return iter(sorted(found) if all(isinstance(each, str) for each in found) else found)
+
+
+def _iterate_in_order(scenario: Scenario) -> None:
+    """Let an architecture's code iterate its sets in one order: those of strings have the order of Python's hashes.
+
+    That order differs between processes. Gemma 4's rotary tables, of two sizes, come in it, so that what the allocator
+    reserves differs by a segment.
+    """
+    if own := architecture(scenario):
+        vars(sys.modules[own.__module__])["set"] = _InOrder
 
 
 def _materialize(model: nn.Module, device: torch.device) -> None:

@@ -1,9 +1,14 @@
 """Families of 2025 and 2026 by transformers' own code: on the CPU a trace is the measurement, to the byte."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from dryfit.common.errors import UserError
 from dryfit.step.adapters import WITHOUT_ADAPTER
+from dryfit.step.model import skeleton
 from dryfit.tracing.trace import trace
 from tests.dryfit.families import FAMILIES
 from tests.dryfit.tracing.test_measure import compare, scenario
@@ -69,3 +74,31 @@ def test_a_configuration_that_describes_no_model_says_what_would(model, says):
     for text in says:
         assert text in str(caught.value)
     assert "qwen2" not in str(caught.value)
+
+
+def test_a_models_sets_of_strings_come_in_one_order():
+    model = skeleton(asked("gemma4_text", "full"))
+    assert [*model.model.unique_layer_types] == ["full_attention", "sliding_attention"]
+    assert [*sys.modules[type(model).__module__].set("fcbade")] == [*"abcdef"]
+
+
+EVENTS = """
+import sys
+from dryfit.recorder.traces import events
+from tests.dryfit.tracing.test_families import asked
+for family in sys.argv[1:]:
+    print(events(asked(family, "full"), (8, 0)))
+"""
+
+
+@pytest.mark.thorough
+def test_a_trace_is_the_same_in_each_process_whatever_was_traced_before_it():
+    """Python's hashes of strings differ, and with them the order in which sets are iterated."""
+    found = []
+    for seed, families in ("0", ["gemma4_text"]), ("1", ["deepseek_v3", "gemma4_text"]):  # one has the other order
+        run = [sys.executable, "-W", "ignore", "-c", EVENTS, *families]
+        ended = subprocess.run(
+            run, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        )
+        found.append(ended.stdout.splitlines()[-1])
+    assert found[0] == found[1]
