@@ -28,7 +28,7 @@ from dryfit.scenario.description import say_way
 from dryfit.scenario.scenario import Scenario
 from validation import other_rows, rows, times
 from validation import torchtitan_rows as torchtitan_pages
-from validation.rows import MIB, SOURCES, Row
+from validation.rows import MIB, SOURCES, MeasuredRow
 from validation.tables import FOLDER, markdown, rows_of
 from validation.timed_rows import TimedRow, scenario_of
 from validation.timed_rows import read as timed_rows
@@ -110,7 +110,7 @@ def memory_rows() -> Iterator[MeasuredStep]:
                 yield _memory_row(row, traced.get(row.id, {}), source)
 
 
-def _memory_row(row: Row, traced: Mapping[str, Any], source: rows.Source) -> MeasuredStep:
+def _memory_row(row: MeasuredRow, traced: Mapping[str, Any], source: rows.PublishedSource) -> MeasuredStep:
     errors, first = traced.get("error_percent") or {}, traced.get("first_error_percent")
     card, scenario = card_of(row.gpu), row.scenario
     known_before = FITTED if source.developed_with.startswith("yes") else READ
@@ -294,7 +294,7 @@ def single_rows() -> Iterator[MeasuredStep]:
     yield from steps.values()
 
 
-def _with_try(step: MeasuredStep, tried: other_rows.Tried) -> MeasuredStep:
+def _with_try(step: MeasuredStep, tried: other_rows.TriedRow) -> MeasuredStep:
     """The last try counts; a second one was made after the first was read."""
     before = UNREAD if tried.attempt == "first" else READ
     error = None if tried.error_percent is None else round(tried.error_percent / 100, 6)

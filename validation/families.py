@@ -2,8 +2,7 @@
 
 Each family is a model of its configuration's default sizes with few layers, one period of them where they alternate.
 Its LoRA step without checkpointing is traced on an H100: by the packages that its code asks for, where they are
-installed here, and by transformers' own loop. Nobody measured these rows: they show how far the two ways lie apart,
-and how far the closed form's peaks lie from the traced ones.
+installed here, and by transformers' own loop. Nobody measured these rows: they show how far the two ways lie apart.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import sys
 from typing import Any
 
 from dryfit.analytic.decoder import NotDescribed
-from dryfit.analytic.estimate import analytic_estimate
 from dryfit.analytic.parameters import parameter_count
 from dryfit.common.errors import UserError
 from dryfit.scenario.scenario import Scenario
@@ -63,8 +61,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0],
     },
 }
-# Families whose steps were described after the questions of quick_verdicts.py had been drawn from the others.
-LATER = {"deepseek_v32", "gemma3n_text", "glm_moe_dsa", "jamba"}
 
 
 def default_model(family: str) -> dict[str, Any]:
@@ -82,41 +78,29 @@ def scenario(family: str, packages: list[str]) -> Scenario:
     return Scenario.from_mapping({"model": default_model(family), **step, "packages": packages})
 
 
-def off(asked: Scenario, traced: dict[str, Any]) -> str:
-    """By how much the closed form's peak differs from a traced one; a dash where the step is not described."""
-    try:
-        form = analytic_estimate(asked, capability=CAPABILITY)["peak_allocated_bytes"]
-    except NotDescribed:
-        return "-"
-    return f"{100 * (form / traced['peak_allocated_bytes'] - 1):+.2f} %"
-
-
 def row(family: str) -> list[str]:
-    """The cells of a family: parameters, by packages and by the loop, each with the closed form's difference."""
+    """The cells of a family: parameters, the peak by packages and by the loop."""
     asked = scenario(family, [])
     packages = packages_of(asked)
     loop = trace(asked, capability=CAPABILITY, timeline=False)
     try:
-        exact = "" if parameter_count(asked.model) == loop["parameters"] else " (closed form: DIFFERENT)"
+        exact = "" if parameter_count(asked.model) == loop["parameters"] else " (by the configuration: DIFFERENT)"
     except NotDescribed as error:
         exact = f" ({error})"
-    taken = ["-", "-", "-"]
+    taken = ["-", "-"]
     if packages:
         by_them = scenario(family, packages)
         other = trace(by_them, capability=CAPABILITY, timeline=False)
         least = "at least " if "bounds" in other else ""
-        taken = [", ".join(packages), f"{least}{other['peak_allocated_bytes'] / MIB:,.0f}", off(by_them, other)]
-    own = [f"{loop['peak_allocated_bytes'] / MIB:,.0f}", off(asked, loop)]
-    return [family, f"{loop['parameters'] / 1e6:,.0f}{exact}", *taken, *own]
+        taken = [", ".join(packages), f"{least}{other['peak_allocated_bytes'] / MIB:,.0f}"]
+    own = f"{loop['peak_allocated_bytes'] / MIB:,.0f}"
+    return [family, f"{loop['parameters'] / 1e6:,.0f}{exact}", *taken, own]
 
 
 def main(families: list[str]) -> None:
     """Print the table, row by row."""
-    print(
-        "| family | parameters, millions | packages | by them, MiB | closed form | by transformers' own code, MiB"
-        " | closed form |"
-    )
-    print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
+    print("| family | parameters, millions | packages | by them, MiB | by transformers' own code, MiB |")
+    print("| --- | ---: | --- | ---: | ---: |")
     for family in families or FAMILIES:
         try:
             print(f"| {' | '.join(row(family))} |", flush=True)

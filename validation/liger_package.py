@@ -34,7 +34,7 @@ from dryfit.common.errors import UserError
 from dryfit.common.terminal import command
 from dryfit.engine.simulation import simulated
 from dryfit.tracing.simulated_card import card_of
-from validation.liger_scripts import Run, measured, run_of
+from validation.liger_scripts import ScriptRun, measured, run_of
 from validation.modules import (
     DISTILLED,
     DTYPES,
@@ -198,7 +198,7 @@ _FUNCTIONS = {
 }
 
 
-def _runs(row: Mapping[str, str]) -> tuple[str, Run, Run]:
+def _runs(row: Mapping[str, str]) -> tuple[str, ScriptRun, ScriptRun]:
     """A row's size with Liger's kernels and without, inside a simulated card."""
     kind = KINDS.get(row["module"], Benchmark)
     with torch.device("meta"):

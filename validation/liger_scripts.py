@@ -25,7 +25,7 @@ _NOT_MEASURED = "between"
 
 
 @dataclass(frozen=True)
-class Run:
+class ScriptRun:
     """The first three steps of an implementation at a size.
 
     Attributes
@@ -43,22 +43,22 @@ class Run:
     workspaces: Sequence[int]
 
 
-def run_of(bench: nn.Module, step: Any) -> Run:
+def run_of(bench: nn.Module, step: Any) -> ScriptRun:
     """Three steps, traced; inside a simulated card."""
     options = Options(compiled="follow", scalars=1.0, steps=STEPS, report=_run)
     return trace_step(bench, None, step, options=options)
 
 
-def _run(record: Any, *_: Any, **__: Any) -> Run:
+def _run(record: Any, *_: Any, **__: Any) -> ScriptRun:
     steps = []
     for number in range(STEPS):
         marks = [(phase, index) for phase, step, index in record.marks if step == number]
         steps.append((marks[0][1], next(index for phase, index in marks if phase == "backward")))
     workspaces = [identity for identity, component in record.components.items() if component == WORKSPACES]
-    return Run(list(record.events), steps, workspaces)
+    return ScriptRun(list(record.events), steps, workspaces)
 
 
-class Process:
+class ScriptProcess:
     """What a script has allocated so far."""
 
     def __init__(self) -> None:
@@ -71,11 +71,11 @@ class Process:
         for size in sizes:
             self._allocate(size)
 
-    def speed(self, run: Run, *, forward_only: bool, before: Sequence[int] = ()) -> None:
+    def speed(self, run: ScriptRun, *, forward_only: bool, before: Sequence[int] = ()) -> None:
         """A size's speed is measured, of both passes or of the forward pass alone."""
         self._play(run, flushes=True, forward_only=forward_only, before=before)
 
-    def memory(self, run: Run, name: str, before: Sequence[int] = ()) -> None:
+    def memory(self, run: ScriptRun, name: str, before: Sequence[int] = ()) -> None:
         """A size's memory is measured, under a name.
 
         Parameters
@@ -100,7 +100,7 @@ class Process:
 
     def _play(
         self,
-        run: Run,
+        run: ScriptRun,
         *,
         name: str | None = None,
         flushes: bool = False,
@@ -128,7 +128,7 @@ class Process:
         for identity in [*([cache] if cache else []), *alive.values()]:
             self._free(identity)
 
-    def _replaced(self, run: Run, sizes: Sequence[int]) -> dict[int, int]:
+    def _replaced(self, run: ScriptRun, sizes: Sequence[int]) -> dict[int, int]:
         """Both models make weights of their own first; then each pair is replaced by one tensor that they share."""
         made = [self._allocate(size) for size in (*sizes, *sizes)]
         alive: dict[int, int] = {}
@@ -139,7 +139,7 @@ class Process:
             self._free(made[len(sizes) + number])
         return alive
 
-    def _follow(self, run: Run, event: tuple[int, int], alive: dict[int, int]) -> None:
+    def _follow(self, run: ScriptRun, event: tuple[int, int], alive: dict[int, int]) -> None:
         identity, size = event
         if identity < 0:
             if -identity in alive:
@@ -153,7 +153,7 @@ class Process:
 
 
 def measured(
-    sizes: Sequence[tuple[str, Run, Run]],
+    sizes: Sequence[tuple[str, ScriptRun, ScriptRun]],
     *,
     speed_first: bool = True,
     baseline_first: bool = False,
@@ -183,7 +183,7 @@ def measured(
     tuple
         The name, and the bytes with Liger's kernels and without.
     """
-    process, columns = Process(), (2, 1) if baseline_first else (1, 2)
+    process, columns = ScriptProcess(), (2, 1) if baseline_first else (1, 2)
     for forward_only in (True, False) if speed_first else ():
         for column in columns:
             for size in sizes:

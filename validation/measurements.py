@@ -22,14 +22,14 @@ from dryfit.cards.gpus import find
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_json, write_json
 from dryfit.common.terminal import command, progress
-from validation.rows import MIB, SOURCES, STAGES, Row, read
+from validation.rows import MIB, SOURCES, STAGES, MeasuredRow, read
 from validation.tables import FOLDER, markdown
 
 REPORT = FOLDER / "validation.json"
 ORDERS = 9  # how many orders of a threaded loading are replayed; the median counts
 
 
-def validate(rows: Sequence[Row], orders: int = ORDERS) -> list[dict[str, Any]]:
+def validate(rows: Sequence[MeasuredRow], orders: int = ORDERS) -> list[dict[str, Any]]:
     """Trace every row and compare.
 
     Parameters
@@ -61,7 +61,7 @@ def validate(rows: Sequence[Row], orders: int = ORDERS) -> list[dict[str, Any]]:
     return results
 
 
-def compare(row: Row, report: Mapping[str, Any] | str) -> dict[str, Any]:
+def compare(row: MeasuredRow, report: Mapping[str, Any] | str) -> dict[str, Any]:
     """Put a row's measurement beside its prediction.
 
     Parameters
@@ -124,7 +124,7 @@ def stages(report: Mapping[str, Any]) -> dict[str, int]:
     } | {phase: report["phases"][phase] for phase in ("forward", "backward", "optimizer")}
 
 
-def method(row: Row) -> str:
+def method(row: MeasuredRow) -> str:
     """What a row trains: the scenario's method, or the kind of its adapters."""
     adapter = row.scenario.adapter
     return adapter["peft_type"].lower().replace("_", " ") if adapter else row.scenario.method

@@ -28,7 +28,7 @@ TRIES = {"first": "first try", "second": "second try"}
 
 
 @dataclass(frozen=True)
-class Tried:
+class TriedRow:
     """One try at one figure of a row; ``error_percent``: None where it could not be traced."""
 
     id: str
@@ -53,14 +53,14 @@ class Tried:
         return 100 * (float(self.predicted) / float(self.measured) - 1) if self.predicted else None
 
 
-def read() -> list[Tried]:
+def read() -> list[TriedRow]:
     """All tries, in the order of the file."""
-    return [Tried(**row) for row in rows_of(TABLE)]
+    return [TriedRow(**row) for row in rows_of(TABLE)]
 
 
-def overview(tries: Iterable[Tried]) -> str:
+def overview(tries: Iterable[TriedRow]) -> str:
     """Median and worst error of each group, figure and try, as Markdown."""
-    groups: dict[tuple[str, str, str], list[Tried]] = {}
+    groups: dict[tuple[str, str, str], list[TriedRow]] = {}
     for tried in tries:
         groups.setdefault((tried.group, tried.what, tried.attempt), []).append(tried)
     cells = []
@@ -74,9 +74,9 @@ def overview(tries: Iterable[Tried]) -> str:
     return markdown(("measured on", "figure", "", "rows:", "median error:", "worst"), cells) + "\n"
 
 
-def table(tries: Iterable[Tried], group: str) -> str:
+def table(tries: Iterable[TriedRow], group: str) -> str:
     """The rows of a group, each with its tries, as Markdown."""
-    rows: dict[tuple[str, str], dict[str, Tried]] = {}
+    rows: dict[tuple[str, str], dict[str, TriedRow]] = {}
     for tried in tries:
         if tried.group == group:
             rows.setdefault((tried.id, tried.what), {})[tried.attempt] = tried
@@ -89,7 +89,7 @@ def table(tries: Iterable[Tried], group: str) -> str:
     return markdown(columns, shown) + "\n"
 
 
-def _cells(tried: Tried | None) -> Iterator[str]:
+def _cells(tried: TriedRow | None) -> Iterator[str]:
     if tried is None:
         yield from ("", "")
     elif tried.error_percent is None:

@@ -24,7 +24,7 @@ from dryfit.step.step import random_step
 from dryfit.tracing.loaders import WeightLoader
 from dryfit.tracing.prepare import Prepared, prepare
 from validation import environments
-from validation.rows import SOURCES, Row
+from validation.rows import SOURCES, MeasuredRow
 
 # How each session on the T4 brought its models to the GPU: as the stated versions of transformers and peft do, but for
 # two sessions whose figures say otherwise (docs/memory-validation.md).
@@ -44,7 +44,7 @@ def traced(prepared: Prepared, step: Callable[..., None], **options: Any) -> Rep
     return trace_step(prepared.model, prepared.optimizer, step, options=options)
 
 
-def fitcheck(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
+def fitcheck(row: MeasuredRow, orders: int = 1, *, costs: bool = False) -> Report:
     """``scripts/measure.py`` of fitcheck-llm.
 
     One tensor is input and label, and serves all steps; the model's output lives until the update is done, the
@@ -69,7 +69,7 @@ def fitcheck(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     return traced(prepared, step, capability=gpu.capability, costs=costs, capacity_bytes=gpu.usable_bytes)
 
 
-def trainer(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
+def trainer(row: MeasuredRow, orders: int = 1, *, costs: bool = False) -> Report:
     """The benchmark of fms-acceleration: transformers' Trainer under TRL's ``SFTTrainer``, with the package flash-attn.
 
     ``scripts/benchmarks/scenarios*.yaml`` and ``defaults.yaml`` there say: reentrant checkpointing, as the Trainer's
@@ -117,7 +117,7 @@ def _units_are_sent() -> Iterator[None]:
         yield
 
 
-def peft_comparison(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
+def peft_comparison(row: MeasuredRow, orders: int = 1, *, costs: bool = False) -> Report:
     """``method_comparison/MetaMathQA/run.py`` of peft.
 
     A manual loop: batch, output and loss live until the next ones replace them; the gradients until the next step
@@ -169,7 +169,7 @@ def peft_comparison(row: Row, orders: int = 1, *, costs: bool = False) -> Report
     )
 
 
-def canifinetune(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
+def canifinetune(row: MeasuredRow, orders: int = 1, *, costs: bool = False) -> Report:
     """``src/canifinetune/bench/runner.py`` of canifinetune, on Windows.
 
     A loop in a function: batch, outputs and loss live until the next ones are there. Its mask of ones is left out, as
@@ -195,7 +195,7 @@ def canifinetune(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     return traced(prepared, step, capability=(8, 9), costs=costs, steps=row.settings["steps"], **of_windows)
 
 
-def torchtitan(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
+def torchtitan(row: MeasuredRow, orders: int = 1, *, costs: bool = False) -> Report:
     """See :mod:`validation.torchtitan`."""
     from validation.torchtitan import step_of_torchtitan
 
@@ -225,7 +225,7 @@ PROGRAMS: dict[str, Callable[..., Report]] = {
 }
 
 
-def check_versions(row: Row) -> None:
+def check_versions(row: MeasuredRow) -> None:
     """Refuse to trace the A100's rows with libraries of which they say nothing."""
     if row.program != "trainer" or environments.older("transformers", "5"):
         return
@@ -240,7 +240,7 @@ def check_versions(row: Row) -> None:
     )
 
 
-def run(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
+def run(row: MeasuredRow, orders: int = 1, *, costs: bool = False) -> Report:
     """Trace a row's program.
 
     ``orders``: how many orders of a threaded loading, where chance decided; ``costs``: with what each operator costs.

@@ -1,14 +1,13 @@
 """What the closed form says of GPUs near the border, against replays of the traced steps at those GPUs' own sizes.
 
 python -m validation.quick_verdicts --count 200 --seed 1 --append FILE   one row a step: how far it is off
-python -m validation.quick_verdicts --hybrids ...                        the same of models of several kinds of layers
 python -m validation.quick_verdicts --judge --count 300 --seed 2         verdicts, and those that are refuted
 python -m validation.quick_verdicts --judge --with '{attention_mask: padding}' ...   the same of altered questions
 
 Questions are drawn at random: models of config/models/, most of them with two to six of their layers so that a trace
 takes a second, every method, and a GPU of any size from 16 % below to 19 % above what the closed form says is needed.
-The rows that ``dryfit/analytic/certainty.py`` reads come from seeds 1 to 4, and those of hybrids from seeds 5 and
-6. Seed 300 was set before the first row was drawn, and kept for the end.
+The rows that ``dryfit/analytic/certainty.py`` reads come from seeds 1 to 4. Seed 300 was set before the first row was
+drawn, and kept for the end.
 """
 
 from __future__ import annotations
@@ -37,8 +36,6 @@ from dryfit.engine.replay import peak_blocks
 from dryfit.scenario.fields import line
 from dryfit.scenario.model import MODELS
 from dryfit.scenario.scenario import Scenario
-from validation.families import FAMILIES, LATER
-from validation.hybrid_forms import CATALOGUE, PACKAGES, model_of
 from validation.tables import markdown
 
 METHODS = ("full", "lora", "qlora")
@@ -47,7 +44,7 @@ MOST_BYTES = 180 * 2**30  # steps beyond this are drawn anew: no GPU known has i
 NEAR = 0.25  # powers of two to either side of what is needed
 SPOTS = 8  # sizes below the border of which each row says whether they suffice
 COLUMNS = (
-    "seed", "model", "layers", "hybrid", "experts", "parameters", "method", "strategy", "gpus", "precision",
+    "seed", "model", "layers", "experts", "parameters", "method", "strategy", "gpus", "precision",
     "optimizer", "expandable", "micro_batch", "sequence_length", "gradient_accumulation", "loss", "checkpointing",
     "attention", "kbit_preparation", "capability", "peak_form", "required_form", "lowest_form", "highest_form",
     "peak_trace", "required_trace", "least_trace",
@@ -62,22 +59,17 @@ class Drawn(NamedTuple):
     size: float
 
 
-def models(draw: Random, *, hybrids: bool) -> Iterator[tuple[str, Mapping[str, Any], int | None]]:
+def models(draw: Random) -> Iterator[tuple[str, Mapping[str, Any], int | None]]:
     """Names, configurations, and how many layers to keep of them, without end."""
     names = sorted(path.stem for path in MODELS.glob("*.json"))
     while True:
-        if hybrids:
-            family = draw.choice(sorted(set(FAMILIES) - LATER))
-            sizes = draw.choice(("default", CATALOGUE[family][0])) if family in CATALOGUE else "default"
-            yield f"{family} {sizes}", model_of(family, sizes), None
-        else:
-            yield (name := draw.choice(names)), read_json(MODELS / f"{name}.json"), draw.choice((2, 2, 3, 4, 6, None))
+        yield (name := draw.choice(names)), read_json(MODELS / f"{name}.json"), draw.choice((2, 2, 3, 4, 6, None))
 
 
-def drawn(seed: int, *, hybrids: bool = False) -> Iterator[Drawn]:
+def drawn(seed: int) -> Iterator[Drawn]:
     """Questions without end."""
     draw = Random(seed)
-    for name, model, layers in models(draw, hybrids=hybrids):
+    for name, model, layers in models(draw):
         method = draw.choice(METHODS)
         fields: dict[str, Any] = {
             "model_name": name,
@@ -94,15 +86,13 @@ def drawn(seed: int, *, hybrids: bool = False) -> Iterator[Drawn]:
             "loop": draw.choice(("trainer", "trainer", "trainer", "manual")),
             "allocator": {"expandable_segments": draw.random() < 0.3},
         }
-        if hybrids:
-            fields["packages"] = draw.choice(("", PACKAGES.get(model["model_type"], ""))).split()
         if method != "full":
             fields["lora"] = {"rank": draw.choice((4, 8, 16, 32, 64)), "target_modules": "all-linear"}
             fields["lora"]["dropout"] = draw.choice((0.0, 0.0, 0.05))
             fields["adapter_precision"] = draw.choice(("fp32", "fp32", "base"))
             fields["kbit_preparation"] = draw.choice(("none", "none", "peft", "trl"))
             fields["autocast"] = draw.choice((None, None, "bf16"))
-        strategy = draw.choice(("none",) * 8 + ("ddp", "ddp" if hybrids else "fsdp2"))
+        strategy = draw.choice(("none",) * 8 + ("ddp", "fsdp2"))
         if strategy != "none":
             fields["parallel"] = {"strategy": strategy, "gpus": draw.choice((2, 4, 8))}
         capability, size = draw.choice(((8, 0), (8, 6), (8, 9), (9, 0), (12, 0))), 2 ** draw.uniform(-NEAR, NEAR)
@@ -112,7 +102,7 @@ def drawn(seed: int, *, hybrids: bool = False) -> Iterator[Drawn]:
             form = analytic_estimate(scenario, capability=capability, blocks=False)
         except (UserError, NotDescribed):
             continue
-        if (layers is None and not hybrids and parameters > WHOLE) or form["peak_allocated_bytes"] > MOST_BYTES:
+        if (layers is None and parameters > WHOLE) or form["peak_allocated_bytes"] > MOST_BYTES:
             continue
         yield Drawn(scenario, capability, size)
 
@@ -161,7 +151,6 @@ def measured(seed: int, question: Drawn) -> dict[str, Any] | None:
         "seed": seed,
         "model": scenario.model_name,
         "layers": scenario.size("num_hidden_layers"),
-        "hybrid": int(bool(describe(scenario.model).plans)),
         "experts": describe(scenario.model).experts or 0,
         "parameters": describe(scenario.model).parameter_counts()["total"],
         "method": scenario.method,
@@ -249,13 +238,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--skip", type=int, default=0, help="questions of the seed to pass over, for several processes")
     parser.add_argument("--append", type=Path, metavar="FILE", help="where rows of the closed form's errors go, as CSV")
-    parser.add_argument("--hybrids", action="store_true", help="models whose layers are of several kinds")
     parser.add_argument("--judge", action="store_true", help="verdicts instead, against the trace")
     parser.add_argument("--cards", action="store_true", help="with GPUs of the catalogue, not those near the border")
     parser.add_argument("--with", dest="fields", type=yaml.safe_load, metavar="MAPPING",
                         help="the same questions with other values: '{attention_mask: padding}'")  # fmt: skip
     options = parser.parse_args(arguments)
-    questions = drawn(options.seed, hybrids=options.hybrids)
+    questions = drawn(options.seed)
     questions = islice(altered(questions, options.fields) if options.fields else questions, options.skip, None)
     if options.judge:
         return judge(questions, options.count, Random(options.skip) if options.cards else None)

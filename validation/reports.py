@@ -35,15 +35,19 @@ from validation.rows import FOLDER
 TABLE = FOLDER / "reports.csv"
 FILES = FOLDER / "reports"
 UNREAD = 40  # rows of a draw
-SEEDS = {"first": 45, "second": 46, "third": 47, "fourth": 48}
+SEEDS = {"first": 45, "second": 46, "third": 47, "fourth": 48, "fifth": 49}
 BESIDE = {
     "first": "",
     "second": "rehearsal",
     "third": "left over",
     "fourth": "not drawn",
+    "fifth": "spare",
 }  # `drawn` of the rows that were collected with a draw and not drawn
 VERDICTS = ("fits", "too_close", "does_not_fit", "no_answer")
-DRAWN = ("fourth", "not drawn", "third", "left over", "second", "rehearsal", "first", "")  # the sets, the newest first
+DRAWN = (  # the sets, the newest first
+    *("fifth", "spare", "fourth", "not drawn"),
+    *("third", "left over", "second", "rehearsal", "first", ""),
+)
 FIRST_ASKED = {  # the commit at which each set was asked first
     "": "commit 75c96db0 of 2026-11-30",
     "first": "commits fdc3f1c2 to a2c8f298 of 2026-12-01 (19 of them were asked twice, with three mends between)",
@@ -68,13 +72,12 @@ class Report:
 
     ``settings`` were stated by the author, ``assumed`` was not. ``question``: the words behind ``dryfit``, asked
     in ``validation/data/reports``. ``decidable``: yes, or no and why. ``outcome``: ``ran`` or ``ran_out`` (of memory),
-    ``where`` it ran out. ``peak_gib``, ``peak_is``: what was stated of the memory. ``drawn``: ``first``, ``second``,
-    ``third`` or ``fourth``, the set in which the row stayed unread until it was asked; ``rehearsal`` for rows that were
-    collected with the second set and asked before it; ``left over`` and ``not drawn`` for those that were collected
-    with the third and the fourth and not drawn; empty for development from the start. ``found_undecidable``: why the
+    ``where`` it ran out. ``peak_gib``, ``peak_is``: what was stated of the memory. ``drawn``: ``first`` to ``fifth``,
+    the set in which the row stayed unread until it was asked; ``rehearsal`` for rows that were collected with the
+    second set and asked before it; ``left over``, ``not drawn`` and ``spare`` for those that were collected with the
+    third, the fourth and the fifth and not drawn; empty for development from the start. ``found_undecidable``: why the
     row decides nothing, where that was found after it was asked; its first verdict counts all the same. The columns
-    ``first_...``
-    hold the verdict at the first asking (:data:`FIRST_ASKED`), the others the present one.
+    ``first_...`` hold the verdict at the first asking (:data:`FIRST_ASKED`), the others the present one.
     """
 
     id: str
@@ -263,6 +266,8 @@ def asked(report: Report, answer: dict[str, Any]) -> Report:
 PAGE = _ROOT / "docs" / "reports.md"
 README = _ROOT / "README.md"
 _SETS = {
+    "fifth": "drawn fifth",
+    "spare": "spare",
     "fourth": "drawn fourth",
     "not drawn": "not drawn",
     "third": "drawn third",

@@ -46,7 +46,7 @@ _GRANITE = {
 
 
 @dataclass(frozen=True)
-class Source:
+class PublishedSource:
     """Where rows come from.
 
     ``title``: for tables. ``file``: in ``validation/data``. ``sessions``: how the ids of its rows begin.
@@ -64,12 +64,12 @@ class Source:
     changed: str = ""
 
 
-SOURCES = {name: Source(**{**said, "sessions": tuple(said["sessions"])})
+SOURCES = {name: PublishedSource(**{**said, "sessions": tuple(said["sessions"])})
            for name, said in read_yaml(FOLDER / "sources.yaml").items()}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Row:
+class MeasuredRow:
     """A step that somebody measured.
 
     Attributes
@@ -106,7 +106,7 @@ class Row:
         return next(session for session in sessions if self.id.startswith(f"{session}-"))
 
 
-def read(source: str) -> list[Row]:
+def read(source: str) -> list[MeasuredRow]:
     """All rows of a source."""
     path, sessions = FOLDER / SOURCES[source].file, SOURCES[source].sessions
     if path.suffix == ".json":
@@ -152,11 +152,11 @@ def _scenario(row: Mapping[str, str], path: Path, **more: Any) -> Scenario:
     return Scenario.from_mapping(mapping | more, where=f"{path.name}, row {row['id']}")
 
 
-def _row(row: Mapping[str, str], **more: Any) -> Row:
-    return Row(**{name: row[name] for name in ("id", "source", "licence", "gpu", "model")}, **more)
+def _row(row: Mapping[str, str], **more: Any) -> MeasuredRow:
+    return MeasuredRow(**{name: row[name] for name in ("id", "source", "licence", "gpu", "model")}, **more)
 
 
-def _t4(row: Mapping[str, str], path: Path) -> Row:
+def _t4(row: Mapping[str, str], path: Path) -> MeasuredRow:
     """A run of fitcheck-llm's script. Measured columns end in ``_mib``; an empty cell was not measured."""
     return _row(
         row,
@@ -173,7 +173,7 @@ def _t4(row: Mapping[str, str], path: Path) -> Row:
     )
 
 
-def _a100(row: Mapping[str, str], path: Path) -> Row:
+def _a100(row: Mapping[str, str], path: Path) -> MeasuredRow:
     """A run of fms-acceleration's benchmark, on one GPU or several."""
     return _row(
         row,
@@ -190,7 +190,7 @@ def _a100(row: Mapping[str, str], path: Path) -> Row:
     )
 
 
-def _torchtitan(row: Mapping[str, str], path: Path) -> Row:
+def _torchtitan(row: Mapping[str, str], path: Path) -> MeasuredRow:
     """A run of torchtitan: what its program does stands in :mod:`validation.torchtitan`."""
     scenario = {
         "model": "llama-3.1-8b",
@@ -213,7 +213,7 @@ def _torchtitan(row: Mapping[str, str], path: Path) -> Row:
 _TINY_GPT2 = {"model_type": "gpt2", "n_embd": 2, "n_head": 2, "n_layer": 2, "n_positions": 1024, "vocab_size": 50257}
 
 
-def _canifinetune(row: Mapping[str, str], path: Path) -> Row:
+def _canifinetune(row: Mapping[str, str], path: Path) -> MeasuredRow:
     """A run of canifinetune's ``bench``; measured columns end in ``_gib``."""
     quantized = row["method"] == "qlora"
     checkpointing = row["gradient_checkpointing"] == "True"
@@ -247,7 +247,7 @@ def _canifinetune(row: Mapping[str, str], path: Path) -> Row:
 _TABLES = {"public": _t4, "held-out": _t4, "torchtitan": _torchtitan, "canifinetune": _canifinetune}
 
 
-def _peft(path: Path) -> list[Row]:
+def _peft(path: Path) -> list[MeasuredRow]:
     """Runs of peft's comparison of methods: one model, one data set; ``scenario``: what a row has otherwise."""
     table = read_json(path)
     common = {
@@ -267,7 +267,7 @@ def _peft(path: Path) -> list[Row]:
         return Scenario.from_mapping(common | method | row.get("scenario", {}), where=f"{path.name}, row {row['id']}")
 
     return [
-        Row(
+        MeasuredRow(
             id=row["id"],
             source=f"{table['source'].split(',')[0]}{row['file']}",
             licence=table["licence"],

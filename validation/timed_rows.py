@@ -132,7 +132,7 @@ def read() -> list[TimedRow]:
     ]
 
 
-def _measured(row: TimedRow) -> rows.Row | None:
+def _measured(row: TimedRow) -> rows.MeasuredRow | None:
     """Find the row that has the measured memory of the same step. Returns None if no table has such a row."""
     if not row.id.startswith(("time-t4-", "time-peft-", "time-unread-", "time-torchtitan-")):
         return None

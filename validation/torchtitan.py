@@ -28,7 +28,7 @@ from dryfit.engine.fake_group import fake_group
 from dryfit.engine.report import Report
 from dryfit.engine.simulation import simulated
 from dryfit.engine.trace import Options, trace_step
-from validation.torchtitan_llama import LLAMAS, Llama, Sizes, selective
+from validation.torchtitan_llama import LLAMAS, Llama, LlamaSizes, selective
 
 AXES = ("pipeline", "shard", "context", "tensor")  # a mesh's axes, from the outermost to the innermost
 
@@ -47,7 +47,7 @@ class Training:
         ``--training.compile`` of 2025 compiles the loss too.
     """
 
-    sizes: Sizes
+    sizes: LlamaSizes
     rows: int
     tokens: int = 8192
     shard: int = 1

@@ -19,7 +19,7 @@ from dryfit.engine import cuda_rules
 from dryfit.engine.costs import BACKWARD_ATTENTION
 
 
-class Sizes(NamedTuple):
+class LlamaSizes(NamedTuple):
     """Of a Llama: width, columns of the MLP, heads, heads of keys and values, layers, words."""
 
     width: int
@@ -31,9 +31,9 @@ class Sizes(NamedTuple):
 
 
 LLAMAS = {
-    "8B": Sizes(4096, 14336, 32, 8, 32),
-    "70B": Sizes(8192, 28672, 64, 8, 80),
-    "405B": Sizes(16384, 53248, 128, 8, 126),
+    "8B": LlamaSizes(4096, 14336, 32, 8, 32),
+    "70B": LlamaSizes(8192, 28672, 64, 8, 80),
+    "405B": LlamaSizes(16384, 53248, 128, 8, 126),
 }
 
 
@@ -131,10 +131,10 @@ class _Norm(nn.Module):
         return wide.mul(scale).type_as(hidden).mul(self.weight)
 
 
-class _Attention(nn.Module):
+class _LlamaAttention(nn.Module):
     """The number of heads follows from the products' columns: tensor parallel divides them."""
 
-    def __init__(self, sizes: Sizes, kernel: Any) -> None:
+    def __init__(self, sizes: LlamaSizes, kernel: Any) -> None:
         super().__init__()
         width, self.kernel = sizes.width, kernel
         self.head, self.groups = width // sizes.heads, sizes.heads // sizes.key_heads
@@ -159,7 +159,7 @@ class _Attention(nn.Module):
 
 
 class _FeedForward(nn.Module):
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: LlamaSizes) -> None:
         super().__init__()
         self.gate, self.up = (nn.Linear(sizes.width, sizes.inner, bias=False) for _ in range(2))
         self.down = nn.Linear(sizes.inner, sizes.width, bias=False)
@@ -169,9 +169,9 @@ class _FeedForward(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, sizes: Sizes, kernel: Any) -> None:
+    def __init__(self, sizes: LlamaSizes, kernel: Any) -> None:
         super().__init__()
-        self.attention, self.mlp = _Attention(sizes, kernel), _FeedForward(sizes)
+        self.attention, self.mlp = _LlamaAttention(sizes, kernel), _FeedForward(sizes)
         self.norm, self.norm_of_mlp = _Norm(sizes.width), _Norm(sizes.width)
 
     def forward(self, hidden: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
@@ -182,7 +182,7 @@ class _Layer(nn.Module):
 class Llama(nn.Module):
     """Layers ``first`` to ``last`` of it; with the embedding where it begins, with norm and head where it ends."""
 
-    def __init__(self, sizes: Sizes, tokens: int, *, whole_attention: bool, part: range | None = None) -> None:
+    def __init__(self, sizes: LlamaSizes, tokens: int, *, whole_attention: bool, part: range | None = None) -> None:
         super().__init__()
         part = range(sizes.layers) if part is None else part
         width, kernel = sizes.width, _one_operator if whole_attention else _any_kernel

@@ -30,7 +30,7 @@ SEED = 38
 OPEN = ("table1-fsdp", "table1-compile", "table3-fsdp", "table3-compile", "table4-2d")  # read before the draw
 
 
-class Row(NamedTuple):
+class TorchtitanRow(NamedTuple):
     """A published row: its page and line there, what it is, and how it is traced; ``why_not``: why it is not."""
 
     page: str
@@ -40,11 +40,11 @@ class Row(NamedTuple):
     why_not: str = ""
 
 
-def _row(cells: Mapping[str, str]) -> Row:
+def _row(cells: Mapping[str, str]) -> TorchtitanRow:
     settings: dict[str, Any] = {name: int(cells[name]) for name in _NUMBERS if cells[name]}
     settings |= dict.fromkeys(cells["flags"].split(), True)
     page = cells["page"], int(cells["line"]), cells["what"]
-    return Row(*page, {"llama": cells["llama"], **settings} if cells["llama"] else None, cells["why_not"])
+    return TorchtitanRow(*page, {"llama": cells["llama"], **settings} if cells["llama"] else None, cells["why_not"])
 
 
 _NUMBERS = ("rows", "tokens", "shard", "tensor", "context", "pipeline")  # of a Training
@@ -64,7 +64,7 @@ def drawn() -> list[str]:
     return unread
 
 
-class Traced(NamedTuple):
+class TracedRow(NamedTuple):
     """A row's trace: of a pipeline, of the GPU of one stage. Figures in GiB; ``published`` "" while unread."""
 
     id: str
@@ -80,28 +80,28 @@ class Traced(NamedTuple):
         return 100 * (float(self.reserved_gib) / float(self.published_gib) - 1) if self.published_gib else None
 
 
-def read() -> list[Traced]:
+def read() -> list[TracedRow]:
     """The kept traces, in the order of the file."""
-    return [Traced(**row) for row in rows_of(TABLE)]
+    return [TracedRow(**row) for row in rows_of(TABLE)]
 
 
-def highest(traces: Iterable[Traced]) -> Iterator[Traced]:
+def highest(traces: Iterable[TracedRow]) -> Iterator[TracedRow]:
     """Of each row the GPU that reserves most: torchtitan publishes the maximum."""
-    found: dict[str, Traced] = {}
+    found: dict[str, TracedRow] = {}
     for one in traces:
         if one.id not in found or float(one.reserved_gib) > float(found[one.id].reserved_gib):
             found[one.id] = one
     yield from (found[name] for name in ROWS if name in found)
 
 
-def _trace(name: str, place: int) -> Traced:
+def _trace(name: str, place: int) -> TracedRow:
     from validation.torchtitan import Training, trace
     from validation.torchtitan_llama import LLAMAS
 
     settings = dict(ROWS[name].settings or {})
     report = trace(Training(LLAMAS[settings.pop("llama")], **settings), place)
     sizes = (f"{size / 2**30:.2f}" for size in (report.peak_allocated_bytes, report.peak_reserved_bytes))
-    return Traced(name, "unread" if name in drawn() else "read", str(place), *sizes, "")
+    return TracedRow(name, "unread" if name in drawn() else "read", str(place), *sizes, "")
 
 
 def places(name: str) -> tuple[int, ...]:
@@ -110,17 +110,17 @@ def places(name: str) -> tuple[int, ...]:
     return (0,) if length == 1 else (0, 1, length - 1)
 
 
-def _keep(traced: Traced) -> None:
+def _keep(traced: TracedRow) -> None:
     kept = {(one.id, one.place): one for one in (read() if TABLE.exists() else [])}
     before = kept.get((traced.id, traced.place))
     kept[traced.id, traced.place] = traced._replace(published_gib=before.published_gib if before else "")
     order = list(ROWS)
     rows = sorted(kept.values(), key=lambda one: (order.index(one.id), int(one.place)))
-    lines = [",".join(Traced._fields), *(",".join(row) for row in rows)]
+    lines = [",".join(TracedRow._fields), *(",".join(row) for row in rows)]
     write_text(TABLE, "\n".join(lines) + "\n")
 
 
-def table(traces: list[Traced]) -> str:
+def table(traces: list[TracedRow]) -> str:
     """Each row with both figures, and each half's median and worst, as Markdown."""
     cells, errors = [], dict[str, list[float]]()
     for one in highest(traces):

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache, cached_property
 from typing import NamedTuple
 
-from dryfit.analytic.allocations import form_events, variations
 from dryfit.analytic.estimate import analytic_estimate
 from dryfit.analytic.setting import describe
 from dryfit.cards.beside import Process, beside, room_bytes
@@ -51,32 +50,29 @@ class Share(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What decides how wrong the form may be; ``strategy``: none, ddp or fsdp2; ``hybrid``: layers of several kinds."""
+    """What decides how wrong the form may be; ``strategy``: none, ddp or fsdp2."""
 
     method: str
     strategy: str
     expandable: bool
-    hybrid: bool
 
 
 def kind_of(scenario: Scenario) -> Kind:
     """The kind of a scenario's step."""
-    hybrid = bool(describe(scenario.model).plans)
-    return Kind(scenario.method, scenario.parallel.strategy, scenario.allocator.expandable_segments, hybrid)
+    return Kind(scenario.method, scenario.parallel.strategy, scenario.allocator.expandable_segments)
 
 
 def follows_allocations(scenario: Scenario) -> bool:
     """Whether the form knows allocations one by one. Else its peak alone is used."""
-    decoder = describe(scenario.model)
-    unlike = bool(decoder.experts or decoder.plans)
-    return _followed(scenario.parallel.strategy, scenario.method, scenario.loss, unlike)
+    experts = describe(scenario.model).experts > 0
+    return _followed(scenario.parallel.strategy, scenario.method, scenario.loss, experts)
 
 
-def _followed(strategy: str, method: str, loss: str, unlike: bool) -> bool:
-    """It knows neither DDP's buckets under accumulation, nor each buffer of experts and of layers of several kinds
-    (``unlike``), nor what the chunks of a loss share where the output head is trained.
+def _followed(strategy: str, method: str, loss: str, experts: bool) -> bool:
+    """It knows neither DDP's buckets under accumulation, nor each buffer of experts, nor what chunks of a loss share
+    where the output head is trained.
     """
-    return strategy != "ddp" and not (loss == "chunked" and method == "full") and not unlike
+    return strategy != "ddp" and not (loss == "chunked" and method == "full") and not experts
 
 
 @cache
@@ -95,26 +91,18 @@ class PeakBound(NamedTuple):
 
 
 @cache
-def peak_bound(method: str, parameters: int, *, hybrid: bool = False) -> PeakBound:
-    """Of traced steps of a method with models of this size; where they are few, of every size.
-
-    ``hybrid``: whether the model's layers are of several kinds; those of hybrids count for hybrids alone.
-    """
+def peak_bound(method: str, parameters: int) -> PeakBound:
+    """Of traced steps of a method with models of this size; where they are few, of every size."""
 
     def size_class(count: int) -> int:
         return sum(count >= size for size in SIZES)
 
     own = size_class(parameters)
-    rows = [row for row in _rows() if row["method"] == method and row["hybrid"] == str(int(hybrid))]
+    rows = [row for row in _rows() if row["method"] == method]
     alike = [row for row in rows if size_class(int(row["parameters"])) == own]
     name = ("below 0.3B", "from 0.3B to 1B", "from 1B on")[own] if len(alike) >= FEW else "of every size"
     shares = [int(row["peak_trace"]) / int(row["peak_form"]) - 1 for row in (alike if len(alike) >= FEW else rows)]
-    return PeakBound(
-        round(min(shares), 4),
-        round(max(shares), 4),
-        len(shares),
-        f"{method}, {'hybrid ' if hybrid else ''}models {name}",
-    )
+    return PeakBound(round(min(shares), 4), round(max(shares), 4), len(shares), f"{method}, models {name}")
 
 
 @cache
@@ -128,21 +116,21 @@ def over_variations(kind: Kind) -> Share:
     """What is needed over the least, and over the most, that the form's variations say."""
 
     def followed(row: Mapping[str, str]) -> bool:
-        return _followed(row["strategy"], row["method"], row["loss"], row["hybrid"] == "1" or row["experts"] != "0")
+        return _followed(row["strategy"], row["method"], row["loss"], row["experts"] != "0")
 
     return _spread(kind, "lowest_form", "highest_form", followed)
 
 
 def _spread(kind: Kind, lowest: str, highest: str, counts: Callable[[Mapping[str, str]], bool]) -> Share:
     """The range of a kind's rows that count, wider by :data:`WIDER`; where there are few, of more kinds together."""
-    method, strategy, expandable, hybrid = kind.method, kind.strategy, str(int(kind.expandable)), str(int(kind.hybrid))
+    method, strategy, expandable = kind.method, kind.strategy, str(int(kind.expandable))
     wider = (
         lambda row: (row["method"], row["strategy"], row["expandable"]) == (method, strategy, expandable),
         lambda row: (row["strategy"], row["expandable"]) == (strategy, expandable),
         lambda row: row["strategy"] == strategy,
         lambda row: True,
     )
-    own = [row for row in _rows() if row["hybrid"] == hybrid and counts(row)]
+    own = [row for row in _rows() if counts(row)]
     choices = ([row for row in own if alike(row)] for alike in wider)
     rows = next(sample for sample in choices if len(sample) >= FEW)
     low = min(int(row["least_trace"]) / int(row[lowest]) for row in rows)
@@ -185,15 +173,15 @@ class Needs:
 
     @cached_property
     def _variations(self) -> list[list[tuple[int, int]]]:
+        from dryfit.analytic.allocations import form_events, variations
+
         return list(variations(form_events(self.scenario, capability=self.capability)))
 
     @cached_property
     def about_bytes(self) -> int:
-        """What is most likely needed, in bytes; of layers of several kinds the peak and what fragments mostly take."""
+        """What is most likely needed, in bytes."""
         if self._exact:
             return self._exact.required_bytes
-        if describe(self.scenario.model).plans:
-            return round(self.peak_bytes * (1 + (FIRST_GUESS_EXPANDABLE if self._expandable else FIRST_GUESS)))
         return capacities(self._variations[0], expandable_segments=self._expandable).required_bytes
 
     def smallest(self, sizes: Iterable[int]) -> int | None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from dryfit.analytic.families import Family
 from dryfit.common.errors import UserError
@@ -43,27 +42,6 @@ class Matrix:
     outputs: str
     inputs: str
     bias: bool = False
-
-
-@dataclass(frozen=True)
-class Heads:
-    """An attention's sizes, by their symbols: elements of a token's queries, keys, values and output, of heads.
-
-    ``window``: tokens that it looks back; 0: all. ``selects``: whether it gets a mask of the keys that an indexer has
-    chosen for each token. ``rotated``: elements of a head's cosines and sines.
-    """
-
-    queries: str = "a"
-    keys: str = "k"
-    values: str = "k"
-    out: str = "a"
-    head: str = "d"
-    value_head: str = "d"
-    count: str = "H"
-    groups: str = "K"
-    window: int = 0
-    rotated: str = "d"
-    selects: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,51 +71,6 @@ class Decoder:
         """The linear layers of one decoder layer, in order."""
         return self.attention + self.mlp
 
-    @property
-    def heads(self) -> Heads:
-        """The attention of every layer."""
-        return Heads(window=self.window)
-
-    @property
-    def plans(self) -> tuple[Any, ...]:
-        """How each layer differs from the others; empty: they are all alike."""
-        return ()
-
-    @property
-    def rotations(self) -> tuple[str, ...]:
-        """Symbols of the widths of cosines and sines, by kind of attention."""
-        return ("d",) if self.rotary else ()
-
-    @property
-    def kinds_of_masks(self) -> int:
-        """Masks that layers share where scores are in memory."""
-        return 1
-
-    @property
-    def router(self) -> str:
-        """How experts are chosen (:func:`dryfit.analytic.experts.routed`)."""
-        return "softmax"
-
-    @property
-    def scaled_logits(self) -> bool:
-        """Whether logits are multiplied by a number."""
-        return False
-
-    @property
-    def streams(self) -> int:
-        """Residual streams side by side; 0: one alone."""
-        return 0
-
-    @property
-    def packages(self) -> frozenset[str]:
-        """Whose kernels the model's code takes where it can."""
-        return frozenset()
-
-    @property
-    def period(self) -> tuple[int, int, int]:
-        """Layers before those that repeat, layers of one repetition, and how often they come."""
-        return 0, 1, self.sizes["L"]
-
     def value(self, symbol: str) -> int:
         """A symbol's number; ``k+a`` is a sum."""
         return sum(self.sizes[part] for part in symbol.split("+"))
@@ -146,16 +79,11 @@ class Decoder:
         """Elements of a linear layer's weight."""
         return self.value(matrix.outputs) * self.value(matrix.inputs)
 
-    def of_step(self, length: int, rows: int) -> dict[str, int]:
-        """Further symbols, of sizes that also depend on the step."""
-        return {}
-
-    def weight_shapes(self, *, reached: bool = False) -> list[tuple[str, int, str, int]]:
+    def weight_shapes(self) -> list[tuple[str, int, str, int]]:
         """Every base parameter as (group, elements, where, how many such).
 
         ``group`` is one of ``embeddings``, ``output_head``, ``linear`` (what 4-bit quantization packs), ``biases``,
         ``norms``, ``experts``, ``router``; ``where`` names it. A tied head is the embedding and not listed.
-        ``reached``: those alone that a gradient reaches, which here are all.
         """
         layers, family, h = self.sizes["L"], self.family, self.sizes["h"]
         shapes = [("embeddings", self.sizes["V"] * h, "embedding", 1)]
@@ -242,7 +170,7 @@ class Decoder:
             )
         return matrices
 
-    def adapter_shapes(self, lora: Lora, *, reached: bool = False) -> list[tuple[str, int, int]]:
+    def adapter_shapes(self, lora: Lora) -> list[tuple[str, int, int]]:
         """Adapter matrices as (where, elements, how many such): A is rank x inputs, B is outputs x rank.
 
         Experts have one pair each; where two of their matrices are one parameter it has twice the rank.

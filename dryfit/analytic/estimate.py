@@ -2,15 +2,15 @@
 
 Weights, gradients and optimizer states are sums over the decoder's matrices (:mod:`state`). Activations follow from the
 rules of automatic differentiation (:mod:`graph`): an operation keeps for its backward what its derivative needs. So the
-layers are written down as transformers computes them, in operations on *sizes* (:mod:`layers`, :mod:`experts`; those of
-several kinds: :mod:`hybrid_layers`; the step around them: :mod:`step`). Terms come out as formulas such as ``2·t·h``,
-and the phases' peaks as sums.
+layers are written down as transformers computes them, in operations on *sizes* (:mod:`layers`, :mod:`experts`; the
+step around them: :mod:`step`). Terms come out as formulas such as ``2·t·h``, and the phases' peaks as sums. Of decoders
+whose layers are of several kinds only weights are written down (:mod:`hybrids`): records and the trace know their
+steps.
 
 Symbols in formulas: t tokens in the micro-batch, s sequence length, b rows, h hidden, i intermediate, d head size, H
 heads, a = H·d, k key-value heads x head size, V vocabulary, p positions, r rank, E experts, e experts of a token,
 n target tokens, c of them in a chunk, W an attention kernel's workspace; s32, s128 and d32 are rounded up as kernels
-do; the leading factor is bytes. Symbols of layers of several kinds: :mod:`plan_parts`; tc tokens and nc chunks of
-linear attention, C tokens of a chunk, f tokens that a convolution looks at.
+do; the leading factor is bytes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from math import ceil
 from typing import Any
 
 from dryfit.analytic.decoder import NotDescribed
-from dryfit.analytic.parameters import parameter_count
-from dryfit.analytic.setting import Setting, check_described, described
-from dryfit.analytic.step import TrainingStep
+from dryfit.analytic.setting import Setting, check_described, describe, described
 from dryfit.cards.gpus import named
 from dryfit.derived.step import if_recorded, recorded_with
 from dryfit.engine.components import ACTIVATIONS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES, OVERHEAD, WEIGHTS
@@ -67,6 +65,8 @@ def analytic_estimate(
     UserError
         For a scenario that can't be, such as target modules that the model doesn't have.
     """
+    from dryfit.analytic.step import TrainingStep  # its 1,700 lines serve a step without a record alone
+
     decoder = described(scenario, where)
     check_described(scenario)
     step = TrainingStep(Setting(decoder, scenario, capability or DEFAULT_CAPABILITY), blocks=blocks).run()
@@ -205,13 +205,28 @@ class Estimated:
 
 def _by_parameters(scenario: Scenario, reason: str) -> Estimated:
     """What is left where a step is not described: the parameters, where the family is known, and the rule of thumb."""
+    from dryfit.analytic.parameters import parameter_count
+
     try:
         count = parameter_count(scenario.model)
     except NotDescribed:
         return Estimated(scenario, None, None, reason)
-    weights = count * WIDTH[scenario.weight_precision] if scenario.method != "qlora" else count // 2
-    known = f"the weights of its {count / 1e9:.2f} billion parameters alone take {weights / 2**30:.1f} GiB"
+    size = _weights_bytes(scenario, count) / 2**30
+    known = f"the weights of its {count / 1e9:.2f} billion parameters alone take {size:.1f} GiB"
     return Estimated(scenario, None, rule_of_thumb(scenario, count), f"{reason}; {known}")
+
+
+def _weights_bytes(scenario: Scenario, count: int) -> int:
+    """The least that so many weights take: packed are linear layers, and experts where that is asked for."""
+    width, packed = WIDTH[scenario.weight_precision], 0
+    if scenario.method == "qlora":
+        try:
+            counts = describe(scenario.model).parameter_counts()
+            packed = counts["linear"] + (counts.get("experts", 0) if scenario.experts.quantized != "none" else 0)
+        except NotDescribed:  # which of them are linear is not known
+            packed = count
+    bits = 8 if scenario.quantization and scenario.quantization.type == "int8" else 4
+    return packed * bits // 8 + (count - packed) * width
 
 
 def estimate(
@@ -228,7 +243,7 @@ def estimate(
     try:
         exact = if_recorded(scenario, capability) if recorded else None
         if exact is not None:
-            counts = {"parameters": described(scenario, where).parameter_counts()}
+            counts = {"parameters": describe(scenario.model).parameter_counts()}
             analytic = exact.to_mapping() | counts | {"recorded_with": recorded_with(scenario)}
         else:
             analytic = analytic_estimate(scenario, where, capability=capability, blocks=blocks)

@@ -11,8 +11,6 @@ Sources: transformers 5.24 (integrations/moe.py, grouped_mm_experts_forward; mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from dryfit.analytic.graph import Parameter, Tensor
 from dryfit.analytic.layers import Adapter, Layer, Network, activated, product
 from dryfit.engine.components import WEIGHT_CASTS
@@ -20,36 +18,21 @@ from dryfit.engine.components import WEIGHT_CASTS
 ROWS = ("e", "t")  # each token as often as it has experts
 
 
-def experts(
-    net: Network,
-    x: Tensor,
-    layer: Layer,
-    size: str = "i",
-    chosen: tuple[Tensor, Tensor] | None = None,
-    between: Callable[[Network, Tensor, str], Tensor] | None = None,
-) -> Tensor:
-    """Route the tokens, run the experts, sum what each token gets.
-
-    Parameters
-    ----------
-    size
-        The symbol of the width of one expert.
-    chosen
-        What :func:`routed` gave, where the tokens were routed by other vectors than the experts get.
-    between
-        What an expert does between its matrices, where that is not :func:`through_gate`.
-    """
+def experts(net: Network, x: Tensor, layer: Layer) -> Tensor:
+    """Route the tokens, run the experts, sum what each token gets."""
     net.what = "experts"
     width, tokens = x.width, x.dims
-    shares, indices = chosen or routed(net, x, layer)
+    shares, indices = routed(net, x, layer)
     rows = net.elementwise(x, dims=(*ROWS, x.dims[-1]), saved=[indices])
     up = merged(net, layer.up, layer.up_adapter) if layer.up_adapter else layer.up  # cached until the layer is done
-    made = biased(net, grouped(net, rows, up, f"{size}+{size}" if layer.gated else size), layer.up_bias)
+    made = grouped(net, rows, up, "i+i")
     del rows
-    hidden = (between or through_gate)(net, made, size)
+    gate, second = net.split(made, ("i", "i"))
     del made
+    hidden = net.multiply(activated(net, gate), second)
+    del gate, second
     down = merged(net, layer.down, layer.down_adapter) if layer.down_adapter else layer.down
-    out = biased(net, grouped(net, hidden, down, tokens[-1]), layer.down_bias)
+    out = grouped(net, hidden, down, tokens[-1])
     del hidden
     weighted = net.multiply(as_wide(net, out, shares.width), shares)
     ordered = net.elementwise(weighted, saved=[indices])
@@ -67,39 +50,14 @@ def as_wide(net: Network, x: Tensor, width: int) -> Tensor:
     return Tensor(x.storage, x.dims, width, net.node([x.edge], net.like(x)))
 
 
-def through_gate(net: Network, made: Tensor, size: str) -> Tensor:
-    """The activated gate times the rest."""
-    gate, second = net.split(made, (size, size))
-    return net.multiply(activated(net, gate), second)
-
-
 def routed(net: Network, x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
     """The share of each of a token's experts, and which these are."""
-    kind, source = net.decoder.router, x.width
-    if kind in ("grouped_scores", "softmax_fp32"):
-        x = net.cast(x, 4)
     router = merged(net, layer.router, layer.router_adapter) if layer.router_adapter else layer.router
     logits = product(net, x, router, "E") if isinstance(router, Parameter) else net.matmul(x, router, "E")
     indices = net.tensor(ROWS, 8)
-    if kind.startswith("softmax"):
-        scores = net.softmax(logits, 2) if kind == "softmax_16_bits" else net.softmax(net.cast(logits, 4), 4)
-        shares = net.elementwise(scores, dims=ROWS, saved=[indices])
-        return shares if kind == "softmax_in_fp32" else net.cast(shares, source), indices
-    if kind == "chosen_first":
-        best = net.elementwise(logits, dims=ROWS, saved=[indices])
-        return net.cast(net.softmax(best, best.width), source), indices
-    scores = net.operation(logits.dims, logits.width, [logits], net.like(logits), saves_output=True)
-    choice = net.tensor(scores.dims, 4)
-    del choice
-    return net.elementwise(scores, dims=ROWS, saved=[indices]), indices
-
-
-def biased(net: Network, x: Tensor, bias: Parameter | None) -> Tensor:
-    """Plus the bias of the expert that each row belongs to."""
-    if bias is None:
-        return x
-    backward = lambda grad: [net.gradient(bias.dims, bias.width)]  # noqa: E731
-    return net.add(x, net.operation(x.dims, bias.width, [bias], backward))
+    scores = net.softmax(net.cast(logits, 4), 4)
+    shares = net.elementwise(scores, dims=ROWS, saved=[indices])
+    return net.cast(shares, x.width), indices
 
 
 def grouped(net: Network, x: Tensor, weight: Parameter | Tensor, outputs: str) -> Tensor:

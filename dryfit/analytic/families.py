@@ -1,7 +1,7 @@
 """How families of decoders whose layers are all alike differ from Llama: a table, with their usual sizes.
 
 The sizes are the defaults of transformers' configuration classes, since a configuration may leave a size out. Families
-whose layers are of several kinds stand in :mod:`dryfit.analytic.hybrids`.
+whose layers are of several kinds stand in :mod:`dryfit.analytic.hybrid_weights`.
 """
 
 from __future__ import annotations

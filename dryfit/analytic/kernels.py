@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.setting import Setting, described
 from dryfit.engine.cuda_rules import (
     DEFAULT_CAPABILITY,
@@ -33,8 +32,6 @@ def kernels_of(scenario: Scenario, capability: Capability | None) -> tuple[Any, 
         For what the estimate does not describe.
     """
     decoder, capability = described(scenario), capability or DEFAULT_CAPABILITY
-    if decoder.plans:
-        raise NotDescribed("which kernels layers of several kinds take is not described")
     longest = scenario.size("max_position_embeddings") or LONGEST
     kernels: list[Any] = [cublas_workspace_bytes(capability)]
     for length, rows in _sizes(scenario, decoder.window, longest):

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from dryfit.analytic.decoder import Decoder, Heads, Matrix
+from dryfit.analytic.decoder import Decoder, Matrix
 from dryfit.analytic.graph import Graph, Parameter, Tensor
 from dryfit.analytic.setting import Setting
 from dryfit.engine.bitsandbytes_rules import BLOCK
@@ -54,9 +54,9 @@ class Network(Graph):
         finally:
             self.what = before
 
-    def base_parameter(self, group: str, *dims: str, tied: bool = False, reached: bool = True) -> Parameter:
+    def base_parameter(self, group: str, *dims: str, tied: bool = False) -> Parameter:
         """A weight of the model that is not packed, of a group of :meth:`Decoder.weight_shapes`."""
-        return Parameter(dims, self.setting.weight_width(group), self.setting.full and reached, tied)
+        return Parameter(dims, self.setting.weight_width(group), self.setting.full, tied)
 
 
 @dataclass
@@ -94,7 +94,6 @@ class Layer:
         self.parameters = [p for x in self.attention + self.mlp for p in (x.weight, x.bias, *(x.adapter or ())) if p]
         self.parameters += self.norms + self.qk_norms
         if decoder.experts:
-            self.gated, self.up_bias, self.down_bias = True, None, None
             self.router = net.base_parameter("router", "E", "h")
             self.router_adapter = adapter("gate", ("E", "r"), ("r", "h"))
             self.up = net.base_parameter("experts", "E", "i+i", "h")
@@ -279,15 +278,14 @@ def attention(net: Network, x: Tensor, layer: Layer, hidden_width: int) -> Tenso
         k = normed(net, linear(net, x, projections[1]), layer, 1)
         v = linear(net, x, projections[2])
     q, k = rotated(net, q, hidden_width), rotated(net, k, hidden_width)
-    out = linear(net, attended(net, q, k, v, net.decoder.heads), output)
+    out = linear(net, attended(net, q, k, v), output)
     return dropped(net, out) if net.decoder.residual_dropout else out
 
 
-def attended(net: Network, q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
+def attended(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """What queries get of keys and values, by the kernel that takes them."""
-    kernel = net.setting.attention_kernel(q.width, heads)
-    run = {"eager": eager, "math": formula}.get(kernel, fused)
-    return run(net, q, k, v, heads)
+    run = {"eager": eager, "math": formula}.get(net.setting.attention_kernel(q.width), fused)
+    return run(net, q, k, v)
 
 
 def normed(net: Network, x: Tensor, layer: Layer, index: int) -> Tensor:
@@ -322,53 +320,52 @@ def half_turned(net: Network, x: Tensor) -> Tensor:
     return out
 
 
-def expanded(net: Network, x: Tensor, heads: Heads, size: str | None = None) -> Tensor:
+def expanded(net: Network, x: Tensor) -> Tensor:
     """Keys or values repeated for every query head that shares them."""
-    return net.elementwise(x, dims=("t", size or heads.queries)) if net.setting.grouped(heads) else x
+    return net.elementwise(x, dims=("t", "a")) if net.setting.grouped else x
 
 
-def fused(net: Network, q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
+def fused(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention in one kernel: keeps its inputs, its output and the log-sum-exp of each row."""
     setting, length = net.setting, net.scenario.sequence_length
-    flash = setting.attention_kernel(q.width, heads) == "flash"
+    flash = setting.attention_kernel(q.width) == "flash"
     if setting.autocast:
         q, k, v = net.cast(q, 2), net.cast(k, 2), net.cast(v, 2)
     if not flash:
-        k, v = expanded(net, k, heads), expanded(net, v, heads, heads.out)
-    shapes, width, head = [(x.dims, x.width) for x in (q, k, v)], q.width, net.value(heads.head)
+        k, v = expanded(net, k), expanded(net, v)
+    shapes, width, head = [(x.dims, x.width) for x in (q, k, v)], q.width, net.value("d")
     workspace = partial(
         efficient_workspace_bytes,
         head=head,
         dtype=setting.attention_dtype(width),
         capability=setting.capability,
     )
-    padded, scratched = f"{heads.head}32", f"W{'' if heads.head == 'd' else heads.head}"
-    net.symbols |= {scratched: workspace(length, length), padded: flash_padding(length, head)[1]}
+    net.symbols |= {"W": workspace(length, length), "d32": flash_padding(length, head)[1]}
     bias = []
     if setting.packed:  # pad_bias
         if length % BIAS_ALIGNMENT:
             bias = [net.tensor(("t", "s8"), width)]
-    elif setting.masked(heads):  # convert_boolean_attn_mask
+    elif setting.masked:  # convert_boolean_attn_mask
         bias = [net.tensor(("t", "s8"), width)]
         opposite = net.tensor(("t", "s"), 1)
         del opposite
-    sums = net.tensor((heads.count, "t") if flash else (heads.count, "b", "s32"), 4)
+    sums = net.tensor(("H", "t") if flash else ("H", "b", "s32"), 4)
 
     def backward(grad: Tensor) -> list:
         grads = [net.tensor(*shape) for shape in shapes]
         if flash:
-            scratch = [net.tensor((heads.count, "b", "s128"), 4), net.tensor((heads.count, "b", "s128", padded), 4)]
-            scratch += [net.tensor(("t", heads.queries), width) for _ in range(2 if setting.grouped(heads) else 0)]
+            scratch = [net.tensor(("H", "b", "s128"), 4), net.tensor(("H", "b", "s128", "d32"), 4)]
+            scratch += [net.tensor(("t", "a"), width) for _ in range(2 if setting.grouped else 0)]
         else:
-            scratch = [net.tensor((heads.count, "t"), 4), net.tensor((heads.count, "b", scratched), 1)]
+            scratch = [net.tensor(("H", "t"), 4), net.tensor(("H", "b", "W"), 1)]
         while scratch:
             del scratch[0]
         return grads
 
-    return net.operation(("t", heads.out), width, [q, k, v], backward, [q, k, v, sums, *bias], saves_output=True)
+    return net.operation(("t", "a"), width, [q, k, v], backward, [q, k, v, sums, *bias], saves_output=True)
 
 
-def formula(net: Network, q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
+def formula(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """scaled_dot_product_attention without a kernel that takes its inputs: in fp32, scores in memory.
 
     Source: aten/src/ATen/native/transformers/attention.cpp, _scaled_dot_product_attention_math.
@@ -376,30 +373,30 @@ def formula(net: Network, q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tens
     if net.setting.autocast:
         q, k, v = net.cast(q, 2), net.cast(k, 2), net.cast(v, 2)
     width = q.width
-    q, k = net.cast(q, 4), net.cast(expanded(net, k, heads), 4)
-    v = net.cast(expanded(net, v, heads, heads.out), 4)
+    q, k = net.cast(q, 4), net.cast(expanded(net, k), 4)
+    v = net.cast(expanded(net, v), 4)
     with net.purpose("attention scores"):
         mask = net.tensor(("t" if net.setting.padded else "s", "s"), 4)
         q, k = net.elementwise(q), net.elementwise(k)  # each times the square root of the scale
-        scores = net.batched(q, k, (heads.count, "t", "s"))
+        scores = net.batched(q, k, ("H", "t", "s"))
         del q, k
         soft = net.softmax(scores, 4)
         del scores, mask
-    out = net.batched(soft, v, ("t", heads.out))
+    out = net.batched(soft, v, ("t", "a"))
     del soft, v
     return net.elementwise(net.cast(out, width))  # made contiguous
 
 
-def eager(net: Network, q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
+def eager(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention in single steps, the scores of every head in memory."""
     decoder, autocast = net.decoder, net.setting.autocast
     compute = 2 if autocast else q.width
-    k, v = expanded(net, k, heads), expanded(net, v, heads, heads.out)
+    k, v = expanded(net, k), expanded(net, v)
     if decoder.family.fused_qkv and decoder.rotary and net.scenario.micro_batch > 1:
         v = net.elementwise(v)  # bmm copies a part of the one matrix's output, and queries and keys left it before
     ql, kl = net.cast(q, compute), net.cast(k, compute)
     with net.purpose("attention scores"):
-        weights = net.batched(ql, kl, (heads.count, "t", "s"))
+        weights = net.batched(ql, kl, ("H", "t", "s"))
         del ql, kl
         weights = net.elementwise(weights)  # scaled
         if decoder.softcap:
@@ -414,6 +411,6 @@ def eager(net: Network, q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor
         if decoder.attention_dropout:
             soft = dropped(net, soft)
         soft, v = net.cast(soft, compute), net.cast(v, compute)
-    out = net.batched(soft, v, ("t", heads.out))
+    out = net.batched(soft, v, ("t", "a"))
     del soft
     return net.elementwise(out)  # made contiguous

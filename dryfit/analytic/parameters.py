@@ -1,8 +1,8 @@
 """How many parameters a model has, from its configuration alone, without torch.
 
-Families that :mod:`dryfit.analytic.plans` and :mod:`dryfit.analytic.families` describe weight by weight are counted
-there. The step of DeepSeek-V4 is not described, and its layers are added up here. Its configuration has to name its
-sizes, as files that transformers writes do.
+Families that :mod:`dryfit.analytic.families` and :mod:`dryfit.analytic.hybrid_weights` describe weight by weight are
+counted there. The layers of DeepSeek-V4 are added up here. Its configuration has to name its sizes, as files that
+transformers writes do.
 
 Source: transformers 5.24, models/deepseek_v4/modeling_deepseek_v4.py.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dryfit.analytic.plan_parts import RATIOS, Sizes, kinds_of_layers
+from dryfit.analytic.hybrid_weights import RATIOS, Sizes, kinds_of_layers
 from dryfit.analytic.setting import describe
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
-from dryfit.analytic.decoder import Decoder, Heads, Matrix, NotDescribed
+from dryfit.analytic.decoder import Decoder, Matrix, NotDescribed
 from dryfit.analytic.families import FAMILIES, Family
+from dryfit.analytic.hybrids import Hybrid
 from dryfit.common.errors import UserError
 from dryfit.engine.bitsandbytes_rules import BLOCK
 from dryfit.engine.components import weights
@@ -23,7 +23,7 @@ from dryfit.engine.cuda_rules import (
 )
 from dryfit.engine.cuda_rules import attention_kernel as kernel_of_attention
 from dryfit.scenario.fields import CHUNK_TOKENS, FIELDS
-from dryfit.scenario.model import KERNEL_PACKAGES, size
+from dryfit.scenario.model import size
 from dryfit.scenario.scenario import Scenario
 
 LARGEST_GROUPED_HEAD = 256  # elements
@@ -40,8 +40,8 @@ def _window(model: Mapping[str, Any], read: Callable[[str], Any]) -> int:
     return read("sliding_window") or 0
 
 
-def describe(model: Mapping[str, Any]) -> Decoder:
-    """Describe a decoder from its transformers configuration.
+def describe(model: Mapping[str, Any]) -> Decoder | Hybrid:
+    """Describe a decoder's weights from its transformers configuration; of a :class:`Decoder` the step follows too.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def describe(model: Mapping[str, Any]) -> Decoder:
     if model.get("quantization_config"):
         raise NotDescribed("the analytic estimate does not describe weights that come quantized")
     if family is None:
-        from dryfit.analytic.plans import hybrid  # for dense decoders it would be of no use
+        from dryfit.analytic.hybrid_weights import hybrid  # for dense decoders it would be of no use
 
         return hybrid(model)
     if model.get("mlp_only_layers") or model.get("decoder_sparse_step", 1) != 1:
@@ -130,12 +130,19 @@ def _matrices(
 
 
 def described(scenario: Scenario, where: object = "scenario") -> Decoder:
-    """The decoder of a scenario, with the checks that need its layers: target modules, learned positions."""
+    """The decoder of a scenario, with the checks that need its layers: target modules, learned positions.
+
+    Raises
+    ------
+    NotDescribed
+        Also where the layers are known by their weights alone.
+    """
     decoder = describe(scenario.model)
     if scenario.lora:
         decoder.targets(scenario.lora, where)
-    if decoder.plans:
-        _check_hybrid(scenario)
+    if isinstance(decoder, Hybrid):
+        kind = scenario.model["model_type"]
+        raise NotDescribed(f"the analytic estimate does not describe the layers of {kind}, whose steps are traced")
     if decoder.positions and scenario.sequence_length > decoder.positions:
         raise UserError(
             f"`sequence_length` is beyond the {decoder.positions} positions of the model.",
@@ -145,25 +152,6 @@ def described(scenario: Scenario, where: object = "scenario") -> Decoder:
             change={"sequence_length": decoder.positions},
         )
     return decoder
-
-
-def _check_hybrid(scenario: Scenario) -> None:
-    """Refuse what is not described of layers of several kinds."""
-    kind, refused = scenario.model["model_type"], None
-    if scenario.parallel.sharded:
-        refused = "FSDP2"
-    elif scenario.packing != "none":
-        refused = f"packing: {scenario.packing}"
-    elif scenario.attention_mask != "none":
-        refused = f"attention_mask: {scenario.attention_mask}"
-    elif scenario.kbit_preparation != "none" and describe(scenario.model).experts:
-        refused = f"experts in fp32 (kbit_preparation: {scenario.kbit_preparation})"
-    elif kind == "gemma3n_text" and scenario.method == "qlora":  # its code multiplies by a weight that is packed then
-        refused = "4-bit weights"
-    elif kind == "gpt_oss" and scenario.attention not in ("sdpa", "eager"):
-        refused = f"attention: {scenario.attention}"
-    if refused:
-        raise NotDescribed(f"the analytic estimate does not describe {refused} with the layers of {kind}")
 
 
 # --- what a scenario means for it --------------------------------------------------------------------------------
@@ -236,8 +224,6 @@ class Setting:
 
         PEFT's k-bit preparation turns all of them to fp32, TRL's norms and biases alone.
         """
-        if group == "fp32":  # transformers keeps some routers so
-            return 4
         prepared = {"none": (), "peft": (group,), "trl": ("norms", "biases")}[self.scenario.kbit_preparation]
         return 4 if group in prepared else self.dense_width
 
@@ -253,20 +239,10 @@ class Setting:
     def trained_shapes(self) -> list[tuple[int, int, int]]:
         """Trained tensors that get a gradient, as this GPU has them: (bytes of an element, elements, how many such)."""
         if self.scenario.lora:
-            shapes = self.decoder.adapter_shapes(self.scenario.lora, reached=True)
+            shapes = self.decoder.adapter_shapes(self.scenario.lora)
             return [(self.adapter_width, self.share(elements), times) for _, elements, times in shapes]
-        shapes = self.decoder.weight_shapes(reached=True)
+        shapes = self.decoder.weight_shapes()
         return [(self.dense_width, self.share(elements), times) for _, elements, _, times in shapes]
-
-    @property
-    def packages(self) -> frozenset[str]:
-        """The packages whose kernels run on the target machine: what it is said to have, or what is installed here."""
-        asked = self.decoder.packages
-        if self.scenario.packages is not None:
-            return asked & frozenset(self.scenario.packages)
-        if self.scenario.kernels == "packages":
-            return asked
-        return frozenset(name for name in asked if find_spec(KERNEL_PACKAGES[name]) is not None)
 
     # --- several GPUs ---
 
@@ -291,15 +267,11 @@ class Setting:
 
     @property
     def windowed(self) -> bool:
-        """Whether some layers' attention gets a mask, since it might not look back over the whole text."""
-        return self.looks_back(self.decoder.heads)
-
-    def looks_back(self, heads: Heads) -> bool:
-        """Whether an attention gets a mask, for its window or for the keys that an indexer has chosen.
+        """Whether some layers' attention gets a mask, since it might not look back over the whole text.
 
         Source: transformers masking_utils.py, _ignore_causal_mask_sdpa (a window as long as the text makes one too).
         """
-        return heads.selects or 0 < heads.window <= self.scenario.sequence_length
+        return 0 < self.decoder.window <= self.scenario.sequence_length
 
     @property
     def packed(self) -> bool:
@@ -311,9 +283,10 @@ class Setting:
         """Whether the batch says which tokens are padding: then each row has a mask of its own, for all layers."""
         return self.scenario.attention_mask == "padding"
 
-    def masked(self, heads: Heads) -> bool:
-        """Whether an attention gets a mask."""
-        return self.packed or self.padded or self.looks_back(heads)
+    @property
+    def masked(self) -> bool:
+        """Whether attention gets a mask."""
+        return self.packed or self.padded or self.windowed
 
     @property
     def packing_masks(self) -> int:
@@ -335,30 +308,29 @@ class Setting:
             return 4
         return WIDTH[self.scenario.compute_precision]
 
-    def grouped(self, heads: Heads) -> bool:
+    @property
+    def grouped(self) -> bool:
         """Whether several query heads share a key head."""
-        return self.decoder.sizes[heads.count] != self.decoder.sizes[heads.groups]
+        return self.decoder.sizes["H"] != self.decoder.sizes["K"]
 
     def attention_dtype(self, width: int) -> str:
         """The dtype that attention computes in on queries whose elements take ``width`` bytes."""
         return self.scenario.compute_precision if self.autocast or width == 2 else "fp32"
 
-    def attention_kernel(self, width: int, heads: Heads | None = None) -> str:
+    def attention_kernel(self, width: int) -> str:
         """What runs on queries whose elements take ``width`` bytes: eager, or a kernel of the fused attention."""
         if self.scenario.attention != "sdpa":
             return self.scenario.attention
         if not self.decoder.family.sdpa:
             return "eager"
-        heads = heads or self.decoder.heads
-        masked = self.masked(heads)
-        head, value_head = self.decoder.sizes[heads.head], self.decoder.sizes[heads.value_head]
+        head = self.decoder.sizes["d"]
         # With a mask, or with large heads, transformers repeats keys and values (sdpa_attention.py, use_gqa_in_sdpa).
         return kernel_of_attention(
             self.attention_dtype(width),
             head,
-            value_head,
-            grouped=self.grouped(heads) and not masked and head == value_head <= LARGEST_GROUPED_HEAD,
-            masked=masked,
+            head,
+            grouped=self.grouped and not self.masked and head <= LARGEST_GROUPED_HEAD,
+            masked=self.masked,
             capability=self.capability,
             enabled=PLATFORMS[self.scenario.platform],
         )
@@ -382,7 +354,6 @@ class Setting:
             "s8": up(length, BIAS_ALIGNMENT),
             "s32": up(length, LOG_SUM_EXP_ALIGNMENT),
             "s128": flash_length,
-            **decoder.of_step(length, scenario.micro_batch),
         }
         for matrix in decoder.matrices:
             sizes[f"{matrix.outputs}·{matrix.inputs}/{BLOCK}"] = -(-decoder.elements(matrix) // BLOCK)

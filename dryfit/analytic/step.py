@@ -1,7 +1,7 @@
 """The whole training step on sizes: embeddings, decoder layers, loss, backward pass, optimizer.
 
-Layers repeat, alone or in groups. Where blocks don't matter three repetitions are run and the rest is multiplication:
-what the second left behind counts once more for each that is not run.
+Where blocks don't matter three layers are run and the rest is multiplication: what the second left behind counts once
+more for each that is not run.
 
 Sources: transformers 5.24 (models/*/modeling_*.py, loss/loss_utils.py), dryfit/step/step.py.
 """
@@ -21,7 +21,7 @@ from dryfit.engine.components import GRADIENTS, INPUTS, TEMPORARIES, WEIGHT_CAST
 from dryfit.engine.cuda_rules import embedding_backward_bytes
 from dryfit.scenario.fields import CHUNK_TOKENS
 
-PERIODS_RUN = 3
+LAYERS_RUN = 3
 
 
 class TrainingStep(Network):
@@ -35,13 +35,10 @@ class TrainingStep(Network):
 
     def __init__(self, setting: Setting, *, blocks: bool) -> None:
         super().__init__(setting, blocks=blocks)
-        self.before, self.period, repetitions = setting.decoder.period
-        self.skipped = 0 if blocks else max(0, repetitions - PERIODS_RUN)  # every layer's blocks are its own
-        self.layers = self._layers()
+        count = setting.decoder.sizes["L"]
+        self.skipped = 0 if blocks else max(0, count - LAYERS_RUN)  # every layer's blocks are its own
+        self.layers = [Layer(self) for _ in range(count - self.skipped)]
         self.resident = 0
-        self.shared_keys: dict[str, tuple[Tensor, Tensor]] = {}  # keys and values that later layers take (Gemma 4)
-        self.inputs_of_layers: Tensor | None = None
-        self.chosen: Tensor | None = None  # the keys that an indexer chose, which later layers take (GLM-5)
         self._shared: list[Tensor] = []  # what every layer reads
         self.held: list[Tensor] = []  # what the model's code keeps a name for, until the forward pass ends
         self._outputs: Tensor | None = None  # logits that a manual loop keeps a name for
@@ -55,26 +52,6 @@ class TrainingStep(Network):
         self.head = self.embedding if self.decoder.tied else self.base_parameter("output_head", "V", "h")
         self.sharding = Sharding(self, setting) if setting.sharded else None
         self.units: list[Unit] = self._units() if self.sharding else []
-
-    def _layers(self) -> list[Layer]:
-        """The layers that are run."""
-        count, left_out = self.decoder.sizes["L"], self.skipped * self.period
-        if not self.decoder.plans:
-            self._run_layer = decoder_layer
-            return [Layer(self) for _ in range(count - left_out)]
-        from dryfit.analytic.hybrid_layers import HybridLayer, run_layer
-        from dryfit.analytic.hybrids import Plan
-
-        self._run_layer = run_layer
-        targets = set(self.decoder.targets(self.scenario.lora)) if self.scenario.lora else set()
-        outside = Plan("", "", "", self.decoder.outside, self.decoder.heads)
-        self.outside = HybridLayer(self, outside, targets) if self.decoder.outside else None
-        first = self.before + PERIODS_RUN * self.period
-        plans = self.decoder.plans
-        return [
-            HybridLayer(self, plan, targets)
-            for plan in (plans[:first] + plans[first + left_out :] if left_out else plans)
-        ]
 
     def _units(self) -> list[Unit]:
         """What FSDP2 gathers together, in the order of the forward pass: the embedding if untied, layers, the rest."""
@@ -143,20 +120,14 @@ class TrainingStep(Network):
             if not decoder.tied:  # a tied embedding belongs to the last unit, whose backward pass began at the logits
                 x = marked(self.nodes, x, lambda: sharding.before_backward(first))
             sharding.after_forward(first)
-        if self.decoder.plans and self.outside:
-            from dryfit.analytic.hybrid_layers import inputs_of_layers, put_together, spread_out
-
-            self.inputs_of_layers = inputs_of_layers(self, x, self.outside)
-            if self.decoder.streams:
-                x = spread_out(self, x, self.outside)
         self._share(x.width)
         before = self.live
         for index, layer in enumerate(self.layers):
-            if index == self.before + (PERIODS_RUN - 1) * self.period:
+            if index == LAYERS_RUN - 1:
                 self._last_layer = len(self.nodes)
-            if index == self.before + self.period:
+            if index == 1:
                 before = self.live.copy()
-            run = lambda x, layer=layer: self._run_layer(self, x, layer)  # noqa: E731
+            run = lambda x, layer=layer: decoder_layer(self, x, layer)  # noqa: E731
             unit = self.units[index + (not decoder.tied)] if sharding else None
             if sharding:
                 sharding.before_forward(unit)
@@ -165,7 +136,7 @@ class TrainingStep(Network):
             if sharding:
                 x = marked(self.nodes, x, lambda unit=unit: sharding.before_backward(unit))
                 sharding.after_forward(unit)
-            if self.skipped and index == self.before + 2 * self.period - 1:
+            if self.skipped and index == 1:
                 self._repeat(before)
         if not checkpointing:  # only a layer that runs again reads the mask again
             self._shared = [tensor for tensor in self._shared if "t" not in tensor.dims]
@@ -173,8 +144,6 @@ class TrainingStep(Network):
             sharding.before_forward(self.units[-1])
             if not decoder.tied:
                 x = marked(self.nodes, x, lambda: sharding.after_backward(self.units[-1]))
-        if self.decoder.streams:
-            x = put_together(self, x, self.outside)
         x = norm(self, x, self._final_norm)
         self.held.clear()
         self.what = "logits and loss"
@@ -233,22 +202,16 @@ class TrainingStep(Network):
         """Positions, cosines and sines, and the mask where scores are in memory or a window needs one."""
         self.what = "positions and mask"
         if self.setting.packed:  # the batch has brought positions, which differ from row to row, and the mask
-            self._shared += [self.tensor(("t", size), width) for size in self.decoder.rotations for _ in range(2)]
+            self._shared += [self.tensor(("t", "d"), width) for _ in range(2 if self.decoder.rotary else 0)]
             return
         self._shared.append(self.tensor(("s",), 8))
-        self._shared += [self.tensor(("s", size), width) for size in self.decoder.rotations for _ in range(2)]
+        self._shared += [self.tensor(("s", "d"), width) for _ in range(2 if self.decoder.rotary else 0)]
         if self.setting.attention_kernel(width) == "eager":
-            self._shared += [self.tensor(("t", "s"), width) for _ in range(self.decoder.kinds_of_masks)]
+            self._shared.append(self.tensor(("t", "s"), width))
         elif self.setting.padded:
-            self._shared += [self.tensor(("t", "s"), 1) for _ in range(self.decoder.kinds_of_masks)]
+            self._shared.append(self.tensor(("t", "s"), 1))
         elif self.setting.windowed:
             self._shared.append(self.tensor(("s", "s"), 1))
-
-    def hand_on(self, chosen: Tensor) -> None:
-        """Keep the keys that a layer has chosen for those after it; where a layer runs again, until it has."""
-        self.chosen = chosen
-        if self.scenario.gradient_checkpointing and self.phase == "forward":
-            self._shared.append(chosen)
 
     def _repeat(self, before: Counter[Term]) -> None:
         """What the layer just run has left behind, as often as there are layers that are not run."""
@@ -265,11 +228,7 @@ class TrainingStep(Network):
 
     def _logits(self, x: Tensor) -> Tensor:
         """Output head, and a soft cap where the model has one."""
-        if self.decoder.plans and not self.setting.autocast:  # Mamba 2's residual stream is in fp32
-            x = self.cast(x, self.head.width)
         out = product(self, x, self.head, "V")
-        if self.decoder.scaled_logits:
-            out = self.elementwise(out)
         if self.decoder.logit_softcap:
             out = self.elementwise(out)
             out = self.tanh(out)
@@ -333,8 +292,6 @@ class TrainingStep(Network):
         if self.accumulating:  # a tied weight's gradient joins the others
             self.embedding.grad = None
         self._shared.clear()
-        self.shared_keys.clear()
-        self.inputs_of_layers = self.chosen = None
         del held
         self.look()
 
@@ -351,9 +308,8 @@ class TrainingStep(Network):
         self.look()
         for term, kept in self._between.items():
             self.count(term, -kept)
-        first = self.before + (PERIODS_RUN - 1) * self.period
-        parameters = [each for layer in self.layers[first : first + self.period] for each in layer.parameters]
-        grown = [parameter.grad.storage for parameter in parameters if parameter.grad is not None]
+        last = self.layers[LAYERS_RUN - 1].parameters
+        grown = [parameter.grad.storage for parameter in last if parameter.grad is not None]
         if self.sharding and self.units[-2].share:
             grown = [self.units[-2].share]
         for storage in grown:

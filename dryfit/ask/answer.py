@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from dryfit.analytic.certainty import Needs, kind_of, peak_bound
+from dryfit.analytic.certainty import Needs, peak_bound
 from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.estimate import analytic_estimate, estimate
 from dryfit.ask.question import Question
@@ -19,7 +19,8 @@ from dryfit.cards.verdict import Verdict, Word, is_lower_bound, verdict
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import left_out_if_it_fails
 from dryfit.common.text import GIB
-from dryfit.derived.step import if_recorded, why_unusable
+from dryfit.common.versions import INSTALL_TRACE, can_trace
+from dryfit.derived.step import if_recorded, is_recorded, why_unusable
 from dryfit.evidence.nearest import evidence
 from dryfit.hours.run_time import RunTime, order, run_time
 from dryfit.hours.step_time import speeds
@@ -192,8 +193,7 @@ def quick(asked: Question, *, others: bool = True, recorded: bool = True) -> dic
     if exact:
         analytic = {**analytic, **exact.capacities.to_mapping()}
     elif analytic:
-        hybrid = kind_of(asked.scenario).hybrid
-        bound = peak_bound(asked.scenario.method, analytic["parameters"]["total"], hybrid=hybrid)
+        bound = peak_bound(asked.scenario.method, analytic["parameters"]["total"])
         analytic = {**analytic, "bound": bound._asdict()}
     needs = analytic and Needs(asked.scenario, analytic["peak_allocated_bytes"], capability, exact)
     if needs and gpu is None:
@@ -321,7 +321,7 @@ def on_all_gpus(asked: Question, *, estimated: bool = False) -> list[dict[str, A
     and each is traced for its time. ``recorded``: whether a record answered.
     """
     if estimated:
-        return [_estimated_row(described(asked), card) for card in catalogue().values()]
+        return _estimated_rows(described(asked))
     _refuse_a_server(asked, None, "`dryfit gpus`")
     known: dict[str, dict[str, Any]] = {}
     by_capability: dict[Any, list[Gpu]] = {}
@@ -420,6 +420,33 @@ def largest_that_fits(
     return single
 
 
+def _estimated_rows(asked: Question) -> list[dict[str, Any]]:
+    """A row for each card; where a record alone answers, those whose kernels it does not know have no figures."""
+    if not recorded_alone(asked):
+        return [_estimated_row(asked, card) for card in catalogue().values()]
+    rows = []
+    for card in catalogue().values():
+        step = asked.scenario.changed(gpu=card.setting)
+        rows.append(
+            _estimated_row(asked, card)
+            if is_recorded(step, card.capability)
+            else {"gpu": card.name, "title": card.title, "required_bytes": None, "usable_bytes": card.usable_bytes,
+                  "verdict": None, "fits": None, "headroom_bytes": None, "recorded": False}
+        )  # fmt: skip
+    if not any(row["recorded"] for row in rows):
+        _estimated(asked)  # which says why there is no answer
+    return rows
+
+
+def recorded_alone(asked: Question) -> bool:
+    """Whether the closed form knows nothing of a step, so that only a record answers without a trace."""
+    try:
+        analytic_estimate(asked.scenario, asked.where, blocks=False)
+    except NotDescribed:
+        return True
+    return False
+
+
 def _estimated_row(asked: Question, card: Gpu) -> dict[str, Any]:
     answer = _estimated(replace(asked, gpu=card, scenario=asked.scenario.changed(gpu=card.setting)))
     needed = answer["analytic"].get("required_bytes", answer["analytic"]["peak_allocated_bytes"])
@@ -440,13 +467,22 @@ def _largest_estimated(asked: Question, field: str) -> dict[str, Any]:
     """The longest sequence, or the largest micro-batch, that surely fits the GPU by the peak of the analytic estimate.
 
     ``too_large``: the least that was tried and surely doesn't fit; what lies between is too close to call.
-    ``recorded``: the value's answer is a record's, and no estimate.
+    ``recorded``: the value's answer is a record's, and no estimate. ``recorded_to``: where records alone answer, the
+    largest value that has one.
     """
     from dryfit.planner.largest_fit import steps
 
     asked, tried = described(asked), dict[int, dict[str, Any]]()
     limit = asked.scenario.size("max_position_embeddings", 131_072) if field == "sequence_length" else 4096
-    values = steps(field, limit)
+    values, more = steps(field, limit), {}
+    last = values[-1]
+    if recorded_alone(asked):
+        at = lambda value: asked.scenario.changed(**{field: value})  # noqa: E731
+        values = [value for value in values if is_recorded(at(value), asked.gpu.capability)]
+        if not values:
+            _estimated(asked)  # which says why there is no answer, if this step has none
+        values = values or [getattr(asked.scenario, field)]
+        more = {"recorded_to": values[-1]}
 
     def word(value: int) -> str:
         step = replace(asked, scenario=asked.scenario.changed(**{field: value}))
@@ -464,8 +500,8 @@ def _largest_estimated(asked: Question, field: str) -> dict[str, Any]:
     return {
         "value": value, "headroom_bytes": tried[value]["headroom_bytes"] if value else None, "verified": False,
         "too_large": values[large] if large < len(values) else None,
-        "recorded": bool(value and tried[value]["versions"]),
-        "limited_by_positions": field == "sequence_length" and sure == len(values),
+        "recorded": bool(value and tried[value]["versions"]), **more,
+        "limited_by_positions": field == "sequence_length" and sure == len(values) and values[-1] == last,
     }  # fmt: skip
 
 
@@ -476,8 +512,9 @@ def _estimated(asked: Question) -> dict[str, Any]:
     """
     answer = quick(asked, others=False)
     if answer["analytic"] is None:
-        raise UserError(f"{answer['sentence'].partition(' (ask')[0]}.", where="--quick",
-                        allowed="a trace", write="the same line without --quick")  # fmt: skip
+        how = "the same line without --quick" if can_trace() else INSTALL_TRACE
+        raise UserError(f"NO ANSWER without the trace: {answer['reasons']['analytic']}.", where="--quick",
+                        allowed="a trace", write=how)  # fmt: skip
     return answer
 
 

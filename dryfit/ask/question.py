@@ -227,8 +227,9 @@ def _main(
         return _file(path, tool, gpu, objective)
     registry, _, part = what.rpartition(":")  # a function of a program: torchtitan's registries hold several
     if registry.endswith(".py") and Path(registry).expanduser().is_file():
-        count = gpu.count if gpu and gpu.count > 1 else None
-        reading = readers.read_program(Path(registry).expanduser(), count, part)
+        from dryfit.readers.scripts import read_program
+
+        reading = read_program(Path(registry).expanduser(), gpu.count if gpu and gpu.count > 1 else None, part)
         return dict(reading.fields), what, reading
     if path.is_dir():
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
@@ -249,8 +250,9 @@ def _file(
 ) -> tuple[dict[str, Any], str, Reading | None]:
     count, capability = gpu.count if gpu and gpu.count > 1 else None, gpu.capability if gpu else None
     if path.suffix in (".py", ".ipynb", ".sh"):
-        read = readers.read_script if path.suffix == ".sh" else readers.read_program
-        reading = read(path, count, capability=capability)
+        from dryfit.readers.scripts import read_program, read_script
+
+        reading = (read_script if path.suffix == ".sh" else read_program)(path, count, capability=capability)
         return dict(reading.fields), str(path), reading
     mapping = readers.mapping_of(path)
     kind = tool or readers.kind_of(mapping, path)

@@ -93,9 +93,11 @@ def answered(words: Sequence[str]) -> int | None:
 
 def _file(what: str) -> TrainerFile | None:
     """The training of images that a script or a TOML describes; files of other tools are read elsewhere."""
-    from dryfit.recipes.trainers import SUFFIXES, read
+    if not Path(what).expanduser().is_file():
+        return None
+    from dryfit.recipes.trainers import read
 
-    return read(what) if Path(what).suffix in SUFFIXES else None
+    return read(what)
 
 
 def _listed(model: OtherModel | None) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dryfit.analytic.decoder import NotDescribed
+from dryfit.analytic.hybrids import Hybrid
 from dryfit.analytic.setting import describe
 from dryfit.ask.options import BITS
 from dryfit.ask.question import Question
@@ -118,7 +119,7 @@ def serve(asked: Question, requests: int, weights: str | None) -> Serving:
         )  # fmt: skip
     try:
         decoder = describe(scenario.model)
-        if decoder.plans:
+        if isinstance(decoder, Hybrid):
             raise NotDescribed("its layers keep states of several kinds")
     except NotDescribed as error:
         raise UserError(

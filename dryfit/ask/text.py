@@ -64,7 +64,8 @@ def head(answer: Mapping[str, Any], like: str = "like: ", file: str | None = Non
 def defaults_used(answer: Mapping[str, Any]) -> str | None:
     """The settings that nobody named and that decide, the sizes first; None: all are named."""
     scenario, assumed = answer["scenario"], answer.get("assumed") or {}
-    sizes = {"sequence_length": "{:,} tokens a row", "micro_batch": "{} row a micro-batch"}
+    rows = "row" if assumed.get("micro_batch") == 1 else "rows"
+    sizes = {"sequence_length": "{:,} tokens a row", "micro_batch": f"{{}} {rows} a micro-batch"}
     parts = [text.format(assumed[name]) for name, text in sizes.items() if assumed.get(name)]
     others = {
         name: value
@@ -380,9 +381,13 @@ def rest_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]
 def cards_text(asked: Question, rows: Sequence[Mapping[str, Any]], is_estimated: bool | None) -> str:
     """Which GPUs the step fits, a line each; with a run its hours and cost too."""
     fitting = sum(row["fits"] is True for row in rows)
-    by = " by the analytic estimate" if is_estimated and not all(row["recorded"] for row in rows) else ""
+    known = [row for row in rows if row["required_bytes"] is not None]
+    by = " by the analytic estimate" if is_estimated and not all(row["recorded"] for row in known) else ""
     lines = [f"FITS {fitting} of {len(rows)} GPUs{by}: {step_line(asked.scenario.to_mapping())}"]
     for row in rows:
+        if row["required_bytes"] is None:
+            lines.append(f"  {row['gpu']:<20}{'no record':>12} of {gib(row['usable_bytes']):>11}   ask without --quick")
+            continue
         spare = f"{row['headroom_bytes'] / GIB:+.2f} GiB{run_cost.cells(row['run']) if 'run' in row else ''}"
         lines.append(f"{card_line(row, 21)}{spare}")
     return "\n".join([*lines, *(run_cost.ranked(rows) if asked.run else ())])
@@ -409,6 +414,8 @@ def largest_text(asked: Question, field: str, largest: Mapping[str, Any]) -> str
         too_large = largest["too_large"]
         lines = [f"{value:,} {what} fit {on} {by}{spare}" if value else f"NOTHING FITS {on} for sure {by}"]
         lines += [f"{too_large:,} {what} don't fit; ask without --quick for what lies between"] if too_large else []
+        if value and value == largest.get("recorded_to") and not largest["limited_by_positions"]:
+            lines.append(f"more {what} have no record; ask without --quick for them")
         return "\n".join([*lines, f"for: {step}"])
     if not value:
         return f"NOTHING FITS {on}, not even the smallest: {step}"

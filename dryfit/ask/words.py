@@ -569,6 +569,9 @@ def _parts(texts: Sequence[str], command: str, has_what: bool, named: dict[str, 
 def _slip(text: str, *asked: Any) -> _Part:
     """A word that means nothing as it stands: one that asks for nothing, a slip in a known one, or unknown."""
     word = _bare(text)
+    sought = {"longest": "-s", "batch": "-b"}.get(asked[0])  # `longest context` and `batch size` say it once more
+    if sought and (_names().get(word) == sought or (word == "size" and sought == "-b")):
+        return _Part(1, "filler", ())
     if word in _quiet():
         return _Part(1, "unknown" if word in _table("unclear") else "filler", ())
     known = {*_quiet(), *_table("says")} if word.isalpha() and len(word) > 3 else ()

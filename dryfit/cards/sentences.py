@@ -12,6 +12,7 @@ from typing import Any
 from dryfit.cards.gpus import known
 from dryfit.cards.verdict import NO_VERDICT, TITLES, Verdict, Word, is_lower_bound, of_mapping
 from dryfit.common.text import gib
+from dryfit.common.versions import INSTALL_TRACE, can_trace
 from dryfit.scenario.description import say_way
 
 
@@ -97,7 +98,8 @@ def of_step(answer: Mapping[str, Any]) -> str:
 def _of_estimate(answer: Mapping[str, Any]) -> str:
     analytic, gpu = answer["analytic"], answer["gpu"]
     if analytic is None:
-        return f"NO ANSWER without the trace: {answer['reasons']['analytic']} (ask without --quick)"
+        how = "ask without --quick" if can_trace() else f"to trace it: {INSTALL_TRACE}"
+        return f"NO ANSWER without the trace: {answer['reasons']['analytic']} ({how})"
     need = f"about {gib(analytic['peak_allocated_bytes'])} at the peak, by the analytic estimate"
     exact = "recorded_with" in analytic
     if exact:

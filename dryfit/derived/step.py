@@ -12,7 +12,7 @@ from typing import Any
 
 from dryfit.cards.gpus import usable_sizes
 from dryfit.derived.families import family_of
-from dryfit.derived.form import Form, NoRecord, StepKey, composed_step, records_of
+from dryfit.derived.form import Form, NoRecord, StepKey, composed_step, form_of, records_of
 from dryfit.derived.layers import Composition
 from dryfit.engine.capacities import Capacities, capacities, served_at
 from dryfit.engine.components import ROUNDING
@@ -202,6 +202,15 @@ def if_recorded(scenario: Scenario, capability: Capability | None = None) -> Der
         return derived_step(scenario, capability)
     except NoRecord:
         return None
+
+
+def is_recorded(scenario: Scenario, capability: Capability | None = None) -> bool:
+    """Whether a record covers the step's numbers and options, which takes a millisecond."""
+    try:
+        form_of(scenario, capability)
+    except NoRecord:
+        return False
+    return True
 
 
 def recorded_with(scenario: Scenario) -> dict[str, str]:

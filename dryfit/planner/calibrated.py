@@ -16,6 +16,7 @@ from typing import Any
 from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.estimate import analytic_estimate
 from dryfit.cards.gpus import Gpu
+from dryfit.derived.step import if_recorded
 from dryfit.hours.step_time import speeds
 from dryfit.planner.changes import Changes, apply
 from dryfit.scenario.nested_fields import Parallel
@@ -43,6 +44,7 @@ class CalibratedEstimator:
     def __init__(self, scenario: Scenario, gpu: Gpu | None = None, traced: Mapping[str, Any] | None = None) -> None:
         self.capability = gpu.capability if gpu else None
         self.sizes = [gpu.usable_bytes] if gpu else []  # that traces are asked about
+        self._follows_records = not (gpu and gpu.pool_bytes)  # loading into a shared memory is in no record
         self.points: list[tuple[int, int]] = []  # (analytic estimate's peak, required above it), in order
         self.expandable_points: list[tuple[int, int]] = []  # the same with expandable segments
         self._traced: dict[tuple, Mapping[str, Any]] = {}  # by capability and scenario
@@ -58,14 +60,15 @@ class CalibratedEstimator:
             self.learn(scenario, traced)
 
     def __call__(self, scenario: Scenario) -> int:
-        """The required bytes, estimated; the trace itself where there is no analytic estimate."""
+        """The required bytes, estimated; where there is no analytic estimate, a record's or the trace's own."""
         known = self._traced.get((self.capability, _key(scenario)))
         if known:
             return known["required_bytes"]
         try:
             peak = self.formula(scenario)
         except NotDescribed:
-            return self.verify(scenario)["required_bytes"]
+            exact = if_recorded(scenario, self.capability) if self._follows_records else None
+            return exact.required_bytes if exact else self.verify(scenario)["required_bytes"]
         return peak + _above(peak, self._points_of(scenario))
 
     def on(self, gpu: Gpu) -> CalibratedEstimator:
@@ -74,7 +77,7 @@ class CalibratedEstimator:
         What is traced for it is known to all GPUs of its compute capability.
         """
         other = copy(self)
-        other.capability, other.sizes = gpu.capability, [gpu.usable_bytes]
+        other.capability, other.sizes, other._follows_records = gpu.capability, [gpu.usable_bytes], not gpu.pool_bytes
         other.points, other.expandable_points = list(self.points), list(self.expandable_points)
         return other
 

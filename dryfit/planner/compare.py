@@ -1,8 +1,10 @@
 """Rule ``compare_memory``: a scenario's answers side by side, the verdict for its GPU, and what would fit instead."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dryfit.analytic.estimate import Estimated, rule_of_thumb
 from dryfit.cards import sentences
@@ -13,8 +15,10 @@ from dryfit.common.text import gib
 from dryfit.evidence.nearest import evidence
 from dryfit.hours.step_time import NO_SPEED
 from dryfit.scenario.scenario import Scenario
-from dryfit.tracing.cycle import Cycle, cycle
 from dryfit.tracing.scenario_trace import Traced
+
+if TYPE_CHECKING:
+    from dryfit.tracing.cycle import Cycle
 
 NOT_MEASURED = "not measured: the model is profiled by its configuration alone"
 NO_GPU = "no GPU is named, and the time of a step depends on it"
@@ -149,7 +153,11 @@ def compare(
         if answer and name != "trace"
     }
     gpu = named(scenario.gpu, where)
-    of_cycle = cycle(scenario, traced.on(gpu), gpu) if gpu and scenario.aim.generates else None
+    of_cycle = None
+    if gpu and scenario.aim.generates:
+        from dryfit.tracing.cycle import cycle
+
+        of_cycle = cycle(scenario, traced.on(gpu), gpu)
     if of_cycle and of_cycle.server:
         judged = of_cycle.verdict
     else:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from dryfit.analytic.certainty import Needs
 from dryfit.analytic.estimate import estimate
 from dryfit.cards.gpus import Gpu
+from dryfit.derived.step import if_recorded
 from dryfit.scenario.scenario import Scenario
 
 TRACED = 4  # ways whose largest micro-batch is answered
@@ -29,7 +30,7 @@ SPEED = {
 Way = Mapping[str, str]  # a tool's knobs, with their values
 
 
-class Asked(Protocol):
+class StepQuestion(Protocol):
     """A question about a step."""
 
     scenario: Scenario
@@ -46,7 +47,7 @@ class Candidate:
     way: Way
     micro_batch: int
     text: str
-    asked: Asked
+    asked: StepQuestion
     answer: Mapping[str, Any] | None = None
 
     @property
@@ -64,6 +65,14 @@ class Candidate:
         answer = self.answer or {}
         known = answer.get("trace") or answer.get("analytic") or {}
         return known.get("required_bytes") or known.get("peak_allocated_bytes")
+
+    def is_too_large_with(self, rows: int) -> bool:
+        """Whether the trace of more rows rules out so many: what is not resident shrinks with the rows at most."""
+        answer = self.answer or {}
+        if not answer.get("trace") or not answer.get("gpu"):
+            return False
+        peak, resident = answer["trace"]["peak_allocated_bytes"], answer["trace"]["resident_bytes"]
+        return resident + (peak - resident) * rows // self.micro_batch > answer["gpu"]["usable_bytes"]
 
     def prior(self, fill: float) -> float:
         """The same as a ratio, before times are known."""
@@ -100,7 +109,7 @@ class Search:
     fill: float
     is_traced: bool
     make: Callable[[Way, int], Candidate]
-    answer: Callable[[Asked], Mapping[str, Any]]
+    answer: Callable[[StepQuestion], Mapping[str, Any]]
 
     def answered(
         self, watch: Callable[[str, int, Sequence[Any]], None] | None, name: Callable[[Candidate], str]
@@ -143,6 +152,8 @@ class Search:
 
     def _largest(self, one: Candidate) -> Candidate:
         for size in [size for size in self.sizes if size <= one.micro_batch]:
+            if size > self.sizes[-1] and one.is_too_large_with(size):
+                continue
             one = self._with_answer(one if size == one.micro_batch else self.make(one.way, size))
             if one.fits:
                 break
@@ -155,16 +166,19 @@ class Search:
         return self.is_traced or (one.asked.scenario.loss != "liger" and _peak(one.asked) is not None)
 
 
-def _peak(asked: Asked) -> int | None:
-    """The estimate's peak in bytes. Liger's loss, which it does not describe, is a little less than one in chunks."""
+def _peak(asked: StepQuestion) -> int | None:
+    """The peak by the estimate or a record. Liger's loss, which neither has, is a little less than one in chunks."""
     step = asked.scenario
     if step.loss == "liger":
         step = step.changed(loss="chunked", kernels="transformers")
     analytic = estimate(step, asked.where, blocks=False, recorded=False).analytic
-    return analytic["peak_allocated_bytes"] if analytic else None
+    if analytic is None:
+        exact = if_recorded(step, asked.gpu and asked.gpu.capability)
+        return exact.peak_allocated_bytes if exact else None
+    return analytic["peak_allocated_bytes"]
 
 
-def _may_fit(asked: Asked) -> bool:
-    """Whether the estimate does not rule a step out; a step that it does not describe is not ruled out."""
+def _may_fit(asked: StepQuestion) -> bool:
+    """Whether the estimate does not rule a step out; a step that nothing describes without a trace is not ruled out."""
     peak = _peak(asked)
     return peak is None or Needs(asked.scenario, peak, asked.gpu and asked.gpu.capability).may_fit(asked.gpu)

@@ -35,6 +35,11 @@ LENGTH_STEP = 64  # of a search for a length, up to 64 steps to a doubling
 ROUNDED = 128  # what attention kernels round a length up to
 SEEN_BELOW = 0.1  # share of a border, of which every step below is replayed
 SPOTS_BELOW = (0.8, 0.65, 0.5)  # shares of it that are replayed too
+# Where no estimate says where borders may lie: a small step beside the smallest, how often traces may point to one, and
+# how far beyond it the next trace lies.
+SMALL = {"sequence_length": 1024, "micro_batch": 8}
+POINTED = 3
+BEYOND = 1.05
 
 
 @dataclass(frozen=True)
@@ -168,8 +173,10 @@ class Borders:
             traces = self._traces or Traces(self.capability)
             period = ROUNDED if self.field == "sequence_length" else 1
             made = self._steps = Scaled(lambda value: traces(self.scenario_at(value)), period)
-            low, high = (self._unrounded(value) for value in self._ends())
-            low, high = min(low, high), max(low, high)
+            if self._described:
+                low, high = sorted(self._unrounded(value) for value in self._ends())
+            else:
+                low, high = self._ends_by_traces(made)
             for value in {low, high}:
                 made.record(value)
             middle = self._unrounded((low + high) // 2) + LENGTH_STEP
@@ -220,7 +227,7 @@ class Borders:
         """The border on a GPU with so many usable bytes."""
         if self._surely_too_large(self.values[0], capacity):
             return Border(0, 0, False)
-        first = self._guess(capacity, self._shares[expandable], self._least)
+        first = self._first(capacity, expandable)
         index, border = self._walk_down(first, capacity, expandable)
         if border is None:
             return Border(0, 0, False)
@@ -298,12 +305,33 @@ class Borders:
         possible = [size for size in self._capacities if not self._surely_too_large(self.values[0], size)]
         if not possible:
             return self.values[0], self.values[0]
-        if not self._described:
-            return self.values[0], self.values[min(len(self.values), 64) - 1]
         least = self.values[self._guess(possible[0], 0.15, self._about)] * SPOTS_BELOW[-1]
         low = self.values[max(0, bisect_right(self.values, least) - 1)]
         high = self.values[min(self._guess(possible[-1], -PEAK, self._about) + 1, len(self.values) - 1)]
         return low, high
+
+    def _ends_by_traces(self, made: Scaled) -> tuple[int, int]:
+        """The same without an estimate: small steps are traced, then one beyond the border to which they point."""
+        low, high = (self._unrounded(min(value, self.values[-1])) for value in (self.values[0], SMALL[self.field]))
+        for _ in range(POINTED):
+            least, most = made.least_bytes(low), made.least_bytes(high)
+            if not low < high < self.values[-1] or not least < most < self._capacities[-1]:
+                break
+            reached = high + (self._capacities[-1] - most) * (high - low) / (most - least)
+            high = self._unrounded(min(int(reached * BEYOND) + 1, self.values[-1]))
+        return low, high
+
+    def _first(self, capacity: int, expandable: bool) -> int:
+        """Index of the value to begin with. Without an estimate what the step needs there corrects the guess."""
+        first = self._guess(capacity, self._shares[expandable], self._least)
+        for _ in range(0 if self._described else POINTED):
+            value = self.values[first]
+            needed = self.scaled.at(value).required_bytes(expandable_segments=expandable, sizes=[capacity])
+            share = max(0.0, needed / self.scaled.least_bytes(value) - 1)
+            before, first = first, self._guess(capacity, share, self._least)
+            if abs(first - before) <= 1:
+                break
+        return first
 
     def _unrounded(self, value: int) -> int:
         """A value near, that kernels don't round."""
@@ -326,13 +354,20 @@ class Borders:
         return self._peak(self.values[0]) is not None
 
     def _about(self, value: int) -> int:
-        return self._peak(value) or self.scaled.least_bytes(value)
+        """The estimate's peak; without one what lies on the line through the nearest two traces."""
+        if peak := self._peak(value):
+            return peak
+        known = sorted(sorted(self.scaled.recordings, key=lambda traced: abs(traced - value))[:2])
+        least = [self.scaled.least_bytes(traced) for traced in known]
+        if value in known or len(known) < 2:
+            return least[known.index(value) if value in known else 0]
+        return round(least[0] + (least[1] - least[0]) * (value - known[0]) / (known[1] - known[0]))
 
     def _least(self, value: int) -> int:
         """The peak by the events; estimated where those would have to be traced."""
         traced = self.scaled.recordings
         known = self.scaled.alike and min(traced) <= value <= max(traced)
-        least_bytes = self.scaled.least_bytes(value, trace=not self._described) if known else None
+        least_bytes = self.scaled.least_bytes(value, trace=False) if known else None
         return least_bytes or self._about(value)
 
     def _surely_too_large(self, value: int, capacity: int) -> bool:

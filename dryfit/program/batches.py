@@ -22,7 +22,7 @@ _COLUMNS = ("input_ids", "length", "lengths", "tokens", "prompt_input_ids", "tex
 
 
 @dataclass
-class Rows:
+class LoaderRows:
     """What is known of the rows of a data set.
 
     Attributes
@@ -45,23 +45,23 @@ class Rows:
         return len(self.sizes) == self.of
 
 
-def rows_of(data: Any) -> Rows | None:
+def rows_of(data: Any) -> LoaderRows | None:
     """The sizes of a data set's rows; None: they can't be told, as of a stream."""
     try:
         count = len(data)
         if isinstance(data, TensorDataset):
-            return Rows([sum(tensor[0].numel() for tensor in data.tensors)], 1)  # all are alike
+            return LoaderRows([sum(tensor[0].numel() for tensor in data.tensors)], 1)  # all are alike
         columns = getattr(data, "column_names", None) or ()
         column = next((name for name in _COLUMNS if name in columns), None)
         if column is not None:
             values = data.with_format(None)[column][:]
-            return Rows([each if isinstance(each, int) else len(each) for each in values], count)
+            return LoaderRows([each if isinstance(each, int) else len(each) for each in values], count)
         sizes, ends = [], time.monotonic() + MOST_SECONDS
         for at in range(min(count, MOST_ROWS)):
             sizes.append(_elements(data[at]))
             if time.monotonic() > ends:
                 break
-        return Rows(sizes, count) if sizes and None not in sizes else None
+        return LoaderRows(sizes, count) if sizes and None not in sizes else None
     except Exception:  # somebody's own data set: it may do anything
         return None
 
@@ -83,7 +83,7 @@ def _elements(row: Any) -> int | None:
     return None
 
 
-def largest_batch(loader: Any, rows: Rows) -> list[int] | None:
+def largest_batch(loader: Any, rows: LoaderRows) -> list[int] | None:
     """The indices of the largest batch; None: the loader does not make batches of rows.
 
     Parameters
@@ -125,7 +125,7 @@ class Batches:
         self.trained_on: dict[int, Any] = {}
         self.largest_at: int | None = None
         self._last: Any = None
-        self._rows: dict[int, Rows | None] = {}
+        self._rows: dict[int, LoaderRows | None] = {}
         self._largest: dict[int, list[int] | None] = {}
 
     def updated(self) -> None:

@@ -82,7 +82,7 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
 
     from . import cuda, devices, group, libraries
     from .checkpoints import Checkpoints
-    from .data import Data
+    from .data import MadeUpData
     from .followed import Followed
     from .loop import Loop
     from .memory import Memory
@@ -128,7 +128,7 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
         enter(loop.heard())
         enter(patched(past_operators(tracker), hidden=True))
         enter(patched(devices.array_places(tracker), hidden=True))
-        data = Data(asked.batch)
+        data = MadeUpData(asked.batch)
         checkpoints = Checkpoints(tracker)
         enter(
             when_imported(

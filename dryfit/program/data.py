@@ -27,7 +27,7 @@ _COLUMNS = (
 _WORDS = "the quick brown fox jumps over the lazy dog and runs away from it "  # 14 words, about as many tokens
 
 
-class Data:
+class MadeUpData:
     """What stands in for a program's data.
 
     Parameters

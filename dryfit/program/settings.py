@@ -27,7 +27,7 @@ _FILES = (".yaml", ".yml", ".json", ".toml", ".py")
 
 
 @dataclass(frozen=True)
-class Setting:
+class ProgramSetting:
     """A number that a program is set to.
 
     Attributes
@@ -46,7 +46,7 @@ class Setting:
     changed: Callable[[int], ProgramRequest]
 
 
-def setting(asked: ProgramRequest, name: str) -> Setting:
+def setting(asked: ProgramRequest, name: str) -> ProgramSetting:
     """Where a program's number of this name stands.
 
     Raises
@@ -64,7 +64,7 @@ def setting(asked: ProgramRequest, name: str) -> Setting:
     return found
 
 
-def length(asked: ProgramRequest) -> Setting:
+def length(asked: ProgramRequest) -> ProgramSetting:
     """The length of a program's rows, by the names that programs give it; else the tokens of ``--batch``.
 
     Rows that ``--batch`` makes up become as long.
@@ -79,7 +79,7 @@ def length(asked: ProgramRequest) -> Setting:
             if found := next(kind(asked, name), None):
                 return found if asked.batch is None else replace(found, changed=partial(_with_rows, found))
     if asked.batch is not None:
-        return Setting("tokens", asked.batch[1], "--batch", partial(_with_tokens, asked))
+        return ProgramSetting("tokens", asked.batch[1], "--batch", partial(_with_tokens, asked))
     raise UserError(
         "The program does not say how long its rows are, by any of the names that are known.", where="--longest",
         allowed=", ".join(LENGTHS), write=f"dryfit run --vary NAME --gpu 4090 {asked.program} --NAME=1024",
@@ -90,17 +90,17 @@ def _with_tokens(asked: ProgramRequest, value: int) -> ProgramRequest:
     return replace(asked, batch=(asked.batch[0], value))
 
 
-def _with_rows(found: Setting, value: int) -> ProgramRequest:
+def _with_rows(found: ProgramSetting, value: int) -> ProgramRequest:
     """Another length, and made up rows that are as long."""
     return _with_tokens(found.changed(value), value)
 
 
-def _places(asked: ProgramRequest, name: str) -> Iterator[Setting]:
+def _places(asked: ProgramRequest, name: str) -> Iterator[ProgramSetting]:
     for kind in (_in_arguments, _in_files, _in_program):
         yield from kind(asked, name)
 
 
-def _in_arguments(asked: ProgramRequest, name: str) -> Iterator[Setting]:
+def _in_arguments(asked: ProgramRequest, name: str) -> Iterator[ProgramSetting]:
     """``--name=8``, ``--name 8``, ``name=8`` or ``section.name=8``."""
     words = asked.arguments
     spelled = rf"-{{0,2}}(?:[\w-]+\.)*{_spelled(name)}"
@@ -108,10 +108,10 @@ def _in_arguments(asked: ProgramRequest, name: str) -> Iterator[Setting]:
         following = words[index + 1] if index + 1 < len(words) else ""
         if joined := re.fullmatch(rf"({spelled}=)(\d+)", word):
             changed = partial(_with_argument, asked, index, joined[1])
-            yield Setting(name, int(joined[2]), f"the argument {word}", changed)
+            yield ProgramSetting(name, int(joined[2]), f"the argument {word}", changed)
         elif word.startswith("-") and following.isdigit() and re.fullmatch(spelled, word):
             changed = partial(_with_argument, asked, index + 1, "")
-            yield Setting(name, int(following), f"the argument {word} {following}", changed)
+            yield ProgramSetting(name, int(following), f"the argument {word} {following}", changed)
 
 
 def _with_argument(asked: ProgramRequest, index: int, before: str, value: int) -> ProgramRequest:
@@ -119,7 +119,7 @@ def _with_argument(asked: ProgramRequest, index: int, before: str, value: int) -
     return replace(asked, arguments=(*words[:index], f"{before}{value}", *words[index + 1 :]))
 
 
-def _in_files(asked: ProgramRequest, name: str) -> Iterator[Setting]:
+def _in_files(asked: ProgramRequest, name: str) -> Iterator[ProgramSetting]:
     """A line of a file that the arguments name."""
     line = re.compile(rf"^[ \t]*[\"']?{_spelled(name)}[\"']?[ \t]*[:=][ \t]*(\d[\d_]*)[ \t]*,?[ \t]*(?:#.*)?$", re.M)
     for word in asked.arguments:
@@ -131,7 +131,7 @@ def _in_files(asked: ProgramRequest, name: str) -> Iterator[Setting]:
                 yield _in_text(asked, name, str(path), text, found[0].span(1))
 
 
-def _in_program(asked: ProgramRequest, name: str) -> Iterator[Setting]:
+def _in_program(asked: ProgramRequest, name: str) -> Iterator[ProgramSetting]:
     """A default of the program's own parser or dataclass, or an assignment."""
     path = Path(asked.program)
     if asked.module or not path.is_file():
@@ -145,7 +145,7 @@ def _in_program(asked: ProgramRequest, name: str) -> Iterator[Setting]:
     if len(defaults) == 1:
         value, option, line = defaults[0]
         changed = partial(_with_option, asked, option)
-        yield Setting(name, value, f"{path.name}:{line}, the default of {option}", changed)
+        yield ProgramSetting(name, value, f"{path.name}:{line}, the default of {option}", changed)
     spelled = re.compile(_spelled(name))
     assigned = [
         node.value for node in nodes if isinstance(node, ast.Assign | ast.AnnAssign) and _is_number(node.value)
@@ -180,7 +180,7 @@ def _with_option(asked: ProgramRequest, option: str, value: int) -> ProgramReque
     return replace(asked, arguments=(*asked.arguments, f"{option}={value}"))
 
 
-def _in_text(asked: ProgramRequest, name: str, file: str, text: str, span: tuple[int, int]) -> Setting:
+def _in_text(asked: ProgramRequest, name: str, file: str, text: str, span: tuple[int, int]) -> ProgramSetting:
     begin, end = span
     line = text.count("\n", 0, begin) + 1
     inside = Path(file).resolve()
@@ -194,7 +194,7 @@ def _in_text(asked: ProgramRequest, name: str, file: str, text: str, span: tuple
     def changed(value: int) -> ProgramRequest:
         return replace(asked, files={str(inside.relative_to(Path.cwd())): f"{text[:begin]}{value}{text[end:]}"})
 
-    return Setting(name, int(text[begin:end]), f"{file}:{line}", changed)
+    return ProgramSetting(name, int(text[begin:end]), f"{file}:{line}", changed)
 
 
 def _spelled(name: str) -> str:

@@ -1,37 +1,24 @@
 """Readers of other tools' configurations: which tool wrote a file, and the scenario that comes out of it.
 
 One module for each tool behind one interface, ``read(mapping, file, gpus)``, which gives a
-:class:`~dryfit.readers.reading.Reading`, and a row in one table. Pure Python and PyYAML; no file is executed,
-nothing is fetched.
+:class:`~dryfit.readers.reading.Reading`, and a row in one table. A module is imported when a file of its tool is read.
+Shell scripts and Python programs: :mod:`dryfit.readers.scripts`. Pure Python and PyYAML; no file is executed, nothing
+is fetched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_toml, read_yaml
 from dryfit.data import data_path
-from dryfit.readers import (
-    axolotl,
-    companion_files,
-    llama_factory,
-    ms_swift,
-    openrlhf,
-    program,
-    torchtitan,
-    torchtune,
-    trl,
-    verl,
-)
-from dryfit.readers.launch import Launch, complete, launched
 from dryfit.readers.reading import Reading, keys
-from dryfit.readers.shell import Command, beside, commands, options
 from dryfit.scenario.fields import BY_NAME
-
-Read = Callable[[Mapping[str, Any], Path, int | None], Reading]
 
 
 class Reader(NamedTuple):
@@ -39,17 +26,28 @@ class Reader(NamedTuple):
 
     Attributes
     ----------
-    read
-        From a file's content, its path and the number of GPUs that the question names.
+    name
+        Of the tool's module in this package.
     marks
         Keys of which a file of the tool has all of one group; ``model._component_``: a key of the block ``model``.
     beside
         Whether its files only add to another file, or to a model.
+    function
+        Of the module, which reads.
     """
 
-    read: Read
+    name: str
     marks: tuple[tuple[str, ...], ...]
     beside: bool = False
+    function: str = "read"
+
+    @property
+    def module(self) -> ModuleType:
+        return import_module(f"{__name__}.{self.name}")
+
+    def read(self, mapping: Mapping[str, Any], path: Path, gpus: int | None) -> Reading:
+        """Read a file's content; ``gpus``: how many the question names."""
+        return getattr(self.module, self.function)(mapping, path, gpus)
 
     def can_read(self, mapping: Mapping[str, Any]) -> bool:
         return _has_marks(mapping, self.marks)
@@ -64,37 +62,27 @@ def _has(mapping: Any, key: str) -> bool:
     return isinstance(mapping, Mapping) and first in mapping and (not rest or _has(mapping[first], rest))
 
 
+_NEWER_LLAMA_FACTORY = ("train_dataset", "model_class", "dist_config", "kernel_config", "peft_config", "quant_config")
 READERS = {
-    "axolotl": Reader(axolotl.read, (("base_model",),)),
+    "axolotl": Reader("axolotl", (("base_model",),)),
     "llama-factory": Reader(
-        llama_factory.read,
-        (("model_name_or_path",), *(("model", hint) for hint in llama_factory.NEWER_HINTS)),
+        "llama_factory", (("model_name_or_path",), *(("model", hint) for hint in _NEWER_LLAMA_FACTORY))
     ),
-    "trl": Reader(trl.read, (("model_name_or_path",),)),
-    "torchtitan": Reader(torchtitan.read, (("training", "parallelism"), ("training", "job"))),
-    "torchtune": Reader(torchtune.read, torchtune.MARKS),
-    "ms-swift": Reader(ms_swift.read, ms_swift.MARKS),
-    "verl": Reader(verl.read, verl.MARKS),
-    "openrlhf": Reader(openrlhf.read, openrlhf.MARKS),
-    "accelerate": Reader(
-        companion_files.read_accelerate, (("distributed_type",), ("compute_environment",)), beside=True
+    "trl": Reader("trl", (("model_name_or_path",),)),
+    "torchtitan": Reader("torchtitan", (("training", "parallelism"), ("training", "job"))),
+    "torchtune": Reader(
+        "torchtune", (("model._component_",), ("tokenizer._component_",), ("checkpointer._component_",))
     ),
+    "ms-swift": Reader("ms_swift", (("rlhf_type",), ("tuner_type",), ("train_type",), ("sft_type",))),
+    "verl": Reader("verl", (("actor_rollout_ref",), ("model.partial_pretrain",))),
+    "openrlhf": Reader("openrlhf", (("pretrain", "micro_train_batch_size"), ("pretrain", "actor_num_gpus_per_node"))),
+    "accelerate": Reader("companion_files", (("distributed_type",), ("compute_environment",)), True, "read_accelerate"),
     "deepspeed": Reader(
-        companion_files.read_deepspeed, (("zero_optimization",), ("train_micro_batch_size_per_gpu",)), beside=True
+        "companion_files", (("zero_optimization",), ("train_micro_batch_size_per_gpu",)), True, "read_deepspeed"
     ),
-    "peft": Reader(companion_files.read_adapter, (("peft_type",),), beside=True),
+    "peft": Reader("companion_files", (("peft_type",),), True, "read_adapter"),
 }
 TOOLS = tuple(name for name, reader in READERS.items() if not reader.beside)
-# Tools whose settings stand in the command of a shell script, or in a file that it names.
-SCRIPTS: dict[str, Callable[[Launch, Command, Path], Mapping[str, Any] | None]] = {
-    "ms-swift": lambda _, command, script: ms_swift.from_command(command, script),
-    "verl": lambda _, command, script: verl.from_command(command, script),
-    "openrlhf": lambda _, command, script: openrlhf.from_command(command, script),
-    "llama-factory": llama_factory.from_command,
-    "axolotl": axolotl.from_command,
-    "trl": trl.from_command,
-    "torchtune": torchtune.from_command,
-}
 # How the pipeline's own settings become a step, once they are checked. The pipeline sets it (scripts/ask), since the
 # library knows no run.
 step_of_a_run: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
@@ -231,10 +219,10 @@ def read_tool(path: Path, tool: str, mapping: Mapping[str, Any], gpus: int | Non
     UserError
         If a value is not of the kind that the tool takes for its key.
     """
-    return _without_traceback(lambda: READERS[tool].read(mapping, path, gpus), path, tool)
+    return without_traceback(lambda: READERS[tool].read(mapping, path, gpus), path, tool)
 
 
-def _without_traceback(read: Callable[[], Reading], path: Path, tool: str) -> Reading:
+def without_traceback(read: Callable[[], Reading], path: Path, tool: str) -> Reading:
     """What a reader read; a value inside a key that it could make nothing of is an error of the file's."""
     try:
         return read()
@@ -243,75 +231,3 @@ def _without_traceback(read: Callable[[], Reading], path: Path, tool: str) -> Re
             f"A value in this file is not of a kind that {tool} takes: {error}.", where=path,
             allowed="for each key the kind of value that the tool documents",
         ) from None  # fmt: skip
-
-
-def read_script(path: Path, gpus: int | None, capability: tuple[int, int] | None = None) -> Reading:
-    """Read a shell script: its first command that trains.
-
-    Raises
-    ------
-    UserError
-        If it has none; the last command of a known tool says why.
-    """
-    refused = None
-    for command in commands(path.read_text(encoding="utf-8")):
-        launch = launched(command, path)
-        try:
-            reading = _started(launch, command, path, gpus, capability)
-        except UserError as error:
-            refused = error
-            continue
-        if reading is not None:
-            return complete(reading, command, launch, path, gpus)
-    raise refused or UserError(
-        "No command that trains was found in this script.", where=path,
-        allowed="swift sft, pt or rlhf; python -m verl.trainer.main_ppo;"
-        " python -m openrlhf.cli.train_ppo_ray or train_sft;"
-        " llamafactory-cli train; axolotl train; trl sft; tune run; python, accelerate launch, torchrun or deepspeed"
-        " with a program",
-    )  # fmt: skip
-
-
-def _started(
-    launch: Launch, command: Command, path: Path, gpus: int | None, capability: tuple[int, int] | None
-) -> Reading | None:
-    """What a command trains: a tool's settings, or a program's; None: it starts neither."""
-    refused = None
-    for tool, from_command in SCRIPTS.items():
-        try:
-            settings = from_command(launch, command, path)
-        except UserError as error:
-            refused = error
-            continue
-        if settings is not None:
-            reading = read_tool(path, tool, settings, gpus or launch.processes)
-            reading.line = "{key}={value}" if tool in ("verl", "torchtune") else "--{key} {value}"
-            return reading
-    if refused:
-        raise refused
-    if not launch.program.endswith(".py") or launch.words == command.words:
-        return None
-    started = beside(path, launch.program)
-    if started is None:
-        raise UserError("The script starts a program that isn't there.", where=path, found=launch.program,
-                        allowed="a program beside the script, or above it")  # fmt: skip
-    given = options(launch.words[1:], path)
-    return read_program(started, gpus or launch.processes, capability=capability, given=given)
-
-
-def read_program(
-    path: Path,
-    gpus: int | None,
-    part: str | None = None,
-    capability: tuple[int, int] | None = None,
-    given: Mapping[str, Any] | None = None,
-) -> Reading:
-    """Read a Python program or a notebook; ``part``: which of the configurations of a torchtitan registry.
-
-    ``capability``: the card's, by which programs choose between bf16 and fp16. ``given``: arguments by their names.
-    """
-
-    def read() -> Reading:
-        return program.read(path, gpus, part, capability, given or {})
-
-    return _without_traceback(read, path, "the program's trainer")

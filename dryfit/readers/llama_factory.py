@@ -18,7 +18,6 @@ _OPTIMIZER_FLAGS = {"use_muon": "muon", "use_galore": "galore_adamw", "use_apoll
 _OBJECTIVES = {"dpo": "dpo", "kto": "kto", "rm": "reward", "ppo": "grpo"}
 _COMMANDS = ("llamafactory-cli", "lmf")
 _PROGRAMS = ("train.py", "train_bash.py", "run_exp.py", "llamafactory.launcher")
-NEWER_HINTS = ("train_dataset", "model_class", "dist_config", "kernel_config", "peft_config", "quant_config")
 
 
 def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:

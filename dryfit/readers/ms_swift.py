@@ -11,6 +11,7 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml
 from dryfit.readers import common, grpo, unsloth
+from dryfit.readers.launch import Launch
 from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, FileValues, Reading, begin, keys
 from dryfit.readers.shell import Command, beside, options
 
@@ -18,7 +19,6 @@ TABLE = ("ms-swift", "transformers")
 TRAINS = ("sft", "pt", "rlhf")
 _PROGRAMS = ("swift", "megatron")
 _WORKS = (*TRAINS, "infer", "export", "deploy", "rollout", "eval", "app", "sample", "web-ui", "merge-lora")
-MARKS = (("rlhf_type",), ("tuner_type",), ("train_type",), ("sft_type",))
 # `--rlhf_type` and the nearest objective; GKD and PPO generate as GRPO does.
 _OBJECTIVES = {"dpo": "dpo", "orpo": "orpo", "simpo": "orpo", "cpo": "orpo", "kto": "kto", "rm": "reward",
                "grpo": "grpo", "ppo": "grpo", "gkd": "grpo"}  # fmt: skip
@@ -43,7 +43,7 @@ _VALUES_BEFORE_3 = {
 }
 
 
-def from_command(command: Command, script: Path) -> Mapping[str, Any] | None:
+def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
     """The settings of a command that trains; None: ms-swift is not called.
 
     Raises

@@ -12,11 +12,11 @@ from typing import Any
 
 from dryfit.common.errors import UserError
 from dryfit.readers import common
+from dryfit.readers.launch import Launch
 from dryfit.readers.reading import TOO_HIGH, TOO_LOW, FileValues, Reading, begin, checked, keys
 from dryfit.readers.shell import Command, options
 
 TABLE = ("openrlhf",)
-MARKS = (("pretrain", "micro_train_batch_size"), ("pretrain", "actor_num_gpus_per_node"))
 _PROGRAM = "openrlhf.cli."
 _TRAINS = ("train_sft", "train_ppo_ray")
 _LOGIT_BYTES = 2 + 4 + 4  # in 16 bits, in fp32, and the log_softmax of a row's (models/actor.py, models/utils.py)
@@ -57,7 +57,7 @@ _WHOLE = """micro_train_batch_size train_batch_size micro_rollout_batch_size max
     rollout_max_tokens_per_gpu""".split()
 
 
-def from_command(command: Command, script: Path) -> Mapping[str, Any] | None:
+def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
     """The settings of a command that trains; None: OpenRLHF is not called.
 
     Raises

@@ -19,6 +19,7 @@ from dryfit.common.files import read_yaml
 from dryfit.common.text import yaml_text
 from dryfit.data import data_path
 from dryfit.scenario.fields import BY_NAME, UNSAID, scenario_defaults
+from dryfit.scenario.generation import Preference
 from dryfit.scenario.images import Images
 from dryfit.scenario.model import language_model_only
 from dryfit.scenario.nested_fields import gpu_count
@@ -104,11 +105,14 @@ def parse_request(
     divides = own is None or own.trainer is None  # a trainer of TRL's takes one GPU, and a server perhaps the others
     if divides and (count := gpu_count(named.get("gpu"))) > 1 and not _says_how(named.get("parallel")):
         defaults["parallel"] = {**scenario_defaults()["parallel"], **_all_of(count, named.get("parallel") or {})}
+    if own and own.grouped and not _says_rows(named):  # which are answers: all to a prompt stand beside each other
+        generations = (named.get("preference") or {}).get("generations")
+        defaults["micro_batch"] = generations if isinstance(generations, int) else Preference().generations
     try:
         scenario = Scenario.from_mapping(named, defaults, where)
     except UserError as error:
         raise _with_defaults_named(error, given, set_by_tool, tool) from None
-    taken = {name: value for name, value in defaults.items() if name != "parallel"}
+    taken = {name: value for name, value in defaults.items() if name in set_by_tool}
     values = {**scenario_defaults(), **defaults}
     skipped = _ADAPTERS_ALONE if scenario.method == "full" else ("lora",) if scenario.adapter else ()
     assumed_fields = {
@@ -146,6 +150,16 @@ def _with_defaults_named(
 def _says_how(parallel: Any) -> bool:
     """Whether ``parallel`` names a strategy or a number of GPUs; what is no mapping is for the checks."""
     return parallel is not None and (not isinstance(parallel, Mapping) or bool({"strategy", "gpus"} & set(parallel)))
+
+
+def _says_rows(named: Mapping[str, Any]) -> bool:
+    """Whether a step that generates names its rows, or in how many micro-batches it takes them."""
+    parts = [named.get(name) or {} for name in ("preference", "generation")]
+    return (
+        not all(isinstance(part, Mapping) for part in parts)  # for the checks
+        or any(named.get(name) is not None for name in ("micro_batch", "gradient_accumulation"))
+        or parts[1].get("steps_per_generation") is not None
+    )
 
 
 def _all_of(count: int, mesh: Mapping[str, Any]) -> dict[str, Any]:

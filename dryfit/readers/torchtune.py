@@ -21,7 +21,6 @@ from dryfit.scenario.hub import MODELS, repository_of
 from dryfit.scenario.model import size
 
 TABLE = ("torchtune",)
-MARKS = (("model._component_",), ("tokenizer._component_",), ("checkpointer._component_",))
 _ROW_TOKENS = 2048  # where a file cuts no rows off
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "output_proj": "o_proj"}
 _MLP = ("gate_proj", "up_proj", "down_proj")

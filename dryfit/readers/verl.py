@@ -16,11 +16,11 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml, yaml_value
 from dryfit.readers import common
+from dryfit.readers.launch import Launch
 from dryfit.readers.reading import EITHER_WAY, TOO_LOW, FileValues, Reading, begin, checked, keys
 from dryfit.readers.shell import Command, beside, is_known
 
 TABLE = ("verl",)
-MARKS = (("actor_rollout_ref",), ("model.partial_pretrain",))
 _TRAINERS = re.compile(r"(?:verl|recipe)\.\S*\.(?P<work>main_\w+|\w*sft_trainer)")
 _TRAINS = ("main_ppo", "main_dapo", "fsdp_sft_trainer", "sft_trainer")
 _ACTOR, _ROLLOUT, _MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))
@@ -33,7 +33,7 @@ _WHOLE = (f"{_ACTOR}.ppo_micro_batch_size_per_gpu", f"{_ACTOR}.ppo_micro_batch_s
           "trainer.nnodes")  # fmt: skip
 
 
-def from_command(command: Command, script: Path) -> Mapping[str, Any] | None:
+def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
     """The settings of a command that trains; None: verl is not called.
 
     Raises

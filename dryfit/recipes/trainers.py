@@ -18,9 +18,7 @@ from dryfit.common.errors import UserError
 from dryfit.common.text import closest, yaml_text
 from dryfit.recipes.models import OtherModel, find
 from dryfit.recipes.recipe import Recipe, recipe
-from dryfit.recipes.trainer_files import SUFFIXES, Options, area, tools, written
-
-__all__ = ["SUFFIXES", "TrainerFile", "read"]
+from dryfit.recipes.trainer_files import Options, area, tools, written
 
 _LATENTS = ("cache_latents", "cache_latents_to_disk")
 _TEXTS = ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "pre_compute_text_embeddings")
@@ -68,10 +66,10 @@ def read(what: str) -> TrainerFile | None:
     if found is None:
         return None
     table = tools()[found.tool]
-    return Reading(table, table["programs"][found.program], found.options, path).training(found.program)
+    return TrainerReading(table, table["programs"][found.program], found.options, path).training(found.program)
 
 
-class Reading:
+class TrainerReading:
     """A file's options beside the rows of their tool and program."""
 
     def __init__(self, table: Mapping[str, Any], row: Mapping[str, Any], own: Options, path: Path) -> None:

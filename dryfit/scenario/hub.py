@@ -159,15 +159,19 @@ def _continue(versions: set[str], others: set[str]) -> bool:
 def nearest(text: str) -> list[str]:
     """Names and Hub ids of the catalogue that are most like a text: of its size and its family's version.
 
-    Another size is another question: nothing is near ``gemma-3-9b-it`` as long as the catalogue has no 9b of it.
+    Another size is another question: nothing is near ``gemma-3-9b-it`` as long as the catalogue has no 9b of it. A text
+    without a version is nearest to the newest.
     """
     names, known = _index()[0], _spoken()
     wanted = text.lower().partition("@")[0]
     family, versions, sizes = _parts(wanted)
     alike = {name: _parts(name) for name in (names if "/" in wanted else known)}
     alike = {name: one for name, one in alike.items() if sizes <= one[2] and _continue(versions, one[1])}
-    likeness = {name: difflib.SequenceMatcher(None, family, one[0]).ratio() for name, one in alike.items()}
-    near = sorted((name for name in alike if likeness[name] >= 0.6), key=lambda name: -likeness[name])
+    bare = {name: one[0] if versions else re.sub(r"-?\d[\d.x]*b?$", "", one[0]) for name, one in alike.items()}
+    likeness = {name: difflib.SequenceMatcher(None, family, one).ratio() for name, one in bare.items()}
+    newest = {name: sorted(map(float, one[1]), reverse=True) for name, one in alike.items()}
+    near = sorted((name for name in alike if likeness[name] >= 0.6), key=newest.__getitem__, reverse=True)
+    near.sort(key=lambda name: -likeness[name])
     return list(dict.fromkeys(_as_written(known.get(name, name)) for name in near))[:3]
 
 
@@ -192,15 +196,16 @@ def _as_written(name: str) -> str:
 def called(text: str) -> str | None:
     """The one model that a text names, whatever stands between its words: ``llama3 8b``, ``qwen 2.5 7b instruct``.
 
-    A text without a version names the newest, if all versions at hand have the same layers: ``mistral 7b``. None: it
-    names no model, or several.
+    A text without a version names the newest, if all versions at hand have the same layers: ``mistral 7b``. One without
+    a size names the only model of its family: ``mistral nemo``. None: it names no model, or several.
     """
     dated = re.search(r"-(\d{4})(?![\d.])", text)  # else a card or a length that stands behind the name
     if "/" in text or (dated and not any(dated[0] in name for name in _spoken())):
         return None
-    if not any((wanted := _key(text.lower()))[1:]):
-        return None
-    keys = {name: _key(name) for name in _spoken()}
+    wanted, keys = _key(text.lower()), {name: _key(name) for name in _spoken()}
+    if not any(wanted[1:]):
+        of_family = {_spoken()[name] for name, key in keys.items() if key[0] == wanted[0] != ()}
+        return _as_written(of_family.pop()) if len(of_family) == 1 else None
     named = {_spoken()[name] for name, key in keys.items() if key == wanted}
     if not named and not wanted[1]:
         named = {name for name in _index()[0].values() if keys[name][::2] == wanted[::2]}

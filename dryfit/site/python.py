@@ -90,7 +90,8 @@ def project_modules(script: Path) -> set[Path]:
 
 
 def _members() -> Iterator[tuple[str, Path]]:
-    files = {*project_modules(Path(__file__).with_name("answer.py"))}
+    by_name = (ROOT / "dryfit" / "readers").glob("*.py")  # which `dryfit.readers` imports by their tools' names
+    files = set().union(*map(project_modules, (Path(__file__).with_name("answer.py"), *by_name)))
     files |= {path for pattern in DATA for path in data_path().glob(pattern) if path.name not in NOT_ASKED}
     yield from ((path.relative_to(ROOT).as_posix(), path) for path in files)
     yield "rpds.py", data_path("site", "rpds.py")

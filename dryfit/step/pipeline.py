@@ -26,7 +26,7 @@ _SCHEDULES = {
 }
 
 
-class Stage(nn.Module):
+class PipelineStage(nn.Module):
     """The part of a causal language model that one stage runs: hidden states in and out, or tokens in, logits out."""
 
     tokens = 0  # of a whole row, where hidden states are divided along it
@@ -50,7 +50,7 @@ class Stage(nn.Module):
 class Pipeline(nn.Module):
     """The stages of one GPU, with the schedule that runs them."""
 
-    def __init__(self, stages: list[Stage], schedule: Any, parallel: Any) -> None:
+    def __init__(self, stages: list[PipelineStage], schedule: Any, parallel: Any) -> None:
         super().__init__()
         self.stages, self.schedule, self.parallel = nn.ModuleList(stages), schedule, parallel
 
@@ -99,7 +99,7 @@ def pipeline_of(model: nn.Module, scenario: Scenario, device: torch.device) -> P
     own = range(group.rank(), parallel.stages, parallel.pipeline)
     models = [model, *(copy.deepcopy(model) for _ in own[1:])]
     stage_layers = parallel.layers_of_stages(scenario.size("num_hidden_layers"))
-    parts = [Stage(one, index, stage_layers) for one, index in zip(models, own, strict=True)]
+    parts = [PipelineStage(one, index, stage_layers) for one, index in zip(models, own, strict=True)]
     for part in parts if parallel.sequence_parallel else ():
         part.tokens = scenario.sequence_length
     shapes = _shapes(scenario, model.config)

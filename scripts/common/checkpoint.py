@@ -48,7 +48,7 @@ QUANTIZED_ENDINGS = (
 
 
 @dataclass(frozen=True)
-class Tensor:
+class StoredTensor:
     """One entry of a file's header; ``start`` and ``end`` are byte offsets in the file."""
 
     name: str
@@ -70,7 +70,7 @@ class Shard:
     path: Path
     header: bytes  # all before the data
     metadata: dict[str, str]
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[StoredTensor, ...]
 
     @property
     def bytes(self) -> int:
@@ -78,14 +78,14 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class WeightFolder:
     """A model folder: its configuration, its shards, and where each tensor lies."""
 
     folder: Path
     config: dict[str, Any]
     shards: tuple[Shard, ...]
     index: dict[str, Any] | None
-    tensors: dict[str, Tensor]
+    tensors: dict[str, StoredTensor]
 
 
 def lay_out_shard(path: Path, entries: Iterable[tuple[str, str, tuple[int, ...]]], metadata: dict[str, str]) -> Shard:
@@ -109,7 +109,9 @@ def parse_header(path: Path, header: bytes) -> Shard:
     entries = json.loads(header[8:])
     metadata = entries.pop("__metadata__", None) or {}
     tensors = [
-        Tensor(name, entry["dtype"], tuple(entry["shape"]), path, *(len(header) + at for at in entry["data_offsets"]))
+        StoredTensor(
+            name, entry["dtype"], tuple(entry["shape"]), path, *(len(header) + at for at in entry["data_offsets"])
+        )
         for name, entry in entries.items()
     ]
     return Shard(path, header, metadata, tuple(sorted(tensors, key=lambda tensor: (tensor.start, tensor.end))))
@@ -163,7 +165,7 @@ def refuse_pickles(folder: Path, what: str) -> None:
         )
 
 
-def _refuse_quantized(folder: Path, config: dict[str, Any], tensors: Iterable[Tensor]) -> None:
+def _refuse_quantized(folder: Path, config: dict[str, Any], tensors: Iterable[StoredTensor]) -> None:
     """Raise for a quantized base: adding to rounded four- or eight-bit weights is not what was trained."""
     quantized = [
         f"tensor {tensor.name}: {tensor.dtype}"
@@ -182,7 +184,7 @@ def _refuse_quantized(folder: Path, config: dict[str, Any], tensors: Iterable[Te
         )
 
 
-def _refuse_contradictions(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _refuse_contradictions(folder: Path, config: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:
     """Raise for sizes in ``config.json`` that the tensors contradict: no program could load the two together."""
     sizes = {**config, **(config.get("text_config") or {})}
     hidden, layers = (
@@ -234,7 +236,7 @@ def weight_files(folder: Path) -> list[str]:
     return files
 
 
-def open_checkpoint(folder: str | os.PathLike) -> Checkpoint:
+def open_checkpoint(folder: str | os.PathLike) -> WeightFolder:
     """Open a model folder, checking everything that its headers can tell.
 
     Raises
@@ -258,7 +260,7 @@ def open_checkpoint(folder: str | os.PathLike) -> Checkpoint:
         index = read_json(folder / INDEX)
     weight_map = index["weight_map"] if index else None
     shards = tuple(read_shard(own_file(folder / name)) for name in files)
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for tensor in (tensor for shard in shards for tensor in shard.tensors):
         if tensor.name in tensors:
             raise UserError("Two shards hold the same tensor.", where=folder, found=tensor.name)
@@ -270,7 +272,7 @@ def open_checkpoint(folder: str | os.PathLike) -> Checkpoint:
             raise UserError("The index names a tensor that its shard does not hold.", where=folder / file, found=name)
     _refuse_quantized(folder, config, tensors.values())
     _refuse_contradictions(folder, config, tensors)
-    return Checkpoint(folder, config, shards, index, tensors)
+    return WeightFolder(folder, config, shards, index, tensors)
 
 
 def checked_digest(shard: Shard) -> str:
@@ -317,7 +319,7 @@ def require_finite(values: Any, where: str, changed_from: str | None = None) -> 
     )
 
 
-def read_tensor(tensor: Tensor) -> Any:
+def read_tensor(tensor: StoredTensor) -> Any:
     """One tensor as a ``torch.Tensor`` of its own (not a view of the file)."""
     import torch
 

@@ -30,7 +30,7 @@ RULES = dict(
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ParameterCounts:
     """What decides how much is written: numbers of parameters, and bytes of a number.
 
     ``trainable`` may be 0 where it is not known yet; then the training's share is left out.
@@ -44,7 +44,7 @@ class Sizes:
     optimizer: str
 
     @classmethod
-    def of(cls, step: Mapping[str, Any], base: str, merged: str, parameters: int, trainable: int) -> Sizes:
+    def of(cls, step: Mapping[str, Any], base: str, merged: str, parameters: int, trainable: int) -> ParameterCounts:
         """Of a training step as a scenario's mapping, and of the dtypes of the base's and the merged weights."""
         int8 = (step.get("quantization") or {}).get("type") == "int8"  # PEFT leaves adapters of such a base in fp32
         wide = step["adapter_precision"] == "fp32" or step["precision"].startswith("fp32")
@@ -52,7 +52,7 @@ class Sizes:
         return cls(parameters, trainable, WIDTHS[base], WIDTHS[merged], own, step["optimizer"])
 
 
-def written(sizes: Sizes, exports: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
+def written(sizes: ParameterCounts, exports: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
     """Bytes of each stage that stay, and the most that it needs while it runs.
 
     Training writes each checkpoint beside the one before, and removes the last when the adapter and its copy in
@@ -88,7 +88,7 @@ def free_bytes(folder: str | os.PathLike) -> int:
     return shutil.disk_usage(place).free
 
 
-def stages(sizes: Sizes, free: int, there: Sequence[str] = (), exports: Sequence[str] = ()) -> list[Stage]:
+def stages(sizes: ParameterCounts, free: int, there: Sequence[str] = (), exports: Sequence[str] = ()) -> list[Stage]:
     """Each stage against what the stages before it leave of the disk.
 
     ``there`` names stages whose files are on the disk already.
@@ -114,7 +114,7 @@ class Planned(NamedTuple):
     """What is about to be written: the stages of one run (or of a base model that runs share), and their sizes."""
 
     name: str
-    sizes: Sizes
+    sizes: ParameterCounts
     stages: Collection[str]
     exports: Sequence[str] = ()
 

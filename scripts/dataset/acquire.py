@@ -12,7 +12,7 @@ from dryfit.common.files import read_json, read_jsonl, read_report, sha256_file,
 from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.dataset.rows import COLUMNS, TEST, Rows, count, must_not_drop_many, write_rows
-from scripts.dataset.sources import Record, columns_of, read_file
+from scripts.dataset.sources import SourceRecord, columns_of, read_file
 from scripts.tasks.support import registry
 from scripts.tasks.text import Task
 
@@ -26,7 +26,7 @@ def label(source: Mapping[str, Any]) -> str:
 
 def read_source(
     task: Task, source: Mapping[str, Any], revisions: dict[str, str], about: dict
-) -> Iterator[tuple[str, Record]]:
+) -> Iterator[tuple[str, SourceRecord]]:
     """Yield the records of an entry of ``dataset.sources`` with the name of the file or repository they are from.
 
     ``revisions`` (commits that earlier runs resolved) is renewed, ``about`` filled with what the report says.
@@ -34,7 +34,7 @@ def read_source(
     columns = columns_of(source) or (None if task.guesses_columns else {"request": "request", "command": "command"})
     if source["type"] in task.source_types:
         for origin, number, fields in task.read(source, about):
-            yield origin, Record(number, fields)
+            yield origin, SourceRecord(number, fields)
     elif source["type"] == "files":
         about["files"] = []
         for path in source["paths"]:
@@ -46,7 +46,7 @@ def read_source(
         about |= {key: report[key] for key in ("requirement", "wheel_sha256", "file") if key in report}
         for number, task in enumerate(read_jsonl(source["tasks"]), 1):
             for command in (task["command"], *task["alternatives"]):
-                yield label(source), Record(number, {"request": task["request"], "command": command})
+                yield label(source), SourceRecord(number, {"request": task["request"], "command": command})
     else:
         from scripts.dataset.hub import read_repository, resolve
 

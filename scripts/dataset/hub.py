@@ -13,7 +13,7 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.common.hub_errors import Failure, meaning
 from dryfit.common.terminal import log
-from scripts.dataset.sources import Record, check_columns, guessed, to_records
+from scripts.dataset.sources import SourceRecord, check_columns, guessed, to_records
 
 # A connection that breaks off is taken up again so often by `datasets` (its default is 20), each time after
 # five attempts of huggingface_hub's own, 25 s apart from first to last.
@@ -64,7 +64,7 @@ def resolve(source: Mapping[str, Any], revisions: dict[str, str]) -> str:
 
 def read_repository(
     source: Mapping[str, Any], commit: str, columns: Mapping[str, str] | None, *, guess: bool = False
-) -> Iterator[Record]:
+) -> Iterator[SourceRecord]:
     """Records of a dataset repository at a commit, read as a stream.
 
     A :class:`UserError` when the Hub can't be reached, refuses, breaks off, or lacks the config, split or columns.

@@ -46,7 +46,7 @@ _TWICE = "\0twice"  # the key of a row that says which of its keys stands there 
 Item = tuple[int, Any, str | None]
 
 
-class Record(NamedTuple):
+class SourceRecord(NamedTuple):
     """One row of a source.
 
     ``line`` is the line in the file (JSON lines, CSV) or the number of the row (others), from 1; ``fields`` are
@@ -64,7 +64,7 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def to_record(line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> Record:
+def to_record(line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> SourceRecord:
     """Pick the mapped columns of a row; a field that is missing or no text rejects it."""
     fields: dict[str, str] = {}
     reason = f"the key {storable(row[_TWICE])!r} stands there twice" if _TWICE in row else None
@@ -81,7 +81,7 @@ def to_record(line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> 
             problem = f"{role} is not UTF-8" if _NO_UTF8.search(value) else f"{role} has half a surrogate pair"
         if role != "intent":
             reason = reason or problem
-    return Record(line, fields, reason)
+    return SourceRecord(line, fields, reason)
 
 
 def columns_of(source: Mapping[str, Any]) -> dict[str, str] | None:
@@ -105,7 +105,7 @@ def guessed(header: Iterable[str]) -> dict[str, str]:
     return {"request": "request", "command": "command", **found}
 
 
-def to_records(line: int, row: Mapping[str, Any], columns: Mapping[str, str], path: str) -> Iterator[Record]:
+def to_records(line: int, row: Mapping[str, Any], columns: Mapping[str, str], path: str) -> Iterator[SourceRecord]:
     """The rows of a file's row: one, or one for each answer of a conversation."""
     if "messages" not in columns:
         yield to_record(line, row, columns)
@@ -113,10 +113,10 @@ def to_records(line: int, row: Mapping[str, Any], columns: Mapping[str, str], pa
     found, reason = messages.rows(row.get(columns["messages"]))
     if reason:
         shown = storable(json.dumps(row.get(columns["messages"]), ensure_ascii=False, default=str))[:200]
-        yield Record(line, {"request": shown}, reason)
+        yield SourceRecord(line, {"request": shown}, reason)
     for fields in found:
         family = {"family": f"{path}, line {line}"} if len(found) > 1 else {}
-        yield Record(line, json.loads(storable(json.dumps({**fields, **family}, ensure_ascii=False))))
+        yield SourceRecord(line, json.loads(storable(json.dumps({**fields, **family}, ensure_ascii=False))))
 
 
 def check_columns(found: Iterable[str], columns: Mapping[str, str], where: object) -> None:
@@ -256,7 +256,7 @@ _READERS = {"jsonl": read_json_lines, "ndjson": read_json_lines, "json": read_js
 
 def read_file(
     path: str, columns: Mapping[str, str] | None, format: str | None, *, guess: bool = False
-) -> Iterator[Record]:
+) -> Iterator[SourceRecord]:
     """Records of one file.
 
     ``columns`` are the names of those that hold ``request``, ``command`` and perhaps ``intent``, or ``messages``; None:
@@ -306,7 +306,7 @@ def read_file(
                 log.info("%s: %s", path, ", ".join(f"{role}: {name}" for role, name in columns.items()))
             check_columns(header, columns, where)
         if reason:  # the beginning of what could not be taken apart stands in for the request
-            yield Record(line, {"request": storable(content[:200])}, reason)
+            yield SourceRecord(line, {"request": storable(content[:200])}, reason)
         elif isinstance(content, dict):
             yield from to_records(line, content, columns, path)
         empty &= not reason and isinstance(content, tuple)

@@ -7,7 +7,7 @@ from typing import Any
 
 from scripts.documents.evaluation import HUB_METRICS
 from scripts.documents.memory import as_list
-from scripts.documents.traced_values import count_of, dump_yaml, sourced
+from scripts.documents.traced_values import count_of, dump_yaml, plain, sourced
 
 CHECKS = {
     "files": "Digest of every file",
@@ -145,7 +145,7 @@ def hyperparameters(training: Mapping[str, Any]) -> list[tuple[str, Any]]:
             flat += [(f"{name}.{key}", item) for key, item in value.items()]
         else:
             flat.append((name, value))
-    return sorted(flat)
+    return sorted(flat, key=lambda row: plain(row[0]))
 
 
 def hours(predicted: Mapping[str, Any] | None, training: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ _ESCAPES = {ord(mark): f"\\u{{{ord(mark):x}}}" for mark in MARKS}
 NUMBER = re.compile(r"(?<!&#)(?<!&#\d)(?<!&#\d\d)(?<!&#\d{3})\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 
 
-class Source(NamedTuple):
+class ValueSource(NamedTuple):
     """A file and, as a JSON pointer (RFC 6901), the key in it; with ``#`` at its end, the key's name itself.
 
     In a template, the line.
@@ -38,11 +38,11 @@ class Source(NamedTuple):
 
 
 # Each set of sources once; a mark in a text holds its number. Only ever added to.
-_KNOWN: dict[frozenset[Source], int] = {}
-_NUMBERED: list[frozenset[Source]] = []
+_KNOWN: dict[frozenset[ValueSource], int] = {}
+_NUMBERED: list[frozenset[ValueSource]] = []
 
 
-def sources_of(*values: Any) -> frozenset[Source]:
+def sources_of(*values: Any) -> frozenset[ValueSource]:
     """The sources of all the values; none of a value that has none."""
     return frozenset().union(*(getattr(value, "__sources__", ()) for value in values))
 
@@ -62,11 +62,11 @@ def plain(text: str) -> str:
     return _MARK.sub("", str(text))
 
 
-def _with(value: Any, sources: frozenset[Source]) -> Any:
+def _with(value: Any, sources: frozenset[ValueSource]) -> Any:
     """A value that was computed from others, with their sources."""
     if isinstance(value, tuple):
         return tuple(_with(item, sources) for item in value)
-    kind = {int: Integer, float: Real, str: Text, list: Rows, dict: Fields}.get(type(value))
+    kind = {int: Integer, float: Real, str: Text, list: TracedRows, dict: TracedFields}.get(type(value))
     if kind is None or not sources:
         return value
     made = kind(value)
@@ -93,7 +93,7 @@ def _marking(method: Callable) -> Callable:
 
 
 class _Sourced:
-    __sources__: frozenset[Source] = frozenset()  # no name that a template could ask for
+    __sources__: frozenset[ValueSource] = frozenset()  # no name that a template could ask for
 
     def __copy__(self) -> Any:
         return self
@@ -128,11 +128,11 @@ class Text(_Sourced, str):
         return f"{other}{self}"
 
 
-class Rows(_Sourced, list):
+class TracedRows(_Sourced, list):
     """A list that knows its source, so that its length does too."""
 
 
-class Fields(_Sourced, dict):
+class TracedFields(_Sourced, dict):
     """A mapping with its source."""
 
 
@@ -157,12 +157,12 @@ def sourced(value: Any, file: str, key: str = "") -> Any:
     key
         JSON pointer of the value in the file.
     """
-    sources = frozenset((Source(file, key),))
+    sources = frozenset((ValueSource(file, key),))
     if isinstance(value, Mapping):
         fields = {}
         for name, item in value.items():
             place = f"{key}/{name.replace('~', '~0').replace('/', '~1')}"
-            named = _with(name.translate(_ESCAPES), frozenset((Source(file, f"{place}#"),)))
+            named = _with(name.translate(_ESCAPES), frozenset((ValueSource(file, f"{place}#"),)))
             fields[named] = sourced(item, file, place)
         return _with(fields, sources)
     if isinstance(value, list | tuple):
@@ -242,12 +242,12 @@ def dump_yaml(value: Any) -> str:
     for kind in (Integer, Real):
         Dumper.add_representer(kind, Dumper.represent_number)
     Dumper.add_representer(Text, yaml.SafeDumper.represent_str)
-    Dumper.add_representer(Rows, yaml.SafeDumper.represent_list)
-    Dumper.add_representer(Fields, yaml.SafeDumper.represent_dict)
+    Dumper.add_representer(TracedRows, yaml.SafeDumper.represent_list)
+    Dumper.add_representer(TracedFields, yaml.SafeDumper.represent_dict)
     return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10_000).rstrip("\n")
 
 
-def _by_file(sources: Iterable[Source]) -> dict[str, list[str]]:
+def _by_file(sources: Iterable[ValueSource]) -> dict[str, list[str]]:
     keys: dict[str, list[str]] = {}
     for file, key in sorted(sources):
         keys.setdefault(file, []).append(key)

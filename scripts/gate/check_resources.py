@@ -237,7 +237,7 @@ def check_run(
     model = traced.scenario
     base, merged = settings["source"]["dtype"], settings["merging"]["dtype"] or settings["source"]["dtype"]
     counts = traced.trace["parameters"], traced.trace["trainable_parameters"]
-    sizes = disk.Sizes.of(model.to_mapping(), base, merged, *counts)
+    sizes = disk.ParameterCounts.of(model.to_mapping(), base, merged, *counts)
     base_bytes = sizes.parameters * sizes.base_width
     stored = sizes.parameters * max(sizes.base_width, sizes.merged_width)
     embedding = model.size("vocab_size") * model.size("hidden_size") * sizes.base_width  # the largest tensor

@@ -19,7 +19,7 @@ from typing import Any
 
 from dryfit.common.errors import UserError
 from dryfit.common.files import own_file, read_json
-from scripts.common.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor, read_shard, read_tensor, refuse_pickles
+from scripts.common.checkpoint import FLOAT_DTYPES, StoredTensor, WeightFolder, read_shard, read_tensor, refuse_pickles
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -89,7 +89,7 @@ class Adapter:
 
     folder: Path
     config: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, StoredTensor]
 
     @property
     def path(self) -> Path:
@@ -101,7 +101,7 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MergePlan:
     """A base, an adapter, and what the one does to the other.
 
     Attributes
@@ -112,7 +112,7 @@ class Plan:
         Name of the output layer's tensor where it no longer is the embedding's.
     """
 
-    base: Checkpoint
+    base: WeightFolder
     adapter: Adapter
     updates: dict[str, Update]
     untied: str | None = None
@@ -121,7 +121,7 @@ class Plan:
         """What happens to a tensor of the merged folder."""
         return self.updates.get(name, Update())
 
-    def source(self, name: str) -> Tensor:
+    def source(self, name: str) -> StoredTensor:
         """The base's tensor that a tensor of the merged folder starts from."""
         return self.base.tensors[self.update(name).source or name]
 
@@ -182,7 +182,7 @@ def _check_settings(config: dict[str, Any], where: Path) -> None:
             raise UserError(problem, where=where, found=value, allowed=f"{least} or more")
 
 
-def plan_merge(base: Checkpoint, adapter: Adapter) -> Plan:
+def plan_merge(base: WeightFolder, adapter: Adapter) -> MergePlan:
     """Match the adapter with its base: one :class:`Update` for each tensor that changes.
 
     Raises
@@ -215,13 +215,13 @@ def plan_merge(base: Checkpoint, adapter: Adapter) -> Plan:
                 problem = "lora_bias needs a bias in the base, and this layer has none."
                 raise UserError(problem, where=adapter.path, found=module)
             updates[name] = replace(updates.get(name, Update()), bias=parts["lora_B.bias"], scale=weight.scale)
-    plan = _settle_ties(Plan(base, adapter, updates), strip)
+    plan = _settle_ties(MergePlan(base, adapter, updates), strip)
     for name in plan.updates:
         _check_shapes(plan, name)
     return plan
 
 
-def _misses_first_part(base: Checkpoint, modules: list[str]) -> Any:
+def _misses_first_part(base: WeightFolder, modules: list[str]) -> Any:
     """A function from a tensor's name in the model to its name in the base's files.
 
     They are the same unless the folder was saved from the model without its head (``h.0...`` for GPT-2's
@@ -238,7 +238,7 @@ def _misses_first_part(base: Checkpoint, modules: list[str]) -> Any:
     return strip
 
 
-def _check_targets(base: Checkpoint, adapter: Adapter, adapted: dict[str, str]) -> None:
+def _check_targets(base: WeightFolder, adapter: Adapter, adapted: dict[str, str]) -> None:
     """Every target has its tensors, and a layer that is adapted in one block is adapted in all."""
     config = adapter.config
     if not adapted and not config.get("modules_to_save"):
@@ -276,7 +276,7 @@ def without_numbers(name: str) -> str:
     return re.sub(r"\.\d+\.", ".N.", name)
 
 
-def _check_vocabulary(base: Checkpoint, adapter: Adapter) -> None:
+def _check_vocabulary(base: WeightFolder, adapter: Adapter) -> None:
     """A tokenizer saved beside the adapter must be the base's, or the tokens mean something else."""
     ours, theirs = base.folder / "tokenizer.json", adapter.folder / "tokenizer.json"
     if not (ours.exists() and theirs.exists()):
@@ -291,7 +291,7 @@ def _check_vocabulary(base: Checkpoint, adapter: Adapter) -> None:
         )
 
 
-def _low_rank_update(base: Checkpoint, adapter: Adapter, module: str, weight: str, parts: dict[str, str]) -> Update:
+def _low_rank_update(base: WeightFolder, adapter: Adapter, module: str, weight: str, parts: dict[str, str]) -> Update:
     """Turn the LoRA tensors of one module into the update of its weight."""
     config, where = adapter.config, f"{adapter.path}, {module}"
     embedding = any(part.startswith("lora_embedding") for part in parts)
@@ -329,7 +329,7 @@ def _pattern_value(patterns: dict[str, Any] | None, module: str, default: Any) -
     return next(matching, default)
 
 
-def _is_transposed(base: Checkpoint, adapter: Adapter, module: str, weight: str, straight: tuple[int, int]) -> bool:
+def _is_transposed(base: WeightFolder, adapter: Adapter, module: str, weight: str, straight: tuple[int, int]) -> bool:
     """Whether the base stores this weight as (in, out) instead of ``straight``, (out, in).
 
     ``fan_in_fan_out`` in adapter_config.json can't be trusted: PEFT sets it from the last layer it met. The
@@ -371,7 +371,7 @@ def _skeleton(folder: Path) -> dict[str, Any]:
     }
 
 
-def _settle_ties(plan: Plan, strip: Any) -> Plan:
+def _settle_ties(plan: MergePlan, strip: Any) -> MergePlan:
     """Decide how embeddings are merged that share one tensor with the output layer.
 
     An update of one of the two alone makes them different, as they are in the model with the adapter: the merged
@@ -393,7 +393,7 @@ def _settle_ties(plan: Plan, strip: Any) -> Plan:
     return replace(plan, updates={**updates, head: replace(plan.update(head), source=source)}, untied=head)
 
 
-def _same_change(plan: Plan, embedding: str, head: str) -> bool:
+def _same_change(plan: MergePlan, embedding: str, head: str) -> bool:
     """Whether both ends of tied weights change alike; saved for the embedding alone, it is meant for both."""
     import torch
 
@@ -412,7 +412,7 @@ def _same_change(plan: Plan, embedding: str, head: str) -> bool:
     )
 
 
-def _check_shapes(plan: Plan, name: str) -> None:
+def _check_shapes(plan: MergePlan, name: str) -> None:
     """The tensor exists in the base, has a floating dtype and the shape that the adapter was made for."""
     base, update, where = plan.base, plan.update(name), plan.adapter.path
     if (update.source or name) not in base.tensors:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from dryfit.common.terminal import progress
 from dryfit.common.text import gib
-from scripts.common.checkpoint import ITEM_BYTES, SAFETENSORS_NAMES, Checkpoint
+from scripts.common.checkpoint import ITEM_BYTES, SAFETENSORS_NAMES, WeightFolder
 from scripts.common.machine import host_memory
-from scripts.merging.adapter import Plan
+from scripts.merging.adapter import MergePlan
 
 # Root mean square of the logits' differences that rounding explains, as a share of the logits' standard
 # deviation, by the dtype of the weights and the dtype of the computation. Three to ten times what a 30-layer model
@@ -129,7 +129,7 @@ class _Differences:
 
 
 def check_logits(
-    plan: Plan, merged: Checkpoint, weights: str, questions: Questions, free: dict[str, int]
+    plan: MergePlan, merged: WeightFolder, weights: str, questions: Questions, free: dict[str, int]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Logits and greedy answers of the merged model against base plus adapter; one model in memory at a time.
 
@@ -157,7 +157,7 @@ def check_logits(
 
 
 def _compare(
-    plan: Plan, merged: Path, weights: str, place: tuple[str, str], questions: Questions
+    plan: MergePlan, merged: Path, weights: str, place: tuple[str, str], questions: Questions
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     import torch
     import transformers
@@ -203,7 +203,9 @@ def _compare(
     )
 
 
-def _answers(plan: Plan, merged: Path, place: tuple[str, str], questions: Questions) -> tuple[list[_Answer], float]:
+def _answers(
+    plan: MergePlan, merged: Path, place: tuple[str, str], questions: Questions
+) -> tuple[list[_Answer], float]:
     """Greedy answers of base plus adapter, and by how much the adapter moves their logits (sum of squares)."""
     from peft import PeftModel
     from transformers import GenerationConfig

@@ -51,7 +51,7 @@ from scripts.common.checkpoint import (
     torch_dtype,
 )
 from scripts.common.job import job, keep_host_memory
-from scripts.merging.adapter import CONFIG, WEIGHTS, Plan, Update, open_adapter, plan_merge
+from scripts.merging.adapter import CONFIG, WEIGHTS, MergePlan, Update, open_adapter, plan_merge
 
 MANIFEST = "manifest.json"
 # Reports in which the workflow's steps recorded digests of what a merge reads: training's lies beside the adapter's
@@ -78,7 +78,7 @@ COMPANIONS = (
 )  # fmt: skip
 
 
-def lay_out(plan: Plan, output: Path, dtype: str | None) -> list[Shard]:
+def lay_out(plan: MergePlan, output: Path, dtype: str | None) -> list[Shard]:
     """The shards of the merged folder: the base's own layout, plus an output layer that comes untied.
 
     Parameters
@@ -157,7 +157,7 @@ def _rows_per_block(shape: tuple[int, ...], update: Update) -> int:
     return max(1, BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
 
 
-def merge_shard(plan: Plan, source: Shard, target: Shard, folder: Path) -> tuple[str, str]:
+def merge_shard(plan: MergePlan, source: Shard, target: Shard, folder: Path) -> tuple[str, str]:
     """Write one shard into ``folder``; returns the SHA-256 of the base's file as it was read and of the one written."""
     import torch
 
@@ -210,7 +210,7 @@ def merge_shard(plan: Plan, source: Shard, target: Shard, folder: Path) -> tuple
     return was.hexdigest(), now.hexdigest()
 
 
-def _merge_shards(plan: Plan, shards: list[Shard], folder: Path, threads: int) -> dict[str, tuple[str, str]]:
+def _merge_shards(plan: MergePlan, shards: list[Shard], folder: Path, threads: int) -> dict[str, tuple[str, str]]:
     """Write the shards, several at a time; the digests of what was read and of what was written, by file."""
     import torch
 
@@ -225,7 +225,7 @@ def _merge_shards(plan: Plan, shards: list[Shard], folder: Path, threads: int) -
     return {shard.path.name: each for shard, each in zip(shards, digests, strict=True)}
 
 
-def _check_place(plan: Plan, output: Path, needed: int) -> None:
+def _check_place(plan: MergePlan, output: Path, needed: int) -> None:
     """The output is new or empty, none of the inputs, and on a disk with ``needed`` bytes of room."""
     if output.exists() and not output.is_dir():
         raise UserError("The output is a file, not a folder.", where=output)
@@ -351,7 +351,7 @@ def _check_weights(base: Path, read: dict[str, str]) -> None:
             raise UserError("The base's weights changed while they were read.", where=base / name)
 
 
-def _write_companions(plan: Plan, shards: list[Shard], folder: Path, dtype: str | None) -> list[Path]:
+def _write_companions(plan: MergePlan, shards: list[Shard], folder: Path, dtype: str | None) -> list[Path]:
     """Configuration and index as the merged weights need them, and the base's tokenizer, licence and the like."""
     base = plan.base
     for path in sorted(base.folder.iterdir()):
@@ -378,7 +378,7 @@ def _write_companions(plan: Plan, shards: list[Shard], folder: Path, dtype: str 
 
 
 def _manifest(
-    plan: Plan, shards: list[Shard], dtype: str | None, digests: dict[str, tuple[str, str]]
+    plan: MergePlan, shards: list[Shard], dtype: str | None, digests: dict[str, tuple[str, str]]
 ) -> dict[str, Any]:
     """What was merged into what; ``sha256`` names every file of the folder."""
     adapter, base = plan.adapter, plan.base

@@ -27,10 +27,10 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_jsonl, read_report, sha256_file, standing_for, write_report
 from dryfit.common.terminal import command, log, progress
-from scripts.common.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor, open_checkpoint, read_into, read_tensor
+from scripts.common.checkpoint import FLOAT_DTYPES, StoredTensor, WeightFolder, open_checkpoint, read_into, read_tensor
 from scripts.common.job import job
 from scripts.common.reports import CARRIED, carry
-from scripts.merging.adapter import LORA_KEY, PREFIX, Plan, open_adapter, plan_merge, without_numbers
+from scripts.merging.adapter import LORA_KEY, PREFIX, MergePlan, open_adapter, plan_merge, without_numbers
 from scripts.merging.logits import NO_QUESTIONS, Questions, check_logits, free_memory, not_run, result_of
 from scripts.merging.merge import MANIFEST, check_small_inputs
 
@@ -49,7 +49,7 @@ def check_files(merged: Path, digests: dict[str, str]) -> dict[str, Any]:
     return result_of(not wrong, files=len(files), wrong=wrong)
 
 
-def check_tensors(plan: Plan, merged: Checkpoint, dtype: str) -> dict[str, Any]:
+def check_tensors(plan: MergePlan, merged: WeightFolder, dtype: str) -> dict[str, Any]:
     """Names, shapes, dtypes and the shard of each tensor; the one exception is an output layer that came untied."""
     expected = set(plan.base.tensors) | ({plan.untied} if plan.untied else set())
     wrong, converted = expected ^ set(merged.tensors), 0
@@ -64,7 +64,7 @@ def check_tensors(plan: Plan, merged: Checkpoint, dtype: str) -> dict[str, Any]:
     return result_of(not wrong, tensors=len(merged.tensors), added=added, converted=converted, wrong=sorted(wrong))
 
 
-def check_untouched(plan: Plan, merged: Checkpoint) -> dict[str, Any]:
+def check_untouched(plan: MergePlan, merged: WeightFolder) -> dict[str, Any]:
     """Byte for byte where the dtype is the base's; value for value where the whole model was converted."""
     import torch
 
@@ -84,7 +84,7 @@ def check_untouched(plan: Plan, merged: Checkpoint) -> dict[str, Any]:
     return result_of(not wrong, tensors=len(tensors), bytes=sum(tensor.bytes for tensor in tensors), wrong=wrong)
 
 
-def _chunks(tensor: Tensor) -> Iterator[bytearray]:
+def _chunks(tensor: StoredTensor) -> Iterator[bytearray]:
     with open(tensor.path, "rb", buffering=0) as handle:
         for start in range(tensor.start, tensor.end, CHUNK_BYTES):
             buffer = bytearray(min(CHUNK_BYTES, tensor.end - start))
@@ -92,7 +92,7 @@ def _chunks(tensor: Tensor) -> Iterator[bytearray]:
             yield buffer
 
 
-def peft_merge(plan: Plan, name: str) -> Any:
+def peft_merge(plan: MergePlan, name: str) -> Any:
     """The weight ``name`` merged by PEFT, in the base's dtype, out of a model that has this one layer.
 
     PEFT decides rank, scale and the kind of layer by itself, from adapter_config.json and the module's path.
@@ -141,7 +141,7 @@ def peft_merge(plan: Plan, name: str) -> Any:
     return layer.weight.data
 
 
-def check_layers(plan: Plan, merged: Checkpoint, count: int) -> dict[str, Any]:
+def check_layers(plan: MergePlan, merged: WeightFolder, count: int) -> dict[str, Any]:
     """Some changed weights, of every kind and spread over the model, against PEFT's merge of the same layer.
 
     They may differ by rounding: half a unit in the last place of a low-precision dtype; in float32, what another

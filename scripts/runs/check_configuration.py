@@ -16,14 +16,14 @@ from dryfit.scenario.contradictions import TRAINING, contradictions
 from dryfit.scenario.hub import likely_id, nearest, profiled
 from dryfit.scenario.model import MODELS
 from dryfit.scenario.scenario import Scenario, check_packages, rows_in_a_step
-from scripts.common.disk import Sizes
+from scripts.common.disk import ParameterCounts
 from scripts.runs.run_scenarios import profile_scenarios, training_loop, training_scenario, training_step_as_gated
 
 # Stands for a base model whose configuration is not there yet; its sizes are then checked by the trace.
 _ANY_MODEL = {"model_type": "any"}
 
 
-def sizes(settings: Mapping[str, Any]) -> Sizes:
+def sizes(settings: Mapping[str, Any]) -> ParameterCounts:
     """What decides how much a run writes, as far as it is known before any job: zero parameters where nothing is."""
     step = training_scenario(settings)
     parameters, trainable = settings["model"].get("parameters") or 0, 0
@@ -33,7 +33,7 @@ def sizes(settings: Mapping[str, Any]) -> Sizes:
         lora = Scenario.from_mapping({**step, "model": model}, {}, "training in the configuration").lora
         trainable = describe(model).adapter_parameters(lora) if lora else 0
     base = settings["model"]["source"]["dtype"]
-    return Sizes.of(step, base, settings["merging"]["dtype"] or base, parameters, trainable)
+    return ParameterCounts.of(step, base, settings["merging"]["dtype"] or base, parameters, trainable)
 
 
 def check(settings: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from dryfit.common.files import atomic_folder, read_jsonl, read_report, write_js
 from dryfit.common.terminal import log
 from dryfit.scenario.nested_fields import Parallel
 from dryfit.scenario.scenario import Scenario, rows_in_a_step
-from scripts.training.processes import ALONE, Group, sharded_like
+from scripts.training.processes import ALONE, ProcessGroup, sharded_like
 
 if TYPE_CHECKING:
     from dryfit.step.batches import Row
@@ -103,10 +103,10 @@ def refuse_more_batches(most: int, scenario: Scenario, loop: Mapping[str, Any]) 
         )
 
 
-class Checkpoint:
+class LoopState:
     """The state of a run between two steps, in one folder that appears whole or not at all."""
 
-    def __init__(self, folder: Path, group: Group = ALONE) -> None:
+    def __init__(self, folder: Path, group: ProcessGroup = ALONE) -> None:
         self.folder, self.group = folder, group
 
     def save(
@@ -179,7 +179,7 @@ def validation_loss(
     rows: list[Row],
     batch_size: int,
     pad_token_id: int,
-    group: Group = ALONE,
+    group: ProcessGroup = ALONE,
     scenario: Scenario | None = None,
 ) -> float:
     """Mean negative log-likelihood of an answer token over the rows, in nats.
@@ -244,7 +244,7 @@ class Fit:
     loop: Mapping[str, Any]
     seed: int
     pad_token_id: int
-    checkpoint: Checkpoint
+    checkpoint: LoopState
     prefix: int = 0
     predicted: Mapping[str, Any] | None = None
     half: int | None = field(default=None, init=False)
@@ -419,7 +419,7 @@ def _out_of_memory(error: Exception, scenario: Scenario, predicted: Mapping[str,
     )
 
 
-def _not_finite(what: str, value: float, step: int, checkpoint: Checkpoint) -> UserError:
+def _not_finite(what: str, value: float, step: int, checkpoint: LoopState) -> UserError:
     kept = f"; the state before it is kept in {checkpoint.folder}" if checkpoint.folder.is_dir() else ""
     return UserError(
         f"The {what} is {value} at step {step + 1}{kept}.",

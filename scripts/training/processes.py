@@ -31,7 +31,7 @@ _PARTS = ("problem", "where", "found", "allowed", "write")  # of a UserError
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """The processes of one training, seen from one of them.
 
     Attributes
@@ -66,7 +66,7 @@ class Group:
         return values or []
 
 
-ALONE = Group()
+ALONE = ProcessGroup()
 
 
 def sharded_like(value: Any, example: Any) -> Any:
@@ -149,7 +149,7 @@ def _failure(folder: Path, ends: Mapping[int, int], resumed: str) -> Exception:
 
 
 @contextlib.contextmanager
-def started(path: Path) -> Iterator[tuple[dict[str, Any], Group]]:
+def started(path: Path) -> Iterator[tuple[dict[str, Any], ProcessGroup]]:
     """In a process that :func:`launch` has started: what there is to do, and the group, which it has joined.
 
     It ends with the process that started it, however that one ends. An error is written down for it.
@@ -176,7 +176,7 @@ def started(path: Path) -> Iterator[tuple[dict[str, Any], Group]]:
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[Group]:
+def joined(device: str) -> Iterator[ProcessGroup]:
     """The group that the environment describes (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT)."""
     import torch
     import torch.distributed as dist
@@ -186,7 +186,7 @@ def joined(device: str) -> Iterator[Group]:
     # Beside NCCL gloo, for what lies on the CPU: losses to be added, random states.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     try:
-        yield Group(dist.get_rank(), dist.get_world_size())
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
 

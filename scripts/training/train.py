@@ -17,7 +17,7 @@ from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from scripts.common.cache import ResultCache
 from scripts.common.job import job
 from scripts.common.machine import pick_device
-from scripts.training.loop import Checkpoint
+from scripts.training.loop import LoopState
 from scripts.training.processes import launch
 from scripts.training.train_process import TrainingJob, about_base, base_name, train
 
@@ -71,7 +71,7 @@ def main(
         name_base(read_report(base / "description.json"), report, *adapter, curve_path)
         return
     read_folder(inputs["weights"])
-    checkpoint = Checkpoint(folder.parent / "checkpoints" / digest(state))
+    checkpoint = LoopState(folder.parent / "checkpoints" / digest(state))
     work = TrainingJob(
         base=str(base),
         checkpoint=str(checkpoint.folder),

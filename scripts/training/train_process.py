@@ -31,8 +31,8 @@ from dryfit.common.versions import versions
 from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from scripts.common.job import keep_host_memory
 from scripts.common.tokenizer import read_tokenizer
-from scripts.training.loop import Checkpoint, Fit, Fitted, check_rows, plan_steps, token_shares, validation_loss
-from scripts.training.processes import ALONE, Group, started
+from scripts.training.loop import Fit, Fitted, LoopState, check_rows, plan_steps, token_shares, validation_loss
+from scripts.training.processes import ALONE, ProcessGroup, started
 from scripts.training.tracking import Trackers
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class TrainingJob:
 
 
 @dataclass(frozen=True)
-class Data:
+class TrainingRows:
     """The rows of a training, and what they have in common."""
 
     rows: list[Row]
@@ -85,7 +85,7 @@ class Data:
     shared: int  # tokens of the prefix that rows share in a pack
 
     @classmethod
-    def read(cls, work: TrainingJob, scenario: Scenario) -> Data:
+    def read(cls, work: TrainingJob, scenario: Scenario) -> TrainingRows:
         """Read the encoded splits; refuse what can be known to go wrong later."""
         from dryfit.step.batches import read_rows
         from dryfit.step.packing import common_prefix
@@ -100,7 +100,7 @@ class Data:
         return cls(rows, held_out, padding, prefix, shared)
 
 
-def train(work: TrainingJob, group: Group = ALONE) -> None:
+def train(work: TrainingJob, group: ProcessGroup = ALONE) -> None:
     """Train, in the one process or in one of several, and write the adapter, the curve and the report."""
     import torch
 
@@ -112,7 +112,7 @@ def train(work: TrainingJob, group: Group = ALONE) -> None:
     predicted = read_report(work.inputs["gate"]) if "gate" in work.inputs else None
     _set_up(work)
     warn_of_slow_bf16(scenario, device)
-    data = Data.read(work, scenario)
+    data = TrainingRows.read(work, scenario)
     curve_path, settings = Path(work.outputs["curve"]), {**work.loop, **plain_settings(scenario)}
     trackers = Trackers(work.report_to if group.rank == 0 else (), curve_path.parent, settings)
     _log_plan(work, scenario, data, group)
@@ -132,7 +132,7 @@ def train(work: TrainingJob, group: Group = ALONE) -> None:
     loaded = time.monotonic()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    state = Checkpoint(Path(work.checkpoint), group)
+    state = LoopState(Path(work.checkpoint), group)
     fit = Fit(model, optimizer, data.rows, scenario, loop, work.seed, data.pad_token_id, state, data.shared, predicted)
     fitted = fit.run(trackers.report)
     folder = Path(work.outputs["adapter"]).parent
@@ -185,12 +185,12 @@ def warn_of_slow_bf16(scenario: Scenario, device: str) -> None:
         )
 
 
-def _steps(work: TrainingJob, scenario: Scenario, data: Data) -> tuple[int, int]:
+def _steps(work: TrainingJob, scenario: Scenario, data: TrainingRows) -> tuple[int, int]:
     rows_per_step = rows_in_a_step(scenario, work.loop)
     return plan_steps(len(data.rows), rows_per_step, work.loop["epochs"], work.loop["max_steps"])
 
 
-def _log_plan(work: TrainingJob, scenario: Scenario, data: Data, group: Group) -> None:
+def _log_plan(work: TrainingJob, scenario: Scenario, data: TrainingRows, group: ProcessGroup) -> None:
     per_epoch, total = _steps(work, scenario, data)
     forms = {"none": "padded", "rows": "packed", "shared_prefix": f"packed behind {data.shared} shared tokens"}
     log.info(
@@ -218,7 +218,7 @@ def _model(work: TrainingJob, scenario: Scenario, title: str) -> tuple[Any, dict
     return parallelize(model, scenario, place), {"quantized": quantized, "trainable_parameters": trainable}
 
 
-def _order_buckets(model: Any, scenario: Scenario, data: Data, device: str) -> None:
+def _order_buckets(model: Any, scenario: Scenario, data: TrainingRows, device: str) -> None:
     """A backward pass for nothing, before the first step.
 
     DDP orders its buckets again after the first backward pass, and with them the sums of three or more GPUs round
@@ -237,7 +237,7 @@ def _order_buckets(model: Any, scenario: Scenario, data: Data, device: str) -> N
     model.zero_grad(set_to_none=True)
 
 
-def _report(work: TrainingJob, scenario: Scenario, data: Data, fitted: Fitted) -> dict[str, Any]:
+def _report(work: TrainingJob, scenario: Scenario, data: TrainingRows, fitted: Fitted) -> dict[str, Any]:
     import torch
 
     from dryfit.step.batches import answer_tokens
@@ -268,7 +268,7 @@ def _report(work: TrainingJob, scenario: Scenario, data: Data, fitted: Fitted) -
     }
 
 
-def save_adapter(model: Any, folder: Path, base: str, group: Group = ALONE) -> None:
+def save_adapter(model: Any, folder: Path, base: str, group: ProcessGroup = ALONE) -> None:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json``, the same bytes for the same adapter.
 
     Called by all processes, which each hold a part of a sharded adapter; rank 0 writes it.

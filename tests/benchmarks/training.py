@@ -38,7 +38,7 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
     from dryfit.step.optimizers import build_optimizer
     from dryfit.step.packing import common_prefix
     from scripts.common.job import keep_host_memory
-    from scripts.training.loop import Checkpoint, Fit
+    from scripts.training.loop import Fit, LoopState
 
     torch.set_num_threads(1)
     keep_host_memory()
@@ -66,7 +66,7 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
     model = build_model(scenario, "cpu", weights=base)
     optimizer = build_optimizer(model, scenario, learning_rate=2e-3)
 
-    class Nowhere(Checkpoint):
+    class Nowhere(LoopState):
         def save(self, *state: object) -> None:
             pass
 

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from dryfit.analytic import families, plans
+from dryfit.analytic import families, hybrid_weights
 from dryfit.analytic.certainty import ROWS
 from dryfit.ask.mcp_server import TOOLS
 from dryfit.cards.gpus import GIB
@@ -55,8 +55,9 @@ def test_families() -> None:
 
 
 def test_families_that_the_closed_form_knows() -> None:
-    count = len(families.FAMILIES) + len(plans._HYBRIDS)
-    assert f"without PyTorch for {count} families" in page("CHANGELOG.md")
+    assert f"without PyTorch for {len(families.FAMILIES)} families" in page("CHANGELOG.md")
+    of_weights = f"is known for {len(hybrid_weights._FAMILIES)} such families"
+    assert of_weights in page("docs/memory-core.md")
 
 
 def test_models_whose_cache_vllm_divides_itself() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -158,3 +159,15 @@ def test_light_rooms_import_nothing_heavy_at_their_top() -> None:
         if room_of(path) in WITHOUT_TORCH and path.name not in OF_A_LIBRARY:
             heavy = {name.partition(".")[0] for name in imported(path, top=True)} & HEAVY
             assert not heavy, f"{path.relative_to(ROOT)} imports {heavy} when it is loaded"
+
+
+def test_no_class_has_the_name_of_another_but_the_parts_of_a_task() -> None:
+    names = Counter(
+        name
+        for house in ("dryfit", "scripts", "validation")
+        for path in (ROOT / house).rglob("*.py")
+        if "data" not in path.relative_to(ROOT).parts[1:]
+        for name in re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if not (name == "Task" and "tasks" in path.parts)  # the registry asks each module for its `Task`
+    )
+    assert not {name for name, count in names.items() if count > 1}

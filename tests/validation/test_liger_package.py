@@ -13,7 +13,7 @@ import pytest
 from dryfit.common.errors import UserError
 from validation import modules
 from validation.liger_package import COMMITS, commit_of, package_of, results
-from validation.liger_scripts import FLUSHED_BYTES, Process, Run, measured
+from validation.liger_scripts import FLUSHED_BYTES, ScriptProcess, ScriptRun, measured
 
 # One size of each kernel whose buffers are today what they were when it was measured.
 SAME = ["cross_entropy-4096", "geglu-1024", "layer_norm-1024", "swiglu-1024", "distill_cosine-1024"]
@@ -54,7 +54,7 @@ def test_a_commits_package_is_taken_from_a_checkout(tmp_path):
 MIB = 2**20
 
 
-def run(*sizes: int) -> Run:
+def run(*sizes: int) -> ScriptRun:
     """A weight of 64 MiB, and steps that make tensors in the forward pass, each beside the others, and one after it."""
     events, steps, identity = [(1, 64 * MIB)], [], 1
     for _ in range(3):
@@ -64,7 +64,7 @@ def run(*sizes: int) -> Run:
         steps.append((begin, len(events)))
         identity = made.stop
         events += [(identity, 32 * MIB), (-identity, 0), *((-one, 0) for one in made)]
-    return Run(events, steps, [])
+    return ScriptRun(events, steps, [])
 
 
 def test_what_was_freed_before_decides_how_large_a_block_is():
@@ -76,8 +76,10 @@ def test_what_was_freed_before_decides_how_large_a_block_is():
 
 
 def test_a_process_keeps_workspaces_and_frees_the_rest():
-    process = Process()
-    product = Run([(1, 8 * MIB), (2, 512), (3, 1024), (-3, 0)] + [(4, 512), (-4, 0)] * 2, [(1, 3), (4, 5), (6, 7)], [1])
+    process = ScriptProcess()
+    product = ScriptRun(
+        [(1, 8 * MIB), (2, 512), (3, 1024), (-3, 0)] + [(4, 512), (-4, 0)] * 2, [(1, 3), (4, 5), (6, 7)], [1]
+    )
     process.speed(product, forward_only=True)
     process.speed(product, forward_only=False)
     process.memory(product, "product")

@@ -12,7 +12,7 @@ from functools import cache
 from dryfit.common.files import read_yaml
 from scripts.common.code_digests import ROOT
 from scripts.tasks.shell.screen import paths
-from scripts.tasks.shell.screen.commands import Command, Refused
+from scripts.tasks.shell.screen.commands import Refused, ShellCommand
 from scripts.tasks.shell.screen.policy import default
 from scripts.tasks.shell.screen.predicates import Language, Test
 from scripts.tasks.shell.screen.reader import read
@@ -41,7 +41,7 @@ def effect(text: str) -> str | None:
     return max((_of_command(command) for command in commands), key=_ORDER.index, default=READS)
 
 
-def _of_command(command: Command) -> str:
+def _of_command(command: ShellCommand) -> str:
     programs = default().programs
     if paths.deletes(command, programs) and command.name not in _GONE:
         return DELETES

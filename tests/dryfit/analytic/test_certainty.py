@@ -145,7 +145,7 @@ def test_every_row_lies_within_what_is_said_of_its_kind() -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) > 100
     for row in rows:
-        kind = Kind(row["method"], row["strategy"], row["expandable"] == "1", row["hybrid"] == "1")
+        kind = Kind(row["method"], row["strategy"], row["expandable"] == "1")
         peak = int(row["peak_form"])
         share = over_peak(kind)
         assert peak * share.low <= int(row["least_trace"]) and int(row["required_trace"]) <= peak * share.high

@@ -152,15 +152,17 @@ def test_the_scenario_to_keep_gives_the_same_answer(tmp_path, capsys) -> None:
     assert yaml.safe_load(again)["parallel"] == kept["parallel"]
 
 
-def test_quick_needs_no_torch(model) -> None:
+def test_quick_needs_no_torch_and_no_module_of_another_question() -> None:
+    others = {"readers.axolotl", "readers.program", "recipes.trainers", "serving.vllm", "tracing.cycle"}
+    heavy = {"torch", "transformers", "numpy", "huggingface_hub"} | {f"dryfit.{name}" for name in others}
     program = (
         "import sys\nfrom dryfit.ask.command import main\n"
-        f"main([{model!r}, '--gpu', 't4', '--quick'])\n"
-        "assert not {'torch', 'transformers', 'numpy', 'huggingface_hub'} & set(sys.modules), 'heavy'\n"
+        "main(['qwen2.5-0.5b', '--gpu', 't4', '--quick'])\n"
+        f"assert not {heavy!r} & set(sys.modules), 'heavy'\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("FITS: about ")
+    assert done.stdout.startswith("FITS: ")
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
@@ -286,6 +288,33 @@ def test_cards_that_records_know_are_not_traced(monkeypatch) -> None:
     assert all(row.pop("recorded") for row in rows)
     traced = answer.on_all_gpus(asked)
     assert not any(row.pop("recorded") for row in traced) and traced == rows and len(rows) == 26
+
+
+def test_of_layers_without_an_estimate_records_answer_and_say_where_they_end(capsys) -> None:
+    status, text = run(capsys, "gpus", "lfm2-1.2b", "--quick")
+    rows = {line.split()[0]: line for line in text.splitlines()[1:]}
+    assert status == 0 and text.startswith("FITS 23 of 26 GPUs: ")
+    assert "no record of" in rows["t4"] and "ask without --quick" in rows["t4"] and "fits" in rows["l4"]
+    status, text = run(capsys, "longest", "qwen3.5-9b", "--gpu", "4090", "--quick")
+    assert status == 0 and text.startswith("2,048 tokens fit the NVIDIA GeForce RTX 4090 by a record of its trace")
+    assert "more tokens have no record; ask without --quick for them" in text
+    status, found = run(capsys, "longest", "qwen3.5-9b", "--gpu", "4090", "--quick", "--json")
+    assert (found := json.loads(found))["recorded_to"] == found["value"] == 2048 and not found["limited_by_positions"]
+
+
+@pytest.mark.parametrize("words", [[], ["gpus"], ["longest"], ["batch"]], ids=str)
+def test_where_neither_an_estimate_nor_a_record_knows_a_step_the_line_that_traces_it_is_named(words) -> None:
+    card = [] if words == ["gpus"] else ["--gpu", "4090"]
+    asked = [*words, "qwen3.5-9b", *card, "--quick", "--set", "optimizer=adamw_8bit"]
+    program = (
+        "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
+        f"sys.argv[1:] = {asked!r}\nfrom dryfit.ask.command import run\nrun()"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "DRYFIT_CACHE": ""}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode in (2, 3) and not done.stdout and "Traceback" not in done.stderr
+    assert "the layers of qwen3_5_text, whose steps are traced" in done.stderr
+    assert "8.95 billion parameters" in done.stderr and "dryfit[trace]" in done.stderr
 
 
 def test_a_run_has_hours_cost_energy_and_its_bounds(model, capsys) -> None:

@@ -235,6 +235,13 @@ OF_A_STRANGER: dict[str, dict[str, Any]] = {
     "phi3.5 mini loar 8gb": {"method": "lora", "says": "guesses what is meant by: loar"},
     "can i run mixtral 8x7b on 2x3090": {"gpus": 2, "says": "leaves out: run"},
     "can i run llama 3.1 8b on a 3090": {"command": "serve", "gpu": "rtx-3090", "says": "what is meant by: run"},
+    # A tenth set: 15 of 18 at the first try. The others, and two like them.
+    "phi-4 grpo on a 48gb card": {"objective": "grpo", "micro_batch": 8, "gpu": 48, "says": ""},
+    "longest context qwen3 8b qlora 4070 ti super": {"command": "longest", "gpu": "rtx-4070-ti-super", "says": ""},
+    "longest sequence length mistral nemo on 3090": {"line": "longest mistral-nemo-12b --gpu 3090"},
+    "batch size for llama 3.2 3b lora on a100 40gb": {"command": "batch", "gpu": "a100-40gb", "says": ""},
+    "2x3090 llama 70b qlora fsdp": {"line": "--gpu 2x3090 meta-llama/Llama-3.3-70B-Instruct --method qlora"
+                                            " --strategy fsdp2"},
 }  # fmt: skip
 
 

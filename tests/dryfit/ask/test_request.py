@@ -100,6 +100,15 @@ def test_another_aim_takes_that_trainers_loss() -> None:
         assert found.scenario.objective == objective and found.scenario.loss == "full"
 
 
+def test_answers_to_a_prompt_are_a_micro_batch_where_nothing_says_how_many_rows() -> None:
+    step = {name: value for name, value in STEP.items() if name != "micro_batch"}
+    for preference, rows in (({}, 8), ({"generations": 4}, 4)):
+        found = parse_request({**step, "like": "trl", "objective": "grpo", "preference": preference})
+        assert found.scenario.micro_batch == rows and found.assumed["micro_batch"] == rows
+    with pytest.raises(UserError, match="`micro_batch: 1` are a default"):
+        parse_request({**step, "objective": "grpo", "gradient_accumulation": 4})
+
+
 def test_peft_prepares_and_trl_computes_the_loss_in_chunks() -> None:
     peft, of_trl = (parse_request({**STEP, "like": tool}).scenario for tool in ("peft", "trl"))
     assert (peft.kbit_preparation, peft.autocast, peft.adapter_precision, peft.loss) == ("peft", "bf16", "fp32", "full")

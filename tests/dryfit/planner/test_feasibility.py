@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from dryfit.analytic.decoder import NotDescribed
 from dryfit.cards.gpus import GIB, Gpu, find
 from dryfit.engine.capacities import capacities
 from dryfit.engine.cuda_rules import cublas_workspace_bytes
@@ -61,6 +62,26 @@ def test_a_search_in_records_ends_where_one_in_traces_does(monkeypatch) -> None:
         found = largest(base, gpu, "micro_batch")
     monkeypatch.setattr("dryfit.planner.largest_fit.if_recorded", lambda *_: None)
     assert largest(base, gpu, "micro_batch") == found and 1 < found["value"] < 64
+
+
+@pytest.mark.parametrize("fields", [{}, {"attention": "eager"}], ids=str)
+def test_without_an_estimate_the_border_is_the_same_and_nothing_far_beyond_it_is_traced(fields, monkeypatch) -> None:
+    """As for layers of several kinds."""
+    scenario, gpu, traced = make(**fields), card(400 * 2**20), []
+    known = largest(scenario, gpu, "micro_batch")
+
+    def nothing(*_, **__):
+        raise NotDescribed("nothing is described")
+
+    def traces(recorder, step, capability=None, *, record=Recorder.__call__):
+        traced.append(step.micro_batch)
+        return record(recorder, step, capability)
+
+    monkeypatch.setattr("dryfit.planner.largest_fit.analytic_estimate", nothing)
+    monkeypatch.setattr(Recorder, "__call__", traces)
+    found = largest(scenario, gpu, "micro_batch")
+    assert found | {"seen_from": None} == known | {"seen_from": None}
+    assert max(traced) < 2 * known["value"] and len(traced) <= 6
 
 
 @pytest.mark.nightly

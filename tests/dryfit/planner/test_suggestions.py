@@ -6,13 +6,15 @@ from dataclasses import asdict, replace
 import pytest
 import yaml
 
-from dryfit.cards.gpus import GIB, Gpu, catalogue, find
+from dryfit.cards.gpus import GIB, Gpu, catalogue, find, known
+from dryfit.derived.step import derived_step
 from dryfit.hours.step_time import speeds
 from dryfit.planner import gpu_counts, suggestions
 from dryfit.planner.calibrated import CalibratedEstimator, _above, _described, sweep
 from dryfit.planner.changes import apply, as_method, moves, spread, whole_4bit_bytes
 from dryfit.planner.feasibility import largest
 from dryfit.planner.suggestions import _bigger_gpu, _divided, _suggestion, _verified, suggest
+from dryfit.readers.request import parse_request
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.trace import trace
 from tests.dryfit.decoders import LLAMA_3_LAYERS
@@ -224,6 +226,21 @@ def test_what_is_traced_for_a_gpu_is_known_for_others_with_its_kernels() -> None
     traced = {name: other.verify(scenario) for name, other in answers.items()}
     assert traced["rtx-3090"] is traced["rtx-a6000"] is not traced["t4"]
     assert not estimate.described and len(estimate._traced) == 2
+
+
+def test_a_step_without_an_estimate_is_read_from_its_record_and_not_traced(monkeypatch) -> None:
+    monkeypatch.setattr("dryfit.tracing.trace.trace", lambda *_, **__: pytest.fail("a record knows this step"))
+    step = parse_request({"model": "lfm2-1.2b", "sequence_length": 512, "like": "trl"}).scenario
+    estimate = CalibratedEstimator(step, find("rtx-4090"))
+    recorded = derived_step(step, (8, 9)).required_bytes
+    assert not estimate.described and estimate(step) == recorded
+    longer = step.changed(sequence_length=2048)
+    assert estimate(longer) == derived_step(longer, (8, 9)).required_bytes > recorded
+    monkeypatch.setattr(CalibratedEstimator, "verify", lambda *_: {"required_bytes": 7})
+    assert estimate(step.changed(optimizer="adamw_8bit")) == 7  # which no record has
+    shared = next(gpu for gpu in known().values() if gpu.pool_bytes)
+    assert CalibratedEstimator(step, shared)(step) == 7  # loading decides there, and is in no record
+    assert estimate.on(shared)(step) == 7 and estimate.on(find("rtx-3090"))(step) > 7
 
 
 def test_estimates_meet_the_traces_that_taught_them() -> None:

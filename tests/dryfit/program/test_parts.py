@@ -14,7 +14,7 @@ from dryfit.ask.run_program import _how_far
 from dryfit.engine.trace import Options, make_tracker
 from dryfit.program import checkpoints
 from dryfit.program.child import own_place
-from dryfit.program.data import Data
+from dryfit.program.data import MadeUpData
 from dryfit.program.loop import Loop, _vocabulary_of_layers
 
 
@@ -30,7 +30,7 @@ def test_a_vocabulary_is_an_embedding_that_a_layer_answers(embedding, answers, w
 
 @pytest.mark.parametrize("tokens", [1, 12, 100])
 def test_a_text_that_is_made_up_has_as_many_words_as_a_row_and_hardly_more(tokens) -> None:
-    assert tokens <= len(Data((1, tokens))._text().split()) <= 2 * tokens + 14
+    assert tokens <= len(MadeUpData((1, tokens))._text().split()) <= 2 * tokens + 14
 
 
 def test_files_of_a_checkpoint_are_filled_to_the_byte(tmp_path, monkeypatch) -> None:

@@ -20,7 +20,7 @@ from dryfit.program.answer import _omissions
 from dryfit.recipes import follow
 from dryfit.recipes.models import find
 from dryfit.recipes.recipe import recipe
-from dryfit.recipes.trainers import Reading, TrainerFile, read
+from dryfit.recipes.trainers import TrainerFile, TrainerReading, read
 
 TABLE = read_yaml(data_path("recipes", "trainers.yaml"))
 SDXL = """accelerate launch --num_cpu_threads_per_process 1 sdxl_train_network.py \\
@@ -245,7 +245,7 @@ def test_what_takes_more_memory_is_a_setting_or_named_and_nothing_fits_beside_it
     own = recipe(row["recipe"]).settings
     for key, what in table["adds"].items():
         value = 512 if key == "samples" else True
-        found = Reading(table, row, {**cached, key: value}, Path("train.sh")).training(program)
+        found = TrainerReading(table, row, {**cached, key: value}, Path("train.sh")).training(program)
         if key in own:
             assert found.given[key] == value
         elif key not in row.get("has", ()):
@@ -379,6 +379,10 @@ def test_a_file_of_one_trainer_is_read_part_by_part(tmp_path: Path) -> None:
         "nf4",
     )
     assert found.beside == ("images sampled between steps",)
+    inline = {"sample_after_unit": "STEP", "sample_definition_file_name": None}
+    for enabled in (True, False):
+        samples = [{"width": 640, "enabled": enabled}]
+        assert ("images sampled between steps" in read(one(tmp_path, **inline, samples=samples)).beside) == enabled
 
 
 def test_a_file_of_simple_tuner_is_read_with_that_of_its_data(tmp_path: Path) -> None:

@@ -12,13 +12,15 @@ from dryfit.step.optimizers import build_optimizer
 from dryfit.step.step import random_step
 from scripts.common import disk
 from scripts.common.resource_table import FITS, TOO_SMALL
-from scripts.training.loop import Checkpoint
+from scripts.training.loop import LoopState
 from scripts.training.train_process import save_adapter
 from tests.dryfit.decoders import DECODERS
 
 # Large enough for tensors to outweigh their names.
 MODEL = DECODERS["llama"] | {"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 4000}
-SIZES = disk.Sizes(1_000_000_000, 10_000_000, base_width=4, merged_width=4, adapter_width=4, optimizer="adamw")
+SIZES = disk.ParameterCounts(
+    1_000_000_000, 10_000_000, base_width=4, merged_width=4, adapter_width=4, optimizer="adamw"
+)
 
 
 def size(folder: Path) -> int:
@@ -32,9 +34,9 @@ def test_the_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
     random_step(model, optimizer, scenario, "cpu", max_grad_norm=1.0)()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    sizes = disk.Sizes.of(scenario.to_mapping(), "float32", "float32", parameter_count(model), trainable)
+    sizes = disk.ParameterCounts.of(scenario.to_mapping(), "float32", "float32", parameter_count(model), trainable)
     save_adapter(model, tmp_path / "adapter", "base")
-    checkpoint = Checkpoint(tmp_path / "checkpoint")
+    checkpoint = LoopState(tmp_path / "checkpoint")
     checkpoint.save(1, model, optimizer, [], 1.0)
     model.unload().save_pretrained(tmp_path / "merged")
     found = disk.written(sizes)
@@ -76,9 +78,9 @@ def test_a_full_disk_is_refused_before_any_job(monkeypatch: pytest.MonkeyPatch, 
 
 def test_eight_bits_and_sixteen() -> None:
     step = {"adapter_precision": "base", "optimizer": "paged_adamw_8bit", "precision": "bf16"}
-    sizes = disk.Sizes.of(step, "bfloat16", "float32", 1000, 100)
+    sizes = disk.ParameterCounts.of(step, "bfloat16", "float32", 1000, 100)
     assert (sizes.adapter_width, sizes.base_width, sizes.merged_width) == (2, 2, 4)
     assert disk.written(sizes)["training"][1] == 2 * (200 + int(100 * 2 * (1 + 4 / 256)))
-    over_int8 = disk.Sizes.of(step | {"quantization": {"type": "int8"}}, "bfloat16", "float32", 1000, 100)
+    over_int8 = disk.ParameterCounts.of(step | {"quantization": {"type": "int8"}}, "bfloat16", "float32", 1000, 100)
     assert over_int8.adapter_width == 4, "PEFT casts no adapter to a dtype of integers"
     assert torch.bfloat16.itemsize == disk.WIDTHS["bfloat16"]

@@ -12,6 +12,8 @@ import yaml
 
 from dryfit.common.errors import UserError
 from scripts.documents import card
+from scripts.documents.render import with_sources
+from scripts.documents.traced_values import plain
 from scripts.documents.validate import check_document, prose
 from tests.unit.documents import inputs
 from tests.unit.documents.inputs import weak
@@ -415,3 +417,10 @@ def test_a_setting_without_a_value_is_left_out_but_for_a_limit_of_steps_that_is_
     assert card.hyperparameters(training) == [
         ("effective_batch", 4), ("epochs", 2), ("lora.rank", 8), ("max_steps", None), ("seed", 42),
     ]  # fmt: skip
+
+
+def test_settings_stand_in_the_order_of_their_names_wherever_they_were_read():
+    scenario = {"warmup": 1, "lora": {"rank": 8}, "allocator": {"kind": "own"}}
+    training = with_sources({"scenario": scenario, "loop": {}, "effective_batch": 4, "seed": 42}, "training.json")
+    names = [plain(name) for name, _ in card.hyperparameters(training)]
+    assert names == ["allocator.kind", "effective_batch", "lora.rank", "seed", "warmup"]

@@ -104,6 +104,14 @@ def test_an_evaluation_that_does_not_fit_says_which_batch_would(run) -> None:
     assert stage.change in str(error) and "memory.gate.override" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("requests", "memory", "why"), [(0, PLENTY, "no requests asked for"), (8, 1, "no room: logits and answers")]
+)
+def test_a_comparison_that_is_left_out_says_why(requests: int, memory: int, why: str) -> None:
+    stage = check_resources.comparison_stage(10**9, "float32", 10**6, requests, Machine(None, memory))
+    assert stage.verdict == NOT_RUN and stage.detail.startswith(why)
+
+
 def test_weights_larger_than_the_gpu_are_copied_for_each_pass(run) -> None:
     asked = run["evaluations"][NAME]._replace(batch_size=1, max_new_tokens=1)
     found = trace_evaluation(asked, "cuda")

@@ -6,7 +6,7 @@ import torch
 from dryfit.step.model import build_model
 from dryfit.step.optimizers import build_optimizer, set_learning_rate
 from dryfit.step.step import random_step
-from scripts.training.loop import Checkpoint
+from scripts.training.loop import LoopState
 from tests.dryfit.step.test_optimizers import known, scenario
 
 
@@ -28,5 +28,5 @@ def test_a_run_is_taken_up_where_it_was_left(optimizer, tmp_path, monkeypatch):
         assert all(float(group["lr"]) == pytest.approx(5e-3) for group in own.param_groups)
         return [parameter.detach() for parameter in model.parameters()]
 
-    for left, right in zip(two_steps(None), two_steps(Checkpoint(tmp_path / "saved")), strict=True):
+    for left, right in zip(two_steps(None), two_steps(LoopState(tmp_path / "saved")), strict=True):
         assert torch.equal(left, right)

@@ -19,7 +19,7 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.trace import trace
 from scripts.training import processes, train
 from scripts.training import train_process as worker
-from scripts.training.loop import Checkpoint, Fit
+from scripts.training.loop import Fit, LoopState
 from tests.unit.training.prepared import LOOP, STEP, describe, encode, save_model
 
 TWENTY = {**LOOP, "epochs": 7, "max_steps": 20, "save_every_steps": 7}
@@ -219,7 +219,7 @@ def measure_as(rank, size, port, path):
         data = worker.Data.read(job, scenario)
         model, _ = worker._model(job, scenario, "small")
         optimizer = build_optimizer(model, scenario, largest_steps=False)
-        fit = Fit(model, optimizer, data.rows, scenario, job.loop, job.seed, data.pad_token_id, Checkpoint(path, group))
+        fit = Fit(model, optimizer, data.rows, scenario, job.loop, job.seed, data.pad_token_id, LoopState(path, group))
         longest = max(data.rows, key=lambda row: len(row.input_ids))
         share = [[[longest]] * scenario.micro_batch] * scenario.gradient_accumulation
 

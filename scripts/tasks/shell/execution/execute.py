@@ -17,7 +17,7 @@ from scripts.common.job import job
 from scripts.common.requests import BENCHMARK, by_test
 from scripts.common.statistics import paired, share
 from scripts.tasks.shell.execution.judge import Reference, decidable, judge
-from scripts.tasks.shell.execution.sandbox import Sandbox, State
+from scripts.tasks.shell.execution.sandbox import Sandbox, SandboxState
 from scripts.tasks.shell.execution.tasks import LEVELS
 from scripts.tasks.shell.screen.policy import screen
 
@@ -57,7 +57,7 @@ def programs_of(commands: Iterable[str]) -> list[str]:
 
 def execute(
     tasks: Sequence[Mapping[str, Any]],
-    states: Mapping[str, State],
+    states: Mapping[str, SandboxState],
     answers: Mapping[str, Sequence[Mapping[str, Any]]],
     workers: int,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -175,7 +175,7 @@ def main(inputs: Mapping[str, str], outputs: Mapping[str, str], workers: int) ->
     for model in MODELS:
         if [row["request"] for row in answers[model]] != [task["request"] for task in tasks]:
             raise UserError("The answers belong to other requests than the benchmark's.", where=inputs[model])
-    states = {name: State(**state) for name, state in read_json(inputs["states"]).items()}
+    states = {name: SandboxState(**state) for name, state in read_json(inputs["states"]).items()}
     rows, summary = execute(tasks, states, answers, workers)
     write_jsonl(outputs["answers"], rows)
     write_report(outputs["summary"], {**summary, "benchmark": benchmark["requirement"]}, outputs["answers"])

@@ -38,7 +38,7 @@ NOBODY = 65534  # who the sandbox's processes are to the host that is root itsel
 SILENCE_SECONDS = 120
 
 
-class State(NamedTuple):
+class SandboxState(NamedTuple):
     """A file system that commands find: the Bash script that makes it on an empty root, and its environment."""
 
     script: str
@@ -191,7 +191,9 @@ class Sandbox:
         On entering, where no sandbox can be made: what to install, or to ask the administrator for.
     """
 
-    def __init__(self, states: Mapping[str, State], workers: int = 1, limits: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, states: Mapping[str, SandboxState], workers: int = 1, limits: Mapping[str, int] | None = None
+    ) -> None:
         self.states, self.count = states, max(1, min(workers, len(states)))
         self.limits = {**worker.LIMITS, **(limits or {})}
         self.outer: list[_Outer] = []

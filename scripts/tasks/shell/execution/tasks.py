@@ -17,7 +17,7 @@ from typing import Any
 
 from dryfit.common.errors import UserError
 from scripts.common.code_digests import ROOT
-from scripts.tasks.shell.execution.sandbox import State
+from scripts.tasks.shell.execution.sandbox import SandboxState
 
 LEVELS = ("easy", "medium", "hard")  # what the benchmark calls difficulty 0, 1 and 2
 ASSETS = "icalfa/assets"
@@ -25,7 +25,7 @@ ASSETS = "icalfa/assets"
 BARE_ROOT = ROOT / "config" / "execution" / "bare-root.sh"
 
 
-def read_wheel(path: Path) -> tuple[list[dict[str, Any]], dict[str, State]]:
+def read_wheel(path: Path) -> tuple[list[dict[str, Any]], dict[str, SandboxState]]:
     """Tasks and file systems of the benchmark.
 
     Returns
@@ -53,7 +53,7 @@ def read_wheel(path: Path) -> tuple[list[dict[str, Any]], dict[str, State]]:
                 image = archive.read(f"{ASSETS}/docker/nl2bash{number}.Dockerfile").decode("utf-8")
                 variables = re.findall(r'^ENV (\w+)="?(.*?)"?$', image, re.MULTILINE)
                 made = f"printf %s {shlex.quote(script)} > /{setup}; chmod 755 /{setup}; /bin/bash /{setup}"
-                states[state] = State(f"\n{bare_root}\n{made}", dict(variables))
+                states[state] = SandboxState(f"\n{bare_root}\n{made}", dict(variables))
                 for row in json.loads(archive.read(name)):
                     task = {"command": row["gold"], "alternatives": [row["gold2"]], "request": row["query"]}
                     tasks.append({"id": len(tasks), "level": LEVELS[row["difficulty"]], "state": state, **task})

@@ -118,7 +118,7 @@ def text(data):
     )
 
 
-class Walk:
+class FolderWalk:
     """What lies under a folder: no link is followed, nothing but regular files is opened."""
 
     def __init__(self, top, limits):
@@ -197,7 +197,7 @@ class Worker:
             for path in [folder + "/" + entry for entry in files + folders] + [folder]:
                 if os.lstat(path).st_mtime >= self.born + AGE_SECONDS - 1:  # else the script dated it itself
                     os.utime(path, (self.born, self.born), follow_symlinks=False)
-        self.before[name] = Walk(top, self.limits).found
+        self.before[name] = FolderWalk(top, self.limits).found
         return result
 
     def run(self, state, command):
@@ -209,7 +209,7 @@ class Worker:
         mounts += ["--overlay-src", "/usr", "--overlay", "/scratch/above/usr", "/scratch/spare/usr", "/usr"]
         try:
             result = self.execute(mounts + ETC, self.environments[state], command)
-            root, usr = Walk("/scratch/above/root", self.limits), Walk("/scratch/above/usr", self.limits)
+            root, usr = FolderWalk("/scratch/above/root", self.limits), FolderWalk("/scratch/above/usr", self.limits)
             changes = difference(self.before[state], root)
             changes.update({"/usr" + path: [None, entry] for path, entry in usr.found.items()})
             changes = {text(path): change for path, change in changes.items()}

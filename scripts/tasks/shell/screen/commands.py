@@ -27,7 +27,7 @@ class Stream:
     """What stands at a standard input or came out of a substitution: who wrote it; its text, where that follows from
     the words alone; the file that it is, ``&3`` for a descriptor."""
 
-    commands: tuple[Command, ...] = ()
+    commands: tuple[ShellCommand, ...] = ()
     text: str | None = None
     path: str | None = None
 
@@ -43,7 +43,7 @@ class Redirect:
 
 
 @dataclass(slots=True)
-class Command:
+class ShellCommand:
     """One simple command with its words resolved."""
 
     name: str  # without quotes and the system's folders: /usr/bin/rm is rm, ./rm stays
@@ -116,12 +116,12 @@ class Command:
 class Parsed:
     """All that was noted about a text."""
 
-    commands: list[Command] = field(default_factory=list)
+    commands: list[ShellCommand] = field(default_factory=list)
     outputs: list[Stream] = field(default_factory=list)
     sockets: bool = False  # a descriptor was opened on /dev/tcp or /dev/udp
     files: dict[str, Stream] = field(default_factory=dict)  # what was written where, by the tidied path
 
-    def origins(self, *items: Any, seen: set[int] | None = None) -> Iterator[Command]:
+    def origins(self, *items: Any, seen: set[int] | None = None) -> Iterator[ShellCommand]:
         """Yield every command that contributed to the words, feeds or commands given."""
         seen = set() if seen is None else seen
         for item in items:

@@ -15,7 +15,7 @@ from functools import lru_cache, wraps
 from typing import NamedTuple
 
 from scripts.tasks.shell.screen.code import deleted_and_written
-from scripts.tasks.shell.screen.commands import HOME, MARK, UNKNOWN, Command, unknown_names
+from scripts.tasks.shell.screen.commands import HOME, MARK, UNKNOWN, ShellCommand, unknown_names
 from scripts.tasks.shell.screen.programs import Facts, Programs
 
 ANY = "\ue000"
@@ -88,7 +88,7 @@ class Places:
         )
 
 
-def resolve(word: str, command: Command | None = None) -> str:
+def resolve(word: str, command: ShellCommand | None = None) -> str:
     """The path that a word names, absolute where the working directory is known, tidied; marks become ANY."""
     path = MARK.sub(ANY, word).removeprefix("file://")
     cwd = command.cwd if command is not None else None
@@ -130,12 +130,12 @@ def unguarded(word: str) -> bool:
 # --- what commands do to files ---------------------------------------------------------------------------------
 
 
-def _once(work_out: Callable[[Command, Programs], list]) -> Callable[[Command, Programs], list]:
+def _once(work_out: Callable[[ShellCommand, Programs], list]) -> Callable[[ShellCommand, Programs], list]:
     """Work out once for each command: most rules ask. The list is shared, not to be changed."""
     name = work_out.__name__
 
     @wraps(work_out)
-    def remembered(command: Command, programs: Programs) -> list:
+    def remembered(command: ShellCommand, programs: Programs) -> list:
         if name not in command.memo:
             command.memo[name] = work_out(command, programs)
         return command.memo[name]
@@ -143,7 +143,7 @@ def _once(work_out: Callable[[Command, Programs], list]) -> Callable[[Command, P
     return remembered
 
 
-def operands(command: Command, facts: Facts) -> list[str]:
+def operands(command: ShellCommand, facts: Facts) -> list[str]:
     """Operands, without the values of options."""
     out: list[str] = []
     words = iter(command.argv[1:])
@@ -172,7 +172,7 @@ _OUTPUT_OPTION = re.compile(
 
 
 @_once
-def writes(command: Command, programs: Programs) -> list[Touched]:
+def writes(command: ShellCommand, programs: Programs) -> list[Touched]:
     """Paths that a command writes or replaces."""
     name, argv, facts = command.name, command.argv, programs.of(command.name)
     out = [
@@ -205,7 +205,7 @@ def writes(command: Command, programs: Programs) -> list[Touched]:
 
 
 @_once
-def deletes(command: Command, programs: Programs) -> list[Touched]:
+def deletes(command: ShellCommand, programs: Programs) -> list[Touched]:
     """Paths that a command deletes or wipes, resolved, and whether whole trees go."""
     name, facts = command.name, programs.of(command.name)
     words, out = operands(command, facts), []
@@ -230,7 +230,7 @@ _FILTERS = _CHOOSE | frozenset("-mtime -mmin -atime -amin -ctime -cmin -newer -n
 _NAMED = frozenset("-name -iname -path -ipath -wholename -iwholename".split())
 
 
-def found(command: Command) -> list[str]:
+def found(command: ShellCommand) -> list[str]:
     """What ``find`` or ``fd`` finds, as patterns: ``root/**`` or, with a filter, ``root/**/name``."""
     argv = [word for word in command.argv[1:] if word not in ("-L", "-H", "-P")]
     pairs = enumerate(argv[:-1])
@@ -238,7 +238,7 @@ def found(command: Command) -> list[str]:
     names = [name.lstrip("*").lstrip("/") if "/" in name else name for name in names]
     roots = [*itertools.takewhile(lambda word: word[:1] not in ("-", "(", "!"), argv)]
     if command.name[:2] == "fd":  # a pattern, then folders
-        own = Command("fd", [*itertools.takewhile(lambda word: word not in FD_RUNS, command.argv)])
+        own = ShellCommand("fd", [*itertools.takewhile(lambda word: word not in FD_RUNS, command.argv)])
         kinds = own.values("-e", "--extension")
         what, *roots = [word for word in own.operands if word not in kinds] or ["."]
         names = [f"*.{kind}" for kind in kinds] or [_FOUND] * (what != ".")
@@ -264,7 +264,7 @@ _MESSAGE_OPTION = frozenset("-m --message --title --body --comment --description
 
 
 @_once
-def reads(command: Command, programs: Programs) -> list[Touched]:
+def reads(command: ShellCommand, programs: Programs) -> list[Touched]:
     """Paths whose content a command reads or copies.
 
     Closed by default: a program that is given a file is taken to show it, if only in its error messages, unless the
@@ -304,7 +304,7 @@ _REMOTE = re.compile(r"(?:[\w.-]+@)?[\w.-]+:(?!\\)|(?:s3|gs|rsync|az|b2|sftp)://
 
 
 @_once
-def network_uploads(command: Command, programs: Programs) -> list[Touched]:
+def network_uploads(command: ShellCommand, programs: Programs) -> list[Touched]:
     """Paths whose content leaves the machine with a command, straight or through what feeds it."""
     name, facts, argv = command.name, programs.of(command.name), command.said
     sender = programs.member(name, "senders")

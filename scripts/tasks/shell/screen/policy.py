@@ -17,7 +17,7 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml
 from dryfit.common.schema import problems, validate
 from scripts.common.code_digests import ROOT
-from scripts.tasks.shell.screen.commands import Command, Refused
+from scripts.tasks.shell.screen.commands import Refused, ShellCommand
 from scripts.tasks.shell.screen.paths import Places
 from scripts.tasks.shell.screen.predicates import Language, Test
 from scripts.tasks.shell.screen.programs import Programs, check_pattern
@@ -31,7 +31,7 @@ _PLACES = ("path", "deletes", "writes", "reads", "names", "sends", "anywhere")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ScreenVerdict:
     """What the screen says: ``ok``, ``danger`` or ``unparsable``; of a danger what the most severe rule tells."""
 
     status: str
@@ -46,7 +46,7 @@ class Verdict:
         return f"danger\t{self.category}\t{self.rule}" if self.status == "danger" else self.status
 
 
-_OK, UNPARSABLE = Verdict("ok"), Verdict("unparsable")
+_OK, UNPARSABLE = ScreenVerdict("ok"), ScreenVerdict("unparsable")
 
 
 class Rule:
@@ -58,7 +58,7 @@ class Rule:
         told = {key: raw.get(key, content.get(key)) for key in ("category", "attack")}
         for key in (key for key, value in told.items() if value is None):
             raise UserError(f"The rule {self.id} has no {key}.", where=source, write=f"{key}: ...")
-        self.verdict = Verdict("danger", told["category"], self.id, raw["level"], told["attack"], raw["title"])
+        self.verdict = ScreenVerdict("danger", told["category"], self.id, raw["level"], told["attack"], raw["title"])
         self._language = language
 
     @cached_property
@@ -83,7 +83,7 @@ class Policy:
         self._candidates = lru_cache(maxsize=4096)(self._candidates_of)
         self.judge = lru_cache(maxsize=8192)(self._judge)
 
-    def _judge(self, text: str) -> Verdict:
+    def _judge(self, text: str) -> ScreenVerdict:
         """Judge a text of shell commands: one command, or a script of several lines. Never an exception."""
         try:
             commands = read(text, self.programs).commands
@@ -100,7 +100,7 @@ class Policy:
 
     def _candidates_of(self, name: str) -> list[tuple[int, list[Test]]]:
         """The rules that may fire on a program, the most severe first, each with the selections that may."""
-        command = Command(name, [name])
+        command = ShellCommand(name, [name])
         candidates = [
             (number, [test for about, test in rule.selections if about(command)])
             for number, rule in enumerate(self._order)
@@ -221,6 +221,6 @@ def default() -> Policy:
     return build()
 
 
-def screen(command: str) -> Verdict:
+def screen(command: str) -> ScreenVerdict:
     """Judge a text of shell commands by the project's own policy. Never an exception, whatever the text."""
     return default().judge(command)

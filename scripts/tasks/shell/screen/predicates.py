@@ -12,14 +12,14 @@ from functools import cache, partial
 from typing import Any
 
 from scripts.tasks.shell.screen import paths
-from scripts.tasks.shell.screen.commands import MARK, OUTPUT, Command, Stream, unknown_names
+from scripts.tasks.shell.screen.commands import MARK, OUTPUT, ShellCommand, Stream, unknown_names
 from scripts.tasks.shell.screen.paths import Places
 from scripts.tasks.shell.screen.programs import Programs, names_pattern
 from scripts.tasks.shell.screen.spawned_commands import after_options
 
 LONGEST = 4096  # characters in which a pattern is looked for: the time of one with gaps grows with the square
 _SUDO_VALUES = (*tuple(f"-{letter}" for letter in "ughpCDRrtTU"), "--user", "--group", "--host", "--prompt", "--chdir")
-Test = Callable[[Command], bool]
+Test = Callable[[ShellCommand], bool]
 compiled = cache(re.compile)
 
 
@@ -86,7 +86,7 @@ class Language:
         tests = [self.selection(keys) for keys in (selections if isinstance(selections, list) else [selections])]
         return tests[0] if len(tests) == 1 else lambda command: any(test(command) for test in tests)
 
-    def among(self, candidates: Callable[[Command], Iterable[Command]], selections: Any) -> Test:
+    def among(self, candidates: Callable[[ShellCommand], Iterable[ShellCommand]], selections: Any) -> Test:
         """Whether one of the other commands is selected."""
         test = self.any_of(selections)
         return lambda command: any(test(other) for other in candidates(command) if other is not command)
@@ -96,14 +96,14 @@ class Language:
         groups = [name[1:] for name in names.split() if name[0] == "@"]
         pattern = names_pattern(" ".join(name for name in names.split() if name[0] != "@"))
 
-        def test(command: Command) -> bool:
+        def test(command: ShellCommand) -> bool:
             base = command.name.rpartition("/")[2] or command.name
             named = pattern.match(base) or pattern.match(command.name)
             return bool(named) or any(self.programs.member(base, group) for group in groups)
 
         return test
 
-    def touches(self, effect: Callable[[Command, Programs], list[paths.Touched]], spec: Any) -> Test:
+    def touches(self, effect: Callable[[ShellCommand, Programs], list[paths.Touched]], spec: Any) -> Test:
         """Whether a command touches one of the places in this way.
 
         ``tree``: with all that is below it, by an option or by a glob; ``recursive``: by an option; ``appends``: what
@@ -115,7 +115,7 @@ class Language:
         keys, anywhere = spec.get("keys", False), spec.get("anywhere", False)
         inside = self.places.inside
 
-        def test(command: Command) -> bool:
+        def test(command: ShellCommand) -> bool:
             for one in effect(command, self.programs):
                 if one.as_key and not keys:
                     continue
@@ -137,11 +137,11 @@ class Language:
 
         return test
 
-    def _named(self, command: Command, programs: Programs) -> list[paths.Touched]:
+    def _named(self, command: ShellCommand, programs: Programs) -> list[paths.Touched]:
         words = paths.operands(command, programs.of(command.name))
         return [paths.Touched(paths.resolve(word.rpartition("=")[2], command)) for word in words]
 
-    def _executed(self, command: Command) -> Iterator[Command]:
+    def _executed(self, command: ShellCommand) -> Iterator[ShellCommand]:
         """The commands that made what a shell or interpreter runs."""
         sources: list[object] = [command.script]
         if command.name in ("eval", "source", ".") or (command.code is not None and OUTPUT[0] in command.code):
@@ -154,7 +154,7 @@ class Language:
             sources += [command.reading.files.get(word) for word in command.argv[1:]]
         return command.reading.origins(*sources)
 
-    def _empties(self, command: Command) -> bool:
+    def _empties(self, command: ShellCommand) -> bool:
         """Whether what is written is nothing, or the null device."""
         if command.name in ("echo", "printf"):
             return not "".join(word for word in command.argv[1:] if word[:1] != "-").strip("\\n ")
@@ -181,19 +181,19 @@ def _search(pattern: str, text: str) -> bool:
     return compiled(pattern).search(text[:LONGEST]) is not None
 
 
-def _words(command: Command) -> str:
+def _words(command: ShellCommand) -> str:
     if "words" not in command.memo:
         command.memo["words"] = MARK.sub("", " ".join(command.argv[1:]))[:LONGEST]
     return command.memo["words"]
 
 
-def _all_text(command: Command) -> str:
+def _all_text(command: ShellCommand) -> str:
     """A command's words and what is known of its input."""
     given = command.stdin.text if command.stdin is not None and command.stdin.text else ""
     return _words(command) + " " + given[:LONGEST]
 
 
-def _as_root(command: Command) -> bool:
+def _as_root(command: ShellCommand) -> bool:
     """Whether a command runs with root's rights: under sudo and its like, in no container, as nobody else."""
     if "container" in command.wrappers or {"sudo", "doas", "pkexec", "su", "runuser", "gosu"}.isdisjoint(
         command.wrappers
@@ -203,7 +203,7 @@ def _as_root(command: Command) -> bool:
         users: list[str] = []
         if outer.name in ("sudo", "doas", "runuser") and outer is not command:
             own = outer.argv[: len(outer.argv) - len(after_options(outer.argv[1:], _SUDO_VALUES))]
-            users = [user.lstrip("=") for user in Command(outer.name, own).values("-u", "--user")]
+            users = [user.lstrip("=") for user in ShellCommand(outer.name, own).values("-u", "--user")]
         elif outer.name == "su":
             values = outer.values("-c", "--command", "-s", "--shell", "-g")
             users = [word for word in outer.operands if word not in (*values, "-")]
@@ -212,7 +212,7 @@ def _as_root(command: Command) -> bool:
     return True
 
 
-def _prompt(command: Command) -> bool:
+def _prompt(command: ShellCommand) -> bool:
     """A shell or interpreter that has neither text nor a file to run: it asks whoever sits at its input."""
     if command.code is not None or any(word[:1] != "-" for word in command.argv[1:]):
         return False

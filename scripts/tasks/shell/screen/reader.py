@@ -1,7 +1,7 @@
 """Reading a shell command without running it: from text to the simple commands that it would start.
 
 :func:`read` parses text with tree-sitter-bash and walks the syntax tree as an interpreter would, except that
-it does nothing: it only notes. What comes out is a list of ``Command``, each with its
+it does nothing: it only notes. What comes out is a list of ``ShellCommand``, each with its
 words resolved, its redirections, what feeds its input, and the wrappers around it. A wrapper and the command inside it
 are both noted; text handed to a shell (``sh -c``, ``eval``, a here-document, a pipe) is parsed in turn.
 Work is bounded: longer, deeper or busier text is :class:`Refused`.
@@ -20,10 +20,10 @@ from scripts.tasks.shell.screen.commands import (
     MARK,
     MAX_TEXT,
     UNKNOWN,
-    Command,
     Parsed,
     Redirect,
     Refused,
+    ShellCommand,
     Stream,
 )
 from scripts.tasks.shell.screen.loops import endless_condition, endless_for, grows, many_turns
@@ -46,7 +46,7 @@ def read(text: str, programs: Programs) -> Parsed:
         raise Refused("NUL character")
     if len(text) > MAX_CHARACTERS:
         raise Refused(f"longer than {MAX_CHARACTERS} characters")
-    walk = Walk(programs)
+    walk = SyntaxWalk(programs)
     walk.body(parse(PRIVATE.sub("\ufffd", text).encode("utf-8", "replace").decode()).children, None)
     for name in [name for name in walk.functions if name not in walk.called]:  # there to be called later
         walk.call(name, [], None)
@@ -79,14 +79,14 @@ class Line:
     pipelines: list[Any] = field(default_factory=list)  # cat <<EOF | sh: the grammar hangs it below the document
 
 
-class Walk(Words):
+class SyntaxWalk(Words):
     """An interpreter that does nothing: it notes what would be started."""
 
     # -- statements
 
     def body(self, children: Iterable[Any], stdin: Stream | None) -> Stream:
         """Statements one after another; the outputs join."""
-        commands: list[Command] = []
+        commands: list[ShellCommand] = []
         texts: list[str] | None = []
         children = list(children)
         for child, after in zip(children, [*children[1:], None], strict=False):
@@ -116,7 +116,7 @@ class Walk(Words):
         with self.within(piped=True, cwd=self.cwd):
             return self.through(node.children, stdin)
 
-    def through(self, children: Iterable[Any], feed: Stream | None, commands: Iterable[Command] = ()) -> Stream:
+    def through(self, children: Iterable[Any], feed: Stream | None, commands: Iterable[ShellCommand] = ()) -> Stream:
         """Commands in a pipe: each is fed by all before it."""
         fed = list(commands)
         for child in children:
@@ -149,7 +149,7 @@ class Walk(Words):
         endless = endless_condition(condition.strip(), until)
         text = stdin.text if stdin is not None else None
         if text and not until and re.match(r"(?:IFS=\S*\s+)?read\b", condition) and 1 < text.count("\n") <= 8:
-            commands: list[Command] = []  # line by line
+            commands: list[ShellCommand] = []  # line by line
             for line in text.strip("\n").split("\n"):
                 commands.extend(self.looped(endless, node.children, Stream(stdin.commands, line + "\n")).commands)
             return Stream(tuple(commands), None)
@@ -166,7 +166,7 @@ class Walk(Words):
         values = [value for item in items for value in self.fields(item)]
         if node.children[0].type == "select" or not items:
             values = [f"{UNKNOWN[0]}{variable}{UNKNOWN[1]}"]
-        commands: list[Command] = []
+        commands: list[ShellCommand] = []
         for value in values[:6] or [""]:
             self.variables[variable] = value
             commands.extend(self.looped(many_turns(source), node.children, stdin).commands)
@@ -352,10 +352,10 @@ class Walk(Words):
 
     def record(self, words: list[str], line: Line, stdin: Stream | None, assignments: dict | None = None) -> Stream:
         """Note a command with its words, then whatever it starts; returns its output."""
-        feed = self.run(Command("", words, line.redirects, stdin, self.wrappers, assignments=assignments or {}))
+        feed = self.run(ShellCommand("", words, line.redirects, stdin, self.wrappers, assignments=assignments or {}))
         return Stream(feed.commands, "") if self.remember(line, feed) else feed
 
-    def run(self, command: Command) -> Stream:
+    def run(self, command: ShellCommand) -> Stream:
         """Start a command of which words, redirections, input, wrappers and assignments are known."""
         while command.argv and command.argv[0] == "":
             command.argv = command.argv[1:]
@@ -369,7 +369,7 @@ class Walk(Words):
         with self.level(), self.within(wrappers=command.wrappers):
             return self.started_by(command)
 
-    def started_by(self, command: Command) -> Stream:
+    def started_by(self, command: ShellCommand) -> Stream:
         """What starting a command leads to: other commands, a changed state, an output."""
         name, argv = command.name, command.argv
         if name in self.functions:
@@ -394,7 +394,7 @@ class Walk(Words):
                 return Stream((command,), None)
         return begin(self, command)
 
-    def run_file(self, command: Command, path: str, text: str, arguments: list[str]) -> Stream:
+    def run_file(self, command: ShellCommand, path: str, text: str, arguments: list[str]) -> Stream:
         """A script that was written before: its text, unless it is being read already."""
         key = self.absolute(path)
         if key in self.running:
@@ -406,11 +406,13 @@ class Walk(Words):
                 return self.inside(command, [re.split(r"[/\s]", text.split("\n")[0].strip())[-1], path])
             return self.as_wrapper(command, text, arguments, named=path)
 
-    def inside(self, command: Command, argv: list[str], assignments: dict | None = None, label: str = "") -> Stream:
+    def inside(
+        self, command: ShellCommand, argv: list[str], assignments: dict | None = None, label: str = ""
+    ) -> Stream:
         if not argv:
             return Stream((command,), None)
         wrappers = (*command.wrappers, label or command.name)
-        inner = Command("", argv, command.redirects, command.stdin, wrappers, assignments=assignments or {})
+        inner = ShellCommand("", argv, command.redirects, command.stdin, wrappers, assignments=assignments or {})
         feed = self.run(inner)
         return Stream((command, *feed.commands), feed.text)
 
@@ -436,7 +438,7 @@ class Walk(Words):
                 return Stream((), None)
             raise
 
-    def as_wrapper(self, command: Command, text: str, arguments: list[str], stdin: Any = ..., named="") -> Stream:
+    def as_wrapper(self, command: ShellCommand, text: str, arguments: list[str], stdin: Any = ..., named="") -> Stream:
         # $0 inside sh -c is the shell itself, inside a script the script.
         active = self.active if command.name in self.functions else [*self.active, named or command.name]
         with self.within(wrappers=(*command.wrappers, command.name), active=active):
@@ -446,7 +448,7 @@ class Walk(Words):
                 inner.redirects = command.redirects
         return feed
 
-    def shell_text(self, command: Command, texts: list[str], stdin: Any = ...) -> Stream:
+    def shell_text(self, command: ShellCommand, texts: list[str], stdin: Any = ...) -> Stream:
         """Texts that a program hands to a shell."""
         commands, text = [command], None
         for source in texts:

@@ -13,14 +13,14 @@ from typing import Any
 
 from scripts.tasks.shell.screen import paths
 from scripts.tasks.shell.screen.code import FETCHED, shell_strings
-from scripts.tasks.shell.screen.commands import HOME, MAX_TEXT, OUTPUT, UNKNOWN, Command, Stream, ansi
+from scripts.tasks.shell.screen.commands import HOME, MAX_TEXT, OUTPUT, UNKNOWN, ShellCommand, Stream, ansi
 from scripts.tasks.shell.screen.programs import Facts
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
 _STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 
 
-def begin(walk: Any, command: Command) -> Stream:
+def begin(walk: Any, command: ShellCommand) -> Stream:
     """Note whatever a command starts; returns its output."""
     special = _BUILTINS.get(command.name)
     if special is not None:
@@ -61,7 +61,7 @@ def after_options(words: list[str], valued: Iterable[str]) -> list[str]:
     return words[position:]
 
 
-def _by_table(walk: Any, command: Command, facts: Facts) -> Stream:
+def _by_table(walk: Any, command: ShellCommand, facts: Facts) -> Stream:
     """What the table of programs says that a command starts."""
     name, argv, commands = command.name, command.argv, [command]
     text: str | None = None
@@ -109,7 +109,7 @@ def _by_table(walk: Any, command: Command, facts: Facts) -> Stream:
     return Stream(tuple(commands), text if text is not None else output(command, walk))
 
 
-def _read_code(walk: Any, command: Command, facts: Facts) -> list[str]:
+def _read_code(walk: Any, command: ShellCommand, facts: Facts) -> list[str]:
     """Note the code of ``python -c``, of a script or a makefile that was written before; returns its shell text."""
     name, argv = command.name, command.argv
     interprets = walk.programs.member(name, "interpreters")
@@ -149,7 +149,7 @@ def _read_code(walk: Any, command: Command, facts: Facts) -> list[str]:
     return shell_strings(command.code)
 
 
-def _script_of(facts: Facts, command: Command, words: list[str]) -> str | None:
+def _script_of(facts: Facts, command: ShellCommand, words: list[str]) -> str | None:
     """The file with a program's own commands that its words name."""
     if facts.script == ("first",):
         return next((word for word in words if word != "run"), None)
@@ -160,7 +160,7 @@ def _script_of(facts: Facts, command: Command, words: list[str]) -> str | None:
 # --- shells and builtins -----------------------------------------------------------------------------------------
 
 
-def _shell(walk: Any, command: Command) -> Stream:
+def _shell(walk: Any, command: ShellCommand) -> Stream:
     """A shell: the text of -c, the script, or what stands at its standard input."""
     words = ["-" + word[1:] if word[:1] == "+" else word for word in command.argv[1:]]
     rest = after_options(words, ("-o", "-O", "--rcfile", "--init-file"))
@@ -186,20 +186,20 @@ def _shell(walk: Any, command: Command) -> Stream:
     return Stream((command, *inner.commands), inner.text)
 
 
-def _script(walk: Any, command: Command, word: str) -> Stream | None:
+def _script(walk: Any, command: ShellCommand, word: str) -> Stream | None:
     if OUTPUT[0] in word:
         return Stream(tuple(walk.reading.origins(word)), walk.known_text(word))
     return command.stdin if word in _STDIN else walk.files.get(walk.absolute(word))
 
 
-def _eval(walk: Any, command: Command) -> Stream:
+def _eval(walk: Any, command: ShellCommand) -> Stream:
     words = command.argv[2:] if command.argv[1:2] == ["--"] else command.argv[1:]
     command.code = " ".join(words)
     inner = walk.nested(command.code, command.stdin)
     return Stream((command, *inner.commands), inner.text)
 
 
-def _source(walk: Any, command: Command) -> Stream:
+def _source(walk: Any, command: ShellCommand) -> Stream:
     command.script = _script(walk, command, command.argv[1]) if command.argv[1:] else None
     if command.script is None or command.script.text is None:
         return Stream((command,), None)
@@ -207,7 +207,7 @@ def _source(walk: Any, command: Command) -> Stream:
     return Stream((command, *inner.commands), None)
 
 
-def _cd(walk: Any, command: Command) -> Stream:
+def _cd(walk: Any, command: ShellCommand) -> Stream:
     words = [word for word in command.argv[1:] if not word.startswith("-") or word == "-"]
     target = words[0] if words else HOME if command.name == "cd" else ""
     if target in ("-", "") or command.name == "popd":
@@ -217,7 +217,7 @@ def _cd(walk: Any, command: Command) -> Stream:
     return Stream((command,), "")
 
 
-def _read(walk: Any, command: Command) -> Stream:
+def _read(walk: Any, command: ShellCommand) -> Stream:
     names = [word for word in command.operands if re.fullmatch(r"[A-Za-z_]\w*", word)]
     if command.name in ("mapfile", "readarray") and not names:
         names = ["MAPFILE"]
@@ -234,7 +234,7 @@ def _read(walk: Any, command: Command) -> Stream:
     return Stream((command,), "")
 
 
-def _alias(walk: Any, command: Command) -> Stream:
+def _alias(walk: Any, command: ShellCommand) -> Stream:
     commands = [command]
     for word in command.argv[1:]:
         name, equals, value = word.partition("=")
@@ -245,7 +245,7 @@ def _alias(walk: Any, command: Command) -> Stream:
     return Stream(tuple(commands), "")
 
 
-def _set(walk: Any, command: Command) -> Stream:
+def _set(walk: Any, command: ShellCommand) -> Stream:
     for word in command.operands if command.name == "unset" else ():
         walk.variables.pop(word, None)
     if command.name == "set" and "--" in command.argv:
@@ -253,14 +253,14 @@ def _set(walk: Any, command: Command) -> Stream:
     return Stream((command,), "")
 
 
-def _command(walk: Any, command: Command) -> Stream:
+def _command(walk: Any, command: ShellCommand) -> Stream:
     if command.name == "command" and not command.has("-v", "-V"):
         return walk.inside(command, after_options(command.argv[1:], ()))
     words = command.operands
     return Stream((command,), f"/usr/bin/{words[0]}\n" if words and "/" not in words[0] else None)
 
 
-def _trap(walk: Any, command: Command) -> Stream:
+def _trap(walk: Any, command: ShellCommand) -> Stream:
     words = [word for word in command.argv[1:] if word not in ("--", "-l", "-p")]
     inner = walk.nested(words[0], None, "trap") if len(words) > 1 and words[0] != "-" else Stream()
     return Stream((command, *inner.commands), "")
@@ -276,7 +276,7 @@ _BUILTINS = {
 # --- programs that build their commands from what they find --------------------------------------------------------
 
 
-def _xargs(walk: Any, command: Command) -> Stream:
+def _xargs(walk: Any, command: ShellCommand) -> Stream:
     valued = "-I -n -P -d -a -E -L -s -R -J --max-args --max-procs --delimiter --arg-file --max-lines --replace".split()
     rest = after_options(command.argv[1:], valued)
     replace = command.values("-I", "-J") or (["{}"] if command.has("-i", "--replace") else [])
@@ -284,18 +284,18 @@ def _xargs(walk: Any, command: Command) -> Stream:
     if not rest:
         return Stream((command,), feed.text)
     for path in command.values("-a", "--arg-file") or ([feed.path] if feed.path and feed.text is None else []):
-        listed = Stream((Command("cat", ["cat", path], reading=walk.reading),))
+        listed = Stream((ShellCommand("cat", ["cat", path], reading=walk.reading),))
         feed = Stream((), "") if path in ("/dev/null", "/dev/tty") else _script(walk, command, path) or listed
     text = "" if feed.path == "/dev/null" else feed.text
     lines = replace or command.has("-0", "--null")
     items = [walk.mark(feed)] if text is None else text.split("\n") if lines else re.sub("['\"\\\\]", "", text).split()
     items = [item for item in items if item][:32]
-    inner = Command("xargs", command.argv, command.redirects, None, command.wrappers)
+    inner = ShellCommand("xargs", command.argv, command.redirects, None, command.wrappers)
     turns = [[word.replace(replace[0], item) for word in rest] for item in items[:4]] if replace else [rest + items]
     return Stream((command, *(one for words in turns for one in walk.inside(inner, words).commands[1:])), None)
 
 
-def _find(walk: Any, command: Command) -> Stream:
+def _find(walk: Any, command: ShellCommand) -> Stream:
     commands, paths_found, fd = [command], paths.found(command), command.name[:2] == "fd"
     for position, word in enumerate(command.argv):
         if word in (paths.FD_RUNS if fd else ("-exec", "-execdir", "-ok", "-okdir")):
@@ -314,7 +314,7 @@ _SPECIAL = {**dict.fromkeys(("xargs", "gxargs"), _xargs), **dict.fromkeys(("find
 # --- outputs that are known, files that are left behind ------------------------------------------------------------
 
 
-def output(command: Command, walk: Any) -> str | None:
+def output(command: ShellCommand, walk: Any) -> str | None:
     """Standard output of a command whose output follows from its words and its input; None where it does not.
 
     Text that a program changed is not worked out: the command is marked as hiding it.
@@ -360,7 +360,7 @@ def output(command: Command, walk: Any) -> str | None:
     return None
 
 
-def _leave_behind(walk: Any, command: Command, facts: Facts) -> None:
+def _leave_behind(walk: Any, command: ShellCommand, facts: Facts) -> None:
     """Files that a command writes: what they hold is known by where it came from."""
     name = command.name
     fetches, packs = walk.programs.member(name, "fetchers"), walk.programs.member(name, "packers")

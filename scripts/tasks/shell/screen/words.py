@@ -1,6 +1,6 @@
 """The words of a command: expanded as a shell would, as far as their values are known. Nothing is run.
 
-:class:`State` is what an interpreter keeps between commands; :class:`Words` reads words by it.
+:class:`ShellState` is what an interpreter keeps between commands; :class:`Words` reads words by it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from scripts.tasks.shell.screen.commands import (
     MAX_TEXT,
     OUTPUT,
     UNKNOWN,
-    Command,
     Parsed,
     Refused,
+    ShellCommand,
     Stream,
     ansi,
     tilde,
@@ -46,7 +46,7 @@ ENVIRONMENT = dict(
 )
 
 
-class State:
+class ShellState:
     """The state of an interpreter that only notes."""
 
     def __init__(self, programs: Programs) -> None:
@@ -116,7 +116,7 @@ class State:
         return self.reading.outputs[int(match[1])].text if match else None
 
 
-class Words(State):
+class Words(ShellState):
     """The expansion of words; the interpreter that has this class as its base reads the commands inside them."""
 
     statement: Callable[[Any, Stream | None], Stream]
@@ -303,7 +303,7 @@ class Words(State):
         if operator in ("#", "##", "%", "%%"):
             return _strip_pattern(value, argument, operator)
         # Cut, replaced or turned into capitals: not worked out, as no changed text is.
-        return self.mark(Stream((Command("${}", ["${}"], hidden=True, reading=self.reading),)))
+        return self.mark(Stream((ShellCommand("${}", ["${}"], hidden=True, reading=self.reading),)))
 
 
 def _expand_braces(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 
-from scripts.tasks.shell.execution.sandbox import Sandbox, State
+from scripts.tasks.shell.execution.sandbox import Sandbox, SandboxState
 
 # Small, so that the tests are fast.
 LIMITS = {
@@ -137,7 +137,7 @@ ATTACKS = {
 def run(facts: dict) -> dict[str, dict]:
     """What became of each attack; the last one looks for what the others have left."""
     commands = {name: text.format(**facts) for name, text in ATTACKS.items()}
-    states = {f"state-{number}": State("mkdir /data; echo kept > /data/kept") for number in range(4)}
+    states = {f"state-{number}": SandboxState("mkdir /data; echo kept > /data/kept") for number in range(4)}
     with Sandbox(states, workers=4, limits=LIMITS) as sandbox:
         jobs = [(f"state-{number % 4}", command) for number, command in enumerate(commands.values())]
         return dict(zip(commands, sandbox.run(jobs), strict=True))

@@ -16,7 +16,7 @@ import tqdm
 
 from dryfit.common.errors import UserError
 from scripts.tasks.shell.execution import worker
-from scripts.tasks.shell.execution.sandbox import Sandbox, State
+from scripts.tasks.shell.execution.sandbox import Sandbox, SandboxState
 from tests.unit.tasks.shell.execution import attacks
 
 ROOT = Path(__file__).resolve().parents[5]
@@ -33,7 +33,9 @@ def sandbox_or_skip(**options) -> Sandbox:
 @pytest.fixture(scope="module")
 def sandbox():
     made = sandbox_or_skip(
-        states={"one": State("mkdir /data; echo a > /data/a; echo b > /data/b; echo $COLOUR > /c", {"COLOUR": "red"})}
+        states={
+            "one": SandboxState("mkdir /data; echo a > /data/a; echo b > /data/b; echo $COLOUR > /c", {"COLOUR": "red"})
+        }
     )
     yield made
     made.__exit__()
@@ -78,7 +80,9 @@ def test_changes_are_those_of_the_content(sandbox, command, changed):
 
 
 def test_half_a_state_is_none():
-    made = sandbox_or_skip(states={"slow": State("echo a > /a; sleep 9; echo b > /b")}, limits={"wall_seconds": 1})
+    made = sandbox_or_skip(
+        states={"slow": SandboxState("echo a > /a; sleep 9; echo b > /b")}, limits={"wall_seconds": 1}
+    )
     with pytest.raises(UserError, match="file system slow was not finished") as error:
         made.run([("slow", "ls /a /b")])
     assert "limit on time" in str(error.value)
@@ -129,7 +133,7 @@ def host():
 def attacked(request, host):
     """What became of the attacks, by name."""
     folder, facts, *_ = host
-    sandbox_or_skip(states={"one": State("true")}).__exit__()
+    sandbox_or_skip(states={"one": SandboxState("true")}).__exit__()
     if request.param == "as this user":
         return attacks.run(facts)
     if os.geteuid() != 0 or not os.access("/usr/bin/python3", os.X_OK):
@@ -234,7 +238,7 @@ def test_nothing_of_an_attack_is_left_for_the_next_command(attacked):
 def refused(monkeypatch, **environment) -> UserError:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="Nothing was executed") as error, Sandbox({"one": State("true")}):
+    with pytest.raises(UserError, match="Nothing was executed") as error, Sandbox({"one": SandboxState("true")}):
         pass
     return error.value
 
@@ -268,7 +272,7 @@ def test_a_bubblewrap_that_can_not_is_explained(monkeypatch, tmp_path, said, wor
 @pytest.mark.skipif(not shutil.which("unshare") or os.geteuid() != 0, reason="needs root and unshare(1)")
 def test_where_the_kernel_gives_no_user_namespaces_nothing_is_executed(tmp_path):
     program = "from scripts.tasks.shell.execution.sandbox import *\n"
-    program += "with Sandbox({'one': State('touch /tmp/x')}) as s: print('made')"
+    program += "with Sandbox({'one': SandboxState('touch /tmp/x')}) as s: print('made')"
     shell = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "sh", "-c", shell, "sh", sys.executable, "-c", program],

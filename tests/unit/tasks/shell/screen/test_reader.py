@@ -33,6 +33,7 @@ def argvs(text: str) -> list[list[str]]:
         ("p=/usr/lib; rm ${p%/lib} ${p##*/}", ["rm", "/usr", "lib"]),
         ("rm $(echo /) `printf '\\x2f'`", ["rm", "/", "/"]),
         ('f() { rm "$1"; }; f /', ["rm", "/"]),
+        ("set -- a /; rm $2", ["rm", "/"]),
         ("alias l='rm -rf'; l /", ["rm", "-rf", "/"]),
     ],
 )

@@ -1,0 +1,16 @@
+python3 -m openrlhf.cli.train_ppo_ray \
+    --pretrain Qwen/Qwen2.5-7B \
+    --actor_num_nodes 3 \
+    --actor_num_gpus_per_node 1 \
+    --ref_num_nodes 3 \
+    --ref_num_gpus_per_node 6 \
+    --micro_train_batch_size 1 \
+    --micro_rollout_batch_size 1 \
+    --prompt_max_len 1024 \
+    --generate_max_len 36864 \
+    --advantage_estimator group_norm \
+    --zero_stage 3 \
+    --bf16 \
+    --grad_accum_dtype bf16 \
+    --flash_attn \
+    --gradient_checkpointing

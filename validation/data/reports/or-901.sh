@@ -1,0 +1,14 @@
+python3 -m openrlhf.cli.train_ppo_ray \
+    --pretrain Qwen/Qwen2.5-7B-Instruct \
+    --actor_num_nodes 1 \
+    --actor_num_gpus_per_node 2 \
+    --ref_num_nodes 1 \
+    --ref_num_gpus_per_node 2 \
+    --micro_train_batch_size 2 \
+    --micro_rollout_batch_size 2 \
+    --prompt_max_len 1024 \
+    --generate_max_len 1 \
+    --advantage_estimator group_norm \
+    --zero_stage 2 \
+    --bf16 \
+    --flash_attn

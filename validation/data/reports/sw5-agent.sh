@@ -1,0 +1,12 @@
+swift sft \
+    --model Qwen/Qwen2.5-3B \
+    --tuner_type lora \
+    --lora_rank 8 \
+    --lora_alpha 32 \
+    --target_modules all-linear \
+    --modules_to_save embed_tokens lm_head \
+    --torch_dtype bfloat16 \
+    --per_device_train_batch_size 1 \
+    --gradient_accumulation_steps 16 \
+    --max_length 2048 \
+    --use_liger_kernel true
