@@ -13,7 +13,7 @@ from dryfit.ask.question import QuestionOptions, question
 from dryfit.common.errors import UserError
 from dryfit.data import data_path
 from dryfit.derived import form
-from dryfit.derived.families import FAMILIES, language_model_of
+from dryfit.derived.families import FAMILIES, family_of, language_model_of
 from dryfit.derived.form import NoRecord, Records, StepKey, composed_step, form_of, records_of
 from dryfit.recorder.variants import METHODS, OPTIONS
 from dryfit.scenario.scenario import Scenario
@@ -48,8 +48,8 @@ def test_a_step_of_the_catalogue_is_answered() -> None:
 WINDOWS = {"phi-3-mini-4k": 2047, "mistral-7b-v0.1": 4096, "gemma-2-2b": 4096, "gemma-2-9b": 4096, "gemma-2-27b": 4096}
 RECORDED = sorted(path.stem for path in data_path("records").glob("*.zip"))
 OF_TRL_ALONE = {  # recorded with TRL's defaults alone
-    *("deepseek_v3", "gemma4_text", "gemma4_text_experts", "glm4_moe_lite", "gpt_oss", "lfm2", "nemotron_h"),
-    *("qwen3_5_moe_text", "qwen3_5_text"),
+    *("deepseek_v3", "gemma4_text", "gemma4_text_experts", "glm4_moe_lite", "gpt_oss", "lfm2", "llama4_text"),
+    *("nemotron_h", "phi", "qwen3_5_moe_text", "qwen3_5_text"),
 }
 # Families without such a record: Mixtral's default has rows of up to 2,048 tokens.
 LEFT_OUT = {
@@ -207,8 +207,17 @@ def test_chunks_that_were_not_recorded_are_not_answered(rows, length) -> None:
 
 
 @pytest.mark.parametrize("capability", [(8, 6), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1), (7, 5), (7, 0)])
-def test_a_gpu_of_another_compute_capability_is_answered(capability) -> None:
-    composed_step(of_trl("qwen2.5-7b"), capability)
+@pytest.mark.parametrize("name", ["qwen2.5-7b", "llama-3.2-3b"])
+def test_a_gpu_of_another_compute_capability_is_answered(name, capability) -> None:
+    composed_step(of_trl(name), capability)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("gemma-4-31b", "gemma4_text"), ("gemma-4-26b-a4b", "gemma4_text_experts")]
+)
+def test_models_of_one_code_with_experts_and_without_are_two_families(name, family) -> None:
+    assert name in FAMILIES[family].catalogue()
+    assert family_of(language_model_of(name)) is FAMILIES[family]
 
 
 # An adapter of experts whose scaling is 1: PyTorch leaves its factor out, and so a temporary of the backward pass.

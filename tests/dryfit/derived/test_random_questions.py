@@ -112,7 +112,7 @@ def test_a_small_model_of_each_family_is_answered_as_it_is_traced(family, method
     keys, model = own.keys, dict(language_model_of(own.catalogue()[0]))
     sizes = {keys["m"]: 712, keys["E"]: 24} if "E" in keys else {"intermediate_size": 1500}
     model |= {
-        "hidden_size": 64 * model["num_attention_heads"],
+        "hidden_size": 2 * own.multiples.get("d", 32) * model["num_attention_heads"],
         "vocab_size": 130001 if family == "smollm3" else 50257,  # whose class pads with 128004
         **sizes,
         **own.layers(own.sequence),
