@@ -69,7 +69,7 @@ _SECONDS = 1500  # of one question, before it counts as not answered
 
 
 @dataclass(frozen=True)
-class Report:
+class PublicReport:
     """One question and what came of the run that it asks about.
 
     ``settings`` were stated by the author, ``assumed`` was not. ``question``: the words behind ``dryfit``, asked
@@ -110,18 +110,19 @@ class Report:
     why: str = ""
 
 
-COLUMNS = tuple(field.name for field in fields(Report))
+COLUMNS = tuple(field.name for field in fields(PublicReport))
 
 
-def read(table: Path = TABLE) -> list[Report]:
-    """All reports, in the order of the file; columns that a :class:`Report` doesn't have are left out."""
+def read(table: Path = TABLE) -> list[PublicReport]:
+    """All reports, in the order of the file; columns that a :class:`PublicReport` doesn't have are left out."""
     with open(table, encoding="utf-8", newline="") as handle:
         return [
-            Report(**{name: value for name, value in row.items() if name in COLUMNS}) for row in csv.DictReader(handle)
+            PublicReport(**{name: value for name, value in row.items() if name in COLUMNS})
+            for row in csv.DictReader(handle)
         ]
 
 
-def added(reports: Sequence[Report], others: Iterable[Report]) -> list[Report]:
+def added(reports: Sequence[PublicReport], others: Iterable[PublicReport]) -> list[PublicReport]:
     """``reports`` with those of ``others`` that they lack: the newest draw, and beside it those that were not drawn.
 
     Raises:
@@ -138,14 +139,14 @@ def added(reports: Sequence[Report], others: Iterable[Report]) -> list[Report]:
     return [*reports, *(replace(report, drawn=name) if report.link in links else report for report in new)]
 
 
-def write(reports: Iterable[Report]) -> None:
+def write(reports: Iterable[PublicReport]) -> None:
     with open(TABLE, "w", encoding="utf-8", newline="") as handle:
         table = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows(asdict(report) for report in reports)
 
 
-def draw(reports: Sequence[Report], name: str) -> set[str]:
+def draw(reports: Sequence[PublicReport], name: str) -> set[str]:
     """The ids of the decidable reports of a draw: whole threads, shuffled, until there are :data:`UNREAD` rows.
 
     A thread goes in whole or not at all, so that no other row tells about an unread one.
@@ -163,7 +164,7 @@ def draw(reports: Sequence[Report], name: str) -> set[str]:
     return set(drawn)
 
 
-def ask(report: Report) -> dict[str, Any]:
+def ask(report: PublicReport) -> dict[str, Any]:
     """What the command answers: the object of ``--json`` without suggestions, or ``{"error": ...}`` where it refuses.
 
     The question is asked in ``validation/data/reports``, where the files that it names lie.
@@ -180,7 +181,7 @@ def ask(report: Report) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def ask_all(reports: Sequence[Report], jobs: int) -> Iterator[tuple[Report, dict[str, Any]]]:
+def ask_all(reports: Sequence[PublicReport], jobs: int) -> Iterator[tuple[PublicReport, dict[str, Any]]]:
     """Each report with its answer, as they come; each in a process of its own, which ends after :data:`_SECONDS`."""
     for name in _HEAVY:  # once, before the processes fork
         importlib.import_module(name)
@@ -210,7 +211,7 @@ def ask_all(reports: Sequence[Report], jobs: int) -> Iterator[tuple[Report, dict
                 yield report, {"error": f"no answer within {_SECONDS} s"}
 
 
-def _send(connection: Any, report: Report) -> None:
+def _send(connection: Any, report: PublicReport) -> None:
     answer = ask(report)
     connection.send(json.loads(json.dumps(answer, default=str)))
     connection.close()
@@ -225,7 +226,7 @@ def verdict(answer: dict[str, Any]) -> str:
     return {True: "fits", False: "does_not_fit", None: "no_answer"}[answer.get("fits")]
 
 
-def agreement(report: Report, said: str, usable_gib: str) -> str:
+def agreement(report: PublicReport, said: str, usable_gib: str) -> str:
     """One of :data:`AGREEMENTS`: whether a verdict agrees with what came of the run; empty for a question not asked.
 
     Too close to call is right where the run ended out of memory, or took 97 % of the card and more.
@@ -245,7 +246,7 @@ def agreement(report: Report, said: str, usable_gib: str) -> str:
     return "right" if ran_out else "wrong_on_the_safe_side"
 
 
-def asked(report: Report, answer: dict[str, Any]) -> Report:
+def asked(report: PublicReport, answer: dict[str, Any]) -> PublicReport:
     """The report with what was answered now; ``why`` stays, where it explains the same verdict.
 
     At the first asking the answer is kept as the first one too.
@@ -295,18 +296,18 @@ _IN_WORDS = {
 }
 
 
-def now(report: Report) -> str:
+def now(report: PublicReport) -> str:
     """Whether the present verdict agrees with the report."""
     agrees = agreement(report, report.verdict, report.usable_gib)
     return "undecidable" if agrees and report.found_undecidable else agrees
 
 
-def then(report: Report) -> str:
+def then(report: PublicReport) -> str:
     """The same of the verdict at the first asking."""
     return agreement(report, report.first_verdict, report.first_usable_gib)
 
 
-def counts(reports: Iterable[Report], first: bool = False) -> dict[str, int]:
+def counts(reports: Iterable[PublicReport], first: bool = False) -> dict[str, int]:
     """How many reports of each agreement, now or at the first asking; ``too_close``: such verdicts; ``total``: all."""
     told = dict.fromkeys((*AGREEMENTS, NOT_ASKED, "too_close", "total"), 0)
     for report in reports:
@@ -318,13 +319,13 @@ def counts(reports: Iterable[Report], first: bool = False) -> dict[str, int]:
     return told
 
 
-def _sets(reports: Sequence[Report]) -> dict[str, list[Report]]:
+def _sets(reports: Sequence[PublicReport]) -> dict[str, list[PublicReport]]:
     """The reports of each set that has any, the newest set first."""
     sets = {drawn: [report for report in reports if report.drawn == drawn] for drawn in DRAWN}
     return {drawn: those for drawn, those in sets.items() if those}
 
 
-def page(reports: Sequence[Report]) -> str:
+def page(reports: Sequence[PublicReport]) -> str:
     """docs/reports.md."""
     sets = _sets(reports)
     threads = len({report.link for report in reports})
@@ -337,7 +338,7 @@ def page(reports: Sequence[Report]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def readme_lines(reports: Sequence[Report]) -> str:
+def readme_lines(reports: Sequence[PublicReport]) -> str:
     """README's "How exact it is": each draw at its one reading; below, the newest's unsafe rows and the oldest draw."""
     lines, worst, first, oldest = [], "", "", next(iter(SEEDS))
     for drawn, those in _sets(reports).items():
@@ -407,7 +408,7 @@ tool's default counts as stated, and the answer names it.
 unsafe where it says that the step fits, and the run ended out of memory."""
 
 
-def _count_table(sets: dict[str, list[Report]]) -> str:
+def _count_table(sets: dict[str, list[PublicReport]]) -> str:
     columns = {}
     for drawn, those in sets.items():
         columns[f"{_SETS[drawn]}, {'once' if drawn else 'first asking'}"] = counts(those, first=True)
@@ -420,7 +421,7 @@ def _count_table(sets: dict[str, list[Report]]) -> str:
     return "\n".join(lines)
 
 
-def _wanted_numbers(draws: dict[str, list[Report]]) -> str:
+def _wanted_numbers(draws: dict[str, list[PublicReport]]) -> str:
     """Whether each draw reached, at its one reading, the numbers that were set before."""
     said = [
         f"We wanted {_WANTED_RIGHT} of {UNREAD} right at the one reading of a draw, none unsafe, and at most"
@@ -438,7 +439,7 @@ def _wanted_numbers(draws: dict[str, list[Report]]) -> str:
 _WANTED_RIGHT, _MOST_CLOSE_PERCENT = 36, 15
 
 
-def _wrong_table(sets: dict[str, list[Report]]) -> str:
+def _wrong_table(sets: dict[str, list[PublicReport]]) -> str:
     lines = ["| report | set | what ran | the outcome | the verdict | why |", "| --- | --- | --- | --- | --- | --- |"]
     for drawn, reports in sets.items():
         wrong = [report for report in reports if now(report) in _WORST_FIRST[:3]]
@@ -449,7 +450,7 @@ def _wrong_table(sets: dict[str, list[Report]]) -> str:
     return "\n".join(lines)
 
 
-def _undecidable_table(reports: Sequence[Report]) -> str:
+def _undecidable_table(reports: Sequence[PublicReport]) -> str:
     lines = ["| report | what ran | the outcome | why it decides nothing |", "| --- | --- | --- | --- |"]
     for report in reports:
         if why := report.found_undecidable or report.decidable.partition("no: ")[2]:
@@ -458,17 +459,17 @@ def _undecidable_table(reports: Sequence[Report]) -> str:
     return "\n".join(lines)
 
 
-def _run(report: Report) -> str:
+def _run(report: PublicReport) -> str:
     return f"{report.tool}, {report.model}, {report.method}: {report.settings}"
 
 
-def _outcome(report: Report) -> str:
+def _outcome(report: PublicReport) -> str:
     where = f" ({report.where})" if report.where else ""
     peak = f"; {report.peak_gib} GiB: {report.peak_is}" if report.peak_gib else ""
     return f"{_IN_WORDS[report.outcome]}{where}{peak}"
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: PublicReport) -> str:
     needs = f": {report.required_gib} of {report.usable_gib} GiB" if report.required_gib else ""
     return f"{_IN_WORDS.get(report.verdict, 'not asked')}{needs}"
 
@@ -480,7 +481,7 @@ def _cell(text: str) -> str:
 _BEGIN, _END = "<!-- reports: begin -->", "<!-- reports: end -->"
 
 
-def write_pages(reports: Sequence[Report]) -> None:
+def write_pages(reports: Sequence[PublicReport]) -> None:
     """Write docs/reports.md and README's lines."""
     PAGE.write_text(page(reports), encoding="utf-8")
     text = README.read_text(encoding="utf-8")

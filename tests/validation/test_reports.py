@@ -22,7 +22,7 @@ def test_there_are_as_many_as_were_asked_for():
 
 
 @pytest.mark.parametrize("report", REPORTS, ids=lambda report: report.id)
-def test_a_row_says_what_was_stated_assumed_and_found(report: reports.Report):
+def test_a_row_says_what_was_stated_assumed_and_found(report: reports.PublicReport):
     on_github = r"https://github\.com/[\w.-]+/[\w.-]+/(issues/\d+|pull/\d+|blob/[0-9a-f]{40}/\S+)"
     assert re.fullmatch(on_github if "//github.com" in report.link else r"https://\S+", report.link)
     assert re.fullmatch(r"20\d\d-\d\d(-\d\d)?", report.date)
