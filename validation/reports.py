@@ -394,7 +394,7 @@ outcome of {reports} runs. We asked `dryfit` about each of them: is the verdict 
   questions were corrected: lf-6752's precision, FSDP1 in acc-3647-hf, and or-1066's rows of log-probabilities.
 - **Drawn fifth.** By the same rules, from 44 other threads and files of 2025 and 2026. Of the 40 drawn 23 ran, and 17
   ran out of memory. Nothing was mended between the draw and the asking, and the 21 spare ones were asked by the same
-  code. Mended then were Unsloth's flex attention for gpt-oss and its vLLM, Llama 4's experts as linear layers, rows that
+  code. Mended were Unsloth's flex attention for gpt-oss and its vLLM, Llama 4's experts as linear layers, rows that
   Ulysses divides in verl and ms-swift, and LISA. Corrected were hff-oss' checkpointing and the logits of ult-9b and
   ult-8b, which the quoted configuration deletes.
 - **The others were for development from the start**, asked at commit 75c96db0 first. Only the causes of wrong answers
