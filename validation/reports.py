@@ -53,6 +53,8 @@ FIRST_ASKED = {  # the commit at which each set was asked first
     "first": "commits fdc3f1c2 to a2c8f298 of 2026-12-01 (19 of them were asked twice, with three mends between)",
     "rehearsal": "commit 4e04f64c of 2026-12-01",
     "second": "commit 57d9f232 of 2026-12-01",
+    "fifth": "commit 1b6b5838 of 2026-12-02",
+    "spare": "commit d1225941 of 2026-12-02",
     "fourth": "commit 565a3f00 of 2026-12-02",
     "not drawn": "commit 565a3f00 of 2026-12-02",
     "third": "commit eec7c233 of 2026-12-01",
@@ -67,7 +69,7 @@ _SECONDS = 1500  # of one question, before it counts as not answered
 
 
 @dataclass(frozen=True)
-class Report:
+class PublicReport:
     """One question and what came of the run that it asks about.
 
     ``settings`` were stated by the author, ``assumed`` was not. ``question``: the words behind ``dryfit``, asked
@@ -108,18 +110,19 @@ class Report:
     why: str = ""
 
 
-COLUMNS = tuple(field.name for field in fields(Report))
+COLUMNS = tuple(field.name for field in fields(PublicReport))
 
 
-def read(table: Path = TABLE) -> list[Report]:
-    """All reports, in the order of the file; columns that a :class:`Report` doesn't have are left out."""
+def read(table: Path = TABLE) -> list[PublicReport]:
+    """All reports, in the order of the file; columns that a :class:`PublicReport` doesn't have are left out."""
     with open(table, encoding="utf-8", newline="") as handle:
         return [
-            Report(**{name: value for name, value in row.items() if name in COLUMNS}) for row in csv.DictReader(handle)
+            PublicReport(**{name: value for name, value in row.items() if name in COLUMNS})
+            for row in csv.DictReader(handle)
         ]
 
 
-def added(reports: Sequence[Report], others: Iterable[Report]) -> list[Report]:
+def added(reports: Sequence[PublicReport], others: Iterable[PublicReport]) -> list[PublicReport]:
     """``reports`` with those of ``others`` that they lack: the newest draw, and beside it those that were not drawn.
 
     Raises:
@@ -136,14 +139,14 @@ def added(reports: Sequence[Report], others: Iterable[Report]) -> list[Report]:
     return [*reports, *(replace(report, drawn=name) if report.link in links else report for report in new)]
 
 
-def write(reports: Iterable[Report]) -> None:
+def write(reports: Iterable[PublicReport]) -> None:
     with open(TABLE, "w", encoding="utf-8", newline="") as handle:
         table = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows(asdict(report) for report in reports)
 
 
-def draw(reports: Sequence[Report], name: str) -> set[str]:
+def draw(reports: Sequence[PublicReport], name: str) -> set[str]:
     """The ids of the decidable reports of a draw: whole threads, shuffled, until there are :data:`UNREAD` rows.
 
     A thread goes in whole or not at all, so that no other row tells about an unread one.
@@ -161,7 +164,7 @@ def draw(reports: Sequence[Report], name: str) -> set[str]:
     return set(drawn)
 
 
-def ask(report: Report) -> dict[str, Any]:
+def ask(report: PublicReport) -> dict[str, Any]:
     """What the command answers: the object of ``--json`` without suggestions, or ``{"error": ...}`` where it refuses.
 
     The question is asked in ``validation/data/reports``, where the files that it names lie.
@@ -178,7 +181,7 @@ def ask(report: Report) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def ask_all(reports: Sequence[Report], jobs: int) -> Iterator[tuple[Report, dict[str, Any]]]:
+def ask_all(reports: Sequence[PublicReport], jobs: int) -> Iterator[tuple[PublicReport, dict[str, Any]]]:
     """Each report with its answer, as they come; each in a process of its own, which ends after :data:`_SECONDS`."""
     for name in _HEAVY:  # once, before the processes fork
         importlib.import_module(name)
@@ -208,7 +211,7 @@ def ask_all(reports: Sequence[Report], jobs: int) -> Iterator[tuple[Report, dict
                 yield report, {"error": f"no answer within {_SECONDS} s"}
 
 
-def _send(connection: Any, report: Report) -> None:
+def _send(connection: Any, report: PublicReport) -> None:
     answer = ask(report)
     connection.send(json.loads(json.dumps(answer, default=str)))
     connection.close()
@@ -223,7 +226,7 @@ def verdict(answer: dict[str, Any]) -> str:
     return {True: "fits", False: "does_not_fit", None: "no_answer"}[answer.get("fits")]
 
 
-def agreement(report: Report, said: str, usable_gib: str) -> str:
+def agreement(report: PublicReport, said: str, usable_gib: str) -> str:
     """One of :data:`AGREEMENTS`: whether a verdict agrees with what came of the run; empty for a question not asked.
 
     Too close to call is right where the run ended out of memory, or took 97 % of the card and more.
@@ -243,7 +246,7 @@ def agreement(report: Report, said: str, usable_gib: str) -> str:
     return "right" if ran_out else "wrong_on_the_safe_side"
 
 
-def asked(report: Report, answer: dict[str, Any]) -> Report:
+def asked(report: PublicReport, answer: dict[str, Any]) -> PublicReport:
     """The report with what was answered now; ``why`` stays, where it explains the same verdict.
 
     At the first asking the answer is kept as the first one too.
@@ -293,18 +296,18 @@ _IN_WORDS = {
 }
 
 
-def now(report: Report) -> str:
+def now(report: PublicReport) -> str:
     """Whether the present verdict agrees with the report."""
     agrees = agreement(report, report.verdict, report.usable_gib)
     return "undecidable" if agrees and report.found_undecidable else agrees
 
 
-def then(report: Report) -> str:
+def then(report: PublicReport) -> str:
     """The same of the verdict at the first asking."""
     return agreement(report, report.first_verdict, report.first_usable_gib)
 
 
-def counts(reports: Iterable[Report], first: bool = False) -> dict[str, int]:
+def counts(reports: Iterable[PublicReport], first: bool = False) -> dict[str, int]:
     """How many reports of each agreement, now or at the first asking; ``too_close``: such verdicts; ``total``: all."""
     told = dict.fromkeys((*AGREEMENTS, NOT_ASKED, "too_close", "total"), 0)
     for report in reports:
@@ -316,13 +319,13 @@ def counts(reports: Iterable[Report], first: bool = False) -> dict[str, int]:
     return told
 
 
-def _sets(reports: Sequence[Report]) -> dict[str, list[Report]]:
+def _sets(reports: Sequence[PublicReport]) -> dict[str, list[PublicReport]]:
     """The reports of each set that has any, the newest set first."""
     sets = {drawn: [report for report in reports if report.drawn == drawn] for drawn in DRAWN}
     return {drawn: those for drawn, those in sets.items() if those}
 
 
-def page(reports: Sequence[Report]) -> str:
+def page(reports: Sequence[PublicReport]) -> str:
     """docs/reports.md."""
     sets = _sets(reports)
     threads = len({report.link for report in reports})
@@ -335,13 +338,16 @@ def page(reports: Sequence[Report]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def readme_lines(reports: Sequence[Report]) -> str:
-    """The table of README's "How exact it is": each drawn set at its one reading; below, the newest's unsafe rows."""
-    lines, worst = [], ""
+def readme_lines(reports: Sequence[PublicReport]) -> str:
+    """README's "How exact it is": each draw at its one reading; below, the newest's unsafe rows and the oldest draw."""
+    lines, worst, first, oldest = [], "", "", next(iter(SEEDS))
     for drawn, those in _sets(reports).items():
         told, since = counts(those, first=True), counts(those)
         if drawn in SEEDS and told[NOT_ASKED] < told["total"]:
             answered = told["total"] - told["undecidable"] - told[NOT_ASKED]
+            if drawn == oldest:
+                first = f"The {drawn} draw was {told['right']} right and {told['unsafe']} unsafe of {answered}. "
+                continue
             cells = (f"{drawn}, unread until {FIRST_ASKED.get(drawn, 'they were asked')}", answered)
             cells += tuple(told[name] for name in ("right", "unsafe", "wrong_on_the_safe_side", "no_answer"))
             lines.append(_row((*cells, f"{since['right']} right, {since['unsafe']} unsafe")))
@@ -352,7 +358,7 @@ def readme_lines(reports: Sequence[Report]) -> str:
     told = counts([report for report in reports if report.drawn in ("", "first")])
     head = ("draw", "asked", "right", "unsafe", "wrong on the safe side", "no answer", "by the present rules")
     return "\n".join([_row(head), _row(["---"] + ["---:"] * 5 + ["---"]), *lines]) + (
-        f"\n\n{worst}Rules were written for what the draws showed, so the last column is no test. Of the first draw and"
+        f"\n\n{worst}Rules were written for what the draws showed, so the last column is no test. {first}Of it and"
         f" {told['total'] - UNREAD} reports beside it, {told['right']} are right by the present rules,"
         f" {told['unsafe']} unsafe, and {told[NOT_ASKED]} were not asked again."
     )
@@ -372,25 +378,25 @@ outcome of {reports} runs. We asked `dryfit` about each of them: is the verdict 
 - **The question came first.** `validation/data/reports.csv` says what a report stated and what we assumed, and the
   question lies beside it. A search shows a thread's title, so the outcome was seen before the question was written in
   all rows. No verdict was known then.
-- **Four times {unread} reports stayed unread**, drawn by whole threads (`python -m validation.reports draw`, seeds
-  {first}, {second}, {third} and {fourth}), and were asked once. Then the causes of wrong verdicts were mended. "Once"
-  has the verdicts of that asking; "now" has the present rules, and is no test. A report that was not asked again keeps
-  its verdict.
+- **Five times {unread} reports stayed unread**, drawn by whole threads (`python -m validation.reports draw`, seeds
+  {first}, {second}, {third}, {fourth} and {fifth}), and were asked once. Then the causes of wrong verdicts were mended.
+  "Once" has the verdicts of that asking; "now" has the present rules, and is no test. A report that was not asked again
+  keeps its verdict.
 - **Drawn first.** 19 were asked at commit fdc3f1c2: 12 were right, 3 unsafe, one wrong on the safe side, and 3 had no
   answer. Three mends followed. Then the others were asked for the first time, and these again: "once" has that.
-- **Drawn second.** The rehearsal, other reports of the same collection, was asked before, and some causes of its wrong
-  answers were mended. That 3 of the drawn ones, DPO and ORPO with ZeRO-3, would be refused was seen before. One rule
-  was taken back afterwards: the defaults of older versions of TRL are a warning now. By that o1-506-b16 became unsafe.
-- **Drawn third.** Nothing was mended between the draw and the asking. The {left_over} left over were asked after mends,
-  at commit c0475232. Six questions assumed what the tool of their day did not do. They were corrected and asked again;
-  their first verdicts stay.
-- **Drawn fourth.** Reports of 2025 and 2026 where they could be had, since a verdict is about present versions. What
-  can be decided was written down before the draw: model, method, card and number of cards are stated. So is the length,
-  or the quoted file's own default. Images were left out. The smallest common card above a stated memory counts as
-  stated. 28 of the 40 ran, and 12 ran out: public files say what ran. The 21 not drawn were asked by the same code.
-  Mends followed, and 10 of these 61 were asked again. Three of their questions were corrected: lf-6752's precision,
-  which LLaMA-Factory leaves in fp32, FSDP1 in acc-3647-hf, and or-1066's rows of log-probabilities. Mended were also
-  experts in 8 bits, gpt-oss of Unsloth's and under FSDP2, and the place where accelerate casts weights.
+- **Drawn second.** The rehearsal, other reports of the same collection, was asked before. One rule was taken back
+  afterwards: the defaults of older versions of TRL are a warning now. By that o1-506-b16 became unsafe.
+- **Drawn third.** The {left_over} left over were asked after mends, at commit c0475232. Six questions assumed what the
+  tool of their day did not do. They were corrected and asked again; their first verdicts stay.
+- **Drawn fourth.** Reports of 2025 and 2026 where they could be had, since a verdict is about present versions. Model,
+  method, card and number of cards are stated, and the length or the quoted file's own default. Images were left out.
+  The smallest common card above a stated memory counts as stated. The 21 not drawn were asked by the same code. Three
+  questions were corrected: lf-6752's precision, FSDP1 in acc-3647-hf, and or-1066's rows of log-probabilities.
+- **Drawn fifth.** By the same rules, from 44 other threads and files of 2025 and 2026. Of the 40 drawn 23 ran, and 17
+  ran out of memory. Nothing was mended between the draw and the asking, and the 21 spare ones were asked by the same
+  code. Mended then were Unsloth's flex attention for gpt-oss and its vLLM, Llama 4's experts as linear layers, rows that
+  Ulysses divides in verl and ms-swift, and LISA. Corrected were hff-oss' checkpointing and the logits of ult-9b and
+  ult-8b, which the quoted configuration deletes.
 - **The others were for development from the start**, asked at commit 75c96db0 first. Only the causes of wrong answers
   were told to those who changed the verdict.
 
@@ -402,7 +408,7 @@ tool's default counts as stated, and the answer names it.
 unsafe where it says that the step fits, and the run ended out of memory."""
 
 
-def _count_table(sets: dict[str, list[Report]]) -> str:
+def _count_table(sets: dict[str, list[PublicReport]]) -> str:
     columns = {}
     for drawn, those in sets.items():
         columns[f"{_SETS[drawn]}, {'once' if drawn else 'first asking'}"] = counts(those, first=True)
@@ -415,7 +421,7 @@ def _count_table(sets: dict[str, list[Report]]) -> str:
     return "\n".join(lines)
 
 
-def _wanted_numbers(draws: dict[str, list[Report]]) -> str:
+def _wanted_numbers(draws: dict[str, list[PublicReport]]) -> str:
     """Whether each draw reached, at its one reading, the numbers that were set before."""
     said = [
         f"We wanted {_WANTED_RIGHT} of {UNREAD} right at the one reading of a draw, none unsafe, and at most"
@@ -433,7 +439,7 @@ def _wanted_numbers(draws: dict[str, list[Report]]) -> str:
 _WANTED_RIGHT, _MOST_CLOSE_PERCENT = 36, 15
 
 
-def _wrong_table(sets: dict[str, list[Report]]) -> str:
+def _wrong_table(sets: dict[str, list[PublicReport]]) -> str:
     lines = ["| report | set | what ran | the outcome | the verdict | why |", "| --- | --- | --- | --- | --- | --- |"]
     for drawn, reports in sets.items():
         wrong = [report for report in reports if now(report) in _WORST_FIRST[:3]]
@@ -444,7 +450,7 @@ def _wrong_table(sets: dict[str, list[Report]]) -> str:
     return "\n".join(lines)
 
 
-def _undecidable_table(reports: Sequence[Report]) -> str:
+def _undecidable_table(reports: Sequence[PublicReport]) -> str:
     lines = ["| report | what ran | the outcome | why it decides nothing |", "| --- | --- | --- | --- |"]
     for report in reports:
         if why := report.found_undecidable or report.decidable.partition("no: ")[2]:
@@ -453,17 +459,17 @@ def _undecidable_table(reports: Sequence[Report]) -> str:
     return "\n".join(lines)
 
 
-def _run(report: Report) -> str:
+def _run(report: PublicReport) -> str:
     return f"{report.tool}, {report.model}, {report.method}: {report.settings}"
 
 
-def _outcome(report: Report) -> str:
+def _outcome(report: PublicReport) -> str:
     where = f" ({report.where})" if report.where else ""
     peak = f"; {report.peak_gib} GiB: {report.peak_is}" if report.peak_gib else ""
     return f"{_IN_WORDS[report.outcome]}{where}{peak}"
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: PublicReport) -> str:
     needs = f": {report.required_gib} of {report.usable_gib} GiB" if report.required_gib else ""
     return f"{_IN_WORDS.get(report.verdict, 'not asked')}{needs}"
 
@@ -475,7 +481,7 @@ def _cell(text: str) -> str:
 _BEGIN, _END = "<!-- reports: begin -->", "<!-- reports: end -->"
 
 
-def write_pages(reports: Sequence[Report]) -> None:
+def write_pages(reports: Sequence[PublicReport]) -> None:
     """Write docs/reports.md and README's lines."""
     PAGE.write_text(page(reports), encoding="utf-8")
     text = README.read_text(encoding="utf-8")

@@ -211,12 +211,12 @@ def _by_parameters(scenario: Scenario, reason: str) -> Estimated:
         count = parameter_count(scenario.model)
     except NotDescribed:
         return Estimated(scenario, None, None, reason)
-    size = _weights_bytes(scenario, count) / 2**30
+    size = weights_bytes(scenario, count) / 2**30
     known = f"the weights of its {count / 1e9:.2f} billion parameters alone take {size:.1f} GiB"
     return Estimated(scenario, None, rule_of_thumb(scenario, count), f"{reason}; {known}")
 
 
-def _weights_bytes(scenario: Scenario, count: int) -> int:
+def weights_bytes(scenario: Scenario, count: int) -> int:
     """The least that so many weights take: packed are linear layers, and experts where that is asked for."""
     width, packed = WIDTH[scenario.weight_precision], 0
     if scenario.method == "qlora":

@@ -165,10 +165,10 @@ def traced(
         try:
             return answer()
         except UserError as error:
-            name, value = next(iter((error.change or {"": None}).items()))
-            if asked.reading is None or (name, value) not in _NEAREST:
+            name, value = change = next(iter((error.change or {"": None}).items()))
+            if asked.reading is None or change not in [*_NEAREST]:  # a value may be a mapping, which has no hash
                 raise
-            errs, why = _NEAREST[name, value]
+            errs, why = _NEAREST[change]
             asked.reading.approximates(name, getattr(asked.scenario, name), errs, why)
             asked.scenario = asked.scenario.changed(**{name: value})
     return answer()

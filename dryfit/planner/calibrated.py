@@ -1,6 +1,7 @@
 """Required bytes of a step and of those like it: the analytic estimate, corrected by traces.
 
-The analytic estimate answers in milliseconds and is within a few per cent; the trace is exact and takes seconds.
+The analytic estimate answers in milliseconds and is within a few per cent; the trace is exact and takes seconds. Where
+only the weights of layers are described, layers that are alike stand in for them: that is rough, and traces correct it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ from itertools import product
 from typing import Any
 
 from dryfit.analytic.decoder import NotDescribed
-from dryfit.analytic.estimate import analytic_estimate
+from dryfit.analytic.estimate import analytic_estimate, weights_bytes
+from dryfit.analytic.hybrids import Hybrid
+from dryfit.analytic.parameters import parameter_count
+from dryfit.analytic.setting import describe
 from dryfit.cards.gpus import Gpu
+from dryfit.common.errors import UserError
 from dryfit.derived.step import if_recorded
+from dryfit.engine.components import GRADIENTS, OPTIMIZER_STATES
 from dryfit.hours.step_time import speeds
 from dryfit.planner.changes import Changes, apply
+from dryfit.scenario.model import EXPERT_COUNTS
 from dryfit.scenario.nested_fields import Parallel
 from dryfit.scenario.objectives import SUPERVISED
 from dryfit.scenario.scenario import Scenario
@@ -50,7 +57,7 @@ class CalibratedEstimator:
         self._traced: dict[tuple, Mapping[str, Any]] = {}  # by capability and scenario
         self._peaks: dict[tuple, int] = {}  # of the analytic estimate, by the same
         try:
-            analytic_estimate(_described(scenario), capability=self.capability, blocks=False)
+            self.formula(scenario)
             self.described = True
         except NotDescribed:
             self.described = False
@@ -60,15 +67,18 @@ class CalibratedEstimator:
             self.learn(scenario, traced)
 
     def __call__(self, scenario: Scenario) -> int:
-        """The required bytes, estimated; where there is no analytic estimate, a record's or the trace's own."""
+        """The required bytes, estimated; of layers without a form by a record, and without any estimate the trace's."""
         known = self._traced.get((self.capability, _key(scenario)))
         if known:
             return known["required_bytes"]
+        if self._follows_records and layers_alike(scenario) is not scenario:
+            exact = if_recorded(scenario, self.capability)
+            if exact is not None:
+                return exact.required_bytes
         try:
             peak = self.formula(scenario)
         except NotDescribed:
-            exact = if_recorded(scenario, self.capability) if self._follows_records else None
-            return exact.required_bytes if exact else self.verify(scenario)["required_bytes"]
+            return self.verify(scenario)["required_bytes"]
         return peak + _above(peak, self._points_of(scenario))
 
     def on(self, gpu: Gpu) -> CalibratedEstimator:
@@ -93,11 +103,12 @@ class CalibratedEstimator:
         return known
 
     def formula(self, scenario: Scenario) -> int:
-        """The analytic estimate's peak, without corrections."""
+        """The analytic estimate's peak, without corrections; of layers that it does not describe a rough one."""
         key = (self.capability, _key(scenario))
         if key not in self._peaks:
-            form = analytic_estimate(_described(scenario), capability=self.capability, blocks=False)
-            self._peaks[key] = form["peak_allocated_bytes"]
+            alike = layers_alike(known := _described(scenario))
+            form = analytic_estimate(alike, capability=self.capability, blocks=False)
+            self._peaks[key] = form["peak_allocated_bytes"] + _more_weights(known, alike, form)
         return self._peaks[key]
 
     def learn(self, scenario: Scenario, traced: Mapping[str, Any]) -> None:
@@ -145,6 +156,52 @@ def _described(scenario: Scenario) -> Scenario:
     return scenario.changed(parallel=like, precision=precision, autocast=None)
 
 
+def layers_alike(scenario: Scenario) -> Scenario:
+    """The scenario; where only the weights of its layers are described, one whose layers are all alike.
+
+    Its MLPs are as wide as makes up for all weights that a token goes through.
+    """
+    try:
+        decoder = describe(scenario.model)
+    except NotDescribed:
+        return scenario
+    if not isinstance(decoder, Hybrid):
+        return scenario
+    counts, layers, hidden = decoder.parameter_counts(), len(decoder.layers), scenario.size("hidden_size")
+    heads = scenario.size("num_attention_heads") or max(1, hidden // 128)
+    groups, head = scenario.size("num_key_value_heads") or heads, scenario.size("head_dim") or hidden // heads
+    experts = next((scenario.size(name) for name in EXPERT_COUNTS if scenario.size(name)), 1)
+    taken = scenario.size("num_experts_per_tok") or 1
+    each = (counts["linear"] + counts.get("experts", 0) * taken // experts) // layers
+    width = max((each - 2 * hidden * head * (heads + groups)) // (3 * hidden), hidden // 2)
+    model = {
+        "model_type": "llama", "hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": groups, "head_dim": head,
+        "vocab_size": scenario.size("vocab_size"), "tie_word_embeddings": "output_head" not in counts,
+        "max_position_embeddings": scenario.size("max_position_embeddings") or scenario.sequence_length,
+    }  # fmt: skip
+    changes: Changes = {"model": model, "experts": {"quantized": "none"}, "packages": None, "kernels": "transformers"}
+    if scenario.lora and scenario.lora.target_modules != "all-linear":
+        changes["lora"] = {**scenario.to_mapping()["lora"], "target_modules": "all-linear"}
+    try:
+        return scenario.changed(**changes)
+    except UserError:
+        return scenario
+
+
+def _more_weights(scenario: Scenario, alike: Scenario, form: Mapping[str, Any]) -> int:
+    """By how much a step's weights take more than those of one with layers alike; trained ones with their states."""
+    if alike is scenario:
+        return 0
+    own, other = (weights_bytes(step, parameter_count(step.model)) for step in (scenario, alike))
+    more = own - other
+    if scenario.method == "full":
+        parts = form["components"]
+        states = sum(parts.get(name, 0) for name in (GRADIENTS, OPTIMIZER_STATES))
+        more += round(states * (parameter_count(scenario.model) / parameter_count(alike.model) - 1))
+    return more // (scenario.parallel.gpus if scenario.parallel.sharded else 1)
+
+
 def _key(scenario: Scenario) -> str:
     return repr(replace(scenario, gpu=None))
 
@@ -163,21 +220,32 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Memory over all combinations of rank, sequence length and micro-batch, in the order given.
 
-    The analytic estimate, corrected by one trace of the scenario itself.
+    The analytic estimate, corrected by one trace of the scenario itself; where layers stand in for others by traces of
+    the fewest and the most tokens with each rank.
     """
     estimate = CalibratedEstimator(scenario)
     estimate.verify(scenario)
     rows = []
     lora = scenario.to_mapping()["lora"]
-    own_rank = [lora["rank"]] if lora else [0]
-    for rank, length, batch in product(
-        (ranks if lora else ()) or own_rank,
+    values = [
+        (ranks if lora else ()) or ([lora["rank"]] if lora else [0]),
         sequence_lengths or [scenario.sequence_length],
         micro_batches or [scenario.micro_batch],
-    ):
+    ]
+
+    def at(rank: int, length: int, batch: int) -> Scenario:
         changes: Changes = {"sequence_length": length, "micro_batch": batch}
         if lora:
             changes["lora"] = {**lora, "rank": rank}
-        required = estimate(apply(scenario, changes))
+        return apply(scenario, changes)
+
+    of_rank = dict.fromkeys(values[0], estimate)
+    if layers_alike(scenario) is not scenario:
+        for rank in values[0]:
+            of_rank[rank] = CalibratedEstimator(scenario)
+            for end in (min, max):
+                of_rank[rank].verify(at(rank, *map(end, values[1:])))
+    for rank, length, batch in product(*values):
+        required = of_rank[rank](at(rank, length, batch))
         rows.append({"rank": rank, "sequence_length": length, "micro_batch": batch, "required_bytes": required})
     return rows

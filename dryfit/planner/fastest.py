@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from dryfit.analytic.certainty import Needs
+from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.estimate import estimate
 from dryfit.cards.gpus import Gpu
 from dryfit.derived.step import if_recorded
+from dryfit.planner.calibrated import CalibratedEstimator
 from dryfit.scenario.scenario import Scenario
 
 TRACED = 4  # ways whose largest micro-batch is answered
+LENIENT = 0.9  # where layers alike stand in for others: they were up to 3 % off, and up to 11 % at more tokens
 # How many tokens a second a way takes beside the tool's first one, roughly. Checkpointing runs a forward pass again:
 # four passes' worth of products for three. The others only break ties before times are traced.
 SPEED = {
@@ -166,11 +170,15 @@ class Search:
         return self.is_traced or (one.asked.scenario.loss != "liger" and _peak(one.asked) is not None)
 
 
-def _peak(asked: StepQuestion) -> int | None:
-    """The peak by the estimate or a record. Liger's loss, which neither has, is a little less than one in chunks."""
+def _step(asked: StepQuestion) -> Scenario:
+    """The step. Liger's loss, which neither the estimate nor a record has, is a little less than one in chunks."""
     step = asked.scenario
-    if step.loss == "liger":
-        step = step.changed(loss="chunked", kernels="transformers")
+    return step.changed(loss="chunked", kernels="transformers") if step.loss == "liger" else step
+
+
+def _peak(asked: StepQuestion) -> int | None:
+    """The peak by the estimate or a record."""
+    step = _step(asked)
     analytic = estimate(step, asked.where, blocks=False, recorded=False).analytic
     if analytic is None:
         exact = if_recorded(step, asked.gpu and asked.gpu.capability)
@@ -181,4 +189,8 @@ def _peak(asked: StepQuestion) -> int | None:
 def _may_fit(asked: StepQuestion) -> bool:
     """Whether the estimate does not rule a step out; a step that nothing describes without a trace is not ruled out."""
     peak = _peak(asked)
+    if peak is None and asked.gpu:
+        with suppress(NotDescribed):
+            step = _step(asked)
+            peak = round(LENIENT * CalibratedEstimator(step, asked.gpu).formula(step))
     return peak is None or Needs(asked.scenario, peak, asked.gpu and asked.gpu.capability).may_fit(asked.gpu)

@@ -11,7 +11,9 @@ from dryfit.analytic.setting import describe
 from dryfit.cards.gpus import named
 from dryfit.cards.verdict import Omission
 from dryfit.common.errors import UserError
-from dryfit.common.text import gib
+from dryfit.common.files import read_yaml
+from dryfit.common.text import GIB, gib
+from dryfit.data import data_path
 from dryfit.engine.components import weights
 from dryfit.readers.reading import TOO_HIGH, TOO_LOW, Reading
 from dryfit.scenario.model import size
@@ -135,7 +137,8 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         ``rows`` (rows of the model's own length instead),
         ``experts N`` (those of 16 bits in N bits instead), ``expert_adapters`` (of each expert's layers), ``step`` (all
         that is not resident), ``reference`` (the weights of a second model), ``whole`` (all weights while they load),
-        ``vllm N`` and ``vllm N sleeps`` (vLLM with that part of the card).
+        ``vllm N`` and ``vllm N sleeps`` (vLLM with that part of the card), ``shared vllm N`` and ``shared vllm
+        standby`` (Unsloth's, which has the one copy of the weights).
     """
     shown = answer.get("trace") or answer.get("analytic")
     if kind is None or not shown:
@@ -173,6 +176,8 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         return _reference_bytes(scenario, shown)
     if kind.startswith("vllm "):
         return _vllm_bytes(float(kind.split()[1]), kind.endswith("sleeps"), scenario, shown)
+    if kind.startswith("shared vllm "):
+        return _shared_vllm_bytes(kind.split()[2], scenario, shown)
     if kind == "gradients":
         return parts.get("gradients", 0)
     if kind == "activations":
@@ -282,6 +287,24 @@ def _vllm_bytes(share: float, sleeps: bool, scenario: Scenario, shown: Mapping[s
     merges = weights if scenario.parallel.zero_stage == 3 and scenario.method != "full" else 0
     generating, syncing = trainer + taken, trainer + (weights if sleeps else taken) + merges
     return max(generating, syncing, peak + (0 if sleeps else taken)) - peak
+
+
+def _shared_vllm_bytes(share: str, scenario: Scenario, shown: Mapping[str, Any]) -> int | None:
+    """How far Unsloth's vLLM raises the need: adapters and their states lie beside its share, and the update does.
+
+    It has the one copy of the weights. In standby it gives all else back for the update, and its share is Unsloth's own
+    for a card's size.
+    """
+    gpu = named(scenario.gpu) if scenario.gpu is not None else None
+    numbers = shown.get("trainable_parameters")
+    if gpu is None or not isinstance(numbers, int):
+        return None
+    sizes = read_yaml(data_path("unsloth.yaml"))["standby"]
+    part = next(part for gibs, part in sizes if gpu.total_bytes >= gibs * GIB) if share == "standby" else float(share)
+    taken, adapters, peak = int(part * gpu.total_bytes), 4 * numbers, shown["peak_allocated_bytes"]
+    weights = max(shown["resident_bytes"] - adapters, 0)
+    generating = adapters + _states_bytes(shown) + taken
+    return max(generating, peak + (0 if share == "standby" else max(taken - weights, 0))) - peak
 
 
 def _states_bytes(shown: Mapping[str, Any]) -> int:

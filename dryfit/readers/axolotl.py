@@ -125,7 +125,10 @@ def _method(get: FileValues, reading: Reading) -> None:
         common.quantized(reading, 8, "load_in_8bit", adapter=True)
     if not adapter:
         return
-    if get("quantize_moe_experts"):
+    if get("llama4_linearized_experts"):  # monkeypatch/models/llama4/modeling.py: a linear layer for each expert
+        why = "experts as linear layers are counted as packed ones, of which a layer's are unpacked together"
+        reading.approximates("llama4_linearized_experts", True, TOO_HIGH, why)
+    if get("quantize_moe_experts") or get("llama4_linearized_experts"):
         reading.set(experts={"quantized": "bitsandbytes"})
     targets = get("lora_target_modules")
     if get("lora_target_linear"):

@@ -91,10 +91,12 @@ def beside_several(get: Get, reading: Reading, objective: str = "grpo") -> None:
         reading.approximates("beta", get("beta", _BETA.get(objective)), TOO_LOW, why, "reference")
 
 
-def of_unsloth(reading: Reading, utilization: float | None) -> None:
-    """Say what Unsloth does otherwise than TRL in a cycle."""
+def of_unsloth(reading: Reading, utilization: float | None, *, sleeps: bool = False) -> None:
+    """Say what Unsloth does otherwise than TRL in a cycle; ``sleeps``: its standby, which sets vLLM's share itself."""
     why = "Unsloth computes log-probabilities in its own chunks; this is the step of TRL's trainer"
     reading.approximates("unsloth", True, EITHER_WAY, why, "logits")
     if utilization is not None:
-        why = "vLLM holds the one copy of the weights, and takes a share of the memory that is free: not described"
-        reading.approximates("gpu_memory_utilization", utilization, TOO_LOW, why)
+        why = "vLLM holds the one copy of the weights, and takes a share of the memory that is free"
+        why += ", which standby sets itself; it sleeps in the update" if sleeps else ", in the update too"
+        share = "standby" if sleeps else f"{utilization:g}"
+        reading.approximates("gpu_memory_utilization", utilization, TOO_LOW, why, f"shared vllm {share}")

@@ -195,7 +195,15 @@ def _parallel(get: FileValues, reading: Reading, gpus: int | None) -> None:
         common.fsdp(reading, get("fsdp_config") or {}, version, gpus, words if "offload" in words else "")
     elif (gpus or 1) > 1:
         common.parallel(reading, "ddp", gpus)
-    common.ulysses(reading, "sequence_parallel_size", get("sequence_parallel_size", 1), "ms-swift's own")
+    parts = get("sequence_parallel_size", 1)
+    if (
+        parts > 1 and (reading.fields.get("parallel") or {}).get("strategy") == "ddp"
+    ):  # no DeepSpeed, whose Ulysses is described
+        whole = reading.fields["sequence_length"]
+        reading.set(sequence_length=ceil(whole / parts))
+        reading.notes.append(f"{parts} GPUs share a row of {whole:,} tokens; counted as rows of their part")
+        return
+    common.ulysses(reading, "sequence_parallel_size", parts, "ms-swift's own")
 
 
 def _objective(get: FileValues, reading: Reading, kind: str, rows: int) -> None:

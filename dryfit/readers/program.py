@@ -388,7 +388,7 @@ def _reading(program: _Program, training: Made, path: Path, gpus: int | None) ->
     for name in dict.fromkeys(program.beside):
         reading.approximates(name, "loaded", TOO_LOW, "another model is loaded beside the one that is trained")
     if is_unsloths:
-        unsloth.say(reading, own, offloads=offloads, halves=program.halves)
+        unsloth.say(reading, {**program.flow.environ, **own}, offloads=offloads, halves=program.halves)
     else:
         if trainer == "transformers" and "max_length" not in said:
             reading.needs["sequence_length"] = "The program cuts rows off at no length that can be read."

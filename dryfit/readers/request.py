@@ -195,8 +195,15 @@ def like_fields(tool: str, named: Mapping[str, Any], capability: tuple[int, int]
     own = defaults["always"] | defaults.get(named.get("method") or scenario_defaults()["method"], {})
     if capability is not None and capability < _COMPUTES_IN_BF16:
         own |= {name: value for name, value in defaults.get("without_bf16", {}).items() if own.get(name) is not None}
+    if tool == "unsloth" and own["precision"] == "bf16" and re.search(_flex(), str(named.get("model")), re.I):
+        own["attention"] = "flash"
     contradicting = set(_that_contradict(own, named))
     return {name: own[name] for name in BY_NAME if name in own and name not in contradicting}
+
+
+def _flex() -> str:
+    """Models that Unsloth trains through flex_attention, by their names."""
+    return read_yaml(data_path("unsloth.yaml"))["flex"]
 
 
 def _that_contradict(fields: Mapping[str, Any], named: Mapping[str, Any]) -> Iterator[str]:

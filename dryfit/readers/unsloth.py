@@ -18,7 +18,8 @@ _PAIR_TOKENS = 1024  # TRL's max_length
 _GENERATIONS = 8  # Unsloth's and TRL's num_generations
 UPPER_END = "its kernels are its own and keep less: this is the upper end of a range"
 # Arguments of its loaders and adapters that a training keeps under their own names.
-KEPT = ("full_finetuning", "load_in_16bit", "qat_scheme", "fast_inference", "gpu_memory_utilization")
+KEPT = ("full_finetuning", "load_in_16bit", "qat_scheme", "fast_inference", "gpu_memory_utilization",
+        "unsloth_vllm_standby")  # fmt: skip
 
 
 @cache
@@ -135,7 +136,8 @@ def say(reading: Reading, own: Mapping[str, Any], *, offloads: bool, halves: boo
         reading.remarks.pop()
         usual = table["defaults"]["fast_inference_utilization"]
         share = own.get("gpu_memory_utilization", usual) if own.get("fast_inference") is True else None
-        grpo.of_unsloth(reading, share if share is None or isinstance(share, float) else usual)
+        sleeps = is_on(own.get("unsloth_vllm_standby")) or own.get("UNSLOTH_VLLM_STANDBY", "0") != "0"
+        grpo.of_unsloth(reading, share if share is None or isinstance(share, float) else usual, sleeps=sleeps)
         return
     if objective != SUPERVISED:  # TRL's own step, with whole logits
         return
@@ -157,13 +159,19 @@ def _experts_of_a_copy(reading: Reading) -> None:
         reading.approximates("target_modules of experts", targets, TOO_LOW, why, "expert_adapters")
 
 
+def _attention(name: str, reading: Reading) -> str:
+    if re.search(rules()["flex"], name, re.I) and reading.fields.get("precision") == "bf16":
+        return "flash"
+    return "eager" if re.search(rules()["eager"], name, re.I) else "mem_efficient"
+
+
 def take_the_step(reading: Reading, *, offloads: bool) -> None:
     """Set what Unsloth's step of supervised fine-tuning does otherwise; ``offloads``: layers' inputs go to the host."""
     table, name = rules(), str(reading.fields.get("model"))
     reading.pads = False
     reading.fields.pop("attention_mask", None)
     if reading.fields.get("attention", "sdpa") == "sdpa":
-        reading.set(attention="eager" if re.search(table["eager"], name, re.I) else "mem_efficient")
+        reading.set(attention=_attention(name, reading))
     if reading.fields["attention"] == "eager":
         why = "attention that keeps its scores; since May 2026 flex_attention on Ampere and later, which keeps none"
         reading.approximates("attention", "eager", TOO_HIGH, why)

@@ -26,7 +26,8 @@ _TRAINS = ("main_ppo", "main_dapo", "fsdp_sft_trainer", "sft_trainer")
 _ACTOR, _ROLLOUT, _MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))
 _LOG_PROB = ("micro_batch_size_per_gpu", "micro_batch_size", "max_token_len_per_gpu", "use_dynamic_bsz")
 _WHOLE = (f"{_ACTOR}.ppo_micro_batch_size_per_gpu", f"{_ACTOR}.ppo_micro_batch_size", f"{_ACTOR}.ppo_mini_batch_size",
-          f"{_ACTOR}.ppo_max_token_len_per_gpu", f"{_ROLLOUT}.n", f"{_MODEL}.lora_rank", f"{_MODEL}.lora_alpha",
+          f"{_ACTOR}.ppo_max_token_len_per_gpu", f"{_ACTOR}.ulysses_sequence_parallel_size",
+          f"{_ROLLOUT}.n", f"{_MODEL}.lora_rank", f"{_MODEL}.lora_alpha",
           *(f"{part}.log_prob_{name}" for part in (_ROLLOUT, "actor_rollout_ref.ref") for name in _LOG_PROB[:3]),
           "data.max_prompt_length", "data.max_response_length", "data.max_length", "data.train_batch_size",
           "data.micro_batch_size_per_gpu", "model.lora_rank", "model.lora_alpha", "trainer.n_gpus_per_node",
@@ -113,20 +114,28 @@ def _gpus(get: FileValues, supervised: bool) -> int | None:
 
 
 def _update(get: FileValues, reading: Reading, count: int) -> None:
-    """One micro-batch of prompts and answers, and what the cycle has beside."""
+    """One micro-batch of prompts and answers, and what the cycle has beside.
+
+    Ulysses divides each row among GPUs, which share a micro-batch. One of dynamic size holds as many tokens for each of
+    them (1dda039, workers/engine/utils.py, ``prepare_micro_batches``).
+    """
     tokens = get("data.max_prompt_length", 512) + get("data.max_response_length", 512)
+    parts = get(f"{_ACTOR}.ulysses_sequence_parallel_size", 1) or 1
+    groups = max(count // parts, 1)
     answers = get(f"{_ACTOR}.ppo_mini_batch_size", 256) * get(f"{_ROLLOUT}.n", 1)
     rows = get(f"{_ACTOR}.ppo_micro_batch_size_per_gpu")
     if rows is None and get(f"{_ACTOR}.ppo_micro_batch_size"):
-        rows = max(get(f"{_ACTOR}.ppo_micro_batch_size") // count, 1)
+        rows = max(get(f"{_ACTOR}.ppo_micro_batch_size") // groups, 1)
     if get(f"{_ACTOR}.use_dynamic_bsz"):
-        rows = max(get(f"{_ACTOR}.ppo_max_token_len_per_gpu", 16_384) // tokens, 1)
+        rows = max(get(f"{_ACTOR}.ppo_max_token_len_per_gpu", 16_384) * parts // tokens, 1)
         reading.notes.append(f"use_dynamic_bsz: a micro-batch holds as many tokens as {rows} rows of the longest")
     if rows is None:
         rows = 1
         reading.notes.append("the file doesn't say how many rows a micro-batch has (ppo_micro_batch_size_per_gpu): 1")
-    accumulated = max(ceil(answers / count / rows), 1)
-    reading.set(sequence_length=tokens, micro_batch=rows, gradient_accumulation=accumulated)
+    accumulated = max(ceil(answers / groups / rows), 1)
+    reading.set(sequence_length=ceil(tokens / parts), micro_batch=rows, gradient_accumulation=accumulated)
+    if parts > 1:
+        reading.notes.append(f"Ulysses: {parts} GPUs share a row of {tokens:,} tokens; counted as rows of their part")
     reading.pads = not get(f"{_MODEL}.use_remove_padding", True)
     if get("algorithm.adv_estimator", "gae") == "gae":
         why = "a critic with its optimizer's states lies beside, unless it is offloaded"
@@ -135,20 +144,21 @@ def _update(get: FileValues, reading: Reading, count: int) -> None:
     if compared and not get(f"{_MODEL}.lora_rank") and not get("actor_rollout_ref.ref.fsdp_config.param_offload"):
         why = "a reference's weights lie beside, divided as well"
         reading.approximates(f"{_ACTOR}.use_kl_loss", True, TOO_LOW, why)
-    _log_probabilities(get, reading, rows, tokens, count)
+    _log_probabilities(get, reading, rows, tokens, groups)
     _rollout(get, reading)
 
 
-def _log_probabilities(get: FileValues, reading: Reading, rows: int, tokens: int, count: int) -> None:
+def _log_probabilities(get: FileValues, reading: Reading, rows: int, tokens: int, groups: int) -> None:
     """A pass without gradients, of rows of its own number; with the logits their softmax and its product (dp_actor)."""
     most = 0
     for part in (_ROLLOUT, "actor_rollout_ref.ref"):
         own = get(f"{part}.log_prob_micro_batch_size_per_gpu")
         if own is None and get(f"{part}.log_prob_micro_batch_size"):
-            own = max(get(f"{part}.log_prob_micro_batch_size") // count, 1)
+            own = max(get(f"{part}.log_prob_micro_batch_size") // groups, 1)
         if get(f"{part}.log_prob_use_dynamic_bsz", get(f"{_ACTOR}.use_dynamic_bsz")):
+            parts = get(f"{_ACTOR}.ulysses_sequence_parallel_size", 1) or 1
             usual = get(f"{_ACTOR}.ppo_max_token_len_per_gpu", 16_384)
-            own = max(get(f"{part}.log_prob_max_token_len_per_gpu", usual) // tokens, 1)
+            own = max(get(f"{part}.log_prob_max_token_len_per_gpu", usual) * parts // tokens, 1)
         most = max(most, own or 0)
     if most > rows:
         why = f"log-probabilities of {most} rows are computed at once"

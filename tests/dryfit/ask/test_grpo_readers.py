@@ -103,6 +103,26 @@ def test_a_notebook_of_unsloth_is_trls_cycle_and_says_what_unsloth_does_otherwis
 
 
 @needs_trl
+@pytest.mark.parametrize(
+    ("more", "taken", "in_the_update"),
+    [
+        ("", 0.6, True),
+        ("import os\nos.environ['UNSLOTH_VLLM_STANDBY'] = '1'", 0.87875, False),
+    ],
+)
+def test_unsloths_vllm_has_the_one_copy_of_the_weights(more, taken, in_the_update, tmp_path: Path) -> None:
+    """``standby``: what Unsloth sets for a card of 80 GB, whatever the program asks for."""
+    found = asked(tmp_path, f"{more}\n{NOTEBOOK}", name="program.py", gpu="a100-80gb")
+    adapters, weights, states, step = 10_000_000, 3 * 2**30, 2**20, 5 * 2**30
+    trace = {"trainable_parameters": adapters, "resident_bytes": weights + 4 * adapters, "components": {},
+             "components_by_phase": {"update": {"optimizer_states": states}}, "peak_allocated_bytes": step}  # fmt: skip
+    left_out = {one.what: one for one in omissions(found.readings, found.scenario, {"trace": trace})}
+    share = int(taken * found.gpu.total_bytes)
+    more_bytes = share - weights if in_the_update else share + 4 * adapters + states - step
+    assert left_out["gpu_memory_utilization"].too_low_bytes == more_bytes
+
+
+@needs_trl
 def test_a_group_that_the_batch_cuts_is_refused_as_trl_refuses_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="doesn't divide"):
         asked(tmp_path, TRL | {"num_generations": 6})
@@ -166,3 +186,14 @@ def test_what_lies_beside_a_training_of_several_gpus_has_a_size(strategy, more, 
     trace = {"parameters": 10**10, "components": {}, "resident_bytes": 4 * GIB, "peak_allocated_bytes": 10 * GIB}
     sizes = {one.what: one.too_low_bytes for one in omissions([found.reading], found.scenario, {"trace": trace})}
     assert {key: size for key, size in sizes.items() if key in ("use_vllm", "beta")} == taken
+
+
+def test_a_refusal_that_asks_for_a_mapping_is_told(tmp_path: Path, monkeypatch) -> None:
+    from dryfit.ask import answer
+
+    def refuse(*_, **__):
+        raise UserError("vLLM can't start.", change={"generation": {"engine": "vllm", "max_model_length": 1024}})
+
+    monkeypatch.setattr(answer, "whole_answer", refuse)
+    with pytest.raises(UserError, match="can't start"):
+        answer.traced(asked(tmp_path, TRL))

@@ -207,6 +207,10 @@ def test_axolotls_packed_experts_are_followed_on_one_gpu(tmp_path: Path) -> None
                         "quantize_moe_experts": True, "lora_target_modules": ["q_proj"]}  # fmt: skip
     found = asked(tmp_path, packed)
     assert found.scenario.experts.quantized == "bitsandbytes" and not found.reading.remarks
+    linear = {"quantize_moe_experts": None, "llama4_linearized_experts": True}
+    found = asked(tmp_path, packed | linear)
+    assert found.scenario.experts.quantized == "bitsandbytes"
+    assert [(one.key, one.errs) for one in found.reading.remarks] == [("llama4_linearized_experts", "too high")]
     eight = {"load_in_4bit": False, "load_in_8bit": True, "adapter": "lora"}
     said(asked(tmp_path, packed | eight), experts={"quantized": "bitsandbytes"}, quantization={"type": "int8"})
     numbers = 48 * 128 * 3 * 2048 * 768  # layers, experts, matrices

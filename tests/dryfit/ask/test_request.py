@@ -50,6 +50,12 @@ def test_unsloth_takes_fp16_on_a_card_without_bf16(card, precision) -> None:
     assert (asked.precision, asked.autocast, asked.attention) == (precision, precision, "mem_efficient")
 
 
+@pytest.mark.parametrize(("card", "attention"), [("h100", "flash"), ("t4", "mem_efficient")])
+def test_unsloths_flex_attention_keeps_no_scores(card, attention) -> None:
+    asked = question(["gpt-oss-20b"], QuestionOptions(gpu=card, like="unsloth", method="lora")).scenario
+    assert asked.attention == attention
+
+
 OF_FILES = tuple(tool for tool in LIKE if tool != "unsloth")  # whose settings stand in files; Unsloth's in programs
 
 

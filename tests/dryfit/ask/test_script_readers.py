@@ -119,6 +119,19 @@ def test_a_supervised_command_of_ms_swift(more: str, fields: dict, tmp_path: Pat
     said(found, sequence_length=2048, micro_batch=1, **fields)
 
 
+def test_rows_that_ms_swift_divides_without_deepspeed(tmp_path: Path) -> None:
+    line = f"NPROC_PER_NODE=4 swift sft --model {MODEL} --max_length 2046 --sequence_parallel_size 4"
+    found = asked(tmp_path, line, name="x.sh", gpu="80GiB")
+    said(found, sequence_length=512, parallel={"strategy": "ddp", "gpus": 4, "ulysses": 1})
+    assert "4 GPUs share a row of 2,046 tokens" in found.reading.notes[-1] and not found.reading.remarks
+
+
+def test_layers_that_lisa_leaves_frozen_are_bounded(tmp_path: Path) -> None:
+    line = f"swift sft --model {MODEL} --max_length 512 --tuner_type full --lisa_activated_layers 2"
+    (lisa,) = asked(tmp_path, line, name="x.sh").reading.remarks
+    assert (lisa.key, lisa.errs, lisa.bound) == ("lisa_activated_layers", "too high", "frozen")
+
+
 def test_names_of_ms_swift_before_version_3_are_read(tmp_path: Path) -> None:
     """ReleaseNote3.0.md of ms-swift has the list."""
     line = f"swift sft --model_id_or_path {MODEL} --sft_type lora --dtype fp16 --quantization_bit 4 --batch_size 3"
@@ -180,6 +193,10 @@ def test_a_command_of_verl_is_the_actors_update(tmp_path: Path) -> None:
          {"parallel": {"strategy": "fsdp2", "offload": "cpu"}}, None),
         ("actor_rollout_ref.actor.use_dynamic_bsz=True actor_rollout_ref.actor.ppo_max_token_len_per_gpu=4608",
          {"micro_batch": 3}, None),
+        ("actor_rollout_ref.actor.use_dynamic_bsz=True actor_rollout_ref.actor.ppo_max_token_len_per_gpu=2500"
+         " actor_rollout_ref.actor.ulysses_sequence_parallel_size=2",  # 5,000 tokens for both
+         {"micro_batch": 3, "sequence_length": 768, "gradient_accumulation": 43}, None),
+        ("actor_rollout_ref.actor.ulysses_sequence_parallel_size=2", {"micro_batch": 4, "sequence_length": 768}, None),
         ("reward_model.enable=True", {}, "reward_model.enable"),
         ("actor_rollout_ref.ref.fsdp_config.param_offload=True", {"micro_batch": 4}, None),
         ("actor_rollout_ref.actor.fsdp_config.model_dtype=bf16", {"precision": "bf16"}, None),

@@ -6,11 +6,13 @@ from dataclasses import asdict, replace
 import pytest
 import yaml
 
+from dryfit.analytic.estimate import analytic_estimate, weights_bytes
+from dryfit.analytic.parameters import parameter_count
 from dryfit.cards.gpus import GIB, Gpu, catalogue, find, known
 from dryfit.derived.step import derived_step
 from dryfit.hours.step_time import speeds
 from dryfit.planner import gpu_counts, suggestions
-from dryfit.planner.calibrated import CalibratedEstimator, _above, _described, sweep
+from dryfit.planner.calibrated import CalibratedEstimator, _above, _described, layers_alike, sweep
 from dryfit.planner.changes import apply, as_method, moves, spread, whole_4bit_bytes
 from dryfit.planner.feasibility import largest
 from dryfit.planner.suggestions import _bigger_gpu, _divided, _suggestion, _verified, suggest
@@ -18,6 +20,7 @@ from dryfit.readers.request import parse_request
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.trace import trace
 from tests.dryfit.decoders import LLAMA_3_LAYERS
+from tests.dryfit.families import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("nothing_beside")
 LLAMA = {**LLAMA_3_LAYERS, "num_hidden_layers": 2}
@@ -233,14 +236,49 @@ def test_a_step_without_an_estimate_is_read_from_its_record_and_not_traced(monke
     step = parse_request({"model": "lfm2-1.2b", "sequence_length": 512, "like": "trl"}).scenario
     estimate = CalibratedEstimator(step, find("rtx-4090"))
     recorded = derived_step(step, (8, 9)).required_bytes
-    assert not estimate.described and estimate(step) == recorded
+    assert estimate(step) == recorded
     longer = step.changed(sequence_length=2048)
     assert estimate(longer) == derived_step(longer, (8, 9)).required_bytes > recorded
-    monkeypatch.setattr(CalibratedEstimator, "verify", lambda *_: {"required_bytes": 7})
+    monkeypatch.setattr(CalibratedEstimator, "formula", lambda *_: 7)
     assert estimate(step.changed(optimizer="adamw_8bit")) == 7  # which no record has
     shared = next(gpu for gpu in known().values() if gpu.pool_bytes)
     assert CalibratedEstimator(step, shared)(step) == 7  # loading decides there, and is in no record
     assert estimate.on(shared)(step) == 7 and estimate.on(find("rtx-3090"))(step) > 7
+
+
+@pytest.mark.few(2, 4)
+@pytest.mark.parametrize("family", ["lfm2", "qwen3_5_moe_text", "gemma4_text", "mamba2"])
+@pytest.mark.parametrize("method", ["full", "qlora"])
+def test_layers_alike_stand_in_for_others_and_weights_count_exactly(family, method) -> None:
+    """They decide which changes are traced: so all that they have to know is what needs more."""
+    fields = {"model": FAMILIES[family], "method": method, "sequence_length": 256, "packages": []}
+    scenario = Scenario.from_mapping(fields)
+    alike = layers_alike(scenario)
+    assert alike.model["model_type"] == "llama" and layers_alike(alike) is alike
+    estimate = CalibratedEstimator(scenario)
+    own, other = (weights_bytes(step, parameter_count(step.model)) for step in (scenario, alike))
+    form = analytic_estimate(alike, blocks=False)["peak_allocated_bytes"]
+    assert estimate.described and (method == "full" or estimate.formula(scenario) == form + own - other)
+    assert estimate(scenario.changed(micro_batch=4)) > estimate(scenario)
+    traced = estimate.verify(scenario)
+    assert estimate(scenario) == traced["required_bytes"]
+
+
+def test_a_target_of_the_models_own_layers_becomes_all_linear_where_others_stand_in() -> None:
+    fields = {"model": FAMILIES["lfm2"], "lora": {"rank": 4, "target_modules": ["in_proj"]}, "sequence_length": 64}
+    assert layers_alike(Scenario.from_mapping(fields)).lora.target_modules == "all-linear"
+
+
+def test_a_sweep_over_layers_without_a_form_is_the_traces_at_its_ends(monkeypatch) -> None:
+    scenario = Scenario.from_mapping({"model": FAMILIES["lfm2"], "method": "lora", "sequence_length": 64})
+    traces, verify = [], CalibratedEstimator.verify
+    monkeypatch.setattr(CalibratedEstimator, "verify", lambda own, step: traces.append(step) or verify(own, step))
+    rows = sweep(scenario, ranks=(4, 16), sequence_lengths=(64, 128, 512), micro_batches=(1, 2))
+    assert len(traces) == 5 and len(rows) == 12
+    for row in (rows[0], rows[5], rows[6], rows[11]):
+        changes = {name: row[name] for name in ("sequence_length", "micro_batch")}
+        step = scenario.changed(**changes, lora={**scenario.to_mapping()["lora"], "rank": row["rank"]})
+        assert row["required_bytes"] == required(step)
 
 
 def test_estimates_meet_the_traces_that_taught_them() -> None:
