@@ -193,11 +193,14 @@ def least_at(needed: Mapping[str, Any], size: int) -> int:
 
 
 def _of_bounds(needed: Mapping[str, Any]) -> Iterator[Omission]:
-    """What kernels that are not known may take more or less; not the worst case of an assumption that is stated."""
+    """What kernels that are not known may take more or less; not the worst case of an assumption that is stated.
+
+    A step whose kernels keep less has other fragments too, so its need may be as low as its peak.
+    """
     bounds, peak = needed.get("bounds"), needed.get("peak_allocated_bytes")
     if bounds and bounds["highest_bytes"] is not None and peak is not None and not bounds.get("is_worst_case"):
         yield Omission("kernels that are not known", max(bounds["highest_bytes"] - peak, 0),
-                       max(peak - bounds["lowest_bytes"], 0))  # fmt: skip
+                       max(needed["required_bytes"] - bounds["lowest_bytes"], 0))  # fmt: skip
 
 
 def is_lower_bound(needed: Mapping[str, Any]) -> bool:

@@ -106,17 +106,17 @@ def training(folder: Path, case: str) -> dict[str, Any]:
 
 def resumed(folder: Path, case: str) -> dict[str, Any]:
     """A training that is killed behind its first checkpoint, and started again."""
-    save = training_loop.Checkpoint.save
+    save = training_loop.LoopState.save
 
     def save_and_die(*given: Any) -> None:
         save(*given)
         raise KeyboardInterrupt
 
-    training_loop.Checkpoint.save = save_and_die
+    training_loop.LoopState.save = save_and_die
     try:
         training(folder, case)
     except KeyboardInterrupt:
-        training_loop.Checkpoint.save = save
+        training_loop.LoopState.save = save
     return training(folder, case)
 
 

@@ -129,6 +129,12 @@ def test_an_interval_that_crosses_the_card_is_too_close(bounds: dict, word: str)
     assert verdict(needed, find("t4")).word is Word(word)
 
 
+def test_kernels_that_keep_less_have_fewer_fragments_too() -> None:
+    needed = {"required_bytes": 18 * GIB, "peak_allocated_bytes": 16 * GIB,
+              "bounds": {"lowest_bytes": 14 * GIB, "highest_bytes": 16 * GIB, "missing": "kernels"}}  # fmt: skip
+    assert verdict(needed, find("t4")).word is Word.TOO_CLOSE
+
+
 @pytest.mark.parametrize(("also", "headroom"), [
     ([[-700, -200], [-600, 1]], 600), ([[-50, 0]], -100), ([[0, 1]], 0),
 ])  # fmt: skip

@@ -69,7 +69,7 @@ def fit(tmp_path, step=None, loop=LOOP, save_every=3, stop_after=None, data=None
             return update(*args, **kwargs)
 
         optimizer.step = killed_step
-    checkpoint = training_loop.Checkpoint(tmp_path / "checkpoint")
+    checkpoint = training_loop.LoopState(tmp_path / "checkpoint")
     settings = {**loop, "save_every_steps": save_every}
     curve, start, _ = training_loop.Fit(model, optimizer, data or rows(), step, settings, 7, 0, checkpoint).run()
     adapter = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -103,7 +103,7 @@ def test_a_killed_run_ends_like_one_that_was_not(tmp_path, step):
 def test_a_damaged_checkpoint_is_not_gone_on_from(tmp_path, caplog):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, stop_after=4)
-    checkpoint = training_loop.Checkpoint(tmp_path / "checkpoint")
+    checkpoint = training_loop.LoopState(tmp_path / "checkpoint")
     for name in ("state.pt", "curve.jsonl", "checkpoint.json"):
         path = checkpoint.folder / name
         whole = path.read_bytes()
@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(tmp_path, caplog):
 def test_a_checkpoint_keeps_the_scale_of_fp16_gradients(tmp_path):
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    found, kept = torch.amp.GradScaler("cpu", init_scale=512.0), training_loop.Checkpoint(tmp_path / "checkpoint")
+    found, kept = torch.amp.GradScaler("cpu", init_scale=512.0), training_loop.LoopState(tmp_path / "checkpoint")
     found.scale(model(torch.ones(1, 2)).sum()).backward()
     kept.save(1, model, optimizer, [], 0.0, found)
     fresh = torch.amp.GradScaler("cpu")

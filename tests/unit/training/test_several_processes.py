@@ -216,7 +216,7 @@ def measure_as(rank, size, port, path):
     with processes.started(path) as (work, group), gloo_as_nccl():
         job = worker.TrainingJob(**work)
         scenario = worker.Scenario.from_mapping(job.scenario)
-        data = worker.Data.read(job, scenario)
+        data = worker.TrainingRows.read(job, scenario)
         model, _ = worker._model(job, scenario, "small")
         optimizer = build_optimizer(model, scenario, largest_steps=False)
         fit = Fit(model, optimizer, data.rows, scenario, job.loop, job.seed, data.pad_token_id, LoopState(path, group))
