@@ -196,9 +196,8 @@ def _parallel(get: FileValues, reading: Reading, gpus: int | None) -> None:
     elif (gpus or 1) > 1:
         common.parallel(reading, "ddp", gpus)
     parts = get("sequence_parallel_size", 1)
-    if (
-        parts > 1 and (reading.fields.get("parallel") or {}).get("strategy") == "ddp"
-    ):  # no DeepSpeed, whose Ulysses is described
+    divided = (reading.fields.get("parallel") or {}).get("strategy") == "ddp"  # without DeepSpeed's own Ulysses
+    if parts > 1 and divided:
         whole = reading.fields["sequence_length"]
         reading.set(sequence_length=ceil(whole / parts))
         reading.notes.append(f"{parts} GPUs share a row of {whole:,} tokens; counted as rows of their part")
