@@ -197,10 +197,17 @@ def _of_bounds(needed: Mapping[str, Any]) -> Iterator[Omission]:
 
     A step whose kernels keep less has other fragments too, so its need may be as low as its peak.
     """
-    bounds, peak = needed.get("bounds"), needed.get("peak_allocated_bytes")
-    if bounds and bounds["highest_bytes"] is not None and peak is not None and not bounds.get("is_worst_case"):
+    if has_range(needed):
+        bounds, peak = needed["bounds"], needed["peak_allocated_bytes"]
         yield Omission("kernels that are not known", max(bounds["highest_bytes"] - peak, 0),
                        max(needed["required_bytes"] - bounds["lowest_bytes"], 0))  # fmt: skip
+
+
+def has_range(needed: Mapping[str, Any]) -> bool:
+    """Whether kernels that are not known make a trace's peak a range, with a lower and an upper end."""
+    bounds = needed.get("bounds")
+    is_known = bounds and bounds["highest_bytes"] is not None and needed.get("peak_allocated_bytes") is not None
+    return bool(is_known and not bounds.get("is_worst_case"))
 
 
 def is_lower_bound(needed: Mapping[str, Any]) -> bool:

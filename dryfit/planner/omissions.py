@@ -9,7 +9,7 @@ from typing import Any
 from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.setting import describe
 from dryfit.cards.gpus import named
-from dryfit.cards.verdict import Omission
+from dryfit.cards.verdict import Omission, has_range
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml
 from dryfit.common.text import GIB, gib
@@ -35,6 +35,8 @@ def omissions(readings: Iterable[Reading], scenario: Scenario, answer: Mapping[s
     for reading in readings:
         yield from _images(reading, scenario)
         for remark in reading.remarks:
+            if remark.bound == "step" and has_range(answer.get("trace") or {}):
+                continue  # the range says the same, and closer
             size = bound_bytes(remark.bound, scenario, answer)
             yield Omission(remark.key, 0 if remark.errs == TOO_HIGH else size, 0 if remark.errs == TOO_LOW else size)
 

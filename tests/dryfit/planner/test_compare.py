@@ -1,6 +1,7 @@
 """Four answers side by side, with signed differences."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,8 @@ from dryfit.analytic.estimate import Estimated, estimate
 from dryfit.cards.gpus import GIB, MIB, find
 from dryfit.cards.sentences import of_step
 from dryfit.planner.compare import NO_GPU, NOT_MEASURED, compare
+from dryfit.planner.omissions import omissions
+from dryfit.readers.reading import TOO_HIGH, Reading
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.scenario_trace import Traced, traced
 from dryfit.tracing.trace import trace
@@ -99,3 +102,13 @@ def test_the_verdict_is_a_replay_at_the_gpus_own_size() -> None:
     line = of_step(by_luck.to_mapping())
     assert line.startswith("TOO CLOSE TO CALL on this card: blocks have to pack well; ")
     assert line.endswith("0.24 GiB is enough on any card")
+
+
+def test_a_range_of_kernels_that_the_trace_gives_is_not_counted_a_second_time() -> None:
+    reading = Reading("Unsloth", "", Path("train.py"))
+    reading.approximates("unsloth", True, TOO_HIGH, "its kernels keep less", "step")
+    scenario = Scenario.from_mapping({"model": MODEL, "sequence_length": 64})
+    plain = {"peak_allocated_bytes": 9 * MIB, "resident_bytes": 4 * MIB, "required_bytes": 10 * MIB, "components": {}}
+    ranged = plain | {"bounds": {"lowest_bytes": 8 * MIB, "highest_bytes": 9 * MIB, "missing": "kernels"}}
+    assert [one.too_high_bytes for one in omissions([reading], scenario, {"trace": plain})] == [5 * MIB]
+    assert not list(omissions([reading], scenario, {"trace": ranged}))
