@@ -756,6 +756,9 @@ def test_unsloths_copy_of_gpt_oss_has_experts_in_4_bits(tmp_path: Path) -> None:
     attention = asked(tmp_path, factory | {"lora_target": "q_proj", "quantization_bit": 4})
     assert "target_modules of experts" not in {remark.key for remark in attention.reading.remarks}
     said(asked(tmp_path, factory | {"lora_target": "q_proj"}), experts={"quantized": "none"})
+    for model, attention in (("openai/gpt-oss-20b", "flash"), ("google/gemma-2-9b", "mem_efficient")):
+        loaded = factory | {"model_name_or_path": model, "lora_target": "q_proj", "pure_bf16": True}
+        said(asked(tmp_path, loaded), attention=attention)  # flex_attention keeps no scores either
 
 
 @pytest.mark.parametrize(
