@@ -19,18 +19,10 @@ _SENDING = ("gather", "reduce", "broadcast", "alltoall", "scatter")
 
 
 class GpuGroup(NamedTuple):
-    """GPUs that talk to each other.
+    """GPUs that talk to each other."""
 
-    Attributes
-    ----------
-    name
-        Of the mesh's dimension, such as ``tp``; ``""``: the job's own group.
-    ranks
-        Their numbers in the job, in order.
-    """
-
-    name: str
-    ranks: tuple[int, ...]
+    name: str  # of the mesh's dimension, such as `tp`; `""`: the job's own group
+    ranks: tuple[int, ...]  # their numbers in the job, in order
 
     @property
     def size(self) -> int:

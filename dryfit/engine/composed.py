@@ -43,11 +43,6 @@ class Composer:
         Whether frees in a row are taken in the order of their allocations: layers of several kinds may end theirs in
         another order at another depth. Where tensors of two kinds look alike, their own order tells them apart.
 
-    Attributes
-    ----------
-    structure
-        What is the same in steps whose events differ in size alone.
-
     Raises
     ------
     Unlike
@@ -61,6 +56,7 @@ class Composer:
         self._records = shorter, longer
         self._in_order = like._in_order if like is not None else in_order
         self.shorter, self.longer = self._listed(shorter), self._listed(longer)
+        # What is the same in steps whose events differ in size alone.
         self.structure = self.shorter.structure, self.longer.structure
         if like is not None and like.structure != self.structure:
             raise Unlike("the events are others")
@@ -261,11 +257,6 @@ class SecondStep:
     record
         Of two steps.
 
-    Attributes
-    ----------
-    one_by_one
-        Whether each phase but the optimizer's allocates the same in both steps, one by one.
-
     Raises
     ------
     Unlike
@@ -280,7 +271,7 @@ class SecondStep:
         )
         self._first = record.start(1)  # event of the second step
         self._sources = [*range(self._first)]  # by event of both steps, that of the first step with its bytes; or -1
-        self.one_by_one = True
+        self.one_by_one = True  # whether each phase but the optimizer's allocates the same in both steps, one by one
         phases = {phase for phase, _, _ in record.spans(1)}
         places = {phase: (self._allocated(phase, 0), self._allocated(phase, 1)) for phase in phases}
         source_of: dict[int, int] = {}

@@ -39,37 +39,18 @@ _PICKED = (
 
 
 class Operator(NamedTuple):
-    """A kernel and what it costs.
+    """A kernel and what it costs."""
 
-    Attributes
-    ----------
-    name
-        The operator's, ``aten::mm``; of a stand-in for a kernel, that kernel's.
-    kind
-        One of :data:`KINDS`.
-    dtype
-        What products are computed in, such as ``bfloat16``.
-    flops
-        Multiplications and additions.
-    bytes
-        Read and written; of a collective, of the whole tensor that it gathers, sums or exchanges; of a send or receipt,
-        of what is moved.
-    shape
-        Of a product ``(matrices, rows, columns, inner)``; else ``()``.
-    made_bytes
-        Of the largest tensor that it makes anew.
-    group
-        Of a collective: the GPUs that it connects.
-    """
-
-    name: str
-    kind: str
-    dtype: str
-    flops: int
+    name: str  # the operator's, `aten::mm`; of a stand-in for a kernel, that kernel's
+    kind: str  # one of `KINDS`
+    dtype: str  # what products are computed in, such as `bfloat16`
+    flops: int  # multiplications and additions
+    # Read and written; of a collective, of the whole tensor that it gathers, sums or exchanges; of a send or receipt,
+    # of what is moved.
     bytes: int
-    shape: tuple[int, ...] = ()
-    made_bytes: int = 0
-    group: GpuGroup | None = None
+    shape: tuple[int, ...] = ()  # of a product `(matrices, rows, columns, inner)`; else `()`
+    made_bytes: int = 0  # of the largest tensor that it makes anew
+    group: GpuGroup | None = None  # of a collective: the GPUs that it connects
 
     @property
     def moved_bytes(self) -> float:
@@ -86,39 +67,22 @@ class CostRecorder:
         The number of the step that is recorded.
     gpus
         How many GPUs a collective connects whose group isn't known.
-
-    Attributes
-    ----------
-    on
-        Whether that step is running.
-    operators
-        Each operator and shapes once.
-    calls
-        For each launch, in order, the index of its operator.
-    streams
-        For each launch the stream; 0 is the one that models compute on.
-    phases
-        ``(phase, index of its first launch)`` in order.
-    waits
-        ``(index of the next launch, waiting stream, stream, launches)``: it waits for those of the other stream's
-        kernels that are among the first so many launches. Waiting stream None: the program.
-    without_kernel
-        How many operators launched none, such as views.
-    module_now, modules
-        Asked at each launch, and what it said: the module's name. None: not asked.
     """
 
     def __init__(self, last_step: int, gpus: int = 1) -> None:
-        self.on = False
+        self.on = False  # whether that step is running
         self._last, self._gpus = last_step, gpus
         self._known: dict[tuple, tuple[int, ...]] = {}
         self._quiet: set[Any] = set()
-        self.operators: list[Operator] = []
-        self.calls: list[int] = []
-        self.streams: list[int] = []
-        self.phases: list[tuple[str, int]] = []
+        self.operators: list[Operator] = []  # each operator and shapes once
+        self.calls: list[int] = []  # for each launch, in order, the index of its operator
+        self.streams: list[int] = []  # for each launch the stream; 0 is the one that models compute on
+        self.phases: list[tuple[str, int]] = []  # `(phase, index of its first launch)` in order
+        # `(index of the next launch, waiting stream, stream, launches)`: it waits for those of the other stream's
+        # kernels that are among the first so many launches. Waiting stream None: the program.
         self.waits: list[tuple[int, int | None, int, int]] = []
-        self.without_kernel = 0
+        self.without_kernel = 0  # how many operators launched none, such as views
+        # Asked at each launch, and what it said: the module's name. None: not asked.
         self.module_now: Callable[[], str] | None = None
         self.modules: list[str] = []
 

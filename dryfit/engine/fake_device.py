@@ -90,25 +90,17 @@ class FakeEvent:
 
 
 class FakeDevice(types.ModuleType):
-    """For ``meta`` what ``torch.cuda`` is for CUDA, as far as FSDP asks.
-
-    Attributes
-    ----------
-    first_stream, stream_now
-        The stream that models compute on, and the one that is current.
-    component
-        What an allocation is for, where the library that allocates says so; None: its tracker finds out.
-    listener
-        The tracker of the running trace.
-    """
+    """For ``meta`` what ``torch.cuda`` is for CUDA, as far as FSDP asks."""
 
     def __init__(self, gpus: int) -> None:
         super().__init__("torch.meta")
         self.gpus, self._streams = gpus, 0
+        # What an allocation is for, where the library that allocates says so; None: its tracker finds out.
         self.component: str | None = None
-        self.listener: Listener | None = None
+        self.listener: Listener | None = None  # the tracker of the running trace
         self.Stream: Callable[..., DeviceStream] = lambda *_, **__: DeviceStream(self)
         self.Event: Callable[..., FakeEvent] = lambda *_, **__: FakeEvent(self)
+        # The stream that models compute on, and the one that is current.
         self.first_stream = self.stream_now = DeviceStream(self)
 
     def count(self) -> int:

@@ -46,24 +46,14 @@ _NO_WORK, _SUPPRESSED = "No ops traced for the FX graph", "an error was suppress
 
 @dataclasses.dataclass
 class Compiled:
-    """What the compiler took of a step, and what not.
+    """What the compiler took of a step, and what not."""
 
-    Attributes
-    ----------
-    graphs
-        How many were compiled, forward and backward each.
-    breaks
-        Graph breaks: reason and the program's line, with how often each was met while compiling.
-    skipped
-        Frames that ran without the compiler: function and reason.
-    expected
-        Whether something is to be compiled; of a whole program nobody knows.
-    """
-
-    graphs: int = 0
+    graphs: int = 0  # how many were compiled, forward and backward each
+    # Graph breaks: reason and the program's line, with how often each was met while compiling.
     breaks: Counter[str] = dataclasses.field(default_factory=Counter)
+    # Frames that ran without the compiler: function and reason.
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
-    expected: bool = True
+    expected: bool = True  # whether something is to be compiled; of a whole program nobody knows
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, the texts in order."""

@@ -40,24 +40,12 @@ NOTHING_ASKED = Asked()
 
 @dataclass(frozen=True)
 class Recording:
-    """All events of a step on one GPU, loading included.
+    """All events of a step on one GPU, loading included."""
 
-    Attributes
-    ----------
-    sequences
-        One for each order of loading that is possible.
-    streams
-        The stream of each id that is not on the first.
-    traced
-        Whether a trace recorded them; else they lie between traces.
-    workspaces
-        Ids of cuBLAS's workspaces, whose bytes the GPU decides.
-    """
-
-    sequences: Sequence[Sequence[Event]]
-    streams: Mapping[int, int] = field(default_factory=dict)
-    traced: bool = True
-    workspaces: frozenset[int] = frozenset()
+    sequences: Sequence[Sequence[Event]]  # one for each order of loading that is possible
+    streams: Mapping[int, int] = field(default_factory=dict)  # the stream of each id that is not on the first
+    traced: bool = True  # whether a trace recorded them; else they lie between traces
+    workspaces: frozenset[int] = frozenset()  # ids of cuBLAS's workspaces, whose bytes the GPU decides
 
     def with_workspaces(self, count: int) -> Recording:
         """The same on a GPU that runs the same kernels and has workspaces of so many bytes."""

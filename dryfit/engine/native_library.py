@@ -39,29 +39,16 @@ class NotCompiled(Exception):
 
 @dataclass(frozen=True)
 class Sources:
-    """What a shared library is compiled from, and how.
+    """What a shared library is compiled from, and how."""
 
-    Parameters
-    ----------
-    files
-        The first one is compiled; the others it includes.
-    compilers
-        Commands, of which the first that is found compiles.
-    variable
-        The variable of the environment that names another compiler.
-    flags, links
-        Arguments before and behind the file that is compiled.
-    also
-        What else decides whether a kept library serves, such as a version.
-    """
-
-    files: Sequence[Path]
+    files: Sequence[Path]  # the first one is compiled; the others it includes
     _: KW_ONLY
-    compilers: Sequence[str]
-    variable: str
+    compilers: Sequence[str]  # commands, of which the first that is found compiles
+    variable: str  # the variable of the environment that names another compiler
+    # Arguments before and behind the file that is compiled.
     flags: Sequence[str]
     links: Sequence[str] = ()
-    also: str = ""
+    also: str = ""  # what else decides whether a kept library serves, such as a version
 
     @property
     def stem(self) -> str:

@@ -268,35 +268,20 @@ class Span:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a sequence of events costs.
+    """What a sequence of events costs."""
 
-    Attributes
-    ----------
-    peak_allocated_bytes
-        Largest sum of blocks in use: ``torch.cuda.max_memory_allocated``.
-    peak_requested_bytes
-        Largest sum of the requests themselves: ``requested_bytes.all.peak`` of ``torch.cuda.memory_stats``.
-    peak_reserved_bytes
-        Largest sum of segments: ``torch.cuda.max_memory_reserved``.
-    allocated_bytes, requested_bytes, reserved_bytes
-        The same three at the end.
-    spans
-        The peaks of each marked stretch, in order.
-    capacity_bytes
-        The capacity that the replay ended with; larger than the given one only where it was allowed to grow.
-    retries
-        How often free segments were given back because ``cudaMalloc`` failed: ``num_alloc_retries``.
-    """
-
-    peak_allocated_bytes: int
+    peak_allocated_bytes: int  # largest sum of blocks in use: `torch.cuda.max_memory_allocated`
+    # Largest sum of the requests themselves: `requested_bytes.all.peak` of `torch.cuda.memory_stats`.
     peak_requested_bytes: int
-    peak_reserved_bytes: int
+    peak_reserved_bytes: int  # largest sum of segments: `torch.cuda.max_memory_reserved`
+    # The same three at the end.
     allocated_bytes: int
     requested_bytes: int
     reserved_bytes: int
-    spans: tuple[Span, ...] = ()
+    spans: tuple[Span, ...] = ()  # the peaks of each marked stretch, in order
+    # The capacity that the replay ended with; larger than the given one only where it was allowed to grow.
     capacity_bytes: int | None = None
-    retries: int = 0
+    retries: int = 0  # how often free segments were given back because `cudaMalloc` failed: `num_alloc_retries`
 
     @property
     def phases(self) -> dict[str, int]:

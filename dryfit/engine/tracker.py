@@ -71,11 +71,6 @@ class Tracker(TorchDispatchMode, Record):
         The device of a group of several GPUs; None for one GPU.
     known_outputs
         What trackers with the same ``outputs`` know of operators on ``meta`` together, see :class:`Shapes`.
-
-    Attributes
-    ----------
-    values
-        Values of tensors on ``meta``, as far as they are known; None: the tensors are real.
     """
 
     def __init__(
@@ -105,6 +100,7 @@ class Tracker(TorchDispatchMode, Record):
         self.vocabulary = vocabulary
         self._kernels = kernels
         self._shapes = Shapes(outputs, known_outputs) if self.on_meta else None
+        # Values of tensors on `meta`, as far as they are known; None: the tensors are real.
         self.values = Values() if self.on_meta else None
         self._next = first_id
         self._node, self._first_of_node = -1, first_id  # of autograd, and the first id of what it allocates

@@ -80,17 +80,7 @@ class ZeroEngine(nn.Module):
 
 
 class Zero:
-    """What all stages have in common.
-
-    Attributes
-    ----------
-    clip_grad
-        Largest norm of all gradients; 0: they are not clipped.
-    is_last
-        Whether the micro-batch that runs is the step's last.
-    last_norm
-        Of all gradients, which DeepSpeed keeps for those who ask.
-    """
+    """What all stages have in common."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, settings: ZeroSettings, device: FakeDevice, *, overlaps: bool
@@ -99,8 +89,9 @@ class Zero:
         self.overlaps = overlaps if settings.overlap_comm is None else settings.overlap_comm
         self.offloads = settings.offload_optimizer == "cpu"
         self.world, self.rank = dist.get_world_size(), dist.get_rank()
-        self.clip_grad, self.is_last = 0.0, True
-        self.last_norm: torch.Tensor | None = None
+        self.clip_grad = 0.0  # largest norm of all gradients; 0: they are not clipped
+        self.is_last = True  # whether the micro-batch that runs is the step's last
+        self.last_norm: torch.Tensor | None = None  # of all gradients, which DeepSpeed keeps for those who ask
         self.dtype = next(parameter.dtype for group in optimizer.param_groups for parameter in group["params"])
         self.loss_scale = 65536.0 if self.dtype == torch.float16 else 1.0
         self.exchanging = device.Stream() if self.overlaps else device.first_stream

@@ -372,28 +372,19 @@ def in_buckets(items: Sequence[Any], size: int, elements: Callable[[Any], int]) 
 
 
 class Flat:
-    """A group's weights as one tensor, and which part of it is this GPU's.
-
-    Attributes
-    ----------
-    part
-        Elements of each GPU's part.
-    places
-        Where each parameter begins in the tensor, by its identity.
-    held
-        The parameters that have elements in this GPU's part, in order.
-    """
+    """A group's weights as one tensor, and which part of it is this GPU's."""
 
     def __init__(self, tensor: torch.Tensor, parameters: Sequence[nn.Parameter], world: int, rank: int) -> None:
         self.tensor, self.parameters, self.rank = tensor, list(parameters), rank
-        self.part = tensor.numel() // world
-        self.places: dict[int, int] = {}
+        self.part = tensor.numel() // world  # elements of each GPU's part
+        self.places: dict[int, int] = {}  # where each parameter begins in the tensor, by its identity
         start = 0
         for parameter in parameters:
             self.places[id(parameter)] = start
             start += parameter.numel()
         self.shapes = [parameter.shape for parameter in parameters]
         self.own = tensor.narrow(0, rank * self.part, self.part)
+        # The parameters that have elements in this GPU's part, in order.
         self.held = [parameter for parameter in parameters if self.holds(parameter)]
 
     def view_into(self) -> None:

@@ -31,18 +31,12 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
 class Checkpoints:
-    """What stands in for the checkpoints that a program loads.
-
-    Attributes
-    ----------
-    made_up
-        Names of models whose weights were not at hand.
-    """
+    """What stands in for the checkpoints that a program loads."""
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
         self._folder = Path(tempfile.gettempdir(), "dryfit-checkpoints")  # of this process's own, see `.process`
-        self.made_up: list[str] = []
+        self.made_up: list[str] = []  # names of models whose weights were not at hand
 
     def of_models(self, module: Any) -> list[tuple[Any, str, Any]]:
         """Patches of ``transformers.modeling_utils``."""

@@ -34,16 +34,11 @@ class MadeUpData:
     ----------
     batch
         Rows and tokens of a batch; None: nothing is made up, and a program whose data is missing fails.
-
-    Attributes
-    ----------
-    made_up
-        What was: names of files and data sets.
     """
 
     def __init__(self, batch: tuple[int, int] | None) -> None:
         self._batch = batch
-        self.made_up: list[str] = []
+        self.made_up: list[str] = []  # what was: names of files and data sets
 
     def _tokens(self) -> int:
         rows, tokens = self._batch

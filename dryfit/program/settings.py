@@ -28,22 +28,13 @@ _FILES = (".yaml", ".yml", ".json", ".toml", ".py")
 
 @dataclass(frozen=True)
 class ProgramSetting:
-    """A number that a program is set to.
+    """A number that a program is set to."""
 
-    Attributes
-    ----------
-    name, value
-        What it is called, and what it is now.
-    where
-        The place, for people.
-    changed
-        The request with another number in its place.
-    """
-
+    # What it is called, and what it is now.
     name: str
     value: int
-    where: str
-    changed: Callable[[int], ProgramRequest]
+    where: str  # the place, for people
+    changed: Callable[[int], ProgramRequest]  # the request with another number in its place
 
 
 def setting(asked: ProgramRequest, name: str) -> ProgramSetting:

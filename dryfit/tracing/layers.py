@@ -48,20 +48,13 @@ _WORTH_OF_STAGES = 0.8  # the same of a pipeline's stage, which takes many micro
 
 @dataclass(frozen=True)
 class Depths:
-    """How a model's step is composed.
+    """How a model's step is composed."""
 
-    Attributes
-    ----------
-    whole, first, period
-        Layers of the model, of the shallowest one, and by how many the others have more.
-    key
-        What the configuration calls the number of layers.
-    """
-
+    # Layers of the model, of the shallowest one, and by how many the others have more.
     whole: int
     first: int
     period: int
-    key: str
+    key: str  # what the configuration calls the number of layers
 
     @property
     def shallow(self) -> list[int]:
@@ -325,16 +318,11 @@ class Composed:
         Which of a pipeline's GPUs it is.
     plans
         How steps are composed, as far as that is known already; for GPUs with other kernels too.
-
-    Attributes
-    ----------
-    outputs
-        What the traces of the shallow models know of operators together.
     """
 
     def __init__(self, *, often: bool = False, place: int = 0, plans: Plans | None = None) -> None:
         self._often, self._place, self._plans = often, place, {} if plans is None else plans
-        self.outputs: dict[tuple, Any] = {}
+        self.outputs: dict[tuple, Any] = {}  # what the traces of the shallow models know of operators together
         self._plan: tuple[Scenario, Depths | None] | None = None
         self._proven: dict[tuple[int, int], Composer] = {}
         self._seen: dict[tuple[int, int], list[_Size]] = {}  # by the events, sizes at which both models were traced
