@@ -13,13 +13,14 @@ import logging
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from dryfit.common.errors import UserError
+from dryfit.engine.patching import patched
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.experts import whole_names
 
@@ -234,8 +235,7 @@ def peft_config(scenario: Scenario) -> Any:
         ) from error
 
 
-@contextmanager
-def _cast_on_meta() -> Iterator[None]:
+def _cast_on_meta() -> AbstractContextManager[None]:
     """PEFT gives adapters the dtype of their base layer while it moves them to its device, but not those on ``meta``.
 
     peft ``tuners/tuners_utils.py``, ``BaseTunerLayer._move_adapter_to_device_of_base_layer``.
@@ -259,16 +259,8 @@ def _cast_on_meta() -> Iterator[None]:
                 if getattr(item, "dtype", dtype).is_floating_point:  # modules have no dtype
                     layer[adapter_name] = item.to(dtype=dtype)
 
-    name = "_move_adapter_to_device_of_base_layer"
     kinds = [BaseTunerLayer, *filter(None, [getattr(layers, "ParamWrapper", None)])]  # the second from PEFT 0.17 on
-    originals = [getattr(kind, name) for kind in kinds]
-    for kind in kinds:
-        setattr(kind, name, cast)
-    try:
-        yield
-    finally:
-        for kind, original in zip(kinds, originals, strict=True):
-            setattr(kind, name, original)
+    return patched([(kind, "_move_adapter_to_device_of_base_layer", cast) for kind in kinds])
 
 
 def _refusal(model: nn.Module, scenario: Scenario, kind: str, error: Exception) -> UserError:
