@@ -204,7 +204,7 @@ def answers_of(card: Card, index: int = 0) -> list[tuple[Any, str, Any]]:
     places.append((torch.version, "cuda", torch.version.cuda or "13.0"))
     # A wrapper of Inductor imports it, and packages hand it to their launches; a build without CUDA lacks it.
     places.append((torch._C, "_cuda_getCurrentRawStream", lambda device: 0))
-    places.append((torch.cuda.nccl, "version", lambda: NCCL))  # PyTorch's profiler asks it in a group of GPUs
+    places.append((torch.cuda.nccl, "version", lambda: NCCL))  # its profiler and log of errors ask
     return places
 
 

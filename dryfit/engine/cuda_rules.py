@@ -91,9 +91,9 @@ def cublas_workspace_bytes(capability: Capability) -> int:
     return 32 * MIB if capability == (9, 0) else 2 * 4096 * 1024 + 8 * 16 * 1024
 
 
-def minor_version(torch_version: str) -> tuple[int, ...]:
-    """Major and minor number of a version of PyTorch."""
-    return tuple(int(part) for part in torch_version.split(".")[:2])
+def minor_version(version: str) -> tuple[int, ...]:
+    """Major and minor number of a version."""
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def keeps_cublaslt_workspace(torch_version: str) -> bool:

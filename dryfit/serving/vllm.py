@@ -36,7 +36,8 @@ _PACKED_KERNELS = 12  # before each product: scales, their offset, weights are u
 _EXPERT_KERNELS = 13  # a router, five that sort tokens, a sum, and an MLP that every token goes through
 _DIVIDED_KERNELS = 2  # sums over cards
 _OTHER_KERNELS = 4  # embedding, last norm, choice of rows
-_PACKED_SEND_BYTES = 2 * GIB  # vllm/distributed/weight_transfer/packed_tensor.py: two buffers of 1 GiB
+# Buffers in which a trainer packs weights for a server of its own: vllm/distributed/weight_transfer/packed_tensor.py.
+SENDING_BYTES = 2 * GIB
 _VOCABULARY_ALIGNMENT = 64  # rows of embeddings and head (VocabParallelEmbedding)
 WIDTH = 2  # bytes of a number that is computed in
 
@@ -241,8 +242,3 @@ def merging_bytes(model: Mapping[str, Any]) -> int:
     """
     text = model.get("text_config") or model
     return 2 * 4 * text["hidden_size"] * max(text.get("intermediate_size") or 0, text["hidden_size"])
-
-
-def sending_bytes() -> int:
-    """Buffers in which a trainer packs weights for a server of its own."""
-    return _PACKED_SEND_BYTES

@@ -23,12 +23,12 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.serving.vllm import (
     NEWEST,
     NON_TORCH_BYTES,
+    SENDING_BYTES,
     Range,
     Server,
     merging_bytes,
     nf4_bytes,
     release,
-    sending_bytes,
 )
 from dryfit.tracing.cycle_time import CycleTime, cycle_time
 
@@ -237,7 +237,7 @@ def _phases(scenario: Scenario, trace: Mapping[str, Any], gpu: Gpu, server: Serv
 
     yield on_card("load", peaks["load"], computes=True)
     if server is not None:
-        sends = sending_bytes() if scenario.generation.mode == "server" else 0
+        sends = SENDING_BYTES if scenario.generation.mode == "server" else 0
         sends += merging_bytes(scenario.model) if scenario.method != "full" and not server.lora_rank else 0
         yield on_card("weight sync", stays + sends, awake="weights")
         yield on_card("generate", stays, computes=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dryfit.engine.cuda_rules import minor_version
 from dryfit.engine.loading_rules import WORKERS
 from dryfit.scenario.scenario import Scenario
 
@@ -45,11 +46,11 @@ class WeightLoader:
         """Return how these versions load."""
         return cls(
             loaded_on_cpu_first=loaded_on_cpu_first,
-            warmup=_version(transformers) >= (4, 50),
-            workers=WORKERS if (5, 0) <= _version(transformers) < (5, 4) else 1,
-            dense_workers=WORKERS if _version(transformers) >= (5, 0) else 1,
-            empties_cache=_version(peft) >= (0, 20),
-            centres_in_place=_version(bitsandbytes) < (0, 46),
+            warmup=minor_version(transformers) >= (4, 50),
+            workers=WORKERS if (5, 0) <= minor_version(transformers) < (5, 4) else 1,
+            dense_workers=WORKERS if minor_version(transformers) >= (5, 0) else 1,
+            empties_cache=minor_version(peft) >= (0, 20),
+            centres_in_place=minor_version(bitsandbytes) < (0, 46),
         )
 
     @classmethod
@@ -60,7 +61,3 @@ class WeightLoader:
             peft=importlib.metadata.version("peft"),
             bitsandbytes=importlib.metadata.version("bitsandbytes"),
         )
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2])
