@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +25,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .accelerator import accelerator
 from .autocast import MetaAutocast
 from .card import active_simulation
-from .compiled_meshes import meshes_of
 from .patching import as_it_was, patched
 from .tracker import Tracker
 
@@ -118,6 +117,22 @@ def real_autocast(target: str) -> list[tuple[Any, str, Any]]:
     return [(kind, "__enter__", entered), (kind, "__exit__", left)]
 
 
+def _meshes_of(target: str) -> AbstractContextManager:
+    """Meshes on ``meta`` call themselves ones of the target inside, ``cuda`` or ``cpu``.
+
+    While the compiler sees the program's tensors on the target, a mesh of the simulated group has to be one of such
+    devices too: DTensor brings whatever lies elsewhere to its mesh.
+    """
+    meshes = sys.modules.get("torch.distributed.device_mesh")
+    if meshes is None or "torch.distributed.tensor" not in sys.modules:
+        return nullcontext()
+
+    def device_type(mesh: Any) -> str:
+        return target if mesh._device_type == "meta" else mesh._device_type
+
+    return patched([(meshes.DeviceMesh, "device_type", property(device_type))])
+
+
 def frames(record: Compiled, target: str) -> list[tuple[Any, str, Any]]:
     """Dynamo sees PyTorch's own functions while it compiles for a target and while it checks its guards."""
     set_eval_frame, compile_frame = eval_frame._maybe_set_eval_frame, convert_frame.CatchErrorsWrapper.__call__
@@ -151,7 +166,7 @@ def frames(record: Compiled, target: str) -> list[tuple[Any, str, Any]]:
             with ExitStack() as stack:  # nothing that the compiler does is the program's
                 if simulates:
                     stack.enter_context(accelerator())
-                for context in (meshes_of(target), _disable_current_modes(), as_it_was(), unheard()):
+                for context in (_meshes_of(target), _disable_current_modes(), as_it_was(), unheard()):
                     stack.enter_context(context)
                 return compile_frame(*args, **kwargs)
         finally:
