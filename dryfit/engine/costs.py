@@ -20,6 +20,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from .collectives import EXCHANGES, GpuGroup, everybody, group_of, sent_share, whole_bytes
+from .origins import short
 
 PRODUCT, ATTENTION, MEMORY, COLLECTIVE = "products", "attention", "memory", "collectives"
 KINDS = (PRODUCT, ATTENTION, MEMORY, COLLECTIVE)
@@ -198,14 +199,14 @@ class CostRecorder:
                 yield Operator(name, COLLECTIVE, "", 0, whole)
         elif name == "bitsandbytes::gemm_4bit":  # with many rows: decoded to 16 bits, then multiplied
             inner, weights = args[0], prod(args[2])
-            width, dtype = inner.element_size(), _dtype(inner)
+            width, dtype = inner.element_size(), short(inner.dtype)
             yield Operator("dequantize_4bit", MEMORY, "", 0, weights // 2 + weights * width)
             rows, columns = inner.numel() // inner.shape[-1], weights // inner.shape[-1]
             moved = touched_bytes([inner, *outputs]) + weights * width
             yield Operator(name, PRODUCT, dtype, 2 * rows * weights, moved, (1, rows, columns, inner.shape[-1]))
         elif func._overloadpacket in _CPU_ATTENTION:
             flops = _CPU_ATTENTION[func._overloadpacket](args, kwargs)
-            yield Operator(name, ATTENTION, _dtype(inputs[0]), flops, touched_bytes(inputs + outputs))
+            yield Operator(name, ATTENTION, short(inputs[0].dtype), flops, touched_bytes(inputs + outputs))
         elif func._overloadpacket in flop_registry:
             counted = [
                 value for argument, value in zip(schema.arguments, args, strict=False) if argument.name != "out_dtype"
@@ -217,7 +218,7 @@ class CostRecorder:
             kind = ATTENTION if "attention" in name or "flash" in name else PRODUCT
             shape = _product_shape(name, factors, output) if kind == PRODUCT else ()
             one = (factors or inputs)[-1 if kind == PRODUCT else 0]  # attention's last are its sums, in fp32
-            yield Operator(name, kind, _dtype(one), flops, touched_bytes(inputs + outputs), shape)
+            yield Operator(name, kind, short(one.dtype), flops, touched_bytes(inputs + outputs), shape)
         elif name.startswith((*_PICKED, *_MADE)):
             yield Operator(name, MEMORY, "", 0, touched_bytes(outputs) * (1 if name.startswith(_MADE) else 2))
         else:
@@ -261,7 +262,7 @@ def product(name: str, rows: torch.Tensor, weight: torch.Tensor, output: torch.T
     outputs, inner = weight.shape
     count = rows.numel() // inner
     moved = touched_bytes((rows, weight, output))
-    launch(Operator(name, PRODUCT, _dtype(rows), 2 * count * outputs * inner, moved, (1, count, outputs, inner)))
+    launch(Operator(name, PRODUCT, short(rows.dtype), 2 * count * outputs * inner, moved, (1, count, outputs, inner)))
 
 
 def attention(
@@ -289,7 +290,7 @@ def attention(
     moved = 2 * (touched_bytes([query]) + touched_bytes([key])) * (2 if backward else 1)
     name = f"{kernel}_attention" + ("_backward" if backward else "")
     times = BACKWARD_ATTENTION if backward else 1
-    launch(Operator(name, ATTENTION, _dtype(query), int(flops * times), moved))
+    launch(Operator(name, ATTENTION, short(query.dtype), int(flops * times), moved))
 
 
 def _cpu_attention(args: Sequence, kwargs: dict) -> int:
@@ -366,10 +367,6 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield getattr(value, "_local_tensor", value)
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _product_shape(name: str, factors: Sequence[torch.Tensor], output: Any) -> tuple[int, ...]:

@@ -181,8 +181,7 @@ def _fsdp1_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     def record_stream(tensor: torch.Tensor, stream: Any) -> None:
-        if device.listener is not None:
-            device.listener.used_by_another_stream(tensor)
+        device.used_on(tensor)
 
     def move_module(module: torch.nn.Module, *_: Any) -> None:
         """Breadth first, units within it left out: parameters, then buffers (FSDP1's ``_move_module_to_device``)."""

@@ -23,7 +23,7 @@ import torch
 
 from .allocator import MIN_BLOCK, PLENTY, Event
 from .capacities import Capacities, capacities, served_at
-from .replay import Events
+from .replay import Events, running_sum
 
 PIECES = 3  # with more kinds of records than this there is no place where the events change: they always do
 
@@ -55,17 +55,7 @@ class Recording:
 
     def peak_bytes(self) -> int:
         """Most bytes that are alive at once, without what the allocator adds."""
-        most = 0
-        for events in self.sequences:
-            sizes, total = {}, 0
-            for identity, count in events:
-                if identity > 0:
-                    sizes[identity] = count
-                    total += count
-                    most = max(most, total)
-                else:
-                    total -= sizes.pop(-identity, 0)
-        return most
+        return max(max(running_sum(events)) for events in self.sequences)
 
     def served_at(self, capacity_bytes: int, *, expandable_segments: bool = False) -> tuple[int, int, bool]:
         """Whether the allocator gets through with so many bytes, whatever the order of loading.

@@ -112,6 +112,7 @@ class Origins:
 
 
 def short(dtype: torch.dtype) -> str:
+    """A dtype's name, ``bfloat16``."""
     return str(dtype).removeprefix("torch.")
 
 

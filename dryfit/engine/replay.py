@@ -109,6 +109,11 @@ class Events(Sequence[Event]):
         return largest if 0 <= largest <= 16 * count + _MOST_IDS else None
 
 
+def _total(name: str) -> Any:
+    """An attribute that is one of the compiled state's numbers."""
+    return property(lambda self: getattr(self._totals, name), lambda self, value: setattr(self._totals, name, value))
+
+
 class NativeAllocator:
     """Pools of each stream with what is used and free in them; attributes are those of ``allocator.AllocatorState``.
 
@@ -178,29 +183,9 @@ class NativeAllocator:
         if trail is not None:
             trail.extend(noted)
 
-    @property
-    def capacity(self) -> int:
-        return self._totals.capacity
-
-    @capacity.setter
-    def capacity(self, count: int) -> None:
-        self._totals.capacity = count
-
-    @property
-    def allocated(self) -> int:
-        return self._totals.allocated
-
-    @property
-    def requested(self) -> int:
-        return self._totals.requested
-
-    @property
-    def reserved(self) -> int:
-        return self._totals.reserved
-
-    @property
-    def retries(self) -> int:
-        return self._totals.retries
+    capacity, allocated, requested, reserved, retries = map(
+        _total, ("capacity", "allocated", "requested", "reserved", "retries")
+    )
 
     @property
     def peaks(self) -> tuple[int, int, int]:
@@ -371,6 +356,20 @@ def run_through(
         capacity_bytes=None if capacity_bytes is None else state.capacity,
         retries=state.retries,
     )
+
+
+def running_sum(events: Iterable[Event]) -> Iterator[int]:
+    """The bytes that are alive before each event and after the last, without what the allocator adds."""
+    sizes: dict[int, int] = {}
+    total = 0
+    for identity, count in events:
+        yield total
+        if identity > 0:
+            sizes[identity] = count
+            total += count
+        else:
+            total -= sizes.pop(-identity, 0)
+    yield total
 
 
 def peak_blocks(events: Sequence[Event]) -> int:

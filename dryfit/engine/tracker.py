@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,15 +33,8 @@ from .record import Record
 from .shapes import OperatorRules, Shapes, in_place, resizable, sole_holder
 from .stashes import Started
 
-
-class Kernels(Protocol):
-    """What :class:`Tracker` asks about an operator (bytes); whether it ever has to, once for each kind."""
-
-    def concerns(self, func: Any) -> bool: ...
-    def unknown(self, func: Any) -> str | None: ...
-    def temporaries(self, func: Any, args: tuple, kwargs: dict) -> tuple[Sequence[int], Sequence[int]]: ...
-    def persistent(self, func: Any, args: tuple, kwargs: dict) -> Sequence[int]: ...
-    def keep(self, func: Any, args: tuple, output: Any) -> None: ...
+if TYPE_CHECKING:
+    from .kernels import CudaKernels
 
 
 class _StorageEnd(weakref.ref):
@@ -78,7 +71,7 @@ class Tracker(TorchDispatchMode, Record):
         devices: Iterable[str],
         *,
         vocabulary: int = 0,
-        kernels: Kernels | None = None,
+        kernels: CudaKernels | None = None,
         first_id: int = 1,
         outputs: Callable[[Any, tuple, Any], Any] | None = None,
         device: FakeDevice | None = None,

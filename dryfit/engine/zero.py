@@ -11,7 +11,6 @@ engine, byte by byte and phase by phase.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -108,14 +107,6 @@ class Zero:
 
     def step(self) -> None:
         raise NotImplementedError
-
-    def on(self, stream: Any) -> AbstractContextManager[None]:
-        return self.device.stream(stream)
-
-    def used_on(self, tensor: torch.Tensor, stream: Any) -> None:
-        """``Tensor.record_stream``."""
-        if self.device.listener is not None:
-            self.device.listener.used_by_another_stream(tensor, stream.id)
 
     def update(self, group: dict[str, Any]) -> None:
         """Let the user's optimizer step one of its groups."""

@@ -59,8 +59,7 @@ class Weights:
 
     def give_back(self, weight: Divided) -> None:
         """``free_param``."""
-        if self.device.listener is not None:
-            self.device.listener.used_by_another_stream(weight.parameter.data, self.device.current_stream().id)
+        self.device.used_on(weight.parameter.data, self.device.current_stream())
         weight.parameter.data = torch.empty(0, dtype=weight.parameter.dtype, device="meta")
         weight.state = AWAY
 
@@ -142,8 +141,7 @@ class Gathering:
                     ]
                     weight.parameter.data = torch.cat(used).view(weight.shape)
                     for row in used:
-                        if device.listener is not None:
-                            device.listener.used_by_another_stream(row, device.current_stream().id)
+                        device.used_on(row, device.current_stream())
                     start += weight.size
                 device.named(weight.parameter.data, UNSHARDED)
                 weight.state = HERE
