@@ -136,12 +136,8 @@ class AllocatorState:
     ) -> None:
         """Serve events from index ``first`` to before ``last``.
 
-        Parameters
-        ----------
-        grow
-            Whether the capacity rises where it does not suffice.
-        trail
-            Gets the bytes of blocks in use before each event.
+        ``grow``: whether the capacity rises where it does not suffice. ``trail``: gets the bytes of blocks in use
+        before each event.
 
         Raises
         ------

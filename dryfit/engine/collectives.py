@@ -73,12 +73,7 @@ def kind_of(name: str) -> str:
 def whole_bytes(name: str, inputs: Sequence[int], outputs: Sequence[int]) -> int:
     """Bytes of the whole tensor that a collective gathers, sums or exchanges; 0: nothing is sent.
 
-    Parameters
-    ----------
-    name
-        The operator's, ``c10d::allreduce_``.
-    inputs, outputs
-        Bytes of each of its tensors.
+    ``name``: the operator's, ``c10d::allreduce_``. ``inputs``, ``outputs``: bytes of each of its tensors.
     """
     kind = kind_of(name)
     if kind in POINT_TO_POINT:

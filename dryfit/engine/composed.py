@@ -252,10 +252,7 @@ def _places(costs: CostRecorder) -> torch.Tensor:
 class SecondStep:
     """The second step of a record, which the first one tells: it allocates the same, but for the optimizer's states.
 
-    Parameters
-    ----------
-    record
-        Of two steps.
+    ``record``: of two steps.
 
     Raises
     ------

@@ -62,12 +62,8 @@ class Operator(NamedTuple):
 class CostRecorder:
     """The kernels of a step in the order in which the program launches them.
 
-    Parameters
-    ----------
-    last_step
-        The number of the step that is recorded.
-    gpus
-        How many GPUs a collective connects whose group isn't known.
+    ``last_step``: the number of the step that is recorded. ``gpus``: how many GPUs a collective connects whose group
+    isn't known.
     """
 
     def __init__(self, last_step: int, gpus: int = 1) -> None:

@@ -69,12 +69,8 @@ class MissingFunction(TraceError, AttributeError):
 def extension(module: str, name: str, *, source: str) -> Callable[[Function], Function]:
     """Say what a function of a C extension allocates.
 
-    Parameters
-    ----------
-    module, name
-        As they are imported and called.
-    source
-        Where what it allocates stands; an answer says it.
+    ``module``, ``name``: as they are imported and called. ``source``: where what it allocates stands; an answer says
+    it.
 
     Returns
     -------

@@ -66,12 +66,8 @@ _REFUSED = "Inductor compiles this step with {}: {}."
 def followed(tracker: Tracker, target: str) -> Iterator[None]:
     """Follow what is compiled inside.
 
-    Parameters
-    ----------
-    tracker
-        Hears what the compiled code allocates; ``tracker.compiled`` gets what the compiler took.
-    target
-        ``cuda``, where a card is simulated, or ``cpu``: Inductor's C++.
+    ``tracker``: hears what the compiled code allocates; ``tracker.compiled`` gets what the compiler took. ``target``:
+    ``cuda``, where a card is simulated, or ``cpu``: Inductor's C++.
 
     Raises
     ------

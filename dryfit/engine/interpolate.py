@@ -109,12 +109,8 @@ class Recording:
 class Scaled:
     """The recordings of a step by one number that varies, its length or its rows.
 
-    Parameters
-    ----------
-    record
-        Traces the step at a value.
-    period
-        What kernels round the number up to: values with the same rest share a polynomial.
+    ``record``: traces the step at a value. ``period``: what kernels round the number up to: values with the same rest
+    share a polynomial.
     """
 
     def __init__(self, record: Callable[[int], Recording], period: int = 1) -> None:

@@ -65,13 +65,8 @@ def compiling(graph: Any) -> Iterator[None]:
 def inductor_kernel(tracker: Tracker, name: str, source: str = "") -> Callable[..., None]:
     """A kernel of Inductor's that does nothing, and costs what it would read, write and compute.
 
-    Parameters
-    ----------
-    tracker
-        Counts the launch.
-    name, source
-        The kernel's, as Inductor wrote it. Its estimate is that of the sizes that were compiled first; other sizes of
-        a dynamic shape cost in proportion to the kernel's tensors.
+    ``tracker``: counts the launch. ``name``, ``source``: the kernel's, as Inductor wrote it. Its estimate is that of
+    the sizes that were compiled first; other sizes of a dynamic shape cost in proportion to the kernel's tensors.
     """
     told = _ESTIMATE.search(source)
     estimate = round(float(told[1]) * 1e9) if told else None

@@ -45,10 +45,7 @@ class Origins:
     A gradient is made by the autograd engine, which runs no line of the model: PyTorch numbers the operators of the
     forward pass, and the node that is running knows its number.
 
-    Parameters
-    ----------
-    model
-        Gives the modules, parameters and buffers their names.
+    ``model``: gives the modules, parameters and buffers their names.
     """
 
     def __init__(self, model: nn.Module) -> None:

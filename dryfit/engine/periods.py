@@ -37,10 +37,7 @@ class Repeats(NamedTuple):
 class Periods:
     """How a sequence grows.
 
-    Parameters
-    ----------
-    shorter, longer
-        What the elements are, so that equal ones may correspond.
+    ``shorter``, ``longer``: what the elements are, so that equal ones may correspond.
 
     Raises
     ------

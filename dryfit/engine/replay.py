@@ -57,10 +57,7 @@ def compiled() -> Any:
 class Events(Sequence[Event]):
     """Events in one array of 64-bit numbers, id and bytes by turns: what compiled code reads.
 
-    Parameters
-    ----------
-    numbers
-        An array of the type ``q``.
+    ``numbers``: an array of the type ``q``.
     """
 
     def __init__(self, numbers: array[int]) -> None:
@@ -119,10 +116,7 @@ class NativeAllocator:
 
     It does what ``Allocator`` and ``ExpandableAllocator`` do, a dozen times as fast.
 
-    Parameters
-    ----------
-    streams
-        The stream of each id that is not on the first one.
+    ``streams``: the stream of each id that is not on the first one.
     """
 
     def __init__(self, streams: Mapping[int, int] | None = None, *, expandable_segments: bool = False) -> None:

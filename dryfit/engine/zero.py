@@ -47,12 +47,8 @@ class ZeroSettings(Protocol):
 class ZeroEngine(nn.Module):
     """What stands for ``DeepSpeedEngine``.
 
-    Parameters
-    ----------
-    module
-        The model, on the host (stages 1, 2) or with its weights divided (stage 3).
-    optimizer
-        DeepSpeed's own around the user's.
+    ``module``: the model, on the host (stages 1, 2) or with its weights divided (stage 3). ``optimizer``: DeepSpeed's
+    own around the user's.
     """
 
     def __init__(self, module: nn.Module, optimizer: Zero) -> None:

@@ -74,10 +74,7 @@ def exchanges(
 ) -> list[dict[str, Any]]:
     """What a GPU exchanges in a step, a row for each group that talks, the longest first.
 
-    Parameters
-    ----------
-    micro_batch, left_out
-        The step's first micro-batch, and how many more there are that were not traced.
+    ``micro_batch``, ``left_out``: the step's first micro-batch, and how many more there are that were not traced.
 
     Returns
     -------

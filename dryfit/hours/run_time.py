@@ -158,10 +158,7 @@ class RunTime:
 def run_time(time: Mapping[str, Any], gpu: Gpu, scenario: Scenario, asked: Run) -> RunTime:
     """The run of a scenario on a GPU.
 
-    Parameters
-    ----------
-    time
-        Of its typical step (:meth:`Run.typical_step`): a :class:`dryfit.hours.step_time.StepTime` as a mapping.
+    ``time``: of its typical step (:meth:`Run.typical_step`): a :class:`dryfit.hours.step_time.StepTime` as a mapping.
     """
     gpus, steps = scenario.parallel.gpus, asked.steps(scenario)
     speed = speed_of(gpu.name, scenario)

@@ -78,10 +78,7 @@ def _elements(row: Any) -> int | None:
 def largest_batch(loader: Any, rows: LoaderRows) -> list[int] | None:
     """The indices of the largest batch; None: the loader does not make batches of rows.
 
-    Parameters
-    ----------
-    loader
-        An iterator of a ``DataLoader``, which has its samplers.
+    ``loader``: an iterator of a ``DataLoader``, which has its samplers.
     """
     sampler = loader._index_sampler
     if not loader._auto_collation:

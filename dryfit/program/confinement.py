@@ -63,12 +63,7 @@ class Held:
 def enter(folders: Sequence[Path], *, network: bool) -> Held:
     """Give up what the platform allows. It returns in a child; this process waits for that, and ends as it ends.
 
-    Parameters
-    ----------
-    folders
-        In which the program writes.
-    network
-        Whether it keeps the network.
+    ``folders``: in which the program writes. ``network``: whether it keeps the network.
     """
     if sys.platform != "linux":
         return Held()

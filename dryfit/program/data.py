@@ -30,10 +30,7 @@ _WORDS = "the quick brown fox jumps over the lazy dog and runs away from it "  #
 class MadeUpData:
     """What stands in for a program's data.
 
-    Parameters
-    ----------
-    batch
-        Rows and tokens of a batch; None: nothing is made up, and a program whose data is missing fails.
+    ``batch``: rows and tokens of a batch; None: nothing is made up, and a program whose data is missing fails.
     """
 
     def __init__(self, batch: tuple[int, int] | None) -> None:

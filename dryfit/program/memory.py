@@ -27,12 +27,8 @@ from .places import described, frames_above, is_library
 class Memory:
     """Bytes in use, counted as a tracker's events come, and the line that brought them highest.
 
-    Parameters
-    ----------
-    usable_bytes
-        What the card has.
-    raises
-        Whether an allocation beyond that fails. What the program allows itself is a border as well.
+    ``usable_bytes``: what the card has. ``raises``: whether an allocation beyond that fails. What the program allows
+    itself is a border as well.
     """
 
     def __init__(self, tracker: Tracker, card: Card, usable_bytes: int, *, raises: bool) -> None:

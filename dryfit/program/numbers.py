@@ -39,10 +39,7 @@ class Read:
 class Numbers:
     """What is read of tensors whose values nobody knows.
 
-    Parameters
-    ----------
-    answers
-        Values by line, ``train.py:57``.
+    ``answers``: values by line, ``train.py:57``.
     """
 
     def __init__(self, answers: Mapping[str, float]) -> None:

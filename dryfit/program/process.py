@@ -46,12 +46,8 @@ def run(asked: ProgramRequest, output: Any = None, label: str = "") -> dict[str,
     ``written``: files that it wrote in its folder; ``held``: what it had given up (:class:`.confinement.Held`);
     ``host``: the most memory of its process in bytes, and seconds.
 
-    Parameters
-    ----------
-    output
-        Where the program's own output goes; None: to standard error.
-    label
-        Which of several runs this is, for the lines of progress.
+    ``output``: where the program's own output goes; None: to standard error. ``label``: which of several runs this is,
+    for the lines of progress.
 
     Raises
     ------

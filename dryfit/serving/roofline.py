@@ -59,12 +59,8 @@ class Generating:
 def generating(server: Server, rates: Rates, *, rows: int, prompts: int, prompt: int, answer: int) -> Generating:
     """The time of ``rows`` answers of ``answer`` tokens each.
 
-    Parameters
-    ----------
-    prompts
-        How many of their prompts differ: one that several answers share is computed once, since prefix caching is on.
-    prompt
-        Tokens of each.
+    ``prompts``: how many of their prompts differ: one that several answers share is computed once, since prefix caching
+    is on. ``prompt``: tokens of each.
     """
     at_once = max(server.concurrent(prompt + answer)[0], 1)
     waves = [min(at_once, rows - first) for first in range(0, rows, at_once)]

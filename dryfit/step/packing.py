@@ -154,12 +154,8 @@ def attention_masks(
     alike, and all layers. (A boolean one would be added as 0 and 1 by eager attention, and copied by each layer.)
     A sliding window counts positions, for rows that share a prefix are not beside it.
 
-    Parameters
-    ----------
-    seen
-        Where a token may look, without regard to windows: bool (rows, queries, keys).
-    distance
-        Position of the query less position of the key, of the same shape.
+    ``seen``: where a token may look, without regard to windows: bool (rows, queries, keys). ``distance``: position of
+    the query less position of the key, of the same shape.
 
     Returns
     -------

@@ -109,12 +109,8 @@ def optimizer_step(
 ) -> torch.Tensor | None:
     """Clip the gradients, update the trainable parameters and drop the gradients.
 
-    Parameters
-    ----------
-    max_grad_norm
-        Largest allowed norm of all gradients together; None: don't clip.
-    scaler
-        For fp16 under autocast: its scale belongs into the ``loss_scale`` of :func:`forward_backward`.
+    ``max_grad_norm``: largest allowed norm of all gradients together; None: don't clip. ``scaler``: for fp16 under
+    autocast: its scale belongs into the ``loss_scale`` of :func:`forward_backward`.
 
     Returns
     -------

@@ -201,10 +201,7 @@ def server_of(scenario: Scenario, gpu: Gpu, parameters: int) -> Server | None:
 def cycle(scenario: Scenario, trace: Mapping[str, Any], gpu: Gpu) -> Cycle:
     """A scenario's cycle on a card.
 
-    Parameters
-    ----------
-    trace
-        Of the scenario, for this card (:func:`dryfit.tracing.trace.trace`).
+    ``trace``: of the scenario, for this card (:func:`dryfit.tracing.trace.trace`).
 
     Raises
     ------

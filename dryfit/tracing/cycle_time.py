@@ -86,10 +86,7 @@ class CycleTime:
 def trainer_seconds(costs: CostRecorder, speed: Speed, scenario: Scenario, taken: Any) -> dict[str, float]:
     """Seconds of the trainer's phases in a whole cycle, from the launches of a short ``train()``.
 
-    Parameters
-    ----------
-    taken
-        What that took of the cycle (:class:`dryfit.step.reinforcement.CycleSteps`).
+    ``taken``: what that took of the cycle (:class:`dryfit.step.reinforcement.CycleSteps`).
 
     Returns
     -------
@@ -123,12 +120,7 @@ def cycle_time(
 ) -> CycleTime:
     """The whole cycle's time on a card.
 
-    Parameters
-    ----------
-    trainer
-        Of the trainer's phases (:func:`trainer_seconds`).
-    server
-        The engine; None: another than vLLM.
+    ``trainer``: of the trainer's phases (:func:`trainer_seconds`). ``server``: the engine; None: another than vLLM.
     """
     own, steps, rows = scenario.generation, scenario.steps_per_generation, scenario.answers_at_once
     updates = steps * own.iterations / scenario.gradient_accumulation

@@ -52,12 +52,7 @@ class Host:
 def host_of(scenario: Scenario, gpus_per_node: int, saved_bytes: int | None = None) -> Host:
     """The memory that the processes of a step on several GPUs take of a host.
 
-    Parameters
-    ----------
-    gpus_per_node
-        How many GPUs a host has.
-    saved_bytes
-        Of a full state dict; None: not known, and left out.
+    ``gpus_per_node``: how many GPUs a host has. ``saved_bytes``: of a full state dict; None: not known, and left out.
     """
     from dryfit.step.adapters import DTYPES
 
@@ -88,12 +83,7 @@ def loading_bytes(scenario: Scenario, stored: torch.dtype, largest: int) -> int:
     The whole model, where it is divided afterwards (:func:`whole_model_bytes`); else tensor by tensor, of which one is
     on its way to the GPU while the next is read.
 
-    Parameters
-    ----------
-    stored
-        Dtype of the weights in their files.
-    largest
-        Bytes of the largest tensor.
+    ``stored``: dtype of the weights in their files. ``largest``: bytes of the largest tensor.
     """
     by_parts = scenario.parallel.sharded or scenario.parallel.by_plan
     return 2 * largest + (whole_model_bytes(scenario, stored) if by_parts else 0)

@@ -331,10 +331,7 @@ class Composed:
     def record(self, scenario: Scenario, stepped: Stepped) -> Traced | None:
         """The record of a scenario's step, and what is known of its model; None: it has to be traced whole.
 
-        Parameters
-        ----------
-        stepped
-            The same of a scenario that is traced, until its first steps are enough.
+        ``stepped``: the same of a scenario that is traced, until its first steps are enough.
         """
         counts = full_pipeline(scenario)
         if not counts:

@@ -33,12 +33,8 @@ def measure(
 ) -> dict[str, Any]:
     """Take a scenario's step twice on a device and measure the second.
 
-    Parameters
-    ----------
-    timeline
-        CPU only: whether to return the timeline of the step.
-    timed
-        CPU only: whether to time steps on one thread, between probes and without the tracker, which slows them.
+    ``timeline``: CPU only: whether to return the timeline of the step. ``timed``: CPU only: whether to time steps on
+    one thread, between probes and without the tracker, which slows them.
 
     Returns
     -------

@@ -90,12 +90,8 @@ def machine_in_place(
 
     A scenario that names no card, or only a size, gets :data:`UNNAMED`, or the largest of the capability that is asked.
 
-    Parameters
-    ----------
-    missing
-        What runs for a package that it has and this machine does not.
-    unlike
-        Packages whose version here is not the one that is meant.
+    ``missing``: what runs for a package that it has and this machine does not. ``unlike``: packages whose version here
+    is not the one that is meant.
 
     Raises
     ------
@@ -149,14 +145,9 @@ def add_kernels(
 ) -> None:
     """Say in a trace's answer whose kernels ran, and the ``bounds`` of its peak where that isn't known.
 
-    Parameters
-    ----------
-    answer
-        ``notes`` and ``warnings`` get lines; ``packages`` says of each package that the model's code asks for what ran;
-        ``bounds``: ``lowest_bytes`` and ``highest_bytes`` (None: nobody knows) that are allocated, and ``missing``,
-        what is not known between them.
-    peaks
-        The step's, one for each of :func:`ways`, in bytes.
+    ``answer``: ``notes`` and ``warnings`` get lines; ``packages`` says of each package that the model's code asks for
+    what ran; ``bounds``: ``lowest_bytes`` and ``highest_bytes`` (None: nobody knows) that are allocated, and
+    ``missing``, what is not known between them. ``peaks``: the step's, one for each of :func:`ways`, in bytes.
     """
     launched = sum((answer.get("triton_kernels") or {}).values())
     if kernels.ways:

@@ -244,10 +244,8 @@ class Recorder:
     that the target has and this machine doesn't, transformers' own loop runs, which needs more too. Steps that differ
     in their length or rows alone take the model that was built for the first.
 
-    Parameters
-    ----------
-    beside
-        Another recorder, for GPUs with other kernels: where no card is simulated, models are built alike for both.
+    ``beside``: another recorder, for GPUs with other kernels: where no card is simulated, models are built alike for
+    both.
     """
 
     def __init__(self, beside: Recorder | None = None) -> None:
