@@ -139,10 +139,7 @@ class AllocatorState:
         ``grow``: whether the capacity rises where it does not suffice. ``trail``: gets the bytes of blocks in use
         before each event.
 
-        Raises
-        ------
-        OutOfMemory
-            If the capacity does not suffice, and does not grow.
+        Raises :class:`OutOfMemory` if the capacity does not suffice, and does not grow.
         """
         allocated, requested, reserved = self.peaks
         for index in range(first, last):

@@ -173,10 +173,7 @@ def cuda_kernel(
 ) -> SDPBackend:
     """Which kernel ``scaled_dot_product_attention`` takes on a GPU, among those that are built in and enabled.
 
-    Raises
-    ------
-    AttentionKernelError
-        If the only kernels that are enabled can't take these tensors.
+    Raises :class:`AttentionKernelError` if the only kernels that are enabled can't take these tensors.
     """
     head = query.shape[-1]
     chosen = cuda_rules.attention_kernel(

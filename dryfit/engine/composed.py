@@ -85,10 +85,7 @@ class Composer:
     def longer_than(self, shorter: Record) -> Record:
         """The longer record at a size at which the shorter model alone was traced.
 
-        Raises
-        ------
-        Unlike
-            If its events are others.
+        Raises :class:`Unlike` if its events are others.
         """
         before, after = self._records
         own, longer = self._listed(shorter), self.longer
@@ -120,10 +117,7 @@ class Composer:
     def at(self, more: int) -> Record:
         """The record of the model with so many periods of layers more than the longer one.
 
-        Raises
-        ------
-        Unlike
-            If something does not grow evenly.
+        Raises :class:`Unlike` if something does not grow evenly.
         """
         before, after = self._records
         record = WrittenRecord(self._columns(more))
@@ -254,10 +248,7 @@ class SecondStep:
 
     ``record``: of two steps.
 
-    Raises
-    ------
-    Unlike
-        If the second step allocates something that the first does not, or in another order.
+    Raises :class:`Unlike` if the second step allocates something that the first does not, or in another order.
     """
 
     def __init__(self, record: Record) -> None:
@@ -308,10 +299,7 @@ class SecondStep:
     def behind(self, first: Record) -> Record:
         """Both steps at a size at which the first alone was traced.
 
-        Raises
-        ------
-        Unlike
-            If its events are others.
+        Raises :class:`Unlike` if its events are others.
         """
         refuse_beyond(first)
         known, own = self.record, Columns.of(first)
@@ -376,10 +364,7 @@ class SecondSteps:
 def refuse_beyond(record: Record) -> None:
     """Refuse a record that holds what is not composed.
 
-    Raises
-    ------
-    Unlike
-        If it does.
+    Raises :class:`Unlike` if it does.
     """
     if record.origins is not None or record.compiled is not None:
         raise Unlike("the record holds what is not composed")

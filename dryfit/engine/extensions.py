@@ -72,11 +72,8 @@ def extension(module: str, name: str, *, source: str) -> Callable[[Function], Fu
     ``module``, ``name``: as they are imported and called. ``source``: where what it allocates stands; an answer says
     it.
 
-    Returns
-    -------
-    Callable
-        A decorator. The function takes what the extension's takes. It makes the outputs with operators of PyTorch and
-        returns them; what it makes and drops is scratch.
+    Returns a decorator. The function takes what the extension's takes. It makes the outputs with operators of PyTorch
+    and returns them; what it makes and drops is scratch.
     """
 
     def add(function: Function) -> Function:

@@ -69,10 +69,7 @@ def followed(tracker: Tracker, target: str) -> Iterator[None]:
     ``tracker``: hears what the compiled code allocates; ``tracker.compiled`` gets what the compiler took. ``target``:
     ``cuda``, where a card is simulated, or ``cpu``: Inductor's C++.
 
-    Raises
-    ------
-    TraceError
-        If no card is simulated, or Triton is missing.
+    Raises :class:`TraceError` if no card is simulated, or Triton is missing.
     """
     simulation = active_simulation()
     if target == "cuda":

@@ -59,10 +59,7 @@ class Sources:
     def load(self, *brought: Path) -> Any:
         """The library: out of folders that an installation brought, out of the user's, or compiled now.
 
-        Raises
-        ------
-        NotCompiled
-            If there is none and none can be made.
+        Raises :class:`NotCompiled` if there is none and none can be made.
         """
         kept = cache_folder()
         for folder in (*brought, kept) if _is_the_users_alone(kept) else brought:
@@ -165,10 +162,7 @@ def _is_the_users_alone(folder: Path) -> bool:
 def _made_private(folder: Path) -> Path:
     """A folder that the user alone can write, made if it is not there.
 
-    Raises
-    ------
-    OSError
-        If it can't be made, or others can write it.
+    Raises :class:`OSError` if it can't be made, or others can write it.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _is_the_users_alone(folder):

@@ -39,10 +39,7 @@ class Periods:
 
     ``shorter``, ``longer``: what the elements are, so that equal ones may correspond.
 
-    Raises
-    ------
-    Unlike
-        If the longer sequence is not the shorter one with some stretches repeated once more.
+    Raises :class:`Unlike` if the longer sequence is not the shorter one with some stretches repeated once more.
     """
 
     def __init__(self, shorter: Sequence[Hashable], longer: Sequence[Hashable]) -> None:
@@ -64,10 +61,7 @@ class Periods:
     def extended(self, shorter: torch.Tensor, longer: torch.Tensor, more: int) -> torch.Tensor:
         """A number of each element in the sequence with so many repeats more, from those of the two sequences.
 
-        Raises
-        ------
-        Unlike
-            If it does not grow evenly.
+        Raises :class:`Unlike` if it does not grow evenly.
         """
         parts, shift = [], 0
         for first, end, run in self._parts():

@@ -197,10 +197,7 @@ class Columns:
     def of(cls, record: Record) -> Columns:
         """A record's events so far.
 
-        Raises
-        ------
-        Unlike
-            If something is freed that nobody allocated.
+        Raises :class:`Unlike` if something is freed that nobody allocated.
         """
         if isinstance(record, WrittenRecord):
             return record.columns
@@ -308,10 +305,7 @@ def _by_event(record: Record) -> dict[int, list[int | None]]:
 class WrittenRecord(Record):
     """A record of columns. Its lists are made when somebody asks for them.
 
-    Raises
-    ------
-    Unlike
-        If something is freed that is not there.
+    Raises :class:`Unlike` if something is freed that is not there.
     """
 
     _LISTS = ("events", "components", "streams", "reusable")

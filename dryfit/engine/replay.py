@@ -67,10 +67,7 @@ class Events(Sequence[Event]):
     def of(cls, events: Iterable[Event]) -> Events:
         """The same events in an array.
 
-        Raises
-        ------
-        OverflowError
-            If a number is beyond 64 bits.
+        Raises :class:`OverflowError` if a number is beyond 64 bits.
         """
         return events if isinstance(events, cls) else cls(array("q", chain.from_iterable(events)))
 

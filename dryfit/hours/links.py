@@ -76,11 +76,8 @@ def exchanges(
 
     ``micro_batch``, ``left_out``: the step's first micro-batch, and how many more there are that were not traced.
 
-    Returns
-    -------
-    list of dict
-        ``axis``, ``gpus`` of the group and ``on_node``, how many of them share a node; ``collectives``, their number;
-        ``sent_bytes`` by this GPU; ``seconds`` as if one came after the other, although some run beside products.
+    Returns ``axis``, ``gpus`` of the group and ``on_node``, how many of them share a node; ``collectives``, their
+    number; ``sent_bytes`` by this GPU; ``seconds`` as if one came after the other, although some run beside products.
     """
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for part, times in ((costs, 1), (micro_batch, left_out)):

@@ -314,10 +314,7 @@ def _landlock_version() -> int:
 def write_only_below(folders: Sequence[Path]) -> None:
     """Let this process, and those that it starts, write below these folders alone; ``/dev/null`` and its kind stay.
 
-    Raises
-    ------
-    OSError
-        Where the platform doesn't allow it.
+    Raises :class:`OSError` where the platform doesn't allow it.
     """
     version = _landlock_version()
     if version < _TRUNCATES:

@@ -49,10 +49,7 @@ def run(asked: ProgramRequest, output: Any = None, label: str = "") -> dict[str,
     ``output``: where the program's own output goes; None: to standard error. ``label``: which of several runs this is,
     for the lines of progress.
 
-    Raises
-    ------
-    UserError
-        If the folder is too large to be shadowed, or PyTorch is not installed.
+    Raises :class:`UserError` if the folder is too large to be shadowed, or PyTorch is not installed.
     """
     if not can_trace():
         raise UserError(
@@ -175,10 +172,7 @@ def _read(result: Path) -> dict[str, Any]:
 def shadow(folder: Path, into: Path) -> None:
     """Make a folder that looks like another.
 
-    Raises
-    ------
-    UserError
-        If it has more files than :data:`MOST_FILES`.
+    Raises :class:`UserError` if it has more files than :data:`MOST_FILES`.
     """
     count = 0
     for place, folders, files in os.walk(folder, followlinks=False):

@@ -40,10 +40,7 @@ class ProgramSetting:
 def setting(asked: ProgramRequest, name: str) -> ProgramSetting:
     """Where a program's number of this name stands.
 
-    Raises
-    ------
-    UserError
-        If no place sets it to a whole number.
+    Raises :class:`UserError` if no place sets it to a whole number.
     """
     found = next(_places(asked, name), None)
     if found is None:
@@ -60,10 +57,7 @@ def length(asked: ProgramRequest) -> ProgramSetting:
 
     Rows that ``--batch`` makes up become as long.
 
-    Raises
-    ------
-    UserError
-        If none of the names is set.
+    Raises :class:`UserError` if none of the names is set.
     """
     for kind in (_in_arguments, _in_files, _in_program):
         for name in LENGTHS:

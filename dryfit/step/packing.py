@@ -157,10 +157,7 @@ def attention_masks(
     ``seen``: where a token may look, without regard to windows: bool (rows, queries, keys). ``distance``: position of
     the query less position of the key, of the same shape.
 
-    Returns
-    -------
-    torch.Tensor or dict
-        Shape (rows, 1, queries, keys); where layers differ, one for each kind of layer, as transformers takes them.
+    Their shape is (rows, 1, queries, keys); where layers differ, there is one for each kind, as transformers takes it.
     """
     window = getattr(config, "sliding_window", None)
     kinds = sorted(set(getattr(config, "layer_types", None) or ()))

@@ -112,10 +112,7 @@ def optimizer_step(
     ``max_grad_norm``: largest allowed norm of all gradients together; None: don't clip. ``scaler``: for fp16 under
     autocast: its scale belongs into the ``loss_scale`` of :func:`forward_backward`.
 
-    Returns
-    -------
-    torch.Tensor or None
-        Norm of the gradients before clipping, shape (); None without clipping.
+    Returns the norm of the gradients before clipping, shape (); None without clipping.
     """
     if engine_step(model, max_grad_norm):
         return None

@@ -203,10 +203,7 @@ def cycle(scenario: Scenario, trace: Mapping[str, Any], gpu: Gpu) -> Cycle:
 
     ``trace``: of the scenario, for this card (:func:`dryfit.tracing.trace.trace`).
 
-    Raises
-    ------
-    UserError
-        If the server can't start: its share leaves no block, or more than the trainer leaves.
+    Raises :class:`UserError` if the server can't start: its share leaves no block, or more than the trainer leaves.
     """
     server = server_of(scenario, gpu, trace["parameters"])
     if server is not None:

@@ -88,11 +88,8 @@ def trainer_seconds(costs: CostRecorder, speed: Speed, scenario: Scenario, taken
 
     ``taken``: what that took of the cycle (:class:`dryfit.step.reinforcement.CycleSteps`).
 
-    Returns
-    -------
-    dict
-        ``generate``, ``old_log_probabilities``, ``reference_log_probabilities``, ``rewards`` and ``teacher``, where
-        there are such, and ``update``.
+    Returns ``generate``, ``old_log_probabilities``, ``reference_log_probabilities``, ``rewards`` and ``teacher``, where
+    there are such, and ``update``.
     """
     parts = [(phase, simulate(own, speed)[0]) for phase, own in costs.in_phases()]
     total: dict[str, float] = {}

@@ -228,10 +228,7 @@ def _layers(scenario: Scenario, count: int, *, allocating: bool = False) -> list
 def _allocating(model: nn.Module, scenario: Scenario, lists: Sequence[nn.ModuleList]) -> list[Hashable]:
     """By layer, the bytes of each allocation of its forward pass in order.
 
-    Raises
-    ------
-    TraceError
-        If the forward pass can't be followed.
+    Raises :class:`TraceError` if the forward pass can't be followed.
     """
     spans: dict[int, list[tuple[int, int]]] = {index: [] for index in range(len(lists[0]))}
     begun: list[int] = []

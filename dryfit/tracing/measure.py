@@ -45,10 +45,7 @@ def measure(
         also ``components``, ``timeline`` and ``peak_resident_set_bytes`` of the process; on CUDA also
         ``peak_reserved_bytes`` and ``context_bytes``. ``device`` describes the machine, ``wall_seconds`` is one step.
 
-    Raises
-    ------
-    UserError
-        If the device is not there or too small.
+    Raises :class:`UserError` if the device is not there or too small.
     """
     if scenario.parallel.strategy != "none" or scenario.parallel.meshed:
         raise UserError(

@@ -33,10 +33,7 @@ def card_of(gpu: Gpu | None = None) -> Card:
     A card without a line under ``speeds`` has as many processors as the largest of its capability: a few buffers have a
     row for each, so the step needs the most there.
 
-    Raises
-    ------
-    UserError
-        If it is no card of NVIDIA's.
+    Raises :class:`UserError` if it is no card of NVIDIA's.
     """
     gpu = gpu or find(UNNAMED)
     if gpu.capability is None:
@@ -93,10 +90,7 @@ def machine_in_place(
     ``missing``: what runs for a package that it has and this machine does not. ``unlike``: packages whose version here
     is not the one that is meant.
 
-    Raises
-    ------
-    UserError
-        If the card can't be simulated, or a package that the step needs is not installed.
+    Raises :class:`UserError` if the card can't be simulated, or a package that the step needs is not installed.
     """
     check_packages(scenario)
     import_libraries(scenario)  # before a card is simulated: they would believe in it
