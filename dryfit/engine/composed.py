@@ -15,7 +15,7 @@ go over it behind the third record. Who calls this has to know that a step has n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -97,16 +97,11 @@ class Composer:
             raise Unlike("other blocks wait for another stream")
         places, (of_bytes, of_moments) = self._periods.in_shorter(), self._added
         sizes, reused = own.sizes[places] + of_bytes, own.reused[places] + of_moments
-        record = WrittenRecord(Columns(longer.kinds, sizes, longer.targets, reused, longer.about, longer.told))
-        record.marks = [
-            (phase, step, here + end - first)
-            for (phase, step, here), (_, _, end), (_, _, first) in zip(
-                shorter.marks, after.marks, before.marks, strict=True
-            )
-        ]
-        record.warnings, record.kernels_run = dict(after.warnings), Counter(after.kernels_run)
-        record.workspaces.cudnn_bytes = after.workspaces.cudnn_bytes
-        return record
+        columns = Columns(longer.kinds, sizes, longer.targets, reused, longer.about, longer.told)
+        marks = zip(shorter.marks, after.marks, before.marks, strict=True)
+        return _written(
+            columns, [(*mark, here + end - first) for (*mark, here), (_, _, end), (_, _, first) in marks], after
+        )
 
     @cached_property
     def _added(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,11 +115,9 @@ class Composer:
         Raises :class:`Unlike` if something does not grow evenly.
         """
         before, after = self._records
-        record = WrittenRecord(self._columns(more))
         ends = ([mark[2] for mark in marks] for marks in (before.marks, after.marks))
-        record.marks = [(*mark, end) for mark, end in self._phases.at(*ends, more)]
-        record.warnings = dict(after.warnings)
-        record.workspaces.cudnn_bytes = after.workspaces.cudnn_bytes
+        marks = [(*mark, end) for mark, end in self._phases.at(*ends, more)]
+        record = _written(self._columns(more), marks, after)
         few, many = before.kernels_run, after.kernels_run
         record.kernels_run = Counter({name: count + (count - few[name]) * more for name, count in many.items()})
         record.costs = self._costs and self._costs.at(more)
@@ -142,6 +135,14 @@ class Composer:
         kinds, targets, about = self._alike[more]
         sizes, reused = extended(few.sizes, many.sizes, more), extended(few.reused, many.reused, more)
         return Columns(kinds, sizes, targets, reused, about, many.told)
+
+
+def _written(columns: Columns, marks: Iterable[tuple[str, int, int]], like: Record) -> WrittenRecord:
+    """A record of events and marks, whose warnings, launches and workspaces are another's."""
+    record = WrittenRecord(columns)
+    record.marks, record.warnings, record.kernels_run = [*marks], dict(like.warnings), Counter(like.kernels_run)
+    record.workspaces.cudnn_bytes = like.workspaces.cudnn_bytes
+    return record
 
 
 class _Places:
@@ -268,7 +269,8 @@ class SecondStep:
             if phase == "optimizer":
                 self._of_weights += after
             else:
-                self.one_by_one &= len([one for one in before if not self._stays(one)]) == len(after)
+                passing = [one for one in before if self.both.told[self._about[one]][0] != WORKSPACES]
+                self.one_by_one &= len(passing) == len(after)
             source_of |= self._matched(before, after)
         self._sources += [source_of.get(place, -1) for place in range(self._first, len(self.both))]
 
@@ -287,9 +289,6 @@ class SecondStep:
         """Places of the allocations of a step's phase, which may come more than once."""
         spans = (range(first, last) for name, first, last in self.record.spans(step) if name == phase)
         return [place for span in spans for place in span if self._kinds[place] == ALLOCATED]
-
-    def _stays(self, place: int) -> bool:
-        return self.both.told[self._about[place]][0] == WORKSPACES
 
     def same_as(self, other: SecondStep) -> bool:
         """Whether at another size of the step the same event of the first one tells each event of the second."""
@@ -313,11 +312,8 @@ class SecondStep:
         if any(int(sizes[place]) != self._sizes[place] for place in self._of_weights):
             raise Unlike("the optimizer's step depends on the size of the batch")
         both = self.both
-        record = WrittenRecord(Columns(both.kinds, sizes, both.targets, both.reused, both.about, both.told))
-        record.marks, record.warnings = list(known.marks), dict(known.warnings)
-        record.kernels_run = Counter(known.kernels_run)
-        record.workspaces.cudnn_bytes = known.workspaces.cudnn_bytes
-        return record
+        columns = Columns(both.kinds, sizes, both.targets, both.reused, both.about, both.told)
+        return _written(columns, known.marks, known)
 
     @property
     def _structure_of_first(self) -> int:
