@@ -231,16 +231,5 @@ class Finite:
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 for _name in (*(f"__{side}{each}__" for each in _BINARY for side in ("", "r")), "__neg__", "__abs__"):
     setattr(StandIn, _name, _computes(_name))
-for _name in (
-    "__lt__",
-    "__le__",
-    "__gt__",
-    "__ge__",
-    "__eq__",
-    "__ne__",
-    "__bool__",
-    "__int__",
-    "__trunc__",
-    "__round__",
-):
-    setattr(StandIn, _name, _decides(_name))
+for _name in ("lt", "le", "gt", "ge", "eq", "ne", "bool", "int", "trunc", "round"):
+    setattr(StandIn, f"__{_name}__", _decides(f"__{_name}__"))
