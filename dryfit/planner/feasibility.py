@@ -70,7 +70,7 @@ _Solved = tuple[_Task, dict[str, dict[str, Any]]]
 
 def _solve(tasks: Sequence[_Task]) -> list[_Solved]:
     """Tasks of one step: its models are built once."""
-    from dryfit.tracing.trace import one_thread
+    from dryfit.hours.cpu import one_thread
 
     solved: list[_Solved] = []
     traces = None
