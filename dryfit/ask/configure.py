@@ -62,29 +62,18 @@ def writers() -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a file is written for.
-
-    Attributes
-    ----------
-    values
-        What the text of a file takes: model, sequence_length, rank, alpha, dropout, epochs, learning_rate, data.
-    fill
-        Share of a padded row that is no padding: the rows' mean length over the longest.
-    pins
-        Knobs that the question sets, with their values.
-    notes
-        What was asked for that the tool's file can't say, and what stands there instead.
-    """
+    """What a file is written for."""
 
     tool: str
     method: str | None
+    # What the text of a file takes: model, sequence_length, rank, alpha, dropout, epochs, learning_rate, data
     values: Mapping[str, Any]
     options: QuestionOptions
     gpu: Gpu
-    fill: float
+    fill: float  # share of a padded row that is no padding: the rows' mean length over the longest
     run: Run | None
-    pins: Mapping[str, str]
-    notes: Sequence[str]
+    pins: Mapping[str, str]  # knobs that the question sets, with their values
+    notes: Sequence[str]  # what was asked for that the tool's file can't say, and what stands there instead
 
 
 def named(one: Candidate) -> str:

@@ -155,26 +155,16 @@ EXAMPLES = {"--gpu": "4090", "-s": 2048, "-b": 4, "--set": "lora.rank=64", "--ro
 
 @dataclass(frozen=True)
 class Subcommand:
-    """A question: its options, and what its help says.
-
-    Attributes
-    ----------
-    takes
-        Its options, by their names in :data:`OPTIONS`; None for a command that is not about a WHAT.
-    needs
-        Options without which it has no answer.
-    own
-        The arguments of a command that is not about a WHAT, and how argparse takes each.
-    text
-        What the help of such a command says first.
-    """
+    """A question: its options, and what its help says."""
 
     about: str
+    # Its options, by their names in :data:`OPTIONS`; None for a command that is not about a WHAT
     takes: Sequence[str] | None = None
     examples: Sequence[str] = ()
-    needs: Sequence[str] = ()
+    needs: Sequence[str] = ()  # options without which it has no answer
+    # The arguments of a command that is not about a WHAT, and how argparse takes each
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    text: str = ""
+    text: str = ""  # what the help of such a command says first
 
 
 _OF_RUN = """

@@ -19,26 +19,14 @@ LENGTH_STEP = 256  # tokens: the answer of :func:`longest_completion` is a multi
 
 @dataclass(frozen=True)
 class Knob:
-    """A change, what it saves at the cycle's peak, and what it costs.
+    """A change, what it saves at the cycle's peak, and what it costs."""
 
-    Attributes
-    ----------
-    changes
-        Fields of a scenario with their new parts.
-    saves_bytes
-        At the peak of the whole cycle; 0: another phase is as high.
-    required_bytes
-        Of the cycle with the change.
-    more_seconds
-        Of the cycle with the change; below 0: it is faster. None: not timed.
-    """
-
-    changes: Mapping[str, Any]
+    changes: Mapping[str, Any]  # fields of a scenario with their new parts
     cost: str
-    saves_bytes: int
-    required_bytes: int
+    saves_bytes: int  # at the peak of the whole cycle; 0: another phase is as high
+    required_bytes: int  # of the cycle with the change
     fits: bool
-    more_seconds: float | None = None
+    more_seconds: float | None = None  # Of the cycle with the change; below 0: it is faster. None: not timed.
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -22,22 +22,14 @@ PROBES = 3  # traces that one change may take
 
 @dataclass(frozen=True)
 class Sooner:
-    """Changes with which the step still fits, and the run that they make.
+    """Changes with which the step still fits, and the run that they make."""
 
-    Attributes
-    ----------
-    move
-        What identifies it: the name of a :class:`~dryfit.planner.changes.Move`, or several, joined by a plus sign.
-    changes, write
-        Fields of the scenario, and the same as YAML.
-    cost
-        What it costs, in words.
-    """
-
+    # What identifies it: the name of a :class:`~dryfit.planner.changes.Move`, or several, joined by a plus sign
     move: str
+    # Fields of the scenario, and the same as YAML
     changes: Changes
     write: str
-    cost: str
+    cost: str  # what it costs, in words
     required_bytes: int
     headroom_bytes: int
     run: RunTime

@@ -43,34 +43,24 @@ Watch = Callable[[str, int, Sequence[Any]], None]
 
 @dataclass(frozen=True)
 class Division:
-    """A way to divide a step, traced.
+    """A way to divide a step, traced."""
 
-    Attributes
-    ----------
-    way
-        In words, ``fsdp2 x tensor 2``.
-    parallel, gradient_accumulation, loss
-        What to write in a scenario; as many rows make an update as before, where they can. FSDP takes a whole loss.
-    peak_allocated_bytes, required_bytes, headroom_bytes
-        Of the GPU that needs most, ``place`` among the others ("": all are alike).
-    seconds_per_step, tokens_per_second
-        None where the GPU's speed is not known; tokens of all GPUs together.
-    exchanges
-        What a GPU exchanges in a step, by the group that talks (:func:`dryfit.hours.links.exchanges`).
-    """
-
-    way: str
+    way: str  # in words, ``fsdp2 x tensor 2``
+    # What to write in a scenario; as many rows make an update as before, where they can. FSDP takes a whole loss.
     parallel: Mapping[str, Any]
     gradient_accumulation: int
     loss: str
     verdict: str | None
     fits: bool | None
+    # Of the GPU that needs most, ``place`` among the others ("": all are alike)
     headroom_bytes: int | None
     peak_allocated_bytes: int
     required_bytes: int
     place: str
+    # None where the GPU's speed is not known; tokens of all GPUs together
     seconds_per_step: float | None
     tokens_per_second: float | None
+    # What a GPU exchanges in a step, by the group that talks (:func:`dryfit.hours.links.exchanges`)
     exchanges: Sequence[Mapping[str, Any]] = ()
 
     def to_mapping(self) -> dict[str, Any]:

@@ -28,27 +28,17 @@ PROBES = 8  # traces that one search may take
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Changes that make a step fit.
+    """Changes that make a step fit."""
 
-    Attributes
-    ----------
-    move
-        What identifies it: the name of a :class:`Move`, or several, joined by a plus sign.
-    changes, write
-        Fields of the scenario, and the same as YAML.
-    cost
-        What it costs, in words.
-    slower_share
-        How much longer a token takes on the same card, from two traces; None where its speed is not known.
-    """
-
-    move: str
+    move: str  # what identifies it: the name of a :class:`Move`, or several, joined by a plus sign
+    # Fields of the scenario, and the same as YAML
     changes: Changes
     write: str
-    cost: str
+    cost: str  # what it costs, in words
     peak_allocated_bytes: int
     required_bytes: int
     headroom_bytes: int
+    # How much longer a token takes on the same card, from two traces; None where its speed is not known
     slower_share: float | None = None
 
 

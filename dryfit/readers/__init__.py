@@ -22,24 +22,13 @@ from dryfit.scenario.fields import BY_NAME
 
 
 class Reader(NamedTuple):
-    """How a tool's files are known and read.
+    """How a tool's files are known and read."""
 
-    Attributes
-    ----------
-    name
-        Of the tool's module in this package.
-    marks
-        Keys of which a file of the tool has all of one group; ``model._component_``: a key of the block ``model``.
-    beside
-        Whether its files only add to another file, or to a model.
-    function
-        Of the module, which reads.
-    """
-
-    name: str
+    name: str  # of the tool's module in this package
+    # Keys of which a file of the tool has all of one group; ``model._component_``: a key of the block ``model``
     marks: tuple[tuple[str, ...], ...]
-    beside: bool = False
-    function: str = "read"
+    beside: bool = False  # whether its files only add to another file, or to a model
+    function: str = "read"  # of the module, which reads
 
     @property
     def module(self) -> ModuleType:

@@ -41,30 +41,18 @@ _SHARDED = ("fsdp1", "fsdp2")  # where FSDP shards weights a loss in chunks is n
 
 @dataclass(frozen=True)
 class ScenarioRequest:
-    """A scenario, and who decided what of it.
-
-    Attributes
-    ----------
-    mapping
-        What was named: by a file, or by options.
-    like, set_by_like
-        The tool that the rest was taken from, and the fields that it set.
-    assumed
-        Fields that decide memory and that neither named: this project's defaults, or those of ``assumed_by``.
-    warnings
-        What of the model the answer leaves out.
-    like_is_default
-        Nobody chose the tool.
-    """
+    """A scenario, and who decided what of it."""
 
     scenario: Scenario
-    mapping: Mapping[str, Any]
+    mapping: Mapping[str, Any]  # what was named: by a file, or by options
+    # The tool that the rest was taken from, and the fields that it set
     like: str | None = None
     set_by_like: Mapping[str, Any] = field(default_factory=dict)
+    # Fields that decide memory and that neither named: this project's defaults, or those of ``assumed_by``
     assumed: Mapping[str, Any] = field(default_factory=dict)
     assumed_by: str | None = None
-    warnings: tuple[str, ...] = ()
-    like_is_default: bool = False
+    warnings: tuple[str, ...] = ()  # what of the model the answer leaves out
+    like_is_default: bool = False  # nobody chose the tool
 
     def origin_fields(self) -> dict[str, Any]:
         """For the answer: ``assumed`` (by whom), and ``like``, None or the ``tool`` with its ``fields``."""

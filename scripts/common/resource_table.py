@@ -15,34 +15,19 @@ IN_PART, NOT_REACHED, NOT_RUN = "in part", "not reached", "not run"
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a run in one place.
-
-    Attributes
-    ----------
-    place
-        ``GPU``, ``host memory`` or ``disk``.
-    needs_bytes, has_bytes
-        None where it is not known.
-    basis
-        ``traced``, ``computed`` or ``estimated``.
-    change
-        The smallest that would fit, ready to be written, or None.
-    processes
-        How many share the place.
-    seconds_at_most
-        How long an evaluation takes at most; None: not known, or another stage.
-    """
+    """A stage of a run in one place."""
 
     stage: str
-    place: str
+    place: str  # ``GPU``, ``host memory`` or ``disk``
+    # None where it is not known
     needs_bytes: int | None
     has_bytes: int | None
-    basis: str
+    basis: str  # ``traced``, ``computed`` or ``estimated``
     detail: str
     verdict: str
-    change: str | None = None
-    processes: int = 1
-    seconds_at_most: float | None = None
+    change: str | None = None  # the smallest that would fit, ready to be written, or None
+    processes: int = 1  # how many share the place
+    seconds_at_most: float | None = None  # how long an evaluation takes at most; None: not known, or another stage
 
 
 def judged(

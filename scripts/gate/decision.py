@@ -71,30 +71,17 @@ def chosen_gpu(
 
 @dataclass(frozen=True)
 class StepDecision:
-    """Whether a training step fits a GPU.
+    """Whether a training step fits a GPU."""
 
-    Attributes
-    ----------
-    gpu, verdict
-        The GPU, and whether the step fits it, with the bytes to spare. Without a GPU nothing is checked:
-        ``Verdict()``.
-    reason
-        The verdict in words, with sizes.
-    effective_batch
-        Rows of an update of the weights.
-    step, configured
-        The traces of the step that decided, and of the configured one.
-    suggestions
-        Changes that would fit, where the step does not.
-    """
-
+    # The GPU, and whether the step fits it, with the bytes to spare. Without a GPU nothing is checked: ``Verdict()``.
     gpu: Gpu | None
     verdict: Verdict
-    reason: str
-    effective_batch: int
+    reason: str  # the verdict in words, with sizes
+    effective_batch: int  # rows of an update of the weights
+    # The traces of the step that decided, and of the configured one
     step: Mapping[str, Any]
     configured: Mapping[str, Any]
-    suggestions: "Sequence[Suggestion]" = ()
+    suggestions: "Sequence[Suggestion]" = ()  # changes that would fit, where the step does not
 
     def refusal(self) -> UserError:
         """The message of a step that does not fit."""
@@ -173,23 +160,13 @@ def _processes_to_end(traced: Traced, gpu: Gpu) -> "list[Suggestion]":
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a run may start.
+    """Whether a run may start."""
 
-    Attributes
-    ----------
-    step
-        The training step.
-    override
-        ``memory.gate.override``: the run starts although something is refused.
-    stages
-        Every stage, the training step among them; empty where the step alone was asked about.
-    hours, limit_hours
-        How long the run takes, or None where that is not known; and ``memory.gate.hours``.
-    """
-
-    step: StepDecision
-    override: bool
+    step: StepDecision  # the training step
+    override: bool  # ``memory.gate.override``: the run starts although something is refused
+    # Every stage, the training step among them; empty where the step alone was asked about
     stages: Sequence[Stage] = ()
+    # How long the run takes, or None where that is not known; and ``memory.gate.hours``
     hours: RunHours | None = None
     limit_hours: float | None = None
 

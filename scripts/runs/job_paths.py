@@ -50,17 +50,10 @@ def source_folder(settings: Mapping[str, Any], patterns: tuple[str, ...]) -> str
 
 @dataclass(frozen=True)
 class JobPaths:
-    """The paths that one job reads, or that one target asks for.
+    """The paths that one job reads, or that one target asks for."""
 
-    Attributes
-    ----------
-    names
-        The wildcards' values.
-    settings
-        Those of the run that the wildcards name, or of the dataset and the model that runs share.
-    """
-
-    names: Mapping[str, str]
+    names: Mapping[str, str]  # the wildcards' values
+    # Those of the run that the wildcards name, or of the dataset and the model that runs share
     settings: Mapping[str, Any]
 
     @classmethod

@@ -225,17 +225,7 @@ class Fitted(NamedTuple):
 
 @dataclass
 class Fit:
-    """The steps of a training, to be taken by :meth:`run`.
-
-    Attributes
-    ----------
-    prefix
-        How many tokens rows share in a pack.
-    predicted
-        The gate's report, whose figures explain an out-of-memory error.
-    half
-        The micro-batch after the device could not hold a larger one; None: the scenario's.
-    """
+    """The steps of a training, to be taken by :meth:`run`."""
 
     model: Any
     optimizer: Any
@@ -245,8 +235,9 @@ class Fit:
     seed: int
     pad_token_id: int
     checkpoint: LoopState
-    prefix: int = 0
-    predicted: Mapping[str, Any] | None = None
+    prefix: int = 0  # how many tokens rows share in a pack
+    predicted: Mapping[str, Any] | None = None  # the gate's report, whose figures explain an out-of-memory error
+    # The micro-batch after the device could not hold a larger one; None: the scenario's
     half: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:

@@ -32,18 +32,10 @@ _PARTS = ("problem", "where", "found", "allowed", "write")  # of a UserError
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of one training, seen from one of them.
+    """The processes of one training, seen from one of them."""
 
-    Attributes
-    ----------
-    rank
-        This process's number, from 0.
-    size
-        How many there are.
-    """
-
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # this process's number, from 0
+    size: int = 1  # how many there are
 
     def sums(self, *values: float) -> list[float]:
         """Each value added up over all processes, in double precision; the same in each of them."""
