@@ -92,10 +92,7 @@ def problems(value: Any, schema: dict, where: object, within: str | None = None)
 def validate(value: Any, schema: dict, where: object = "the configuration") -> None:
     """Check a value against a schema.
 
-    Raises
-    ------
-    UserError
-        For all that is wrong, each with the line to write.
+    UserError: for all that is wrong, each with the line to write.
     """
     if wrong := problems(value, schema, where):
         raise UserError.several(wrong)

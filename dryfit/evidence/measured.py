@@ -190,10 +190,7 @@ def measured_steps() -> list[MeasuredStep]:
 def read(path: Path) -> list[MeasuredStep]:
     """The rows of a table.
 
-    Raises
-    ------
-    UserError
-        If it is not such a table, with the line.
+    UserError: if it is not such a table, with the line.
     """
     with path.open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)

@@ -23,10 +23,7 @@ _PROGRAMS = ("train.py", "train_bash.py", "run_exp.py", "llamafactory.launcher")
 def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
     """The settings of a command that trains, of its file and of its own; None: LLaMA-Factory is not called.
 
-    Raises
-    ------
-    UserError
-        If it does other work, or names a file that isn't there.
+    UserError: if it does other work, or names a file that isn't there.
     """
     words, name = launch.words, launch.program.rpartition("/")[2]
     if name in _COMMANDS:

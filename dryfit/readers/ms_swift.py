@@ -46,10 +46,7 @@ _VALUES_BEFORE_3 = {
 def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
     """The settings of a command that trains; None: ms-swift is not called.
 
-    Raises
-    ------
-    UserError
-        If it does other work, or is Megatron's.
+    UserError: if it does other work, or is Megatron's.
     """
     words = command.words
     pairs = enumerate(pairwise(words))

@@ -60,10 +60,7 @@ _WHOLE = """micro_train_batch_size train_batch_size micro_rollout_batch_size max
 def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
     """The settings of a command that trains; None: OpenRLHF is not called.
 
-    Raises
-    ------
-    UserError
-        If it trains nothing that is known here.
+    UserError: if it trains nothing that is known here.
     """
     place = next((place for place, word in enumerate(command.words) if word.startswith(_PROGRAM)), None)
     if place is None:

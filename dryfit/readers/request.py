@@ -73,10 +73,7 @@ def parse_request(
     A GPU with a count, and neither a strategy nor a number of GPUs under ``parallel``, is all of them: with FSDP2, or
     on the mesh that ``parallel`` names, if that has as many places.
 
-    Raises
-    ------
-    UserError
-        For all that is wrong.
+    UserError: for all that is wrong.
     """
     if not isinstance(mapping, Mapping):
         return ScenarioRequest(Scenario.from_mapping(mapping, where=where), {})

@@ -124,10 +124,7 @@ def with_file(words: list[str], script: Path, tool: str = "") -> dict[str, Any]:
 
     Those are ``--name value`` or ``name=value``.
 
-    Raises
-    ------
-    UserError
-        If the file isn't there.
+    UserError: if the file isn't there.
     """
     first = words[0] if words and not words[0].startswith("-") and "=" not in words[0] else None
     pairs = [word for word in words if re.match(r"[\w.]+=", word)]

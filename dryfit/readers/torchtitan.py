@@ -243,10 +243,7 @@ def _functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
 def read_registry(tree: ast.Module, file: Path, part: str | None, gpus: int | None) -> Reading:
     """The scenario's fields of one of a registry's functions.
 
-    Raises
-    ------
-    UserError
-        If none is named, or one that isn't there.
+    UserError: if none is named, or one that isn't there.
     """
     functions = _functions(tree)
     if part not in functions:

@@ -45,10 +45,7 @@ def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str,
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
     """The scenario's fields, with the defaults of torchtune's recipes and builders.
 
-    Raises
-    ------
-    UserError
-        If the file is another recipe's, or its model isn't known here.
+    UserError: if the file is another recipe's, or its model isn't known here.
     """
     table = read_yaml(TABLES / "torchtune.yaml")
     flat = {key: _resolved(value, mapping) for key, value in _flat(mapping)}  # dotted overrides come last, and win

@@ -37,10 +37,7 @@ _WHOLE = (f"{_ACTOR}.ppo_micro_batch_size_per_gpu", f"{_ACTOR}.ppo_micro_batch_s
 def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
     """The settings of a command that trains; None: verl is not called.
 
-    Raises
-    ------
-    UserError
-        If it trains nothing.
+    UserError: if it trains nothing.
     """
     found = next((match for word in command.words if (match := _TRAINERS.fullmatch(word))), None)
     if found is None:

@@ -35,10 +35,7 @@ def pyodide(cache: Path) -> dict[str, bytes]:
 
     The registry is npm's own setting, ``NPM_CONFIG_REGISTRY`` in the environment, or else the public one.
 
-    Raises
-    ------
-    UserError
-        If the archive can't be fetched, or is another than the pinned one.
+    UserError: if the archive can't be fetched, or is another than the pinned one.
     """
     archive = cache / f"pyodide-{VERSION}.tgz"
     if not archive.is_file() or _integrity(archive.read_bytes()) != INTEGRITY:

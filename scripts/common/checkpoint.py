@@ -215,10 +215,7 @@ def weight_files(folder: Path) -> list[str]:
 
     Of a single file and an index ``from_pretrained`` takes the single file, and so do all who ask here.
 
-    Raises
-    ------
-    UserError
-        For an index of another form, or one that names files in other folders.
+    UserError: for an index of another form, or one that names files in other folders.
     """
     if os.path.lexists(folder / SINGLE):
         return [SINGLE]
@@ -239,11 +236,8 @@ def weight_files(folder: Path) -> list[str]:
 def open_checkpoint(folder: str | os.PathLike) -> WeightFolder:
     """Open a model folder, checking everything that its headers can tell.
 
-    Raises
-    ------
-    UserError
-        No configuration, no safetensors, pickles instead, a shard missing, truncated or outside the folder, an index or
-        a configuration that disagrees with the shards, a quantized base.
+    UserError: No configuration, no safetensors, pickles instead, a shard missing, truncated or outside the folder, an
+    index or a configuration that disagrees with the shards, a quantized base.
     """
     folder = Path(folder)
     if not folder.is_dir():

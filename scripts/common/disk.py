@@ -122,10 +122,7 @@ class Planned(NamedTuple):
 def refuse_full(planned: Iterable[Planned], folder: str | os.PathLike = "results") -> None:
     """Refuse, before any job, what the disk can't hold.
 
-    Raises
-    ------
-    UserError
-        With the stages that are planned, each against what those before it leave.
+    UserError: with the stages that are planned, each against what those before it leave.
     """
     free = left = free_bytes(folder)
     lacking = 0

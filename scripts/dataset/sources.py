@@ -263,10 +263,7 @@ def read_file(
     those very names, or what the first row suggests (``guess``). ``format`` is ``jsonl``, ``json``, ``csv`` or
     ``parquet``, or None: by the ending of its name.
 
-    Raises
-    ------
-    UserError
-        When the file is missing, empty, UTF-16, malformed, or lacks a column.
+    UserError: when the file is missing, empty, UTF-16, malformed, or lacks a column.
     """
     file = Path(path)
     if not file.is_file():

@@ -23,10 +23,7 @@ def prose(text: str) -> str:
 def check_document(text: str, path: Path) -> None:
     """Refuse leftovers of the rendering and figures that are not there.
 
-    Raises
-    ------
-    UserError
-        Naming the line.
+    UserError: naming the line.
     """
     if path.suffix == ".html":
         return  # its figures are inside; its escaping leaves no way to tell data from a leftover

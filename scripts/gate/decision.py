@@ -196,10 +196,7 @@ class Decision:
     def enforce(self) -> None:
         """Stop what is refused; an override is logged instead.
 
-        Raises
-        ------
-        UserError
-            With the changes that would fit.
+        UserError: with the changes that would fit.
         """
         if not self.fits and not self.override:
             raise self.refusal()

@@ -161,10 +161,7 @@ def _check_settings(config: dict[str, Any], where: Path) -> None:
 def plan_merge(base: WeightFolder, adapter: Adapter) -> MergePlan:
     """Match the adapter with its base: one :class:`Update` for each tensor that changes.
 
-    Raises
-    ------
-    UserError
-        The adapter belongs to another base (names, shapes or vocabulary), is incomplete, or targets nothing.
+    UserError: the adapter belongs to another base (names, shapes or vocabulary), is incomplete, or targets nothing.
     """
     modules: dict[str, dict[str, str]] = {}
     replacements: dict[str, str] = {}

@@ -39,10 +39,7 @@ def sizes(settings: Mapping[str, Any]) -> ParameterCounts:
 def check(settings: Mapping[str, Any]) -> None:
     """Refuse scenarios, models and GPUs that do not exist, before any job starts.
 
-    Raises
-    ------
-    UserError
-        Naming the setting, with the line to write.
+    UserError: naming the setting, with the line to write.
     """
     memory, known = settings["memory"], sorted(path.stem for path in MODELS.glob("*.json"))
     name, hub = profiled(memory["model"])

@@ -63,10 +63,7 @@ def check(config: dict) -> dict:
     Equal settings have equal text afterwards, whatever the order of their keys and however a number was
     written, so Snakemake's comparison of params finds only real changes.
 
-    Raises
-    ------
-    UserError
-        Naming the key, the value found, what is allowed, and the line to write.
+    UserError: naming the key, the value found, what is allowed, and the line to write.
     """
     validate(config, read_schema())
     config = {**config, "task": registry.checked(config["task"])}

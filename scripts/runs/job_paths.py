@@ -60,10 +60,7 @@ class JobPaths:
     def of(cls, runs: Runs, names: Mapping[str, str]) -> JobPaths:
         """Find the settings that the wildcards name.
 
-        Raises
-        ------
-        UserError
-            If the configuration has no such run, dataset or model.
+        UserError: if the configuration has no such run, dataset or model.
         """
         if "run" in names:
             return cls(names, runs.of_run(names["run"]))
@@ -139,10 +136,7 @@ class JobPaths:
     def step_config(self) -> str:
         """The configuration of the prepared base model, for the run's own training step.
 
-        Raises
-        ------
-        UserError
-            If the job's scenario is another one: no job makes those of the memory profile alone.
+        UserError: if the job's scenario is another one: no job makes those of the memory profile alone.
         """
         name = self.names["scenario"]
         if name != "training":
@@ -172,10 +166,7 @@ class JobPaths:
     def executed(self) -> str:
         """The score of the answers that were run.
 
-        Raises
-        ------
-        UserError
-            If the configuration has no benchmark: held-out requests have no file system to run in.
+        UserError: if the configuration has no benchmark: held-out requests have no file system to run in.
         """
         if not configuration.can_execute(self.settings):
             raise configuration.nothing_to_execute()

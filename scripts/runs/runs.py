@@ -51,10 +51,7 @@ class Runs:
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Check a configuration and each run that it describes.
 
-        Raises
-        ------
-        UserError
-            For a wrong setting, a sweep that is too large, or two runs that would land in one folder.
+        UserError: for a wrong setting, a sweep that is too large, or two runs that would land in one folder.
         """
         checked = configuration.check(config)
         self.name: str = checked["run"]["name"]

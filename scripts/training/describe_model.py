@@ -109,10 +109,7 @@ def from_folder(path: str, folder: Path) -> dict:
 def refuse_what_cannot_be_trained(folder: Path, config: Any) -> None:
     """A base that is quantized already, or whose architecture is code in its repository or not known here.
 
-    Raises
-    ------
-    UserError
-        Saying what to use instead.
+    UserError: Saying what to use instead.
     """
     kind = config.get("model_type") if isinstance(config, dict) else None
     if not kind:

@@ -59,10 +59,7 @@ def planned_steps(rows: list[Row], scenario: Scenario, loop: dict, seed: int, pr
 def check_rows(rows: list[Row], held_out: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int) -> None:
     """Refuse, before the first step, what would go wrong later.
 
-    Raises
-    ------
-    UserError
-        Without rows, or with one that teaches nothing; or when a step's rows need more packs than were gated.
+    UserError: Without rows, or with one that teaches nothing; or when a step's rows need more packs than were gated.
     """
     from dryfit.step.batches import answer_tokens
 
@@ -87,10 +84,7 @@ def check_rows(rows: list[Row], held_out: list[Row], scenario: Scenario, loop: d
 def refuse_more_batches(most: int, scenario: Scenario, loop: Mapping[str, Any]) -> None:
     """Refuse packed rows of a step that need more micro-batches than the step was predicted with.
 
-    Raises
-    ------
-    UserError
-        If ``most``, the micro-batches of the longest step, is more than ``gradient_accumulation``.
+    UserError: if ``most``, the micro-batches of the longest step, is more than ``gradient_accumulation``.
     """
     if scenario.packing != "none" and most > scenario.gradient_accumulation:
         raise UserError(

@@ -67,10 +67,7 @@ def of_job(param: Mapping[str, Any]) -> Task:
 def checked(given: str | Mapping[str, Any]) -> dict[str, Any]:
     """The ``task`` of a configuration with the defaults of its options.
 
-    Raises
-    ------
-    UserError
-        For a task or an option that isn't there.
+    UserError: for a task or an option that isn't there.
     """
     given = {"name": given} if isinstance(given, str) else dict(given)
     name = given.get("name")
