@@ -51,6 +51,14 @@ def set_cycle(get: Get, reading: Reading) -> None:
         _beside_vllm(get, reading)
 
 
+def answers(get: Get, reading: Reading, objective: str = "grpo", *, predicted: bool) -> None:
+    """How answers are generated, of a step that is predicted; else what lies beside it."""
+    if predicted:
+        set_cycle(get, reading)
+    else:
+        beside_several(get, reading, objective)
+
+
 def _beside_vllm(get: Get, reading: Reading) -> None:
     generation, mode = reading.fields["generation"], get("vllm_mode", "colocate")
     generation["engine"] = "none"

@@ -106,8 +106,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
         optimizer="adamw",
         loss="full",
     )
-    reentrant = get("gradient_checkpointing_use_reentrant")
-    reading.set(gradient_checkpointing=("reentrant" if reentrant else True) if get("gradient_checkpointing") else False)
+    common.checkpointing(reading, get("gradient_checkpointing"), get("gradient_checkpointing_use_reentrant"))
     common.attention(reading, "attn_implementation", get("attn_implementation", "flash_attention_2"))
     reading.pads = not get("packing_samples")
     if get("use_liger_kernel"):

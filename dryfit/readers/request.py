@@ -180,15 +180,16 @@ def like_fields(tool: str, named: Mapping[str, Any], capability: tuple[int, int]
     own = defaults["always"] | defaults.get(named.get("method") or scenario_defaults()["method"], {})
     if capability is not None and capability < _COMPUTES_IN_BF16:
         own |= {name: value for name, value in defaults.get("without_bf16", {}).items() if own.get(name) is not None}
-    if tool == "unsloth" and own["precision"] == "bf16" and re.search(_flex(), str(named.get("model")), re.I):
+    if tool == "unsloth" and takes_flex(named.get("model"), own["precision"]):
         own["attention"] = "flash"
     contradicting = set(_that_contradict(own, named))
     return {name: own[name] for name in BY_NAME if name in own and name not in contradicting}
 
 
-def _flex() -> str:
-    """Models that Unsloth trains through flex_attention, by their names."""
-    return read_yaml(data_path("unsloth.yaml"))["flex"]
+def takes_flex(model: Any, precision: Any) -> bool:
+    """Whether Unsloth trains a model through flex_attention, which keeps no scores, as FlashAttention keeps none."""
+    flex = read_yaml(data_path("unsloth.yaml"))["flex"]
+    return precision == "bf16" and re.search(flex, str(model), re.I) is not None
 
 
 def _that_contradict(fields: Mapping[str, Any], named: Mapping[str, Any]) -> Iterator[str]:

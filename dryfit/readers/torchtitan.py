@@ -29,15 +29,7 @@ _SCHEDULES = {
 
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
     """The scenario's fields of a TOML file, with torchtitan's defaults."""
-    return _read(dict(_flat(mapping)), file, gpus)
-
-
-def _flat(mapping: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
+    return _read(dict(common.dotted(mapping)), file, gpus)
 
 
 def _read(flat: Mapping[str, Any], file: Path, gpus: int | None) -> Reading:
