@@ -34,10 +34,7 @@ BRIEF = 8  # events
 def form_events(scenario: Scenario, where: object = "scenario", *, capability: Capability | None = None) -> list[Event]:
     """Allocations and frees of loading and two steps.
 
-    Raises
-    ------
-    NotDescribed
-        For an architecture or a setting that the analytic estimate knows nothing of.
+    NotDescribed: for an architecture or a setting that the analytic estimate knows nothing of.
     """
     decoder = described(scenario, where)
     check_described(scenario)

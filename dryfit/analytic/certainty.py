@@ -160,10 +160,7 @@ class Needs:
     def of(cls, scenario: Scenario, where: object, capability: Capability | None) -> Needs:
         """By the scenario's record, or else by the estimate.
 
-        Raises
-        ------
-        NotDescribed
-            If neither knows the step.
+        NotDescribed: if neither knows the step.
         """
         exact = if_recorded(scenario, capability)
         if exact is not None:

@@ -26,10 +26,7 @@ def kernels_of(scenario: Scenario, capability: Capability | None) -> tuple[Any, 
 
     The first entry is the workspace of cuBLAS in bytes; attention's kernels and their workspaces follow.
 
-    Raises
-    ------
-    NotDescribed
-        For what the estimate does not describe.
+    NotDescribed: for what the estimate does not describe.
     """
     decoder, capability = described(scenario), capability or DEFAULT_CAPABILITY
     longest = scenario.size("max_position_embeddings") or LONGEST

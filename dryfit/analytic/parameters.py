@@ -19,10 +19,7 @@ from dryfit.analytic.setting import describe
 def parameter_count(model: Mapping[str, Any]) -> int:
     """Parameters of a model.
 
-    Raises
-    ------
-    NotDescribed
-        For a family that is not known here, or a configuration that leaves a size out.
+    NotDescribed: for a family that is not known here, or a configuration that leaves a size out.
     """
     if model["model_type"] != "deepseek_v4":
         return describe(dict(model, quantization_config=None)).parameter_counts()["total"]

@@ -205,10 +205,7 @@ def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
     ``{vram_gib: number}``; ``{..., count: 2}``: several; ``{..., context_mib: 530}``: yours holds so much beside
     the allocator.
 
-    Raises
-    ------
-    UserError
-        If the name is unknown, if it means several GPUs, if the count is less than 1, or if nothing is left.
+    UserError: if the name is unknown, if it means several GPUs, if the count is less than 1, or if nothing is left.
     """
     if isinstance(gpu, str) and gpu.lstrip().startswith("{"):
         gpu = _mapping(gpu, where)

@@ -55,17 +55,12 @@ class NoRecord(Exception):
 
 @dataclass(frozen=True)
 class StepKey:
-    """A scenario as records have it.
-
-    Attributes
-    ----------
-    settings, particular, flags
-        What decides a step's events beside numbers: of the scenario, of the model, and by numbers.
-    """
+    """A scenario as records have it."""
 
     family: ModelFamily
     numbers: Numbers
     kinds: Kinds
+    # What decides a step's events beside numbers: of the scenario, of the model, and by numbers
     settings: Mapping[str, Any]
     particular: Mapping[str, Any]
     flags: Mapping[str, Any]
@@ -74,10 +69,7 @@ class StepKey:
     def of(cls, scenario: Scenario, capability: Capability | None = None) -> StepKey:
         """Take a scenario apart, on a GPU of this compute capability.
 
-        Raises
-        ------
-        NoRecord
-            If no record could answer it.
+        NoRecord: if no record could answer it.
         """
         family = family_of(scenario.model)
         if family is None:
@@ -160,10 +152,7 @@ class Form:
     def compose(self, kinds: Kinds, numbers: Mapping[str, int], capability: Capability) -> list[Composition]:
         """The events of a step, loading included: in each order that is tried, where chance decides about that.
 
-        Raises
-        ------
-        UnknownOrder
-            If the layers come in an order that was not recorded.
+        UnknownOrder: if the layers come in an order that was not recorded.
         """
         known = with_rounded(numbers, capability)
         chunked = CHUNK * numbers.get("c", 0)
@@ -293,10 +282,7 @@ def _opened(path: Path) -> Records | NoRecord:
 def records_of(family: str) -> Records:
     """The records of a family, read once.
 
-    Raises
-    ------
-    NoRecord
-        As :class:`Records`.
+    NoRecord: as :class:`Records`.
     """
     found = _opened(data_path("records", f"{family}.zip"))
     if isinstance(found, NoRecord):
@@ -307,10 +293,7 @@ def records_of(family: str) -> Records:
 def form_of(scenario: Scenario, capability: Capability | None = None) -> tuple[Form, StepKey]:
     """The variant of a record that answers a scenario on a GPU of this compute capability.
 
-    Raises
-    ------
-    NoRecord
-        If none does, with the reason.
+    NoRecord: if none does, with the reason.
     """
     asked = StepKey.of(scenario, capability)
     form = records_of(asked.family.name).form(asked.key())
@@ -322,10 +305,7 @@ def form_of(scenario: Scenario, capability: Capability | None = None) -> tuple[F
 def composed_step(scenario: Scenario, capability: Capability | None = None) -> tuple[Form, list[Composition]]:
     """A scenario's step from its family's record, in each order of loading that is tried.
 
-    Raises
-    ------
-    NoRecord
-        If no record answers it, with the reason.
+    NoRecord: if no record answers it, with the reason.
     """
     form, asked = form_of(scenario, capability)
     try:

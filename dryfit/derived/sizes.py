@@ -64,10 +64,7 @@ def symbols_of(name: str) -> list[str]:
 def value(expression: Expression, known: Mapping[str, int]) -> int:
     """An expression's value, exactly.
 
-    Raises
-    ------
-    Inexact
-        If it was whole wherever it was fitted, and is not whole here.
+    Inexact: if it was whole wherever it was fitted, and is not whole here.
     """
     terms, width = expression
     top, bottom = 0, 1

@@ -172,10 +172,7 @@ def in_words(module: str, operator: str) -> str:
 def derived_step(scenario: Scenario, capability: Capability | None = None) -> DerivedStep:
     """The step, from its family's record.
 
-    Raises
-    ------
-    NoRecord
-        If no record answers it, with the reason.
+    NoRecord: if no record answers it, with the reason.
     """
     asked = StepKey.of(scenario)
     key = json.dumps([asked.key(), asked.numbers, "".join(asked.kinds)], sort_keys=True)

@@ -179,10 +179,7 @@ def _read(result: Path) -> dict[str, Any]:
 def shadow(folder: Path, into: Path) -> None:
     """Make a folder that looks like another.
 
-    Raises
-    ------
-    UserError
-        If it has more files than :data:`MOST_FILES`.
+    UserError: if it has more files than :data:`MOST_FILES`.
     """
     count = 0
     for place, folders, files in os.walk(folder, followlinks=False):

@@ -45,10 +45,7 @@ def tools() -> dict[str, dict[str, Any]]:
 def written(path: Path) -> Written | None:
     """What a file says; None: it is no file of a program that the table has.
 
-    Raises
-    ------
-    UserError
-        If the file, or one that it names, can't be read, or the table has no row for its kind of model.
+    UserError: if the file, or one that it names, can't be read, or the table has no row for its kind of model.
     """
     if path.suffix not in SUFFIXES or not path.is_file():
         return None
@@ -70,10 +67,7 @@ def written(path: Path) -> Written | None:
 def area(resolution: Any, path: Path) -> int:
     """The pixels of ``1024``, ``"1024,768"`` or ``[1024, 768]``.
 
-    Raises
-    ------
-    UserError
-        If it is no size.
+    UserError: if it is no size.
     """
     parts = resolution if isinstance(resolution, list) else re.split(r"[,x]", str(resolution))
     try:
@@ -136,10 +130,7 @@ def _numbers(listed: Any) -> list[int]:
 def _beside(named: Any, path: Path, what: str) -> Path:
     """A file that another one names, in its folder or above.
 
-    Raises
-    ------
-    UserError
-        If it is not there.
+    UserError: if it is not there.
     """
     text = str(named)
     found = file_beside(path, text) or file_beside(path, Path(text).name) if is_known(text) else None
@@ -153,10 +144,7 @@ def _beside(named: Any, path: Path, what: str) -> Path:
 def _row(tool: str, named: Any, path: Path, key: str) -> str:
     """The table's key of a kind of model.
 
-    Raises
-    ------
-    UserError
-        If there is none.
+    UserError: if there is none.
     """
     rows = tools()[tool]["programs"]
     if named not in rows:

@@ -32,10 +32,7 @@ class NotFitted(Exception):
 def fitted(sizes: Sizes, known: Known, names: Sequence[str]) -> Expression:
     """The expression; ``names``: the numbers that sets 1, 2, ... vary alone.
 
-    Raises
-    ------
-    NotFitted
-        If there is none.
+    NotFitted: if there is none.
     """
     found = _fitted(sizes, known, names)
     if found is None:
