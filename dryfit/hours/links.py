@@ -36,14 +36,22 @@ AXES_OF = {
 
 @dataclass(frozen=True)
 class Links:
-    """What a GPU sends to others, as is reached, one way."""
+    """What a GPU sends to others, as is reached, one way.
 
-    # To GPUs of its node; to those of other nodes
+    Attributes
+    ----------
+    node_bytes_per_second, network_bytes_per_second
+        To GPUs of its node; to those of other nodes.
+    gpus_per_node
+        How many GPUs share a node; ranks fill one node after the other.
+    to_each
+        A GPU has a link to each other GPU of its node, and the figure is one link's (AMD's Infinity Fabric). Else all
+        go through one switch, as fast as the GPU's links together (NVLink).
+    """
+
     node_bytes_per_second: float
     network_bytes_per_second: float
-    gpus_per_node: int  # how many GPUs share a node; ranks fill one node after the other
-    # A GPU has a link to each other GPU of its node, and the figure is one link's (AMD's Infinity Fabric). Else all go
-    # through one switch, as fast as the GPU's links together (NVLink).
+    gpus_per_node: int
     to_each: bool = False
 
     def within(self, near: int) -> float:

@@ -23,10 +23,18 @@ _COLUMNS = ("input_ids", "length", "lengths", "tokens", "prompt_input_ids", "tex
 
 @dataclass
 class LoaderRows:
-    """What is known of the rows of a data set."""
+    """What is known of the rows of a data set.
 
-    sizes: list[int]  # elements of each row that was looked at: tokens, samples, or characters of a text
-    of: int  # how many rows the data set has
+    Attributes
+    ----------
+    sizes
+        Elements of each row that was looked at: tokens, samples, or characters of a text.
+    of
+        How many rows the data set has.
+    """
+
+    sizes: list[int]
+    of: int
 
     @property
     def differ(self) -> bool:

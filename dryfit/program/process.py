@@ -179,7 +179,10 @@ def _read(result: Path) -> dict[str, Any]:
 def shadow(folder: Path, into: Path) -> None:
     """Make a folder that looks like another.
 
-    UserError: if it has more files than :data:`MOST_FILES`.
+    Raises
+    ------
+    UserError
+        If it has more files than :data:`MOST_FILES`.
     """
     count = 0
     for place, folders, files in os.walk(folder, followlinks=False):

@@ -28,19 +28,31 @@ _FILES = (".yaml", ".yml", ".json", ".toml", ".py")
 
 @dataclass(frozen=True)
 class ProgramSetting:
-    """A number that a program is set to."""
+    """A number that a program is set to.
 
-    # What it is called, and what it is now
+    Attributes
+    ----------
+    name, value
+        What it is called, and what it is now.
+    where
+        The place, for people.
+    changed
+        The request with another number in its place.
+    """
+
     name: str
     value: int
-    where: str  # the place, for people
-    changed: Callable[[int], ProgramRequest]  # the request with another number in its place
+    where: str
+    changed: Callable[[int], ProgramRequest]
 
 
 def setting(asked: ProgramRequest, name: str) -> ProgramSetting:
     """Where a program's number of this name stands.
 
-    UserError: if no place sets it to a whole number.
+    Raises
+    ------
+    UserError
+        If no place sets it to a whole number.
     """
     found = next(_places(asked, name), None)
     if found is None:
@@ -57,7 +69,10 @@ def length(asked: ProgramRequest) -> ProgramSetting:
 
     Rows that ``--batch`` makes up become as long.
 
-    UserError: if none of the names is set.
+    Raises
+    ------
+    UserError
+        If none of the names is set.
     """
     for kind in (_in_arguments, _in_files, _in_program):
         for name in LENGTHS:

@@ -28,27 +28,51 @@ _SAMPLES = 16  # lengths at which a row is looked at while it grows
 
 @dataclass(frozen=True)
 class Rates:
-    """What kernels reach on a card."""
+    """What kernels reach on a card.
 
-    # A second: what products in 16 bits reach, and the datasheet's rate of memory
+    Attributes
+    ----------
+    flops, memory_bytes
+        A second: what products in 16 bits reach, and the datasheet's rate of memory.
+    copied_bytes
+        A second, read and written, that copies on the card reach.
+    link_bytes
+        A second, to another card.
+    host_bytes
+        A second, from pinned memory of the host.
+    launch_seconds
+        The host's time for a kernel.
+    """
+
     flops: float
     memory_bytes: float
-    copied_bytes: float  # a second, read and written, that copies on the card reach
-    link_bytes: float  # a second, to another card
-    host_bytes: float  # a second, from pinned memory of the host
-    launch_seconds: float  # the host's time for a kernel
+    copied_bytes: float
+    link_bytes: float
+    host_bytes: float
+    launch_seconds: float
 
 
 @dataclass(frozen=True)
 class Generating:
-    """What generating so many answers takes."""
+    """What generating so many answers takes.
 
-    # Of the prompts, and of all tokens after them
+    Attributes
+    ----------
+    prefill_seconds, decode_seconds
+        Of the prompts, and of all tokens after them.
+    waves
+        How often the cache is filled: answers wait for each other where it holds fewer than there are.
+    tokens
+        Of all answers.
+    reads_memory
+        Whether decoding waits for memory; False: for products, or for the host's launches.
+    """
+
     prefill_seconds: float
     decode_seconds: float
-    waves: int  # how often the cache is filled: answers wait for each other where it holds fewer than there are
-    tokens: int  # of all answers
-    reads_memory: bool  # whether decoding waits for memory; False: for products, or for the host's launches
+    waves: int
+    tokens: int
+    reads_memory: bool
 
     @property
     def seconds(self) -> float:

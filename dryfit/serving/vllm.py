@@ -80,24 +80,43 @@ def release(version: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Server:
-    """An engine, as its arguments say."""
+    """An engine, as its arguments say.
 
-    model: Mapping[str, Any]  # the configuration of what it generates with
-    parameters: int  # of that model
-    total_bytes: int  # of the card, of which ``utilization`` is a share
+    Attributes
+    ----------
+    model
+        The configuration of what it generates with.
+    parameters
+        Of that model.
+    total_bytes
+        Of the card, of which ``utilization`` is a share.
+    requests, tokens_at_once, longest
+        ``max_num_seqs``, ``max_num_batched_tokens`` and ``max_model_len``.
+    cache_dtype
+        One of :data:`~dryfit.serving.kv_cache.CACHE_BYTES`.
+    weights_bytes
+        Where they are known, such as quantized ones; None: of ``parameters`` in 16 bits.
+    lora_rank
+        Of its slot for an adapter; 0: without.
+    packed
+        Whether weights are unpacked before each product, as bitsandbytes does.
+    """
+
+    model: Mapping[str, Any]
+    parameters: int
+    total_bytes: int
     utilization: float
-    # ``max_num_seqs``, ``max_num_batched_tokens`` and ``max_model_len``
     requests: int
     longest: int
     tokens_at_once: int = TOKENS_AT_ONCE
-    cache_dtype: str = "auto"  # one of :data:`~dryfit.serving.kv_cache.CACHE_BYTES`
+    cache_dtype: str = "auto"
     block_tokens: int = BLOCK_TOKENS
     tensor_parallel: int = 1
     cuda_graphs: bool = True
-    lora_rank: int = 0  # of its slot for an adapter; 0: without
-    weights_bytes: int | None = None  # where they are known, such as quantized ones; None: of ``parameters`` in 16 bits
+    lora_rank: int = 0
+    weights_bytes: int | None = None
     version: str = NEWEST
-    packed: bool = False  # whether weights are unpacked before each product, as bitsandbytes does
+    packed: bool = False
 
     @property
     def text(self) -> Mapping[str, Any]:

@@ -55,8 +55,11 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
 
     The names of what PEFT has added are kept: :func:`adapter_names`.
 
-    UserError: if PEFT does not know the configuration, if it is for another task, if it fits nothing in this model, or
-    can't be put on it.
+    Raises
+    ------
+    UserError
+        If PEFT does not know the configuration, if it is for another task, if it fits nothing in this model, or
+        can't be put on it.
     """
     from peft import get_peft_model
 
@@ -163,7 +166,10 @@ def unwrapped(name: str) -> str:
 def peft_config(scenario: Scenario) -> Any:
     """PEFT's configuration of a scenario's adapters.
 
-    UserError: if PEFT knows no such method or field, or the task is not causal language modelling.
+    Raises
+    ------
+    UserError
+        If PEFT knows no such method or field, or the task is not causal language modelling.
     """
     from peft import LoraConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING

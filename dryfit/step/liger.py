@@ -49,7 +49,10 @@ def use_liger(model: nn.Module, *, kernels: bool = False) -> None:
 
     ``kernels``: and its norms and MLPs; its rotation is exchanged by :func:`rotating`.
 
-    UserError: if Liger doesn't know the model, or the package is needed and isn't there.
+    Raises
+    ------
+    UserError
+        If Liger doesn't know the model, or the package is needed and isn't there.
     """
     kind, field = model.config.model_type, "kernels" if kernels else "loss"
     if kind not in LIGER_MODELS:

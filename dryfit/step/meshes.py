@@ -37,7 +37,10 @@ HEADS = "exchanging_attention"  # and one under Ulysses of its attention
 def divided_by_plan(model: nn.Module, scenario: Scenario) -> nn.Module:
     """transformers' tensor, expert and FSDP2 plans, as ``from_pretrained(distributed_config=...)`` applies them.
 
-    UserError: if the architecture has no such plan, or transformers refuses the mesh.
+    Raises
+    ------
+    UserError
+        If the architecture has no such plan, or transformers refuses the mesh.
     """
     from transformers.distributed.configuration_utils import DistributedConfig
     from transformers.distributed.fsdp import apply_fully_sharded_data_parallelism
@@ -129,7 +132,10 @@ _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 def divided_as_titan_does(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Module:
     """Tensor, sequence and loss parallel, then FSDP2 over what the mesh leaves.
 
-    UserError: if a layer has parameters that the plan does not know.
+    Raises
+    ------
+    UserError
+        If a layer has parameters that the plan does not know.
     """
     from torch.distributed.device_mesh import init_device_mesh
 

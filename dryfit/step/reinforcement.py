@@ -26,13 +26,20 @@ LAST_TOKEN = "last_token"  # where a trace's costs of it begin
 
 @dataclass(frozen=True)
 class CycleSteps:
-    """How many micro-batches a generation serves, and how many an update has."""
+    """How many micro-batches a generation serves, and how many an update has.
 
-    # TRL's ``steps_per_generation``, ``num_iterations`` and ``gradient_accumulation_steps``
+    Attributes
+    ----------
+    steps, iterations, accumulation
+        TRL's ``steps_per_generation``, ``num_iterations`` and ``gradient_accumulation_steps``.
+    updates
+        So many that answers are generated again when the optimizer's states exist.
+    """
+
     steps: int
     iterations: int
     accumulation: int
-    updates: int  # so many that answers are generated again when the optimizer's states exist
+    updates: int
 
     @classmethod
     def of(cls, scenario: Scenario, *, whole: bool) -> CycleSteps:

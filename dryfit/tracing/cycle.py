@@ -47,12 +47,17 @@ _STAYS = ("weights_", "quantization_state", "adapters", OPTIMIZER_STATES, "works
 
 @dataclass(frozen=True)
 class Phase:
-    """What lies on a card in a phase, by owner; each figure lowest and highest."""
+    """What lies on a card in a phase, by owner; each figure lowest and highest.
+
+    Attributes
+    ----------
+    owners
+        ``trainer``: its allocator. ``server weights``, ``server cache``: vLLM's pools. ``server activations``,
+        ``CUDA graphs``, ``CUDA context``: of each process.
+    """
 
     name: str
     card: str
-    # ``trainer``: its allocator. ``server weights``, ``server cache``: vLLM's pools. ``server activations``, ``CUDA
-    # graphs``, ``CUDA context``: of each process.
     owners: Mapping[str, Range]
 
     @property

@@ -28,13 +28,25 @@ _MERGED_BYTES = 2 * (4 + 4 + 4 + 4 + 2 + 2)
 
 @dataclass(frozen=True)
 class CycleTime:
-    """Seconds of a cycle by phase."""
+    """Seconds of a cycle by phase.
 
-    seconds: Mapping[str, float]  # by the names of :class:`~dryfit.tracing.cycle.Phase`
-    updates: float  # of the optimizer in a cycle; below 1 where an update has several generations
-    tokens: int  # of the answers in a cycle; 0: they come from elsewhere
+    Attributes
+    ----------
+    seconds
+        By the names of :class:`~dryfit.tracing.cycle.Phase`.
+    updates
+        Of the optimizer in a cycle; below 1 where an update has several generations.
+    tokens
+        Of the answers in a cycle; 0: they come from elsewhere.
+    generated
+        By vLLM; None: by another engine.
+    """
+
+    seconds: Mapping[str, float]
+    updates: float
+    tokens: int
     basis: str
-    generated: Generating | None = None  # by vLLM; None: by another engine
+    generated: Generating | None = None
 
     @property
     def whole(self) -> float:

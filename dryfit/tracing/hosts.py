@@ -29,19 +29,31 @@ DDP_BROADCAST_BYTES = 2 * 250 * 2**20
 
 @dataclass(frozen=True)
 class Host:
-    """Memory of one host, in bytes."""
+    """Memory of one host, in bytes.
 
-    processes: int  # one for each of the group's GPUs that the host has
-    # Of each process beside tensors; of the job that starts them
+    Attributes
+    ----------
+    processes
+        One for each of the group's GPUs that the host has.
+    process_bytes, launcher_bytes
+        Of each process beside tensors; of the job that starts them.
+    loading_bytes
+        Of each process while it loads, beside pages of the weights' files, which all share and the kernel may drop.
+    step_bytes
+        Of each process while it trains: what ``parallel.offload: cpu`` keeps there. PyTorch's page-locked blocks are
+        as large as the next power of two, and that counts.
+    saving_bytes
+        Of rank 0 alone: a full state dict until it is written. None: not known.
+    peak_bytes, peak_phase
+        Of all processes of rank 0's host together, and when: ``loading``, ``step`` or ``saving``.
+    """
+
+    processes: int
     process_bytes: int
     launcher_bytes: int
-    # Of each process while it loads, beside pages of the weights' files, which all share and the kernel may drop
     loading_bytes: int
-    # Of each process while it trains: what ``parallel.offload: cpu`` keeps there. PyTorch's page-locked blocks are as
-    # large as the next power of two, and that counts.
     step_bytes: int
-    saving_bytes: int | None  # Of rank 0 alone: a full state dict until it is written. None: not known.
-    # Of all processes of rank 0's host together, and when: ``loading``, ``step`` or ``saving``
+    saving_bytes: int | None
     peak_bytes: int
     peak_phase: str
 

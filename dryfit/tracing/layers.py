@@ -48,13 +48,20 @@ _WORTH_OF_STAGES = 0.8  # the same of a pipeline's stage, which takes many micro
 
 @dataclass(frozen=True)
 class Depths:
-    """How a model's step is composed."""
+    """How a model's step is composed.
 
-    # Layers of the model, of the shallowest one, and by how many the others have more
+    Attributes
+    ----------
+    whole, first, period
+        Layers of the model, of the shallowest one, and by how many the others have more.
+    key
+        What the configuration calls the number of layers.
+    """
+
     whole: int
     first: int
     period: int
-    key: str  # what the configuration calls the number of layers
+    key: str
 
     @property
     def shallow(self) -> list[int]:
@@ -228,7 +235,10 @@ def _layers(scenario: Scenario, count: int, *, allocating: bool = False) -> list
 def _allocating(model: nn.Module, scenario: Scenario, lists: Sequence[nn.ModuleList]) -> list[Hashable]:
     """By layer, the bytes of each allocation of its forward pass in order.
 
-    TraceError: if the forward pass can't be followed.
+    Raises
+    ------
+    TraceError
+        If the forward pass can't be followed.
     """
     spans: dict[int, list[tuple[int, int]]] = {index: [] for index in range(len(lists[0]))}
     begun: list[int] = []

@@ -13,20 +13,36 @@ from dryfit.scenario.scenario import Scenario
 
 @dataclass(frozen=True)
 class WeightLoader:
-    """How a program brings its model to the device."""
+    """How a program brings its model to the device.
 
-    # The model is loaded on the CPU and then moved (``model.to``), as scripts without ``device_map`` do
+    Attributes
+    ----------
+    loaded_on_cpu_first
+        The model is loaded on the CPU and then moved (``model.to``), as scripts without ``device_map`` do.
+    warmup
+        Whether a block of the model's size is allocated and freed first (from transformers 4.50 on).
+    workers
+        Threads that load: 1, one tensor after the other, or 4 that run ahead of the quantization. Then the order
+        differs from run to run, and with it the blocks that remain: up to 8 MiB for one model in the published
+        measurements.
+    dense_workers
+        The same for a model that is not quantized on the way.
+    seed
+        Which of the orders that several threads can come to.
+    empties_cache
+        Whether PEFT's k-bit preparation ends with ``torch.cuda.empty_cache()``.
+    centres_in_place
+        Whether quantizing subtracts the mean of the statistics in place, and one map of 8-bit values serves all layers
+        (bitsandbytes before 0.46).
+    """
+
     loaded_on_cpu_first: bool = False
-    warmup: bool = True  # whether a block of the model's size is allocated and freed first (from transformers 4.50 on)
-    # Threads that load: 1, one tensor after the other, or 4 that run ahead of the quantization. Then the order differs
-    # from run to run, and with it the blocks that remain: up to 8 MiB for one model in the published measurements.
+    warmup: bool = True
     workers: int = 1
-    dense_workers: int = 1  # the same for a model that is not quantized on the way
-    empties_cache: bool = True  # whether PEFT's k-bit preparation ends with ``torch.cuda.empty_cache()``
-    # Whether quantizing subtracts the mean of the statistics in place, and one map of 8-bit values serves all layers
-    # (bitsandbytes before 0.46)
+    dense_workers: int = 1
+    empties_cache: bool = True
     centres_in_place: bool = False
-    seed: int = 0  # which of the orders that several threads can come to
+    seed: int = 0
 
     def order_is_random(self, model: nn.Module, scenario: Scenario) -> bool:
         """Whether the order of loading, and with it what blocks remain, differs from run to run.

@@ -33,7 +33,10 @@ def card_of(gpu: Gpu | None = None) -> Card:
     A card without a line under ``speeds`` has as many processors as the largest of its capability: a few buffers have a
     row for each, so the step needs the most there.
 
-    UserError: if it is no card of NVIDIA's.
+    Raises
+    ------
+    UserError
+        If it is no card of NVIDIA's.
     """
     gpu = gpu or find(UNNAMED)
     if gpu.capability is None:
