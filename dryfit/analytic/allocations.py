@@ -6,8 +6,6 @@ between what activations left. So the form's operations on sizes (:mod:`dryfit.a
 here, and each tensor's coming and going is kept; the allocator's model replays that as it replays a trace.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from random import Random
 

@@ -16,8 +16,6 @@ L     layers
 ====  =====================================================
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass

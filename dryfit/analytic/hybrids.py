@@ -5,8 +5,6 @@ too: how many parameters there are, what adapters may be on, how large these are
 :mod:`dryfit.analytic.hybrid_weights` has the families.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Which kernels a GPU's compute capability decides in a step: GPUs that run the same ones share what was traced."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product

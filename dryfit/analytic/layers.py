@@ -8,8 +8,6 @@ Sources: transformers 5.24 (models/*/modeling_*.py), peft 0.21 (tuners/lora/laye
 (autograd/_functions.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ transformers writes do.
 Source: transformers 5.24, models/deepseek_v4/modeling_deepseek_v4.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a scenario decides for the analytic estimate: its decoder, widths, attention's kernel; what is not described."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -7,8 +7,6 @@ The search is the planner's (:mod:`dryfit.planner.fastest`): the traced time of 
 knows the card's speed, or nothing is traced, rules of thumb rank, and the file says so.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -4,8 +4,6 @@
 has written, is an error.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import subprocess

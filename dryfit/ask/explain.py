@@ -3,8 +3,6 @@
 ``dryfit explain WHAT --count 30 --layers`` prints it; with ``--json`` the answer has ``tensors``.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any

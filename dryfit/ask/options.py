@@ -3,8 +3,6 @@
 A first word that is no command is a WHAT, and the command is ``fit``. A command refuses an option that it does not use.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -4,8 +4,6 @@
 knows a line's own options, a scenario's fields, the keys of other tools' files (by their readers) and plain English.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import re

@@ -4,8 +4,6 @@ The model's own chat template with one system prompt. Text of a request is data:
 one of the tokenizer's control tokens is broken up, so that no request can end its own turn.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

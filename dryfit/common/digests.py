@@ -1,7 +1,5 @@
 """A value as a short number that depends on what it says alone. Standard library only."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 

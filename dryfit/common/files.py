@@ -4,8 +4,6 @@ Every JSON file between two rules goes through here: sorted keys, two spaces, a 
 so that equal content is equal bytes.
 """
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import json

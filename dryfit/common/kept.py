@@ -9,8 +9,6 @@ answer's file. No package is imported to look it up.
 An answer of a question that depends on the state of this machine must not be kept: no option asks such a question yet.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -5,8 +5,6 @@ to say of words that mean something else. Every wrong key of a file is reported 
 brings is imported: PyYAML and jsonschema.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """What a command line does around its work: messages to standard error, progress, errors without a traceback."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -3,8 +3,6 @@
 Sizes are in GiB of 2^30 bytes. GB are the rule of thumb's alone, in the documents that quote it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

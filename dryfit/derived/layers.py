@@ -6,8 +6,6 @@ Nothing in a template names a layer: what lives on past its stretch says where i
 The chunks of a loss are passed over like layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -6,8 +6,6 @@ tokens of a row, ``b`` rows, ``h`` the hidden size, and so on. Others follow fro
 rounded up to 128.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A step's memory by the derived form: peaks, components and terms, and whether a card suffices."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence

@@ -4,8 +4,6 @@
 ``validation/data``. Rows of your own machine stand in a file of the same form beside it (:func:`own_table`).
 """
 
-from __future__ import annotations
-
 import csv
 import os
 from collections.abc import Iterable, Iterator, Mapping

@@ -9,8 +9,6 @@ Where no measured step is alike, the kinds in which it differs are named. They a
 a kind that some of the rows left agree in keeps those; a kind that none agrees in is a difference.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import statistics

@@ -1,7 +1,5 @@
 """What can be changed of a step so that it needs less memory or less time, and what each change costs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple

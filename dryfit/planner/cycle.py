@@ -1,7 +1,5 @@
 """What to turn where a reinforcement step and its server share a card, and how far: from the answer's own trace."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What makes a run end sooner on the GPU that it has: a trace gives the memory and the time of each change."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass

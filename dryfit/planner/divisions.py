@@ -6,8 +6,6 @@ fit. Where it may be too high, a way that seems faster than the best is traced, 
 error seen. An answer names those that were not traced. What is shown as fitting has been traced on that very GPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

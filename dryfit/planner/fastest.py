@@ -4,8 +4,6 @@ For each way (checkpointing, packing, kernels, optimizer) the largest micro-batc
 most promising ways by :data:`SPEED` are answered, each with the largest micro-batch that fits.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress

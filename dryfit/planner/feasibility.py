@@ -1,7 +1,5 @@
 """What fits which GPU: the longest row and the most rows for each method, every border replayed from traces."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import sys

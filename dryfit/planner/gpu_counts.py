@@ -1,7 +1,5 @@
 """On how many GPUs of each kind a step fits, divided with FSDP2."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

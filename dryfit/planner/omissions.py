@@ -1,7 +1,5 @@
 """What an answer leaves out of another tool's file, in bytes where they are known."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any

@@ -1,7 +1,5 @@
 """What to change so that a step fits its GPU: the analytic estimate searches, and the trace verifies each answer."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress

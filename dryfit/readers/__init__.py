@@ -6,8 +6,6 @@ Shell scripts and Python programs: :mod:`dryfit.readers.scripts`. Pure Python an
 is fetched.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path

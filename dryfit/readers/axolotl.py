@@ -1,7 +1,5 @@
 """axolotl's YAML files (dryfit/data/readers/axolotl.yaml says which version, and what each key means)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

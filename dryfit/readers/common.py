@@ -1,7 +1,5 @@
 """What the tools' settings have in common: names of optimizers and kernels, adapters, FSDP and DeepSpeed."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ Defaults are those of TRL 1.16 (``trl/trainer/grpo_config.py``, ``rloo_config.py
 ``trl/experimental/online_dpo``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ Launchers are ``accelerate launch``, ``torchrun`` (``python -m torch.distributed
 ``python``. What follows them is a tool's own command, for the tool's reader, or a program.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """LLaMA-Factory's YAML files, those of `examples/v1` too (dryfit/data/readers/llama-factory.yaml)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """ms-swift's commands and YAML files (dryfit/data/readers/ms-swift.yaml)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import pairwise
 from math import ceil

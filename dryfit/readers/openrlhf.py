@@ -4,8 +4,6 @@ The names of August 2026 have dots, and those before April 2026 none. A pass wit
 log-probabilities of ``micro_rollout_batch_size`` rows, with whole logits in fp32, and may decide the peak.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

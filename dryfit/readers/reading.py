@@ -5,8 +5,6 @@ file is one of four: understood (it sets a field of the scenario), not described
 by it, in a direction that is said), without effect on memory, or unknown. Nothing is dropped without a word.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import re

@@ -4,8 +4,6 @@
 documentation) and ``axolotl``: ``data/tool_defaults.yaml`` lists it; sizes are not among it. What is named wins.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping

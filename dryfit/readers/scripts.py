@@ -1,7 +1,5 @@
 """Shell scripts that start a training, and the Python programs that they start: which tool's settings they hold."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ Nothing is run. Variables are followed from line to line, with ``${NAME:-default
 written.
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 import re

@@ -5,8 +5,6 @@ read as a syntax tree and never run: ``FILE.py:llama3_8b`` names one of its func
 such as ``training.seq_len``, and the rest is one.
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 from collections.abc import Iterator, Mapping

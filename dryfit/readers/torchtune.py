@@ -4,8 +4,6 @@ A file says which models and settings, and not which recipe; the recipe stands i
 recipes whose step isn't described are refused by a key that only they have.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

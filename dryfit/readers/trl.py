@@ -1,7 +1,5 @@
 """TRL's YAML files (``trl sft --config FILE``) and the arguments of its classes (dryfit/data/readers/trl.yaml)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path

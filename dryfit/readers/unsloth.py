@@ -1,7 +1,5 @@
 """What Unsloth does otherwise than TRL, transformers and PEFT (dryfit/data/unsloth.yaml)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import cache

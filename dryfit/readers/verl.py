@@ -5,8 +5,6 @@ micro-batch, weights in fp32 that are cast for computing. vLLM lies in a process
 what it takes is said, and not predicted.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from math import ceil

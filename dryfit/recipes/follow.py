@@ -1,7 +1,5 @@
 """A recipe run over the simulated card with a model's configuration, and what to change where it does not fit."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Models that do not continue a text: their configuration, from a folder, the table of known names, or the Hub."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace

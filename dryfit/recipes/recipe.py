@@ -5,8 +5,6 @@ rest: the first line of its docstring what it does, the items below what is assu
 which settings it has, and the comment behind each one what it means: ``a | b`` are all values that it takes.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ with sd-scripts' name (``resolution``, ``cache_latents``, ``cache_text_encoder_o
 ``pretrained_model_name_or_path``) or the recipe's (``rank``, ``frames``, ``samples``, ``texts_trained``).
 """
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib

@@ -6,8 +6,6 @@ named and the step is never said to fit; it takes less, then it is said; it chan
 refused with its name; it has no effect on memory; or it is unknown, then it is said.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase

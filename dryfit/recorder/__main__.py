@@ -3,8 +3,6 @@
 It runs in one process and takes 2 to 120 CPU seconds for each variant. It prints where numbers change the events.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -4,8 +4,6 @@ The first set is the base, the next ones change one number each: the ratios say 
 has. What is left is a sum of a few products over the numbers that no power explains.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """One trace of a short model, with the sizes that kernels' rules decide kept as these rules and their arguments."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Which variants are recorded: sets of options that people take, and models that the catalogue has."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product

@@ -1,7 +1,5 @@
 """A model's configuration, as a mapping: where it comes from, what its sizes are called, what can't be right in it."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Mapping

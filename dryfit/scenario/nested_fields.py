@@ -3,8 +3,6 @@
 Every wrong value is a :class:`UserError` that shows the corrected line. Nothing heavier than PyYAML is imported here.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 All but supervised fine-tuning are steps of TRL's trainers: :mod:`dryfit.step.objectives`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 REFERENCES = ("adapter_off", "model", "precomputed")

@@ -4,8 +4,6 @@
 (optim/optimizer.py), torchao 0.14 (optim/subclass_*.py). Standard library only.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,7 +1,5 @@
 """Models that a scenario is not about: what they do instead of continuing a text, and what answers for them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import cache

@@ -3,8 +3,6 @@
 How a model is wrapped: :mod:`dryfit.step.parallel`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """``make site``: the calculator and the documents as static files that any server can carry."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

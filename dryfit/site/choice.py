@@ -1,7 +1,5 @@
 """The page's choice: beside a pasted file, as words of the command line, and back."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """The documents as a site: docs/ as it stands, a start page, and the reference, made into pages by Zensical."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

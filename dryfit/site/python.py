@@ -1,7 +1,5 @@
 """What the calculator runs on: Pyodide as npm has it, and the project's own modules with what they import."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

@@ -5,8 +5,6 @@ long job are also laid aside in a folder named after everything that shaped them
 for again. The folder may be deleted at any time; then the work is done again.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from pathlib import Path

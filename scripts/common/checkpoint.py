@@ -5,8 +5,6 @@ work on byte ranges, so this module reads the headers itself (8 bytes of length,
 https://huggingface.co/docs/safetensors) and checks everything that can be wrong with a folder before any work begins.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

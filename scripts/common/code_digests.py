@@ -9,8 +9,6 @@ edited module reruns exactly the rules that use it.
 Standard library and PyYAML only: the Snakefile imports this beside a bare Snakemake.
 """
 
-from __future__ import annotations
-
 import ast
 import atexit
 import hashlib

@@ -6,8 +6,6 @@ in ``.snakemake/contents.json`` with the file's size and its times of change (th
 Standard library only.
 """
 
-from __future__ import annotations
-
 import atexit
 import hashlib
 import json

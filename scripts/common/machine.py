@@ -1,7 +1,5 @@
 """What a job may use of this machine: the device that it computes on, host memory, packages that somebody asks for."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ A later report carries an earlier one whole, under ``carried``: so a rule that n
 documents, reads the last report of each line and no other.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from itertools import chain

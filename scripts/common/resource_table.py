@@ -1,7 +1,5 @@
 """The stages of a run with what each needs and what there is: the one table of the terminal, the card and a refusal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

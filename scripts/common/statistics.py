@@ -1,7 +1,5 @@
 """Intervals: a difference is claimed only where the sample is large enough for it."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Iterable, Sequence

@@ -6,8 +6,6 @@ with file and line; what spoils one row rejects that row. The CSV and JSON reade
 tests/unit/dataset/test_sources.py), so Python's own are used; Parquet has neither lines nor spoilt rows.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import json

@@ -1,7 +1,5 @@
 """What a document must have before it is written: found out here, without a network, instead of by its readers."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

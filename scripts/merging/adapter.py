@@ -6,8 +6,6 @@ The semantics are those of PEFT 0.21 (``peft/tuners/lora``): for a linear layer 
 is refused by name rather than merged wrongly.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Checks of a run's scenarios that need the memory's own knowledge: its model, its GPU, what can be trained."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path

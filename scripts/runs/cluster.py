@@ -9,8 +9,6 @@ A profile names a map (``profiles/slurm/gpus.yaml``), one entry for each kind of
 calls it. Either of the two may be left out. Standard library and PyYAML only: the rules call this.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from math import ceil

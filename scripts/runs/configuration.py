@@ -4,8 +4,6 @@
 Only what a bare Snakemake brings is imported: PyYAML and jsonschema.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator, Mapping

@@ -3,8 +3,6 @@
 Standard library, PyYAML and jsonschema only: Snakemake itself calls this.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -12,8 +12,6 @@ the folders too, but it holds plain columns (here a value may be a list of modul
 wants pandas beside Snakemake. Standard library only, besides what checks the configuration.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import itertools

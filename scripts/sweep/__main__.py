@@ -7,8 +7,6 @@ directories. Differences are paired, over the requests that both were asked. Sta
 prints the values.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ job's log; an error of its own is written down, so that the job ends with that m
 The group of a training in one process is :data:`ALONE`, whose sums are what it was given.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """The benchmark of the shell task: a package of requests, commands and file systems."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -7,8 +7,6 @@ inside an open block or after an open pipe the mark would be indented. Otherwise
 single commands.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import shutil

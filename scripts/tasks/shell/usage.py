@@ -5,8 +5,6 @@ programs gives each rows by the root of its uses: in proportion, half of them wo
 held out where training commands of the same program teach every word of its command, values aside.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Functions of a user's own, named ``module:function``, found in the working directory."""
 
-from __future__ import annotations
-
 import importlib
 import math
 import os
