@@ -141,12 +141,8 @@ def _spread(kind: Kind, lowest: str, highest: str, counts: Callable[[Mapping[str
 class Needs:
     """What a step needs of a GPU, by the closed form.
 
-    Parameters
-    ----------
-    peak_bytes
-        Of the analytic estimate for the scenario on a GPU of this compute capability.
-    exact
-        The step by the derived form, where a record covers it: then nothing is uncertain.
+    ``peak_bytes``: of the analytic estimate for the scenario on a GPU of this compute capability. ``exact``: the step
+    by the derived form, where a record covers it: then nothing is uncertain.
     """
 
     def __init__(

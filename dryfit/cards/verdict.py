@@ -134,15 +134,10 @@ class Verdict:
 def verdict(needed: Mapping[str, Any], gpu: Gpu | None, process: Process = ALONE) -> Verdict:
     """The verdict on a step for a card.
 
-    Parameters
-    ----------
-    needed
-        What a trace says: ``required_bytes``, from where on every size suffices; ``also_fits_bytes``, intervals below
-        it that suffice as well (:mod:`dryfit.engine.capacities`); for unified memory ``phases`` and
-        ``host_copy_bytes``, which say what loading takes; ``peak_allocated_bytes`` where no allocator is modelled;
-        ``bounds``, where more is not known.
-    process
-        Who takes the step, which decides what is beside it.
+    ``needed``: what a trace says: ``required_bytes``, from where on every size suffices; ``also_fits_bytes``, intervals
+    below it that suffice as well (:mod:`dryfit.engine.capacities`); for unified memory ``phases`` and
+    ``host_copy_bytes``, which say what loading takes; ``peak_allocated_bytes`` where no allocator is modelled;
+    ``bounds``, where more is not known. ``process``: who takes the step, which decides what is beside it.
     """
     if gpu is None:
         return Verdict()

@@ -50,12 +50,7 @@ def folder() -> Path | None:
 class KeptAnswer:
     """The answer to one question, in its file.
 
-    Parameters
-    ----------
-    words
-        The command line, without ``--fresh``.
-    asked
-        The question as it was read: a value, or several.
+    ``words``: the command line, without ``--fresh``. ``asked``: the question as it was read: a value, or several.
     """
 
     def __init__(self, words: Sequence[str], asked: object) -> None:

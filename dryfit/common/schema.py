@@ -69,12 +69,8 @@ def _validator() -> Any:
 def problems(value: Any, schema: dict, where: object, within: str | None = None) -> list[UserError]:
     """What is wrong with a value, in the order in which it stands there.
 
-    Parameters
-    ----------
-    where
-        What to call the place in messages.
-    within
-        The key that the value stands under, if it is part of a file.
+    ``where``: what to call the place in messages. ``within``: the key that the value stands under, if it is part of a
+    file.
     """
     if within:
         value, schema = {within: value}, {"properties": {within: schema}}

@@ -125,10 +125,7 @@ def _unusual(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
 class Form:
     """One variant of a family's record.
 
-    Parameters
-    ----------
-    content
-        What :mod:`dryfit.recorder.teaching` writes.
+    ``content``: what :mod:`dryfit.recorder.teaching` writes.
     """
 
     def __init__(self, content: Mapping[str, Any]) -> None:

@@ -41,10 +41,7 @@ def sooner(scenario: Scenario, gpu: Gpu, asked: Run, estimate: CalibratedEstimat
 
     One change each; then all of them together, if none is enough. Where nothing ends in time: the soonest, alone.
 
-    Parameters
-    ----------
-    estimate
-        Of the scenario on this GPU, with the time of its step.
+    ``estimate``: of the scenario on this GPU, with the time of its step.
     """
     candidates = [
         item

@@ -43,13 +43,9 @@ def read(
 ) -> Reading:
     """The scenario's fields, with TRL's defaults.
 
-    Parameters
-    ----------
-    trainer
-        An objective; ``transformers``: its own Trainer, whose defaults differ (no checkpointing, no mixed precision,
-        the model in the dtype of its files).
-    stated
-        The keys that somebody wrote, where ``mapping`` holds defaults too; None: all of them.
+    ``trainer``: an objective; ``transformers``: its own Trainer, whose defaults differ (no checkpointing, no mixed
+    precision, the model in the dtype of its files). ``stated``: the keys that somebody wrote, where ``mapping`` holds
+    defaults too; None: all of them.
     """
     get, reading = begin(mapping, keys(*TABLE), file)
     trainer = _trainer(get, trainer)

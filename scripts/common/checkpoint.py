@@ -287,10 +287,7 @@ def checked_digest(shard: Shard) -> str:
 def require_finite(values: Any, where: str, changed_from: str | None = None) -> None:
     """Raise where values are NaN or infinite.
 
-    Parameters
-    ----------
-    changed_from
-        The dtype that a merge has changed them from; None for values as they lie in the file.
+    ``changed_from``: the dtype that a merge has changed them from; None for values as they lie in the file.
     """
     import torch
 

@@ -98,11 +98,8 @@ class StepDecision:
 def decide_step(traced: Traced, gpu: Gpu | None, longest: Scenario | None = None) -> StepDecision:
     """Judge a traced step.
 
-    Parameters
-    ----------
-    longest
-        The step at the longest batch of the data, if it is known. It decides where the configured one does not fit,
-        since training takes no longer one.
+    ``longest``: the step at the longest batch of the data, if it is known. It decides where the configured one does not
+    fit, since training takes no longer one.
     """
     scenario, configured = traced.scenario, traced.on(gpu)
     step, suggestions, reason, process = configured, [], NOTHING_TO_GATE, Process.of(scenario)

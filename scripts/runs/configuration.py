@@ -74,10 +74,8 @@ def check(config: dict) -> dict:
 def typed(config: Mapping[str, Any], given: Mapping[str, Any], schema: Mapping[str, Any] | None = None) -> dict:
     """The configuration with the types of what ``--config`` gave: Snakemake turns numbers within a mapping into text.
 
-    Parameters
-    ----------
-    given
-        What the command line says, as Snakemake has read it. What stands in a file keeps the type that it has there.
+    ``given``: what the command line says, as Snakemake has read it. What stands in a file keeps the type that it has
+    there.
     """
     forms = (read_schema() if schema is None else schema).get("properties", {})
     read = {}
