@@ -296,6 +296,11 @@ def sha256_file(path: str | os.PathLike) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def digest(value: object) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a JSON-like value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def write_report(
     path: str | os.PathLike, value: Mapping[str, Any], *files: str | os.PathLike, indent: int | None = 2
 ) -> None:

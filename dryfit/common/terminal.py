@@ -65,11 +65,6 @@ def left_out_if_it_fails(name: str, failed: list[str] | None) -> Iterator[None]:
             failed.append(name)
 
 
-def moved(old: str, new: str) -> None:
-    """Say that a command has a new name; the old one goes on working."""
-    print(f"python -m {old} is now python -m {new}", file=sys.stderr)
-
-
 class _Line:
     """What is being done, on standard error: on a terminal one line that changes, in a log a line now and then.
 

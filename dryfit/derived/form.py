@@ -18,8 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dryfit.common.digests import digest
-from dryfit.common.files import sha256_file
+from dryfit.common.files import digest, sha256_file
 from dryfit.common.versions import STACK, versions
 from dryfit.data import data_path
 from dryfit.derived.arrivals import arrived

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dryfit.common.digests import digest
 from dryfit.common.errors import UserError
-from dryfit.common.files import atomic_folder, atomic_open, read_report
+from dryfit.common.files import atomic_folder, atomic_open, digest, read_report
 from dryfit.common.terminal import log
 
 

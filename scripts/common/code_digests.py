@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from dryfit.common.digests import digest
+from dryfit.common.files import digest
 
 OURS = frozenset({"scripts", "validation", "dryfit"})  # the project's own packages
 ROOT = Path(__file__).resolve().parents[2]

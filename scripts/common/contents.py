@@ -15,8 +15,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from dryfit.common.digests import digest
-from dryfit.common.files import sealed_files, sha256_file
+from dryfit.common.files import digest, sealed_files, sha256_file
 
 STORE = Path(".snakemake", "contents.json")
 # A file that changed less than this ago may change again within the same tick of the clock: its digest is not kept.

@@ -12,9 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dryfit.common.digests import digest
 from dryfit.common.errors import UserError
-from dryfit.common.files import copy_own, read_json, write_report
+from dryfit.common.files import copy_own, digest, read_json, write_report
 from dryfit.common.hub_errors import Failure, meaning
 from dryfit.common.terminal import log
 from scripts.common.job import job

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dryfit.common.digests import digest
 from dryfit.common.errors import UserError
-from dryfit.common.files import sha256_file
+from dryfit.common.files import digest, sha256_file
 from dryfit.common.schema import closest
 from scripts.common.code_digests import ROOT, code_digest
 from scripts.tasks.support import own
