@@ -1,5 +1,6 @@
 """What to turn where a reinforcement step and its server share a card, and how far: from the answer's own trace."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from dryfit.cards.gpus import Gpu
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import left_out_if_it_fails
-from dryfit.common.text import yaml_text
+from dryfit.planner.changes import written_out
 from dryfit.planner.suggestions import Suggestion
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.cycle import Cycle, cycle, share_of
@@ -62,14 +63,13 @@ def server_answers(known: Cycle, trace: Mapping[str, Any]) -> dict[str, Any]:
     cache, (least, _) = server.cache(), server.cache_bytes()
     blocks = max(cache.blocks(least) - 1, 0)
     rows = blocks // cache.blocks_of_request(known.scenario.sequence_length, server.tokens_at_once)
-    low, high = 0, server.longest  # the cache holds rows of `low` tokens, and may not hold longer ones
-    while low < high:
-        middle = (low + high + 1) // 2
-        enough = server.requests * cache.blocks_of_request(middle, server.tokens_at_once) <= blocks
-        low, high = (middle, high) if enough else (low, middle - 1)
+
+    def too_many(tokens: int) -> bool:
+        return server.requests * cache.blocks_of_request(tokens, server.tokens_at_once) > blocks
+
     return {
         "largest_utilization": largest_utilization(known, trace),
-        "longest_row_tokens": low,
+        "longest_row_tokens": bisect_left(range(1, server.longest + 1), True, key=too_many),
         "most_answers_at_once": rows,
     }
 
@@ -155,7 +155,7 @@ def _suggestion(found: Cycle, trace: Mapping[str, Any], changes: Mapping[str, An
     return Suggestion(
         "+".join(part for name, value in plain.items() for part in (value if isinstance(value, dict) else [name])),
         plain,
-        "\n".join(f"{name}: {yaml_text(value)}" for name, value in plain.items()),
+        written_out(plain, "\n"),
         cost,
         trace["peak_allocated_bytes"],
         required,
@@ -183,8 +183,4 @@ def longest_completion(scenario: Scenario, gpu: Gpu, most: int) -> int | None:
             return False
 
     step = LENGTH_STEP if most >= LENGTH_STEP else 1
-    low, high = 0, most // step
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle * step) else (low, middle - 1)
-    return low * step or None
+    return step * bisect_left(range(step, most + 1, step), True, key=lambda tokens: not fits(tokens)) or None

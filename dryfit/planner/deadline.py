@@ -9,10 +9,9 @@ from dryfit.cards.beside import Process, room_bytes
 from dryfit.cards.gpus import Gpu
 from dryfit.cards.verdict import verdict
 from dryfit.common.errors import UserError
-from dryfit.common.text import yaml_text
 from dryfit.hours.run_time import Run, RunTime, run_time
 from dryfit.planner.calibrated import CalibratedEstimator
-from dryfit.planner.changes import Changes, Move, apply, faster_moves
+from dryfit.planner.changes import Changes, Move, apply, faster_moves, written_out
 from dryfit.scenario.scenario import Scenario
 
 PROBES = 3  # traces that one change may take
@@ -97,8 +96,8 @@ def _largest(
             required, judged = traced["required_bytes"], verdict(traced, gpu, Process.of(candidate))
             if judged.fits:
                 run = _hours(candidate, gpu, asked, estimate)
-                write = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items())
-                change = Sooner("+".join(names), changes, write, "; ".join(costs), required, judged.headroom_bytes, run)
+                write, cost = written_out(changes), "; ".join(costs)
+                change = Sooner("+".join(names), changes, write, cost, required, judged.headroom_bytes, run)
                 return change if run.hours < own.hours else None
     return None
 

@@ -12,9 +12,8 @@ from dryfit.cards.gpus import GIB, Gpu, catalogue
 from dryfit.cards.verdict import verdict
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import left_out_if_it_fails
-from dryfit.common.text import yaml_text
 from dryfit.planner.calibrated import CalibratedEstimator
-from dryfit.planner.changes import COUNTS, Changes, Move, apply, moves, spread
+from dryfit.planner.changes import COUNTS, Changes, Move, apply, moves, spread, written_out
 from dryfit.planner.divisions import fitting, written
 from dryfit.planner.largest_fit import Borders
 from dryfit.scenario.scenario import Scenario
@@ -245,11 +244,10 @@ def _divided(scenario: Scenario, gpu: Gpu, count: int, allowed: Callable[[Scenar
         changes["loss"] = found.loss
     if count > scenario.parallel.gpus:
         changes["gpu"] = {**_kind(gpu), "count": count}
-    write = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items())
     same = count == scenario.parallel.gpus
     cost = f"{'the same' if same else count} GPUs, divided as {found.way}: another exchange between them"
     sizes = found.peak_allocated_bytes, found.required_bytes, found.headroom_bytes
-    return Suggestion("division" if same else "more_gpus", changes, write, cost, *sizes)
+    return Suggestion("division" if same else "more_gpus", changes, written_out(changes), cost, *sizes)
 
 
 def _kind(gpu: Gpu) -> dict[str, Any]:
@@ -284,5 +282,4 @@ def _more_gpus(scenario: Scenario, gpu: Gpu, allowed: Callable[[Scenario], bool]
 
 def _suggestion(move: str, changes: Changes, cost: str, traced: Mapping[str, Any], gpu: Gpu) -> Suggestion:
     peak, required = traced["peak_allocated_bytes"], traced["required_bytes"]
-    write = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items())
-    return Suggestion(move, changes, write, cost, peak, required, verdict(traced, gpu).headroom_bytes)
+    return Suggestion(move, changes, written_out(changes), cost, peak, required, verdict(traced, gpu).headroom_bytes)
