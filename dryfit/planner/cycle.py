@@ -53,11 +53,8 @@ def largest_utilization(known: Cycle, trace: Mapping[str, Any]) -> float | None:
 def server_answers(known: Cycle, trace: Mapping[str, Any]) -> dict[str, Any]:
     """What people ask of a server beside a training.
 
-    Returns
-    -------
-    dict
-        ``largest_utilization``, as above. ``most_answers_at_once``: rows of prompt and answer that the cache holds.
-        ``longest_row_tokens``: of a row, if all answers that run at once were so long.
+    Returns ``largest_utilization``, as above. ``most_answers_at_once``: rows of prompt and answer that the cache holds.
+    ``longest_row_tokens``: of a row, if all answers that run at once were so long.
     """
     server = known.server
     cache, (least, _) = server.cache(), server.cache_bytes()

@@ -205,13 +205,10 @@ def divide(
     The asked way is traced first, and ``shown`` is called with it; then the best of the others by the rough order,
     until :data:`TRACED` fit or :data:`MOST` were traced. A pipeline's stages are tried with other numbers of layers.
 
-    Returns
-    -------
-    dict
-        ``asked``, a :class:`Division` as a mapping; ``divisions``, all that were traced, those that fit first, the
-        fastest of them before the others; ``considered``, how many meshes the step can have; ``ruled_out``, with
-        ``way`` and ``at_least_bytes`` that a GPU holds in any case; ``not_traced``, with ``way`` and ``rough_bytes``;
-        ``refused``, ways that the installed libraries can't run; ``gpus``.
+    Returns ``asked``, a :class:`Division` as a mapping; ``divisions``, all that were traced, those that fit first, the
+    fastest of them before the others; ``considered``, how many meshes the step can have; ``ruled_out``, with ``way``
+    and ``at_least_bytes`` that a GPU holds in any case; ``not_traced``, with ``way`` and ``rough_bytes``; ``refused``,
+    ways that the installed libraries can't run; ``gpus``.
     """
     order = Order(scenario, gpu)
     steps = order.sorted(ways(scenario, scenario.parallel.gpus))
@@ -238,12 +235,9 @@ def divide(
 def fewest(scenario: Scenario, gpu: Gpu, watch: Watch | None = None) -> dict[str, Any]:
     """The least number of GPUs, of :data:`COUNTS`, that hold a step in some way, and that way.
 
-    Returns
-    -------
-    dict
-        ``gpus`` and ``division`` as a mapping, both None where none was found; ``tried``, the divisions that were
-        traced and don't fit; ``counts``, the numbers that were looked at; ``not_traced``, on fewer GPUs, as
-        :func:`divide` gives them; ``not_sharded``, why FSDP2 alone can't take the step ("": it can).
+    Returns ``gpus`` and ``division`` as a mapping, both None where none was found; ``tried``, the divisions that were
+    traced and don't fit; ``counts``, the numbers that were looked at; ``not_traced``, on fewer GPUs, as :func:`divide`
+    gives them; ``not_sharded``, why FSDP2 alone can't take the step ("": it can).
     """
     order, search, counts, skipped = Order(scenario, gpu), _DivisionSearch(gpu, watch), [], []
     found = None

@@ -181,13 +181,10 @@ def largest(scenario: Scenario, gpu: Gpu, field: str, most: int | None = None) -
 
     ``most``: no value above it is tried.
 
-    Returns
-    -------
-    dict
-        ``value`` (0: not even the smallest fits), ``required_bytes`` and ``headroom_bytes`` there, ``seen_from``
-        (:class:`~dryfit.planner.largest_fit.Border`), ``verified``: always, ``limited_by_positions``: the model's
-        positions end it, not the memory; ``with_other_allocator``: the value, replayed, with expandable segments where
-        the scenario has none, and without them where it has.
+    Returns ``value`` (0: not even the smallest fits), ``required_bytes`` and ``headroom_bytes`` there, ``seen_from``
+    (:class:`~dryfit.planner.largest_fit.Border`), ``verified``: always, ``limited_by_positions``: the model's positions
+    end it, not the memory; ``with_other_allocator``: the value, replayed, with expandable segments where the scenario
+    has none, and without them where it has.
     """
     rooms = _rooms(scenario, gpu)
     traces = Traces(gpu.capability, derived=not gpu.pool_bytes)  # loading into a shared memory is in no record

@@ -30,12 +30,9 @@ MICRO_BATCHES = (1, 2, 4, 8)
 def plan(scenario: Scenario, gpu: Gpu | None = None) -> dict[str, Any]:
     """Plan around a scenario.
 
-    Returns
-    -------
-    dict
-        ``scenario``; ``gpu`` and ``largest``, its rows by method, both None without a GPU; ``feasibility``: a row for
-        each method and GPU of the catalogue (:func:`dryfit.planner.feasibility.feasibility`); ``sweep``: an estimate
-        for each rank, length and micro-batch.
+    Returns ``scenario``; ``gpu`` and ``largest``, its rows by method, both None without a GPU; ``feasibility``: a row
+    for each method and GPU of the catalogue (:func:`dryfit.planner.feasibility.feasibility`); ``sweep``: an estimate
+    for each rank, length and micro-batch.
     """
     answer: dict[str, Any] = {"gpu": None, "largest": None, "scenario": scenario.to_mapping()}
     known = catalogue()
@@ -106,13 +103,10 @@ def becomes_possible(scenarios: Mapping[str, Scenario]) -> dict[str, Any]:
     Each step is traced on the kernels of a GPU that nobody names; for other compute capabilities the difference of the
     analytic estimates is added.
 
-    Returns
-    -------
-    dict
-        ``counts``; ``scenarios``: by name a row for each count, with ``gpus``, ``peak_allocated_bytes`` and
-        ``required_bytes`` of each GPU; ``gpus``: for each GPU of the catalogue ``gpu``, ``title``, ``total_gib`` and
-        ``first``, by name the smallest count that fits (None: none does); ``first``: by name the ``gpu`` and ``gpus``
-        of the least memory in all that fit.
+    Returns ``counts``; ``scenarios``: by name a row for each count, with ``gpus``, ``peak_allocated_bytes`` and
+    ``required_bytes`` of each GPU; ``gpus``: for each GPU of the catalogue ``gpu``, ``title``, ``total_gib`` and
+    ``first``, by name the smallest count that fits (None: none does); ``first``: by name the ``gpu`` and ``gpus`` of
+    the least memory in all that fit.
     """
     needs: dict[str, list[dict[str, Any]]] = {}
     kinds = [

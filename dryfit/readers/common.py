@@ -489,10 +489,7 @@ def preference(reading: Reading, kind: str, key: str, rows: int, *, answers: boo
 
     ``answers``: the caller reads how they are generated, without which a step that generates is not predicted.
 
-    Returns
-    -------
-    bool
-        Whether TRL's step is predicted.
+    Returns whether TRL's step is predicted.
     """
     liger = reading.fields.get("loss") == "liger"
     if _is_predicted(reading.fields, kind, rows) and answers >= OBJECTIVES[kind].generates:
