@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dryfit.common.text import size_text
+from dryfit.common.text import aligned, size_text
 
 FITS, TOO_SMALL, UNCHECKED = "fits", "does not fit", "not checked"
 # It runs, but slowly, with a part elsewhere; the run's data never come to it; it is left out where there is no room.
@@ -43,23 +43,14 @@ def refused(stages: Sequence[Stage]) -> list[Stage]:
 
 def table(stages: Sequence[Stage]) -> list[str]:
     """Lines for a terminal: stage, needs, has, verdict, and the smallest change that fits."""
-    heads = ("stage", "where", "needs", "has", "verdict")
-    rows = [heads] + [
+    rows = [
         (
             stage.stage,
             f"{stage.place}, {stage.processes} processes" if stage.processes > 1 else stage.place,
             *("-" if size is None else size_text(size) for size in (stage.needs_bytes, stage.has_bytes)),
             stage.verdict,
+            stage.change or "",
         )
         for stage in stages
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    lines = []
-    for number, row in enumerate(rows):
-        cells = [
-            cell.rjust(width) if column in (2, 3) else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        change = stages[number - 1].change if number else None
-        lines.append("  ".join(cells + ([change] if change else [])).rstrip())
-    return lines
+    return aligned([("stage", "where", "needs", "has", "verdict", ""), *rows], right=(2, 3))
