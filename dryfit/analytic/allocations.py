@@ -14,12 +14,7 @@ from dryfit.analytic.graph import Parameter
 from dryfit.analytic.setting import Setting, check_described, described
 from dryfit.analytic.step import TrainingStep
 from dryfit.engine.allocator import SMALL, Event
-from dryfit.engine.cuda_rules import (
-    CUBLASLT_WORKSPACE_BYTES,
-    DEFAULT_CAPABILITY,
-    Capability,
-    cublas_workspace_bytes,
-)
+from dryfit.engine.cuda_rules import CUBLASLT_WORKSPACE_BYTES, DEFAULT_CAPABILITY, Capability, cublas_workspace_bytes
 from dryfit.scenario.fields import CHUNK_TOKENS
 from dryfit.scenario.optimizers import OPTIMIZERS
 from dryfit.scenario.scenario import Scenario

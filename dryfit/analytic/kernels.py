@@ -6,12 +6,7 @@ from itertools import product
 from typing import Any
 
 from dryfit.analytic.setting import Setting, described
-from dryfit.engine.cuda_rules import (
-    DEFAULT_CAPABILITY,
-    Capability,
-    cublas_workspace_bytes,
-    efficient_workspace_bytes,
-)
+from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability, cublas_workspace_bytes, efficient_workspace_bytes
 from dryfit.scenario.fields import CHUNK_TOKENS
 from dryfit.scenario.scenario import Scenario
 

@@ -140,10 +140,7 @@ _DIFF = {
     "--markdown": {"action": "store_true", "help": "the text of a comment"},
     "--json": {"action": "store_true", "help": "for programs"},
 }
-_CHECK = {
-    "files": {"nargs": "+", "metavar": "FILE"},
-    "--gpu": {"required": True, "help": _GPU},
-}
+_CHECK = {"files": {"nargs": "+", "metavar": "FILE"}, "--gpu": {"required": True, "help": _GPU}}
 OPTIONS: dict[str, dict[str, Any]] = {**_STEP, **_ANSWER, **_RUN, **_RECIPE, **_OWN}
 EXAMPLES = {"--gpu": "4090", "-s": 2048, "-b": 4, "--set": "lora.rank=64", "--rows": 50000, "--tokens-per-row": 350,
              "--epochs": 3, "--price": 1.29, "--deadline": "24h", "--grams-per-kwh": 380, "--count": 10,

@@ -24,14 +24,7 @@ from dryfit.data import data_path
 from dryfit.derived.arrivals import arrived
 from dryfit.derived.families import ModelFamily, Numbers, family_of
 from dryfit.derived.layers import CHUNK, Composition, Kinds, Layers, UnknownOrder, is_made
-from dryfit.derived.sizes import (
-    Inexact,
-    by_rule,
-    chunks,
-    last_chunk,
-    value,
-    with_rounded,
-)
+from dryfit.derived.sizes import Inexact, by_rule, chunks, last_chunk, value, with_rounded
 from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
 from dryfit.engine.loading_rules import ORDERS
 from dryfit.scenario.fields import MICRO_BATCHES, scenario_defaults

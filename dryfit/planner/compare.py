@@ -120,10 +120,7 @@ class Comparison:
 
 
 def compare(
-    estimated: Estimated,
-    traced: Traced,
-    measurement: Mapping[str, Any] | None = None,
-    where: object = "scenario",
+    estimated: Estimated, traced: Traced, measurement: Mapping[str, Any] | None = None, where: object = "scenario"
 ) -> Comparison:
     """Put together what the analytic estimate, the trace and, where there is one, the measurement say."""
     scenario, trace = traced.scenario, traced.trace

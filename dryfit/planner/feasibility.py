@@ -80,10 +80,7 @@ def _solve(tasks: Sequence[_Task]) -> list[_Solved]:
 
 
 def feasibility(
-    bases: Mapping[str, Scenario],
-    gpus: Iterable[Gpu] | None = None,
-    *,
-    verify: Sequence[str] = (),
+    bases: Mapping[str, Scenario], gpus: Iterable[Gpu] | None = None, *, verify: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """For each method and GPU the largest micro-batch at the scenario's length, and the longest sequence of one.
 

@@ -105,11 +105,7 @@ def of_an_older_loss(
         yield f"{copies}, the step needs {needed} and does not fit"
 
 
-_OLDER = {
-    "gradient_checkpointing": "no checkpointing",
-    "loss": "whole logits",
-    "precision": "weights in fp32",
-}
+_OLDER = {"gradient_checkpointing": "no checkpointing", "loss": "whole logits", "precision": "weights in fp32"}
 
 
 def _as_read(scenario: Scenario, reading: Reading, name: str) -> bool:

@@ -127,11 +127,7 @@ def _timed(item: Suggestion, scenario: Scenario, gpu: Gpu, estimate: CalibratedE
 
 
 def _verified(
-    scenario: Scenario,
-    move: Move,
-    gpu: Gpu,
-    estimate: CalibratedEstimator,
-    fits: Callable[[Scenario], bool],
+    scenario: Scenario, move: Move, gpu: Gpu, estimate: CalibratedEstimator, fits: Callable[[Scenario], bool]
 ) -> Suggestion | None:
     """The mildest of a move's changes that fits, by the trace; of lengths the one below which all fit."""
     with suppress(UserError):  # what can't be traced is no suggestion

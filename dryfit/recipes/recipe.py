@@ -22,12 +22,7 @@ MODEL = "model"  # the setting that names the model
 # What the trainers call weights in 8 bits with scales.
 _QUANTO = ("int8", "qint8", "qfloat8", "int8-quanto", "fp8-quanto", "optimum-quanto")
 # What the command line and scenarios call a setting, where a recipe calls it otherwise.
-ALSO = {
-    "lora.rank": "rank",
-    "batch_size": "micro_batch",
-    "resolution": "size",
-    "image_size": "size",
-}
+ALSO = {"lora.rank": "rank", "batch_size": "micro_batch", "resolution": "size", "image_size": "size"}
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,7 @@ def record(family: ModelFamily, wanted: Callable[[Variant], bool] = lambda varia
             continue
         _write(path, family, members, files)
         written = {*members}
-        print(
-            f"{family.name}, {variant}: {len(text)} characters, {time.process_time() - began:.0f} CPU s",
-            flush=True,
-        )
+        print(f"{family.name}, {variant}: {len(text)} characters, {time.process_time() - began:.0f} CPU s", flush=True)
 
 
 def pruned(
