@@ -1,7 +1,5 @@
 """Which variants are recorded: sets of options that people take, and models that the catalogue has."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -33,17 +31,10 @@ CHUNKED = LENGTHS[:3]  # with a loss in chunks, of families with a record for ea
 
 @dataclass(frozen=True)
 class Variant:
-    """What one record is made for.
+    """What one record is made for."""
 
-    Attributes
-    ----------
-    called
-        Of :data:`OPTIONS`, or :data:`BEFORE_8`.
-    settings, flags, particular
-        As :class:`dryfit.derived.form.StepKey` has them.
-    """
-
-    called: str
+    called: str  # of :data:`OPTIONS`, or :data:`BEFORE_8`
+    # As :class:`dryfit.derived.form.StepKey` has them
     settings: Mapping[str, Any]
     flags: Mapping[str, Any]
     particular: Mapping[str, Any]

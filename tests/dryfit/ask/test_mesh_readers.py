@@ -11,7 +11,7 @@ import yaml
 from dryfit import readers
 from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.common.errors import UserError
-from tests.dryfit.ask.test_readers import AXOLOTL, TRL, asked, said
+from tests.dryfit.ask.test_readers import AXOLOTL, FACTORY, TRL, asked, said
 
 LARGE = "meta-llama/Llama-3.1-8B"  # with a head of its own
 TITAN = """
@@ -195,6 +195,14 @@ def test_a_function_of_a_registry_is_named_behind_the_file(tmp_path):
 
 
 # --- accelerate's ParallelismConfig ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tool", ["trl", "llama-factory", "ms-swift"])
+def test_the_block_is_read_of_all_whose_files_are_training_arguments(tmp_path, tool):
+    own = {"llama-factory": FACTORY, "ms-swift": {"model": LARGE, "tuner_type": "full"}, "trl": TRL}[tool]
+    given = own | {"fsdp": "full_shard", "fsdp_config": {"version": 2}, "parallelism_config": {"dp_replicate_size": 2}}
+    found = asked(tmp_path, given, tool=tool, gpu="4x80GiB")
+    said(found, parallel={"strategy": "fsdp2", "gpus": 4, "replicate": 2})
 
 
 def sizes(**given: int) -> dict[str, int]:

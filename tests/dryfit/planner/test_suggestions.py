@@ -11,7 +11,7 @@ from dryfit.analytic.parameters import parameter_count
 from dryfit.cards.gpus import GIB, Gpu, catalogue, find, known
 from dryfit.derived.step import derived_step
 from dryfit.hours.step_time import speeds
-from dryfit.planner import gpu_counts, suggestions
+from dryfit.planner import plan, suggestions
 from dryfit.planner.calibrated import CalibratedEstimator, _above, _described, layers_alike, sweep
 from dryfit.planner.changes import apply, as_method, moves, spread, whole_4bit_bytes
 from dryfit.planner.feasibility import largest
@@ -398,8 +398,8 @@ def test_becomes_possible_finds_the_fewest_gpus(monkeypatch) -> None:
     need = [required(scenario), *(required(apply(scenario, spread(scenario, n)[0])) for n in (2, 4, 8))]
     small, middle = card(need[2]), card(need[0])
     cards = {"small": replace(small, name="small"), "middle": replace(middle, name="middle")}
-    monkeypatch.setattr(gpu_counts, "catalogue", lambda: {**cards, "none": replace(card(2**20), name="none")})
-    found = gpu_counts.becomes_possible({"A": scenario})
+    monkeypatch.setattr(plan, "catalogue", lambda: {**cards, "none": replace(card(2**20), name="none")})
+    found = plan.becomes_possible({"A": scenario})
     assert [row["required_bytes"] for row in found["scenarios"]["A"]] == need
     assert {kind["gpu"]: kind["first"]["A"] for kind in found["gpus"]} == {"small": 4, "middle": 1, "none": None}
     assert found["first"]["A"]["gpu"] == ("small" if 4 * need[2] < need[0] else "middle")

@@ -176,7 +176,7 @@ def test_what_accelerate_is_told_counts_too(tmp_path: Path) -> None:
 def test_a_damaged_dataset_file_is_named(tmp_path: Path) -> None:
     named = file(tmp_path, SDXL.format(more=""))
     (tmp_path / "data.toml").write_text("[[datasets]\n", encoding="utf-8")
-    with pytest.raises(UserError, match="can't be read as TOML") as caught:
+    with pytest.raises(UserError, match="This is not TOML") as caught:
         read(named)
     assert caught.value.where == tmp_path / "data.toml"
 
