@@ -71,11 +71,7 @@ _OWN = {
     }
     | _ROUTED,
     "granitemoehybrid": _MAMBA
-    | {
-        "layer_types": ["linear_attention", "full_attention"],
-        "num_local_experts": 4,
-        "shared_intermediate_size": 40,
-    },
+    | {"layer_types": ["linear_attention", "full_attention"], "num_local_experts": 4, "shared_intermediate_size": 40},
     "falcon_h1": _MAMBA | {"mamba_d_ssm": 128},
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
     "zamba2": {
@@ -87,13 +83,7 @@ _OWN = {
         "adapter_rank": 8,
         "num_key_value_heads": 4,
     },
-    "jamba": {
-        "num_experts": 4,
-        "mamba_d_state": 8,
-        "mamba_dt_rank": 8,
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-    },
+    "jamba": {"num_experts": 4, "mamba_d_state": 8, "mamba_dt_rank": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
     "mamba2": {
         "intermediate_size": None,
         "num_heads": 8,

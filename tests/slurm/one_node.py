@@ -61,11 +61,7 @@ class OneNodeSlurm:
     @property
     def environment(self) -> dict[str, str]:
         """This process's environment, with the commands of this Slurm first on PATH."""
-        return {
-            **os.environ,
-            "PATH": f"{self.folder / 'bin'}:{_path()}",
-            "SLURM_CONF": str(self.configuration),
-        }
+        return {**os.environ, "PATH": f"{self.folder / 'bin'}:{_path()}", "SLURM_CONF": str(self.configuration)}
 
     def __enter__(self) -> OneNodeSlurm:
         self.start()

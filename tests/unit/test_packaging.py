@@ -46,18 +46,13 @@ def test_the_lock_is_that_of_pyproject() -> None:
         assert locked[canonicalize_name(Requirement(line).name)] in Requirement(line).specifier, line
 
 
-@pytest.mark.parametrize(
-    ("config", "options"),
-    [
-        ("", []),
-        ("global.find-links='/a /b'", ["--find-links", "/a", "--find-links", "/b"]),
-        (":env:.index-url='https://x/simple'\nglobal.index-url='https://y'", ["--default-index", "https://x/simple"]),
-        (
-            "global.extra-index-url='https://x/cpu'\nglobal.constraint='/c.txt'",
-            ["--index-strategy", "unsafe-best-match", "--constraints", "/c.txt", "--index", "https://x/cpu"],
-        ),
-    ],
-)
+@pytest.mark.parametrize(("config", "options"), [
+    ("", []),
+    ("global.find-links='/a /b'", ["--find-links", "/a", "--find-links", "/b"]),
+    (":env:.index-url='https://x/simple'\nglobal.index-url='https://y'", ["--default-index", "https://x/simple"]),
+    ("global.extra-index-url='https://x/cpu'\nglobal.constraint='/c.txt'",
+     ["--index-strategy", "unsafe-best-match", "--constraints", "/c.txt", "--index", "https://x/cpu"]),
+])  # fmt: skip
 def test_uv_is_told_what_pip_is_configured_with(tmp_path: Path, config: str, options: list[str]) -> None:
     python = tmp_path / "python"  # `python -m pip config list`
     python.write_text(f"#!/bin/sh\ncat <<'END'\n{config}\nEND\n")

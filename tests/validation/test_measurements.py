@@ -115,7 +115,7 @@ def test_summary_and_table():
     found = measurements.summary(results)["t4"]
     assert found["rows"] == 3
     assert found["allocated"] == {
-        **{"median_percent": 1.0, "within_1_percent": 2, "worst_percent": 2.0, "worst_row": "t4-sweep-30"},
+        **{"median_percent": 1.0, "within_1_percent": 2, "worst_percent": 2.0, "worst_row": "t4-sweep-30"}
     }
     report = {"rows": results, "summary": measurements.summary(results)}
     assert "| Tesla T4 | 3 | yes | 1.000 %, 2.000 % |" in measurements.overview(report)

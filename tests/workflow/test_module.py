@@ -15,10 +15,7 @@ from tests.workflow.plan import snakemake
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = {
     "run": {"name": "imported"},
-    "dataset": {
-        "name": "few",
-        "sources": [{"type": "embedded", "license": "Apache-2.0", "seed": 42, "pairs": 200}],
-    },
+    "dataset": {"name": "few", "sources": [{"type": "embedded", "license": "Apache-2.0", "seed": 42, "pairs": 200}]},
     "lora": {"rank": 8},
 }
 

@@ -174,13 +174,10 @@ def test_a_path_says_what_its_job_does(project):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("path", "known"),
-    [
-        ("results/dataset/another/clean.jsonl", "dataset.name: embedded"),
-        ("results/smollm2-135m-r16/memory/another/trace.json", "full-fp32, full-bf16-mixed, full-bf16, qlora"),
-    ],
-)
+@pytest.mark.parametrize(("path", "known"), [
+    ("results/dataset/another/clean.jsonl", "dataset.name: embedded"),
+    ("results/smollm2-135m-r16/memory/another/trace.json", "full-fp32, full-bf16-mixed, full-bf16, qlora"),
+])  # fmt: skip
 def test_a_path_that_the_configuration_does_not_know_is_an_error_that_shows_what_it_knows(project, path, known):
     (project / path).parent.mkdir(parents=True)
     (project / path).write_text('{"of": "another configuration"}')  # what lies there must not pass for the answer
@@ -189,16 +186,10 @@ def test_a_path_that_the_configuration_does_not_know_is_an_error_that_shows_what
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("trainning: {}", ["Unknown key: trainning"]),
-        (
-            "training: {epochs: 2}\nlora: {rank: 8}\ntraining: {max_steps: 9}",
-            ["'training' stands here twice", "1 and 3"],
-        ),
-    ],
-)
+@pytest.mark.parametrize(("text", "words"), [
+    ("trainning: {}", ["Unknown key: trainning"]),
+    ("training: {epochs: 2}\nlora: {rank: 8}\ntraining: {max_steps: 9}", ["'training' stands here twice", "1 and 3"]),
+])  # fmt: skip
 def test_a_wrong_configuration_stops_at_the_start(project, text, words):
     (project / "wrong.yaml").write_text(text, encoding="utf-8")
     done = snakemake(project, "--dry-run", "--configfile", "wrong.yaml")
@@ -237,18 +228,11 @@ def test_every_file_is_asked_for_by_a_rule_or_is_what_the_run_is_for(made):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("target", "missing", "rules"),
-    [
-        ("all", "results/dataset/tiny/raw.rejected.jsonl", {"acquire_dataset", "clean_dataset"}),
-        ("merge", f"{chain.RUN}/adapter/adapter_model.safetensors", {"train_adapter", "merge_adapter"}),
-        (
-            f"{chain.RUN}/MODEL_CARD.md",
-            f"{chain.RUN}/memory/qlora/trace.json",
-            {"profile_adapters", "render_documents"},
-        ),
-    ],
-)
+@pytest.mark.parametrize(("target", "missing", "rules"), [
+    ("all", "results/dataset/tiny/raw.rejected.jsonl", {"acquire_dataset", "clean_dataset"}),
+    ("merge", f"{chain.RUN}/adapter/adapter_model.safetensors", {"train_adapter", "merge_adapter"}),
+    (f"{chain.RUN}/MODEL_CARD.md", f"{chain.RUN}/memory/qlora/trace.json", {"profile_adapters", "render_documents"}),
+])  # fmt: skip
 def test_what_a_failed_job_has_taken_away_is_missed_by_each_target(made, target, missing, rules):
     project, _ = made
     aside = (project / missing).rename(project / "aside")
@@ -278,18 +262,11 @@ def test_a_failed_run_fails_again_and_leaves_no_old_document(tmp_path):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("target", "differences", "words"),
-    [
-        (
-            "all",
-            {"memory": {"scenarios": {"qlora": {"method": "qlora", "precision": "bf16", "sequence_length": 10**8}}}},
-            ["memory.scenarios.qlora", "at most 16777216", "sequence_length: 512"],
-        ),
-        ("gate", {"lora": {"target_modules": ["nosuch_proj"]}}, ["nosuch_proj", "q_proj", "write:"]),
-    ],
-    ids=["too long", "no such module"],
-)
+@pytest.mark.parametrize(("target", "differences", "words"), [
+    ("all", {"memory": {"scenarios": {"qlora": {"method": "qlora", "precision": "bf16", "sequence_length": 10**8}}}},
+     ["memory.scenarios.qlora", "at most 16777216", "sequence_length: 512"]),
+    ("gate", {"lora": {"target_modules": ["nosuch_proj"]}}, ["nosuch_proj", "q_proj", "write:"]),
+], ids=["too long", "no such module"])  # fmt: skip
 def test_what_can_not_be_stops_the_same_command_each_time_and_touches_nothing(
     made, tmp_path, target, differences, words
 ):

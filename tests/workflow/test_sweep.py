@@ -36,14 +36,7 @@ def made(tmp_path_factory):
 def test_three_ranks_make_the_dataset_and_the_base_evaluation_once(made):
     _, plan = made
     once = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "encode_dataset"}
-    once |= {
-        "download_gguf",
-        "describe_model",
-        "fetch_weights",
-        "evaluate_base",
-        "profile_full",
-        *SWEPT,
-    }
+    once |= {"download_gguf", "describe_model", "fetch_weights", "evaluate_base", "profile_full", *SWEPT}
     assert {plan[rule] for rule in once} == {1}
     assert {plan[rule] for rule in RANKED} == {3}
 

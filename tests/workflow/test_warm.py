@@ -56,17 +56,14 @@ def test_threads_are_those_of_the_commands_environment(python: Path, tmp_path: P
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("text", "status", "said"),
-    [
-        ("raise SystemExit(3)", 3, ""),
-        ("raise SystemExit('no')", 1, "no\n"),
-        ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
-        ("import os; os.abort()", -signal.SIGABRT, ""),
-        ("import ctypes; ctypes.string_at(0)", -signal.SIGSEGV, ""),
-    ],
-)
+@pytest.mark.parametrize(("text", "status", "said"), [
+    ("raise SystemExit(3)", 3, ""),
+    ("raise SystemExit('no')", 1, "no\n"),
+    ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
+    ("import os; os.abort()", -signal.SIGABRT, ""),
+    ("import ctypes; ctypes.string_at(0)", -signal.SIGSEGV, ""),
+])  # fmt: skip
 def test_a_child_that_dies_takes_nothing_with_it(
     python: Path, tmp_path: Path, text: str, status: int, said: str
 ) -> None:

@@ -399,18 +399,12 @@ def states(fields: dict, **sizes) -> tuple[int, int]:
     return tuple(found["components"]["optimizer_states"] for found in (analytic_estimate(step), trace(step)))
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "sizes"),
-    [
-        # Norms and a bias of exactly 4,096 elements, the fewest whose states have 8 bits.
-        ("adamw_8bit", {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 64, "vocab_size": 64}),
-        # Embeddings of exactly 100,000 elements, the fewest whose states are paged.
-        (
-            "paged_adamw_8bit",
-            {"hidden_size": 1000, "num_attention_heads": 10, "intermediate_size": 64, "vocab_size": 100},
-        ),
-    ],
-)
+@pytest.mark.parametrize(("optimizer", "sizes"), [
+    # Norms and a bias of exactly 4,096 elements, the fewest whose states have 8 bits.
+    ("adamw_8bit", {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 64, "vocab_size": 64}),
+    # Embeddings of exactly 100,000 elements, the fewest whose states are paged.
+    ("paged_adamw_8bit", {"hidden_size": 1000, "num_attention_heads": 10, "intermediate_size": 64, "vocab_size": 100}),
+])  # fmt: skip
 def test_states_of_8_bits_and_paged_ones_begin_where_bitsandbytes_has_them(optimizer, sizes) -> None:
     estimated, traced = states({"optimizer": optimizer}, **sizes)
     tensors = 27  # 2 x 12 of the layers, embeddings, head and final norm; two moments with scales of each

@@ -32,14 +32,11 @@ def test_adapters_are_those_that_peft_makes(family) -> None:
     assert describe(asked.model).adapter_parameters(asked.lora) == trained
 
 
-@pytest.mark.parametrize(
-    ("family", "names"),
-    [
-        ("qwen3_next", ["gate_proj", "up_proj", "down_proj"]),
-        ("nemotron_h", ["in_proj", "q_proj"]),
-        ("gemma4_text", ["q_proj", "v_proj", "per_layer_projection"]),
-    ],
-)
+@pytest.mark.parametrize(("family", "names"), [
+    ("qwen3_next", ["gate_proj", "up_proj", "down_proj"]),
+    ("nemotron_h", ["in_proj", "q_proj"]),
+    ("gemma4_text", ["q_proj", "v_proj", "per_layer_projection"]),
+])  # fmt: skip
 def test_adapters_of_some_matrices_are_those_that_peft_makes(family, names) -> None:
     asked = step(FAMILIES[family], packages=[], lora={"rank": 4, "target_modules": names})
     trained = sum(p.numel() for p in build_model(asked, "meta").parameters() if p.requires_grad)

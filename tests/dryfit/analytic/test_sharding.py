@@ -71,14 +71,11 @@ def test_more_gpus_need_less_of_each_and_ddp_needs_more() -> None:
     assert peak(parallel=DDP) > alone
 
 
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ({"parallel": {"strategy": "fsdp1", "gpus": 2}, "method": "lora"}, "parallel.strategy: fsdp1"),
-        ({"parallel": {**FSDP2, "offload": "cpu"}}, "parallel.offload: cpu"),
-        ({"parallel": FSDP2, "method": "lora", "autocast": "bf16"}, "FSDP2 under autocast"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "reason"), [
+    ({"parallel": {"strategy": "fsdp1", "gpus": 2}, "method": "lora"}, "parallel.strategy: fsdp1"),
+    ({"parallel": {**FSDP2, "offload": "cpu"}}, "parallel.offload: cpu"),
+    ({"parallel": FSDP2, "method": "lora", "autocast": "bf16"}, "FSDP2 under autocast"),
+])  # fmt: skip
 def test_what_is_not_described_says_so(fields, reason) -> None:
     with pytest.raises(NotDescribed, match=reason):
         analytic_estimate(make(**fields))

@@ -72,14 +72,11 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
             assert approximated(asked, draw.sample(TABLE, len(TABLE)))[0] == expected, row
 
 
-@pytest.mark.parametrize(
-    ("given", "changed"),
-    [
-        ({"method": "full", "lora": {"rank": 8}}, {"method": "full"}),
-        ({"attention": "flash", "precision": "fp32"}, {"attention": "sdpa", "precision": "fp32"}),
-        ({"loss": "liger", "model": MODELS["unknown"]}, {"loss": "chunked", "model": MODELS["unknown"]}),
-    ],
-)
+@pytest.mark.parametrize(("given", "changed"), [
+    ({"method": "full", "lora": {"rank": 8}}, {"method": "full"}),
+    ({"attention": "flash", "precision": "fp32"}, {"attention": "sdpa", "precision": "fp32"}),
+    ({"loss": "liger", "model": MODELS["unknown"]}, {"loss": "chunked", "model": MODELS["unknown"]}),
+])  # fmt: skip
 def test_what_becomes_of_a_field(given: dict, changed: dict) -> None:
     model = {"model": MODELS["dense"]}
     assert approximated({**model, **given})[0] == {**model, **changed}

@@ -52,13 +52,10 @@ def test_vllm_of_trl_takes_its_share_and_sleeps(tmp_path: Path) -> None:
 
 
 @needs_trl
-@pytest.mark.parametrize(
-    ("more", "key"),
-    [
-        ({"use_peft": True, "load_in_4bit": True}, "use_vllm"),
-        ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size"),
-    ],
-)
+@pytest.mark.parametrize(("more", "key"), [
+    ({"use_peft": True, "load_in_4bit": True}, "use_vllm"),
+    ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size"),
+])  # fmt: skip
 def test_what_of_vllm_is_not_described_says_that_the_answer_is_too_low(more: dict, key: str, tmp_path: Path) -> None:
     found = asked(tmp_path, TRL | {"use_vllm": True} | more, gpu="h100-80gb")
     said(found, objective="grpo", generation={"engine": "none"})
@@ -105,10 +102,7 @@ def test_a_notebook_of_unsloth_is_trls_cycle_and_says_what_unsloth_does_otherwis
 @needs_trl
 @pytest.mark.parametrize(
     ("more", "taken", "in_the_update"),
-    [
-        ("", 0.6, True),
-        ("import os\nos.environ['UNSLOTH_VLLM_STANDBY'] = '1'", 0.87875, False),
-    ],
+    [("", 0.6, True), ("import os\nos.environ['UNSLOTH_VLLM_STANDBY'] = '1'", 0.87875, False)],
 )
 def test_unsloths_vllm_has_the_one_copy_of_the_weights(more, taken, in_the_update, tmp_path: Path) -> None:
     """``standby``: what Unsloth sets for a card of 80 GB, whatever the program asks for."""
@@ -165,19 +159,16 @@ SLEEPS, ADAPTERS = {"vllm_enable_sleep_mode": True}, {"use_peft": True}
 SHARE, MODEL = 40 * GIB, 2 * 10**10  # of 80 GiB; a model of ten billion weights in 16 bits
 
 
-@pytest.mark.parametrize(
-    ("strategy", "more", "taken"),
-    [
-        ("MULTI_GPU", {"dtype": "bfloat16"}, {"use_vllm": SHARE, "beta": MODEL}),
-        ("MULTI_GPU", {}, {"use_vllm": SHARE, "beta": 2 * MODEL}),  # weights in fp32
-        ("MULTI_GPU", {"beta": 0.0}, {"use_vllm": SHARE}),
-        ("MULTI_GPU", {"beta": 0.0} | SLEEPS, {"use_vllm": SHARE + 4 * GIB - 10 * GIB}),  # it sleeps at the peak
-        ("MULTI_GPU", ADAPTERS, {"use_vllm": SHARE}),
-        ("DEEPSPEED", {"bf16": True}, {"use_vllm": SHARE, "beta": MODEL // 4}),
-        # At a share of 1 % the sync decides: vLLM's weights, and the model that is gathered for its adapters.
-        ("DEEPSPEED", ADAPTERS | SLEEPS | {"vllm_gpu_memory_utilization": 0.01}, {"use_vllm": 2 * MODEL - 6 * GIB}),
-    ],
-)
+@pytest.mark.parametrize(("strategy", "more", "taken"), [
+    ("MULTI_GPU", {"dtype": "bfloat16"}, {"use_vllm": SHARE, "beta": MODEL}),
+    ("MULTI_GPU", {}, {"use_vllm": SHARE, "beta": 2 * MODEL}),  # weights in fp32
+    ("MULTI_GPU", {"beta": 0.0}, {"use_vllm": SHARE}),
+    ("MULTI_GPU", {"beta": 0.0} | SLEEPS, {"use_vllm": SHARE + 4 * GIB - 10 * GIB}),  # it sleeps at the peak
+    ("MULTI_GPU", ADAPTERS, {"use_vllm": SHARE}),
+    ("DEEPSPEED", {"bf16": True}, {"use_vllm": SHARE, "beta": MODEL // 4}),
+    # At a share of 1 % the sync decides: vLLM's weights, and the model that is gathered for its adapters.
+    ("DEEPSPEED", ADAPTERS | SLEEPS | {"vllm_gpu_memory_utilization": 0.01}, {"use_vllm": 2 * MODEL - 6 * GIB}),
+])  # fmt: skip
 def test_what_lies_beside_a_training_of_several_gpus_has_a_size(strategy, more, taken, tmp_path: Path) -> None:
     """A reference as the strategy has it, and what vLLM takes of the card while it is awake."""
     beside = {"distributed_type": strategy, "num_processes": 4, "deepspeed_config": {"zero_stage": 3}}

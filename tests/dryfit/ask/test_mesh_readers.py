@@ -204,14 +204,11 @@ def sizes(**given: int) -> dict[str, int]:
 ACCELERATE = {"distributed_type": "FSDP", "num_processes": 8, "fsdp_config": {"fsdp_version": 2}}
 
 
-@pytest.mark.parametrize(
-    ("given", "mesh"),
-    [
-        ({"dp_shard": 4, "cp": 2}, {"context": 2, "gpus": 8}),
-        ({"dp_shard": 4, "tp": 2}, {"tensor": 2, "gpus": 8}),
-        ({"dp_shard": 4, "dp_replicate": 2}, {"replicate": 2, "gpus": 8}),
-    ],
-)
+@pytest.mark.parametrize(("given", "mesh"), [
+    ({"dp_shard": 4, "cp": 2}, {"context": 2, "gpus": 8}),
+    ({"dp_shard": 4, "tp": 2}, {"tensor": 2, "gpus": 8}),
+    ({"dp_shard": 4, "dp_replicate": 2}, {"replicate": 2, "gpus": 8}),
+])  # fmt: skip
 def test_accelerates_block_makes_a_mesh(tmp_path, given, mesh):
     beside = ACCELERATE | {"parallelism_config": sizes(**given)}
     found = asked(tmp_path, TRL | {"model_name_or_path": LARGE, "loss_type": "nll"}, beside, tool="trl")

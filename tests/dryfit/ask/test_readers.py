@@ -78,15 +78,12 @@ def test_a_readers_code_asks_only_for_what_its_table_calls_understood() -> None:
 
 
 @pytest.mark.parametrize("given", ["axolotl", "factory", "trl"])
-@pytest.mark.parametrize(
-    ("more", "triton", "compile", "hint"),
-    [
-        ({}, True, "model", None),
-        ({}, False, "none", "the extra `run`"),
-        ({"torch_compile_mode": "max-autotune-no-cudagraphs"}, True, "model", None),
-        ({"torch_compile_mode": "reduce-overhead"}, False, "none", "its own buffers"),
-    ],
-)
+@pytest.mark.parametrize(("more", "triton", "compile", "hint"), [
+    ({}, True, "model", None),
+    ({}, False, "none", "the extra `run`"),
+    ({"torch_compile_mode": "max-autotune-no-cudagraphs"}, True, "model", None),
+    ({"torch_compile_mode": "reduce-overhead"}, False, "none", "its own buffers"),
+])  # fmt: skip
 def test_torch_compile_is_followed_where_it_can_be(given, more, triton, compile, hint, tmp_path, monkeypatch):
     found_before = readers.common.find_spec
     monkeypatch.setattr(
@@ -118,17 +115,14 @@ def test_cuda_graphs_go_with_one_micro_batch_on_one_gpu(mode, more, mode_read, t
 LIGER = {"liger_fused_linear_cross_entropy": True, "liger_rms_norm": True, "liger_rope": True, "liger_swiglu": True}
 
 
-@pytest.mark.parametrize(
-    ("file", "more", "kernels", "loss", "told"),
-    [
-        ("trl", {"use_liger_kernel": True}, "liger", "liger", None),
-        ("factory", {"enable_liger_kernel": True}, "liger", "liger", None),
-        ("factory", {"use_unsloth": True}, "unsloth", "chunked", "use_unsloth"),
-        ("axolotl", LIGER, "liger", "liger", None),
-        ("axolotl", LIGER | {"liger_rope": None}, "transformers", "liger", "liger_rms_norm"),
-        ("trl", {"use_liger_kernel": True, "fsdp": "full_shard"}, "transformers", "full", "kernels"),
-    ],
-)
+@pytest.mark.parametrize(("file", "more", "kernels", "loss", "told"), [
+    ("trl", {"use_liger_kernel": True}, "liger", "liger", None),
+    ("factory", {"enable_liger_kernel": True}, "liger", "liger", None),
+    ("factory", {"use_unsloth": True}, "unsloth", "chunked", "use_unsloth"),
+    ("axolotl", LIGER, "liger", "liger", None),
+    ("axolotl", LIGER | {"liger_rope": None}, "transformers", "liger", "liger_rms_norm"),
+    ("trl", {"use_liger_kernel": True, "fsdp": "full_shard"}, "transformers", "full", "kernels"),
+])  # fmt: skip
 def test_whose_kernels_a_file_asks_for(file, more, kernels, loss, told, tmp_path):
     found = asked(tmp_path, {"axolotl": AXOLOTL, "factory": FACTORY, "trl": TRL}[file] | more)
     said(found, kernels=kernels, loss=loss)
@@ -161,28 +155,25 @@ def test_axolotls_qlora(tmp_path: Path) -> None:
     assert not found.reading.unknown
 
 
-@pytest.mark.parametrize(
-    ("given", "fields"),
-    [
-        ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
-         {"gradient_checkpointing": True}),
-        ({"fp16": True, "bf16": False}, {"precision": "fp16", "autocast": "fp16"}),
-        ({"bf16": False}, {"precision": "fp32", "autocast": None}),
-        ({"bf16": "full"}, {"precision": "bf16", "autocast": None}),
-        ({"flash_attention": True}, {"attention": "flash"}),
-        ({"xformers_attention": True}, {"attention": "mem_efficient"}),
-        ({"micro_batch_size": 4}, {"attention_mask": "padding"}),
-        ({"micro_batch_size": 4, "flash_attention": True}, {"attention_mask": "none"}),
-        ({"fsdp": ["full_shard", "auto_wrap"], "fsdp_config": {"fsdp_offload_params": True}, "fsdp_version": 2},
-         {"parallel": {"strategy": "fsdp2", "gpus": 2, "offload": "cpu"}}),
-        ({"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": False}, "world_size": 4},
-         {"parallel": {"strategy": "fsdp2", "gpus": 4, "reshard_after_forward": False}}),
-        ({"adapter": "lora", "lora_target_modules": ["q_proj"], "lora_modules_to_save": ["embed_tokens", "lm_head"]},
-         {"method": "lora", "adapter": {"modules_to_save": ["embed_tokens", "lm_head"], "target_modules": ["q_proj"]}}),
-        ({"rl": "dpo"}, {"micro_batch": 1, "objective": "dpo"}),
-        ({"rl": "dpo", "optimizer": "paged_adamw_8bit"}, {"micro_batch": 2, "objective": "sft"}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("given", "fields"), [
+    ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+     {"gradient_checkpointing": True}),
+    ({"fp16": True, "bf16": False}, {"precision": "fp16", "autocast": "fp16"}),
+    ({"bf16": False}, {"precision": "fp32", "autocast": None}),
+    ({"bf16": "full"}, {"precision": "bf16", "autocast": None}),
+    ({"flash_attention": True}, {"attention": "flash"}),
+    ({"xformers_attention": True}, {"attention": "mem_efficient"}),
+    ({"micro_batch_size": 4}, {"attention_mask": "padding"}),
+    ({"micro_batch_size": 4, "flash_attention": True}, {"attention_mask": "none"}),
+    ({"fsdp": ["full_shard", "auto_wrap"], "fsdp_config": {"fsdp_offload_params": True}, "fsdp_version": 2},
+     {"parallel": {"strategy": "fsdp2", "gpus": 2, "offload": "cpu"}}),
+    ({"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": False}, "world_size": 4},
+     {"parallel": {"strategy": "fsdp2", "gpus": 4, "reshard_after_forward": False}}),
+    ({"adapter": "lora", "lora_target_modules": ["q_proj"], "lora_modules_to_save": ["embed_tokens", "lm_head"]},
+     {"method": "lora", "adapter": {"modules_to_save": ["embed_tokens", "lm_head"], "target_modules": ["q_proj"]}}),
+    ({"rl": "dpo"}, {"micro_batch": 1, "objective": "dpo"}),
+    ({"rl": "dpo", "optimizer": "paged_adamw_8bit"}, {"micro_batch": 2, "objective": "sft"}),
+])  # fmt: skip
 def test_axolotls_settings(given: dict, fields: dict, tmp_path: Path) -> None:
     said(asked(tmp_path, AXOLOTL | given), **fields)
 
@@ -244,26 +235,21 @@ def test_llama_factorys_defaults_are_its_own(tmp_path: Path) -> None:
          gradient_checkpointing="reentrant", precision="bf16", autocast="bf16", attention_mask="padding")  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("given", "fields"),
-    [
-        ({"finetuning_type": "full"}, {"method": "full", "precision": "bf16-mixed"}),
-        ({"finetuning_type": "full", "pure_bf16": True, "bf16": False}, {"precision": "bf16", "autocast": None}),
-        (
-            {"finetuning_type": "full", "pure_bf16": True, "bf16": False, "deepspeed": "ds_z3_config.json"},
-            {"precision": "fp32", "autocast": None},
-        ),
-        ({"quantization_bit": 4}, {"method": "qlora", "quantization": {"double": True, "storage": "bf16"}}),
-        ({"quantization_bit": 4, "double_quantization": False}, {"quantization": {"double": False}}),
-        ({"disable_gradient_checkpointing": True}, {"gradient_checkpointing": False}),
-        ({"use_reentrant_gc": False}, {"gradient_checkpointing": True}),
-        ({"flash_attn": "fa2"}, {"attention": "flash"}),
-        ({"lora_target": "q_proj,v_proj"}, {"lora": {"target_modules": ["q_proj", "v_proj"]}}),
-        ({"finetuning_type": "oft"}, {"adapter": {"peft_type": "OFT", "oft_block_size": 32}}),
-        ({"stage": "dpo", "per_device_train_batch_size": 1}, {"micro_batch": 1, "objective": "dpo"}),
-        ({"enable_liger_kernel": True}, {"loss": "liger"}),
-    ],
-)
+@pytest.mark.parametrize(("given", "fields"), [
+    ({"finetuning_type": "full"}, {"method": "full", "precision": "bf16-mixed"}),
+    ({"finetuning_type": "full", "pure_bf16": True, "bf16": False}, {"precision": "bf16", "autocast": None}),
+    ({"finetuning_type": "full", "pure_bf16": True, "bf16": False, "deepspeed": "ds_z3_config.json"},
+     {"precision": "fp32", "autocast": None}),
+    ({"quantization_bit": 4}, {"method": "qlora", "quantization": {"double": True, "storage": "bf16"}}),
+    ({"quantization_bit": 4, "double_quantization": False}, {"quantization": {"double": False}}),
+    ({"disable_gradient_checkpointing": True}, {"gradient_checkpointing": False}),
+    ({"use_reentrant_gc": False}, {"gradient_checkpointing": True}),
+    ({"flash_attn": "fa2"}, {"attention": "flash"}),
+    ({"lora_target": "q_proj,v_proj"}, {"lora": {"target_modules": ["q_proj", "v_proj"]}}),
+    ({"finetuning_type": "oft"}, {"adapter": {"peft_type": "OFT", "oft_block_size": 32}}),
+    ({"stage": "dpo", "per_device_train_batch_size": 1}, {"micro_batch": 1, "objective": "dpo"}),
+    ({"enable_liger_kernel": True}, {"loss": "liger"}),
+])  # fmt: skip
 def test_llama_factorys_settings(given: dict, fields: dict, tmp_path: Path) -> None:
     said(asked(tmp_path, FACTORY | {"bf16": True} | given), **fields)
 
@@ -290,20 +276,17 @@ def test_trls_defaults_are_its_own(tmp_path: Path) -> None:
          gradient_checkpointing=True, loss="chunked", attention_mask="padding")  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("given", "fields"),
-    [
-        ({"use_peft": True, "load_in_4bit": True},
-         {"method": "qlora", "quantization": {"double": False}, "adapter_precision": "bf16", "precision": "fp32",
-          "autocast": "bf16"}),
-        ({"use_peft": True, "dtype": "bfloat16", "lora_target_modules": "all-linear"},
-         {"method": "lora", "precision": "bf16", "lora": {"rank": 16, "dropout": 0.05}}),
-        ({"loss_type": "nll"}, {"loss": "full"}),
-        ({"packing": True}, {"attention_mask": "none"}),
-        ({"attn_implementation": "kernels-community/flash-attn3"}, {"attention": "flash"}),
-        ({"fp16": True}, {"precision": "fp16-mixed"}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("given", "fields"), [
+    ({"use_peft": True, "load_in_4bit": True},
+     {"method": "qlora", "quantization": {"double": False}, "adapter_precision": "bf16", "precision": "fp32",
+      "autocast": "bf16"}),
+    ({"use_peft": True, "dtype": "bfloat16", "lora_target_modules": "all-linear"},
+     {"method": "lora", "precision": "bf16", "lora": {"rank": 16, "dropout": 0.05}}),
+    ({"loss_type": "nll"}, {"loss": "full"}),
+    ({"packing": True}, {"attention_mask": "none"}),
+    ({"attn_implementation": "kernels-community/flash-attn3"}, {"attention": "flash"}),
+    ({"fp16": True}, {"precision": "fp16-mixed"}),
+])  # fmt: skip
 def test_trls_settings(given: dict, fields: dict, tmp_path: Path) -> None:
     said(asked(tmp_path, TRL | given), **fields)
 
@@ -314,21 +297,18 @@ def test_accelerates_file_beside_says_how_gpus_are_used(tmp_path: Path) -> None:
     said(asked(tmp_path, TRL, beside), parallel={"strategy": "fsdp2", "gpus": 4}, loss="full")
 
 
-@pytest.mark.parametrize(
-    ("dynamo", "others", "fields", "told"),
-    [
-        ({"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": True}, {}, {"compile": "layers"}, None),
-        ({"backend": "INDUCTOR", "mode": "reduce-overhead"}, {},
-         {"compile": "model", "compile_mode": "reduce-overhead"}, None),
-        ({"dynamo_backend": "INDUCTOR", "dynamo_mode": "max-autotune"}, {"gradient_accumulation_steps": 4},
-         {"compile": "model", "compile_mode": "default"}, "torch_compile_mode"),
-        ({"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": True}, {"loss_type": "sigmoid", "beta": 0.1},
-         {"compile": "none"}, "compile"),
-        ({"dynamo_backend": "AOT_EAGER"}, {}, {"compile": "none"}, "dynamo_config"),
-        ({"dynamo_backend": "NO"}, {}, {"compile": "none"}, None),
-        ({}, {}, {"compile": "none"}, None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("dynamo", "others", "fields", "told"), [
+    ({"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": True}, {}, {"compile": "layers"}, None),
+    ({"backend": "INDUCTOR", "mode": "reduce-overhead"}, {},
+     {"compile": "model", "compile_mode": "reduce-overhead"}, None),
+    ({"dynamo_backend": "INDUCTOR", "dynamo_mode": "max-autotune"}, {"gradient_accumulation_steps": 4},
+     {"compile": "model", "compile_mode": "default"}, "torch_compile_mode"),
+    ({"dynamo_backend": "INDUCTOR", "dynamo_use_regional_compilation": True}, {"loss_type": "sigmoid", "beta": 0.1},
+     {"compile": "none"}, "compile"),
+    ({"dynamo_backend": "AOT_EAGER"}, {}, {"compile": "none"}, "dynamo_config"),
+    ({"dynamo_backend": "NO"}, {}, {"compile": "none"}, None),
+    ({}, {}, {"compile": "none"}, None),
+])  # fmt: skip
 def test_accelerate_compiles_a_model_or_its_layers(dynamo, others, fields, told, tmp_path, monkeypatch) -> None:
     """What ``accelerate launch`` hands to the program, as ``accelerate config`` writes it or with the older keys."""
     monkeypatch.setattr(readers.common, "find_spec", lambda name: name)
@@ -370,25 +350,22 @@ def test_deepspeeds_file_is_found_beside_or_by_its_name(tmp_path: Path) -> None:
 TWO, THREE = {"stage": 2}, {"stage": 3}
 
 
-@pytest.mark.parametrize(
-    ("config", "zero"),
-    [
-        ({"stage": 1}, {"reduce_bucket_size": 500_000_000, "overlap_comm": None}),
-        (TWO | {"reduce_bucket_size": "5e7", "overlap_comm": True}, {"reduce_bucket_size": 50_000_000}),
-        (TWO | {"reduce_bucket_size": 2e8, "round_robin_gradients": True}, {"round_robin_gradients": True}),
-        (TWO | {"cpu_offload": True}, {"offload_optimizer": "cpu"}),
-        (TWO | {"offload_param": {"device": "cpu"}}, {"offload_param": "none"}),  # which DeepSpeed ignores
-        (THREE | {"offload_param": {"device": "cpu"}}, {"offload_param": "cpu", "offload_optimizer": "none"}),
-        (THREE | {"reduce_bucket_size": "auto"}, {"reduce_bucket_size": "auto"}),
-        (THREE | {"max_live_parameters": 0, "prefetch_bucket_size": 7}, {"stage3_max_live_parameters": 0,
-                                                                      "stage3_prefetch_bucket_size": 7}),
-        (THREE | {"sub_group_size": "auto"}, {"sub_group_size": 1_000_000_000}),
-        (THREE | {"zero_quantized_weights": False, "zero_hpz_partition_size": 1}, {"other": None}),
-        (THREE | {"zero_quantized_weights": True}, {"other": {"zero_optimization": {"zero_quantized_weights": True}}}),
-        (THREE | {"offload_optimizer": {"device": "nvme"}},
-         {"other": {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "offload_optimizer": "none"}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("config", "zero"), [
+    ({"stage": 1}, {"reduce_bucket_size": 500_000_000, "overlap_comm": None}),
+    (TWO | {"reduce_bucket_size": "5e7", "overlap_comm": True}, {"reduce_bucket_size": 50_000_000}),
+    (TWO | {"reduce_bucket_size": 2e8, "round_robin_gradients": True}, {"round_robin_gradients": True}),
+    (TWO | {"cpu_offload": True}, {"offload_optimizer": "cpu"}),
+    (TWO | {"offload_param": {"device": "cpu"}}, {"offload_param": "none"}),  # which DeepSpeed ignores
+    (THREE | {"offload_param": {"device": "cpu"}}, {"offload_param": "cpu", "offload_optimizer": "none"}),
+    (THREE | {"reduce_bucket_size": "auto"}, {"reduce_bucket_size": "auto"}),
+    (THREE | {"max_live_parameters": 0, "prefetch_bucket_size": 7}, {"stage3_max_live_parameters": 0,
+                                                                  "stage3_prefetch_bucket_size": 7}),
+    (THREE | {"sub_group_size": "auto"}, {"sub_group_size": 1_000_000_000}),
+    (THREE | {"zero_quantized_weights": False, "zero_hpz_partition_size": 1}, {"other": None}),
+    (THREE | {"zero_quantized_weights": True}, {"other": {"zero_optimization": {"zero_quantized_weights": True}}}),
+    (THREE | {"offload_optimizer": {"device": "nvme"}},
+     {"other": {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, "offload_optimizer": "none"}),
+])  # fmt: skip
 def test_what_deepspeeds_file_says_of_zero(config: dict, zero: dict, tmp_path: Path) -> None:
     """What has no rule is kept for DeepSpeed's own package."""
     found = asked(tmp_path, FACTORY | {"bf16": True, "deepspeed": {"zero_optimization": config}})
@@ -401,18 +378,15 @@ def test_gradients_summed_in_another_dtype_are_for_deepspeeds_package(tmp_path: 
     said(asked(tmp_path, FACTORY | {"bf16": True, "deepspeed": deepspeed}), zero={"other": {"data_types": dtypes}})
 
 
-@pytest.mark.parametrize(
-    ("tool", "name", "parallel", "zero"),
-    [
-        (FACTORY | {"bf16": True}, "examples/deepspeed/ds_z2_config.json", "zero2", {"round_robin_gradients": True}),
-        (FACTORY | {"bf16": True}, "ds_z3_offload_config.json", "zero3", {"offload_param": "cpu"}),
-        (FACTORY | {"bf16": True}, "default-zero2", "zero2", {}),
-        (AXOLOTL, "deepspeed_configs/zero1.json", "zero1", {"overlap_comm": True}),
-        (AXOLOTL, "deepspeed_configs/zero2.json", "zero2", {"offload_optimizer": "cpu"}),
-        (AXOLOTL, "deepspeed_configs/zero3_bf16.json", "zero3", {"sub_group_size": 0, "reduce_bucket_size": "auto"}),
-        (AXOLOTL, "zero3_bf16_cpuoffload_params.json", "zero3", {"offload_param": "cpu", "offload_optimizer": "none"}),
-    ],
-)
+@pytest.mark.parametrize(("tool", "name", "parallel", "zero"), [
+    (FACTORY | {"bf16": True}, "examples/deepspeed/ds_z2_config.json", "zero2", {"round_robin_gradients": True}),
+    (FACTORY | {"bf16": True}, "ds_z3_offload_config.json", "zero3", {"offload_param": "cpu"}),
+    (FACTORY | {"bf16": True}, "default-zero2", "zero2", {}),
+    (AXOLOTL, "deepspeed_configs/zero1.json", "zero1", {"overlap_comm": True}),
+    (AXOLOTL, "deepspeed_configs/zero2.json", "zero2", {"offload_optimizer": "cpu"}),
+    (AXOLOTL, "deepspeed_configs/zero3_bf16.json", "zero3", {"sub_group_size": 0, "reduce_bucket_size": "auto"}),
+    (AXOLOTL, "zero3_bf16_cpuoffload_params.json", "zero3", {"offload_param": "cpu", "offload_optimizer": "none"}),
+])  # fmt: skip
 def test_files_that_come_with_the_tools_are_known_by_tool_and_name(tool, name, parallel, zero, tmp_path: Path) -> None:
     said(asked(tmp_path, tool | {"deepspeed": name}), parallel={"strategy": parallel}, zero=zero)
 
@@ -513,14 +487,11 @@ def test_a_program_of_trl_is_read_by_its_calls(tmp_path: Path) -> None:
          lora={"rank": 8}, quantization={"double": True}, gradient_checkpointing=True, autocast="bf16")  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("import torch\n", "No trainer that dryfit knows"),
-        ("SFTTrainer(model=script.model)\n", "names no model"),
-        ("def broken(:\n", "not Python"),
-    ],
-)
+@pytest.mark.parametrize(("text", "says"), [
+    ("import torch\n", "No trainer that dryfit knows"),
+    ("SFTTrainer(model=script.model)\n", "names no model"),
+    ("def broken(:\n", "not Python"),
+])  # fmt: skip
 def test_programs_that_say_too_little(text: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says):
         asked(tmp_path, text, name="train.py")
@@ -529,19 +500,16 @@ def test_programs_that_say_too_little(text: str, says: str, tmp_path: Path) -> N
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("content", "says", "write"),
-    [
-        ({"trainer": "x", "lr": 1}, "No tool is known", "model:"),
-        ({"model_name_or_path": "x", "per_device_train_batch_size": 1, "do_train": True}, "Several tools", "--from"),
-        ({"model_name_or_path": "x", "per_device_train_batch_size": 1, "bf16": True}, "Several tools", "--from"),
-        ({"model_name_or_path": "x", "lora_r": 8, "lora_rank": 8}, "Several tools", "--from"),
-        ("[1, 2]", "holds no keys", "model:"),
-        ("", "holds no keys", "model:"),
-        (AXOLOTL | {"base_model": "./no/such/folder"}, "isn't there", "model:"),
-        (AXOLOTL | {"base_model": "meta-llama/$MODEL"}, "neither the name", "model:"),
-    ],
-)
+@pytest.mark.parametrize(("content", "says", "write"), [
+    ({"trainer": "x", "lr": 1}, "No tool is known", "model:"),
+    ({"model_name_or_path": "x", "per_device_train_batch_size": 1, "do_train": True}, "Several tools", "--from"),
+    ({"model_name_or_path": "x", "per_device_train_batch_size": 1, "bf16": True}, "Several tools", "--from"),
+    ({"model_name_or_path": "x", "lora_r": 8, "lora_rank": 8}, "Several tools", "--from"),
+    ("[1, 2]", "holds no keys", "model:"),
+    ("", "holds no keys", "model:"),
+    (AXOLOTL | {"base_model": "./no/such/folder"}, "isn't there", "model:"),
+    (AXOLOTL | {"base_model": "meta-llama/$MODEL"}, "neither the name", "model:"),
+])  # fmt: skip
 def test_files_that_can_not_be_read_say_what_to_write(content: Any, says: str, write: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         asked(tmp_path, content)
@@ -559,14 +527,11 @@ def test_two_questions_at_once_are_refused(tmp_path: Path) -> None:
         asked(tmp_path, AXOLOTL, TRL)
 
 
-@pytest.mark.parametrize(
-    ("tool", "content"),
-    [
-        ("axolotl", {"base_model": "smollm2-135m", "micro_batch_size": 1, "flash_attention": False}),
-        ("trl", {"model_name_or_path": "smollm2-135m", "per_device_train_batch_size": 1, "use_peft": True}),
-        ("llama-factory", {"model_name_or_path": "smollm2-135m", "stage": "sft", "per_device_train_batch_size": 1}),
-    ],
-)
+@pytest.mark.parametrize(("tool", "content"), [
+    ("axolotl", {"base_model": "smollm2-135m", "micro_batch_size": 1, "flash_attention": False}),
+    ("trl", {"model_name_or_path": "smollm2-135m", "per_device_train_batch_size": 1, "use_peft": True}),
+    ("llama-factory", {"model_name_or_path": "smollm2-135m", "stage": "sft", "per_device_train_batch_size": 1}),
+])  # fmt: skip
 def test_a_file_of_one_row_asked_about_with_several_carries_the_mask_of_padded_rows(tool, content, tmp_path) -> None:
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -646,15 +611,12 @@ def test_zero_on_one_gpu_keeps_fp32_copies_that_count_against_the_card(offload, 
 # --- what a file leaves open ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("more", "older"),
-    [
-        ({}, {"gradient_checkpointing": False, "loss": "full", "precision": "fp32"}),
-        ({"dtype": "bfloat16", "loss_type": "nll"}, {"gradient_checkpointing": False}),
-        ({"bf16": True, "gradient_checkpointing": True, "loss_type": "chunked_nll"}, {}),  # the precision is the same
-        ({"load_in_4bit": True, "use_peft": True}, {"gradient_checkpointing": False, "loss": "full"}),
-    ],
-)
+@pytest.mark.parametrize(("more", "older"), [
+    ({}, {"gradient_checkpointing": False, "loss": "full", "precision": "fp32"}),
+    ({"dtype": "bfloat16", "loss_type": "nll"}, {"gradient_checkpointing": False}),
+    ({"bf16": True, "gradient_checkpointing": True, "loss_type": "chunked_nll"}, {}),  # the precision is the same
+    ({"load_in_4bit": True, "use_peft": True}, {"gradient_checkpointing": False, "loss": "full"}),
+])  # fmt: skip
 def test_older_versions_of_trl_have_other_defaults(more: dict, older: dict, tmp_path: Path) -> None:
     found = asked(tmp_path, TRL | more)
     assert found.reading.older == older and found.reading.older_is == "TRL before 1.7"
@@ -713,18 +675,15 @@ TRACED = {"phases": {"forward": 3 * 2**30, "backward": 2 * 2**30}, "peak_allocat
 VOCABULARY = 128256  # Llama-3.2-1B's
 
 
-@pytest.mark.parametrize(
-    ("content", "what", "size"),
-    [
-        # 8 rows of 2,048 tokens: logits in 16 bits, in fp32, and log_softmax's; beside 1 GiB of weights
-        (FACTORY | {"eval_strategy": "steps", "bf16": True}, "evaluation", 8 * 2048 * VOCABULARY * 10 - 3 * 2**30),
-        (FACTORY | {"do_eval": True, "per_device_eval_batch_size": 1, "bf16": True}, "evaluation", 0),
-        # 8 pairs of 1,024 tokens, in 16 bits: 10 bytes for each logit, beside forward's 3 GiB
-        (TRL | {"command": "dpo", "dtype": "bfloat16"}, "dpo with whole logits", 16 * 1024 * VOCABULARY * 10 - 2**30),
-        (FACTORY | {"use_unsloth": True, "per_device_train_batch_size": 2, "bf16": True},
-         "older Unsloth with whole logits", 2 * 2048 * VOCABULARY * 6 - 2**30),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("content", "what", "size"), [
+    # 8 rows of 2,048 tokens: logits in 16 bits, in fp32, and log_softmax's; beside 1 GiB of weights
+    (FACTORY | {"eval_strategy": "steps", "bf16": True}, "evaluation", 8 * 2048 * VOCABULARY * 10 - 3 * 2**30),
+    (FACTORY | {"do_eval": True, "per_device_eval_batch_size": 1, "bf16": True}, "evaluation", 0),
+    # 8 pairs of 1,024 tokens, in 16 bits: 10 bytes for each logit, beside forward's 3 GiB
+    (TRL | {"command": "dpo", "dtype": "bfloat16"}, "dpo with whole logits", 16 * 1024 * VOCABULARY * 10 - 2**30),
+    (FACTORY | {"use_unsloth": True, "per_device_train_batch_size": 2, "bf16": True},
+     "older Unsloth with whole logits", 2 * 2048 * VOCABULARY * 6 - 2**30),
+])  # fmt: skip
 def test_what_is_left_open_counts_by_its_bytes(content: dict, what: str, size: int, tmp_path: Path) -> None:
     found = asked(tmp_path, content)
     more = {one.what: one.too_low_bytes for one in omissions(found.readings, found.scenario, {"trace": TRACED})}
@@ -761,15 +720,12 @@ def test_unsloths_copy_of_gpt_oss_has_experts_in_4_bits(tmp_path: Path) -> None:
         said(asked(tmp_path, loaded), attention=attention)  # flex_attention keeps no scores either
 
 
-@pytest.mark.parametrize(
-    ("more", "decides"),
-    [
-        ({}, []),
-        ({"freeze_vision_tower": True}, []),
-        ({"image_max_pixels": 262144}, ["images (image_max_pixels)"]),
-        ({"freeze_vision_tower": False}, ["images (freeze_vision_tower)"]),
-    ],
-)
+@pytest.mark.parametrize(("more", "decides"), [
+    ({}, []),
+    ({"freeze_vision_tower": True}, []),
+    ({"image_max_pixels": 262144}, ["images (image_max_pixels)"]),
+    ({"freeze_vision_tower": False}, ["images (freeze_vision_tower)"]),
+])  # fmt: skip
 def test_nothing_fits_beside_images_that_the_answer_leaves_out(
     tmp_path, more: dict[str, Any], decides: list[str]
 ) -> None:
@@ -838,30 +794,24 @@ def test_fsdp1_with_offload_keeps_the_shards_of_gradients(tmp_path: Path) -> Non
     assert "offload" not in {remark.key for remark in found.reading.remarks}
 
 
-@pytest.mark.parametrize(
-    ("given", "precision", "spoken"),
-    [
-        ({"finetuning_type": "full"}, "fp32", True),
-        ({"finetuning_type": "full", "deepspeed": {"zero_optimization": {"stage": 2}}}, "fp32", True),
-        ({}, "bf16", True),
-        ({"finetuning_type": "full", "bf16": True}, "bf16-mixed", False),
-        ({"finetuning_type": "full", "pure_bf16": True}, "bf16", False),
-    ],
-)
+@pytest.mark.parametrize(("given", "precision", "spoken"), [
+    ({"finetuning_type": "full"}, "fp32", True),
+    ({"finetuning_type": "full", "deepspeed": {"zero_optimization": {"stage": 2}}}, "fp32", True),
+    ({}, "bf16", True),
+    ({"finetuning_type": "full", "bf16": True}, "bf16-mixed", False),
+    ({"finetuning_type": "full", "pure_bf16": True}, "bf16", False),
+])  # fmt: skip
 def test_what_llama_factory_trains_without_a_stated_precision(given, precision, spoken, tmp_path: Path) -> None:
     found = asked(tmp_path, FACTORY | given, gpu="4xa100-80gb")
     said(found, precision=precision)
     assert any("none of bf16, fp16 and pure_bf16" in note for note in found.reading.notes) == spoken
 
 
-@pytest.mark.parametrize(
-    ("more", "whole"),
-    [
-        ({"fsdp": "full_shard"}, True),
-        ({"fsdp": "full_shard auto_wrap"}, False),
-        ({"fsdp": "full_shard", "fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}, False),
-    ],
-)
+@pytest.mark.parametrize(("more", "whole"), [
+    ({"fsdp": "full_shard"}, True),
+    ({"fsdp": "full_shard auto_wrap"}, False),
+    ({"fsdp": "full_shard", "fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}, False),
+])  # fmt: skip
 def test_a_model_that_nothing_wraps_is_one_unit(more: dict, whole: bool, tmp_path: Path) -> None:
     found = asked(tmp_path, FACTORY | {"bf16": True, **more}, gpu="4xa100-40gb")
     said(found, parallel={"strategy": "fsdp1"})

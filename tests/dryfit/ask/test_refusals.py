@@ -40,20 +40,17 @@ def test_another_kind_of_model_without_a_recipe_leads_to_the_program_that_trains
     assert "qwen2" not in str(caught.value) and "is_decoder" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "does"),
-    [
-        ("openai/whisper-large-v3", "turns speech into text or classes"),
-        ("google/vit-base-patch16-224", "sees images"),
-        ("FacebookAI/xlm-roberta-base", "encodes a text"),
-        ("black-forest-labs/FLUX.1-dev", "makes images or films"),
-        ("stabilityai/stable-diffusion-3.5-large", "makes images or films"),
-        ("google/flan-t5-xl@main", "reads a text and writes another"),
-        ("Qwen/Qwen3-8B", None),
-        ("gpt2", None),
-        ("baidu/ERNIE-4.5-21B-A3B-PT", None),
-    ],
-)
+@pytest.mark.parametrize(("name", "does"), [
+    ("openai/whisper-large-v3", "turns speech into text or classes"),
+    ("google/vit-base-patch16-224", "sees images"),
+    ("FacebookAI/xlm-roberta-base", "encodes a text"),
+    ("black-forest-labs/FLUX.1-dev", "makes images or films"),
+    ("stabilityai/stable-diffusion-3.5-large", "makes images or films"),
+    ("google/flan-t5-xl@main", "reads a text and writes another"),
+    ("Qwen/Qwen3-8B", None),
+    ("gpt2", None),
+    ("baidu/ERNIE-4.5-21B-A3B-PT", None),
+])  # fmt: skip
 def test_a_name_is_enough_where_no_configuration_can_be_had(name: str, does: str | None, monkeypatch) -> None:
     assert by_name(name) == does
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -100,14 +97,11 @@ def test_one_error_names_all_and_its_line_works(words: list[str]) -> None:
     assert program == "dryfit" and read(fixed).question.scenario
 
 
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        ({"kernels": "liger"}, "`loss: full` is a default."),
-        ({"kernels": "liger", "loss": "full"}, None),
-        ({"optimizer": "muon", "gpu": "2xrtx-4090"}, "`parallel.strategy: fsdp2` is a default."),
-    ],
-)
+@pytest.mark.parametrize(("fields", "says"), [
+    ({"kernels": "liger"}, "`loss: full` is a default."),
+    ({"kernels": "liger", "loss": "full"}, None),
+    ({"optimizer": "muon", "gpu": "2xrtx-4090"}, "`parallel.strategy: fsdp2` is a default."),
+])  # fmt: skip
 def test_a_default_that_nobody_typed_is_called_one(fields, says) -> None:
     with pytest.raises(UserError) as caught:
         parse_request({"model": "qwen2.5-coder-7b", **fields})

@@ -121,19 +121,15 @@ def test_peft_prepares_and_trl_computes_the_loss_in_chunks() -> None:
     assert (of_trl.loss, of_trl.adapter_precision, of_trl.precision) == ("chunked", "bf16", "fp32")
 
 
-@pytest.mark.parametrize(
-    "own",
-    [
-        {"gradient_checkpointing": False, "optimizer": "adamw_8bit"},
-        {"method": "full", "precision": "fp16-mixed"},
-        {"method": "lora", "autocast": "fp16", "precision": "fp16"},
-        {"attention": "flash", "micro_batch": 4},
-        {"packing": "rows", "micro_batch": 2},
-        {"parallel": {"strategy": "fsdp2", "gpus": 2}},
-        {"kbit_preparation": "none", "quantization": {"double": True}},
-    ],
-    ids=lambda own: "-".join(own),
-)
+@pytest.mark.parametrize("own", [
+    {"gradient_checkpointing": False, "optimizer": "adamw_8bit"},
+    {"method": "full", "precision": "fp16-mixed"},
+    {"method": "lora", "autocast": "fp16", "precision": "fp16"},
+    {"attention": "flash", "micro_batch": 4},
+    {"packing": "rows", "micro_batch": 2},
+    {"parallel": {"strategy": "fsdp2", "gpus": 2}},
+    {"kbit_preparation": "none", "quantization": {"double": True}},
+], ids=lambda own: "-".join(own))  # fmt: skip
 @pytest.mark.parametrize("tool", LIKE)
 def test_what_is_named_wins(tool, own) -> None:
     found = parse_request({**STEP, "gpu": None, "like": tool, **own})

@@ -39,17 +39,14 @@ def test_words_of_a_command_have_the_variables_that_the_script_sets():
     assert ["echo", "done; not a command"] in [command.words for command in commands(SHELL)]
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("A=2; x $((A + 3)) $((A * )) $((2 ** 3))", ["x", "5", "$((A * ))", "$((2 ** 3))"]),
-        ("x ${B:-${C:-4}} ${D}", ["x", "4", "${D}"]),
-        ("if [ -f y ]; then x a\\ b; fi", ["x", "a b"]),
-        ("P=$(pwd)/z\nx $P", ["x", "./z"]),
-        ("x 'it''s' \"a\\\"b\"", ["x", "its", 'a"b']),
-        ("x a\\$ b\\\\", ["x", "a$", "b\\"]),
-    ],
-)
+@pytest.mark.parametrize(("line", "words"), [
+    ("A=2; x $((A + 3)) $((A * )) $((2 ** 3))", ["x", "5", "$((A * ))", "$((2 ** 3))"]),
+    ("x ${B:-${C:-4}} ${D}", ["x", "4", "${D}"]),
+    ("if [ -f y ]; then x a\\ b; fi", ["x", "a b"]),
+    ("P=$(pwd)/z\nx $P", ["x", "./z"]),
+    ("x 'it''s' \"a\\\"b\"", ["x", "its", 'a"b']),
+    ("x a\\$ b\\\\", ["x", "a$", "b\\"]),
+])  # fmt: skip
 def test_expansions(line, words):
     assert words in [command.words for command in commands(line)]
 
@@ -101,18 +98,15 @@ def test_several_gpus_of_ms_swift_say_what_the_server_takes(tmp_path: Path) -> N
     assert "reward_model" in said_of and not any("offload" in key for key in said_of)
 
 
-@pytest.mark.parametrize(
-    ("more", "fields"),
-    [
-        ("--tuner_type full --attn_impl flash_attn", {"method": "full", "attention": "flash", "precision": "bf16"}),
-        ("--quant_bits 4", {"method": "qlora", "quantization": {"type": "nf4", "double": True}}),
-        ("--torch_dtype float32", {"precision": "fp16-mixed"}),
-        ("--gradient_checkpointing false --padding_free true", {"gradient_checkpointing": False}),
-        ("--gradient_checkpointing_kwargs '{\"use_reentrant\": true}'", {"gradient_checkpointing": "reentrant"}),
-        ("--fsdp fsdp2", {"parallel": {"strategy": "fsdp2", "gpus": 2}}),
-        ("--tuner_type vera", {"method": "lora"}),
-    ],
-)
+@pytest.mark.parametrize(("more", "fields"), [
+    ("--tuner_type full --attn_impl flash_attn", {"method": "full", "attention": "flash", "precision": "bf16"}),
+    ("--quant_bits 4", {"method": "qlora", "quantization": {"type": "nf4", "double": True}}),
+    ("--torch_dtype float32", {"precision": "fp16-mixed"}),
+    ("--gradient_checkpointing false --padding_free true", {"gradient_checkpointing": False}),
+    ("--gradient_checkpointing_kwargs '{\"use_reentrant\": true}'", {"gradient_checkpointing": "reentrant"}),
+    ("--fsdp fsdp2", {"parallel": {"strategy": "fsdp2", "gpus": 2}}),
+    ("--tuner_type vera", {"method": "lora"}),
+])  # fmt: skip
 def test_a_supervised_command_of_ms_swift(more: str, fields: dict, tmp_path: Path) -> None:
     line = f"NPROC_PER_NODE={1 + ('fsdp' in more)} swift sft --model {MODEL} --max_length 2048"
     found = asked(tmp_path, f"{line} {more}", name="x.sh")
@@ -183,27 +177,24 @@ def test_a_command_of_verl_is_the_actors_update(tmp_path: Path) -> None:
     assert "vllm takes 0.6 of each card while it generates" in found.reading.notes[-1]
 
 
-@pytest.mark.parametrize(
-    ("more", "fields", "key"),
-    [
-        ("actor_rollout_ref.model.lora_rank=32", {"method": "lora", "lora": {"rank": 32, "alpha": 16}}, None),
-        ("actor_rollout_ref.rollout.free_cache_engine=False", {}, "actor_rollout_ref.rollout.free_cache_engine"),
-        ("algorithm.adv_estimator=gae", {}, "algorithm.adv_estimator"),
-        ("actor_rollout_ref.actor.strategy=fsdp2 actor_rollout_ref.actor.fsdp_config.offload_policy=True",
-         {"parallel": {"strategy": "fsdp2", "offload": "cpu"}}, None),
-        ("actor_rollout_ref.actor.use_dynamic_bsz=True actor_rollout_ref.actor.ppo_max_token_len_per_gpu=4608",
-         {"micro_batch": 3}, None),
-        ("actor_rollout_ref.actor.use_dynamic_bsz=True actor_rollout_ref.actor.ppo_max_token_len_per_gpu=2500"
-         " actor_rollout_ref.actor.ulysses_sequence_parallel_size=2",  # 5,000 tokens for both
-         {"micro_batch": 3, "sequence_length": 768, "gradient_accumulation": 43}, None),
-        ("actor_rollout_ref.actor.ulysses_sequence_parallel_size=2", {"micro_batch": 4, "sequence_length": 768}, None),
-        ("reward_model.enable=True", {}, "reward_model.enable"),
-        ("actor_rollout_ref.ref.fsdp_config.param_offload=True", {"micro_batch": 4}, None),
-        ("actor_rollout_ref.actor.fsdp_config.model_dtype=bf16", {"precision": "bf16"}, None),
-        ("trainer.n_gpus_per_node=1", {"parallel": {"strategy": "none"}, "gradient_accumulation": 32}, None),
-        ("trainer.nnodes=2", {"parallel": {"gpus": 4}}, None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("more", "fields", "key"), [
+    ("actor_rollout_ref.model.lora_rank=32", {"method": "lora", "lora": {"rank": 32, "alpha": 16}}, None),
+    ("actor_rollout_ref.rollout.free_cache_engine=False", {}, "actor_rollout_ref.rollout.free_cache_engine"),
+    ("algorithm.adv_estimator=gae", {}, "algorithm.adv_estimator"),
+    ("actor_rollout_ref.actor.strategy=fsdp2 actor_rollout_ref.actor.fsdp_config.offload_policy=True",
+     {"parallel": {"strategy": "fsdp2", "offload": "cpu"}}, None),
+    ("actor_rollout_ref.actor.use_dynamic_bsz=True actor_rollout_ref.actor.ppo_max_token_len_per_gpu=4608",
+     {"micro_batch": 3}, None),
+    ("actor_rollout_ref.actor.use_dynamic_bsz=True actor_rollout_ref.actor.ppo_max_token_len_per_gpu=2500"
+     " actor_rollout_ref.actor.ulysses_sequence_parallel_size=2",  # 5,000 tokens for both
+     {"micro_batch": 3, "sequence_length": 768, "gradient_accumulation": 43}, None),
+    ("actor_rollout_ref.actor.ulysses_sequence_parallel_size=2", {"micro_batch": 4, "sequence_length": 768}, None),
+    ("reward_model.enable=True", {}, "reward_model.enable"),
+    ("actor_rollout_ref.ref.fsdp_config.param_offload=True", {"micro_batch": 4}, None),
+    ("actor_rollout_ref.actor.fsdp_config.model_dtype=bf16", {"precision": "bf16"}, None),
+    ("trainer.n_gpus_per_node=1", {"parallel": {"strategy": "none"}, "gradient_accumulation": 32}, None),
+    ("trainer.nnodes=2", {"parallel": {"gpus": 4}}, None),
+])  # fmt: skip
 def test_a_setting_of_verl(more: str, fields: dict, key: str | None, tmp_path: Path) -> None:
     found = asked(tmp_path, VERL.replace("MORE", more), name="run.sh", gpu="80GiB")
     said(found, **fields)
@@ -227,20 +218,17 @@ def test_a_command_takes_the_configuration_that_it_names(tmp_path: Path) -> None
     said(found, sequence_length=64 + 1024)
 
 
-@pytest.mark.parametrize(
-    ("script", "says"),
-    [
-        ("swift infer --model x", "trains nothing"),
-        ("megatron rlhf --rlhf_type grpo --model x", "Megatron-SWIFT divides"),
-        ("megatron sft --model x --tensor_model_parallel_size 2", "Megatron-SWIFT divides"),
-        (VERL.replace("MORE", "actor_rollout_ref.actor.megatron.tensor_model_parallel_size=2"), "Megatron engine"),
-        ("python -m verl.trainer.main_generation model.path=x", "trains nothing"),
-        ("echo hello", "No command that trains"),
-        (f"swift sft --model {MODEL} --max_length long", "a whole number"),
-        (VERL.replace("MORE", "actor_rollout_ref.rollout.n=many"), "a whole number"),
-        (SWIFT.replace("--num_generations 4", "--num_generations 6"), "--per_device_train_batch_size 6"),
-    ],
-)
+@pytest.mark.parametrize(("script", "says"), [
+    ("swift infer --model x", "trains nothing"),
+    ("megatron rlhf --rlhf_type grpo --model x", "Megatron-SWIFT divides"),
+    ("megatron sft --model x --tensor_model_parallel_size 2", "Megatron-SWIFT divides"),
+    (VERL.replace("MORE", "actor_rollout_ref.actor.megatron.tensor_model_parallel_size=2"), "Megatron engine"),
+    ("python -m verl.trainer.main_generation model.path=x", "trains nothing"),
+    ("echo hello", "No command that trains"),
+    (f"swift sft --model {MODEL} --max_length long", "a whole number"),
+    (VERL.replace("MORE", "actor_rollout_ref.rollout.n=many"), "a whole number"),
+    (SWIFT.replace("--num_generations 4", "--num_generations 6"), "--per_device_train_batch_size 6"),
+])  # fmt: skip
 def test_what_can_not_be_read_has_a_reason(script: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         asked(tmp_path, script, name="run.sh", gpu="80GiB")
@@ -284,20 +272,17 @@ def test_a_command_of_openrlhf_is_the_actors_update(tmp_path: Path) -> None:
     assert found.reading.unknown == {}
 
 
-@pytest.mark.parametrize(
-    ("more", "keys"),
-    [
-        ("", ["micro_rollout_batch_size"]),
-        ("--micro_rollout_batch_size 2", []),
-        ("--micro_rollout_batch_size 2 --use_dynamic_batch --rollout_max_tokens_per_gpu 65536",
-         ["micro_rollout_batch_size"]),
-        ("--micro_rollout_batch_size 2 --colocate_actor_ref", ["init_kl_coef"]),
-        ("--micro_rollout_batch_size 2 --colocate_actor_ref --init_kl_coef 0", []),
-        ("--micro_rollout_batch_size 2 --init_kl_coef 0 --colocate_all_models", ["vllm_gpu_memory_utilization"]),
-        ("--micro_rollout_batch_size 2 --init_kl_coef 0 --colocate_all_models --advantage_estimator gae",
-         ["advantage_estimator", "vllm_gpu_memory_utilization"]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("more", "keys"), [
+    ("", ["micro_rollout_batch_size"]),
+    ("--micro_rollout_batch_size 2", []),
+    ("--micro_rollout_batch_size 2 --use_dynamic_batch --rollout_max_tokens_per_gpu 65536",
+     ["micro_rollout_batch_size"]),
+    ("--micro_rollout_batch_size 2 --colocate_actor_ref", ["init_kl_coef"]),
+    ("--micro_rollout_batch_size 2 --colocate_actor_ref --init_kl_coef 0", []),
+    ("--micro_rollout_batch_size 2 --init_kl_coef 0 --colocate_all_models", ["vllm_gpu_memory_utilization"]),
+    ("--micro_rollout_batch_size 2 --init_kl_coef 0 --colocate_all_models --advantage_estimator gae",
+     ["advantage_estimator", "vllm_gpu_memory_utilization"]),
+])  # fmt: skip
 def test_what_openrlhf_has_beside_the_update(more: str, keys: list[str], tmp_path: Path) -> None:
     found = asked(tmp_path, OPENRLHF.replace("MORE", more), name="run.sh")
     assert [remark.key for remark in found.reading.remarks if remark.errs == TOO_LOW] == keys

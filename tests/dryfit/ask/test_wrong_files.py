@@ -27,24 +27,21 @@ def asked(tmp_path: Path, content: Any, tool: str | None = None, **options: Any)
     return question([path], QuestionOptions(tool=tool, **options))
 
 
-@pytest.mark.parametrize(
-    ("more", "where", "write"),
-    [
-        ({"deepspeed": {"zero_optimization": {"stage": 5}}}, "deepspeed: zero_optimization", "stage: 3"),
-        ({"deepspeed": {"zero_optimization": 7}}, "zero_optimization", "zero_optimization: {...}"),
-        ({"deepspeed": "{bad"}, "deepspeed", "deepspeed: ds_z3_config.json"),
-        ({"fsdp": ["full_shard"], "fsdp_config": {"version": "abc"}}, "fsdp_config: version", "version: 1"),
-        ({"fsdp": ["full_shard"], "fsdp_config": [1]}, "fsdp_config", "fsdp_config: {...}"),
-        ({"bnb_config_kwargs": 3}, "bnb_config_kwargs", "bnb_config_kwargs: {...}"),
-        ({"micro_batch_size": "many"}, "micro_batch_size", "micro_batch_size: 1"),
-        ({"lora_dropout": False}, "lora_dropout", "lora_dropout: 0.05"),  # no switch
-        ({"sequence_len": [2048]}, "sequence_len", "sequence_len: 2048"),
-        ({"sequence_len": 0}, "sequence_len", "sequence_len: 512"),
-        ({"lora_r": -3, "lora_alpha": 8, "lora_target_linear": True}, "lora_r", "lora_r: 16"),
-        ({"base_model": "smolm2-135m"}, "base_model", "base_model: smollm2-135m"),
-        ({"base_model": "./nothing/here"}, "base_model", "base_model: qwen2.5-coder-7b"),
-    ],
-)
+@pytest.mark.parametrize(("more", "where", "write"), [
+    ({"deepspeed": {"zero_optimization": {"stage": 5}}}, "deepspeed: zero_optimization", "stage: 3"),
+    ({"deepspeed": {"zero_optimization": 7}}, "zero_optimization", "zero_optimization: {...}"),
+    ({"deepspeed": "{bad"}, "deepspeed", "deepspeed: ds_z3_config.json"),
+    ({"fsdp": ["full_shard"], "fsdp_config": {"version": "abc"}}, "fsdp_config: version", "version: 1"),
+    ({"fsdp": ["full_shard"], "fsdp_config": [1]}, "fsdp_config", "fsdp_config: {...}"),
+    ({"bnb_config_kwargs": 3}, "bnb_config_kwargs", "bnb_config_kwargs: {...}"),
+    ({"micro_batch_size": "many"}, "micro_batch_size", "micro_batch_size: 1"),
+    ({"lora_dropout": False}, "lora_dropout", "lora_dropout: 0.05"),  # no switch
+    ({"sequence_len": [2048]}, "sequence_len", "sequence_len: 2048"),
+    ({"sequence_len": 0}, "sequence_len", "sequence_len: 512"),
+    ({"lora_r": -3, "lora_alpha": 8, "lora_target_linear": True}, "lora_r", "lora_r: 16"),
+    ({"base_model": "smolm2-135m"}, "base_model", "base_model: smollm2-135m"),
+    ({"base_model": "./nothing/here"}, "base_model", "base_model: qwen2.5-coder-7b"),
+])  # fmt: skip
 def test_a_wrong_value_in_a_tools_file_names_its_key(more, where, write, tmp_path) -> None:
     with pytest.raises(UserError) as caught:
         asked(tmp_path, AXOLOTL | more)
@@ -146,23 +143,20 @@ def test_a_vision_model_without_images_says_what_the_answer_covers_and_mrope_loa
     assert "language model alone" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("written", "first", "likely"),
-    [
-        ("gemma-3-9b-it", None, "google/gemma-3-9b-it"),
-        ("google/gemma-3-9b-it", None, None),
-        ("gemma-3-12b-it", "gemma-3-12b", "google/gemma-3-12b-it"),
-        ("deepseek-r1-distill-14b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", None),
-        ("llama-3.3-70b", "meta-llama/Llama-3.3-70B-Instruct", "meta-llama/llama-3.3-70b"),
-        ("Qwen3-8B-Instruct", "qwen3-8b", "Qwen/Qwen3-8B-Instruct"),
-        ("Qwen/Qwen3-8B-Instruct", "Qwen/Qwen3-8B", None),
-        ("qwen3-30b", "qwen3-30b-a3b", "Qwen/qwen3-30b"),
-        ("llama3-8b", "llama-3-8b", None),
-        ("qwen2-7b", "qwen2-7b", None),
-        ("qwen2.5-codr-7b", "qwen2.5-coder-7b", None),
-        ("mistral-7b", "mistral-7b-v0.3", None),  # the newest
-        ("nonsense", None, None),
-    ],
-)
+@pytest.mark.parametrize(("written", "first", "likely"), [
+    ("gemma-3-9b-it", None, "google/gemma-3-9b-it"),
+    ("google/gemma-3-9b-it", None, None),
+    ("gemma-3-12b-it", "gemma-3-12b", "google/gemma-3-12b-it"),
+    ("deepseek-r1-distill-14b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", None),
+    ("llama-3.3-70b", "meta-llama/Llama-3.3-70B-Instruct", "meta-llama/llama-3.3-70b"),
+    ("Qwen3-8B-Instruct", "qwen3-8b", "Qwen/Qwen3-8B-Instruct"),
+    ("Qwen/Qwen3-8B-Instruct", "Qwen/Qwen3-8B", None),
+    ("qwen3-30b", "qwen3-30b-a3b", "Qwen/qwen3-30b"),
+    ("llama3-8b", "llama-3-8b", None),
+    ("qwen2-7b", "qwen2-7b", None),
+    ("qwen2.5-codr-7b", "qwen2.5-coder-7b", None),
+    ("mistral-7b", "mistral-7b-v0.3", None),  # the newest
+    ("nonsense", None, None),
+])  # fmt: skip
 def test_the_nearest_model_has_the_size_and_the_version_of_the_family(written, first, likely) -> None:
     assert next(iter(nearest(written)), None) == first and likely_id(written) == likely

@@ -4,14 +4,7 @@ import random
 
 import pytest
 
-from dryfit.engine.allocator import (
-    EMPTY_CACHE,
-    MIB,
-    OutOfMemory,
-    round_size,
-    segment_size,
-    typical_block,
-)
+from dryfit.engine.allocator import EMPTY_CACHE, MIB, OutOfMemory, round_size, segment_size, typical_block
 from dryfit.engine.capacities import capacities
 from dryfit.engine.replay import replay
 
@@ -220,16 +213,13 @@ def test_of_two_equal_holes_the_one_at_the_lower_address_is_taken(hole, taken):
     assert replay(events).reserved_bytes == (hole if taken == "younger" else older)
 
 
-@pytest.mark.parametrize(
-    ("requested", "block"),
-    [
-        (700 * 1024, 700 * 1024),  # what a small segment has left over serves other small requests
-        (MIB, MIB),
-        (3 * MIB, 3 * MIB),  # 2 MiB of 20 are left over, which serve a request of their own
-        (9 * MIB + MIB // 2, 10 * MIB),  # 1 MiB is left over, too little: two blocks share it
-        (9 * MIB, 9 * MIB),
-        (11 * MIB - 100, 12 * MIB),  # a segment of its own, in steps of 2 MiB
-    ],
-)
+@pytest.mark.parametrize(("requested", "block"), [
+    (700 * 1024, 700 * 1024),  # what a small segment has left over serves other small requests
+    (MIB, MIB),
+    (3 * MIB, 3 * MIB),  # 2 MiB of 20 are left over, which serve a request of their own
+    (9 * MIB + MIB // 2, 10 * MIB),  # 1 MiB is left over, too little: two blocks share it
+    (9 * MIB, 9 * MIB),
+    (11 * MIB - 100, 12 * MIB),  # a segment of its own, in steps of 2 MiB
+])  # fmt: skip
 def test_on_average_a_block_has_its_share_of_what_serves_nobody(requested, block) -> None:
     assert typical_block(requested) == block

@@ -89,18 +89,15 @@ def test_a_4_bit_weight_is_unpacked_with_its_scales_twice() -> None:
     assert sizes.count(288 * 512 // 64 * 4 + (-288 * 512 // 64 * 4) % 512) >= 2 * 3 * 2  # three matrices, two layers
 
 
-@pytest.mark.parametrize(
-    ("capability", "dtype", "head", "grouped", "masked", "kernel"),
-    [
-        ((8, 0), "bf16", 256, True, False, "flash"),
-        ((8, 0), "bf16", 264, False, False, "mem_efficient"),
-        ((8, 0), "bf16", 128, False, True, "mem_efficient"),
-        ((8, 0), "fp32", 128, False, False, "mem_efficient"),
-        ((7, 5), "fp16", 128, True, False, "math"),
-        ((7, 5), "bf16", 128, False, False, "math"),
-        ((8, 0), "fp32", 6, False, False, "math"),  # heads of 24 bytes
-    ],
-)
+@pytest.mark.parametrize(("capability", "dtype", "head", "grouped", "masked", "kernel"), [
+    ((8, 0), "bf16", 256, True, False, "flash"),
+    ((8, 0), "bf16", 264, False, False, "mem_efficient"),
+    ((8, 0), "bf16", 128, False, True, "mem_efficient"),
+    ((8, 0), "fp32", 128, False, False, "mem_efficient"),
+    ((7, 5), "fp16", 128, True, False, "math"),
+    ((7, 5), "bf16", 128, False, False, "math"),
+    ((8, 0), "fp32", 6, False, False, "math"),  # heads of 24 bytes
+])  # fmt: skip
 def test_which_kernel_attention_takes(capability, dtype, head, grouped, masked, kernel) -> None:
     taken = attention_kernel(dtype, head, head, grouped=grouped, masked=masked, capability=capability)
     assert taken == kernel
@@ -131,15 +128,12 @@ def test_the_workspace_of_cublaslt_stays_from_torch_2_7_on(version, keeps) -> No
     assert keeps_cublaslt_workspace(version) is keeps
 
 
-@pytest.mark.parametrize(
-    ("head", "capability", "count"),
-    [
-        (96, (8, 9), 16 + 128 * 64 * 4),  # one block of 128 queries and 64 values, twice: 96 of them
-        (96, (8, 6), 16 + 128 * 64 * 4),
-        (96, (12, 0), 2 * (16 + 64 * 64 * 4)),
-        (64, (12, 0), 2 * (16 + 64 * 64 * 4)),
-    ],
-)
+@pytest.mark.parametrize(("head", "capability", "count"), [
+    (96, (8, 9), 16 + 128 * 64 * 4),  # one block of 128 queries and 64 values, twice: 96 of them
+    (96, (8, 6), 16 + 128 * 64 * 4),
+    (96, (12, 0), 2 * (16 + 64 * 64 * 4)),
+    (64, (12, 0), 2 * (16 + 64 * 64 * 4)),
+])  # fmt: skip
 def test_the_memory_efficient_kernels_block_follows_the_shared_memory(head, capability, count):
     """cutlassB.h: with 99 KB the block of 128 x 64 serves heads up to 96 on 8.6 and 8.9, and on 12.0 none."""
     expected = count * -(-head // 64)

@@ -140,10 +140,7 @@ def test_memory_efficient_attention():
     grad = meta(2, 4, 100, 64)
     with Seen() as backward:
         out.backward(grad)
-    assert backward.bytes[:5] == [tensor] * 3 + [
-        2 * 4 * 100 * 4,
-        2 * 4 * 2 * (16 + 64 * 64 * 4),
-    ]
+    assert backward.bytes[:5] == [tensor] * 3 + [2 * 4 * 100 * 4, 2 * 4 * 2 * (16 + 64 * 64 * 4)]
     assert query.grad.shape == query.shape
 
 
@@ -171,21 +168,18 @@ def test_flash_attention_keeps_grouped_keys_until_backward():
 HALF, WIDE = torch.float16, torch.float32
 
 
-@pytest.mark.parametrize(
-    "capability, dtype, heads, keys, head, values, masked, kernel",
-    [
-        ((8, 0), HALF, 8, 2, 128, 128, False, "FLASH_ATTENTION"),
-        ((8, 0), HALF, 8, 8, 192, 128, False, "EFFICIENT_ATTENTION"),  # heads of two sizes, as DeepSeek has them
-        ((8, 0), HALF, 8, 8, 288, 288, False, "EFFICIENT_ATTENTION"),
-        ((8, 0), HALF, 8, 8, 128, 128, True, "EFFICIENT_ATTENTION"),  # a sliding window makes a mask
-        ((8, 0), WIDE, 8, 8, 128, 128, False, "EFFICIENT_ATTENTION"),
-        ((8, 0), WIDE, 8, 2, 128, 128, False, "MATH"),
-        ((7, 5), HALF, 8, 2, 128, 128, False, "MATH"),
-        ((7, 5), HALF, 8, 8, 128, 128, False, "EFFICIENT_ATTENTION"),
-        ((7, 5), torch.bfloat16, 8, 8, 128, 128, False, "MATH"),
-        ((7, 5), HALF, 8, 8, 20, 20, False, "MATH"),  # heads of 40 bytes
-    ],
-)
+@pytest.mark.parametrize("capability, dtype, heads, keys, head, values, masked, kernel", [
+    ((8, 0), HALF, 8, 2, 128, 128, False, "FLASH_ATTENTION"),
+    ((8, 0), HALF, 8, 8, 192, 128, False, "EFFICIENT_ATTENTION"),  # heads of two sizes, as DeepSeek has them
+    ((8, 0), HALF, 8, 8, 288, 288, False, "EFFICIENT_ATTENTION"),
+    ((8, 0), HALF, 8, 8, 128, 128, True, "EFFICIENT_ATTENTION"),  # a sliding window makes a mask
+    ((8, 0), WIDE, 8, 8, 128, 128, False, "EFFICIENT_ATTENTION"),
+    ((8, 0), WIDE, 8, 2, 128, 128, False, "MATH"),
+    ((7, 5), HALF, 8, 2, 128, 128, False, "MATH"),
+    ((7, 5), HALF, 8, 8, 128, 128, False, "EFFICIENT_ATTENTION"),
+    ((7, 5), torch.bfloat16, 8, 8, 128, 128, False, "MATH"),
+    ((7, 5), HALF, 8, 8, 20, 20, False, "MATH"),  # heads of 40 bytes
+])  # fmt: skip
 def test_which_kernel_a_card_takes(capability, dtype, heads, keys, head, values, masked, kernel):
     query, key = meta(1, heads, 64, head, dtype=dtype), meta(1, keys, 64, head, dtype=dtype)
     value = meta(1, keys, 64, values, dtype=dtype)
@@ -195,10 +189,7 @@ def test_which_kernel_a_card_takes(capability, dtype, heads, keys, head, values,
 
 def test_a_kernel_that_is_asked_for_and_can_not_run_is_refused():
     query = meta(1, 8, 64, 128)
-    with (
-        sdpa_kernel(SDPBackend.FLASH_ATTENTION),
-        pytest.raises(AttentionKernelError, match="a mask, compute"),
-    ):
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), pytest.raises(AttentionKernelError, match="a mask, compute"):
         cuda_kernel(query, query, query, meta(1, 1, 64, 64), (8, 0))
 
 

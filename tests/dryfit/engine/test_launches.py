@@ -46,28 +46,22 @@ def figures() -> dict[str, dict]:
     return {how: run(how) for how in ("trace", "measure")}
 
 
-@pytest.mark.parametrize(
-    ("step", "kernels"),
-    [
-        ("own", {"scale_kernel": 4}),  # forward and backward of two steps
-        ("liger", {"liger_cross_entropy_kernel": 2}),
-        ("liger_fused", {"liger_cross_entropy_kernel": 20}),  # ten chunks a step
-    ],
-)
+@pytest.mark.parametrize(("step", "kernels"), [
+    ("own", {"scale_kernel": 4}),  # forward and backward of two steps
+    ("liger", {"liger_cross_entropy_kernel": 2}),
+    ("liger_fused", {"liger_cross_entropy_kernel": 20}),  # ten chunks a step
+])  # fmt: skip
 def test_a_traced_launch_is_what_the_interpreter_runs(figures, step, kernels):
     traced, measured = figures["trace"][step], figures["measure"][step]
     assert traced["phases"] == measured["phases"] and traced["components"] == measured["components"]
     assert traced["kernels"] == kernels
 
 
-@pytest.mark.parametrize(
-    ("step", "kernel"),
-    [
-        ("fla_delta", "chunk_gated_delta_rule_fwd_kernel_h_blockdim64"),
-        ("fla_gated", "chunk_gla_fwd_kernel_o"),
-        ("fla_recurrent", "fused_recurrent_bwd_kernel"),
-    ],
-)
+@pytest.mark.parametrize(("step", "kernel"), [
+    ("fla_delta", "chunk_gated_delta_rule_fwd_kernel_h_blockdim64"),
+    ("fla_gated", "chunk_gla_fwd_kernel_o"),
+    ("fla_recurrent", "fused_recurrent_bwd_kernel"),
+])  # fmt: skip
 def test_linear_attention_of_fla_is_what_the_interpreter_runs(figures, step, kernel):
     traced, measured = figures["trace"][step], figures["measure"][step]
     assert traced["phases"] == measured["phases"] and traced["components"] == measured["components"]

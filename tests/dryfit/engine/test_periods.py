@@ -50,11 +50,7 @@ def test_rows_of_numbers_go_on_together():
 
 @pytest.mark.parametrize(
     ("few", "many", "why"),
-    [
-        ("abc", "abxc", "nothing repeats"),
-        ("abc", "axc", "nothing repeats"),
-        ("abcabc", "abc", "nothing repeats"),
-    ],
+    [("abc", "abxc", "nothing repeats"), ("abc", "axc", "nothing repeats"), ("abcabc", "abc", "nothing repeats")],
 )
 def test_what_does_not_repeat_is_refused(few, many, why):
     with pytest.raises(Unlike, match=why):

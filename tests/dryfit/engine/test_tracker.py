@@ -167,20 +167,17 @@ def test_closed_trackers_record_nothing():
     assert tracker.events == [(1, 12)]
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda a, b: a @ b,
-        lambda a, b: (a.t() @ b.t()).t() + 1,
-        lambda a, b: torch.nn.functional.layer_norm(a, (6,)),
-        lambda a, b: torch.cat([a, b.t()]),
-        lambda a, b: a.to(torch.bfloat16).softmax(-1, dtype=torch.float32),
-        lambda a, b: torch.ops.aten._unsafe_view(a, (3, 8)),
-        lambda a, b: torch.topk(a, 2).values,
-        lambda a, b: a.sum(0, keepdim=True).expand(4, 6).contiguous(),
-        lambda a, b: torch._foreach_mul([a, a], 2.0)[1],
-    ],
-)
+@pytest.mark.parametrize("function", [
+    lambda a, b: a @ b,
+    lambda a, b: (a.t() @ b.t()).t() + 1,
+    lambda a, b: torch.nn.functional.layer_norm(a, (6,)),
+    lambda a, b: torch.cat([a, b.t()]),
+    lambda a, b: a.to(torch.bfloat16).softmax(-1, dtype=torch.float32),
+    lambda a, b: torch.ops.aten._unsafe_view(a, (3, 8)),
+    lambda a, b: torch.topk(a, 2).values,
+    lambda a, b: a.sum(0, keepdim=True).expand(4, 6).contiguous(),
+    lambda a, b: torch._foreach_mul([a, a], 2.0)[1],
+])  # fmt: skip
 def test_remembered_shapes_are_those_of_the_operators(function):
     a, b = torch.empty(4, 6, device="meta"), torch.empty(6, 4, device="meta")
     expected = function(a, b)

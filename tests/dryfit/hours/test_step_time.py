@@ -138,33 +138,27 @@ def test_micro_batches_that_a_trace_leaves_out_are_added():
 NODES = replace(CARD, link_bytes_per_second=400e9, network_bytes_per_second=50e9, gpus_per_node=8)
 
 
-@pytest.mark.parametrize(
-    ("name", "ranks", "seconds"),
-    [
-        ("c10d::_allgather_base_", range(8), 7 / 400),  # inside a node: seven of eight parts over its links
-        ("c10d::allreduce_", range(8), 2 * 7 / 400),
-        ("c10d::_allgather_base_", range(0, 64, 8), 7 / 50),  # one of each node: through one adapter
-        ("c10d::_allgather_base_", range(32), 8 * 31 / 32 / 400),  # eight adapters together are as fast as the links
-        ("c10d::_allgather_base_", [0, 1, 8, 9], 8 * 3 / 4 / 100),
-        ("c10d::alltoall_base_", range(16), 8 * 8 / 16 / 50),  # what goes to the other node, through one's own
-        ("c10d::send", range(4), 8 / 400),
-        ("c10d::send", range(0, 32, 8), 8 / 50),
-    ],
-)
+@pytest.mark.parametrize(("name", "ranks", "seconds"), [
+    ("c10d::_allgather_base_", range(8), 7 / 400),  # inside a node: seven of eight parts over its links
+    ("c10d::allreduce_", range(8), 2 * 7 / 400),
+    ("c10d::_allgather_base_", range(0, 64, 8), 7 / 50),  # one of each node: through one adapter
+    ("c10d::_allgather_base_", range(32), 8 * 31 / 32 / 400),  # eight adapters together are as fast as the links
+    ("c10d::_allgather_base_", [0, 1, 8, 9], 8 * 3 / 4 / 100),
+    ("c10d::alltoall_base_", range(16), 8 * 8 / 16 / 50),  # what goes to the other node, through one's own
+    ("c10d::send", range(4), 8 / 400),
+    ("c10d::send", range(0, 32, 8), 8 / 50),
+])  # fmt: skip
 def test_a_collective_takes_what_its_group_and_the_links_between_them_say(name, ranks, seconds):
     operator = Operator(name, COLLECTIVE, "", 0, 8 * 10**9, group=GpuGroup("tp", tuple(ranks)))
     assert collective_seconds(operator, NODES.links) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize(
-    ("name", "ranks", "seconds"),
-    [
-        ("c10d::_allgather_base_", range(8), 7 / (7 * 64)),  # over seven links at once
-        ("c10d::_allgather_base_", range(2), 4 / 64),
-        ("c10d::send", range(4), 8 / 64),  # to one other, over one link
-        ("c10d::_allgather_base_", range(16), 8 * 15 / 16 / 400),  # eight adapters are slower than seven links
-    ],
-)
+@pytest.mark.parametrize(("name", "ranks", "seconds"), [
+    ("c10d::_allgather_base_", range(8), 7 / (7 * 64)),  # over seven links at once
+    ("c10d::_allgather_base_", range(2), 4 / 64),
+    ("c10d::send", range(4), 8 / 64),  # to one other, over one link
+    ("c10d::_allgather_base_", range(16), 8 * 15 / 16 / 400),  # eight adapters are slower than seven links
+])  # fmt: skip
 def test_a_group_of_cards_with_a_link_to_each_other_uses_as_many_as_it_has(name, ranks, seconds):
     """The MI300X: 64 GB/s one way on each of seven links."""
     assert speed_of("mi300x").links.to_each and not speed_of("h200").links.to_each

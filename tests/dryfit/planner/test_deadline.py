@@ -53,18 +53,15 @@ def test_the_effective_batch_stays_where_micro_batches_are_accumulated() -> None
     ]
 
 
-@pytest.mark.parametrize(
-    ("changes", "names"),
-    [
-        ({}, ["no_checkpointing", "larger_micro_batch"]),
-        ({"gradient_accumulation": 1}, ["no_checkpointing", "larger_batch"]),
-        ({"attention": "eager", "gradient_checkpointing": False, "loss": "chunked"},
-         ["fused_attention", "full_loss", "larger_micro_batch"]),
-        ({"method": "qlora"}, ["no_checkpointing", "lora", "larger_micro_batch"]),
-        ({"activation_offload": True, "gradient_checkpointing": False},
-         ["no_activation_offload", "larger_micro_batch"]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("changes", "names"), [
+    ({}, ["no_checkpointing", "larger_micro_batch"]),
+    ({"gradient_accumulation": 1}, ["no_checkpointing", "larger_batch"]),
+    ({"attention": "eager", "gradient_checkpointing": False, "loss": "chunked"},
+     ["fused_attention", "full_loss", "larger_micro_batch"]),
+    ({"method": "qlora"}, ["no_checkpointing", "lora", "larger_micro_batch"]),
+    ({"activation_offload": True, "gradient_checkpointing": False},
+     ["no_activation_offload", "larger_micro_batch"]),
+])  # fmt: skip
 def test_changes_that_save_time(changes: dict, names: list[str]) -> None:
     assert [move.name for move in faster_moves(Scenario.from_mapping(STEP | changes))] == names
 

@@ -207,16 +207,12 @@ def test_methods_keep_what_they_can() -> None:
     assert apply(make(), {"method": "full"}).quantization is None
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"kbit_preparation": "trl"},
-        {"method": "full", "precision": "bf16-mixed"},
-        {"method": "lora", "parallel": {"strategy": "fsdp1", "gpus": 2}},
-        {"method": "lora", "precision": "fp16-mixed", "parallel": {"strategy": "fsdp1", "gpus": 2}},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("fields", [
+    {"kbit_preparation": "trl"},
+    {"method": "full", "precision": "bf16-mixed"},
+    {"method": "lora", "parallel": {"strategy": "fsdp1", "gpus": 2}},
+    {"method": "lora", "precision": "fp16-mixed", "parallel": {"strategy": "fsdp1", "gpus": 2}},
+], ids=str)  # fmt: skip
 def test_a_scenario_of_one_method_is_one_of_each(fields) -> None:
     scenario = make(**fields)
     assert [apply(scenario, as_method(scenario, name)).method for name in ("full", "lora", "qlora")]
@@ -362,17 +358,14 @@ def test_another_division_of_the_same_gpus_is_suggested_and_fits() -> None:
 TWO = {"parallel": {"strategy": "fsdp2", "gpus": 2, "reshard_after_forward": False}}
 
 
-@pytest.mark.parametrize(
-    ("fields", "changed"),
-    [
-        ({"gradient_accumulation": 6}, {"gradient_accumulation": 3}),
-        ({"micro_batch": 4}, {"micro_batch": 2}),
-        ({"micro_batch": 3}, {}),
-        ({"gradient_accumulation": 2, **TWO}, {"gradient_accumulation": 1}),
-        ({"micro_batch": 2, **TWO}, {"micro_batch": 1}),
-        ({"micro_batch": 3, **TWO}, {}),
-    ],
-)
+@pytest.mark.parametrize(("fields", "changed"), [
+    ({"gradient_accumulation": 6}, {"gradient_accumulation": 3}),
+    ({"micro_batch": 4}, {"micro_batch": 2}),
+    ({"micro_batch": 3}, {}),
+    ({"gradient_accumulation": 2, **TWO}, {"gradient_accumulation": 1}),
+    ({"micro_batch": 2, **TWO}, {"micro_batch": 1}),
+    ({"micro_batch": 3, **TWO}, {}),
+])  # fmt: skip
 def test_a_divided_step_keeps_its_effective_batch_or_says_so(fields, changed) -> None:
     scenario = make(**fields)
     count = 2 * scenario.parallel.gpus
@@ -405,17 +398,11 @@ def test_becomes_possible_finds_the_fewest_gpus(monkeypatch) -> None:
     assert found["first"]["A"]["gpu"] == ("small" if 4 * need[2] < need[0] else "middle")
 
 
-@pytest.mark.parametrize(
-    ("fields", "like"),
-    [
-        (
-            {"parallel": {"strategy": "zero3", "gpus": 4}},
-            {"strategy": "fsdp2", "gpus": 4, "reshard_after_forward": True},
-        ),
-        ({"parallel": {"strategy": "zero2", "gpus": 4}}, {"strategy": "fsdp2", "reshard_after_forward": False}),
-        ({"parallel": {"strategy": "zero2", "gpus": 4}, "loss": "chunked"}, {"strategy": "ddp", "gpus": 4}),
-    ],
-)
+@pytest.mark.parametrize(("fields", "like"), [
+    ({"parallel": {"strategy": "zero3", "gpus": 4}}, {"strategy": "fsdp2", "gpus": 4, "reshard_after_forward": True}),
+    ({"parallel": {"strategy": "zero2", "gpus": 4}}, {"strategy": "fsdp2", "reshard_after_forward": False}),
+    ({"parallel": {"strategy": "zero2", "gpus": 4}, "loss": "chunked"}, {"strategy": "ddp", "gpus": 4}),
+])  # fmt: skip
 def test_of_zero_a_like_step_is_estimated_and_the_trace_corrects_it(fields, like) -> None:
     scenario = make(method="full", precision="bf16-mixed", **fields)
     estimate = CalibratedEstimator(scenario)
@@ -462,15 +449,11 @@ PICTURED = {
 }
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"model": LLAMA, "objective": "dpo", "preference": {"reference": "model"}},
-        {"model": LLAMA, "objective": "kto"},
-        {"model": PICTURED, "images": {"height": 56, "width": 56}},
-    ],
-    ids=["dpo", "kto", "images"],
-)
+@pytest.mark.parametrize("fields", [
+    {"model": LLAMA, "objective": "dpo", "preference": {"reference": "model"}},
+    {"model": LLAMA, "objective": "kto"},
+    {"model": PICTURED, "images": {"height": 56, "width": 56}},
+], ids=["dpo", "kto", "images"])  # fmt: skip
 def test_what_is_not_described_is_searched_by_what_is_like_it(fields, monkeypatch):
     """Each trace of a trainer or of a whole vision-language model takes long: the estimate says which are worth it."""
     scenario = Scenario.from_mapping({"method": "lora", "sequence_length": 256, "micro_batch": 4, **fields})

@@ -539,18 +539,12 @@ while True:
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("raise SystemExit(3)", "The program ended itself before its first update, with status 3."),
-        (
-            "import sys; sys.exit('no data')",
-            "The program ended itself before its first update, with the words: no data.",
-        ),
-        ("count = 0\nassert count > 1", "The program failed: AssertionError: assert count > 1"),
-        ("open('../nothing/here')", "No such file or directory: '../nothing/here'"),
-    ],
-)
+@pytest.mark.parametrize(("text", "said"), [
+    ("raise SystemExit(3)", "The program ended itself before its first update, with status 3."),
+    ("import sys; sys.exit('no data')", "The program ended itself before its first update, with the words: no data."),
+    ("count = 0\nassert count > 1", "The program failed: AssertionError: assert count > 1"),
+    ("open('../nothing/here')", "No such file or directory: '../nothing/here'"),
+])  # fmt: skip
 def test_a_program_that_ends_early_says_why_in_its_own_words(tmp_path, text, said):
     told = refused(tmp_path, program(tmp_path, text))
     assert said in told and "runpy" not in told and "program/child.py" not in told

@@ -123,19 +123,16 @@ def test_options_are_the_recipes_settings() -> None:
     assert asked("BAAI/bge-m3", "--recipe", "text-classification").recipe.name == "text_classification"
 
 
-@pytest.mark.parametrize(
-    ("line", "write"),
-    [
-        ("sdxl lora 12gb 3060 batch 2",
-         "stabilityai/stable-diffusion-xl-base-1.0 --method lora --gpu rtx-3060-12gb -b 2"),
-        ("flux lora 4090", "black-forest-labs/FLUX.1-dev --method lora --gpu rtx-4090"),
-        ("'train a flux.1 dev lora of rank 32 on a 4090'",
-         "black-forest-labs/FLUX.1-dev --method lora --set lora.rank=32 --gpu rtx-4090"),
-        ("bert base batch 32 on a t4", "google-bert/bert-base-uncased -b 32 --gpu t4"),
-        ("sd 3.5 medium on a 4090", "stabilityai/stable-diffusion-3.5-medium --gpu rtx-4090"),
-        ("sdxl lora 1024 4090", "stabilityai/stable-diffusion-xl-base-1.0 --method lora -s 1024 --gpu rtx-4090"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("line", "write"), [
+    ("sdxl lora 12gb 3060 batch 2",
+     "stabilityai/stable-diffusion-xl-base-1.0 --method lora --gpu rtx-3060-12gb -b 2"),
+    ("flux lora 4090", "black-forest-labs/FLUX.1-dev --method lora --gpu rtx-4090"),
+    ("'train a flux.1 dev lora of rank 32 on a 4090'",
+     "black-forest-labs/FLUX.1-dev --method lora --set lora.rank=32 --gpu rtx-4090"),
+    ("bert base batch 32 on a t4", "google-bert/bert-base-uncased -b 32 --gpu t4"),
+    ("sd 3.5 medium on a 4090", "stabilityai/stable-diffusion-3.5-medium --gpu rtx-4090"),
+    ("sdxl lora 1024 4090", "stabilityai/stable-diffusion-xl-base-1.0 --method lora -s 1024 --gpu rtx-4090"),
+])  # fmt: skip
 def test_a_question_in_plain_words_is_read_as_a_line_that_is_right(line: str, write: str, capsys) -> None:
     assert command.main([*shlex.split(line), "--yaml"]) == 0
     assert capsys.readouterr().out.startswith(f"# Read as: dryfit {write} --yaml\n")
@@ -148,38 +145,32 @@ def test_a_question_whose_card_may_be_two_is_refused_with_the_line_of_one() -> N
     assert caught.value.write == "dryfit openai/whisper-large-v3 --gpu rtx-3060-12gb"
 
 
-@pytest.mark.parametrize(
-    ("words", "says", "write"),
-    [
-        (["openai/whisper-tiny", "--set", "answer_token=4"], "no setting `answer_token`", "--set answer_tokens=4"),
-        (["openai/whisper-tiny", "-s", "4"], "no setting `sequence_length`", None),
-        (["openai/whisper-tiny", "--set", "model=x"], "no setting `model`", None),
-        (["openai/whisper-tiny", "--set", "optimizer=adam8"], "does not take adam8", "--set optimizer=adamw"),
-        (["openai/whisper-tiny", "--set", "rank=true"], "does not take true", "--set rank=0"),
-        (["openai/whisper-tiny", "--set", "rank"], "takes setting=value", "--set micro_batch=2"),
-        (["FLUX.1-dev", "--set", "size=1000"], "does not take 1000", "--set size=992"),
-        (["openai/whisper-tiny", "--quick"], "does not use --quick", None),
-        (["openai/whisper-tiny", "--rows", "9"], "does not use --rows", None),
-        (["openai/whisper-tiny", "--gpu", "2x4090"], "runs on one GPU", "dryfit run --gpus 2 --gpu rtx-4090 train.py"),
-        (["openai/whisper-tiny", "--recipe", "speach_to_text"], "no such recipe", "--recipe speech_to_text"),
-    ],
-)
+@pytest.mark.parametrize(("words", "says", "write"), [
+    (["openai/whisper-tiny", "--set", "answer_token=4"], "no setting `answer_token`", "--set answer_tokens=4"),
+    (["openai/whisper-tiny", "-s", "4"], "no setting `sequence_length`", None),
+    (["openai/whisper-tiny", "--set", "model=x"], "no setting `model`", None),
+    (["openai/whisper-tiny", "--set", "optimizer=adam8"], "does not take adam8", "--set optimizer=adamw"),
+    (["openai/whisper-tiny", "--set", "rank=true"], "does not take true", "--set rank=0"),
+    (["openai/whisper-tiny", "--set", "rank"], "takes setting=value", "--set micro_batch=2"),
+    (["FLUX.1-dev", "--set", "size=1000"], "does not take 1000", "--set size=992"),
+    (["openai/whisper-tiny", "--quick"], "does not use --quick", None),
+    (["openai/whisper-tiny", "--rows", "9"], "does not use --rows", None),
+    (["openai/whisper-tiny", "--gpu", "2x4090"], "runs on one GPU", "dryfit run --gpus 2 --gpu rtx-4090 train.py"),
+    (["openai/whisper-tiny", "--recipe", "speach_to_text"], "no such recipe", "--recipe speech_to_text"),
+])  # fmt: skip
 def test_what_a_line_says_wrong(words: list[str], says: str, write: str | None) -> None:
     with pytest.raises(UserError, match=says) as caught:
         command.main(words)
     assert caught.value.allowed and (write is None or caught.value.write == write)
 
 
-@pytest.mark.parametrize(
-    ("words", "most"),
-    [
-        (["bert-base-uncased", "-s", "513"], 512),
-        (["FacebookAI/roberta-base", "-s", "513"], 512),
-        (["openai/whisper-tiny", "--set", "answer_tokens=449"], 448),
-        (["BAAI/bge-reranker-v2-m3", "-s", "8193"], 8192),
-        (["microsoft/deberta-v3-base", "-s", "4096"], None),
-    ],
-)
+@pytest.mark.parametrize(("words", "most"), [
+    (["bert-base-uncased", "-s", "513"], 512),
+    (["FacebookAI/roberta-base", "-s", "513"], 512),
+    (["openai/whisper-tiny", "--set", "answer_tokens=449"], 448),
+    (["BAAI/bge-reranker-v2-m3", "-s", "8193"], 8192),
+    (["microsoft/deberta-v3-base", "-s", "4096"], None),
+])  # fmt: skip
 def test_a_size_that_the_model_has_no_positions_for(words: list[str], most: int | None, monkeypatch) -> None:
     monkeypatch.setattr(follow, "find_spec", lambda name: True)
     one = asked(*words)
@@ -237,15 +228,12 @@ def test_a_folder_says_by_its_files_what_trains_it(tmp_path: Path) -> None:
     assert find(in_folder(tmp_path, config={"model_type": "llama", "architectures": ["LlamaForCausalLM"]})) is None
 
 
-@pytest.mark.parametrize(
-    ("files", "says"),
-    [
-        ({"model_index": {"_class_name": "Own", "unet": ["my_module", "MyUNet"]}}, "code of its own.*unet"),
-        ({"config": {"model_type": "own", "architectures": ["OwnForMaskedLM"], "auto_map": {"AutoModel": "x"}}},
-         "code of its own"),
-        ({"config": {"model_type": "clip", "vision_config": {}}}, "compares texts with images"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("files", "says"), [
+    ({"model_index": {"_class_name": "Own", "unet": ["my_module", "MyUNet"]}}, "code of its own.*unet"),
+    ({"config": {"model_type": "own", "architectures": ["OwnForMaskedLM"], "auto_map": {"AutoModel": "x"}}},
+     "code of its own"),
+    ({"config": {"model_type": "clip", "vision_config": {}}}, "compares texts with images"),
+])  # fmt: skip
 def test_a_model_that_no_recipe_runs_leads_to_the_program_that_does(files, says, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says) as caught:
         command.main([in_folder(tmp_path, **files), "--gpu", "4090"])

@@ -102,18 +102,15 @@ def test_a_field_that_is_new_is_in_the_line_by_its_name() -> None:
     assert said(new, "fast", {}) == "flash_mode fast" and said(new, "none", {}) == ""
 
 
-@pytest.mark.parametrize(
-    ("step", "words"),
-    [
-        ({"adapter": {"peft_type": "IA3"}, "method": "lora"}, "; IA3; "),
-        ({"adapter": {"peft_type": "LORA", "r": 8, "use_dora": True}}, "QLoRA; bf16"),
-        ({"adapter": {"peft_type": "LORA", "r": 8, "use_dora": True}}, "r 8, use_dora true"),
-        ({"quantization": {"storage": "bf16", "compute": "fp16"}}, "stored as bf16, computing in fp16"),
-        ({"parallel": {"strategy": "fsdp2", "gpus": 2, "offload": "cpu"}}, "fsdp2 on 2 GPUs, offloaded to the CPU"),
-        ({"quantization": {"type": "int8"}}, "LoRA of rank 16 on all linear layers"),
-        ({"versions": {"bitsandbytes": "0.42.0"}}, "bitsandbytes 0.42.0"),
-        ({"model_name": "two\nlines"}, "two lines; "),
-    ],
-)
+@pytest.mark.parametrize(("step", "words"), [
+    ({"adapter": {"peft_type": "IA3"}, "method": "lora"}, "; IA3; "),
+    ({"adapter": {"peft_type": "LORA", "r": 8, "use_dora": True}}, "QLoRA; bf16"),
+    ({"adapter": {"peft_type": "LORA", "r": 8, "use_dora": True}}, "r 8, use_dora true"),
+    ({"quantization": {"storage": "bf16", "compute": "fp16"}}, "stored as bf16, computing in fp16"),
+    ({"parallel": {"strategy": "fsdp2", "gpus": 2, "offload": "cpu"}}, "fsdp2 on 2 GPUs, offloaded to the CPU"),
+    ({"quantization": {"type": "int8"}}, "LoRA of rank 16 on all linear layers"),
+    ({"versions": {"bitsandbytes": "0.42.0"}}, "bitsandbytes 0.42.0"),
+    ({"model_name": "two\nlines"}, "two lines; "),
+])  # fmt: skip
 def test_the_words_of_the_line(step, words) -> None:
     assert words in line(Scenario.from_mapping({"model": MODEL, **step}).to_mapping())

@@ -22,11 +22,7 @@ GOOD = {
     "shards beside": ({"strategy": "fsdp2", "gpus": 8, "tensor": 2}, {}, (4, 4)),
     "replicas": ({"strategy": "fsdp2", "gpus": 8, "replicate": 2}, {}, (4, 8)),
     "context": ({"strategy": "fsdp2", "gpus": 8, "context": 4}, {}, (2, 2)),
-    "pipeline": (
-        {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2},
-        {"gradient_accumulation": 2},
-        (1, 1),
-    ),
+    "pipeline": ({"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2}, {"gradient_accumulation": 2}, (1, 1)),
     "uneven stages": (
         {"strategy": "none", "gpus": 2, "pipeline": 2, "stage_layers": [2, 1]},
         {"gradient_accumulation": 2},

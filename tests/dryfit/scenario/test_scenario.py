@@ -35,18 +35,15 @@ def test_defaults_come_from_the_configuration() -> None:
     assert scenario.lora.rank == defaults["lora"]["rank"]
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"method": "full", "precision": "bf16-mixed"},
-        {"method": "lora", "lora": {"rank": 8, "target_modules": ["q_proj", "v_proj"]}},
-        {"gpu": {"vram_gib": 24}},
-        {"gpu": {"name": "rtx-3090", "count": 2}},
-        {"gpu": {"vram_gib": 24, "count": 2}, "parallel": {"strategy": "fsdp2", "gpus": 2}},
-        {"gpu": "t4", "micro_batch": 4, "gradient_accumulation": 2},
-    ],
-)
+@pytest.mark.parametrize("fields", [
+    {},
+    {"method": "full", "precision": "bf16-mixed"},
+    {"method": "lora", "lora": {"rank": 8, "target_modules": ["q_proj", "v_proj"]}},
+    {"gpu": {"vram_gib": 24}},
+    {"gpu": {"name": "rtx-3090", "count": 2}},
+    {"gpu": {"vram_gib": 24, "count": 2}, "parallel": {"strategy": "fsdp2", "gpus": 2}},
+    {"gpu": "t4", "micro_batch": 4, "gradient_accumulation": 2},
+])  # fmt: skip
 def test_mapping_makes_the_same_scenario_again(fields) -> None:
     scenario = make(**fields)
     mapping = scenario.to_mapping()
@@ -126,12 +123,7 @@ def test_model_beside_the_scenario_file(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [
-        ("model: [", "line"),
-        ("- a\n- b\n", "mapping"),
-        ("method: lora\nmethod: full\n", "twice"),
-        ("", "mapping"),
-    ],
+    [("model: [", "line"), ("- a\n- b\n", "mapping"), ("method: lora\nmethod: full\n", "twice"), ("", "mapping")],
 )
 def test_broken_file_is_named(tmp_path, text, says) -> None:
     file = tmp_path / "scenario.yaml"
@@ -168,19 +160,16 @@ def test_autocast_is_what_mixed_precision_says() -> None:
     assert make(precision="fp16", adapter_precision="base").adapter_dtype == "fp16"
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "write"),
-    [
-        ("model_name_or_path", "qwen3-8b", "model: qwen3-8b"),  # LLaMA-Factory, TRL
-        ("base_model", "qwen3-8b", "model: qwen3-8b"),  # axolotl
-        ("finetuning_type", "lora", "method: lora"),
-        ("per_device_train_batch_size", 2, "micro_batch: 2"),
-        ("cutoff_len", 2048, "sequence_length: 2048"),
-        ("gradient_accumulation_steps", 8, "gradient_accumulation: 8"),
-        ("lora_r", 8, "lora:\n  rank: 8"),
-        ("lora_target", "all-linear", "lora:\n  target_modules: all-linear"),
-    ],
-)
+@pytest.mark.parametrize(("key", "value", "write"), [
+    ("model_name_or_path", "qwen3-8b", "model: qwen3-8b"),  # LLaMA-Factory, TRL
+    ("base_model", "qwen3-8b", "model: qwen3-8b"),  # axolotl
+    ("finetuning_type", "lora", "method: lora"),
+    ("per_device_train_batch_size", 2, "micro_batch: 2"),
+    ("cutoff_len", 2048, "sequence_length: 2048"),
+    ("gradient_accumulation_steps", 8, "gradient_accumulation: 8"),
+    ("lora_r", 8, "lora:\n  rank: 8"),
+    ("lora_target", "all-linear", "lora:\n  target_modules: all-linear"),
+])  # fmt: skip
 def test_a_key_of_another_tool_is_told_in_our_words(key, value, write) -> None:
     with pytest.raises(UserError) as error:
         make(**{key: value})

@@ -9,12 +9,7 @@ from dryfit.engine.model_tensors import quantization_state
 from dryfit.readers.request import read_request
 from dryfit.scenario.optimizers import OPTIMIZERS
 from dryfit.scenario.scenario import Scenario
-from dryfit.step.model import (
-    attention_kernel,
-    build_model,
-    configuration,
-    parameter_count,
-)
+from dryfit.step.model import attention_kernel, build_model, configuration, parameter_count
 from dryfit.step.optimizers import build_optimizer
 from dryfit.step.quantized import assert_quantized, quantized_layers
 from tests.dryfit.decoders import DECODERS, SIZES
@@ -78,20 +73,16 @@ def test_meta_random_and_loaded_models_are_alike(model_type, method, folders):
 
 
 @pytest.mark.few(4)
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"quantization": {"type": "nf4", "double": False}},
-        {"quantization": {"type": "fp4", "double": True}},
-        {"quantization": {"type": "int8"}},
-        {"quantization": {"type": "int8"}, "kbit_preparation": "peft", "precision": "fp32"},
-        {"kbit_preparation": "peft"},
-        {"precision": "fp16", "adapter_precision": "fp16"},
-        {"precision": "fp32", "adapter_precision": "bf16"},
-        {"gradient_checkpointing": False},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("fields", [
+    {"quantization": {"type": "nf4", "double": False}},
+    {"quantization": {"type": "fp4", "double": True}},
+    {"quantization": {"type": "int8"}},
+    {"quantization": {"type": "int8"}, "kbit_preparation": "peft", "precision": "fp32"},
+    {"kbit_preparation": "peft"},
+    {"precision": "fp16", "adapter_precision": "fp16"},
+    {"precision": "fp32", "adapter_precision": "bf16"},
+    {"gradient_checkpointing": False},
+], ids=str)  # fmt: skip
 def test_every_setting_gives_one_structure(fields, folders):
     asked = scenario(method="qlora", **fields)
     assert layout(build_model(asked, "meta")) == layout(build_model(asked, "cpu", weights=folders("qwen2")))
@@ -147,11 +138,7 @@ def test_parameters_of_the_7b_model(tmp_path):
     model = build_model(asked, "meta")
     assert parameter_count(model) == 7_615_616_512
     counts = assert_quantized(model, asked)
-    assert counts == {
-        "linear_4bit_layers": 28 * 7,
-        "linear_4bit_parameters": 6_525_288_448,
-        "linear_dense_layers": 1,
-    }
+    assert counts == {"linear_4bit_layers": 28 * 7, "linear_4bit_parameters": 6_525_288_448, "linear_dense_layers": 1}
 
 
 @pytest.mark.few(4)
@@ -221,13 +208,10 @@ def test_attention_is_one_that_the_architecture_can_run():
         attention_kernel(scenario("gemma2", attention="mem_efficient"))
 
 
-@pytest.mark.parametrize(
-    ("sizes", "words"),
-    [
-        ({**SIZES, "model_type": "qwen22"}, ["no such architecture", "qwen22"]),
-        ({**SIZES, "hidden_act": "sillu"}, ["can't build a model", "unknown key 'sillu'"]),
-    ],
-)
+@pytest.mark.parametrize(("sizes", "words"), [
+    ({**SIZES, "model_type": "qwen22"}, ["no such architecture", "qwen22"]),
+    ({**SIZES, "hidden_act": "sillu"}, ["can't build a model", "unknown key 'sillu'"]),
+])  # fmt: skip
 def test_configurations_that_cannot_be_built(sizes, words):
     asked = Scenario.from_mapping({"model": {"model_type": "qwen2", **sizes}, "sequence_length": 32})
     with pytest.raises(UserError) as error:

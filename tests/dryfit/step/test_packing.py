@@ -153,15 +153,12 @@ def test_what_would_not_be_exact_is_refused_before_the_first_step():
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"method": "qlora", "precision": "bf16", "kbit_preparation": "peft"},  # fp32 norms: fp32 queries
-        {"method": "qlora", "precision": "bf16", "kbit_preparation": "peft", "autocast": "bf16"},
-        {"method": "lora", "precision": "bf16-mixed"},
-        {"method": "lora", "precision": "bf16"},
-    ],
-)
+@pytest.mark.parametrize("fields", [
+    {"method": "qlora", "precision": "bf16", "kbit_preparation": "peft"},  # fp32 norms: fp32 queries
+    {"method": "qlora", "precision": "bf16", "kbit_preparation": "peft", "autocast": "bf16"},
+    {"method": "lora", "precision": "bf16-mixed"},
+    {"method": "lora", "precision": "bf16"},
+])  # fmt: skip
 def test_the_mask_has_the_dtype_of_the_queries(fields):
     asked = scenario("llama", packing="shared_prefix", **fields)
     result = self_test(build_model(asked, "cpu", seed=1), asked, rows(), common_prefix(rows()), 0)

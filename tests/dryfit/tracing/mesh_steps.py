@@ -161,12 +161,7 @@ def main(folder: Path, count: int, *names: str) -> int:
     from dryfit.step.parallel import parallelize
     from dryfit.tracing.checkpoints import gathering
     from dryfit.tracing.prepare import labels
-    from tests.dryfit.engine.pairs import (
-        figures,
-        finish,
-        gloo_as_nccl,
-        start,
-    )
+    from tests.dryfit.engine.pairs import figures, finish, gloo_as_nccl, start
 
     rank, children = start(folder, count)
     clip, measured = taken.clip_gradients, {}

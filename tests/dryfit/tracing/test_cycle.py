@@ -201,18 +201,15 @@ def test_what_can_not_be_is_refused_with_what_to_write(generation, says, write):
     assert write in str(caught.value.write)
 
 
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        ({"gpu": None}, "takes a share of a card"),
-        ({"method": "qlora"}, "no bitsandbytes"),
-        ({"method": "qlora", "versions": {"vllm": "0.28.0"}}, "no bitsandbytes"),
-        ({"method": "qlora", "versions": {"vllm": "0.27.0"}, "quantization": {"type": "int8"}}, "TRL refuses it"),
-        ({"gpu": "2xrtx-4090", "generation": {"engine": "vllm", "mode": "server", "servers": 2}}, "would share a card"),
-        ({"versions": {"vllm": "0.5.0"}}, "no version whose rules were read"),
-        ({"micro_batch": 2}, "doesn't divide"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "says"), [
+    ({"gpu": None}, "takes a share of a card"),
+    ({"method": "qlora"}, "no bitsandbytes"),
+    ({"method": "qlora", "versions": {"vllm": "0.28.0"}}, "no bitsandbytes"),
+    ({"method": "qlora", "versions": {"vllm": "0.27.0"}, "quantization": {"type": "int8"}}, "TRL refuses it"),
+    ({"gpu": "2xrtx-4090", "generation": {"engine": "vllm", "mode": "server", "servers": 2}}, "would share a card"),
+    ({"versions": {"vllm": "0.5.0"}}, "no version whose rules were read"),
+    ({"micro_batch": 2}, "doesn't divide"),
+])  # fmt: skip
 def test_what_does_not_go_with_a_server_is_refused(fields, says):
     with pytest.raises(UserError, match=says):
         Scenario.from_mapping(scenario().to_mapping() | fields)

@@ -120,8 +120,7 @@ def test_a_compiled_step_has_a_time_and_is_faster():
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 @pytest.mark.parametrize(
-    ("how", "mode"),
-    [("model", "reduce-overhead"), pytest.param("layers", "max-autotune", marks=pytest.mark.nightly)],
+    ("how", "mode"), [("model", "reduce-overhead"), pytest.param("layers", "max-autotune", marks=pytest.mark.nightly)]
 )
 def test_a_scenario_with_cuda_graphs_is_followed(how, mode):
     """The pool holds what the compiled layers make; beside it a batch is copied, and workspaces come and go."""

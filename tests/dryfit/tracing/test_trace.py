@@ -83,12 +83,7 @@ def test_every_pair_of_settings(fields):
     check(trace(scenario(**fields)))
 
 
-SIZES = {
-    "sequence_length": (32, 96, 512),
-    "micro_batch": (1, 2, 5),
-    "layers": (1, 3),
-    "rank": (1, 8, 64),
-}
+SIZES = {"sequence_length": (32, 96, 512), "micro_batch": (1, 2, 5), "layers": (1, 3), "rank": (1, 8, 64)}
 GROWING = {"grown": tuple(SIZES), "method": ("full", "lora", "qlora"), "gradient_checkpointing": (True, False)}
 
 
@@ -302,24 +297,20 @@ def test_dtypes_that_no_device_multiplies_are_refused():
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"attention_mask": "padding"},
-        {"attention_mask": "padding", "attention": "eager"},
-        {"use_cache": True, "gradient_checkpointing": False},
-        {"gradient_checkpointing": "reentrant"},
-        {"gradient_checkpointing": "reentrant", "autocast": "bf16", "kbit_preparation": "trl"},
-        {"autocast": "fp16", "quantization": {"compute": "bf16"}},
-        {"loop": "manual", "previous_sequence_length": 128},
-        {"loss": "liger"},
-        {"loss": "liger", "precision": "bf16-mixed", "method": "full"},
-        {"quantization": {"storage": "bf16", "compute": "bf16"}},
-        {"allocator": {"expandable_segments": True}},
-        {"adapter_precision": "base"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("fields", [
+    {"attention_mask": "padding"},
+    {"attention_mask": "padding", "attention": "eager"},
+    {"use_cache": True, "gradient_checkpointing": False},
+    {"gradient_checkpointing": "reentrant"},
+    {"gradient_checkpointing": "reentrant", "autocast": "bf16", "kbit_preparation": "trl"},
+    {"autocast": "fp16", "quantization": {"compute": "bf16"}},
+    {"loop": "manual", "previous_sequence_length": 128},
+    {"loss": "liger"},
+    {"loss": "liger", "precision": "bf16-mixed", "method": "full"},
+    {"quantization": {"storage": "bf16", "compute": "bf16"}},
+    {"allocator": {"expandable_segments": True}},
+    {"adapter_precision": "base"},
+], ids=str)  # fmt: skip
 def test_what_people_run_is_traced_for_a_gpu(fields):
     check(trace(scenario(**fields)))
 

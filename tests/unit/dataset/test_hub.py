@@ -110,16 +110,13 @@ def test_a_moved_revision_stops_unless_accepted_or_pinned(tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("mode", "expected"),
-    [
-        ("unauthorized", "who you are (401)"),
-        ("gated", "accepted the dataset's terms"),
-        ("missing", "no such dataset, or it is private"),
-        ("slow", "does not answer in time"),
-        ("breaks", "broke off"),
-    ],
-)
+@pytest.mark.parametrize(("mode", "expected"), [
+    ("unauthorized", "who you are (401)"),
+    ("gated", "accepted the dataset's terms"),
+    ("missing", "no such dataset, or it is private"),
+    ("slow", "does not answer in time"),
+    ("breaks", "broke off"),
+])  # fmt: skip
 def test_a_failing_hub_is_explained_and_a_rerun_completes(tmp_path, mode, expected):
     with HubServer(FILES, mode) as server:
         done = acquire(tmp_path, server.endpoint, 1 if mode == "slow" else 60)
@@ -145,14 +142,11 @@ def test_an_unreachable_hub(tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"config": "nothing"}, "'train'"),
-        ({"split": "nothing"}, "train"),
-        ({"columns": {"request": "question", "command": "bash"}}, "['nl', 'bash']"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({"config": "nothing"}, "'train'"),
+    ({"split": "nothing"}, "train"),
+    ({"columns": {"request": "question", "command": "bash"}}, "['nl', 'bash']"),
+])  # fmt: skip
 def test_wrong_names_show_those_that_exist(tmp_path, changes, expected):
     with HubServer(FILES) as server:
         done = acquire(tmp_path, server.endpoint, **changes)

@@ -331,16 +331,13 @@ def test_no_content_of_a_file_crashes_reading(tmp_path, content, ending):
         pass
 
 
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ({"type": "files"}, "needs paths"),
-        ({"type": "hub", "columns": COLUMNS}, "needs repository"),
-        ({"type": "embedded", "seed": 1}, "needs pairs"),
-        ({"type": "files", "paths": ["a.csv"], "seed": 1}, "has no seed"),
-        ({"type": "embedded", "seed": 1, "pairs": 5, "paths": ["a.csv"]}, "has no paths"),
-    ],
-)
+@pytest.mark.parametrize(("source", "expected"), [
+    ({"type": "files"}, "needs paths"),
+    ({"type": "hub", "columns": COLUMNS}, "needs repository"),
+    ({"type": "embedded", "seed": 1}, "needs pairs"),
+    ({"type": "files", "paths": ["a.csv"], "seed": 1}, "has no seed"),
+    ({"type": "embedded", "seed": 1, "pairs": 5, "paths": ["a.csv"]}, "has no paths"),
+])  # fmt: skip
 @pytest.mark.parametrize("key", ["sources", "external_test"])
 def test_a_source_has_what_its_type_needs_and_nothing_else(key, source, expected):
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())

@@ -316,18 +316,15 @@ def test_rows_of_an_external_test_set_are_taken_out(tmp_path):
         run(tmp_path, rows[3:4], external)
 
 
-@pytest.mark.parametrize(
-    ("request_", "near"),
-    [
-        ("Find all text files in /srv/data!", True),
-        ("find all text files in /srv/date", True),
-        ("please find all the text files that are in /srv/data", False),
-        ("count the lines of notes.txt", False),
-        ("ls", False),
-        ("abcdefghi", True),  # seven of ten trigrams are shared with abcdefgh
-        ("abcdefghj k", False),
-    ],
-)
+@pytest.mark.parametrize(("request_", "near"), [
+    ("Find all text files in /srv/data!", True),
+    ("find all text files in /srv/date", True),
+    ("please find all the text files that are in /srv/data", False),
+    ("count the lines of notes.txt", False),
+    ("ls", False),
+    ("abcdefghi", True),  # seven of ten trigrams are shared with abcdefgh
+    ("abcdefghj k", False),
+])  # fmt: skip
 def test_which_request_is_nearly_that_of_a_test_set(request_, near):
     others = pd.Series(["find all text files in /srv/data", "list the files here", "abcdefgh"])
     assert split.resembling(shell("splitting"), pd.Series([request_]), others).tolist() == [near]
@@ -342,14 +339,11 @@ def test_a_row_of_the_training_split_is_not_held_out_and_its_group_with_it(tmp_p
     assert len([name for name in home.values() if name != "train"]) == 36
 
 
-@pytest.mark.parametrize(
-    ("pairs", "found"),
-    [
-        ([("a", "ls"), ("b", "pwd"), ("c", "date")], "3 rows in 3 groups, the largest of 1"),
-        ([(f"request {number}", "ls") for number in range(50)], "50 rows in 1 groups, the largest of 50"),
-        ([(f"request {number}", f"echo {number}") for number in range(5)], "5 rows in 5 groups"),
-    ],
-)
+@pytest.mark.parametrize(("pairs", "found"), [
+    ([("a", "ls"), ("b", "pwd"), ("c", "date")], "3 rows in 3 groups, the largest of 1"),
+    ([(f"request {number}", "ls") for number in range(50)], "50 rows in 1 groups, the largest of 50"),
+    ([(f"request {number}", f"echo {number}") for number in range(5)], "5 rows in 5 groups"),
+])  # fmt: skip
 def test_too_few_groups_are_an_error_that_says_what_to_change(tmp_path, pairs, found):
     with pytest.raises(UserError, match="too few groups") as error:
         run(tmp_path, pairs)
@@ -395,15 +389,12 @@ def test_rows_bound_to_training_go_there_even_where_they_are_more_than_its_share
     assert set(chosen[:90].tolist()) == {0} and chosen[90] > 0
 
 
-@pytest.mark.parametrize(
-    ("left", "right", "form"),
-    [
-        (("list files", "ls"), ("list files", "ls -l"), "request"),
-        (("list files", "ls"), ("show files", "ls"), "command"),
-        (("list files", "ls"), ("List  files.", "ls -l"), "normalized request"),
-        (("list files", "ls 'a'"), ("show files", 'ls  "a"'), "normalized command"),
-    ],
-)
+@pytest.mark.parametrize(("left", "right", "form"), [
+    (("list files", "ls"), ("list files", "ls -l"), "request"),
+    (("list files", "ls"), ("show files", "ls"), "command"),
+    (("list files", "ls"), ("List  files.", "ls -l"), "normalized request"),
+    (("list files", "ls 'a'"), ("show files", 'ls  "a"'), "normalized command"),
+])  # fmt: skip
 @pytest.mark.parametrize("names", [("train", "test"), ("train", "validation"), ("validation", "test")])
 def test_a_leak_stops_the_run(tmp_path, left, right, form, names):
     rows = {name: [(f"{name} only", f"echo {name}")] for name in SPLITS}
@@ -438,15 +429,12 @@ ATTACK = '{"command": "rm -rf / --no-preserve-root", "line": 1, "request": "Clea
 
 
 @pytest.mark.few(4)
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (lambda lines: [ATTACK, *lines[1:]], "did not pass the screen"),  # exchanged: the count is as before
-        (lambda lines: [*lines, ATTACK], "did not pass the screen"),
-        (lambda lines: [*lines, lines[0]], "did not pass the screen"),
-        (lambda lines: lines[1:], "in no split"),
-    ],
-)
+@pytest.mark.parametrize(("change", "expected"), [
+    (lambda lines: [ATTACK, *lines[1:]], "did not pass the screen"),  # exchanged: the count is as before
+    (lambda lines: [*lines, ATTACK], "did not pass the screen"),
+    (lambda lines: [*lines, lines[0]], "did not pass the screen"),
+    (lambda lines: lines[1:], "in no split"),
+])  # fmt: skip
 @pytest.mark.parametrize("name", SPLITS)
 def test_only_what_the_screen_let_pass_is_in_a_split(tmp_path, name, change, expected):
     run(tmp_path, [(f"request {number}", f"echo {number}") for number in range(40)])

@@ -226,11 +226,7 @@ DATA = {
 }
 NO_ANSWERS = {"reason": "not run: no requests were given", "status": "not run"}
 # A run that learned something, whose merge was not checked to the end.
-LEARNED = DATA | {
-    "comparison": COMPARISON,
-    "execution": EXECUTION,
-    "training": TRAINING,
-}
+LEARNED = DATA | {"comparison": COMPARISON, "execution": EXECUTION, "training": TRAINING}
 T4 = {"median_percent": 0.0425, "worst_percent": 0.28, "worst_row": "t4-sweep-07"}
 T4_RESERVED = {"median_percent": 0.91, "worst_percent": 4.75, "worst_row": "t4-sweep-09"}
 MERGED_STAGE = {

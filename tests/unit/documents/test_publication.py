@@ -14,11 +14,7 @@ from tests.unit.documents.inputs import extreme
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("fitting", "said"),
-    [
-        ((True, True), "LoRA fits this GPU too"),
-        ((False, True), "LoRA does not fit"),
-        ((False, False), "holds neither"),
-    ],
+    [((True, True), "LoRA fits this GPU too"), ((False, True), "LoRA does not fit"), ((False, False), "holds neither")],
 )
 def test_the_article_argues_from_the_figures_of_lora_and_qlora(write: Callable[..., str], fitting, said: str) -> None:
     content = inputs.files()

@@ -40,14 +40,11 @@ def test_a_template_has_no_number_of_its_own(template: Path) -> None:
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("verdict", "said"),
-    [
-        ("better", "better than the base"),
-        ("worse", "worse than the base"),
-        ("difference too small for this sample", "not demonstrably different from the base"),
-    ],
-)
+@pytest.mark.parametrize(("verdict", "said"), [
+    ("better", "better than the base"),
+    ("worse", "worse than the base"),
+    ("difference too small for this sample", "not demonstrably different from the base"),
+])  # fmt: skip
 def test_the_card_says_whatever_the_verdict_is(verdict: str, said: str, write: Callable[..., str]) -> None:
     content = inputs.files()
     for compared in (content["comparison"], *content["comparison"]["tests"].values()):
@@ -134,16 +131,13 @@ def test_without_an_analytic_estimate_the_documents_say_so(write: Callable[..., 
         assert "does not describe the architecture bloom" in write(name, content)
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("ls -l", "`ls -l`"),
-        ("echo `date`", "`` echo `date` ``"),
-        ("a\nb", "`a ⏎ b`"),
-        ("", "(nothing)"),
-        ("\u202eevil", "`\\u{202e}evil`"),
-    ],
-)
+@pytest.mark.parametrize(("text", "shown"), [
+    ("ls -l", "`ls -l`"),
+    ("echo `date`", "`` echo `date` ``"),
+    ("a\nb", "`a ⏎ b`"),
+    ("", "(nothing)"),
+    ("\u202eevil", "`\\u{202e}evil`"),
+])  # fmt: skip
 def test_code_spans(text: str, shown: str) -> None:
     assert render.code_span(text) == shown
 

@@ -32,7 +32,7 @@ TOGETHER = {
         ("plan", "sweep", number, "sequence_length")
         for number, row in enumerate(PLAN["sweep"])
         if row["sequence_length"] == PLAN["scenario"]["sequence_length"]
-    ],
+    ]
 }
 
 Place = tuple[Any, ...]

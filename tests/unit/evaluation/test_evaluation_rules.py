@@ -126,17 +126,14 @@ def test_answers_and_metrics_vouch_for_each_other_and_are_kept(place, asked):
     assert run(place) == first and len(asked) == 2  # once for each of the two settings
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        "base/model.safetensors",
-        "base/tokenizer.json",
-        "splits/test.jsonl",
-        "splits/train.jsonl",
-        "splits/harmful.jsonl",
-        "splits/benchmark.jsonl",
-    ],
-)
+@pytest.mark.parametrize("file", [
+    "base/model.safetensors",
+    "base/tokenizer.json",
+    "splits/test.jsonl",
+    "splits/train.jsonl",
+    "splits/harmful.jsonl",
+    "splits/benchmark.jsonl",
+])  # fmt: skip
 def test_a_damaged_input_is_noticed_and_named(place, tmp_path, asked, file):
     content = bytearray((tmp_path / file).read_bytes() or b" ")
     content[len(content) // 2] ^= 1

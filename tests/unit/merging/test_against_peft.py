@@ -105,8 +105,7 @@ def test_ensure_weight_tying_keeps_one_tensor(tmp_path, settings):
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings"),
-    [("gpt2", {"target_modules": ["c_attn", "c_fc", "wte"]}), ("llama-tied", {"use_dora": True})],
+    ("kind", "settings"), [("gpt2", {"target_modules": ["c_attn", "c_fc", "wte"]}), ("llama-tied", {"use_dora": True})]
 )
 def test_blocks_of_rows_change_no_bit(kind, settings, tmp_path, monkeypatch):
     """Large weights are merged some rows at a time."""

@@ -78,17 +78,14 @@ def edit_tensor(merged: Path, name: str, edit) -> None:
 
 @pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        ("qwen2", {"use_rslora": True, "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 3}}),
-        ("qwen2", {"target_modules": ["q_proj", "v_proj"], "lora_bias": True}),
-        ("llama-tied", {"target_modules": ["q_proj", "embed_tokens"]}),
-        ("llama-tied", {"target_modules": ["q_proj", "lm_head"], "use_dora": True}),
-        ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"]}),
-        ("gpt2", {"target_modules": ["c_attn", "c_proj"], "use_dora": True}),
-    ],
-)
+@pytest.mark.parametrize(("kind", "settings"), [
+    ("qwen2", {"use_rslora": True, "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 3}}),
+    ("qwen2", {"target_modules": ["q_proj", "v_proj"], "lora_bias": True}),
+    ("llama-tied", {"target_modules": ["q_proj", "embed_tokens"]}),
+    ("llama-tied", {"target_modules": ["q_proj", "lm_head"], "use_dora": True}),
+    ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"]}),
+    ("gpt2", {"target_modules": ["c_attn", "c_proj"], "use_dora": True}),
+])  # fmt: skip
 def test_right_merges_pass_every_check(tmp_path, kind, settings, dtype):
     base, adapter, merged = merged_folders(tmp_path, kind, dtype, **settings)
     report = verify(base, adapter, merged, questions=Questions(REQUESTS, "p", 6), free=PLENTY)

@@ -111,54 +111,30 @@ PLAIN = {"loss": "full", "packing": "none", "rows_per_step": None, "method": "lo
 
 
 @pytest.mark.few(6)
-@pytest.mark.parametrize(
-    ("training", "words"),
-    [
-        ({"parallel": {"strategy": "ddp", "gpus": 9}}, ["8 rows", "9 GPUs", "rows_per_step: 9"]),
-        ({"parallel": {"strategy": "none", "gpus": 2}}, ["uses one GPU", "strategy: fsdp2, gpus: 2"]),
-        (
-            {"parallel": {"strategy": "fsdp1", "gpus": 2}, "loss": "full", "method": "lora"},
-            ["FSDP1", "training.parallel", "strategy: fsdp2, gpus: 2"],
-        ),
-        (
-            {"parallel": {"strategy": "zero3", "gpus": 2}, "loss": "full"},
-            ["ZeRO", "can be predicted", "training.parallel", "strategy: fsdp2, gpus: 2"],
-        ),
-        (
-            {"parallel": {"strategy": "fsdp2", "gpus": 2, "offload": "cpu"}, "loss": "full"},
-            ["offload: cpu", "not trained yet", "parallel: {strategy: fsdp2, gpus: 2}"],
-        ),
-        (
-            {"parallel": {"strategy": "fsdp2", "gpus": 2}, "loss": "full", "method": "lora", "precision": "fp16-mixed"},
-            ["fp16", "precision: bf16-mixed"],
-        ),
-        (
-            {"parallel": {"strategy": "fsdp2", "gpus": 2}, "loss": "full", "autocast": "fp16"},
-            ["fp16", "training.autocast", "autocast: bf16"],
-        ),
-        (
-            {"parallel": {"strategy": "ddp", "gpus": 2}, "on_out_of_memory": "halve"},
-            ["already waiting", "on_out_of_memory: stop"],
-        ),
-        (
-            {"parallel": {"strategy": "none", "gpus": 2, "tensor": 2}, **PLAIN, "method": "qlora"},
-            ["without rows", "method: lora"],
-        ),
-        (
-            {"parallel": {"strategy": "fsdp2", "gpus": 2, "context": 2}, **PLAIN, "packing": "rows"},
-            ["`packing: rows` and a mesh", "packing: none"],
-        ),
-        (
-            {"parallel": {"strategy": "none", "gpus": 2, "tensor": 2}, **PLAIN, "on_out_of_memory": "halve"},
-            ["already waiting", "on_out_of_memory: stop"],
-        ),
-        (
-            {"parallel": {"strategy": "fsdp2", "gpus": 4, "expert": 2}, **PLAIN},
-            ["this model has none", "expert: 1"],
-        ),
-        ({"device": "cpu", "optimizer": "paged_adamw_8bit"}, ["no kernel", "training.optimizer", "optimizer: adamw"]),
-    ],
-)
+@pytest.mark.parametrize(("training", "words"), [
+    ({"parallel": {"strategy": "ddp", "gpus": 9}}, ["8 rows", "9 GPUs", "rows_per_step: 9"]),
+    ({"parallel": {"strategy": "none", "gpus": 2}}, ["uses one GPU", "strategy: fsdp2, gpus: 2"]),
+    ({"parallel": {"strategy": "fsdp1", "gpus": 2}, "loss": "full", "method": "lora"},
+     ["FSDP1", "training.parallel", "strategy: fsdp2, gpus: 2"]),
+    ({"parallel": {"strategy": "zero3", "gpus": 2}, "loss": "full"}, ["ZeRO", "can be predicted", "training.parallel",
+        "strategy: fsdp2, gpus: 2"]),
+    ({"parallel": {"strategy": "fsdp2", "gpus": 2, "offload": "cpu"}, "loss": "full"},
+     ["offload: cpu", "not trained yet", "parallel: {strategy: fsdp2, gpus: 2}"]),
+    ({"parallel": {"strategy": "fsdp2", "gpus": 2}, "loss": "full", "method": "lora", "precision": "fp16-mixed"},
+     ["fp16", "precision: bf16-mixed"]),
+    ({"parallel": {"strategy": "fsdp2", "gpus": 2}, "loss": "full", "autocast": "fp16"},
+     ["fp16", "training.autocast", "autocast: bf16"]),
+    ({"parallel": {"strategy": "ddp", "gpus": 2}, "on_out_of_memory": "halve"},
+     ["already waiting", "on_out_of_memory: stop"]),
+    ({"parallel": {"strategy": "none", "gpus": 2, "tensor": 2}, **PLAIN, "method": "qlora"},
+     ["without rows", "method: lora"]),
+    ({"parallel": {"strategy": "fsdp2", "gpus": 2, "context": 2}, **PLAIN, "packing": "rows"},
+     ["`packing: rows` and a mesh", "packing: none"]),
+    ({"parallel": {"strategy": "none", "gpus": 2, "tensor": 2}, **PLAIN, "on_out_of_memory": "halve"},
+     ["already waiting", "on_out_of_memory: stop"]),
+    ({"parallel": {"strategy": "fsdp2", "gpus": 4, "expert": 2}, **PLAIN}, ["this model has none", "expert: 1"]),
+    ({"device": "cpu", "optimizer": "paged_adamw_8bit"}, ["no kernel", "training.optimizer", "optimizer: adamw"]),
+])  # fmt: skip
 def test_what_no_training_can_do_stops_at_the_start(training, words):
     with pytest.raises(UserError) as error:
         check_configuration.check(run(training=training))
@@ -174,14 +150,11 @@ def test_a_step_on_several_gpus_has_the_rows_of_all():
     assert run_scenarios.training_threads(run(training={**several, "threads": 1})) == 4
 
 
-@pytest.mark.parametrize(
-    ("training", "expandable"),
-    [
-        ({"device": "cuda"}, True),
-        ({"device": "cpu"}, False),
-        ({"device": "cuda", "allocator": {"expandable_segments": False}}, False),
-    ],
-)
+@pytest.mark.parametrize(("training", "expandable"), [
+    ({"device": "cuda"}, True),
+    ({"device": "cpu"}, False),
+    ({"device": "cuda", "allocator": {"expandable_segments": False}}, False),
+])  # fmt: skip
 def test_training_on_cuda_and_its_gate_have_expandable_segments_and_nobody_else(training, expandable, monkeypatch):
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
@@ -223,16 +196,13 @@ def test_training_takes_all_cores_or_as_many_as_are_asked_for_and_its_threads_tr
     assert run_scenarios.training_loop(run(training={"threads": 3})) == run_scenarios.training_loop(run())
 
 
-@pytest.mark.parametrize(
-    ("training", "faster", "made"),
-    [
-        ({"device": "cpu"}, True, ("bf16", "bf16")),
-        ({"device": "cpu"}, False, ("fp32", None)),
-        ({"device": "cuda"}, True, ("fp32", None)),
-        ({"device": "cpu", "autocast": "fp16"}, True, ("fp32", "fp16")),  # what is named stays
-        ({"device": "cpu", "precision": "bf16-mixed"}, False, ("bf16-mixed", None)),
-    ],
-)
+@pytest.mark.parametrize(("training", "faster", "made"), [
+    ({"device": "cpu"}, True, ("bf16", "bf16")),
+    ({"device": "cpu"}, False, ("fp32", None)),
+    ({"device": "cuda"}, True, ("fp32", None)),
+    ({"device": "cpu", "autocast": "fp16"}, True, ("fp32", "fp16")),  # what is named stays
+    ({"device": "cpu", "precision": "bf16-mixed"}, False, ("bf16-mixed", None)),
+])  # fmt: skip
 def test_precision_auto_is_bf16_where_the_processor_is_faster_in_it(training, faster, made, monkeypatch):
     monkeypatch.setattr(run_scenarios, "multiplies_bf16", lambda: faster)
     step = run_scenarios.training_scenario(run(training=training))

@@ -43,17 +43,14 @@ def test_nothing_known_is_large_enough(tmp_path: Path) -> None:
         smallest(10**13, read_map(write(tmp_path, MAP)))
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "is a list"),
-        ("gpu: t4", "is a list"),
-        ("- t4", "needs `gpu`"),
-        ("- {gpu: t4}", "needs `partition` or `gres`"),
-        ("- {gpu: nosuch, gres: x}", "is not known"),
-        ("- {gpu: t4, gress: x}", "did you mean `gres`"),
-    ],
-)
+@pytest.mark.parametrize(("text", "words"), [
+    ("", "is a list"),
+    ("gpu: t4", "is a list"),
+    ("- t4", "needs `gpu`"),
+    ("- {gpu: t4}", "needs `partition` or `gres`"),
+    ("- {gpu: nosuch, gres: x}", "is not known"),
+    ("- {gpu: t4, gress: x}", "did you mean `gres`"),
+])  # fmt: skip
 def test_wrong_maps(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         read_map(write(tmp_path, text))

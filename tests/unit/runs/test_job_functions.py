@@ -80,17 +80,14 @@ def test_an_error_for_people_ends_snakemake_with_the_message_alone() -> None:
         exit_on_user_error(functions, "memory: {model: qwen}")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "asked"),
-    [
-        (["execute"], True),
-        (["mine_execute"], True),
-        (["results/x-r4/evaluation/execution.json"], True),
-        (["results/x-r4/evaluation/execution.jsonl"], True),
-        (["all", "--config", "execution=1"], False),
-        (["executed"], False),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "asked"), [
+    (["execute"], True),
+    (["mine_execute"], True),
+    (["results/x-r4/evaluation/execution.json"], True),
+    (["results/x-r4/evaluation/execution.jsonl"], True),
+    (["all", "--config", "execution=1"], False),
+    (["executed"], False),
+])  # fmt: skip
 def test_only_a_command_that_names_execution_runs_answers(arguments: list[str], asked: bool) -> None:
     assert asks_for_execution(shlex.join(arguments)) is asked
 

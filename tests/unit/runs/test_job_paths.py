@@ -35,15 +35,12 @@ def test_a_run_fills_in_its_dataset_model_and_length() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        {"run": RUN},
-        {"profiled": "qwen2.5-coder-7b"},
-        {"dataset": "embedded"},
-        {"dataset": "embedded", "model": "smollm2-135m-instruct"},
-    ],
-)
+@pytest.mark.parametrize("names", [
+    {"run": RUN},
+    {"profiled": "qwen2.5-coder-7b"},
+    {"dataset": "embedded"},
+    {"dataset": "embedded", "model": "smollm2-135m-instruct"},
+])  # fmt: skip
 def test_each_kind_of_wildcards_names_the_settings(names: dict[str, str]) -> None:
     assert paths(**names).settings["dataset"]["name"] == "embedded"
 

@@ -33,17 +33,10 @@ def test_a_list_of_ranks_is_a_run_for_each_in_the_folder_that_the_rank_alone_has
     assert sweep.varied["smollm2-135m-r8"] == {"lora.rank": 8}
 
 
-@pytest.mark.parametrize(
-    "sweep",
-    [
-        {"training.learning_rate": [1e-3, 2e-3], "lora.target_modules": ["all-linear", ["q_proj", "v_proj"]]},
-        {
-            "training": {"learning_rate": [1e-3, 2e-3]},
-            "lora": {"target_modules": ["all-linear", ["q_proj", "v_proj"]]},
-        },
-    ],
-    ids=["dotted", "nested"],
-)
+@pytest.mark.parametrize("sweep", [
+    {"training.learning_rate": [1e-3, 2e-3], "lora.target_modules": ["all-linear", ["q_proj", "v_proj"]]},
+    {"training": {"learning_rate": [1e-3, 2e-3]}, "lora": {"target_modules": ["all-linear", ["q_proj", "v_proj"]]}},
+], ids=["dotted", "nested"])  # fmt: skip
 def test_values_of_several_settings_are_crossed(sweep):
     assert list(runs(sweep=sweep).named) == [
         "smollm2-135m-target_modules-all-linear-learning_rate-0.001-r16",
@@ -90,30 +83,27 @@ def test_a_name_that_the_configuration_does_not_know_is_an_error_that_shows_what
         runs().having(dataset="another")
 
 
-@pytest.mark.parametrize(
-    ("differences", "words"),
-    [
-        ({"lora": {"rank": [4, 8, 4]}}, ["lora.rank names 4 twice", "rank: [4, 8]"]),
-        ({"sweep": {"run.name": ["a", "b"]}}, ["can't vary this: run.name", "run.seed: [...]"]),
-        ({"lora": {"rank": [4, 0]}}, ["lora.rank.1", "at least 1", "rank: [4, 16]"]),
-        ({"lora": {"rank": [4, "16"]}}, ["lora.rank.1 is text", "rank: [4, 16]"]),
-        ({"lora": {"rank": []}}, ["lora.rank is an empty list", "rank: [4, 8, 16, 32, 64]"]),
-        ({"sweep": {"training.learning_rate": []}}, ["no values for training.learning_rate"]),
-        ({"sweep": {"training.learning_rate": 1e-3}}, ["training.learning_rate: [0.001]"]),
-        ({"sweep": []}, ["sweep is an empty list"]),
-        ({"sweep": [{}]}, ["sweep.0"]),
-        ({"sweep": {"training.learning_rat": [1e-3]}}, ["training.learning_rat", "training.learning_rate: [...]"]),
-        ({"sweep": {"training.learning_rate": [-1.0]}}, ["training.learning_rate", "more than 0", "sweep in"]),
-        ({"sweep": {"run.name": ["a", "b"]}}, ["run.name"]),
-        ({"lora": {"rank": [4, 8]}, "sweep": {"lora.rank": [4, 8]}}, ["swept twice", "rank: 4"]),
-        ({"sweep": {"training.learning_rate": [1e-3, 0.001]}}, ["one folder", "learning_rate-0.001"]),
-        ({"sweep": {"lora.target_modules": [["q_proj"], ["Q_proj"]]}}, ["one folder", "target_modules-q_proj"]),
-        ({"sweep": {"dataset.split.seed": [1, 2]}}, ["one folder", "results/dataset/embedded", "name: one-of-its-own"]),
-        ({"sweep": {"prompt.system": ["a", "b"]}}, ["one folder", "results/dataset/embedded/encoded"]),
-        ({"sweep": {"run.seed": list(range(10_000))}}, ["10,000 runs", "max_runs: 10000"]),
-        ({"sweep": [{"lora": {"rank": [4, 8]}}]}, ["one rank"]),
-    ],
-)
+@pytest.mark.parametrize(("differences", "words"), [
+    ({"lora": {"rank": [4, 8, 4]}}, ["lora.rank names 4 twice", "rank: [4, 8]"]),
+    ({"sweep": {"run.name": ["a", "b"]}}, ["can't vary this: run.name", "run.seed: [...]"]),
+    ({"lora": {"rank": [4, 0]}}, ["lora.rank.1", "at least 1", "rank: [4, 16]"]),
+    ({"lora": {"rank": [4, "16"]}}, ["lora.rank.1 is text", "rank: [4, 16]"]),
+    ({"lora": {"rank": []}}, ["lora.rank is an empty list", "rank: [4, 8, 16, 32, 64]"]),
+    ({"sweep": {"training.learning_rate": []}}, ["no values for training.learning_rate"]),
+    ({"sweep": {"training.learning_rate": 1e-3}}, ["training.learning_rate: [0.001]"]),
+    ({"sweep": []}, ["sweep is an empty list"]),
+    ({"sweep": [{}]}, ["sweep.0"]),
+    ({"sweep": {"training.learning_rat": [1e-3]}}, ["training.learning_rat", "training.learning_rate: [...]"]),
+    ({"sweep": {"training.learning_rate": [-1.0]}}, ["training.learning_rate", "more than 0", "sweep in"]),
+    ({"sweep": {"run.name": ["a", "b"]}}, ["run.name"]),
+    ({"lora": {"rank": [4, 8]}, "sweep": {"lora.rank": [4, 8]}}, ["swept twice", "rank: 4"]),
+    ({"sweep": {"training.learning_rate": [1e-3, 0.001]}}, ["one folder", "learning_rate-0.001"]),
+    ({"sweep": {"lora.target_modules": [["q_proj"], ["Q_proj"]]}}, ["one folder", "target_modules-q_proj"]),
+    ({"sweep": {"dataset.split.seed": [1, 2]}}, ["one folder", "results/dataset/embedded", "name: one-of-its-own"]),
+    ({"sweep": {"prompt.system": ["a", "b"]}}, ["one folder", "results/dataset/embedded/encoded"]),
+    ({"sweep": {"run.seed": list(range(10_000))}}, ["10,000 runs", "max_runs: 10000"]),
+    ({"sweep": [{"lora": {"rank": [4, 8]}}]}, ["one rank"]),
+])  # fmt: skip
 def test_a_wrong_sweep_stops_with_the_line_to_write(differences, words):
     with pytest.raises(UserError) as error:
         runs(**differences)

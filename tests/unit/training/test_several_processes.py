@@ -26,11 +26,7 @@ TWENTY = {**LOOP, "epochs": 7, "max_steps": 20, "save_every_steps": 7}
 LORA = {**STEP, "method": "lora"}
 LOADED = [
     *("accelerate.utils.fsdp_utils", "peft", "torch._inductor", "transformers.models.llama.modeling_llama"),
-    *(
-        "scripts.training.train_process",
-        "dryfit.step.packing_self_test",
-        "tests.unit.training.test_several_processes",
-    ),
+    *("scripts.training.train_process", "dryfit.step.packing_self_test", "tests.unit.training.test_several_processes"),
 ]
 
 

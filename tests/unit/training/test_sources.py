@@ -54,17 +54,14 @@ def folder_with(tmp_path, **changes):
     return source
 
 
-@pytest.mark.parametrize(
-    ("quantization", "method"),
-    [
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
-        ({"load_in_8bit": True}, "bitsandbytes"),  # as transformers 4.30 wrote it
-        ({"quant_method": "gptq", "bits": 4}, "gptq"),
-        ({"quant_method": "awq", "bits": 4}, "awq"),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
-        ("exl2", "exl2"),
-    ],
-)
+@pytest.mark.parametrize(("quantization", "method"), [
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+    ({"load_in_8bit": True}, "bitsandbytes"),  # as transformers 4.30 wrote it
+    ({"quant_method": "gptq", "bits": 4}, "gptq"),
+    ({"quant_method": "awq", "bits": 4}, "awq"),
+    ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+    ("exl2", "exl2"),
+])  # fmt: skip
 def test_a_quantized_base_is_refused_before_its_weights_are_fetched(tmp_path, quantization, method):
     with pytest.raises(UserError, match=rf"quantized already \({method}\)") as error:
         describe_model.refuse_what_cannot_be_trained(

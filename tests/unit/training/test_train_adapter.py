@@ -134,17 +134,14 @@ def spoil(path):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("file", "named"),
-    [
-        ("base/model.safetensors", ["base/model.safetensors", "base.json"]),
-        ("base/tokenizer.json", ["base/tokenizer.json", "base.json"]),
-        ("base/config.json", ["base/config.json", "base.json"]),
-        ("base/chat_template.jinja", ["base/chat_template.jinja", "base.json"]),
-        ("encoded/train.parquet", ["encoded/train.parquet"]),
-        ("encoded/validation.parquet", ["encoded/validation.parquet"]),
-    ],
-)
+@pytest.mark.parametrize(("file", "named"), [
+    ("base/model.safetensors", ["base/model.safetensors", "base.json"]),
+    ("base/tokenizer.json", ["base/tokenizer.json", "base.json"]),
+    ("base/config.json", ["base/config.json", "base.json"]),
+    ("base/chat_template.jinja", ["base/chat_template.jinja", "base.json"]),
+    ("encoded/train.parquet", ["encoded/train.parquet"]),
+    ("encoded/validation.parquet", ["encoded/validation.parquet"]),
+])  # fmt: skip
 def test_a_damaged_input_is_noticed_and_named(place, tmp_path, steps, file, named):
     path = tmp_path / file
     path.write_bytes(path.read_bytes())  # the source's weights are linked
@@ -190,15 +187,12 @@ def test_rows_that_teach_nothing_are_an_error(place, tmp_path, steps):
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(
-    ("step", "loop", "write"),
-    [
-        ({"packing": "rows"}, {}, "rows_per_step: 16"),
-        ({}, {"rows_per_step": 3}, "rows_per_step: null"),
-        ({"packing": "rows", "micro_batch": 1}, {"rows_per_step": 16}, "gradient_accumulation: "),
-        ({"packing": "rows", "sequence_length": 16}, {"rows_per_step": 4}, "sequence_length: "),
-    ],
-)
+@pytest.mark.parametrize(("step", "loop", "write"), [
+    ({"packing": "rows"}, {}, "rows_per_step: 16"),
+    ({}, {"rows_per_step": 3}, "rows_per_step: null"),
+    ({"packing": "rows", "micro_batch": 1}, {"rows_per_step": 16}, "gradient_accumulation: "),
+    ({"packing": "rows", "sequence_length": 16}, {"rows_per_step": 4}, "sequence_length: "),
+])  # fmt: skip
 def test_settings_that_contradict_each_other_stop_at_the_start(place, steps, step, loop, write):
     with pytest.raises(UserError) as error:
         run(place, {**STEP, **step}, {**LOOP, **loop})

@@ -168,43 +168,37 @@ def test_a_grammar_of_another_folder(tmp_path):
     assert any("the current directory" in row["request"] and row["command"].endswith(" .") for row in rows)
 
 
-@pytest.mark.parametrize(
-    ("command", "options", "expected"),
-    [
-        ("ls [] <dir>", (), "ls <dir>"),
-        ("ls [] <dir>", ("-a", "-l"), "ls -al <dir>"),
-        ("ls []", ("-t",), "ls -t"),
-        ("tar -x[]f <tar>", ("-v",), "tar -xvf <tar>"),
-        ("grep -r[] 'x' f", ("-n", "-A 3"), "grep -rn -A 3 'x' f"),
-        ("find <dir> [^] -type f []", ("^-maxdepth 2", "-size +1M"), "find <dir> -maxdepth 2 -type f -size +1M"),
-        ("find <dir> [^] -type f []", (), "find <dir> -type f"),
-    ],
-)
+@pytest.mark.parametrize(("command", "options", "expected"), [
+    ("ls [] <dir>", (), "ls <dir>"),
+    ("ls [] <dir>", ("-a", "-l"), "ls -al <dir>"),
+    ("ls []", ("-t",), "ls -t"),
+    ("tar -x[]f <tar>", ("-v",), "tar -xvf <tar>"),
+    ("grep -r[] 'x' f", ("-n", "-A 3"), "grep -rn -A 3 'x' f"),
+    ("find <dir> [^] -type f []", ("^-maxdepth 2", "-size +1M"), "find <dir> -maxdepth 2 -type f -size +1M"),
+    ("find <dir> [^] -type f []", (), "find <dir> -type f"),
+])  # fmt: skip
 def test_options_stand_where_people_write_them(command, options, expected):
     assert with_options(command, options) == expected
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ("slots:", "slotz:", ["Unknown key: slotz", "write:   slots:"]),
-        ("  run: cp", "  rum: cp", ["copy.rum", "files.yaml"]),
-        ("  run: mv <file> <file2>\n", "", ["A key is missing: rename.run", "files.yaml"]),
-        ("mv <file> <file2>", "7", ["rename.run is text", "run: '7'"]),
-        ("cp [] <file> <dir>", "cp [] <fil> <dir>", ["<fil> has no value", "files.copy", "cp <file> <dir>"]),
-        ("mv <file> <file2>", "mv <one> <one2>", ["<one2> has no second value", "files.rename"]),
-        ("copy <file> to <dir>", "copy <file>", ["does not name the slots", "a request with <file> <dir>"]),
-        ("mv <file> <file2>", "cp <file> <dir>", ["does not name the slots", "files.rename"]),
-        ("rename:", "copy:", ["'copy' stands here twice", "lines 1 and 7"]),
-        ("a b, .txt", "a a, .txt", ["a value twice", "slots.file", "a.txt"]),
-        ("[only]", "[]", ["slots.one is an empty list"]),
-        ("[only]", "[7]", ["slots.one.0 is text", "one: ['7']"]),
-        ('"How do I {do}?": 1', '"How?": 1', ["How?", "forms.yaml"]),
-        ('"{Do}": 2', '"{Do}": 0', ["forms.imperative.{Do}", "at least 1"]),
-        ('"count the {things}"', '"count them"', ["stages.count.do", "pipes.yaml"]),
-        ("slots:\n", "slots: [\n", ["not YAML", "slots.yaml, line"]),
-    ],
-)
+@pytest.mark.parametrize(("old", "new", "expected"), [
+    ("slots:", "slotz:", ["Unknown key: slotz", "write:   slots:"]),
+    ("  run: cp", "  rum: cp", ["copy.rum", "files.yaml"]),
+    ("  run: mv <file> <file2>\n", "", ["A key is missing: rename.run", "files.yaml"]),
+    ("mv <file> <file2>", "7", ["rename.run is text", "run: '7'"]),
+    ("cp [] <file> <dir>", "cp [] <fil> <dir>", ["<fil> has no value", "files.copy", "cp <file> <dir>"]),
+    ("mv <file> <file2>", "mv <one> <one2>", ["<one2> has no second value", "files.rename"]),
+    ("copy <file> to <dir>", "copy <file>", ["does not name the slots", "a request with <file> <dir>"]),
+    ("mv <file> <file2>", "cp <file> <dir>", ["does not name the slots", "files.rename"]),
+    ("rename:", "copy:", ["'copy' stands here twice", "lines 1 and 7"]),
+    ("a b, .txt", "a a, .txt", ["a value twice", "slots.file", "a.txt"]),
+    ("[only]", "[]", ["slots.one is an empty list"]),
+    ("[only]", "[7]", ["slots.one.0 is text", "one: ['7']"]),
+    ('"How do I {do}?": 1', '"How?": 1', ["How?", "forms.yaml"]),
+    ('"{Do}": 2', '"{Do}": 0', ["forms.imperative.{Do}", "at least 1"]),
+    ('"count the {things}"', '"count them"', ["stages.count.do", "pipes.yaml"]),
+    ("slots:\n", "slots: [\n", ["not YAML", "slots.yaml, line"]),
+])  # fmt: skip
 def test_wrong_words_are_an_error_that_names_the_place(tmp_path, old, new, expected):
     with pytest.raises(UserError) as error:
         grammar_of(tmp_path, old, new)

@@ -93,7 +93,7 @@ def test_what_the_screen_calls_dangerous_is_not_run_and_wrong(executed):
     rows, summary = executed
     for request, model in (("make a copy of the greeting in /data/copy", "base"), ("show the colour", "tuned")):
         assert rows[request][model] | {"answer": ""} == {
-            **{"answer": "", "did": None, "exact": False, "right": False, "screen": "danger", "terms": None},
+            **{"answer": "", "did": None, "exact": False, "right": False, "screen": "danger", "terms": None}
         }
     assert summary["not_run"] == {"base": 1, "tuned": 1}
 

@@ -63,37 +63,31 @@ def test_output_that_differs_from_run_to_run_is_compared_without_its_numbers():
     assert not right(result("17"), reference(result("16")))
 
 
-@pytest.mark.parametrize(
-    ("answer", "wanted", "same"),
-    [
-        ("./a/b\n", "/a/b\n", True),
-        ("a/b/\n", "/a/b\n", True),
-        ("./a\n", "a\n", True),
-        ("a/\n", "a\n", False),  # ls -F
-        ("/root\n", "root\n", False),  # a home and a group
-        ("a//b\n", "a/b\n", False),
-        ("x /a/b y", "x a/b y", True),
-        ("http://a/b\n", "http://b/a\n", False),
-    ],
-)
+@pytest.mark.parametrize(("answer", "wanted", "same"), [
+    ("./a/b\n", "/a/b\n", True),
+    ("a/b/\n", "/a/b\n", True),
+    ("./a\n", "a\n", True),
+    ("a/\n", "a\n", False),  # ls -F
+    ("/root\n", "root\n", False),  # a home and a group
+    ("a//b\n", "a/b\n", False),
+    ("x /a/b y", "x a/b y", True),
+    ("http://a/b\n", "http://b/a\n", False),
+])  # fmt: skip
 def test_spellings_of_a_path(answer, wanted, same):
     assert right(result(answer), reference(result(wanted))) is same
 
 
-@pytest.mark.parametrize(
-    ("command", "request_text", "free"),
-    [
-        ("find . -name '*.c'", "find C files", True),
-        ("grep -r x /a", "search for x", True),
-        ("ls /a", "list a", True),
-        ("find /a | sort", "list the files under a", True),
-        ("find /a | sort", "list the files under a in alphabetical order", False),
-        ("find /a -size +1k | head -n 2", "show two large files", False),
-        ("ls -t /a", "list the newest files", False),
-        ("cat a", "show a", False),
-        ("sort a", "show the lines", False),
-    ],
-)
+@pytest.mark.parametrize(("command", "request_text", "free"), [
+    ("find . -name '*.c'", "find C files", True),
+    ("grep -r x /a", "search for x", True),
+    ("ls /a", "list a", True),
+    ("find /a | sort", "list the files under a", True),
+    ("find /a | sort", "list the files under a in alphabetical order", False),
+    ("find /a -size +1k | head -n 2", "show two large files", False),
+    ("ls -t /a", "list the newest files", False),
+    ("cat a", "show a", False),
+    ("sort a", "show the lines", False),
+])  # fmt: skip
 def test_order_counts_unless_the_command_lists_and_the_request_asks_for_none(command, request_text, free):
     wanted = reference(result("a\nb\n"), command=command, request=request_text)
     assert right(result("b\na\n"), wanted) is free
@@ -116,20 +110,17 @@ def test_the_terms_are_those_of_the_nearest_reference():
     assert terms == {"end": True, "status": False, "changes": True, "output": True}
 
 
-@pytest.mark.parametrize(
-    ("one", "again", "answer"),
-    [
-        (result("a"), None, True),
-        (result(new="0o644x"), None, True),
-        (result(), None, False),  # `true` would be right
-        (result(" \n"), None, False),
-        (result("a"), result(), False),
-        (result("a"), result("b"), False),  # its own words differ
-        (result("at 5"), result("at 6"), True),
-        (result("5"), result("6"), False),  # any number would be right
-        (result("a", end="time", status=None), None, False),
-        (result(one="0o644x"), result(two="0o644x"), False),
-    ],
-)
+@pytest.mark.parametrize(("one", "again", "answer"), [
+    (result("a"), None, True),
+    (result(new="0o644x"), None, True),
+    (result(), None, False),  # `true` would be right
+    (result(" \n"), None, False),
+    (result("a"), result(), False),
+    (result("a"), result("b"), False),  # its own words differ
+    (result("at 5"), result("at 6"), True),
+    (result("5"), result("6"), False),  # any number would be right
+    (result("a", end="time", status=None), None, False),
+    (result(one="0o644x"), result(two="0o644x"), False),
+])  # fmt: skip
 def test_a_task_is_decidable_if_its_first_reference_leaves_a_trace_that_tells_right_from_wrong(one, again, answer):
     assert decidable([reference(one, again), reference(result("x"))]) is answer

@@ -63,17 +63,14 @@ def test_output_status_and_changes_are_told(sandbox):
     assert result["changes"]["/d"] == [None, ["folder", "0o700", ""]]
 
 
-@pytest.mark.parametrize(
-    ("command", "changed"),
-    [
-        ("touch /data/a", set()),  # the time alone
-        ("chmod +x /data/a", {"/data/a"}),
-        ("rm -r /data", {"/data", "/data/a", "/data/b"}),
-        ("rm -r /data && mkdir /data && echo a > /data/a", {"/data/b"}),
-        ("mv /data /moved", {"/data", "/data/a", "/data/b", "/moved", "/moved/a", "/moved/b"}),
-        ("echo a > /tmp-file; rm /tmp-file", set()),
-    ],
-)
+@pytest.mark.parametrize(("command", "changed"), [
+    ("touch /data/a", set()),  # the time alone
+    ("chmod +x /data/a", {"/data/a"}),
+    ("rm -r /data", {"/data", "/data/a", "/data/b"}),
+    ("rm -r /data && mkdir /data && echo a > /data/a", {"/data/b"}),
+    ("mv /data /moved", {"/data", "/data/a", "/data/b", "/moved", "/moved/a", "/moved/b"}),
+    ("echo a > /tmp-file; rm /tmp-file", set()),
+])  # fmt: skip
 def test_changes_are_those_of_the_content(sandbox, command, changed):
     result = run(sandbox, command)
     assert set(result["changes"]) == changed
@@ -181,18 +178,15 @@ def test_nothing_of_the_host_is_read_and_nothing_is_granted(attacked):
     assert not attacked["devices"]["stdout"] and not attacked["devices"]["changes"]
 
 
-@pytest.mark.parametrize(
-    ("name", "end"),
-    [
-        ("fork bomb", "time"),
-        ("busy", "time"),
-        ("closed output", "time"),
-        ("endless output", "output"),
-        ("fill the inodes", "inodes"),
-        ("memory of many", "memory"),
-        ("a megabyte", "length"),
-    ],
-)
+@pytest.mark.parametrize(("name", "end"), [
+    ("fork bomb", "time"),
+    ("busy", "time"),
+    ("closed output", "time"),
+    ("endless output", "output"),
+    ("fill the inodes", "inodes"),
+    ("memory of many", "memory"),
+    ("a megabyte", "length"),
+])  # fmt: skip
 def test_limits_end_what_has_no_end(attacked, name, end):
     assert attacked[name]["end"] == end and attacked[name]["status"] is None
     assert attacked[name]["wall_seconds"] < 30 and len(attacked[name]["stdout"]) <= 1 << 20
@@ -248,15 +242,12 @@ def test_without_bubblewrap_it_is_said_what_to_install(monkeypatch, tmp_path):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("said", "words"),
-    [
-        ("bwrap: setting up uid map: Permission denied", "administrator"),
-        ("bwrap: No permissions to create new namespace", "AppArmor"),
-        ("bwrap: Unknown option --overlay-src", "bubblewrap 0.11"),
-        ("bwrap: Can't make overlay mount on /newroot/: Operation not permitted", "Linux 6.6"),
-    ],
-)
+@pytest.mark.parametrize(("said", "words"), [
+    ("bwrap: setting up uid map: Permission denied", "administrator"),
+    ("bwrap: No permissions to create new namespace", "AppArmor"),
+    ("bwrap: Unknown option --overlay-src", "bubblewrap 0.11"),
+    ("bwrap: Can't make overlay mount on /newroot/: Operation not permitted", "Linux 6.6"),
+])  # fmt: skip
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere bubblewrap is not even looked for")
 def test_a_bubblewrap_that_can_not_is_explained(monkeypatch, tmp_path, said, words):
     tool = tmp_path / "bwrap"
