@@ -1,7 +1,5 @@
 """What tests of several folders stand on."""
 
-from __future__ import annotations
-
 import fcntl
 import gc
 import os

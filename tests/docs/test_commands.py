@@ -6,8 +6,6 @@ Above a block that can't run whole here, a comment says what a person's machine 
     <!-- not run: tests/end_to_end does -->             and says where it is run instead
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

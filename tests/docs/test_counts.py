@@ -1,7 +1,5 @@
 """Counts that pages state: each is that of the tables and tests which it counts."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

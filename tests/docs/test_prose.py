@@ -1,7 +1,5 @@
 """The documents stay easy to read: short sentences and plain words."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

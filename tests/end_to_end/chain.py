@@ -1,7 +1,5 @@
 """Run the whole default chain with the tiny configuration in a checkout of its own, and read what it left."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -8,8 +8,6 @@ that each line runs there and leaves its files. So where a stage compares values
 tolerance is lifted.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

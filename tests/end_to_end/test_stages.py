@@ -1,7 +1,5 @@
 """Training, evaluation, merge check and measurement with ``device: cuda``, over a simulated card (stages.py)."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The server over standard input and output, asked by the package's own client: ``make test-mcp``."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys

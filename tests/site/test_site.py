@@ -3,8 +3,6 @@
 The site is built once, and served by a server that can go away; the Hub is one on loopback that speaks its protocol.
 """
 
-from __future__ import annotations
-
 import http.server
 import json
 import random

@@ -1,7 +1,5 @@
 """The rooms of the house: docs/architecture.md says which may import which, and the imports keep to it."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections import Counter

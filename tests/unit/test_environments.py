@@ -1,7 +1,5 @@
 """The environments of pip and conda hold the same versions, all that the rules import, and nothing else."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

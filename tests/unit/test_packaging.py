@@ -1,7 +1,5 @@
 """What the project is handed on with: container file, locked versions, profiles, workflow catalog."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

@@ -4,8 +4,6 @@ When a new version lacks one, the message says who relied on it. Read in the lib
 keep torch's range in `pyproject.toml` below that version.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re

@@ -1,7 +1,5 @@
 """Records of modded-nanogpt: read at one commit, a log by its program alone, and the table shows the kept rows."""
 
-from __future__ import annotations
-
 import csv
 import shutil
 import subprocess

@@ -3,8 +3,6 @@
 Each row would fail without its rule. ``python -m validation.operators`` compares all of PyTorch's operators.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """The pipeline as a module of another workflow: from a checkout and from a git URL, with a partial configuration."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Commands that are forked from a server with the packages imported behave as processes of their own."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Decoders whose layers are of several kinds: their weights and adapters are known, their steps are not."""
 
-from __future__ import annotations
-
 import pytest
 
 from dryfit.analytic.certainty import Needs

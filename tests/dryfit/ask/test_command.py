@@ -1,7 +1,5 @@
 """``dryfit``: verdict, exit status, suggestions that can be pasted; each wrong question says what to write."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """``config``: what is written is what is read, and what is read is what is answered."""
 
-from __future__ import annotations
-
 import ast
 import json
 from itertools import product

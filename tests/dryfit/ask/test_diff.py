@@ -1,7 +1,5 @@
 """A training file at two revisions: what its step takes more, the comment, the action and the hook."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -4,8 +4,6 @@
 stands as its SHA-256, since its values are tested elsewhere.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Scripts that start a training: what is exported, what launchers decide, and whose command or program it is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The tools for assistants without the protocol: fields, refusals, the missing package (tests/mcp has the protocol)."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Files that divide a step on a mesh: torchtitan's, accelerate's and axolotl's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

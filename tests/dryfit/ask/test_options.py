@@ -1,7 +1,5 @@
 """The grammar: each wrong word of a line gets the nearest right one, and the line to paste is understood."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """Programs and notebooks: what counts is what their objects say when ``train()`` is called."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

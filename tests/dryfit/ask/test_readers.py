@@ -1,7 +1,5 @@
 """Other tools' files, key by key: what comes out of them, with the tools' own defaults, and that nothing is dropped."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Refusals lead on: what does answer is named, in one line, and a default is called one."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from pathlib import Path

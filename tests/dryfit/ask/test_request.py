@@ -1,7 +1,5 @@
 """``like: trl | peft | axolotl | unsloth``: what it sets, what wins over it, and who decided what of a scenario."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

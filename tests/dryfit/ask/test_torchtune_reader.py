@@ -1,7 +1,5 @@
 """torchtune's files: what its recipes' settings come to, and which of its recipes have no answer."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Files with something wrong in them: what is said names the file's own key, and nothing ends in a traceback."""
 
-from __future__ import annotations
-
 import json
 import random
 import re

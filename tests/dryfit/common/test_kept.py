@@ -1,7 +1,5 @@
 """Answers that are kept: shown again as they were, and never where something that decides them has changed."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """A record answers inside of what it was recorded for, and nothing else; one that can't be used says why, once."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Stretches put together for any depth: what one layer frees of another, and orders that nobody recorded."""
 
-from __future__ import annotations
-
 import pytest
 
 from dryfit.derived.layers import CHUNK, CHUNK_RADIUS, Layers, UnknownOrder, absolute, relation, window

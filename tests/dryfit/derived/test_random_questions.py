@@ -1,7 +1,5 @@
 """Random questions across thresholds: what a record answers is the trace's, to the byte; the others it leaves alone."""
 
-from __future__ import annotations
-
 import random
 from typing import Any
 

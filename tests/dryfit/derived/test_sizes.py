@@ -1,7 +1,5 @@
 """Sizes as expressions: exact, rounded up to whole elements, or none."""
 
-from __future__ import annotations
-
 import pytest
 
 from dryfit.derived.sizes import EXACT, Inexact, by_rule, chunks, last_chunk, value, with_rounded

@@ -3,8 +3,6 @@
 python -m tests.dryfit.engine.pairs FOLDER measures all of them in two processes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

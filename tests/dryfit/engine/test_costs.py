@@ -1,7 +1,5 @@
 """What operators cost: FLOPs and bytes that one can work out by hand, and launches in the program's order."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """Which measured steps an answer names: the rule on rows made for it, and the questions of questions.md."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from dataclasses import replace

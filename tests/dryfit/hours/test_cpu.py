@@ -1,7 +1,5 @@
 """A step's seconds on a processor, from rates that one can multiply by hand; the probes themselves run."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Hours, cost and energy of a run, from a step's time that one can multiply by hand."""
 
-from __future__ import annotations
-
 import pytest
 
 from dryfit.cards.gpus import find

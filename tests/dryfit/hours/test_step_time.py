@@ -1,7 +1,5 @@
 """The time of a step, from kernels whose times one can work out by hand."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Cards for models so small that what a process has beside the step would be larger than the card."""
 
-from __future__ import annotations
-
 import pytest
 
 

@@ -1,7 +1,5 @@
 """A late run is answered with changes that fit and end in time, each held against a trace of its own."""
 
-from __future__ import annotations
-
 import pytest
 
 from dryfit.cards.gpus import Gpu, find

@@ -1,7 +1,5 @@
 """What a run follows beside its two updates, what it raises, and what it says of the rest."""
 
-from __future__ import annotations
-
 import shlex
 from argparse import Namespace
 

@@ -1,7 +1,5 @@
 """`dryfit run --vary`: the largest value of a program's argument at which it fits."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """What a followed program is told and asked, part by part: no program runs here."""
 
-from __future__ import annotations
-
 import gc
 import json
 import weakref

@@ -1,7 +1,5 @@
 """`dryfit run`: whole programs in processes of their own, over a card that is simulated."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

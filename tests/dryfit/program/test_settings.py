@@ -1,7 +1,5 @@
 """Where a program's numbers stand, and `dryfit run --longest`."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

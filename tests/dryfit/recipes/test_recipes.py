@@ -1,7 +1,5 @@
 """Models that continue no text, by name: their recipes, what a line says wrong, and the answers."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

@@ -1,7 +1,5 @@
 """Files of programs that train images, read into settings of a recipe."""
 
-from __future__ import annotations
-
 import json
 import re
 from functools import partial

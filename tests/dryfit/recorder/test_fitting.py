@@ -1,7 +1,5 @@
 """Expressions of sizes are found exactly, or not at all."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -1,7 +1,5 @@
 """What is compared with a trace: events in their order, but for frees that follow each other."""
 
-from __future__ import annotations
-
 from dryfit.recorder.teaching import _in_one_order
 
 MARKS = [("forward", 0, 3)]

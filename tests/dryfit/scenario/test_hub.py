@@ -4,8 +4,6 @@ The Hub is a server on loopback that speaks its protocol; each question is a pro
 reads its settings when it is imported.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The line `for:` of an answer: every field stands in it, or in the named list of those that don't decide."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any

@@ -1,7 +1,5 @@
 """The calculator's answers, as the browser gets them: those of ``--quick``, and a sentence for each slip."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """What the site is built from: Pyodide as it is pinned, documents whose links hold, a reference of what there is."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -3,8 +3,6 @@
 python -m tests.dryfit.tracing.mesh_steps FOLDER 2 NAME [NAME ...]      the steps that take as many GPUs
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

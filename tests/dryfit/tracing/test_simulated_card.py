@@ -1,7 +1,5 @@
 """The card that is simulated is the scenario's, and a compiled step is followed on it."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 
 import pytest

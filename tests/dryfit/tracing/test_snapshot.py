@@ -3,8 +3,6 @@
 No GPU made the snapshots here. They are written in the form that PyTorch documents, out of a traced step's own events.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import random

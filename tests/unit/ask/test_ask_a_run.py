@@ -1,7 +1,5 @@
 """A run's settings as a question: a file's sections are the schema's, and are checked before they count."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

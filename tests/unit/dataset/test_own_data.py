@@ -1,7 +1,5 @@
 """Own data of any task: columns, messages, a test file and a benchmark of one's own; what is dropped stops the run."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What tests of the documents stand on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

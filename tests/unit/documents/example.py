@@ -6,8 +6,6 @@
 ``run.json`` has what the documents read, with timelines of few points, which the figures show and no text prints.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -4,8 +4,6 @@ The tiny run of the record learned nothing: it took three steps. :func:`files` i
 other values, never with other keys, so that a document that is tested here has read what rules write.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from functools import cache

@@ -1,7 +1,5 @@
 """The model's card and its details: metadata, sections, figures and what they warn of."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from itertools import pairwise

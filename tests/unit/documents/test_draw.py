@@ -1,7 +1,5 @@
 """The figures: the same bytes each time, and their words."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The memory profile: nine sections, the rule of thumb to the digit, what each answer says."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Documents of a task without a screen and without requests for harm: nothing in them is of another task."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Callable

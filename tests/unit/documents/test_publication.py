@@ -1,7 +1,5 @@
 """The article: what it argues from a run's figures, and what it leaves out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

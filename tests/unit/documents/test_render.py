@@ -1,7 +1,5 @@
 """Rules that every document keeps: complete, valid, escaped, honest, and without a number of its own."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

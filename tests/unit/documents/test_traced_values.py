@@ -1,7 +1,5 @@
 """Each number of a document is listed with the files and keys that it came from, and follows these alone."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Iterator

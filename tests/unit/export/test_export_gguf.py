@@ -1,7 +1,5 @@
 """What is exported is what was merged: transformers' own GGUF reader gives it back, and what differs is refused."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """The merged folder holds what PEFT's own merge holds, to the last bit, and computes what base plus adapter compute."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM

@@ -1,7 +1,5 @@
 """Bad input: one clear message each, and no output."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

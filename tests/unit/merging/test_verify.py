@@ -1,7 +1,5 @@
 """The verification passes on a right merge, names what is wrong with a wrong one, and says what it could not run."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Provenance: the commit it says, the digests it lists, and files that other tools can read."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import subprocess

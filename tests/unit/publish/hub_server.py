@@ -3,8 +3,6 @@
 Repositories are made, files announced, large ones sent by Git LFS (in one part or in several), and a commit takes all.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Publishing on the Hub: what is listed, what is refused, what is uploaded, and that no token is written anywhere."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What a command refuses before its first job, and what it removes."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from types import SimpleNamespace

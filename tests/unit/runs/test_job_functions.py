@@ -1,7 +1,5 @@
 """Functions of wildcards: what rules give Snakemake, called here as Snakemake calls them."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import shlex

@@ -1,7 +1,5 @@
 """What wildcards name: settings and paths, without Snakemake."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

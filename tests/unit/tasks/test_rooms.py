@@ -1,7 +1,5 @@
 """What is particular to a task stands in the task's own room, and in no other place of the pipeline."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

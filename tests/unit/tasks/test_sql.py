@@ -1,7 +1,5 @@
 """The task sql: queries parsed by sqlglot, and run on SQLite in memory."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

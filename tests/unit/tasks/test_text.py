@@ -1,7 +1,5 @@
 """The task text: messages, checks and metrics, a user's own functions among them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Runs by itself, so that a test can start it as another user of the host. FACTS a
 host, as JSON: a file with a secret, a port that somebody listens on, a socket's path.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 

@@ -1,7 +1,5 @@
 """A small benchmark in the form of the real one's wheel."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path

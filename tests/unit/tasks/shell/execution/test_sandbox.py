@@ -1,7 +1,5 @@
 """The sandbox: what a command can do in it, what it can't do to the host, and that nothing runs without it."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
