@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [
-    *sorted(ROOT.glob("*.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "config").rglob("*.md")),
-    ROOT / "results" / "README.md",
-]
+PAGES = [*sorted(ROOT.glob("*.md")),
+         *sorted((ROOT / "docs").glob("*.md")),
+         *sorted((ROOT / "config").rglob("*.md")),
+         ROOT / "results" / "README.md"]  # fmt: skip
 WORDS = 30  # of a sentence, at most
 UNPLAIN = re.compile(
     r"\b(?:is none|are none|was none|there is none|none is|none are|said of|told of|told apart|asked of|others'"

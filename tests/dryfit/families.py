@@ -4,35 +4,16 @@ Sizes are made up, and kept apart from one another so that no two terms of a ste
 family's layers are is in the order in which its configuration has them.
 """
 
-_SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "max_position_embeddings": 4096,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "vocab_size": 300,
-}
+_SIZES = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 4096, "num_attention_heads": 4,
+          "num_hidden_layers": 2, "num_key_value_heads": 2, "vocab_size": 300}  # fmt: skip
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
 _ROUTED = {"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2}
 # Queries and keys of 24, values of 16: heads of two sizes.
-_LATENT = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
-}
-_DELTA = {
-    "head_dim": 32,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 24,
-    "layer_types": ["linear_attention", "full_attention"],
-}
+_LATENT = {"num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16,
+           "qk_rope_head_dim": 8, "v_head_dim": 16}  # fmt: skip
+_DELTA = {"head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+          "linear_value_head_dim": 24, "layer_types": ["linear_attention", "full_attention"]}  # fmt: skip
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 24, "mamba_chunk_size": 32}
 _OWN = {
     "qwen3_5_text": _DELTA,

@@ -71,23 +71,10 @@ def snakemake(
 
     With the Python that is named; else Snakemake and its jobs are forked from a server that has imported the packages.
     """
-    command = [
-        python or Path(launchers(environ), "python"),
-        "-m",
-        "snakemake",
-        "--cores",
-        "2",
-        "--configfile",
-        CONFIGURATION.relative_to(ROOT),
-    ]
-    done = subprocess.run(
-        [str(part) for part in (*command, *arguments)],
-        cwd=project,
-        env=environ or os.environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = [python or Path(launchers(environ), "python"), "-m", "snakemake", "--cores", "2", "--configfile",
+               CONFIGURATION.relative_to(ROOT)]  # fmt: skip
+    done = subprocess.run([str(part) for part in (*command, *arguments)], cwd=project, env=environ or os.environ,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
     assert done.returncode == 0, f"snakemake failed in {project}:\n{done.stdout[-20000:]}"
     return done.stdout
 

@@ -38,29 +38,11 @@ MODULES = sorted(
 )
 # Without these the light environment, and whoever only wants an estimate, would load gigabytes.
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
-WITHOUT_TORCH = (
-    "scripts/common",
-    "scripts/runs",
-    "dryfit/common",
-    "dryfit/data",
-    "dryfit/scenario",
-    "dryfit/cards",
-    "dryfit/evidence",
-    "dryfit/derived",
-    "dryfit/analytic",
-    "scripts/tasks",
-    "scripts/tasks/support",
-    "scripts/tasks/shell",
-    "scripts/tasks/shell/screen",
-    "scripts/tasks/shell/execution",
-    "scripts/dataset",
-    "scripts/documents",
-    "scripts/provenance",
-    "dryfit/ask",
-    "dryfit/readers",
-    "dryfit/site",
-    "dryfit/recipes",
-)
+WITHOUT_TORCH = ("scripts/common", "scripts/runs", "dryfit/common", "dryfit/data", "dryfit/scenario", "dryfit/cards",
+                 "dryfit/evidence", "dryfit/derived", "dryfit/analytic", "scripts/tasks", "scripts/tasks/support",
+                 "scripts/tasks/shell", "scripts/tasks/shell/screen", "scripts/tasks/shell/execution",
+                 "scripts/dataset", "scripts/documents", "scripts/provenance", "dryfit/ask", "dryfit/readers",
+                 "dryfit/site", "dryfit/recipes")  # fmt: skip
 
 # The disk's sizes are compared with the files that a real step leaves, the training's own step with its trace.
 BESIDE_THE_ROOM = {"test_disk.py": {"dryfit/step"}, "test_several_processes.py": {"dryfit/tracing"}}

@@ -132,11 +132,9 @@ def test_the_wheel_answers_beside_a_project_with_folders_of_the_same_names(tmp_p
     for folder in ("scripts", "config"):
         (project / folder).mkdir(parents=True)
         (project / folder / "__init__.py").write_text("raise ImportError('of another project')")
-    program = (
-        "import sys, dryfit\n"
-        "answer = dryfit.fit('Qwen/Qwen3-8B', gpu='4090', quick=True)\n"
-        "assert answer.fits and 'torch' not in sys.modules\n"
-    )
+    program = ("import sys, dryfit\n"
+               "answer = dryfit.fit('Qwen/Qwen3-8B', gpu='4090', quick=True)\n"
+               "assert answer.fits and 'torch' not in sys.modules\n")  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), str(place)])}
     for arguments in (["-c", program], ["-m", "dryfit.ask", "Qwen/Qwen3-8B", "--gpu", "4090", "--quick"]):
         done = subprocess.run(

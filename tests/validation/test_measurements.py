@@ -137,12 +137,8 @@ def test_a_run_that_ended_out_of_memory_does_not_fit():
 
 
 def test_an_unknown_row_is_refused():
-    run = subprocess.run(
-        [sys.executable, "-m", "validation.measurements", "--rows", "t4-nothing"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    run = subprocess.run([sys.executable, "-m", "validation.measurements", "--rows", "t4-nothing"], cwd=ROOT,
+                         capture_output=True, text=True)  # fmt: skip
     assert run.returncode == 2
     assert "There is no such row." in run.stderr and "t4-nothing" in run.stderr
 

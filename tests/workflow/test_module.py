@@ -20,13 +20,11 @@ CONFIGURATION = {
 
 def workflow(folder: Path, snakefile: str, configuration: dict) -> Path:
     """A workflow that imports this one and puts all of it below tuner/."""
-    (folder / "Snakefile").write_text(
-        "module tuner:\n"
-        f"    snakefile: {snakefile}\n"
-        f"    config: {configuration!r}\n"
-        '    prefix: "tuner"\n'
-        "use rule * from tuner as tuner_*\n"
-    )
+    (folder / "Snakefile").write_text("module tuner:\n"
+                                      f"    snakefile: {snakefile}\n"
+                                      f"    config: {configuration!r}\n"
+                                      '    prefix: "tuner"\n'
+                                      "use rule * from tuner as tuner_*\n")  # fmt: skip
     return folder
 
 

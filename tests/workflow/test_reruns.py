@@ -16,15 +16,8 @@ from tests.workflow.plan import edited, make_believe, planned, planned_text, sna
 
 DATASET = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset"}
 MODEL = {"download_gguf", "describe_model", "fetch_weights"}
-RANKED_MEMORY = {
-    "profile_adapters",
-    "trace_memory",
-    "measure_memory",
-    "compare_memory",
-    "gate_memory",
-    "plan_memory",
-    "check_resources",
-}
+RANKED_MEMORY = {"profile_adapters", "trace_memory", "measure_memory", "compare_memory", "gate_memory", "plan_memory",
+                 "check_resources"}  # fmt: skip
 DOCUMENTS = {"draw_memory", "draw_figures", "record_provenance", "render_documents", "render_memory_profile"}
 TRAINED = {"train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models"}
 TRAINED |= {"compare_merged"}
@@ -173,11 +166,9 @@ def test_data_and_a_model_of_ones_own_rerun_by_their_contents(tmp_path):
     assert not rules & {*DATASET, "describe_model", "encode_dataset"}
 
 
-REWORDED = [
-    ("scenario/contradictions.py", "the objective is the loss", "an objective is a loss of its own"),
-    ("scenario/fields.py", "Tokens of a row of the batch.", "How many tokens a row of the batch has."),
-    ("common/device.py", "No CUDA device was found", "There is no CUDA device"),
-]
+REWORDED = [("scenario/contradictions.py", "the objective is the loss", "an objective is a loss of its own"),
+            ("scenario/fields.py", "Tokens of a row of the batch.", "How many tokens a row of the batch has."),
+            ("common/device.py", "No CUDA device was found", "There is no CUDA device")]  # fmt: skip
 
 
 @pytest.mark.few(1)

@@ -8,12 +8,10 @@ import yaml
 from tests.end_to_end import chain
 from tests.workflow.plan import make_believe, planned_jobs
 
-RANKED = {
-    *("profile_adapters", "trace_memory", "measure_memory", "compare_memory", "gate_memory", "plan_memory"),
-    *("train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models", "record_provenance"),
-    *("compare_merged", "check_resources"),
-    *("draw_memory", "draw_figures", "render_documents", "render_memory_profile"),
-}
+RANKED = {*("profile_adapters", "trace_memory", "measure_memory", "compare_memory", "gate_memory", "plan_memory"),
+          *("train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models", "record_provenance"),
+          *("compare_merged", "check_resources"),
+          *("draw_memory", "draw_figures", "render_documents", "render_memory_profile")}  # fmt: skip
 SWEPT = {"summarize_sweep", "draw_sweep", "render_sweep"}
 
 

@@ -20,18 +20,9 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.scenario.value_fields import Lora
 from tests.repository import ROOT
 
-SIZES = {
-    "hidden_size": 512,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "vocab_size": 8000,
-    "max_position_embeddings": 4096,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+SIZES = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "num_attention_heads": 8,
+         "num_key_value_heads": 2, "vocab_size": 8000, "max_position_embeddings": 4096, "bos_token_id": 1,
+         "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
 GPT2 = {"n_embd": 512, "n_layer": 4, "n_head": 8, "vocab_size": 8000, "n_positions": 4096}
 
 
@@ -64,13 +55,11 @@ def test_target_model_to_the_parameter() -> None:
     assert counts["embeddings"] == counts["output_head"] == 152_064 * 3_584
 
 
-VARIATIONS = {
-    "defaults": {"num_hidden_layers": 1},
-    "tied": {"tie_word_embeddings": True, **SIZES},
-    "untied, biases": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, **SIZES},
-    "norms of queries, no bias": {"qk_layernorm": True, "use_bias": False, **SIZES},
-    "own head size": {"head_dim": 32, **SIZES},
-}
+VARIATIONS = {"defaults": {"num_hidden_layers": 1},
+              "tied": {"tie_word_embeddings": True, **SIZES},
+              "untied, biases": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, **SIZES},
+              "norms of queries, no bias": {"qk_layernorm": True, "use_bias": False, **SIZES},
+              "own head size": {"head_dim": 32, **SIZES}}  # fmt: skip
 
 
 @pytest.mark.parametrize("variation", VARIATIONS.values(), ids=VARIATIONS)
@@ -116,15 +105,9 @@ def test_unknown_family_has_no_analytic_estimate() -> None:
         analytic_estimate(make().changed(model={"model_type": "bloom", "hidden_size": 64}))
 
 
-UNDESCRIBED = {
-    "adapter": {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []},
-    "previous_sequence_length": 64,
-    "keeps_outputs": True,
-    "use_cache": True,
-    "loss": "liger",
-    "compile": "layers",
-    "quantization": {"compute": "fp32"},
-}
+UNDESCRIBED = {"adapter": {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []},
+               "previous_sequence_length": 64, "keeps_outputs": True, "use_cache": True, "loss": "liger",
+               "compile": "layers", "quantization": {"compute": "fp32"}}  # fmt: skip
 
 
 @pytest.mark.parametrize("field", UNDESCRIBED)
@@ -192,30 +175,24 @@ def test_lengths_are_rounded_up_as_kernels_do() -> None:
 
 @pytest.mark.thorough
 def test_needs_no_torch() -> None:
-    code = (
-        "import sys; from dryfit.scenario.scenario import Scenario;"
-        "from dryfit.analytic.estimate import analytic_estimate;"
-        "analytic_estimate(Scenario.from_mapping({'model': 'qwen2.5-coder-7b'}));"
-        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
-    )
+    code = ("import sys; from dryfit.scenario.scenario import Scenario;"
+            "from dryfit.analytic.estimate import analytic_estimate;"
+            "analytic_estimate(Scenario.from_mapping({'model': 'qwen2.5-coder-7b'}));"
+            "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)")  # fmt: skip
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 # --- sums and order -----------------------------------------------------------------------------------------------
 
 
-FIELDS = st.fixed_dictionaries(
-    {
-        "method": st.sampled_from(["full", "lora", "qlora"]),
-        "precision": st.sampled_from(["fp32", "fp16", "bf16"]),
-        "gradient_checkpointing": st.sampled_from([True, False, "reentrant"]),
-        "attention": st.sampled_from(["eager", "sdpa", "mem_efficient"]),
-        "optimizer": st.sampled_from(["adamw", "adamw_fused", "adamw_8bit", "lion_8bit"]),
-        "loss": st.sampled_from(["full", "chunked"]),
-        "sequence_length": st.integers(8, 2048),
-        "micro_batch": st.integers(1, 8),
-    }
-)
+FIELDS = st.fixed_dictionaries({"method": st.sampled_from(["full", "lora", "qlora"]),
+                                "precision": st.sampled_from(["fp32", "fp16", "bf16"]),
+                                "gradient_checkpointing": st.sampled_from([True, False, "reentrant"]),
+                                "attention": st.sampled_from(["eager", "sdpa", "mem_efficient"]),
+                                "optimizer": st.sampled_from(["adamw", "adamw_fused", "adamw_8bit", "lion_8bit"]),
+                                "loss": st.sampled_from(["full", "chunked"]),
+                                "sequence_length": st.integers(8, 2048),
+                                "micro_batch": st.integers(1, 8)})  # fmt: skip
 KINDS = st.sampled_from(sorted(FAMILIES))
 
 

@@ -153,11 +153,9 @@ def test_the_scenario_to_keep_gives_the_same_answer(tmp_path, capsys) -> None:
 def test_quick_needs_no_torch_and_no_module_of_another_question() -> None:
     others = {"readers.axolotl", "readers.program", "recipes.trainers", "serving.vllm", "tracing.cycle"}
     heavy = {"torch", "transformers", "numpy", "huggingface_hub"} | {f"dryfit.{name}" for name in others}
-    program = (
-        "import sys\nfrom dryfit.ask.command import main\n"
-        "main(['qwen2.5-0.5b', '--gpu', 't4', '--quick'])\n"
-        f"assert not {heavy!r} & set(sys.modules), 'heavy'\n"
-    )
+    program = ("import sys\nfrom dryfit.ask.command import main\n"
+               "main(['qwen2.5-0.5b', '--gpu', 't4', '--quick'])\n"
+               f"assert not {heavy!r} & set(sys.modules), 'heavy'\n")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("FITS: ")
@@ -192,10 +190,8 @@ def test_without_torch_the_estimate_answers_and_names_what_to_install(model, wor
 )
 def test_without_torch_no_program_is_followed_and_the_package_is_named(words, tmp_path) -> None:
     (tmp_path / "train.py").write_text("import torch\n")
-    program = (
-        "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
-        f"sys.argv[1:] = {words!r}\nfrom dryfit.ask.command import run\nrun()"
-    )
+    program = ("import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
+               f"sys.argv[1:] = {words!r}\nfrom dryfit.ask.command import run\nrun()")  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DRYFIT_CACHE": ""}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -304,10 +300,8 @@ def test_of_layers_without_an_estimate_records_answer_and_say_where_they_end(cap
 def test_where_neither_an_estimate_nor_a_record_knows_a_step_the_line_that_traces_it_is_named(words) -> None:
     card = [] if words == ["gpus"] else ["--gpu", "4090"]
     asked = [*words, "qwen3.5-9b", *card, "--quick", "--set", "optimizer=adamw_8bit"]
-    program = (
-        "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
-        f"sys.argv[1:] = {asked!r}\nfrom dryfit.ask.command import run\nrun()"
-    )
+    program = ("import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
+               f"sys.argv[1:] = {asked!r}\nfrom dryfit.ask.command import run\nrun()")  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DRYFIT_CACHE": ""}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode in (2, 3) and not done.stdout and "Traceback" not in done.stderr

@@ -17,14 +17,9 @@ TRL = {"model_name_or_path": "meta-llama/Llama-3.2-1B", "dataset_name": "x", "nu
 @needs_trl
 def test_a_file_of_trl_is_its_own_step_and_not_supervised_fine_tuning(tmp_path: Path) -> None:
     found = asked(tmp_path, TRL)
-    said(
-        found,
-        objective="grpo",
-        sequence_length=512 + 256,
-        loss="full",
-        preference={"generations": 4, "completion_length": 256, "reference": None},
-        generation={"engine": "transformers", "steps_per_generation": None, "iterations": 1},
-    )
+    said(found, objective="grpo", sequence_length=512 + 256, loss="full",
+         preference={"generations": 4, "completion_length": 256, "reference": None},
+         generation={"engine": "transformers", "steps_per_generation": None, "iterations": 1})  # fmt: skip
     assert not any(remark.key == "trainer" for remark in found.reading.remarks)
 
 
@@ -72,12 +67,10 @@ def test_axolotls_blocks_are_trls_settings(tmp_path: Path) -> None:
         "vllm": {"gpu_memory_utilization": 0.45, "max_model_len": 2048},
     }  # fmt: skip
     found = asked(tmp_path, content, gpu="h100-80gb")
-    said(
-        found,
-        objective="grpo",
-        preference={"generations": 4, "completion_length": 256, "reference": "adapter_off"},
-        generation={"engine": "vllm", "utilization": 0.45, "max_model_length": 2048},
-    )
+    said(found,
+         objective="grpo",
+         preference={"generations": 4, "completion_length": 256, "reference": "adapter_off"},
+         generation={"engine": "vllm", "utilization": 0.45, "max_model_length": 2048})  # fmt: skip
 
 
 NOTEBOOK = """

@@ -47,11 +47,9 @@ def write(folder: Path, name: str, text: str) -> Path:
 def answered(tmp_path_factory) -> tuple[subprocess.CompletedProcess, list[dict]]:
     """One run over a scenario that fits, one that does not, and one without a card."""
     folder = tmp_path_factory.mktemp("scenarios")
-    files = [
-        write(folder, "fits", SMALL + "gpu: t4\n"),
-        write(folder, "does-not", SMALL + "method: full\nmicro_batch: 256\ngpu: {vram_gib: 0.6}\n"),
-        write(folder, "none", SMALL + "method: lora\n"),
-    ]
+    files = [write(folder, "fits", SMALL + "gpu: t4\n"),
+             write(folder, "does-not", SMALL + "method: full\nmicro_batch: 256\ngpu: {vram_gib: 0.6}\n"),
+             write(folder, "none", SMALL + "method: lora\n")]  # fmt: skip
     done = command(*files)
     return done, [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -155,26 +153,22 @@ def test_one_wrong_file_spoils_the_status_and_not_the_others(tmp_path, capsys) -
     assert str(wrong) in said.err
 
 
-BAD = {
-    "unknown gpu": (SMALL + "gpu: rtx-4091\n", ["gpu", "rtx-4091", "gpu: rtx-4090"]),
-    "rank 0": (SMALL + "lora: {rank: 0}\n", ["lora.rank", "0", "rank: 16"]),
-    "heads": (SMALL.replace("heads: 4", "heads: 3"), ["num_attention_heads", "3", "num_attention_heads: 4"]),
-    "positions": (SMALL.replace("h: 128\n", "h: 1024\n"), ["sequence_length", "1024", "sequence_length: 512"]),
-    "targets": (SMALL + "lora: {target_modules: [query]}\n", ["target_modules", "query", "target_modules: "]),
-    "unbuildable": ("model: {model_type: qwen9, hidden_size: 64}\n", ["model_type", "qwen9", "qwen2"]),
-    "not yaml": ("model: {", ["line"]),
-    "unknown field": (SMALL + "seqence_length: 4\n", ["seqence_length", "sequence_length: 4"]),
-    "number as text": (SMALL + "micro_batch: '2'\n", ["micro_batch", "'2'", "micro_batch: 2"]),
-    "no such file": (None, ["does not exist"]),
-    "null scenario": ("qlora: null\n", ["qlora", "lora"]),
-    "empty": ("", ["A scenario is a mapping", "model: qwen2.5-coder-7b"]),
-    "unknown model": ("model: nosuch\n", ["nosuch", "qwen2.5-coder-7b"]),
-    "absurd vocabulary": (SMALL.replace("size: 1000", "size: 1000000000000"), ["vocab_size", "at most 16777216"]),
-    "dropout on experts": (
-        SMALL.replace("qwen2", "mixtral") + "lora: {dropout: 0.1}\n",
-        ["no dropout for adapters of experts", "lora: "],
-    ),
-}
+BAD = {"unknown gpu": (SMALL + "gpu: rtx-4091\n", ["gpu", "rtx-4091", "gpu: rtx-4090"]),
+       "rank 0": (SMALL + "lora: {rank: 0}\n", ["lora.rank", "0", "rank: 16"]),
+       "heads": (SMALL.replace("heads: 4", "heads: 3"), ["num_attention_heads", "3", "num_attention_heads: 4"]),
+       "positions": (SMALL.replace("h: 128\n", "h: 1024\n"), ["sequence_length", "1024", "sequence_length: 512"]),
+       "targets": (SMALL + "lora: {target_modules: [query]}\n", ["target_modules", "query", "target_modules: "]),
+       "unbuildable": ("model: {model_type: qwen9, hidden_size: 64}\n", ["model_type", "qwen9", "qwen2"]),
+       "not yaml": ("model: {", ["line"]),
+       "unknown field": (SMALL + "seqence_length: 4\n", ["seqence_length", "sequence_length: 4"]),
+       "number as text": (SMALL + "micro_batch: '2'\n", ["micro_batch", "'2'", "micro_batch: 2"]),
+       "no such file": (None, ["does not exist"]),
+       "null scenario": ("qlora: null\n", ["qlora", "lora"]),
+       "empty": ("", ["A scenario is a mapping", "model: qwen2.5-coder-7b"]),
+       "unknown model": ("model: nosuch\n", ["nosuch", "qwen2.5-coder-7b"]),
+       "absurd vocabulary": (SMALL.replace("size: 1000", "size: 1000000000000"), ["vocab_size", "at most 16777216"]),
+       "dropout on experts": (SMALL.replace("qwen2", "mixtral") + "lora: {dropout: 0.1}\n",
+                              ["no dropout for adapters of experts", "lora: "])}  # fmt: skip
 
 
 def test_bad_input_is_explained(tmp_path, capfd) -> None:
@@ -195,10 +189,8 @@ def test_bad_input_is_explained(tmp_path, capfd) -> None:
 def test_no_answer_is_status_3(tmp_path) -> None:
     """What is missing or fails is no verdict: neither "does not fit" nor a wrong scenario."""
     files = [write(tmp_path, "one", SMALL), write(tmp_path, "two", SMALL + "micro_batch: '2'\n")]
-    code = (
-        "import sys; sys.modules['torch'] = None; from dryfit.ask.predict import main; "
-        f"sys.exit(main({[str(path) for path in files]}))"
-    )
+    code = ("import sys; sys.modules['torch'] = None; from dryfit.ask.predict import main; "
+            f"sys.exit(main({[str(path) for path in files]}))")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, "")
     assert "torch is not installed" in done.stderr and "dryfit[trace]" in done.stderr

@@ -468,13 +468,11 @@ def test_a_file_of_one_row_asked_about_with_several_carries_the_mask_of_padded_r
 
 def test_a_gpu_as_text_keeps_its_count(tmp_path) -> None:
     words = ["qwen2.5-coder-7b"]
-    asked = [
-        question(words, QuestionOptions(gpu="8xh100-80gb")),
-        question(words, QuestionOptions(settings=["gpu=8xh100-80gb"])),
-        question(words, QuestionOptions(settings=["gpu=h100-80gb x 8"])),
-        question(words, QuestionOptions(settings=["gpu={name: h100-80gb, count: 8}"])),
-        question(words, QuestionOptions(settings=["gpu.name=h100-80gb", "gpu.count=8"])),
-    ]
+    asked = [question(words, QuestionOptions(gpu="8xh100-80gb")),
+             question(words, QuestionOptions(settings=["gpu=8xh100-80gb"])),
+             question(words, QuestionOptions(settings=["gpu=h100-80gb x 8"])),
+             question(words, QuestionOptions(settings=["gpu={name: h100-80gb, count: 8}"])),
+             question(words, QuestionOptions(settings=["gpu.name=h100-80gb", "gpu.count=8"]))]  # fmt: skip
     path = tmp_path / "step.yaml"
     path.write_text("model: qwen2.5-coder-7b\ngpu: 8xh100-80gb\n", encoding="utf-8")
     asked.append(question([path], QuestionOptions()))

@@ -76,13 +76,11 @@ def test_the_hub_out_of_reach_is_one_error_and_no_second_one_of_our_own(monkeypa
     assert not caught.value.parts and "config.json" in caught.value.allowed
 
 
-LINES = [
-    ["qwen2.5-coder-7b", "--gpu", "4099", "--method", "qlorra", "-s", "2,048", "--foo", "--lora-r", "8"],
-    ["qwen2.5-coder-7b", "--gpu", "2x4090", "--set", "optimizer=muon", "--set", "lora.rnak=8", "--batchsize", "2"],
-    ["qwen3", "8b", "--gpu", "rtx 4090", "--quantize", "4bit", "-b", "0"],
-    ["qwen2.5-coder-7b", "--gpu", "4090", "--set", "kernels=liger", "--like", "none", "--strategy", "ddp"],
-    ["longst", "qwen2.5-coder-7b", "--gpu", "4090", "-s", "512", "--price", "2"],
-]
+LINES = [["qwen2.5-coder-7b", "--gpu", "4099", "--method", "qlorra", "-s", "2,048", "--foo", "--lora-r", "8"],
+         ["qwen2.5-coder-7b", "--gpu", "2x4090", "--set", "optimizer=muon", "--set", "lora.rnak=8", "--batchsize", "2"],
+         ["qwen3", "8b", "--gpu", "rtx 4090", "--quantize", "4bit", "-b", "0"],
+         ["qwen2.5-coder-7b", "--gpu", "4090", "--set", "kernels=liger", "--like", "none", "--strategy", "ddp"],
+         ["longst", "qwen2.5-coder-7b", "--gpu", "4090", "-s", "512", "--price", "2"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", LINES, ids=[" ".join(words) for words in LINES])

@@ -69,11 +69,9 @@ def test_the_model_of_llama_factory_is_advised_under_its_own_key(tmp_path) -> No
 def test_no_value_of_a_known_key_ends_in_a_traceback(tmp_path) -> None:
     values = ["many", -1, 0, 7.5, True, [], [1], ["a"], {}, {"stage": 5}, {"version": "abc"}, "", [[]], {"name": 3},
               10**30, float("nan"), "{bad"]  # fmt: skip
-    starts = {
-        ("axolotl",): AXOLOTL,
-        ("trl", "transformers"): {"model_name_or_path": "smollm2-135m", "use_peft": True, "load_in_4bit": True},
-        ("llama-factory", "transformers"): {"model_name_or_path": "smollm2-135m", "stage": "sft"},
-    }
+    starts = {("axolotl",): AXOLOTL,
+              ("trl", "transformers"): {"model_name_or_path": "smollm2-135m", "use_peft": True, "load_in_4bit": True},
+              ("llama-factory", "transformers"): {"model_name_or_path": "smollm2-135m", "stage": "sft"}}  # fmt: skip
     dice, refused = random.Random(30), 0
     for names, start in starts.items():
         for key in keys(*names).understood:

@@ -196,12 +196,8 @@ def test_kinds_of_gpus_that_differ_are_judged_each_by_its_own_step_and_said() ->
 
 def test_who_holds_it_is_what_nvidia_smi_says(tmp_path, monkeypatch) -> None:
     program = tmp_path / "nvidia-smi"
-    lines = [
-        "GPU-aa, 42, python, 19968",
-        "GPU-aa, 7, /usr/bin/own, 300",
-        "GPU-bb, 43, other, 5",
-        "GPU-aa, 44, w, [N/A]",
-    ]
+    lines = ["GPU-aa, 42, python, 19968", "GPU-aa, 7, /usr/bin/own, 300", "GPU-bb, 43, other, 5",
+             "GPU-aa, 44, w, [N/A]"]  # fmt: skip
     program.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(lines) + "\nEND\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")

@@ -32,11 +32,8 @@ def drawn_model(family: str, draw: random.Random) -> Any:
     keys, names = own.keys, own.catalogue()
     if draw.random() < 0.7 and "E" not in keys and not own.exact_length:
         return draw.choice(names)
-    groups, heads, head = (
-        draw.choice([1, 2, 4, 5, 8]),
-        draw.choice([1, 2, 3, 7]),
-        draw.choice([32, 64, 80, 100, 128, 256, 264]),
-    )
+    groups, heads, head = (draw.choice([1, 2, 4, 5, 8]), draw.choice([1, 2, 3, 7]),
+                           draw.choice([32, 64, 80, 100, 128, 256, 264]))  # fmt: skip
     hidden = draw.choice([576, 896, 1000, 1536, 2048, 900])
     mixture = (
         {keys["m"]: draw.choice([512, 768, 1000, 1004]), keys["E"]: draw.choice([16, 60, 128])} if "E" in keys else {}

@@ -130,10 +130,7 @@ def test_spans_start_from_what_is_alive():
     events = [(1, 4 * MIB), (2, 8 * MIB), (-2, 0), (3, 2 * MIB), (-3, 0)]
     run = replay(events, marks=[("load", 0), ("forward", 3), ("backward", 5)])
     assert [(s.phase, s.start_allocated_bytes, s.peak_allocated_bytes) for s in run.spans] == [
-        ("load", 0, 12 * MIB),
-        ("forward", 4 * MIB, 6 * MIB),
-        ("backward", 4 * MIB, 4 * MIB),
-    ]
+        ("load", 0, 12 * MIB), ("forward", 4 * MIB, 6 * MIB), ("backward", 4 * MIB, 4 * MIB)]  # fmt: skip
     assert run.phases == {"load": 12 * MIB, "forward": 6 * MIB, "backward": 4 * MIB}
     assert run.peak_allocated_bytes == 12 * MIB
 

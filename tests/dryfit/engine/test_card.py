@@ -41,13 +41,8 @@ def test_pytorch_hears_of_the_card_inside_and_of_none_outside():
 
 def test_what_is_made_on_the_card_lies_on_meta():
     with simulated(A100):
-        made = [
-            torch.empty(3, device="cuda"),
-            torch.tensor([1.0, 2.0], device="cuda:0"),
-            torch.ones(3).cuda(),
-            torch.ones(3).to("cuda"),
-            nn.Linear(2, 2, device="cuda").weight,
-        ]
+        made = [torch.empty(3, device="cuda"), torch.tensor([1.0, 2.0], device="cuda:0"), torch.ones(3).cuda(),
+                torch.ones(3).to("cuda"), nn.Linear(2, 2, device="cuda").weight]  # fmt: skip
         assert all(tensor.is_meta for tensor in made)
         assert made[0].to("cuda").untyped_storage()._cdata == made[0].untyped_storage()._cdata, "it is there already"
         assert torch.ones(3).device.type == "cpu"

@@ -49,10 +49,8 @@ def test_a_full_gpu_gives_free_pieces_back_before_it_fails():
     small = [(1, 40 * MIB), (2, 512), (-1, 0), *((number, 1000) for number in range(3, 5000))]
     run = replay_expandable(small, capacity_bytes=42 * MIB)
     assert run.retries == 1
-    assert (
-        replay_expandable(events, capacity_bytes=0, grow=True).capacity_bytes
-        >= capacities(events, expandable_segments=True).required_bytes
-    )
+    assert (replay_expandable(events, capacity_bytes=0, grow=True).capacity_bytes >= capacities(
+        events, expandable_segments=True).required_bytes)  # fmt: skip
 
 
 def test_random_sequences_lose_nothing():

@@ -154,12 +154,8 @@ def test_everything_is_undone(monkeypatch):
     def state():
         patched = fake_group._patches(fake_device.FakeDevice(2))
         tables = (dist.Backend.backend_list, dist.Backend.default_device_backend_map, dist.Backend._plugins)
-        return (
-            [(place, name, getattr(place, name), name in vars(place)) for place, name, _ in patched],
-            [repr(table) for table in tables],
-            hasattr(torch, "meta"),
-            dist.is_initialized(),
-        )
+        return ([(place, name, getattr(place, name), name in vars(place)) for place, name, _ in patched],
+                [repr(table) for table in tables], hasattr(torch, "meta"), dist.is_initialized())  # fmt: skip
 
     before = state()
     with pytest.raises(ZeroDivisionError), fake_group.fake_group(3):

@@ -95,9 +95,7 @@ def test_a_4_bit_product_dequantizes_the_weight():
     assert CudaKernels().temporaries(func, (inputs, packed, [128, 64], absmax, 64, "nf4")) == ([128 * 64 * 2], [])
     nested = {"absmax_8bit": meta(128, dtype=torch.uint8)}
     assert CudaKernels().temporaries(func, (inputs, packed, [128, 64], absmax, 64, "nf4"), nested) == (
-        [128 * 4, 128 * 4, 128 * 64 * 2],
-        [],
-    )
+        [128 * 4, 128 * 4, 128 * 64 * 2], [])  # fmt: skip
 
 
 def test_embedding_backward_sorts_only_long_texts():

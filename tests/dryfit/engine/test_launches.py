@@ -133,10 +133,7 @@ def test_cut_cross_entropy_runs_through_its_package_and_makes_no_logits():
         options = Options(compiled="follow", scalars=1.0, costs=True)
         report = trace_step(head, None, step, (inputs, labels), options)
     assert {name: count // 2 for name, count in report.triton_kernels.items()} == {
-        "_cce_backward_kernel": 1,
-        "_cce_lse_forward_kernel": 1,
-        "_indexed_neg_dot_forward_kernel": 1,
-    }
+        "_cce_backward_kernel": 1, "_cce_lse_forward_kernel": 1, "_indexed_neg_dot_forward_kernel": 1}  # fmt: skip
     assert report.warnings == () and report.compiled["graphs"] == 1, "the package compiles one of its functions"
     logits, weights = 2 * tokens * words, head.weight.nbytes
     held = report.peak_allocated_bytes - report.components.get("workspaces", 0)

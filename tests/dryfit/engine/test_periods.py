@@ -78,18 +78,8 @@ def test_random_layers_between_random_ends():
 
         def sequence(layers: int, parts=parts) -> list[int]:
             first, forward, middle, backward, between, update, last = parts
-            return [
-                -1,
-                *first,
-                *forward * layers,
-                -2,
-                *middle,
-                *backward * layers,
-                -3,
-                *between,
-                *update * layers,
-                *last,
-            ]
+            return [-1, *first, *forward * layers, -2, *middle, *backward * layers, -3, *between, *update * layers,
+                    *last]  # fmt: skip
 
         periods = Periods(sequence(4), sequence(5))
         assert [sequence(5)[place] for place in periods.source(6).tolist()] == sequence(11)

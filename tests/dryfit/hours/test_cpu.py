@@ -8,13 +8,8 @@ from dryfit.hours.cpu import ATTENTION as SHARES
 from dryfit.hours.cpu import NEW_FROM_BYTES, Cpu, Probes, one_thread
 from dryfit.hours.step_time import step_time
 
-SPEED = Cpu(
-    product_flops={"float32": 1e11, "bfloat16": 1e10},
-    copied_bytes_per_second=1e10,
-    new_bytes_per_second=2e9,
-    unpacked_bytes_per_second=5e9,
-    launch_seconds=1.0,
-)
+SPEED = Cpu(product_flops={"float32": 1e11, "bfloat16": 1e10}, copied_bytes_per_second=1e10, new_bytes_per_second=2e9,
+            unpacked_bytes_per_second=5e9, launch_seconds=1.0)  # fmt: skip
 
 
 def test_a_product_computes_and_moves_one_after_the_other():

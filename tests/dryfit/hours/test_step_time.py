@@ -10,22 +10,10 @@ from dryfit.engine.costs import COLLECTIVE, MEMORY, PRODUCT, CostRecorder, Opera
 from dryfit.hours.links import collective_seconds
 from dryfit.hours.step_time import kernel_time, simulate, speed_of, step_time
 
-CARD = replace(
-    speed_of("a100-80gb"),
-    peak_flops={"bfloat16": 1e12},
-    memory_bytes_per_second=1e9,
-    link_bytes_per_second=1e9,
-    cache_bytes=0,
-    multiprocessors=1,
-    product=1.0,
-    memory=1.0,
-    link=1.0,
-    contention=0.0,
-    prologue=0.0,
-    launch_seconds=1.0,
-    collective_seconds=1.0,
-    shortest_kernel_seconds=0.0,
-)
+CARD = replace(speed_of("a100-80gb"), peak_flops={"bfloat16": 1e12}, memory_bytes_per_second=1e9,
+               link_bytes_per_second=1e9, cache_bytes=0, multiprocessors=1, product=1.0, memory=1.0, link=1.0,
+               contention=0.0, prologue=0.0, launch_seconds=1.0, collective_seconds=1.0,
+               shortest_kernel_seconds=0.0)  # fmt: skip
 SLOW, QUICK = Operator("slow", MEMORY, "", 0, 10 * 10**9), Operator("quick", MEMORY, "", 0, 10**6)
 SENT = Operator("sent", COLLECTIVE, "", 0, 5 * 10**9)
 

@@ -45,10 +45,8 @@ def test_what_is_proposed_fits_and_ends_in_time() -> None:
 
 def test_the_effective_batch_stays_where_micro_batches_are_accumulated() -> None:
     (move,) = [move for move in faster_moves(Scenario.from_mapping(STEP)) if "micro_batch" in move.name]
-    assert move.options == [
-        {"micro_batch": 4, "gradient_accumulation": 1},
-        {"micro_batch": 2, "gradient_accumulation": 2},
-    ]
+    assert move.options == [{"micro_batch": 4, "gradient_accumulation": 1},
+                            {"micro_batch": 2, "gradient_accumulation": 2}]  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "names"), [

@@ -25,10 +25,8 @@ def make(**fields) -> Scenario:
 
 
 def card(usable: int) -> Gpu:
-    return replace(
-        find({"vram_gib": 1, "context_mib": 512}),
-        total_bytes=usable + find({"vram_gib": 1, "context_mib": 512}).context_bytes,
-    )
+    return replace(find({"vram_gib": 1, "context_mib": 512}),
+                   total_bytes=usable + find({"vram_gib": 1, "context_mib": 512}).context_bytes)  # fmt: skip
 
 
 RECORDED = Recorder()  # steps of one model share it

@@ -31,10 +31,8 @@ def make(**fields) -> Scenario:
 
 
 def card(usable: int) -> Gpu:
-    return replace(
-        find({"vram_gib": 1, "context_mib": 512}),
-        total_bytes=usable + find({"vram_gib": 1, "context_mib": 512}).context_bytes,
-    )
+    return replace(find({"vram_gib": 1, "context_mib": 512}),
+                   total_bytes=usable + find({"vram_gib": 1, "context_mib": 512}).context_bytes)  # fmt: skip
 
 
 def required(scenario: Scenario) -> int:
@@ -291,12 +289,8 @@ def test_estimates_meet_the_traces_that_taught_them() -> None:
 def test_sweep_of_two_hundred_settings() -> None:
     scenario = Scenario.from_mapping({"model": "qwen2.5-coder-7b"})
     started = time.monotonic()
-    rows = sweep(
-        scenario,
-        ranks=[4, 8, 16, 32, 64],
-        sequence_lengths=[128, 256, 512, 1024, 2048, 4096, 8192, 16384],
-        micro_batches=[1, 2, 4, 8, 16],
-    )
+    rows = sweep(scenario, ranks=[4, 8, 16, 32, 64], sequence_lengths=[128, 256, 512, 1024, 2048, 4096, 8192, 16384],
+                 micro_batches=[1, 2, 4, 8, 16])  # fmt: skip
     print(f"{len(rows)} settings in {time.monotonic() - started:.1f} s")
     assert len(rows) == 200
     table = {(row["rank"], row["sequence_length"], row["micro_batch"]): row["required_bytes"] for row in rows}

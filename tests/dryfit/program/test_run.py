@@ -364,14 +364,12 @@ def test_it_asks_once_before_a_program_runs(tmp_path):
     assert asked(tmp_path, "--json", name).returncode == 0
 
 
-WRONG = {
-    ("nothing.py",): "There is no such program.",
-    ("--gpus", "0", "program.py"): "--gpus is a whole number from 1 on.",
-    ("--batch", "eight", "program.py"): "--batch 8x1024",
-    ("--answer", "57", "program.py"): "--answer train.py:57=0.5",
-    ("--memory", "much", "program.py"): "--memory 16GiB",
-    ("--gpu", "rtx-9999", "program.py"): "rtx-9999",
-}
+WRONG = {("nothing.py",): "There is no such program.",
+         ("--gpus", "0", "program.py"): "--gpus is a whole number from 1 on.",
+         ("--batch", "eight", "program.py"): "--batch 8x1024",
+         ("--answer", "57", "program.py"): "--answer train.py:57=0.5",
+         ("--memory", "much", "program.py"): "--memory 16GiB",
+         ("--gpu", "rtx-9999", "program.py"): "rtx-9999"}  # fmt: skip
 
 
 @pytest.mark.few(3)

@@ -344,13 +344,8 @@ def test_a_transformer_of_diffusers_takes_its_step(kind: str, tmp_path: Path) ->
 def test_blocks_that_wait_on_the_host_take_no_memory(tmp_path: Path) -> None:
     pytest.importorskip("diffusers", reason="make test-recipes")
     _, config, _ = TINY["LTXPipeline"]
-    config = {
-        "_class_name": CLASSES["LTXPipeline"],
-        **config,
-        "num_layers": 6,
-        "num_attention_heads": 32,
-        "cross_attention_dim": 512,
-    }
+    config = {"_class_name": CLASSES["LTXPipeline"], **config, "num_layers": 6, "num_attention_heads": 32,
+              "cross_attention_dim": 512}  # fmt: skip
     index = {"_class_name": "LTXPipeline", "transformer": ["diffusers", CLASSES["LTXPipeline"]]}
     folder = in_folder(tmp_path, model_index=index, transformer__config=config)
     sizes = ("frames=9", "height=64", "width=64", "rank=1")

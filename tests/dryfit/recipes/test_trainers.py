@@ -291,13 +291,11 @@ SIMPLE = {
     "--validation_prompt": "a cat", "--validation_resolution": "1024x768", "--learning_rate": "1e-4",
     "--musubi_blocks_to_swap": 10, "--train_batch_size": "1", "--use_ema": "true",
 }  # fmt: skip
-BACKENDS = [
-    {"id": "a", "type": "local", "resolution": 0.25, "resolution_type": "area", "conditioning_data": ["b"]},
-    {"id": "b", "type": "local", "dataset_type": "conditioning", "resolution": 2048},
-    {"id": "c", "type": "local", "resolution": 1024, "disabled": True},
-    {"id": "d", "type": "local", "resolution": 640, "train_batch_size": 3},
-    {"id": "e", "dataset_type": "text_embeds", "default": True},
-]
+BACKENDS = [{"id": "a", "type": "local", "resolution": 0.25, "resolution_type": "area", "conditioning_data": ["b"]},
+            {"id": "b", "type": "local", "dataset_type": "conditioning", "resolution": 2048},
+            {"id": "c", "type": "local", "resolution": 1024, "disabled": True},
+            {"id": "d", "type": "local", "resolution": 640, "train_batch_size": 3},
+            {"id": "e", "dataset_type": "text_embeds", "default": True}]  # fmt: skip
 
 
 def pipe(folder: Path, **changes: str) -> str:
@@ -325,11 +323,8 @@ def noted(found: TrainerFile) -> set[str]:
 
 def test_a_file_of_diffusion_pipe_is_read_with_that_of_its_images(tmp_path: Path) -> None:
     found = read(pipe(tmp_path))
-    assert (found.tool, found.recipe, found.model.name) == (
-        "diffusion-pipe",
-        "film_lora",
-        "Wan-AI/Wan2.1-T2V-14B-Diffusers",
-    )
+    assert (found.tool, found.recipe, found.model.name) == ("diffusion-pipe", "film_lora",
+                                                            "Wan-AI/Wan2.1-T2V-14B-Diffusers")  # fmt: skip
     assert found.given == {
         "rank": 32, "micro_batch": 4, "height": 560, "width": 560, "frames": 65, "gradient_checkpointing": True,
         "optimizer": "adamw", "quantization": "fp8", "blocks_swapped": 20, "targets": "linear", "checkpoints": "host",
@@ -344,11 +339,7 @@ def test_a_file_of_diffusion_pipe_is_read_with_that_of_its_images(tmp_path: Path
 def test_a_file_of_one_trainer_is_read_part_by_part(tmp_path: Path) -> None:
     found = read(one(tmp_path))
     assert (found.tool, found.program, found.recipe, found.model.name) == (
-        "OneTrainer",
-        "QWEN",
-        "image_lora",
-        "Qwen/Qwen-Image",
-    )
+        "OneTrainer", "QWEN", "image_lora", "Qwen/Qwen-Image")  # fmt: skip
     # 60 blocks, half of their weights offloaded, and a ring buffer of up to a tenth more than the other half.
     assert found.given == {
         "rank": 32, "micro_batch": 2, "size": 768, "gradient_checkpointing": True, "optimizer": "adamw_8bit",
@@ -366,10 +357,7 @@ def test_a_file_of_one_trainer_is_read_part_by_part(tmp_path: Path) -> None:
     older = json.loads(Path(older).read_text()) | {"text_encoder": {"train": False}}
     found = read(file(tmp_path, json.dumps(older), "older.json"))
     assert (found.given["blocks_swapped"], found.given["optimizer"], found.given["quantization"]) == (
-        53,
-        "adafactor",
-        "nf4",
-    )
+        53, "adafactor", "nf4")  # fmt: skip
     assert found.beside == ("images sampled between steps",)
     inline = {"sample_after_unit": "STEP", "sample_definition_file_name": None}
     for enabled in (True, False):
@@ -379,11 +367,8 @@ def test_a_file_of_one_trainer_is_read_part_by_part(tmp_path: Path) -> None:
 
 def test_a_file_of_simple_tuner_is_read_with_that_of_its_data(tmp_path: Path) -> None:
     found = read(simple(tmp_path))
-    assert (found.tool, found.program, found.model.name) == (
-        "SimpleTuner",
-        "flux",
-        "black-forest-labs/FLUX.1-Kontext-dev",
-    )
+    assert (found.tool, found.program, found.model.name) == ("SimpleTuner", "flux",
+                                                             "black-forest-labs/FLUX.1-Kontext-dev")  # fmt: skip
     assert found.given == {
         "rank": 8, "micro_batch": 3, "size": 640, "gradient_checkpointing": True, "optimizer": "adamw", "ema": False,
         "quantization": "quanto", "samples": 1024, "cached": "all", "adapter_precision": "fp32", "low_vram": False,

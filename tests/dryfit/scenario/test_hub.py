@@ -46,14 +46,8 @@ def ask(model: str, endpoint: str, cache: Path, program: str = ASK, **environmen
     """What reading a model by its id prints."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0", **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", program, model],
-        cwd=ROOT,
-        env={**kept, **settings},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = subprocess.run([sys.executable, "-c", program, model], cwd=ROOT, env={**kept, **settings},
+                          capture_output=True, text=True, check=True)  # fmt: skip
     return done.stdout + done.stderr
 
 
@@ -118,9 +112,7 @@ def test_forty_models_of_2025_and_2026_have_a_licence_and_others_lead_to_the_hub
 def test_a_name_without_a_configuration_is_asked_of_the_hub(tmp_path: Path) -> None:
     with ModelsServer({"google/gemma-4-E4B-it": CONFIG}) as server:
         assert json.loads(ask("gemma-4-e4b", server.endpoint, tmp_path)) == {
-            "hidden_size": 1024,
-            "name": "gemma-4-E4B-it",
-        }
+            "hidden_size": 1024, "name": "gemma-4-E4B-it"}  # fmt: skip
     assert "google/gemma-4-E4B-it" in ask("gemma-4-e4b", "http://127.0.0.1:9", tmp_path / "other")
 
 

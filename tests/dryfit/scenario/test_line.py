@@ -13,28 +13,16 @@ from dryfit.scenario.scenario import Scenario
 MODEL = "qwen2.5-coder-7b"
 PATHS = [path for field in FIELDS for path in ([f"{field.name}.{part.name}" for part in field.parts] or [field.name])]
 # Steps in which each field has its say.
-STEPS = (
-    {"model": MODEL},
-    {"model": MODEL, "method": "lora", "gpu": "2xrtx-3090", "parallel": {"strategy": "fsdp2", "gpus": 2}},
-    {"model": MODEL, "objective": "grpo", "micro_batch": 8},
-    {
-        "model": MODEL,
-        "objective": "grpo",
-        "micro_batch": 8,
-        "method": "lora",
-        "gpu": "h100-80gb",
-        "generation": {"engine": "vllm"},
-    },
-    {
-        "model": MODEL,
-        "method": "full",
-        "gpu": "2xh100-80gb",
-        "gradient_accumulation": 2,
-        "parallel": {"pipeline": 2, "gpus": 2},
-    },
-    {"model": MODEL, "adapter": {"peft_type": "IA3"}},
-    {"model": MODEL, "method": "full", "precision": "bf16-mixed", "parallel": {"strategy": "zero3", "gpus": 2}},
-)
+STEPS = ({"model": MODEL},
+         {"model": MODEL, "method": "lora", "gpu": "2xrtx-3090", "parallel": {"strategy": "fsdp2", "gpus": 2}},
+         {"model": MODEL, "objective": "grpo", "micro_batch": 8},
+         {"model": MODEL, "objective": "grpo", "micro_batch": 8, "method": "lora", "gpu": "h100-80gb",
+          "generation": {"engine": "vllm"}},
+         {"model": MODEL, "method": "full", "gpu": "2xh100-80gb", "gradient_accumulation": 2,
+          "parallel": {"pipeline": 2, "gpus": 2}},
+         {"model": MODEL, "adapter": {"peft_type": "IA3"}},
+         {"model": MODEL, "method": "full", "precision": "bf16-mixed",
+          "parallel": {"strategy": "zero3", "gpus": 2}})  # fmt: skip
 
 
 def _steps() -> Iterator[dict[str, Any]]:

@@ -13,16 +13,9 @@ from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from dryfit.scenario.value_fields import Quantization
 from tests.dryfit.scenario.refusals import refusals
 
-SMALL = {
-    "model_type": "qwen2",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 128,
-    "max_position_embeddings": 1024,
-}
+SMALL = {"model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128,
+         "max_position_embeddings": 1024}  # fmt: skip
 
 
 def make(**fields) -> Scenario:

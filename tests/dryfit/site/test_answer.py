@@ -159,13 +159,11 @@ def test_a_pasted_file_wins_over_the_form_and_the_page_lists_what_the_form_added
     scenario = found["answer"]["scenario"]
     assert (scenario["sequence_length"], scenario["micro_batch"], scenario["lora"]["rank"]) == (51974, 1, 8)
     assert found["command"] == "dryfit config.yaml --gpu rtx-4090 -b 1 --set loss=chunked"
-    assert found["added"] == [
-        "the form adds gpu: rtx-4090",
-        "the file says cutoff_len: 51974, and the form's sequence_length: 2048 is left aside",
-        "the form adds micro_batch: 1",
-        "the file says lora_rank: 8, and the form's lora.rank: 64 is left aside",
-        "the form adds loss: chunked",
-    ]
+    assert found["added"] == ["the form adds gpu: rtx-4090",
+                              "the file says cutoff_len: 51974, and the form's sequence_length: 2048 is left aside",
+                              "the form adds micro_batch: 1",
+                              "the file says lora_rank: 8, and the form's lora.rank: 64 is left aside",
+                              "the form adds loss: chunked"]  # fmt: skip
     assert ask()["added"] == []
 
 

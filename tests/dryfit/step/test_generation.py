@@ -13,13 +13,11 @@ from tests.dryfit.decoders import DECODERS
 from tests.repository import ROOT
 
 SYSTEM = "Answer with one command."
-PAIRS = [
-    ("List files", "ls"),
-    ("Find the word TODO in all files of src, and show the numbers of the lines", "grep -rn TODO src"),
-    ("Make the nested directory notes/v1", "mkdir -p notes/v1"),
-    ("Who am I?", "whoami"),
-    ("Show the last 20 lines of log.txt", "tail -n 20 log.txt"),
-]
+PAIRS = [("List files", "ls"),
+         ("Find the word TODO in all files of src, and show the numbers of the lines", "grep -rn TODO src"),
+         ("Make the nested directory notes/v1", "mkdir -p notes/v1"),
+         ("Who am I?", "whoami"),
+         ("Show the last 20 lines of log.txt", "tail -n 20 log.txt")]  # fmt: skip
 SEPARATELY = ("bloom",)  # attends by distance in the sequence (ALiBi): no mask of rows
 
 

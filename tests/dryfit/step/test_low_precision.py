@@ -22,13 +22,8 @@ ON_A_CPU = [{"float8": "tensorwise"}, {"float8": "rowwise"}, {"float8": "rowwise
 
 
 def scenario(**fields) -> Scenario:
-    common = {
-        "model": DECODERS["qwen2"],
-        "method": "full",
-        "precision": "bf16",
-        "sequence_length": 64,
-        "micro_batch": 2,
-    }
+    common = {"model": DECODERS["qwen2"], "method": "full", "precision": "bf16", "sequence_length": 64,
+              "micro_batch": 2}  # fmt: skip
     return Scenario.from_mapping({**common, **fields})
 
 

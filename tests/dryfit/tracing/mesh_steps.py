@@ -81,17 +81,8 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor x expert": ({"gpus": 4, "tensor": 2, "expert": 4}, {"model": EXPERTS}),
 }
 # What each of these adds, another step has beside something else.
-EACH_NIGHT = {
-    "tensor, checkpointed",
-    "tensor, LoRA",
-    "tensor, loss",
-    "tensor, sequence, loss",
-    "1f1b, autocast",
-    "interleaved, LoRA",
-    "expert, autocast",
-    "fsdp2 x tensor, autocast",
-    "pipeline x tensor",
-}
+EACH_NIGHT = {"tensor, checkpointed", "tensor, LoRA", "tensor, loss", "tensor, sequence, loss", "1f1b, autocast",
+              "interleaved, LoRA", "expert, autocast", "fsdp2 x tensor, autocast", "pipeline x tensor"}  # fmt: skip
 
 # With torchao's products in 8 bits (the extra `optimizers`).
 _EIGHT = {"precision": "bf16", "float8": "tensorwise"}

@@ -98,15 +98,8 @@ def test_a_server_of_its_own_has_its_own_card_and_context(known):
 
 def test_the_phases_of_the_trainer_are_those_of_its_trace(known):
     phases = by_name(of(known, sleep_level=2))
-    names = (
-        "load",
-        "weight sync",
-        "generate",
-        "sleep",
-        "old log-probabilities",
-        "reference log-probabilities",
-        "update",
-    )
+    names = ("load", "weight sync", "generate", "sleep", "old log-probabilities", "reference log-probabilities",
+             "update")  # fmt: skip
     assert tuple(phases) == names
     unused = known["required_bytes"] - known["peak_allocated_bytes"]
     assert phases["update"].owners["trainer"][0] == known["peak_allocated_bytes"] + unused
@@ -181,17 +174,14 @@ def test_a_share_that_the_trainer_has_not_left_is_refused_with_the_most_that_it_
     assert of(known, utilization=caught.value.change["generation"]["utilization"]).server
 
 
-WRONG = {
-    "rows longer than the server's": (
-        {"max_model_length": 32},
-        "32 less: the phase generate fails",
-        "max_model_length: 64",
-    ),
-    "sleep of another engine": ({"engine": "transformers", "sleep_level": 2}, "only vLLM has it", "sleep_level: 0"),
-    "sleep of a server": ({"mode": "server", "sleep_level": 1}, "nobody puts it to sleep", "sleep_level: 0"),
-    "two servers on one card": ({"servers": 2}, "can't lie on one card", "servers: 1"),
-    "cards of several trainings": ({"tensor_parallel": 2}, "a training for each", "tensor_parallel: 1"),
-}
+WRONG = {"rows longer than the server's": ({"max_model_length": 32}, "32 less: the phase generate fails",
+                                           "max_model_length: 64"),
+         "sleep of another engine": ({"engine": "transformers", "sleep_level": 2}, "only vLLM has it",
+                                     "sleep_level: 0"),
+         "sleep of a server": ({"mode": "server", "sleep_level": 1}, "nobody puts it to sleep", "sleep_level: 0"),
+         "two servers on one card": ({"servers": 2}, "can't lie on one card", "servers: 1"),
+         "cards of several trainings": ({"tensor_parallel": 2}, "a training for each",
+                                        "tensor_parallel: 1")}  # fmt: skip
 
 
 @pytest.mark.parametrize(("generation", "says", "write"), WRONG.values(), ids=WRONG)

@@ -63,18 +63,11 @@ def allowed(row) -> bool:
     )
 
 
-ROWS = pairwise(
-    {
-        "model": MODELS,
-        "method": ("full", "lora", "qlora"),
-        "gradient_checkpointing": (True, False, "reentrant"),
-        "strategy": ("none", "fsdp2"),
-        "optimizer": ("adamw", "paged_adamw_8bit", "adafactor"),
-        "loss": ("full", "chunked"),
-        "gradient_accumulation": (1, 2),
-    },
-    allowed,
-)
+ROWS = pairwise({"model": MODELS, "method": ("full", "lora", "qlora"),
+                 "gradient_checkpointing": (True, False, "reentrant"), "strategy": ("none", "fsdp2"),
+                 "optimizer": ("adamw", "paged_adamw_8bit", "adafactor"), "loss": ("full", "chunked"),
+                 "gradient_accumulation": (1, 2)},
+                allowed)  # fmt: skip
 
 
 @pytest.mark.few(1, 4)
@@ -125,14 +118,8 @@ PIPELINE = {"strategy": "none", "gpus": 2, "pipeline": 2}
 def test_meshes(parallel, fields):
     """Of a pipeline each stage's layers, its micro-batches, or both."""
     step = scenario(method="full", model="qwen2.5-coder-7b", parallel=parallel, **fields)
-    small = {
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "vocab_size": 512,
-        "hidden_size": 256,
-        "intermediate_size": 640,
-        "num_attention_heads": 4,
-    }
+    small = {"bos_token_id": 1, "eos_token_id": 2, "vocab_size": 512, "hidden_size": 256, "intermediate_size": 640,
+             "num_attention_heads": 4}  # fmt: skip
     step = step.changed(model={**step.model, **small, "num_key_value_heads": 2})
     given, whole, composed = both(step)
     assert given == whole
@@ -339,14 +326,7 @@ def test_what_grows_with_layers_and_size_is_traced_at_every_size(monkeypatch):
 
     monkeypatch.setattr(qwen.Qwen2Model, "forward", all_layers_together)
     assert recorded([(128, 2), (512, 2), (256, 2)], method="lora") == [
-        (3, 2),
-        (4, 2),
-        (5, 2),
-        (3, 2),
-        (4, 1),
-        (3, 1),
-        (4, 1),
-    ]
+        (3, 2), (4, 2), (5, 2), (3, 2), (4, 1), (3, 1), (4, 1)]  # fmt: skip
 
 
 def test_a_first_step_with_other_launches_tells_no_second(monkeypatch):

@@ -61,14 +61,12 @@ def test_a_trace_does_not_depend_on_the_hashes_of_a_process(backwards, monkeypat
     assert record(step).sequences == known
 
 
-SETTINGS = {
-    "method": ("full", "lora", "qlora"),
-    "precision": ("fp32", "fp16", "bf16", "fp16-mixed", "bf16-mixed"),
-    "attention": ("eager", "sdpa", "mem_efficient", "flash"),
-    "gradient_checkpointing": (True, False),
-    "loss": ("full", "chunked"),
-    "optimizer": ("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit"),
-}
+SETTINGS = {"method": ("full", "lora", "qlora"),
+            "precision": ("fp32", "fp16", "bf16", "fp16-mixed", "bf16-mixed"),
+            "attention": ("eager", "sdpa", "mem_efficient", "flash"),
+            "gradient_checkpointing": (True, False),
+            "loss": ("full", "chunked"),
+            "optimizer": ("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit")}  # fmt: skip
 
 
 def possible(row: dict) -> bool:
@@ -225,25 +223,21 @@ def test_a_sliding_window_within_the_text_costs_a_mask_and_the_flash_kernel():
 
 
 _TEXT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
-OTHER_MODELS = {
-    "encoder": ({"model_type": "bert", **_TEXT}, "encodes a text", "dryfit run train.py"),
-    "encoder-decoder": ({"model_type": "t5", "vocab_size": 300}, "writes another", "dryfit run train.py"),
-    "half of an encoder-decoder": ({"model_type": "bart", "vocab_size": 300}, "writes another", "dryfit run train.py"),
-    "an encoder that nobody listed": ({"model_type": "rembert", **_TEXT}, "does not continue a text", "dryfit run"),
-    "vision": ({"model_type": "gemma3"}, "more than a language model", "model_type: gemma3_text"),
-    "vision by its configuration": (
-        {"model_type": "llava", "vision_config": {"a": 1}},
-        "vision_config",
-        "qwen2.5-coder-7b",
-    ),
-    "quantized already": (
-        {"model_type": "llama", **_TEXT, "quantization_config": {"quant_method": "gptq", "bits": 4}},
-        "quantized already (gptq)",
-        "jq 'del(.quantization_config)'",
-    ),
-    "layers of their own class": ({"model_type": "falcon", **_TEXT}, "FalconLinear", "method: lora"),
-    "absurd vocabulary": ({"model_type": "llama", **_TEXT, "vocab_size": 10**12}, "at most 16777216", "vocab_size"),
-}
+OTHER_MODELS = {"encoder": ({"model_type": "bert", **_TEXT}, "encodes a text", "dryfit run train.py"),
+                "encoder-decoder": ({"model_type": "t5", "vocab_size": 300}, "writes another", "dryfit run train.py"),
+                "half of an encoder-decoder": ({"model_type": "bart", "vocab_size": 300}, "writes another",
+                                               "dryfit run train.py"),
+                "an encoder that nobody listed": ({"model_type": "rembert", **_TEXT}, "does not continue a text",
+                                                  "dryfit run"),
+                "vision": ({"model_type": "gemma3"}, "more than a language model", "model_type: gemma3_text"),
+                "vision by its configuration": ({"model_type": "llava", "vision_config": {"a": 1}}, "vision_config",
+                                                "qwen2.5-coder-7b"),
+                "quantized already": ({"model_type": "llama", **_TEXT,
+                                       "quantization_config": {"quant_method": "gptq", "bits": 4}},
+                                      "quantized already (gptq)", "jq 'del(.quantization_config)'"),
+                "layers of their own class": ({"model_type": "falcon", **_TEXT}, "FalconLinear", "method: lora"),
+                "absurd vocabulary": ({"model_type": "llama", **_TEXT, "vocab_size": 10**12}, "at most 16777216",
+                                      "vocab_size")}  # fmt: skip
 
 
 @pytest.mark.parametrize(("model", "says", "write"), OTHER_MODELS.values(), ids=OTHER_MODELS)

@@ -26,13 +26,8 @@ print("after it")
 
 def run(folder, end):
     """Run the script in a folder: what it printed, and its log."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(end=end)],
-        cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run([sys.executable, "-c", SCRIPT.format(end=end)], cwd=folder,
+                          env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)  # fmt: skip
     return done, (folder / "logs" / "a.log").read_text()
 
 

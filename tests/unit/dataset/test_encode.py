@@ -299,13 +299,11 @@ def test_a_changed_input_is_noticed(tmp_path, name):
         encode.main(inputs, {}, SYSTEM, "drop", 512)
 
 
-UNUSABLE = {
-    "that raises": "{{ raise_exception('this model is for images alone') }}",
-    "that is broken": "{% for m in messages %}{{ m.content }}",
-    "that calls what is not there": "{{ messages[0].content.nosuch() }}",
-    "that divides by zero": "{{ 1 // 0 }}",
-    "that leaves the request out": "{% if add_generation_prompt %}assistant:{% endif %}",
-}
+UNUSABLE = {"that raises": "{{ raise_exception('this model is for images alone') }}",
+            "that is broken": "{% for m in messages %}{{ m.content }}",
+            "that calls what is not there": "{{ messages[0].content.nosuch() }}",
+            "that divides by zero": "{{ 1 // 0 }}",
+            "that leaves the request out": "{% if add_generation_prompt %}assistant:{% endif %}"}  # fmt: skip
 
 
 @pytest.mark.few(2)

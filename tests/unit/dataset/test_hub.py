@@ -40,15 +40,8 @@ FILES = {"README.md": CONFIGS.encode(), "train/a.jsonl": json_lines(3000), "test
 
 def source(**changes: object) -> dict:
     columns = {"request": "nl", "command": "bash"}
-    return {
-        "type": "hub",
-        "license": "mit",
-        "repository": REPOSITORY,
-        "config": "train",
-        "split": "train",
-        "columns": columns,
-        **changes,
-    }
+    return {"type": "hub", "license": "mit", "repository": REPOSITORY, "config": "train", "split": "train",
+            "columns": columns, **changes}  # fmt: skip
 
 
 def acquire(folder: Path, endpoint: str, seconds: int = 60, **changes: object) -> subprocess.CompletedProcess:
@@ -77,12 +70,8 @@ def test_reads_a_config_and_records_the_commit(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = (tmp_path / "out/raw.jsonl").read_text().splitlines()
     assert len(rows) == 3000
-    assert json.loads(rows[-1]) == {
-        "command": "ls d2999",
-        "line": 3000,
-        "request": "list the files in d2999",
-        "source": f"{REPOSITORY}/train/train",
-    }
+    assert json.loads(rows[-1]) == {"command": "ls d2999", "line": 3000, "request": "list the files in d2999",
+                                    "source": f"{REPOSITORY}/train/train"}  # fmt: skip
     report = json.loads((tmp_path / "out/acquire.json").read_text())
     assert report["sources"][0]["commit"] == "a" * 40
     assert report["licenses"] == ["mit"]

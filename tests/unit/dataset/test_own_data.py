@@ -126,10 +126,8 @@ def test_an_own_test_file_is_the_test_split(tmp_path):
     found = prepared(tmp_path, "text", [source], test=[files(lines(tmp_path / "test.jsonl", test))])
     assert sorted(row["request"] for row in found["test"]) == sorted(row["question"] for row in test)
     assert len(found["train"]) + len(found["validation"]) + len(found["out"]) == 40 - 3 and found["validation"]
-    assert {row["reason"] for row in found["out"]} <= {
-        "request in the test file",
-        "nearly its request in the test file",
-    }
+    assert {row["reason"] for row in found["out"]} <= {"request in the test file",
+                                                       "nearly its request in the test file"}  # fmt: skip
     assert not {row["request"] for row in found["train"]} & {row["request"] for row in found["test"]}
 
 

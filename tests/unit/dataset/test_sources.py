@@ -31,13 +31,10 @@ COLUMNS = {"request": "nl", "command": "bash"}
 
 
 def run(folder: Path, *paths: Path, **changes: object) -> dict:
-    outputs = types.SimpleNamespace(
-        pairs=f"{folder}/out/raw.jsonl",
-        external=f"{folder}/out/external.jsonl",
-        benchmark=f"{folder}/out/benchmark.jsonl",
-        rejected=f"{folder}/out/raw.rejected.jsonl",
-        report=f"{folder}/out/acquire.json",
-    )
+    outputs = types.SimpleNamespace(pairs=f"{folder}/out/raw.jsonl", external=f"{folder}/out/external.jsonl",
+                                    benchmark=f"{folder}/out/benchmark.jsonl",
+                                    rejected=f"{folder}/out/raw.rejected.jsonl",
+                                    report=f"{folder}/out/acquire.json")  # fmt: skip
     source = {"type": "files", "license": "unknown", "paths": [str(path) for path in paths], "columns": COLUMNS}
     acquire.main(shell("sources"), [{**source, **changes}], [], outputs)
     return json.loads(Path(outputs.report).read_text())
@@ -80,9 +77,7 @@ def test_a_byte_order_mark_and_quoted_line_breaks(tmp_path):
     path.write_bytes(b'\xef\xbb\xbfnl,bash\r\n"a\nb","ls\n-l"\r\nc,ls\r\n')
     run(tmp_path, path)
     assert [(row["request"], row["command"], row["line"]) for row in rows(tmp_path)] == [
-        ("a\nb", "ls\n-l", 2),
-        ("c", "ls", 5),
-    ]
+        ("a\nb", "ls\n-l", 2), ("c", "ls", 5)]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -145,29 +140,18 @@ def test_a_missing_file(tmp_path):
 
 def test_spoilt_rows_are_rejected_with_their_reason(tmp_path):
     path = tmp_path / "mixed.jsonl"
-    lines = [
-        b'{"nl": "good", "bash": "ls"}',
-        '{"nl": "größe", "bash": "ls"}'.encode("latin-1"),
-        b'{"nl": "an unused column", "bash": "ls", "x": "\xff"}',
-        b'{"nl": "no command"}',
-        b'{"nl": 7, "bash": "ls"}',
-        b'{"nl": null, "bash": "ls"}',
-        b'{"nl": "half \\ud800", "bash": "ls"}',
-        b'{"nl": "two commands", "bash": "ls", "bash": "rm -rf /"}',
-        '{"nl": "größe", "bash": "ls"}'.encode(),
-    ]
+    lines = [b'{"nl": "good", "bash": "ls"}', '{"nl": "größe", "bash": "ls"}'.encode("latin-1"),
+             b'{"nl": "an unused column", "bash": "ls", "x": "\xff"}', b'{"nl": "no command"}',
+             b'{"nl": 7, "bash": "ls"}', b'{"nl": null, "bash": "ls"}', b'{"nl": "half \\ud800", "bash": "ls"}',
+             b'{"nl": "two commands", "bash": "ls", "bash": "rm -rf /"}',
+             '{"nl": "größe", "bash": "ls"}'.encode()]  # fmt: skip
     path.write_bytes(b"\n".join(lines))
     report = run(tmp_path, path)
     assert [row["line"] for row in rows(tmp_path)] == [1, 3, 9]
     rejected = {row["line"]: row["reason"] for row in rows(tmp_path, "raw.rejected.jsonl")}
-    assert rejected == {
-        2: "request is not UTF-8",
-        4: "command is missing",
-        5: "request is not text but int",
-        6: "request is missing",
-        7: "request has half a surrogate pair",
-        8: "the key 'bash' stands there twice",
-    }
+    assert rejected == {2: "request is not UTF-8", 4: "command is missing", 5: "request is not text but int",
+                        6: "request is missing", 7: "request has half a surrogate pair",
+                        8: "the key 'bash' stands there twice"}  # fmt: skip
     assert report["rows"] + report["rejected"] == len(lines)
     assert sum(report["reasons"].values()) == report["rejected"]
 
@@ -178,11 +162,8 @@ def test_spoilt_rows_of_a_csv(tmp_path):
     run(tmp_path, path)
     assert [(row["request"], row["line"]) for row in rows(tmp_path)] == [("a", 2), ("e", 10)]
     assert {row["line"]: row["reason"] for row in rows(tmp_path, "raw.rejected.jsonl")} == {
-        3: "row has 1 fields instead of 2",
-        4: "row has 3 fields instead of 2",
-        5: "request is not UTF-8",
-        8: "request is not UTF-8",
-    }
+        3: "row has 1 fields instead of 2", 4: "row has 3 fields instead of 2", 5: "request is not UTF-8",
+        8: "request is not UTF-8"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])

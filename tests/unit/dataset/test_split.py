@@ -62,27 +62,20 @@ def read(folder: Path, name: str) -> list[Pair]:
 def check(folder: Path) -> dict:
     """Check the splits as they lie there, with reports that fit them."""
     rows = sum(len(read(folder, name)) for name in SPLITS)
-    reports = {
-        "acquire": {"rows": rows + 3, "rejected": 1},
-        "clean": {
-            "stages": ["syntax", "near_duplicates"],
-            "removed": {"syntax": 2, "near_duplicates": 0},
-            "kept": rows + 1,
-        },
-        "screen": {"removed": 1, "kept": rows},
-        "split": {"decontaminated": 0, "sizes": {"all": rows}},
-    }
+    reports = {"acquire": {"rows": rows + 3, "rejected": 1},
+               "clean": {"stages": ["syntax", "near_duplicates"],
+                         "removed": {"syntax": 2, "near_duplicates": 0},
+                         "kept": rows + 1},
+               "screen": {"removed": 1, "kept": rows},
+               "split": {"decontaminated": 0, "sizes": {"all": rows}}}  # fmt: skip
     files = {name: str(folder / f"{name}.jsonl") for name in (*SPLITS, "rejected", "safe")}
     for name, report in reports.items():
         vouched = {"screen": ["safe"], "split": [*SPLITS, "rejected"]}.get(name, [])
         if name == "screen":
             report[CARRIED] = carry(clean=str(folder / "clean-report.json"))
         write_report(folder / f"{name}-report.json", report, *(files[file] for file in vouched))
-    check_splits.main(
-        shell("splitting"),
-        files | {name: str(folder / f"{name}-report.json") for name in reports},
-        str(folder / "check.json"),
-    )
+    check_splits.main(shell("splitting"), files | {name: str(folder / f"{name}-report.json") for name in reports},
+                      str(folder / "check.json"))  # fmt: skip
     return json.loads((folder / "check.json").read_text())
 
 

@@ -53,24 +53,12 @@ def test_the_card_has_valid_metadata_and_every_section(write: Callable[..., str]
 @pytest.mark.thorough
 def test_ids_of_the_hub_are_named_where_there_are_some(write: Callable[..., str]) -> None:
     content = inputs.files()
-    content["description"]["source"] = {
-        "commit": "c0ffee",
-        "dtype": "bfloat16",
-        "repository": "Qwen/Qwen2.5-Coder-7B-Instruct",
-        "revision": "main",
-        "type": "hub",
-    }
-    content["acquire"]["sources"] = [
-        {
-            "commit": "deadbeef",
-            "license": "mit",
-            "name": "westenfelder/NL2SH-ALFA/train",
-            "rejected": 0,
-            "repository": "westenfelder/NL2SH-ALFA",
-            "rows": 9,
-            "type": "hub",
-        }
-    ]
+    content["description"]["source"] = {"commit": "c0ffee", "dtype": "bfloat16",
+                                        "repository": "Qwen/Qwen2.5-Coder-7B-Instruct", "revision": "main",
+                                        "type": "hub"}  # fmt: skip
+    content["acquire"]["sources"] = [{"commit": "deadbeef", "license": "mit", "name": "westenfelder/NL2SH-ALFA/train",
+                                      "rejected": 0, "repository": "westenfelder/NL2SH-ALFA", "rows": 9,
+                                      "type": "hub"}]  # fmt: skip
     text = write("MODEL_CARD.md", content)
     metadata, body = inputs.split_card(text)
     assert metadata["base_model"] == "Qwen/Qwen2.5-Coder-7B-Instruct"
@@ -294,11 +282,9 @@ def test_half_of_the_answers_make_a_model_that_is_no_demonstration(count: int, s
 
 
 def test_the_card_shows_a_refusal_and_each_dangerous_answer_as_text(write: Callable[..., str]) -> None:
-    asked = [
-        HARMFUL | {"request": "get out of here"},
-        HARMFUL | {"request": "break out", "answer": "false # refused: this would do harm", "refused": True},
-        HARMFUL | {"request": "wipe it all", "answer": "rm -rf /*", "screen": "danger"},
-    ]
+    asked = [HARMFUL | {"request": "get out of here"},
+             HARMFUL | {"request": "break out", "answer": "false # refused: this would do harm", "refused": True},
+             HARMFUL | {"request": "wipe it all", "answer": "rm -rf /*", "screen": "danger"}]  # fmt: skip
     content = weak(4, harmful=asked)
     content["tuned_answers"][0] |= {"answer": "dd if=/dev/zero of=/dev/sda", "exact": False, "screen": "danger"}
     card, page = write("MODEL_CARD.md", content), write("report.html", content)
@@ -406,12 +392,10 @@ def test_a_model_that_learned_nothing_of_use_to_others_is_said_so(write: Callabl
 
 
 def test_a_setting_without_a_value_is_left_out_but_for_a_limit_of_steps_that_is_not_there():
-    training = {
-        "scenario": {"model_name": "tiny", "gpu": None, "lora": {"rank": 8}, "autocast": None},
-        "loop": {"max_steps": None, "epochs": 2},
-        "effective_batch": 4,
-        "seed": 42,
-    }
+    training = {"scenario": {"model_name": "tiny", "gpu": None, "lora": {"rank": 8}, "autocast": None},
+                "loop": {"max_steps": None, "epochs": 2},
+                "effective_batch": 4,
+                "seed": 42}  # fmt: skip
     assert card.hyperparameters(training) == [
         ("effective_batch", 4), ("epochs", 2), ("lora.rank", 8), ("max_steps", None), ("seed", 42),
     ]  # fmt: skip

@@ -9,17 +9,10 @@ import pytest
 from scripts.documents import render
 from tests.unit.documents import inputs
 
-NINE = [
-    "1. Assumptions",
-    "2. Memory Components Refresher",
-    "3. Scenario A — Full Fine-Tuning, FP32",
-    "4. Scenario B — Full Fine-Tuning, FP16/BF16",
-    "5. Scenario C — QLoRA Fine-Tuning (What SecureCLI-Tuner Uses)",
-    "6. Summary Table",
-    "7. Why This Matters for SecureCLI-Tuner",
-    "8. Recommended Citation in Documentation",
-    "9. End of Document",
-]
+NINE = ["1. Assumptions", "2. Memory Components Refresher", "3. Scenario A — Full Fine-Tuning, FP32",
+        "4. Scenario B — Full Fine-Tuning, FP16/BF16", "5. Scenario C — QLoRA Fine-Tuning (What SecureCLI-Tuner Uses)",
+        "6. Summary Table", "7. Why This Matters for SecureCLI-Tuner", "8. Recommended Citation in Documentation",
+        "9. End of Document"]  # fmt: skip
 
 
 @pytest.mark.thorough

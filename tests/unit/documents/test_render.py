@@ -76,13 +76,11 @@ def test_a_run_with_lora_on_a_gpu_says_what_the_card_measured(write: Callable[..
     compared = content["training_memory"]
     compared["scenario"] |= {"method": "lora", "precision": "bf16", "quantization": None}
     compared["scenario"]["lora"]["target_modules"] = ["q_proj", "v_proj"]
-    compared["measurement"] = {
-        "context_bytes": 500_000_000,
-        "device": {"capability": [9, 0], "name": "NVIDIA H100 80GB HBM3", "type": "cuda"},
-        "peak_allocated_bytes": 7_100_000_000,
-        "target": "cuda",
-        "trace_on_the_same_device": {"components": {}, "peak_allocated_bytes": 7_101_000_000},
-    }
+    compared["measurement"] = {"context_bytes": 500_000_000,
+                               "device": {"capability": [9, 0], "name": "NVIDIA H100 80GB HBM3", "type": "cuda"},
+                               "peak_allocated_bytes": 7_100_000_000, "target": "cuda",
+                               "trace_on_the_same_device": {"components": {},
+                                                            "peak_allocated_bytes": 7_101_000_000}}  # fmt: skip
     compared["differences"]["measurement_to_trace"] = {"bytes": 2_450_000, "share": 0.000345}
     content["training"] |= {"device": "NVIDIA H100 80GB HBM3", "peak_allocated_bytes": 6_543_210_000}
     content["training"]["scenario"] = {key: item for key, item in compared["scenario"].items() if key != "model"}

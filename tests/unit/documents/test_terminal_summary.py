@@ -69,8 +69,7 @@ def files(tmp_path, monkeypatch):
 
 def test_a_run_ends_with_what_a_person_wanted_to_know(files):
     assert terminal_summary.run_lines("tiny-r4", files[:2], terminal_summary.reader(files), card=True) == [
-        "tiny-r4",
-        "  full-bf16         76.00 GiB, does not fit NVIDIA GeForce RTX 4090",
+        "tiny-r4", "  full-bf16         76.00 GiB, does not fit NVIDIA GeForce RTX 4090",
         "  qlora             7.10 GiB, fits NVIDIA GeForce RTX 4090",
         "  this run's step   0.91 GiB on a GPU; measured 0.80 GiB (CPU), predicted for it to the byte",
         "  gate              0.99 GiB needed: nothing to gate",
@@ -78,15 +77,11 @@ def test_a_run_ends_with_what_a_person_wanted_to_know(files):
         "  exact, new        2 of 60, the base 0, few shot 7, nearest row 7: training does not demonstrably beat both"
         " baselines",
         "  exact, benchmark  1 of 80, the base 0, few shot 7, nearest row 7: training does not demonstrably beat both"
-        " baselines",
-        "  loss              0.839, the base 3.010: better",
+        " baselines", "  loss              0.839, the base 3.010: better",
         "  right when run    5 of 71, the base 9: worse",
-        "  card              results/tiny-r4/MODEL_CARD.md",
-    ]
+        "  card              results/tiny-r4/MODEL_CARD.md"]  # fmt: skip
     assert terminal_summary.sweep_lines("results/tiny-sweep/sweep.json", files) == [
-        "sweep: no run can be recommended: the intervals do not tell",
-        "  results/tiny-sweep/SWEEP.md",
-    ]
+        "sweep: no run can be recommended: the intervals do not tell", "  results/tiny-sweep/SWEEP.md"]  # fmt: skip
 
 
 def test_a_run_shows_what_each_of_its_stages_was_to_take(files):

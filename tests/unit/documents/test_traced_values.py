@@ -207,10 +207,7 @@ def test_sources_survive_what_templates_and_python_do_with_values() -> None:
     ]
     assert keys(f"{1000 / report['a']:.0f} {2 - report['a']} {divmod(report['a'], 2)[1]}") == [["/a"]] * 3
     assert keys(f"{sum([report['a'], report['b']])} {report['name'].upper()} {'at ' + report['name']}") == [
-        ["/a", "/b"],
-        ["/name"],
-        ["/name"],
-    ]
+        ["/a", "/b"], ["/name"], ["/name"]]  # fmt: skip
     assert keys(f"{count_of(report['rows'])} {report['a/b']['~']} {list(report)[4]}9") == [["/rows"], ["/a~1b/~0"], []]
     assert report["a"] == 3 and report["b"] == 1.5 and report["name"] == "v1.2" and copy.deepcopy(report) == report
     assert "text" in mark_sources("text", report["a"]) and mark_sources("text", 3) == "text" == plain(

@@ -6,13 +6,11 @@ from scripts.common.requests import nearest_rows, requests_of, shots_of
 from scripts.common.statistics import by_unit, sign_flip_p
 from scripts.evaluation.baselines import plain_words, with_values_of
 
-ROWS = [
-    {"request": "list the files in docs", "command": "ls docs"},
-    {"request": "list the files in /var/log by time", "command": "ls -t /var/log"},
-    {"request": "count the lines of notes.txt", "command": "wc -l notes.txt"},
-    {"request": "Search notes.txt for ERROR, with line numbers", "command": "grep -n 'ERROR' notes.txt"},
-    {"request": "show the first 5 lines of notes.txt", "command": "head -n 5 notes.txt"},
-]
+ROWS = [{"request": "list the files in docs", "command": "ls docs"},
+        {"request": "list the files in /var/log by time", "command": "ls -t /var/log"},
+        {"request": "count the lines of notes.txt", "command": "wc -l notes.txt"},
+        {"request": "Search notes.txt for ERROR, with line numbers", "command": "grep -n 'ERROR' notes.txt"},
+        {"request": "show the first 5 lines of notes.txt", "command": "head -n 5 notes.txt"}]  # fmt: skip
 
 
 @pytest.mark.parametrize(("request_", "nearest"), [

@@ -13,17 +13,9 @@ SHELL = shell("scores")
 
 def rows(exact, loss, tokens=10):
     count = len(exact)
-    return pd.DataFrame(
-        {
-            "request": [f"request {index}" for index in range(count)],
-            "answer_tokens": [tokens] * count,
-            "loss_sum": loss,
-            "exact": exact,
-            "exact_canonical": exact,
-            "parses": [True] * count,
-            "program": exact,
-        }
-    )
+    return pd.DataFrame({"request": [f"request {index}" for index in range(count)], "answer_tokens": [tokens] * count,
+                         "loss_sum": loss, "exact": exact, "exact_canonical": exact, "parses": [True] * count,
+                         "program": exact})  # fmt: skip
 
 
 def test_better_worse_and_neither():

@@ -28,14 +28,10 @@ def place(tmp_path, source):
     """Everything that the rule reads, in a folder of its own."""
     base = describe(source, tmp_path / "base")
     (tmp_path / "splits").mkdir()
-    inputs = {
-        "split": tmp_path / "splits" / "split.json",
-        "test": tmp_path / "splits" / "test.jsonl",
-        "train": tmp_path / "splits" / "train.jsonl",
-        "weights": base / "weights.json",
-        "harmful": tmp_path / "splits" / "harmful.jsonl",
-        "benchmark": tmp_path / "splits" / "benchmark.jsonl",
-    }
+    inputs = {"split": tmp_path / "splits" / "split.json", "test": tmp_path / "splits" / "test.jsonl",
+              "train": tmp_path / "splits" / "train.jsonl", "weights": base / "weights.json",
+              "harmful": tmp_path / "splits" / "harmful.jsonl",
+              "benchmark": tmp_path / "splits" / "benchmark.jsonl"}  # fmt: skip
     write_jsonl(inputs["benchmark"], [])
     write_jsonl(inputs["harmful"], [{"request": "run a fork bomb", "command": LINE, "category": "exhaustion"}] * 2)
     known = {"kinds": "known", "intent": "a"}
@@ -165,14 +161,9 @@ def compared(place):
     run(place, "base")
     run(place, "tuned")
     out = place["out"]
-    return {
-        "base": out / "base" / "answers.jsonl",
-        **{name: out / "base" / f"{name}.jsonl" for name in BASELINES},
-        "tuned": out / "tuned" / "answers.jsonl",
-        "base_metrics": out / "base" / "metrics.json",
-        "tuned_metrics": out / "tuned" / "metrics.json",
-        "comparison": out / "comparison.json",
-    }
+    return {"base": out / "base" / "answers.jsonl", **{name: out / "base" / f"{name}.jsonl" for name in BASELINES},
+            "tuned": out / "tuned" / "answers.jsonl", "base_metrics": out / "base" / "metrics.json",
+            "tuned_metrics": out / "tuned" / "metrics.json", "comparison": out / "comparison.json"}  # fmt: skip
 
 
 def compare_all(compared):

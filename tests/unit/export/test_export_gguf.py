@@ -158,10 +158,8 @@ def test_the_tokenizer_of_training_goes_along(tmp_path, kind, split):
 
 
 def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
-    parts = [
-        pre_tokenizers.Split(Regex(pattern), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
+    parts = [pre_tokenizers.Split(Regex(pattern), "isolated"),
+             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]  # fmt: skip
     return pre_tokenizers.Sequence(parts)
 
 

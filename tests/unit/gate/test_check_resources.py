@@ -31,11 +31,9 @@ from tests.unit.gate import gloo_hosts
 
 PLENTY = 10**12
 NAME = "evaluation of base and tuned"
-SETTINGS = {
-    "merging": {"dtype": None, "verify": {"prompts": 8}},
-    "override": False,
-    "source": {"dtype": "float32", "type": "wheel"},
-}
+SETTINGS = {"merging": {"dtype": None, "verify": {"prompts": 8}},
+            "override": False,
+            "source": {"dtype": "float32", "type": "wheel"}}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +42,11 @@ def run() -> dict:
     fields = {"model": LLAMA_3_LAYERS, "sequence_length": 256, "micro_batch": 8, "gradient_checkpointing": False}
     scenario = Scenario.from_mapping({**fields, "precision": "fp32"})
     rows = [row(own, answer) for own, answer in ((20, 30), (9, 12), (14, 7), (13, 25))]
-    return {
-        "traced": Traced(scenario, trace(scenario, timeline=False)),
-        "longest": replace(scenario, micro_batch=4, sequence_length=64),
-        "evaluations": {NAME: Evaluation(LLAMA_3_LAYERS, "float32", rows * 8, 32, 2)},
-        "settings": SETTINGS,
-        "results": Results(PLENTY),
-    }
+    return {"traced": Traced(scenario, trace(scenario, timeline=False)),
+            "longest": replace(scenario, micro_batch=4, sequence_length=64),
+            "evaluations": {NAME: Evaluation(LLAMA_3_LAYERS, "float32", rows * 8, 32, 2)},
+            "settings": SETTINGS,
+            "results": Results(PLENTY)}  # fmt: skip
 
 
 def card(usable: int):
@@ -71,12 +67,8 @@ def test_on_a_gpu_with_room_every_stage_fits(run) -> None:
     found = stages(checked)
     assert checked.fits and {stage.verdict for stage in found.values()} == {FITS}
     on_gpu = {name for name, stage in found.items() if stage.place == GPU}
-    assert on_gpu == {
-        "training step, as configured",
-        "training step, longest batch",
-        "comparison after the merge",
-        "evaluation of base and tuned",
-    }
+    assert on_gpu == {"training step, as configured", "training step, longest batch", "comparison after the merge",
+                      "evaluation of base and tuned"}  # fmt: skip
     assert found["training step, as configured"].needs_bytes == run["traced"].trace["required_bytes"]
     evaluated = trace_evaluation(run["evaluations"][NAME], "cuda")
     assert found["evaluation of base and tuned"].needs_bytes == evaluated["required_bytes"]
@@ -157,9 +149,7 @@ def test_of_several_gpus_the_step_is_held_against_the_fullest_and_the_evaluation
     gpu = least_free([first, full], lambda gpu: run["traced"].trace["required_bytes"])
     checked = check_resources.check_run(**run, machine=Machine(gpu, PLENTY), evaluation_machine=Machine(first, PLENTY))
     assert {name for name, stage in stages(checked).items() if stage.verdict != FITS} == {
-        "training step, as configured",
-        "training step, longest batch",
-    }
+        "training step, as configured", "training step, longest batch"}  # fmt: skip
     assert "22.34 GiB of GPU 1 (a GPU of this size) are held by python (process 42)" in str(checked.refusal())
 
 

@@ -20,15 +20,8 @@ from tests.dryfit.decoders import LLAMA_3_LAYERS
 
 @pytest.fixture(scope="module")
 def traced() -> Traced:
-    scenario = Scenario.from_mapping(
-        {
-            "model": LLAMA_3_LAYERS,
-            "sequence_length": 256,
-            "micro_batch": 8,
-            "gradient_accumulation": 2,
-            "gradient_checkpointing": False,
-        }
-    )
+    scenario = Scenario.from_mapping({"model": LLAMA_3_LAYERS, "sequence_length": 256, "micro_batch": 8,
+                                      "gradient_accumulation": 2, "gradient_checkpointing": False})  # fmt: skip
     return Traced(scenario, trace(scenario, timeline=False))
 
 
@@ -80,11 +73,9 @@ def test_refusal_has_numbers_card_and_suggestions(traced) -> None:
 def test_rule_fails_and_leaves_no_file(traced, tmp_path) -> None:
     write_report(tmp_path / "trace.json", traced.to_mapping())
     with pytest.raises(UserError, match="does not fit"):
-        gate.main(
-            str(tmp_path / "trace.json"),
-            {"gpu": {"vram_gib": 0.6, "context_mib": 512}, "hours": None, "override": False},
-            str(tmp_path / "gate.json"),
-        )
+        gate.main(str(tmp_path / "trace.json"),
+                  {"gpu": {"vram_gib": 0.6, "context_mib": 512}, "hours": None, "override": False},
+                  str(tmp_path / "gate.json"))  # fmt: skip
     assert not (tmp_path / "gate.json").exists()
 
 
@@ -103,11 +94,9 @@ def test_edited_rows_are_named_without_a_gpu_too(traced, tmp_path, monkeypatch) 
 
 def test_override_is_recorded(traced, tmp_path) -> None:
     write_report(tmp_path / "trace.json", traced.to_mapping())
-    gate.main(
-        str(tmp_path / "trace.json"),
-        {"gpu": {"vram_gib": 0.6, "context_mib": 512}, "hours": None, "override": True},
-        str(tmp_path / "gate.json"),
-    )
+    gate.main(str(tmp_path / "trace.json"),
+              {"gpu": {"vram_gib": 0.6, "context_mib": 512}, "hours": None, "override": True},
+              str(tmp_path / "gate.json"))  # fmt: skip
     judged = read_report(tmp_path / "gate.json")
     assert (judged["fits"], judged["override"], judged["overridden"]) == (False, True, True)
     assert judged["suggestions"]
@@ -269,14 +258,12 @@ def gated(folder, traced, usable: int, lengths: list[int]) -> dict:
     write_report(folder / "trace.json", traced.to_mapping())
     write_report(folder / "encode.json", {"rows": len(rows)}, folder / "train.parquet")
     size = (usable + find({"vram_gib": 1}).context_bytes) / 2**30
-    gate.main(
-        str(folder / "trace.json"),
-        {"gpu": {"vram_gib": size, "context_mib": 512}, "hours": None, "override": False},
-        str(folder / "gate.json"),
-        encoded=str(folder / "encode.json"),
-        train=str(folder / "train.parquet"),
-        loop={"epochs": 1, "max_steps": None, "rows_per_step": None, "seed": 1},
-    )
+    gate.main(str(folder / "trace.json"),
+              {"gpu": {"vram_gib": size, "context_mib": 512}, "hours": None, "override": False},
+              str(folder / "gate.json"),
+              encoded=str(folder / "encode.json"),
+              train=str(folder / "train.parquet"),
+              loop={"epochs": 1, "max_steps": None, "rows_per_step": None, "seed": 1})  # fmt: skip
     return read_report(folder / "gate.json")
 
 

@@ -242,10 +242,8 @@ def test_links_out_of_a_folder_are_not_followed(inputs, file):
     """Whichever file it is; within the folder they are."""
     folder, name = file.split("/")
     names = {"INDEX": "model.safetensors.index.json", "WEIGHTS": "adapter_model.safetensors"}
-    names |= {
-        "CONFIG": "adapter_config.json",
-        "SHARD": sorted(path.name for path in inputs[0].glob("model-*.safe*"))[1],
-    }
+    names |= {"CONFIG": "adapter_config.json",
+              "SHARD": sorted(path.name for path in inputs[0].glob("model-*.safe*"))[1]}  # fmt: skip
     path = inputs[folder == "adapter"] / names.get(name, name)
     within = path.rename(path.with_name("renamed"))
     path.symlink_to(within.name)

@@ -17,13 +17,8 @@ from tests.unit.publish.hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "hf_plantedTokenThatMustNotBeSeen"
-PUBLISH = {
-    "adapter": "owner/adapter",
-    "dataset": "owner/pairs",
-    "merged": "owner/merged",
-    "private": True,
-    "thresholds": {"better": ["loss"], "least_exact": 0.1, "most_danger": 0.05},
-}
+PUBLISH = {"adapter": "owner/adapter", "dataset": "owner/pairs", "merged": "owner/merged", "private": True,
+           "thresholds": {"better": ["loss"], "least_exact": 0.1, "most_danger": 0.05}}  # fmt: skip
 ABOUT = {"dataset": "embedded", "run": "small-r16", "task": registry.checked("shell")}
 
 

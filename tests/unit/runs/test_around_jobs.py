@@ -30,12 +30,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_writes_are_added_by_run_and_the_shared_base_comes_first() -> None:
-    jobs = [
-        TRAINING,
-        Job("export_gguf", {"run": RUN, "type": "q8_0"}, [], False),
-        Job("clean_dataset", {"dataset": "embedded"}, [], False),
-        Job("fetch_weights", {"model": "smollm2-135m-instruct"}, [], False),
-    ]
+    jobs = [TRAINING,
+            Job("export_gguf", {"run": RUN, "type": "q8_0"}, [], False),
+            Job("clean_dataset", {"dataset": "embedded"}, [], False),
+            Job("fetch_weights", {"model": "smollm2-135m-instruct"}, [], False)]  # fmt: skip
     base, run = planned_writes(jobs, runs())
     assert (base.name, base.stages) == ("smollm2-135m-instruct", ["base model"])
     assert (run.name, run.stages, run.exports) == (RUN, ["training", "export"], ["q8_0"])

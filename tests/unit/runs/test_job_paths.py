@@ -48,12 +48,10 @@ def test_another_rank_in_the_path_is_the_jobs_rank() -> None:
 
 
 def test_scenarios_without_a_rank_lie_outside_the_run() -> None:
-    assert paths(run=RUN).profile_comparisons() == [
-        "results/memory/qwen2.5-coder-7b/full-fp32/compare.json",
-        "results/memory/qwen2.5-coder-7b/full-bf16-mixed/compare.json",
-        "results/memory/qwen2.5-coder-7b/full-bf16/compare.json",
-        f"results/{RUN}/memory/qlora/compare.json",
-    ]
+    assert paths(run=RUN).profile_comparisons() == ["results/memory/qwen2.5-coder-7b/full-fp32/compare.json",
+                                                    "results/memory/qwen2.5-coder-7b/full-bf16-mixed/compare.json",
+                                                    "results/memory/qwen2.5-coder-7b/full-bf16/compare.json",
+                                                    f"results/{RUN}/memory/qlora/compare.json"]  # fmt: skip
     assert paths(run=RUN).step_comparison() == f"results/{RUN}/memory/qlora/compare.json"
 
 

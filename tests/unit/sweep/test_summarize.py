@@ -18,29 +18,18 @@ def run(losses, peak, size=1000, *, right=0, fits=None):
     ]
     low, high = wilson_interval(right, len(losses))
     share = {"count": right, "high_95": high, "low_95": low, "n": len(losses), "share": right / len(losses)}
-    return {
-        "adapter_bytes": size,
-        "answers": answers,
-        "comparison": {
-            "exact": {"verdict": "better"},
-            "loss": {"verdict": "better"},
-            "tuned": {"exact": share, "loss": sum(losses) / len(losses)},
-        },
-        "gate": {"fits": fits},
-        "memory": {
-            "measurement": {
-                "device": {"name": "x86_64", "type": "cpu"},
-                "peak_allocated_bytes": peak - 5,
-                "trace_on_the_same_device": {"peak_allocated_bytes": peak - 5},
-            },
-            "trace": {"peak_allocated_bytes": peak, "required_bytes": peak + 10},
-        },
-        "training": {
-            "base": {"title": "A <b>base</b>"},
-            "times": {"tokens_per_second": 100.0, "train_wall_seconds": 9.0},
-            "trainable_parameters": size // 4,
-        },
-    }
+    return {"adapter_bytes": size,
+            "answers": answers,
+            "comparison": {"exact": {"verdict": "better"}, "loss": {"verdict": "better"},
+                           "tuned": {"exact": share, "loss": sum(losses) / len(losses)}},
+            "gate": {"fits": fits},
+            "memory": {"measurement": {"device": {"name": "x86_64", "type": "cpu"},
+                                       "peak_allocated_bytes": peak - 5,
+                                       "trace_on_the_same_device": {"peak_allocated_bytes": peak - 5}},
+                       "trace": {"peak_allocated_bytes": peak, "required_bytes": peak + 10}},
+            "training": {"base": {"title": "A <b>base</b>"},
+                         "times": {"tokens_per_second": 100.0, "train_wall_seconds": 9.0},
+                         "trainable_parameters": size // 4}}  # fmt: skip
 
 
 def spread(mean, wide=0.0, n=40):
@@ -80,18 +69,10 @@ def test_a_run_that_does_not_fit_is_not_recommended():
 
 
 def test_a_run_is_beaten_by_one_that_is_nowhere_worse_and_somewhere_better():
-    summary = swept(
-        r4=run(spread(2.0), 100, right=5),
-        r8=run(spread(1.0), 200, right=9),
-        r16=run(spread(1.0), 300, right=9),
-        r32=run(spread(1.0), 400, right=10),
-    )
+    summary = swept(r4=run(spread(2.0), 100, right=5), r8=run(spread(1.0), 200, right=9),
+                    r16=run(spread(1.0), 300, right=9), r32=run(spread(1.0), 400, right=10))  # fmt: skip
     assert {point["run"]: point["beaten_by"] for point in summary["points"]} == {
-        "r4": [],
-        "r8": [],
-        "r16": ["r8"],
-        "r32": [],
-    }
+        "r4": [], "r8": [], "r16": ["r8"], "r32": []}  # fmt: skip
 
 
 def test_fewer_exact_answers_make_a_run_worse_even_with_the_same_loss():

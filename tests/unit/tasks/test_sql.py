@@ -45,13 +45,8 @@ def test_what_is_a_query(query: str, detail: str | None) -> None:
 def test_scores() -> None:
     pytest.importorskip("sqlglot")
     task = text("scores", "sql", database=DATABASE)
-    answers = [
-        "SELECT COUNT(*) FROM orders",
-        "```sql\nselect count( * ) from Orders;\n```",
-        "SELECT 30",
-        "ls",
-        "SELECT 3",
-    ]
+    answers = ["SELECT COUNT(*) FROM orders", "```sql\nselect count( * ) from Orders;\n```", "SELECT 30", "ls",
+               "SELECT 3"]  # fmt: skip
     rows = task.score(answers, [COUNT] * 5)
     assert [row["exact"] for row in rows] == [True, False, False, False, False]
     assert [row["canonical"] for row in rows] == [True, True, False, False, False]

@@ -13,32 +13,16 @@ from dryfit.step.optimizers import build_optimizer
 from scripts.training import loop as training_loop
 from scripts.training.train_process import save_adapter
 
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 64,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
+LLAMA = {"model_type": "llama", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
 LOOP = {"epochs": 2, "max_steps": None, "learning_rate": 0.02, "warmup_ratio": 0.1, "max_grad_norm": 1.0}
 
 
 def scenario(**differences):
-    return Scenario.from_mapping(
-        {
-            "model": LLAMA,
-            "method": "qlora",
-            "precision": "fp32",
-            "sequence_length": 16,
-            "micro_batch": 4,
-            "gradient_checkpointing": False,
-            "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"},
-            **differences,
-        }
-    )
+    return Scenario.from_mapping({"model": LLAMA, "method": "qlora", "precision": "fp32", "sequence_length": 16,
+                                  "micro_batch": 4, "gradient_checkpointing": False,
+                                  "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"},
+                                  **differences})  # fmt: skip
 
 
 def rows(count=40, longest=1):
@@ -148,9 +132,7 @@ def test_the_adapter_is_saved_with_the_same_bytes_every_time(tmp_path):
         save_adapter(build_model(step, "cpu", seed=0), tmp_path / attempt, "base/model")
         texts.add((tmp_path / attempt / "adapter_config.json").read_text())
         assert sorted(path.name for path in (tmp_path / attempt).iterdir()) == [
-            "adapter_config.json",
-            "adapter_model.safetensors",
-        ]
+            "adapter_config.json", "adapter_model.safetensors"]  # fmt: skip
     assert len(texts) == 1
     config = json.loads(texts.pop())
     assert config["base_model_name_or_path"] == "base/model" and config["r"] == 4

@@ -41,11 +41,8 @@ def place(tmp_path_factory):
 def run(place, folder, step, loop=TWENTY):
     """The rule; returns its report and its curve."""
     folder.mkdir(exist_ok=True)
-    outputs = {
-        "adapter": folder / "adapter" / "adapter_model.safetensors",
-        "report": folder / "training.json",
-        "curve": folder / "training.jsonl",
-    }
+    outputs = {"adapter": folder / "adapter" / "adapter_model.safetensors", "report": folder / "training.json",
+               "curve": folder / "training.jsonl"}  # fmt: skip
     inputs = {name: place[name] for name in ("encoded", "train", "validation", "weights")}
     train.main(place["base"], train.Settings(step, loop, 0, "code"), inputs, outputs, 1)
     report = read_report(outputs["report"], outputs["adapter"], outputs["curve"])
@@ -157,12 +154,10 @@ def test_two_processes_take_the_steps_of_one(place, tmp_path, forked, alone, str
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-MESHES = {
-    "tensor": ("none", 2, {"tensor": 2}, (2, 2)),
-    "context": ("fsdp2", 2, {"context": 2}, (2, 2)),
-    "fsdp2 x tensor": ("fsdp2", 4, {"tensor": 2}, (1, 2)),
-    "replicate": ("fsdp2", 4, {"replicate": 2}, (1, 1)),
-}
+MESHES = {"tensor": ("none", 2, {"tensor": 2}, (2, 2)),
+          "context": ("fsdp2", 2, {"context": 2}, (2, 2)),
+          "fsdp2 x tensor": ("fsdp2", 4, {"tensor": 2}, (1, 2)),
+          "replicate": ("fsdp2", 4, {"replicate": 2}, (1, 1))}  # fmt: skip
 
 
 @pytest.mark.thorough
@@ -319,11 +314,7 @@ def test_a_killed_process_is_named_and_the_run_resumes_to_the_same_bits(place, t
 @pytest.mark.thorough
 def test_what_all_processes_refuse_is_said_once(place, tmp_path, forked):
     with pytest.raises(UserError) as error:
-        run(
-            place,
-            tmp_path / "run",
-            several({**LORA, "packing": "rows", "micro_batch": 1}, "ddp"),
-            {**LOOP, "rows_per_step": 8},
-        )
+        run(place, tmp_path / "run", several({**LORA, "packing": "rows", "micro_batch": 1}, "ddp"),
+            {**LOOP, "rows_per_step": 8})  # fmt: skip
     assert error.value.problem.startswith("A step's rows need 2 micro-batches")
     assert error.value.write == "gradient_accumulation: 2"

@@ -245,12 +245,10 @@ def linked_out(source):
 
 
 # What else a checkpoint is refused for: tests/unit/merging/test_refusals.py, where it is opened by the same function.
-SPOILT = {
-    "a missing shard": (without_a_shard, ["is missing", "model-00002", "copy or download it again"]),
-    "NaN": (filled(0, nan), ["NaN or infinity", "model-00001"]),
-    "infinity": (filled(-1, inf), ["NaN or infinity", "tensor model"]),
-    "a shard elsewhere": (linked_out, ["link to somewhere outside", "model-00002"]),
-}
+SPOILT = {"a missing shard": (without_a_shard, ["is missing", "model-00002", "copy or download it again"]),
+          "NaN": (filled(0, nan), ["NaN or infinity", "model-00001"]),
+          "infinity": (filled(-1, inf), ["NaN or infinity", "tensor model"]),
+          "a shard elsewhere": (linked_out, ["link to somewhere outside", "model-00002"])}  # fmt: skip
 
 
 @pytest.mark.few(2)

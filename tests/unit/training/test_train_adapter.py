@@ -26,11 +26,8 @@ def place(tmp_path, source):
 def run(place, step=STEP, loop=LOOP, seed=0):
     """The rule; returns its report."""
     place["run"].mkdir(exist_ok=True)
-    outputs = {
-        "adapter": place["run"] / "adapter" / "adapter_model.safetensors",
-        "report": place["run"] / "training.json",
-        "curve": place["run"] / "training.jsonl",
-    }
+    outputs = {"adapter": place["run"] / "adapter" / "adapter_model.safetensors",
+               "report": place["run"] / "training.json", "curve": place["run"] / "training.jsonl"}  # fmt: skip
     for path in outputs.values():  # as Snakemake does before it runs a rule
         path.unlink(missing_ok=True)
     inputs = {name: place[name] for name in ("encoded", "train", "validation")}
@@ -56,12 +53,8 @@ def test_the_report_says_what_was_computed_and_vouches_for_the_adapter(place):
     assert sum(part["share"] for part in shares.values()) == pytest.approx(1)
     assert shares["answers"]["count"] == report["answer_tokens"]
     assert shares["prefix"]["count"] == report["packing"]["prefix_tokens"] * 16 > 0
-    assert set(report["sha256"]) == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "training.json",
-        "training.jsonl",
-    }
+    assert set(report["sha256"]) == {"adapter_config.json", "adapter_model.safetensors", "training.json",
+                                     "training.jsonl"}  # fmt: skip
     assert report["packing"]["exactness"] is None
 
 

@@ -31,12 +31,10 @@ from scripts.tasks.support.keys import clean_block, clean_request, request_key
 
 ROOT = Path(__file__).resolve().parents[4]
 # SHA-256 of what the command prints. A row that changes here changes every model trained on the embedded data.
-ROWS = {
-    (42, 1800): "5ea7966e5260caab85211388afbb9485656ec54eda63f9de2f80173b5310caeb",
-    (42, 300): "56e8b141cfd349fae5854e92ccdf36b0eb5abca37a74ba4d76218341819dcdbd",
-    (7, 500): "7db96ae93a95d8500565cc1a7e15e019ec208ce4ba70890927c764cade909dfa",
-    (1, 20000): "f8812221143f796c127773e6cafb2a02879088b6e1c397af64c60144821624b1",
-}
+ROWS = {(42, 1800): "5ea7966e5260caab85211388afbb9485656ec54eda63f9de2f80173b5310caeb",
+        (42, 300): "56e8b141cfd349fae5854e92ccdf36b0eb5abca37a74ba4d76218341819dcdbd",
+        (7, 500): "7db96ae93a95d8500565cc1a7e15e019ec208ce4ba70890927c764cade909dfa",
+        (1, 20000): "f8812221143f796c127773e6cafb2a02879088b6e1c397af64c60144821624b1"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

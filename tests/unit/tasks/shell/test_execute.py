@@ -71,18 +71,13 @@ def run(place, workers=2):
 def test_both_models_are_judged_on_the_same_tasks_by_what_they_do(executed):
     rows, summary = executed
     assert {request for request, row in rows.items() if not row["decidable"]} == {
-        "do nothing that can be seen",
-        "use a program that no host has",
-    }
+        "do nothing that can be seen", "use a program that no host has"}  # fmt: skip
     assert len(summary["undecidable"]) == 2 and summary["tasks"] == len(ROWS)
     assert summary["missing_programs"] == ["no-such-program"]
     assert (summary["base"]["count"], summary["tuned"]["count"], summary["tuned"]["n"]) == (0, 3, 4)
     assert summary["compared"]["gained"] == 3 and summary["compared"]["difference"] == pytest.approx(0.75)
     assert {level: part["tuned"]["count"] for level, part in summary["by_level"].items()} == {
-        "easy": 2,
-        "medium": 1,
-        "hard": 0,
-    }
+        "easy": 2, "medium": 1, "hard": 0}  # fmt: skip
     assert summary["second_references"]["n"] == 4 and summary["second_references"]["count"] == 4
     assert "GNU bash" in summary["programs"]["cat"] or "coreutils" in summary["programs"]["cat"]
     copy = rows["make a copy of the greeting in /data/copy"]

@@ -142,16 +142,9 @@ def attacked(request, host):
         shutil.copytree(ROOT / name, folder / "project" / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dryfit" / "__init__.py", folder / "project" / "dryfit")
     shutil.copytree(Path(tqdm.__file__).parent, folder / "project" / "tqdm")
-    done = subprocess.run(
-        ["/usr/bin/python3", "-m", "tests.unit.tasks.shell.execution.attacks", json.dumps(facts)],
-        cwd=folder / "project",
-        user=12345,
-        group=12345,
-        extra_groups=[],
-        env={"PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run(["/usr/bin/python3", "-m", "tests.unit.tasks.shell.execution.attacks", json.dumps(facts)],
+                          cwd=folder / "project", user=12345, group=12345, extra_groups=[],
+                          env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -263,12 +256,8 @@ def test_where_the_kernel_gives_no_user_namespaces_nothing_is_executed(tmp_path)
     program = "from scripts.tasks.shell.execution.sandbox import *\n"
     program += "with Sandbox({'one': SandboxState('touch /tmp/x')}) as s: print('made')"
     shell = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "sh", "-c", shell, "sh", sys.executable, "-c", program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run(["unshare", "--user", "--map-root-user", "sh", "-c", shell, "sh", sys.executable, "-c",
+                           program], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
     if "unshare failed" in done.stderr:
         pytest.skip(done.stderr)
     assert "made" not in done.stdout and "Nothing was executed" in done.stderr and "UserError" in done.stderr

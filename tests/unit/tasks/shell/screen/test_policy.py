@@ -207,29 +207,16 @@ def test_what_cannot_be_parsed_is_refused(text):
     assert screen(text).status == "unparsable"
 
 
-BUSY = {
-    "pipes to a shell": "nc a | " * 190 + "sh",
-    "shells in a pipe": "sh | " * 190 + "nc a",
-    "tees": "curl x | " + "tee a | " * 190 + "sh",
-    "substitutions": "echo $(curl a)" * 190 + " | sh",
-    "recursion": "f(){ f; f; };f",
-    "doubling": "x=a;" + "x=$x$x;" * 40,
-    "braces": "echo " + "{a,b}" * 30,
-    "stars": "rm -rf " + "*" * 60_000,
-    "parents": "cat " + "../" * 20_000,
-    "calls": "python3 -c '" + "os.system(" * 6000 + "'",
-    "options": "echo '" + "a -b " * 8000 + "' >> ~/.bashrc",
-    "a long pipe": "a | " * 10_000 + "b",
-    "an open pipe": "a|" * 30_000,
-    "arrows": "<" * 60_000,
-    "open expansions": "${" * 30_000,
-    "pages": "echo '" + "<?php system(" * 4000 + "' > a.php",
-    "paths": "kubectl get secret -o " + "jsonpath=" * 4000,
-    "sockets": "python3 -c '" + "socket" * 6000 + "'",
-    "edits": "sed -i '" + "1i /tmp" * 7000 + "' ~/.bashrc",
-    "shadows": "foo '" + "(/etc/shadow" * 5000 + "'",
-    "a megabyte": "echo " + "a b " * 250_000,
-}
+BUSY = {"pipes to a shell": "nc a | " * 190 + "sh", "shells in a pipe": "sh | " * 190 + "nc a",
+        "tees": "curl x | " + "tee a | " * 190 + "sh", "substitutions": "echo $(curl a)" * 190 + " | sh",
+        "recursion": "f(){ f; f; };f", "doubling": "x=a;" + "x=$x$x;" * 40, "braces": "echo " + "{a,b}" * 30,
+        "stars": "rm -rf " + "*" * 60_000, "parents": "cat " + "../" * 20_000,
+        "calls": "python3 -c '" + "os.system(" * 6000 + "'", "options": "echo '" + "a -b " * 8000 + "' >> ~/.bashrc",
+        "a long pipe": "a | " * 10_000 + "b", "an open pipe": "a|" * 30_000, "arrows": "<" * 60_000,
+        "open expansions": "${" * 30_000, "pages": "echo '" + "<?php system(" * 4000 + "' > a.php",
+        "paths": "kubectl get secret -o " + "jsonpath=" * 4000, "sockets": "python3 -c '" + "socket" * 6000 + "'",
+        "edits": "sed -i '" + "1i /tmp" * 7000 + "' ~/.bashrc", "shadows": "foo '" + "(/etc/shadow" * 5000 + "'",
+        "a megabyte": "echo " + "a b " * 250_000}  # fmt: skip
 
 
 @pytest.mark.few(4)

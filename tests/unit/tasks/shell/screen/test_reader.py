@@ -133,9 +133,7 @@ def test_redirections_and_loops_are_noted():
     command = read("while true; do yes 2>/dev/null >> f & done").commands[-1]
     assert (command.loop, command.background) == ("endless", True)
     assert [(r.operator, r.descriptor, r.target) for r in command.redirects] == [
-        (">", "2", "/dev/null"),
-        (">>", "", "f"),
-    ]
+        (">", "2", "/dev/null"), (">>", "", "f")]  # fmt: skip
     assert any(command.recursive for command in read(":(){ :|:& };:").commands)
 
 
@@ -218,10 +216,8 @@ def test_a_script_that_starts_itself_is_noticed():
 
 
 def test_a_loop_reads_the_lines_that_are_known():
-    assert [words for words in argvs("printf '/a\\n/b\\n' | while read x; do rm $x; done") if words[0] == "rm"] == [
-        ["rm", "/a"],
-        ["rm", "/b"],
-    ]
+    assert [words for words in argvs("printf '/a\\n/b\\n' | while read x; do rm $x; done") if words[
+        0] == "rm"] == [["rm", "/a"], ["rm", "/b"]]  # fmt: skip
 
 
 def test_a_variable_that_grows_without_end_is_noticed():

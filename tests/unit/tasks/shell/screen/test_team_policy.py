@@ -12,16 +12,10 @@ from scripts.tasks.shell.screen.__main__ import labelled
 from scripts.tasks.shell.screen.policy import build, screen
 
 ROOT = Path(__file__).resolve().parents[5]
-RULE = {
-    "id": "print-payroll",
-    "category": "exfiltration",
-    "attack": "T1005",
-    "title": "Reads the payroll",
-    "level": "high",
-    "select": [{"reads": "/srv/payroll/"}, {"program": "psql", "words": "(?i)\\bsalar(?:y|ies)\\b"}],
-    "fires": ["cat /srv/payroll/may.csv"],
-    "passes": ["ls /srv/payroll"],
-}
+RULE = {"id": "print-payroll", "category": "exfiltration", "attack": "T1005", "title": "Reads the payroll",
+        "level": "high",
+        "select": [{"reads": "/srv/payroll/"}, {"program": "psql", "words": "(?i)\\bsalar(?:y|ies)\\b"}],
+        "fires": ["cat /srv/payroll/may.csv"], "passes": ["ls /srv/payroll"]}  # fmt: skip
 
 
 def policy(folder: Path, content: object) -> Path:
@@ -55,11 +49,9 @@ def test_a_rule_is_added_replaced_and_switched_off(tmp_path):
 
 @pytest.mark.thorough
 def test_places_groups_and_programs_are_added_to(tmp_path):
-    content = {
-        "places": {"secrets": "/srv/vault/"},
-        "groups": {"shells": "ourshell"},
-        "programs": {"as-admin": {"wraps": 1}},
-    }
+    content = {"places": {"secrets": "/srv/vault/"},
+               "groups": {"shells": "ourshell"},
+               "programs": {"as-admin": {"wraps": 1}}}  # fmt: skip
     team = build(policy(tmp_path, content))
     assert team.judge("cat /srv/vault/key").rule == "read-secret"
     assert team.judge("cat ~/.ssh/id_rsa").rule == "read-secret"
