@@ -24,24 +24,22 @@ def test_every_card_has_its_figures_and_their_sources() -> None:
         assert card.total_source
         assert card.context_source
         assert card.usable_bytes == card.total_bytes - card.context_bytes
-
-
-def test_catalogue_spans_12_to_180_gb() -> None:
     sizes = [card.total_bytes / GIB for card in catalogue().values()]
     assert min(sizes) < 12
     assert max(sizes) > 178
+    cards = known()
+    assert len(cards) >= 80
+    for name, card in cards.items():
+        assert card.name == name and card.total_source and card.usable_bytes > 0
+        assert not card.pool_bytes or card.system_source.startswith("assumed")
+    for card in known().values():
+        assert card.total_source and (card.compute_capability or not card.is_modelled)
 
 
-def test_measured_t4() -> None:
+def test_a_card_by_its_name_and_by_its_size() -> None:
     card = find("t4")
     assert (card.total_bytes, card.context_bytes, card.capability) == (14912 * MIB, int(140.875 * MIB), (7, 5))
-
-
-def test_what_is_usable_and_why_it_is_not_all_is_said_in_figures() -> None:
     assert find("t4").capacity_line == "Tesla T4 has 14.42 GiB (14.56 less 0.14 of CUDA context)"
-
-
-def test_a_size_instead_of_a_name() -> None:
     card = find({"vram_gib": 24})
     assert card.total_bytes == 24 * GIB
     assert card.context_source.startswith("assumed")
@@ -288,14 +286,6 @@ def test_of_unified_memory_the_system_keeps_a_part() -> None:
     assert small.usable_bytes == small.total_bytes < small.free_pool_bytes
 
 
-def test_every_card_says_where_its_size_comes_from() -> None:
-    cards = known()
-    assert len(cards) >= 80
-    for name, card in cards.items():
-        assert card.name == name and card.total_source and card.usable_bytes > 0
-        assert not card.pool_bytes or card.system_source.startswith("assumed")
-
-
 def test_what_your_card_holds_beside_the_allocator_can_be_said() -> None:
     card = find("{name: rtx4090, context_mib: 530}")
     assert card.usable_bytes == find("rtx-4090").total_bytes - 530 * MIB and card.context_source == "as given"
@@ -324,8 +314,3 @@ def test_a_name_that_is_not_known_offers_its_own_family(written: str, offered: s
     with pytest.raises(UserError) as caught:
         find(written)
     assert offered in caught.value.allowed and not_offered not in caught.value.allowed + str(caught.value.write)
-
-
-def test_each_card_has_a_size_and_a_capability_or_another_allocator() -> None:
-    for card in known().values():
-        assert card.total_source and (card.compute_capability or not card.is_modelled)

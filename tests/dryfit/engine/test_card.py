@@ -89,15 +89,12 @@ def test_tensors_say_cuda_to_packages_with_kernels_alone():
             assert others["where"] == ("meta", False)
 
 
-def test_one_card_at_a_time():
+def test_a_card_is_one_at_a_time_and_says_what_it_lacks():
     with simulated(A100), pytest.raises(TraceError, match="simulated already") as caught, simulated(H100):
         pass
     assert "a process of its own" in str(caught.value)
     with simulated(H100):
         assert torch.cuda.get_device_name() == H100.name
-
-
-def test_a_card_of_unknown_capability_says_what_to_write():
     with pytest.raises(TraceError, match="shared_memory_bytes="):
         Card("NVIDIA X", (99, 0), 10, 2**30, MIB)
     assert Card("NVIDIA X", (99, 0), 10, 2**30, MIB, 65_536).properties().shared_memory_per_block_optin == 65_536

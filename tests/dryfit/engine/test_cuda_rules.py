@@ -75,11 +75,15 @@ def test_a_softmax_multiplies_gradient_and_output_in_its_backward() -> None:
     assert sizes.count(160_256) == 2 * 3  # 160,000 in whole 512
 
 
-def test_the_memory_efficient_kernel_has_a_workspace() -> None:
+def test_the_memory_efficient_kernels_workspace() -> None:
     workspace = efficient_workspace_bytes(100, 100, 72, "bf16", DEFAULT_CAPABILITY)
     assert workspace == 16 + 128 * 128 * 4
     sizes = backward_sizes(make(attention="mem_efficient"))
     assert sizes.count(-(-4 * workspace // 512) * 512) == 2
+    # 128 x 64 blocks; heads of more than 128 don't fit a T4's registers, so keys and values have fp32 sums too.
+    query = 4 * (16 + 128 * 64 * 4)  # four blocks of columns
+    assert efficient_workspace_bytes(128, 128, 256, "fp16", (7, 5)) == query + 2 * 128 * 256 * 4
+    assert efficient_workspace_bytes(128, 128, 128, "fp16", (7, 5)) == 2 * (16 + 128 * 64 * 4)
 
 
 def test_a_4_bit_weight_is_unpacked_with_its_scales_twice() -> None:
@@ -112,13 +116,6 @@ def test_every_component_has_one_group() -> None:
     names = [name for group in GROUPS.values() for name in group]
     assert len(names) == len(set(names)) and weights("int8") in names
     assert grouped({"gradients": 2, "weights_bf16": 1}, adapters=True) == {"parameters": 1, "adapters": 2}
-
-
-def test_the_memory_efficient_kernel_sums_keys_and_values_of_wide_heads_on_old_gpus() -> None:
-    """128 x 64 blocks; heads of more than 128 don't fit a T4's registers, so keys and values have fp32 sums too."""
-    query = 4 * (16 + 128 * 64 * 4)  # four blocks of columns
-    assert efficient_workspace_bytes(128, 128, 256, "fp16", (7, 5)) == query + 2 * 128 * 256 * 4
-    assert efficient_workspace_bytes(128, 128, 128, "fp16", (7, 5)) == 2 * (16 + 128 * 64 * 4)
 
 
 @pytest.mark.parametrize(

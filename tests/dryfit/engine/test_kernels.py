@@ -38,15 +38,12 @@ class Seen(TorchDispatchMode):
         return out
 
 
-def test_softmax_backward_multiplies_gradient_and_output_after_its_output_exists():
+def test_a_softmax_multiplies_gradient_and_output_after_its_output_exists_and_log_softmax_nothing():
     grad = meta(2, 8, 16, 16, dtype=torch.float32)
     before, after = CudaKernels().temporaries(
         torch.ops.aten._softmax_backward_data.default, (grad, grad, -1, torch.half)
     )
     assert (before, after) == ([], [grad.numel() * 4])
-
-
-def test_log_softmax_backward_needs_nothing():
     grad = meta(16, 32, dtype=torch.float32)
     func = torch.ops.aten._log_softmax_backward_data.default
     assert CudaKernels().temporaries(func, (grad, grad, -1, torch.float32)) == ([], [])

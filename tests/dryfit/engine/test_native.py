@@ -108,12 +108,9 @@ def test_what_compiled_code_cannot_take_is_replayed_in_python(events, why):
     assert isinstance(state, Allocator), why
 
 
-def test_nothing_is_replayed_with_a_trail(each_replay):
+def test_a_trail_and_what_is_beyond_all_addresses(each_replay):
     trail: list[int] = []
     assert replay([], [("load", 0)], trail=trail).spans[0].peak_allocated_bytes == 0 and trail == []
-
-
-def test_beyond_all_addresses_both_say_so(each_replay):
     with pytest.raises(OverflowError, match="beyond the addresses of any GPU"):
         replay([(1, 2**45), (2, 2**46)])
 

@@ -22,10 +22,16 @@ def make(**fields) -> Scenario:
     return Scenario.from_mapping({"model": SMALL, **fields}, where="test.yaml")
 
 
-def test_defaults_come_from_the_configuration() -> None:
+def test_defaults_come_from_the_configuration_and_the_method_decides_what_is_there() -> None:
     scenario, defaults = make(), scenario_defaults()
     assert (scenario.method, scenario.sequence_length) == (defaults["method"], defaults["sequence_length"])
     assert scenario.lora.rank == defaults["lora"]["rank"]
+    assert make(method="full").lora is None
+    assert make(method="lora").quantization is None
+    assert make().quantization == Quantization(type="nf4", double=True, storage="uint8", compute=None)
+    scenario = make(lora={"rank": 4}, quantization={"double": False})
+    assert scenario.lora.target_modules == "all-linear"
+    assert scenario.quantization == Quantization(type="nf4", double=False, storage="uint8", compute=None)
 
 
 @pytest.mark.parametrize("fields", [
@@ -43,18 +49,6 @@ def test_mapping_makes_the_same_scenario_again(fields) -> None:
     assert Scenario.from_mapping(mapping) == scenario
     assert list(mapping) == sorted(mapping)
     assert json.loads(json.dumps(mapping)) == mapping
-
-
-def test_method_decides_what_is_there() -> None:
-    assert make(method="full").lora is None
-    assert make(method="lora").quantization is None
-    assert make().quantization == Quantization(type="nf4", double=True, storage="uint8", compute=None)
-
-
-def test_part_of_a_structure_keeps_the_rest() -> None:
-    scenario = make(lora={"rank": 4}, quantization={"double": False})
-    assert scenario.lora.target_modules == "all-linear"
-    assert scenario.quantization == Quantization(type="nf4", double=False, storage="uint8", compute=None)
 
 
 WRONG = refusals("wrong_fields", SMALL=SMALL)
@@ -132,16 +126,13 @@ def test_missing_file_is_named(tmp_path) -> None:
         read_request(tmp_path / "none.yaml")
 
 
-def test_the_defaults_are_one_for_each_field() -> None:
+def test_the_defaults_are_one_for_each_field_of_the_table() -> None:
     """config.yaml holds a value for each field of the table, and for no other."""
     named = {field.name for field in FIELDS} - {"model", "model_name"}
     assert set(scenario_defaults()) == named
     for field in FIELDS:
         if field.parts:
             assert set(scenario_defaults()[field.name]) == {part.name for part in field.parts}, field.name
-
-
-def test_the_value_has_the_fields_of_the_table() -> None:
     assert {field.name for field in fields(Scenario)} == {field.name for field in FIELDS}
 
 
