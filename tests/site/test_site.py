@@ -175,20 +175,10 @@ def test_random_choices_equal_pythons_to_the_byte(page: Any, seed: int, monkeypa
 @needs_browser
 @pytest.mark.parametrize(("model", "words"), [
     *((f"own/model-{n}", "FITS: about") for n in range(1, 9)),
-    ("own/llama", "FITS"),
-    ("own/renamed", "FITS"),
-    ("own/llama@v2", "FITS"),
-    ("own/llama@v3", "no such revision"),
-    ("own/gated", "The model is gated"),
-    ("own/nothing", "no such model"),
-    ("own/often", "too often"),
-    ("own/broken", "answers with an error (500)"),
-    ("own/adapter", "no config.json"),
-    ("own/slow", "can't be reached"),
-    ("own/strange", "strange"),
-    ("own/unnamed", "model_type"),
-    ("own/packed", "FITS"),
-    ("Qwen/Qwen3-8B", "FITS"),
+    ("own/llama", "FITS"), ("own/renamed", "FITS"), ("own/llama@v2", "FITS"), ("own/llama@v3", "no such revision"),
+    ("own/gated", "The model is gated"), ("own/nothing", "no such model"), ("own/often", "too often"),
+    ("own/broken", "answers with an error (500)"), ("own/adapter", "no config.json"), ("own/slow", "can't be reached"),
+    ("own/strange", "strange"), ("own/unnamed", "model_type"), ("own/packed", "FITS"), ("Qwen/Qwen3-8B", "FITS"),
 ])  # fmt: skip
 def test_a_hub_id_is_answered_or_refused_in_words(page: Any, hub: ModelsServer, model: str, words: str) -> None:
     before = len(hub.requests)

@@ -107,11 +107,8 @@ def test_no_file_lies_beside_without_a_question():
 
 
 @pytest.mark.parametrize(("outcome", "peak", "said", "expected"), [
-    ("ran_out", "", "does_not_fit", "right"),
-    ("ran_out", "", "too_close", "right"),
-    ("ran_out", "", "fits", "unsafe"),
-    ("ran_out", "", "no_answer", "no_answer"),
-    ("ran", "", "fits", "right"),
+    ("ran_out", "", "does_not_fit", "right"), ("ran_out", "", "too_close", "right"), ("ran_out", "", "fits", "unsafe"),
+    ("ran_out", "", "no_answer", "no_answer"), ("ran", "", "fits", "right"),
     ("ran", "", "does_not_fit", "wrong_on_the_safe_side"),
     ("ran", "23.3", "too_close", "right"),  # 97 % of 24 GiB
     ("ran", "23.2", "too_close", "wrong_on_the_safe_side"),

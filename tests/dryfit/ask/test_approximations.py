@@ -11,18 +11,11 @@ from tests.dryfit.pairwise import pairwise
 
 MODELS = {"dense": {"model_type": "qwen2"}, "unknown": {"model_type": "bloom"}, "experts": {"num_experts": 8}}
 FACTORS = {"model": list(MODELS),
-           "method": ["full", "lora", "qlora"],
-           "strategy": list(STRATEGIES),
-           "offload": ["none", "cpu"],
-           "mesh": [(), ("tensor",), ("context",)],
-           "activation_offload": [False, True],
-           "quantization": [None, "nf4", "int8"],
-           "loss": ["full", "chunked", "liger"],
-           "kernels": ["transformers", "liger", "unsloth"],
-           "optimizer": [*OPTIMIZERS],
-           "attention": ["sdpa", "flash"],
-           "precision": ["fp32", "bf16", "bf16-mixed"],
-           "autocast": [None, "bf16"],
+           "method": ["full", "lora", "qlora"], "strategy": list(STRATEGIES), "offload": ["none", "cpu"],
+           "mesh": [(), ("tensor",), ("context",)], "activation_offload": [False, True],
+           "quantization": [None, "nf4", "int8"], "loss": ["full", "chunked", "liger"],
+           "kernels": ["transformers", "liger", "unsloth"], "optimizer": [*OPTIMIZERS], "attention": ["sdpa", "flash"],
+           "precision": ["fp32", "bf16", "bf16-mixed"], "autocast": [None, "bf16"],
            "targets": ["all-linear", ("q_proj", "gate_proj")],
            "packed": [False, True]}  # fmt: skip
 ORDERS = 6

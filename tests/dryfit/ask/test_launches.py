@@ -43,13 +43,9 @@ def script(folder: Path, text: str, **options: Any) -> Any:
     ("A=1 \\\nB=2 \\\nrun", {"A": "1", "B": "2"}),
     ("A=1 \\\n# a comment ends it\nrun", {}),
     ("A=1\n# a comment\nB=2 run", {"B": "2"}),
-    ("export A=1\nrun", {"A": "1"}),
-    ("A=1\nexport A\nrun", {"A": "1"}),
-    ("export A=1\nA=2\nrun", {"A": "2"}),
-    ("declare -x A=1 B=2; run", {"A": "1", "B": "2"}),
-    ("set -a\nA=1\nset +a\nB=2\nrun", {"A": "1"}),
-    ("A=1; B=$A run", {"B": "1"}),
-    ("env A=1 run", {"A": "1"}),
+    ("export A=1\nrun", {"A": "1"}), ("A=1\nexport A\nrun", {"A": "1"}), ("export A=1\nA=2\nrun", {"A": "2"}),
+    ("declare -x A=1 B=2; run", {"A": "1", "B": "2"}), ("set -a\nA=1\nset +a\nB=2\nrun", {"A": "1"}),
+    ("A=1; B=$A run", {"B": "1"}), ("env A=1 run", {"A": "1"}),
 ])  # fmt: skip
 def test_variables_are_exported_as_bash_does(text: str, environment: dict[str, str]) -> None:
     (command,) = commands(text)

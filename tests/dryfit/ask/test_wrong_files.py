@@ -146,11 +146,8 @@ def test_a_vision_model_without_images_says_what_the_answer_covers_and_mrope_loa
     ("deepseek-r1-distill-14b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", None),
     ("llama-3.3-70b", "meta-llama/Llama-3.3-70B-Instruct", "meta-llama/llama-3.3-70b"),
     ("Qwen3-8B-Instruct", "qwen3-8b", "Qwen/Qwen3-8B-Instruct"),
-    ("Qwen/Qwen3-8B-Instruct", "Qwen/Qwen3-8B", None),
-    ("qwen3-30b", "qwen3-30b-a3b", "Qwen/qwen3-30b"),
-    ("llama3-8b", "llama-3-8b", None),
-    ("qwen2-7b", "qwen2-7b", None),
-    ("qwen2.5-codr-7b", "qwen2.5-coder-7b", None),
+    ("Qwen/Qwen3-8B-Instruct", "Qwen/Qwen3-8B", None), ("qwen3-30b", "qwen3-30b-a3b", "Qwen/qwen3-30b"),
+    ("llama3-8b", "llama-3-8b", None), ("qwen2-7b", "qwen2-7b", None), ("qwen2.5-codr-7b", "qwen2.5-coder-7b", None),
     ("mistral-7b", "mistral-7b-v0.3", None),  # the newest
     ("nonsense", None, None),
 ])  # fmt: skip

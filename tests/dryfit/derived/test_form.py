@@ -84,26 +84,13 @@ def test_the_usual_steps_of_the_catalogue_are_answered(called, length) -> None:
 
 
 @pytest.mark.parametrize("changes", [
-    {"optimizer": "adamw_8bit"},
-    {"attention": "eager"},
-    {"attention_mask": "padding"},
-    {"gradient_checkpointing": "reentrant"},
-    {"autocast": "bf16"},
-    {"precision": "fp16"},
-    {"kbit_preparation": "peft"},
+    {"optimizer": "adamw_8bit"}, {"attention": "eager"}, {"attention_mask": "padding"},
+    {"gradient_checkpointing": "reentrant"}, {"autocast": "bf16"}, {"precision": "fp16"}, {"kbit_preparation": "peft"},
     {"lora": {"dropout": 0.05}},
     {"lora": {"target_modules": ["q_proj", "v_proj"]}},
-    {"lora": {"rank": 1024}},
-    {"quantization": {"type": "fp4"}},
-    {"quantization": {"double": False}},
-    {"gradient_accumulation": 2},
-    {"loss": "liger"},
-    {"platform": "windows"},
-    {"versions": {"bitsandbytes": "0.45"}},
-    {"sequence_length": 8},
-    {"micro_batch": 100},
-    {"parallel": {"strategy": "ddp", "gpus": 2}},
-    {"use_cache": True},
+    {"lora": {"rank": 1024}}, {"quantization": {"type": "fp4"}}, {"quantization": {"double": False}},
+    {"gradient_accumulation": 2}, {"loss": "liger"}, {"platform": "windows"}, {"versions": {"bitsandbytes": "0.45"}},
+    {"sequence_length": 8}, {"micro_batch": 100}, {"parallel": {"strategy": "ddp", "gpus": 2}}, {"use_cache": True},
     {"packing": "rows"},
 ], ids=str)  # fmt: skip
 def test_no_option_that_was_not_recorded_is_answered(changes) -> None:
@@ -113,11 +100,7 @@ def test_no_option_that_was_not_recorded_is_answered(changes) -> None:
 
 @pytest.mark.parametrize("changes", [
     {"use_sliding_window": True, "sliding_window": 256},
-    {"hidden_act": "gelu"},
-    {"attention_dropout": 0.1},
-    {"head_dim": 320},
-    {"head_dim": 100},
-    {"num_hidden_layers": 3},
+    {"hidden_act": "gelu"}, {"attention_dropout": 0.1}, {"head_dim": 320}, {"head_dim": 100}, {"num_hidden_layers": 3},
     {"a_key_of_tomorrow": 1},
     {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
     {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128},

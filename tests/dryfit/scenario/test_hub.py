@@ -65,12 +65,9 @@ def test_the_catalogue_knows_ids_and_copies(hub: str, name: str | None) -> None:
 
 
 @pytest.mark.parametrize(("model", "folder", "asked"), [
-    ("qwen3-8b", "qwen3-8b", False),
-    ("Qwen/Qwen3-8B", "qwen3-8b", False),
-    ("Qwen/Qwen3-8B@v2", "qwen--qwen3-8b-v2", True),
-    ("Owner/A_b.c", "owner--a_b.c", True),
-    ("gemma-4-e4b", "gemma-4-e4b", True),
-    ("no-such-name", "no-such-name", False),
+    ("qwen3-8b", "qwen3-8b", False), ("Qwen/Qwen3-8B", "qwen3-8b", False),
+    ("Qwen/Qwen3-8B@v2", "qwen--qwen3-8b-v2", True), ("Owner/A_b.c", "owner--a_b.c", True),
+    ("gemma-4-e4b", "gemma-4-e4b", True), ("no-such-name", "no-such-name", False),
 ])  # fmt: skip
 def test_a_profiled_model_has_a_folder_and_the_hub_is_asked_where_it_has_to_be(model, folder, asked) -> None:
     name, hub = profiled(model)

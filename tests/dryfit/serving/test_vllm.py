@@ -106,12 +106,9 @@ def test_weights_in_4_bits_are_as_a_log_of_unsloths_says(name, seen_gib):
 
 
 @pytest.mark.parametrize("version, gib, settings, expected", [
-    ("0.9", 79.2, {}, (8192, 1024)),
-    ("0.9", 79.2, {"offline": True}, (16_384, 1024)),
-    ("0.9", 79.2, {"a100": True}, (2048, 256)),
-    ("0.9", 23.6, {"offline": True}, (8192, 256)),
-    ("0.8", 79.2, {}, (2048, 256)),
-    ("0.31.0", 69.9, {}, (2048, 256)),
+    ("0.9", 79.2, {}, (8192, 1024)), ("0.9", 79.2, {"offline": True}, (16_384, 1024)),
+    ("0.9", 79.2, {"a100": True}, (2048, 256)), ("0.9", 23.6, {"offline": True}, (8192, 256)),
+    ("0.8", 79.2, {}, (2048, 256)), ("0.31.0", 69.9, {}, (2048, 256)),
 ])  # fmt: skip
 def test_large_cards_take_more_requests_by_default(
     version: str, gib: float, settings: dict[str, bool], expected: tuple[int, int]

@@ -159,11 +159,7 @@ def test_a_failing_shfmt_fails(tmp_path, monkeypatch):
     ("cat <<E\nhi\nE", "cat <<E\nhi\nE"),
     ("diff <(sort a) <(sort b)", "diff <(sort a) <(sort b)"),
     ("[[ $a =~ ^b ]] && echo yes", "[[ $a =~ ^b ]] && echo yes"),
-    ("cat <<E\nnever closed", None),
-    ("echo $(ls", None),
-    ("ls |", None),
-    ("ls )", None),
-    ("for f in *; do", None),
+    ("cat <<E\nnever closed", None), ("echo $(ls", None), ("ls |", None), ("ls )", None), ("for f in *; do", None),
 ])  # fmt: skip
 def test_syntax(command, canonical):
     # Between others, so that one command's error can't touch its neighbours.

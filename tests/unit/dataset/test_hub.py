@@ -100,11 +100,8 @@ def test_a_moved_revision_stops_unless_accepted_or_pinned(tmp_path):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("mode", "expected"), [
-    ("unauthorized", "who you are (401)"),
-    ("gated", "accepted the dataset's terms"),
-    ("missing", "no such dataset, or it is private"),
-    ("slow", "does not answer in time"),
-    ("breaks", "broke off"),
+    ("unauthorized", "who you are (401)"), ("gated", "accepted the dataset's terms"),
+    ("missing", "no such dataset, or it is private"), ("slow", "does not answer in time"), ("breaks", "broke off"),
 ])  # fmt: skip
 def test_a_failing_hub_is_explained_and_a_rerun_completes(tmp_path, mode, expected):
     with HubServer(FILES, mode) as server:

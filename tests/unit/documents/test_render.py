@@ -128,10 +128,7 @@ def test_without_an_analytic_estimate_the_documents_say_so(write: Callable[..., 
 
 
 @pytest.mark.parametrize(("text", "shown"), [
-    ("ls -l", "`ls -l`"),
-    ("echo `date`", "`` echo `date` ``"),
-    ("a\nb", "`a ⏎ b`"),
-    ("", "(nothing)"),
+    ("ls -l", "`ls -l`"), ("echo `date`", "`` echo `date` ``"), ("a\nb", "`a ⏎ b`"), ("", "(nothing)"),
     ("\u202eevil", "`\\u{202e}evil`"),
 ])  # fmt: skip
 def test_code_spans(text: str, shown: str) -> None:

@@ -123,11 +123,7 @@ def test_answers_and_metrics_vouch_for_each_other_and_are_kept(place, asked):
 
 
 @pytest.mark.parametrize("file", [
-    "base/model.safetensors",
-    "base/tokenizer.json",
-    "splits/test.jsonl",
-    "splits/train.jsonl",
-    "splits/harmful.jsonl",
+    "base/model.safetensors", "base/tokenizer.json", "splits/test.jsonl", "splits/train.jsonl", "splits/harmful.jsonl",
     "splits/benchmark.jsonl",
 ])  # fmt: skip
 def test_a_damaged_input_is_noticed_and_named(place, tmp_path, asked, file):

@@ -324,14 +324,8 @@ def zero(path: Path, count: int = 64) -> None:
 
 
 @pytest.mark.parametrize("name", [
-    "adapter/adapter_model.safetensors",
-    "adapter/adapter_config.json",
-    "base/model-00002-of-*.safetensors",
-    "base/config.json",
-    "base/LICENSE",
-    "training.json",
-    "base/weights.json",
-    "base/description.json",
+    "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "base/model-00002-of-*.safetensors",
+    "base/config.json", "base/LICENSE", "training.json", "base/weights.json", "base/description.json",
 ])  # fmt: skip
 def test_damage_is_noticed_and_the_file_to_delete_is_named(recorded, name):
     (path,) = recorded[0].parent.glob(name)

@@ -44,11 +44,8 @@ def test_nothing_known_is_large_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("", "is a list"),
-    ("gpu: t4", "is a list"),
-    ("- t4", "needs `gpu`"),
-    ("- {gpu: t4}", "needs `partition` or `gres`"),
-    ("- {gpu: nosuch, gres: x}", "is not known"),
+    ("", "is a list"), ("gpu: t4", "is a list"), ("- t4", "needs `gpu`"),
+    ("- {gpu: t4}", "needs `partition` or `gres`"), ("- {gpu: nosuch, gres: x}", "is not known"),
     ("- {gpu: t4, gress: x}", "did you mean `gres`"),
 ])  # fmt: skip
 def test_wrong_maps(tmp_path: Path, text: str, words: str) -> None:

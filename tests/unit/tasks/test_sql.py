@@ -62,13 +62,8 @@ def test_the_order_counts_where_it_is_asked_for(tables) -> None:
 
 
 @pytest.mark.parametrize("query", [
-    "DROP TABLE orders",
-    "DELETE FROM orders",
-    "CREATE TABLE x (a)",
-    "ATTACH DATABASE '/tmp/stolen.db' AS other",
-    "PRAGMA writable_schema = 1",
-    "SELECT load_extension('/tmp/x.so')",
-    "VACUUM INTO '/tmp/copy.db'",
+    "DROP TABLE orders", "DELETE FROM orders", "CREATE TABLE x (a)", "ATTACH DATABASE '/tmp/stolen.db' AS other",
+    "PRAGMA writable_schema = 1", "SELECT load_extension('/tmp/x.so')", "VACUUM INTO '/tmp/copy.db'",
     "SELECT zeroblob(100000000)",
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n",
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n",

@@ -34,11 +34,8 @@ def test_metrics_of_answers() -> None:
 
 
 @pytest.mark.parametrize(("name", "one", "other", "same"), [
-    ("case", "Yes", "yes ", True),
-    ("space", "a  b", "a b", True),
-    ("space", "A b", "a b", False),
-    ("words", "Yes, it is!", "yes it is", True),
-    ("number", "The sum is 1,250.5", "1250.5", True),
+    ("case", "Yes", "yes ", True), ("space", "a  b", "a b", True), ("space", "A b", "a b", False),
+    ("words", "Yes, it is!", "yes it is", True), ("number", "The sum is 1,250.5", "1250.5", True),
     ("number", "12", "13", False),
 ])  # fmt: skip
 def test_a_named_function_normalizes(name: str, one: str, other: str, same: bool) -> None:

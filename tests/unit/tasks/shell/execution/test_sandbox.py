@@ -170,13 +170,8 @@ def test_nothing_of_the_host_is_read_and_nothing_is_granted(attacked):
 
 
 @pytest.mark.parametrize(("name", "end"), [
-    ("fork bomb", "time"),
-    ("busy", "time"),
-    ("closed output", "time"),
-    ("endless output", "output"),
-    ("fill the inodes", "inodes"),
-    ("memory of many", "memory"),
-    ("a megabyte", "length"),
+    ("fork bomb", "time"), ("busy", "time"), ("closed output", "time"), ("endless output", "output"),
+    ("fill the inodes", "inodes"), ("memory of many", "memory"), ("a megabyte", "length"),
 ])  # fmt: skip
 def test_limits_end_what_has_no_end(attacked, name, end):
     assert attacked[name]["end"] == end and attacked[name]["status"] is None

@@ -107,29 +107,10 @@ def test_what_the_original_filter_blocked_passes(command):
 
 
 @pytest.mark.parametrize("wrapped", [
-    "sudo {}",
-    "sudo -u root -- {}",
-    "env A=1 {}",
-    "/usr/bin/env {}",
-    "nohup {} &",
-    "timeout -k 1 10 {}",
-    "nice -n 5 {}",
-    "xargs {} < /dev/null",
-    "find . -exec {} \\;",
-    "sh -c '{}'",
-    "bash -lc '{}'",
-    "sudo sh -c 'env -i {}'",
-    "eval '{}'",
-    "$({})",
-    "cat <({})",
-    "echo '{}' | sh",
-    "bash <<< '{}'",
-    "ssh host '{}'",
-    "if true; then {}; fi",
-    "true && {}",
-    "f() {{ {}; }}; f",
-    "trap '{}' EXIT",
-    "watch '{}'",
+    "sudo {}", "sudo -u root -- {}", "env A=1 {}", "/usr/bin/env {}", "nohup {} &", "timeout -k 1 10 {}",
+    "nice -n 5 {}", "xargs {} < /dev/null", "find . -exec {} \\;", "sh -c '{}'", "bash -lc '{}'",
+    "sudo sh -c 'env -i {}'", "eval '{}'", "$({})", "cat <({})", "echo '{}' | sh", "bash <<< '{}'", "ssh host '{}'",
+    "if true; then {}; fi", "true && {}", "f() {{ {}; }}; f", "trap '{}' EXIT", "watch '{}'",
     "python3 -c \"import os; os.system('{}')\"",
 ])  # fmt: skip
 def test_wrappers_hide_nothing(wrapped):
@@ -149,10 +130,7 @@ def test_wrappers_hide_nothing(wrapped):
     "find {} -type f -print0 | xargs -0 rm -f",
     "find {} -user bob | xargs rm",
     "for f in $(find {} -size +1M); do rm -rf $f; done",
-    "cd {} && git clean -fdx",
-    "rsync -a --delete empty/ {}/",
-    "fd . {} -x rm",
-    "fd . {} -X rm -f",
+    "cd {} && git clean -fdx", "rsync -a --delete empty/ {}/", "fd . {} -x rm", "fd . {} -X rm -f",
 ])  # fmt: skip
 def test_what_a_search_finds_is_deleted_as_by_its_folder(found, folder):
     direct = screen(f"rm -rf {folder}/*").status
@@ -175,11 +153,8 @@ def test_what_a_search_finds_is_deleted_as_by_its_folder(found, folder):
     ("find /var/log -size +1M -exec gzip {} +", "ok"),
     ("find / -name '*.iso' -size +4G -delete", "ok"),
     ("find /home/bob -name '*.js' -size +10M -delete", "ok"),  # so is rm /home/bob/*.js
-    ("fd -e conf . /etc -X rm -f", "danger"),
-    ("fd -e pyc -x rm", "ok"),
-    ("fd '^core$' / -x rm {}", "ok"),
-    ("rsync -an --delete empty/ /home/", "ok"),
-    ("rsync -a --delete build/ host:/srv/", "ok"),
+    ("fd -e conf . /etc -X rm -f", "danger"), ("fd -e pyc -x rm", "ok"), ("fd '^core$' / -x rm {}", "ok"),
+    ("rsync -an --delete empty/ /home/", "ok"), ("rsync -a --delete build/ host:/srv/", "ok"),
 ])  # fmt: skip
 def test_what_a_search_leaves_out_and_asks_first_passes(command, status):
     assert screen(command).status == status

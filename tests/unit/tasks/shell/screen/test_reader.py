@@ -21,12 +21,9 @@ def argvs(text: str) -> list[list[str]]:
     ("r''m -r\\f \"/\"", ["rm", "-rf", "/"]),
     ("$'\\x72m' $'\\057'", ["rm", "/"]),
     ("x=rm; $x -rf $HOME/a", ["rm", "-rf", "/home/user/a"]),
-    ("x='rm -rf /'; $x", ["rm", "-rf", "/"]),
-    ('a=(rm -rf /); "${a[@]}"', ["rm", "-rf", "/"]),
-    ('set -- rm -rf /; "$@"', ["rm", "-rf", "/"]),
-    ("{rm,-rf,/}", ["rm", "-rf", "/"]),
-    ("rm${IFS}-rf${IFS}/", ["rm", "-rf", "/"]),
-    ("rm -rf ${X:-/}", ["rm", "-rf", "/"]),
+    ("x='rm -rf /'; $x", ["rm", "-rf", "/"]), ('a=(rm -rf /); "${a[@]}"', ["rm", "-rf", "/"]),
+    ('set -- rm -rf /; "$@"', ["rm", "-rf", "/"]), ("{rm,-rf,/}", ["rm", "-rf", "/"]),
+    ("rm${IFS}-rf${IFS}/", ["rm", "-rf", "/"]), ("rm -rf ${X:-/}", ["rm", "-rf", "/"]),
     ("rm ~root/x ~/y", ["rm", "/root/x", "/home/user/y"]),
     ("p=/usr/lib; rm ${p%/lib} ${p##*/}", ["rm", "/usr", "lib"]),
     ("rm $(echo /) `printf '\\x2f'`", ["rm", "/", "/"]),
@@ -41,15 +38,9 @@ def test_words_are_what_the_shell_would_make_of_them(text, words):
 @pytest.mark.parametrize("text", [
     "echo 'rm -rf /' | sh",
     "printf '\\162\\155\\040\\055\\162\\146\\040\\057' | sh",
-    "sh <<< 'rm -rf /'",
-    "sh <(echo 'rm -rf /')",
-    ". <(echo 'rm -rf /')",
-    "echo 'rm -rf /' > /tmp/a; sh /tmp/a",
-    "cat <<E | sh\nrm -rf /\nE",
-    "read c <<< 'rm -rf /'; eval \"$c\"",
-    "ls | while read x; do rm -rf /; done",
-    "echo / | xargs rm -rf",
-    "find . -exec sh -c 'rm -rf /' \\;",
+    "sh <<< 'rm -rf /'", "sh <(echo 'rm -rf /')", ". <(echo 'rm -rf /')", "echo 'rm -rf /' > /tmp/a; sh /tmp/a",
+    "cat <<E | sh\nrm -rf /\nE", "read c <<< 'rm -rf /'; eval \"$c\"", "ls | while read x; do rm -rf /; done",
+    "echo / | xargs rm -rf", "find . -exec sh -c 'rm -rf /' \\;",
     "sudo -u root env A=b nohup timeout 5 sh -c 'rm -rf /'",
     "su -c 'rm -rf /'",
     "ssh -p 22 host rm -rf /",
@@ -66,10 +57,7 @@ def test_commands_are_found_wherever_they_start(text):
 
 
 @pytest.mark.parametrize("text", [
-    "echo rm -rf /",
-    "git commit -m 'rm -rf /'",
-    "grep 'rm -rf /' f",
-    "cat <<E\nrm -rf /\nE",
+    "echo rm -rf /", "git commit -m 'rm -rf /'", "grep 'rm -rf /' f", "cat <<E\nrm -rf /\nE",
     "# rm -rf /",
     "x='rm -rf /'",
 ])  # fmt: skip
@@ -78,12 +66,8 @@ def test_data_is_no_command(text):
 
 
 @pytest.mark.parametrize("text", [
-    "echo cm0gLXJmIC8= | base64 -d | bash -s",
-    "echo 726d202d7266202f | xxd -r -p | sh",
-    "echo '/ fr- mr' | rev | sh",
-    "echo 'ez -es /' | tr ezs rmf | sh",
-    "echo 'rX -rf /' | sed s/X/m/ | sh",
-    "$(echo zm | tr z r) -rf /",
+    "echo cm0gLXJmIC8= | base64 -d | bash -s", "echo 726d202d7266202f | xxd -r -p | sh", "echo '/ fr- mr' | rev | sh",
+    "echo 'ez -es /' | tr ezs rmf | sh", "echo 'rX -rf /' | sed s/X/m/ | sh", "$(echo zm | tr z r) -rf /",
 ])  # fmt: skip
 def test_changed_text_is_marked_as_hidden_and_not_decoded(text):
     assert any(command.hidden for command in read(text).commands)
@@ -138,13 +122,7 @@ def test_redirections_and_loops_are_noted():
 
 
 @pytest.mark.parametrize("text", [
-    "if",
-    "'",
-    "a" * (MAX_CHARACTERS + 1),
-    "a\0b",
-    "$(" * 100,
-    "sh -c " * 5 + "'",
-    "a;" * 1000,
+    "if", "'", "a" * (MAX_CHARACTERS + 1), "a\0b", "$(" * 100, "sh -c " * 5 + "'", "a;" * 1000,
     "echo " + "{" * 500 + "'",
 ], ids=range(8))  # fmt: skip
 def test_the_unreadable_is_refused(text):
@@ -153,12 +131,7 @@ def test_the_unreadable_is_refused(text):
 
 
 @pytest.mark.parametrize("text", [
-    "exec 3<>/dev/tcp/h/80",
-    "{ls,-l}",
-    "case x in a) ls;;& b) ls;& esac",
-    "coproc ls",
-    "[ -d / ] && ls",
-    "ls @(a|b)",
+    "exec 3<>/dev/tcp/h/80", "{ls,-l}", "case x in a) ls;;& b) ls;& esac", "coproc ls", "[ -d / ] && ls", "ls @(a|b)",
     "for ((;;)); do :; done",
 ])  # fmt: skip
 def test_valid_bash_that_the_grammar_does_not_know_is_read(text):
@@ -167,21 +140,12 @@ def test_valid_bash_that_the_grammar_does_not_know_is_read(text):
 
 @pytest.mark.parametrize("text", [
     "zip a.zip b -T -TT 'rm -rf / #'",
-    "tcpdump -i lo -z 'rm -rf /'",
-    "gdb -nx -ex '!rm -rf /'",
-    "mysql -e '\\! rm -rf /'",
-    "psql -c \"COPY t FROM PROGRAM 'rm -rf /'\"",
-    "sqlite3 x '.shell rm -rf /'",
-    "make --eval=$'x:\\n\\trm -rf /'",
-    "make -f <(echo 'all:; rm -rf /')",
-    "printf 'all:\\n\\trm -rf /\\n' > Makefile; make",
+    "tcpdump -i lo -z 'rm -rf /'", "gdb -nx -ex '!rm -rf /'", "mysql -e '\\! rm -rf /'",
+    "psql -c \"COPY t FROM PROGRAM 'rm -rf /'\"", "sqlite3 x '.shell rm -rf /'", "make --eval=$'x:\\n\\trm -rf /'",
+    "make -f <(echo 'all:; rm -rf /')", "printf 'all:\\n\\trm -rf /\\n' > Makefile; make",
     "apt-get -o APT::Update::Pre-Invoke::='rm -rf /' update",
-    "gcc -wrapper rm,-rf,/ x.c",
-    "ssh -o ProxyCommand=';rm -rf /' x",
-    "ip netns exec a rm -rf /",
-    "PAGER='rm -rf /' man ls",
-    "tclsh <<< 'exec rm -rf /'",
-    "less '+!rm -rf /' a",
+    "gcc -wrapper rm,-rf,/ x.c", "ssh -o ProxyCommand=';rm -rf /' x", "ip netns exec a rm -rf /",
+    "PAGER='rm -rf /' man ls", "tclsh <<< 'exec rm -rf /'", "less '+!rm -rf /' a",
 ])  # fmt: skip
 def test_what_other_programs_start_is_read(text):
     assert ["rm", "-rf", "/"] in argvs(text)
