@@ -17,7 +17,6 @@ from dryfit.scenario.description import Field
 from dryfit.scenario.fields import FIELDS as SCENARIO_FIELDS
 from dryfit.scenario.model import MODELS
 from dryfit.scenario.scenario import Scenario
-from dryfit.scenario.value_fields import Lora
 from tests.repository import ROOT
 
 SIZES = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "num_attention_heads": 8,
@@ -100,9 +99,24 @@ def test_adapters_are_those_that_peft_makes(kind, targets) -> None:
     assert describe(scenario.model).adapter_parameters(scenario.lora) == trainable
 
 
-def test_unknown_family_has_no_analytic_estimate() -> None:
+def test_what_the_closed_form_does_not_describe_or_refuses() -> None:
     with pytest.raises(NotDescribed, match="bloom"):
         analytic_estimate(make().changed(model={"model_type": "bloom", "hidden_size": 64}))
+    with pytest.raises(NotDescribed, match="some layers only"):
+        describe(model("qwen3_moe", decoder_sparse_step=2))
+    with pytest.raises(UserError, match="no dropout"):
+        analytic_estimate(make("qwen3_moe", lora={"dropout": 0.1}))
+    with pytest.raises(UserError, match="both or none"):
+        analytic_estimate(make("mixtral", lora={"target_modules": ["w1", "w2"]}))
+    scenario = make(lora={"target_modules": ["query_proj", "value_proj"]})
+    with pytest.raises(UserError) as caught:
+        analytic_estimate(scenario, "mine.yaml")
+    assert "mine.yaml" in str(caught.value)
+    assert "q_proj" in caught.value.allowed
+    assert caught.value.write.startswith("lora: {target_modules: ")
+    scenario = Scenario.from_mapping({"model": {"model_type": "gpt2"}, "sequence_length": 2048})
+    with pytest.raises(UserError, match="1024 positions"):
+        analytic_estimate(scenario)
 
 
 UNDESCRIBED = {"adapter": {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []},
@@ -133,38 +147,11 @@ def test_a_new_field_with_words_is_described_at_its_default_alone() -> None:
     assert all(field.in_closed_form(field.default) for field in SCENARIO_FIELDS if not field.parts)
 
 
-def test_layers_that_differ_are_not_described() -> None:
-    with pytest.raises(NotDescribed, match="some layers only"):
-        describe(model("qwen3_moe", decoder_sparse_step=2))
-
-
-def test_dropout_on_experts_is_refused_as_peft_refuses_it() -> None:
-    with pytest.raises(UserError, match="no dropout"):
-        analytic_estimate(make("qwen3_moe", lora={"dropout": 0.1}))
-    with pytest.raises(UserError, match="both or none"):
-        analytic_estimate(make("mixtral", lora={"target_modules": ["w1", "w2"]}))
-
-
-def test_targets_that_match_nothing() -> None:
-    scenario = make(lora={"target_modules": ["query_proj", "value_proj"]})
-    with pytest.raises(UserError) as caught:
-        analytic_estimate(scenario, "mine.yaml")
-    assert "mine.yaml" in str(caught.value)
-    assert "q_proj" in caught.value.allowed
-    assert caught.value.write.startswith("lora: {target_modules: ")
-
-
 @pytest.mark.parametrize("names", [["q_proj", "lm_head"], ["model.embed_tokens"]])
 def test_adapters_outside_of_the_layers_are_not_described(names) -> None:
     """They were counted as nothing once: the trace of a 7B model with rank 512 has 15 % more."""
     with pytest.raises(NotDescribed, match=names[-1].rsplit(".", 1)[-1]):
         analytic_estimate(Scenario.from_mapping({"model": "qwen2.5-coder-7b", "lora": {"target_modules": names}}))
-
-
-def test_positions_that_a_configuration_leaves_out() -> None:
-    scenario = Scenario.from_mapping({"model": {"model_type": "gpt2"}, "sequence_length": 2048})
-    with pytest.raises(UserError, match="1024 positions"):
-        analytic_estimate(scenario)
 
 
 def test_lengths_are_rounded_up_as_kernels_do() -> None:
@@ -245,10 +232,6 @@ def test_adapter_dropout_keeps_a_mask() -> None:
     lora = {"rank": 8, "target_modules": "all-linear"}
     without = peak(make(lora=lora, gradient_checkpointing=False))
     assert peak(make(lora={**lora, "dropout": 0.1}, gradient_checkpointing=False)) > without
-
-
-def test_lora_is_a_value() -> None:
-    assert make(lora={"rank": 8}).lora == Lora(8, 32, 0.0, "all-linear")
 
 
 # --- against the trace ------------------------------------------------------------------------------------------------

@@ -66,12 +66,15 @@ def test_a_command_refuses_what_it_does_not_use_and_asks_for_what_it_needs(typed
     assert read(shlex.split(meant)).question.scenario
 
 
-def test_all_errors_of_a_line_are_named_and_the_line_stands_once() -> None:
+def test_all_errors_of_a_line_are_named_and_numbers_are_those_of_files() -> None:
     with pytest.raises(UserError) as caught:
         main([MODEL, "--seq-len", "2x", "--lora-r", "8", "--method", "lroa", "--gpu", "4900"])
     found = ["--seq-len 2x", "--lora-r 8", "--method lroa", "-s 2x", "4900"]
     assert [part.found for part in caught.value.parts] == found
     assert str(caught.value).count("dryfit qwen2.5-coder-7b") == 1
+    for text in ("sequence_length=0100", "sequence_length=1:30", "lora.rank=010"):
+        with pytest.raises(UserError, match="YAML reads"):
+            main([MODEL, "--set", text, "--yaml"])
 
 
 def test_a_slip_in_an_option_beside_a_file_is_one_of_the_command_line(tmp_path) -> None:
@@ -85,12 +88,6 @@ def test_a_slip_in_an_option_beside_a_file_is_one_of_the_command_line(tmp_path) 
     with pytest.raises(UserError) as caught:
         main([str(path), "--gpu", "t4"])
     assert caught.value.where == str(path) and caught.value.write == "lora:\n  rank: 8"
-
-
-def test_numbers_of_set_are_those_of_files() -> None:
-    for text in ("sequence_length=0100", "sequence_length=1:30", "lora.rank=010"):
-        with pytest.raises(UserError, match="YAML reads"):
-            main([MODEL, "--set", text, "--yaml"])
 
 
 def test_what_is_right_is_left_alone() -> None:
@@ -240,14 +237,11 @@ def test_a_list_for_programs_stays_one_and_its_reading_stands_beside_it(capsys) 
     assert json.loads(rows)[0]["gpu"] and told.startswith("Read as: dryfit gpus qwen3-8b --quick --json\n")
 
 
-def test_a_question_in_quotes_is_several_words_and_a_path_is_one() -> None:
+def test_a_question_in_quotes_is_several_words_and_a_correction_says_what_it_leaves_out() -> None:
     asked = "can i train qwen3 8b on a 4090 " + "please " * 50
     assert meant([asked])[0] == ["qwen3-8b", "--gpu", "4090"]
     for path in ("my files/axolotl.yaml", "./my model", ""):
         assert meant([path, "--gpu", "4090"])[0] == [path, "--gpu", "4090"]
-
-
-def test_a_correction_says_what_it_leaves_out() -> None:
     typed = ["qwen2.5-coder-7b", "--gpu", "4090", "--zzz", "0.7"]
     line, (error,) = meant(typed)
     assert line == typed[:3]

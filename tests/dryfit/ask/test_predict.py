@@ -54,14 +54,11 @@ def answered(tmp_path_factory) -> tuple[subprocess.CompletedProcess, list[dict]]
     return done, [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_one_object_a_file_in_order(answered) -> None:
+def test_an_answer_has_what_its_contract_says(answered) -> None:
     done, rows = answered
     assert done.returncode == 1, done.stderr
     assert done.stderr == ""  # no library's words
     assert [row["scenario"]["method"] for row in rows] == ["qlora", "full", "lora"]
-
-
-def test_contract(answered) -> None:
     for row in answered[1]:
         for name in ("rule_of_thumb", "analytic", "trace"):
             assert sum(row[name]["components"].values()) == row[name]["peak_allocated_bytes"] > 0
@@ -70,9 +67,6 @@ def test_contract(answered) -> None:
         assert traced["peak_allocated_bytes"] <= traced["required_bytes"] <= traced["peak_reserved_bytes"] + 2**21
         assert 0 < traced["resident_bytes"] < traced["peak_allocated_bytes"]
         assert set(row["versions"]) == {"python", "torch", "transformers", "peft", "bitsandbytes"}
-
-
-def test_verdicts(answered) -> None:
     fits, does_not, none = answered[1]
     assert (fits["fits"], fits["gpu"]["name"], fits["suggestions"]) == (True, "t4", [])
     assert fits["headroom_bytes"] == fits["gpu"]["usable_bytes"] - fits["trace"]["required_bytes"] > 0
@@ -80,6 +74,16 @@ def test_verdicts(answered) -> None:
     assert does_not["headroom_bytes"] < 0
     assert does_not["suggestions"]
     assert (none["fits"], none["gpu"], none["headroom_bytes"]) == (None, None, None)
+    for row in answered[1]:
+        both = row["allocators"]
+        assert both["default"]["required_bytes"] == row["trace"]["required_bytes"]
+        assert both["default"]["fits"] == row["fits"]
+        assert both["expandable_segments"]["required_bytes"] >= row["trace"]["resident_bytes"]
+        assert (both["expandable_segments"]["fits"] is None) == (row["gpu"] is None)
+    fits, does_not, _ = answered[1]
+    assert "method" in fits["assumed"] and "sequence_length" not in fits["assumed"]
+    assert {"method", "micro_batch", "lora"}.isdisjoint(does_not["assumed"])
+    assert all(row["like"] is None and isinstance(row["warnings"], list) for row in answered[1])
 
 
 def test_table_for_people(tmp_path, capsys) -> None:
@@ -107,15 +111,6 @@ def test_table_for_people(tmp_path, capsys) -> None:
     assert not re.search(r"\d GB", shown)  # sizes are GiB; a card's name may have its own
 
 
-def test_both_allocators_are_in_every_answer(answered) -> None:
-    for row in answered[1]:
-        both = row["allocators"]
-        assert both["default"]["required_bytes"] == row["trace"]["required_bytes"]
-        assert both["default"]["fits"] == row["fits"]
-        assert both["expandable_segments"]["required_bytes"] >= row["trace"]["resident_bytes"]
-        assert (both["expandable_segments"]["fits"] is None) == (row["gpu"] is None)
-
-
 def test_both_allocators_are_replays_of_one_trace(monkeypatch) -> None:
     from dryfit.tracing import trace
 
@@ -124,13 +119,6 @@ def test_both_allocators_are_replays_of_one_trace(monkeypatch) -> None:
     monkeypatch.setattr(trace, "trace_step", lambda *given, **more: taken.append(1) or step(*given, **more))
     both = traced(Scenario.from_mapping({"model": TINY, "sequence_length": 128})).trace
     assert len(taken) == 1 and set(both["required_bytes_by_allocator"]) == {"default", "expandable_segments"}
-
-
-def test_what_was_assumed_is_said(answered) -> None:
-    fits, does_not, _ = answered[1]
-    assert "method" in fits["assumed"] and "sequence_length" not in fits["assumed"]
-    assert {"method", "micro_batch", "lora"}.isdisjoint(does_not["assumed"])
-    assert all(row["like"] is None and isinstance(row["warnings"], list) for row in answered[1])
 
 
 @pytest.mark.thorough

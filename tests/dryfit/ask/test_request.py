@@ -98,13 +98,10 @@ def test_what_a_tool_sets_is_in_the_scenario_and_named_as_the_tools(tool, rows, 
     assert set(request.set_by_like).isdisjoint(request.assumed)
 
 
-def test_another_aim_takes_that_trainers_loss() -> None:
+def test_another_aim_takes_that_trainers_loss_and_answers_to_a_prompt_are_a_micro_batch() -> None:
     for objective in ("dpo", "orpo", "kto", "grpo", "reward"):
         found = parse_request({**STEP, "like": "trl", "objective": objective, "micro_batch": 8})
         assert found.scenario.objective == objective and found.scenario.loss == "full"
-
-
-def test_answers_to_a_prompt_are_a_micro_batch_where_nothing_says_how_many_rows() -> None:
     step = {name: value for name, value in STEP.items() if name != "micro_batch"}
     for preference, rows in (({}, 8), ({"generations": 4}, 4)):
         found = parse_request({**step, "like": "trl", "objective": "grpo", "preference": preference})
@@ -152,9 +149,6 @@ def test_a_count_of_gpus_is_all_of_them_unless_the_file_says_how() -> None:
     ddp = parse_request({**two, "parallel": {"strategy": "ddp", "gpus": 2}})
     assert ddp.scenario.parallel.strategy == "ddp" and "parallel" not in ddp.assumed
     assert "parallel" not in parse_request(STEP).assumed
-
-
-def test_a_mesh_that_is_no_number_is_named_and_a_full_one_has_nothing_beside() -> None:
     two = {"model": "qwen2.5-coder-7b", "method": "lora", "gpu": {"name": "rtx-3090", "count": 2}}
     assert parse_request({**two, "parallel": {"tensor": 2}}).scenario.parallel.strategy == "none"
     with pytest.raises(UserError, match=r"tensor"):

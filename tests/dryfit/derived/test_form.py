@@ -37,9 +37,13 @@ def rewritten(tmp_path: Path, **changes: object) -> Path:
     return path
 
 
-def test_a_step_of_the_catalogue_is_answered() -> None:
+def test_a_step_of_the_catalogue_is_answered_with_its_kernels_alone() -> None:
     (composed,) = composed_step(scenario())[1]
     assert composed.marks[-1][0] == "end"
+    with pytest.raises(NoRecord):
+        composed_step(scenario(), (7, 5))
+    silent = model(sliding_window=4096, max_window_layers=28, torch_dtype="bfloat16", use_cache=False)
+    assert StepKey.of(scenario(model=silent)).key() == StepKey.of(scenario()).key()
 
 
 # Models of the catalogue whose attention has a window, by the tokens from which on TRL's defaults alone answer them.
@@ -192,21 +196,11 @@ def test_a_scaling_of_one_on_experts_is_not_answered() -> None:
         form_of(Scenario.from_mapping({**usual, "lora": {"rank": 32, "alpha": 32}}, {}))
 
 
-def test_other_kernels_are_not_answered() -> None:
-    with pytest.raises(NoRecord):
-        composed_step(scenario(), (7, 5))
-
-
 @pytest.mark.parametrize(
     "changes", [{"lora": {"alpha": 64}}, {"gpu": "rtx-4090"}, {"allocator": {"expandable_segments": True}}], ids=str
 )
 def test_what_only_replays_the_events_has_the_same_record(changes) -> None:
     assert StepKey.of(scenario(**changes)).key() == StepKey.of(scenario()).key()
-
-
-def test_what_a_configuration_says_without_meaning_it_has_the_same_record() -> None:
-    silent = model(sliding_window=4096, max_window_layers=28, torch_dtype="bfloat16", use_cache=False)
-    assert StepKey.of(scenario(model=silent)).key() == StepKey.of(scenario()).key()
 
 
 @pytest.mark.parametrize(("changes", "said"), [

@@ -29,35 +29,20 @@ def launches(*calls: tuple[Operator, int], waits=()) -> CostRecorder:
     return costs
 
 
-def test_the_cpu_runs_ahead_of_a_busy_gpu():
-    assert simulate(launches((SLOW, 0), (SLOW, 0)), CARD)[0] == pytest.approx(1 + 10 + 10)
-
-
-def test_the_gpu_waits_for_a_slow_cpu():
-    assert simulate(launches(*[(QUICK, 0)] * 5), CARD)[0] == pytest.approx(5 + 1e-3)
-
-
 def test_streams_run_beside_each_other_unless_one_waits():
+    assert simulate(launches((SLOW, 0), (SLOW, 0)), CARD)[0] == pytest.approx(1 + 10 + 10)
+    assert simulate(launches(*[(QUICK, 0)] * 5), CARD)[0] == pytest.approx(5 + 1e-3)
     beside = launches((SENT, 1), (SLOW, 0))
     assert simulate(beside, CARD)[0] == pytest.approx(2 + 10)
     waiting = launches((SENT, 1), (SLOW, 0), waits=[(1, 0, 1, 1)])
     seconds, busy = simulate(waiting, CARD)
     assert seconds == pytest.approx(1 + 5 + 10)
     assert busy["collectives"] == pytest.approx(5) and busy["memory"] == pytest.approx(10)
-
-
-def test_the_program_may_wait_for_a_stream():
     waiting = launches((SENT, 1), (QUICK, 0), waits=[(1, None, 1, 1)])
     assert simulate(waiting, CARD)[0] == pytest.approx(1 + 5 + 1 + 1e-3)
-
-
-def test_a_wait_is_for_what_was_launched_before_the_event():
     waits = [(2, 0, 1, 1)]  # for the first collective, not the second
     costs = launches((SENT, 1), (SENT, 1), (QUICK, 0), waits=waits)
     assert simulate(costs, CARD)[0] == pytest.approx(1 + 5 + 5)
-
-
-def test_a_collective_beside_kernels_costs_them_time():
     taken = simulate(launches((SENT, 1), (SLOW, 0)), replace(CARD, contention=0.5))[0]
     assert taken == pytest.approx(max(2, 2.5) + 10)
 
@@ -76,23 +61,14 @@ def test_the_longer_of_computing_and_moving_counts():
     assert kernel_time(narrow._replace(bytes=0), CARD)[1] == PRODUCT
 
 
-def test_every_card_of_the_catalogue_has_a_speed():
+def test_the_speeds_of_cards():
     assert [name for name in catalogue() if speed_of(name) is None] == []
-
-
-def test_bf16_on_a_card_without_it_runs_at_the_rate_of_fp32():
     t4 = speed_of("t4")
     assert t4.peak_flops["bfloat16"] == t4.peak_flops["float32"] < t4.peak_flops["float16"] / 5
-
-
-def test_a_dtype_that_a_card_has_no_products_of_is_named_with_its_rate():
     product = Operator("mm", PRODUCT, "bfloat16", 2 * 128 * 128 * 64, 10**9, (1, 128, 128, 64))
     slow, fast = (step_time(launches((product, 0)), speed_of(name)) for name in ("t4", "a100-80gb"))
     assert "rate of fp32, 8.1 TFLOPS instead of the 65 of fp16" in slow.warnings[0]
     assert not fast.warnings
-
-
-def test_a_card_of_a_size_alone_has_no_time():
     assert step_time(launches((SLOW, 0)), speed_of("24 GiB")) is None
 
 

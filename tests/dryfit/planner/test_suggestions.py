@@ -59,9 +59,26 @@ def test_suggestions_fit_in_order_of_their_cost() -> None:
     assert "gpu" in found[-1].changes
 
 
-def test_a_smaller_micro_batch_is_one_that_divides_the_effective_batch_down_to_a_row() -> None:
+def test_which_changes_are_offered() -> None:
     (found,) = [move for move in moves(make(micro_batch=6, gradient_accumulation=2)) if move.name == "micro_batch"]
     assert [tuple(one.values()) for one in found.options] == [(4, 3), (3, 4), (2, 6), (1, 12)]
+    offered = [changes for move in moves(make(method="lora", lora={"rank": 16})) for changes in move.options]
+    assert [changes["lora"]["rank"] for changes in offered if "lora" in changes] == [8, 4]
+    assert [changes["sequence_length"] for changes in offered if "sequence_length" in changes] == [192, 128]
+    scenario = make(method="full", precision="bf16-mixed")
+    assert apply(scenario, {"method": "lora"}).lora is not None
+    assert apply(make(), {"method": "full"}).quantization is None
+    scenario = make(method="full", gpu={"name": "t4", "count": 2}, gradient_accumulation=2)
+    names = [move.name for move in moves(scenario)]
+    assert names.index("spread") < names.index("lora")
+    scenario = make(method="full", precision="bf16-mixed", parallel={"strategy": "zero2", "gpus": 4})
+    strategies = [c["parallel"]["strategy"] for move in moves(scenario) for c in move.options if "parallel" in c]
+    assert strategies == ["zero3"]
+    # Two GPUs of one row each make a batch of two: four of them can't keep it.
+    changes, price = spread(make(**TWO), 4)
+    assert changes.keys() == {"parallel"} and "effective batch becomes 4" in price
+    changes, price = spread(make(gradient_accumulation=2, **TWO), 4)
+    assert changes["gradient_accumulation"] == 1 and "effective batch" not in price
 
 
 @pytest.mark.thorough
@@ -181,12 +198,6 @@ def test_what_a_suggestion_says_to_write_is_its_change(fields) -> None:
             assert yaml.safe_load(f"{{{written}}}") == changes
 
 
-def test_ranks_are_halved_and_lengths_go_down_in_steps_of_64() -> None:
-    offered = [changes for move in moves(make(method="lora", lora={"rank": 16})) for changes in move.options]
-    assert [changes["lora"]["rank"] for changes in offered if "lora" in changes] == [8, 4]
-    assert [changes["sequence_length"] for changes in offered if "sequence_length" in changes] == [192, 128]
-
-
 @pytest.mark.thorough
 def test_a_bigger_gpu_is_found_by_the_trace_of_its_own_kernels() -> None:
     """Of an architecture without an estimate too: before compute capability 8.0 this attention keeps its scores."""
@@ -197,12 +208,6 @@ def test_a_bigger_gpu_is_found_by_the_trace_of_its_own_kernels() -> None:
     other = catalogue()[found.changes["gpu"]]
     old, new = (trace(scenario, capability=c, timeline=False)["required_bytes"] for c in ((7, 5), other.capability))
     assert found.required_bytes == new < old
-
-
-def test_methods_keep_what_they_can() -> None:
-    scenario = make(method="full", precision="bf16-mixed")
-    assert apply(scenario, {"method": "lora"}).lora is not None
-    assert apply(make(), {"method": "full"}).quantization is None
 
 
 @pytest.mark.parametrize("fields", [
@@ -325,12 +330,6 @@ def test_more_gpus_of_the_kind_are_suggested_where_they_suffice() -> None:
     assert found.required_bytes == shared[4] <= gpu.usable_bytes
 
 
-def test_two_gpus_that_are_there_are_used_before_anything_is_given_up() -> None:
-    scenario = make(method="full", gpu={"name": "t4", "count": 2}, gradient_accumulation=2)
-    names = [move.name for move in moves(scenario)]
-    assert names.index("spread") < names.index("lora")
-
-
 @pytest.mark.thorough
 def test_another_division_of_the_same_gpus_is_suggested_and_fits() -> None:
     """Of a step that FSDP2 shards already; what may not be suggested, such as what no training has, is left out."""
@@ -407,20 +406,6 @@ def test_of_zero_a_like_step_is_estimated_and_the_trace_corrects_it(fields, like
     assert estimate.described and estimate(scenario) == 123_456_789
     longer = scenario.changed(sequence_length=2 * scenario.sequence_length)
     assert estimate(longer) > 123_456_789
-
-
-def test_from_zero2_it_is_a_step_to_zero3() -> None:
-    scenario = make(method="full", precision="bf16-mixed", parallel={"strategy": "zero2", "gpus": 4})
-    strategies = [c["parallel"]["strategy"] for move in moves(scenario) for c in move.options if "parallel" in c]
-    assert strategies == ["zero3"]
-
-
-def test_of_gpus_that_there_were_the_effective_batch_is_all() -> None:
-    """Two GPUs of one row each make a batch of two: four of them can't keep it."""
-    changes, price = spread(make(**TWO), 4)
-    assert changes.keys() == {"parallel"} and "effective batch becomes 4" in price
-    changes, price = spread(make(gradient_accumulation=2, **TWO), 4)
-    assert changes["gradient_accumulation"] == 1 and "effective batch" not in price
 
 
 @pytest.mark.thorough

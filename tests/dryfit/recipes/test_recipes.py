@@ -58,8 +58,11 @@ def _is_setting(node: ast.stmt) -> bool:
     )
 
 
-def test_the_table_has_every_program() -> None:
+def test_the_table_has_every_program_and_a_part_says_what_its_settings_mean() -> None:
     assert set(recipes()) == {path.stem for path in FOLDER.glob("*.py")}
+    of_video, of_image = (" ".join(recipe(name).assumptions) for name in ("video_lora", "image_lora"))
+    assert "blocks_swapped: " in of_video and "quantization: " not in of_video
+    assert all(of_image.count(f"{name}: ") == 1 for name in ("blocks_swapped", "quantization", "text_millions"))
 
 
 @pytest.mark.parametrize("name", known())
@@ -446,12 +449,6 @@ def test_a_weight_in_fewer_bits_is_off_by_half_a_step_at_most(bits: int) -> None
     assert (now - before).abs().max() <= 0.51 * layer.group_scales.max() and other.weight.dtype == torch.float32
     assert torch.equal(layer(inputs), torch.nn.functional.linear(inputs, now, layer.bias))
     assert torch.allclose(torch.autograd.grad(layer(inputs).sum(), inputs)[0], now.sum(0).expand(4, -1))
-
-
-def test_a_part_says_what_its_settings_mean() -> None:
-    of_video, of_image = (" ".join(recipe(name).assumptions) for name in ("video_lora", "image_lora"))
-    assert "blocks_swapped: " in of_video and "quantization: " not in of_video
-    assert all(of_image.count(f"{name}: ") == 1 for name in ("blocks_swapped", "quantization", "text_millions"))
 
 
 EACH_TIME = {"bi_encoder", "timm_classification", "unet_lora"}  # one of each package

@@ -212,6 +212,8 @@ def test_other_files_are_left_to_others(tmp_path: Path) -> None:
     assert read(file(tmp_path, "accelerate launch train.py --model x\n")) is None
     assert read(file(tmp_path, "[project]\nname = 'x'\n", "pyproject.toml")) is None
     assert read("qwen2.5-coder-7b") is None and read(str(tmp_path / "none.sh")) is None
+    assert read(file(tmp_path, '{"model_type": "llama", "hidden_size": 64}', "config.json")) is None
+    assert read(file(tmp_path, "[1]", "list.json")) is None and read(file(tmp_path, "{", "broken.json")) is None
 
 
 @pytest.mark.parametrize("tool", TABLE)
@@ -432,8 +434,3 @@ def test_blocks_that_are_trained_do_not_wait_on_the_host(tmp_path: Path, monkeyp
     found = read(one(tmp_path, training_method="FINE_TUNE", ema="OFF"))
     with pytest.raises(UserError, match="`blocks_swapped` of the recipe image_lora needs `rank`"):
         follow.check(recipe(found.recipe), found.model, {"blocks_swapped": 26, **found.given})
-
-
-def test_json_of_others_is_left_to_them(tmp_path: Path) -> None:
-    assert read(file(tmp_path, '{"model_type": "llama", "hidden_size": 64}', "config.json")) is None
-    assert read(file(tmp_path, "[1]", "list.json")) is None and read(file(tmp_path, "{", "broken.json")) is None

@@ -148,11 +148,8 @@ def test_the_prefix_is_read_once_and_finished_rows_are_dropped(tokenizer):
     assert 2 * (sum(read) - tested) < apart
 
 
-def test_nothing_asked_nothing_answered(tokenizer):
+def test_nothing_and_one_token_are_answers_too(tokenizer):
     assert ask_all(build("llama", tokenizer), tokenizer, pairs=[]) == []
-
-
-def test_one_token_is_an_answer_too(tokenizer):
     model = build("llama", tokenizer)
     assert [one.answer for one in ask_all(model, tokenizer, max_new_tokens=1)]
 

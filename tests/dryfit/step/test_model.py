@@ -166,7 +166,7 @@ def test_the_output_head_may_be_trained_beside_a_quantized_base(head):
     assert any("lm_head" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-def test_a_dense_layer_in_a_quantized_model_is_found():
+def test_layers_that_are_not_quantized_are_found():
     asked = scenario(method="qlora", kbit_preparation="none")
     model = build_model(asked, "cpu")
     layer = model.get_submodule("base_model.model.model.layers.1.mlp")
@@ -174,9 +174,6 @@ def test_a_dense_layer_in_a_quantized_model_is_found():
     with pytest.raises(UserError, match="not 4-bit") as error:
         assert_quantized(model, asked)
     assert "layers.1.mlp.down_proj" in str(error.value)
-
-
-def test_a_model_without_any_4bit_layer_is_found():
     dense = build_model(scenario(method="lora"), "cpu")
     with pytest.raises(UserError, match="not 4-bit"):
         assert_quantized(dense, scenario(method="qlora"))
@@ -219,16 +216,16 @@ def test_configurations_that_cannot_be_built(sizes, words):
     assert all(word in str(error.value) for word in words)
 
 
-def test_target_modules_that_match_nothing():
+def test_what_no_model_can_be_built_of(tmp_path):
     lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["no_such_proj"]}
     with pytest.raises(UserError) as error:
         build_model(scenario(lora=lora), "meta")
     assert "no_such_proj" in str(error.value) and "q_proj" in str(error.value)
-
-
-def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(UserError, match="no model"):
         build_model(scenario(), "cpu", weights=tmp_path)
+    asked = scenario(optimizer="paged_adamw_8bit")
+    with pytest.raises(UserError, match="optimizer: adamw_8bit"):
+        build_optimizer(build_model(asked, "cpu"), asked, learning_rate=1e-3)
 
 
 @pytest.mark.few(3)
@@ -239,9 +236,3 @@ def test_optimizers_on_meta_hold_only_trained_parameters(optimizer):
     own = build_optimizer(model, asked, learning_rate=1e-3)
     held = [parameter for group in own.param_groups for parameter in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in model.parameters() if p.requires_grad}
-
-
-def test_paged_adam_is_refused_on_the_cpu():
-    asked = scenario(optimizer="paged_adamw_8bit")
-    with pytest.raises(UserError, match="optimizer: adamw_8bit"):
-        build_optimizer(build_model(asked, "cpu"), asked, learning_rate=1e-3)

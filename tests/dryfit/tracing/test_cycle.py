@@ -78,7 +78,7 @@ def test_awake_the_server_lies_beside_every_phase(known):
     assert found.peak.most_bytes < 0.5 * GPU.total_bytes + 2 * GIB and found.owner == "server cache"
 
 
-def test_asleep_only_graphs_stay_and_weights_wake_before_the_cache(known):
+def test_what_each_phase_holds(known):
     phases = by_name(of(known, utilization=0.5, sleep_level=2))
     assert set(phases["update"].owners) == {"trainer", "CUDA graphs", "CUDA context"}
     assert "server cache" not in phases["weight sync"].owners and "server weights" in phases["weight sync"].owners
@@ -86,17 +86,11 @@ def test_asleep_only_graphs_stay_and_weights_wake_before_the_cache(known):
     awake = by_name(of(known, utilization=0.5))
     pools = sum(awake["update"].owners[name][1] for name in ("server weights", "server cache"))
     assert awake["update"].most_bytes - phases["update"].most_bytes == pools
-
-
-def test_a_server_of_its_own_has_its_own_card_and_context(known):
     found = of(known, mode="server", utilization=0.9)
     cards = {phase.card for phase in found.phases}
     assert cards == {"trainer", "server"}
     assert all("server cache" not in phase.owners for phase in by_name(found).values())
     assert by_name(found)["weight sync"].owners["trainer"][0] > 2 * GIB  # vLLM's packed buffers
-
-
-def test_the_phases_of_the_trainer_are_those_of_its_trace(known):
     phases = by_name(of(known, sleep_level=2))
     names = ("load", "weight sync", "generate", "sleep", "old log-probabilities", "reference log-probabilities",
              "update")  # fmt: skip
@@ -161,14 +155,11 @@ def test_an_answer_names_the_phase_and_its_owner(known):
         assert words in text
 
 
-def test_a_share_without_a_block_says_which_phase_fails_by_how_much_and_what_to_write(known):
+def test_a_share_that_is_too_small_or_too_large_is_refused_with_what_to_write(known):
     with pytest.raises(UserError, match=r"can't start.*more\. The phase load fails") as caught:
         of(known, utilization=0.005)
     share = caught.value.change["generation"]["utilization"]
     assert of(known, utilization=share).server.cache_bytes()[0] > 0
-
-
-def test_a_share_that_the_trainer_has_not_left_is_refused_with_the_most_that_it_has(known):
     with pytest.raises(UserError, match="beside the trainer") as caught:
         of(known, utilization=0.99)
     assert of(known, utilization=caught.value.change["generation"]["utilization"]).server

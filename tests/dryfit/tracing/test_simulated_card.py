@@ -22,6 +22,10 @@ def test_a_card_has_what_the_catalogue_says():
     assert card.memory_bytes == find("rtx-4090").total_bytes and card.l2_bytes == 75_497_472
     assert card.shared_memory_bytes == 99 * 1024
     assert card_of().capability == (8, 0)
+    for name, gpu in known().items():
+        if gpu.capability is not None:
+            assert card_of(gpu).multiprocessors > 0, name
+    assert card_of(find("rtx-3070-ti")).multiprocessors == 84, "as the largest card of its capability"
 
 
 @pytest.mark.parametrize(("named", "capability", "taken"), [
@@ -32,13 +36,6 @@ def test_a_card_that_nobody_names_is_the_largest_of_its_capability(named, capabi
     alike = [card_of(gpu).multiprocessors for gpu in catalogue().values() if gpu.capability == card.capability]
     assert card.capability == (capability or (8, 0))
     assert card == card_of(find(taken)) if taken else card.multiprocessors == max(alike)
-
-
-def test_each_card_of_nvidias_can_be_simulated():
-    for name, gpu in known().items():
-        if gpu.capability is not None:
-            assert card_of(gpu).multiprocessors > 0, name
-    assert card_of(find("rtx-3070-ti")).multiprocessors == 84, "as the largest card of its capability"
 
 
 @pytest.mark.parametrize("gpu", ["mi300x", {"vram_gib": 24}])

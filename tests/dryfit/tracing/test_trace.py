@@ -175,8 +175,10 @@ def test_timeline_follows_the_second_step():
         assert sum(column[index] for column in line["components"].values()) == total
 
 
-def test_two_traces_are_equal():
+def test_two_traces_are_equal_and_further_micro_batches_change_nothing():
     assert trace(scenario()) == trace(scenario())
+    answers = [trace(scenario(gradient_accumulation=count), timeline=False) for count in (2, 16)]
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.thorough
@@ -195,14 +197,12 @@ def test_a_cpu_has_neither_blocks_nor_workspaces():
     assert "peak_reserved_bytes" not in answer
 
 
-def test_unknown_target():
+def test_targets_and_dtypes_that_no_device_has_are_refused():
     with pytest.raises(UserError, match="target"):
         trace(scenario(), "tpu")
-
-
-def test_further_micro_batches_change_nothing():
-    answers = [trace(scenario(gradient_accumulation=count), timeline=False) for count in (2, 16)]
-    assert answers[0] == answers[1]
+    with pytest.raises(UserError, match="differ in dtype") as caught:
+        trace(scenario(kbit_preparation="trl", method="qlora"))
+    assert caught.value.write == "autocast: bf16"
 
 
 def test_the_answer_names_the_attention_that_runs():
@@ -282,12 +282,6 @@ def test_sizes_that_the_configuration_leaves_to_transformers_are_said():
     assert note.endswith("transformers' default is taken: num_hidden_layers 32")
     old = {"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 4, "vocab_size": 300}
     assert trace(scenario(old), timeline=False)["notes"] == []
-
-
-def test_dtypes_that_no_device_multiplies_are_refused():
-    with pytest.raises(UserError, match="differ in dtype") as caught:
-        trace(scenario(kbit_preparation="trl", method="qlora"))
-    assert caught.value.write == "autocast: bf16"
 
 
 @pytest.mark.few(2)

@@ -365,16 +365,13 @@ def test_a_group_that_fills_a_split_to_the_last_row_goes_there():
     assert wishes == {0, 1, 2}
 
 
-def test_a_group_that_does_not_fit_goes_where_most_room_is():
+def test_where_large_groups_and_rows_bound_to_training_go():
     # Eleven of a hundred rows: one more than validation and test have room for.
     keys = pd.DataFrame({"request": [1] * 11 + list(range(2, 91)), "command": range(101, 201)}, dtype="uint64")
     for seed in range(40):
         chosen = split.assign(keys, split.group(keys), SHARES, seed)
         assert set(chosen[:11].tolist()) == {0}
         assert np.bincount(chosen).tolist() == [80, 10, 10]
-
-
-def test_rows_bound_to_training_go_there_even_where_they_are_more_than_its_share():
     requests = [number // 10 for number in range(100)]
     keys = pd.DataFrame({"request": requests, "command": range(101, 201)}, dtype="uint64")
     bound = np.arange(100) < 90

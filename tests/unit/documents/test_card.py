@@ -391,7 +391,7 @@ def test_a_model_that_learned_nothing_of_use_to_others_is_said_so(write: Callabl
     assert intro.count("not demonstrably different from the base") == 3 and "**worse than the base**" in intro
 
 
-def test_a_setting_without_a_value_is_left_out_but_for_a_limit_of_steps_that_is_not_there():
+def test_settings_stand_in_the_order_of_their_names_without_those_that_have_no_value():
     training = {"scenario": {"model_name": "tiny", "gpu": None, "lora": {"rank": 8}, "autocast": None},
                 "loop": {"max_steps": None, "epochs": 2},
                 "effective_batch": 4,
@@ -399,9 +399,6 @@ def test_a_setting_without_a_value_is_left_out_but_for_a_limit_of_steps_that_is_
     assert card.hyperparameters(training) == [
         ("effective_batch", 4), ("epochs", 2), ("lora.rank", 8), ("max_steps", None), ("seed", 42),
     ]  # fmt: skip
-
-
-def test_settings_stand_in_the_order_of_their_names_wherever_they_were_read():
     scenario = {"warmup": 1, "lora": {"rank": 8}, "allocator": {"kind": "own"}}
     training = with_sources({"scenario": scenario, "loop": {}, "effective_batch": 4, "seed": 42}, "training.json")
     names = [plain(name) for name, _ in card.hyperparameters(training)]

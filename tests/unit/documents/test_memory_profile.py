@@ -87,7 +87,7 @@ def test_a_scenario_that_is_not_configured_is_missed_by_name(write: Callable[...
     assert "~20 GB" not in text
 
 
-def test_what_adapters_take_at_the_peak_is_told_apart(write: Callable[..., str]) -> None:
+def test_what_is_told_apart_in_the_profile(write: Callable[..., str]) -> None:
     text = write("docs/memory-profile.md")
     for row in (
         "| weights | 8.4 MiB | 8.4 MiB |",
@@ -95,15 +95,19 @@ def test_what_adapters_take_at_the_peak_is_told_apart(write: Callable[..., str])
         "| optimizer states | 16.8 MiB | 16.8 MiB |",
     ):
         assert row in text, row
-
-
-def test_what_the_rule_of_thumb_sets_otherwise_is_told_apart_from_what_it_counts_otherwise(write) -> None:
-    """Its Adam has FP32 states, the 16-bit step 16-bit ones; the rest is the number of parameters."""
+    # Its Adam has FP32 states, the 16-bit step 16-bit ones; the rest is the number of parameters.
     text = write("docs/memory-profile.md")
     section = text.partition("### 4.3 Optimizer States")[2].partition("###")[0]
     assert "keeps its two states in FP32, this step's in BF16: that is another setting, and +1.84 GiB" in section
     assert "The rest, +45.5 MiB, is the rule's round number of parameters" in section
     assert "another setting" not in text.partition("### 3.3 Optimizer States")[2].partition("###")[0]
+    summary = write("docs/memory-profile.md").partition("# 6. Summary Table")[2].partition("![")[0]
+    assert "| feasible on NVIDIA GeForce RTX 4090? |" in summary
+    verdicts = [
+        line.rsplit("|", 2)[1].strip() for line in summary.splitlines() if line.startswith(("| Full", "| QLoRA"))
+    ]
+    assert [verdict[:3] for verdict in verdicts] == ["no,", "no,", "yes"]
+    assert "20.00 GB = 18.63 GiB" in summary  # quoted, and comparable
 
 
 def test_what_is_gone_at_the_peak_is_no_error(write: Callable[..., str]) -> None:
@@ -113,16 +117,6 @@ def test_what_is_gone_at_the_peak_is_no_error(write: Callable[..., str]) -> None
     section = text.partition("### 3.4 Activations")[2].partition("###")[0]
     assert "by the trace, the backward pass has freed them before the peak" in section
     assert "nothing by the trace" not in text
-
-
-def test_the_summary_says_in_a_column_what_is_feasible(write: Callable[..., str]) -> None:
-    summary = write("docs/memory-profile.md").partition("# 6. Summary Table")[2].partition("![")[0]
-    assert "| feasible on NVIDIA GeForce RTX 4090? |" in summary
-    verdicts = [
-        line.rsplit("|", 2)[1].strip() for line in summary.splitlines() if line.startswith(("| Full", "| QLoRA"))
-    ]
-    assert [verdict[:3] for verdict in verdicts] == ["no,", "no,", "yes"]
-    assert "20.00 GB = 18.63 GiB" in summary  # quoted, and comparable
 
 
 def test_components_keep_their_sum_in_their_groups() -> None:

@@ -215,21 +215,15 @@ def test_sources_survive_what_templates_and_python_do_with_values() -> None:
     )
 
 
-def test_the_number_of_a_character_is_no_number() -> None:
+def test_only_values_with_a_source_are_marked() -> None:
     text, numbers = collect(f"{sourced({'name': 'a &#64; 7 &#8217;'}, 'x.json')['name']}")
     assert [entry["shown"] for entry in numbers] == ["7"] and "&#64;" in text
-
-
-def test_text_that_holds_marks_is_no_mark() -> None:
-    """Who knows how sources are carried could else have a request claim a figure for a file."""
+    # Who knows how sources are carried could else have a request claim a figure for a file.
     forged = "".join(MARKS[:1] + "0" + MARKS[1] + "99" + MARKS[2])
     report = sourced({"request": forged, forged: 1}, "answers.jsonl")
     text, numbers = collect(f"{report['request']} {list(report)[1]}")
     assert not set(MARKS) & set(text) and "\\u{fdd0}0\\u{fdd1}99" in text
     assert {file for entry in numbers for file in entry["from"]} == {"answers.jsonl"}
-
-
-def test_yaml_is_the_same_with_sources_as_without() -> None:
     value = {"n": 3, "x": 1e-05, "y": 2.0, "version": "1.0", "text": "- a: b", "on": True, "none": None, "l": ["7", 7]}
     text, numbers = collect(dump_yaml(sourced(value, "c.yaml")))
     assert text == dump_yaml(value) and yaml.safe_load(text) == value

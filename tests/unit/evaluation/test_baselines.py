@@ -25,8 +25,10 @@ def test_the_nearest_row(request_, nearest):
     assert found[0] == nearest and len(set(found)) == 3
 
 
-def test_shots_end_with_the_nearest_row():
+def test_shots_end_with_the_nearest_row_and_a_program_is_no_value():
     assert [shot[1] for shot in shots_of([[2, 0]], ROWS)[0]] == ["ls docs", "wc -l notes.txt"]
+    row = {"request": "sort names.txt", "command": "sort names.txt"}
+    assert with_values_of("order list.txt", row, plain_words([row])) == "sort list.txt"
 
 
 @pytest.mark.parametrize(("request_", "row", "command"), [
@@ -40,11 +42,6 @@ def test_shots_end_with_the_nearest_row():
 ])  # fmt: skip
 def test_the_values_of_the_request_take_the_places_of_the_rows(request_, row, command):
     assert with_values_of(request_, ROWS[row], plain_words(ROWS)) == command
-
-
-def test_a_program_is_no_value():
-    row = {"request": "sort names.txt", "command": "sort names.txt"}
-    assert with_values_of("order list.txt", row, plain_words([row])) == "sort list.txt"
 
 
 @pytest.mark.parametrize(

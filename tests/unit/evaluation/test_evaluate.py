@@ -37,9 +37,14 @@ def test_the_program_is_the_whole_first_word(answer, same):
     assert score([answer], ["ls -l"])[0]["program"] is same
 
 
-def test_what_is_screened_is_the_command_in_the_fence():
+def test_fences_and_space_around_an_answer():
     fenced = "Run this:\n```bash\nrm -rf /\n```\nIt lists files."
     assert [row["screen"] for row in score([fenced, "```\nls -l\n```"], ["ls", "ls"])] == ["danger", "ok"]
+    spaced, broken = score(["\n ls -l\n", "if then ("], ["ls -l", "if then ("])
+    assert spaced["exact"] and spaced["exact_canonical"]
+    assert broken["exact"] and not broken["exact_canonical"] and not broken["parses"]
+    (row,) = score(["It's this:\n```bash\nls -l\n```"], ["ls -l"])
+    assert row["parses_without_fence"] and not row["parses"]
 
 
 def test_summary_has_intervals_and_weights_the_loss_by_tokens():
@@ -55,17 +60,6 @@ def test_summary_has_intervals_and_weights_the_loss_by_tokens():
     assert summary["exact"]["share"] == 0.5 and summary["danger"]["share"] == 0
     assert summary["exact"]["low_95"] < 0.5 < summary["exact"]["high_95"]
     assert 0 < summary["chrf"] < 100
-
-
-def test_space_around_an_answer_is_no_difference_and_two_answers_that_do_not_parse_are_not_the_same():
-    spaced, broken = score(["\n ls -l\n", "if then ("], ["ls -l", "if then ("])
-    assert spaced["exact"] and spaced["exact_canonical"]
-    assert broken["exact"] and not broken["exact_canonical"] and not broken["parses"]
-
-
-def test_what_stands_around_a_fence_is_not_parsed_with_it():
-    (row,) = score(["It's this:\n```bash\nls -l\n```"], ["ls -l"])
-    assert row["parses_without_fence"] and not row["parses"]
 
 
 def test_the_summary_counts_danger_alone_and_compares_what_is_in_the_fence():

@@ -125,11 +125,20 @@ def test_a_length_that_no_batch_has_does_not_stop_the_run(run) -> None:
     assert found["training step, longest batch"].verdict == FITS
 
 
-def test_the_comparison_is_left_out_where_nothing_has_the_room(run) -> None:
+def test_what_is_compared_sent_and_judged_at_the_gpus_own_size(run) -> None:
     stage = check_resources.comparison_stage(10**9, "float32", 10**6, 8, Machine(card(10**6), 10**6))
     assert (stage.verdict, stage.place) == (NOT_RUN, HOST)
     stage = check_resources.comparison_stage(10**9, "bfloat16", 10**6, 8, Machine(card(2 * 10**9), PLENTY))
     assert (stage.verdict, stage.place, stage.detail) == (FITS, GPU, "in bfloat16")
+    step = gloo_hosts.scenario(LLAMA_3_LAYERS, "fp32", "lora", "ddp")
+    for weights, sent in ((10, 10), (10**9, hosts.DDP_BROADCAST_BYTES)):
+        assert hosts.started_bytes(step, {"phases": {"load": weights}}, torch.float32) == weights + sent
+    usable = 10**9
+    needed = {"required_bytes": usable + 100, "also_fits_bytes": [[usable - 7, usable + 1]]}
+    machine = Machine(card(usable), PLENTY)
+    assert machine.needed(needed) == usable - 7 and not machine.lacks(machine.needed(needed))
+    assert machine.needed({"required_bytes": usable + 100}) == usable + 100
+    assert machine.lacks(usable + 1) and not machine.lacks(usable)
 
 
 @pytest.mark.thorough
@@ -265,12 +274,6 @@ def test_the_table_has_a_line_for_each_stage(run) -> None:
     assert len({line.index(line.split("  ")[0]) for line in lines}) == 1
 
 
-def test_ddp_sends_no_more_than_there_is() -> None:
-    step = gloo_hosts.scenario(LLAMA_3_LAYERS, "fp32", "lora", "ddp")
-    for weights, sent in ((10, 10), (10**9, hosts.DDP_BROADCAST_BYTES)):
-        assert hosts.started_bytes(step, {"phases": {"load": weights}}, torch.float32) == weights + sent
-
-
 def test_a_container_leaves_what_its_limit_and_the_machine_both_have(tmp_path) -> None:
     machine = psutil.virtual_memory().total
     assert 0 < host_memory(tmp_path) <= machine  # no container
@@ -288,15 +291,6 @@ def test_an_evaluation_takes_the_time_of_base_and_tuned(run) -> None:
     )
     once = trace_evaluation(run["evaluations"][NAME], "cuda", (8, 0), speed)["seconds_at_most"]
     assert stage.seconds_at_most == 2 * once > 0
-
-
-def test_what_a_step_needs_is_judged_at_the_gpus_own_size(run) -> None:
-    usable = 10**9
-    needed = {"required_bytes": usable + 100, "also_fits_bytes": [[usable - 7, usable + 1]]}
-    machine = Machine(card(usable), PLENTY)
-    assert machine.needed(needed) == usable - 7 and not machine.lacks(machine.needed(needed))
-    assert machine.needed({"required_bytes": usable + 100}) == usable + 100
-    assert machine.lacks(usable + 1) and not machine.lacks(usable)
 
 
 def test_a_gpu_that_torch_cant_use_stops_before_any_weight_is_fetched(monkeypatch):

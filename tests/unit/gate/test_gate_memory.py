@@ -45,10 +45,15 @@ def search(monkeypatch, suggested) -> None:
     monkeypatch.setattr("dryfit.planner.suggestions.suggest", lambda *step, **options: suggested)
 
 
-def test_fits(traced) -> None:
+def test_what_fits_needs_no_override_and_nothing_to_gate_is_no_pass(traced) -> None:
     need = traced.trace["required_bytes"]
     judged = decide_step(traced, card(int(1.031 * need)))
     assert judged.verdict.fits and not judged.suggestions
+    judged = Decision(decide_step(traced, find("t4")), override=True)
+    assert (judged.fits, judged.overridden) == (True, [])
+    judged.enforce()
+    judged = decide_step(traced, None)
+    assert (judged.verdict.fits, judged.gpu, judged.reason) == (None, None, NOTHING_TO_GATE)
 
 
 def test_too_close_to_call_passes_with_a_warning(traced, caplog) -> None:
@@ -100,17 +105,6 @@ def test_override_is_recorded(traced, tmp_path) -> None:
     judged = read_report(tmp_path / "gate.json")
     assert (judged["fits"], judged["override"], judged["overridden"]) == (False, True, True)
     assert judged["suggestions"]
-
-
-def test_override_that_was_not_needed_is_not_one(traced) -> None:
-    judged = Decision(decide_step(traced, find("t4")), override=True)
-    assert (judged.fits, judged.overridden) == (True, [])
-    judged.enforce()
-
-
-def test_nothing_to_gate_is_not_a_pass(traced) -> None:
-    judged = decide_step(traced, None)
-    assert (judged.verdict.fits, judged.gpu, judged.reason) == (None, None, NOTHING_TO_GATE)
 
 
 def test_another_gpu_is_gated_by_a_trace_of_its_own_kernels() -> None:
@@ -220,15 +214,12 @@ def test_a_mesh_is_judged_by_the_gpu_that_needs_most(tmp_path) -> None:
     assert max(row["required_bytes"] for row in written["ranks"]) == written["required_bytes"] == need
 
 
-def test_on_a_cluster_the_gpu_is_the_one_that_the_job_asks_for() -> None:
+def test_the_gpu_is_the_one_that_is_named_or_that_the_job_asks_for() -> None:
     gpus = ["a100-40gb", "t4"]
     assert chosen_gpu("auto", gpus, 10**9).name == "t4"
     assert chosen_gpu("auto", gpus, 20 * 10**9).name == "a100-40gb"
     assert chosen_gpu("auto", gpus, 10**12).name == "a100-40gb"
     assert chosen_gpu("rtx-4090", gpus, 10**9).name == "rtx-4090"
-
-
-def test_named_card() -> None:
     assert chosen_gpu("t4").name == "t4"
     with pytest.raises(UserError, match="not known"):
         chosen_gpu("t5")

@@ -184,15 +184,12 @@ def test_adapter_left_out_or_added_twice_fails(folders, strength):
     assert states(report)["untouched"] == "passed"
 
 
-def test_model_too_large_for_the_machine_is_checked_by_layers_alone(good):
+def test_what_is_not_run_says_why(good):
     report = verify(*good, questions=Questions(REQUESTS), free={"cpu": 8 * 10**6})
     assert {name: states(report)[name] for name in ALL[:4]} == dict.fromkeys(ALL[:4], "passed")
     assert report["checks"]["logits"]["status"] == report["checks"]["answers"]["status"] == "not run"
     assert report["checks"]["logits"]["reason"] == "not run: needs 0.7 GiB, 0.0 GiB free"
     assert report["passed"] and not report["complete"]
-
-
-def test_without_requests_the_logits_are_not_run(good):
     report = verify(*good)
     assert report["checks"]["answers"]["reason"] == "not run: no requests were given"
 

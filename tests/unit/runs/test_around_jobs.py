@@ -111,9 +111,6 @@ def test_a_result_that_nothing_records_is_refused(folder: Path) -> None:
     refuse_unrecorded(paths, known)
 
 
-def test_only_what_lies_among_the_results_is_a_result() -> None:
+def test_only_what_lies_among_the_results_is_a_result_and_nothing_has_no_summary() -> None:
     assert results_of([TRAINING._replace(outputs=[".snakemake/x", "results/y"])]) == ["results/y"]
-
-
-def test_a_command_that_made_nothing_ends_without_a_summary() -> None:
     assert list(summary(runs(), set())) == []

@@ -26,22 +26,16 @@ def rows(settings):
     return rows_in_a_step(Scenario.from_mapping(step, {}), run_scenarios.training_loop(settings))
 
 
-def test_the_step_has_what_shapes_memory_and_the_loop_the_rest():
+def test_what_step_loop_and_profile_have_of_a_valid_configuration():
     settings = run()
     step, loop = run_scenarios.training_scenario(settings), run_scenarios.training_loop(settings)
     assert {"method", "precision", "sequence_length", "micro_batch", "lora", "packing"} <= step.keys()
     assert {"device", "epochs", "learning_rate", "max_steps", "weight_decay"} <= loop.keys()
     assert settings["training"].keys() - step.keys() == loop.keys() | {"report_to", "threads"}
-
-
-def test_a_method_without_a_quantized_base_or_adapters_has_neither():
     scenarios = run_scenarios.profile_scenarios(run(memory={"scenarios": {"lora": {"method": "lora"}}}))
     assert list(scenarios) == ["full-fp32", "full-bf16-mixed", "full-bf16", "lora", "qlora"]
     assert scenarios["full-bf16"]["lora"] is None and scenarios["lora"]["quantization"] is None
     assert scenarios["qlora"]["lora"]["rank"] == 16
-
-
-def test_the_default_and_the_7b_configuration_pass():
     check_configuration.check(run())
     check_configuration.check(
         run(**yaml.safe_load((ROOT / "config" / "qwen2.5-coder-7b.yaml").read_text(encoding="utf-8")))
@@ -98,13 +92,21 @@ def test_a_wrong_setting_stops_at_the_start_with_the_line_to_write(differences, 
         assert word in str(error.value), str(error.value)
 
 
-def test_the_rows_of_a_packed_step_are_given_and_those_of_another_follow():
+def test_rows_and_threads_of_a_step():
     assert rows(run(training={"packing": "none", "rows_per_step": None, "micro_batch": 3})) == 3
     assert rows(run(training={"packing": "rows", "rows_per_step": 24})) == 24
     with pytest.raises(UserError, match="rows_per_step: 16"):
         check_configuration.check(run(training={"packing": "rows", "rows_per_step": None}))
     with pytest.raises(UserError, match="rows_per_step: null"):
         check_configuration.check(run(training={"packing": "none", "rows_per_step": 7}))
+    several = {"packing": "none", "rows_per_step": None, "micro_batch": 3, "parallel": {"strategy": "ddp", "gpus": 4}}
+    assert rows(run(training=several)) == 12
+    assert run_scenarios.training_scenario(run(training=several))["parallel"]["gpus"] == 4
+    assert run_scenarios.gpus_of_training(run(training=several)) == 4 and run_scenarios.gpus_of_training(run()) == 1
+    assert run_scenarios.training_threads(run(training={**several, "threads": 1})) == 4
+    assert run_scenarios.training_threads(run()) == 8
+    assert run_scenarios.training_threads(run(training={"threads": 2})) == 2
+    assert run_scenarios.training_loop(run(training={"threads": 3})) == run_scenarios.training_loop(run())
 
 
 PLAIN = {"loss": "full", "packing": "none", "rows_per_step": None, "method": "lora"}
@@ -140,14 +142,6 @@ def test_what_no_training_can_do_stops_at_the_start(training, words):
         check_configuration.check(run(training=training))
     for word in words:
         assert word in str(error.value), str(error.value)
-
-
-def test_a_step_on_several_gpus_has_the_rows_of_all():
-    several = {"packing": "none", "rows_per_step": None, "micro_batch": 3, "parallel": {"strategy": "ddp", "gpus": 4}}
-    assert rows(run(training=several)) == 12
-    assert run_scenarios.training_scenario(run(training=several))["parallel"]["gpus"] == 4
-    assert run_scenarios.gpus_of_training(run(training=several)) == 4 and run_scenarios.gpus_of_training(run()) == 1
-    assert run_scenarios.training_threads(run(training={**several, "threads": 1})) == 4
 
 
 @pytest.mark.parametrize(("training", "expandable"), [
@@ -188,12 +182,6 @@ def test_a_models_folder_that_is_not_there_is_refused(tmp_path, monkeypatch):
         assert exists == ("config.json in the" in str(error.value))
     (tmp_path / "model" / "config.json").write_text("{}")
     check_configuration.check(run(model=model))
-
-
-def test_training_takes_all_cores_or_as_many_as_are_asked_for_and_its_threads_train_nothing_anew():
-    assert run_scenarios.training_threads(run()) == 8
-    assert run_scenarios.training_threads(run(training={"threads": 2})) == 2
-    assert run_scenarios.training_loop(run(training={"threads": 3})) == run_scenarios.training_loop(run())
 
 
 @pytest.mark.parametrize(("training", "faster", "made"), [

@@ -20,17 +20,18 @@ def runs(**differences):
     return Runs(config)
 
 
-def test_a_single_rank_is_one_run_in_the_folder_it_always_had():
+def test_a_rank_a_list_of_ranks_and_a_list_of_differences():
     alone = runs()
     assert list(alone.named) == ["smollm2-135m-r16"] and not alone.swept
     assert alone.named["smollm2-135m-r16"]["lora"]["rank"] == 16
-
-
-def test_a_list_of_ranks_is_a_run_for_each_in_the_folder_that_the_rank_alone_has():
     sweep = runs(lora={"rank": [4, 8, 16]})
     assert list(sweep.named) == ["smollm2-135m-r4", "smollm2-135m-r8", "smollm2-135m-r16"] and sweep.swept
     assert sweep.named["smollm2-135m-r16"] == runs().named["smollm2-135m-r16"], "so a list reruns nothing"
     assert sweep.varied["smollm2-135m-r8"] == {"lora.rank": 8}
+    sweep = runs(sweep=[{"lora": {"rank": 8, "alpha": 16}}, {"lora": {"rank": 16, "alpha": 32}}])
+    assert list(sweep.named) == ["smollm2-135m-alpha-16-r8", "smollm2-135m-alpha-32-r16"]
+    assert sweep.named["smollm2-135m-alpha-16-r8"]["lora"] == {**DEFAULT["lora"], "rank": 8, "alpha": 16}
+    assert len(runs(lora={"rank": [4, 8]}, sweep={"run.seed": [1, 2, 3]}).named) == 6
 
 
 @pytest.mark.parametrize("sweep", [
@@ -46,30 +47,14 @@ def test_values_of_several_settings_are_crossed(sweep):
     ], "sorted, so that the order of the keys in the file moves no folder"
 
 
-def test_a_list_of_differences_varies_settings_together():
-    sweep = runs(sweep=[{"lora": {"rank": 8, "alpha": 16}}, {"lora": {"rank": 16, "alpha": 32}}])
-    assert list(sweep.named) == ["smollm2-135m-alpha-16-r8", "smollm2-135m-alpha-32-r16"]
-    assert sweep.named["smollm2-135m-alpha-16-r8"]["lora"] == {**DEFAULT["lora"], "rank": 8, "alpha": 16}
-
-
-def test_ranks_are_crossed_with_what_is_swept_beside_them():
-    assert len(runs(lora={"rank": [4, 8]}, sweep={"run.seed": [1, 2, 3]}).named) == 6
-
-
-def test_a_dataset_with_a_name_of_its_own_may_differ():
+def test_names_of_runs_and_datasets():
     small = {"name": "small", "sources": [{"type": "embedded", "license": "MIT", "seed": 1, "pairs": 9}]}
     sweep = runs(sweep=[{"dataset": small}, {"training": {"epochs": 2}}])
     assert sweep.having(dataset="small")["dataset"]["sources"][0]["pairs"] == 9
     assert sweep.having(dataset="embedded")["dataset"] == runs().having(dataset="embedded")["dataset"]
-
-
-def test_long_names_are_told_apart_by_a_digest():
     modules = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(30)]
     names = list(runs(sweep={"lora.target_modules": [modules, modules[1:]]}).named)
     assert len(set(names)) == 2 and all(len(name) < 60 for name in names)
-
-
-def test_a_path_names_the_rank():
     assert runs().of_run("smollm2-135m-r64")["lora"]["rank"] == 64
     learning = runs(sweep={"training.learning_rate": [1e-3, 2e-3]})
     assert learning.of_run("smollm2-135m-learning_rate-0.002-r4")["training"]["learning_rate"] == 2e-3

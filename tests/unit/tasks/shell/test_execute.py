@@ -84,22 +84,16 @@ def test_both_models_are_judged_on_the_same_tasks_by_what_they_do(executed):
     assert copy["tuned"]["did"]["changes"].keys() == {"/data/copy"} and copy["tuned"]["right"] is True
 
 
-def test_what_the_screen_calls_dangerous_is_not_run_and_wrong(executed):
+def test_wrong_answers_and_those_in_other_forms(executed):
     rows, summary = executed
     for request, model in (("make a copy of the greeting in /data/copy", "base"), ("show the colour", "tuned")):
         assert rows[request][model] | {"answer": ""} == {
             **{"answer": "", "did": None, "exact": False, "right": False, "screen": "danger", "terms": None}
         }
     assert summary["not_run"] == {"base": 1, "tuned": 1}
-
-
-def test_answers_that_never_end_or_are_nothing_are_wrong(executed):
     rows, summary = executed
     assert rows["show the colour"]["base"]["did"]["end"] == "time" and summary["ended"]["base"] == 1
     assert rows["use a program that no host has"]["base"]["right"] is None
-
-
-def test_answers_in_the_form_of_other_strings_are_counted_and_shown(executed):
     _, summary = executed
     assert summary["right_but_other_strings"] == {"base": 0, "tuned": 2}
     assert [example["answer"] for example in summary["examples"]][:1] and len(summary["examples"]) == 2

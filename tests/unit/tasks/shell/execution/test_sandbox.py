@@ -90,13 +90,7 @@ def test_half_a_state_is_none():
 def test_each_command_finds_the_state_as_it_was_prepared(sandbox):
     assert run(sandbox, "rm -r /data; echo x > /c")["status"] == 0
     assert run(sandbox, "cat /c /data/a; ls -la --time-style=full-iso /data")["stdout"].startswith("red\na\n")
-
-
-def test_what_a_command_leaves_running_may_end(sandbox):
     assert all(sorted(run(sandbox, "seq 3 | tee >(wc -l)")["stdout"].split()) == ["1", "2", "3", "3"] for _ in range(3))
-
-
-def test_files_are_half_an_hour_old(sandbox):
     assert run(sandbox, "find /data -mmin -120 -mmin +5 | sort")["stdout"] == "/data\n/data/a\n/data/b\n"
 
 
@@ -192,21 +186,15 @@ def test_ordinary_memory_is_bounded(attacked):
     )
 
 
-def test_what_was_left_is_described_and_never_followed(attacked):
+def test_what_an_attack_leaves_is_described_and_not_followed(attacked):
     links = attacked["links"]["changes"]
     assert links["/l2"] == [None, ["link", "", "/proc/1/root"]] and links["/l4"][1][0] == "fifo"
     assert links["/l1"][1][2].endswith("/secret")
     assert r"/\xff\xfe" in attacked["names"]["changes"] and "/a\nb" in attacked["names"]["changes"]
     assert not attacked["sparse files"]["complete"] and not attacked["deep folders"]["complete"]
     json.dumps(attacked, ensure_ascii=False).encode()  # UTF-8 holds all of it
-
-
-def test_input_other_languages_and_nul_are_no_problem(attacked):
     assert attacked["waits for input"]["stdout"] == "<>\n"
     assert attacked["not text"]["stdout"] == "a b?\ngrößer 大 \u202e\n"
-
-
-def test_nothing_of_an_attack_is_left_for_the_next_command(attacked):
     lines = attacked["what is left"]["stdout"].splitlines()
     assert {"data", "usr", "proc"} <= set(lines[:12]) and "kept" in lines
     assert not {line for line in lines if line.startswith(("s1", "f1", "d1"))} and int(lines[-1]) > 100

@@ -74,14 +74,22 @@ def test_changed_text_is_marked_as_hidden_and_not_decoded(text):
     assert not any(command.name == "rm" for command in read(text).commands)
 
 
-def test_wrappers_name_what_starts_a_command():
+def test_what_is_read_of_a_command_beside_its_words():
     *_, last = read("sudo env A=b sh -c 'nice rm x'").commands
     assert (last.name, last.wrappers) == ("rm", ("sudo", "env", "sh", "nice"))
-
-
-def test_the_working_directory_is_followed():
     commands = read("cd /etc && rm a; (cd x; rm b); rm c").commands
     assert [command.cwd for command in commands if command.name == "rm"] == ["/etc", "/etc/x", "/etc"]
+    (command,) = read('rm "$dir/x"').commands
+    assert unknown_names(command.argv[1]) == ["dir"]
+    outer, *inner = read("sh -c 'echo x > a; echo y' > b").commands
+    assert [[redirect.target for redirect in one.redirects] for one in (outer, *inner)] == [["b"], ["a"], ["b"]]
+    command = read("while true; do yes 2>/dev/null >> f & done").commands[-1]
+    assert (command.loop, command.background) == ("endless", True)
+    assert [(r.operator, r.descriptor, r.target) for r in command.redirects] == [
+        (">", "2", "/dev/null"), (">>", "", "f")]  # fmt: skip
+    assert any(command.recursive for command in read(":(){ :|:& };:").commands)
+    command = read("sh 0<&2 1>&2").commands[0]
+    assert command.argv == ["sh"] and [r.operator for r in command.redirects] == ["<&", ">&"]
 
 
 def test_origins_lead_through_pipes_files_and_substitutions():
@@ -97,28 +105,10 @@ def test_origins_lead_through_pipes_files_and_substitutions():
         assert any(origin.name == "curl" for origin in reading.origins(shell.script, shell.code)), text
 
 
-def test_what_is_not_known_stays_visible():
-    (command,) = read('rm "$dir/x"').commands
-    assert unknown_names(command.argv[1]) == ["dir"]
-
-
 @pytest.mark.parametrize("text", ["true && cat x > f", "a | cat x > f", "! cat x > f", "a && b | cat x > f"])
 def test_a_redirection_after_a_list_is_the_last_commands(text):
     *_, last = read(text).commands
     assert (last.name, [redirect.target for redirect in last.redirects]) == ("cat", ["f"])
-
-
-def test_a_shells_redirection_is_its_commands_where_they_have_none_of_their_own():
-    outer, *inner = read("sh -c 'echo x > a; echo y' > b").commands
-    assert [[redirect.target for redirect in one.redirects] for one in (outer, *inner)] == [["b"], ["a"], ["b"]]
-
-
-def test_redirections_and_loops_are_noted():
-    command = read("while true; do yes 2>/dev/null >> f & done").commands[-1]
-    assert (command.loop, command.background) == ("endless", True)
-    assert [(r.operator, r.descriptor, r.target) for r in command.redirects] == [
-        (">", "2", "/dev/null"), (">>", "", "f")]  # fmt: skip
-    assert any(command.recursive for command in read(":(){ :|:& };:").commands)
 
 
 @pytest.mark.parametrize("text", [
@@ -173,18 +163,11 @@ def test_paths_that_code_writes_are_found():
         assert "/etc/x" in found, code
 
 
-def test_a_script_that_starts_itself_is_noticed():
+def test_what_starts_itself_or_grows_without_end_is_noticed():
     for text in ("echo '$0 & $0' > a; chmod +x a; ./a", "echo 'sh $0 & sh $0' > a; sh a"):
         assert any(command.recursive for command in read(text).commands), text
     assert not any(command.recursive for command in read("echo 'echo $0' > a; sh a; sh a").commands)
 
-
-def test_a_loop_reads_the_lines_that_are_known():
-    assert [words for words in argvs("printf '/a\\n/b\\n' | while read x; do rm $x; done") if words[
-        0] == "rm"] == [["rm", "/a"], ["rm", "/b"]]  # fmt: skip
-
-
-def test_a_variable_that_grows_without_end_is_noticed():
     def grows(text):
         return any(command.grows for command in read(text).commands)
 
@@ -192,6 +175,6 @@ def test_a_variable_that_grows_without_end_is_noticed():
     assert not grows("while :; do i=$((i+1)); done") and not grows("for i in 1 2; do x=$x$i; done")
 
 
-def test_a_descriptor_is_no_word():
-    command = read("sh 0<&2 1>&2").commands[0]
-    assert command.argv == ["sh"] and [r.operator for r in command.redirects] == ["<&", ">&"]
+def test_a_loop_reads_the_lines_that_are_known():
+    assert [words for words in argvs("printf '/a\\n/b\\n' | while read x; do rm $x; done") if words[
+        0] == "rm"] == [["rm", "/a"], ["rm", "/b"]]  # fmt: skip
