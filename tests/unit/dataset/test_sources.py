@@ -80,45 +80,42 @@ def test_a_byte_order_mark_and_quoted_line_breaks(tmp_path):
         ("a\nb", "ls\n-l", 2), ("c", "ls", 5)]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("a.jsonl", b'{"nl": "a", "bash": "ls"}\n{"nl": "b", "bash"\n', "line 2"),
-        ("a.jsonl", b'{"nl": "a", "bash": "ls"}\n\n[1]\n', "line 3"),
-        ("a.jsonl", b"[" * 100_000 + b"\n", "nested too deeply"),
-        ("a.jsonl", b'{"question": "a", "answer": "ls"}\n', "['question', 'answer']"),
-        ("a.jsonl", b"", "no rows"),
-        ("a.jsonl", b"\n\n", "no rows"),
-        ("a.csv", b"", "no rows"),
-        ("a.csv", b"nl,bash\n", "no rows"),
-        ("a.csv", b"question,bash\na,ls\n", "['question', 'bash']"),
-        ("a.csv", b'nl,bash\na,ls\n"never closed,ls\nb,ls\n', "line 3"),
-        ("a.csv", b'nl,bash\n"' + b"x\n" * 800_000, "field larger than field limit"),
-        ("a.csv", b"nl;bash\na;ls\n", "separated by commas"),
-        ("a.csv", b"nl,bash,bash\na,ls,rm\n", "write:   nl,bash_1,bash_2"),
-        ("a.csv", b"nl,bash,x,x\na,ls,1,2\n", "['x']"),  # one that nobody reads: the header is wrong all the same
-        ("a.csv", b"n\xe4l,bash\na,ls\n", "write:   columns: {request: n?l, command: bash}"),
-        ("a.csv", b"nl\x00,bash\na,ls\n", "['nl\\x00', 'bash']"),
-        ("a.csv", b"\x00\x00\x00\x00\na,ls\n", "no column 'nl'"),
-        ("a.csv", b'"nl,bash\na,ls\nb,ls\n', "line 1"),
-        ("a.csv", b"nl\n,bash\na,ls\n", "['nl']"),
-        ("a.json", b'[{"nl": "a", "bash": "ls"},\n{"nl"]', "line 2"),
-        ("a.json", b'{"nl": "a", "bash": "ls"}', "not a JSON object"),
-        ("a.json", b"[1]", "not a JSON object"),
-        ("a.json", b"[]", "no rows"),
-        ("a.json", b"[" * 100_000, "nested too deeply"),
-        ("a.json", '[{"nl": "größe", "bash": "ls"}]'.encode("latin-1"), "not UTF-8"),
-        ("a.json", b'[{"question": "a"}]', "['question']"),
-        ("a.parquet", b"no parquet", "Parquet"),
-        ("a.txt", b"a\n", "format"),
-        ("a.jsonl", '{"nl": "a", "bash": "ls"}\n'.encode("utf-16"), "UTF-16"),
-        *(
-            ("a.csv", "nl,bash\nliste größe,ls\n".encode(name), f"iconv -f {name[:6].upper()}{name[7:].upper()}")
-            for name in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
-        ),
-        ("a.jsonl", '{"nl": "größe", "bash": "ls"}\n'.encode("latin-1") * 3, "not UTF-8"),
-    ],
-)
+@pytest.mark.parametrize(("name", "content", "expected"), [
+    ("a.jsonl", b'{"nl": "a", "bash": "ls"}\n{"nl": "b", "bash"\n', "line 2"),
+    ("a.jsonl", b'{"nl": "a", "bash": "ls"}\n\n[1]\n', "line 3"),
+    ("a.jsonl", b"[" * 100_000 + b"\n", "nested too deeply"),
+    ("a.jsonl", b'{"question": "a", "answer": "ls"}\n', "['question', 'answer']"),
+    ("a.jsonl", b"", "no rows"),
+    ("a.jsonl", b"\n\n", "no rows"),
+    ("a.csv", b"", "no rows"),
+    ("a.csv", b"nl,bash\n", "no rows"),
+    ("a.csv", b"question,bash\na,ls\n", "['question', 'bash']"),
+    ("a.csv", b'nl,bash\na,ls\n"never closed,ls\nb,ls\n', "line 3"),
+    ("a.csv", b'nl,bash\n"' + b"x\n" * 800_000, "field larger than field limit"),
+    ("a.csv", b"nl;bash\na;ls\n", "separated by commas"),
+    ("a.csv", b"nl,bash,bash\na,ls,rm\n", "write:   nl,bash_1,bash_2"),
+    ("a.csv", b"nl,bash,x,x\na,ls,1,2\n", "['x']"),  # one that nobody reads: the header is wrong all the same
+    ("a.csv", b"n\xe4l,bash\na,ls\n", "write:   columns: {request: n?l, command: bash}"),
+    ("a.csv", b"nl\x00,bash\na,ls\n", "['nl\\x00', 'bash']"),
+    ("a.csv", b"\x00\x00\x00\x00\na,ls\n", "no column 'nl'"),
+    ("a.csv", b'"nl,bash\na,ls\nb,ls\n', "line 1"),
+    ("a.csv", b"nl\n,bash\na,ls\n", "['nl']"),
+    ("a.json", b'[{"nl": "a", "bash": "ls"},\n{"nl"]', "line 2"),
+    ("a.json", b'{"nl": "a", "bash": "ls"}', "not a JSON object"),
+    ("a.json", b"[1]", "not a JSON object"),
+    ("a.json", b"[]", "no rows"),
+    ("a.json", b"[" * 100_000, "nested too deeply"),
+    ("a.json", '[{"nl": "größe", "bash": "ls"}]'.encode("latin-1"), "not UTF-8"),
+    ("a.json", b'[{"question": "a"}]', "['question']"),
+    ("a.parquet", b"no parquet", "Parquet"),
+    ("a.txt", b"a\n", "format"),
+    ("a.jsonl", '{"nl": "a", "bash": "ls"}\n'.encode("utf-16"), "UTF-16"),
+    *(
+        ("a.csv", "nl,bash\nliste größe,ls\n".encode(name), f"iconv -f {name[:6].upper()}{name[7:].upper()}")
+        for name in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
+    ),
+    ("a.jsonl", '{"nl": "größe", "bash": "ls"}\n'.encode("latin-1") * 3, "not UTF-8"),
+])  # fmt: skip
 def test_a_useless_file_stops_with_its_place_and_writes_nothing(tmp_path, name, content, expected):
     path = tmp_path / name
     path.write_bytes(content)

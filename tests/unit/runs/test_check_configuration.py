@@ -43,48 +43,41 @@ def test_what_step_loop_and_profile_have_of_a_valid_configuration():
 
 
 @pytest.mark.few(10)
-@pytest.mark.parametrize(
-    ("differences", "words"),
-    [
-        ({"memory": {"scenarios": {"qlora": None}}}, ["memory.scenarios.qlora", "qlora: {method: qlora}"]),
-        ({"memory": {"scenarios": {"../../x": {"method": "lora"}}}}, ["'../../x'", "can't be used", "x: {}"]),
-        ({"memory": {"scenarios": {"training": {"method": "lora"}}}}, ["'training'", "can't be used"]),
-        ({"memory": {"scenarios": {"odd": {"method": "qlorra"}}}}, ["memory.scenarios.odd", "method: qlora"]),
-        ({"memory": {"model": "nosuch"}}, ["memory.model", "qwen2.5-coder-7b", "model: "]),
-        ({"memory": {"gpu": "nosuch"}}, ["memory.gpu", "'nosuch'", "rtx-4090", "gpu: "]),
-        ({"memory": {"gate": {"gpu": "rtx-4091"}}}, ["memory.gate.gpu", "gpu: rtx-4090"]),
-        *(
-            (
-                {
-                    "memory": {"gate": {"gpu": gpu}},
-                    "training": {
-                        "device": "cuda",
-                        "on_out_of_memory": "stop",
-                        "parallel": {"strategy": "ddp", "gpus": 8},
-                    },
+@pytest.mark.parametrize(("differences", "words"), [
+    ({"memory": {"scenarios": {"qlora": None}}}, ["memory.scenarios.qlora", "qlora: {method: qlora}"]),
+    ({"memory": {"scenarios": {"../../x": {"method": "lora"}}}}, ["'../../x'", "can't be used", "x: {}"]),
+    ({"memory": {"scenarios": {"training": {"method": "lora"}}}}, ["'training'", "can't be used"]),
+    ({"memory": {"scenarios": {"odd": {"method": "qlorra"}}}}, ["memory.scenarios.odd", "method: qlora"]),
+    ({"memory": {"model": "nosuch"}}, ["memory.model", "qwen2.5-coder-7b", "model: "]),
+    ({"memory": {"gpu": "nosuch"}}, ["memory.gpu", "'nosuch'", "rtx-4090", "gpu: "]),
+    ({"memory": {"gate": {"gpu": "rtx-4091"}}}, ["memory.gate.gpu", "gpu: rtx-4090"]),
+    *(
+        (
+            {
+                "memory": {"gate": {"gpu": gpu}},
+                "training": {
+                    "device": "cuda",
+                    "on_out_of_memory": "stop",
+                    "parallel": {"strategy": "ddp", "gpus": 8},
                 },
-                ["`parallel.gpus: 8` is more than `gpu` has", "count: 8"],
-            )
-            for gpu in ({"name": "rtx-3090", "count": 2}, "2xrtx-3090", "rtx-3090 x 2")
-        ),
-        ({"scenario_defaults": {"foo": 1}}, ["foo", "scenario_defaults", "sequence_length"]),
-        ({"scenario_defaults": {"optimizer": "adamw8bit"}}, ["optimizer: adamw_8bit"]),
-        ({"lora": {"target_modules": ["nosuch_proj"]}}, ["nosuch_proj", "q_proj", "write:"]),
-        ({"training": {"precision": "bf16-mixed"}}, ["training (and", "qlora", "precision: bf16"]),
-        ({"run": {"name": "two\n"}}, ["run.name", "'two\\n'"]),
-        ({"lora": {"rank": 16.0}}, ["lora.rank", "16.0", "a whole number", "rank: 16"]),
-        ({"training": {"learning_rate": float("nan")}}, ["training.learning_rate", "nan", "learning_rate: 2.0e-04"]),
-        ({"lora": {"dropout": float("inf")}}, ["lora.dropout", "inf", "less than 1"]),
-        (
-            {"dataset": {"split": {"train": 0.5, "validation": 0.1, "test": 0.1}}},
-            ["dataset.split add up to 0.7", "train: 0.714, validation: 0.143, test: 0.143"],
-        ),
-        (
-            {"dataset": {"sources": [{"type": "files", "license": "unknown", "paths": ["data/{x}.csv"]}]}},
-            ["data/{x}.csv", "wildcard", "paths: [data/x.csv]"],
-        ),
-    ],
-)
+            },
+            ["`parallel.gpus: 8` is more than `gpu` has", "count: 8"],
+        )
+        for gpu in ({"name": "rtx-3090", "count": 2}, "2xrtx-3090", "rtx-3090 x 2")
+    ),
+    ({"scenario_defaults": {"foo": 1}}, ["foo", "scenario_defaults", "sequence_length"]),
+    ({"scenario_defaults": {"optimizer": "adamw8bit"}}, ["optimizer: adamw_8bit"]),
+    ({"lora": {"target_modules": ["nosuch_proj"]}}, ["nosuch_proj", "q_proj", "write:"]),
+    ({"training": {"precision": "bf16-mixed"}}, ["training (and", "qlora", "precision: bf16"]),
+    ({"run": {"name": "two\n"}}, ["run.name", "'two\\n'"]),
+    ({"lora": {"rank": 16.0}}, ["lora.rank", "16.0", "a whole number", "rank: 16"]),
+    ({"training": {"learning_rate": float("nan")}}, ["training.learning_rate", "nan", "learning_rate: 2.0e-04"]),
+    ({"lora": {"dropout": float("inf")}}, ["lora.dropout", "inf", "less than 1"]),
+    ({"dataset": {"split": {"train": 0.5, "validation": 0.1, "test": 0.1}}},
+     ["dataset.split add up to 0.7", "train: 0.714, validation: 0.143, test: 0.143"]),
+    ({"dataset": {"sources": [{"type": "files", "license": "unknown", "paths": ["data/{x}.csv"]}]}},
+     ["data/{x}.csv", "wildcard", "paths: [data/x.csv]"]),
+])  # fmt: skip
 def test_a_wrong_setting_stops_at_the_start_with_the_line_to_write(differences, words):
     with pytest.raises(UserError) as error:
         check_configuration.check(run(**differences))
