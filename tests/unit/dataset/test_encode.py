@@ -245,12 +245,6 @@ def test_overlong_rows_can_fail(tmp_path):
     assert not list(tmp_path.glob("*.parquet"))
 
 
-@pytest.mark.thorough
-def test_when_no_row_fits(tmp_path):
-    with pytest.raises(UserError, match="longer than the sequence length"):
-        run(tmp_path, PAIRS, 8)
-
-
 def test_a_split_of_which_no_row_fits():
     some = {"kept": 3, "overlong": 0}
     for name in SPLITS:

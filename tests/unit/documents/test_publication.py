@@ -29,10 +29,6 @@ def test_the_article_argues_from_the_figures_of_lora_and_qlora(write: Callable[.
     assert "Why QLoRA" not in write("docs/publication.md", content), "the planner was not asked for LoRA"
 
 
-def test_a_check_that_did_not_run_is_said_once(write: Callable[..., str]) -> None:
-    assert "- Greedy answers to held-out requests: not run: no requests were given." in write("docs/publication.md")
-
-
 def test_an_article_on_a_merge_that_failed_does_not_praise_it(write: Callable[..., str]) -> None:
     article = write("docs/publication.md", extreme())
     assert "and checked" not in article and "At least one check of the merge failed" in article

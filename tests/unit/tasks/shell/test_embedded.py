@@ -196,19 +196,20 @@ def test_options_stand_where_people_write_them(command, options, expected):
     ('"{Do}": 2', '"{Do}": 0', ["forms.imperative.{Do}", "at least 1"]),
     ('"count the {things}"', '"count them"', ["stages.count.do", "pipes.yaml"]),
     ("slots:\n", "slots: [\n", ["not YAML", "slots.yaml, line"]),
+    ("rename:", "again:\n  run: mv <file> <file2>\n  do: name <file> <file2>\nrename:",
+     ["Two intents have one command", "files.again", "files.rename"]),
+    ("mv <file> <file2>", "mv [] <file> <file2>", ["", "a place for options and no option", "files.rename.run",
+                                                  "mv [] <file> <file2>", "the first [] is their place"]),
+    ("    -v: verbosely\n", "    -v: verbosely\n  apart: [[-i, -n]]\n",
+     ["", "names an option that `with` does not have", "files.copy.apart", "found:   '-n'", "allowed: -i, -v"]),
+    ("    -i:", "    -1:", ["", "An option is a number", "files.copy", "write:   '-1': ..."]),
 ])  # fmt: skip
 def test_wrong_words_are_an_error_that_names_the_place(tmp_path, old, new, expected):
     with pytest.raises(UserError) as error:
         grammar_of(tmp_path, old, new)
-    for text in [*expected, str(tmp_path)]:
+    for text in expected:
         assert text in str(error.value)
-
-
-def test_two_intents_with_one_command(tmp_path):
-    again = "again:\n  run: mv <file> <file2>\n  do: name <file> <file2>\nrename:"
-    with pytest.raises(UserError, match="Two intents have one command") as error:
-        grammar_of(tmp_path, "rename:", again)
-    assert "files.again" in str(error.value) and "files.rename" in str(error.value)
+    assert (str(tmp_path) in str(error.value)) == (expected[0] != "")  # not where intents are made of them
 
 
 def test_each_row_of_the_default_number_is_another_intent():
@@ -306,36 +307,14 @@ def test_more_than_the_templates_can_say(tmp_path):
     assert "write:   pairs: " in str(error.value)
 
 
-def test_options_that_contradict_each_other_do_not_stand_side_by_side(tmp_path):
+def test_options_that_contradict_each_other_or_share_a_value_do_not_stand_side_by_side(tmp_path):
     more = "    -v: verbosely\n    -n: without overwriting\n  apart: [[-i, -n]]\n"
     grammar = grammar_of(tmp_path, "    -v: verbosely\n", more)
     copies = {intent.command for intent in grammar.intents if intent.name.startswith("files.copy ")}
     assert copies == {f"cp -{letters} <file> <dir>" for letters in ("i", "v", "n", "iv", "vn")}
-
-
-def test_options_that_share_a_value_do_not_stand_side_by_side(tmp_path):
     more = "    -v: verbosely\n    -a <one>: after <one>\n    -b <one>: before <one>\n"
-    grammar = grammar_of(tmp_path, "    -v: verbosely\n", more)
+    (tmp_path / "another").mkdir()
+    grammar = grammar_of(tmp_path / "another", "    -v: verbosely\n", more)
     commands = {intent.command for intent in grammar.intents if intent.name.startswith("files.copy ")}
     assert {"cp -a <one> <file> <dir>", "cp -v -a <one> <file> <dir>", "cp -v -b <one> <file> <dir>"} <= commands
     assert not any(command.count("<one>") > 1 for command in commands)
-
-
-def test_a_place_for_options_of_a_task_without_any(tmp_path):
-    with pytest.raises(UserError, match="a place for options and no option") as error:
-        grammar_of(tmp_path, "mv <file> <file2>", "mv [] <file> <file2>")
-    for text in ("files.rename.run", "mv [] <file> <file2>", "the first [] is their place"):
-        assert text in str(error.value)
-
-
-def test_apart_names_an_option_that_the_task_does_not_have(tmp_path):
-    with pytest.raises(UserError, match="names an option that `with` does not have") as error:
-        grammar_of(tmp_path, "    -v: verbosely\n", "    -v: verbosely\n  apart: [[-i, -n]]\n")
-    for text in ("files.copy.apart", "found:   '-n'", "allowed: -i, -v"):
-        assert text in str(error.value)
-
-
-def test_an_option_that_yaml_takes_for_a_number(tmp_path):
-    with pytest.raises(UserError, match="An option is a number") as error:
-        grammar_of(tmp_path, "    -i:", "    -1:")
-    assert "files.copy" in str(error.value) and "write:   '-1': ..." in str(error.value)
