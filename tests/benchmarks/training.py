@@ -45,10 +45,8 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
     rows = read_rows(str(encoded))[:count]
     step = {"packing": "none", "micro_batch": 4, "gradient_accumulation": ROWS_PER_STEP // 4, "sequence_length": 512}
     if form == "fixed":
-        rows = [
-            Row(row.input_ids + [0] * (gap := FIXED_TOKENS - len(row.input_ids)), row.labels + [IGNORED] * gap)
-            for row in rows
-        ]
+        rows = [Row(row.input_ids + [0] * (gap := FIXED_TOKENS - len(row.input_ids)), row.labels + [IGNORED] * gap)
+                for row in rows]  # fmt: skip
     elif form != "padded":
         step = {"packing": form, "micro_batch": 1, "gradient_accumulation": 2, "sequence_length": PACK_TOKENS}
     scenario = Scenario.from_mapping({"model": str(base / "config.json"), "method": "qlora", "precision": "fp32",

@@ -277,15 +277,11 @@ def _write_package(folder: Path, root: Path, index: dict, link: dict | None = No
     """Pack the files below ``root`` as a ``.tar.bz2`` conda package; returns its entry for the channel's index."""
     index = {"build_number": 0, **index}
     files = sorted(path for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
-    listed = [
-        {
-            "_path": path.relative_to(root).as_posix(),
-            "path_type": "softlink" if path.is_symlink() else "hardlink",
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "size_in_bytes": path.stat().st_size,
-        }
-        for path in files
-    ]
+    listed = [{"_path": path.relative_to(root).as_posix(),
+               "path_type": "softlink" if path.is_symlink() else "hardlink",
+               "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+               "size_in_bytes": path.stat().st_size}
+              for path in files]  # fmt: skip
     information = {"info/index.json": json.dumps(index),
                    "info/paths.json": json.dumps({"paths": listed, "paths_version": 1}),
                    "info/files": "".join(f"{entry['_path']}\n" for entry in listed),

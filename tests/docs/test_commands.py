@@ -53,10 +53,8 @@ def blocks(page: str) -> Iterator[Block]:
 
 ALL = [block for page in PAGES for block in blocks(page)]
 # `make test` plans what the first page shows.
-CASES = [
-    pytest.param(one, marks=[pytest.mark.thorough] if one.page != "README.md" else [], id=f"{one.page}:{one.line}")
-    for one in ALL
-]
+CASES = [pytest.param(one, marks=[pytest.mark.thorough] if one.page != "README.md" else [], id=f"{one.page}:{one.line}")
+         for one in ALL]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

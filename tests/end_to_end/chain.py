@@ -33,12 +33,8 @@ def parsed_modules() -> str:
     """What a Snakemake that has run here before knows of the modules: to parse them takes longer than a plan."""
     houses = (ROOT / "scripts", ROOT / "dryfit")
     sources = {str(path): path.read_bytes() for house in houses for path in house.rglob("*.py")}
-    return json.dumps(
-        {
-            code_digests.content_key(text): code_digests.parse(text.decode("utf-8"), path)
-            for path, text in sources.items()
-        }
-    )
+    return json.dumps({code_digests.content_key(text): code_digests.parse(text.decode("utf-8"), path)
+                       for path, text in sources.items()})  # fmt: skip
 
 
 def checkout(folder: Path) -> Path:

@@ -156,16 +156,9 @@ def test_random_choices_equal_pythons_to_the_byte(page: Any, seed: int, monkeypa
         monkeypatch.setattr(f"dryfit.{module}.can_trace", lambda: False)
     dice = random.Random(seed)
     requests = [random_choice(dice) for _ in range(CHOICES)]
-    requests += [
-        requests[0] | more
-        for more in (
-            {"ask": "gpus"},
-            {"ask": "others"},
-            {"ask": "methods"},
-            {"ask": "changes"},
-            {"ask": "longest", "rows": 2},
-        )
-    ]
+    requests += [requests[0] | more
+                 for more in ({"ask": "gpus"}, {"ask": "others"}, {"ask": "methods"}, {"ask": "changes"},
+                              {"ask": "longest", "rows": 2})]  # fmt: skip
     found = in_browser(page, requests)
     differ = [request for request, text in zip(requests, found, strict=True) if text != in_python(request)]
     assert not differ, f"{len(differ)} differ, the first: {differ[0]}; {first_difference(page, differ[0])}"

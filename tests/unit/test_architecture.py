@@ -30,12 +30,10 @@ def rooms(text: str) -> dict[str, set[str]]:
 
 
 ROOMS = rooms(PAGE.read_text(encoding="utf-8"))
-MODULES = sorted(
-    path
-    for house in HOUSES
-    for path in (ROOT / house).rglob("*.py")
-    if not re.search("data/(site|reports|recipes)/", path.as_posix())
-)
+MODULES = sorted(path
+                 for house in HOUSES
+                 for path in (ROOT / house).rglob("*.py")
+                 if not re.search("data/(site|reports|recipes)/", path.as_posix()))  # fmt: skip
 # Without these the light environment, and whoever only wants an estimate, would load gigabytes.
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
 WITHOUT_TORCH = ("scripts/common", "scripts/runs", "dryfit/common", "dryfit/data", "dryfit/scenario", "dryfit/cards",

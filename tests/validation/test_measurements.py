@@ -102,9 +102,7 @@ def test_threads_that_load_leave_a_median_and_a_range():
 def reported(value, **more):
     phases = dict.fromkeys(("forward", "backward", "optimizer"), value)
     return dict.fromkeys(("resident_bytes", "peak_allocated_bytes", "peak_reserved_bytes"), value) | {
-        "phases": phases,
-        "required_bytes": value,
-    }
+        "phases": phases, "required_bytes": value}  # fmt: skip
 
 
 def test_summary_and_table():

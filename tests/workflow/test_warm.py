@@ -38,10 +38,8 @@ def script(tmp_path: Path) -> Path:
 def test_a_command_is_what_python_makes_of_it(python: Path, script: Path, tmp_path: Path, how: str) -> None:
     arguments = {"script": [script, "a", "-b"], "module": ["-m", "shown", "a"]}.get(how, ["-P", "-m", "shown", "a"])
     environ = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(script.parent) if "nothing" in how else ""}
-    done = [
-        subprocess.run([start, *arguments], cwd=tmp_path, env=environ, input="in", capture_output=True, text=True)
-        for start in (python, sys.executable)
-    ]
+    done = [subprocess.run([start, *arguments], cwd=tmp_path, env=environ, input="in", capture_output=True, text=True)
+            for start in (python, sys.executable)]  # fmt: skip
     assert done[0].stdout == done[1].stdout and '"ours": []' in done[0].stdout
     assert [one.stderr for one in done] == ["said\n"] * 2 and [one.returncode for one in done] == [0, 0]
 

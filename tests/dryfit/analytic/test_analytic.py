@@ -214,10 +214,8 @@ def test_more_never_needs_less(kind, fields) -> None:
 @pytest.mark.parametrize("checkpointing", [True, False, "reentrant"])
 def test_layers_that_are_not_run_count_like_those_that_are(layers, checkpointing) -> None:
     """From four layers on only three are run: peaks must go on growing by the same amount."""
-    peaks = [
-        requested(make(model=model(num_hidden_layers=n), gradient_checkpointing=checkpointing))
-        for n in (layers, layers + 1, layers + 2)
-    ]
+    peaks = [requested(make(model=model(num_hidden_layers=n), gradient_checkpointing=checkpointing))
+             for n in (layers, layers + 1, layers + 2)]  # fmt: skip
     first, second = peaks[1] - peaks[0], peaks[2] - peaks[1]
     assert second == pytest.approx(first, rel=0.02) or layers < 3
 

@@ -48,10 +48,8 @@ def test_the_forms_allocations_take_what_the_traces_do(fields) -> None:
     step = scenario(**fields)
     expandable = step.allocator.expandable_segments
     traced = record(step, (8, 0)).required_bytes(expandable_segments=expandable)
-    forms = [
-        capacities(events, expandable_segments=expandable).required_bytes
-        for events in variations(form_events(step, capability=(8, 0)))
-    ]
+    forms = [capacities(events, expandable_segments=expandable).required_bytes
+             for events in variations(form_events(step, capability=(8, 0)))]  # fmt: skip
     assert min(forms) * 0.99 - LARGE_SEGMENT <= traced <= max(forms) * 1.01 + LARGE_SEGMENT
 
 

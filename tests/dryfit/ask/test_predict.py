@@ -160,10 +160,8 @@ BAD = {"unknown gpu": (SMALL + "gpu: rtx-4091\n", ["gpu", "rtx-4091", "gpu: rtx-
 
 
 def test_bad_input_is_explained(tmp_path, capfd) -> None:
-    files = {
-        name: write(tmp_path, name.replace(" ", "-"), text) if text is not None else tmp_path / "missing.yaml"
-        for name, (text, _) in BAD.items()
-    }
+    files = {name: write(tmp_path, name.replace(" ", "-"), text) if text is not None else tmp_path / "missing.yaml"
+             for name, (text, _) in BAD.items()}  # fmt: skip
     assert prediction.main([*map(str, files.values())]) == 2
     said = capfd.readouterr()
     assert said.out == ""

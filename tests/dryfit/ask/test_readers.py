@@ -72,10 +72,8 @@ def test_what_is_understood_names_fields_of_the_scenario(path: Path) -> None:
 
 def test_each_key_is_one_of_four() -> None:
     table = keys("axolotl")
-    kinds = {
-        key: table.kind(key)
-        for key in ("sequence_len", "tiled_mlp", "wandb_project", "dsv4_bf16_all", "sequence_length")
-    }
+    kinds = {key: table.kind(key)
+             for key in ("sequence_len", "tiled_mlp", "wandb_project", "dsv4_bf16_all", "sequence_length")}  # fmt: skip
     assert list(kinds.values()) == ["understood", "not described", "harmless", "not described", "unknown"]
 
 

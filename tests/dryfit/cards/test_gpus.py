@@ -136,10 +136,8 @@ def test_of_several_gpus_the_one_with_the_least_room_decides() -> None:
     )
     assert (least.index, [other.index for other in least.others]) == (1, [0, 2])
     assert least.capacity_line.startswith("GPU 1 (NVIDIA GeForce RTX 3090) has 3.")
-    assert (
-        "20.00 held by python (process 42)" in least.capacity_line
-        and "of 3 GPUs it has the least" in least.capacity_line
-    )
+    assert ("20.00 held by python (process 42)" in least.capacity_line
+            and "of 3 GPUs it has the least" in least.capacity_line)  # fmt: skip
     assert "Xorg" not in least.capacity_line and "kinds" not in least.capacity_line
     assert least.to_mapping()["others"][1]["label"] == "GPU 2 (NVIDIA GeForce RTX 3090)"
 

@@ -39,17 +39,13 @@ def drawn_model(family: str, draw: random.Random) -> Any:
         {keys["m"]: draw.choice([512, 768, 1000, 1004]), keys["E"]: draw.choice([16, 60, 128])} if "E" in keys else {}
     )
     kinds = draw.choice([kinds for pair in own.sequences for kinds in pair])
-    return dict(language_model_of(names[0])) | {
-        "hidden_size": -(-hidden // (2 * groups * heads)) * 2 * groups * heads,
-        "intermediate_size": draw.choice([1536, 4864, 5633]),
-        "num_attention_heads": groups * heads,
-        "num_key_value_heads": groups,
-        "head_dim": head,
-        "vocab_size": draw.choice([32000, 50257, 151936]),
-        **own.layers(kinds if len({*own.sequence}) > 1 else "a" * draw.choice([3, 5, 6, 9])),
-        "tie_word_embeddings": draw.random() < 0.4,
-        **mixture,
-    }
+    return dict(language_model_of(names[0])) | {"hidden_size": -(-hidden // (2 * groups * heads)) * 2 * groups * heads,
+                                                "intermediate_size": draw.choice([1536, 4864, 5633]),
+                                                "num_attention_heads": groups * heads, "num_key_value_heads": groups,
+                                                "head_dim": head, "vocab_size": draw.choice([32000, 50257, 151936]),
+                                                **own.layers(kinds if len({*own.sequence}) > 1
+                                                             else "a" * draw.choice([3, 5, 6, 9])),
+                                                "tie_word_embeddings": draw.random() < 0.4, **mixture}  # fmt: skip
 
 
 def drawn(number: int) -> tuple[dict[str, Any], tuple[int, int]]:

@@ -143,11 +143,9 @@ def test_an_all_reduce_of_ddp_sends_all_but_a_part_twice(gpus):
 
     with fake_group(gpus):
         costs = trace_step(model, None, None, batch, Options(begin=begin, costs=True)).costs
-    sent = [
-        costs.operators[index].moved_bytes
-        for index, stream in zip(costs.calls, costs.streams, strict=True)
-        if costs.operators[index].kind == COLLECTIVE and stream == DDP_STREAM
-    ]
+    sent = [costs.operators[index].moved_bytes
+            for index, stream in zip(costs.calls, costs.streams, strict=True)
+            if costs.operators[index].kind == COLLECTIVE and stream == DDP_STREAM]  # fmt: skip
     assert sent == [2 * 4 * INNER * COLUMNS * (gpus - 1) // gpus]
 
 

@@ -464,10 +464,7 @@ def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
         pytest.skip(f"{package} is not installed: make test-recipes")
     answer = answered(tmp_path, *SMALL[name], "--recipe", name, "--gpu", "h200")
     assert answer["program"]["updates"] == 2 and answer["trace"]["phases"].keys() >= {
-        "forward",
-        "backward",
-        "optimizer",
-    }
+        "forward", "backward", "optimizer"}  # fmt: skip
     assert any("unread-others.csv" in part["evidence"] for part in answer["margin"]["parts"]), "as any recipe has it"
 
 

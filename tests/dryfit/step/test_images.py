@@ -103,10 +103,8 @@ def test_what_is_trained_is_what_was_asked_for(kind):
 
 @pytest.mark.thorough
 def test_larger_images_and_more_of_them_take_more():
-    peaks = [
-        trace(scenario("qwen2_5_vl", images=images, sequence_length=200), timeline=False)["phases"]["forward"]
-        for images in ({"count": 1}, {"count": 2}, {"count": 2, "height": 112, "width": 224})
-    ]
+    peaks = [trace(scenario("qwen2_5_vl", images=images, sequence_length=200), timeline=False)["phases"]["forward"]
+             for images in ({"count": 1}, {"count": 2}, {"count": 2, "height": 112, "width": 224})]  # fmt: skip
     assert peaks == sorted(set(peaks))
 
 

@@ -12,13 +12,8 @@ from dryfit.scenario.scenario import Scenario
 from tests.dryfit.tracing.several_gpus import LLAMA
 
 LAYERS = LLAMA | {"num_hidden_layers": 4}
-EXPERTS = LLAMA | {
-    "model_type": "qwen3_moe",
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 96,
-    "head_dim": 32,
-}
+EXPERTS = LLAMA | {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96,
+                   "head_dim": 32}  # fmt: skip
 NORMS_IN_HEADS = LLAMA | {"model_type": "qwen3", "head_dim": 32}
 LORA = {"method": "lora", "lora": {"rank": 8}}
 AUTOCAST = {"precision": "bf16-mixed"}

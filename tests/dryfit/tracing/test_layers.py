@@ -58,9 +58,7 @@ def allowed(row) -> bool:
     """Reentrant checkpointing needs adapters here; divided models have neither 4-bit weights nor the chunked loss."""
     plain = row["method"] != "qlora" and row["optimizer"] == "adamw" and row["loss"] == "full"
     return (row["strategy"] == "none" or plain) and (row["method"], row["gradient_checkpointing"]) != (
-        "full",
-        "reentrant",
-    )
+        "full", "reentrant")  # fmt: skip
 
 
 ROWS = pairwise({"model": MODELS, "method": ("full", "lora", "qlora"),

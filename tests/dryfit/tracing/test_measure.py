@@ -87,11 +87,9 @@ def test_settings_are_traced_to_the_byte(fields):
 
 def one_of_two(names, values) -> list:
     """Each name with one of two values in each run, its neighbours with the other; with both each night."""
-    return [
-        pytest.param(name, value, marks=() if place == number % 2 else pytest.mark.nightly)
-        for number, name in enumerate(names)
-        for place, value in enumerate(values)
-    ]
+    return [pytest.param(name, value, marks=() if place == number % 2 else pytest.mark.nightly)
+            for number, name in enumerate(names)
+            for place, value in enumerate(values)]  # fmt: skip
 
 
 @pytest.mark.few(4, 6)

@@ -87,13 +87,10 @@ def test_layers_on_a_mesh_are_compiled(parallel, method):
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_a_compiled_step_on_windows_has_no_flash_attention():
     """The difference is that of the eager step: the scores of grouped keys, which nothing fuses."""
-    peaks = [
-        trace(scenario(compile=how, method="full", sequence_length=512, platform=platform), timeline=False)[
-            "peak_allocated_bytes"
-        ]
-        for how in ("none", "layers")
-        for platform in ("linux", "windows")
-    ]
+    peaks = [trace(scenario(compile=how, method="full", sequence_length=512, platform=platform),
+                   timeline=False)["peak_allocated_bytes"]
+             for how in ("none", "layers")
+             for platform in ("linux", "windows")]  # fmt: skip
     assert peaks[1] > peaks[0] and peaks[3] > peaks[2]
 
 

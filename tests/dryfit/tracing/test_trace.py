@@ -118,10 +118,8 @@ def test_what_saves_memory_saves_memory():
     states = {kind: peak(method="full", sequence_length=16, optimizer=kind) for kind in ("adamw", "adamw_fused")}
     assert states["adamw_fused"] < states["adamw"]
     wide = {**DECODERS["qwen2"], "hidden_size": 512, "intermediate_size": 1024}
-    eight = {
-        kind: trace(scenario(wide, method="full", sequence_length=16, optimizer=kind), timeline=False)
-        for kind in ("adamw", "adamw_8bit", "paged_adamw_8bit")
-    }
+    eight = {kind: trace(scenario(wide, method="full", sequence_length=16, optimizer=kind), timeline=False)
+             for kind in ("adamw", "adamw_8bit", "paged_adamw_8bit")}  # fmt: skip
     states = [answer["components_by_phase"]["optimizer"]["optimizer_states"] for answer in eight.values()]
     assert states[0] > 1.9 * states[1] > 1.9 * 3 * states[2]
 

@@ -175,10 +175,8 @@ def run(
     outputs = {"rejected": str(folder / "rejected.jsonl"), "report": str(folder / "encode.json")}
     for name in SPLITS:
         inputs[name], outputs[name] = str(folder / f"{name}.jsonl"), str(folder / f"{name}.parquet")
-        rows = [
-            {"request": request, "command": command, "source": "test", "line": line}
-            for line, (request, command) in enumerate(pairs, 1)
-        ]
+        rows = [{"request": request, "command": command, "source": "test", "line": line}
+                for line, (request, command) in enumerate(pairs, 1)]  # fmt: skip
         Path(inputs[name]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("split", "check"):
         inputs[name] = str(folder / f"{name}.json")

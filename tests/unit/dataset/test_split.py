@@ -130,20 +130,16 @@ def write_named(folder: Path, rows: list[dict]) -> dict:
 
 
 def test_an_intent_and_a_family_are_in_one_split_and_a_refusal_holds_nothing_together(tmp_path):
-    rows = [
-        {"request": f"{intent} {way}", "command": f"ls {intent}{way}", "intent": f"i{intent}"}
-        for intent in range(30)
-        for way in range(4)
-    ]
+    rows = [{"request": f"{intent} {way}", "command": f"ls {intent}{way}", "intent": f"i{intent}"}
+            for intent in range(30)
+            for way in range(4)]  # fmt: skip
     rows += [
         {"request": f"option {n}", "command": f"sort -n {n}", "intent": f"j{n}", "family": "sort -n"} for n in range(9)
     ]
     line = read_refusals().line
-    rows += [
-        {"request": f"harm {kind} {n}", "command": line, "intent": f"h{kind}{n}", "family": f"refuse.{kind}"}
-        for kind in range(12)
-        for n in range(3)
-    ]
+    rows += [{"request": f"harm {kind} {n}", "command": line, "intent": f"h{kind}{n}", "family": f"refuse.{kind}"}
+             for kind in range(12)
+             for n in range(3)]  # fmt: skip
     homes = write_named(tmp_path, rows)
     for name in [*(f"{intent} " for intent in range(30)), "option ", *(f"harm {kind} " for kind in range(12))]:
         assert len({home for request, home in homes.items() if request.startswith(name)}) == 1, name
@@ -152,11 +148,9 @@ def test_an_intent_and_a_family_are_in_one_split_and_a_refusal_holds_nothing_tog
 
 
 def known_rows_beside_others() -> list[dict]:
-    rows = [
-        {"request": f"list {n} {way}", "command": f"ls {n}{way}", "intent": f"i{n}", "split": "train"}
-        for n in range(20)
-        for way in range(3)
-    ]
+    rows = [{"request": f"list {n} {way}", "command": f"ls {n}{way}", "intent": f"i{n}", "split": "train"}
+            for n in range(20)
+            for way in range(3)]  # fmt: skip
     rows += [{"request": f"sort {n}", "command": f"sort {n}", "intent": f"j{n}"} for n in range(120)]
     rows += [
         {"request": f"show what is in {n} {way}", "command": f"ls known{n}{way}", "intent": f"i{n}", "split": "known"}

@@ -115,22 +115,16 @@ ON_BENCHMARK = {"n": 80,
                 "program": difference(0.33, "better", gained=16, lost=5)}  # fmt: skip
 
 
-KNOWN = ON_BENCHMARK | {
-    "n": 90,
-    "base": metrics(2, 2.25, n=90),
-    "baselines": {"nearest_row": against(90, 22), "few_shot": against(90, 24)},
-    "beats_baselines": True,
-    "exact": difference(0.6, "better", gained=60, lost=1, p=0.0001, units=70),
-    "tuned": metrics(61, 0.25, n=90),
-}
-NEW = ON_BENCHMARK | {
-    "n": 110,
-    "base": metrics(2, 2.75, n=110),
-    "baselines": {"nearest_row": against(110, 4), "few_shot": against(110, 6)},
-    "beats_baselines": False,
-    "exact": difference(0.1, "better", gained=21, lost=1, p=0.0002, units=18),
-    "tuned": metrics(22, 0.75, n=110),
-}
+KNOWN = ON_BENCHMARK | {"n": 90, "base": metrics(2, 2.25, n=90),
+                        "baselines": {"nearest_row": against(90, 22), "few_shot": against(90, 24)},
+                        "beats_baselines": True,
+                        "exact": difference(0.6, "better", gained=60, lost=1, p=0.0001, units=70),
+                        "tuned": metrics(61, 0.25, n=90)}  # fmt: skip
+NEW = ON_BENCHMARK | {"n": 110, "base": metrics(2, 2.75, n=110),
+                      "baselines": {"nearest_row": against(110, 4), "few_shot": against(110, 6)},
+                      "beats_baselines": False,
+                      "exact": difference(0.1, "better", gained=21, lost=1, p=0.0002, units=18),
+                      "tuned": metrics(22, 0.75, n=110)}  # fmt: skip
 COMPARISON["tests"] = {"benchmark": ON_BENCHMARK, "known": KNOWN, "new": NEW}
 EXECUTION = {**compared(71, 9, 22),
              "by_level": {"easy": compared(36, 6, 15), "medium": compared(23, 2, 5), "hard": compared(12, 1, 2)},
@@ -155,43 +149,23 @@ TRAINING = {"answer_tokens": 12_345, "computed_tokens": 54_321, "epochs": 0.36, 
                              "prefix": {"count": 5_655, "share": 0.1041},
                              "requests": {"count": 32_000, "share": 0.5891}}, "tokens": 54_321, "train_rows": 3293,
             "validation_answer_tokens": 3690, "validation_loss": 0.4375, "validation_rows": 410}  # fmt: skip
-DATA = {
-    "acquire": {"reasons": {"no request": 4}, "rejected": 4, "rows": 4796},
-    "clean": {
-        "kept": 4300,
-        "reasons": {
-            "validate": {"request is empty": 6},
-            "exact_duplicates": {"the same request and command came before": 40},
-            "near_duplicates": {"nearly the same request with the same command came before": 450},
-        },
-        "removed": {"validate": 6, "exact_duplicates": 40, "syntax": 0, "near_duplicates": 450},
-        "rows": 4796,
-    },
-    "screen": {
-        "categories": {"destructive_files": 11},
-        "danger": 11,
-        "kept": 4287,
-        "rows": 4300,
-        "rules": {"rm-root": 11},
-        "unparsable": 2,
-    },
-    "split": {
-        "decontaminated": 165,
-        "groups": 1717,
-        "kept": 4122,
-        "largest_group": 61,
-        "reasons": {"command in the external test set": 165},
-        "rows": 4287,
-        "sizes": {"test": 412, "train": 3300, "validation": 410},
-        "wanted": {"test": 412, "train": 3298, "validation": 412},
-    },
-    "encode": {
-        "splits": {
-            name: {"kept": rows - over, "answer_tokens": 9 * rows, "overlong": over, "rows": rows, "tokens": 41 * rows}
-            for name, rows, over in (("train", 3300, 7), ("validation", 410, 0), ("test", 412, 2))
-        }
-    },
-}
+DATA = {"acquire": {"reasons": {"no request": 4}, "rejected": 4, "rows": 4796},
+        "clean": {"kept": 4300,
+                  "reasons": {"validate": {"request is empty": 6},
+                              "exact_duplicates": {"the same request and command came before": 40},
+                              "near_duplicates": {"nearly the same request with the same command came before": 450}},
+                  "removed": {"validate": 6, "exact_duplicates": 40, "syntax": 0, "near_duplicates": 450},
+                  "rows": 4796},
+        "screen": {"categories": {"destructive_files": 11}, "danger": 11, "kept": 4287, "rows": 4300,
+                   "rules": {"rm-root": 11}, "unparsable": 2},
+        "split": {"decontaminated": 165, "groups": 1717, "kept": 4122, "largest_group": 61,
+                  "reasons": {"command in the external test set": 165}, "rows": 4287,
+                  "sizes": {"test": 412, "train": 3300, "validation": 410},
+                  "wanted": {"test": 412, "train": 3298, "validation": 412}},
+        "encode": {"splits": {name: {"kept": rows - over, "answer_tokens": 9 * rows, "overlong": over, "rows": rows,
+                                     "tokens": 41 * rows}
+                              for name, rows, over in (("train", 3300, 7), ("validation", 410, 0),
+                                                       ("test", 412, 2))}}}  # fmt: skip
 NO_ANSWERS = {"reason": "not run: no requests were given", "status": "not run"}
 # A run that learned something, whose merge was not checked to the end.
 LEARNED = DATA | {"comparison": COMPARISON, "execution": EXECUTION, "training": TRAINING}

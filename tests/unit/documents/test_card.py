@@ -229,12 +229,9 @@ def test_the_cards_code_asks_the_first_request_that_was_answered_right(write: Ca
 @pytest.mark.thorough
 def test_the_metadata_has_the_benchmarks_figure_beside_the_template_tests(write: Callable[..., str]) -> None:
     found = yaml.safe_load(write("MODEL_CARD.md").split("---")[1])["model-index"][0]["results"]
-    exact = {
-        result["dataset"]["name"]: metric["value"]
-        for result in found
-        for metric in result["metrics"]
-        if metric["type"] == "exact_match"
-    }
+    exact = {result["dataset"]["name"]: metric["value"]
+             for result in found
+             for metric in result["metrics"] if metric["type"] == "exact_match"}  # fmt: skip
     assert sorted(exact.values()) == [0.0375, 0.2, pytest.approx(61 / 90, abs=1e-6)]
     assert any("did not write" in name and exact[name] == 0.0375 for name in exact)
     content = inputs.without_benchmark()

@@ -57,18 +57,15 @@ def test_the_memory_profile_says_on_how_many_gpus_full_fine_tuning_becomes_possi
     content = inputs.files()
     needs = {"full-fp32": [153.4, 76.8, 38.5, 22.9], "full-bf16": [77.9, 38.6, 19.6, 11.9]}
     kinds = (("rtx-4090", 23.64, 8, 4), ("a100-80gb", 79.25, 2, 1), ("t4", 14.56, None, None))
-    content["plan"]["several_gpus"] = {
-        "counts": [1, 2, 4, 8],
-        "scenarios": {
-            name: [{"gpus": n, "required_bytes": int(size * 1e9)} for n, size in zip((1, 2, 4, 8), sizes, strict=True)]
-            for name, sizes in needs.items()
-        },
-        "gpus": [
-            {"gpu": name, "title": f"NVIDIA {name}", "total_gib": gib, "first": {"full-fp32": a, "full-bf16": b}}
-            for name, gib, a, b in kinds
-        ],
-        "first": {"full-fp32": {"gpu": "a100-80gb", "gpus": 2}, "full-bf16": None},
-    }
+    content["plan"]["several_gpus"] = {"counts": [1, 2, 4, 8],
+                                       "scenarios": {name: [{"gpus": n, "required_bytes": int(size * 1e9)}
+                                                            for n, size in zip((1, 2, 4, 8), sizes, strict=True)]
+                                                     for name, sizes in needs.items()},
+                                       "gpus": [{"gpu": name, "title": f"NVIDIA {name}", "total_gib": gib,
+                                                 "first": {"full-fp32": a, "full-bf16": b}}
+                                                for name, gib, a, b in kinds],
+                                       "first": {"full-fp32": {"gpu": "a100-80gb", "gpus": 2},
+                                                 "full-bf16": None}}  # fmt: skip
     text = write("docs/memory-profile.md", content)
     assert "## 6.1 On several GPUs" in text
     assert "| Full fine-tuning, FP32 | 142.86 GiB | 71.53 GiB | 35.86 GiB | 21.33 GiB |" in text

@@ -121,11 +121,8 @@ def test_numbers_as_text() -> None:
     assert render.signed_percent(-0.18914) == "−18.91 %" and render.signed_percent(-0.000004) == "0.00 %"
     assert render.signed_size(-2_460_000_000) == "−2.29 GiB"
     assert render.points(0.395) == "+39.5 points"
-    assert (
-        render.duration(61.2) == "1 min 1 s"
-        and render.duration(3.44) == "3.4 s"
-        and render.duration(7260) == "2 h 1 min"
-    )
+    assert (render.duration(61.2) == "1 min 1 s" and render.duration(3.44) == "3.4 s"
+            and render.duration(7260) == "2 h 1 min")  # fmt: skip
     assert render.gigabytes(None) == "not measured"
     assert (
         render.setting({"double": True, "type": "nf4"}) == "double yes, type nf4" and render.setting(2e-4) == "0.0002"

@@ -23,45 +23,29 @@ def files(tmp_path, monkeypatch):
         gpu = GPU if fits is not None else None
         return {"differences": differences, "fits": fits, "gpu": gpu, "measurement": measured, "trace": trace}
 
-    content = {
-        "results/memory/big/full-bf16/compare.json": compared(76 * 2**30, False),
-        f"{run}/memory/qlora/compare.json": compared(7.1 * 2**30, True),
-        f"{run}/memory/training/compare.json": compared(
-            0.91 * 2**30, None, {"device": {"name": "x86_64", "type": "cpu"}, "peak_allocated_bytes": 0.8 * 2**30}
-        ),
-        f"{run}/memory/training/gate.json": {
-            "fits": None,
-            "overridden": False,
-            "reason": "nothing to gate",
-            "required_bytes": 0.99 * 2**30,
-        },
-        f"{run}/evaluation/comparison.json": {
-            "base": {"exact": {"count": 0}, "loss": 3.01},
-            "exact": {"verdict": "better"},
-            "loss": {"verdict": "better"},
-            "tests": {
-                name: {
-                    "base": {"exact": {"count": 0}},
-                    "baselines": {name: {"exact": {"count": 7}} for name in ("nearest_row", "few_shot")},
-                    "beats_baselines": beats,
-                    "tuned": {"exact": {"count": count, "n": n}},
-                }
-                for name, count, n, beats in (
-                    ("known", 26, 90, True),
-                    ("new", 2, 60, False),
-                    ("benchmark", 1, 80, False),
-                )
-            },
-            "tuned": {"exact": {"count": 28}, "loss": 0.839},
-        },
-        f"{run}/evaluation/execution.json": {
-            "base": {"count": 9, "n": 71},
-            "compared": {"verdict": "worse"},
-            "tuned": {"count": 5, "n": 71},
-        },
-        f"{run}/MODEL_CARD.md": {},
-        "results/tiny-sweep/sweep.json": {"recommendation": {"run": None, "reason": "the intervals do not tell"}},
-    }
+    content = {"results/memory/big/full-bf16/compare.json": compared(76 * 2**30, False),
+               f"{run}/memory/qlora/compare.json": compared(7.1 * 2**30, True),
+               f"{run}/memory/training/compare.json": compared(0.91 * 2**30, None,
+                                                               {"device": {"name": "x86_64", "type": "cpu"},
+                                                                "peak_allocated_bytes": 0.8 * 2**30}),
+               f"{run}/memory/training/gate.json": {"fits": None, "overridden": False, "reason": "nothing to gate",
+                                                    "required_bytes": 0.99 * 2**30},
+               f"{run}/evaluation/comparison.json": {"base": {"exact": {"count": 0}, "loss": 3.01},
+                                                     "exact": {"verdict": "better"},
+                                                     "loss": {"verdict": "better"},
+                                                     "tests": {name: {
+        "base": {"exact": {"count": 0}},
+        "baselines": {name: {"exact": {"count": 7}} for name in ("nearest_row", "few_shot")},
+        "beats_baselines": beats,
+        "tuned": {"exact": {"count": count, "n": n}}}
+                                                               for name, count, n, beats in (
+        ("known", 26, 90, True), ("new", 2, 60, False), ("benchmark", 1, 80, False))},
+                                                     "tuned": {"exact": {"count": 28}, "loss": 0.839}},
+               f"{run}/evaluation/execution.json": {"base": {"count": 9, "n": 71}, "compared": {"verdict": "worse"},
+                                                    "tuned": {"count": 5, "n": 71}},
+               f"{run}/MODEL_CARD.md": {},
+               "results/tiny-sweep/sweep.json": {"recommendation": {
+        "run": None, "reason": "the intervals do not tell"}}}  # fmt: skip
     for path, value in content.items():
         write_report(path, value)
     return list(content)

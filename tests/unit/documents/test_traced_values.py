@@ -25,13 +25,10 @@ CHOOSING = re.compile(
 )
 PLAN = inputs.files()["plan"]
 # Of the planner's rows the documents show those of the scenario's own size.
-TOGETHER = {
-    ("plan", "scenario", "sequence_length"): [
-        ("plan", "sweep", number, "sequence_length")
-        for number, row in enumerate(PLAN["sweep"])
-        if row["sequence_length"] == PLAN["scenario"]["sequence_length"]
-    ]
-}
+TOGETHER = {("plan", "scenario", "sequence_length"): [("plan", "sweep", number, "sequence_length")
+                                                      for number, row in enumerate(PLAN["sweep"])
+                                                      if row["sequence_length"] == PLAN["scenario"][
+    "sequence_length"]]}  # fmt: skip
 
 Place = tuple[Any, ...]
 Rendered = dict[str, tuple[str, list[dict[str, Any]]]]
@@ -108,22 +105,17 @@ def original() -> Rendered:
 def listed_at(documents: Rendered, place: Place) -> set[tuple[str, int]]:
     """The numbers that name this place as a source."""
     file, key = file_of(place)
-    return {
-        (name, number)
-        for name, (_, numbers) in documents.items()
-        for number, entry in enumerate(numbers)
-        if key in entry["from"].get(file, ())
-    }
+    return {(name, number)
+            for name, (_, numbers) in documents.items()
+            for number, entry in enumerate(numbers) if key in entry["from"].get(file, ())}  # fmt: skip
 
 
 def shown_otherwise(before: Rendered, after: Rendered) -> set[tuple[str, int]]:
     """The numbers that differ between two renderings that have the same words."""
-    return {
-        (name, number)
-        for name in DOCUMENTS
-        for number, (one, other) in enumerate(zip(before[name][1], after[name][1], strict=True))
-        if one["shown"] != other["shown"]
-    }
+    return {(name, number)
+            for name in DOCUMENTS
+            for number, (one, other) in enumerate(zip(before[name][1], after[name][1], strict=True))
+            if one["shown"] != other["shown"]}  # fmt: skip
 
 
 def same_words(before: Rendered, after: Rendered) -> bool:

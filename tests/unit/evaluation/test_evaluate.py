@@ -48,12 +48,9 @@ def test_fences_and_space_around_an_answer():
 
 
 def test_summary_has_intervals_and_weights_the_loss_by_tokens():
-    rows = [
-        {"answer": answer, "command": "ls", "answer_tokens": tokens, "loss_sum": loss, **scored}
-        for answer, tokens, loss, scored in zip(
-            ["ls", "pwd"], [1, 3], [1.0, 9.0], score(["ls", "pwd"], ["ls", "ls"]), strict=True
-        )
-    ]
+    rows = [{"answer": answer, "command": "ls", "answer_tokens": tokens, "loss_sum": loss, **scored}
+            for answer, tokens, loss, scored in zip(["ls", "pwd"], [1, 3], [1.0, 9.0],
+                                                    score(["ls", "pwd"], ["ls", "ls"]), strict=True)]  # fmt: skip
     summary = summarize(rows)
     assert summary["loss"] == pytest.approx(2.5)
     assert summary["exact"]["count"] == 1 and summary["exact"]["n"] == 2
@@ -64,10 +61,8 @@ def test_summary_has_intervals_and_weights_the_loss_by_tokens():
 
 def test_the_summary_counts_danger_alone_and_compares_what_is_in_the_fence():
     answers = ["```bash\nls -l\n```", "rm -rf /", "if then ("]
-    rows = [
-        {"answer": answer, "command": command, "answer_tokens": 1, "loss_sum": 1.0, **scored}
-        for answer, command, scored in zip(answers, answers, score(answers, answers), strict=True)
-    ]
+    rows = [{"answer": answer, "command": command, "answer_tokens": 1, "loss_sum": 1.0, **scored}
+            for answer, command, scored in zip(answers, answers, score(answers, answers), strict=True)]  # fmt: skip
     assert [row["screen"] for row in rows] == ["ok", "danger", "unparsable"]
     assert summarize(rows)["danger"]["count"] == 1
     assert summarize([rows[0] | {"command": "ls -l"}])["chrf"] == pytest.approx(100)

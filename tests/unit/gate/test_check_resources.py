@@ -240,11 +240,9 @@ def test_loading_for_gpus_takes_each_process_its_own_memory() -> None:
 
     def loading(strategy: str, gpus: int, precision: str) -> Stage:
         step = gloo_hosts.scenario(LLAMA_3_LAYERS, precision, "lora", strategy, gpus)
-        (stage,) = (
-            stage
-            for stage in check_resources.host_stages("hub", 10**9, 10**8, True, machine, step, "bfloat16")
-            if stage.stage == "loading for the GPU"
-        )
+        (stage,) = (stage
+                    for stage in check_resources.host_stages("hub", 10**9, 10**8, True, machine, step, "bfloat16")
+                    if stage.stage == "loading for the GPU")  # fmt: skip
         return stage
 
     alone, ddp = loading("none", 1, "fp32"), loading("ddp", 4, "fp32")

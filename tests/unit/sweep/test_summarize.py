@@ -12,10 +12,8 @@ from scripts.sweep.summarize import summarize
 
 def run(losses, peak, size=1000, *, right=0, fits=None):
     """A run whose answers lose ``losses`` nats a token, the first ``right`` of them exact."""
-    answers = [
-        {"exact": number < right, "answer_tokens": 2, "loss_sum": 2 * loss, "request": f"request {number}"}
-        for number, loss in enumerate(losses)
-    ]
+    answers = [{"exact": number < right, "answer_tokens": 2, "loss_sum": 2 * loss, "request": f"request {number}"}
+               for number, loss in enumerate(losses)]  # fmt: skip
     low, high = wilson_interval(right, len(losses))
     share = {"count": right, "high_95": high, "low_95": low, "n": len(losses), "share": right / len(losses)}
     return {"adapter_bytes": size,

@@ -217,10 +217,8 @@ def test_validation_loss_is_the_mean_over_answer_tokens(tmp_path):
     loss = training_loop.validation_loss(model, data, 4, 0)
     with torch.no_grad():
         tokens = [answer_tokens([row]) for row in data]
-        sums = [
-            count * model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss.item()
-            for row, count in zip(data, tokens, strict=True)
-        ]
+        sums = [count * model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss.item()
+                for row, count in zip(data, tokens, strict=True)]  # fmt: skip
     assert len(set(tokens)) > 2
     assert loss == pytest.approx(sum(sums) / sum(tokens), rel=1e-4)
     assert model.training

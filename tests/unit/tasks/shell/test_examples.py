@@ -100,10 +100,8 @@ def test_another_digest_stops_the_run(tmp_path, monkeypatch):
 
 
 def test_only_the_pages_of_the_most_used_programs_are_read(tmp_path):
-    rows = [
-        {"request": f"use {name}", "command": name, "family": f"eg.{name}", "line": 1, "source": f"eg/{name}.md"}
-        for name in ("find", "grep", "tail", "keytool")
-    ]
+    rows = [{"request": f"use {name}", "command": name, "family": f"eg.{name}", "line": 1, "source": f"eg/{name}.md"}
+            for name in ("find", "grep", "tail", "keytool")]  # fmt: skip
     found, report = str(tmp_path / "pairs.jsonl"), str(tmp_path / "examples.json")
     write_jsonl(found, rows)
     write_report(report, {"requirement": "eg==1.2.3", "archive_sha256": "0" * 64, "missing": None, "pairs": 4}, found)

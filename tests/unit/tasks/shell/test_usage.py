@@ -113,11 +113,9 @@ def test_rows_follow_the_use_of_programs_and_only_the_most_used_are_asked_about(
     assert had["find"] > 2 * had["grep"] > 4 * had["tar"]
     wanted = (uses["find"] / uses["ls"]) ** 0.5
     assert abs(had["find"] / had["ls"] - wanted) < 0.1 * wanted
-    assert all(
-        programs_of(intent.command) <= {*uses}
-        for intent in read_grammar().intents
-        if about[intent.name] in had and intent.name in {row["intent"] for row in rows} and not intent.family
-    )
+    assert all(programs_of(intent.command) <= {*uses}
+               for intent in read_grammar().intents if about[intent.name] in had
+               and intent.name in {row["intent"] for row in rows} and not intent.family)  # fmt: skip
     commands = " ".join(row["command"] for row in rows)
     assert "| xargs -0 rm" in commands and "| xargs -I {} cp {}" in commands, "an option is taken for the program"
     assert max(Counter(row["intent"] for row in rows).values()) <= 5

@@ -7,10 +7,8 @@ from scripts.tasks.shell.execution.judge import Reference, decidable, judge
 
 def result(stdout="", status=0, end="exit", complete=True, stderr="", **changes):
     """What a command did; changes as path_with_dots=content after it (None: removed)."""
-    made = {
-        f"/{path}": [None, after and ["file", after[:5], after[5:]] if isinstance(after, str) else after]
-        for path, after in changes.items()
-    }
+    made = {f"/{path}": [None, after and ["file", after[:5], after[5:]] if isinstance(after, str) else after]
+            for path, after in changes.items()}  # fmt: skip
     return {"stdout": stdout, "stderr": stderr, "status": status, "end": end, "complete": complete, "changes": made}
 
 

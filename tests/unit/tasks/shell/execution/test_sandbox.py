@@ -180,10 +180,8 @@ def test_what_holds_memory_that_nobody_counts_is_refused(attacked):
 
 def test_ordinary_memory_is_bounded(attacked):
     assert attacked["memory"]["end"] == "memory" or "MemoryError" in attacked["memory"]["stderr"]
-    assert sum(
-        attacks.LIMITS["scratch_bytes"] >= int(entry[1][2].split()[0])
-        for entry in attacked["fill the disk"]["changes"].values()
-    )
+    assert sum(attacks.LIMITS["scratch_bytes"] >= int(entry[1][2].split()[0])
+               for entry in attacked["fill the disk"]["changes"].values())  # fmt: skip
 
 
 def test_what_an_attack_leaves_is_described_and_not_followed(attacked):
