@@ -114,15 +114,21 @@ def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_accumulation_gives_the_step_of_the_whole_batch(tmp_path):
-    one_step = {**LOOP, "max_steps": 1}
-    data = rows(longest=9)  # a short answer must not weigh as much as a long one
-    together, curve, _ = fit(tmp_path / "a", scenario(micro_batch=8), one_step, data=data)
-    apart, other_curve, _ = fit(tmp_path / "b", scenario(micro_batch=2, gradient_accumulation=4), one_step, data=data)
-    assert curve[0]["loss"] == pytest.approx(other_curve[0]["loss"], rel=1e-5)
-    assert curve[0]["gradient_norm"] == pytest.approx(other_curve[0]["gradient_norm"], rel=1e-4)
+@pytest.mark.parametrize(("whole", "parts", "more"), [
+    ({"micro_batch": 8}, {"micro_batch": 2, "gradient_accumulation": 4}, {}),
+    ({"micro_batch": 40}, {"packing": "rows", "micro_batch": 2, "gradient_accumulation": 20}, {"rows_per_step": 40}),
+], ids=["accumulation", "packs"])  # fmt: skip
+def test_parts_of_a_batch_take_the_step_of_the_whole(tmp_path, whole, parts, more):
+    one_step, data = {**LOOP, "max_steps": 1}, rows(longest=9)  # a short answer must not weigh as much as a long one
+    together, (row,), _ = fit(tmp_path / "a", scenario(**whole), one_step, data=data)
+    apart, (other,), _ = fit(tmp_path / "b", scenario(**parts), one_step | more, data=data)
+    assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
     for name in together:
         torch.testing.assert_close(together[name], apart[name], rtol=1e-3, atol=1e-5)
+    if more:
+        assert other["rows"] == 40 and other["tokens"] == sum(len(row.input_ids) for row in data)
+        assert other["padding_tokens"] < row["padding_tokens"] / 4
 
 
 def test_the_adapter_is_saved_with_the_same_bytes_every_time(tmp_path):
@@ -139,19 +145,6 @@ def test_the_adapter_is_saved_with_the_same_bytes_every_time(tmp_path):
     assert config["target_modules"] == sorted(config["target_modules"])
     first, second = ((tmp_path / attempt / "adapter_model.safetensors").read_bytes() for attempt in ("a", "b"))
     assert first == second
-
-
-def test_packs_take_the_step_of_the_rows_alone(tmp_path):
-    one_step, data = {**LOOP, "max_steps": 1}, rows(longest=9)
-    packed = scenario(packing="rows", micro_batch=2, gradient_accumulation=20)
-    together, other_curve, _ = fit(tmp_path / "a", packed, {**one_step, "rows_per_step": 40}, data=data)
-    alone, curve, _ = fit(tmp_path / "b", scenario(micro_batch=40), one_step, data=data)
-    assert curve[0]["loss"] == pytest.approx(other_curve[0]["loss"], rel=1e-5)
-    assert curve[0]["gradient_norm"] == pytest.approx(other_curve[0]["gradient_norm"], rel=1e-4)
-    for name in alone:
-        torch.testing.assert_close(together[name], alone[name], rtol=1e-3, atol=1e-5)
-    assert other_curve[0]["rows"] == 40 and other_curve[0]["tokens"] == sum(len(row.input_ids) for row in data)
-    assert other_curve[0]["padding_tokens"] < curve[0]["padding_tokens"] / 4
 
 
 @pytest.fixture
