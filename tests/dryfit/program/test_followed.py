@@ -287,13 +287,6 @@ def test_a_line_to_write_keeps_what_the_asker_wrote(words, write):
 
 
 @pytest.mark.thorough
-def test_a_data_set_that_is_missing_is_offered_to_be_made_up(tmp_path):
-    text = "import datasets\ndatasets.load_dataset('nobody/a-data-set')"
-    said = refused(tmp_path, "--gpu", "t4", program(tmp_path, text))
-    assert "dryfit run --batch 8x512 --yes --gpu t4 program.py" in said and "not at hand" in said
-
-
-@pytest.mark.thorough
 def test_a_slow_program_is_said_to_run(tmp_path):
     done = asked(tmp_path, "--yes", program(tmp_path, "import time\ntime.sleep(3)\n" + loop("time.sleep(1)")))
     lines = [line for line in done.stderr.splitlines() if line.startswith("dryfit: program.py: ")]
