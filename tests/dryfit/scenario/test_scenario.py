@@ -69,6 +69,16 @@ def test_a_diffusion_model_is_sent_to_the_program_that_trains_it(tmp_path, folde
     assert caught.value.write == "dryfit run train.py"
 
 
+def test_a_broken_file_of_json_is_named_with_its_line(tmp_path) -> None:
+    for name, field in {"config.json": "model", "adapter_config.json": "adapter", "model_index.json": "model"}.items():
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("{\n  no", encoding="utf-8")
+        with pytest.raises(UserError, match="This is not JSON") as caught:
+            make(**{field: str(folder)})
+        assert caught.value.where == f"{folder / name}, line 2"
+
+
 @pytest.mark.parametrize(("fields", "names", "write"), WRONG.values(), ids=WRONG)
 def test_wrong_field_is_named_with_the_corrected_line(fields, names, write) -> None:
     with pytest.raises(UserError) as caught:
