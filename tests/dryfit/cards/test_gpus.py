@@ -189,7 +189,7 @@ def test_a_context_that_nobody_measured_is_assumed_by_the_compute_capability(cap
     assert from_device("NVIDIA Something", 10**10, (major, minor)).context_bytes == mib * MIB
 
 
-def test_a_size_was_asked_about_or_needs_no_asking() -> None:
+def test_a_size_was_asked_about_or_is_that_of_a_card_with_the_same_kernels() -> None:
     card = find({"vram_gib": 1})
     usable = card.usable_bytes
     trace = {"reserved_range_bytes": [1, usable + 1], "resident_bytes": usable, "asked_bytes": [5]}
@@ -197,9 +197,6 @@ def test_a_size_was_asked_about_or_needs_no_asking() -> None:
     assert was_asked({**trace, "asked_bytes": [5, usable]}, card)
     assert was_asked({**trace, "reserved_range_bytes": [1, usable]}, card)  # it never runs short
     assert was_asked({**trace, "resident_bytes": usable + 1}, card)
-
-
-def test_the_sizes_of_cards_with_the_same_kernels_are_asked_about() -> None:
     assert find("rtx-4090").usable_bytes in usable_sizes((8, 9))
     assert find("rtx-4090").usable_bytes not in usable_sizes((8, 0))
     assert usable_sizes(None) == usable_sizes((8, 0)) and find("a100-80gb").usable_bytes in usable_sizes(None)

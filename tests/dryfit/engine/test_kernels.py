@@ -78,24 +78,18 @@ def test_the_autograd_thread_has_its_own_workspace_and_a_bias_needs_cublaslt():
     assert found == [8_519_680]
 
 
-def test_older_kernels_take_a_workspace_of_cublaslt_for_each_product():
+def test_products_and_embeddings_take_scratch():
     kernels = CudaKernels((8, 0), "2.4.1")
     bias = (torch.ops.aten.addmm.default, (meta(4), meta(4, 4), meta(4, 4)))
     assert [*kernels.persistent(*bias)] == [8_519_680]
     assert kernels.temporaries(*bias) == ([], [MIB]) == kernels.temporaries(*bias)
     assert CudaKernels((8, 0), "2.13.0+cpu").temporaries(*bias) == ([], [])
-
-
-def test_a_4_bit_product_dequantizes_the_weight():
     func = torch.ops.bitsandbytes.gemm_4bit.default
     inputs, packed, absmax = meta(2048, 64), meta(64, 1, dtype=torch.uint8), meta(4, dtype=torch.float32)
     assert CudaKernels().temporaries(func, (inputs, packed, [128, 64], absmax, 64, "nf4")) == ([128 * 64 * 2], [])
     nested = {"absmax_8bit": meta(128, dtype=torch.uint8)}
     assert CudaKernels().temporaries(func, (inputs, packed, [128, 64], absmax, 64, "nf4"), nested) == (
         [128 * 4, 128 * 4, 128 * 64 * 2], [])  # fmt: skip
-
-
-def test_embedding_backward_sorts_only_long_texts():
     func = torch.ops.aten.embedding_dense_backward.default
     for count, some in ((3072, False), (3073, True)):
         grad, indices = meta(count, 8), meta(count, dtype=torch.int64)

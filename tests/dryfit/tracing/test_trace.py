@@ -266,14 +266,10 @@ def test_a_recurrence_without_a_package_is_traced_as_its_loop(kind):
 
 
 @pytest.mark.thorough
-def test_experts_that_stay_dense_are_said():
+def test_what_stays_dense_and_what_transformers_decides_is_said():
     notes = trace(scenario(DECODERS["mixtral"]), timeline=False)["notes"]
     assert len(notes) == 1 and "parameters of experts stay in bf16" in notes[0]
     assert trace(scenario(), timeline=False)["notes"] == []
-
-
-@pytest.mark.thorough
-def test_sizes_that_the_configuration_leaves_to_transformers_are_said():
     model = {**DECODERS["qwen2"]}
     del model["num_hidden_layers"]
     (note,) = trace(scenario(model), timeline=False)["notes"]
@@ -311,10 +307,11 @@ def test_a_manual_loop_that_keeps_its_outputs_holds_the_logits_of_the_step_befor
     assert length == kept | {key: length[key] for key in ("scenario",) if key in length}
 
 
-def test_windows_has_no_flash_attention():
+def test_what_a_platform_and_a_mask_cost():
     fields = {"sequence_length": 512, "gradient_checkpointing": False}
     assert peak(**fields, platform="windows") > peak(**fields)
     assert peak(**fields, platform="windows", attention="mem_efficient") == peak(**fields, attention="mem_efficient")
+    assert peak(attention_mask="padding", sequence_length=512) > peak(sequence_length=512)
 
 
 def test_expandable_segments_reserve_less_and_keep_no_rests():
@@ -325,10 +322,6 @@ def test_expandable_segments_reserve_less_and_keep_no_rests():
     assert grown["peak_reserved_bytes"] <= plain["peak_reserved_bytes"]
     assert grown["components"]["allocator_rounding"] < plain["components"]["allocator_rounding"]
     assert grown["components"]["weights_bf16"] == plain["components"]["weights_bf16"]
-
-
-def test_a_padding_mask_costs_what_the_fused_kernel_needs():
-    assert peak(attention_mask="padding", sequence_length=512) > peak(sequence_length=512)
 
 
 @pytest.mark.thorough

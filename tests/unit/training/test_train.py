@@ -31,19 +31,13 @@ def test_grouping_by_length_leaves_little_padding():
     assert padded <= 1.1 * used
 
 
-def test_collate_pads_to_the_longest_row_of_the_batch():
+def test_batches_pad_to_their_longest_row_with_a_mask_where_one_was_predicted():
     batch = collate([Row([1, 2, 3], [IGNORED, 2, 3]), Row([4], [IGNORED])], pad_token_id=9, device="cpu")
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
     assert batch["labels"].tolist() == [[IGNORED, 2, 3], [IGNORED] * 3]
     assert batch["input_ids"].dtype == torch.long
-
-
-def test_a_mask_hides_the_padding_where_the_step_was_predicted_with_one():
     batch = collate([Row([1, 2, 3], [IGNORED, 2, 3]), Row([4], [IGNORED])], pad_token_id=9, device="cpu", mask=True)
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-
-
-def test_the_first_position_teaches_nothing():
     assert answer_tokens([Row([1, 2], [1, 2]), Row([1, 2], [IGNORED, 2])]) == 2
 
 

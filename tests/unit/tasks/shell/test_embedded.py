@@ -212,13 +212,10 @@ def test_wrong_words_are_an_error_that_names_the_place(tmp_path, old, new, expec
     assert (str(tmp_path) in str(error.value)) == (expected[0] != "")  # not where intents are made of them
 
 
-def test_each_row_of_the_default_number_is_another_intent():
+def test_rows_differ_and_only_requests_for_harm_are_families():
     rows = list(generate(seed=42, pairs=1800))
     assert len({row["intent"] for row in rows}) == 1800
     assert len({row["request"] for row in rows}) == 1800
-
-
-def test_only_requests_for_harm_are_families():
     families = {intent.family for intent in read_grammar().intents if intent.family}
     assert families == {f"refuse.{category}" for category in read_refusals().taught}
 
