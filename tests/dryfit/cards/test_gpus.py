@@ -169,7 +169,7 @@ def test_who_holds_it_is_what_nvidia_smi_says(tmp_path, monkeypatch) -> None:
     assert processes_on("aa", own=7) == ()
 
 
-def test_several_of_a_kind_are_that_gpu_with_a_count() -> None:
+def test_several_of_a_kind_are_that_gpu_with_a_count_and_several_kinds_are_listed() -> None:
     two = find({"name": "rtx-3090", "count": 2})
     assert (two.count, two.usable_bytes, two.name) == (2, find("rtx-3090").usable_bytes, "rtx-3090")
     assert two.to_mapping()["count"] == 2 and find("rtx-3090").count == 1
@@ -177,6 +177,8 @@ def test_several_of_a_kind_are_that_gpu_with_a_count() -> None:
     assert find({"name": "rtx3090", "count": 2}) == two
     with pytest.raises(UserError, match=r"gpu\.count"):
         find({"name": "rtx-3090", "count": 0}, "memory.gate.gpu")
+    with pytest.raises(UserError, match="may mean 3 GPUs"):
+        find("Ryzen AI Max+ 395")
 
 
 @pytest.mark.parametrize(("capability", "mib"), [(None, 512), (7.5, 320), (8.0, 512), (8.6, 512), (9.0, 512)])
@@ -228,11 +230,6 @@ def test_a_mac_without_its_memory_is_asked_for_it_and_is_no_cuda_card(written) -
     with pytest.raises(UserError) as caught:
         find(written, "--gpu")
     assert "apple-64gb" in caught.value.allowed and caught.value.write.startswith("gpu: apple-")
-
-
-def test_a_name_of_a_few_cards_lists_them_all() -> None:
-    with pytest.raises(UserError, match="may mean 3 GPUs"):
-        find("Ryzen AI Max+ 395")
 
 
 def test_of_unified_memory_the_system_keeps_a_part() -> None:

@@ -284,16 +284,13 @@ def test_a_step_on_another_device_is_named(act, problem):
     assert "batch.device" in caught.value.hint
 
 
-def test_a_step_that_fails_is_named():
+def test_a_step_that_fails_and_what_can_not_be_traced_are_named():
     with torch.device("meta"):
         model = perceptron()
     with pytest.raises(StepError, match="same reduction dim") as caught:
         trace_step(model, None, lambda batch: model(batch[0].T), batch())
     assert Path(__file__).name in caught.value.line
     assert not isinstance(caught.value, ValuesNeeded)
-
-
-def test_a_model_with_values_and_an_unknown_target_are_refused():
     with pytest.raises(TraceError, match="lies on the device cpu, not on meta"):
         trace_step(perceptron(), None, lambda: None)
     with torch.device("meta"), pytest.raises(TraceError, match="Unknown target of the trace: 'tpu'"):

@@ -163,12 +163,16 @@ def test_where_the_events_change_is_looked_for_by_halves() -> None:
     assert len(asked) <= 3 + 10
 
 
-def test_records_that_always_have_other_events_give_nothing_between() -> None:
+def test_steps_of_a_search_and_records_of_other_events() -> None:
     scaled, asked = scaled_by(lambda value: [(1 + number, 2**20) for number in range(value)])
     for value in (10, 40, 90, 70):
         scaled.record(value)
     assert scaled.at(60).traced and len(scaled.at(60).sequences[0]) == 60
     assert asked == [10, 40, 90, 70, 60]
+    values = steps("sequence_length", 32768)
+    assert values[:3] == [64, 128, 192] and values[-1] == 32768 and 8192 in values and 16384 in values
+    assert all(later / value - 1 <= 1 / 64 for value, later in pairwise(values) if value >= 4096)
+    assert capacities([(1, 2**20)]).required_bytes == 2 * 2**20
 
 
 @pytest.mark.thorough
@@ -209,13 +213,6 @@ def test_a_fit_by_luck_is_above_the_border(monkeypatch) -> None:
     monkeypatch.setattr(borders, "fits", lambda value, capacity, *, expandable: value in (*range(1, 10), 11, 12))
     monkeypatch.setattr(borders, "_surely_too_large", lambda *_: False)
     assert borders.largest(10).value == 9
-
-
-def test_steps_are_no_finer_than_needed() -> None:
-    values = steps("sequence_length", 32768)
-    assert values[:3] == [64, 128, 192] and values[-1] == 32768 and 8192 in values and 16384 in values
-    assert all(later / value - 1 <= 1 / 64 for value, later in pairwise(values) if value >= 4096)
-    assert capacities([(1, 2**20)]).required_bytes == 2 * 2**20
 
 
 @pytest.mark.few(1)

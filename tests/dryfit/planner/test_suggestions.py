@@ -289,6 +289,9 @@ def test_estimates_meet_the_traces_that_taught_them() -> None:
         assert estimate(scenario.changed(micro_batch=batch)) == traced["required_bytes"]
     between = scenario.changed(micro_batch=8)
     assert estimate(between) == pytest.approx(required(between), rel=0.15)  # segments are coarse here
+    points = [(100, 10), (200, 30)]
+    assert [_above(peak, points) for peak in (50, 100, 150, 200, 400)] == [5, 10, 20, 30, 60]
+    assert _above(100, []) == 0
 
 
 @pytest.mark.nightly
@@ -301,12 +304,6 @@ def test_sweep_of_two_hundred_settings() -> None:
     assert len(rows) == 200
     table = {(row["rank"], row["sequence_length"], row["micro_batch"]): row["required_bytes"] for row in rows}
     assert table[8, 512, 1] < table[64, 512, 1] < table[64, 4096, 1] < table[64, 4096, 16]
-
-
-def test_what_lies_above_the_peak_is_interpolated_between_traces() -> None:
-    points = [(100, 10), (200, 30)]
-    assert [_above(peak, points) for peak in (50, 100, 150, 200, 400)] == [5, 10, 20, 30, 60]
-    assert _above(100, []) == 0
 
 
 @pytest.mark.thorough

@@ -124,16 +124,13 @@ def test_what_saves_memory_saves_memory():
     assert states[0] > 1.9 * states[1] > 1.9 * 3 * states[2]
 
 
-def test_gradients_are_alive_in_the_second_micro_batch():
+def test_gradients_and_casts_are_alive_where_they_should():
     one = trace(scenario(method="full"), timeline=False)
     two = trace(scenario(method="full", gradient_accumulation=2), timeline=False)
     assert "gradients" not in one["components_by_phase"]["forward"]
     gradients = two["components_by_phase"]["forward"]["gradients"]
     assert gradients == 2 * two["parameters"]
     assert two["phases"]["forward"] > one["phases"]["forward"] + gradients
-
-
-def test_autocast_keeps_casts_of_the_weights():
     answer = trace(scenario(method="full", precision="bf16-mixed", gradient_checkpointing=False), timeline=False)
     linear = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 64 * 96 * 3 + 64 + 32 + 32) + 64 * 300
     assert answer["components_by_phase"]["forward"]["weight_casts"] == 2 * linear

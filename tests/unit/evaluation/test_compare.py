@@ -30,14 +30,11 @@ def test_better_worse_and_neither():
     assert better["loss"]["difference"] == pytest.approx(-2.0)
 
 
-def test_the_loss_is_weighted_by_tokens():
+def test_the_loss_is_weighted_by_tokens_and_other_requests_are_refused():
     base = rows([False, False], [10.0, 100.0])
     tuned = rows([False, False], [0.0, 100.0])
     base.loc[1, "answer_tokens"] = tuned.loc[1, "answer_tokens"] = 90
     assert compare(SHELL, base, tuned)["loss"]["difference"] == pytest.approx(-10 / 100)
-
-
-def test_other_requests_are_refused():
     base, tuned = rows([True], [1.0]), rows([True], [1.0])
     tuned.loc[0, "request"] = "another"
     with pytest.raises(UserError, match="same requests"):
