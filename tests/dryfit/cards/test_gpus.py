@@ -111,7 +111,7 @@ def test_a_device_is_what_it_says_with_the_catalogues_context() -> None:
     assert unknown.name == "NVIDIA Something" and "assumed" in unknown.context_source
 
 
-def test_what_others_hold_of_a_gpu_is_not_usable() -> None:
+def test_what_others_hold_of_a_gpu_decides() -> None:
     """Another process holds 20 of 24 GB."""
     free = 4 * GIB
     held = from_device("NVIDIA GeForce RTX 4090", 24 * GIB, (8, 9), free, ("python (process 42) (19.50 GiB)",))
@@ -121,16 +121,7 @@ def test_what_others_hold_of_a_gpu_is_not_usable() -> None:
     alone = from_device("NVIDIA GeForce RTX 4090", 24 * GIB, (8, 9), 24 * GIB - 300 * MIB, ())
     assert (alone.held_bytes, alone.context_bytes, alone.holders) == (0, 300 * MIB, ())
     assert "held" not in alone.capacity_line
-
-
-def rtx_3090(held_gib: float = 0, *by: str):
-    """A GPU of 24 GB as torch describes it, with what others hold of it."""
-    free = 24 * GIB - find("rtx-3090").context_bytes - int(held_gib * GIB)
-    return from_device("NVIDIA GeForce RTX 3090", 24 * GIB, (8, 6), free, by)
-
-
-def test_of_several_gpus_the_one_with_the_least_room_decides() -> None:
-    """The first is free; another process holds 20 of the second's 24 GB."""
+    # The first is free; another process holds 20 of the second's 24 GB.
     least = least_free(
         [rtx_3090(), rtx_3090(20, "python (process 42)"), rtx_3090(1, "Xorg (process 7)")], lambda gpu: 0
     )
@@ -140,6 +131,12 @@ def test_of_several_gpus_the_one_with_the_least_room_decides() -> None:
             and "of 3 GPUs it has the least" in least.capacity_line)  # fmt: skip
     assert "Xorg" not in least.capacity_line and "kinds" not in least.capacity_line
     assert least.to_mapping()["others"][1]["label"] == "GPU 2 (NVIDIA GeForce RTX 3090)"
+
+
+def rtx_3090(held_gib: float = 0, *by: str):
+    """A GPU of 24 GB as torch describes it, with what others hold of it."""
+    free = 24 * GIB - find("rtx-3090").context_bytes - int(held_gib * GIB)
+    return from_device("NVIDIA GeForce RTX 3090", 24 * GIB, (8, 6), free, by)
 
 
 def test_kinds_of_gpus_that_differ_are_judged_each_by_its_own_step_and_said() -> None:

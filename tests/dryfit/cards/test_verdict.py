@@ -138,7 +138,7 @@ def test_what_fits_below_what_is_required_fits_where_every_size_beside_it_does(a
     assert verdict({"required_bytes": 10_100, "also_fits_bytes": ends}, None) == Verdict()
 
 
-def test_loading_decides_on_unified_memory() -> None:
+def test_unified_memory_and_cards_without_a_modelled_allocator() -> None:
     """60 GiB of weights twice, on the host and on the device, are more than a GB10 has; the step alone is not."""
     spark, needed = find("gb10"), {"required_bytes": 70 * GIB, "phases": {"load": 60 * GIB}}
     assert verdict(needed, spark).fits is True
@@ -147,9 +147,6 @@ def test_loading_decides_on_unified_memory() -> None:
     assert verdict({**needed, "host_copy_bytes": 60 * GIB}, find("h200")).fits is True  # the host's memory is another
     assert any("loading takes 120.00 GiB" in text and "fails before the first step" in text
                for text in what_limits({**needed, "host_copy_bytes": 60 * GIB}, spark))  # fmt: skip
-
-
-def test_where_no_allocator_is_modelled_allocated_bytes_alone_can_refuse() -> None:
     mac = find("apple-64gb")
     needed = {"required_bytes": 50 * GIB, "peak_allocated_bytes": 40 * GIB}
     assert verdict(needed, mac).fields() == {"verdict": None, "fits": None, "headroom_bytes": 8 * GIB}

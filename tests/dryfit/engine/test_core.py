@@ -150,7 +150,7 @@ def test_a_loop_that_empties_the_cache_starts_the_next_step_without_free_segment
     assert kept.peak_reserved_bytes > 1.1 * emptied.peak_reserved_bytes
 
 
-def test_where_the_tensors_at_the_peak_come_from():
+def test_gradients_and_peaks_are_traced_back_to_their_modules():
     with torch.device("meta"):
         model = perceptron()
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
@@ -161,9 +161,6 @@ def test_where_the_tensors_at_the_peak_come_from():
     assert {(row["module"], row["operator"]) for row in weights} >= {("0", "weight"), ("4", "bias")}
     lines = {row["line"].split(" in ")[1] for row in report.tensors if row["line"]}
     assert "step" in lines
-
-
-def test_gradients_are_traced_back_to_the_module_that_needed_them():
     with torch.device("meta"):
         model = perceptron()
     report = trace_step(model, None, lambda batch: model(batch[0]).sum().backward(), batch(), Options(origins=True))

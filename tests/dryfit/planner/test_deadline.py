@@ -66,14 +66,10 @@ def test_changes_that_save_time(changes: dict, names: list[str]) -> None:
 
 
 @pytest.mark.thorough
-def test_where_nothing_ends_in_time_the_soonest_is_named() -> None:
+def test_the_soonest_is_named_and_the_time_is_that_of_mean_rows() -> None:
     (item,) = answered(STEP, Run(10_000_000, deadline_hours=0.001))
     assert item.run.in_time is False and item.move == "no_checkpointing+larger_micro_batch"
     assert item.run.hours < hours(STEP, 10_000_000)
-
-
-@pytest.mark.thorough
-def test_the_time_is_that_of_mean_rows_and_the_memory_that_of_the_longest() -> None:
     run = Run(10_000, deadline_hours=1e-6, tokens_per_row=16)
     (item,) = answered(STEP, run)
     candidate = apply(Scenario.from_mapping(STEP), item.changes)

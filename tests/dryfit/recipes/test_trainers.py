@@ -86,16 +86,13 @@ def test_a_script_of_sd_scripts_says_its_settings(tmp_path: Path) -> None:
     assert noted(found) == {"images", "blob", "~/sd_xl_base_1.0.safetensors"}
 
 
-def test_a_configuration_file_is_that_of_the_left_outthat_its_network_needs(tmp_path: Path) -> None:
+def test_configuration_files_and_examples_have_their_own_defaults(tmp_path: Path) -> None:
     found = read(file(tmp_path, FLUX, "flux.toml"))
     assert (found.program, found.model.name) == ("flux_train_network.py", "black-forest-labs/FLUX.1-dev")
     assert found.given["quantization"] == "fp8" and found.given["cached"] == "latents" and found.given["size"] == 512
     assert found.beside == ("adapters of the text encoders",), "--network_train_unet_only is not set"
     by_name = file(tmp_path, "accelerate launch flux_train_network.py --config_file flux --network_dim 4\n")
     assert read(by_name).given == found.given | {"rank": 4}
-
-
-def test_an_example_of_diffusers_has_its_own_defaults(tmp_path: Path) -> None:
     found = read(file(tmp_path, DREAM.format(more="--validation_prompt='a dog'")))
     assert found.given == {
         "rank": 16, "micro_batch": 1, "size": 768, "gradient_checkpointing": True, "optimizer": "adamw_8bit",

@@ -71,11 +71,20 @@ def test_the_trainers_phases_beside_vllm_are_measured_to_the_byte():
 
 
 @pytest.mark.thorough
-def test_awake_the_server_lies_beside_every_phase(known):
+def test_the_server_awake_and_its_trainer(known):
     found = of(known, utilization=0.5)
     for phase in found.phases:
         assert {"trainer", "server weights", "server cache", "CUDA graphs", "CUDA context"} <= set(phase.owners)
     assert found.peak.most_bytes < 0.5 * GPU.total_bytes + 2 * GIB and found.owner == "server cache"
+    fields = {"method": "qlora", "versions": {"vllm": "0.27.0"}}
+    asked = Scenario.from_mapping(scenario().to_mapping() | fields)
+    own = trace(asked, capability=GPU.capability, timeline=False)
+    found = cycle(asked, own, GPU)
+    model = DECODERS["qwen2"]
+    tables = model["vocab_size"] * model["hidden_size"] * (1 if model.get("tie_word_embeddings") else 2)
+    packed = own["parameters"] - tables
+    assert by_name(found)["generate"].owners["server weights"][0] == packed // 2 + packed // 64 * 4 + 2 * tables
+    assert found.server.weights() < of(known).server.weights()
 
 
 def test_what_each_phase_holds(known):
@@ -235,19 +244,6 @@ def test_what_does_not_fit_is_told_what_would_by_engine_and_by_trainer():
 def test_a_version_that_misjudges_its_weights_asleep_is_a_warning(version, level, warned, known):
     asked = Scenario.from_mapping(scenario(sleep_level=level).to_mapping() | {"versions": {"vllm": version}})
     assert bool(cycle(asked, known, GPU).warnings) is warned
-
-
-@pytest.mark.thorough
-def test_a_4_bit_model_is_packed_for_vllm_too_before_it_lost_bitsandbytes(known):
-    fields = {"method": "qlora", "versions": {"vllm": "0.27.0"}}
-    asked = Scenario.from_mapping(scenario().to_mapping() | fields)
-    own = trace(asked, capability=GPU.capability, timeline=False)
-    found = cycle(asked, own, GPU)
-    model = DECODERS["qwen2"]
-    tables = model["vocab_size"] * model["hidden_size"] * (1 if model.get("tie_word_embeddings") else 2)
-    packed = own["parameters"] - tables
-    assert by_name(found)["generate"].owners["server weights"][0] == packed // 2 + packed // 64 * 4 + 2 * tables
-    assert found.server.weights() < of(known).server.weights()
 
 
 def test_a_model_divided_among_trainings_takes_a_part_of_each_card_and_all_their_answers(known):

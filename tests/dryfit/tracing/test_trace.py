@@ -209,12 +209,17 @@ def test_the_answer_names_the_attention_that_runs():
 
 
 @pytest.mark.thorough
-def test_a_sliding_window_within_the_text_costs_a_mask_and_the_flash_kernel():
+def test_where_a_window_is_a_mask_and_adapters_have_no_place():
     windows = (None, 513, 512)
     peaks = [peak({**DECODERS["mistral"], "sliding_window": window}, sequence_length=512) for window in windows]
     assert peaks[0] == peaks[1] < peaks[2]
     with pytest.raises(UserError, match="attention: sdpa"):
         peak({**DECODERS["mistral"], "sliding_window": 32}, attention="flash", sequence_length=512)
+    model = {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 300}
+    assert "out_proj" in trace(scenario(model, method="lora"), timeline=False)["notes"][0]
+    with pytest.raises(UserError, match="multiplies by the weights of a quantized layer itself") as caught:
+        trace(scenario(model))
+    assert caught.value.write == "method: lora" and not caught.value.change
 
 
 _TEXT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
@@ -241,15 +246,6 @@ def test_other_models_are_refused_in_words(model, says, write):
         trace(scenario(model))
     assert says in str(caught.value)
     assert write in caught.value.write
-
-
-@pytest.mark.thorough
-def test_a_state_space_model_takes_no_adapters_on_all_its_layers():
-    model = {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 300}
-    assert "out_proj" in trace(scenario(model, method="lora"), timeline=False)["notes"][0]
-    with pytest.raises(UserError, match="multiplies by the weights of a quantized layer itself") as caught:
-        trace(scenario(model))
-    assert caught.value.write == "method: lora" and not caught.value.change
 
 
 @pytest.mark.thorough
