@@ -135,6 +135,16 @@ _OWN = {
         "layer_types": ["indexed_attention", "indexed_attention"],
         "indexer_types": ["full", "full"],
     },
+    "mimo_v2_flash": _ROUTED
+    | {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "mlp_layer_types": ["dense", "sparse"],
+        "head_dim": 48,
+        "v_head_dim": 32,
+        "sliding_window": 16,
+        "n_group": 1,
+        "topk_group": 1,
+    },
     "deepseek_v3": _LATENT | _ROUTED | {"n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
     "deepseek_v4": _ROUTED
     | {
