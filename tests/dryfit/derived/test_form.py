@@ -48,8 +48,8 @@ def test_a_step_of_the_catalogue_is_answered() -> None:
 WINDOWS = {"phi-3-mini-4k": 2047, "mistral-7b-v0.1": 4096, "gemma-2-2b": 4096, "gemma-2-9b": 4096, "gemma-2-27b": 4096}
 RECORDED = sorted(path.stem for path in data_path("records").glob("*.zip"))
 OF_TRL_ALONE = {  # recorded with TRL's defaults alone
-    *("deepseek_v3", "gemma4_text", "gemma4_text_experts", "glm4_moe_lite", "gpt_oss", "lfm2", "llama4_text"),
-    *("nemotron_h", "phi", "qwen3_5_moe_text", "qwen3_5_text"),
+    *("deepseek_v3", "deepseek_v32", "gemma4_text", "gemma4_text_experts", "glm4_moe_lite", "glm_moe_dsa", "gpt_oss"),
+    *("lfm2", "llama4_text", "mimo_v2_flash", "nemotron_h", "phi", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"),
 }
 # Families without such a record: Mixtral's default has rows of up to 2,048 tokens.
 LEFT_OUT = {
@@ -190,7 +190,10 @@ def test_a_loss_in_any_number_of_chunks_is_answered(name, rows, length) -> None:
 @pytest.mark.parametrize("length", [264, 1032, 1096, 4096, 16384])
 @pytest.mark.parametrize(
     "name",
-    ["mistral-7b-v0.1", "gemma-2-2b", "gemma-3-4b", "phi-3-mini-4k", "qwen3-30b-a3b", "mixtral-8x7b", "gpt-oss-20b"],
+    [
+        *("mistral-7b-v0.1", "gemma-2-2b", "gemma-3-4b", "phi-3-mini-4k", "qwen3-30b-a3b", "mixtral-8x7b"),
+        *("gpt-oss-20b", "glm-5", "glm-5.2", "deepseek-v3.2", "mimo-v2-flash"),
+    ],
 )
 def test_one_row_of_any_length_is_answered(name, length) -> None:
     positions = language_model_of(name)["max_position_embeddings"]
@@ -204,6 +207,32 @@ def test_one_row_of_any_length_is_answered(name, length) -> None:
 def test_chunks_that_were_not_recorded_are_not_answered(rows, length) -> None:
     with pytest.raises(NoRecord):
         composed_step(of_trl("qwen2.5-7b", length, rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("glm-5", {"index_topk": 1024}),
+        ("glm-5", {"index_topk": None}),
+        ("glm-5", {"length": 1028}),  # attention copies a mask whose rows are no multiple of 8
+        ("glm-5.2", {"indexer_types": ["full"] * 2 + ["shared"] * 76}),  # one of a layer with one MLP
+        ("glm-5.2", {"index_topk_pattern": "FFFS"}),
+        ("deepseek-v3.2", {"n_group": 4}),
+        ("deepseek-v3.2", {"n_routed_experts": 252}),
+        ("mimo-v2-flash", {"v_head_dim": 192}),
+        ("mimo-v2-flash", {"num_key_value_heads": 32}),  # with a window as many keys as queries
+        ("mimo-v2-flash", {"layer_types": ["sliding_attention"] * 48}),
+    ],
+)
+def test_what_was_not_recorded_of_a_sparse_attention_or_two_kinds_of_heads_is_not_answered(name, changes) -> None:
+    with pytest.raises(NoRecord):
+        composed_step(of_trl(name, **{"length": 1032, **changes}))
+
+
+@pytest.mark.parametrize("size", [4, 127, 128, None])
+def test_the_window_of_mimo_is_what_its_class_makes_of_a_file(size) -> None:
+    asked = StepKey.of(of_trl("mimo-v2-flash", 128, sliding_window_size=size, sliding_window=128))
+    assert bool(asked.flags.get("windowed")) == (size != 128)
 
 
 @pytest.mark.parametrize("capability", [(8, 6), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1), (7, 5), (7, 0)])
