@@ -53,7 +53,7 @@ def profiled(model: str) -> tuple[str, HubId | None]:
 
     ``model`` is ``memory.model`` of a configuration: a name in config/models/, or an id.
     """
-    hub = None if (MODELS / f"{model}.json").is_file() else fetched(model) or HubId.read(model)
+    hub = None if (MODELS / f"{model}.json").is_file() else named_repository(model) or HubId.read(model)
     if hub is None:
         return model, None
     if hub.revision is None and (known := catalogued(hub)):
@@ -61,10 +61,11 @@ def profiled(model: str) -> tuple[str, HubId | None]:
     return re.sub(r"[^a-z0-9._-]+", "-", model.lower().replace("/", "--")), hub
 
 
-def fetched(name: str) -> HubId | None:
-    """The repository of a model that the catalogue knows by name alone: its configuration is fetched when asked for."""
+def named_repository(name: str) -> HubId | None:
+    """The repository that a name without an account means: of `fetched`, or an id of the catalogue's without it."""
     entry = index()["fetched"].get(name.lower())
-    return HubId.read(entry["hub"]) if entry else None
+    ids = [entry["hub"]] if entry else [hub for hub in _ids().values() if hub.partition("/")[2].lower() == name.lower()]
+    return HubId.read(ids[0]) if ids else None
 
 
 def repository_of(name: str) -> str:
@@ -187,10 +188,15 @@ def _spoken() -> dict[str, str]:
     return known | {name: name for name in (*names.values(), *index()["fetched"])}
 
 
+@cache
+def _ids() -> dict[str, str]:
+    """The catalogue's ids, with their capital letters, by those in small ones."""
+    return {hub.lower(): hub for entry in index()["models"].values() for hub in entry["hub"]}
+
+
 def _as_written(name: str) -> str:
     """An id of the catalogue with its capital letters; a name as it is."""
-    ids = {hub.lower(): hub for entry in index()["models"].values() for hub in entry["hub"]}
-    return ids.get(name, name)
+    return _ids().get(name, name)
 
 
 def called(text: str) -> str | None:

@@ -17,9 +17,9 @@ from dryfit.scenario.hub import (
     HubId,
     catalogued,
     fetch_config,
-    fetched,
     is_language_model_alone,
     likely_id,
+    named_repository,
     nearest,
     of_modelscope,
 )
@@ -260,7 +260,7 @@ def _file(text: str, where: object) -> tuple[Path, str]:
     if path is not None:
         return path, path.parent.name if path.name == "config.json" else path.stem
     modelscope = of_modelscope(text)
-    hub = fetched(text) or HubId.read(modelscope[0] if modelscope else text)
+    hub = named_repository(text) or HubId.read(modelscope[0] if modelscope else text)
     if hub is not None and hub.revision is None and (known := catalogued(hub)):
         return MODELS / f"{known}.json", hub.short
     if modelscope:
@@ -273,7 +273,7 @@ def _file(text: str, where: object) -> tuple[Path, str]:
             f" https://modelscope.cn/models/{name}/resolve/master/config.json",
             change={"model": there or (name if name != text else "config.json")},
         )
-    if hub is not None and (fetched(text) or not _is_local(text, where)):
+    if hub is not None and (named_repository(text) or not _is_local(text, where)):
         return fetch_config(hub, where), hub.short
     if _is_local(text, where):
         raise UserError(

@@ -178,11 +178,13 @@ LATER: dict[str, dict[str, Any]] = {
 
 # A fourth set: 19 of 30 were understood at the first try. Those that were not, and what their causes misread besides.
 OF_A_STRANGER: dict[str, dict[str, Any]] = {
-    "can i fine tune mistral nemo 12b on my 4090":
-        {"line": "mistral-nemo-12b --gpu 4090"},
+    "can i fine tune codestral 22b on my 4090":
+        {"line": "codestral-22b --gpu 4090"},
     "deepseek r1 distill 14b qlora 4070 ti super":
         {"model": (5120, 48), "method": "qlora", "gpu": "4070-ti-super", "says": "deepseek-r1-distill-qwen-14b"},
-    "gemma 3 12b lora on a 3090, 4k context": {"line": "gemma-3-12b --method lora --gpu 3090 -s 4k"},
+    "gemma 3 12b lora on a 3090, 4k context": {"model": (3840, 48), "method": "lora", "sequence_length": 4096},
+    "gemma-3-12b-it, qlora, 8k context, 3090!": {"model": (3840, 48), "method": "qlora", "gpu": "rtx-3090"},
+    "what gpu do i need to fully finetune starcoder2 7b?": {"model": (4608, 32), "method": "full"},
     "'phi-4 full finetune 8xH100'": {"model": (5120, 40), "method": "full", "gpu": "h100", "gpus": 8},
     "llama 3.3 70b qlora two 3090s": {"model": (8192, 80), "gpus": 2},
     "trl sft --model_name_or_path Qwen/Qwen2.5-7B-Instruct --use_peft --lora_r 32 --max_length 1024 --gpu L40S":
@@ -238,7 +240,7 @@ OF_A_STRANGER: dict[str, dict[str, Any]] = {
     # A tenth set: 15 of 18 at the first try. The others, and two like them.
     "phi-4 grpo on a 48gb card": {"objective": "grpo", "micro_batch": 8, "gpu": 48, "says": ""},
     "longest context qwen3 8b qlora 4070 ti super": {"command": "longest", "gpu": "rtx-4070-ti-super", "says": ""},
-    "longest sequence length mistral nemo on 3090": {"line": "longest mistral-nemo-12b --gpu 3090"},
+    "longest sequence length codestral on 3090": {"line": "longest codestral-22b --gpu 3090"},
     "batch size for llama 3.2 3b lora on a100 40gb": {"command": "batch", "gpu": "a100-40gb", "says": ""},
     "2x3090 llama 70b qlora fsdp": {"line": "--gpu 2x3090 meta-llama/Llama-3.3-70B-Instruct --method qlora"
                                             " --strategy fsdp2"},

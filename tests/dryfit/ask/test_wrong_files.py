@@ -158,7 +158,7 @@ def test_a_vision_model_without_images_says_what_the_answer_covers_and_mrope_loa
         ("Qwen/Qwen3-8B-Instruct", "Qwen/Qwen3-8B", None),
         ("qwen3-30b", "qwen3-30b-a3b", "Qwen/qwen3-30b"),
         ("llama3-8b", "llama-3-8b", None),
-        ("qwen2-7b", "qwen2-7b", None),
+        ("qwen2-7b", "qwen2-7b", "Qwen/qwen2-7b"),
         ("qwen2.5-codr-7b", "qwen2.5-coder-7b", None),
         ("mistral-7b", "mistral-7b-v0.3", None),  # the newest
         ("nonsense", None, None),

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dryfit.scenario.hub import INDEX, MODELS, HubId, catalogued, fetched, nearest, profiled
+from dryfit.scenario.hub import INDEX, MODELS, HubId, catalogued, named_repository, nearest, profiled
 from tests.dryfit.scenario.models_server import COMMIT, ModelsServer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -80,6 +80,7 @@ def test_the_catalogue_knows_ids_and_copies(hub: str, name: str | None) -> None:
     [
         ("qwen3-8b", "qwen3-8b", False),
         ("Qwen/Qwen3-8B", "qwen3-8b", False),
+        ("gemma-3-12b-it", "gemma-3-12b", False),
         ("Qwen/Qwen3-8B@v2", "qwen--qwen3-8b-v2", True),
         ("Owner/A_b.c", "owner--a_b.c", True),
         ("gemma-4-e4b", "gemma-4-e4b", True),
@@ -118,8 +119,10 @@ def test_forty_models_of_2025_and_2026_have_a_licence_and_others_lead_to_the_hub
     assert len(index["fetched"]) >= 20 and not set(index["fetched"]) & set(index["models"])
     known = {hub.lower() for entry in index["models"].values() for hub in entry["hub"]}
     for name, entry in index["fetched"].items():
-        assert fetched(name) == HubId(entry["hub"], None) and entry["hub"].lower() not in known
-    assert fetched("Gemma-4-E4B") == HubId("google/gemma-4-E4B-it", None) and fetched("qwen3-8b") is None
+        assert named_repository(name) == HubId(entry["hub"], None) and entry["hub"].lower() not in known
+    assert named_repository("Gemma-4-E4B") == HubId("google/gemma-4-E4B-it", None)
+    assert named_repository("qwen2.5-Coder-7B-instruct") == HubId("Qwen/Qwen2.5-Coder-7B-Instruct", None)
+    assert named_repository("no-such-name") is None
 
 
 @pytest.mark.thorough
