@@ -192,7 +192,8 @@ class ModelFamily:
         active = (model.get("hidden_act") or self.activations[0]) in self.activations
         padding = model.get("pad_token_id")
         beyond = isinstance(padding, int) and padding >= model["vocab_size"]  # transformers doesn't build it
-        if heads[0] % heads[1] or not told or not active or beyond or model.get("attention_dropout"):
+        beyond |= (model.get("attention_dropout") or 0.0) != self.fixed.get("attention_dropout", 0.0)
+        if heads[0] % heads[1] or not told or not active or beyond:
             return None
         numbers = {*self.keys.values(), "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers"}
         numbers |= {*self.unused.split(), self.kinds_key, *(self.every or ())[:1]}
@@ -791,6 +792,20 @@ FAMILIES = {
         ModelFamily(
             model_type="gemma",
             **_whole(**_GEMMA),
+        ),
+        ModelFamily(
+            model_type="starcoder2",
+            fixed={
+                "sliding_window": 2**20,
+                "use_bias": True,
+                "attention_dropout": 0.1,
+                "embedding_dropout": 0.1,
+                "residual_dropout": 0.1,
+            },
+            unused="norm_epsilon",
+            window=4096,
+            activations=_GELU,
+            tied=True,
         ),
         ModelFamily(
             model_type="ministral3",

@@ -50,6 +50,7 @@ RECORDED = sorted(path.stem for path in data_path("records").glob("*.zip"))
 OF_TRL_ALONE = {  # recorded with TRL's defaults alone
     *("deepseek_v3", "deepseek_v32", "gemma4_text", "gemma4_text_experts", "glm4_moe_lite", "glm_moe_dsa", "gpt_oss"),
     *("lfm2", "llama4_text", "mimo_v2_flash", "nemotron_h", "phi", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"),
+    "starcoder2",
 }
 # Families without such a record: Mixtral's default has rows of up to 2,048 tokens.
 LEFT_OUT = {
@@ -222,9 +223,11 @@ def test_chunks_that_were_not_recorded_are_not_answered(rows, length) -> None:
         ("mimo-v2-flash", {"v_head_dim": 192}),
         ("mimo-v2-flash", {"num_key_value_heads": 32}),  # with a window as many keys as queries
         ("mimo-v2-flash", {"layer_types": ["sliding_attention"] * 48}),
+        ("starcoder2-7b", {"attention_dropout": 0.0}),
+        ("starcoder2-7b", {"residual_dropout": 0.2}),
     ],
 )
-def test_what_was_not_recorded_of_a_sparse_attention_or_two_kinds_of_heads_is_not_answered(name, changes) -> None:
+def test_what_was_not_recorded_of_these_is_not_answered(name, changes) -> None:
     with pytest.raises(NoRecord):
         composed_step(of_trl(name, **{"length": 1032, **changes}))
 
