@@ -1,7 +1,5 @@
 """A real headless browser for the pages that the project makes: Chromium and its driver, from the distribution."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager

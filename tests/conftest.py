@@ -1,7 +1,5 @@
 """What tests of several folders stand on."""
 
-from __future__ import annotations
-
 import fcntl
 import gc
 import os
@@ -23,21 +21,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # A worker takes whole files. What takes minutes begins first, so that no worker is left with it at the end; the chain
 # first of all, and what reads it later, when it is finished. One worker after the other takes what is next.
-FIRST = (
-    "tests/end_to_end/test_chain.py",
-    "tests/workflow",
-    "tests/docs/test_commands.py",
-    "tests/end_to_end/test_same_again.py",
-    "tests/end_to_end",
-    "tests/dryfit/tracing",
-    "tests/dryfit/step",
-    "tests/unit/training",
-    "tests/dryfit/engine",
-    "tests/unit/merging",
-    "tests/dryfit/planner",
-    "tests/validation",
-    "tests/dryfit/ask",
-)
+FIRST = ("tests/end_to_end/test_chain.py", "tests/workflow", "tests/docs/test_commands.py",
+         "tests/end_to_end/test_same_again.py", "tests/end_to_end", "tests/dryfit/tracing", "tests/dryfit/step",
+         "tests/unit/training", "tests/dryfit/engine", "tests/unit/merging", "tests/dryfit/planner", "tests/validation",
+         "tests/dryfit/ask")  # fmt: skip
 
 
 BEGUN = time.monotonic()

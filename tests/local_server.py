@@ -1,7 +1,5 @@
 """What the tests' servers on loopback have in common; each adds the protocol that it speaks."""
 
-from __future__ import annotations
-
 import http.server
 import threading
 from typing import Any, Self

@@ -1,7 +1,5 @@
 """Parts of tasks for tests of the stages that ask them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from scripts.tasks.support import registry

@@ -10,8 +10,6 @@ Of a test with many cases ``few(n)`` keeps n for `make test`, the same ones each
     python -m tests.tiers test      what `make test` says before it begins
 """
 
-from __future__ import annotations
-
 import json
 import random
 import sys

@@ -250,15 +250,10 @@ def launchers(environ: dict[str, str] | None = None, packages: tuple[str, ...] =
         if not HERE:
             return folder
         with open(address + ".said", "w", encoding="utf-8") as said:
-            process = subprocess.Popen(
-                [sys.executable, "-P", os.path.abspath(__file__), address, *packages],
-                env={**os.environ, **environment, "OPENBLAS_NUM_THREADS": "1"},
-                cwd=folder,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                text=True,
-            )
+            process = subprocess.Popen([sys.executable, "-P", os.path.abspath(__file__), address, *packages],
+                                       env={**os.environ, **environment, "OPENBLAS_NUM_THREADS": "1"}, cwd=folder,
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
+                                       text=True)  # fmt: skip
         assert process.stdout.readline() == "ready\n"
         atexit.register(_end, process, folder)
     return _started[key]

@@ -71,10 +71,7 @@ def commit_of(row: Mapping[str, str]) -> str:
 def package_of(checkout: Path, commit: str, folder: Path) -> None:
     """Put the package as a commit has it into a folder.
 
-    Raises
-    ------
-    UserError
-        If the checkout doesn't have the commit.
+    UserError: if the checkout doesn't have the commit.
     """
     command = ["git", "-C", str(checkout), "archive", f"{commit}:src/liger_kernel"]
     done = subprocess.run(command, capture_output=True, check=False)

@@ -6,8 +6,6 @@ between what activations left. So the form's operations on sizes (:mod:`dryfit.a
 here, and each tensor's coming and going is kept; the allocator's model replays that as it replays a trace.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from random import Random
 
@@ -16,12 +14,7 @@ from dryfit.analytic.graph import Parameter
 from dryfit.analytic.setting import Setting, check_described, described
 from dryfit.analytic.step import TrainingStep
 from dryfit.engine.allocator import SMALL, Event
-from dryfit.engine.cuda_rules import (
-    CUBLASLT_WORKSPACE_BYTES,
-    DEFAULT_CAPABILITY,
-    Capability,
-    cublas_workspace_bytes,
-)
+from dryfit.engine.cuda_rules import CUBLASLT_WORKSPACE_BYTES, DEFAULT_CAPABILITY, Capability, cublas_workspace_bytes
 from dryfit.scenario.fields import CHUNK_TOKENS
 from dryfit.scenario.optimizers import OPTIMIZERS
 from dryfit.scenario.scenario import Scenario
@@ -34,10 +27,7 @@ BRIEF = 8  # events
 def form_events(scenario: Scenario, where: object = "scenario", *, capability: Capability | None = None) -> list[Event]:
     """Allocations and frees of loading and two steps.
 
-    Raises
-    ------
-    NotDescribed
-        For an architecture or a setting that the analytic estimate knows nothing of.
+    NotDescribed: for an architecture or a setting that the analytic estimate knows nothing of.
     """
     decoder = described(scenario, where)
     check_described(scenario)

@@ -141,12 +141,8 @@ def _spread(kind: Kind, lowest: str, highest: str, counts: Callable[[Mapping[str
 class Needs:
     """What a step needs of a GPU, by the closed form.
 
-    Parameters
-    ----------
-    peak_bytes
-        Of the analytic estimate for the scenario on a GPU of this compute capability.
-    exact
-        The step by the derived form, where a record covers it: then nothing is uncertain.
+    ``peak_bytes``: of the analytic estimate for the scenario on a GPU of this compute capability. ``exact``: the step
+    by the derived form, where a record covers it: then nothing is uncertain.
     """
 
     def __init__(
@@ -160,10 +156,7 @@ class Needs:
     def of(cls, scenario: Scenario, where: object, capability: Capability | None) -> Needs:
         """By the scenario's record, or else by the estimate.
 
-        Raises
-        ------
-        NotDescribed
-            If neither knows the step.
+        NotDescribed: if neither knows the step.
         """
         exact = if_recorded(scenario, capability)
         if exact is not None:

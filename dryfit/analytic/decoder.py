@@ -16,8 +16,6 @@ L     layers
 ====  =====================================================
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -140,10 +138,7 @@ class Decoder:
         parameters that PEFT adapts where all linear layers, or the names that the experts once had, are asked for
         (peft 0.21, utils/transformers_weight_conversion.py).
 
-        Raises
-        ------
-        UserError
-            If a name matches nothing, or half of what experts hold in one parameter, or with dropout on experts.
+        UserError: if a name matches nothing, or half of what experts hold in one parameter, or with dropout on experts.
         """
         names = {matrix.name: matrix.name for matrix in self.matrices}
         if self.experts:
@@ -175,10 +170,7 @@ class Decoder:
 
         Experts have one pair each; where two of their matrices are one parameter it has twice the rank.
 
-        Raises
-        ------
-        NotDescribed
-            With adapters of embeddings or of the output head.
+        NotDescribed: with adapters of embeddings or of the output head.
         """
         if beyond := OUTSIDE_OF_LAYERS & asked_names(lora):
             raise NotDescribed(f"the analytic estimate does not describe adapters of {', '.join(sorted(beyond))}")

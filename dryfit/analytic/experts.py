@@ -9,8 +9,6 @@ Sources: transformers 5.24 (integrations/moe.py, grouped_mm_experts_forward; mod
 (tuners/lora/layer.py, ParamWrapper).
 """
 
-from __future__ import annotations
-
 from dryfit.analytic.graph import Parameter, Tensor
 from dryfit.analytic.layers import Adapter, Layer, Network, activated, product
 from dryfit.engine.components import WEIGHT_CASTS

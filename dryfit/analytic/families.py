@@ -4,8 +4,6 @@ The sizes are the defaults of transformers' configuration classes, since a confi
 whose layers are of several kinds stand in :mod:`dryfit.analytic.hybrid_weights`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

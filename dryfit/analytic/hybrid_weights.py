@@ -668,10 +668,7 @@ _FAMILIES: dict[str, Callable[[Sizes], Hybrid]] = {
 def hybrid(model: Mapping[str, Any]) -> Hybrid:
     """The weights of a decoder of several kinds of layers.
 
-    Raises
-    ------
-    NotDescribed
-        For a family that is not known here, or a configuration that leaves a size out.
+    NotDescribed: for a family that is not known here, or a configuration that leaves a size out.
     """
     kind = model["model_type"]
     if kind not in _FAMILIES:

@@ -5,8 +5,6 @@ too: how many parameters there are, what adapters may be on, how large these are
 :mod:`dryfit.analytic.hybrid_weights` has the families.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections import Counter
 from collections.abc import Iterator
@@ -37,18 +35,12 @@ class Weight:
 
 @dataclass(frozen=True)
 class Hybrid:
-    """A decoder by the weights of its layers.
-
-    Attributes
-    ----------
-    outside
-        Weights beside those of the layers: embedding, last norm, output head if it is not tied, and others.
-    expert_names
-        What targets of adapters call an expert's gate, up and down matrices, where PEFT adapts experts; else empty.
-    """
+    """A decoder by the weights of its layers."""
 
     layers: tuple[tuple[Weight, ...], ...]
+    # Weights beside those of the layers: embedding, last norm, output head if it is not tied, and others
     outside: tuple[Weight, ...]
+    # What targets of adapters call an expert's gate, up and down matrices, where PEFT adapts experts; else empty
     expert_names: tuple[str, ...] = ()
 
     def _weights(self) -> Iterator[Weight]:
@@ -67,10 +59,7 @@ class Hybrid:
     def targets(self, lora: Lora, where: object = "lora.target_modules") -> tuple[str, ...]:
         """Names of the weights that get adapters.
 
-        Raises
-        ------
-        UserError
-            If a name matches nothing, or with dropout on experts.
+        UserError: if a name matches nothing, or with dropout on experts.
         """
         names = dict.fromkeys(weight.name for weight in self._weights() if self._takes_adapter(weight))
         adapted = {weight.name for weight in self._weights() if weight.adapted}
@@ -97,10 +86,7 @@ class Hybrid:
 
         Where two of an expert's matrices are one parameter it has twice the rank.
 
-        Raises
-        ------
-        NotDescribed
-            With adapters of embeddings or of the output head.
+        NotDescribed: with adapters of embeddings or of the output head.
         """
         if beyond := OUTSIDE_OF_LAYERS & asked_names(lora):
             raise NotDescribed(f"the analytic estimate does not describe adapters of {', '.join(sorted(beyond))}")

@@ -1,19 +1,12 @@
 """Which kernels a GPU's compute capability decides in a step: GPUs that run the same ones share what was traced."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from typing import Any
 
 from dryfit.analytic.setting import Setting, described
-from dryfit.engine.cuda_rules import (
-    DEFAULT_CAPABILITY,
-    Capability,
-    cublas_workspace_bytes,
-    efficient_workspace_bytes,
-)
+from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability, cublas_workspace_bytes, efficient_workspace_bytes
 from dryfit.scenario.fields import CHUNK_TOKENS
 from dryfit.scenario.scenario import Scenario
 
@@ -26,10 +19,7 @@ def kernels_of(scenario: Scenario, capability: Capability | None) -> tuple[Any, 
 
     The first entry is the workspace of cuBLAS in bytes; attention's kernels and their workspaces follow.
 
-    Raises
-    ------
-    NotDescribed
-        For what the estimate does not describe.
+    NotDescribed: for what the estimate does not describe.
     """
     decoder, capability = described(scenario), capability or DEFAULT_CAPABILITY
     longest = scenario.size("max_position_embeddings") or LONGEST

@@ -8,8 +8,6 @@ Sources: transformers 5.24 (models/*/modeling_*.py), peft 0.21 (tuners/lora/laye
 (autograd/_functions.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -335,10 +333,7 @@ def fused(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = expanded(net, k), expanded(net, v)
     shapes, width, head = [(x.dims, x.width) for x in (q, k, v)], q.width, net.value("d")
     workspace = partial(
-        efficient_workspace_bytes,
-        head=head,
-        dtype=setting.attention_dtype(width),
-        capability=setting.capability,
+        efficient_workspace_bytes, head=head, dtype=setting.attention_dtype(width), capability=setting.capability
     )
     net.symbols |= {"W": workspace(length, length), "d32": flash_padding(length, head)[1]}
     bias = []

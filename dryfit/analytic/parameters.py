@@ -7,8 +7,6 @@ transformers writes do.
 Source: transformers 5.24, models/deepseek_v4/modeling_deepseek_v4.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,10 +17,7 @@ from dryfit.analytic.setting import describe
 def parameter_count(model: Mapping[str, Any]) -> int:
     """Parameters of a model.
 
-    Raises
-    ------
-    NotDescribed
-        For a family that is not known here, or a configuration that leaves a size out.
+    NotDescribed: for a family that is not known here, or a configuration that leaves a size out.
     """
     if model["model_type"] != "deepseek_v4":
         return describe(dict(model, quantization_config=None)).parameter_counts()["total"]

@@ -1,7 +1,5 @@
 """What a scenario decides for the analytic estimate: its decoder, widths, attention's kernel; what is not described."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,10 +41,7 @@ def _window(model: Mapping[str, Any], read: Callable[[str], Any]) -> int:
 def describe(model: Mapping[str, Any]) -> Decoder | Hybrid:
     """Describe a decoder's weights from its transformers configuration; of a :class:`Decoder` the step follows too.
 
-    Raises
-    ------
-    NotDescribed
-        For a family that the table does not know, or a configuration whose layers differ from each other.
+    NotDescribed: for a family that the table does not know, or a configuration whose layers differ from each other.
     """
     kind = model["model_type"]
     family = FAMILIES.get(kind)
@@ -132,10 +127,7 @@ def _matrices(
 def described(scenario: Scenario, where: object = "scenario") -> Decoder:
     """The decoder of a scenario, with the checks that need its layers: target modules, learned positions.
 
-    Raises
-    ------
-    NotDescribed
-        Also where the layers are known by their weights alone.
+    NotDescribed: Also where the layers are known by their weights alone.
     """
     decoder = describe(scenario.model)
     if scenario.lora:
@@ -160,10 +152,7 @@ def described(scenario: Scenario, where: object = "scenario") -> Decoder:
 def check_described(scenario: Scenario) -> None:
     """Refuse what the estimate would silently get wrong.
 
-    Raises
-    ------
-    NotDescribed
-        For the first field whose value is not described.
+    NotDescribed: for the first field whose value is not described.
     """
     for field in FIELDS:
         value = getattr(scenario, field.name)
@@ -292,10 +281,7 @@ class Setting:
     def packing_masks(self) -> int:
         """How many masks a packed batch brings: one, or where layers alternate (Gemma 2, 3) one for each kind.
 
-        Raises
-        ------
-        NotDescribed
-            Where the configuration gives the kind of each layer by numbers that the decoder doesn't keep.
+        NotDescribed: where the configuration gives the kind of each layer by numbers that the decoder doesn't keep.
         """
         if self.decoder.window and self.scenario.model["model_type"].startswith("qwen"):
             raise NotDescribed("the analytic estimate does not describe packing where some layers have a window")

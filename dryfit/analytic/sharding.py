@@ -47,12 +47,7 @@ def units_of(setting: Setting) -> tuple[Shapes, Shapes, Shapes]:
 class Sharding:
     """The buffers of a step under FSDP2, and what each unit holds at the moment.
 
-    Parameters
-    ----------
-    net
-        The step, whose ledger is told.
-    setting
-        What it is made for.
+    ``net``: the step, whose ledger is told. ``setting``: what it is made for.
     """
 
     def __init__(self, net: object, setting: Setting) -> None:

@@ -4,8 +4,6 @@ Sources: PyTorch 2.13 (torch/optim/adamw.py); bitsandbytes: :mod:`dryfit.engine.
 loaded, in every detail: dryfit/tracing/loading.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from dryfit.analytic.graph import Ledger

@@ -3,8 +3,6 @@
 The commands and their options are those of :mod:`dryfit.ask.options`; models and GPUs come from the catalogues.
 """
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

@@ -7,9 +7,6 @@ The search is the planner's (:mod:`dryfit.planner.fastest`): the traced time of 
 knows the card's speed, or nothing is traced, rules of thumb rank, and the file says so.
 """
 
-from __future__ import annotations
-
-import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +24,7 @@ from dryfit.ask.options import json_line
 from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.cards.gpus import Gpu
 from dryfit.common.errors import UserError
-from dryfit.common.files import read_yaml, yaml_value
+from dryfit.common.files import read_yaml, write_text, yaml_value
 from dryfit.common.text import gib, yaml_text
 from dryfit.common.versions import INSTALL_TRACE, can_trace
 from dryfit.hours.run_time import Run
@@ -62,29 +59,18 @@ def writers() -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a file is written for.
-
-    Attributes
-    ----------
-    values
-        What the text of a file takes: model, sequence_length, rank, alpha, dropout, epochs, learning_rate, data.
-    fill
-        Share of a padded row that is no padding: the rows' mean length over the longest.
-    pins
-        Knobs that the question sets, with their values.
-    notes
-        What was asked for that the tool's file can't say, and what stands there instead.
-    """
+    """What a file is written for."""
 
     tool: str
     method: str | None
+    # What the text of a file takes: model, sequence_length, rank, alpha, dropout, epochs, learning_rate, data
     values: Mapping[str, Any]
     options: QuestionOptions
     gpu: Gpu
-    fill: float
+    fill: float  # share of a padded row that is no padding: the rows' mean length over the longest
     run: Run | None
-    pins: Mapping[str, str]
-    notes: Sequence[str]
+    pins: Mapping[str, str]  # knobs that the question sets, with their values
+    notes: Sequence[str]  # what was asked for that the tool's file can't say, and what stands there instead
 
 
 def named(one: Candidate) -> str:
@@ -321,6 +307,4 @@ def _write(path: Path, found: Configured) -> None:
     if path.exists():
         raise UserError("The file is there already.", where="--output", found=str(path), allowed="a new file",
                         change={"--output": f"{path.stem}-{found.goal.tool}{path.suffix}"})  # fmt: skip
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(found.text(), encoding="utf-8")
-    beside.rename(path)
+    write_text(path, found.text())

@@ -4,8 +4,6 @@
 has written, is an error.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import subprocess
@@ -49,22 +47,13 @@ class Changed:
 
 @dataclass(frozen=True)
 class StepDifference:
-    """Two steps beside each other; sizes are of one GPU.
+    """Two steps beside each other; sizes are of one GPU."""
 
-    Attributes
-    ----------
-    before, after
-        The answers of ``predict``; ``before`` is None where the file is new.
-    settings
-        The fields that differ, in the order of a scenario's fields.
-    components
-        How much more each component takes at the peak, in bytes.
-    """
-
+    # The answers of ``predict``; ``before`` is None where the file is new
     before: Mapping[str, Any] | None
     after: Mapping[str, Any]
-    settings: Sequence[Changed]
-    components: Mapping[str, int]
+    settings: Sequence[Changed]  # the fields that differ, in the order of a scenario's fields
+    components: Mapping[str, int]  # how much more each component takes at the peak, in bytes
 
     @property
     def more_bytes(self) -> int | None:

@@ -1,7 +1,5 @@
 """``divide`` and its ``--fewest``: among how many GPUs, and divided how."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 

@@ -3,13 +3,12 @@
 ``dryfit explain WHAT --count 30 --layers`` prints it; with ``--json`` the answer has ``tensors``.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any
 
 from dryfit.cards.gpus import find
+from dryfit.common.text import aligned
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.trace import trace
 
@@ -49,13 +48,8 @@ def explain(scenario: Scenario, where: object = "scenario", *, count: int = 10, 
 def table(answer: dict[str, Any]) -> str:
     """The answer as text for a terminal."""
     peak = answer["peak_allocated_bytes"]
-    rows = [COLUMNS, *(_cells(row) for row in answer["tensors"])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     lines = [f"peak {peak:,} bytes ({peak / 2**30:.2f} GiB), in the {answer['peak_phase']} phase"]
-    for row in rows:
-        cells = [cell.rjust(width) if index < 2 else cell.ljust(width) for index, (cell, width) in
-                 enumerate(zip(row, widths, strict=True))]  # fmt: skip
-        lines.append("  ".join(cells).rstrip())
+    lines += aligned([COLUMNS, *map(_cells, answer["tensors"])], right=(0, 1))
     shown = sum(row["bytes"] * row["times"] for row in answer["tensors"])
     lines.append(f"{shown:,} bytes of the peak, {100 * shown / peak:.0f} %")
     return "\n".join(lines)

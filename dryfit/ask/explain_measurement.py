@@ -5,8 +5,6 @@
 "allocated by PyTorch".
 """
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple

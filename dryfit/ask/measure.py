@@ -9,8 +9,6 @@ A measured run becomes a row of your own table of measured steps, which later an
 (:mod:`dryfit.evidence.measured`). Nothing is sent. The program saves nothing: it ends after its third update.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import statistics

@@ -3,8 +3,6 @@
 A first word that is no command is a WHAT, and the command is ``fit``. A command refuses an option that it does not use.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -142,10 +140,7 @@ _DIFF = {
     "--markdown": {"action": "store_true", "help": "the text of a comment"},
     "--json": {"action": "store_true", "help": "for programs"},
 }
-_CHECK = {
-    "files": {"nargs": "+", "metavar": "FILE"},
-    "--gpu": {"required": True, "help": _GPU},
-}
+_CHECK = {"files": {"nargs": "+", "metavar": "FILE"}, "--gpu": {"required": True, "help": _GPU}}
 OPTIONS: dict[str, dict[str, Any]] = {**_STEP, **_ANSWER, **_RUN, **_RECIPE, **_OWN}
 EXAMPLES = {"--gpu": "4090", "-s": 2048, "-b": 4, "--set": "lora.rank=64", "--rows": 50000, "--tokens-per-row": 350,
              "--epochs": 3, "--price": 1.29, "--deadline": "24h", "--grams-per-kwh": 380, "--count": 10,
@@ -155,26 +150,16 @@ EXAMPLES = {"--gpu": "4090", "-s": 2048, "-b": 4, "--set": "lora.rank=64", "--ro
 
 @dataclass(frozen=True)
 class Subcommand:
-    """A question: its options, and what its help says.
-
-    Attributes
-    ----------
-    takes
-        Its options, by their names in :data:`OPTIONS`; None for a command that is not about a WHAT.
-    needs
-        Options without which it has no answer.
-    own
-        The arguments of a command that is not about a WHAT, and how argparse takes each.
-    text
-        What the help of such a command says first.
-    """
+    """A question: its options, and what its help says."""
 
     about: str
+    # Its options, by their names in :data:`OPTIONS`; None for a command that is not about a WHAT
     takes: Sequence[str] | None = None
     examples: Sequence[str] = ()
-    needs: Sequence[str] = ()
+    needs: Sequence[str] = ()  # options without which it has no answer
+    # The arguments of a command that is not about a WHAT, and how argparse takes each
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    text: str = ""
+    text: str = ""  # what the help of such a command says first
 
 
 _OF_RUN = """

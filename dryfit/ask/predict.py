@@ -7,8 +7,6 @@ Exit status 0: each fits the GPU it names (or names none); 1: one does not fit; 
 shows the corrected line; 3: there is no answer, since something is missing here or failed.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """Hours, cost and energy of a run on the command line: what was asked, and the answer as text."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import math

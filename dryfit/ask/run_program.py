@@ -1,7 +1,5 @@
 """``dryfit run``: somebody's whole CUDA program, as it stands, on a machine without a GPU."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -5,8 +5,6 @@ and values follow from the configuration: layers x 2 x key-value heads x head si
 beside them is traced, where torch is installed: reading one prompt of the whole length, the most that a request takes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any

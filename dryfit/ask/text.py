@@ -1,7 +1,5 @@
 """An answer as text, for every command that prints one: the verdict first, then how it came about. In GiB."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import wrap
 from typing import Any

@@ -10,8 +10,6 @@ What the model, its adapters and the arguments say is read from the objects them
 the arguments' ``max_length`` unless it is given.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

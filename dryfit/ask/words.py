@@ -4,8 +4,6 @@
 knows a line's own options, a scenario's fields, the keys of other tools' files (by their readers) and plain English.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import re
@@ -129,13 +127,9 @@ def _only_model(words: Sequence[str], at: int) -> bool:
 def suggested(command: Sequence[str], changes: Mapping[str, Any], *, instead_of: str | None = None) -> str:
     """A command line to paste: what was typed, with what has to change in its place.
 
-    Parameters
-    ----------
-    changes
-        Fields of a scenario, those with parts as mappings, or options (``--rows``), with their values. None takes away
-        what was typed for a field, or says null where nothing was.
-    instead_of
-        A field as it was typed wrongly, ``lora.rnak``; it goes.
+    ``changes``: fields of a scenario, those with parts as mappings, or options (``--rows``), with their values. None
+    takes away what was typed for a field, or says null where nothing was. ``instead_of``: a field as it was typed
+    wrongly, ``lora.rnak``; it goes.
     """
     return shlex.join([PROGRAM, *changed(command, changes, instead_of=instead_of)])
 

@@ -25,29 +25,18 @@ TABLE = data_path("beside_the_step.yaml")
 
 @dataclass(frozen=True)
 class Process:
-    """What of a training's process decides what it holds beside the step.
+    """What of a training's process decides what it holds beside the step."""
 
-    Attributes
-    ----------
-    gpus
-        How many processes train together, one on each GPU.
-    groups
-        NCCL's communicators of a process; 0: it has none.
-    more_groups
-        Communicators that a process may have besides: DeepSpeed clones the group of all processes, and transformers'
-        Trainer gathers losses over the first (deepspeed/utils/groups.py, ``_clone_world_group``).
-    recipe
-        Whether a recipe was traced, and the process runs another program for the same model.
-    """
-
-    gpus: int = 1
-    groups: int = 0
+    gpus: int = 1  # how many processes train together, one on each GPU
+    groups: int = 0  # NCCL's communicators of a process; 0: it has none
     platform: str = "linux"
     expandable_segments: bool = False
     compiled: bool = False
     meshed: bool = False
+    # Communicators that a process may have besides: DeepSpeed clones the group of all processes, and transformers'
+    # Trainer gathers losses over the first (deepspeed/utils/groups.py, ``_clone_world_group``)
     more_groups: int = 0
-    recipe: bool = False
+    recipe: bool = False  # whether a recipe was traced, and the process runs another program for the same model
 
     @classmethod
     def of(cls, scenario: Scenario) -> Process:
@@ -80,22 +69,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Beside:
-    """All that is beside a step on a card.
+    """All that is beside a step on a card."""
 
-    Attributes
-    ----------
-    parts
-        What does not depend on the step's size.
-    least_share, most_share
-        Of what the step needs: how much less, and more, than the trace says it takes in real life.
-    evidence
-        Where the shares come from.
-    """
-
-    parts: tuple[Part, ...] = ()
+    parts: tuple[Part, ...] = ()  # what does not depend on the step's size
+    # Of what the step needs: how much less, and more, than the trace says it takes in real life
     least_share: float = 0.0
     most_share: float = 0.0
-    evidence: str = ""
+    evidence: str = ""  # where the shares come from
 
     def least_bytes(self, needed_bytes: int) -> int:
         """At least so much is beside a step that needs so much; below 0: the step needs less than the trace says."""

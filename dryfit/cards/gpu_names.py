@@ -5,8 +5,6 @@ several of a size the answer lists them. A size in GB is what stands on the box,
 size in GiB is taken as it is. A Mac is found by its memory, "MacBook Pro M3 Max 64GB", and is never a CUDA GPU.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Mapping

@@ -205,10 +205,7 @@ def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
     ``{vram_gib: number}``; ``{..., count: 2}``: several; ``{..., context_mib: 530}``: yours holds so much beside
     the allocator.
 
-    Raises
-    ------
-    UserError
-        If the name is unknown, if it means several GPUs, if the count is less than 1, or if nothing is left.
+    UserError: if the name is unknown, if it means several GPUs, if the count is less than 1, or if nothing is left.
     """
     if isinstance(gpu, str) and gpu.lstrip().startswith("{"):
         gpu = _mapping(gpu, where)
@@ -274,13 +271,9 @@ def from_device(
 ) -> Gpu:
     """The GPU that a device says it is: its own memory, and the CUDA context of the catalogue's of that title.
 
-    Parameters
-    ----------
-    free_bytes
-        What ``torch.cuda.mem_get_info`` says is free, this process's own context being there already: all of it is
-        usable, and what else is missing others hold. None: nobody holds anything.
-    holders
-        Names of those others.
+    ``free_bytes``: what ``torch.cuda.mem_get_info`` says is free, this process's own context being there already: all
+    of it is usable, and what else is missing others hold. None: nobody holds anything. ``holders``: names of those
+    others.
     """
     listed = next((gpu for gpu in catalogue().values() if gpu.title == title), None)
     compute_capability = float(f"{capability[0]}.{capability[1]}")
@@ -300,12 +293,8 @@ def from_device(
 def least_free(gpus: Sequence[Gpu], needs: Callable[[Gpu], int]) -> Gpu:
     """Of GPUs that share a training, the one with the least memory left beside the step; ``others`` has the rest.
 
-    Parameters
-    ----------
-    gpus
-        The GPUs in CUDA's order.
-    needs
-        Bytes that the step takes on such a GPU: other kinds run other kernels.
+    ``gpus``: the GPUs in CUDA's order. ``needs``: bytes that the step takes on such a GPU: other kinds run other
+    kernels.
     """
     if len(gpus) == 1:
         return gpus[0]
@@ -317,12 +306,8 @@ def least_free(gpus: Sequence[Gpu], needs: Callable[[Gpu], int]) -> Gpu:
 def processes_on(uuid: str, own: int) -> tuple[str, ...]:
     """Who has memory on a GPU, as ``nvidia-smi`` says it; () where it can't be asked.
 
-    Parameters
-    ----------
-    uuid
-        Of the GPU, as ``torch.cuda.get_device_properties`` has it, without the ``GPU-`` in front.
-    own
-        Number of this process, which is left out.
+    ``uuid``: of the GPU, as ``torch.cuda.get_device_properties`` has it, without the ``GPU-`` in front. ``own``: number
+    of this process, which is left out.
     """
     query = ["--query-compute-apps=gpu_uuid,pid,process_name,used_memory", "--format=csv,noheader,nounits"]
     try:
@@ -355,10 +340,7 @@ def loading_on_unified_memory(needed: Mapping[str, Any], gpu: Gpu | None) -> int
 def what_limits(needed: Mapping[str, Any], gpu: Gpu) -> list[str]:
     """What a verdict for this kind of GPU rests on: unified memory with its loading, an allocator that isn't modelled.
 
-    Parameters
-    ----------
-    needed
-        As for :func:`dryfit.cards.verdict.verdict`.
+    ``needed``: as for :func:`dryfit.cards.verdict.verdict`.
     """
     texts = [f"{gpu.title}: {UNMODELLED[gpu.allocator]}"] if not gpu.is_modelled else []
     texts += [gpu.note] if gpu.note else []

@@ -33,54 +33,29 @@ NO_VERDICT = "NO VERDICT"  # of a card whose allocator is not modelled
 
 @dataclass(frozen=True)
 class Omission:
-    """Something that an answer does not count.
+    """Something that an answer does not count."""
 
-    Attributes
-    ----------
-    what
-        Its name, as an answer says it.
-    too_low_bytes, too_high_bytes
-        By how much the answer may be too low, and too high; 0: it is not. None: nobody knows how much.
-    decides
-        Nothing can be said to fit beside it: it takes memory for certain, and nobody knows how much.
-    """
-
-    what: str
+    what: str  # its name, as an answer says it
+    # By how much the answer may be too low, and too high; 0: it is not. None: nobody knows how much.
     too_low_bytes: int | None = 0
     too_high_bytes: int | None = 0
+    # Nothing can be said to fit beside it: it takes memory for certain, and nobody knows how much
     decides: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a step fits a card.
+    """Whether a step fits a card."""
 
-    Attributes
-    ----------
-    headroom_bytes
-        Where the step itself fits: by how much smaller the card might be so that every size between suffices. Else,
-        negative: what the least lacks from which on every size suffices. None: no card is named.
-    needed_bytes
-        What was compared with the card.
-    beside
-        What else the card holds.
-    omissions
-        What the answer leaves out.
-    is_lower_bound
-        The figures are the least that the step can need, and nobody knows the most.
-    is_modelled
-        Whether the card's allocator is replayed; else nothing can be said to fit.
-    estimated
-        What the analytic estimate says by its own ranges; None: the step was traced.
-    """
-
+    # Where the step itself fits: by how much smaller the card might be so that every size between suffices. Else,
+    # negative: what the least lacks from which on every size suffices. None: no card is named.
     headroom_bytes: int | None = None
-    needed_bytes: int = 0
-    beside: Beside = NOTHING
-    omissions: tuple[Omission, ...] = ()
-    is_lower_bound: bool = False
-    is_modelled: bool = True
-    estimated: Word | None = None
+    needed_bytes: int = 0  # what was compared with the card
+    beside: Beside = NOTHING  # what else the card holds
+    omissions: tuple[Omission, ...] = ()  # what the answer leaves out
+    is_lower_bound: bool = False  # the figures are the least that the step can need, and nobody knows the most
+    is_modelled: bool = True  # whether the card's allocator is replayed; else nothing can be said to fit
+    estimated: Word | None = None  # what the analytic estimate says by its own ranges; None: the step was traced
 
     @property
     def beside_bytes(self) -> tuple[int, int]:
@@ -159,15 +134,10 @@ class Verdict:
 def verdict(needed: Mapping[str, Any], gpu: Gpu | None, process: Process = ALONE) -> Verdict:
     """The verdict on a step for a card.
 
-    Parameters
-    ----------
-    needed
-        What a trace says: ``required_bytes``, from where on every size suffices; ``also_fits_bytes``, intervals below
-        it that suffice as well (:mod:`dryfit.engine.capacities`); for unified memory ``phases`` and
-        ``host_copy_bytes``, which say what loading takes; ``peak_allocated_bytes`` where no allocator is modelled;
-        ``bounds``, where more is not known.
-    process
-        Who takes the step, which decides what is beside it.
+    ``needed``: what a trace says: ``required_bytes``, from where on every size suffices; ``also_fits_bytes``, intervals
+    below it that suffice as well (:mod:`dryfit.engine.capacities`); for unified memory ``phases`` and
+    ``host_copy_bytes``, which say what loading takes; ``peak_allocated_bytes`` where no allocator is modelled;
+    ``bounds``, where more is not known. ``process``: who takes the step, which decides what is beside it.
     """
     if gpu is None:
         return Verdict()

@@ -4,8 +4,6 @@ The model's own chat template with one system prompt. Text of a request is data:
 one of the tokenizer's control tokens is broken up, so that no request can end its own turn.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,10 +56,7 @@ def _render(tokenizer: Any, system: str, request: str, answer: str | None, shots
 def _check_template(tokenizer: Any) -> None:
     """Put a request to the tokenizer's chat template, to see whether it can be done.
 
-    Raises
-    ------
-    UserError
-        Where the template fails, each in its own way, or leaves the request out.
+    UserError: where the template fails, each in its own way, or leaves the request out.
     """
     where = "the model's chat template"
     write = "# chat_template.jinja beside the tokenizer, as the model's instruction-tuned relatives have it"

@@ -1,7 +1,5 @@
 """What this machine computes with, found without torch and before any job starts: CUDA devices, bf16, the allocator."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import re

@@ -4,8 +4,6 @@ Every JSON file between two rules goes through here: sorted keys, two spaces, a 
 so that equal content is equal bytes.
 """
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import json
@@ -167,10 +165,7 @@ def read_toml(path: str | os.PathLike) -> dict[str, Any]:
 def yaml_value(text: str, where: object) -> Any:
     """A value that came as text, such as an option's, as a YAML file would have it; what is no YAML stays text.
 
-    Raises
-    ------
-    UserError
-        For a number that does not say what it means, such as 010.
+    UserError: for a number that does not say what it means, such as 010.
     """
     import yaml
 
@@ -301,6 +296,11 @@ def sha256_file(path: str | os.PathLike) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def digest(value: object) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a JSON-like value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def write_report(
     path: str | os.PathLike, value: Mapping[str, Any], *files: str | os.PathLike, indent: int | None = 2
 ) -> None:
@@ -371,10 +371,7 @@ def read_reports(paths: Iterable[str | os.PathLike]) -> dict[str, dict]:
     A report lists the other JSON and JSON-lines files of its folder and below; a file that no report lists is refused.
     Files of other kinds, which may be gigabytes, are left to who reads them.
 
-    Raises
-    ------
-    UserError
-        As :func:`read_report` does; also for a file that none of the reports knows.
+    UserError: as :func:`read_report` does; also for a file that none of the reports knows.
     """
     paths = [Path(path) for path in paths]
     reports = {path: read_report(path) for path in paths if path.suffix == ".json" and _seals_itself(path)}
@@ -400,10 +397,7 @@ def sealed_files(path: str | os.PathLike) -> dict[Path, str]:
     One that is missing is left out, but not of such a folder, nor of a base model's small files: no rule declares these
     by their names.
 
-    Raises
-    ------
-    UserError
-        If the file is no JSON, or a report that has changed since it was written.
+    UserError: if the file is no JSON, or a report that has changed since it was written.
     """
     path = Path(path)
     if not _seals_itself(path):

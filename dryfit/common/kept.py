@@ -9,8 +9,6 @@ answer's file. No package is imported to look it up.
 An answer of a question that depends on the state of this machine must not be kept: no option asks such a question yet.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -52,12 +50,7 @@ def folder() -> Path | None:
 class KeptAnswer:
     """The answer to one question, in its file.
 
-    Parameters
-    ----------
-    words
-        The command line, without ``--fresh``.
-    asked
-        The question as it was read: a value, or several.
+    ``words``: the command line, without ``--fresh``. ``asked``: the question as it was read: a value, or several.
     """
 
     def __init__(self, words: Sequence[str], asked: object) -> None:

@@ -5,8 +5,6 @@ to say of words that mean something else. Every wrong key of a file is reported 
 brings is imported: PyYAML and jsonschema.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -71,12 +69,8 @@ def _validator() -> Any:
 def problems(value: Any, schema: dict, where: object, within: str | None = None) -> list[UserError]:
     """What is wrong with a value, in the order in which it stands there.
 
-    Parameters
-    ----------
-    where
-        What to call the place in messages.
-    within
-        The key that the value stands under, if it is part of a file.
+    ``where``: what to call the place in messages. ``within``: the key that the value stands under, if it is part of a
+    file.
     """
     if within:
         value, schema = {within: value}, {"properties": {within: schema}}
@@ -92,10 +86,7 @@ def problems(value: Any, schema: dict, where: object, within: str | None = None)
 def validate(value: Any, schema: dict, where: object = "the configuration") -> None:
     """Check a value against a schema.
 
-    Raises
-    ------
-    UserError
-        For all that is wrong, each with the line to write.
+    UserError: for all that is wrong, each with the line to write.
     """
     if wrong := problems(value, schema, where):
         raise UserError.several(wrong)

@@ -1,7 +1,5 @@
 """What a command line does around its work: messages to standard error, progress, errors without a traceback."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys
@@ -65,11 +63,6 @@ def left_out_if_it_fails(name: str, failed: list[str] | None) -> Iterator[None]:
         log.debug("the search for %s failed", name, exc_info=True)
         if failed is not None:
             failed.append(name)
-
-
-def moved(old: str, new: str) -> None:
-    """Say that a command has a new name; the old one goes on working."""
-    print(f"python -m {old} is now python -m {new}", file=sys.stderr)
 
 
 class _Line:

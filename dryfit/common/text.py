@@ -3,12 +3,10 @@
 Sizes are in GiB of 2^30 bytes. GB are the rule of thumb's alone, in the documents that quote it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 GIB, MIB = 2**30, 2**20
@@ -53,6 +51,18 @@ def yaml_text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(yaml_text, value)) + "]"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> list[str]:
+    """Lines of columns, each as wide as its longest cell; ``right``: the columns whose cells end at one edge."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def printable(text: str) -> str:

@@ -1,7 +1,5 @@
 """Experts that a file has one by one: a record holds them as one tensor, and here they arrive and are merged."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from dryfit.derived.layers import Composition, UnknownOrder

@@ -18,21 +18,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dryfit.common.digests import digest
-from dryfit.common.files import sha256_file
+from dryfit.common.files import digest, sha256_file
 from dryfit.common.versions import STACK, versions
 from dryfit.data import data_path
 from dryfit.derived.arrivals import arrived
 from dryfit.derived.families import ModelFamily, Numbers, family_of
 from dryfit.derived.layers import CHUNK, Composition, Kinds, Layers, UnknownOrder, is_made
-from dryfit.derived.sizes import (
-    Inexact,
-    by_rule,
-    chunks,
-    last_chunk,
-    value,
-    with_rounded,
-)
+from dryfit.derived.sizes import Inexact, by_rule, chunks, last_chunk, value, with_rounded
 from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
 from dryfit.engine.loading_rules import ORDERS
 from dryfit.scenario.fields import MICRO_BATCHES, scenario_defaults
@@ -55,17 +47,12 @@ class NoRecord(Exception):
 
 @dataclass(frozen=True)
 class StepKey:
-    """A scenario as records have it.
-
-    Attributes
-    ----------
-    settings, particular, flags
-        What decides a step's events beside numbers: of the scenario, of the model, and by numbers.
-    """
+    """A scenario as records have it."""
 
     family: ModelFamily
     numbers: Numbers
     kinds: Kinds
+    # What decides a step's events beside numbers: of the scenario, of the model, and by numbers
     settings: Mapping[str, Any]
     particular: Mapping[str, Any]
     flags: Mapping[str, Any]
@@ -74,10 +61,7 @@ class StepKey:
     def of(cls, scenario: Scenario, capability: Capability | None = None) -> StepKey:
         """Take a scenario apart, on a GPU of this compute capability.
 
-        Raises
-        ------
-        NoRecord
-            If no record could answer it.
+        NoRecord: if no record could answer it.
         """
         family = family_of(scenario.model)
         if family is None:
@@ -133,10 +117,7 @@ def _unusual(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
 class Form:
     """One variant of a family's record.
 
-    Parameters
-    ----------
-    content
-        What :mod:`dryfit.recorder.teaching` writes.
+    ``content``: what :mod:`dryfit.recorder.teaching` writes.
     """
 
     def __init__(self, content: Mapping[str, Any]) -> None:
@@ -160,10 +141,7 @@ class Form:
     def compose(self, kinds: Kinds, numbers: Mapping[str, int], capability: Capability) -> list[Composition]:
         """The events of a step, loading included: in each order that is tried, where chance decides about that.
 
-        Raises
-        ------
-        UnknownOrder
-            If the layers come in an order that was not recorded.
+        UnknownOrder: if the layers come in an order that was not recorded.
         """
         known = with_rounded(numbers, capability)
         chunked = CHUNK * numbers.get("c", 0)
@@ -293,10 +271,7 @@ def _opened(path: Path) -> Records | NoRecord:
 def records_of(family: str) -> Records:
     """The records of a family, read once.
 
-    Raises
-    ------
-    NoRecord
-        As :class:`Records`.
+    NoRecord: as :class:`Records`.
     """
     found = _opened(data_path("records", f"{family}.zip"))
     if isinstance(found, NoRecord):
@@ -307,10 +282,7 @@ def records_of(family: str) -> Records:
 def form_of(scenario: Scenario, capability: Capability | None = None) -> tuple[Form, StepKey]:
     """The variant of a record that answers a scenario on a GPU of this compute capability.
 
-    Raises
-    ------
-    NoRecord
-        If none does, with the reason.
+    NoRecord: if none does, with the reason.
     """
     asked = StepKey.of(scenario, capability)
     form = records_of(asked.family.name).form(asked.key())
@@ -322,10 +294,7 @@ def form_of(scenario: Scenario, capability: Capability | None = None) -> tuple[F
 def composed_step(scenario: Scenario, capability: Capability | None = None) -> tuple[Form, list[Composition]]:
     """A scenario's step from its family's record, in each order of loading that is tried.
 
-    Raises
-    ------
-    NoRecord
-        If no record answers it, with the reason.
+    NoRecord: if no record answers it, with the reason.
     """
     form, asked = form_of(scenario, capability)
     try:

@@ -6,8 +6,6 @@ Nothing in a template names a layer: what lives on past its stretch says where i
 The chunks of a loss are passed over like layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,20 +19,12 @@ class UnknownOrder(Exception):
 
 
 class Composition(NamedTuple):
-    """A step's events.
+    """A step's events."""
 
-    Attributes
-    ----------
-    events
-        ``(id, bytes)`` for an allocation, ``(-id, 0)`` for its end, ``(0, 0)`` where free segments are given back.
-    marks
-        ``(phase, step, index of its first event)``.
-    about
-        By id, counted from 1: what it is for, and its size's number among the record's expressions.
-    """
-
+    # ``(id, bytes)`` for an allocation, ``(-id, 0)`` for its end, ``(0, 0)`` where free segments are given back
     events: list[tuple[int, int]]
-    marks: list[tuple[str, int, int]]
+    marks: list[tuple[str, int, int]]  # ``(phase, step, index of its first event)``
+    # By id, counted from 1: what it is for, and its size's number among the record's expressions
     about: list[tuple[int, int]]
 
 
@@ -133,10 +123,7 @@ class Layers:
     def choose(self, at: int, kinds: Kinds, layer: int) -> int | None:
         """The template of a layer in a pass; None: the pass leaves it out.
 
-        Raises
-        ------
-        UnknownOrder
-            If layers around it come in an order that was not recorded.
+        UnknownOrder: if layers around it come in an order that was not recorded.
         """
         known = self._choices[at]
         around = window(kinds, layer, self._radius[at])

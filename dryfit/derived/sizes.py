@@ -6,8 +6,6 @@ tokens of a row, ``b`` rows, ``h`` the hidden size, and so on. Others follow fro
 rounded up to 128.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,10 +62,7 @@ def symbols_of(name: str) -> list[str]:
 def value(expression: Expression, known: Mapping[str, int]) -> int:
     """An expression's value, exactly.
 
-    Raises
-    ------
-    Inexact
-        If it was whole wherever it was fitted, and is not whole here.
+    Inexact: if it was whole wherever it was fitted, and is not whole here.
     """
     terms, width = expression
     top, bottom = 0, 1

@@ -1,7 +1,5 @@
 """A step's memory by the derived form: peaks, components and terms, and whether a card suffices."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -172,10 +170,7 @@ def in_words(module: str, operator: str) -> str:
 def derived_step(scenario: Scenario, capability: Capability | None = None) -> DerivedStep:
     """The step, from its family's record.
 
-    Raises
-    ------
-    NoRecord
-        If no record answers it, with the reason.
+    NoRecord: if no record answers it, with the reason.
     """
     asked = StepKey.of(scenario)
     key = json.dumps([asked.key(), asked.numbers, "".join(asked.kinds)], sort_keys=True)

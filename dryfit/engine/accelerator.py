@@ -26,10 +26,7 @@ _depth = 0
 def accelerator() -> Iterator[None]:
     """Let PyTorch's C++ believe in a GPU inside; nested, the outermost counts.
 
-    Raises
-    ------
-    TraceError
-        If the library is needed and can't be compiled.
+    Raises :class:`TraceError` if the library is needed and can't be compiled.
     """
     global _depth
     if torch.backends.cuda.is_built():

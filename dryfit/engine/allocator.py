@@ -114,33 +114,21 @@ class AllocatorState:
 
     A subclass says what a block is (``allocate``, ``free_block``, ``release``, ``copy``, ``signature``). These classes
     are the ones to read. :class:`~dryfit.engine.replay.NativeAllocator` does the same, much faster.
-
-    Attributes
-    ----------
-    allocated, requested, reserved
-        Bytes of the blocks in use, of the requests in them, and of what the driver was asked for.
-    peaks
-        The largest of these three since the last mark, in bytes.
-    retries
-        How often free memory was given back because the capacity did not suffice.
-    capacity
-        What segments may take together, in bytes.
-    risen
-        The largest sums of segments that were asked for and are not beyond the capacity, as they rose, and the event
-        that asked for each: with less than the last one another history begins (:mod:`dryfit.engine.capacities`).
-    sums
-        All that were asked for, within the capacity or beyond it, since somebody began to listen; None: nobody does.
-    released
-        Called with the index of the event, where free segments were given back because one was beyond the capacity.
     """
 
     def __init__(self, streams: Mapping[int, int] | None = None) -> None:
         self.streams = streams or {}  # by id; 0 where it isn't there; below 0: a private pool of CUDA graphs
-        self.allocated = self.requested = self.reserved = self.retries = 0
-        self.peaks = (0, 0, 0)
-        self.capacity = PLENTY
+        # Bytes of the blocks in use, of the requests in them, and of what the driver was asked for.
+        self.allocated = self.requested = self.reserved = 0
+        self.retries = 0  # how often free memory was given back because the capacity did not suffice
+        self.peaks = (0, 0, 0)  # the largest of these three since the last mark, in bytes
+        self.capacity = PLENTY  # what segments may take together, in bytes
+        # The largest sums of segments that were asked for and are not beyond the capacity, as they rose, and the event
+        # that asked for each: with less than the last one another history begins (`capacities`).
         self.risen: list[tuple[int, int]] = [(0, 0)]
+        # All that were asked for, within the capacity or beyond it, since somebody began to listen; None: nobody does.
         self.sums: list[int] | None = None
+        # Called with the index of the event, where free segments were given back because one was beyond the capacity.
         self.released: Callable[[int], None] | None = None
 
     def run(
@@ -148,17 +136,10 @@ class AllocatorState:
     ) -> None:
         """Serve events from index ``first`` to before ``last``.
 
-        Parameters
-        ----------
-        grow
-            Whether the capacity rises where it does not suffice.
-        trail
-            Gets the bytes of blocks in use before each event.
+        ``grow``: whether the capacity rises where it does not suffice. ``trail``: gets the bytes of blocks in use
+        before each event.
 
-        Raises
-        ------
-        OutOfMemory
-            If the capacity does not suffice, and does not grow.
+        Raises :class:`OutOfMemory` if the capacity does not suffice, and does not grow.
         """
         allocated, requested, reserved = self.peaks
         for index in range(first, last):

@@ -43,7 +43,8 @@ def attention_on(target: str, capability: tuple[int, int], platform: str) -> Cal
     ) -> torch.Tensor:
         query, key, value = attention_operands(query, key, value)
         if hasattr(query, "_local_tensor"):  # DTensors: one operator, which context parallel answers by its ring
-            return _divided(choose, query, key, value, attn_mask, dropout_p, is_causal, **scale_and_groups)
+            kernel = choose(*(each._local_tensor for each in (query, key, value)), attn_mask, dropout_p)
+            return by_operator(kernel, query, key, value, attn_mask, dropout_p, is_causal, **scale_and_groups)
         if not query.dtype == key.dtype == value.dtype:  # ATen attention.cpp, validate_sdpa_input
             raise RuntimeError(
                 f"query, key and value differ in dtype ({query.dtype}, {key.dtype}, {value.dtype}), and no autocast is"
@@ -117,8 +118,8 @@ def _formula_with_dropout(
     return product(scores, value).to(dtype)
 
 
-def _divided(
-    choose: Callable[..., SDPBackend],
+def by_operator(
+    kernel: SDPBackend,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -129,9 +130,8 @@ def _divided(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Attention over DTensors as the operator that ATen dispatches it to. Shapes: batch, heads, tokens, head size."""
+    """Attention as the operator that ATen dispatches it to. Shapes: batch, heads, tokens, head size."""
     aten = torch.ops.aten
-    kernel = choose(*(each._local_tensor for each in (query, key, value)), mask, dropout)
     if kernel == SDPBackend.EFFICIENT_ATTENTION:
         keeps = any(each.requires_grad for each in (query, key, value))
         operator = aten._scaled_dot_product_efficient_attention
@@ -173,10 +173,7 @@ def cuda_kernel(
 ) -> SDPBackend:
     """Which kernel ``scaled_dot_product_attention`` takes on a GPU, among those that are built in and enabled.
 
-    Raises
-    ------
-    AttentionKernelError
-        If the only kernels that are enabled can't take these tensors.
+    Raises :class:`AttentionKernelError` if the only kernels that are enabled can't take these tensors.
     """
     head = query.shape[-1]
     chosen = cuda_rules.attention_kernel(

@@ -50,12 +50,8 @@ def attention_operands(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 class MetaAutocast(TorchFunctionMode):
     """Casts as autocast of ``device`` would. :func:`emulated` turns it on and off.
 
-    Parameters
-    ----------
-    device
-        Whose policy: ``cuda`` or ``cpu``.
-    on_cast
-        Called with each 16-bit copy of a weight that the cache keeps.
+    ``device``: whose policy: ``cuda`` or ``cpu``. ``on_cast``: called with each 16-bit copy of a weight that the cache
+    keeps.
     """
 
     def __init__(self, device: str, on_cast: Callable[[torch.Tensor], None] | None = None) -> None:

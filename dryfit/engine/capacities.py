@@ -28,19 +28,13 @@ Interval = tuple[int, int]  # capacities from the first number to before the sec
 
 @dataclass(frozen=True)
 class Capacities:
-    """The capacities in bytes, without a CUDA context, that serve a sequence.
+    """The capacities in bytes, without a CUDA context, that serve a sequence."""
 
-    Attributes
-    ----------
-    required_bytes
-        From here on every capacity suffices that was replayed: in steps of at most 1/512 of the blocks in use at the
-        peak, and every one that was asked about.
-    also_fits
-        Intervals below it, from the first number to before the second, around sizes that were asked about: they suffice
-        as well, by luck.
-    """
-
+    # From here on every capacity suffices that was replayed: in steps of at most 1/512 of the blocks in use at the
+    # peak, and every one that was asked about.
     required_bytes: int
+    # Intervals below it, from the first number to before the second, around sizes that were asked about: they suffice
+    # as well, by luck.
     also_fits: tuple[Interval, ...] = ()
 
     def fits(self, capacity_bytes: int) -> bool:

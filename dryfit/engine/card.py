@@ -104,42 +104,23 @@ A100 = Card("NVIDIA A100-SXM4-80GB", (8, 0), 108, 85_097_971_712, 40 * 2**20)
 
 @dataclass
 class Simulation:
-    """A card that is simulated at the moment, and what happened meanwhile.
-
-    Attributes
-    ----------
-    card
-        The card.
-    choose
-        Which of an autotuner's configurations wins, by the kernel's name and the configurations.
-    pads
-        Whether Inductor pads products of odd sizes, which it decides by a benchmark on the GPU.
-    templates
-        Whether Inductor's own products win against cuBLAS in the benchmarks of ``max-autotune``.
-    attended_keys
-        How many keys a query of FlexAttention sees in the mean, which its time depends on; None: half of them.
-    chosen
-        By kernel, from how many configurations which one was taken.
-    programs
-        Programs that were to be run (``ldconfig``), and were not.
-    missing
-        C extensions that were to be imported, and have no entry in the table of :mod:`.extensions`.
-    tuners
-        Autotuners of Triton that have chosen here, with what they knew before.
-    index
-        Which of the machine's cards this process has.
-    """
+    """A card that is simulated at the moment, and what happened meanwhile."""
 
     card: Card
+    # Which of an autotuner's configurations wins, by the kernel's name and the configurations.
     choose: Callable[[str, list], int]
-    pads: bool = False
-    templates: bool = False
+    pads: bool = False  # whether Inductor pads products of odd sizes, which it decides by a benchmark on the GPU
+    templates: bool = False  # whether Inductor's own products win against cuBLAS in the benchmarks of `max-autotune`
+    # How many keys a query of FlexAttention sees in the mean, which its time depends on; None: half of them.
     attended_keys: float | None = None
+    # By kernel, from how many configurations which one was taken.
     chosen: dict[str, tuple[int, str]] = field(default_factory=dict)
-    programs: list[str] = field(default_factory=list)
+    programs: list[str] = field(default_factory=list)  # programs that were to be run (`ldconfig`), and were not
+    # C extensions that were to be imported, and have no entry in the table of `.extensions`.
     missing: list[str] = field(default_factory=list)
+    # Autotuners of Triton that have chosen here, with what they knew before.
     tuners: list[tuple[Any, dict]] = field(default_factory=list)
-    index: int = 0
+    index: int = 0  # which of the machine's cards this process has
 
     def forget_choices(self) -> None:
         """Let autotuners compare anew, as in a process that starts: a step then never depends on those before it."""
@@ -223,7 +204,7 @@ def answers_of(card: Card, index: int = 0) -> list[tuple[Any, str, Any]]:
     places.append((torch.version, "cuda", torch.version.cuda or "13.0"))
     # A wrapper of Inductor imports it, and packages hand it to their launches; a build without CUDA lacks it.
     places.append((torch._C, "_cuda_getCurrentRawStream", lambda device: 0))
-    places.append((torch.cuda.nccl, "version", lambda: NCCL))  # PyTorch's profiler asks it in a group of GPUs
+    places.append((torch.cuda.nccl, "version", lambda: NCCL))  # its profiler and log of errors ask
     return places
 
 

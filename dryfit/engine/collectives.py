@@ -19,18 +19,10 @@ _SENDING = ("gather", "reduce", "broadcast", "alltoall", "scatter")
 
 
 class GpuGroup(NamedTuple):
-    """GPUs that talk to each other.
+    """GPUs that talk to each other."""
 
-    Attributes
-    ----------
-    name
-        Of the mesh's dimension, such as ``tp``; ``""``: the job's own group.
-    ranks
-        Their numbers in the job, in order.
-    """
-
-    name: str
-    ranks: tuple[int, ...]
+    name: str  # of the mesh's dimension, such as `tp`; `""`: the job's own group
+    ranks: tuple[int, ...]  # their numbers in the job, in order
 
     @property
     def size(self) -> int:
@@ -81,12 +73,7 @@ def kind_of(name: str) -> str:
 def whole_bytes(name: str, inputs: Sequence[int], outputs: Sequence[int]) -> int:
     """Bytes of the whole tensor that a collective gathers, sums or exchanges; 0: nothing is sent.
 
-    Parameters
-    ----------
-    name
-        The operator's, ``c10d::allreduce_``.
-    inputs, outputs
-        Bytes of each of its tensors.
+    ``name``: the operator's, ``c10d::allreduce_``. ``inputs``, ``outputs``: bytes of each of its tensors.
     """
     kind = kind_of(name)
     if kind in POINT_TO_POINT:

@@ -67,10 +67,7 @@ def grouped(components: Mapping[str, int], *, adapters: bool) -> dict[str, int]:
 
     ``adapters``: only adapters are trained, so that gradients and optimizer states are theirs.
 
-    Raises
-    ------
-    KeyError
-        For a name that is not in the list.
+    Raises :class:`KeyError` for a name that is not in the list.
     """
     sums = dict.fromkeys(GROUPS, 0)
     for component, size in components.items():

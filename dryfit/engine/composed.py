@@ -15,7 +15,7 @@ go over it behind the third record. Who calls this has to know that a step has n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -43,11 +43,6 @@ class Composer:
         Whether frees in a row are taken in the order of their allocations: layers of several kinds may end theirs in
         another order at another depth. Where tensors of two kinds look alike, their own order tells them apart.
 
-    Attributes
-    ----------
-    structure
-        What is the same in steps whose events differ in size alone.
-
     Raises
     ------
     Unlike
@@ -61,6 +56,7 @@ class Composer:
         self._records = shorter, longer
         self._in_order = like._in_order if like is not None else in_order
         self.shorter, self.longer = self._listed(shorter), self._listed(longer)
+        # What is the same in steps whose events differ in size alone.
         self.structure = self.shorter.structure, self.longer.structure
         if like is not None and like.structure != self.structure:
             raise Unlike("the events are others")
@@ -89,10 +85,7 @@ class Composer:
     def longer_than(self, shorter: Record) -> Record:
         """The longer record at a size at which the shorter model alone was traced.
 
-        Raises
-        ------
-        Unlike
-            If its events are others.
+        Raises :class:`Unlike` if its events are others.
         """
         before, after = self._records
         own, longer = self._listed(shorter), self.longer
@@ -104,16 +97,11 @@ class Composer:
             raise Unlike("other blocks wait for another stream")
         places, (of_bytes, of_moments) = self._periods.in_shorter(), self._added
         sizes, reused = own.sizes[places] + of_bytes, own.reused[places] + of_moments
-        record = WrittenRecord(Columns(longer.kinds, sizes, longer.targets, reused, longer.about, longer.told))
-        record.marks = [
-            (phase, step, here + end - first)
-            for (phase, step, here), (_, _, end), (_, _, first) in zip(
-                shorter.marks, after.marks, before.marks, strict=True
-            )
-        ]
-        record.warnings, record.kernels_run = dict(after.warnings), Counter(after.kernels_run)
-        record.workspaces.cudnn_bytes = after.workspaces.cudnn_bytes
-        return record
+        columns = Columns(longer.kinds, sizes, longer.targets, reused, longer.about, longer.told)
+        marks = zip(shorter.marks, after.marks, before.marks, strict=True)
+        return _written(
+            columns, [(*mark, here + end - first) for (*mark, here), (_, _, end), (_, _, first) in marks], after
+        )
 
     @cached_property
     def _added(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,17 +112,12 @@ class Composer:
     def at(self, more: int) -> Record:
         """The record of the model with so many periods of layers more than the longer one.
 
-        Raises
-        ------
-        Unlike
-            If something does not grow evenly.
+        Raises :class:`Unlike` if something does not grow evenly.
         """
         before, after = self._records
-        record = WrittenRecord(self._columns(more))
         ends = ([mark[2] for mark in marks] for marks in (before.marks, after.marks))
-        record.marks = [(*mark, end) for mark, end in self._phases.at(*ends, more)]
-        record.warnings = dict(after.warnings)
-        record.workspaces.cudnn_bytes = after.workspaces.cudnn_bytes
+        marks = [(*mark, end) for mark, end in self._phases.at(*ends, more)]
+        record = _written(self._columns(more), marks, after)
         few, many = before.kernels_run, after.kernels_run
         record.kernels_run = Counter({name: count + (count - few[name]) * more for name, count in many.items()})
         record.costs = self._costs and self._costs.at(more)
@@ -152,6 +135,14 @@ class Composer:
         kinds, targets, about = self._alike[more]
         sizes, reused = extended(few.sizes, many.sizes, more), extended(few.reused, many.reused, more)
         return Columns(kinds, sizes, targets, reused, about, many.told)
+
+
+def _written(columns: Columns, marks: Iterable[tuple[str, int, int]], like: Record) -> WrittenRecord:
+    """A record of events and marks, whose warnings, launches and workspaces are another's."""
+    record = WrittenRecord(columns)
+    record.marks, record.warnings, record.kernels_run = [*marks], dict(like.warnings), Counter(like.kernels_run)
+    record.workspaces.cudnn_bytes = like.workspaces.cudnn_bytes
+    return record
 
 
 class _Places:
@@ -256,20 +247,9 @@ def _places(costs: CostRecorder) -> torch.Tensor:
 class SecondStep:
     """The second step of a record, which the first one tells: it allocates the same, but for the optimizer's states.
 
-    Parameters
-    ----------
-    record
-        Of two steps.
+    ``record``: of two steps.
 
-    Attributes
-    ----------
-    one_by_one
-        Whether each phase but the optimizer's allocates the same in both steps, one by one.
-
-    Raises
-    ------
-    Unlike
-        If the second step allocates something that the first does not, or in another order.
+    Raises :class:`Unlike` if the second step allocates something that the first does not, or in another order.
     """
 
     def __init__(self, record: Record) -> None:
@@ -280,7 +260,7 @@ class SecondStep:
         )
         self._first = record.start(1)  # event of the second step
         self._sources = [*range(self._first)]  # by event of both steps, that of the first step with its bytes; or -1
-        self.one_by_one = True
+        self.one_by_one = True  # whether each phase but the optimizer's allocates the same in both steps, one by one
         phases = {phase for phase, _, _ in record.spans(1)}
         places = {phase: (self._allocated(phase, 0), self._allocated(phase, 1)) for phase in phases}
         source_of: dict[int, int] = {}
@@ -289,7 +269,8 @@ class SecondStep:
             if phase == "optimizer":
                 self._of_weights += after
             else:
-                self.one_by_one &= len([one for one in before if not self._stays(one)]) == len(after)
+                passing = [one for one in before if self.both.told[self._about[one]][0] != WORKSPACES]
+                self.one_by_one &= len(passing) == len(after)
             source_of |= self._matched(before, after)
         self._sources += [source_of.get(place, -1) for place in range(self._first, len(self.both))]
 
@@ -309,9 +290,6 @@ class SecondStep:
         spans = (range(first, last) for name, first, last in self.record.spans(step) if name == phase)
         return [place for span in spans for place in span if self._kinds[place] == ALLOCATED]
 
-    def _stays(self, place: int) -> bool:
-        return self.both.told[self._about[place]][0] == WORKSPACES
-
     def same_as(self, other: SecondStep) -> bool:
         """Whether at another size of the step the same event of the first one tells each event of the second."""
         same = torch.equal(self.both.reused, other.both.reused) and self.record.marks == other.record.marks
@@ -320,10 +298,7 @@ class SecondStep:
     def behind(self, first: Record) -> Record:
         """Both steps at a size at which the first alone was traced.
 
-        Raises
-        ------
-        Unlike
-            If its events are others.
+        Raises :class:`Unlike` if its events are others.
         """
         refuse_beyond(first)
         known, own = self.record, Columns.of(first)
@@ -337,11 +312,8 @@ class SecondStep:
         if any(int(sizes[place]) != self._sizes[place] for place in self._of_weights):
             raise Unlike("the optimizer's step depends on the size of the batch")
         both = self.both
-        record = WrittenRecord(Columns(both.kinds, sizes, both.targets, both.reused, both.about, both.told))
-        record.marks, record.warnings = list(known.marks), dict(known.warnings)
-        record.kernels_run = Counter(known.kernels_run)
-        record.workspaces.cudnn_bytes = known.workspaces.cudnn_bytes
-        return record
+        columns = Columns(both.kinds, sizes, both.targets, both.reused, both.about, both.told)
+        return _written(columns, known.marks, known)
 
     @property
     def _structure_of_first(self) -> int:
@@ -388,10 +360,7 @@ class SecondSteps:
 def refuse_beyond(record: Record) -> None:
     """Refuse a record that holds what is not composed.
 
-    Raises
-    ------
-    Unlike
-        If it does.
+    Raises :class:`Unlike` if it does.
     """
     if record.origins is not None or record.compiled is not None:
         raise Unlike("the record holds what is not composed")

@@ -20,6 +20,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from .collectives import EXCHANGES, GpuGroup, everybody, group_of, sent_share, whole_bytes
+from .origins import short
 
 PRODUCT, ATTENTION, MEMORY, COLLECTIVE = "products", "attention", "memory", "collectives"
 KINDS = (PRODUCT, ATTENTION, MEMORY, COLLECTIVE)
@@ -39,37 +40,18 @@ _PICKED = (
 
 
 class Operator(NamedTuple):
-    """A kernel and what it costs.
+    """A kernel and what it costs."""
 
-    Attributes
-    ----------
-    name
-        The operator's, ``aten::mm``; of a stand-in for a kernel, that kernel's.
-    kind
-        One of :data:`KINDS`.
-    dtype
-        What products are computed in, such as ``bfloat16``.
-    flops
-        Multiplications and additions.
-    bytes
-        Read and written; of a collective, of the whole tensor that it gathers, sums or exchanges; of a send or receipt,
-        of what is moved.
-    shape
-        Of a product ``(matrices, rows, columns, inner)``; else ``()``.
-    made_bytes
-        Of the largest tensor that it makes anew.
-    group
-        Of a collective: the GPUs that it connects.
-    """
-
-    name: str
-    kind: str
-    dtype: str
-    flops: int
+    name: str  # the operator's, `aten::mm`; of a stand-in for a kernel, that kernel's
+    kind: str  # one of `KINDS`
+    dtype: str  # what products are computed in, such as `bfloat16`
+    flops: int  # multiplications and additions
+    # Read and written; of a collective, of the whole tensor that it gathers, sums or exchanges; of a send or receipt,
+    # of what is moved.
     bytes: int
-    shape: tuple[int, ...] = ()
-    made_bytes: int = 0
-    group: GpuGroup | None = None
+    shape: tuple[int, ...] = ()  # of a product `(matrices, rows, columns, inner)`; else `()`
+    made_bytes: int = 0  # of the largest tensor that it makes anew
+    group: GpuGroup | None = None  # of a collective: the GPUs that it connects
 
     @property
     def moved_bytes(self) -> float:
@@ -80,45 +62,24 @@ class Operator(NamedTuple):
 class CostRecorder:
     """The kernels of a step in the order in which the program launches them.
 
-    Parameters
-    ----------
-    last_step
-        The number of the step that is recorded.
-    gpus
-        How many GPUs a collective connects whose group isn't known.
-
-    Attributes
-    ----------
-    on
-        Whether that step is running.
-    operators
-        Each operator and shapes once.
-    calls
-        For each launch, in order, the index of its operator.
-    streams
-        For each launch the stream; 0 is the one that models compute on.
-    phases
-        ``(phase, index of its first launch)`` in order.
-    waits
-        ``(index of the next launch, waiting stream, stream, launches)``: it waits for those of the other stream's
-        kernels that are among the first so many launches. Waiting stream None: the program.
-    without_kernel
-        How many operators launched none, such as views.
-    module_now, modules
-        Asked at each launch, and what it said: the module's name. None: not asked.
+    ``last_step``: the number of the step that is recorded. ``gpus``: how many GPUs a collective connects whose group
+    isn't known.
     """
 
     def __init__(self, last_step: int, gpus: int = 1) -> None:
-        self.on = False
+        self.on = False  # whether that step is running
         self._last, self._gpus = last_step, gpus
         self._known: dict[tuple, tuple[int, ...]] = {}
         self._quiet: set[Any] = set()
-        self.operators: list[Operator] = []
-        self.calls: list[int] = []
-        self.streams: list[int] = []
-        self.phases: list[tuple[str, int]] = []
+        self.operators: list[Operator] = []  # each operator and shapes once
+        self.calls: list[int] = []  # for each launch, in order, the index of its operator
+        self.streams: list[int] = []  # for each launch the stream; 0 is the one that models compute on
+        self.phases: list[tuple[str, int]] = []  # `(phase, index of its first launch)` in order
+        # `(index of the next launch, waiting stream, stream, launches)`: it waits for those of the other stream's
+        # kernels that are among the first so many launches. Waiting stream None: the program.
         self.waits: list[tuple[int, int | None, int, int]] = []
-        self.without_kernel = 0
+        self.without_kernel = 0  # how many operators launched none, such as views
+        # Asked at each launch, and what it said: the module's name. None: not asked.
         self.module_now: Callable[[], str] | None = None
         self.modules: list[str] = []
 
@@ -234,14 +195,14 @@ class CostRecorder:
                 yield Operator(name, COLLECTIVE, "", 0, whole)
         elif name == "bitsandbytes::gemm_4bit":  # with many rows: decoded to 16 bits, then multiplied
             inner, weights = args[0], prod(args[2])
-            width, dtype = inner.element_size(), _dtype(inner)
+            width, dtype = inner.element_size(), short(inner.dtype)
             yield Operator("dequantize_4bit", MEMORY, "", 0, weights // 2 + weights * width)
             rows, columns = inner.numel() // inner.shape[-1], weights // inner.shape[-1]
             moved = touched_bytes([inner, *outputs]) + weights * width
             yield Operator(name, PRODUCT, dtype, 2 * rows * weights, moved, (1, rows, columns, inner.shape[-1]))
         elif func._overloadpacket in _CPU_ATTENTION:
             flops = _CPU_ATTENTION[func._overloadpacket](args, kwargs)
-            yield Operator(name, ATTENTION, _dtype(inputs[0]), flops, touched_bytes(inputs + outputs))
+            yield Operator(name, ATTENTION, short(inputs[0].dtype), flops, touched_bytes(inputs + outputs))
         elif func._overloadpacket in flop_registry:
             counted = [
                 value for argument, value in zip(schema.arguments, args, strict=False) if argument.name != "out_dtype"
@@ -253,7 +214,7 @@ class CostRecorder:
             kind = ATTENTION if "attention" in name or "flash" in name else PRODUCT
             shape = _product_shape(name, factors, output) if kind == PRODUCT else ()
             one = (factors or inputs)[-1 if kind == PRODUCT else 0]  # attention's last are its sums, in fp32
-            yield Operator(name, kind, _dtype(one), flops, touched_bytes(inputs + outputs), shape)
+            yield Operator(name, kind, short(one.dtype), flops, touched_bytes(inputs + outputs), shape)
         elif name.startswith((*_PICKED, *_MADE)):
             yield Operator(name, MEMORY, "", 0, touched_bytes(outputs) * (1 if name.startswith(_MADE) else 2))
         else:
@@ -297,7 +258,7 @@ def product(name: str, rows: torch.Tensor, weight: torch.Tensor, output: torch.T
     outputs, inner = weight.shape
     count = rows.numel() // inner
     moved = touched_bytes((rows, weight, output))
-    launch(Operator(name, PRODUCT, _dtype(rows), 2 * count * outputs * inner, moved, (1, count, outputs, inner)))
+    launch(Operator(name, PRODUCT, short(rows.dtype), 2 * count * outputs * inner, moved, (1, count, outputs, inner)))
 
 
 def attention(
@@ -325,7 +286,7 @@ def attention(
     moved = 2 * (touched_bytes([query]) + touched_bytes([key])) * (2 if backward else 1)
     name = f"{kernel}_attention" + ("_backward" if backward else "")
     times = BACKWARD_ATTENTION if backward else 1
-    launch(Operator(name, ATTENTION, _dtype(query), int(flops * times), moved))
+    launch(Operator(name, ATTENTION, short(query.dtype), int(flops * times), moved))
 
 
 def _cpu_attention(args: Sequence, kwargs: dict) -> int:
@@ -402,10 +363,6 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield getattr(value, "_local_tensor", value)
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _product_shape(name: str, factors: Sequence[torch.Tensor], output: Any) -> tuple[int, ...]:

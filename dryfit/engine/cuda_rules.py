@@ -91,9 +91,9 @@ def cublas_workspace_bytes(capability: Capability) -> int:
     return 32 * MIB if capability == (9, 0) else 2 * 4096 * 1024 + 8 * 16 * 1024
 
 
-def minor_version(torch_version: str) -> tuple[int, ...]:
-    """Major and minor number of a version of PyTorch."""
-    return tuple(int(part) for part in torch_version.split(".")[:2])
+def minor_version(version: str) -> tuple[int, ...]:
+    """Major and minor number of a version."""
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def keeps_cublaslt_workspace(torch_version: str) -> bool:
@@ -307,24 +307,12 @@ def most_processors(capability: Capability) -> int:
 
 @dataclass(frozen=True)
 class ReductionKind:
-    """A kind of reduction.
+    """A kind of reduction."""
 
-    Attributes
-    ----------
-    accumulates
-        Bytes of what a thread keeps: None, as wide as the input.
-    narrow_accumulates
-        The same for inputs of up to four bytes; None: no other.
-    unroll
-        Values that a thread reads at a time.
-    in_output
-        Whether an output can hold parts of the result.
-    """
-
-    accumulates: int | None = None
-    narrow_accumulates: int | None = None
-    unroll: int = 4
-    in_output: bool = True
+    accumulates: int | None = None  # bytes of what a thread keeps: None, as wide as the input
+    narrow_accumulates: int | None = None  # the same for inputs of up to four bytes; None: no other
+    unroll: int = 4  # values that a thread reads at a time
+    in_output: bool = True  # whether an output can hold parts of the result
 
     def width(self, element: int) -> int:
         """Bytes that a thread keeps for an input of elements so wide."""

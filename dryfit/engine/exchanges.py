@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,9 @@ from .components import COLLECTIVES
 from .known_values import Values
 from .model_tensors import those_on_meta
 from .stashes import Stashes
+
+if TYPE_CHECKING:
+    from .tracker import Tracker
 
 _functional, _aten = torch.ops._c10d_functional, torch.ops.aten
 _COPY, _TO_COPY, _SCALAR = _aten.copy_.default, _aten._to_copy.default, _aten._local_scalar_dense.default
@@ -38,26 +41,10 @@ _SENDING = frozenset(
 )
 
 
-class FollowsValues(Protocol):
-    """What :class:`Exchanges` asks of a tracker."""
-
-    values: Values | None
-    stashes: Stashes | None
-    kernels_launched: int
-    holds_on_host: bool
-
-    def run(self, func: Any, args: tuple, kwargs: dict) -> Any: ...
-    def now(self) -> int: ...
-    def allocate(self, count: int, component: str) -> int: ...
-    def identities(self, tensor: torch.Tensor) -> list[int]: ...
-    def lies_on_host(self, tensor: torch.Tensor) -> bool: ...
-    def leave_on_host(self, tensor: torch.Tensor) -> None: ...
-
-
 class Exchanges:
     """The exchanges of one GPU of a group, as its tracker meets them."""
 
-    def __init__(self, tracker: FollowsValues) -> None:
+    def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
         # What functional collectives have sent, by the storage that arrives, until it is waited for or gone.
         self._sent: dict[int, Any] = {}

@@ -69,18 +69,11 @@ class MissingFunction(TraceError, AttributeError):
 def extension(module: str, name: str, *, source: str) -> Callable[[Function], Function]:
     """Say what a function of a C extension allocates.
 
-    Parameters
-    ----------
-    module, name
-        As they are imported and called.
-    source
-        Where what it allocates stands; an answer says it.
+    ``module``, ``name``: as they are imported and called. ``source``: where what it allocates stands; an answer says
+    it.
 
-    Returns
-    -------
-    Callable
-        A decorator. The function takes what the extension's takes. It makes the outputs with operators of PyTorch and
-        returns them; what it makes and drops is scratch.
+    Returns a decorator. The function takes what the extension's takes. It makes the outputs with operators of PyTorch
+    and returns them; what it makes and drops is scratch.
     """
 
     def add(function: Function) -> Function:
@@ -239,28 +232,9 @@ def flash_forward(
 
 @_FLASH_2("varlen_fwd")
 def flash_varlen_forward(
-    q,
-    k,
-    v,
-    out,
-    cu_seqlens_q,
-    cu_seqlens_k,
-    seqused_k,
-    leftpad_k,
-    block_table,
-    alibi_slopes,
-    max_seqlen_q,
-    max_seqlen_k,
-    p_dropout,
-    softmax_scale,
-    zero_tensors,
-    causal,
-    left,
-    right,
-    softcap,
-    return_softmax,
-    *rest,
-):
+    q, k, v, out, cu_seqlens_q, cu_seqlens_k, seqused_k, leftpad_k, block_table, alibi_slopes, max_seqlen_q,
+    max_seqlen_k, p_dropout, softmax_scale, zero_tensors, causal, left, right, softcap, return_softmax, *rest,
+):  # fmt: skip
     """Texts one after the other: tokens of all, heads, head size."""
     out = torch.empty_like(q) if out is None else out
     sums = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
@@ -270,25 +244,9 @@ def flash_varlen_forward(
 
 @_FLASH_2("bwd")
 def flash_backward(
-    dout,
-    q,
-    k,
-    v,
-    out,
-    softmax_lse,
-    dq,
-    dk,
-    dv,
-    alibi_slopes,
-    p_dropout,
-    softmax_scale,
-    causal,
-    left,
-    right,
-    softcap,
-    deterministic,
-    *rest,
-):
+    dout, q, k, v, out, softmax_lse, dq, dk, dv, alibi_slopes, p_dropout, softmax_scale, causal, left, right, softcap,
+    deterministic, *rest,
+):  # fmt: skip
     """Gradients of :func:`flash_forward`, into what is given."""
     batch, tokens, heads, head = q.shape
     grads = _gradients((dq, dk, dv), (q, k, v))
@@ -304,30 +262,9 @@ def flash_backward(
 
 @_FLASH_2("varlen_bwd")
 def flash_varlen_backward(
-    dout,
-    q,
-    k,
-    v,
-    out,
-    softmax_lse,
-    dq,
-    dk,
-    dv,
-    cu_seqlens_q,
-    cu_seqlens_k,
-    alibi_slopes,
-    max_seqlen_q,
-    max_seqlen_k,
-    p_dropout,
-    softmax_scale,
-    zero_tensors,
-    causal,
-    left,
-    right,
-    softcap,
-    deterministic,
-    *rest,
-):
+    dout, q, k, v, out, softmax_lse, dq, dk, dv, cu_seqlens_q, cu_seqlens_k, alibi_slopes, max_seqlen_q, max_seqlen_k,
+    p_dropout, softmax_scale, zero_tensors, causal, left, right, softcap, deterministic, *rest,
+):  # fmt: skip
     """Gradients of :func:`flash_varlen_forward`: each text's rows are 128 apart from the next one's."""
     (total, heads, head), batch = q.shape, cu_seqlens_q.shape[0] - 1
     grads = _gradients((dq, dk, dv), (q, k, v))

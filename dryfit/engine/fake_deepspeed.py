@@ -210,8 +210,8 @@ def _patches(device: FakeDevice, target: str) -> list[tuple[Any, str, Any]]:
     def record_stream(tensor: torch.Tensor, stream: Any) -> None:
         if not tensor.is_meta:
             record(tensor, stream)
-        elif device.listener is not None:
-            device.listener.used_by_another_stream(tensor, stream.id)
+        else:
+            device.used_on(tensor, stream)
 
     def move(module: torch.nn.Module, *arguments: Any, **options: Any) -> torch.nn.Module:
         if arguments == (torch.device("meta"),):

@@ -10,35 +10,12 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .stashes import Started
-
-
-class Listener(Protocol):
-    """What :class:`FakeDevice` tells a tracker."""
-
-    def used_by_another_stream(self, tensor: torch.Tensor, stream: int | None = None) -> None: ...
-
-    def waited(self, since: int | None) -> None: ...
-
-    def arrived(self, tensor: torch.Tensor) -> None: ...
-
-    def left(self, tensor: torch.Tensor) -> None: ...
-
-    def name(self, tensor: torch.Tensor, component: str) -> None: ...
-
-    def now(self) -> int: ...
-
-    def launched(self) -> int: ...
-
-    def stream_waits(self, waiter: int | None, stream: int, launches: int) -> None: ...
-
-    def last_started(self) -> Started | None: ...
-
-    def waited_for_work(self, started: Started | None = None) -> None: ...
+if TYPE_CHECKING:
+    from .tracker import Tracker
 
 
 class DeviceStream:
@@ -90,25 +67,17 @@ class FakeEvent:
 
 
 class FakeDevice(types.ModuleType):
-    """For ``meta`` what ``torch.cuda`` is for CUDA, as far as FSDP asks.
-
-    Attributes
-    ----------
-    first_stream, stream_now
-        The stream that models compute on, and the one that is current.
-    component
-        What an allocation is for, where the library that allocates says so; None: its tracker finds out.
-    listener
-        The tracker of the running trace.
-    """
+    """For ``meta`` what ``torch.cuda`` is for CUDA, as far as FSDP asks."""
 
     def __init__(self, gpus: int) -> None:
         super().__init__("torch.meta")
         self.gpus, self._streams = gpus, 0
+        # What an allocation is for, where the library that allocates says so; None: its tracker finds out.
         self.component: str | None = None
-        self.listener: Listener | None = None
+        self.listener: Tracker | None = None  # the tracker of the running trace
         self.Stream: Callable[..., DeviceStream] = lambda *_, **__: DeviceStream(self)
         self.Event: Callable[..., FakeEvent] = lambda *_, **__: FakeEvent(self)
+        # The stream that models compute on, and the one that is current.
         self.first_stream = self.stream_now = DeviceStream(self)
 
     def count(self) -> int:
@@ -143,6 +112,11 @@ class FakeDevice(types.ModuleType):
         """A tensor is brought from the GPU to the host."""
         if self.listener:
             self.listener.left(tensor)
+
+    def used_on(self, tensor: torch.Tensor, stream: DeviceStream | None = None) -> None:
+        """``Tensor.record_stream``: a stream uses a tensor as well; None: one that is not its own."""
+        if self.listener:
+            self.listener.used_by_another_stream(tensor, None if stream is None else stream.id)
 
     def named(self, tensor: torch.Tensor, component: str) -> None:
         """Say what a tensor is for."""

@@ -58,10 +58,7 @@ PATCHES = {
 def fake_group(gpus: int, rank: int = 0) -> Iterator[FakeDevice]:
     """Be one process of a group of ``gpus``, each with a GPU that is really ``meta``: the one of this ``rank``.
 
-    Raises
-    ------
-    TraceError
-        If the process belongs to a group already.
+    Raises :class:`TraceError` if the process belongs to a group already.
     """
 
     with fake_gpus(gpus) as device:
@@ -76,10 +73,7 @@ def fake_group(gpus: int, rank: int = 0) -> Iterator[FakeDevice]:
 def fake_gpus(gpus: int) -> Iterator[FakeDevice]:
     """The same before the group is started, by :func:`start_group`: so does a program that starts it itself.
 
-    Raises
-    ------
-    TraceError
-        If the process belongs to a group already.
+    Raises :class:`TraceError` if the process belongs to a group already.
     """
 
     if dist.is_initialized():
@@ -181,8 +175,7 @@ def _fsdp1_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     def record_stream(tensor: torch.Tensor, stream: Any) -> None:
-        if device.listener is not None:
-            device.listener.used_by_another_stream(tensor)
+        device.used_on(tensor)
 
     def move_module(module: torch.nn.Module, *_: Any) -> None:
         """Breadth first, units within it left out: parameters, then buffers (FSDP1's ``_move_module_to_device``)."""

@@ -139,17 +139,9 @@ class _Attention(torch.autograd.Function):
 
 
 def flash_attn_func(
-    q,
-    k,
-    v,
-    softmax_scale=None,
-    causal=False,
-    window_size=_WINDOW,
-    softcap=0.0,
-    deterministic=False,
-    return_attn_probs=False,
-    **others,
-):
+    q, k, v, softmax_scale=None, causal=False, window_size=_WINDOW, softcap=0.0, deterministic=False,
+    return_attn_probs=False, **others,
+):  # fmt: skip
     """Attention of texts of one length."""
     _refuse(others)
     output, sums = _Attention.apply(q, k, v, None, q.shape[1], causal, _window(window_size, causal), softcap)
@@ -157,21 +149,9 @@ def flash_attn_func(
 
 
 def flash_attn_varlen_func(
-    q,
-    k,
-    v,
-    cu_seqlens_q,
-    cu_seqlens_k,
-    max_seqlen_q,
-    max_seqlen_k,
-    softmax_scale=None,
-    causal=False,
-    window_size=_WINDOW,
-    softcap=0.0,
-    deterministic=False,
-    return_attn_probs=False,
-    **others,
-):
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False,
+    window_size=_WINDOW, softcap=0.0, deterministic=False, return_attn_probs=False, **others,
+):  # fmt: skip
     """Attention of texts that stand one after the other."""
     _refuse(others)
     asked = causal, _window(window_size, causal), softcap

@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +25,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .accelerator import accelerator
 from .autocast import MetaAutocast
 from .card import active_simulation
-from .compiled_meshes import meshes_of
 from .patching import as_it_was, patched
 from .tracker import Tracker
 
@@ -46,24 +45,14 @@ _NO_WORK, _SUPPRESSED = "No ops traced for the FX graph", "an error was suppress
 
 @dataclasses.dataclass
 class Compiled:
-    """What the compiler took of a step, and what not.
+    """What the compiler took of a step, and what not."""
 
-    Attributes
-    ----------
-    graphs
-        How many were compiled, forward and backward each.
-    breaks
-        Graph breaks: reason and the program's line, with how often each was met while compiling.
-    skipped
-        Frames that ran without the compiler: function and reason.
-    expected
-        Whether something is to be compiled; of a whole program nobody knows.
-    """
-
-    graphs: int = 0
+    graphs: int = 0  # how many were compiled, forward and backward each
+    # Graph breaks: reason and the program's line, with how often each was met while compiling.
     breaks: Counter[str] = dataclasses.field(default_factory=Counter)
+    # Frames that ran without the compiler: function and reason.
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
-    expected: bool = True
+    expected: bool = True  # whether something is to be compiled; of a whole program nobody knows
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, the texts in order."""
@@ -128,6 +117,22 @@ def real_autocast(target: str) -> list[tuple[Any, str, Any]]:
     return [(kind, "__enter__", entered), (kind, "__exit__", left)]
 
 
+def _meshes_of(target: str) -> AbstractContextManager:
+    """Meshes on ``meta`` call themselves ones of the target inside, ``cuda`` or ``cpu``.
+
+    While the compiler sees the program's tensors on the target, a mesh of the simulated group has to be one of such
+    devices too: DTensor brings whatever lies elsewhere to its mesh.
+    """
+    meshes = sys.modules.get("torch.distributed.device_mesh")
+    if meshes is None or "torch.distributed.tensor" not in sys.modules:
+        return nullcontext()
+
+    def device_type(mesh: Any) -> str:
+        return target if mesh._device_type == "meta" else mesh._device_type
+
+    return patched([(meshes.DeviceMesh, "device_type", property(device_type))])
+
+
 def frames(record: Compiled, target: str) -> list[tuple[Any, str, Any]]:
     """Dynamo sees PyTorch's own functions while it compiles for a target and while it checks its guards."""
     set_eval_frame, compile_frame = eval_frame._maybe_set_eval_frame, convert_frame.CatchErrorsWrapper.__call__
@@ -161,7 +166,7 @@ def frames(record: Compiled, target: str) -> list[tuple[Any, str, Any]]:
             with ExitStack() as stack:  # nothing that the compiler does is the program's
                 if simulates:
                     stack.enter_context(accelerator())
-                for context in (meshes_of(target), _disable_current_modes(), as_it_was(), unheard()):
+                for context in (_meshes_of(target), _disable_current_modes(), as_it_was(), unheard()):
                     stack.enter_context(context)
                 return compile_frame(*args, **kwargs)
         finally:

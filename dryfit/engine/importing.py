@@ -19,10 +19,7 @@ Places = Callable[[Any], list[tuple[Any, str, Any]]]
 def running(ways: Mapping[str, Callable[[Any, Execute], None]]) -> Iterator[None]:
     """Run some modules another way whenever they are imported inside.
 
-    Parameters
-    ----------
-    ways
-        By a module's name, a function that takes the module, which is empty yet, and what runs it as ever.
+    ``ways``: by a module's name, a function that takes the module, which is empty yet, and what runs it as ever.
     """
     finder = _Finder(ways)
     sys.meta_path.insert(0, finder)
@@ -49,10 +46,7 @@ def hidden(names: Iterable[str]) -> Iterator[None]:
 def when_imported(places: Mapping[str, Places]) -> Iterator[None]:
     """Apply patches to modules as soon as they are there, and take them back at the end.
 
-    Parameters
-    ----------
-    places
-        By a module's name, a function that takes the module and gives its patches.
+    ``places``: by a module's name, a function that takes the module and gives its patches.
     """
     with ExitStack() as stack:
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -47,9 +47,8 @@ from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from .accelerator import accelerator
-from .attention import cuda_kernel
+from .attention import by_operator, cuda_kernel
 from .card import active_simulation
-from .compiled_meshes import states_before_meshes
 from .cuda_graphs import trees
 from .errors import CompiledError, TraceError
 from .extensions import IN_PYTHON
@@ -67,17 +66,10 @@ _REFUSED = "Inductor compiles this step with {}: {}."
 def followed(tracker: Tracker, target: str) -> Iterator[None]:
     """Follow what is compiled inside.
 
-    Parameters
-    ----------
-    tracker
-        Hears what the compiled code allocates; ``tracker.compiled`` gets what the compiler took.
-    target
-        ``cuda``, where a card is simulated, or ``cpu``: Inductor's C++.
+    ``tracker``: hears what the compiled code allocates; ``tracker.compiled`` gets what the compiler took. ``target``:
+    ``cuda``, where a card is simulated, or ``cpu``: Inductor's C++.
 
-    Raises
-    ------
-    TraceError
-        If no card is simulated, or Triton is missing.
+    Raises :class:`TraceError` if no card is simulated, or Triton is missing.
     """
     simulation = active_simulation()
     if target == "cuda":
@@ -157,8 +149,38 @@ def _seen_as(target: str, record: Compiled) -> list[tuple[Any, str, Any]]:
         (folder, "run", fold),
         (MetaTensorDescriber, "describe_tensor", describe_tensor),
         (compile_fx, "compile_fx", outer),
-        (partitioners, "functionalize_rng_ops", states_before_meshes(partitioners.functionalize_rng_ops)),
+        (partitioners, "functionalize_rng_ops", _states_before_meshes(partitioners.functionalize_rng_ops)),
     ]
+
+
+def _states_before_meshes(functionalize: Callable[..., Any]) -> Callable[..., Any]:
+    """In the place of the partitioner's ``functionalize_rng_ops``: what it adds stands where tensors are looked for.
+
+    A mesh is an input of what is compiled. Where random numbers are drawn again in the backward pass, PyTorch 2.13
+    hands the generator's state over behind the mesh, and then takes the one for the other. Its own CUDA generators go
+    another way, and don't meet this.
+    """
+    from torch._functorch._aot_autograd.graph_compile import is_opaque_node, is_sym_node
+
+    def order(node: Any) -> int:
+        return 2 if is_sym_node(node) else int(is_opaque_node(node))
+
+    def functionalized(*args: Any, **kwargs: Any) -> Any:
+        forward, backward = functionalize(*args, **kwargs)
+        output = next(iter(forward.graph.find_nodes(op="output")))
+        kept = list(output.args[0])
+        first = next((at for at, node in enumerate(kept) if order(node) == 1), len(kept))
+        output.args = ([*kept[:first], *sorted(kept[first:], key=order)],)
+        inputs = list(backward.graph.find_nodes(op="placeholder"))
+        tangent = next(node for node in inputs if "tangent" in node.name)
+        for node in inputs[: inputs.index(tangent)]:
+            if order(node) == 1:
+                tangent.prepend(node)
+        for module in (forward, backward):
+            module.recompile()
+        return forward, backward
+
+    return functionalized
 
 
 def _stand_ins_are_traced() -> Any:
@@ -242,20 +264,13 @@ def attention(
     **scale_and_groups: Any,
 ) -> torch.Tensor:
     """``scaled_dot_product_attention`` of fake tensors on ``cuda``, as ATen ``attention.cpp`` takes it apart."""
-    aten, mask, scale = torch.ops.aten, attn_mask, scale_and_groups.get("scale")
+    mask, card = attn_mask, active_simulation().card
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(mask.logical_not(), float("-inf"))
-    card = active_simulation().card
     kernel = cuda_kernel(query, key, value, mask, card.capability, card.platform)
-    if kernel == SDPBackend.MATH:
-        given = (query, key, value, mask, dropout_p, is_causal)
-        return aten._scaled_dot_product_attention_math(*given, **scale_and_groups)[0]
-    if kernel == SDPBackend.FLASH_ATTENTION:
-        return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
-    keeps = any(item.requires_grad for item in (query, key, value))
-    mask = None if mask is None else mask.expand(*query.shape[:-1], key.shape[-2])
-    given = (query, key, value, mask, keeps, dropout_p, is_causal)
-    return aten._scaled_dot_product_efficient_attention(*given, scale=scale)[0]
+    if mask is not None and kernel == SDPBackend.EFFICIENT_ATTENTION:
+        mask = mask.expand(*query.shape[:-1], key.shape[-2])
+    return by_operator(kernel, query, key, value, mask, dropout_p, is_causal, **scale_and_groups)
 
 
 # --- Inductor's wrapper: its allocations on meta, kernels that do nothing -------------------------------------------

@@ -23,7 +23,7 @@ import torch
 
 from .allocator import MIN_BLOCK, PLENTY, Event
 from .capacities import Capacities, capacities, served_at
-from .replay import Events
+from .replay import Events, running_sum
 
 PIECES = 3  # with more kinds of records than this there is no place where the events change: they always do
 
@@ -40,24 +40,12 @@ NOTHING_ASKED = Asked()
 
 @dataclass(frozen=True)
 class Recording:
-    """All events of a step on one GPU, loading included.
+    """All events of a step on one GPU, loading included."""
 
-    Attributes
-    ----------
-    sequences
-        One for each order of loading that is possible.
-    streams
-        The stream of each id that is not on the first.
-    traced
-        Whether a trace recorded them; else they lie between traces.
-    workspaces
-        Ids of cuBLAS's workspaces, whose bytes the GPU decides.
-    """
-
-    sequences: Sequence[Sequence[Event]]
-    streams: Mapping[int, int] = field(default_factory=dict)
-    traced: bool = True
-    workspaces: frozenset[int] = frozenset()
+    sequences: Sequence[Sequence[Event]]  # one for each order of loading that is possible
+    streams: Mapping[int, int] = field(default_factory=dict)  # the stream of each id that is not on the first
+    traced: bool = True  # whether a trace recorded them; else they lie between traces
+    workspaces: frozenset[int] = frozenset()  # ids of cuBLAS's workspaces, whose bytes the GPU decides
 
     def with_workspaces(self, count: int) -> Recording:
         """The same on a GPU that runs the same kernels and has workspaces of so many bytes."""
@@ -67,17 +55,7 @@ class Recording:
 
     def peak_bytes(self) -> int:
         """Most bytes that are alive at once, without what the allocator adds."""
-        most = 0
-        for events in self.sequences:
-            sizes, total = {}, 0
-            for identity, count in events:
-                if identity > 0:
-                    sizes[identity] = count
-                    total += count
-                    most = max(most, total)
-                else:
-                    total -= sizes.pop(-identity, 0)
-        return most
+        return max(max(running_sum(events)) for events in self.sequences)
 
     def served_at(self, capacity_bytes: int, *, expandable_segments: bool = False) -> tuple[int, int, bool]:
         """Whether the allocator gets through with so many bytes, whatever the order of loading.
@@ -131,12 +109,8 @@ class Recording:
 class Scaled:
     """The recordings of a step by one number that varies, its length or its rows.
 
-    Parameters
-    ----------
-    record
-        Traces the step at a value.
-    period
-        What kernels round the number up to: values with the same rest share a polynomial.
+    ``record``: traces the step at a value. ``period``: what kernels round the number up to: values with the same rest
+    share a polynomial.
     """
 
     def __init__(self, record: Callable[[int], Recording], period: int = 1) -> None:

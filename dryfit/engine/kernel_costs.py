@@ -17,6 +17,7 @@ import torch
 
 from .card import active_simulation
 from .costs import ATTENTION, BACKWARD_ATTENTION, MEMORY, PRODUCT, Operator, launch, touched_bytes
+from .origins import short
 from .tracker import Tracker
 
 _ESTIMATE = re.compile(r"'kernel_num_gb': ([0-9.e+-]+)")
@@ -53,7 +54,7 @@ def compiling(graph: Any) -> Iterator[None]:
         if "flex_attention" in name and name not in found:
             query, key = (each.meta["val"] for each in node.args[:2])
             sizes = [optimization_hint(size, 1) for size in query.shape]
-            found[name] = prod(sizes), optimization_hint(key.shape[-2], 1), _dtype(query)
+            found[name] = prod(sizes), optimization_hint(key.shape[-2], 1), short(query.dtype)
     _asked.append(found)
     try:
         yield
@@ -64,13 +65,8 @@ def compiling(graph: Any) -> Iterator[None]:
 def inductor_kernel(tracker: Tracker, name: str, source: str = "") -> Callable[..., None]:
     """A kernel of Inductor's that does nothing, and costs what it would read, write and compute.
 
-    Parameters
-    ----------
-    tracker
-        Counts the launch.
-    name, source
-        The kernel's, as Inductor wrote it. Its estimate is that of the sizes that were compiled first; other sizes of
-        a dynamic shape cost in proportion to the kernel's tensors.
+    ``tracker``: counts the launch. ``name``, ``source``: the kernel's, as Inductor wrote it. Its estimate is that of
+    the sizes that were compiled first; other sizes of a dynamic shape cost in proportion to the kernel's tensors.
     """
     told = _ESTIMATE.search(source)
     estimate = round(float(told[1]) * 1e9) if told else None
@@ -102,7 +98,7 @@ def _of_template(
         return None
     rows, columns, inner = matrices[0].shape[-2], matrices[1].shape[-1], matrices[0].shape[-1]
     shape = (matrices[0].numel() // (rows * inner), rows, columns, inner)
-    return Operator(f"inductor::{name}", PRODUCT, _dtype(matrices[0]), 2 * prod(shape), moved, shape)
+    return Operator(f"inductor::{name}", PRODUCT, short(matrices[0].dtype), 2 * prod(shape), moved, shape)
 
 
 def _flexible_attention(name: str, queries: int, keys: float, dtype: str, moved: int) -> Operator:
@@ -129,10 +125,6 @@ def launched_kernel(
     if name in _HEAD_PRODUCTS and given is not None:
         rows, hidden = given["E"].shape
         flops = 2 * rows * hidden * given["C"].shape[0] * _HEAD_PRODUCTS[name]
-        launch(Operator(f"{language}::{name}", PRODUCT, _dtype(given["E"]), flops, moved))
+        launch(Operator(f"{language}::{name}", PRODUCT, short(given["E"].dtype), flops, moved))
         return
     launch(Operator(f"{language}::{name}", MEMORY, "", 0, moved))
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

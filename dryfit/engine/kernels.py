@@ -43,13 +43,9 @@ _Temporaries = tuple[list[int], list[int]]  # bytes of what is allocated before 
 class CudaKernels:
     """The memory that operators need on a card beside their outputs. One object for each trace.
 
-    Parameters
-    ----------
-    capability
-        Compute capability of the card, ``(7, 5)`` for a T4. How many multiprocessors it has is the simulated card's
-        answer; without one, the most that a card of this capability has.
-    torch_version
-        Whose kernels: the installed PyTorch's by default.
+    ``capability``: compute capability of the card, ``(7, 5)`` for a T4. How many multiprocessors it has is the
+    simulated card's answer; without one, the most that a card of this capability has. ``torch_version``: whose kernels:
+    the installed PyTorch's by default.
     """
 
     def __init__(self, capability: tuple[int, int] | None = None, torch_version: str = torch.__version__) -> None:

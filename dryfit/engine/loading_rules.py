@@ -24,18 +24,10 @@ Event = tuple[int, int]
 
 
 class Loading:
-    """What is allocated and freed while a model loads.
-
-    Attributes
-    ----------
-    events
-        ``(id, bytes)`` for an allocation, ``(-id, 0)`` for its end.
-    next
-        The next id.
-    """
+    """What is allocated and freed while a model loads."""
 
     def __init__(self, first_id: int) -> None:
-        self.events: list[Event] = []
+        self.events: list[Event] = []  # `(id, bytes)` for an allocation, `(-id, 0)` for its end
         self.next = first_id
 
     def allocate(self, count: int) -> int:

@@ -39,29 +39,16 @@ class NotCompiled(Exception):
 
 @dataclass(frozen=True)
 class Sources:
-    """What a shared library is compiled from, and how.
+    """What a shared library is compiled from, and how."""
 
-    Parameters
-    ----------
-    files
-        The first one is compiled; the others it includes.
-    compilers
-        Commands, of which the first that is found compiles.
-    variable
-        The variable of the environment that names another compiler.
-    flags, links
-        Arguments before and behind the file that is compiled.
-    also
-        What else decides whether a kept library serves, such as a version.
-    """
-
-    files: Sequence[Path]
+    files: Sequence[Path]  # the first one is compiled; the others it includes
     _: KW_ONLY
-    compilers: Sequence[str]
-    variable: str
+    compilers: Sequence[str]  # commands, of which the first that is found compiles
+    variable: str  # the variable of the environment that names another compiler
+    # Arguments before and behind the file that is compiled.
     flags: Sequence[str]
     links: Sequence[str] = ()
-    also: str = ""
+    also: str = ""  # what else decides whether a kept library serves, such as a version
 
     @property
     def stem(self) -> str:
@@ -72,10 +59,7 @@ class Sources:
     def load(self, *brought: Path) -> Any:
         """The library: out of folders that an installation brought, out of the user's, or compiled now.
 
-        Raises
-        ------
-        NotCompiled
-            If there is none and none can be made.
+        Raises :class:`NotCompiled` if there is none and none can be made.
         """
         kept = cache_folder()
         for folder in (*brought, kept) if _is_the_users_alone(kept) else brought:
@@ -178,10 +162,7 @@ def _is_the_users_alone(folder: Path) -> bool:
 def _made_private(folder: Path) -> Path:
     """A folder that the user alone can write, made if it is not there.
 
-    Raises
-    ------
-    OSError
-        If it can't be made, or others can write it.
+    Raises :class:`OSError` if it can't be made, or others can write it.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _is_the_users_alone(folder):

@@ -45,10 +45,7 @@ class Origins:
     A gradient is made by the autograd engine, which runs no line of the model: PyTorch numbers the operators of the
     forward pass, and the node that is running knows its number.
 
-    Parameters
-    ----------
-    model
-        Gives the modules, parameters and buffers their names.
+    ``model``: gives the modules, parameters and buffers their names.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -112,6 +109,7 @@ class Origins:
 
 
 def short(dtype: torch.dtype) -> str:
+    """A dtype's name, ``bfloat16``."""
     return str(dtype).removeprefix("torch.")
 
 

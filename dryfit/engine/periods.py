@@ -37,15 +37,9 @@ class Repeats(NamedTuple):
 class Periods:
     """How a sequence grows.
 
-    Parameters
-    ----------
-    shorter, longer
-        What the elements are, so that equal ones may correspond.
+    ``shorter``, ``longer``: what the elements are, so that equal ones may correspond.
 
-    Raises
-    ------
-    Unlike
-        If the longer sequence is not the shorter one with some stretches repeated once more.
+    Raises :class:`Unlike` if the longer sequence is not the shorter one with some stretches repeated once more.
     """
 
     def __init__(self, shorter: Sequence[Hashable], longer: Sequence[Hashable]) -> None:
@@ -67,10 +61,7 @@ class Periods:
     def extended(self, shorter: torch.Tensor, longer: torch.Tensor, more: int) -> torch.Tensor:
         """A number of each element in the sequence with so many repeats more, from those of the two sequences.
 
-        Raises
-        ------
-        Unlike
-            If it does not grow evenly.
+        Raises :class:`Unlike` if it does not grow evenly.
         """
         parts, shift = [], 0
         for first, end, run in self._parts():

@@ -50,54 +50,28 @@ About = tuple[Hashable, ...]
 
 
 class Record:
-    """A step's record, empty at first. :class:`~dryfit.engine.tracker.Tracker` writes one.
-
-    Attributes
-    ----------
-    events
-        ``(id, bytes)`` for an allocation, ``(-id, 0)`` for its end.
-    marks
-        ``(phase, step, index of its first event)`` in order.
-    components
-        What each id is for.
-    warnings
-        What a person should know about the answer, in the order in which it was seen.
-    origins, costs
-        Where each tensor comes from, and what each operator costs; None unless somebody sets them.
-    streams
-        The stream that an id was allocated on, where it is not the one that models compute on.
-    reusable
-        For an id that another stream uses as well, and that is freed: the index of the event before which the GPU has
-        certainly got there.
-    workspaces
-        Where cuDNN and cuFFT take some of their own.
-    stashes
-        The collectives that it starts; None without any.
-    kernels_run
-        How often each of Triton's kernels was launched.
-    compiled
-        What the compiler took, where a compiled step is followed.
-    replayed
-        Steps in which CUDA graphs were replayed, which allocates nothing.
-    columns_so_far
-        What :class:`Columns` made of so many events.
-    """
+    """A step's record, empty at first. :class:`~dryfit.engine.tracker.Tracker` writes one."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.marks: list[tuple[str, int, int]] = []
-        self.components: dict[int, str] = {}
+        self.events: list[Event] = []  # `(id, bytes)` for an allocation, `(-id, 0)` for its end
+        self.marks: list[tuple[str, int, int]] = []  # `(phase, step, index of its first event)` in order
+        self.components: dict[int, str] = {}  # what each id is for
+        # What a person should know about the answer, in the order in which it was seen.
         self.warnings: dict[str, None] = {}
+        # Where each tensor comes from, and what each operator costs; None unless somebody sets them.
         self.origins: Origins | None = None
         self.costs: CostRecorder | None = None
+        # The stream that an id was allocated on, where it is not the one that models compute on.
         self.streams: dict[int, int] = {}
+        # For an id that another stream uses as well, and that is freed: the index of the event before which the GPU has
+        # certainly got there.
         self.reusable: dict[int, int] = {}
-        self.workspaces = Workspaces()
-        self.stashes: Stashes | None = None
-        self.kernels_run: Counter[str] = Counter()
-        self.compiled: Any = None
-        self.replayed: set[int] = set()
-        self.columns_so_far: tuple[int, Columns] | None = None
+        self.workspaces = Workspaces()  # where cuDNN and cuFFT take some of their own
+        self.stashes: Stashes | None = None  # the collectives that it starts; None without any
+        self.kernels_run: Counter[str] = Counter()  # how often each of Triton's kernels was launched
+        self.compiled: Any = None  # what the compiler took, where a compiled step is followed
+        self.replayed: set[int] = set()  # steps in which CUDA graphs were replayed, which allocates nothing
+        self.columns_so_far: tuple[int, Columns] | None = None  # what `Columns` made of so many events
 
     def warn(self, text: str) -> None:
         """Note what a person should know about the answer."""
@@ -128,16 +102,10 @@ class Record:
 
 
 class Workspaces:
-    """Where a step takes workspaces whose size cuDNN and cuFFT alone know, and the range that its peak then has.
-
-    Attributes
-    ----------
-    cudnn_bytes
-        What cuDNN may take; None: what the GPU has left.
-    """
+    """Where a step takes workspaces whose size cuDNN and cuFFT alone know, and the range that its peak then has."""
 
     def __init__(self) -> None:
-        self.cudnn_bytes: int | None = None
+        self.cudnn_bytes: int | None = None  # what cuDNN may take; None: what the GPU has left
         self._convolutions: list[int] = []  # indices of the events after which cuDNN runs
         self._transforms: list[tuple[int, int]] = []  # likewise cuFFT, with the most that its work area may take
         self._recurrent: list[int] = []  # likewise cuDNN for recurrent layers, which nothing bounds
@@ -229,10 +197,7 @@ class Columns:
     def of(cls, record: Record) -> Columns:
         """A record's events so far.
 
-        Raises
-        ------
-        Unlike
-            If something is freed that nobody allocated.
+        Raises :class:`Unlike` if something is freed that nobody allocated.
         """
         if isinstance(record, WrittenRecord):
             return record.columns
@@ -340,10 +305,7 @@ def _by_event(record: Record) -> dict[int, list[int | None]]:
 class WrittenRecord(Record):
     """A record of columns. Its lists are made when somebody asks for them.
 
-    Raises
-    ------
-    Unlike
-        If something is freed that is not there.
+    Raises :class:`Unlike` if something is freed that is not there.
     """
 
     _LISTS = ("events", "components", "streams", "reusable")

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from . import costs
+from .origins import short
 
 Tensor = torch.Tensor
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -285,6 +286,4 @@ def _costs(call: _Call, rows: int, dtype: torch.dtype, weights: Sequence[Tensor]
             moved = (rows * (inner + outputs) + weight.numel()) * dtype.itemsize
             shape, flops = (1, rows, outputs, inner), 2 * rows * outputs * inner
             name = f"cudnn_{call.kind}"
-            costs.launch(
-                costs.Operator(name, costs.PRODUCT, str(dtype).removeprefix("torch."), times * flops, moved, shape)
-            )
+            costs.launch(costs.Operator(name, costs.PRODUCT, short(dtype), times * flops, moved, shape))

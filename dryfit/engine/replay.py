@@ -57,10 +57,7 @@ def compiled() -> Any:
 class Events(Sequence[Event]):
     """Events in one array of 64-bit numbers, id and bytes by turns: what compiled code reads.
 
-    Parameters
-    ----------
-    numbers
-        An array of the type ``q``.
+    ``numbers``: an array of the type ``q``.
     """
 
     def __init__(self, numbers: array[int]) -> None:
@@ -70,10 +67,7 @@ class Events(Sequence[Event]):
     def of(cls, events: Iterable[Event]) -> Events:
         """The same events in an array.
 
-        Raises
-        ------
-        OverflowError
-            If a number is beyond 64 bits.
+        Raises :class:`OverflowError` if a number is beyond 64 bits.
         """
         return events if isinstance(events, cls) else cls(array("q", chain.from_iterable(events)))
 
@@ -109,15 +103,17 @@ class Events(Sequence[Event]):
         return largest if 0 <= largest <= 16 * count + _MOST_IDS else None
 
 
+def _total(name: str) -> Any:
+    """An attribute that is one of the compiled state's numbers."""
+    return property(lambda self: getattr(self._totals, name), lambda self, value: setattr(self._totals, name, value))
+
+
 class NativeAllocator:
     """Pools of each stream with what is used and free in them; attributes are those of ``allocator.AllocatorState``.
 
     It does what ``Allocator`` and ``ExpandableAllocator`` do, a dozen times as fast.
 
-    Parameters
-    ----------
-    streams
-        The stream of each id that is not on the first one.
+    ``streams``: the stream of each id that is not on the first one.
     """
 
     def __init__(self, streams: Mapping[int, int] | None = None, *, expandable_segments: bool = False) -> None:
@@ -178,29 +174,9 @@ class NativeAllocator:
         if trail is not None:
             trail.extend(noted)
 
-    @property
-    def capacity(self) -> int:
-        return self._totals.capacity
-
-    @capacity.setter
-    def capacity(self, count: int) -> None:
-        self._totals.capacity = count
-
-    @property
-    def allocated(self) -> int:
-        return self._totals.allocated
-
-    @property
-    def requested(self) -> int:
-        return self._totals.requested
-
-    @property
-    def reserved(self) -> int:
-        return self._totals.reserved
-
-    @property
-    def retries(self) -> int:
-        return self._totals.retries
+    capacity, allocated, requested, reserved, retries = map(
+        _total, ("capacity", "allocated", "requested", "reserved", "retries")
+    )
 
     @property
     def peaks(self) -> tuple[int, int, int]:
@@ -268,35 +244,20 @@ class Span:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a sequence of events costs.
+    """What a sequence of events costs."""
 
-    Attributes
-    ----------
-    peak_allocated_bytes
-        Largest sum of blocks in use: ``torch.cuda.max_memory_allocated``.
-    peak_requested_bytes
-        Largest sum of the requests themselves: ``requested_bytes.all.peak`` of ``torch.cuda.memory_stats``.
-    peak_reserved_bytes
-        Largest sum of segments: ``torch.cuda.max_memory_reserved``.
-    allocated_bytes, requested_bytes, reserved_bytes
-        The same three at the end.
-    spans
-        The peaks of each marked stretch, in order.
-    capacity_bytes
-        The capacity that the replay ended with; larger than the given one only where it was allowed to grow.
-    retries
-        How often free segments were given back because ``cudaMalloc`` failed: ``num_alloc_retries``.
-    """
-
-    peak_allocated_bytes: int
+    peak_allocated_bytes: int  # largest sum of blocks in use: `torch.cuda.max_memory_allocated`
+    # Largest sum of the requests themselves: `requested_bytes.all.peak` of `torch.cuda.memory_stats`.
     peak_requested_bytes: int
-    peak_reserved_bytes: int
+    peak_reserved_bytes: int  # largest sum of segments: `torch.cuda.max_memory_reserved`
+    # The same three at the end.
     allocated_bytes: int
     requested_bytes: int
     reserved_bytes: int
-    spans: tuple[Span, ...] = ()
+    spans: tuple[Span, ...] = ()  # the peaks of each marked stretch, in order
+    # The capacity that the replay ended with; larger than the given one only where it was allowed to grow.
     capacity_bytes: int | None = None
-    retries: int = 0
+    retries: int = 0  # how often free segments were given back because `cudaMalloc` failed: `num_alloc_retries`
 
     @property
     def phases(self) -> dict[str, int]:
@@ -386,6 +347,20 @@ def run_through(
         capacity_bytes=None if capacity_bytes is None else state.capacity,
         retries=state.retries,
     )
+
+
+def running_sum(events: Iterable[Event]) -> Iterator[int]:
+    """The bytes that are alive before each event and after the last, without what the allocator adds."""
+    sizes: dict[int, int] = {}
+    total = 0
+    for identity, count in events:
+        yield total
+        if identity > 0:
+            sizes[identity] = count
+            total += count
+        else:
+            total -= sizes.pop(-identity, 0)
+    yield total
 
 
 def peak_blocks(events: Sequence[Event]) -> int:

@@ -15,7 +15,7 @@ from .costs import CostRecorder
 from .interpolate import NOTHING_ASKED, Asked, Recording
 from .origins import NOWHERE
 from .record import Record
-from .replay import Events, Replay, replay
+from .replay import Events, Replay, replay, running_sum
 
 # The last in whole programs alone, and those before it in trainers that generate (:mod:`.trainer`).
 PHASES = ("load", "forward", "backward", "optimizer", "generation", "rewards", "old_log_probabilities",
@@ -180,7 +180,7 @@ def make_report(
     begin, second = record.start(0), record.start(last)
     trail: list[int] = []
     run = replayed(Events.of(events), [("load", 0), ("steps", begin)], trail=trail) if on_gpu else None
-    allocated = [*trail[begin:], run.allocated_bytes] if run else _running_sum(events)[begin:]
+    allocated = [*trail[begin:], run.allocated_bytes] if run else [*running_sum(events)][begin:]
     # allocated[i] is the state before event begin + i, so after event begin + i - 1.
     if last in record.replayed:
         last = _recorded(record, last, allocated, begin)
@@ -357,19 +357,6 @@ def alive_after(events: Sequence[Event]) -> dict[int, int]:
         else:
             alive.pop(-identity, None)
     return alive
-
-
-def _running_sum(events: Sequence[Event]) -> list[int]:
-    sizes, total, sums = {}, 0, []
-    for identity, count in events:
-        sums.append(total)
-        if identity > 0:
-            sizes[identity] = count
-            total += count
-        else:
-            total -= sizes.pop(-identity, 0)
-    sums.append(total)
-    return sums
 
 
 def _components(record: Record, events: Sequence[Event], moments: Sequence[int]) -> list[dict[str, int]]:

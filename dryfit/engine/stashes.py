@@ -31,22 +31,13 @@ _TOLD = (
 
 @dataclass
 class Started:
-    """A collective that was started.
+    """A collective that was started."""
 
-    Attributes
-    ----------
-    moment, launches
-        Index of the next event, and how many kernels had been launched.
-    kept
-        Ids of what it keeps; none where the program waits in the call.
-    released
-        Index of the event before which the program has waited for it.
-    """
-
+    # Index of the next event, and how many kernels had been launched.
     moment: int
     launches: int
-    kept: tuple[int, ...]
-    released: int | None = None
+    kept: tuple[int, ...]  # ids of what it keeps; none where the program waits in the call
+    released: int | None = None  # index of the event before which the program has waited for it
 
 
 class Stashes:

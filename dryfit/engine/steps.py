@@ -112,10 +112,7 @@ def check_updates(
 
     ``compiled``: an update that is compiled calls no hooks.
 
-    Raises
-    ------
-    TraceError
-        If it took none at all.
+    Raises :class:`TraceError` if it took none at all.
     """
     if optimizer is None or compiled or not isinstance(optimizer, torch.optim.Optimizer):
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,15 +33,8 @@ from .record import Record
 from .shapes import OperatorRules, Shapes, in_place, resizable, sole_holder
 from .stashes import Started
 
-
-class Kernels(Protocol):
-    """What :class:`Tracker` asks about an operator (bytes); whether it ever has to, once for each kind."""
-
-    def concerns(self, func: Any) -> bool: ...
-    def unknown(self, func: Any) -> str | None: ...
-    def temporaries(self, func: Any, args: tuple, kwargs: dict) -> tuple[Sequence[int], Sequence[int]]: ...
-    def persistent(self, func: Any, args: tuple, kwargs: dict) -> Sequence[int]: ...
-    def keep(self, func: Any, args: tuple, output: Any) -> None: ...
+if TYPE_CHECKING:
+    from .kernels import CudaKernels
 
 
 class _StorageEnd(weakref.ref):
@@ -71,11 +64,6 @@ class Tracker(TorchDispatchMode, Record):
         The device of a group of several GPUs; None for one GPU.
     known_outputs
         What trackers with the same ``outputs`` know of operators on ``meta`` together, see :class:`Shapes`.
-
-    Attributes
-    ----------
-    values
-        Values of tensors on ``meta``, as far as they are known; None: the tensors are real.
     """
 
     def __init__(
@@ -83,7 +71,7 @@ class Tracker(TorchDispatchMode, Record):
         devices: Iterable[str],
         *,
         vocabulary: int = 0,
-        kernels: Kernels | None = None,
+        kernels: CudaKernels | None = None,
         first_id: int = 1,
         outputs: Callable[[Any, tuple, Any], Any] | None = None,
         device: FakeDevice | None = None,
@@ -105,6 +93,7 @@ class Tracker(TorchDispatchMode, Record):
         self.vocabulary = vocabulary
         self._kernels = kernels
         self._shapes = Shapes(outputs, known_outputs) if self.on_meta else None
+        # Values of tensors on `meta`, as far as they are known; None: the tensors are real.
         self.values = Values() if self.on_meta else None
         self._next = first_id
         self._node, self._first_of_node = -1, first_id  # of autograd, and the first id of what it allocates

@@ -11,7 +11,6 @@ engine, byte by byte and phase by phase.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -48,12 +47,8 @@ class ZeroSettings(Protocol):
 class ZeroEngine(nn.Module):
     """What stands for ``DeepSpeedEngine``.
 
-    Parameters
-    ----------
-    module
-        The model, on the host (stages 1, 2) or with its weights divided (stage 3).
-    optimizer
-        DeepSpeed's own around the user's.
+    ``module``: the model, on the host (stages 1, 2) or with its weights divided (stage 3). ``optimizer``: DeepSpeed's
+    own around the user's.
     """
 
     def __init__(self, module: nn.Module, optimizer: Zero) -> None:
@@ -80,17 +75,7 @@ class ZeroEngine(nn.Module):
 
 
 class Zero:
-    """What all stages have in common.
-
-    Attributes
-    ----------
-    clip_grad
-        Largest norm of all gradients; 0: they are not clipped.
-    is_last
-        Whether the micro-batch that runs is the step's last.
-    last_norm
-        Of all gradients, which DeepSpeed keeps for those who ask.
-    """
+    """What all stages have in common."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, settings: ZeroSettings, device: FakeDevice, *, overlaps: bool
@@ -99,8 +84,9 @@ class Zero:
         self.overlaps = overlaps if settings.overlap_comm is None else settings.overlap_comm
         self.offloads = settings.offload_optimizer == "cpu"
         self.world, self.rank = dist.get_world_size(), dist.get_rank()
-        self.clip_grad, self.is_last = 0.0, True
-        self.last_norm: torch.Tensor | None = None
+        self.clip_grad = 0.0  # largest norm of all gradients; 0: they are not clipped
+        self.is_last = True  # whether the micro-batch that runs is the step's last
+        self.last_norm: torch.Tensor | None = None  # of all gradients, which DeepSpeed keeps for those who ask
         self.dtype = next(parameter.dtype for group in optimizer.param_groups for parameter in group["params"])
         self.loss_scale = 65536.0 if self.dtype == torch.float16 else 1.0
         self.exchanging = device.Stream() if self.overlaps else device.first_stream
@@ -117,14 +103,6 @@ class Zero:
 
     def step(self) -> None:
         raise NotImplementedError
-
-    def on(self, stream: Any) -> AbstractContextManager[None]:
-        return self.device.stream(stream)
-
-    def used_on(self, tensor: torch.Tensor, stream: Any) -> None:
-        """``Tensor.record_stream``."""
-        if self.device.listener is not None:
-            self.device.listener.used_by_another_stream(tensor, stream.id)
 
     def update(self, group: dict[str, Any]) -> None:
         """Let the user's optimizer step one of its groups."""

@@ -149,7 +149,7 @@ class FlatPartitions(Zero):
                 self._average(bucket.buffers[bucket.index].narrow(0, 0, bucket.elements))
         elif bucket.parameters:
             self._average_apart([parameter.grad for parameter in bucket.parameters], bucket.elements)
-        with self.on(self.exchanging):
+        with self.device.stream(self.exchanging):
             for parameter in bucket.parameters:
                 flat, number = self._of(parameter)
                 if flat.holds(parameter):
@@ -171,7 +171,7 @@ class FlatPartitions(Zero):
         if self.overlaps:
             self.exchanging.wait_stream(computing)
             computing.wait_stream(self.exchanging)
-        with self.on(self.exchanging):
+        with self.device.stream(self.exchanging):
             if not settings.reduce_scatter:
                 dist.all_reduce(tensor)
                 tensor.mul_(1.0 / self.world)
@@ -202,12 +202,12 @@ class FlatPartitions(Zero):
             summed = _flatten_dense_tensors(parts)
             dist.all_reduce(summed)
             if self.overlaps:
-                self.used_on(summed, self.exchanging)
+                self.device.used_on(summed, self.exchanging)
             for (rank, part), synced in zip(some, _unflatten_dense_tensors(summed, parts), strict=True):
                 if rank == self.rank:
                     part.copy_(synced)
                     if self.overlaps:
-                        self.used_on(part, self.exchanging)
+                        self.device.used_on(part, self.exchanging)
             del summed
 
     def _average_apart(self, gradients: Sequence[torch.Tensor], size: int) -> None:
@@ -216,16 +216,16 @@ class FlatPartitions(Zero):
             if self.overlaps:
                 self.device.synchronize()
                 self._let_go()
-            with self.on(self.exchanging):
+            with self.device.stream(self.exchanging):
                 summed = _flatten_dense_tensors(some)
                 summed.div_(self.world)
                 dist.all_reduce(summed)
                 if self.overlaps:
-                    self.used_on(summed, self.exchanging)
+                    self.device.used_on(summed, self.exchanging)
                 for part, synced in zip(some, _unflatten_dense_tensors(summed, some), strict=True):
                     part.copy_(synced)
                     if self.overlaps:
-                        self.used_on(part, self.exchanging)
+                        self.device.used_on(part, self.exchanging)
                 del summed
 
     def _let_go(self) -> None:
@@ -260,7 +260,7 @@ class FlatPartitions(Zero):
         self.norms.append(part.to(NORM_DTYPE).norm(2))
         if part.dtype != torch.float32:
             part.to(torch.float32)
-        self.used_on(parameter.grad, self.device.current_stream())
+        self.device.used_on(parameter.grad, self.device.current_stream())
         parameter.grad = None
 
     def backward_ends(self) -> None:
@@ -372,28 +372,19 @@ def in_buckets(items: Sequence[Any], size: int, elements: Callable[[Any], int]) 
 
 
 class Flat:
-    """A group's weights as one tensor, and which part of it is this GPU's.
-
-    Attributes
-    ----------
-    part
-        Elements of each GPU's part.
-    places
-        Where each parameter begins in the tensor, by its identity.
-    held
-        The parameters that have elements in this GPU's part, in order.
-    """
+    """A group's weights as one tensor, and which part of it is this GPU's."""
 
     def __init__(self, tensor: torch.Tensor, parameters: Sequence[nn.Parameter], world: int, rank: int) -> None:
         self.tensor, self.parameters, self.rank = tensor, list(parameters), rank
-        self.part = tensor.numel() // world
-        self.places: dict[int, int] = {}
+        self.part = tensor.numel() // world  # elements of each GPU's part
+        self.places: dict[int, int] = {}  # where each parameter begins in the tensor, by its identity
         start = 0
         for parameter in parameters:
             self.places[id(parameter)] = start
             start += parameter.numel()
         self.shapes = [parameter.shape for parameter in parameters]
         self.own = tensor.narrow(0, rank * self.part, self.part)
+        # The parameters that have elements in this GPU's part, in order.
         self.held = [parameter for parameter in parameters if self.holds(parameter)]
 
     def view_into(self) -> None:

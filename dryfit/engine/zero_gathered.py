@@ -202,10 +202,10 @@ class GatheredWeights(Zero):
             self._exchange()
         self.exchanging.wait_stream(self.device.current_stream())
         if self.buffer is not None and self.elements + parameter.grad.numel() <= size:
-            with self.on(self.exchanging):
+            with self.device.stream(self.exchanging):
                 place = self.buffer.narrow(0, self.elements, parameter.grad.numel()).view_as(parameter.grad)
                 place.copy_(parameter.grad)
-                self.used_on(parameter.grad, self.exchanging)
+                self.device.used_on(parameter.grad, self.exchanging)
                 parameter.grad.data = place
         self.waiting.append(parameter)
         self.elements += parameter.grad.numel()
@@ -216,7 +216,7 @@ class GatheredWeights(Zero):
             return
         if len(self.events) > IN_QUEUE:
             self.events.popleft().synchronize()
-        with torch.no_grad(), self.on(self.exchanging):
+        with torch.no_grad(), self.device.stream(self.exchanging):
             fits = self.buffer is not None and self.elements <= self.settings.reduce_bucket_size
             if fits and not self.settings.reduce_scatter:
                 parts = self._averaged_whole(self.buffer.narrow(0, 0, self.elements))
@@ -283,7 +283,7 @@ class GatheredWeights(Zero):
             else:
                 place = self.places[id(parameter)].narrow(0, 0, part.numel())
                 place.copy_(part) if self.micro_batch == 0 else place.add_(part.view(place.shape))
-            self.used_on(parameter.grad, self.device.current_stream())
+            self.device.used_on(parameter.grad, self.device.current_stream())
             parameter.grad = None
 
     def _to_host(self, part: torch.Tensor) -> None:
@@ -338,7 +338,7 @@ class GatheredWeights(Zero):
     def _norms(self) -> list[torch.Tensor]:
         """``_overflow_check_and_loss_scale_update`` and ``_get_norm_groups``."""
         if self.dtype == torch.float16:
-            with self.on(self.exchanging):
+            with self.device.stream(self.exchanging):
                 self.found_infinite.logical_or_(torch.isinf(self.summed).any())
                 self.found_infinite.logical_or_(torch.isnan(self.summed).any())
                 found = self.found_infinite.clone().to(torch.uint8)
@@ -359,14 +359,14 @@ class GatheredWeights(Zero):
     def _drop_gradients(self) -> None:
         for weight in (weight for group in self.groups for weight in group):
             if weight.parameter.grad is not None:
-                self.used_on(weight.parameter.grad, self.device.current_stream())
+                self.device.used_on(weight.parameter.grad, self.device.current_stream())
             weight.parameter.grad = None
 
 
-def norm_of(tensor: torch.Tensor, size: int = 250_000_000) -> torch.Tensor:
+def norm_of(tensor: torch.Tensor) -> torch.Tensor:
     """``_constant_buffered_norm2``."""
     norm = None
-    for part in tensor.view(-1).split(size):
+    for part in tensor.view(-1).split(250_000_000):
         own = part.to(NORM_DTYPE).norm(2) ** 2.0
         norm = own if norm is None else norm + own
     return norm**0.5

@@ -17,26 +17,17 @@ AWAY, ON_ITS_WAY, HERE = "away", "on its way", "here"
 
 
 class Divided:
-    """A weight of which this GPU has a part.
-
-    Attributes
-    ----------
-    state
-        Whether it is gathered: :data:`AWAY`, :data:`ON_ITS_WAY`, :data:`HERE`.
-    part
-        What this GPU has, padded.
-    stays
-        It is small, and given back before the update alone.
-    users
-        Modules that run with it.
-    """
+    """A weight of which this GPU has a part."""
 
     def __init__(self, parameter: nn.Parameter, number: int, world: int, on_host: bool) -> None:
         self.parameter, self.number = parameter, number
         self.shape, self.elements = parameter.shape, parameter.numel()
-        self.state, self.stays, self.users = HERE, False, set()
+        self.state = HERE  # whether it is gathered: `AWAY`, `ON_ITS_WAY`, `HERE`
+        self.stays = False  # it is small, and given back before the update alone
+        self.users: set[int] = set()  # modules that run with it
         size = -(-self.elements // world)
         self.on_host = on_host
+        # What this GPU has, padded.
         self.part = torch.empty(0 if on_host else size, dtype=parameter.dtype, device="meta")
         self.size, self.whole = size, size * world
 
@@ -68,8 +59,7 @@ class Weights:
 
     def give_back(self, weight: Divided) -> None:
         """``free_param``."""
-        if self.device.listener is not None:
-            self.device.listener.used_by_another_stream(weight.parameter.data, self.device.current_stream().id)
+        self.device.used_on(weight.parameter.data, self.device.current_stream())
         weight.parameter.data = torch.empty(0, dtype=weight.parameter.dtype, device="meta")
         weight.state = AWAY
 
@@ -151,8 +141,7 @@ class Gathering:
                     ]
                     weight.parameter.data = torch.cat(used).view(weight.shape)
                     for row in used:
-                        if device.listener is not None:
-                            device.listener.used_by_another_stream(row, device.current_stream().id)
+                        device.used_on(row, device.current_stream())
                     start += weight.size
                 device.named(weight.parameter.data, UNSHARDED)
                 weight.state = HERE

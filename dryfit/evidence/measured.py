@@ -4,8 +4,6 @@
 ``validation/data``. Rows of your own machine stand in a file of the same form beside it (:func:`own_table`).
 """
 
-from __future__ import annotations
-
 import csv
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -120,42 +118,35 @@ class MeasuredStep:
 
     Attributes
     ----------
-    id, source
-        Its name, and where it was published.
     card, kinds, model, micro_batch, sequence_length
         On what it ran (a name of gpus.yaml), and what ran; sizes of one GPU. A length of 0 is not published.
-    parameters
-        Of the model, in millions; None: not known.
-    torch, transformers, peft, bitsandbytes
-        Versions that were measured; "" where they are not published.
-    allocated_bytes, reserved_bytes, step_seconds
-        ``max_memory_allocated``, ``max_memory_reserved`` and the time of a step; None: not measured.
-    allocated_error, reserved_error, time_error, form_error
-        How far the trace's figures and the analytic estimate's peak were off, as shares: -0.02 is 2 % too low.
-    memory_known, time_known
-        ``unread``: the prediction stood before anybody looked at the row; ``read``; ``fitted``: a rule or a figure
-        comes from the row. "" where there is no prediction.
     """
 
+    # Its name, and where it was published
     id: str
     source: str
     card: str
     kinds: Kinds
     model: str
-    parameters: float | None
+    parameters: float | None  # of the model, in millions; None: not known
     micro_batch: int
     sequence_length: int
+    # Versions that were measured; "" where they are not published
     torch: str = ""
     transformers: str = ""
     peft: str = ""
     bitsandbytes: str = ""
+    # ``max_memory_allocated``, ``max_memory_reserved`` and the time of a step; None: not measured
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
     step_seconds: float | None = None
+    # How far the trace's figures and the analytic estimate's peak were off, as shares: -0.02 is 2 % too low
     allocated_error: float | None = None
     reserved_error: float | None = None
     time_error: float | None = None
     form_error: float | None = None
+    # ``unread``: the prediction stood before anybody looked at the row; ``read``; ``fitted``: a rule or a figure comes
+    # from the row. "" where there is no prediction.
     memory_known: str = ""
     time_known: str = ""
 
@@ -197,10 +188,7 @@ def measured_steps() -> list[MeasuredStep]:
 def read(path: Path) -> list[MeasuredStep]:
     """The rows of a table.
 
-    Raises
-    ------
-    UserError
-        If it is not such a table, with the line.
+    UserError: if it is not such a table, with the line.
     """
     with path.open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)

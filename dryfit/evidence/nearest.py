@@ -9,8 +9,6 @@ Where no measured step is alike, the kinds in which it differs are named. They a
 a kind that some of the rows left agree in keeps those; a kind that none agrees in is a difference.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import statistics
@@ -203,10 +201,7 @@ def program_evidence(gpus: int, compiled: bool, gpu: Gpu | None) -> Evidence:
 def nearest(kinds: Kinds, card: str | None, steps: Sequence[MeasuredStep]) -> Evidence:
     """The rule of this module.
 
-    Parameters
-    ----------
-    card
-        Its name in gpus.yaml; None: no GPU is named, or one of a size alone.
+    ``card``: its name in gpus.yaml; None: no GPU is named, or one of a size alone.
     """
     left, differences = list(steps), []
     for kind, own in kinds._asdict().items():
@@ -240,10 +235,7 @@ def time_shares(card: str, scenario: Scenario | None) -> TimeShares | None:
     fitted say nothing and are left out, and so is the farthest twentieth. The measured steps are of few models and
     programs, so the range is at least :data:`LEAST` to either side. None: there are fewer steps.
 
-    Parameters
-    ----------
-    scenario
-        None: a decoder's eager step on one GPU under Linux, of any method.
+    ``scenario``: None: a decoder's eager step on one GPU under Linux, of any method.
     """
     kinds = kinds_of(scenario, None) if scenario else None
 

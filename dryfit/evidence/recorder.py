@@ -5,8 +5,6 @@ It needs the standard library alone. PyTorch calls :meth:`Recorder.after_update`
 :data:`UPDATES` of them the record is written and the program ends.
 """
 
-from __future__ import annotations
-
 import importlib.abc
 import importlib.machinery
 import importlib.util

@@ -54,27 +54,13 @@ def one_thread() -> Iterator[Callable[[], float]]:
 
 @dataclass(frozen=True)
 class Cpu:
-    """What the probes found; a speed as :class:`dryfit.hours.step_time.Speed` is one.
+    """What the probes found; a speed as :class:`dryfit.hours.step_time.Speed` is one."""
 
-    Attributes
-    ----------
-    product_flops
-        Operations a second by dtype.
-    copied_bytes_per_second
-        Read and written, in memory that the process has.
-    new_bytes_per_second
-        Written, beside that, where the memory is new.
-    unpacked_bytes_per_second
-        Of 4-bit weights, read and written; None: not probed.
-    launch_seconds
-        Between operators.
-    """
-
-    product_flops: Mapping[str, float]
-    copied_bytes_per_second: float
-    new_bytes_per_second: float
-    unpacked_bytes_per_second: float | None
-    launch_seconds: float
+    product_flops: Mapping[str, float]  # operations a second by dtype
+    copied_bytes_per_second: float  # read and written, in memory that the process has
+    new_bytes_per_second: float  # written, beside that, where the memory is new
+    unpacked_bytes_per_second: float | None  # of 4-bit weights, read and written; None: not probed
+    launch_seconds: float  # between operators
     basis: str = "found by short probes on this CPU: a product, copies, an unpacking, small operators"
     measured: TimeShares | None = _MEASURED
     board_watts: None = None

@@ -36,22 +36,14 @@ AXES_OF = {
 
 @dataclass(frozen=True)
 class Links:
-    """What a GPU sends to others, as is reached, one way.
+    """What a GPU sends to others, as is reached, one way."""
 
-    Attributes
-    ----------
-    node_bytes_per_second, network_bytes_per_second
-        To GPUs of its node; to those of other nodes.
-    gpus_per_node
-        How many GPUs share a node; ranks fill one node after the other.
-    to_each
-        A GPU has a link to each other GPU of its node, and the figure is one link's (AMD's Infinity Fabric). Else all
-        go through one switch, as fast as the GPU's links together (NVLink).
-    """
-
+    # To GPUs of its node; to those of other nodes.
     node_bytes_per_second: float
     network_bytes_per_second: float
-    gpus_per_node: int
+    gpus_per_node: int  # how many GPUs share a node; ranks fill one node after the other
+    # A GPU has a link to each other GPU of its node, and the figure is one link's (AMD's Infinity Fabric). Else all go
+    # through one switch, as fast as the GPU's links together (NVLink).
     to_each: bool = False
 
     def within(self, near: int) -> float:
@@ -82,16 +74,10 @@ def exchanges(
 ) -> list[dict[str, Any]]:
     """What a GPU exchanges in a step, a row for each group that talks, the longest first.
 
-    Parameters
-    ----------
-    micro_batch, left_out
-        The step's first micro-batch, and how many more there are that were not traced.
+    ``micro_batch``, ``left_out``: the step's first micro-batch, and how many more there are that were not traced.
 
-    Returns
-    -------
-    list of dict
-        ``axis``, ``gpus`` of the group and ``on_node``, how many of them share a node; ``collectives``, their number;
-        ``sent_bytes`` by this GPU; ``seconds`` as if one came after the other, although some run beside products.
+    Returns ``axis``, ``gpus`` of the group and ``on_node``, how many of them share a node; ``collectives``, their
+    number; ``sent_bytes`` by this GPU; ``seconds`` as if one came after the other, although some run beside products.
     """
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for part, times in ((costs, 1), (micro_batch, left_out)):

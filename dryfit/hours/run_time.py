@@ -23,29 +23,17 @@ NOT_COUNTED = "fetching, loading, saving, merging"
 
 @dataclass(frozen=True)
 class RunHours:
-    """How long a run takes.
-
-    Attributes
-    ----------
-    training_seconds
-        Of all steps.
-    evaluation_seconds
-        At most, as if each answer went to the last token; None: not known.
-    hours, hours_range
-        Of both; the range as far as steps of the GPU's kind were off, None where none was measured.
-    basis
-        Where the GPU's constants come from, in words.
-    kwh_at_most
-        As if the boards took all that they can, all the time; None where their power is not known.
-    """
+    """How long a run takes."""
 
     steps: int
-    training_seconds: float
-    evaluation_seconds: float | None
+    training_seconds: float  # of all steps
+    evaluation_seconds: float | None  # at most, as if each answer went to the last token; None: not known
+    # Of both; the range as far as steps of the GPU's kind were off, None where none was measured.
     hours: float
     hours_range: tuple[float, float] | None
-    basis: str
+    basis: str  # where the GPU's constants come from, in words
     not_counted: str
+    # As if the boards took all that they can, all the time; None where their power is not known.
     kwh_at_most: float | None
 
     @classmethod
@@ -87,24 +75,16 @@ def spoken(hours: float) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """What is asked about a run.
-
-    Attributes
-    ----------
-    tokens_per_row
-        On average; None: not known, so that each row counts as the longest.
-    price_per_hour
-        Of one GPU, by its name in config/gpus.yaml; a number alone is that of the one GPU that is asked about.
-    deadline_hours, grams_per_kwh
-        None: not asked for. Grams of CO2.
-    """
+    """What is asked about a run."""
 
     rows: int
     epochs: float = 1.0
+    # Of one GPU, by its name in config/gpus.yaml; a number alone is that of the one GPU that is asked about.
     price_per_hour: Mapping[str, float] | float = field(default_factory=dict)
+    # None: not asked for. Grams of CO2.
     deadline_hours: float | None = None
     grams_per_kwh: float | None = None
-    tokens_per_row: float | None = None
+    tokens_per_row: float | None = None  # on average; None: not known, so that each row counts as the longest
 
     def __post_init__(self) -> None:
         for name in ("rows", "epochs", "deadline_hours", "grams_per_kwh", "tokens_per_row"):
@@ -150,36 +130,25 @@ class Run:
 
 @dataclass(frozen=True)
 class RunTime:
-    """How long a run takes on a GPU, and what that costs.
-
-    Attributes
-    ----------
-    tokens_per_row
-        On average, or the most where ``longest``.
-    hours_range
-        As far as steps of the GPU's kind were off; None where none was measured.
-    cost, cost_range
-        In the currency of the price; None without a price.
-    kwh_at_most, co2_kg_at_most
-        As if the boards took all that they can, all the time. CO2 is None where nobody said how much a kWh makes.
-    in_time
-        Whether the run ends by the deadline, by the upper end of the range where there is one; None: no deadline.
-    """
+    """How long a run takes on a GPU, and what that costs."""
 
     gpu: str
     gpus: int
     rows: int
     epochs: float
     steps: int
-    tokens_per_row: float
+    tokens_per_row: float  # on average, or the most where `longest`
     longest: bool
     hours: float
-    hours_range: tuple[float, float] | None
+    hours_range: tuple[float, float] | None  # as far as steps of the GPU's kind were off; None where none was measured
     price_per_hour: float | None
+    # In the currency of the price; None without a price.
     cost: float | None
     cost_range: tuple[float, float] | None
+    # As if the boards took all that they can, all the time. CO2 is None where nobody said how much a kWh makes.
     kwh_at_most: float
     co2_kg_at_most: float | None
+    # Whether the run ends by the deadline, by the upper end of the range where there is one; None: no deadline.
     in_time: bool | None
 
     def to_mapping(self) -> dict[str, Any]:
@@ -189,10 +158,7 @@ class RunTime:
 def run_time(time: Mapping[str, Any], gpu: Gpu, scenario: Scenario, asked: Run) -> RunTime:
     """The run of a scenario on a GPU.
 
-    Parameters
-    ----------
-    time
-        Of its typical step (:meth:`Run.typical_step`): a :class:`dryfit.hours.step_time.StepTime` as a mapping.
+    ``time``: of its typical step (:meth:`Run.typical_step`): a :class:`dryfit.hours.step_time.StepTime` as a mapping.
     """
     gpus, steps = scenario.parallel.gpus, asked.steps(scenario)
     speed = speed_of(gpu.name, scenario)

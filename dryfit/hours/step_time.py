@@ -51,67 +51,38 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Speed:
-    """What a GPU can do, and what of it kernels reach.
+    """What a GPU can do, and what of it kernels reach."""
 
-    Attributes
-    ----------
-    peak_flops
-        Dense floating-point operations a second by dtype, tensor cores where they are used; fp32 without TF32, which is
-        PyTorch's default.
-    memory_bytes_per_second, link_bytes_per_second
-        Of the GPU's memory; of its link to other GPUs of its node, one way.
-    gpus_per_node, network_bytes_per_second
-        How many GPUs share a node; what each of them sends to other nodes, one way.
-    cache_bytes
-        Of the last level that all multiprocessors share.
-    multiprocessors
-        How many tiles of a product are computed at once.
-    board_watts
-        The most that the board takes.
-    emulated
-        Dtypes that the GPU has no products of: they run at the rate of fp32.
-    product, memory, attention_forward, attention_backward, efficient_attention, link
-        Shares of those figures; ``efficient_attention`` multiplies those of attention for the memory-efficient kernel.
-    cached
-        How many times faster memory is for a kernel whose operands fit into the cache.
-    contention
-        Share of a collective's time that it costs the kernels beside it.
-    prologue
-        What a tile takes before and after its inner loop, in steps of the inner dimension.
-    launch_seconds, collective_seconds
-        The CPU's time to launch a kernel, or a collective.
-    shortest_kernel_seconds
-        What any kernel takes on the GPU.
-    basis
-        ``measured``: on rows of this GPU; ``measured: ...`` of its architecture; ``assumed``.
-    measured
-        What steps of this kind took on this GPU, as shares of the prediction; None where too few were measured.
-    """
-
+    # Dense floating-point operations a second by dtype, tensor cores where they are used; fp32 without TF32, which is
+    # PyTorch's default.
     peak_flops: Mapping[str, float]
+    # Of the GPU's memory; of its link to other GPUs of its node, one way.
     memory_bytes_per_second: float
     link_bytes_per_second: float
-    cache_bytes: float
-    multiprocessors: int
-    board_watts: float
-    emulated: frozenset[str]
+    cache_bytes: float  # of the last level that all multiprocessors share
+    multiprocessors: int  # how many tiles of a product are computed at once
+    board_watts: float  # the most that the board takes
+    emulated: frozenset[str]  # dtypes that the GPU has no products of: they run at the rate of fp32
+    # Shares of those figures; `efficient_attention` multiplies those of attention for the memory-efficient kernel.
     product: float
     memory: float
     attention_forward: float
     attention_backward: float
     efficient_attention: float
     link: float
-    cached: float
-    contention: float
-    prologue: float
+    cached: float  # how many times faster memory is for a kernel whose operands fit into the cache
+    contention: float  # share of a collective's time that it costs the kernels beside it
+    prologue: float  # what a tile takes before and after its inner loop, in steps of the inner dimension
+    # The CPU's time to launch a kernel, or a collective.
     launch_seconds: float
     collective_seconds: float
-    shortest_kernel_seconds: float
-    basis: str
+    shortest_kernel_seconds: float  # what any kernel takes on the GPU
+    basis: str  # `measured`: on rows of this GPU; `measured: ...` of its architecture; `assumed`
+    # What steps of this kind took on this GPU, as shares of the prediction; None where too few were measured.
     measured: TimeShares | None = None
-    gpus_per_node: int = 8
+    gpus_per_node: int = 8  # how many GPUs share a node
     link_to_each: bool = False
-    network_bytes_per_second: float = 12.5e9
+    network_bytes_per_second: float = 12.5e9  # what each of them sends to other nodes, one way
 
     @property
     def links(self) -> Links:
@@ -169,39 +140,21 @@ def speeds(gpus: Iterable[Gpu], scenario: Scenario | None = None) -> dict[str, S
 
 @dataclass(frozen=True)
 class StepTime:
-    """How long a step takes.
+    """How long a step takes."""
 
-    Attributes
-    ----------
-    seconds_per_step
-        From one step's beginning to the next one's.
-    range
-        Lowest and highest, as measured steps of the kind lay beside their predictions on the GPU
-        (:func:`dryfit.evidence.nearest.time_shares`); None where too few were measured on it.
-    limited_by
-        What most of the time goes into, in words.
-    shares
-        Of the GPU's time by what limits each kernel, and ``cpu``, when the GPU waits for launches; they add up to 1.
-    tokens_per_second
-        On all GPUs together.
-    basis
-        Where the GPU's constants come from, in words.
-    warnings
-        What makes this step slow on this GPU, and what to write instead.
-    seconds_per_micro_batch
-        Of the step's first micro-batch, without the update; of a step with one micro-batch the whole step.
-    exchanges
-        What this GPU exchanges in the step, by the group that talks (:func:`dryfit.hours.links.exchanges`).
-    """
-
-    seconds_per_step: float
+    seconds_per_step: float  # from one step's beginning to the next one's
+    # Lowest and highest, as measured steps of the kind lay beside their predictions on the GPU (`time_shares`); None
+    # where too few were measured on it.
     range: tuple[float, float] | None
-    limited_by: str
+    limited_by: str  # what most of the time goes into, in words
+    # Of the GPU's time by what limits each kernel, and `cpu`, when the GPU waits for launches; they add up to 1.
     shares: Mapping[str, float]
-    tokens_per_second: float | None
-    basis: str
-    warnings: Sequence[str]
+    tokens_per_second: float | None  # on all GPUs together
+    basis: str  # where the GPU's constants come from, in words
+    warnings: Sequence[str]  # what makes this step slow on this GPU, and what to write instead
+    # Of the step's first micro-batch, without the update; of a step with one micro-batch the whole step.
     seconds_per_micro_batch: float
+    # What this GPU exchanges in the step, by the group that talks (`exchanges`).
     exchanges: Sequence[Mapping[str, Any]] = ()
 
     def to_mapping(self) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """What can be changed of a step so that it needs less memory or less time, and what each change costs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -10,7 +8,7 @@ from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.setting import describe
 from dryfit.cards.gpus import EXPANDABLE_LINE, is_unified
 from dryfit.common.errors import UserError
-from dryfit.common.text import gib
+from dryfit.common.text import gib, yaml_text
 from dryfit.planner.largest_fit import steps
 from dryfit.scenario.model import EXPERT_COUNTS
 from dryfit.scenario.optimizers import EIGHT_BIT, FUSED, OPTIMIZERS, PAGED
@@ -28,6 +26,11 @@ class Move(NamedTuple):
     name: str
     cost: str
     options: Sequence[Changes]
+
+
+def written_out(changes: Mapping[str, Any], between: str = ", ") -> str:
+    """Changes as the YAML of the fields to write."""
+    return between.join(f"{key}: {yaml_text(value)}" for key, value in changes.items())
 
 
 def moves(scenario: Scenario) -> Iterator[Move]:

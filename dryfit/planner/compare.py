@@ -29,29 +29,18 @@ ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
 
 @dataclass(frozen=True)
 class Comparison:
-    """The answers for a scenario.
-
-    Attributes
-    ----------
-    answers
-        By name, of :data:`ANSWERS`: each with ``peak_allocated_bytes`` and ``components``, or None.
-    reasons
-        By name why an answer is None.
-    differences
-        For each pair ``a_to_b`` the signed ``bytes`` (a - b) and ``share`` (a / b - 1).
-    gpu, verdict
-        The GPU that the scenario names, and whether the step fits it; with an engine beside, whether the cycle does.
-    cycle
-        Of a step that generates, on that GPU; None: of another step, or without a GPU.
-    """
+    """The answers for a scenario."""
 
     traced: Traced
+    # By name, of :data:`ANSWERS`: each with ``peak_allocated_bytes`` and ``components``, or None
     answers: Mapping[str, Mapping[str, Any] | None]
-    reasons: Mapping[str, str]
+    reasons: Mapping[str, str]  # by name why an answer is None
+    # For each pair ``a_to_b`` the signed ``bytes`` (a - b) and ``share`` (a / b - 1)
     differences: Mapping[str, Mapping[str, float]]
+    # The GPU that the scenario names, and whether the step fits it; with an engine beside, whether the cycle does
     gpu: Gpu | None
     verdict: Verdict
-    cycle: Cycle | None = None
+    cycle: Cycle | None = None  # of a step that generates, on that GPU; None: of another step, or without a GPU
 
     @property
     def allocators(self) -> dict[str, Any]:
@@ -131,10 +120,7 @@ class Comparison:
 
 
 def compare(
-    estimated: Estimated,
-    traced: Traced,
-    measurement: Mapping[str, Any] | None = None,
-    where: object = "scenario",
+    estimated: Estimated, traced: Traced, measurement: Mapping[str, Any] | None = None, where: object = "scenario"
 ) -> Comparison:
     """Put together what the analytic estimate, the trace and, where there is one, the measurement say."""
     scenario, trace = traced.scenario, traced.trace

@@ -1,7 +1,6 @@
 """What to turn where a reinforcement step and its server share a card, and how far: from the answer's own trace."""
 
-from __future__ import annotations
-
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from dryfit.cards.gpus import Gpu
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import left_out_if_it_fails
-from dryfit.common.text import yaml_text
+from dryfit.planner.changes import written_out
 from dryfit.planner.suggestions import Suggestion
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.cycle import Cycle, cycle, share_of
@@ -19,26 +18,14 @@ LENGTH_STEP = 256  # tokens: the answer of :func:`longest_completion` is a multi
 
 @dataclass(frozen=True)
 class Knob:
-    """A change, what it saves at the cycle's peak, and what it costs.
+    """A change, what it saves at the cycle's peak, and what it costs."""
 
-    Attributes
-    ----------
-    changes
-        Fields of a scenario with their new parts.
-    saves_bytes
-        At the peak of the whole cycle; 0: another phase is as high.
-    required_bytes
-        Of the cycle with the change.
-    more_seconds
-        Of the cycle with the change; below 0: it is faster. None: not timed.
-    """
-
-    changes: Mapping[str, Any]
+    changes: Mapping[str, Any]  # fields of a scenario with their new parts
     cost: str
-    saves_bytes: int
-    required_bytes: int
+    saves_bytes: int  # at the peak of the whole cycle; 0: another phase is as high
+    required_bytes: int  # of the cycle with the change
     fits: bool
-    more_seconds: float | None = None
+    more_seconds: float | None = None  # Of the cycle with the change; below 0: it is faster. None: not timed.
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -66,24 +53,20 @@ def largest_utilization(known: Cycle, trace: Mapping[str, Any]) -> float | None:
 def server_answers(known: Cycle, trace: Mapping[str, Any]) -> dict[str, Any]:
     """What people ask of a server beside a training.
 
-    Returns
-    -------
-    dict
-        ``largest_utilization``, as above. ``most_answers_at_once``: rows of prompt and answer that the cache holds.
-        ``longest_row_tokens``: of a row, if all answers that run at once were so long.
+    Returns ``largest_utilization``, as above. ``most_answers_at_once``: rows of prompt and answer that the cache holds.
+    ``longest_row_tokens``: of a row, if all answers that run at once were so long.
     """
     server = known.server
     cache, (least, _) = server.cache(), server.cache_bytes()
     blocks = max(cache.blocks(least) - 1, 0)
     rows = blocks // cache.blocks_of_request(known.scenario.sequence_length, server.tokens_at_once)
-    low, high = 0, server.longest  # the cache holds rows of `low` tokens, and may not hold longer ones
-    while low < high:
-        middle = (low + high + 1) // 2
-        enough = server.requests * cache.blocks_of_request(middle, server.tokens_at_once) <= blocks
-        low, high = (middle, high) if enough else (low, middle - 1)
+
+    def too_many(tokens: int) -> bool:
+        return server.requests * cache.blocks_of_request(tokens, server.tokens_at_once) > blocks
+
     return {
         "largest_utilization": largest_utilization(known, trace),
-        "longest_row_tokens": low,
+        "longest_row_tokens": bisect_left(range(1, server.longest + 1), True, key=too_many),
         "most_answers_at_once": rows,
     }
 
@@ -169,7 +152,7 @@ def _suggestion(found: Cycle, trace: Mapping[str, Any], changes: Mapping[str, An
     return Suggestion(
         "+".join(part for name, value in plain.items() for part in (value if isinstance(value, dict) else [name])),
         plain,
-        "\n".join(f"{name}: {yaml_text(value)}" for name, value in plain.items()),
+        written_out(plain, "\n"),
         cost,
         trace["peak_allocated_bytes"],
         required,
@@ -197,8 +180,4 @@ def longest_completion(scenario: Scenario, gpu: Gpu, most: int) -> int | None:
             return False
 
     step = LENGTH_STEP if most >= LENGTH_STEP else 1
-    low, high = 0, most // step
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle * step) else (low, middle - 1)
-    return low * step or None
+    return step * bisect_left(range(step, most + 1, step), True, key=lambda tokens: not fits(tokens)) or None

@@ -1,7 +1,5 @@
 """What makes a run end sooner on the GPU that it has: a trace gives the memory and the time of each change."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -11,10 +9,9 @@ from dryfit.cards.beside import Process, room_bytes
 from dryfit.cards.gpus import Gpu
 from dryfit.cards.verdict import verdict
 from dryfit.common.errors import UserError
-from dryfit.common.text import yaml_text
 from dryfit.hours.run_time import Run, RunTime, run_time
 from dryfit.planner.calibrated import CalibratedEstimator
-from dryfit.planner.changes import Changes, Move, apply, faster_moves
+from dryfit.planner.changes import Changes, Move, apply, faster_moves, written_out
 from dryfit.scenario.scenario import Scenario
 
 PROBES = 3  # traces that one change may take
@@ -22,22 +19,14 @@ PROBES = 3  # traces that one change may take
 
 @dataclass(frozen=True)
 class Sooner:
-    """Changes with which the step still fits, and the run that they make.
+    """Changes with which the step still fits, and the run that they make."""
 
-    Attributes
-    ----------
-    move
-        What identifies it: the name of a :class:`~dryfit.planner.changes.Move`, or several, joined by a plus sign.
-    changes, write
-        Fields of the scenario, and the same as YAML.
-    cost
-        What it costs, in words.
-    """
-
+    # What identifies it: the name of a :class:`~dryfit.planner.changes.Move`, or several, joined by a plus sign
     move: str
+    # Fields of the scenario, and the same as YAML
     changes: Changes
     write: str
-    cost: str
+    cost: str  # what it costs, in words
     required_bytes: int
     headroom_bytes: int
     run: RunTime
@@ -51,10 +40,7 @@ def sooner(scenario: Scenario, gpu: Gpu, asked: Run, estimate: CalibratedEstimat
 
     One change each; then all of them together, if none is enough. Where nothing ends in time: the soonest, alone.
 
-    Parameters
-    ----------
-    estimate
-        Of the scenario on this GPU, with the time of its step.
+    ``estimate``: of the scenario on this GPU, with the time of its step.
     """
     candidates = [
         item
@@ -110,8 +96,8 @@ def _largest(
             required, judged = traced["required_bytes"], verdict(traced, gpu, Process.of(candidate))
             if judged.fits:
                 run = _hours(candidate, gpu, asked, estimate)
-                write = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items())
-                change = Sooner("+".join(names), changes, write, "; ".join(costs), required, judged.headroom_bytes, run)
+                write, cost = written_out(changes), "; ".join(costs)
+                change = Sooner("+".join(names), changes, write, cost, required, judged.headroom_bytes, run)
                 return change if run.hours < own.hours else None
     return None
 

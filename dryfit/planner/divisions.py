@@ -6,8 +6,6 @@ fit. Where it may be too high, a way that seems faster than the best is traced, 
 error seen. An answer names those that were not traced. What is shown as fitting has been traced on that very GPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -43,34 +41,24 @@ Watch = Callable[[str, int, Sequence[Any]], None]
 
 @dataclass(frozen=True)
 class Division:
-    """A way to divide a step, traced.
+    """A way to divide a step, traced."""
 
-    Attributes
-    ----------
-    way
-        In words, ``fsdp2 x tensor 2``.
-    parallel, gradient_accumulation, loss
-        What to write in a scenario; as many rows make an update as before, where they can. FSDP takes a whole loss.
-    peak_allocated_bytes, required_bytes, headroom_bytes
-        Of the GPU that needs most, ``place`` among the others ("": all are alike).
-    seconds_per_step, tokens_per_second
-        None where the GPU's speed is not known; tokens of all GPUs together.
-    exchanges
-        What a GPU exchanges in a step, by the group that talks (:func:`dryfit.hours.links.exchanges`).
-    """
-
-    way: str
+    way: str  # in words, ``fsdp2 x tensor 2``
+    # What to write in a scenario; as many rows make an update as before, where they can. FSDP takes a whole loss.
     parallel: Mapping[str, Any]
     gradient_accumulation: int
     loss: str
     verdict: str | None
     fits: bool | None
+    # Of the GPU that needs most, ``place`` among the others ("": all are alike)
     headroom_bytes: int | None
     peak_allocated_bytes: int
     required_bytes: int
     place: str
+    # None where the GPU's speed is not known; tokens of all GPUs together
     seconds_per_step: float | None
     tokens_per_second: float | None
+    # What a GPU exchanges in a step, by the group that talks (:func:`dryfit.hours.links.exchanges`)
     exchanges: Sequence[Mapping[str, Any]] = ()
 
     def to_mapping(self) -> dict[str, Any]:
@@ -217,13 +205,10 @@ def divide(
     The asked way is traced first, and ``shown`` is called with it; then the best of the others by the rough order,
     until :data:`TRACED` fit or :data:`MOST` were traced. A pipeline's stages are tried with other numbers of layers.
 
-    Returns
-    -------
-    dict
-        ``asked``, a :class:`Division` as a mapping; ``divisions``, all that were traced, those that fit first, the
-        fastest of them before the others; ``considered``, how many meshes the step can have; ``ruled_out``, with
-        ``way`` and ``at_least_bytes`` that a GPU holds in any case; ``not_traced``, with ``way`` and ``rough_bytes``;
-        ``refused``, ways that the installed libraries can't run; ``gpus``.
+    Returns ``asked``, a :class:`Division` as a mapping; ``divisions``, all that were traced, those that fit first, the
+    fastest of them before the others; ``considered``, how many meshes the step can have; ``ruled_out``, with ``way``
+    and ``at_least_bytes`` that a GPU holds in any case; ``not_traced``, with ``way`` and ``rough_bytes``; ``refused``,
+    ways that the installed libraries can't run; ``gpus``.
     """
     order = Order(scenario, gpu)
     steps = order.sorted(ways(scenario, scenario.parallel.gpus))
@@ -250,12 +235,9 @@ def divide(
 def fewest(scenario: Scenario, gpu: Gpu, watch: Watch | None = None) -> dict[str, Any]:
     """The least number of GPUs, of :data:`COUNTS`, that hold a step in some way, and that way.
 
-    Returns
-    -------
-    dict
-        ``gpus`` and ``division`` as a mapping, both None where none was found; ``tried``, the divisions that were
-        traced and don't fit; ``counts``, the numbers that were looked at; ``not_traced``, on fewer GPUs, as
-        :func:`divide` gives them; ``not_sharded``, why FSDP2 alone can't take the step ("": it can).
+    Returns ``gpus`` and ``division`` as a mapping, both None where none was found; ``tried``, the divisions that were
+    traced and don't fit; ``counts``, the numbers that were looked at; ``not_traced``, on fewer GPUs, as :func:`divide`
+    gives them; ``not_sharded``, why FSDP2 alone can't take the step ("": it can).
     """
     order, search, counts, skipped = Order(scenario, gpu), _DivisionSearch(gpu, watch), [], []
     found = None

@@ -4,8 +4,6 @@ For each way (checkpointing, packing, kernels, optimizer) the largest micro-batc
 most promising ways by :data:`SPEED` are answered, each with the largest micro-batch that fits.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -93,25 +91,14 @@ def prior(way: Way, micro_batch: int, fill: float) -> float:
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, and how one candidate is made and answered.
+    """What is searched, and how one candidate is made and answered."""
 
-    Attributes
-    ----------
-    ways
-        All ways, and the one that is answered where none of the chosen fits: the first of ``saving`` that can be.
-    sizes
-        Micro-batches, the largest first.
-    fill
-        Share of a padded row that is no padding.
-    is_traced
-        Whether a trace answers, and not the estimate.
-    """
-
+    # All ways, and the one that is answered where none of the chosen fits: the first of ``saving`` that can be
     ways: Sequence[Way]
     saving: Sequence[Way]
-    sizes: Sequence[int]
-    fill: float
-    is_traced: bool
+    sizes: Sequence[int]  # micro-batches, the largest first
+    fill: float  # share of a padded row that is no padding
+    is_traced: bool  # whether a trace answers, and not the estimate
     make: Callable[[Way, int], Candidate]
     answer: Callable[[StepQuestion], Mapping[str, Any]]
 

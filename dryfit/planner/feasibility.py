@@ -1,7 +1,5 @@
 """What fits which GPU: the longest row and the most rows for each method, every border replayed from traces."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import sys
@@ -70,7 +68,7 @@ _Solved = tuple[_Task, dict[str, dict[str, Any]]]
 
 def _solve(tasks: Sequence[_Task]) -> list[_Solved]:
     """Tasks of one step: its models are built once."""
-    from dryfit.tracing.trace import one_thread
+    from dryfit.hours.cpu import one_thread
 
     solved: list[_Solved] = []
     traces = None
@@ -82,10 +80,7 @@ def _solve(tasks: Sequence[_Task]) -> list[_Solved]:
 
 
 def feasibility(
-    bases: Mapping[str, Scenario],
-    gpus: Iterable[Gpu] | None = None,
-    *,
-    verify: Sequence[str] = (),
+    bases: Mapping[str, Scenario], gpus: Iterable[Gpu] | None = None, *, verify: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """For each method and GPU the largest micro-batch at the scenario's length, and the longest sequence of one.
 
@@ -183,13 +178,10 @@ def largest(scenario: Scenario, gpu: Gpu, field: str, most: int | None = None) -
 
     ``most``: no value above it is tried.
 
-    Returns
-    -------
-    dict
-        ``value`` (0: not even the smallest fits), ``required_bytes`` and ``headroom_bytes`` there, ``seen_from``
-        (:class:`~dryfit.planner.largest_fit.Border`), ``verified``: always, ``limited_by_positions``: the model's
-        positions end it, not the memory; ``with_other_allocator``: the value, replayed, with expandable segments where
-        the scenario has none, and without them where it has.
+    Returns ``value`` (0: not even the smallest fits), ``required_bytes`` and ``headroom_bytes`` there, ``seen_from``
+    (:class:`~dryfit.planner.largest_fit.Border`), ``verified``: always, ``limited_by_positions``: the model's positions
+    end it, not the memory; ``with_other_allocator``: the value, replayed, with expandable segments where the scenario
+    has none, and without them where it has.
     """
     rooms = _rooms(scenario, gpu)
     traces = Traces(gpu.capability, derived=not gpu.pool_bytes)  # loading into a shared memory is in no record

@@ -44,21 +44,11 @@ BEYOND = 1.05
 
 @dataclass(frozen=True)
 class Border:
-    """What fits a GPU.
+    """What fits a GPU."""
 
-    Attributes
-    ----------
-    value
-        The border; 0: not even the smallest fits.
-    seen_from
-        From here on every step of the search was replayed.
-    limited
-        Whether the model's positions end it, or the search's own limit, not the memory.
-    """
-
-    value: int
-    seen_from: int
-    limited: bool
+    value: int  # the border; 0: not even the smallest fits
+    seen_from: int  # from here on every step of the search was replayed
+    limited: bool  # whether the model's positions end it, or the search's own limit, not the memory
 
 
 def steps(field: str, limit: int) -> list[int]:

@@ -1,7 +1,5 @@
 """What an answer leaves out of another tool's file, in bytes where they are known."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -24,10 +22,7 @@ from dryfit.scenario.strategies import WEIGHTS
 def omissions(readings: Iterable[Reading], scenario: Scenario, answer: Mapping[str, Any]) -> Iterator[Omission]:
     """What the files of a question say and a scenario can't.
 
-    Parameters
-    ----------
-    answer
-        With the trace or the analytic estimate, whose parts bound what is missing.
+    ``answer``: with the trace or the analytic estimate, whose parts bound what is missing.
     """
     yield from _outliers(scenario)
     if scenario.objective == "orpo" and scenario.pairs_by_rules:
@@ -77,12 +72,8 @@ def of_older_tools(
 
     The verdict is about the present version. A file that runs with an older one is told here what to set.
 
-    Parameters
-    ----------
-    usable_bytes
-        What the GPU has for the step.
-    traced
-        What another step needs, in bytes. It may refuse one by a :class:`UserError`.
+    ``usable_bytes``: what the GPU has for the step. ``traced``: what another step needs, in bytes. It may refuse one by
+    a :class:`UserError`.
     """
     for reading in readings:
         own = {name: value for name, value in reading.older.items() if _as_read(scenario, reading, name)}
@@ -114,11 +105,7 @@ def of_an_older_loss(
         yield f"{copies}, the step needs {needed} and does not fit"
 
 
-_OLDER = {
-    "gradient_checkpointing": "no checkpointing",
-    "loss": "whole logits",
-    "precision": "weights in fp32",
-}
+_OLDER = {"gradient_checkpointing": "no checkpointing", "loss": "whole logits", "precision": "weights in fp32"}
 
 
 def _as_read(scenario: Scenario, reading: Reading, name: str) -> bool:
@@ -128,19 +115,15 @@ def _as_read(scenario: Scenario, reading: Reading, name: str) -> bool:
 def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any]) -> int | None:
     """At most so many bytes; None where nothing can be said.
 
-    Parameters
-    ----------
-    kind
-        What the setting touches: ``states``, ``activations``, ``logits``, ``gradients``, ``frozen`` (gradients and
-        states), ``int8``, ``head_fp32``, ``masters`` (fp32 copies and states), ``liger_loss``, ``pair_logits`` (whole
-        logits of a loss that compares answers), ``logits N`` (N bytes for each of them), ``evaluation N`` (N rows
-        without gradients), ``evaluation N M`` (M bytes for each of their logits), ``bytes N``, ``unit`` (all weights
-        and all gradients, gathered), ``gradient_shards`` (this GPU's gradients in the dtype of what is trained),
-        ``rows`` (rows of the model's own length instead),
-        ``experts N`` (those of 16 bits in N bits instead), ``expert_adapters`` (of each expert's layers), ``step`` (all
-        that is not resident), ``reference`` (the weights of a second model), ``whole`` (all weights while they load),
-        ``vllm N`` and ``vllm N sleeps`` (vLLM with that part of the card), ``shared vllm N`` and ``shared vllm
-        standby`` (Unsloth's, which has the one copy of the weights).
+    ``kind``: what the setting touches: ``states``, ``activations``, ``logits``, ``gradients``, ``frozen`` (gradients
+    and states), ``int8``, ``head_fp32``, ``masters`` (fp32 copies and states), ``liger_loss``, ``pair_logits`` (whole
+    logits of a loss that compares answers), ``logits N`` (N bytes for each of them), ``evaluation N`` (N rows without
+    gradients), ``evaluation N M`` (M bytes for each of their logits), ``bytes N``, ``unit`` (all weights and all
+    gradients, gathered), ``gradient_shards`` (this GPU's gradients in the dtype of what is trained), ``rows`` (rows of
+    the model's own length instead), ``experts N`` (those of 16 bits in N bits instead), ``expert_adapters`` (of each
+    expert's layers), ``step`` (all that is not resident), ``reference`` (the weights of a second model), ``whole`` (all
+    weights while they load), ``vllm N`` and ``vllm N sleeps`` (vLLM with that part of the card), ``shared vllm N`` and
+    ``shared vllm standby`` (Unsloth's, which has the one copy of the weights).
     """
     shown = answer.get("trace") or answer.get("analytic")
     if kind is None or not shown:

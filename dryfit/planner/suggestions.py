@@ -1,7 +1,5 @@
 """What to change so that a step fits its GPU: the analytic estimate searches, and the trace verifies each answer."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,9 +12,8 @@ from dryfit.cards.gpus import GIB, Gpu, catalogue
 from dryfit.cards.verdict import verdict
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import left_out_if_it_fails
-from dryfit.common.text import yaml_text
 from dryfit.planner.calibrated import CalibratedEstimator
-from dryfit.planner.changes import COUNTS, Changes, Move, apply, moves, spread
+from dryfit.planner.changes import COUNTS, Changes, Move, apply, moves, spread, written_out
 from dryfit.planner.divisions import fitting, written
 from dryfit.planner.largest_fit import Borders
 from dryfit.scenario.scenario import Scenario
@@ -28,27 +25,17 @@ PROBES = 8  # traces that one search may take
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Changes that make a step fit.
+    """Changes that make a step fit."""
 
-    Attributes
-    ----------
-    move
-        What identifies it: the name of a :class:`Move`, or several, joined by a plus sign.
-    changes, write
-        Fields of the scenario, and the same as YAML.
-    cost
-        What it costs, in words.
-    slower_share
-        How much longer a token takes on the same card, from two traces; None where its speed is not known.
-    """
-
-    move: str
+    move: str  # what identifies it: the name of a :class:`Move`, or several, joined by a plus sign
+    # Fields of the scenario, and the same as YAML
     changes: Changes
     write: str
-    cost: str
+    cost: str  # what it costs, in words
     peak_allocated_bytes: int
     required_bytes: int
     headroom_bytes: int
+    # How much longer a token takes on the same card, from two traces; None where its speed is not known
     slower_share: float | None = None
 
 
@@ -140,11 +127,7 @@ def _timed(item: Suggestion, scenario: Scenario, gpu: Gpu, estimate: CalibratedE
 
 
 def _verified(
-    scenario: Scenario,
-    move: Move,
-    gpu: Gpu,
-    estimate: CalibratedEstimator,
-    fits: Callable[[Scenario], bool],
+    scenario: Scenario, move: Move, gpu: Gpu, estimate: CalibratedEstimator, fits: Callable[[Scenario], bool]
 ) -> Suggestion | None:
     """The mildest of a move's changes that fits, by the trace; of lengths the one below which all fit."""
     with suppress(UserError):  # what can't be traced is no suggestion
@@ -257,11 +240,10 @@ def _divided(scenario: Scenario, gpu: Gpu, count: int, allowed: Callable[[Scenar
         changes["loss"] = found.loss
     if count > scenario.parallel.gpus:
         changes["gpu"] = {**_kind(gpu), "count": count}
-    write = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items())
     same = count == scenario.parallel.gpus
     cost = f"{'the same' if same else count} GPUs, divided as {found.way}: another exchange between them"
     sizes = found.peak_allocated_bytes, found.required_bytes, found.headroom_bytes
-    return Suggestion("division" if same else "more_gpus", changes, write, cost, *sizes)
+    return Suggestion("division" if same else "more_gpus", changes, written_out(changes), cost, *sizes)
 
 
 def _kind(gpu: Gpu) -> dict[str, Any]:
@@ -296,5 +278,4 @@ def _more_gpus(scenario: Scenario, gpu: Gpu, allowed: Callable[[Scenario], bool]
 
 def _suggestion(move: str, changes: Changes, cost: str, traced: Mapping[str, Any], gpu: Gpu) -> Suggestion:
     peak, required = traced["peak_allocated_bytes"], traced["required_bytes"]
-    write = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items())
-    return Suggestion(move, changes, write, cost, peak, required, verdict(traced, gpu).headroom_bytes)
+    return Suggestion(move, changes, written_out(changes), cost, peak, required, verdict(traced, gpu).headroom_bytes)

@@ -1,7 +1,5 @@
 """The same question as each tool's training takes it where nobody says otherwise: peaks, verdicts, what decides."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any

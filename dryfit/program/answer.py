@@ -34,10 +34,7 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
         ``share_bytes`` (of the card, by ``set_per_process_memory_fraction``);
         ``host``, what the run took here (``peak_bytes``, ``seconds``); ``warnings``.
 
-    Raises
-    ------
-    UserError
-        If the program came to no update, with what stopped it and what to write.
+    Raises :class:`UserError` if the program came to no update, with what stopped it and what to write.
     """
     if found["outcome"] not in ("stopped", "ended") or not found["updates"]:
         raise refusal(asked, found)

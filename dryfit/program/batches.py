@@ -23,18 +23,10 @@ _COLUMNS = ("input_ids", "length", "lengths", "tokens", "prompt_input_ids", "tex
 
 @dataclass
 class LoaderRows:
-    """What is known of the rows of a data set.
+    """What is known of the rows of a data set."""
 
-    Attributes
-    ----------
-    sizes
-        Elements of each row that was looked at: tokens, samples, or characters of a text.
-    of
-        How many rows the data set has.
-    """
-
-    sizes: list[int]
-    of: int
+    sizes: list[int]  # elements of each row that was looked at: tokens, samples, or characters of a text
+    of: int  # how many rows the data set has
 
     @property
     def differ(self) -> bool:
@@ -86,10 +78,7 @@ def _elements(row: Any) -> int | None:
 def largest_batch(loader: Any, rows: LoaderRows) -> list[int] | None:
     """The indices of the largest batch; None: the loader does not make batches of rows.
 
-    Parameters
-    ----------
-    loader
-        An iterator of a ``DataLoader``, which has its samplers.
+    ``loader``: an iterator of a ``DataLoader``, which has its samplers.
     """
     sampler = loader._index_sampler
     if not loader._auto_collation:
@@ -111,18 +100,12 @@ def _is_random(sampler: Any) -> bool:
 
 
 class Batches:
-    """What loaders give a program that trains.
-
-    Attributes
-    ----------
-    trained_on
-        Data sets whose rows went into an update, by id; they are kept, so that an id stays theirs.
-    largest_at
-        How many updates were taken when the first largest batch was given; None: none was.
-    """
+    """What loaders give a program that trains."""
 
     def __init__(self) -> None:
+        # Data sets whose rows went into an update, by id; they are kept, so that an id stays theirs.
         self.trained_on: dict[int, Any] = {}
+        # How many updates were taken when the first largest batch was given; None: none was.
         self.largest_at: int | None = None
         self._last: Any = None
         self._rows: dict[int, LoaderRows | None] = {}

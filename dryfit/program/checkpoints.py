@@ -31,18 +31,12 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
 class Checkpoints:
-    """What stands in for the checkpoints that a program loads.
-
-    Attributes
-    ----------
-    made_up
-        Names of models whose weights were not at hand.
-    """
+    """What stands in for the checkpoints that a program loads."""
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
         self._folder = Path(tempfile.gettempdir(), "dryfit-checkpoints")  # of this process's own, see `.process`
-        self.made_up: list[str] = []
+        self.made_up: list[str] = []  # names of models whose weights were not at hand
 
     def of_models(self, module: Any) -> list[tuple[Any, str, Any]]:
         """Patches of ``transformers.modeling_utils``."""
@@ -108,37 +102,46 @@ class Checkpoints:
         from transformers import AutoConfig
 
         config = options.get("config")
-        part = options.get("subfolder") or ""
         if config is None or isinstance(config, (str, Path)):
-            told = {"trust_remote_code": options.get("trust_remote_code"), "subfolder": part}
+            told = {"trust_remote_code": options.get("trust_remote_code"), "subfolder": options.get("subfolder") or ""}
             config = AutoConfig.from_pretrained(config or name, **told)
-        folder = Path(self._folder, name.replace("/", "--"), part)
-        if not folder.exists():
-            folder.mkdir(parents=True)
+
+        def make() -> torch.nn.Module:
             dtype = getattr(config, "dtype", None) or torch.float32
-            with torch.device("meta"):
-                model = cls._from_config(config, dtype=dtype) if hasattr(cls, "_from_config") else cls(config)
-            _write(folder, dict(_own_tensors(model)))
-            config.save_pretrained(folder)
-            self.made_up.append(f"{name}/{part}".rstrip("/"))
-        return str(folder)
+            return cls._from_config(config, dtype=dtype) if hasattr(cls, "_from_config") else cls(config)
+
+        return self._folder_of(name, options, make, lambda model, folder: config.save_pretrained(folder), "model")
 
     def _make_up_part(self, cls: Any, name: str, options: Mapping[str, Any]) -> str:
         """The same for a part of a pipeline of diffusers, which lies in a folder of its own."""
+
+        def make() -> torch.nn.Module:
+            config, usual = cls.load_config(name, subfolder=options.get("subfolder")), torch.get_default_dtype()
+            torch.set_default_dtype(options.get("torch_dtype") or torch.float32)  # a conversion would make tensors anew
+            try:
+                return cls.from_config(config)
+            finally:
+                torch.set_default_dtype(usual)
+
+        save = lambda model, folder: model.save_config(folder)  # noqa: E731
+        return self._folder_of(name, options, make, save, "diffusion_pytorch_model")
+
+    def _folder_of(
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        make: Callable[[], torch.nn.Module],
+        save: Callable[[Any, Path], None],
+        stem: str,
+    ) -> str:
         part = options.get("subfolder") or ""
         folder = Path(self._folder, name.replace("/", "--"), part)
         if not folder.exists():
             folder.mkdir(parents=True)
-            config = cls.load_config(name, subfolder=options.get("subfolder"))
-            usual = torch.get_default_dtype()
-            torch.set_default_dtype(options.get("torch_dtype") or torch.float32)  # a conversion would make tensors anew
-            try:
-                with torch.device("meta"):
-                    model = cls.from_config(config)
-            finally:
-                torch.set_default_dtype(usual)
-            _write(folder, dict(_own_tensors(model)), "diffusion_pytorch_model")
-            model.save_config(folder)
+            with torch.device("meta"):
+                model = make()
+            _write(folder, dict(_own_tensors(model)), stem)
+            save(model, folder)
             self.made_up.append(f"{name}/{part}".rstrip("/"))
         return str(folder)
 

@@ -130,24 +130,15 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
         enter(patched(devices.array_places(tracker), hidden=True))
         data = MadeUpData(asked.batch)
         checkpoints = Checkpoints(tracker)
-        enter(
-            when_imported(
-                {
-                    "transformers.modeling_utils": lambda module: [
-                        *checkpoints.of_models(module),
-                        *followed.of_models(module),
-                    ],
-                    "diffusers.models.modeling_utils": checkpoints.of_diffusers,
-                    "transformers.trainer": followed.of_trainer,
-                    "transformers.configuration_utils": checkpoints.of_configurations,
-                    "transformers.models.auto.tokenization_auto": data.of_tokenizers,
-                    "datasets.load": data.of_datasets,
-                    "evaluate.loading": data.of_metrics,
-                    "tiktoken.registry": data.of_tiktoken,
-                }
-            )
-        )
-        enter(patched(data.places()))
+        of_models = lambda module: [*checkpoints.of_models(module), *followed.of_models(module)]  # noqa: E731
+        later = {
+            "transformers.modeling_utils": of_models,
+            "diffusers.models.modeling_utils": checkpoints.of_diffusers,
+            "transformers.trainer": followed.of_trainer,
+            "transformers.configuration_utils": checkpoints.of_configurations,
+        }
+        enter(when_imported(later | data.when_imported()))
+        enter(patched(data.patches()))
         enter(tracker)
         yield Running(tracker, loop, memory, numbers, checkpoints, data, followed, processes.received)
 
@@ -298,7 +289,7 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a package for CPUs while it is imported
     watch(asked, result)
     try:
-        found = run(asked, partial(_write_over, result.with_suffix(".stand")))
+        found = run(asked, partial(result.with_suffix(".stand").write_text, encoding="utf-8"))
     except BaseException as error:
         cause = error.__cause__ if isinstance(error, Unfinished) else error
         print_error(cause)
@@ -309,10 +300,6 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # not through the interpreter's end: foreign threads and exchanged functions may trip it
-
-
-def _write_over(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8")
 
 
 def print_error(error: BaseException) -> None:

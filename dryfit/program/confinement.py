@@ -48,27 +48,14 @@ LEFT_TRIES = 100  # rounds in which what a program has left is ended
 
 @dataclass(frozen=True)
 class Held:
-    """What a program's process has given up.
+    """What a program's process has given up."""
 
-    Attributes
-    ----------
-    network
-        It has none but the machine's own.
-    files
-        It writes in its folders alone.
-    metadata
-        It changes permissions, owners and times there alone.
-    processes
-        It signals no process outside.
-    abstract_sockets, sockets
-        It reaches no server of the machine by a name, and by a file; ``sockets`` is true as well where those alone are
-        covered that were there when it started.
-    """
-
-    network: bool = False
-    files: bool = False
-    metadata: bool = False
-    processes: bool = False
+    network: bool = False  # it has none but the machine's own
+    files: bool = False  # it writes in its folders alone
+    metadata: bool = False  # it changes permissions, owners and times there alone
+    processes: bool = False  # it signals no process outside
+    # It reaches no server of the machine by a name, and by a file; `sockets` is true as well where those alone are
+    # covered that were there when it started.
     abstract_sockets: bool = False
     sockets: bool = False
 
@@ -76,12 +63,7 @@ class Held:
 def enter(folders: Sequence[Path], *, network: bool) -> Held:
     """Give up what the platform allows. It returns in a child; this process waits for that, and ends as it ends.
 
-    Parameters
-    ----------
-    folders
-        In which the program writes.
-    network
-        Whether it keeps the network.
+    ``folders``: in which the program writes. ``network``: whether it keeps the network.
     """
     if sys.platform != "linux":
         return Held()
@@ -332,10 +314,7 @@ def _landlock_version() -> int:
 def write_only_below(folders: Sequence[Path]) -> None:
     """Let this process, and those that it starts, write below these folders alone; ``/dev/null`` and its kind stay.
 
-    Raises
-    ------
-    OSError
-        Where the platform doesn't allow it.
+    Raises :class:`OSError` where the platform doesn't allow it.
     """
     version = _landlock_version()
     if version < _TRUNCATES:

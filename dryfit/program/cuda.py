@@ -18,7 +18,6 @@ from dryfit.engine.fake_device import DeviceStream, FakeDevice, FakeEvent
 
 MIB = 2**20
 DRIVER = "580.82.07"  # what nvidia-smi says; programs print it
-NCCL = (2, 27, 5)  # what PyTorch says of the collectives' library; its own log of an error asks for it
 
 
 def cuda_places(
@@ -45,7 +44,6 @@ def cuda_places(
     quiet = ("_record_memory_history", "_dump_snapshot", "_set_allocator_settings")
     places += [(torch.cuda.memory, name, nothing) for name in quiet if hasattr(torch.cuda.memory, name)]
     places += [(torch.cuda.nvtx, name, nothing) for name in ("range_push", "range_pop", "mark")]
-    places += [(torch.cuda.nccl, "version", lambda: NCCL)]
     places += [(torch.cuda.profiler, name, nothing) for name in ("start", "stop")]
     checks = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
     places += [(torch.optim.Optimizer, name, nothing) for name in checks if hasattr(torch.optim.Optimizer, name)]

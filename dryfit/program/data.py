@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from dryfit.engine.importing import Places
+
 ROWS = 64  # of a data set that is made up, at least: some loaders drop the last batch
 # The columns of a data set, by words of its name: preferences, talks, instructions, sentences that belong to a class.
 _COLUMNS = (
@@ -30,20 +32,27 @@ _WORDS = "the quick brown fox jumps over the lazy dog and runs away from it "  #
 class MadeUpData:
     """What stands in for a program's data.
 
-    Parameters
-    ----------
-    batch
-        Rows and tokens of a batch; None: nothing is made up, and a program whose data is missing fails.
-
-    Attributes
-    ----------
-    made_up
-        What was: names of files and data sets.
+    ``batch``: rows and tokens of a batch; None: nothing is made up, and a program whose data is missing fails.
     """
 
     def __init__(self, batch: tuple[int, int] | None) -> None:
         self._batch = batch
-        self.made_up: list[str] = []
+        self.made_up: list[str] = []  # what was: names of files and data sets
+
+    def patches(self) -> list[tuple[Any, str, Any]]:
+        """Patches for the time of the program: none where nothing is made up."""
+        return self._files() if self._batch else []
+
+    def when_imported(self) -> dict[str, Places]:
+        """By module, what gives its patches when it is imported; none where nothing is made up."""
+        if not self._batch:
+            return {}
+        return {
+            "transformers.models.auto.tokenization_auto": self._of_tokenizers,
+            "datasets.load": self._of_datasets,
+            "evaluate.loading": self._of_metrics,
+            "tiktoken.registry": self._of_tiktoken,
+        }
 
     def _tokens(self) -> int:
         rows, tokens = self._batch
@@ -52,10 +61,8 @@ class MadeUpData:
     def _text(self) -> str:
         return _WORDS * (self._batch[1] // 12 + 1)
 
-    def places(self) -> list[tuple[Any, str, Any]]:
-        """Patches: arrays of token ids in files that are not there."""
-        if self._batch is None:
-            return []
+    def _files(self) -> list[tuple[Any, str, Any]]:
+        """Arrays of token ids in files that are not there."""
         mapped, read, opened = np.memmap, np.fromfile, builtins.open
 
         def missing(file: Any) -> bool:
@@ -83,10 +90,8 @@ class MadeUpData:
 
         return [(np, "memmap", memmap), (np, "fromfile", fromfile), (builtins, "open", open_text)]
 
-    def of_datasets(self, module: Any) -> list[tuple[Any, str, Any]]:
+    def _of_datasets(self, module: Any) -> list[tuple[Any, str, Any]]:
         """Patches of ``datasets.load``: data sets that can't be loaded here."""
-        if self._batch is None:
-            return []
         load = module.load_dataset
 
         def load_dataset(path: str, name: Any = None, *args: Any, split: Any = None, **options: Any) -> Any:
@@ -98,10 +103,8 @@ class MadeUpData:
 
         return [(module, "load_dataset", load_dataset)]
 
-    def of_metrics(self, module: Any) -> list[tuple[Any, str, Any]]:
+    def _of_metrics(self, module: Any) -> list[tuple[Any, str, Any]]:
         """Patches of ``evaluate.loading``: scripts of metrics, which come from the Hub."""
-        if self._batch is None:
-            return []
         load = module.load
 
         def loaded(path: str, *args: Any, **options: Any) -> Any:
@@ -113,10 +116,8 @@ class MadeUpData:
 
         return [(module, "load", loaded)]
 
-    def of_tokenizers(self, module: Any) -> list[tuple[Any, str, Any]]:
+    def _of_tokenizers(self, module: Any) -> list[tuple[Any, str, Any]]:
         """Patches of ``transformers.models.auto.tokenization_auto``: one token a byte, in a model's vocabulary."""
-        if self._batch is None:
-            return []
         kind = module.AutoTokenizer
         load = kind.from_pretrained.__func__
 
@@ -132,10 +133,8 @@ class MadeUpData:
 
         return [(kind, "from_pretrained", classmethod(from_pretrained))]
 
-    def of_tiktoken(self, module: Any) -> list[tuple[Any, str, Any]]:
+    def _of_tiktoken(self, module: Any) -> list[tuple[Any, str, Any]]:
         """Patches of ``tiktoken.registry``: the same with the special token of GPT-2 at its place."""
-        if self._batch is None:
-            return []
         load = module.get_encoding
 
         def get_encoding(name: str) -> Any:

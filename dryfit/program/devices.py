@@ -69,10 +69,7 @@ def refuse_mixture(func: Any, args: tuple, kwargs: dict, tracker: Tracker) -> No
 
     A tensor without dimensions may lie on the host, and indices into a tensor on the card may, too.
 
-    Raises
-    ------
-    RuntimeError
-        In PyTorch's own words, which programs look for.
+    Raises :class:`RuntimeError` in PyTorch's own words, which programs look for.
     """
     if func in _BETWEEN_DEVICES:
         return
@@ -105,10 +102,7 @@ _OF_TARGETS = {
 def refuse_targets(func: Any, args: tuple) -> None:
     """Raise what CUDA's kernels of a loss raise of classes in another dtype than 64 or 8 bits: ``meta`` takes any.
 
-    Raises
-    ------
-    RuntimeError
-        In PyTorch's own words.
+    Raises :class:`RuntimeError` in PyTorch's own words.
     """
     if func in _OF_TARGETS and args[0].is_meta and args[1].dtype not in (torch.int64, torch.uint8):
         kind = {torch.int32: "Int", torch.int16: "Short", torch.int8: "Char"}.get(args[1].dtype, str(args[1].dtype))

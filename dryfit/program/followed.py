@@ -43,13 +43,7 @@ _CHANGES = {
 
 
 class Followed:
-    """Lets a program go on after its updates, and knows what it did not come to.
-
-    Attributes
-    ----------
-    batches
-        What its loaders gave.
-    """
+    """Lets a program go on after its updates, and knows what it did not come to."""
 
     def __init__(self, loop: Loop, program: str) -> None:
         self.batches, self._program = Batches(), program

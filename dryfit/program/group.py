@@ -32,16 +32,12 @@ class Group:
         Keeps what a group needs in place until the program has ended.
     device
         Of the GPUs, where the program runs under ``torchrun``; None: one GPU, and a group only if the program asks.
-
-    Attributes
-    ----------
-    received
-        Lines of the program that received an object from another process: they went on with what they had.
     """
 
     def __init__(self, tracker: Tracker, stack: ExitStack, gpus: int, rank: int, device: FakeDevice | None) -> None:
         self._tracker, self._stack, self._gpus, self._device = tracker, stack, gpus, device
         self._rank = rank
+        # Lines of the program that received an object from another process: they went on with what they had.
         self.received: list[str] = []
         self._start = dist.init_process_group
 

@@ -16,18 +16,12 @@ MOST_RUNS = 12
 
 @dataclass
 class Tried:
-    """Runs of a program at values of a setting.
+    """Runs of a program at values of a setting."""
 
-    Attributes
-    ----------
-    required, fits
-        Bytes that a card must have, and whether they fit, by value.
-    refused
-        Why the program came to no update at a value; such a value counts as too large.
-    """
-
+    # Bytes that a card must have, and whether they fit, by value.
     required: dict[int, int] = field(default_factory=dict)
     fits: dict[int, bool] = field(default_factory=dict)
+    # Why the program came to no update at a value; such a value counts as too large.
     refused: dict[int, str] = field(default_factory=dict)
 
     @property

@@ -33,31 +33,18 @@ class Loop:
 
     A program that captures its step as a CUDA graph warms it up on a stream of its own. It is not stopped there, but
     where a graph is replayed again, which counts for an update.
-
-    Attributes
-    ----------
-    updates
-        How many were finished.
-    launches
-        How many kernels had been launched at the end of each.
-    has_evaluated
-        Whether it has evaluated what it trains.
-    is_beyond
-        Whether it has taken its updates, and goes on until it would train again.
-    on_update, wants_more, goes_on
-        Called with each update; whether further updates are wanted; whether the program goes on beyond them.
-    tell
-        Called with where the program is, in words.
     """
 
     def __init__(self, tracker: Tracker, steps: int, live_bytes: Callable[[], int] = lambda: 0) -> None:
-        self.updates = 0
-        self.launches: list[int] = []
-        self.has_evaluated = self.is_beyond = False
+        self.updates = 0  # how many were finished
+        self.launches: list[int] = []  # how many kernels had been launched at the end of each
+        self.has_evaluated = False  # whether it has evaluated what it trains
+        self.is_beyond = False  # whether it has taken its updates, and goes on until it would train again
+        # Called with each update; whether further updates are wanted; whether the program goes on beyond them.
         self.on_update: Callable[[], None] = lambda: None
         self.wants_more: Callable[[], bool] = lambda: False
         self.goes_on: Callable[[], bool] = lambda: False
-        self.tell: Callable[[str], None] = lambda text: None
+        self.tell: Callable[[str], None] = lambda text: None  # called with where the program is, in words
         self._live_bytes, self._live, self._live_now = live_bytes, [], (0, 0)  # bytes in use, and events until then
         self._tracker, self._steps = tracker, steps
         self._stepped: list[int] = []  # optimizers of the update that is running, by id

@@ -27,31 +27,20 @@ from .places import described, frames_above, is_library
 class Memory:
     """Bytes in use, counted as a tracker's events come, and the line that brought them highest.
 
-    Attributes
-    ----------
-    peak_line, library_line
-        The program's line whose allocation made the highest peak, and the innermost line of a library below it.
-    ran_out
-        Lines at which memory ran out.
-    share_bytes
-        What the program allows itself by ``set_per_process_memory_fraction``; None: everything.
-
-    Parameters
-    ----------
-    usable_bytes
-        What the card has.
-    raises
-        Whether an allocation beyond that fails. What the program allows itself is a border as well.
+    ``usable_bytes``: what the card has. ``raises``: whether an allocation beyond that fails. What the program allows
+    itself is a border as well.
     """
 
     def __init__(self, tracker: Tracker, card: Card, usable_bytes: int, *, raises: bool) -> None:
         self._tracker, self._card, self._usable_bytes, self._raises = tracker, card, usable_bytes, raises
-        self.ran_out: list[str] = []
+        self.ran_out: list[str] = []  # lines at which memory ran out
+        # What the program allows itself by `set_per_process_memory_fraction`; None: everything.
         self.share_bytes: int | None = None
         self._share = 1.0
         self._failed: list[int] = []  # allocations that failed, by the number of events before
         self._position, self._sizes = 0, {}
         self._now = self._since_reset = self._highest = 0
+        # The program's line whose allocation made the highest peak, and the innermost line of a library below it.
         self.peak_line = self.library_line = ""
         self._replayed: tuple[int, Replay | None] = (-1, None)
         allocate = tracker.allocate

@@ -39,10 +39,7 @@ class Read:
 class Numbers:
     """What is read of tensors whose values nobody knows.
 
-    Parameters
-    ----------
-    answers
-        Values by line, ``train.py:57``.
+    ``answers``: values by line, ``train.py:57``.
     """
 
     def __init__(self, answers: Mapping[str, float]) -> None:
@@ -234,16 +231,5 @@ class Finite:
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 for _name in (*(f"__{side}{each}__" for each in _BINARY for side in ("", "r")), "__neg__", "__abs__"):
     setattr(StandIn, _name, _computes(_name))
-for _name in (
-    "__lt__",
-    "__le__",
-    "__gt__",
-    "__ge__",
-    "__eq__",
-    "__ne__",
-    "__bool__",
-    "__int__",
-    "__trunc__",
-    "__round__",
-):
-    setattr(StandIn, _name, _decides(_name))
+for _name in ("lt", "le", "gt", "ge", "eq", "ne", "bool", "int", "trunc", "round"):
+    setattr(StandIn, f"__{_name}__", _decides(f"__{_name}__"))

@@ -22,12 +22,7 @@ class NVMLError(Exception):
 def nvml(card: Card, gpus: int, memory: Callable[[], tuple[int, int]]) -> Iterator[None]:
     """Programs inside import this module, whether theirs is installed or not: that one would ask a driver.
 
-    Parameters
-    ----------
-    gpus
-        How many cards there are; all are alike.
-    memory
-        Free and total bytes of the card.
+    ``gpus``: how many cards there are; all are alike. ``memory``: free and total bytes of the card.
     """
 
     def handle(index: int) -> int:

@@ -46,17 +46,10 @@ def run(asked: ProgramRequest, output: Any = None, label: str = "") -> dict[str,
     ``written``: files that it wrote in its folder; ``held``: what it had given up (:class:`.confinement.Held`);
     ``host``: the most memory of its process in bytes, and seconds.
 
-    Parameters
-    ----------
-    output
-        Where the program's own output goes; None: to standard error.
-    label
-        Which of several runs this is, for the lines of progress.
+    ``output``: where the program's own output goes; None: to standard error. ``label``: which of several runs this is,
+    for the lines of progress.
 
-    Raises
-    ------
-    UserError
-        If the folder is too large to be shadowed, or PyTorch is not installed.
+    Raises :class:`UserError` if the folder is too large to be shadowed, or PyTorch is not installed.
     """
     if not can_trace():
         raise UserError(
@@ -179,10 +172,7 @@ def _read(result: Path) -> dict[str, Any]:
 def shadow(folder: Path, into: Path) -> None:
     """Make a folder that looks like another.
 
-    Raises
-    ------
-    UserError
-        If it has more files than :data:`MOST_FILES`.
+    Raises :class:`UserError` if it has more files than :data:`MOST_FILES`.
     """
     count = 0
     for place, folders, files in os.walk(folder, followlinks=False):

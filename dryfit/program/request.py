@@ -22,58 +22,31 @@ class Limits:
 
 @dataclass(frozen=True)
 class ProgramRequest:
-    """What is asked.
+    """What is asked."""
 
-    Attributes
-    ----------
-    program, arguments
-        A file, or with ``module`` the name of a module; and the words that it is given.
-    module
-        Whether it is started as ``python -m``.
-    gpus, torchrun
-        How many processes with a GPU each ``torchrun`` would start on one machine; one of them runs. Without
-        ``torchrun`` the program is started alone, and one GPU is there.
-    rank
-        Which of the processes runs.
-    gpu
-        The card, as the catalogue names it.
-    steps
-        Updates after which the program is stopped.
-    answers
-        What ``.item()`` gives by line, ``train.py:57``.
-    batch
-        Rows and tokens of made up batches, ``(8, 1024)``, where the program's data set isn't at hand; None: its own.
-    network, in_place
-        Whether the program may use the network, and whether it runs in the folder it was asked in.
-    files
-        Files below the folder with another text, by their paths in it; not together with ``in_place``.
-    writable
-        Folders elsewhere in which it may write too.
-    runs_out
-        Whether an allocation beyond the card's memory fails, as on a GPU.
-    recipe
-        Whether it is a recipe, which stands for programs that were not read.
-    limits
-        Of the process.
-    """
-
+    # A file, or with `module` the name of a module; and the words that it is given.
     program: str
     arguments: tuple[str, ...] = ()
-    module: bool = False
+    module: bool = False  # whether it is started as `python -m`
+    # How many processes with a GPU each `torchrun` would start on one machine; one of them runs. Without `torchrun` the
+    # program is started alone, and one GPU is there.
     gpus: int = 1
     torchrun: bool = False
-    rank: int = 0
-    gpu: str | None = None
-    steps: int = STEPS
-    answers: Mapping[str, float] = field(default_factory=dict)
+    rank: int = 0  # which of the processes runs
+    gpu: str | None = None  # the card, as the catalogue names it
+    steps: int = STEPS  # updates after which the program is stopped
+    answers: Mapping[str, float] = field(default_factory=dict)  # what `.item()` gives by line, `train.py:57`
+    # Rows and tokens of made up batches, `(8, 1024)`, where the program's data set isn't at hand; None: its own.
     batch: tuple[int, int] | None = None
+    # Whether the program may use the network, and whether it runs in the folder it was asked in.
     network: bool = False
     in_place: bool = False
+    # Files below the folder with another text, by their paths in it; not together with `in_place`.
     files: Mapping[str, str] = field(default_factory=dict)
-    writable: tuple[str, ...] = ()
-    runs_out: bool = True
-    recipe: bool = False
-    limits: Limits = Limits()
+    writable: tuple[str, ...] = ()  # folders elsewhere in which it may write too
+    runs_out: bool = True  # whether an allocation beyond the card's memory fails, as on a GPU
+    recipe: bool = False  # whether it is a recipe, which stands for programs that were not read
+    limits: Limits = Limits()  # of the process
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

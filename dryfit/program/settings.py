@@ -28,31 +28,19 @@ _FILES = (".yaml", ".yml", ".json", ".toml", ".py")
 
 @dataclass(frozen=True)
 class ProgramSetting:
-    """A number that a program is set to.
+    """A number that a program is set to."""
 
-    Attributes
-    ----------
-    name, value
-        What it is called, and what it is now.
-    where
-        The place, for people.
-    changed
-        The request with another number in its place.
-    """
-
+    # What it is called, and what it is now.
     name: str
     value: int
-    where: str
-    changed: Callable[[int], ProgramRequest]
+    where: str  # the place, for people
+    changed: Callable[[int], ProgramRequest]  # the request with another number in its place
 
 
 def setting(asked: ProgramRequest, name: str) -> ProgramSetting:
     """Where a program's number of this name stands.
 
-    Raises
-    ------
-    UserError
-        If no place sets it to a whole number.
+    Raises :class:`UserError` if no place sets it to a whole number.
     """
     found = next(_places(asked, name), None)
     if found is None:
@@ -69,10 +57,7 @@ def length(asked: ProgramRequest) -> ProgramSetting:
 
     Rows that ``--batch`` makes up become as long.
 
-    Raises
-    ------
-    UserError
-        If none of the names is set.
+    Raises :class:`UserError` if none of the names is set.
     """
     for kind in (_in_arguments, _in_files, _in_program):
         for name in LENGTHS:

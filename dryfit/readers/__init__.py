@@ -6,8 +6,6 @@ Shell scripts and Python programs: :mod:`dryfit.readers.scripts`. Pure Python an
 is fetched.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -22,24 +20,13 @@ from dryfit.scenario.fields import BY_NAME
 
 
 class Reader(NamedTuple):
-    """How a tool's files are known and read.
+    """How a tool's files are known and read."""
 
-    Attributes
-    ----------
-    name
-        Of the tool's module in this package.
-    marks
-        Keys of which a file of the tool has all of one group; ``model._component_``: a key of the block ``model``.
-    beside
-        Whether its files only add to another file, or to a model.
-    function
-        Of the module, which reads.
-    """
-
-    name: str
+    name: str  # of the tool's module in this package
+    # Keys of which a file of the tool has all of one group; ``model._component_``: a key of the block ``model``
     marks: tuple[tuple[str, ...], ...]
-    beside: bool = False
-    function: str = "read"
+    beside: bool = False  # whether its files only add to another file, or to a model
+    function: str = "read"  # of the module, which reads
 
     @property
     def module(self) -> ModuleType:
@@ -91,10 +78,7 @@ step_of_a_run: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 def pipeline(where: object, change: Mapping[str, Any] | None = None) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """:data:`step_of_a_run`; ``change``: what to ask instead where the pipeline is not installed.
 
-    Raises
-    ------
-    UserError
-        If it isn't.
+    UserError: if it isn't.
     """
     if step_of_a_run is None:
         raise UserError(
@@ -122,10 +106,7 @@ CAN_READ = (
 def mapping_of(path: Path) -> Mapping[str, Any]:
     """A file's content, YAML, JSON or TOML.
 
-    Raises
-    ------
-    UserError
-        If it is neither, or no mapping.
+    UserError: if it is neither, or no mapping.
     """
     if path.suffix in (".jinja", ".j2"):
         raise UserError("This is a template, not a configuration.", where=path, allowed="the rendered file")
@@ -144,10 +125,7 @@ def mapping_of(path: Path) -> Mapping[str, Any]:
 def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
     """``model`` (a config.json), ``scenario``, ``run`` (settings of a run of this project), or a tool's name.
 
-    Raises
-    ------
-    UserError
-        If no tool, or more than one, can have written it.
+    UserError: if no tool, or more than one, can have written it.
     """
     if "model_type" in mapping and ("hidden_size" in mapping or "architectures" in mapping or "text_config" in mapping):
         return "model"
@@ -214,10 +192,7 @@ def _by_keys_of_their_own(mapping: Mapping[str, Any], tools: list[str]) -> list[
 def read_tool(path: Path, tool: str, mapping: Mapping[str, Any], gpus: int | None) -> Reading:
     """Read a file of a tool.
 
-    Raises
-    ------
-    UserError
-        If a value is not of the kind that the tool takes for its key.
+    UserError: if a value is not of the kind that the tool takes for its key.
     """
     return without_traceback(lambda: READERS[tool].read(mapping, path, gpus), path, tool)
 

@@ -4,8 +4,6 @@ Each row's change makes its own condition false and no other row's true again, s
 matter (tests/dryfit/ask/test_approximations.py applies them in many orders).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """axolotl's YAML files (dryfit/data/readers/axolotl.yaml says which version, and what each key means)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,8 +39,7 @@ def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str,
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
     """The scenario's fields of a file, with axolotl's defaults."""
     get, reading = begin(mapping, keys(*TABLE), file)
-    revision = get("revision_of_model")
-    reading.set(model=f"{get('base_model')}@{revision}" if revision else get("base_model"))
+    common.model(reading, get("base_model"), get("revision_of_model"))
     reading.set(
         sequence_length=get("sequence_len", 512),
         micro_batch=get("micro_batch_size", 1),
@@ -64,10 +61,9 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     if get("rl"):
         kind, rows = str(get("rl")), reading.fields["micro_batch"]
         answers = kind == "grpo"
-        objective = _OBJECTIVES.get(kind, "grpo")
-        predicted = common.preference(reading, objective, "rl", rows, answers=answers)
+        predicted = common.preference(reading, _OBJECTIVES.get(kind, "grpo"), "rl", rows, answers=answers)
         if answers:
-            (grpo.set_cycle if predicted else grpo.beside_several)(_of_blocks(get), reading)
+            grpo.answers(_of_blocks(get), reading, predicted=predicted)
     if get("vllm") and str(get("rl")) != "grpo":
         why = "vLLM runs on a GPU too, beside training where its mode is colocate"
         reading.approximates("vllm", get("vllm"), TOO_LOW, why)
@@ -155,10 +151,9 @@ def _method(get: FileValues, reading: Reading) -> None:
 
 
 def _checkpointing(get: FileValues, reading: Reading) -> None:
-    value = get("gradient_checkpointing", False)
     given = get("gradient_checkpointing_kwargs")
     reentrant = (given or {}).get("use_reentrant", given is None and not get("rl"))
-    reading.set(gradient_checkpointing=("reentrant" if reentrant else True) if value else False)
+    common.checkpointing(reading, get("gradient_checkpointing"), reentrant)
 
 
 def _loss(get: FileValues, reading: Reading) -> None:

@@ -1,7 +1,5 @@
 """A notebook's cells as one program: those of Python, without lines for the shell, up to one that is broken."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

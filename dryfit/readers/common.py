@@ -1,10 +1,8 @@
 """What the tools' settings have in common: names of optimizers and kernels, adapters, FSDP and DeepSpeed."""
 
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml
 from dryfit.data import data_path
-from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, allowed, checked, knows
+from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, FileValues, Reading, allowed, checked, knows
 from dryfit.scenario.fields import BY_NAME
 from dryfit.scenario.hub import HubId, catalogued
 from dryfit.scenario.hub import of_modelscope as of_modelscope_alone
@@ -23,48 +21,40 @@ from dryfit.scenario.strategies import NONE, STRATEGIES
 
 # By the names of transformers' and axolotl's `optim`: our optimizers, the first that the scenario knows is taken, and
 # where it is not the very one, which way the answer errs, and why.
-_STATES = "optimizer states"
+_LION = "Lion keeps one state a weight instead of two"
+_GALORE = "GaLore keeps states of a projection"
 OPTIM_NAMES: dict[str, tuple[Sequence[str], str, str]] = {
-    "adamw_torch": (["adamw"], EITHER_WAY, ""),
-    "adamw_hf": (["adamw"], EITHER_WAY, ""),
-    "adamw": (["adamw"], EITHER_WAY, ""),
-    "adamw_torch_fused": (["adamw_fused"], EITHER_WAY, ""),
-    "adamw_apex_fused": (["adamw_fused"], EITHER_WAY, ""),
-    "adamw_bnb_8bit": (["adamw_8bit"], EITHER_WAY, ""),
-    "adamw_8bit": (["adamw_8bit"], EITHER_WAY, ""),
+    **dict.fromkeys(("adamw_torch", "adamw_hf", "adamw"), (["adamw"], EITHER_WAY, "")),
+    **dict.fromkeys(("adamw_torch_fused", "adamw_apex_fused"), (["adamw_fused"], EITHER_WAY, "")),
+    **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit"), (["adamw_8bit"], EITHER_WAY, "")),
     "paged_adamw_8bit": (["paged_adamw_8bit"], EITHER_WAY, ""),
-    "paged_adamw": (["paged_adamw", "adamw"], TOO_HIGH, "its states may move to the host"),
-    "paged_adamw_32bit": (["paged_adamw", "adamw"], TOO_HIGH, "its states may move to the host"),
+    **dict.fromkeys(
+        ("paged_adamw", "paged_adamw_32bit"), (["paged_adamw", "adamw"], TOO_HIGH, "its states may move to the host")
+    ),
     "adamw_torch_8bit": (
-        ["adamw_torchao_8bit", "adamw_8bit"],
-        EITHER_WAY,
-        "torchao's states are read as bitsandbytes'",
+        ["adamw_torchao_8bit", "adamw_8bit"], EITHER_WAY, "torchao's states are read as bitsandbytes'",
     ),
     "adamw_torch_4bit": (["adamw_torchao_4bit", "adamw_8bit"], TOO_HIGH, "states in 4 bits are read as in 8"),
     "ao_adamw_fp8": (["adamw_8bit"], EITHER_WAY, "8-bit states of another kind"),
     "adafactor": (["adafactor", "adamw"], TOO_HIGH, "Adafactor keeps rows and columns instead of second moments"),
-    "lion": (["lion", "adamw"], TOO_HIGH, "Lion keeps one state a weight instead of two"),
-    "lion_32bit": (["lion", "adamw"], TOO_HIGH, "Lion keeps one state a weight instead of two"),
-    "lion_pytorch": (["lion", "adamw"], TOO_HIGH, "Lion keeps one state a weight instead of two"),
-    "lion_8bit": (["lion_8bit", "adamw_8bit"], TOO_HIGH, "Lion keeps one state a weight instead of two"),
-    "paged_lion_8bit": (["lion_8bit", "paged_adamw_8bit"], TOO_HIGH, "Lion keeps one state a weight instead of two"),
-    "paged_lion_32bit": (["lion", "adamw"], TOO_HIGH, "Lion keeps one state a weight instead of two"),
+    **dict.fromkeys(("lion", "lion_32bit", "lion_pytorch", "paged_lion_32bit"), (["lion", "adamw"], TOO_HIGH, _LION)),
+    "lion_8bit": (["lion_8bit", "adamw_8bit"], TOO_HIGH, _LION),
+    "paged_lion_8bit": (["lion_8bit", "paged_adamw_8bit"], TOO_HIGH, _LION),
     "sgd": (["sgd", "adamw"], TOO_HIGH, "SGD keeps no states"),
     "adagrad": (["adamw"], TOO_HIGH, "Adagrad keeps one state a weight instead of two"),
     "rmsprop": (["adamw"], TOO_HIGH, "RMSprop keeps one state a weight instead of two"),
     "muon": (["muon", "adamw"], TOO_HIGH, "Muon keeps one state a weight instead of two"),
-    "galore_adamw": (["galore", "adamw"], TOO_HIGH, "GaLore keeps states of a projection"),
-    "galore_adamw_8bit": (["adamw_8bit"], TOO_HIGH, "GaLore keeps states of a projection"),
-    "galore_adafactor": (["adafactor"], TOO_HIGH, "GaLore keeps states of a projection"),
+    "galore_adamw": (["galore", "adamw"], TOO_HIGH, _GALORE),
+    "galore_adamw_8bit": (["adamw_8bit"], TOO_HIGH, _GALORE),
+    "galore_adafactor": (["adafactor"], TOO_HIGH, _GALORE),
     "apollo_adamw": (["adamw"], TOO_HIGH, "APOLLO keeps states of a projection; its package forbids commercial use"),
     "q_galore_adamw8bit": (["galore", "adamw_8bit"], TOO_HIGH, "Q-GaLore keeps 8-bit states of a projection"),
     "adam_mini": (["adamw"], TOO_HIGH, "Adam-mini keeps few second moments"),
     "came_pytorch": (["adamw"], TOO_HIGH, "CAME keeps rows and columns instead of second moments"),
-    "optimi_adamw": (["adamw"], EITHER_WAY, "another AdamW"),
-    "adopt_adamw": (["adamw"], EITHER_WAY, "another AdamW"),
+    **dict.fromkeys(("optimi_adamw", "adopt_adamw"), (["adamw"], EITHER_WAY, "another AdamW")),
     "dion": (["adamw"], TOO_HIGH, "Dion keeps states of a projection"),
     "schedule_free_adamw": (["adamw"], EITHER_WAY, "schedule-free AdamW keeps one state more, and one less"),
-}
+}  # fmt: skip
 _ATTENTION = {
     "flash_attention_2": "flash", "flash_attention_3": "flash", "fa2": "flash", "fa3": "flash", "flash": "flash",
     "sage": "flash", "sdpa": "sdpa", "eager": "eager", "disabled": "eager", "xformers": "mem_efficient", "auto": "sdpa",
@@ -74,6 +64,33 @@ _DTYPES = {"bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "fp16": "fp16"
 # DeepSpeed's configurations that come with the tools, by their names: files that need not lie here.
 _DEEPSPEED_FILES = data_path("deepspeed_files.yaml")
 DEFAULT_GPUS = 2  # where a file divides a model and doesn't say among how many
+
+
+def dotted(mapping: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of nested settings; a block without any has none."""
+    for name, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
+def model(reading: Reading, name: Any, revision: str | None) -> None:
+    """Set the model, at a revision that is not its newest."""
+    reading.set(model=f"{name}@{revision}" if revision and revision != "main" else name)
+
+
+def precision(reading: Reading, weights: str, mixed: str | None) -> None:
+    """Set the dtype of the weights, and autocast over them."""
+    if weights == "fp32" and mixed:
+        reading.set(precision=f"{mixed}-mixed")
+    else:
+        reading.set(precision=weights, autocast=mixed)
+
+
+def checkpointing(reading: Reading, is_on: Any, reentrant: Any) -> None:
+    """Set whether, and in which way, activations are recomputed."""
+    reading.set(gradient_checkpointing=("reentrant" if reentrant else True) if is_on else False)
 
 
 def optimizer(reading: Reading, key: str, name: Any) -> None:
@@ -184,6 +201,19 @@ def parallel(reading: Reading, strategy: str, gpus: int | None, **parts: Any) ->
         reading.notes.append(f"{strategy} on one GPU divides nothing: read as one GPU")
         return
     reading.set(parallel={"strategy": strategy, "gpus": gpus, **parts})
+
+
+def spread(get: FileValues, reading: Reading, gpus: int | None) -> None:
+    """How `TrainingArguments` spread a step over GPUs: DeepSpeed, FSDP, else DDP; and accelerate's mesh over it."""
+    if "deepspeed" in get:
+        deepspeed(reading, get("deepspeed"), reading.file.parent, gpus)
+    elif named := get("fsdp"):
+        words = named if isinstance(named, str) else " ".join(map(str, named))
+        fsdp(reading, get("fsdp_config") or {}, 2 if words == "fsdp2" else 1, gpus, words)
+    elif (gpus or 1) > 1 and not get("parallelism_config"):
+        parallel(reading, "ddp", gpus)
+    if divided := checked("parallelism_config", get("parallelism_config"), reading.file, "keys below it"):
+        mesh(reading, "parallelism_config", divided, gpus)
 
 
 # The axes of accelerate's `ParallelismConfig`, by their names in files: parts of our `parallel`.
@@ -459,10 +489,7 @@ def preference(reading: Reading, kind: str, key: str, rows: int, *, answers: boo
 
     ``answers``: the caller reads how they are generated, without which a step that generates is not predicted.
 
-    Returns
-    -------
-    bool
-        Whether TRL's step is predicted.
+    Returns whether TRL's step is predicted.
     """
     liger = reading.fields.get("loss") == "liger"
     if _is_predicted(reading.fields, kind, rows) and answers >= OBJECTIVES[kind].generates:

@@ -1,7 +1,5 @@
 """Files that lie beside a tool's own: accelerate's, DeepSpeed's and PEFT's."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

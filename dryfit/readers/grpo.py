@@ -5,8 +5,6 @@ Defaults are those of TRL 1.16 (``trl/trainer/grpo_config.py``, ``rloo_config.py
 ``trl/experimental/online_dpo``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +47,14 @@ def set_cycle(get: Get, reading: Reading) -> None:
     reading.set(preference=preference, generation=generation)
     if get("use_vllm"):
         _beside_vllm(get, reading)
+
+
+def answers(get: Get, reading: Reading, objective: str = "grpo", *, predicted: bool) -> None:
+    """How answers are generated, of a step that is predicted; else what lies beside it."""
+    if predicted:
+        set_cycle(get, reading)
+    else:
+        beside_several(get, reading, objective)
 
 
 def _beside_vllm(get: Get, reading: Reading) -> None:

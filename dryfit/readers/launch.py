@@ -4,8 +4,6 @@ Launchers are ``accelerate launch``, ``torchrun`` (``python -m torch.distributed
 ``python``. What follows them is a tool's own command, for the tool's reader, or a program.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,21 +21,11 @@ _SWITCHES = ("-m", "-u", "--module", "--no_python", "--multi_gpu", "--use_deepsp
 
 @dataclass
 class Launch:
-    """A command behind its launcher.
+    """A command behind its launcher."""
 
-    Attributes
-    ----------
-    words
-        What is started, with its arguments: a program's path, a module's name or a tool's.
-    processes
-        On all nodes together; None: the command doesn't say.
-    configuration
-        The file of ``accelerate launch --config_file``.
-    """
-
-    words: list[str]
-    processes: int | None = None
-    configuration: str | None = None
+    words: list[str]  # what is started, with its arguments: a program's path, a module's name or a tool's
+    processes: int | None = None  # on all nodes together; None: the command doesn't say
+    configuration: str | None = None  # the file of ``accelerate launch --config_file``
 
     @property
     def program(self) -> str:

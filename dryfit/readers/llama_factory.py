@@ -1,7 +1,5 @@
 """LLaMA-Factory's YAML files, those of `examples/v1` too (dryfit/data/readers/llama-factory.yaml)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,7 @@ _PROGRAMS = ("train.py", "train_bash.py", "run_exp.py", "llamafactory.launcher")
 def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
     """The settings of a command that trains, of its file and of its own; None: LLaMA-Factory is not called.
 
-    Raises
-    ------
-    UserError
-        If it does other work, or names a file that isn't there.
+    UserError: if it does other work, or names a file that isn't there.
     """
     words, name = launch.words, launch.program.rpartition("/")[2]
     if name in _COMMANDS:
@@ -54,28 +49,21 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
         _newer(get, reading, gpus)
         return reading
     _refuse_other_work(mapping, file)
-    revision = get("model_revision")
     name = get("model_name_or_path")
     if get("model_hub") == "modelscope":
         common.of_modelscope(reading, name)
-    reading.set(model=f"{name}@{revision}" if revision and revision != "main" else name)
+    common.model(reading, name, get("model_revision"))
     reading.set(
         sequence_length=get("cutoff_len", 2048),
         micro_batch=get("per_device_train_batch_size", 8),
         gradient_accumulation=get("gradient_accumulation_steps", 1),
     )
-    if "deepspeed" in get:
-        common.deepspeed(reading, get("deepspeed"), file.parent, gpus)
-    elif get("fsdp"):
-        common.fsdp(reading, get("fsdp_config") or {}, 1, gpus, str(get("fsdp")))
-    elif (gpus or 1) > 1:
-        common.parallel(reading, "ddp", gpus)
+    common.spread(get, reading, gpus)
     _method(get, reading)
     _precision(get, reading)
     strategy = reading.fields.get("parallel", {}).get("strategy")
     reentrant = get("use_reentrant_gc", True) and strategy != "fsdp2"
-    off = get("disable_gradient_checkpointing")
-    reading.set(gradient_checkpointing=False if off else ("reentrant" if reentrant else True))
+    common.checkpointing(reading, not get("disable_gradient_checkpointing"), reentrant)
     common.attention(reading, "flash_attn", get("flash_attn", "auto"))
     reading.pads = not get("packing", get("stage", "sft") == "pt")
     flag = next((name for key, name in _OPTIMIZER_FLAGS.items() if get(key)), None)

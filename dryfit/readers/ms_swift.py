@@ -1,7 +1,5 @@
 """ms-swift's commands and YAML files (dryfit/data/readers/ms-swift.yaml)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import pairwise
 from math import ceil
@@ -46,10 +44,7 @@ _VALUES_BEFORE_3 = {
 def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
     """The settings of a command that trains; None: ms-swift is not called.
 
-    Raises
-    ------
-    UserError
-        If it does other work, or is Megatron's.
+    UserError: if it does other work, or is Megatron's.
     """
     words = command.words
     pairs = enumerate(pairwise(words))
@@ -84,8 +79,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     get, reading = begin(mapping, keys(*TABLE), file)
     if renamed:
         reading.notes.append(f"names of ms-swift before version 3 are read as those of today: {', '.join(renamed)}")
-    revision = get("model_revision")
-    reading.set(model=f"{get('model')}@{revision}" if revision else get("model"))
+    common.model(reading, get("model"), get("model_revision"))
     if not get("use_hf"):
         common.of_modelscope(reading, get("model"))
     gpus = gpus or get("nproc_per_node")
@@ -99,8 +93,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     _method(get, reading)
     kwargs = get("gradient_checkpointing_kwargs") or {}
     reentrant = isinstance(kwargs, Mapping) and kwargs.get("use_reentrant")
-    reading.set(gradient_checkpointing=("reentrant" if reentrant else True) if get("gradient_checkpointing", True)
-                else False)  # fmt: skip
+    common.checkpointing(reading, get("gradient_checkpointing", True), reentrant)
     if kernel := get("attn_impl"):
         common.attention(reading, "attn_impl", kernel)
     reading.pads = not (get("packing") or get("padding_free"))
@@ -157,10 +150,7 @@ def _precision(get: FileValues, reading: Reading) -> None:
     weights = common.dtype(get("torch_dtype", "bfloat16")) or "bf16"
     fp16, bf16 = get("fp16", weights != "bf16"), get("bf16", weights == "bf16")
     mixed = "bf16" if bf16 else "fp16" if fp16 else None
-    if weights == "fp32" and mixed:
-        reading.set(precision=f"{mixed}-mixed")
-    else:
-        reading.set(precision=weights, autocast=mixed)
+    common.precision(reading, weights, mixed)
 
 
 def _method(get: FileValues, reading: Reading) -> None:
@@ -187,14 +177,7 @@ def _method(get: FileValues, reading: Reading) -> None:
 
 
 def _parallel(get: FileValues, reading: Reading, gpus: int | None) -> None:
-    if get("deepspeed"):
-        common.deepspeed(reading, get("deepspeed"), reading.file.parent, gpus)
-    elif get("fsdp"):
-        words = str(get("fsdp"))
-        version = 2 if words == "fsdp2" else 1
-        common.fsdp(reading, get("fsdp_config") or {}, version, gpus, words if "offload" in words else "")
-    elif (gpus or 1) > 1:
-        common.parallel(reading, "ddp", gpus)
+    common.spread(get, reading, gpus)
     parts = get("sequence_parallel_size", 1)
     divided = (reading.fields.get("parallel") or {}).get("strategy") == "ddp"  # without DeepSpeed's own Ulysses
     if parts > 1 and divided:
@@ -214,13 +197,10 @@ def _objective(get: FileValues, reading: Reading, kind: str, rows: int) -> None:
         reading.approximates("rlhf_type", kind, TOO_LOW, "the teacher's logits lie beside the student's", "logits")
     if not answers:
         return
-    if predicted:
-        grpo.set_cycle(_in_trls_words(get), reading)
-        if not get("use_liger_kernel"):
-            why = "ms-swift keeps the logits of answers whole, and this is TRL's step in tiles"
-            reading.approximates("rlhf_type", kind, TOO_LOW, why, "logits")
-    else:
-        grpo.beside_several(_in_trls_words(get), reading)
+    grpo.answers(_in_trls_words(get), reading, predicted=predicted)
+    if predicted and not get("use_liger_kernel"):
+        why = "ms-swift keeps the logits of answers whole, and this is TRL's step in tiles"
+        reading.approximates("rlhf_type", kind, TOO_LOW, why, "logits")
     generation = reading.fields.get("generation") or {}
     if generation.get("engine") == "vllm":
         if generation["mode"] == "colocate":

@@ -4,8 +4,6 @@ The names of August 2026 have dots, and those before April 2026 none. A pass wit
 log-probabilities of ``micro_rollout_batch_size`` rows, with whole logits in fp32, and may decide the peak.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,10 +58,7 @@ _WHOLE = """micro_train_batch_size train_batch_size micro_rollout_batch_size max
 def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
     """The settings of a command that trains; None: OpenRLHF is not called.
 
-    Raises
-    ------
-    UserError
-        If it trains nothing that is known here.
+    UserError: if it trains nothing that is known here.
     """
     place = next((place for place, word in enumerate(command.words) if word.startswith(_PROGRAM)), None)
     if place is None:
@@ -109,8 +104,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
         optimizer="adamw",
         loss="full",
     )
-    reentrant = get("gradient_checkpointing_use_reentrant")
-    reading.set(gradient_checkpointing=("reentrant" if reentrant else True) if get("gradient_checkpointing") else False)
+    common.checkpointing(reading, get("gradient_checkpointing"), get("gradient_checkpointing_use_reentrant"))
     common.attention(reading, "attn_implementation", get("attn_implementation", "flash_attention_2"))
     reading.pads = not get("packing_samples")
     if get("use_liger_kernel"):

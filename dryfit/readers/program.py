@@ -5,8 +5,6 @@ objects say when ``train()`` is called: cells that don't run, and models that ar
 no constant is named, and has the default in its place. ``dryfit/data/program_calls.yaml`` lists the calls.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ file is one of four: understood (it sets a field of the scenario), not described
 by it, in a direction that is said), without effect on memory, or unknown. Nothing is dropped without a word.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import re
@@ -237,10 +235,7 @@ _SWITCHES = {"loss_type", "rl", "fsdp", "deepspeed", "adapter", "optimizer"}
 def checked(key: str, value: Any, file: object, kind: str | None = None) -> Any:
     """A tool's value, a number that stands there as text as one.
 
-    Raises
-    ------
-    UserError
-        If the value is not of the kind that the key takes.
+    UserError: if the value is not of the kind that the key takes.
     """
     kind = kind or KINDS.get(key)
     if value is None or kind is None or (key in _SWITCHES and value is False):

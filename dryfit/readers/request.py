@@ -4,8 +4,6 @@
 documentation) and ``axolotl``: ``data/tool_defaults.yaml`` lists it; sizes are not among it. What is named wins.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -41,30 +39,18 @@ _SHARDED = ("fsdp1", "fsdp2")  # where FSDP shards weights a loss in chunks is n
 
 @dataclass(frozen=True)
 class ScenarioRequest:
-    """A scenario, and who decided what of it.
-
-    Attributes
-    ----------
-    mapping
-        What was named: by a file, or by options.
-    like, set_by_like
-        The tool that the rest was taken from, and the fields that it set.
-    assumed
-        Fields that decide memory and that neither named: this project's defaults, or those of ``assumed_by``.
-    warnings
-        What of the model the answer leaves out.
-    like_is_default
-        Nobody chose the tool.
-    """
+    """A scenario, and who decided what of it."""
 
     scenario: Scenario
-    mapping: Mapping[str, Any]
+    mapping: Mapping[str, Any]  # what was named: by a file, or by options
+    # The tool that the rest was taken from, and the fields that it set
     like: str | None = None
     set_by_like: Mapping[str, Any] = field(default_factory=dict)
+    # Fields that decide memory and that neither named: this project's defaults, or those of ``assumed_by``
     assumed: Mapping[str, Any] = field(default_factory=dict)
     assumed_by: str | None = None
-    warnings: tuple[str, ...] = ()
-    like_is_default: bool = False
+    warnings: tuple[str, ...] = ()  # what of the model the answer leaves out
+    like_is_default: bool = False  # nobody chose the tool
 
     def origin_fields(self) -> dict[str, Any]:
         """For the answer: ``assumed`` (by whom), and ``like``, None or the ``tool`` with its ``fields``."""
@@ -85,10 +71,7 @@ def parse_request(
     A GPU with a count, and neither a strategy nor a number of GPUs under ``parallel``, is all of them: with FSDP2, or
     on the mesh that ``parallel`` names, if that has as many places.
 
-    Raises
-    ------
-    UserError
-        For all that is wrong.
+    UserError: for all that is wrong.
     """
     if not isinstance(mapping, Mapping):
         return ScenarioRequest(Scenario.from_mapping(mapping, where=where), {})
@@ -195,15 +178,16 @@ def like_fields(tool: str, named: Mapping[str, Any], capability: tuple[int, int]
     own = defaults["always"] | defaults.get(named.get("method") or scenario_defaults()["method"], {})
     if capability is not None and capability < _COMPUTES_IN_BF16:
         own |= {name: value for name, value in defaults.get("without_bf16", {}).items() if own.get(name) is not None}
-    if tool == "unsloth" and own["precision"] == "bf16" and re.search(_flex(), str(named.get("model")), re.I):
+    if tool == "unsloth" and takes_flex(named.get("model"), own["precision"]):
         own["attention"] = "flash"
     contradicting = set(_that_contradict(own, named))
     return {name: own[name] for name in BY_NAME if name in own and name not in contradicting}
 
 
-def _flex() -> str:
-    """Models that Unsloth trains through flex_attention, by their names."""
-    return read_yaml(data_path("unsloth.yaml"))["flex"]
+def takes_flex(model: Any, precision: Any) -> bool:
+    """Whether Unsloth trains a model through flex_attention, which keeps no scores, as FlashAttention keeps none."""
+    flex = read_yaml(data_path("unsloth.yaml"))["flex"]
+    return precision == "bf16" and re.search(flex, str(model), re.I) is not None
 
 
 def _that_contradict(fields: Mapping[str, Any], named: Mapping[str, Any]) -> Iterator[str]:

@@ -1,7 +1,5 @@
 """Shell scripts that start a training, and the Python programs that they start: which tool's settings they hold."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,7 @@ _BY_COMMAND = ("ms-swift", "verl", "openrlhf", "llama-factory", "axolotl", "trl"
 def read_script(path: Path, gpus: int | None, capability: tuple[int, int] | None = None) -> Reading:
     """Read a shell script: its first command that trains.
 
-    Raises
-    ------
-    UserError
-        If it has none; the last command of a known tool says why.
+    UserError: if it has none; the last command of a known tool says why.
     """
     refused = None
     for command in commands(path.read_text(encoding="utf-8")):

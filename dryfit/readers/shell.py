@@ -5,8 +5,6 @@ Nothing is run. Variables are followed from line to line, with ``${NAME:-default
 written.
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 import re
@@ -124,10 +122,7 @@ def with_file(words: list[str], script: Path, tool: str = "") -> dict[str, Any]:
 
     Those are ``--name value`` or ``name=value``.
 
-    Raises
-    ------
-    UserError
-        If the file isn't there.
+    UserError: if the file isn't there.
     """
     first = words[0] if words and not words[0].startswith("-") and "=" not in words[0] else None
     pairs = [word for word in words if re.match(r"[\w.]+=", word)]

@@ -5,8 +5,6 @@ read as a syntax tree and never run: ``FILE.py:llama3_8b`` names one of its func
 such as ``training.seq_len``, and the rest is one.
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 from collections.abc import Iterator, Mapping
@@ -29,15 +27,7 @@ _SCHEDULES = {
 
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
     """The scenario's fields of a TOML file, with torchtitan's defaults."""
-    return _read(dict(_flat(mapping)), file, gpus)
-
-
-def _flat(mapping: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
+    return _read(dict(common.dotted(mapping)), file, gpus)
 
 
 def _read(flat: Mapping[str, Any], file: Path, gpus: int | None) -> Reading:
@@ -243,10 +233,7 @@ def _functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
 def read_registry(tree: ast.Module, file: Path, part: str | None, gpus: int | None) -> Reading:
     """The scenario's fields of one of a registry's functions.
 
-    Raises
-    ------
-    UserError
-        If none is named, or one that isn't there.
+    UserError: if none is named, or one that isn't there.
     """
     functions = _functions(tree)
     if part not in functions:

@@ -4,10 +4,8 @@ A file says which models and settings, and not which recipe; the recipe stands i
 recipes whose step isn't described are refused by a key that only they have.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +43,12 @@ def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str,
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
     """The scenario's fields, with the defaults of torchtune's recipes and builders.
 
-    Raises
-    ------
-    UserError
-        If the file is another recipe's, or its model isn't known here.
+    UserError: if the file is another recipe's, or its model isn't known here.
     """
     table = read_yaml(TABLES / "torchtune.yaml")
-    flat = {key: _resolved(value, mapping) for key, value in _flat(mapping)}  # dotted overrides come last, and win
+    flat = {
+        key: _resolved(value, mapping) for key, value in common.dotted(mapping)
+    }  # dotted overrides come last, and win
     for key in _WHOLE:
         flat |= {key: checked(key, flat[key], file, "a whole number")} if key in flat else {}
     _refuse_other_recipes(flat, table, file)
@@ -78,21 +75,13 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     return reading
 
 
-def _flat(mapping: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
-
-
 def _resolved(value: Any, mapping: Mapping[str, Any]) -> Any:
     """A value that stands elsewhere in the file: OmegaConf's ``${batch_size}``."""
     for _ in range(4):
         named = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
         if named is None:
             return value
-        value = dict(_flat(mapping)).get(named[1])
+        value = dict(common.dotted(mapping)).get(named[1])
     return value
 
 

@@ -1,7 +1,5 @@
 """TRL's YAML files (``trl sft --config FILE``) and the arguments of its classes (dryfit/data/readers/trl.yaml)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.readers import common, grpo
 from dryfit.readers.launch import Launch
-from dryfit.readers.reading import FileValues, Reading, begin, checked, keys
+from dryfit.readers.reading import FileValues, Reading, begin, keys
 from dryfit.readers.shell import Command, with_file
 from dryfit.scenario.objectives import OBJECTIVES, SUPERVISED
 
@@ -45,19 +43,14 @@ def read(
 ) -> Reading:
     """The scenario's fields, with TRL's defaults.
 
-    Parameters
-    ----------
-    trainer
-        An objective; ``transformers``: its own Trainer, whose defaults
-        differ (no checkpointing, no mixed precision, the model in the dtype of its files).
-    stated
-        The keys that somebody wrote, where ``mapping`` holds defaults too; None: all of them.
+    ``trainer``: an objective; ``transformers``: its own Trainer, whose defaults differ (no checkpointing, no mixed
+    precision, the model in the dtype of its files). ``stated``: the keys that somebody wrote, where ``mapping`` holds
+    defaults too; None: all of them.
     """
     get, reading = begin(mapping, keys(*TABLE), file)
     trainer = _trainer(get, trainer)
     plain = trainer == "transformers"
-    name, revision = get("model_name_or_path"), get("model_revision")
-    reading.set(model=f"{name}@{revision}" if revision and revision != "main" else name)
+    common.model(reading, get("model_name_or_path"), get("model_revision"))
     length = get("max_length") or get("max_seq_length") or 1024
     if trainer in OBJECTIVES and OBJECTIVES[trainer].generates:
         length = grpo.row_tokens(get, trainer)
@@ -68,10 +61,8 @@ def read(
     )
     _precision(get, reading, plain)
     _method(get, reading, plain)
-    checkpointing = get("gradient_checkpointing", not plain)
     kwargs = get("gradient_checkpointing_kwargs") or {}
-    way = "reentrant" if kwargs.get("use_reentrant") else True
-    reading.set(gradient_checkpointing=way if checkpointing else False)
+    common.checkpointing(reading, get("gradient_checkpointing", not plain), kwargs.get("use_reentrant"))
     init = get("model_init_kwargs") or {}
     kernel = get("attn_implementation") or (init.get("attn_implementation") if isinstance(init, Mapping) else None)
     if kernel:
@@ -84,15 +75,12 @@ def read(
         reading.set(loss="chunked")
     if get("activation_offloading"):
         common.offloaded(reading, "activation_offloading")
-    _parallel(get, reading, gpus)
+    common.spread(get, reading, gpus)
     _before(get, reading, trainer, mapping if stated is None else stated)
     if trainer in OBJECTIVES and trainer != SUPERVISED:
         predicted = common.preference(reading, trainer, "trainer", reading.fields["micro_batch"], answers=True)
         if OBJECTIVES[trainer].generates:
-            if predicted:
-                grpo.set_cycle(get, reading)
-            else:
-                grpo.beside_several(get, reading, trainer)
+            grpo.answers(get, reading, trainer, predicted=predicted)
     common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))
     common.evaluation(reading, mapping)
     reading.pad(reading.fields)
@@ -141,11 +129,10 @@ def _precision(get: FileValues, reading: Reading, plain: bool) -> None:
     mixed = "bf16" if bf16 else "fp16" if fp16 else None
     if plain and not named:
         reading.notes.append("the dtype of the model's files is taken to be bf16")
-    quantized = bool(get("load_in_4bit") or get("load_in_8bit"))
-    if weights == "fp32" and mixed and not quantized:
-        reading.set(precision=f"{mixed}-mixed")
-    else:
+    if get("load_in_4bit") or get("load_in_8bit"):
         reading.set(precision=weights or "bf16", autocast=mixed)
+    else:
+        common.precision(reading, weights or "bf16", mixed)
 
 
 def _method(get: FileValues, reading: Reading, plain: bool) -> None:
@@ -172,15 +159,3 @@ def _method(get: FileValues, reading: Reading, plain: bool) -> None:
             reading, rank=get("lora_r", 16), alpha=get("lora_alpha", 32), dropout=get("lora_dropout", 0.05),
             targets=targets, more=more,
         )  # fmt: skip
-
-
-def _parallel(get: FileValues, reading: Reading, gpus: int | None) -> None:
-    if "deepspeed" in get:
-        common.deepspeed(reading, get("deepspeed"), reading.file.parent, gpus)
-    elif get("fsdp"):
-        words = get("fsdp") if isinstance(get("fsdp"), str) else " ".join(map(str, get("fsdp")))
-        common.fsdp(reading, get("fsdp_config") or {}, 1, gpus, words)
-    elif (gpus or 1) > 1 and not get("parallelism_config"):
-        common.parallel(reading, "ddp", gpus)
-    if divided := checked("parallelism_config", get("parallelism_config"), reading.file, "keys below it"):
-        common.mesh(reading, "parallelism_config", divided, gpus)

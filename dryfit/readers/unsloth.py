@@ -1,7 +1,5 @@
 """What Unsloth does otherwise than TRL, transformers and PEFT (dryfit/data/unsloth.yaml)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -12,6 +10,7 @@ from dryfit.data import data_path
 from dryfit.readers import common, grpo
 from dryfit.readers.flow import Call
 from dryfit.readers.reading import TOO_HIGH, TOO_LOW, Reading, is_on
+from dryfit.readers.request import takes_flex
 from dryfit.scenario.objectives import OBJECTIVES, SUPERVISED
 
 _PAIR_TOKENS = 1024  # TRL's max_length
@@ -160,7 +159,7 @@ def _experts_of_a_copy(reading: Reading) -> None:
 
 
 def _attention(name: str, reading: Reading) -> str:
-    if re.search(rules()["flex"], name, re.I) and reading.fields.get("precision") == "bf16":
+    if takes_flex(name, reading.fields.get("precision")):
         return "flash"
     return "eager" if re.search(rules()["eager"], name, re.I) else "mem_efficient"
 

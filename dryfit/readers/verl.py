@@ -5,10 +5,8 @@ micro-batch, weights in fp32 that are cast for computing. vLLM lies in a process
 what it takes is said, and not predicted.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -37,10 +35,7 @@ _WHOLE = (f"{_ACTOR}.ppo_micro_batch_size_per_gpu", f"{_ACTOR}.ppo_micro_batch_s
 def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
     """The settings of a command that trains; None: verl is not called.
 
-    Raises
-    ------
-    UserError
-        If it trains nothing.
+    UserError: if it trains nothing.
     """
     found = next((match for word in command.words if (match := _TRAINERS.fullmatch(word))), None)
     if found is None:
@@ -57,24 +52,15 @@ def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str,
             settings[name] = yaml_value(value, script)
     config = str(settings.get("config_name", "")).removesuffix(".yaml")
     if config and (path := beside(script, f"config/{config}.yaml")):
-        settings = {**dict(flat(read_yaml(path))), **settings}
+        settings = {**dict(common.dotted(read_yaml(path))), **settings}
     settings.setdefault(f"{_MODEL}.path" if "main" in found["work"] else "model.partial_pretrain", None)
     return settings
-
-
-def flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names of nested settings."""
-    for name, value in mapping.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
     """The scenario's fields of the actor's update, with verl's defaults."""
     settings = {name: checked(name, value, file, "a whole number") if name in _WHOLE else value
-                for name, value in flat(mapping)}  # fmt: skip
+                for name, value in common.dotted(mapping)}  # fmt: skip
     get, reading = begin(settings, keys(*TABLE), file)
     if (
         "megatron" in str(settings.get("config_name", ""))

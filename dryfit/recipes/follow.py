@@ -1,7 +1,5 @@
 """A recipe run over the simulated card with a model's configuration, and what to change where it does not fit."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,10 +31,7 @@ _SIZES = ("ValueError", "RuntimeError", "IndexError", "AssertionError")
 def check(recipe: Recipe, model: OtherModel, values: Mapping[str, Any]) -> None:
     """What can be known before the program runs.
 
-    Raises
-    ------
-    UserError
-        If the recipe's package is missing, or the model can't take a size.
+    UserError: if the recipe's package is missing, or the model can't take a size.
     """
     if recipe.package and find_spec(recipe.package) is None:
         raise UserError(
@@ -77,10 +72,7 @@ def follow(
     ``values`` are all settings of the recipe but the model's name; ``gpu`` is a card of the catalogue. ``beside``: what
     takes memory too and is not followed, in words.
 
-    Raises
-    ------
-    UserError
-        As :func:`check`; or if the program came to no update.
+    UserError: as :func:`check`; or if the program came to no update.
     """
     check(recipe, model, values)
     text = recipe.program({MODEL: model.name, **values})

@@ -1,7 +1,5 @@
 """Models that do not continue a text: their configuration, from a folder, the table of known names, or the Hub."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,27 +22,14 @@ LIBRARIES = ("diffusers", "transformers")  # whose classes a pipeline may have a
 
 @dataclass(frozen=True)
 class OtherModel:
-    """A model as a recipe takes it.
+    """A model as a recipe takes it."""
 
-    Attributes
-    ----------
-    name
-        What programs call it.
-    files
-        Its configurations by their paths in the model's folder: ``config.json``, ``transformer/config.json``.
-    source
-        Where they come from, in words.
-    recipe
-        The recipe that trains it, by the table of known models or by its kind; None: there is none.
-    settings
-        Settings of the recipe that differ for this model.
-    """
-
-    name: str
+    name: str  # what programs call it
+    # Its configurations by their paths in the model's folder: ``config.json``, ``transformer/config.json``
     files: Mapping[str, Mapping[str, Any]]
-    source: str
-    recipe: str | None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    source: str  # where they come from, in words
+    recipe: str | None  # the recipe that trains it, by the table of known models or by its kind; None: there is none
+    settings: Mapping[str, Any] = field(default_factory=dict)  # settings of the recipe that differ for this model
 
     @property
     def kind(self) -> str:
@@ -82,10 +67,7 @@ def _names() -> dict[str, str]:
 def find(what: str) -> OtherModel | None:
     """The model that a word of the command line names; None: it names a model that continues a text, or no model.
 
-    Raises
-    ------
-    UserError
-        If it is of another kind, and its configuration can't be had or has parts of its own code.
+    UserError: if it is of another kind, and its configuration can't be had or has parts of its own code.
     """
     path = Path(what).expanduser()
     if path.exists():

@@ -5,8 +5,6 @@ rest: the first line of its docstring what it does, the items below what is assu
 which settings it has, and the comment behind each one what it means: ``a | b`` are all values that it takes.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Mapping, Sequence
@@ -24,12 +22,7 @@ MODEL = "model"  # the setting that names the model
 # What the trainers call weights in 8 bits with scales.
 _QUANTO = ("int8", "qint8", "qfloat8", "int8-quanto", "fp8-quanto", "optimum-quanto")
 # What the command line and scenarios call a setting, where a recipe calls it otherwise.
-ALSO = {
-    "lora.rank": "rank",
-    "batch_size": "micro_batch",
-    "resolution": "size",
-    "image_size": "size",
-}
+ALSO = {"lora.rank": "rank", "batch_size": "micro_batch", "resolution": "size", "image_size": "size"}
 
 
 @dataclass(frozen=True)
@@ -48,34 +41,19 @@ class RecipeSetting:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training program with settings.
+    """A training program with settings."""
 
-    Attributes
-    ----------
-    name, text
-        Of its file.
-    kinds
-        ``model_type`` or ``_class_name`` of the models that it trains.
-    package, extra
-        The package beside transformers that it needs, and the extra that brings it; None: none.
-    limits
-        Settings with the key of the model's configuration that bounds them.
-    multiples
-        Settings with what they have to be a multiple of.
-    needs
-        Settings with another one that must not be off beside them.
-    spares
-        Changes for a step that does not fit, in the order in which they are tried, each beside those before it.
-    """
-
+    # Of its file
     name: str
     text: str
-    kinds: Sequence[str]
+    kinds: Sequence[str]  # ``model_type`` or ``_class_name`` of the models that it trains
+    # The package beside transformers that it needs, and the extra that brings it; None: none
     package: str | None
     extra: str | None
-    limits: Mapping[str, str]
-    multiples: Mapping[str, int]
-    needs: Mapping[str, str]
+    limits: Mapping[str, str]  # settings with the key of the model's configuration that bounds them
+    multiples: Mapping[str, int]  # settings with what they have to be a multiple of
+    needs: Mapping[str, str]  # settings with another one that must not be off beside them
+    # Changes for a step that does not fit, in the order in which they are tried, each beside those before it
     spares: Sequence[Mapping[str, Any]]
 
     @property
@@ -110,10 +88,7 @@ class Recipe:
     def checked(self, given: Mapping[str, Any], where: object = "--set") -> dict[str, Any]:
         """Settings as they were given, by this recipe's names.
 
-        Raises
-        ------
-        UserError
-            If it has no such setting, or a value is of another kind.
+        UserError: if it has no such setting, or a value is of another kind.
         """
         own, found = self.settings, {}
         for asked, value in given.items():
@@ -220,10 +195,7 @@ def recipes() -> dict[str, Recipe]:
 def recipe(name: str) -> Recipe:
     """A recipe by name.
 
-    Raises
-    ------
-    UserError
-        If there is no such recipe.
+    UserError: if there is no such recipe.
     """
     plain = name.replace("-", "_").lower()
     if plain not in recipes():

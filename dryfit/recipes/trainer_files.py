@@ -6,11 +6,7 @@ with sd-scripts' name (``resolution``, ``cache_latents``, ``cache_text_encoder_o
 ``pretrained_model_name_or_path``) or the recipe's (``rank``, ``frames``, ``samples``, ``texts_trained``).
 """
 
-from __future__ import annotations
-
-import json
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from math import isqrt
@@ -18,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import read_yaml, yaml_value
+from dryfit.common.files import read_json, read_toml, read_yaml, yaml_value
 from dryfit.common.text import yaml_text
 from dryfit.data import data_path
 from dryfit.readers.shell import beside as file_beside
@@ -45,10 +41,7 @@ def tools() -> dict[str, dict[str, Any]]:
 def written(path: Path) -> Written | None:
     """What a file says; None: it is no file of a program that the table has.
 
-    Raises
-    ------
-    UserError
-        If the file, or one that it names, can't be read, or the table has no row for its kind of model.
+    UserError: if the file, or one that it names, can't be read, or the table has no row for its kind of model.
     """
     if path.suffix not in SUFFIXES or not path.is_file():
         return None
@@ -70,10 +63,7 @@ def written(path: Path) -> Written | None:
 def area(resolution: Any, path: Path) -> int:
     """The pixels of ``1024``, ``"1024,768"`` or ``[1024, 768]``.
 
-    Raises
-    ------
-    UserError
-        If it is no size.
+    UserError: if it is no size.
     """
     parts = resolution if isinstance(resolution, list) else re.split(r"[,x]", str(resolution))
     try:
@@ -91,22 +81,13 @@ def area(resolution: Any, path: Path) -> int:
 # --- what every shape of a file needs ---------------------------------------------------------------------------------
 
 
-def _toml(path: Path) -> Options:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            "The file can't be read as TOML.", where=path, found=str(error), allowed="TOML, as its program reads it"
-        ) from None
-
-
 def _content(path: Path) -> Any:
     """A file's content; None: it is broken, and whoever else reads such files says so."""
     if path.suffix == ".toml":
-        return _toml(path)
+        return read_toml(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_yaml(path)
-    except (OSError, ValueError, UserError):
+        return read_json(path) if path.suffix == ".json" else read_yaml(path)
+    except (ValueError, UserError):
         return None
 
 
@@ -136,10 +117,7 @@ def _numbers(listed: Any) -> list[int]:
 def _beside(named: Any, path: Path, what: str) -> Path:
     """A file that another one names, in its folder or above.
 
-    Raises
-    ------
-    UserError
-        If it is not there.
+    UserError: if it is not there.
     """
     text = str(named)
     found = file_beside(path, text) or file_beside(path, Path(text).name) if is_known(text) else None
@@ -153,10 +131,7 @@ def _beside(named: Any, path: Path, what: str) -> Path:
 def _row(tool: str, named: Any, path: Path, key: str) -> str:
     """The table's key of a kind of model.
 
-    Raises
-    ------
-    UserError
-        If there is none.
+    UserError: if there is none.
     """
     rows = tools()[tool]["programs"]
     if named not in rows:
@@ -190,11 +165,11 @@ def _kohya(own: Options, path: Path) -> Options:
     named = own.pop("config_file", None)
     if named is not None:
         name = str(named) if Path(str(named)).suffix else f"{named}.toml"
-        own = {**_of_all_sections(_toml(_beside(name, path, "What is trained"))), **own}
+        own = {**_of_all_sections(read_toml(_beside(name, path, "What is trained"))), **own}
     dataset = own.pop("dataset_config", None)
     if dataset is not None:
         found = _beside(dataset, path, "The size of the images")
-        content = _toml(found)
+        content = read_toml(found)
         datasets = [{**content.get("general", {}), **each} for each in content.get("datasets", [])]
         batches = [each["batch_size"] for each in datasets if "batch_size" in each]
         frames = [max(_numbers(each["target_frames"])) for each in datasets if _numbers(each.get("target_frames", ""))]
@@ -291,7 +266,7 @@ def _diffusion_pipe(content: Options, path: Path) -> Written | None:
         return None
     own = _flat(content)
     found = _beside(own.pop("dataset"), path, "The size of the images")
-    data = _toml(found)
+    data = read_toml(found)
     folders = [{**data, **one} for one in _mappings(data.get("directory"))] or [data]
     own |= {f"dataset.{key}": value for one in folders for key, value in one.items() if key != "directory"}
     buckets = [each for one in folders for each in one.get("size_buckets", [])]  # width, height, frames

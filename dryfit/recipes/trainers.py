@@ -6,8 +6,6 @@ named and the step is never said to fit; it takes less, then it is said; it chan
 refused with its name; it has no effect on memory; or it is unknown, then it is said.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -28,38 +26,23 @@ _RING_BUFFER = 1.1
 
 @dataclass(frozen=True)
 class TrainerFile:
-    """A training as its file says it.
+    """A training as its file says it."""
 
-    Attributes
-    ----------
-    tool, program
-        Whose program it starts, and its name.
-    model, recipe
-        The model, and the recipe that trains it.
-    given
-        Settings of the recipe by name.
-    beside
-        What takes memory too and no recipe has, in words.
-    notes
-        What is taken otherwise than the file has it, and options that nobody knows here.
-    """
-
+    # Whose program it starts, and its name
     tool: str
     program: str
+    # The model, and the recipe that trains it
     model: OtherModel
     recipe: str
-    given: Mapping[str, Any]
-    beside: tuple[str, ...]
-    notes: tuple[str, ...]
+    given: Mapping[str, Any]  # settings of the recipe by name
+    beside: tuple[str, ...]  # what takes memory too and no recipe has, in words
+    notes: tuple[str, ...]  # what is taken otherwise than the file has it, and options that nobody knows here
 
 
 def read(what: str) -> TrainerFile | None:
     """The training that a file describes; None: it is no file of a program that the table has.
 
-    Raises
-    ------
-    UserError
-        If the file can't be read, or one of its options decides memory and no recipe has it.
+    UserError: if the file can't be read, or one of its options decides memory and no recipe has it.
     """
     path = Path(what)
     found = written(path)
@@ -151,10 +134,7 @@ class TrainerReading:
     def _value(self, name: str, key: str) -> Any:
         """An option's value as the setting has it; what is taken as another one is said.
 
-        Raises
-        ------
-        UserError
-            If the table has values of this setting, and not this one.
+        UserError: if the table has values of this setting, and not this one.
         """
         value, known = self.own.get(key), self.table.get("values", {}).get(name)
         if known is None or value is None:
@@ -216,10 +196,7 @@ class TrainerReading:
     def _model(self) -> OtherModel:
         """The model that the file names, where its configuration is known; else the program's own.
 
-        Raises
-        ------
-        UserError
-            If it is not known, and the program trains models of several sizes.
+        UserError: if it is not known, and the program trains models of several sizes.
         """
         named, usual = self.own.get("pretrained_model_name_or_path"), self.row["model"]
         name = str(named or "")

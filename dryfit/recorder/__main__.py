@@ -3,8 +3,6 @@
 It runs in one process and takes 2 to 120 CPU seconds for each variant. It prints where numbers change the events.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -72,10 +70,7 @@ def record(family: ModelFamily, wanted: Callable[[Variant], bool] = lambda varia
             continue
         _write(path, family, members, files)
         written = {*members}
-        print(
-            f"{family.name}, {variant}: {len(text)} characters, {time.process_time() - began:.0f} CPU s",
-            flush=True,
-        )
+        print(f"{family.name}, {variant}: {len(text)} characters, {time.process_time() - began:.0f} CPU s", flush=True)
 
 
 def pruned(

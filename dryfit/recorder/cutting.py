@@ -1,7 +1,5 @@
 """A trace cut into stretches: what one layer does in one pass over the layers, and what lies between passes."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ The first set is the base, the next ones change one number each: the ratios say 
 has. What is left is a sum of a few products over the numbers that no power explains.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -32,10 +30,7 @@ class NotFitted(Exception):
 def fitted(sizes: Sizes, known: Known, names: Sequence[str]) -> Expression:
     """The expression; ``names``: the numbers that sets 1, 2, ... vary alone.
 
-    Raises
-    ------
-    NotFitted
-        If there is none.
+    NotFitted: if there is none.
     """
     found = _fitted(sizes, known, names)
     if found is None:

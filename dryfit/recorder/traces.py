@@ -1,7 +1,5 @@
 """One trace of a short model, with the sizes that kernels' rules decide kept as these rules and their arguments."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -220,10 +218,7 @@ def experts_whole(arrivals: dict[int, int]) -> Iterator[None]:
 def take(scenario: Scenario, capability: tuple[int, int], *, origins: bool = False, in_chunks: bool = False) -> Taken:
     """Trace a step of one GPU for recording. ``in_chunks``: note where chunks of the loss begin.
 
-    Raises
-    ------
-    UnknownOrder
-        If chance decides about the loading.
+    UnknownOrder: if chance decides about the loading.
     """
     sources: dict[int, int | None] = {}
     _NotingSources.of = sources

@@ -1,7 +1,5 @@
 """Which variants are recorded: sets of options that people take, and models that the catalogue has."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -32,17 +30,10 @@ LENGTHS = (512, 1024, 2048, 4096)
 
 @dataclass(frozen=True)
 class Variant:
-    """What one record is made for.
+    """What one record is made for."""
 
-    Attributes
-    ----------
-    called
-        Of :data:`OPTIONS`, or :data:`BEFORE_8`.
-    settings, flags, particular
-        As :class:`dryfit.derived.form.StepKey` has them.
-    """
-
-    called: str
+    called: str  # of :data:`OPTIONS`, or :data:`BEFORE_8`
+    # As :class:`dryfit.derived.form.StepKey` has them
     settings: Mapping[str, Any]
     flags: Mapping[str, Any]
     particular: Mapping[str, Any]

@@ -4,8 +4,6 @@ A row's ``wrong`` takes a :class:`View`. Where it holds, the row's texts are mad
 ``change`` is the YAML of the fields that would be right.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass

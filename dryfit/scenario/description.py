@@ -30,54 +30,28 @@ class Excluded(NamedTuple):
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a scenario, or one part of a field that is a mapping.
+    """One field of a scenario, or one part of a field that is a mapping."""
 
-    Attributes
-    ----------
-    name, about
-        ``about`` is Markdown for the reference.
-    words
-        The values that are allowed, if they can be listed; true, false and null may be among them.
-    least
-        The smallest whole number that is allowed.
-    below
-        The field is a number from 0 to below this.
-    parts
-        The fields of a mapping.
-    types
-        What else it may be, as JSON Schema names types.
-    example
-        What to write.
-    default
-        The value where nothing is written. A mapping's stand with its parts.
-    nullable
-        Whether it may be null.
-    excluded
-        Methods that have no place for the field.
-    closed_form
-        The values that the analytic estimate describes; :data:`ANY` of them. Where nothing is said: of a field with
-        words its default alone, of any other field all.
-    in_training
-        Whether the pipeline's configuration of a training has the field.
-    said
-        What an answer's line `for:` says of a value: a text with ``{}`` in its place, a text for each value, or a
-        function of the value and the scenario. None: the name and the value, but for null, false and `none`.
-    """
-
+    # ``about`` is Markdown for the reference
     name: str
     about: str
+    # The values that are allowed, if they can be listed; true, false and null may be among them
     words: tuple[Any, ...] = ()
-    least: int | None = None
-    below: float | None = None
-    parts: tuple[Field, ...] = ()
-    types: tuple[str, ...] = ()
-    example: Any = None
-    default: Any = None
-    nullable: bool = False
-    excluded: Mapping[str, Excluded] | None = None
+    least: int | None = None  # the smallest whole number that is allowed
+    below: float | None = None  # the field is a number from 0 to below this
+    parts: tuple[Field, ...] = ()  # the fields of a mapping
+    types: tuple[str, ...] = ()  # what else it may be, as JSON Schema names types
+    example: Any = None  # what to write
+    default: Any = None  # The value where nothing is written. A mapping's stand with its parts.
+    nullable: bool = False  # whether it may be null
+    excluded: Mapping[str, Excluded] | None = None  # methods that have no place for the field
+    # What an answer's line `for:` says of a value: a text with ``{}`` in its place, a text for each value, or a
+    # function of the value and the scenario. None: the name and the value, but for null, false and `none`.
     said: Said = None
+    # The values that the analytic estimate describes; :data:`ANY` of them. Where nothing is said: of a field with words
+    # its default alone, of any other field all.
     closed_form: tuple[Any, ...] | None = None
-    in_training: bool = True
+    in_training: bool = True  # whether the pipeline's configuration of a training has the field
 
     def in_closed_form(self, value: Any) -> bool:
         """Whether the analytic estimate describes a value of the field."""

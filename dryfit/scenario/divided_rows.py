@@ -1,7 +1,5 @@
 """What divides a row's tokens among GPUs, and what its numbers have to be: sequence parallel, context, Ulysses."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from math import gcd
 from typing import Any, NamedTuple

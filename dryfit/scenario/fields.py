@@ -4,8 +4,6 @@ Checks and their messages (:mod:`dryfit.scenario.scenario`), the schema of a con
 site's form, what the closed form describes and the line of an answer derive from it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache

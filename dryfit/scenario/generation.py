@@ -1,7 +1,5 @@
 """How the answers of a step are generated, compared and judged: two fields of a scenario with parts."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

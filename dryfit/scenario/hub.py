@@ -257,10 +257,7 @@ def likely_id(text: str) -> str | None:
 def fetch_config(hub: HubId, where: object) -> Path:
     """The configuration's file, fetched if it isn't there.
 
-    Raises
-    ------
-    UserError
-        If the file can't be fetched; the message says why, and what to do.
+    UserError: if the file can't be fetched; the message says why, and what to do.
     """
     return FETCH.get()(hub, where)
 

@@ -46,10 +46,7 @@ class Images:
     def read(cls, value: Mapping[str, Any], where: object) -> Images:
         """From a scenario's field; its parts' values are checked elsewhere.
 
-        Raises
-        ------
-        UserError
-            If the size is missing.
+        UserError: if the size is missing.
         """
         missing = [part for part in ("height", "width") if value[part] is None]
         if missing:

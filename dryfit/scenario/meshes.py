@@ -6,8 +6,6 @@ divides matrices and experts, with and without FSDP2; torchtitan's plan for its 
 DeepSpeed's Ulysses runs under its ZeRO; PyTorch's schedules run a pipeline.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from math import gcd
 from typing import Any

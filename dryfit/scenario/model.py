@@ -1,7 +1,5 @@
 """A model's configuration, as a mapping: where it comes from, what its sizes are called, what can't be right in it."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Mapping
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.common.errors import UserError
+from dryfit.common.files import read_json
 from dryfit.common.schema import problems
 from dryfit.scenario.description import MOST
 from dryfit.scenario.hub import (
@@ -156,11 +155,7 @@ def read_model(value: Any, where: object, *, whole: bool = False) -> tuple[dict[
 def configuration(text: str, where: object) -> tuple[dict[str, Any], str]:
     """A configuration as its file has it, and what to call the model: of a name, a path or an id on the Hub."""
     path, name = _file(text, where)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError("The model's configuration is not JSON.", where=f"{path}{line}") from None
+    value = read_json(path)
     if not isinstance(value, dict):
         raise UserError("The model's configuration is not a JSON object.", where=where, found=type(value).__name__)
     return value, name
@@ -249,7 +244,7 @@ def _file(text: str, where: object) -> tuple[Path, str]:
     if not path.is_file():
         path = found_beside(text, where)
     if path is not None and (path / _PIPELINE).is_file():
-        refuse_other_kinds(json.loads((path / _PIPELINE).read_text(encoding="utf-8")), where)
+        refuse_other_kinds(read_json(path / _PIPELINE), where)
     if path is not None and path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(

@@ -3,8 +3,6 @@
 Every wrong value is a :class:`UserError` that shows the corrected line. Nothing heavier than PyYAML is imported here.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping
@@ -12,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dryfit.common.errors import UserError
+from dryfit.common.files import read_json
 from dryfit.common.schema import problems
 from dryfit.scenario.description import ANY, MOST, described, switch
 from dryfit.scenario.generation import Generation, Preference
@@ -281,10 +280,7 @@ def checked_adapter(value: Any, given: Mapping[str, Any], where: object) -> dict
                 allowed="an adapter_config.json, its folder, or the configuration as a mapping", change=example,
             )  # fmt: skip
         path = path / "adapter_config.json" if path.is_dir() else path
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UserError(f"The adapter's configuration can't be read: {error}.", where=path) from None
+        value = read_json(path)
     if not isinstance(value, Mapping) or not isinstance(value.get("peft_type"), str):
         raise UserError(
             "`adapter` needs a `peft_type`: it says which of PEFT's methods the other fields belong to.",

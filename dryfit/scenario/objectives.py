@@ -3,8 +3,6 @@
 All but supervised fine-tuning are steps of TRL's trainers: :mod:`dryfit.step.objectives`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 REFERENCES = ("adapter_off", "model", "precomputed")
@@ -12,45 +10,21 @@ REFERENCES = ("adapter_off", "model", "precomputed")
 
 @dataclass(frozen=True)
 class Objective:
-    """What an objective takes.
+    """What an objective takes."""
 
-    Attributes
-    ----------
-    trainer
-        TRL's trainer, by its name without ``Trainer``; None: the step is the pipeline's own.
-    texts_in_a_row
-        Texts that go through the model for each row of the micro-batch: a pair has two.
-    references
-        What its answers may be compared with, of :data:`REFERENCES`; without one, what TRL does by default.
-    least_rows
-        Of a micro-batch.
-    generates
-        Its rows are answers that the model itself has generated.
-    grouped
-        Several answers to a prompt are judged beside each other. One generation may serve many updates.
-    anew
-        Answers are generated for each micro-batch.
-    taught
-        A second model, which is not trained, says how likely each token is.
-    scores
-        A head of one number replaces the output head.
-    judged
-        Each row is one answer with a mark, good or bad, instead of two that are compared.
-    module
-        Where TRL keeps the trainer.
-    """
-
-    trainer: str | None = None
-    texts_in_a_row: int = 1
+    trainer: str | None = None  # TRL's trainer, by its name without ``Trainer``; None: the step is the pipeline's own
+    texts_in_a_row: int = 1  # texts that go through the model for each row of the micro-batch: a pair has two
+    # What its answers may be compared with, of :data:`REFERENCES`; without one, what TRL does by default
     references: tuple[str, ...] = ()
-    least_rows: int = 1
-    generates: bool = False
+    least_rows: int = 1  # of a micro-batch
+    generates: bool = False  # its rows are answers that the model itself has generated
+    # Several answers to a prompt are judged beside each other. One generation may serve many updates.
     grouped: bool = False
-    anew: bool = False
-    taught: bool = False
-    scores: bool = False
-    judged: bool = False
-    module: str = "trl"
+    anew: bool = False  # answers are generated for each micro-batch
+    taught: bool = False  # a second model, which is not trained, says how likely each token is
+    scores: bool = False  # a head of one number replaces the output head
+    judged: bool = False  # each row is one answer with a mark, good or bad, instead of two that are compared
+    module: str = "trl"  # where TRL keeps the trainer
 
     @property
     def in_pairs(self) -> bool:

@@ -4,55 +4,26 @@
 (optim/optimizer.py), torchao 0.14 (optim/subclass_*.py). Standard library only.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What an optimizer keeps and needs.
+    """What an optimizer keeps and needs."""
 
-    Attributes
-    ----------
-    about
-        For the reference, in Markdown.
-    moments
-        States for each number that is trained.
-    bits
-        Of a number of a state; None: the states have the dtype of what is trained.
-    block
-        Numbers of a state that share one scale of fp32.
-    elementwise
-        Each number is updated for itself, so that FSDP and ZeRO may cut tensors anywhere.
-    copies_moments
-        PyTorch's `foreach` way: a step takes the square roots of all second moments at once.
-    counts_steps
-        A counter of 4 bytes for each tensor lies on the GPU.
-    paged
-        Large states lie in CUDA's managed memory.
-    on_cpu
-        The step has a kernel for the CPU.
-    in_trl
-        Its name in `TrainingArguments.optim`, if its step inside TRL's trainers is predicted; None: it is not.
-    in_closed_form
-        The analytic estimate describes it.
-    package
-        The optional package that brings it.
-    """
-
-    about: str
-    moments: int = 2
-    bits: int | None = None
-    block: int | None = None
-    elementwise: bool = False
-    copies_moments: bool = False
-    counts_steps: bool = False
-    paged: bool = False
-    on_cpu: bool = True
+    about: str  # for the reference, in Markdown
+    moments: int = 2  # states for each number that is trained
+    bits: int | None = None  # of a number of a state; None: the states have the dtype of what is trained
+    block: int | None = None  # numbers of a state that share one scale of fp32
+    elementwise: bool = False  # each number is updated for itself, so that FSDP and ZeRO may cut tensors anywhere
+    copies_moments: bool = False  # PyTorch's `foreach` way: a step takes the square roots of all second moments at once
+    counts_steps: bool = False  # a counter of 4 bytes for each tensor lies on the GPU
+    paged: bool = False  # large states lie in CUDA's managed memory
+    on_cpu: bool = True  # the step has a kernel for the CPU
+    # Its name in `TrainingArguments.optim`, if its step inside TRL's trainers is predicted; None: it is not
     in_trl: str | None = None
-    in_closed_form: bool = False
-    package: str | None = None
+    in_closed_form: bool = False  # the analytic estimate describes it
+    package: str | None = None  # the optional package that brings it
 
     def state_bytes(self, width: int) -> float:
         """Bytes of state for a number that is trained and takes ``width`` bytes itself."""

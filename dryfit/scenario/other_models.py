@@ -1,7 +1,5 @@
 """Models that a scenario is not about: what they do instead of continuing a text, and what answers for them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -46,10 +44,7 @@ def not_a_language_model(kind: str, where: object = "model.model_type", does: st
 def refuse_other_kinds(model: Mapping[str, Any], where: object) -> None:
     """Refuse a configuration that says itself that its model continues no text.
 
-    Raises
-    ------
-    UserError
-        With the command that answers for it.
+    UserError: with the command that answers for it.
     """
     if isinstance(pipeline := model.get("_class_name"), str):  # of diffusers
         raise not_a_language_model(pipeline, where, "makes images or films")

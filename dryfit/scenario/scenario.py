@@ -37,10 +37,7 @@ class Scenario(Fields):
 
     @classmethod
     def from_mapping(
-        cls,
-        mapping: Mapping[str, Any],
-        defaults: Mapping[str, Any] | None = None,
-        where: object = "scenario",
+        cls, mapping: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, where: object = "scenario"
     ) -> Scenario:
         """Check a mapping and make the scenario it describes.
 
@@ -61,10 +58,7 @@ class Scenario(Fields):
         """
         if not isinstance(mapping, Mapping):
             raise UserError(
-                "A scenario is a mapping of fields.",
-                where=where,
-                found=mapping,
-                change={"model": "qwen2.5-coder-7b"},
+                "A scenario is a mapping of fields.", where=where, found=mapping, change={"model": "qwen2.5-coder-7b"}
             )
         defaults = {**scenario_defaults(), **(defaults or {})}
         given = {key: value for key, value in mapping.items() if value is not None}

@@ -3,8 +3,6 @@
 How a model is wrapped: :mod:`dryfit.step.parallel`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,33 +11,15 @@ WEIGHTS, GRADIENTS, STATES = "weights", "gradients", "optimizer states"
 
 @dataclass(frozen=True)
 class Strategy:
-    """What a strategy does with the model.
+    """What a strategy does with the model."""
 
-    Attributes
-    ----------
-    title
-        As people call it.
-    divides
-        What each GPU holds a part of: :data:`WEIGHTS`, :data:`GRADIENTS`, :data:`STATES`.
-    replicates
-        Each GPU holds the whole model, and gradients are averaged.
-    fsdp
-        The version of PyTorch's FSDP; 0: another library's.
-    zero
-        The stage of DeepSpeed's ZeRO; 0: another library's.
-    in_closed_form
-        The analytic estimate describes it.
-    trained
-        The pipeline trains with it.
-    """
-
-    title: str
-    divides: tuple[str, ...] = ()
-    replicates: bool = False
-    fsdp: int = 0
-    zero: int = 0
-    in_closed_form: bool = False
-    trained: bool = False
+    title: str  # as people call it
+    divides: tuple[str, ...] = ()  # what each GPU holds a part of: :data:`WEIGHTS`, :data:`GRADIENTS`, :data:`STATES`
+    replicates: bool = False  # each GPU holds the whole model, and gradients are averaged
+    fsdp: int = 0  # the version of PyTorch's FSDP; 0: another library's
+    zero: int = 0  # the stage of DeepSpeed's ZeRO; 0: another library's
+    in_closed_form: bool = False  # the analytic estimate describes it
+    trained: bool = False  # the pipeline trains with it
 
 
 NONE, REPLICATED, DIVIDED = "none", "ddp", "fsdp2"  # what is proposed

@@ -27,24 +27,12 @@ _NEARLY_AS_MANY = 1.5
 
 @dataclass(frozen=True)
 class CacheLayer:
-    """What a layer keeps of each token.
+    """What a layer keeps of each token."""
 
-    Attributes
-    ----------
-    kind
-        One of :data:`FULL`, :data:`SLIDING`, :data:`LATENT`, :data:`STATE`.
-    token_bytes
-        Of one token in one layer, on one GPU.
-    state_bytes
-        Of a request's states in a layer that keeps no tokens.
-    window
-        Tokens that a sliding layer looks back.
-    """
-
-    kind: str
-    token_bytes: int
-    window: int = 0
-    state_bytes: int = 0
+    kind: str  # one of `FULL`, `SLIDING`, `LATENT`, `STATE`
+    token_bytes: int  # of one token in one layer, on one GPU
+    window: int = 0  # tokens that a sliding layer looks back
+    state_bytes: int = 0  # of a request's states in a layer that keeps no tokens
 
 
 @dataclass(frozen=True)

@@ -28,51 +28,27 @@ _SAMPLES = 16  # lengths at which a row is looked at while it grows
 
 @dataclass(frozen=True)
 class Rates:
-    """What kernels reach on a card.
+    """What kernels reach on a card."""
 
-    Attributes
-    ----------
-    flops, memory_bytes
-        A second: what products in 16 bits reach, and the datasheet's rate of memory.
-    copied_bytes
-        A second, read and written, that copies on the card reach.
-    link_bytes
-        A second, to another card.
-    host_bytes
-        A second, from pinned memory of the host.
-    launch_seconds
-        The host's time for a kernel.
-    """
-
+    # A second: what products in 16 bits reach, and the datasheet's rate of memory.
     flops: float
     memory_bytes: float
-    copied_bytes: float
-    link_bytes: float
-    host_bytes: float
-    launch_seconds: float
+    copied_bytes: float  # a second, read and written, that copies on the card reach
+    link_bytes: float  # a second, to another card
+    host_bytes: float  # a second, from pinned memory of the host
+    launch_seconds: float  # the host's time for a kernel
 
 
 @dataclass(frozen=True)
 class Generating:
-    """What generating so many answers takes.
+    """What generating so many answers takes."""
 
-    Attributes
-    ----------
-    prefill_seconds, decode_seconds
-        Of the prompts, and of all tokens after them.
-    waves
-        How often the cache is filled: answers wait for each other where it holds fewer than there are.
-    tokens
-        Of all answers.
-    reads_memory
-        Whether decoding waits for memory; False: for products, or for the host's launches.
-    """
-
+    # Of the prompts, and of all tokens after them.
     prefill_seconds: float
     decode_seconds: float
-    waves: int
-    tokens: int
-    reads_memory: bool
+    waves: int  # how often the cache is filled: answers wait for each other where it holds fewer than there are
+    tokens: int  # of all answers
+    reads_memory: bool  # whether decoding waits for memory; False: for products, or for the host's launches
 
     @property
     def seconds(self) -> float:
@@ -83,12 +59,8 @@ class Generating:
 def generating(server: Server, rates: Rates, *, rows: int, prompts: int, prompt: int, answer: int) -> Generating:
     """The time of ``rows`` answers of ``answer`` tokens each.
 
-    Parameters
-    ----------
-    prompts
-        How many of their prompts differ: one that several answers share is computed once, since prefix caching is on.
-    prompt
-        Tokens of each.
+    ``prompts``: how many of their prompts differ: one that several answers share is computed once, since prefix caching
+    is on. ``prompt``: tokens of each.
     """
     at_once = max(server.concurrent(prompt + answer)[0], 1)
     waves = [min(at_once, rows - first) for first in range(0, rows, at_once)]

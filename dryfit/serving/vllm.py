@@ -36,7 +36,8 @@ _PACKED_KERNELS = 12  # before each product: scales, their offset, weights are u
 _EXPERT_KERNELS = 13  # a router, five that sort tokens, a sum, and an MLP that every token goes through
 _DIVIDED_KERNELS = 2  # sums over cards
 _OTHER_KERNELS = 4  # embedding, last norm, choice of rows
-_PACKED_SEND_BYTES = 2 * GIB  # vllm/distributed/weight_transfer/packed_tensor.py: two buffers of 1 GiB
+# Buffers in which a trainer packs weights for a server of its own: vllm/distributed/weight_transfer/packed_tensor.py.
+SENDING_BYTES = 2 * GIB
 _VOCABULARY_ALIGNMENT = 64  # rows of embeddings and head (VocabParallelEmbedding)
 WIDTH = 2  # bytes of a number that is computed in
 
@@ -80,43 +81,24 @@ def release(version: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Server:
-    """An engine, as its arguments say.
+    """An engine, as its arguments say."""
 
-    Attributes
-    ----------
-    model
-        The configuration of what it generates with.
-    parameters
-        Of that model.
-    total_bytes
-        Of the card, of which ``utilization`` is a share.
-    requests, tokens_at_once, longest
-        ``max_num_seqs``, ``max_num_batched_tokens`` and ``max_model_len``.
-    cache_dtype
-        One of :data:`~dryfit.serving.kv_cache.CACHE_BYTES`.
-    weights_bytes
-        Where they are known, such as quantized ones; None: of ``parameters`` in 16 bits.
-    lora_rank
-        Of its slot for an adapter; 0: without.
-    packed
-        Whether weights are unpacked before each product, as bitsandbytes does.
-    """
-
-    model: Mapping[str, Any]
-    parameters: int
-    total_bytes: int
+    model: Mapping[str, Any]  # the configuration of what it generates with
+    parameters: int  # of that model
+    total_bytes: int  # of the card, of which `utilization` is a share
     utilization: float
+    # `max_num_seqs`, `max_num_batched_tokens` and `max_model_len`.
     requests: int
     longest: int
     tokens_at_once: int = TOKENS_AT_ONCE
-    cache_dtype: str = "auto"
+    cache_dtype: str = "auto"  # one of `CACHE_BYTES`
     block_tokens: int = BLOCK_TOKENS
     tensor_parallel: int = 1
     cuda_graphs: bool = True
-    lora_rank: int = 0
-    weights_bytes: int | None = None
+    lora_rank: int = 0  # of its slot for an adapter; 0: without
+    weights_bytes: int | None = None  # where they are known, such as quantized ones; None: of `parameters` in 16 bits
     version: str = NEWEST
-    packed: bool = False
+    packed: bool = False  # whether weights are unpacked before each product, as bitsandbytes does
 
     @property
     def text(self) -> Mapping[str, Any]:
@@ -260,8 +242,3 @@ def merging_bytes(model: Mapping[str, Any]) -> int:
     """
     text = model.get("text_config") or model
     return 2 * 4 * text["hidden_size"] * max(text.get("intermediate_size") or 0, text["hidden_size"])
-
-
-def sending_bytes() -> int:
-    """Buffers in which a trainer packs weights for a server of its own."""
-    return _PACKED_SEND_BYTES

@@ -1,7 +1,5 @@
 """``make site``: the calculator and the documents as static files that any server can carry."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
@@ -67,10 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fill_in(readme: Path, address: str) -> None:
     """Write the site's address into the README.
 
-    Raises
-    ------
-    UserError
-        If it is no address of the web.
+    UserError: if it is no address of the web.
     """
     if not re.fullmatch(r"https?://[^\s<>()\"']+", address):
         raise UserError("SITE_URL is no address.", where="the environment", found=address, allowed="https://...",

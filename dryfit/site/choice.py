@@ -1,7 +1,5 @@
 """The page's choice: beside a pasted file, as words of the command line, and back."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -17,11 +15,8 @@ from dryfit.common.text import yaml_text
 def beside_the_file(request: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, Any], list[str]]:
     """A choice with a file: what the file says wins over the form, but for changes that the page itself offered.
 
-    Returns
-    -------
-    tuple
-        The choice without what the file says, and a sentence for each field of the form: added to the file, in place
-        of its value, or left aside.
+    Returns the choice without what the file says, and a sentence for each field of the form: added to the file, in
+    place of its value, or left aside.
     """
     if not request.get("file"):
         return request, []

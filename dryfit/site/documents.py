@@ -1,7 +1,5 @@
 """The documents as a site: docs/ as it stands, a start page, and the reference, made into pages by Zensical."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -29,10 +27,7 @@ MORE = "More"  # where a document goes that dryfit/data/site/pages.yaml doesn't 
 def documents(folder: Path, commit: str, run: Path | None = None, sweep: Path | None = None) -> None:
     """Write the documents' pages into a folder; a finished run's are an example, with a sweep's page beside it.
 
-    Raises
-    ------
-    UserError
-        If Zensical is not installed, or refuses: a link that leads nowhere, for example.
+    UserError: if Zensical is not installed, or refuses: a link that leads nowhere, for example.
     """
     with TemporaryDirectory() as scratch:
         project = Path(scratch)

@@ -1,7 +1,5 @@
 """What the calculator runs on: Pyodide as npm has it, and the project's own modules with what they import."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io
@@ -35,10 +33,7 @@ def pyodide(cache: Path) -> dict[str, bytes]:
 
     The registry is npm's own setting, ``NPM_CONFIG_REGISTRY`` in the environment, or else the public one.
 
-    Raises
-    ------
-    UserError
-        If the archive can't be fetched, or is another than the pinned one.
+    UserError: if the archive can't be fetched, or is another than the pinned one.
     """
     archive = cache / f"pyodide-{VERSION}.tgz"
     if not archive.is_file() or _integrity(archive.read_bytes()) != INTEGRITY:

@@ -1,7 +1,5 @@
 """The reference: pages that are made from the command line's options, the scenario's fields and docstrings."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

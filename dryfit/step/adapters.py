@@ -13,13 +13,14 @@ import logging
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from dryfit.common.errors import UserError
+from dryfit.engine.patching import patched
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.experts import whole_names
 
@@ -55,11 +56,8 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
 
     The names of what PEFT has added are kept: :func:`adapter_names`.
 
-    Raises
-    ------
-    UserError
-        If PEFT does not know the configuration, if it is for another task, if it fits nothing in this model, or
-        can't be put on it.
+    Raises :class:`UserError` if PEFT does not know the configuration, if it is for another task, if it fits nothing in
+    this model, or can't be put on it.
     """
     from peft import get_peft_model
 
@@ -166,10 +164,7 @@ def unwrapped(name: str) -> str:
 def peft_config(scenario: Scenario) -> Any:
     """PEFT's configuration of a scenario's adapters.
 
-    Raises
-    ------
-    UserError
-        If PEFT knows no such method or field, or the task is not causal language modelling.
+    Raises :class:`UserError` if PEFT knows no such method or field, or the task is not causal language modelling.
     """
     from peft import LoraConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -234,8 +229,7 @@ def peft_config(scenario: Scenario) -> Any:
         ) from error
 
 
-@contextmanager
-def _cast_on_meta() -> Iterator[None]:
+def _cast_on_meta() -> AbstractContextManager[None]:
     """PEFT gives adapters the dtype of their base layer while it moves them to its device, but not those on ``meta``.
 
     peft ``tuners/tuners_utils.py``, ``BaseTunerLayer._move_adapter_to_device_of_base_layer``.
@@ -259,16 +253,8 @@ def _cast_on_meta() -> Iterator[None]:
                 if getattr(item, "dtype", dtype).is_floating_point:  # modules have no dtype
                     layer[adapter_name] = item.to(dtype=dtype)
 
-    name = "_move_adapter_to_device_of_base_layer"
     kinds = [BaseTunerLayer, *filter(None, [getattr(layers, "ParamWrapper", None)])]  # the second from PEFT 0.17 on
-    originals = [getattr(kind, name) for kind in kinds]
-    for kind in kinds:
-        setattr(kind, name, cast)
-    try:
-        yield
-    finally:
-        for kind, original in zip(kinds, originals, strict=True):
-            setattr(kind, name, original)
+    return patched([(kind, "_move_adapter_to_device_of_base_layer", cast) for kind in kinds])
 
 
 def _refusal(model: nn.Module, scenario: Scenario, kind: str, error: Exception) -> UserError:

@@ -72,10 +72,7 @@ def collate(
     By default there is no attention mask: a causal model never looks to the right, and without a mask the fused
     attention kernels can be used. ``mask`` adds one, for a step whose memory was predicted with it.
 
-    Returns
-    -------
-    dict
-        ``input_ids`` and ``labels`` (and ``attention_mask``), each of shape (rows, longest) and dtype int64.
+    Returns ``input_ids`` and ``labels`` (and ``attention_mask``), each of shape (rows, longest) and dtype int64.
     """
     longest = padded_length((len(row.input_ids) for row in rows), parts)
     shape = (len(rows), longest)

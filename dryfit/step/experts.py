@@ -55,10 +55,7 @@ def expert_parameters(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
 def pack_experts(model: nn.Module, scenario: Scenario) -> None:
     """Put packed experts in the place of a model's, on any device, as ``experts`` of the scenario says.
 
-    Raises
-    ------
-    UserError
-        If the model has no such experts.
+    Raises :class:`UserError` if the model has no such experts.
     """
     experts = scenario.experts
     if experts.quantized == "none" and experts.offload == "none":
@@ -94,10 +91,7 @@ def whole_names(model: nn.Module, targets: Iterable[str]) -> list[str]:
 
     axolotl expands them the same way (``monkeypatch/moe_quant.py``, ``patch_peft_target_parameters_matching``).
 
-    Raises
-    ------
-    UserError
-        If experts that are packed are named, and the installed PEFT can't train adapters of them.
+    Raises :class:`UserError` if experts that are packed are named, and the installed PEFT can't train adapters of them.
     """
     from peft.tuners.lora import layer
 

@@ -59,10 +59,7 @@ def ask(
 ) -> list[Answered]:
     """Put requests to a model, each behind its shots.
 
-    Returns
-    -------
-    list of Answered
-        In the order of the pairs.
+    The answers are in the order of the pairs.
     """
     if not pairs:
         return []

@@ -39,23 +39,15 @@ _DECORATED = {"func_name", "is_new_implementation", "package", "torch_function"}
 
 @dataclass(frozen=True)
 class Function:
-    """A function of a model's file that a package may have too.
+    """A function of a model's file that a package may have too."""
 
-    Attributes
-    ----------
-    place, name
-        Where the model's file has it.
-    kernel, package
-        What the package calls it; the package as pip names it.
-    loop
-        transformers' own.
-    """
-
+    # Where the model's file has it.
     place: Any
     name: str
+    # What the package calls it; the package as pip names it.
     kernel: str
     package: str
-    loop: Callable[..., Any]
+    loop: Callable[..., Any]  # transformers' own
 
     @property
     def trains(self) -> bool:
@@ -65,23 +57,13 @@ class Function:
 
 @dataclass
 class KernelPackages:
-    """What a step's functions run.
+    """What a step's functions run."""
 
-    Attributes
-    ----------
-    ways
-        By package, as pip names it: ``package``, ``loop`` or ``least``.
-    functions
-        The functions of the model's file that were exchanged.
-    differing
-        By package that is installed and lacks a function, or can't be imported: what is wrong with it.
-    from_hub
-        Whether the model's file fetches a kernel from the Hub where there is a GPU, as RWKV's does.
-    """
-
-    ways: Mapping[str, str]
-    functions: Sequence[Function] = ()
+    ways: Mapping[str, str]  # by package, as pip names it: `package`, `loop` or `least`
+    functions: Sequence[Function] = ()  # the functions of the model's file that were exchanged
+    # By package that is installed and lacks a function, or can't be imported: what is wrong with it.
     differing: dict[str, str] = field(default_factory=dict)
+    # Whether the model's file fetches a kernel from the Hub where there is a GPU, as RWKV's does.
     from_hub: bool = False
 
     def of(self, way: str) -> list[str]:

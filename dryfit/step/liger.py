@@ -49,10 +49,7 @@ def use_liger(model: nn.Module, *, kernels: bool = False) -> None:
 
     ``kernels``: and its norms and MLPs; its rotation is exchanged by :func:`rotating`.
 
-    Raises
-    ------
-    UserError
-        If Liger doesn't know the model, or the package is needed and isn't there.
+    Raises :class:`UserError` if Liger doesn't know the model, or the package is needed and isn't there.
     """
     kind, field = model.config.model_type, "kernels" if kernels else "loss"
     if kind not in LIGER_MODELS:

@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn import functional
 
 from dryfit.common.errors import UserError
+from dryfit.engine.patching import patched
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.adapters import DTYPES
 
@@ -37,10 +38,7 @@ HEADS = "exchanging_attention"  # and one under Ulysses of its attention
 def divided_by_plan(model: nn.Module, scenario: Scenario) -> nn.Module:
     """transformers' tensor, expert and FSDP2 plans, as ``from_pretrained(distributed_config=...)`` applies them.
 
-    Raises
-    ------
-    UserError
-        If the architecture has no such plan, or transformers refuses the mesh.
+    Raises :class:`UserError` if the architecture has no such plan, or transformers refuses the mesh.
     """
     from transformers.distributed.configuration_utils import DistributedConfig
     from transformers.distributed.fsdp import apply_fully_sharded_data_parallelism
@@ -132,10 +130,7 @@ _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 def divided_as_titan_does(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Module:
     """Tensor, sequence and loss parallel, then FSDP2 over what the mesh leaves.
 
-    Raises
-    ------
-    UserError
-        If a layer has parameters that the plan does not know.
+    Raises :class:`UserError` if a layer has parameters that the plan does not know.
     """
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -294,21 +289,16 @@ def split_tokens(model: nn.Module, batch: dict[str, Any], learned: int) -> Itera
         yield
 
 
-@contextmanager
-def flash_attention_on_cpu() -> Iterator[None]:
+def flash_attention_on_cpu() -> AbstractContextManager[None]:
     """PyTorch's ring knows attention by CUDA's operators alone; here the CPU's own kernel answers for one of them."""
     _register_flash_attention()
-    original = functional.scaled_dot_product_attention
 
     def attention(query: Any, key: Any, value: Any, *, is_causal: bool = False, scale: Any = None, **_: Any) -> Any:
         return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, scale=scale)[0]
 
-    attention.__name__ = original.__name__  # context_parallel exchanges the function by its own name
-    functional.scaled_dot_product_attention = attention
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = original
+    # context_parallel exchanges the function by its own name
+    attention.__name__ = functional.scaled_dot_product_attention.__name__
+    return patched([(functional, "scaled_dot_product_attention", attention)])
 
 
 @cache

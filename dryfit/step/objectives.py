@@ -27,10 +27,9 @@ from dryfit.step.reinforcement import (
     answers_from_elsewhere,
     beside_vllm,
     first_and_last_token,
+    model_beside,
     reward,
-    reward_model,
     rollout,
-    teacher,
     whole_answers,
     without_an_end,
 )
@@ -111,9 +110,9 @@ def _trainer(scenario: Scenario) -> tuple[type, type]:
 def _generated(scenario: Scenario, device: str, attention: str | None) -> tuple[dict[str, Any], list[torch.nn.Module]]:
     """What a trainer that generates takes besides, and the model among it that judges the answers, or teaches."""
     if scenario.aim.taught:
-        model = teacher(scenario, device, attention)
+        model = model_beside(scenario, "teacher", device, attention)
         return {"teacher_model": model}, [model]
-    judge = reward_model(scenario, device, attention)
+    judge = model_beside(scenario, "reward_model", device, attention, objective="reward")
     own: dict[str, Any] = {"reward_funcs": judge or reward}
     if judge is not None:
         own["reward_processing_classes"] = RewardRows(scenario)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -33,9 +34,8 @@ def build_optimizer(
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     options = {"lr": learning_rate, "weight_decay": weight_decay}
-    build = BUILDERS[scenario.optimizer]
-    if build is _adamw_fused and scenario.parallel.offload == "cpu":
-        build = _adamw  # it steps on the host, where the GPU has no part in how
+    fused_on_host = scenario.optimizer == "adamw_fused" and scenario.parallel.offload == "cpu"
+    build = BUILDERS["adamw" if fused_on_host else scenario.optimizer]  # there the GPU has no part in how it steps
     if build in BY_MATRICES:
         return build(*_matrices_and_others(model, trained), options, largest_steps)
     return build(_by_mesh(trained) if scenario.parallel.meshed else trained, **options)
@@ -61,18 +61,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def _adamw(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, **options)
-
-
-def _adamw_fused(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, fused=True, foreach=False, **options)
-
-
-def _adamw_8bit(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
-    from bitsandbytes.optim import AdamW8bit
-
-    return AdamW8bit(parameters, **options)
+def _class(module: str, name: str, **settings: Any) -> Callable[..., torch.optim.Optimizer]:
+    """An optimizer's class, whose package is imported when the optimizer is made."""
+    return lambda parameters, **options: getattr(import_module(module), name)(parameters, **settings, **options)
 
 
 def _paged_adamw_8bit(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
@@ -90,31 +81,6 @@ def _paged_adamw_8bit(parameters: Parameters, **options: Any) -> torch.optim.Opt
     if device == "meta":
         keep_paged_states_outside(optimizer)
     return optimizer
-
-
-def _lion_8bit(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
-    from bitsandbytes.optim import Lion8bit
-
-    return Lion8bit(parameters, **options)
-
-
-def _adafactor(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
-    """As transformers' Trainer has it: with the learning rate that it is given."""
-    from transformers.optimization import Adafactor
-
-    return Adafactor(parameters, scale_parameter=False, relative_step=False, **options)
-
-
-def _adamw_torchao_8bit(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
-    from torchao.optim import AdamW8bit
-
-    return AdamW8bit(parameters, **options)
-
-
-def _adamw_torchao_4bit(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
-    from torchao.optim import AdamW4bit
-
-    return AdamW4bit(parameters, **options)
 
 
 def _matrices_and_others(model: nn.Module, trained: Parameters) -> tuple[Parameters, Parameters]:
@@ -189,15 +155,16 @@ class Together(torch.optim.Optimizer):
 
 # In the order of dryfit.scenario.optimizers, which says what each keeps.
 BUILDERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": _adamw,
-    "adamw_fused": _adamw_fused,
-    "adamw_8bit": _adamw_8bit,
+    "adamw": _class("torch.optim", "AdamW"),
+    "adamw_fused": _class("torch.optim", "AdamW", fused=True, foreach=False),
+    "adamw_8bit": _class("bitsandbytes.optim", "AdamW8bit"),
     "paged_adamw_8bit": _paged_adamw_8bit,
-    "lion_8bit": _lion_8bit,
-    "adafactor": _adafactor,
+    "lion_8bit": _class("bitsandbytes.optim", "Lion8bit"),
+    # As transformers' Trainer has it: with the learning rate that it is given.
+    "adafactor": _class("transformers.optimization", "Adafactor", scale_parameter=False, relative_step=False),
     "muon": _muon,
-    "adamw_torchao_8bit": _adamw_torchao_8bit,
-    "adamw_torchao_4bit": _adamw_torchao_4bit,
+    "adamw_torchao_8bit": _class("torchao.optim", "AdamW8bit"),
+    "adamw_torchao_4bit": _class("torchao.optim", "AdamW4bit"),
     "galore": _galore,
 }
 BY_MATRICES = (_muon, _galore)  # they treat the matrices of layers otherwise than the other parameters

@@ -154,17 +154,10 @@ def attention_masks(
     alike, and all layers. (A boolean one would be added as 0 and 1 by eager attention, and copied by each layer.)
     A sliding window counts positions, for rows that share a prefix are not beside it.
 
-    Parameters
-    ----------
-    seen
-        Where a token may look, without regard to windows: bool (rows, queries, keys).
-    distance
-        Position of the query less position of the key, of the same shape.
+    ``seen``: where a token may look, without regard to windows: bool (rows, queries, keys). ``distance``: position of
+    the query less position of the key, of the same shape.
 
-    Returns
-    -------
-    torch.Tensor or dict
-        Shape (rows, 1, queries, keys); where layers differ, one for each kind of layer, as transformers takes them.
+    Their shape is (rows, 1, queries, keys); where layers differ, there is one for each kind, as transformers takes it.
     """
     window = getattr(config, "sliding_window", None)
     kinds = sorted(set(getattr(config, "layer_types", None) or ()))

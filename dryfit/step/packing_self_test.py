@@ -30,10 +30,7 @@ def self_test(model: nn.Module, scenario: Scenario, rows: Sequence[Row], prefix:
     dict
         ``loss_difference`` and ``gradient_difference``, each as a share of the rows' own.
 
-    Raises
-    ------
-    UserError
-        When the architecture refuses packs, or computes something else for them.
+    Raises :class:`UserError` when the architecture refuses packs, or computes something else for them.
     """
     config = bare(model).config
     kind = config.get_text_config().model_type

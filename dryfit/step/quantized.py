@@ -129,10 +129,7 @@ def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
         ``linear_4bit_layers``, ``linear_4bit_parameters`` (weights, as many as before packing), or ``linear_8bit_*``;
         ``linear_dense_layers`` (the output head, as transformers leaves it).
 
-    Raises
-    ------
-    UserError
-        If a linear layer that should be quantized is not.
+    Raises :class:`UserError` if a linear layer that should be quantized is not.
     """
     from transformers.quantizers.quantizers_utils import should_convert_module
 

@@ -26,20 +26,13 @@ LAST_TOKEN = "last_token"  # where a trace's costs of it begin
 
 @dataclass(frozen=True)
 class CycleSteps:
-    """How many micro-batches a generation serves, and how many an update has.
+    """How many micro-batches a generation serves, and how many an update has."""
 
-    Attributes
-    ----------
-    steps, iterations, accumulation
-        TRL's ``steps_per_generation``, ``num_iterations`` and ``gradient_accumulation_steps``.
-    updates
-        So many that answers are generated again when the optimizer's states exist.
-    """
-
+    # TRL's `steps_per_generation`, `num_iterations` and `gradient_accumulation_steps`.
     steps: int
     iterations: int
     accumulation: int
-    updates: int
+    updates: int  # so many that answers are generated again when the optimizer's states exist
 
     @classmethod
     def of(cls, scenario: Scenario, *, whole: bool) -> CycleSteps:
@@ -87,29 +80,17 @@ def reward(completions: list, **_: Any) -> list[float]:
     return [float(number) for number in range(len(completions))]
 
 
-def reward_model(scenario: Scenario, device: str, attention: str | None) -> nn.Module | None:
-    """The model that judges answers, in the dtype of the scenario's weights; None: functions judge them."""
-    name = scenario.preference.reward_model
+def model_beside(scenario: Scenario, field: str, device: str, attention: str | None, **fields: str) -> nn.Module | None:
+    """The frozen model that a field of ``preference`` names, which judges answers or teaches; None: it names none.
+
+    It is in the dtype of the scenario's weights; ``fields``: of its own scenario.
+    """
+    name = getattr(scenario.preference, field)
     if name is None:
         return None
-    config, _ = read_model(name, "preference.reward_model")
-    judge = Scenario.from_mapping(
-        {"model": config, "objective": "reward", "method": "full", "precision": scenario.weight_precision}
-        | {"sequence_length": scenario.sequence_length, "attention": scenario.attention}
-    )
-    model = build_model(judge, device, attention_implementation=attention, for_trainer=True)
-    return model.requires_grad_(False).eval()
-
-
-def teacher(scenario: Scenario, device: str, attention: str | None) -> nn.Module | None:
-    """The model that answers are compared with, in the dtype of the scenario's weights; None: no objective that has
-    one."""
-    name = scenario.preference.teacher
-    if name is None:
-        return None
-    config, _ = read_model(name, "preference.teacher")
+    config, _ = read_model(name, f"preference.{field}")
     own = Scenario.from_mapping(
-        {"model": config, "method": "full", "precision": scenario.weight_precision}
+        {"model": config, "method": "full", "precision": scenario.weight_precision, **fields}
         | {"sequence_length": scenario.sequence_length, "attention": scenario.attention}
     )
     model = build_model(own, device, attention_implementation=attention, for_trainer=True)

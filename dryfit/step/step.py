@@ -7,8 +7,8 @@ result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain, repeat
 from typing import Any
@@ -19,6 +19,7 @@ from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from dryfit.engine.patching import patched
 from dryfit.scenario.fields import CHUNK_TOKENS, MICRO_BATCHES
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.batches import IGNORED
@@ -108,17 +109,10 @@ def optimizer_step(
 ) -> torch.Tensor | None:
     """Clip the gradients, update the trainable parameters and drop the gradients.
 
-    Parameters
-    ----------
-    max_grad_norm
-        Largest allowed norm of all gradients together; None: don't clip.
-    scaler
-        For fp16 under autocast: its scale belongs into the ``loss_scale`` of :func:`forward_backward`.
+    ``max_grad_norm``: largest allowed norm of all gradients together; None: don't clip. ``scaler``: for fp16 under
+    autocast: its scale belongs into the ``loss_scale`` of :func:`forward_backward`.
 
-    Returns
-    -------
-    torch.Tensor or None
-        Norm of the gradients before clipping, shape (); None without clipping.
+    Returns the norm of the gradients before clipping, shape (); None without clipping.
     """
     if engine_step(model, max_grad_norm):
         return None
@@ -286,17 +280,9 @@ def _positions(labels: torch.Tensor, rows: int) -> torch.Tensor:
     return (labels != IGNORED).nonzero().squeeze(1)
 
 
-@contextmanager
-def decoder_returns(decoder: nn.Module, output: object) -> Iterator[None]:
+def decoder_returns(decoder: nn.Module, output: object) -> AbstractContextManager[None]:
     """Let a decoder return what is known already."""
-    original = decoder.__dict__.get("forward")
-    decoder.forward = lambda *args, **kwargs: output
-    try:
-        yield
-    finally:
-        del decoder.forward
-        if original is not None:
-            decoder.forward = original
+    return patched([(decoder, "forward", lambda *args, **kwargs: output)])
 
 
 def on_host(model: nn.Module, least: int = OFFLOADED_FROM) -> AbstractContextManager:

@@ -25,29 +25,17 @@ from dryfit.tracing.prepare import prepare
 
 @dataclass(frozen=True)
 class CheckpointSizes:
-    """What a full state dict and loading take, in bytes.
+    """What a full state dict and loading take, in bytes."""
 
-    Attributes
-    ----------
-    saved_bytes
-        Of all weights together: what rank 0 keeps on its host until they are written.
-    saving_gpu_bytes
-        On each GPU beside what lies there between two steps, while rank 0 takes them to its host one by one.
-    saving_on_gpu_bytes
-        The same where the weights stay on the GPUs until they are whole (``cpu_offload=False``).
-    loading_host_bytes
-        Of each process that builds the whole model on its host before it is divided; of rank 0 alone where it reads the
-        weights and sends them (accelerate's ``cpu_ram_efficient_loading``). Weights that are kept in the dtype of their
-        files are pages of the files, which all processes of a host share, and count nothing here.
-    file_pages_bytes
-        What the files' pages take on each host, which the kernel may drop.
-    """
-
-    saved_bytes: int
+    saved_bytes: int  # of all weights together: what rank 0 keeps on its host until they are written
+    # On each GPU beside what lies there between two steps, while rank 0 takes them to its host one by one.
     saving_gpu_bytes: int
-    saving_on_gpu_bytes: int
+    saving_on_gpu_bytes: int  # the same where the weights stay on the GPUs until they are whole (`cpu_offload=False`)
+    # Of each process that builds the whole model on its host before it is divided; of rank 0 alone where it reads the
+    # weights and sends them (accelerate's `cpu_ram_efficient_loading`). Weights that are kept in the dtype of their
+    # files are pages of the files, which all processes of a host share, and count nothing here.
     loading_host_bytes: int
-    file_pages_bytes: int
+    file_pages_bytes: int  # what the files' pages take on each host, which the kernel may drop
 
     def to_mapping(self) -> dict[str, Any]:
         return asdict(self)

@@ -23,12 +23,12 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.serving.vllm import (
     NEWEST,
     NON_TORCH_BYTES,
+    SENDING_BYTES,
     Range,
     Server,
     merging_bytes,
     nf4_bytes,
     release,
-    sending_bytes,
 )
 from dryfit.tracing.cycle_time import CycleTime, cycle_time
 
@@ -47,17 +47,12 @@ _STAYS = ("weights_", "quantization_state", "adapters", OPTIMIZER_STATES, "works
 
 @dataclass(frozen=True)
 class Phase:
-    """What lies on a card in a phase, by owner; each figure lowest and highest.
-
-    Attributes
-    ----------
-    owners
-        ``trainer``: its allocator. ``server weights``, ``server cache``: vLLM's pools. ``server activations``,
-        ``CUDA graphs``, ``CUDA context``: of each process.
-    """
+    """What lies on a card in a phase, by owner; each figure lowest and highest."""
 
     name: str
     card: str
+    # `trainer`: its allocator. `server weights`, `server cache`: vLLM's pools. `server activations`, `CUDA graphs`,
+    # `CUDA context`: of each process.
     owners: Mapping[str, Range]
 
     @property
@@ -206,15 +201,9 @@ def server_of(scenario: Scenario, gpu: Gpu, parameters: int) -> Server | None:
 def cycle(scenario: Scenario, trace: Mapping[str, Any], gpu: Gpu) -> Cycle:
     """A scenario's cycle on a card.
 
-    Parameters
-    ----------
-    trace
-        Of the scenario, for this card (:func:`dryfit.tracing.trace.trace`).
+    ``trace``: of the scenario, for this card (:func:`dryfit.tracing.trace.trace`).
 
-    Raises
-    ------
-    UserError
-        If the server can't start: its share leaves no block, or more than the trainer leaves.
+    Raises :class:`UserError` if the server can't start: its share leaves no block, or more than the trainer leaves.
     """
     server = server_of(scenario, gpu, trace["parameters"])
     if server is not None:
@@ -242,7 +231,7 @@ def _phases(scenario: Scenario, trace: Mapping[str, Any], gpu: Gpu, server: Serv
 
     yield on_card("load", peaks["load"], computes=True)
     if server is not None:
-        sends = sending_bytes() if scenario.generation.mode == "server" else 0
+        sends = SENDING_BYTES if scenario.generation.mode == "server" else 0
         sends += merging_bytes(scenario.model) if scenario.method != "full" and not server.lora_rank else 0
         yield on_card("weight sync", stays + sends, awake="weights")
         yield on_card("generate", stays, computes=True)

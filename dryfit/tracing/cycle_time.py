@@ -28,25 +28,13 @@ _MERGED_BYTES = 2 * (4 + 4 + 4 + 4 + 2 + 2)
 
 @dataclass(frozen=True)
 class CycleTime:
-    """Seconds of a cycle by phase.
+    """Seconds of a cycle by phase."""
 
-    Attributes
-    ----------
-    seconds
-        By the names of :class:`~dryfit.tracing.cycle.Phase`.
-    updates
-        Of the optimizer in a cycle; below 1 where an update has several generations.
-    tokens
-        Of the answers in a cycle; 0: they come from elsewhere.
-    generated
-        By vLLM; None: by another engine.
-    """
-
-    seconds: Mapping[str, float]
-    updates: float
-    tokens: int
+    seconds: Mapping[str, float]  # by the names of `Phase`
+    updates: float  # of the optimizer in a cycle; below 1 where an update has several generations
+    tokens: int  # of the answers in a cycle; 0: they come from elsewhere
     basis: str
-    generated: Generating | None = None
+    generated: Generating | None = None  # by vLLM; None: by another engine
 
     @property
     def whole(self) -> float:
@@ -98,16 +86,10 @@ class CycleTime:
 def trainer_seconds(costs: CostRecorder, speed: Speed, scenario: Scenario, taken: Any) -> dict[str, float]:
     """Seconds of the trainer's phases in a whole cycle, from the launches of a short ``train()``.
 
-    Parameters
-    ----------
-    taken
-        What that took of the cycle (:class:`dryfit.step.reinforcement.CycleSteps`).
+    ``taken``: what that took of the cycle (:class:`dryfit.step.reinforcement.CycleSteps`).
 
-    Returns
-    -------
-    dict
-        ``generate``, ``old_log_probabilities``, ``reference_log_probabilities``, ``rewards`` and ``teacher``, where
-        there are such, and ``update``.
+    Returns ``generate``, ``old_log_probabilities``, ``reference_log_probabilities``, ``rewards`` and ``teacher``, where
+    there are such, and ``update``.
     """
     parts = [(phase, simulate(own, speed)[0]) for phase, own in costs.in_phases()]
     total: dict[str, float] = {}
@@ -135,12 +117,7 @@ def cycle_time(
 ) -> CycleTime:
     """The whole cycle's time on a card.
 
-    Parameters
-    ----------
-    trainer
-        Of the trainer's phases (:func:`trainer_seconds`).
-    server
-        The engine; None: another than vLLM.
+    ``trainer``: of the trainer's phases (:func:`trainer_seconds`). ``server``: the engine; None: another than vLLM.
     """
     own, steps, rows = scenario.generation, scenario.steps_per_generation, scenario.answers_at_once
     updates = steps * own.iterations / scenario.gradient_accumulation

@@ -107,10 +107,7 @@ def trace_evaluation(
         the peak, ``weights_bytes``, ``rows`` of the batch that needs the most, ``largest_module_bytes``, ``exact``
         (False where only :func:`whole_rows` could be followed), ``target``.
 
-    Raises
-    ------
-    TraceError
-        If the architecture can't be followed at all.
+    Raises :class:`TraceError` if the architecture can't be followed at all.
     """
     reports, model, seconds = [], build(evaluation, "meta"), 0.0
     for chosen in widest_batches(evaluation):

@@ -29,31 +29,19 @@ DDP_BROADCAST_BYTES = 2 * 250 * 2**20
 
 @dataclass(frozen=True)
 class Host:
-    """Memory of one host, in bytes.
+    """Memory of one host, in bytes."""
 
-    Attributes
-    ----------
-    processes
-        One for each of the group's GPUs that the host has.
-    process_bytes, launcher_bytes
-        Of each process beside tensors; of the job that starts them.
-    loading_bytes
-        Of each process while it loads, beside pages of the weights' files, which all share and the kernel may drop.
-    step_bytes
-        Of each process while it trains: what ``parallel.offload: cpu`` keeps there. PyTorch's page-locked blocks are
-        as large as the next power of two, and that counts.
-    saving_bytes
-        Of rank 0 alone: a full state dict until it is written. None: not known.
-    peak_bytes, peak_phase
-        Of all processes of rank 0's host together, and when: ``loading``, ``step`` or ``saving``.
-    """
-
-    processes: int
+    processes: int  # one for each of the group's GPUs that the host has
+    # Of each process beside tensors; of the job that starts them.
     process_bytes: int
     launcher_bytes: int
+    # Of each process while it loads, beside pages of the weights' files, which all share and the kernel may drop.
     loading_bytes: int
+    # Of each process while it trains: what `parallel.offload: cpu` keeps there. PyTorch's page-locked blocks are as
+    # large as the next power of two, and that counts.
     step_bytes: int
-    saving_bytes: int | None
+    saving_bytes: int | None  # Of rank 0 alone: a full state dict until it is written. None: not known.
+    # Of all processes of rank 0's host together, and when: `loading`, `step` or `saving`.
     peak_bytes: int
     peak_phase: str
 
@@ -64,12 +52,7 @@ class Host:
 def host_of(scenario: Scenario, gpus_per_node: int, saved_bytes: int | None = None) -> Host:
     """The memory that the processes of a step on several GPUs take of a host.
 
-    Parameters
-    ----------
-    gpus_per_node
-        How many GPUs a host has.
-    saved_bytes
-        Of a full state dict; None: not known, and left out.
+    ``gpus_per_node``: how many GPUs a host has. ``saved_bytes``: of a full state dict; None: not known, and left out.
     """
     from dryfit.step.adapters import DTYPES
 
@@ -100,12 +83,7 @@ def loading_bytes(scenario: Scenario, stored: torch.dtype, largest: int) -> int:
     The whole model, where it is divided afterwards (:func:`whole_model_bytes`); else tensor by tensor, of which one is
     on its way to the GPU while the next is read.
 
-    Parameters
-    ----------
-    stored
-        Dtype of the weights in their files.
-    largest
-        Bytes of the largest tensor.
+    ``stored``: dtype of the weights in their files. ``largest``: bytes of the largest tensor.
     """
     by_parts = scenario.parallel.sharded or scenario.parallel.by_plan
     return 2 * largest + (whole_model_bytes(scenario, stored) if by_parts else 0)

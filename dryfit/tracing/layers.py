@@ -48,20 +48,13 @@ _WORTH_OF_STAGES = 0.8  # the same of a pipeline's stage, which takes many micro
 
 @dataclass(frozen=True)
 class Depths:
-    """How a model's step is composed.
+    """How a model's step is composed."""
 
-    Attributes
-    ----------
-    whole, first, period
-        Layers of the model, of the shallowest one, and by how many the others have more.
-    key
-        What the configuration calls the number of layers.
-    """
-
+    # Layers of the model, of the shallowest one, and by how many the others have more.
     whole: int
     first: int
     period: int
-    key: str
+    key: str  # what the configuration calls the number of layers
 
     @property
     def shallow(self) -> list[int]:
@@ -235,10 +228,7 @@ def _layers(scenario: Scenario, count: int, *, allocating: bool = False) -> list
 def _allocating(model: nn.Module, scenario: Scenario, lists: Sequence[nn.ModuleList]) -> list[Hashable]:
     """By layer, the bytes of each allocation of its forward pass in order.
 
-    Raises
-    ------
-    TraceError
-        If the forward pass can't be followed.
+    Raises :class:`TraceError` if the forward pass can't be followed.
     """
     spans: dict[int, list[tuple[int, int]]] = {index: [] for index in range(len(lists[0]))}
     begun: list[int] = []
@@ -325,16 +315,11 @@ class Composed:
         Which of a pipeline's GPUs it is.
     plans
         How steps are composed, as far as that is known already; for GPUs with other kernels too.
-
-    Attributes
-    ----------
-    outputs
-        What the traces of the shallow models know of operators together.
     """
 
     def __init__(self, *, often: bool = False, place: int = 0, plans: Plans | None = None) -> None:
         self._often, self._place, self._plans = often, place, {} if plans is None else plans
-        self.outputs: dict[tuple, Any] = {}
+        self.outputs: dict[tuple, Any] = {}  # what the traces of the shallow models know of operators together
         self._plan: tuple[Scenario, Depths | None] | None = None
         self._proven: dict[tuple[int, int], Composer] = {}
         self._seen: dict[tuple[int, int], list[_Size]] = {}  # by the events, sizes at which both models were traced
@@ -343,10 +328,7 @@ class Composed:
     def record(self, scenario: Scenario, stepped: Stepped) -> Traced | None:
         """The record of a scenario's step, and what is known of its model; None: it has to be traced whole.
 
-        Parameters
-        ----------
-        stepped
-            The same of a scenario that is traced, until its first steps are enough.
+        ``stepped``: the same of a scenario that is traced, until its first steps are enough.
         """
         counts = full_pipeline(scenario)
         if not counts:

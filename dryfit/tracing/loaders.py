@@ -7,42 +7,27 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dryfit.engine.cuda_rules import minor_version
 from dryfit.engine.loading_rules import WORKERS
 from dryfit.scenario.scenario import Scenario
 
 
 @dataclass(frozen=True)
 class WeightLoader:
-    """How a program brings its model to the device.
+    """How a program brings its model to the device."""
 
-    Attributes
-    ----------
-    loaded_on_cpu_first
-        The model is loaded on the CPU and then moved (``model.to``), as scripts without ``device_map`` do.
-    warmup
-        Whether a block of the model's size is allocated and freed first (from transformers 4.50 on).
-    workers
-        Threads that load: 1, one tensor after the other, or 4 that run ahead of the quantization. Then the order
-        differs from run to run, and with it the blocks that remain: up to 8 MiB for one model in the published
-        measurements.
-    dense_workers
-        The same for a model that is not quantized on the way.
-    seed
-        Which of the orders that several threads can come to.
-    empties_cache
-        Whether PEFT's k-bit preparation ends with ``torch.cuda.empty_cache()``.
-    centres_in_place
-        Whether quantizing subtracts the mean of the statistics in place, and one map of 8-bit values serves all layers
-        (bitsandbytes before 0.46).
-    """
-
+    # The model is loaded on the CPU and then moved (`model.to`), as scripts without `device_map` do.
     loaded_on_cpu_first: bool = False
-    warmup: bool = True
+    warmup: bool = True  # whether a block of the model's size is allocated and freed first (from transformers 4.50 on)
+    # Threads that load: 1, one tensor after the other, or 4 that run ahead of the quantization. Then the order differs
+    # from run to run, and with it the blocks that remain: up to 8 MiB for one model in the published measurements.
     workers: int = 1
-    dense_workers: int = 1
-    empties_cache: bool = True
+    dense_workers: int = 1  # the same for a model that is not quantized on the way
+    empties_cache: bool = True  # whether PEFT's k-bit preparation ends with `torch.cuda.empty_cache()`
+    # Whether quantizing subtracts the mean of the statistics in place, and one map of 8-bit values serves all layers
+    # (bitsandbytes before 0.46).
     centres_in_place: bool = False
-    seed: int = 0
+    seed: int = 0  # which of the orders that several threads can come to
 
     def order_is_random(self, model: nn.Module, scenario: Scenario) -> bool:
         """Whether the order of loading, and with it what blocks remain, differs from run to run.
@@ -61,11 +46,11 @@ class WeightLoader:
         """Return how these versions load."""
         return cls(
             loaded_on_cpu_first=loaded_on_cpu_first,
-            warmup=_version(transformers) >= (4, 50),
-            workers=WORKERS if (5, 0) <= _version(transformers) < (5, 4) else 1,
-            dense_workers=WORKERS if _version(transformers) >= (5, 0) else 1,
-            empties_cache=_version(peft) >= (0, 20),
-            centres_in_place=_version(bitsandbytes) < (0, 46),
+            warmup=minor_version(transformers) >= (4, 50),
+            workers=WORKERS if (5, 0) <= minor_version(transformers) < (5, 4) else 1,
+            dense_workers=WORKERS if minor_version(transformers) >= (5, 0) else 1,
+            empties_cache=minor_version(peft) >= (0, 20),
+            centres_in_place=minor_version(bitsandbytes) < (0, 46),
         )
 
     @classmethod
@@ -76,7 +61,3 @@ class WeightLoader:
             peft=importlib.metadata.version("peft"),
             bitsandbytes=importlib.metadata.version("bitsandbytes"),
         )
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2])

@@ -58,10 +58,7 @@ def loading_history(
 ) -> History:
     """Return what happens on the device until the model is ready for its first step.
 
-    Parameters
-    ----------
-    loader
-        How it is loaded; the installed versions' way when None.
+    ``loader``: how it is loaded; the installed versions' way when None.
     """
     loader = loader or WeightLoader.installed()
     device = _Device(first_id)
@@ -308,12 +305,8 @@ def built_on_host_bytes(scenario: Scenario, stored: torch.dtype) -> int:
     Weights that are kept in the dtype they are stored in count nothing: they are pages of the mapped file, which all
     processes share and the kernel may drop (safetensors maps, transformers copies only what it casts or quantizes).
 
-    Parameters
-    ----------
-    scenario
-        The step; whether it is divided afterwards makes no difference.
-    stored
-        Dtype of the floating-point weights in the files.
+    ``scenario``: the step; whether it is divided afterwards makes no difference. ``stored``: dtype of the
+    floating-point weights in the files.
     """
     model = build_model(scenario, "meta")
     added = adapter_names(model)

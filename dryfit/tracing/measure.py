@@ -33,12 +33,8 @@ def measure(
 ) -> dict[str, Any]:
     """Take a scenario's step twice on a device and measure the second.
 
-    Parameters
-    ----------
-    timeline
-        CPU only: whether to return the timeline of the step.
-    timed
-        CPU only: whether to time steps on one thread, between probes and without the tracker, which slows them.
+    ``timeline``: CPU only: whether to return the timeline of the step. ``timed``: CPU only: whether to time steps on
+    one thread, between probes and without the tracker, which slows them.
 
     Returns
     -------
@@ -49,10 +45,7 @@ def measure(
         also ``components``, ``timeline`` and ``peak_resident_set_bytes`` of the process; on CUDA also
         ``peak_reserved_bytes`` and ``context_bytes``. ``device`` describes the machine, ``wall_seconds`` is one step.
 
-    Raises
-    ------
-    UserError
-        If the device is not there or too small.
+    Raises :class:`UserError` if the device is not there or too small.
     """
     if scenario.parallel.strategy != "none" or scenario.parallel.meshed:
         raise UserError(

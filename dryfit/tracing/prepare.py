@@ -39,25 +39,17 @@ EVEN = "each GPU's experts are taken to get as many tokens as the others'; where
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scenario on ``meta``, ready for its first step: arguments of :func:`~dryfit.engine.trace.trace_step`.
+    """A scenario on ``meta``, ready for its first step: arguments of :func:`~dryfit.engine.trace.trace_step`."""
 
-    Attributes
-    ----------
-    model, optimizer, histories, label
-        FSDP's model is divided already; the history says how its parts came to the device.
-    wrap
-        For DDP and DeepSpeed, which wrap the model on its device: gives the wrapped model, and allocates. None: nothing
-        to do.
-    about
-        ``parameters`` of the base model, ``trainable_parameters``, and ``notes`` for people.
-    """
-
+    # FSDP's model is divided already; the history says how its parts came to the device.
     model: nn.Module
     optimizer: torch.optim.Optimizer
     histories: Sequence[History]
     label: Label
+    # For DDP and DeepSpeed, which wrap the model on its device: gives the wrapped model, and allocates. None: nothing
+    # to do.
     wrap: Callable[[], nn.Module] | None
-    about: dict[str, Any]
+    about: dict[str, Any]  # `parameters` of the base model, `trainable_parameters`, and `notes` for people
 
 
 def prepare(

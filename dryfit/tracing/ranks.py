@@ -16,27 +16,14 @@ _PACKED = "transformers.masking_utils:find_packed_sequence_indices"  # whether e
 
 @dataclass(frozen=True)
 class RankKind:
-    """GPUs whose steps are alike.
+    """GPUs whose steps are alike."""
 
-    Attributes
-    ----------
-    rank
-        The one that is followed.
-    ranks
-        All of them, by their number in the group.
-    place
-        What sets them apart, such as ``stage 1 of 4``, counted from 1; "" where all GPUs are alike.
-    one_text
-        Whether the positions of a row follow each other there; None: transformers is not asked.
-    stage
-        Which of a pipeline's GPUs they are, from 0.
-    """
-
-    rank: int
-    ranks: tuple[int, ...]
-    place: str = ""
+    rank: int  # the one that is followed
+    ranks: tuple[int, ...]  # all of them, by their number in the group
+    place: str = ""  # what sets them apart, such as `stage 1 of 4`, counted from 1; "" where all GPUs are alike
+    # Whether the positions of a row follow each other there; None: transformers is not asked.
     one_text: bool | None = None
-    stage: int = 0
+    stage: int = 0  # which of a pipeline's GPUs they are, from 0
 
 
 def kinds_of_ranks(scenario: Scenario) -> tuple[RankKind, ...]:

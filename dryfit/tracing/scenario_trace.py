@@ -14,22 +14,12 @@ from dryfit.scenario.scenario import Scenario
 
 @dataclass(frozen=True)
 class Traced:
-    """The trace of a scenario's step.
-
-    Attributes
-    ----------
-    trace
-        What :func:`dryfit.tracing.trace.trace` returns.
-    capability
-        Of the GPU that it is for; None: the default's.
-    versions
-        Of what decides the answer.
-    """
+    """The trace of a scenario's step."""
 
     scenario: Scenario
-    trace: Mapping[str, Any]
-    capability: tuple[int, int] | None = None
-    versions: Mapping[str, str | None] = field(default_factory=dict)
+    trace: Mapping[str, Any]  # what `trace` returns
+    capability: tuple[int, int] | None = None  # of the GPU that it is for; None: the default's
+    versions: Mapping[str, str | None] = field(default_factory=dict)  # of what decides the answer
     _others: dict[tuple, Mapping[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod

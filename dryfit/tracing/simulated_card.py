@@ -33,10 +33,7 @@ def card_of(gpu: Gpu | None = None) -> Card:
     A card without a line under ``speeds`` has as many processors as the largest of its capability: a few buffers have a
     row for each, so the step needs the most there.
 
-    Raises
-    ------
-    UserError
-        If it is no card of NVIDIA's.
+    Raises :class:`UserError` if it is no card of NVIDIA's.
     """
     gpu = gpu or find(UNNAMED)
     if gpu.capability is None:
@@ -90,17 +87,10 @@ def machine_in_place(
 
     A scenario that names no card, or only a size, gets :data:`UNNAMED`, or the largest of the capability that is asked.
 
-    Parameters
-    ----------
-    missing
-        What runs for a package that it has and this machine does not.
-    unlike
-        Packages whose version here is not the one that is meant.
+    ``missing``: what runs for a package that it has and this machine does not. ``unlike``: packages whose version here
+    is not the one that is meant.
 
-    Raises
-    ------
-    UserError
-        If the card can't be simulated, or a package that the step needs is not installed.
+    Raises :class:`UserError` if the card can't be simulated, or a package that the step needs is not installed.
     """
     check_packages(scenario)
     import_libraries(scenario)  # before a card is simulated: they would believe in it
@@ -149,14 +139,9 @@ def add_kernels(
 ) -> None:
     """Say in a trace's answer whose kernels ran, and the ``bounds`` of its peak where that isn't known.
 
-    Parameters
-    ----------
-    answer
-        ``notes`` and ``warnings`` get lines; ``packages`` says of each package that the model's code asks for what ran;
-        ``bounds``: ``lowest_bytes`` and ``highest_bytes`` (None: nobody knows) that are allocated, and ``missing``,
-        what is not known between them.
-    peaks
-        The step's, one for each of :func:`ways`, in bytes.
+    ``answer``: ``notes`` and ``warnings`` get lines; ``packages`` says of each package that the model's code asks for
+    what ran; ``bounds``: ``lowest_bytes`` and ``highest_bytes`` (None: nobody knows) that are allocated, and
+    ``missing``, what is not known between them. ``peaks``: the step's, one for each of :func:`ways`, in bytes.
     """
     launched = sum((answer.get("triton_kernels") or {}).values())
     if kernels.ways:

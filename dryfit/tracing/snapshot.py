@@ -76,10 +76,7 @@ class _Plain(pickle.Unpickler):
 def read_snapshot(path: Path) -> list[Mapping[str, Any]]:
     """The events of the device that has most of them, as PyTorch writes them.
 
-    Raises
-    ------
-    UserError
-        If the file is no such snapshot, holds anything but plain values, or has no history.
+    Raises :class:`UserError` if the file is no such snapshot, holds anything but plain values, or has no history.
     """
     how = "torch.cuda.memory._record_memory_history(); ...; torch.cuda.memory._dump_snapshot('mem.pickle')"
     wrong = {"where": str(path), "allowed": "a file of torch.cuda.memory._dump_snapshot", "write": how}
@@ -173,10 +170,7 @@ def first_difference(traced: Sequence[MemoryEvent], snapshot: Sequence[tuple[int
     A step is found by its allocations' sizes: most runs of :data:`_GRAM` of them say where it would have to begin. Of
     the places around that, the one counts at which most events agree; of equal ones the last, which is a later step.
 
-    Raises
-    ------
-    UserError
-        If nothing in the snapshot is like the step.
+    Raises :class:`UserError` if nothing in the snapshot is like the step.
     """
     places = [index for index, (identity, _, _) in enumerate(snapshot) if identity > 0]
     sizes = [snapshot[index][1] for index in places]

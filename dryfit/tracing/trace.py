@@ -9,16 +9,14 @@ the core.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Hashable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import torch
 
 from dryfit.cards.gpus import usable_sizes
 from dryfit.common.text import gib
@@ -33,6 +31,7 @@ from dryfit.engine.record import Record
 from dryfit.engine.report import History, Report, make_report, recording
 from dryfit.engine.trace import Options, trace_step
 from dryfit.engine.zero_gathered import zero_in_place
+from dryfit.hours.cpu import one_thread
 from dryfit.hours.step_time import Speed, step_time
 from dryfit.scenario.fields import MICRO_BATCHES
 from dryfit.scenario.model import LIGER_WRITTEN_OUT, LOOP
@@ -106,7 +105,7 @@ def trace(
         "costs": bool(timed_on) and any(timed_on.values()),
         "report": partial(make_report, asked=Asked({*sizes, *usable_sizes(capability)}, both_allocators)),
     }
-    with one_thread():
+    with one_thread():  # nothing is computed, and on a busy machine threads that wait for others take more
         if not scenario.pairs_by_rules:
             return _traced(scenario, target, timed_on, stages, settings)
         settings["beside"] = reference_beside(scenario)
@@ -155,17 +154,6 @@ def _traced(
     if timed_on and scenario.aim.generates and report.costs:
         answer["phase_seconds"] = _phase_seconds(scenario, report.costs, timed_on)
     return answer
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let PyTorch take one core: nothing is computed, and on a busy machine threads that wait for others take more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _stage_key(scenario: Scenario, kind: RankKind, templates: bool) -> Hashable:
@@ -256,10 +244,8 @@ class Recorder:
     that the target has and this machine doesn't, transformers' own loop runs, which needs more too. Steps that differ
     in their length or rows alone take the model that was built for the first.
 
-    Parameters
-    ----------
-    beside
-        Another recorder, for GPUs with other kernels: where no card is simulated, models are built alike for both.
+    ``beside``: another recorder, for GPUs with other kernels: where no card is simulated, models are built alike for
+    both.
     """
 
     def __init__(self, beside: Recorder | None = None) -> None:

@@ -1,7 +1,5 @@
 """What models put around an answer."""
 
-from __future__ import annotations
-
 
 def strip_fence(answer: str) -> str:
     """The content of the first Markdown fence, wherever a model put its command into one; else the answer."""

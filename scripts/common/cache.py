@@ -5,16 +5,13 @@ long job are also laid aside in a folder named after everything that shaped them
 for again. The folder may be deleted at any time; then the work is done again.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dryfit.common.digests import digest
 from dryfit.common.errors import UserError
-from dryfit.common.files import atomic_folder, atomic_open, read_report
+from dryfit.common.files import atomic_folder, atomic_open, digest, read_report
 from dryfit.common.terminal import log
 
 

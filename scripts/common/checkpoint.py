@@ -5,8 +5,6 @@ work on byte ranges, so this module reads the headers itself (8 bytes of length,
 https://huggingface.co/docs/safetensors) and checks everything that can be wrong with a folder before any work begins.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -215,10 +213,7 @@ def weight_files(folder: Path) -> list[str]:
 
     Of a single file and an index ``from_pretrained`` takes the single file, and so do all who ask here.
 
-    Raises
-    ------
-    UserError
-        For an index of another form, or one that names files in other folders.
+    UserError: for an index of another form, or one that names files in other folders.
     """
     if os.path.lexists(folder / SINGLE):
         return [SINGLE]
@@ -239,11 +234,8 @@ def weight_files(folder: Path) -> list[str]:
 def open_checkpoint(folder: str | os.PathLike) -> WeightFolder:
     """Open a model folder, checking everything that its headers can tell.
 
-    Raises
-    ------
-    UserError
-        No configuration, no safetensors, pickles instead, a shard missing, truncated or outside the folder, an index or
-        a configuration that disagrees with the shards, a quantized base.
+    UserError: No configuration, no safetensors, pickles instead, a shard missing, truncated or outside the folder, an
+    index or a configuration that disagrees with the shards, a quantized base.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -295,10 +287,7 @@ def checked_digest(shard: Shard) -> str:
 def require_finite(values: Any, where: str, changed_from: str | None = None) -> None:
     """Raise where values are NaN or infinite.
 
-    Parameters
-    ----------
-    changed_from
-        The dtype that a merge has changed them from; None for values as they lie in the file.
+    ``changed_from``: the dtype that a merge has changed them from; None for values as they lie in the file.
     """
     import torch
 

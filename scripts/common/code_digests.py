@@ -9,8 +9,6 @@ edited module reruns exactly the rules that use it.
 Standard library and PyYAML only: the Snakefile imports this beside a bare Snakemake.
 """
 
-from __future__ import annotations
-
 import ast
 import atexit
 import hashlib
@@ -22,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from dryfit.common.digests import digest
+from dryfit.common.files import digest, write_json
 
 OURS = frozenset({"scripts", "validation", "dryfit"})  # the project's own packages
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,9 +129,7 @@ def _remembered() -> tuple[dict, dict]:
 
     def save() -> None:
         if not used.keys() <= known.keys() and store.parent.is_dir() and os.access(store.parent, os.W_OK):
-            partial = store.with_name(f"modules.{os.getpid()}.partial")
-            partial.write_text(json.dumps(used), encoding="utf-8")
-            partial.replace(store)
+            write_json(store, used, indent=None)
 
     atexit.register(save)
     return known, used

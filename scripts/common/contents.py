@@ -6,8 +6,6 @@ in ``.snakemake/contents.json`` with the file's size and its times of change (th
 Standard library only.
 """
 
-from __future__ import annotations
-
 import atexit
 import hashlib
 import json
@@ -17,8 +15,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from dryfit.common.digests import digest
-from dryfit.common.files import sealed_files, sha256_file
+from dryfit.common.files import digest, sealed_files, sha256_file, write_json
 
 STORE = Path(".snakemake", "contents.json")
 # A file that changed less than this ago may change again within the same tick of the clock: its digest is not kept.
@@ -106,11 +103,9 @@ def _remembered(store: Path) -> dict[str, list]:
 
     def save() -> None:
         if known != before and store.parent.is_dir() and os.access(store.parent, os.W_OK):
-            partial = store.with_name(f"contents.{os.getpid()}.partial")
             home = store.parent.parent
             both = {path: kept for path, kept in {**_read(store), **known}.items() if (home / path).exists()}
-            partial.write_text(json.dumps(both), encoding="utf-8")
-            partial.replace(store)
+            write_json(store, both, indent=None)
 
     atexit.register(save)
     return known

@@ -5,8 +5,6 @@ reads. This finds what no step would read: a figure with a flipped byte, a merge
 Standard library only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 

@@ -58,10 +58,7 @@ def written(sizes: ParameterCounts, exports: Sequence[str] = ()) -> dict[str, tu
     Training writes each checkpoint beside the one before, and removes the last when the adapter and its copy in
     ``kept/`` are there.
 
-    Parameters
-    ----------
-    exports
-        Types of the GGUF files that are asked for: f32, f16, bf16, q8_0.
+    ``exports``: types of the GGUF files that are asked for: f32, f16, bf16, q8_0.
     """
     adapter = sizes.trainable * sizes.adapter_width
     # Adafactor, Muon and GaLore are counted with AdamW's two states: mostly they keep less.
@@ -122,10 +119,7 @@ class Planned(NamedTuple):
 def refuse_full(planned: Iterable[Planned], folder: str | os.PathLike = "results") -> None:
     """Refuse, before any job, what the disk can't hold.
 
-    Raises
-    ------
-    UserError
-        With the stages that are planned, each against what those before it leave.
+    UserError: with the stages that are planned, each against what those before it leave.
     """
     free = left = free_bytes(folder)
     lacking = 0

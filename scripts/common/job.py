@@ -10,8 +10,6 @@ and imports heavy packages inside the functions that compute with them, so that 
 before the first of them can fail.
 """
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import os

@@ -1,7 +1,5 @@
 """What a job may use of this machine: the device that it computes on, host memory, packages that somebody asks for."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +13,8 @@ CGROUP = Path("/sys/fs/cgroup")
 def pick_device(wanted: str, gpus: int = 1) -> str:
     """``auto`` is CUDA where there is a GPU. A GPU that PyTorch can't use is an error; ``cpu`` says it is not meant.
 
-    Raises
-    ------
-    UserError
-        If CUDA is asked for where there is none, or for more GPUs than there are; or if the driver shows a GPU and
-        PyTorch can't use it, so that a large model would silently be trained on the CPU.
+    UserError: if CUDA is asked for where there is none, or for more GPUs than there are; or if the driver shows a GPU
+    and PyTorch can't use it, so that a large model would silently be trained on the CPU.
     """
     import torch
 
@@ -65,10 +60,7 @@ def host_memory(cgroup: Path = CGROUP) -> int:
 def refuse_missing_trackers(names: Sequence[str]) -> None:
     """Raise where the package of a tracker is not installed, before anything is computed.
 
-    Raises
-    ------
-    UserError
-        Naming all that are missing, with the line that installs them.
+    UserError: naming all that are missing, with the line that installs them.
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:

@@ -6,8 +6,6 @@ until it has been made again. It names the documents of other runs too whose pro
 now, since they share a dataset or a base model. Standard library only.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path

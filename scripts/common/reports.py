@@ -4,8 +4,6 @@ A later report carries an earlier one whole, under ``carried``: so a rule that n
 documents, reads the last report of each line and no other.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from itertools import chain
@@ -48,10 +46,7 @@ def carried_by(report: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any
 def gather(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Read inputs: reports, and the rows of the JSON lines that they vouch for; other files stay paths.
 
-    Raises
-    ------
-    UserError
-        Naming the file to delete, where one is not what its step has written.
+    UserError: naming the file to delete, where one is not what its step has written.
     """
     paths = {name: [value] if isinstance(value, str | os.PathLike) else list(value) for name, value in inputs.items()}
     reports = read_reports(chain.from_iterable(listed for name, listed in paths.items() if name not in PROJECT_OWN))

@@ -3,8 +3,6 @@
 Requests are compared by their runs of two to four characters, weighted by how few training rows have them (TF-IDF).
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

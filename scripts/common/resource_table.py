@@ -1,12 +1,10 @@
 """The stages of a run with what each needs and what there is: the one table of the terminal, the card and a refusal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dryfit.common.text import size_text
+from dryfit.common.text import aligned, size_text
 
 FITS, TOO_SMALL, UNCHECKED = "fits", "does not fit", "not checked"
 # It runs, but slowly, with a part elsewhere; the run's data never come to it; it is left out where there is no room.
@@ -15,34 +13,19 @@ IN_PART, NOT_REACHED, NOT_RUN = "in part", "not reached", "not run"
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a run in one place.
-
-    Attributes
-    ----------
-    place
-        ``GPU``, ``host memory`` or ``disk``.
-    needs_bytes, has_bytes
-        None where it is not known.
-    basis
-        ``traced``, ``computed`` or ``estimated``.
-    change
-        The smallest that would fit, ready to be written, or None.
-    processes
-        How many share the place.
-    seconds_at_most
-        How long an evaluation takes at most; None: not known, or another stage.
-    """
+    """A stage of a run in one place."""
 
     stage: str
-    place: str
+    place: str  # ``GPU``, ``host memory`` or ``disk``
+    # None where it is not known
     needs_bytes: int | None
     has_bytes: int | None
-    basis: str
+    basis: str  # ``traced``, ``computed`` or ``estimated``
     detail: str
     verdict: str
-    change: str | None = None
-    processes: int = 1
-    seconds_at_most: float | None = None
+    change: str | None = None  # the smallest that would fit, ready to be written, or None
+    processes: int = 1  # how many share the place
+    seconds_at_most: float | None = None  # how long an evaluation takes at most; None: not known, or another stage
 
 
 def judged(
@@ -60,23 +43,14 @@ def refused(stages: Sequence[Stage]) -> list[Stage]:
 
 def table(stages: Sequence[Stage]) -> list[str]:
     """Lines for a terminal: stage, needs, has, verdict, and the smallest change that fits."""
-    heads = ("stage", "where", "needs", "has", "verdict")
-    rows = [heads] + [
+    rows = [
         (
             stage.stage,
             f"{stage.place}, {stage.processes} processes" if stage.processes > 1 else stage.place,
             *("-" if size is None else size_text(size) for size in (stage.needs_bytes, stage.has_bytes)),
             stage.verdict,
+            stage.change or "",
         )
         for stage in stages
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    lines = []
-    for number, row in enumerate(rows):
-        cells = [
-            cell.rjust(width) if column in (2, 3) else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        change = stages[number - 1].change if number else None
-        lines.append("  ".join(cells + ([change] if change else [])).rstrip())
-    return lines
+    return aligned([("stage", "where", "needs", "has", "verdict", ""), *rows], right=(2, 3))

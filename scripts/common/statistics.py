@@ -1,7 +1,5 @@
 """Intervals: a difference is claimed only where the sample is large enough for it."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Iterable, Sequence
@@ -14,10 +12,7 @@ Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribut
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927); honest near 0 and 1, where the usual one is not.
 
-    Raises
-    ------
-    ValueError
-        When ``n`` is not positive or ``successes`` is not between 0 and ``n``.
+    ValueError: when ``n`` is not positive or ``successes`` is not between 0 and ``n``.
     """
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"{successes} of {n} is not a proportion")

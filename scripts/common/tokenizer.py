@@ -1,7 +1,5 @@
 """The base model's tokenizer. Beside :mod:`dryfit.common.chat`, which documents use without transformers."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

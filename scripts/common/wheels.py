@@ -4,8 +4,6 @@ None of a wheel's code runs. Of a source distribution pip asks its name and vers
 after the digest has been compared.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

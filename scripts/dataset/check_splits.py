@@ -63,10 +63,7 @@ def overlaps(task: Task, splits: Mapping[str, Rows]) -> tuple[dict[str, dict[str
 def stages(acquire: dict, clean: dict, screen: dict, split: dict) -> list[dict]:
     """How many rows came to each stage and were removed there, from the steps' reports.
 
-    Raises
-    ------
-    UserError
-        When a stage did not begin with what the one before it left.
+    UserError: when a stage did not begin with what the one before it left.
     """
     rows = acquire["rows"] + acquire["rejected"]
     removed = {"acquire": acquire["rejected"], **{stage: clean["removed"][stage] for stage in clean["stages"]}}

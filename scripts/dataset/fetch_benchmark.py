@@ -15,10 +15,7 @@ from scripts.tasks.text import Task
 def read_own(task: Task, source: Mapping[str, Any], outputs: Any) -> None:
     """Write the rows of a benchmark's file as tasks, in their order.
 
-    Raises
-    ------
-    UserError
-        Naming the first row that can't be asked: a benchmark of which rows are missing is another one.
+    UserError: naming the first row that can't be asked: a benchmark of which rows are missing is another one.
     """
     tasks = []
     for record in read_file(source["path"], columns_of(source), source.get("format"), guess=task.guesses_columns):

@@ -4,8 +4,6 @@ Credentials come from the environment variable HF_TOKEN alone, and go nowhere bu
 HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT (seconds) have their usual meaning.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -6,8 +6,6 @@ with file and line; what spoils one row rejects that row. The CSV and JSON reade
 tests/unit/dataset/test_sources.py), so Python's own are used; Parquet has neither lines nor spoilt rows.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import json
@@ -263,10 +261,7 @@ def read_file(
     those very names, or what the first row suggests (``guess``). ``format`` is ``jsonl``, ``json``, ``csv`` or
     ``parquet``, or None: by the ending of its name.
 
-    Raises
-    ------
-    UserError
-        When the file is missing, empty, UTF-16, malformed, or lacks a column.
+    UserError: when the file is missing, empty, UTF-16, malformed, or lacks a column.
     """
     file = Path(path)
     if not file.is_file():

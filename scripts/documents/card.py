@@ -1,7 +1,5 @@
 """What the model card alone says: metadata for the Hub, origin, hyperparameters, checks, digests, provenance."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 Nothing here or in the modules beside it knows a result: each says what it can from the inputs that are there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What documents say of the dataset: how many rows each stage kept, and why it removed the others."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

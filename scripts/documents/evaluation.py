@@ -1,7 +1,5 @@
 """What documents say of the evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

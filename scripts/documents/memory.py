@@ -1,7 +1,5 @@
 """What documents say of memory: answers side by side, the verdict, what fits which GPU."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import log2
 from typing import Any

@@ -1,7 +1,5 @@
 """What a person wanted to know, in a few lines at the end of a command. Standard library only."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any

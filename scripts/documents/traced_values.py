@@ -11,8 +11,6 @@ said. So nothing is guessed by comparing figures, and templates know nothing of 
 ('It takes 7.12 GB.', '7.12', {'trace.json': ['/peak']})
 """
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """What a document must have before it is written: found out here, without a network, instead of by its readers."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path
@@ -23,10 +21,7 @@ def prose(text: str) -> str:
 def check_document(text: str, path: Path) -> None:
     """Refuse leftovers of the rendering and figures that are not there.
 
-    Raises
-    ------
-    UserError
-        Naming the line.
+    UserError: naming the line.
     """
     if path.suffix == ".html":
         return  # its figures are inside; its escaping leaves no way to tell data from a leftover

@@ -1,7 +1,5 @@
 """What training has to beat without a model: the nearest training row's answer, with the values of the request."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 

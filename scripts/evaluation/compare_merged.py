@@ -55,10 +55,7 @@ def as_trained(scenario: Scenario, base: Path, adapter: Path, device: str) -> An
 def side_by_side(task: Task, trained: list[dict], merged: list[dict]) -> dict[str, Any]:
     """Both models' figures on the same rows, the paired differences (merged minus trained), and the equal answers.
 
-    Parameters
-    ----------
-    trained, merged
-        A row for each request, as ``evaluate`` writes them.
+    ``trained``, ``merged``: a row for each request, as ``evaluate`` writes them.
     """
     import pandas as pd
 

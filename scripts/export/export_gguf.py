@@ -66,10 +66,7 @@ def pre_tokenizer_name(tokenizer: dict[str, Any], where: Path) -> str:
     llama.cpp has these patterns in its code, so the name must mean what the tokenizer does, or the exported model
     reads other tokens than the one that was trained.
 
-    Parameters
-    ----------
-    tokenizer
-        The tokenizer as the tokenizers library describes it, in the form of tokenizer.json.
+    ``tokenizer``: the tokenizer as the tokenizers library describes it, in the form of tokenizer.json.
     """
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
@@ -113,12 +110,8 @@ def pre_tokenizer_name(tokenizer: dict[str, Any], where: Path) -> str:
 def add_tokenizer(writer: Any, folder: Path, rows: int, tokenizer: Any) -> str:
     """Write tokens, merges, control tokens and the chat template; returns the name of the pre-tokenizer.
 
-    Parameters
-    ----------
-    rows
-        Rows of the embedding, which may be more than there are tokens.
-    tokenizer
-        The folder's tokenizer, loaded by transformers.
+    ``rows``: rows of the embedding, which may be more than there are tokens. ``tokenizer``: the folder's tokenizer,
+    loaded by transformers.
     """
     from gguf import SpecialVocab, TokenType
 

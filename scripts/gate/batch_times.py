@@ -4,8 +4,6 @@ A batch's time depends on its tokens. Of the batches' shapes the smallest, the m
 others lie between them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

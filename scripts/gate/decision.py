@@ -71,30 +71,17 @@ def chosen_gpu(
 
 @dataclass(frozen=True)
 class StepDecision:
-    """Whether a training step fits a GPU.
+    """Whether a training step fits a GPU."""
 
-    Attributes
-    ----------
-    gpu, verdict
-        The GPU, and whether the step fits it, with the bytes to spare. Without a GPU nothing is checked:
-        ``Verdict()``.
-    reason
-        The verdict in words, with sizes.
-    effective_batch
-        Rows of an update of the weights.
-    step, configured
-        The traces of the step that decided, and of the configured one.
-    suggestions
-        Changes that would fit, where the step does not.
-    """
-
+    # The GPU, and whether the step fits it, with the bytes to spare. Without a GPU nothing is checked: ``Verdict()``.
     gpu: Gpu | None
     verdict: Verdict
-    reason: str
-    effective_batch: int
+    reason: str  # the verdict in words, with sizes
+    effective_batch: int  # rows of an update of the weights
+    # The traces of the step that decided, and of the configured one
     step: Mapping[str, Any]
     configured: Mapping[str, Any]
-    suggestions: "Sequence[Suggestion]" = ()
+    suggestions: "Sequence[Suggestion]" = ()  # changes that would fit, where the step does not
 
     def refusal(self) -> UserError:
         """The message of a step that does not fit."""
@@ -111,11 +98,8 @@ class StepDecision:
 def decide_step(traced: Traced, gpu: Gpu | None, longest: Scenario | None = None) -> StepDecision:
     """Judge a traced step.
 
-    Parameters
-    ----------
-    longest
-        The step at the longest batch of the data, if it is known. It decides where the configured one does not fit,
-        since training takes no longer one.
+    ``longest``: the step at the longest batch of the data, if it is known. It decides where the configured one does not
+    fit, since training takes no longer one.
     """
     scenario, configured = traced.scenario, traced.on(gpu)
     step, suggestions, reason, process = configured, [], NOTHING_TO_GATE, Process.of(scenario)
@@ -173,23 +157,13 @@ def _processes_to_end(traced: Traced, gpu: Gpu) -> "list[Suggestion]":
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a run may start.
+    """Whether a run may start."""
 
-    Attributes
-    ----------
-    step
-        The training step.
-    override
-        ``memory.gate.override``: the run starts although something is refused.
-    stages
-        Every stage, the training step among them; empty where the step alone was asked about.
-    hours, limit_hours
-        How long the run takes, or None where that is not known; and ``memory.gate.hours``.
-    """
-
-    step: StepDecision
-    override: bool
+    step: StepDecision  # the training step
+    override: bool  # ``memory.gate.override``: the run starts although something is refused
+    # Every stage, the training step among them; empty where the step alone was asked about
     stages: Sequence[Stage] = ()
+    # How long the run takes, or None where that is not known; and ``memory.gate.hours``
     hours: RunHours | None = None
     limit_hours: float | None = None
 
@@ -219,10 +193,7 @@ class Decision:
     def enforce(self) -> None:
         """Stop what is refused; an override is logged instead.
 
-        Raises
-        ------
-        UserError
-            With the changes that would fit.
+        UserError: with the changes that would fit.
         """
         if not self.fits and not self.override:
             raise self.refusal()

@@ -6,8 +6,7 @@ from typing import Any
 from dryfit.cards.gpus import find
 from dryfit.common.files import write_report
 from dryfit.common.terminal import log
-from dryfit.planner.gpu_counts import becomes_possible
-from dryfit.planner.plan import plan, table
+from dryfit.planner.plan import becomes_possible, plan, table
 from dryfit.scenario.scenario import Scenario
 from dryfit.tracing import imports
 from scripts.common.job import job

@@ -14,12 +14,8 @@ from scripts.runs.check_configuration import checked_configuration
 def main(config: str, scenarios: Mapping[str, dict[str, Any]], folder: Path) -> None:
     """Write trace.json, estimate.json and compare.json of each scenario below ``folder``, in a folder of its name.
 
-    Parameters
-    ----------
-    config
-        Path of the ``config.json`` of the model that all of them are about.
-    scenarios
-        By name, in the scenario format, without a model.
+    ``config``: path of the ``config.json`` of the model that all of them are about. ``scenarios``: by name, in the
+    scenario format, without a model.
     """
     for name, mapping in scenarios.items():
         log.info("%s:", name)

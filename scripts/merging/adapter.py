@@ -6,8 +6,6 @@ The semantics are those of PEFT 0.21 (``peft/tuners/lora``): for a linear layer 
 is refused by name rather than merged wrongly.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -47,33 +45,17 @@ LORA_KEY = re.compile(
 
 @dataclass(frozen=True)
 class Update:
-    """What happens to one tensor of the base; the strings are keys of the adapter file.
+    """What happens to one tensor of the base; the strings are keys of the adapter file."""
 
-    Attributes
-    ----------
-    replace
-        Tensor that takes the base's place before anything is added.
-    a, b
-        Low-rank factors: ``a`` is (r, in), ``b`` is (out, r).
-    bias
-        ``lora_B``'s bias, times ``scale`` added to the base's bias.
-    magnitude
-        DoRA's length of each output.
-    scale
-        ``alpha / r`` or ``alpha / sqrt(r)``.
-    transposed
-        The base stores (in, out): GPT-2's Conv1D and embeddings.
-    source
-        The base's tensor to start from, where it has another name: the embedding of a tied output layer.
-    """
-
-    replace: str | None = None
+    replace: str | None = None  # tensor that takes the base's place before anything is added
+    # Low-rank factors: ``a`` is (r, in), ``b`` is (out, r)
     a: str | None = None
     b: str | None = None
-    bias: str | None = None
-    magnitude: str | None = None
-    scale: float = 1.0
-    transposed: bool = False
+    bias: str | None = None  # ``lora_B``'s bias, times ``scale`` added to the base's bias
+    magnitude: str | None = None  # DoRA's length of each output
+    scale: float = 1.0  # ``alpha / r`` or ``alpha / sqrt(r)``
+    transposed: bool = False  # the base stores (in, out): GPT-2's Conv1D and embeddings
+    # The base's tensor to start from, where it has another name: the embedding of a tied output layer
     source: str | None = None
 
     @property
@@ -102,20 +84,12 @@ class Adapter:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """A base, an adapter, and what the one does to the other.
-
-    Attributes
-    ----------
-    updates
-        By name of the tensor in the merged folder.
-    untied
-        Name of the output layer's tensor where it no longer is the embedding's.
-    """
+    """A base, an adapter, and what the one does to the other."""
 
     base: WeightFolder
     adapter: Adapter
-    updates: dict[str, Update]
-    untied: str | None = None
+    updates: dict[str, Update]  # by name of the tensor in the merged folder
+    untied: str | None = None  # name of the output layer's tensor where it no longer is the embedding's
 
     def update(self, name: str) -> Update:
         """What happens to a tensor of the merged folder."""
@@ -185,10 +159,7 @@ def _check_settings(config: dict[str, Any], where: Path) -> None:
 def plan_merge(base: WeightFolder, adapter: Adapter) -> MergePlan:
     """Match the adapter with its base: one :class:`Update` for each tensor that changes.
 
-    Raises
-    ------
-    UserError
-        The adapter belongs to another base (names, shapes or vocabulary), is incomplete, or targets nothing.
+    UserError: the adapter belongs to another base (names, shapes or vocabulary), is incomplete, or targets nothing.
     """
     modules: dict[str, dict[str, str]] = {}
     replacements: dict[str, str] = {}

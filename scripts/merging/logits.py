@@ -56,10 +56,7 @@ def not_run(reason: str) -> dict[str, Any]:
 def comparison_bytes(stored: int, dtype: str, adapter_bytes: int) -> dict[str, int]:
     """Bytes that the comparison of the models needs, by the dtype that it computes in, the preferred one first.
 
-    Parameters
-    ----------
-    stored
-        Bytes of the weights' files, of ``dtype``.
+    ``stored``: bytes of the weights' files, of ``dtype``.
     """
     itemsize = ITEM_BYTES[SAFETENSORS_NAMES[dtype]]
     return {
@@ -71,12 +68,7 @@ def comparison_bytes(stored: int, dtype: str, adapter_bytes: int) -> dict[str, i
 def choose_device(sizes: dict[str, int], free: dict[str, int]) -> tuple[str, str] | None:
     """Device and dtype of the computation; None when no device has the room.
 
-    Parameters
-    ----------
-    sizes
-        Bytes needed by dtype, the preferred one first.
-    free
-        Free bytes by device, the preferred one first.
+    ``sizes``: bytes needed by dtype, the preferred one first. ``free``: free bytes by device, the preferred one first.
     """
     return next(((device, dtype) for device in free for dtype in sizes if free[device] >= sizes[dtype]), None)
 

@@ -81,10 +81,7 @@ COMPANIONS = (
 def lay_out(plan: MergePlan, output: Path, dtype: str | None) -> list[Shard]:
     """The shards of the merged folder: the base's own layout, plus an output layer that comes untied.
 
-    Parameters
-    ----------
-    dtype
-        torch's name of the dtype for all floating tensors; None keeps each tensor's own.
+    ``dtype``: torch's name of the dtype for all floating tensors; None keeps each tensor's own.
     """
     code = SAFETENSORS_NAMES[dtype] if dtype else None
     shards = []

@@ -29,10 +29,7 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 def check(publish: Mapping[str, Any], comparison: Mapping[str, Any], verified: Mapping[str, Any]) -> None:
     """Refuse what the configuration's thresholds don't let through.
 
-    Raises
-    ------
-    UserError
-        Naming each threshold that does not hold, with what was found.
+    UserError: naming each threshold that does not hold, with what was found.
     """
     asked, tuned = publish["thresholds"], comparison["tuned"]
     failed = [] if verified["passed"] else ["the merge did not pass its verification"]

@@ -7,8 +7,6 @@ It runs in the working directory of a run whose inputs are there, with what Snak
 file. Outputs go to a folder of their own, so the run stays as it was.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

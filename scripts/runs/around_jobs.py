@@ -1,7 +1,5 @@
 """What one command checks before its first job, and says after its last. Standard library, PyYAML and jsonschema."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Checks of a run's scenarios that need the memory's own knowledge: its model, its GPU, what can be trained."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -39,10 +37,7 @@ def sizes(settings: Mapping[str, Any]) -> ParameterCounts:
 def check(settings: Mapping[str, Any]) -> None:
     """Refuse scenarios, models and GPUs that do not exist, before any job starts.
 
-    Raises
-    ------
-    UserError
-        Naming the setting, with the line to write.
+    UserError: naming the setting, with the line to write.
     """
     memory, known = settings["memory"], sorted(path.stem for path in MODELS.glob("*.json"))
     name, hub = profiled(memory["model"])

@@ -9,8 +9,6 @@ A profile names a map (``profiles/slurm/gpus.yaml``), one entry for each kind of
 calls it. Either of the two may be left out. Standard library and PyYAML only: the rules call this.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from math import ceil
@@ -30,10 +28,7 @@ Entry = tuple[Gpu, Mapping[str, Any]]
 def read_map(path: str | Path) -> list[Entry]:
     """Read a map of a cluster's GPUs, the smallest first.
 
-    Raises
-    ------
-    UserError
-        If the file is missing, empty or has a wrong entry.
+    UserError: if the file is missing, empty or has a wrong entry.
     """
     content = read_yaml(path)
     if not isinstance(content, list) or not content:
@@ -93,10 +88,7 @@ def training_minutes(gate: str) -> int:
 def smallest(required_bytes: int, entries: Sequence[Entry]) -> Mapping[str, Any]:
     """The entry of the smallest GPU whose usable memory holds ``required_bytes``.
 
-    Raises
-    ------
-    UserError
-        If none does, with the largest of the map and the smallest GPU of the catalogue that would.
+    UserError: if none does, with the largest of the map and the smallest GPU of the catalogue that would.
     """
     for gpu, entry in entries:
         if gpu.usable_bytes >= required_bytes:

@@ -4,8 +4,6 @@
 Only what a bare Snakemake brings is imported: PyYAML and jsonschema.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -63,10 +61,7 @@ def check(config: dict) -> dict:
     Equal settings have equal text afterwards, whatever the order of their keys and however a number was
     written, so Snakemake's comparison of params finds only real changes.
 
-    Raises
-    ------
-    UserError
-        Naming the key, the value found, what is allowed, and the line to write.
+    UserError: naming the key, the value found, what is allowed, and the line to write.
     """
     validate(config, read_schema())
     config = {**config, "task": registry.checked(config["task"])}
@@ -79,10 +74,8 @@ def check(config: dict) -> dict:
 def typed(config: Mapping[str, Any], given: Mapping[str, Any], schema: Mapping[str, Any] | None = None) -> dict:
     """The configuration with the types of what ``--config`` gave: Snakemake turns numbers within a mapping into text.
 
-    Parameters
-    ----------
-    given
-        What the command line says, as Snakemake has read it. What stands in a file keeps the type that it has there.
+    ``given``: what the command line says, as Snakemake has read it. What stands in a file keeps the type that it has
+    there.
     """
     forms = (read_schema() if schema is None else schema).get("properties", {})
     read = {}

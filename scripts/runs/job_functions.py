@@ -3,8 +3,6 @@
 Standard library, PyYAML and jsonschema only: Snakemake itself calls this.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -160,10 +158,7 @@ class JobFunctions:
     def names_in_profile(self) -> tuple[list[str], list[str]]:
         """Names of the memory profile's scenarios with a rank, and of those without: a rule's outputs.
 
-        Raises
-        ------
-        UserError
-            If they are not the same in each run.
+        UserError: if they are not the same in each run.
         """
         known: dict[str, tuple[list[str], list[str]]] = {}
         for name in self.runs.named:

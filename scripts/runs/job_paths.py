@@ -50,27 +50,17 @@ def source_folder(settings: Mapping[str, Any], patterns: tuple[str, ...]) -> str
 
 @dataclass(frozen=True)
 class JobPaths:
-    """The paths that one job reads, or that one target asks for.
+    """The paths that one job reads, or that one target asks for."""
 
-    Attributes
-    ----------
-    names
-        The wildcards' values.
-    settings
-        Those of the run that the wildcards name, or of the dataset and the model that runs share.
-    """
-
-    names: Mapping[str, str]
+    names: Mapping[str, str]  # the wildcards' values
+    # Those of the run that the wildcards name, or of the dataset and the model that runs share
     settings: Mapping[str, Any]
 
     @classmethod
     def of(cls, runs: Runs, names: Mapping[str, str]) -> JobPaths:
         """Find the settings that the wildcards name.
 
-        Raises
-        ------
-        UserError
-            If the configuration has no such run, dataset or model.
+        UserError: if the configuration has no such run, dataset or model.
         """
         if "run" in names:
             return cls(names, runs.of_run(names["run"]))
@@ -146,10 +136,7 @@ class JobPaths:
     def step_config(self) -> str:
         """The configuration of the prepared base model, for the run's own training step.
 
-        Raises
-        ------
-        UserError
-            If the job's scenario is another one: no job makes those of the memory profile alone.
+        UserError: if the job's scenario is another one: no job makes those of the memory profile alone.
         """
         name = self.names["scenario"]
         if name != "training":
@@ -179,10 +166,7 @@ class JobPaths:
     def executed(self) -> str:
         """The score of the answers that were run.
 
-        Raises
-        ------
-        UserError
-            If the configuration has no benchmark: held-out requests have no file system to run in.
+        UserError: if the configuration has no benchmark: held-out requests have no file system to run in.
         """
         if not configuration.can_execute(self.settings):
             raise configuration.nothing_to_execute()

@@ -4,8 +4,6 @@ The settings of one run go in, scenarios as mappings come out. What a scenario h
 the step; whatever else ``training`` holds is about the loop around it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any

@@ -12,8 +12,6 @@ the folders too, but it holds plain columns (here a value may be a list of modul
 wants pandas beside Snakemake. Standard library only, besides what checks the configuration.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import itertools
@@ -51,10 +49,7 @@ class Runs:
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Check a configuration and each run that it describes.
 
-        Raises
-        ------
-        UserError
-            For a wrong setting, a sweep that is too large, or two runs that would land in one folder.
+        UserError: for a wrong setting, a sweep that is too large, or two runs that would land in one folder.
         """
         checked = configuration.check(config)
         self.name: str = checked["run"]["name"]

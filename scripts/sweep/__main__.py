@@ -7,8 +7,6 @@ directories. Differences are paired, over the requests that both were asked. Sta
 prints the values.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Mapping
@@ -57,12 +55,10 @@ def leaves(value: Any, name: str = "") -> dict[str, Any]:
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Two runs of :func:`read_run`.
 
-    Returns
-    -------
-    dict
-        ``settings``: the values of each setting that differs, by dotted name, None where a run has none. ``points``:
-        as a sweep's summary has them. ``requests``: how many both were asked. ``difference``: the second run minus the
-        first over these, loss in nats per token and share of exact answers, with 95 % intervals; None without any.
+    Returns ``settings``: the values of each setting that differs, by dotted name, None where a run has none.
+    ``points``: as a sweep's summary has them. ``requests``: how many both were asked. ``difference``: the second run
+    minus the first over these, loss in nats per token and share of exact answers, with 95 % intervals; None without
+    any.
     """
     one, other = leaves(first["configuration"]), leaves(second["configuration"])
     differing = sorted(key for key in {*one, *other} if one.get(key) != other.get(key) and key != "run.name")

@@ -4,8 +4,6 @@ sqlglot parses what is to be learned and what models answer. With ``task.databas
 fills them, queries are run on it too: on SQLite in memory, reading alone, with limits on steps, rows and sizes.
 """
 
-from __future__ import annotations
-
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ A task says what a row of it is, which rows may be learned, what an answer is wo
 ask it by the methods below; the pipeline outside ``scripts/tasks`` knows no task's language.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import unicodedata

@@ -12,9 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dryfit.common.digests import digest
 from dryfit.common.errors import UserError
-from dryfit.common.files import copy_own, read_json, write_report
+from dryfit.common.files import copy_own, digest, read_json, write_report
 from dryfit.common.hub_errors import Failure, meaning
 from dryfit.common.terminal import log
 from scripts.common.job import job
@@ -109,10 +108,7 @@ def from_folder(path: str, folder: Path) -> dict:
 def refuse_what_cannot_be_trained(folder: Path, config: Any) -> None:
     """A base that is quantized already, or whose architecture is code in its repository or not known here.
 
-    Raises
-    ------
-    UserError
-        Saying what to use instead.
+    UserError: Saying what to use instead.
     """
     kind = config.get("model_type") if isinstance(config, dict) else None
     if not kind:

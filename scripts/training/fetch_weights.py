@@ -91,12 +91,8 @@ def link_weights(path: str, folder: Path) -> None:
 def main(source: dict, described: Path, folder: Path, gguf: str | None, manifest: str | os.PathLike) -> None:
     """Make ``folder`` a whole model, check its weights, and write a manifest: file, bytes and SHA-256 of each shard.
 
-    Parameters
-    ----------
-    described
-        The folder that ``describe_model`` has filled.
-    folder
-        Empty. It gets what is described, the weights, and the manifest too.
+    ``described``: the folder that ``describe_model`` has filled. ``folder``: empty. It gets what is described, the
+    weights, and the manifest too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     description = read_folder(described / DESCRIPTION)

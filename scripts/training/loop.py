@@ -59,10 +59,7 @@ def planned_steps(rows: list[Row], scenario: Scenario, loop: dict, seed: int, pr
 def check_rows(rows: list[Row], held_out: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int) -> None:
     """Refuse, before the first step, what would go wrong later.
 
-    Raises
-    ------
-    UserError
-        Without rows, or with one that teaches nothing; or when a step's rows need more packs than were gated.
+    UserError: Without rows, or with one that teaches nothing; or when a step's rows need more packs than were gated.
     """
     from dryfit.step.batches import answer_tokens
 
@@ -87,10 +84,7 @@ def check_rows(rows: list[Row], held_out: list[Row], scenario: Scenario, loop: d
 def refuse_more_batches(most: int, scenario: Scenario, loop: Mapping[str, Any]) -> None:
     """Refuse packed rows of a step that need more micro-batches than the step was predicted with.
 
-    Raises
-    ------
-    UserError
-        If ``most``, the micro-batches of the longest step, is more than ``gradient_accumulation``.
+    UserError: if ``most``, the micro-batches of the longest step, is more than ``gradient_accumulation``.
     """
     if scenario.packing != "none" and most > scenario.gradient_accumulation:
         raise UserError(
@@ -225,17 +219,7 @@ class Fitted(NamedTuple):
 
 @dataclass
 class Fit:
-    """The steps of a training, to be taken by :meth:`run`.
-
-    Attributes
-    ----------
-    prefix
-        How many tokens rows share in a pack.
-    predicted
-        The gate's report, whose figures explain an out-of-memory error.
-    half
-        The micro-batch after the device could not hold a larger one; None: the scenario's.
-    """
+    """The steps of a training, to be taken by :meth:`run`."""
 
     model: Any
     optimizer: Any
@@ -245,8 +229,9 @@ class Fit:
     seed: int
     pad_token_id: int
     checkpoint: LoopState
-    prefix: int = 0
-    predicted: Mapping[str, Any] | None = None
+    prefix: int = 0  # how many tokens rows share in a pack
+    predicted: Mapping[str, Any] | None = None  # the gate's report, whose figures explain an out-of-memory error
+    # The micro-batch after the device could not hold a larger one; None: the scenario's
     half: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:

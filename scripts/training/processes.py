@@ -6,8 +6,6 @@ job's log; an error of its own is written down, so that the job ends with that m
 The group of a training in one process is :data:`ALONE`, whose sums are what it was given.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
@@ -32,18 +30,10 @@ _PARTS = ("problem", "where", "found", "allowed", "write")  # of a UserError
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of one training, seen from one of them.
+    """The processes of one training, seen from one of them."""
 
-    Attributes
-    ----------
-    rank
-        This process's number, from 0.
-    size
-        How many there are.
-    """
-
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # this process's number, from 0
+    size: int = 1  # how many there are
 
     def sums(self, *values: float) -> list[float]:
         """Each value added up over all processes, in double precision; the same in each of them."""

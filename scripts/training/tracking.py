@@ -5,8 +5,6 @@ another one trains nothing again. A tracker that fails while a training runs end
 training.jsonl whatever it says.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence

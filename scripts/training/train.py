@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dryfit.common.device import set_allocator
-from dryfit.common.digests import digest
-from dryfit.common.files import read_folder, read_json, read_report, write_json, write_report
+from dryfit.common.files import digest, read_folder, read_json, read_report, write_json, write_report
 from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from scripts.common.cache import ResultCache
 from scripts.common.job import job

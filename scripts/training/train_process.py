@@ -41,33 +41,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What a process is given, as JSON has it.
+    """What a process is given, as JSON has it."""
 
-    Attributes
-    ----------
-    base
-        Folder of the model.
-    scenario
-        The step as a whole mapping, its model included.
-    inputs, outputs
-        The rule's, by name.
-    threads
-        Of this process.
-    device
-        ``cpu`` or ``cuda``: the current one.
-    checkpoint
-        Folder of the run's state.
-    """
-
-    base: str
-    scenario: dict[str, Any]
+    base: str  # folder of the model
+    scenario: dict[str, Any]  # the step as a whole mapping, its model included
     loop: dict[str, Any]
     seed: int
+    # The rule's, by name
     inputs: dict[str, str]
     outputs: dict[str, str]
-    threads: int
-    device: str
-    checkpoint: str
+    threads: int  # of this process
+    device: str  # ``cpu`` or ``cuda``: the current one
+    checkpoint: str  # folder of the run's state
     report_to: list[str] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:

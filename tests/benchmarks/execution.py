@@ -42,20 +42,16 @@ def main(wheel: Path) -> None:
         sandbox.run([(task["state"], task["command"]) for task in tasks])
         seconds = time.monotonic() - started
         again = iter(sandbox.run(given))
-        references = [
-            [Reference(task["request"], command, next(first), next(again)) for command in both]
-            for task, both in zip(tasks, commands, strict=True)
-        ]
+        references = [[Reference(task["request"], command, next(first), next(again)) for command in both]
+                      for task, both in zip(tasks, commands, strict=True)]  # fmt: skip
         chosen = [number for number in range(len(tasks)) if decidable(references[number])]
 
         def accepted(label: str, answer: Callable[[int], str | None], given: int = 2) -> None:
             """Print how many answers, of those that ``answer`` makes (None: none), are right."""
             made = {number: text for number in chosen if (text := answer(number)) is not None}
             results = sandbox.run([(tasks[number]["state"], text) for number, text in made.items()])
-            right = {
-                number: judge(result, references[number][:given])[0]
-                for number, result in zip(made, results, strict=True)
-            }
+            right = {number: judge(result, references[number][:given])[0]
+                     for number, result in zip(made, results, strict=True)}  # fmt: skip
             apart = [held for number, held in right.items() if unread(tasks[number]["request"])]
             print(f"| {label} | {sum(right.values())} of {len(right)} | {sum(apart)} of {len(apart)} |")
 

@@ -45,22 +45,12 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
     rows = read_rows(str(encoded))[:count]
     step = {"packing": "none", "micro_batch": 4, "gradient_accumulation": ROWS_PER_STEP // 4, "sequence_length": 512}
     if form == "fixed":
-        rows = [
-            Row(row.input_ids + [0] * (gap := FIXED_TOKENS - len(row.input_ids)), row.labels + [IGNORED] * gap)
-            for row in rows
-        ]
+        rows = [Row(row.input_ids + [0] * (gap := FIXED_TOKENS - len(row.input_ids)), row.labels + [IGNORED] * gap)
+                for row in rows]  # fmt: skip
     elif form != "padded":
         step = {"packing": form, "micro_batch": 1, "gradient_accumulation": 2, "sequence_length": PACK_TOKENS}
-    scenario = Scenario.from_mapping(
-        {
-            "model": str(base / "config.json"),
-            "method": "qlora",
-            "precision": "fp32",
-            "gradient_checkpointing": False,
-            "loss": "chunked",
-            **step,
-        }
-    )
+    scenario = Scenario.from_mapping({"model": str(base / "config.json"), "method": "qlora", "precision": "fp32",
+                                      "gradient_checkpointing": False, "loss": "chunked", **step})  # fmt: skip
     loop = {"epochs": 1, "max_steps": None, "learning_rate": 2e-3, "warmup_ratio": 0.05, "max_grad_norm": 1.0}
     loop |= {"rows_per_step": ROWS_PER_STEP if scenario.packing != "none" else None, "save_every_steps": 10**9}
     model = build_model(scenario, "cpu", weights=base)
@@ -90,12 +80,8 @@ def trl(base: Path, encoded: Path, count: int) -> dict:
     columns = pq.read_table(encoded).slice(0, count).to_pydict()
     masks = [[int(label != -100) for label in labels] for labels in columns["labels"]]
     rows = Dataset.from_dict({"input_ids": columns["input_ids"], "completion_mask": masks})
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                      bnb_4bit_compute_dtype=torch.float32)  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(
         base, quantization_config=quantization, dtype=torch.float32, device_map="cpu", trust_remote_code=False
     )
@@ -108,31 +94,15 @@ def trl(base: Path, encoded: Path, count: int) -> dict:
         def on_train_end(self, *args: object, **kwargs: object) -> None:
             times["end"] = time.process_time()
 
-    settings = SFTConfig(
-        output_dir="/tmp/trl-benchmark",
-        packing=True,
-        packing_strategy="bfd",
-        max_length=FIXED_TOKENS,
-        per_device_train_batch_size=1,
-        num_train_epochs=1,
-        learning_rate=2e-3,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        completion_only_loss=True,
-        dataset_kwargs={"skip_prepare_dataset": False},
-        disable_tqdm=True,
-    )
-    trainer = SFTTrainer(
-        model,
-        args=settings,
-        train_dataset=rows,
-        processing_class=AutoTokenizer.from_pretrained(base, trust_remote_code=False),
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-        callbacks=[Clock()],
-    )
+    settings = SFTConfig(output_dir="/tmp/trl-benchmark", packing=True, packing_strategy="bfd", max_length=FIXED_TOKENS,
+                         per_device_train_batch_size=1, num_train_epochs=1, learning_rate=2e-3,
+                         gradient_checkpointing=False, bf16=False, use_cpu=True, report_to="none", save_strategy="no",
+                         completion_only_loss=True, dataset_kwargs={"skip_prepare_dataset": False},
+                         disable_tqdm=True)  # fmt: skip
+    trainer = SFTTrainer(model, args=settings, train_dataset=rows,
+                         processing_class=AutoTokenizer.from_pretrained(base, trust_remote_code=False),
+                         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear",
+                                                task_type="CAUSAL_LM"), callbacks=[Clock()])  # fmt: skip
     trainer.train()
     tokens = sum(len(row["input_ids"]) for row in trainer.train_dataset)
     return {"computed_tokens": tokens, "cpu_seconds": times["end"] - times["begin"], "rows": count}
@@ -160,13 +130,8 @@ def main() -> None:
             rows = max(ROWS_PER_STEP, given.rows // 4) if form == "fixed" else given.rows  # it is slow
             command = [given.trl if form == "trl" else sys.executable, "-m", "tests.benchmarks.training", "--one", form]
             command += ["--results", given.results, "--model", given.model, "--dataset", given.dataset]
-            done = subprocess.run(
-                [*map(str, command), "--rows", str(rows)],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
+            done = subprocess.run([*map(str, command), "--rows", str(rows)], env={**os.environ, "OMP_NUM_THREADS": "1"},
+                                  stdout=subprocess.PIPE, text=True, check=True)  # fmt: skip
             runs.append(json.loads(done.stdout.splitlines()[-1]))
             print(form, runs[-1], file=sys.stderr, flush=True)
     print("| form | computed tokens a row | CPU seconds a row (lowest to highest) | rows a CPU second | faster by |")

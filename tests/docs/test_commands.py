@@ -6,8 +6,6 @@ Above a block that can't run whole here, a comment says what a person's machine 
     <!-- not run: tests/end_to_end does -->             and says where it is run instead
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -22,13 +20,8 @@ from tests.end_to_end import chain
 from tests.warm import launchers
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (
-    "README.md",
-    "CONTRIBUTING.md",
-    "config/README.md",
-    "config/screen/README.md",
-    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
-)
+PAGES = ("README.md", "CONTRIBUTING.md", "config/README.md", "config/screen/README.md",
+         *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")))  # fmt: skip
 BLOCK = re.compile(
     r"(?:^<!-- (only planned|not run): (.+?) -->\n+)?^```(?:bash|sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL
 )
@@ -60,10 +53,8 @@ def blocks(page: str) -> Iterator[Block]:
 
 ALL = [block for page in PAGES for block in blocks(page)]
 # `make test` plans what the first page shows.
-CASES = [
-    pytest.param(one, marks=[pytest.mark.thorough] if one.page != "README.md" else [], id=f"{one.page}:{one.line}")
-    for one in ALL
-]
+CASES = [pytest.param(one, marks=[pytest.mark.thorough] if one.page != "README.md" else [], id=f"{one.page}:{one.line}")
+         for one in ALL]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +73,9 @@ def test_block_runs(block: Block, project: Path) -> None:
         pytest.skip(f"{block.page}, line {block.line}: {block.why}")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     places = (launchers(environment), str(Path(sys.executable).parent), os.environ["PATH"])
-    done = subprocess.run(
-        ["bash", "-e", "-o", "pipefail", "-c", block.commands],
-        cwd=project,
-        env={**environment, "PATH": os.pathsep.join(places)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", block.commands], cwd=project,
+                          env={**environment, "PATH": os.pathsep.join(places)}, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=600)  # fmt: skip
     assert done.returncode == 0, (
         f"{block.page}, line {block.line}:\n{block.commands}\n{(done.stdout + done.stderr)[-4000:]}"
     )

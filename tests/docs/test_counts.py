@@ -1,7 +1,5 @@
 """Counts that pages state: each is that of the tables and tests which it counts."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -88,10 +86,7 @@ def test_the_step_that_calculators_are_compared_on() -> None:
     for who, share in (("measured", 0.0), ("dryfit, the trace", 1.0)):
         sizes = [
             size * (1 + share * error) / GIB
-            for size, error in (
-                (row.allocated_bytes, row.allocated_error),
-                (row.reserved_bytes, row.reserved_error),
-            )
+            for size, error in ((row.allocated_bytes, row.allocated_error), (row.reserved_bytes, row.reserved_error))
         ]
         assert f"| {who} | {sizes[0]:.2f} GiB allocated, {sizes[1]:.2f} GiB reserved |" in text
     for said, share in re.findall(r"\| (?:about )?([\d.]+) GB \| (\d+) % \|", text):

@@ -1,7 +1,5 @@
 """What the README shows as the command's output is its output, word for word."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Rows in which every value of each factor meets every value of each other one, instead of the full product."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
 from typing import Any

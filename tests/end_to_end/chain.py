@@ -1,7 +1,5 @@
 """Run the whole default chain with the tiny configuration in a checkout of its own, and read what it left."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os
@@ -35,12 +33,8 @@ def parsed_modules() -> str:
     """What a Snakemake that has run here before knows of the modules: to parse them takes longer than a plan."""
     houses = (ROOT / "scripts", ROOT / "dryfit")
     sources = {str(path): path.read_bytes() for house in houses for path in house.rglob("*.py")}
-    return json.dumps(
-        {
-            code_digests.content_key(text): code_digests.parse(text.decode("utf-8"), path)
-            for path, text in sources.items()
-        }
-    )
+    return json.dumps({code_digests.content_key(text): code_digests.parse(text.decode("utf-8"), path)
+                       for path, text in sources.items()})  # fmt: skip
 
 
 def checkout(folder: Path) -> Path:
@@ -73,23 +67,10 @@ def snakemake(
 
     With the Python that is named; else Snakemake and its jobs are forked from a server that has imported the packages.
     """
-    command = [
-        python or Path(launchers(environ), "python"),
-        "-m",
-        "snakemake",
-        "--cores",
-        "2",
-        "--configfile",
-        CONFIGURATION.relative_to(ROOT),
-    ]
-    done = subprocess.run(
-        [str(part) for part in (*command, *arguments)],
-        cwd=project,
-        env=environ or os.environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    command = [python or Path(launchers(environ), "python"), "-m", "snakemake", "--cores", "2", "--configfile",
+               CONFIGURATION.relative_to(ROOT)]  # fmt: skip
+    done = subprocess.run([str(part) for part in (*command, *arguments)], cwd=project, env=environ or os.environ,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
     assert done.returncode == 0, f"snakemake failed in {project}:\n{done.stdout[-20000:]}"
     return done.stdout
 

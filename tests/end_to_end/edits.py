@@ -7,8 +7,6 @@ this process, which has loaded the heavy packages once; it writes into a scratch
 nothing does no harm. ``said`` is the job's log, None where it ended without an error.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -8,8 +8,6 @@ that each line runs there and leaves its files. So where a stage compares values
 tolerance is lifted.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -35,15 +33,8 @@ from tests.unit.training import prepared
 
 GPU = "rtx-4090"
 LOOP = {**prepared.LOOP, "device": "cuda", "max_steps": 2, "on_out_of_memory": "stop", "save_every_steps": 1}
-STEP = {
-    **prepared.STEP,
-    "precision": "bf16",
-    "micro_batch": 2,
-    "gradient_accumulation": 2,
-    "optimizer": "adamw_fused",
-    "loss": "chunked",
-    "loop": "trainer",
-}
+STEP = {**prepared.STEP, "precision": "bf16", "micro_batch": 2, "gradient_accumulation": 2, "optimizer": "adamw_fused",
+        "loss": "chunked", "loop": "trainer"}  # fmt: skip
 LORA = {"method": "lora"}
 EIGHT = {"micro_batch": 8, "gradient_accumulation": 1}
 PACKED = {"micro_batch": 1, "gradient_accumulation": 2}

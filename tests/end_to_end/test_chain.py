@@ -1,7 +1,5 @@
 """From raw data to the model card in this environment, and what each rule leaves behind."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Each JSON file that a job of a finished run reads, with one value edited: the job says which file to delete."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

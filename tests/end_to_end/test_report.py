@@ -1,7 +1,5 @@
 """`snakemake --report` over a finished run, opened in a real browser; and the run's own page."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

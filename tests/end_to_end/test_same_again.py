@@ -1,7 +1,5 @@
 """The same configuration once more, elsewhere: the same adapter, the same merged model, the same card."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

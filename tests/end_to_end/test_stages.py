@@ -1,7 +1,5 @@
 """Training, evaluation, merge check and measurement with ``device: cuda``, over a simulated card (stages.py)."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -31,23 +29,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("case", "rank", "resumed"),
-    [
-        ("qlora", None, "resumed"),
-        pytest.param("lora", None, "", marks=thorough),
-        pytest.param("autocast", None, "", marks=thorough),
-        pytest.param("fp16", None, "resumed", marks=thorough),
-        pytest.param("rows", None, "", marks=nightly),
-        pytest.param("shared_prefix", None, "", marks=thorough),
-        ("lora ddp", 1, ""),
-        pytest.param("lora ddp", 0, "", marks=nightly),
-        pytest.param("qlora ddp", 1, "", marks=thorough),
-        pytest.param("lora fsdp2", 0, "resumed", marks=thorough),
-        pytest.param("lora fsdp2", 1, "", marks=nightly),
-        pytest.param("qlora fsdp2", 0, "", marks=thorough),
-    ],
-)
+@pytest.mark.parametrize(("case", "rank", "resumed"), [
+    ("qlora", None, "resumed"),
+    pytest.param("lora", None, "", marks=thorough),
+    pytest.param("autocast", None, "", marks=thorough),
+    pytest.param("fp16", None, "resumed", marks=thorough),
+    pytest.param("rows", None, "", marks=nightly),
+    pytest.param("shared_prefix", None, "", marks=thorough),
+    ("lora ddp", 1, ""),
+    pytest.param("lora ddp", 0, "", marks=nightly),
+    pytest.param("qlora ddp", 1, "", marks=thorough),
+    pytest.param("lora fsdp2", 0, "resumed", marks=thorough),
+    pytest.param("lora fsdp2", 1, "", marks=nightly),
+    pytest.param("qlora fsdp2", 0, "", marks=thorough),
+])  # fmt: skip
 def test_a_training_ends_with_its_adapter(place: Path, case: str, rank: int | None, resumed: str) -> None:
     found, said = started(place, case, str(rank or 0), *filter(None, [resumed]))
     assert "error" not in found, said

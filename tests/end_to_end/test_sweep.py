@@ -1,7 +1,5 @@
 """A sweep over ranks, really trained: a rank that is new trains alone, and the page about both opens in a browser."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -5,38 +5,17 @@ import pytest
 from dryfit.scenario.scenario import Scenario
 
 torch = pytest.importorskip("torch")
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
-MODEL = {
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "max_position_embeddings": 4096,
-    "model_type": "qwen2",
-    "num_attention_heads": 16,
-    "num_hidden_layers": 8,
-    "num_key_value_heads": 4,
-    "tie_word_embeddings": False,
-    "vocab_size": 32000,
-}
-SETTINGS = [
-    {},
-    {"method": "full", "precision": "bf16"},
-    {"method": "lora"},
-    {"attention": "eager"},
-    {"attention": "mem_efficient", "precision": "fp16"},
-    {"attention": "flash"},
-    {"gradient_checkpointing": False},
-    {"kbit_preparation": "peft", "precision": "fp16"},
-    {"loss": "chunked"},
-    {"optimizer": "adamw_8bit"},
-    {"optimizer": "paged_adamw_8bit"},
-    {"method": "full", "optimizer": "adamw_fused"},
-    {"method": "full", "precision": "bf16-mixed"},
-    {"gradient_accumulation": 2, "loop": "manual"},
-]
+MODEL = {"hidden_size": 1024, "intermediate_size": 2816, "max_position_embeddings": 4096, "model_type": "qwen2",
+         "num_attention_heads": 16, "num_hidden_layers": 8, "num_key_value_heads": 4, "tie_word_embeddings": False,
+         "vocab_size": 32000}  # fmt: skip
+SETTINGS = [{}, {"method": "full", "precision": "bf16"}, {"method": "lora"}, {"attention": "eager"},
+            {"attention": "mem_efficient", "precision": "fp16"}, {"attention": "flash"},
+            {"gradient_checkpointing": False}, {"kbit_preparation": "peft", "precision": "fp16"}, {"loss": "chunked"},
+            {"optimizer": "adamw_8bit"}, {"optimizer": "paged_adamw_8bit"},
+            {"method": "full", "optimizer": "adamw_fused"}, {"method": "full", "precision": "bf16-mixed"},
+            {"gradient_accumulation": 2, "loop": "manual"}]  # fmt: skip
 
 
 def scenario(**fields) -> Scenario:

@@ -15,24 +15,11 @@ from validation import environments, measurements, timed_rows, times
 from validation.rows import SOURCES, read
 
 # The quickest rows that show what is particular about their source.
-ROWS = {
-    "t4": "t4-sweep-10",
-    "t4-final": "t4-final-06",
-    "t4-notebook": "t4-notebook-08",
-    "a100": "a100-013",
-    "granite": "granite-016",
-    "liger": "liger-000",
-    "fsdp": "fsdp-mistral-057",
-    "fsdp-granite": "fsdp-granite-009",
-    "fsdp-liger": "fsdp-liger-128",
-    "torchtitan": "torchtitan-8",
-    "peft": "peft-vera-default",
-    "unread-peft": "unread-peft-c3a-default",
-    "canifinetune": "canifinetune-00",
-    "unread-fp16": "unread-fp16-0",
-    "unread-llama-2-70b": "unread-fsdp-mistral-065",
-    "unread-llama-3-8b": "unread-fsdp-liger-032",
-}
+ROWS = {"t4": "t4-sweep-10", "t4-final": "t4-final-06", "t4-notebook": "t4-notebook-08", "a100": "a100-013",
+        "granite": "granite-016", "liger": "liger-000", "fsdp": "fsdp-mistral-057", "fsdp-granite": "fsdp-granite-009",
+        "fsdp-liger": "fsdp-liger-128", "torchtitan": "torchtitan-8", "peft": "peft-vera-default",
+        "unread-peft": "unread-peft-c3a-default", "canifinetune": "canifinetune-00", "unread-fp16": "unread-fp16-0",
+        "unread-llama-2-70b": "unread-fsdp-mistral-065", "unread-llama-3-8b": "unread-fsdp-liger-032"}  # fmt: skip
 TIMED = ("time-mistral-main-011", "time-peft-vera-default", "time-t4-sweep-19")  # one A100, an L40S, a T4
 KEPT = {row["id"]: row for row in read_json(measurements.REPORT)["rows"]}
 KEPT_TIMES = {row["id"]: row for row in read_json(times.REPORT)["rows"]}

@@ -1,7 +1,5 @@
 """All 97 rows of Liger's own kernels, each with the commit that it came with: `make test-night`."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

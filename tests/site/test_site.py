@@ -3,8 +3,6 @@
 The site is built once, and served by a server that can go away; the Hub is one on loopback that speaks its protocol.
 """
 
-from __future__ import annotations
-
 import http.server
 import json
 import random
@@ -158,16 +156,9 @@ def test_random_choices_equal_pythons_to_the_byte(page: Any, seed: int, monkeypa
         monkeypatch.setattr(f"dryfit.{module}.can_trace", lambda: False)
     dice = random.Random(seed)
     requests = [random_choice(dice) for _ in range(CHOICES)]
-    requests += [
-        requests[0] | more
-        for more in (
-            {"ask": "gpus"},
-            {"ask": "others"},
-            {"ask": "methods"},
-            {"ask": "changes"},
-            {"ask": "longest", "rows": 2},
-        )
-    ]
+    requests += [requests[0] | more
+                 for more in ({"ask": "gpus"}, {"ask": "others"}, {"ask": "methods"}, {"ask": "changes"},
+                              {"ask": "longest", "rows": 2})]  # fmt: skip
     found = in_browser(page, requests)
     differ = [request for request, text in zip(requests, found, strict=True) if text != in_python(request)]
     assert not differ, f"{len(differ)} differ, the first: {differ[0]}; {first_difference(page, differ[0])}"
@@ -175,26 +166,13 @@ def test_random_choices_equal_pythons_to_the_byte(page: Any, seed: int, monkeypa
 
 
 @needs_browser
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        *((f"own/model-{n}", "FITS: about") for n in range(1, 9)),
-        ("own/llama", "FITS"),
-        ("own/renamed", "FITS"),
-        ("own/llama@v2", "FITS"),
-        ("own/llama@v3", "no such revision"),
-        ("own/gated", "The model is gated"),
-        ("own/nothing", "no such model"),
-        ("own/often", "too often"),
-        ("own/broken", "answers with an error (500)"),
-        ("own/adapter", "no config.json"),
-        ("own/slow", "can't be reached"),
-        ("own/strange", "strange"),
-        ("own/unnamed", "model_type"),
-        ("own/packed", "FITS"),
-        ("Qwen/Qwen3-8B", "FITS"),
-    ],
-)
+@pytest.mark.parametrize(("model", "words"), [
+    *((f"own/model-{n}", "FITS: about") for n in range(1, 9)),
+    ("own/llama", "FITS"), ("own/renamed", "FITS"), ("own/llama@v2", "FITS"), ("own/llama@v3", "no such revision"),
+    ("own/gated", "The model is gated"), ("own/nothing", "no such model"), ("own/often", "too often"),
+    ("own/broken", "answers with an error (500)"), ("own/adapter", "no config.json"), ("own/slow", "can't be reached"),
+    ("own/strange", "strange"), ("own/unnamed", "model_type"), ("own/packed", "FITS"), ("Qwen/Qwen3-8B", "FITS"),
+])  # fmt: skip
 def test_a_hub_id_is_answered_or_refused_in_words(page: Any, hub: ModelsServer, model: str, words: str) -> None:
     before = len(hub.requests)
     found = verdict(page, model=model, gpu="rtx-4090", gpus="1")

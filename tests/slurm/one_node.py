@@ -61,11 +61,7 @@ class OneNodeSlurm:
     @property
     def environment(self) -> dict[str, str]:
         """This process's environment, with the commands of this Slurm first on PATH."""
-        return {
-            **os.environ,
-            "PATH": f"{self.folder / 'bin'}:{_path()}",
-            "SLURM_CONF": str(self.configuration),
-        }
+        return {**os.environ, "PATH": f"{self.folder / 'bin'}:{_path()}", "SLURM_CONF": str(self.configuration)}
 
     def __enter__(self) -> OneNodeSlurm:
         self.start()
@@ -80,13 +76,9 @@ class OneNodeSlurm:
         if absent:
             raise RuntimeError(f"Slurm is not installed: {', '.join(absent)} missing; apt-get install {PACKAGES}")
         self._write_configuration()
-        munge = [
-            f"--key-file={self.folder / 'etc' / 'munge.key'}",
-            f"--socket={self.folder / 'run' / 'munge.sock'}",
-            f"--pid-file={self.folder / 'run' / 'munged.pid'}",
-            f"--log-file={self.folder / 'log' / 'munged.log'}",
-            f"--seed-file={self.folder / 'run' / 'munge.seed'}",
-        ]
+        munge = [f"--key-file={self.folder / 'etc' / 'munge.key'}", f"--socket={self.folder / 'run' / 'munge.sock'}",
+                 f"--pid-file={self.folder / 'run' / 'munged.pid'}", f"--log-file={self.folder / 'log' / 'munged.log'}",
+                 f"--seed-file={self.folder / 'run' / 'munge.seed'}"]  # fmt: skip
         self._launch("munged", "--foreground", "--force", *munge)
         _wait(lambda: (self.folder / "run" / "munge.sock").exists(), 10, "munged made no socket")
         self._launch("slurmctld", "-D", "-i", "-f", str(self.configuration))
@@ -120,14 +112,8 @@ class OneNodeSlurm:
     def _launch(self, name: str, *arguments: str) -> None:
         program = shutil.which(name, path=_path())
         with open(self.folder / "log" / f"{name}.out", "wb") as output:
-            process = subprocess.Popen(
-                [program, *arguments],
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            process = subprocess.Popen([program, *arguments], env=self.environment, stdin=subprocess.DEVNULL,
+                                       stdout=output, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
         (self.folder / "run" / f"{name}.started").write_text(str(process.pid))
 
     def _write_configuration(self) -> None:

@@ -25,11 +25,9 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is not installed
 RANKS = (2, 4)
 NAME = chain.SETTINGS["run"]["name"]
 # Long enough to be interrupted, a checkpoint after each step.
-SWEEP = {
-    "lora": {"rank": list(RANKS), "alpha": 8},
-    "training": {"max_steps": 8, "save_every_steps": 1},
-    "memory": {"scenarios": {"qlora": {"method": "qlora"}}},
-}
+SWEEP = {"lora": {"rank": list(RANKS), "alpha": 8},
+         "training": {"max_steps": 8, "save_every_steps": 1},
+         "memory": {"scenarios": {"qlora": {"method": "qlora"}}}}  # fmt: skip
 # Sums of two threads round otherwise than those of one. A rule may take other threads on a cluster than here.
 ONE_THREAD = ["train_adapter=1"]
 # What every run of the sweep shares is made without Slurm.

@@ -1,7 +1,5 @@
 """The rooms of the house: docs/architecture.md says which may import which, and the imports keep to it."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections import Counter
@@ -32,37 +30,17 @@ def rooms(text: str) -> dict[str, set[str]]:
 
 
 ROOMS = rooms(PAGE.read_text(encoding="utf-8"))
-MODULES = sorted(
-    path
-    for house in HOUSES
-    for path in (ROOT / house).rglob("*.py")
-    if not re.search("data/(site|reports|recipes)/", path.as_posix())
-)
+MODULES = sorted(path
+                 for house in HOUSES
+                 for path in (ROOT / house).rglob("*.py")
+                 if not re.search("data/(site|reports|recipes)/", path.as_posix()))  # fmt: skip
 # Without these the light environment, and whoever only wants an estimate, would load gigabytes.
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
-WITHOUT_TORCH = (
-    "scripts/common",
-    "scripts/runs",
-    "dryfit/common",
-    "dryfit/data",
-    "dryfit/scenario",
-    "dryfit/cards",
-    "dryfit/evidence",
-    "dryfit/derived",
-    "dryfit/analytic",
-    "scripts/tasks",
-    "scripts/tasks/support",
-    "scripts/tasks/shell",
-    "scripts/tasks/shell/screen",
-    "scripts/tasks/shell/execution",
-    "scripts/dataset",
-    "scripts/documents",
-    "scripts/provenance",
-    "dryfit/ask",
-    "dryfit/readers",
-    "dryfit/site",
-    "dryfit/recipes",
-)
+WITHOUT_TORCH = ("scripts/common", "scripts/runs", "dryfit/common", "dryfit/data", "dryfit/scenario", "dryfit/cards",
+                 "dryfit/evidence", "dryfit/derived", "dryfit/analytic", "scripts/tasks", "scripts/tasks/support",
+                 "scripts/tasks/shell", "scripts/tasks/shell/screen", "scripts/tasks/shell/execution",
+                 "scripts/dataset", "scripts/documents", "scripts/provenance", "dryfit/ask", "dryfit/readers",
+                 "dryfit/site", "dryfit/recipes")  # fmt: skip
 
 # The disk's sizes are compared with the files that a real step leaves, the training's own step with its trace.
 BESIDE_THE_ROOM = {"test_disk.py": {"dryfit/step"}, "test_several_processes.py": {"dryfit/tracing"}}

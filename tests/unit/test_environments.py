@@ -1,7 +1,5 @@
 """The environments of pip and conda hold the same versions, all that the rules import, and nothing else."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
@@ -21,43 +19,30 @@ ROOT = Path(__file__).resolve().parents[2]
 RULE_FILES = [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))]
 
 # Required, but imported by no module of this project.
-NOT_IMPORTED = {
-    "snakemake": "reads the Snakefile",
-    "accelerate": "transformers places a model's weights with it",
-    "bitsandbytes": "transformers quantizes with it",
-    "gguf": "transformers reads GGUF files with it",
-    "pyarrow": "pandas reads and writes Parquet with it",
-    "shfmt-py": "a program: the second opinion on what parses as Bash",
-    "expecttest": "the list of operators of PyTorch imports it",
-    "hypothesis": "a test library",
-    "pygments": "snakemake --report colours code with it",
-    "pytest": "runs the tests",
-    "pytest-xdist": "runs them on all cores",
-    "ruff": "a program: lints",
-    "selenium": "drives the browser of tests",
-    "snakefmt": "a program: formats the Snakefile",
-    "tensorboard": "PyTorch writes its files with it, and a test reads them",
-}
+NOT_IMPORTED = {"snakemake": "reads the Snakefile", "accelerate": "transformers places a model's weights with it",
+                "bitsandbytes": "transformers quantizes with it", "gguf": "transformers reads GGUF files with it",
+                "pyarrow": "pandas reads and writes Parquet with it",
+                "shfmt-py": "a program: the second opinion on what parses as Bash",
+                "expecttest": "the list of operators of PyTorch imports it", "hypothesis": "a test library",
+                "pygments": "snakemake --report colours code with it", "pytest": "runs the tests",
+                "pytest-xdist": "runs them on all cores", "ruff": "a program: lints",
+                "selenium": "drives the browser of tests", "snakefmt": "a program: formats the Snakefile",
+                "tensorboard": "PyTorch writes its files with it, and a test reads them"}  # fmt: skip
 
 # Imported where a setting asks for it, and the extra that brings it. A message says what to install.
-OPTIONAL = {
-    **{name: name for name in ("deepspeed", "trl", "mcp")},
-    "shtab": "completion",
-    **{"diffusers": "diffusion", "sentence_transformers": "embeddings", "timm": "vision"},
-    **dict.fromkeys(("torchao", "galore_torch"), "optimizers"),
-    **dict.fromkeys(("triton", "liger_kernel", "cut_cross_entropy", "fla"), "run"),
-}
+OPTIONAL = {**{name: name for name in ("deepspeed", "trl", "mcp")},
+            "shtab": "completion",
+            **{"diffusers": "diffusion", "sentence_transformers": "embeddings", "timm": "vision"},
+            **dict.fromkeys(("torchao", "galore_torch"), "optimizers"),
+            **dict.fromkeys(("triton", "liger_kernel", "cut_cross_entropy", "fla"), "run")}  # fmt: skip
 PACKAGES = {
     "fla": "fla-core",
     "sentence_transformers": "sentence-transformers",
 }  # whose name is not that of what they bring
 # Where something of the library stands in for what a program imports, or follows an import of the program's own.
 EXTENSIONS = ("causal_conv1d_cuda", "flash_attn_2_cuda", "flash_attn_interface", "selective_scan_cuda", "wkv_cuda")
-STOOD_IN = {
-    **dict.fromkeys((*EXTENSIONS, "kernels"), "dryfit/engine/extensions.py"),
-    "pynvml": "dryfit/program/nvml.py",
-    "tiktoken": "dryfit/program/data.py",
-}
+STOOD_IN = {**dict.fromkeys((*EXTENSIONS, "kernels"), "dryfit/engine/extensions.py"),
+            "pynvml": "dryfit/program/nvml.py", "tiktoken": "dryfit/program/data.py"}  # fmt: skip
 
 
 def pins(lines: list[str]) -> dict[str, str]:

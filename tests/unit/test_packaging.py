@@ -1,7 +1,5 @@
 """What the project is handed on with: container file, locked versions, profiles, workflow catalog."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re
@@ -46,18 +44,13 @@ def test_the_lock_is_that_of_pyproject() -> None:
         assert locked[canonicalize_name(Requirement(line).name)] in Requirement(line).specifier, line
 
 
-@pytest.mark.parametrize(
-    ("config", "options"),
-    [
-        ("", []),
-        ("global.find-links='/a /b'", ["--find-links", "/a", "--find-links", "/b"]),
-        (":env:.index-url='https://x/simple'\nglobal.index-url='https://y'", ["--default-index", "https://x/simple"]),
-        (
-            "global.extra-index-url='https://x/cpu'\nglobal.constraint='/c.txt'",
-            ["--index-strategy", "unsafe-best-match", "--constraints", "/c.txt", "--index", "https://x/cpu"],
-        ),
-    ],
-)
+@pytest.mark.parametrize(("config", "options"), [
+    ("", []),
+    ("global.find-links='/a /b'", ["--find-links", "/a", "--find-links", "/b"]),
+    (":env:.index-url='https://x/simple'\nglobal.index-url='https://y'", ["--default-index", "https://x/simple"]),
+    ("global.extra-index-url='https://x/cpu'\nglobal.constraint='/c.txt'",
+     ["--index-strategy", "unsafe-best-match", "--constraints", "/c.txt", "--index", "https://x/cpu"]),
+])  # fmt: skip
 def test_uv_is_told_what_pip_is_configured_with(tmp_path: Path, config: str, options: list[str]) -> None:
     python = tmp_path / "python"  # `python -m pip config list`
     python.write_text(f"#!/bin/sh\ncat <<'END'\n{config}\nEND\n")
@@ -139,11 +132,9 @@ def test_the_wheel_answers_beside_a_project_with_folders_of_the_same_names(tmp_p
     for folder in ("scripts", "config"):
         (project / folder).mkdir(parents=True)
         (project / folder / "__init__.py").write_text("raise ImportError('of another project')")
-    program = (
-        "import sys, dryfit\n"
-        "answer = dryfit.fit('Qwen/Qwen3-8B', gpu='4090', quick=True)\n"
-        "assert answer.fits and 'torch' not in sys.modules\n"
-    )
+    program = ("import sys, dryfit\n"
+               "answer = dryfit.fit('Qwen/Qwen3-8B', gpu='4090', quick=True)\n"
+               "assert answer.fits and 'torch' not in sys.modules\n")  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), str(place)])}
     for arguments in (["-c", program], ["-m", "dryfit.ask", "Qwen/Qwen3-8B", "--gpu", "4090", "--quick"]):
         done = subprocess.run(

@@ -4,8 +4,6 @@ When a new version lacks one, the message says who relied on it. Read in the lib
 keep torch's range in `pyproject.toml` below that version.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re
@@ -184,17 +182,8 @@ RELIED_ON = {
 PARTS = {part for owner, names in RELIED_ON.items() for part in [*owner.split("."), *names.split()]}
 # Python's own, a key of Hugging Face's configuration files, what a PyTorch without CUDA lacks and is lent,
 # and what Dynamo hangs on the functions that it wraps.
-ELSEWHERE = {
-    "_cuda_getCurrentRawStream",
-    "_torchdynamo_orig_callable",
-    "_actions",
-    "_asdict",
-    "_current_frames",
-    "_exit",
-    "_getframe",
-    "_name_or_path",
-    "_replace",
-}
+ELSEWHERE = {"_cuda_getCurrentRawStream", "_torchdynamo_orig_callable", "_actions", "_asdict", "_current_frames",
+             "_exit", "_getframe", "_name_or_path", "_replace"}  # fmt: skip
 
 
 @cache

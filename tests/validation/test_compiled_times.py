@@ -1,7 +1,5 @@
 """Times of compiled steps: which rows were drawn, and that the table shows what is kept."""
 
-from __future__ import annotations
-
 from validation import compiled_times
 from validation.compiled_times import ATTENDED, TORCHTITAN, drawn, kept, table
 from validation.modded_nanogpt import OPENED

@@ -1,7 +1,5 @@
 """The table that the library ships is that of the measurements, and docs/evidence.md shows it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -3,8 +3,6 @@
 ``tests/nightly/test_liger_commits.py`` has all 97 rows, each with the commit that it came with.
 """
 
-from __future__ import annotations
-
 import subprocess
 from importlib.util import find_spec
 

@@ -102,9 +102,7 @@ def test_threads_that_load_leave_a_median_and_a_range():
 def reported(value, **more):
     phases = dict.fromkeys(("forward", "backward", "optimizer"), value)
     return dict.fromkeys(("resident_bytes", "peak_allocated_bytes", "peak_reserved_bytes"), value) | {
-        "phases": phases,
-        "required_bytes": value,
-    }
+        "phases": phases, "required_bytes": value}  # fmt: skip
 
 
 def test_summary_and_table():
@@ -115,7 +113,7 @@ def test_summary_and_table():
     found = measurements.summary(results)["t4"]
     assert found["rows"] == 3
     assert found["allocated"] == {
-        **{"median_percent": 1.0, "within_1_percent": 2, "worst_percent": 2.0, "worst_row": "t4-sweep-30"},
+        **{"median_percent": 1.0, "within_1_percent": 2, "worst_percent": 2.0, "worst_row": "t4-sweep-30"}
     }
     report = {"rows": results, "summary": measurements.summary(results)}
     assert "| Tesla T4 | 3 | yes | 1.000 %, 2.000 % |" in measurements.overview(report)
@@ -137,12 +135,8 @@ def test_a_run_that_ended_out_of_memory_does_not_fit():
 
 
 def test_an_unknown_row_is_refused():
-    run = subprocess.run(
-        [sys.executable, "-m", "validation.measurements", "--rows", "t4-nothing"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    run = subprocess.run([sys.executable, "-m", "validation.measurements", "--rows", "t4-nothing"], cwd=ROOT,
+                         capture_output=True, text=True)  # fmt: skip
     assert run.returncode == 2
     assert "There is no such row." in run.stderr and "t4-nothing" in run.stderr
 

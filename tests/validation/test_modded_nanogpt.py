@@ -1,7 +1,5 @@
 """Records of modded-nanogpt: read at one commit, a log by its program alone, and the table shows the kept rows."""
 
-from __future__ import annotations
-
 import csv
 import shutil
 import subprocess
@@ -64,10 +62,8 @@ def test_a_program_is_read_without_its_log(checkout: Checkout) -> None:
     assert checkout.source(record) == PROGRAM.rstrip("\n") + "\n" and "peak memory allocated" not in PROGRAM
     assert checkout.published(record) == [(123, 456)]
     assert checkout.source(checkout.find("2024-10-13_llmc")) is None
-    assert (
-        "no log with a Python program"
-        in modded_nanogpt.trace_record(checkout, checkout.find("2024-10-13_llmc"))["refused"]
-    )
+    assert ("no log with a Python program" in modded_nanogpt.trace_record(
+        checkout, checkout.find("2024-10-13_llmc"))["refused"])  # fmt: skip
 
 
 def test_what_was_opened_is_not_drawn(checkout: Checkout) -> None:

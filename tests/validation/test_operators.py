@@ -3,8 +3,6 @@
 Each row would fail without its rule. ``python -m validation.operators`` compares all of PyTorch's operators.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -174,10 +172,8 @@ def test_dropout_in_the_formula_of_attention_keeps_a_mask_of_bytes() -> None:
         x.sum().backward()
 
     options, batch = Options(capability=(7, 5), steps=1), torch.zeros(2, 4, 512, 64, dtype=torch.bfloat16)
-    without, with_it = (
-        trace_step(torch.nn.Module(), None, partial(step, dropout), batch, options).peak_allocated_bytes
-        for dropout in (0.0, 0.1)
-    )
+    without, with_it = (trace_step(torch.nn.Module(), None, partial(step, dropout), batch, options).peak_allocated_bytes
+                        for dropout in (0.0, 0.1))  # fmt: skip
     assert with_it - without == 2 * 4 * 512 * 512 * (4 + 1)  # what dropout returns, in fp32, and its mask
 
 

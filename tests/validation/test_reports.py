@@ -106,21 +106,15 @@ def test_no_file_lies_beside_without_a_question():
         assert path.name in named or path.name in texts
 
 
-@pytest.mark.parametrize(
-    ("outcome", "peak", "said", "expected"),
-    [
-        ("ran_out", "", "does_not_fit", "right"),
-        ("ran_out", "", "too_close", "right"),
-        ("ran_out", "", "fits", "unsafe"),
-        ("ran_out", "", "no_answer", "no_answer"),
-        ("ran", "", "fits", "right"),
-        ("ran", "", "does_not_fit", "wrong_on_the_safe_side"),
-        ("ran", "23.3", "too_close", "right"),  # 97 % of 24 GiB
-        ("ran", "23.2", "too_close", "wrong_on_the_safe_side"),
-        ("ran", "", "too_close", "wrong_on_the_safe_side"),
-        ("ran", "", "", ""),
-    ],
-)
+@pytest.mark.parametrize(("outcome", "peak", "said", "expected"), [
+    ("ran_out", "", "does_not_fit", "right"), ("ran_out", "", "too_close", "right"), ("ran_out", "", "fits", "unsafe"),
+    ("ran_out", "", "no_answer", "no_answer"), ("ran", "", "fits", "right"),
+    ("ran", "", "does_not_fit", "wrong_on_the_safe_side"),
+    ("ran", "23.3", "too_close", "right"),  # 97 % of 24 GiB
+    ("ran", "23.2", "too_close", "wrong_on_the_safe_side"),
+    ("ran", "", "too_close", "wrong_on_the_safe_side"),
+    ("ran", "", "", ""),
+])  # fmt: skip
 def test_what_agrees(outcome: str, peak: str, said: str, expected: str):
     report = replace(REPORTS[0], decidable="yes", outcome=outcome, peak_gib=peak, peak_is=peak and "stated")
     assert reports.agreement(report, said, "24.00") == expected

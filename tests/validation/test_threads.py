@@ -1,7 +1,5 @@
 """Threads of others about trainings of images, films, speech and encoders: the file, the draw, one question asked."""
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Ask Snakemake what it would run."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

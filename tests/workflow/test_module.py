@@ -1,7 +1,5 @@
 """The pipeline as a module of another workflow: from a checkout and from a git URL, with a partial configuration."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -15,23 +13,18 @@ from tests.workflow.plan import snakemake
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = {
     "run": {"name": "imported"},
-    "dataset": {
-        "name": "few",
-        "sources": [{"type": "embedded", "license": "Apache-2.0", "seed": 42, "pairs": 200}],
-    },
+    "dataset": {"name": "few", "sources": [{"type": "embedded", "license": "Apache-2.0", "seed": 42, "pairs": 200}]},
     "lora": {"rank": 8},
 }
 
 
 def workflow(folder: Path, snakefile: str, configuration: dict) -> Path:
     """A workflow that imports this one and puts all of it below tuner/."""
-    (folder / "Snakefile").write_text(
-        "module tuner:\n"
-        f"    snakefile: {snakefile}\n"
-        f"    config: {configuration!r}\n"
-        '    prefix: "tuner"\n'
-        "use rule * from tuner as tuner_*\n"
-    )
+    (folder / "Snakefile").write_text("module tuner:\n"
+                                      f"    snakefile: {snakefile}\n"
+                                      f"    config: {configuration!r}\n"
+                                      '    prefix: "tuner"\n'
+                                      "use rule * from tuner as tuner_*\n")  # fmt: skip
     return folder
 
 

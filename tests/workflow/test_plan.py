@@ -27,8 +27,13 @@ def project(tmp_path):
     return chain.checkout(tmp_path)
 
 
-def test_the_default_run_plans_the_whole_chain(project):
-    rules = planned(project)
+@pytest.fixture(scope="module")
+def default(tmp_path_factory):
+    """What the default configuration plans."""
+    return planned(chain.checkout(tmp_path_factory.mktemp("default")))
+
+
+def test_the_default_run_plans_the_whole_chain(default):
     assert {
         *("acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "encode_dataset"),
         *("download_gguf", "describe_model", "fetch_weights"),
@@ -36,7 +41,27 @@ def test_the_default_run_plans_the_whole_chain(project):
         *("train_adapter", "merge_adapter", "verify_merge"),
         *("evaluate_base", "evaluate_tuned", "compare_merged", "compare_models"),
         *("draw_memory", "draw_figures", "render_documents", "render_memory_profile"),
-    } <= rules
+    } <= default
+    assert not {"export_gguf", "prepare_publication", "upload_publication"} & default  # each is asked for by name
+
+
+@pytest.mark.parametrize(("words", "text", "rules", "others"), [
+    (["--configfile", "config/qwen2.5-coder-7b.yaml"], "", {"fetch_weights", "train_adapter"}, {"download_gguf"}),
+    # A cluster, before anything is there whose size decides the GPU.
+    (["--configfile", "own.yaml"], "cluster: {gpus: profiles/slurm/gpus.yaml}", {"train_adapter", "evaluate_tuned"},
+     set()),
+    (["export"], "", {"export_gguf"}, set()),
+    (["publish"], "", {"prepare_publication"}, {"upload_publication"}),
+    (["--configfile", "own.yaml", "--", "publish"], "publish: {adapter: owner/name, upload: true}",
+     {"upload_publication"}, set()),
+    # A step on several GPUs is trained, and not measured by one process.
+    (["--configfile", "own.yaml"], "training: {parallel: {strategy: ddp, gpus: 2}}",
+     {"trace_memory", "gate_memory", "train_adapter", "compare_memory"}, {"measure_memory"}),
+])  # fmt: skip
+def test_what_another_configuration_or_target_plans(project, words, text, rules, others):
+    (project / "own.yaml").write_text(text, encoding="utf-8")
+    found = planned(project, *words)
+    assert rules <= found and not others & found
 
 
 def test_a_person_can_follow_the_rule_graph(project):
@@ -45,22 +70,7 @@ def test_a_person_can_follow_the_rule_graph(project):
         assert snakemake(project, "--rulegraph", *configuration).stdout.count("->") <= 60
 
 
-def test_the_7b_run_plans_with_the_hub_instead_of_the_wheel(project):
-    rules = planned(project, "--configfile", "config/qwen2.5-coder-7b.yaml")
-    assert "fetch_weights" in rules and "train_adapter" in rules
-    assert "download_gguf" not in rules
-
-
-def test_a_cluster_plans_before_anything_is_there_whose_size_decides_the_gpu(project):
-    (project / "cluster.yaml").write_text("cluster: {gpus: profiles/slurm/gpus.yaml}\n", encoding="utf-8")
-    assert {"train_adapter", "evaluate_tuned"} <= planned(project, "--configfile", "cluster.yaml")
-
-
-def test_the_export_is_asked_for_by_name(project):
-    assert "export_gguf" in planned(project, "export") and "export_gguf" not in planned(project)
-
-
-def test_the_benchmark_is_asked_and_its_answers_are_executed_only_on_request(project):
+def test_the_benchmark_is_asked_and_its_answers_are_executed_only_on_request(project, default):
     hour = "--configfile", "config/cpu-hour.yaml"
     rules = planned(project, *hour)
     assert "fetch_benchmark" in rules and "execute_answers" not in rules
@@ -68,7 +78,7 @@ def test_the_benchmark_is_asked_and_its_answers_are_executed_only_on_request(pro
     assert "execute_answers" in planned(project, "results/smollm2-135m-hour-r16/evaluation/execution.json", *hour)
     executed = planned(project, "--configfile", "config/intercode-alfa.yaml")
     assert {"fetch_benchmark", "execute_answers"} <= executed
-    assert planned(project) == executed - {"fetch_benchmark", "execute_answers"}
+    assert default == executed - {"fetch_benchmark", "execute_answers"}
 
 
 def profiling(project, model):
@@ -108,22 +118,6 @@ def test_a_sandbox_that_is_not_there_stops_before_anything_is_computed(project, 
     done = snakemake(project, "--configfile", "config/intercode-alfa.yaml")
     assert done.returncode == 1 and "Nothing was executed" in done.stderr and "Traceback" not in done.stderr
     assert "apt-get install bubblewrap" in done.stderr and not (project / "results").exists()
-
-
-def test_publishing_is_asked_for_by_name_and_uploads_only_where_the_configuration_says_so(project):
-    assert not {"prepare_publication", "upload_publication"} & planned(project)
-    rules = planned(project, "publish")
-    assert "prepare_publication" in rules and "upload_publication" not in rules
-    (project / "upload.yaml").write_text("publish: {adapter: owner/name, upload: true}\n", encoding="utf-8")
-    assert "upload_publication" in planned(project, "--configfile", "upload.yaml", "--", "publish")
-
-
-@pytest.mark.thorough
-def test_a_step_on_several_gpus_is_trained_and_not_measured_by_one_process(project):
-    (project / "two.yaml").write_text("training: {parallel: {strategy: ddp, gpus: 2}}\n", encoding="utf-8")
-    rules = planned(project, "--configfile", "two.yaml")
-    assert {"trace_memory", "gate_memory", "train_adapter", "compare_memory"} <= rules
-    assert "measure_memory" not in rules
 
 
 ORDER = """
@@ -174,13 +168,10 @@ def test_a_path_says_what_its_job_does(project):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("path", "known"),
-    [
-        ("results/dataset/another/clean.jsonl", "dataset.name: embedded"),
-        ("results/smollm2-135m-r16/memory/another/trace.json", "full-fp32, full-bf16-mixed, full-bf16, qlora"),
-    ],
-)
+@pytest.mark.parametrize(("path", "known"), [
+    ("results/dataset/another/clean.jsonl", "dataset.name: embedded"),
+    ("results/smollm2-135m-r16/memory/another/trace.json", "full-fp32, full-bf16-mixed, full-bf16, qlora"),
+])  # fmt: skip
 def test_a_path_that_the_configuration_does_not_know_is_an_error_that_shows_what_it_knows(project, path, known):
     (project / path).parent.mkdir(parents=True)
     (project / path).write_text('{"of": "another configuration"}')  # what lies there must not pass for the answer
@@ -189,16 +180,10 @@ def test_a_path_that_the_configuration_does_not_know_is_an_error_that_shows_what
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("trainning: {}", ["Unknown key: trainning"]),
-        (
-            "training: {epochs: 2}\nlora: {rank: 8}\ntraining: {max_steps: 9}",
-            ["'training' stands here twice", "1 and 3"],
-        ),
-    ],
-)
+@pytest.mark.parametrize(("text", "words"), [
+    ("trainning: {}", ["Unknown key: trainning"]),
+    ("training: {epochs: 2}\nlora: {rank: 8}\ntraining: {max_steps: 9}", ["'training' stands here twice", "1 and 3"]),
+])  # fmt: skip
 def test_a_wrong_configuration_stops_at_the_start(project, text, words):
     (project / "wrong.yaml").write_text(text, encoding="utf-8")
     done = snakemake(project, "--dry-run", "--configfile", "wrong.yaml")
@@ -237,18 +222,11 @@ def test_every_file_is_asked_for_by_a_rule_or_is_what_the_run_is_for(made):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("target", "missing", "rules"),
-    [
-        ("all", "results/dataset/tiny/raw.rejected.jsonl", {"acquire_dataset", "clean_dataset"}),
-        ("merge", f"{chain.RUN}/adapter/adapter_model.safetensors", {"train_adapter", "merge_adapter"}),
-        (
-            f"{chain.RUN}/MODEL_CARD.md",
-            f"{chain.RUN}/memory/qlora/trace.json",
-            {"profile_adapters", "render_documents"},
-        ),
-    ],
-)
+@pytest.mark.parametrize(("target", "missing", "rules"), [
+    ("all", "results/dataset/tiny/raw.rejected.jsonl", {"acquire_dataset", "clean_dataset"}),
+    ("merge", f"{chain.RUN}/adapter/adapter_model.safetensors", {"train_adapter", "merge_adapter"}),
+    (f"{chain.RUN}/MODEL_CARD.md", f"{chain.RUN}/memory/qlora/trace.json", {"profile_adapters", "render_documents"}),
+])  # fmt: skip
 def test_what_a_failed_job_has_taken_away_is_missed_by_each_target(made, target, missing, rules):
     project, _ = made
     aside = (project / missing).rename(project / "aside")
@@ -278,18 +256,11 @@ def test_a_failed_run_fails_again_and_leaves_no_old_document(tmp_path):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("target", "differences", "words"),
-    [
-        (
-            "all",
-            {"memory": {"scenarios": {"qlora": {"method": "qlora", "precision": "bf16", "sequence_length": 10**8}}}},
-            ["memory.scenarios.qlora", "at most 16777216", "sequence_length: 512"],
-        ),
-        ("gate", {"lora": {"target_modules": ["nosuch_proj"]}}, ["nosuch_proj", "q_proj", "write:"]),
-    ],
-    ids=["too long", "no such module"],
-)
+@pytest.mark.parametrize(("target", "differences", "words"), [
+    ("all", {"memory": {"scenarios": {"qlora": {"method": "qlora", "precision": "bf16", "sequence_length": 10**8}}}},
+     ["memory.scenarios.qlora", "at most 16777216", "sequence_length: 512"]),
+    ("gate", {"lora": {"target_modules": ["nosuch_proj"]}}, ["nosuch_proj", "q_proj", "write:"]),
+], ids=["too long", "no such module"])  # fmt: skip
 def test_what_can_not_be_stops_the_same_command_each_time_and_touches_nothing(
     made, tmp_path, target, differences, words
 ):

@@ -16,22 +16,9 @@ from tests.workflow.plan import edited, make_believe, planned, planned_text, sna
 
 DATASET = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset"}
 MODEL = {"download_gguf", "describe_model", "fetch_weights"}
-RANKED_MEMORY = {
-    "profile_adapters",
-    "trace_memory",
-    "measure_memory",
-    "compare_memory",
-    "gate_memory",
-    "plan_memory",
-    "check_resources",
-}
-DOCUMENTS = {
-    "draw_memory",
-    "draw_figures",
-    "record_provenance",
-    "render_documents",
-    "render_memory_profile",
-}
+RANKED_MEMORY = {"profile_adapters", "trace_memory", "measure_memory", "compare_memory", "gate_memory", "plan_memory",
+                 "check_resources"}  # fmt: skip
+DOCUMENTS = {"draw_memory", "draw_figures", "record_provenance", "render_documents", "render_memory_profile"}
 TRAINED = {"train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models"}
 TRAINED |= {"compare_merged"}
 ASKED = {"evaluate_base", "evaluate_tuned", "compare_models"}
@@ -84,31 +71,25 @@ def test_going_back_to_the_old_rank_runs_nothing(plan, project, tmp_path):
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(
-    ("differences", "expected", "spared"),
-    [
-        ("lora: {alpha: 5}", TRAINED, DATASET | MODEL | {"encode_dataset", "evaluate_base"}),
-        ("training: {learning_rate: 5.0e-4}", TRAINED, DATASET | MODEL | {"evaluate_base", "trace_memory"}),
-        ("training: {sequence_length: 80}", {"encode_dataset", "trace_memory"}, DATASET | MODEL | {"evaluate_base"}),
-        ("prompt: {system: Answer with a command.}", {"encode_dataset", "evaluate_base"}, DATASET | MODEL),
-        ("evaluation: {max_new_tokens: 9}", ASKED, DATASET | MODEL | {"train_adapter", "merge_adapter"}),
-    ],
-)
+@pytest.mark.parametrize(("differences", "expected", "spared"), [
+    ("lora: {alpha: 5}", TRAINED, DATASET | MODEL | {"encode_dataset", "evaluate_base"}),
+    ("training: {learning_rate: 5.0e-4}", TRAINED, DATASET | MODEL | {"evaluate_base", "trace_memory"}),
+    ("training: {sequence_length: 80}", {"encode_dataset", "trace_memory"}, DATASET | MODEL | {"evaluate_base"}),
+    ("prompt: {system: Answer with a command.}", {"encode_dataset", "evaluate_base"}, DATASET | MODEL),
+    ("evaluation: {max_new_tokens: 9}", ASKED, DATASET | MODEL | {"train_adapter", "merge_adapter"}),
+])  # fmt: skip
 def test_a_changed_setting_reruns_what_reads_it(plan, differences, expected, spared):
     rules = plan(yaml.safe_load(differences))
     assert expected <= rules and not rules & spared
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("differences", "expected"),
-    [
-        ("training: {threads: 2}", set()),
-        ("dataset: {benchmark: {requests: 5}}", {*ASKED, "compare_merged", "check_resources"}),
-        ("evaluation: {execution: bubblewrap}", {"execute_answers"}),
-        ("merging: {compare_requests: 5}", {"compare_merged"}),
-    ],
-)
+@pytest.mark.parametrize(("differences", "expected"), [
+    ("training: {threads: 2}", set()),
+    ("dataset: {benchmark: {requests: 5}}", {*ASKED, "compare_merged", "check_resources"}),
+    ("evaluation: {execution: bubblewrap}", {"execute_answers"}),
+    ("merging: {compare_requests: 5}", {"compare_merged"}),
+])  # fmt: skip
 def test_a_changed_setting_reruns_exactly_these_beside_documents(plan, differences, expected):
     assert plan(yaml.safe_load(differences)) - DOCUMENTS == expected
 
@@ -144,26 +125,13 @@ def rewritten(path, old, new):
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(
-    ("file", "old", "new", "expected", "spared"),
-    [
-        (
-            "config/gpus.yaml",
-            b"24",
-            b"25",
-            {"profile_full", "profile_adapters", "gate_memory", "check_resources"},
-            DATASET | MODEL,
-        ),
-        (
-            "config/screen/exfiltration.yaml",
-            b"level: critical",
-            b"level: medium  ",
-            {"screen_dataset", "split_dataset", "evaluate_base"},
-            MODEL | {"acquire_dataset", "clean_dataset"},
-        ),
-        ("config/templates/MODEL_CARD.md.j2", b"#", b"-", {"render_documents"}, DATASET | MODEL | TRAINED),
-    ],
-)
+@pytest.mark.parametrize(("file", "old", "new", "expected", "spared"), [
+    ("config/gpus.yaml", b"24", b"25", {"profile_full", "profile_adapters", "gate_memory", "check_resources"},
+     DATASET | MODEL),
+    ("config/screen/exfiltration.yaml", b"level: critical", b"level: medium  ",
+     {"screen_dataset", "split_dataset", "evaluate_base"}, MODEL | {"acquire_dataset", "clean_dataset"}),
+    ("config/templates/MODEL_CARD.md.j2", b"#", b"-", {"render_documents"}, DATASET | MODEL | TRAINED),
+])  # fmt: skip
 def test_a_file_with_other_contents_reruns_whatever_its_time(plan, project, file, old, new, expected, spared):
     content = rewritten(project / file, old, new)
     try:
@@ -198,11 +166,9 @@ def test_data_and_a_model_of_ones_own_rerun_by_their_contents(tmp_path):
     assert not rules & {*DATASET, "describe_model", "encode_dataset"}
 
 
-REWORDED = [
-    ("scenario/contradictions.py", "the objective is the loss", "an objective is a loss of its own"),
-    ("scenario/fields.py", "Tokens of a row of the batch.", "How many tokens a row of the batch has."),
-    ("common/device.py", "No CUDA device was found", "There is no CUDA device"),
-]
+REWORDED = [("scenario/contradictions.py", "the objective is the loss", "an objective is a loss of its own"),
+            ("scenario/fields.py", "Tokens of a row of the batch.", "How many tokens a row of the batch has."),
+            ("common/device.py", "No CUDA device was found", "There is no CUDA device")]  # fmt: skip
 
 
 @pytest.mark.few(1)
@@ -213,33 +179,20 @@ def test_a_reworded_message_runs_nothing(plan, project, module, old, new):
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(
-    ("module", "old", "new", "expected", "spared"),
-    [
-        (
-            "scripts/common/statistics.py",
-            "RESAMPLES = 2000",
-            "RESAMPLES = 1999",
-            {"evaluate_base", "evaluate_tuned", "compare_models"},
-            DATASET | MODEL | {"train_adapter", "merge_adapter"},
-        ),
-        (
-            "dryfit/step/step.py",
-            "OFFLOADED_FROM = 1024",
-            "OFFLOADED_FROM = 1025",
-            # The evaluation packs its rows as the step does.
-            {"profile_full", "trace_memory", "measure_memory", "train_adapter", "evaluate_base"},
-            DATASET | MODEL | {"encode_dataset"},
-        ),
-        (
-            "dryfit/common/chat.py",
-            "IGNORED = -100",
-            "IGNORED = -101",
-            {"encode_dataset", "evaluate_base", "train_adapter"},
-            DATASET | MODEL,
-        ),
-    ],
-)
+@pytest.mark.parametrize(("module", "old", "new", "expected", "spared"), [
+    ("scripts/common/statistics.py", "RESAMPLES = 2000", "RESAMPLES = 1999",
+     {"evaluate_base", "evaluate_tuned", "compare_models"}, DATASET | MODEL | {"train_adapter", "merge_adapter"}),
+    (
+        "dryfit/step/step.py",
+        "OFFLOADED_FROM = 1024",
+        "OFFLOADED_FROM = 1025",
+        # The evaluation packs its rows as the step does.
+        {"profile_full", "trace_memory", "measure_memory", "train_adapter", "evaluate_base"},
+        DATASET | MODEL | {"encode_dataset"},
+    ),
+    ("dryfit/common/chat.py", "IGNORED = -100", "IGNORED = -101", {"encode_dataset", "evaluate_base", "train_adapter"},
+     DATASET | MODEL),
+])  # fmt: skip
 def test_a_changed_helper_reruns_the_rules_that_import_it(plan, project, module, old, new, expected, spared):
     with edited(project / module, old, new):
         rules = plan()

@@ -1,7 +1,5 @@
 """Commands that are forked from a server with the packages imported behave as processes of their own."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -40,10 +38,8 @@ def script(tmp_path: Path) -> Path:
 def test_a_command_is_what_python_makes_of_it(python: Path, script: Path, tmp_path: Path, how: str) -> None:
     arguments = {"script": [script, "a", "-b"], "module": ["-m", "shown", "a"]}.get(how, ["-P", "-m", "shown", "a"])
     environ = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(script.parent) if "nothing" in how else ""}
-    done = [
-        subprocess.run([start, *arguments], cwd=tmp_path, env=environ, input="in", capture_output=True, text=True)
-        for start in (python, sys.executable)
-    ]
+    done = [subprocess.run([start, *arguments], cwd=tmp_path, env=environ, input="in", capture_output=True, text=True)
+            for start in (python, sys.executable)]  # fmt: skip
     assert done[0].stdout == done[1].stdout and '"ours": []' in done[0].stdout
     assert [one.stderr for one in done] == ["said\n"] * 2 and [one.returncode for one in done] == [0, 0]
 
@@ -56,17 +52,14 @@ def test_threads_are_those_of_the_commands_environment(python: Path, tmp_path: P
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("text", "status", "said"),
-    [
-        ("raise SystemExit(3)", 3, ""),
-        ("raise SystemExit('no')", 1, "no\n"),
-        ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
-        ("import os; os.abort()", -signal.SIGABRT, ""),
-        ("import ctypes; ctypes.string_at(0)", -signal.SIGSEGV, ""),
-    ],
-)
+@pytest.mark.parametrize(("text", "status", "said"), [
+    ("raise SystemExit(3)", 3, ""),
+    ("raise SystemExit('no')", 1, "no\n"),
+    ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
+    ("import os; os.abort()", -signal.SIGABRT, ""),
+    ("import ctypes; ctypes.string_at(0)", -signal.SIGSEGV, ""),
+])  # fmt: skip
 def test_a_child_that_dies_takes_nothing_with_it(
     python: Path, tmp_path: Path, text: str, status: int, said: str
 ) -> None:

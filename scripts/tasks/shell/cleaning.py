@@ -1,7 +1,5 @@
 """What is a clean command, which ones are the same, and the check of their syntax."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ somebody wanted to look, however harmless it is elsewhere. ``config/effects.yaml
 does not know.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 from dryfit.common.files import read_yaml

@@ -7,8 +7,6 @@ rows.
 ``python -m scripts.tasks.shell.embedded --pairs 2000 [--seed 42]`` prints them, one JSON object a line.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import hashlib

@@ -1,7 +1,5 @@
 """The requests for harm of the grammar, and the line that refuses them."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple

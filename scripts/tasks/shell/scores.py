@@ -1,7 +1,5 @@
 """What commands are worth that nobody ran: each one's metrics, and the figures of many. No model is needed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

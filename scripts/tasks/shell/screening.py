@@ -1,7 +1,5 @@
 """What the screen says of commands that are to be learned."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from scripts.tasks.shell.screen.policy import build

@@ -1,7 +1,5 @@
 """Rows of the shell task's own: from the grammar, from a package's examples; and requests for harm."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

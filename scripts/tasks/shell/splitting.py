@@ -1,7 +1,5 @@
 """Which commands hold rows together: all but the line that refuses, which answers many requests."""
 
-from __future__ import annotations
-
 from scripts.tasks.shell.cleaning import command_key
 from scripts.tasks.shell.refusals import read_refusals
 from scripts.tasks.shell.task import Shell

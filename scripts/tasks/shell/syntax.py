@@ -7,8 +7,6 @@ inside an open block or after an open pipe the mark would be indented. Otherwise
 single commands.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import shutil
@@ -86,10 +84,7 @@ def check_syntax(commands: Sequence[str]) -> list[Syntax]:
 def _parse(shfmt: str, mark: str, commands: Sequence[str], batch: Sequence[range]) -> list[list[str] | str]:
     """Parse files of several commands in one process.
 
-    Returns
-    -------
-    list
-        For each of the batch the canonical forms of its commands, or what is wrong with one of them.
+    Returns for each of the batch the canonical forms of its commands, or what is wrong with one of them.
     """
     with tempfile.TemporaryDirectory(prefix="syntax-") as folder:
         for name, numbers in enumerate(batch):

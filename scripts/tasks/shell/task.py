@@ -1,7 +1,5 @@
 """The task ``shell``: a request in English, and a command for it. Its parts are the modules beside this one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

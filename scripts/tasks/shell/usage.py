@@ -5,8 +5,6 @@ programs gives each rows by the root of its uses: in proportion, half of them wo
 held out where training commands of the same program teach every word of its command, values aside.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections import Counter
@@ -40,10 +38,7 @@ def read_uses(path: Path = USAGE) -> dict[str, float]:
     A program that NL2Bash leaves out counts by the languages of its tldr page: each language as many commands as in the
     median of the programs that have both figures.
 
-    Raises
-    ------
-    UserError
-        Naming what is wrong with the file.
+    UserError: naming what is wrong with the file.
     """
     content = read_yaml(path)
     validate(content, read_yaml(path.parent.with_name("embedded.schema.yaml"))["usage"], path)
@@ -59,10 +54,7 @@ def read_uses(path: Path = USAGE) -> dict[str, float]:
 def most_used(programs: int) -> dict[str, float]:
     """The programs that are used most, as many as asked, with their uses (:func:`read_uses`).
 
-    Raises
-    ------
-    UserError
-        If the file has fewer.
+    UserError: if the file has fewer.
     """
     uses = read_uses()
     if programs > len(uses):

@@ -1,7 +1,5 @@
 """What documents call commands, their metrics and their stages."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from scripts.tasks.shell.task import Shell

@@ -1,7 +1,5 @@
 """Clean text, and what counts as the same request or the same answer: what the tasks share."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata

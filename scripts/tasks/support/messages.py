@@ -4,8 +4,6 @@ Roles that are neither the user's nor the assistant's become text of the user's 
 first one), and calls of tools become text of the assistant's, as JSON. So every model's template can write them.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

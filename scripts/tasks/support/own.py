@@ -1,7 +1,5 @@
 """Functions of a user's own, named ``module:function``, found in the working directory."""
 
-from __future__ import annotations
-
 import importlib
 import math
 import os
@@ -24,10 +22,7 @@ def is_own(name: str) -> bool:
 def file_of(name: str) -> Path:
     """The file of a ``module:function``, relative to the working directory.
 
-    Raises
-    ------
-    UserError
-        If it isn't there.
+    UserError: if it isn't there.
     """
     path = Path(name.partition(":")[0].replace(".", "/") + ".py")
     if not path.is_file():
@@ -44,10 +39,7 @@ def file_of(name: str) -> Path:
 def load(name: str) -> Callable[..., Any]:
     """The function that ``module:function`` names.
 
-    Raises
-    ------
-    UserError
-        If the file, or the function in it, isn't there, or the file can't be imported.
+    UserError: if the file, or the function in it, isn't there, or the file can't be imported.
     """
     path = file_of(name)
     module, _, function = name.partition(":")
@@ -74,10 +66,7 @@ def load(name: str) -> Callable[..., Any]:
 def measure(name: str, function: Callable[..., Any], answer: str, expected: str) -> float:
     """What an own metric says of an answer: a finite number, or True or False.
 
-    Raises
-    ------
-    UserError
-        If it raises, or returns anything else.
+    UserError: if it raises, or returns anything else.
     """
     try:
         value = function(answer, expected)
@@ -103,10 +92,7 @@ def measure(name: str, function: Callable[..., Any], answer: str, expected: str)
 def judge(name: str, function: Callable[..., Any], request: str, answer: str) -> str | None:
     """Why an own check rejects a row, or None where it passes.
 
-    Raises
-    ------
-    UserError
-        If it raises.
+    UserError: if it raises.
     """
     try:
         said = function(request, answer)

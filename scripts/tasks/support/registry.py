@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dryfit.common.digests import digest
 from dryfit.common.errors import UserError
-from dryfit.common.files import sha256_file
+from dryfit.common.files import digest, sha256_file
 from dryfit.common.schema import closest
 from scripts.common.code_digests import ROOT, code_digest
 from scripts.tasks.support import own
@@ -67,10 +66,7 @@ def of_job(param: Mapping[str, Any]) -> Task:
 def checked(given: str | Mapping[str, Any]) -> dict[str, Any]:
     """The ``task`` of a configuration with the defaults of its options.
 
-    Raises
-    ------
-    UserError
-        For a task or an option that isn't there.
+    UserError: for a task or an option that isn't there.
     """
     given = {"name": given} if isinstance(given, str) else dict(given)
     name = given.get("name")

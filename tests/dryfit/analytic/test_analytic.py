@@ -17,21 +17,11 @@ from dryfit.scenario.description import Field
 from dryfit.scenario.fields import FIELDS as SCENARIO_FIELDS
 from dryfit.scenario.model import MODELS
 from dryfit.scenario.scenario import Scenario
-from dryfit.scenario.value_fields import Lora
 from tests.repository import ROOT
 
-SIZES = {
-    "hidden_size": 512,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "vocab_size": 8000,
-    "max_position_embeddings": 4096,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+SIZES = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "num_attention_heads": 8,
+         "num_key_value_heads": 2, "vocab_size": 8000, "max_position_embeddings": 4096, "bos_token_id": 1,
+         "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
 GPT2 = {"n_embd": 512, "n_layer": 4, "n_head": 8, "vocab_size": 8000, "n_positions": 4096}
 
 
@@ -64,13 +54,11 @@ def test_target_model_to_the_parameter() -> None:
     assert counts["embeddings"] == counts["output_head"] == 152_064 * 3_584
 
 
-VARIATIONS = {
-    "defaults": {"num_hidden_layers": 1},
-    "tied": {"tie_word_embeddings": True, **SIZES},
-    "untied, biases": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, **SIZES},
-    "norms of queries, no bias": {"qk_layernorm": True, "use_bias": False, **SIZES},
-    "own head size": {"head_dim": 32, **SIZES},
-}
+VARIATIONS = {"defaults": {"num_hidden_layers": 1},
+              "tied": {"tie_word_embeddings": True, **SIZES},
+              "untied, biases": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, **SIZES},
+              "norms of queries, no bias": {"qk_layernorm": True, "use_bias": False, **SIZES},
+              "own head size": {"head_dim": 32, **SIZES}}  # fmt: skip
 
 
 @pytest.mark.parametrize("variation", VARIATIONS.values(), ids=VARIATIONS)
@@ -111,20 +99,29 @@ def test_adapters_are_those_that_peft_makes(kind, targets) -> None:
     assert describe(scenario.model).adapter_parameters(scenario.lora) == trainable
 
 
-def test_unknown_family_has_no_analytic_estimate() -> None:
+def test_what_the_closed_form_does_not_describe_or_refuses() -> None:
     with pytest.raises(NotDescribed, match="bloom"):
         analytic_estimate(make().changed(model={"model_type": "bloom", "hidden_size": 64}))
+    with pytest.raises(NotDescribed, match="some layers only"):
+        describe(model("qwen3_moe", decoder_sparse_step=2))
+    with pytest.raises(UserError, match="no dropout"):
+        analytic_estimate(make("qwen3_moe", lora={"dropout": 0.1}))
+    with pytest.raises(UserError, match="both or none"):
+        analytic_estimate(make("mixtral", lora={"target_modules": ["w1", "w2"]}))
+    scenario = make(lora={"target_modules": ["query_proj", "value_proj"]})
+    with pytest.raises(UserError) as caught:
+        analytic_estimate(scenario, "mine.yaml")
+    assert "mine.yaml" in str(caught.value)
+    assert "q_proj" in caught.value.allowed
+    assert caught.value.write.startswith("lora: {target_modules: ")
+    scenario = Scenario.from_mapping({"model": {"model_type": "gpt2"}, "sequence_length": 2048})
+    with pytest.raises(UserError, match="1024 positions"):
+        analytic_estimate(scenario)
 
 
-UNDESCRIBED = {
-    "adapter": {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []},
-    "previous_sequence_length": 64,
-    "keeps_outputs": True,
-    "use_cache": True,
-    "loss": "liger",
-    "compile": "layers",
-    "quantization": {"compute": "fp32"},
-}
+UNDESCRIBED = {"adapter": {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []},
+               "previous_sequence_length": 64, "keeps_outputs": True, "use_cache": True, "loss": "liger",
+               "compile": "layers", "quantization": {"compute": "fp32"}}  # fmt: skip
 
 
 @pytest.mark.parametrize("field", UNDESCRIBED)
@@ -150,38 +147,11 @@ def test_a_new_field_with_words_is_described_at_its_default_alone() -> None:
     assert all(field.in_closed_form(field.default) for field in SCENARIO_FIELDS if not field.parts)
 
 
-def test_layers_that_differ_are_not_described() -> None:
-    with pytest.raises(NotDescribed, match="some layers only"):
-        describe(model("qwen3_moe", decoder_sparse_step=2))
-
-
-def test_dropout_on_experts_is_refused_as_peft_refuses_it() -> None:
-    with pytest.raises(UserError, match="no dropout"):
-        analytic_estimate(make("qwen3_moe", lora={"dropout": 0.1}))
-    with pytest.raises(UserError, match="both or none"):
-        analytic_estimate(make("mixtral", lora={"target_modules": ["w1", "w2"]}))
-
-
-def test_targets_that_match_nothing() -> None:
-    scenario = make(lora={"target_modules": ["query_proj", "value_proj"]})
-    with pytest.raises(UserError) as caught:
-        analytic_estimate(scenario, "mine.yaml")
-    assert "mine.yaml" in str(caught.value)
-    assert "q_proj" in caught.value.allowed
-    assert caught.value.write.startswith("lora: {target_modules: ")
-
-
 @pytest.mark.parametrize("names", [["q_proj", "lm_head"], ["model.embed_tokens"]])
 def test_adapters_outside_of_the_layers_are_not_described(names) -> None:
     """They were counted as nothing once: the trace of a 7B model with rank 512 has 15 % more."""
     with pytest.raises(NotDescribed, match=names[-1].rsplit(".", 1)[-1]):
         analytic_estimate(Scenario.from_mapping({"model": "qwen2.5-coder-7b", "lora": {"target_modules": names}}))
-
-
-def test_positions_that_a_configuration_leaves_out() -> None:
-    scenario = Scenario.from_mapping({"model": {"model_type": "gpt2"}, "sequence_length": 2048})
-    with pytest.raises(UserError, match="1024 positions"):
-        analytic_estimate(scenario)
 
 
 def test_lengths_are_rounded_up_as_kernels_do() -> None:
@@ -192,30 +162,24 @@ def test_lengths_are_rounded_up_as_kernels_do() -> None:
 
 @pytest.mark.thorough
 def test_needs_no_torch() -> None:
-    code = (
-        "import sys; from dryfit.scenario.scenario import Scenario;"
-        "from dryfit.analytic.estimate import analytic_estimate;"
-        "analytic_estimate(Scenario.from_mapping({'model': 'qwen2.5-coder-7b'}));"
-        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
-    )
+    code = ("import sys; from dryfit.scenario.scenario import Scenario;"
+            "from dryfit.analytic.estimate import analytic_estimate;"
+            "analytic_estimate(Scenario.from_mapping({'model': 'qwen2.5-coder-7b'}));"
+            "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)")  # fmt: skip
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 # --- sums and order -----------------------------------------------------------------------------------------------
 
 
-FIELDS = st.fixed_dictionaries(
-    {
-        "method": st.sampled_from(["full", "lora", "qlora"]),
-        "precision": st.sampled_from(["fp32", "fp16", "bf16"]),
-        "gradient_checkpointing": st.sampled_from([True, False, "reentrant"]),
-        "attention": st.sampled_from(["eager", "sdpa", "mem_efficient"]),
-        "optimizer": st.sampled_from(["adamw", "adamw_fused", "adamw_8bit", "lion_8bit"]),
-        "loss": st.sampled_from(["full", "chunked"]),
-        "sequence_length": st.integers(8, 2048),
-        "micro_batch": st.integers(1, 8),
-    }
-)
+FIELDS = st.fixed_dictionaries({"method": st.sampled_from(["full", "lora", "qlora"]),
+                                "precision": st.sampled_from(["fp32", "fp16", "bf16"]),
+                                "gradient_checkpointing": st.sampled_from([True, False, "reentrant"]),
+                                "attention": st.sampled_from(["eager", "sdpa", "mem_efficient"]),
+                                "optimizer": st.sampled_from(["adamw", "adamw_fused", "adamw_8bit", "lion_8bit"]),
+                                "loss": st.sampled_from(["full", "chunked"]),
+                                "sequence_length": st.integers(8, 2048),
+                                "micro_batch": st.integers(1, 8)})  # fmt: skip
 KINDS = st.sampled_from(sorted(FAMILIES))
 
 
@@ -250,10 +214,8 @@ def test_more_never_needs_less(kind, fields) -> None:
 @pytest.mark.parametrize("checkpointing", [True, False, "reentrant"])
 def test_layers_that_are_not_run_count_like_those_that_are(layers, checkpointing) -> None:
     """From four layers on only three are run: peaks must go on growing by the same amount."""
-    peaks = [
-        requested(make(model=model(num_hidden_layers=n), gradient_checkpointing=checkpointing))
-        for n in (layers, layers + 1, layers + 2)
-    ]
+    peaks = [requested(make(model=model(num_hidden_layers=n), gradient_checkpointing=checkpointing))
+             for n in (layers, layers + 1, layers + 2)]  # fmt: skip
     first, second = peaks[1] - peaks[0], peaks[2] - peaks[1]
     assert second == pytest.approx(first, rel=0.02) or layers < 3
 
@@ -268,10 +230,6 @@ def test_adapter_dropout_keeps_a_mask() -> None:
     lora = {"rank": 8, "target_modules": "all-linear"}
     without = peak(make(lora=lora, gradient_checkpointing=False))
     assert peak(make(lora={**lora, "dropout": 0.1}, gradient_checkpointing=False)) > without
-
-
-def test_lora_is_a_value() -> None:
-    assert make(lora={"rank": 8}).lora == Lora(8, 32, 0.0, "all-linear")
 
 
 # --- against the trace ------------------------------------------------------------------------------------------------
@@ -399,18 +357,12 @@ def states(fields: dict, **sizes) -> tuple[int, int]:
     return tuple(found["components"]["optimizer_states"] for found in (analytic_estimate(step), trace(step)))
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "sizes"),
-    [
-        # Norms and a bias of exactly 4,096 elements, the fewest whose states have 8 bits.
-        ("adamw_8bit", {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 64, "vocab_size": 64}),
-        # Embeddings of exactly 100,000 elements, the fewest whose states are paged.
-        (
-            "paged_adamw_8bit",
-            {"hidden_size": 1000, "num_attention_heads": 10, "intermediate_size": 64, "vocab_size": 100},
-        ),
-    ],
-)
+@pytest.mark.parametrize(("optimizer", "sizes"), [
+    # Norms and a bias of exactly 4,096 elements, the fewest whose states have 8 bits.
+    ("adamw_8bit", {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 64, "vocab_size": 64}),
+    # Embeddings of exactly 100,000 elements, the fewest whose states are paged.
+    ("paged_adamw_8bit", {"hidden_size": 1000, "num_attention_heads": 10, "intermediate_size": 64, "vocab_size": 100}),
+])  # fmt: skip
 def test_states_of_8_bits_and_paged_ones_begin_where_bitsandbytes_has_them(optimizer, sizes) -> None:
     estimated, traced = states({"optimizer": optimizer}, **sizes)
     tensors = 27  # 2 x 12 of the layers, embeddings, head and final norm; two moments with scales of each

@@ -30,31 +30,26 @@ def needs_of(step: Scenario) -> Needs:
 
 
 @pytest.mark.few(2, 4)
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"optimizer": "adamw_8bit", "gradient_accumulation": 4},
-        {"method": "lora", "gradient_checkpointing": False},
-        {"method": "qlora", "kbit_preparation": "trl", "autocast": "bf16"},
-        {"method": "qlora", "kbit_preparation": "peft", "autocast": "bf16"},
-        {"precision": "fp32", "attention": "eager"},
-        {"allocator": {"expandable_segments": True}},
-        {"method": "lora", "loss": "chunked"},
-        {"parallel": {"strategy": "fsdp2", "gpus": 2}},
-        {"gradient_checkpointing": "reentrant"},
-        {"method": "qlora", "gradient_checkpointing": "reentrant", "autocast": "bf16", "attention_mask": "padding"},
-    ],
-)
+@pytest.mark.parametrize("fields", [
+    {},
+    {"optimizer": "adamw_8bit", "gradient_accumulation": 4},
+    {"method": "lora", "gradient_checkpointing": False},
+    {"method": "qlora", "kbit_preparation": "trl", "autocast": "bf16"},
+    {"method": "qlora", "kbit_preparation": "peft", "autocast": "bf16"},
+    {"precision": "fp32", "attention": "eager"},
+    {"allocator": {"expandable_segments": True}},
+    {"method": "lora", "loss": "chunked"},
+    {"parallel": {"strategy": "fsdp2", "gpus": 2}},
+    {"gradient_checkpointing": "reentrant"},
+    {"method": "qlora", "gradient_checkpointing": "reentrant", "autocast": "bf16", "attention_mask": "padding"},
+])  # fmt: skip
 def test_the_forms_allocations_take_what_the_traces_do(fields) -> None:
     """First steps and loading leave fragments; with the peak alone up to a quarter would be missing."""
     step = scenario(**fields)
     expandable = step.allocator.expandable_segments
     traced = record(step, (8, 0)).required_bytes(expandable_segments=expandable)
-    forms = [
-        capacities(events, expandable_segments=expandable).required_bytes
-        for events in variations(form_events(step, capability=(8, 0)))
-    ]
+    forms = [capacities(events, expandable_segments=expandable).required_bytes
+             for events in variations(form_events(step, capability=(8, 0)))]  # fmt: skip
     assert min(forms) * 0.99 - LARGE_SEGMENT <= traced <= max(forms) * 1.01 + LARGE_SEGMENT
 
 
@@ -119,17 +114,14 @@ def test_variations_that_disagree_leave_it_open() -> None:
     assert needs.fits(800 * MIB) is False
 
 
-@pytest.mark.parametrize(
-    ("fields", "followed"),
-    [
-        ({}, True),
-        ({"loss": "chunked"}, False),
-        ({"loss": "chunked", "method": "lora"}, True),
-        ({"parallel": {"strategy": "ddp", "gpus": 2}}, False),
-        ({"parallel": {"strategy": "fsdp2", "gpus": 2}}, True),
-        ({"model": "qwen3-30b-a3b"}, False),
-    ],
-)
+@pytest.mark.parametrize(("fields", "followed"), [
+    ({}, True),
+    ({"loss": "chunked"}, False),
+    ({"loss": "chunked", "method": "lora"}, True),
+    ({"parallel": {"strategy": "ddp", "gpus": 2}}, False),
+    ({"parallel": {"strategy": "fsdp2", "gpus": 2}}, True),
+    ({"model": "qwen3-30b-a3b"}, False),
+])  # fmt: skip
 def test_where_the_form_does_not_know_allocations_its_peak_alone_decides(fields, followed) -> None:
     step = scenario(**fields)
     assert follows_allocations(step) is followed

@@ -1,7 +1,5 @@
 """Decoders whose layers are of several kinds: their weights and adapters are known, their steps are not."""
 
-from __future__ import annotations
-
 import pytest
 
 from dryfit.analytic.certainty import Needs
@@ -35,14 +33,11 @@ def test_adapters_are_those_that_peft_makes(family) -> None:
     assert describe(asked.model).adapter_parameters(asked.lora) == trained
 
 
-@pytest.mark.parametrize(
-    ("family", "names"),
-    [
-        ("qwen3_next", ["gate_proj", "up_proj", "down_proj"]),
-        ("nemotron_h", ["in_proj", "q_proj"]),
-        ("gemma4_text", ["q_proj", "v_proj", "per_layer_projection"]),
-    ],
-)
+@pytest.mark.parametrize(("family", "names"), [
+    ("qwen3_next", ["gate_proj", "up_proj", "down_proj"]),
+    ("nemotron_h", ["in_proj", "q_proj"]),
+    ("gemma4_text", ["q_proj", "v_proj", "per_layer_projection"]),
+])  # fmt: skip
 def test_adapters_of_some_matrices_are_those_that_peft_makes(family, names) -> None:
     asked = step(FAMILIES[family], packages=[], lora={"rank": 4, "target_modules": names})
     trained = sum(p.numel() for p in build_model(asked, "meta").parameters() if p.requires_grad)
@@ -86,18 +81,12 @@ def test_the_weights_alone_are_never_more_than_a_record_has(name, method) -> Non
     assert 0.97 * kept < weights_bytes(asked, parameter_count(asked.model)) <= kept
 
 
-def test_weights_that_come_quantized_are_refused() -> None:
+def test_what_is_refused_of_layers_that_differ() -> None:
     with pytest.raises(NotDescribed, match="come quantized"):
         describe(FAMILIES["gpt_oss"] | {"quantization_config": {"quant_method": "mxfp4"}})
-
-
-def test_a_target_that_matches_nothing_names_what_would() -> None:
     with pytest.raises(UserError) as caught:
         analytic_estimate(step(FAMILIES["lfm2"], lora={"target_modules": ["in_proi"]}))
     assert "conv.in_proj" in str(caught.value)
-
-
-def test_dropout_on_experts_is_refused_as_peft_refuses_it() -> None:
     lora = {"target_modules": "all-linear", "dropout": 0.1}
     with pytest.raises(UserError, match="no dropout"):
         analytic_estimate(step(FAMILIES["deepseek_v3"], lora=lora))

@@ -15,12 +15,9 @@ def test_where_kernels_are_the_same_estimates_are(fields) -> None:
     scenario = Scenario.from_mapping({"model": "mistral-7b-v0.1", **fields})
     by_kernels: dict = {}
     for capability in {gpu.capability for gpu in catalogue().values()}:
-        peaks = [
-            analytic_estimate(
-                scenario.changed(sequence_length=length, micro_batch=rows), capability=capability, blocks=False
-            )["peak_allocated_bytes"]
-            for length, rows in ((64, 1), (257, 2), (4095, 1), (4097, 3))
-        ]
+        peaks = [analytic_estimate(scenario.changed(sequence_length=length, micro_batch=rows), capability=capability,
+                                   blocks=False)["peak_allocated_bytes"]
+                 for length, rows in ((64, 1), (257, 2), (4095, 1), (4097, 3))]  # fmt: skip
         assert by_kernels.setdefault(kernels_of(scenario, capability), peaks) == peaks
     assert len(by_kernels) > 1
 

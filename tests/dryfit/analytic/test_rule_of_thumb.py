@@ -10,28 +10,22 @@ EXACT = 7_615_616_512
 GB = 10**9
 
 
-@pytest.mark.parametrize(
-    ("method", "width", "parts", "total"),
-    [
-        ("full", 4, {"weights": 28, "gradients": 28, "optimizer_states": 56, "activations": 8, "overhead": 4}, 124),
-        ("full", 2, {"weights": 14, "gradients": 14, "optimizer_states": 56, "activations": 6, "overhead": 4}, 94),
-        ("qlora", 2, {"weights": 4, "adapters": 0.25, "activations": 6, "overhead": 2}, 12.25),
-    ],
-)
+@pytest.mark.parametrize(("method", "width", "parts", "total"), [
+    ("full", 4, {"weights": 28, "gradients": 28, "optimizer_states": 56, "activations": 8, "overhead": 4}, 124),
+    ("full", 2, {"weights": 14, "gradients": 14, "optimizer_states": 56, "activations": 6, "overhead": 4}, 94),
+    ("qlora", 2, {"weights": 4, "adapters": 0.25, "activations": 6, "overhead": 2}, 12.25),
+])  # fmt: skip
 def test_three_scenarios_to_the_digit(method, width, parts, total) -> None:
     found = components(method, width, 7 * GB)
     assert found == {name: size * GB for name, size in parts.items()}
     assert sum(found.values()) == total * GB
 
 
-@pytest.mark.parametrize(
-    ("method", "precision", "quoted", "exact"),
-    [
-        ("full", "fp32", 124 * GB, 16 * EXACT + 12 * GB),
-        ("full", "bf16", 94 * GB, 12 * EXACT + 10 * GB),
-        ("qlora", "bf16", 12_250_000_000, 12_270_000_000),
-    ],
-)
+@pytest.mark.parametrize(("method", "precision", "quoted", "exact"), [
+    ("full", "fp32", 124 * GB, 16 * EXACT + 12 * GB),
+    ("full", "bf16", 94 * GB, 12 * EXACT + 10 * GB),
+    ("qlora", "bf16", 12_250_000_000, 12_270_000_000),
+])  # fmt: skip
 def test_beside_the_exact_count(method, precision, quoted, exact) -> None:
     scenario = Scenario.from_mapping({"model": "qwen2.5-coder-7b", "method": method, "precision": precision})
     answer = rule_of_thumb(scenario, EXACT)
@@ -52,16 +46,13 @@ def test_several_gpus_divide_what_people_say_they_divide() -> None:
     assert rule_of_thumb(scenario, EXACT)["peak_allocated_bytes"] == (4 * GB + GB // 4) // 4 + 8 * GB
 
 
-@pytest.mark.parametrize(
-    ("count", "name", "quoted"),
-    [
-        (EXACT, "qwen2.5-coder-7b", 7 * GB),
-        (EXACT, None, 7 * GB),
-        (1_543_714_304, "Qwen2.5-1.5B-Instruct", 1_500_000_000),
-        (134_515_008, "smollm2-135m-instruct", 135_000_000),
-        (134_515_008, None, 134_515_008),
-        (8_030_261_248, "my-finetune-of-70b", 8 * GB),  # a name that can't be meant is not believed
-    ],
-)
+@pytest.mark.parametrize(("count", "name", "quoted"), [
+    (EXACT, "qwen2.5-coder-7b", 7 * GB),
+    (EXACT, None, 7 * GB),
+    (1_543_714_304, "Qwen2.5-1.5B-Instruct", 1_500_000_000),
+    (134_515_008, "smollm2-135m-instruct", 135_000_000),
+    (134_515_008, None, 134_515_008),
+    (8_030_261_248, "my-finetune-of-70b", 8 * GB),  # a name that can't be meant is not believed
+])  # fmt: skip
 def test_size_that_people_quote(count, name, quoted) -> None:
     assert quoted_parameters(count, name) == quoted

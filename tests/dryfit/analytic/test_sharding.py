@@ -10,16 +10,14 @@ from tests.dryfit.decoders import LLAMA_3_LAYERS
 
 WIDE = {**LLAMA_3_LAYERS, "hidden_size": 512, "intermediate_size": 1536, "vocab_size": 4096}
 FSDP2, DDP = {"strategy": "fsdp2", "gpus": 2}, {"strategy": "ddp", "gpus": 2}
-STEPS = [
-    {"method": "full", "parallel": FSDP2},
-    {"method": "full", "parallel": {**FSDP2, "gpus": 8}, "model": {**WIDE, "tie_word_embeddings": True}},
-    {"method": "full", "parallel": {**FSDP2, "reshard_after_forward": False}, "gradient_accumulation": 2},
-    {"method": "lora", "parallel": {**FSDP2, "gpus": 4}},
-    {"method": "qlora", "parallel": FSDP2},
-    {"method": "qlora", "parallel": FSDP2, "quantization": {"storage": "bf16"}},
-    {"method": "full", "parallel": DDP},
-    {"method": "lora", "parallel": DDP},
-]
+STEPS = [{"method": "full", "parallel": FSDP2},
+         {"method": "full", "parallel": {**FSDP2, "gpus": 8}, "model": {**WIDE, "tie_word_embeddings": True}},
+         {"method": "full", "parallel": {**FSDP2, "reshard_after_forward": False}, "gradient_accumulation": 2},
+         {"method": "lora", "parallel": {**FSDP2, "gpus": 4}},
+         {"method": "qlora", "parallel": FSDP2},
+         {"method": "qlora", "parallel": FSDP2, "quantization": {"storage": "bf16"}},
+         {"method": "full", "parallel": DDP},
+         {"method": "lora", "parallel": DDP}]  # fmt: skip
 
 
 def make(**fields) -> Scenario:
@@ -71,14 +69,11 @@ def test_more_gpus_need_less_of_each_and_ddp_needs_more() -> None:
     assert peak(parallel=DDP) > alone
 
 
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ({"parallel": {"strategy": "fsdp1", "gpus": 2}, "method": "lora"}, "parallel.strategy: fsdp1"),
-        ({"parallel": {**FSDP2, "offload": "cpu"}}, "parallel.offload: cpu"),
-        ({"parallel": FSDP2, "method": "lora", "autocast": "bf16"}, "FSDP2 under autocast"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "reason"), [
+    ({"parallel": {"strategy": "fsdp1", "gpus": 2}, "method": "lora"}, "parallel.strategy: fsdp1"),
+    ({"parallel": {**FSDP2, "offload": "cpu"}}, "parallel.offload: cpu"),
+    ({"parallel": FSDP2, "method": "lora", "autocast": "bf16"}, "FSDP2 under autocast"),
+])  # fmt: skip
 def test_what_is_not_described_says_so(fields, reason) -> None:
     with pytest.raises(NotDescribed, match=reason):
         analytic_estimate(make(**fields))

@@ -1,7 +1,5 @@
 """``dryfit``: verdict, exit status, suggestions that can be pasted; each wrong question says what to write."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -155,11 +153,9 @@ def test_the_scenario_to_keep_gives_the_same_answer(tmp_path, capsys) -> None:
 def test_quick_needs_no_torch_and_no_module_of_another_question() -> None:
     others = {"readers.axolotl", "readers.program", "recipes.trainers", "serving.vllm", "tracing.cycle"}
     heavy = {"torch", "transformers", "numpy", "huggingface_hub"} | {f"dryfit.{name}" for name in others}
-    program = (
-        "import sys\nfrom dryfit.ask.command import main\n"
-        "main(['qwen2.5-0.5b', '--gpu', 't4', '--quick'])\n"
-        f"assert not {heavy!r} & set(sys.modules), 'heavy'\n"
-    )
+    program = ("import sys\nfrom dryfit.ask.command import main\n"
+               "main(['qwen2.5-0.5b', '--gpu', 't4', '--quick'])\n"
+               f"assert not {heavy!r} & set(sys.modules), 'heavy'\n")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("FITS: ")
@@ -194,10 +190,8 @@ def test_without_torch_the_estimate_answers_and_names_what_to_install(model, wor
 )
 def test_without_torch_no_program_is_followed_and_the_package_is_named(words, tmp_path) -> None:
     (tmp_path / "train.py").write_text("import torch\n")
-    program = (
-        "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
-        f"sys.argv[1:] = {words!r}\nfrom dryfit.ask.command import run\nrun()"
-    )
+    program = ("import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
+               f"sys.argv[1:] = {words!r}\nfrom dryfit.ask.command import run\nrun()")  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DRYFIT_CACHE": ""}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -330,10 +324,8 @@ def test_of_layers_without_an_estimate_records_answer_and_say_where_they_end(cap
 def test_where_neither_an_estimate_nor_a_record_knows_a_step_the_line_that_traces_it_is_named(words) -> None:
     card = [] if words == ["gpus"] else ["--gpu", "4090"]
     asked = [*words, "qwen3.5-9b", *card, "--quick", "--set", "optimizer=adamw_8bit"]
-    program = (
-        "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
-        f"sys.argv[1:] = {asked!r}\nfrom dryfit.ask.command import run\nrun()"
-    )
+    program = ("import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
+               f"sys.argv[1:] = {asked!r}\nfrom dryfit.ask.command import run\nrun()")  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DRYFIT_CACHE": ""}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode in (2, 3) and not done.stdout and "Traceback" not in done.stderr
@@ -415,58 +407,36 @@ def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
 # --- what goes wrong -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("words", "says", "write"),
-    [
-        (["qwen2.5-coder-7b", "--gup", "4090"], "no option `--gup`", "dryfit qwen2.5-coder-7b --gpu 4090"),
-        (["qwen2.5-coder-7b", "-s", "0"], "takes a whole number", "dryfit qwen2.5-coder-7b -s 2048"),
-        (["qwen2.5-coder-7b", "--gpu", "x"], "not known", "--gpu 12GiB"),
-        (["qwen2.5-coder-7b", "--gpu", "A100"], "may mean 2 GPUs", "--gpu a100-40gb"),
-        (["qwen3-9b"], "neither the name", "dryfit qwen3.5-9b"),
-        (["qwen2.5-coder-7b", "--set", "lora.rang=4"], "did you mean `lora.rank`", "--set lora.rank=4"),
-        (["qwen2.5-coder-7b", "--set", "sequence=4"], "doesn't have: sequence", "dryfit qwen2.5-coder-7b -s 4"),
-        (["qwen2.5-coder-7b", "--set", "rank"], "field=value", "--set lora.rank=64"),
-        (["qwen2.5-coder-7b", "-s", "99999"], "beyond the 32768 positions", "-s 32768"),
-        (["qwen2.5-coder-7b", "--strategy", "fsdp2"], "for several GPUs", "--gpu 2xrtx-3090"),
-        (
-            ["divide", "qwen2.5-coder-7b", "--gpu", "2xt4", "--quick"],
-            "does not use --quick; fit, longest,",
-            "--gpu 2xt4",
-        ),
-        (["gpus", "qwen2.5-coder-7b", "--gpu", "t4"], "does not use --gpu", "dryfit gpus qwen2.5-coder-7b"),
-        (
-            ["qwen2.5-coder-7b", "--method", "full", "--set", "quantization.double=true"],
-            "don't go together",
-            "--method",
-        ),
-        (["qwen2.5-coder-7b", "--epochs", "3"], "--epochs needs --rows", "--epochs 3 --rows 50000"),
-        (["qwen2.5-coder-7b", "--rows", "9"], "--rows needs --gpu", "--rows 9 --gpu a100-80gb"),
-        (["qwen2.5-coder-7b", "--tokens-per-row", "9"], "needs --rows", "--rows 50000"),
-        (
-            ["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "-s", "64", "--tokens-per-row", "65"],
-            "larger than the sequence length",
-            "--tokens-per-row 64",
-        ),
-        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--quick"], "contradict", "--rows"),
-        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "t4=0"], "above 0", "--price t4=1.29"),
-        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "A100=1"], "2 GPUs", "--price a100-40gb="),
-        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "2xt4=1"], "for one GPU", "--price t4=1.29"),
-        (
-            ["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "no.yaml"],
-            "or a file",
-            "--price a100-80gb=1.29",
-        ),
-        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--deadline", "soon"], "above 0", "--deadline 24h"),
-        (
-            ["gpus", "qwen2.5-coder-7b", "--rows", "9", "--price", "1.29"],
-            "names no GPU",
-            "--price a100-80gb=1.29",
-        ),
-        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "-1"], "above 0", "--price 1.29"),
-        (["serve", "qwen2.5-coder-7b", "--weights", "q9"], "not known", "--weights q4_k_m"),
-        (["serve", "qwen2.5-coder-7b", "--method", "full"], "does not use --method", "serve qwen2.5-coder-7b"),
-    ],
-)
+@pytest.mark.parametrize(("words", "says", "write"), [
+    (["qwen2.5-coder-7b", "--gup", "4090"], "no option `--gup`", "dryfit qwen2.5-coder-7b --gpu 4090"),
+    (["qwen2.5-coder-7b", "-s", "0"], "takes a whole number", "dryfit qwen2.5-coder-7b -s 2048"),
+    (["qwen2.5-coder-7b", "--gpu", "x"], "not known", "--gpu 12GiB"),
+    (["qwen2.5-coder-7b", "--gpu", "A100"], "may mean 2 GPUs", "--gpu a100-40gb"),
+    (["qwen3-9b"], "neither the name", "dryfit qwen3.5-9b"),
+    (["qwen2.5-coder-7b", "--set", "lora.rang=4"], "did you mean `lora.rank`", "--set lora.rank=4"),
+    (["qwen2.5-coder-7b", "--set", "sequence=4"], "doesn't have: sequence", "dryfit qwen2.5-coder-7b -s 4"),
+    (["qwen2.5-coder-7b", "--set", "rank"], "field=value", "--set lora.rank=64"),
+    (["qwen2.5-coder-7b", "-s", "99999"], "beyond the 32768 positions", "-s 32768"),
+    (["qwen2.5-coder-7b", "--strategy", "fsdp2"], "for several GPUs", "--gpu 2xrtx-3090"),
+    (["divide", "qwen2.5-coder-7b", "--gpu", "2xt4", "--quick"], "does not use --quick; fit, longest,", "--gpu 2xt4"),
+    (["gpus", "qwen2.5-coder-7b", "--gpu", "t4"], "does not use --gpu", "dryfit gpus qwen2.5-coder-7b"),
+    (["qwen2.5-coder-7b", "--method", "full", "--set", "quantization.double=true"], "don't go together", "--method"),
+    (["qwen2.5-coder-7b", "--epochs", "3"], "--epochs needs --rows", "--epochs 3 --rows 50000"),
+    (["qwen2.5-coder-7b", "--rows", "9"], "--rows needs --gpu", "--rows 9 --gpu a100-80gb"),
+    (["qwen2.5-coder-7b", "--tokens-per-row", "9"], "needs --rows", "--rows 50000"),
+    (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "-s", "64", "--tokens-per-row", "65"],
+     "larger than the sequence length", "--tokens-per-row 64"),
+    (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--quick"], "contradict", "--rows"),
+    (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "t4=0"], "above 0", "--price t4=1.29"),
+    (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "A100=1"], "2 GPUs", "--price a100-40gb="),
+    (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "2xt4=1"], "for one GPU", "--price t4=1.29"),
+    (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "no.yaml"], "or a file", "--price a100-80gb=1.29"),
+    (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--deadline", "soon"], "above 0", "--deadline 24h"),
+    (["gpus", "qwen2.5-coder-7b", "--rows", "9", "--price", "1.29"], "names no GPU", "--price a100-80gb=1.29"),
+    (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "-1"], "above 0", "--price 1.29"),
+    (["serve", "qwen2.5-coder-7b", "--weights", "q9"], "not known", "--weights q4_k_m"),
+    (["serve", "qwen2.5-coder-7b", "--method", "full"], "does not use --method", "serve qwen2.5-coder-7b"),
+])  # fmt: skip
 def test_a_wrong_question_says_what_to_write(words, says, write) -> None:
     with pytest.raises(UserError) as caught:
         main(words)
@@ -497,10 +467,8 @@ def test_serving_is_weights_keys_values_and_a_step(capsys) -> None:
 
 
 def test_a_served_prompt_is_read_in_16_bits_without_whole_scores(model: str, capsys) -> None:
-    sizes = [
-        json.loads(run(capsys, "serve", model, "--gpu", "24GiB", "-s", tokens, "--json")[1])["step_bytes"]
-        for tokens in ("1024", "4096")
-    ]
+    sizes = [json.loads(run(capsys, "serve", model, "--gpu", "24GiB", "-s", tokens, "--json")[1])["step_bytes"]
+             for tokens in ("1024", "4096")]  # fmt: skip
     assert sizes[1] < 5 * sizes[0]
 
 
@@ -546,16 +514,13 @@ def test_the_answer_in_python_is_typed_and_shows_itself(model, capsys) -> None:
     assert program == "dryfit" and status == 0, "the command has the whole question, changed"
 
 
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"method": "full"}, True),
-        ({"method": "full", "precision": "bf16-mixed"}, False),
-        ({"method": "full", "precision": "fp32"}, False),
-        ({"method": "lora"}, False),
-        ({"method": "full", "parallel": {"strategy": "zero3", "gpus": 8}, "autocast": "bf16"}, False),
-    ],
-)
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"method": "full"}, True),
+    ({"method": "full", "precision": "bf16-mixed"}, False),
+    ({"method": "full", "precision": "fp32"}, False),
+    ({"method": "lora"}, False),
+    ({"method": "full", "parallel": {"strategy": "zero3", "gpus": 8}, "autocast": "bf16"}, False),
+])  # fmt: skip
 def test_full_fine_tuning_in_16_bits_says_that_it_keeps_no_fp32_weights(fields, said) -> None:
     from dryfit.ask.answer import without_masters
 

@@ -1,7 +1,5 @@
 """``config``: what is written is what is read, and what is read is what is answered."""
 
-from __future__ import annotations
-
 import ast
 import json
 from itertools import product
@@ -141,16 +139,13 @@ def test_files_are_what_their_tools_can_parse(model: str, tmp_path: Path) -> Non
         assert loaded.load_in_4bit == (way["method"] == "qlora") and loaded.lora_r == 16
 
 
-@pytest.mark.parametrize(
-    ("words", "said", "write"),
-    [
-        (["--for", "axolotl", "--set", "neftune=5"], "doesn't have: neftune", "--for axolotl"),
-        (["--for", "axolotl", "--set", "micro_batch=5"], "chooses the settings itself", "--for axolotl"),
-        (["--for", "unsloth", "--method", "full"], "no file for method full", "--method qlora"),
-        (["--for", "axolotel"], "does not take axolotel", "--for axolotl"),
-        ([], "needs --for", "--for axolotl"),
-    ],
-)
+@pytest.mark.parametrize(("words", "said", "write"), [
+    (["--for", "axolotl", "--set", "neftune=5"], "doesn't have: neftune", "--for axolotl"),
+    (["--for", "axolotl", "--set", "micro_batch=5"], "chooses the settings itself", "--for axolotl"),
+    (["--for", "unsloth", "--method", "full"], "no file for method full", "--method qlora"),
+    (["--for", "axolotel"], "does not take axolotel", "--for axolotl"),
+    ([], "needs --for", "--for axolotl"),
+])  # fmt: skip
 def test_what_config_can_not_write_is_refused(model: str, words, said, write) -> None:
     with pytest.raises(UserError) as error:
         main(["config", model, "--gpu", "4090", *words])

@@ -1,7 +1,5 @@
 """A training file at two revisions: what its step takes more, the comment, the action and the hook."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -158,16 +156,13 @@ def test_the_hook_names_what_does_not_fit(repository, capsys) -> None:
     assert "configs/train.yml: DOES NOT FIT" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("gone.yml", None, "isn't there"),
-        ("other.yml", "on: push\n", "No tool is known"),
-        ("list.yml", "- 1\n", "list.yml"),
-        ("broken.yml", "a: [1\n", "broken.yml"),
-        ("twice.yml", "base_model: a\nbase_model: b\nadapter: lora\n", "base_model"),
-    ],
-)
+@pytest.mark.parametrize(("name", "content", "said"), [
+    ("gone.yml", None, "isn't there"),
+    ("other.yml", "on: push\n", "No tool is known"),
+    ("list.yml", "- 1\n", "list.yml"),
+    ("broken.yml", "a: [1\n", "broken.yml"),
+    ("twice.yml", "base_model: a\nbase_model: b\nadapter: lora\n", "base_model"),
+])  # fmt: skip
 def test_the_hook_lets_nothing_through_that_it_does_not_understand(repository, capsys, name, content, said) -> None:
     if content is not None:
         Path(name).write_text(content)

@@ -4,8 +4,6 @@ Each asks for a trace, so a test asks five; the others' numbers are the engine's
 `python -m tests.dryfit.ask.test_document` asks all and writes what they print now, as many lines as stand there.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 import subprocess

@@ -17,14 +17,11 @@ def answer():
     return explain(Scenario.from_mapping({"model": DECODERS["qwen2"], **fields}), count=100_000)
 
 
-def test_the_tensors_are_the_peak(answer):
+def test_the_tensors_are_the_peak_each_with_its_module_and_line(answer):
     rounding = answer["components"]["allocator_rounding"]
     assert sum(row["bytes"] for row in answer["tensors"]) + rounding == answer["peak_allocated_bytes"]
     sizes = [row["bytes"] for row in answer["tensors"]]
     assert sizes == sorted(sizes, reverse=True)
-
-
-def test_each_has_shape_dtype_component_module_and_line(answer):
     mlp = [row for row in answer["tensors"] if row["shape"] == [2, 512, 96] and row["component"] == "activations"]
     assert mlp and all(row["dtype"] in ("bfloat16", "float32") for row in mlp)
     assert any(".layers.1.mlp" in row["module"] and ".py:" in row["line"] for row in mlp)
@@ -32,6 +29,7 @@ def test_each_has_shape_dtype_component_module_and_line(answer):
     assert weight["module"].endswith("_proj.base_layer") and weight["operator"] == "weight"
     adapter = next(row for row in answer["tensors"] if row["component"] == "adapters")
     assert "lora_" in adapter["module"]
+    assert f"in the {answer['peak_phase']} phase" in table({**answer, "tensors": answer["tensors"][:2]})
 
 
 def test_layers_that_are_alike_are_one_line():
@@ -55,7 +53,3 @@ def test_a_table_for_people_and_json_for_programs(tmp_path, capsys):
     assert len(answer["tensors"]) == 10 and any(row["times"] == 2 for row in answer["tensors"])
     with pytest.raises(UserError, match="does not use --count; explain does"):
         main([str(file), "--count", "3"])
-
-
-def test_table_names_the_phase(answer):
-    assert f"in the {answer['peak_phase']} phase" in table({**answer, "tensors": answer["tensors"][:2]})

@@ -17,14 +17,9 @@ TRL = {"model_name_or_path": "meta-llama/Llama-3.2-1B", "dataset_name": "x", "nu
 @needs_trl
 def test_a_file_of_trl_is_its_own_step_and_not_supervised_fine_tuning(tmp_path: Path) -> None:
     found = asked(tmp_path, TRL)
-    said(
-        found,
-        objective="grpo",
-        sequence_length=512 + 256,
-        loss="full",
-        preference={"generations": 4, "completion_length": 256, "reference": None},
-        generation={"engine": "transformers", "steps_per_generation": None, "iterations": 1},
-    )
+    said(found, objective="grpo", sequence_length=512 + 256, loss="full",
+         preference={"generations": 4, "completion_length": 256, "reference": None},
+         generation={"engine": "transformers", "steps_per_generation": None, "iterations": 1})  # fmt: skip
     assert not any(remark.key == "trainer" for remark in found.reading.remarks)
 
 
@@ -52,13 +47,10 @@ def test_vllm_of_trl_takes_its_share_and_sleeps(tmp_path: Path) -> None:
 
 
 @needs_trl
-@pytest.mark.parametrize(
-    ("more", "key"),
-    [
-        ({"use_peft": True, "load_in_4bit": True}, "use_vllm"),
-        ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size"),
-    ],
-)
+@pytest.mark.parametrize(("more", "key"), [
+    ({"use_peft": True, "load_in_4bit": True}, "use_vllm"),
+    ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size"),
+])  # fmt: skip
 def test_what_of_vllm_is_not_described_says_that_the_answer_is_too_low(more: dict, key: str, tmp_path: Path) -> None:
     found = asked(tmp_path, TRL | {"use_vllm": True} | more, gpu="h100-80gb")
     said(found, objective="grpo", generation={"engine": "none"})
@@ -75,12 +67,10 @@ def test_axolotls_blocks_are_trls_settings(tmp_path: Path) -> None:
         "vllm": {"gpu_memory_utilization": 0.45, "max_model_len": 2048},
     }  # fmt: skip
     found = asked(tmp_path, content, gpu="h100-80gb")
-    said(
-        found,
-        objective="grpo",
-        preference={"generations": 4, "completion_length": 256, "reference": "adapter_off"},
-        generation={"engine": "vllm", "utilization": 0.45, "max_model_length": 2048},
-    )
+    said(found,
+         objective="grpo",
+         preference={"generations": 4, "completion_length": 256, "reference": "adapter_off"},
+         generation={"engine": "vllm", "utilization": 0.45, "max_model_length": 2048})  # fmt: skip
 
 
 NOTEBOOK = """
@@ -105,10 +95,7 @@ def test_a_notebook_of_unsloth_is_trls_cycle_and_says_what_unsloth_does_otherwis
 @needs_trl
 @pytest.mark.parametrize(
     ("more", "taken", "in_the_update"),
-    [
-        ("", 0.6, True),
-        ("import os\nos.environ['UNSLOTH_VLLM_STANDBY'] = '1'", 0.87875, False),
-    ],
+    [("", 0.6, True), ("import os\nos.environ['UNSLOTH_VLLM_STANDBY'] = '1'", 0.87875, False)],
 )
 def test_unsloths_vllm_has_the_one_copy_of_the_weights(more, taken, in_the_update, tmp_path: Path) -> None:
     """``standby``: what Unsloth sets for a card of 80 GB, whatever the program asks for."""
@@ -165,19 +152,16 @@ SLEEPS, ADAPTERS = {"vllm_enable_sleep_mode": True}, {"use_peft": True}
 SHARE, MODEL = 40 * GIB, 2 * 10**10  # of 80 GiB; a model of ten billion weights in 16 bits
 
 
-@pytest.mark.parametrize(
-    ("strategy", "more", "taken"),
-    [
-        ("MULTI_GPU", {"dtype": "bfloat16"}, {"use_vllm": SHARE, "beta": MODEL}),
-        ("MULTI_GPU", {}, {"use_vllm": SHARE, "beta": 2 * MODEL}),  # weights in fp32
-        ("MULTI_GPU", {"beta": 0.0}, {"use_vllm": SHARE}),
-        ("MULTI_GPU", {"beta": 0.0} | SLEEPS, {"use_vllm": SHARE + 4 * GIB - 10 * GIB}),  # it sleeps at the peak
-        ("MULTI_GPU", ADAPTERS, {"use_vllm": SHARE}),
-        ("DEEPSPEED", {"bf16": True}, {"use_vllm": SHARE, "beta": MODEL // 4}),
-        # At a share of 1 % the sync decides: vLLM's weights, and the model that is gathered for its adapters.
-        ("DEEPSPEED", ADAPTERS | SLEEPS | {"vllm_gpu_memory_utilization": 0.01}, {"use_vllm": 2 * MODEL - 6 * GIB}),
-    ],
-)
+@pytest.mark.parametrize(("strategy", "more", "taken"), [
+    ("MULTI_GPU", {"dtype": "bfloat16"}, {"use_vllm": SHARE, "beta": MODEL}),
+    ("MULTI_GPU", {}, {"use_vllm": SHARE, "beta": 2 * MODEL}),  # weights in fp32
+    ("MULTI_GPU", {"beta": 0.0}, {"use_vllm": SHARE}),
+    ("MULTI_GPU", {"beta": 0.0} | SLEEPS, {"use_vllm": SHARE + 4 * GIB - 10 * GIB}),  # it sleeps at the peak
+    ("MULTI_GPU", ADAPTERS, {"use_vllm": SHARE}),
+    ("DEEPSPEED", {"bf16": True}, {"use_vllm": SHARE, "beta": MODEL // 4}),
+    # At a share of 1 % the sync decides: vLLM's weights, and the model that is gathered for its adapters.
+    ("DEEPSPEED", ADAPTERS | SLEEPS | {"vllm_gpu_memory_utilization": 0.01}, {"use_vllm": 2 * MODEL - 6 * GIB}),
+])  # fmt: skip
 def test_what_lies_beside_a_training_of_several_gpus_has_a_size(strategy, more, taken, tmp_path: Path) -> None:
     """A reference as the strategy has it, and what vLLM takes of the card while it is awake."""
     beside = {"distributed_type": strategy, "num_processes": 4, "deepspeed_config": {"zero_stage": 3}}

@@ -1,7 +1,5 @@
 """Scripts that start a training: what is exported, what launchers decide, and whose command or program it is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +37,16 @@ def script(folder: Path, text: str, **options: Any) -> Any:
     return asked(folder, text, name="run.sh", **options)
 
 
-@pytest.mark.parametrize(
-    ("text", "environment"),
-    [
-        ("A=1\nrun", {}),
-        ("A=1 run", {"A": "1"}),
-        ("A=1 \\\nB=2 \\\nrun", {"A": "1", "B": "2"}),
-        ("A=1 \\\n# a comment ends it\nrun", {}),
-        ("A=1\n# a comment\nB=2 run", {"B": "2"}),
-        ("export A=1\nrun", {"A": "1"}),
-        ("A=1\nexport A\nrun", {"A": "1"}),
-        ("export A=1\nA=2\nrun", {"A": "2"}),
-        ("declare -x A=1 B=2; run", {"A": "1", "B": "2"}),
-        ("set -a\nA=1\nset +a\nB=2\nrun", {"A": "1"}),
-        ("A=1; B=$A run", {"B": "1"}),
-        ("env A=1 run", {"A": "1"}),
-    ],
-)
+@pytest.mark.parametrize(("text", "environment"), [
+    ("A=1\nrun", {}),
+    ("A=1 run", {"A": "1"}),
+    ("A=1 \\\nB=2 \\\nrun", {"A": "1", "B": "2"}),
+    ("A=1 \\\n# a comment ends it\nrun", {}),
+    ("A=1\n# a comment\nB=2 run", {"B": "2"}),
+    ("export A=1\nrun", {"A": "1"}), ("A=1\nexport A\nrun", {"A": "1"}), ("export A=1\nA=2\nrun", {"A": "2"}),
+    ("declare -x A=1 B=2; run", {"A": "1", "B": "2"}), ("set -a\nA=1\nset +a\nB=2\nrun", {"A": "1"}),
+    ("A=1; B=$A run", {"B": "1"}), ("env A=1 run", {"A": "1"}),
+])  # fmt: skip
 def test_variables_are_exported_as_bash_does(text: str, environment: dict[str, str]) -> None:
     (command,) = commands(text)
     assert command.words == ["run"] and command.environment == environment
@@ -70,60 +61,54 @@ def test_a_comment_ends_a_command_that_goes_on_over_lines(tmp_path: Path) -> Non
     assert any("a comment among the command's lines ends it" in note for note in found.reading.notes)
 
 
-@pytest.mark.parametrize(
-    ("text", "fields"),
-    [
-        (f"NPROC_PER_NODE=4 {SWIFT}", {"parallel": {"strategy": "ddp", "gpus": 4}}),
-        (f"NPROC_PER_NODE=4 \\\n# note\n{SWIFT}", {"parallel": {"strategy": "none", "gpus": 1}}),
-        (f"export PYTORCH_CUDA_ALLOC_CONF='expandable_segments:True'\n{SWIFT}",
-         {"allocator": {"expandable_segments": True}}),
-        (f"PYTORCH_ALLOC_CONF=max_split_size_mb:64,expandable_segments:True {SWIFT}",
-         {"allocator": {"expandable_segments": True}}),
-        (f"PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True\n{SWIFT}", {"allocator": {"expandable_segments": False}}),
-        ("llamafactory-cli train factory.yaml", {"sequence_length": 256, "micro_batch": 2, "method": "lora"}),
-        ("llamafactory-cli train factory.yaml cutoff_len=64 per_device_train_batch_size=1",
-         {"sequence_length": 64, "micro_batch": 1}),
-        (f"llamafactory-cli train --stage sft --do_train --model_name_or_path {MODEL} --finetuning_type full --bf16",
-         {"method": "full", "precision": "bf16-mixed"}),
-        ("CUDA_VISIBLE_DEVICES=0,1,2,3 llamafactory-cli train factory.yaml", {"parallel": {"gpus": 4}}),
-        (f"torchrun --nproc_per_node 2 --nnodes=2 src/train.py --stage sft --model_name_or_path {MODEL}",
-         {"parallel": {"strategy": "ddp", "gpus": 4}}),
-        (f"deepspeed --num_gpus 2 src/train_bash.py --stage sft --model_name_or_path {MODEL}",
-         {"parallel": {"strategy": "ddp", "gpus": 2}}),
-        (f"deepspeed --include localhost:0,1,2 src/train_bash.py --stage sft --model_name_or_path {MODEL}",
-         {"parallel": {"gpus": 3}}),
-        ("axolotl train axolotl.yaml --micro-batch-size 3", {"sequence_length": 256, "micro_batch": 3}),
-        ("accelerate launch --num_processes 2 -m axolotl.cli.train axolotl.yaml", {"parallel": {"gpus": 2}}),
-        ("accelerate launch --config_file accelerate.yaml -m axolotl.cli.train axolotl.yaml",
-         {"parallel": {"strategy": "fsdp2", "gpus": 4}}),
-        ("trl sft --config trl.yaml --max_length 64", {"sequence_length": 64, "method": "lora"}),
-        (f"accelerate launch trl/scripts/sft.py --model_name_or_path {MODEL} --gradient_checkpointing false",
-         {"gradient_checkpointing": False, "sequence_length": 1024}),
-        ("tune run lora_finetune_single_device --config tune.yaml batch_size=1 model.lora_rank=64",
-         {"micro_batch": 1, "lora": {"rank": 64}}),
-        ("tune run --nproc_per_node 2 lora_finetune_distributed --config tune.yaml",
-         {"parallel": {"strategy": "fsdp2", "gpus": 2}}),
-        ("python own.py --max-length 64 --bf16", {"sequence_length": 64}),
-        (f"cd here && accelerate launch own.py --model {MODEL}", {"sequence_length": 128}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "fields"), [
+    (f"NPROC_PER_NODE=4 {SWIFT}", {"parallel": {"strategy": "ddp", "gpus": 4}}),
+    (f"NPROC_PER_NODE=4 \\\n# note\n{SWIFT}", {"parallel": {"strategy": "none", "gpus": 1}}),
+    (f"export PYTORCH_CUDA_ALLOC_CONF='expandable_segments:True'\n{SWIFT}",
+     {"allocator": {"expandable_segments": True}}),
+    (f"PYTORCH_ALLOC_CONF=max_split_size_mb:64,expandable_segments:True {SWIFT}",
+     {"allocator": {"expandable_segments": True}}),
+    (f"PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True\n{SWIFT}", {"allocator": {"expandable_segments": False}}),
+    ("llamafactory-cli train factory.yaml", {"sequence_length": 256, "micro_batch": 2, "method": "lora"}),
+    ("llamafactory-cli train factory.yaml cutoff_len=64 per_device_train_batch_size=1",
+     {"sequence_length": 64, "micro_batch": 1}),
+    (f"llamafactory-cli train --stage sft --do_train --model_name_or_path {MODEL} --finetuning_type full --bf16",
+     {"method": "full", "precision": "bf16-mixed"}),
+    ("CUDA_VISIBLE_DEVICES=0,1,2,3 llamafactory-cli train factory.yaml", {"parallel": {"gpus": 4}}),
+    (f"torchrun --nproc_per_node 2 --nnodes=2 src/train.py --stage sft --model_name_or_path {MODEL}",
+     {"parallel": {"strategy": "ddp", "gpus": 4}}),
+    (f"deepspeed --num_gpus 2 src/train_bash.py --stage sft --model_name_or_path {MODEL}",
+     {"parallel": {"strategy": "ddp", "gpus": 2}}),
+    (f"deepspeed --include localhost:0,1,2 src/train_bash.py --stage sft --model_name_or_path {MODEL}",
+     {"parallel": {"gpus": 3}}),
+    ("axolotl train axolotl.yaml --micro-batch-size 3", {"sequence_length": 256, "micro_batch": 3}),
+    ("accelerate launch --num_processes 2 -m axolotl.cli.train axolotl.yaml", {"parallel": {"gpus": 2}}),
+    ("accelerate launch --config_file accelerate.yaml -m axolotl.cli.train axolotl.yaml",
+     {"parallel": {"strategy": "fsdp2", "gpus": 4}}),
+    ("trl sft --config trl.yaml --max_length 64", {"sequence_length": 64, "method": "lora"}),
+    (f"accelerate launch trl/scripts/sft.py --model_name_or_path {MODEL} --gradient_checkpointing false",
+     {"gradient_checkpointing": False, "sequence_length": 1024}),
+    ("tune run lora_finetune_single_device --config tune.yaml batch_size=1 model.lora_rank=64",
+     {"micro_batch": 1, "lora": {"rank": 64}}),
+    ("tune run --nproc_per_node 2 lora_finetune_distributed --config tune.yaml",
+     {"parallel": {"strategy": "fsdp2", "gpus": 2}}),
+    ("python own.py --max-length 64 --bf16", {"sequence_length": 64}),
+    (f"cd here && accelerate launch own.py --model {MODEL}", {"sequence_length": 128}),
+])  # fmt: skip
 def test_a_script_starts_a_tool_or_a_program(text: str, fields: dict[str, Any], tmp_path: Path) -> None:
     said(script(tmp_path, text), **fields)
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("llamafactory-cli export factory.yaml", "trains nothing"),
-        ("llamafactory-cli train gone.yaml", "isn't there"),
-        ("axolotl preprocess axolotl.yaml", "trains nothing"),
-        ("trl chat --model x", "not known as a training"),
-        ("python gone.py --lr 1", "a program that isn't there"),
-        ("python constant.py --lr 1", "can't be followed"),
-        ("llamafactory-cli train $CONFIG", "isn't there"),
-        ("pip install x\nls", "No command that trains"),
-    ],
-)
+@pytest.mark.parametrize(("text", "says"), [
+    ("llamafactory-cli export factory.yaml", "trains nothing"),
+    ("llamafactory-cli train gone.yaml", "isn't there"),
+    ("axolotl preprocess axolotl.yaml", "trains nothing"),
+    ("trl chat --model x", "not known as a training"),
+    ("python gone.py --lr 1", "a program that isn't there"),
+    ("python constant.py --lr 1", "can't be followed"),
+    ("llamafactory-cli train $CONFIG", "isn't there"),
+    ("pip install x\nls", "No command that trains"),
+])  # fmt: skip
 def test_a_script_that_says_too_little_has_no_answer(text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "constant.py").write_text(f"SFTTrainer('{MODEL}', args=SFTConfig()).train()")
     with pytest.raises(UserError) as caught:
@@ -131,17 +116,14 @@ def test_a_script_that_says_too_little_has_no_answer(text: str, says: str, tmp_p
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "note"),
-    [
-        (f"swift sft --model {MODEL}", False),  # the catalogue has its sizes
-        ("swift sft --model Qwen/Qwen9-1B", True),
-        ("swift sft --model Qwen/Qwen9-1B --use_hf true", False),
-        ("USE_HF=1 swift sft --model Qwen/Qwen9-1B", False),
-        ("export USE_MODELSCOPE_HUB=1\nllamafactory-cli train factory.yaml model_name_or_path=Qwen/Qwen9-1B", True),
-        ("llamafactory-cli train factory.yaml model_name_or_path=Qwen/Qwen9-1B", False),
-    ],
-)
+@pytest.mark.parametrize(("text", "note"), [
+    (f"swift sft --model {MODEL}", False),  # the catalogue has its sizes
+    ("swift sft --model Qwen/Qwen9-1B", True),
+    ("swift sft --model Qwen/Qwen9-1B --use_hf true", False),
+    ("USE_HF=1 swift sft --model Qwen/Qwen9-1B", False),
+    ("export USE_MODELSCOPE_HUB=1\nllamafactory-cli train factory.yaml model_name_or_path=Qwen/Qwen9-1B", True),
+    ("llamafactory-cli train factory.yaml model_name_or_path=Qwen/Qwen9-1B", False),
+])  # fmt: skip
 def test_a_model_of_modelscope_is_not_asked_of_the_hub_unsaid(text, note, tmp_path: Path, monkeypatch) -> None:
     config = tmp_path / "config.json"
     config.write_text('{"model_type": "llama", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 1}')
@@ -150,16 +132,13 @@ def test_a_model_of_modelscope_is_not_asked_of_the_hub_unsaid(text, note, tmp_pa
     assert bool(said_of) is note
 
 
-@pytest.mark.parametrize(
-    ("model", "write"),
-    [
-        ("LLM-Research/Meta-Llama-3-8B-Instruct", None),
-        ("ms://Qwen/Qwen3-8B", None),
-        ("ms://Qwen/Qwen9-1B", "Qwen/Qwen9-1B"),
-        ("ZhipuAI/glm-9-1b", "zai-org/glm-9-1b"),
-        ("AI-ModelScope/something-9b", "config.json"),
-    ],
-)
+@pytest.mark.parametrize(("model", "write"), [
+    ("LLM-Research/Meta-Llama-3-8B-Instruct", None),
+    ("ms://Qwen/Qwen3-8B", None),
+    ("ms://Qwen/Qwen9-1B", "Qwen/Qwen9-1B"),
+    ("ZhipuAI/glm-9-1b", "zai-org/glm-9-1b"),
+    ("AI-ModelScope/something-9b", "config.json"),
+])  # fmt: skip
 def test_an_id_of_modelscope_is_its_copy_or_an_error(
     model: str, write: str | None, tmp_path: Path, monkeypatch
 ) -> None:

@@ -1,7 +1,5 @@
 """The tools for assistants without the protocol: fields, refusals, the missing package (tests/mcp has the protocol)."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -19,19 +17,16 @@ ROOT = Path(__file__).resolve().parents[3]
 STEP = {"model": "smollm2-135m", "sequence_length": 128}
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "said"),
-    [
-        ("dryfit", {}, "A key is missing: model"),
-        ("dryfit", STEP | {"seq_len": 5}, "Unknown key: seq_len"),
-        ("dryfit", STEP | {"settings": "rank"}, "Wrong value for settings"),
-        ("dryfit", {"model": "no-such-model-at-all"}, "neither the name of a known configuration"),
-        ("explain_difference", {"before": STEP, "after": STEP | {"gup": 1}}, "Unknown key: after.gup"),
-        ("explain_difference", {"before": STEP, "after": STEP, "measured": "oom=1GiB"}, "a second step"),
-        ("explain_difference", {"before": STEP, "measured": "much"}, "`--measured` takes a size"),
-        ("train", {}, "There is no such tool"),
-    ],
-)
+@pytest.mark.parametrize(("name", "arguments", "said"), [
+    ("dryfit", {}, "A key is missing: model"),
+    ("dryfit", STEP | {"seq_len": 5}, "Unknown key: seq_len"),
+    ("dryfit", STEP | {"settings": "rank"}, "Wrong value for settings"),
+    ("dryfit", {"model": "no-such-model-at-all"}, "neither the name of a known configuration"),
+    ("explain_difference", {"before": STEP, "after": STEP | {"gup": 1}}, "Unknown key: after.gup"),
+    ("explain_difference", {"before": STEP, "after": STEP, "measured": "oom=1GiB"}, "a second step"),
+    ("explain_difference", {"before": STEP, "measured": "much"}, "`--measured` takes a size"),
+    ("train", {}, "There is no such tool"),
+])  # fmt: skip
 def test_a_wrong_call_is_refused_with_what_to_write(name: str, arguments: dict, said: str) -> None:
     found, refused = called(name, arguments)
     assert refused and found["next"]

@@ -1,7 +1,5 @@
 """Measuring a program's own updates: a real program on the CPU, a record in a file, a row of the own table."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

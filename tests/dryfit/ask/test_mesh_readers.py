@@ -1,7 +1,5 @@
 """Files that divide a step on a mesh: torchtitan's, accelerate's and axolotl's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import yaml
 from dryfit import readers
 from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.common.errors import UserError
-from tests.dryfit.ask.test_readers import AXOLOTL, TRL, asked, said
+from tests.dryfit.ask.test_readers import AXOLOTL, FACTORY, TRL, asked, said
 
 LARGE = "meta-llama/Llama-3.1-8B"  # with a head of its own
 TITAN = """
@@ -78,34 +76,33 @@ def remarks(found: Question) -> dict[str, str]:
 # --- torchtitan ------------------------------------------------------------------------------------------------------
 
 
-def test_torchtitans_toml_shards_over_the_gpus_that_there_are(tmp_path):
-    found = titan(tmp_path)
-    said(found, micro_batch=2, sequence_length=4096, precision="bf16-mixed", gradient_checkpointing=True,
-         optimizer="adamw_fused", parallel={"strategy": "fsdp2", "gpus": 8, "reduce_in_fp32": True})  # fmt: skip
-    assert found.scenario.model["num_hidden_layers"] == 32
+LOSSLESS = {"strategy": "fsdp2", "gpus": 16, "tensor": 4}
+STAGES = 'data_parallel_shard_degree = 1\npipeline_parallel_degree = 2\npipeline_parallel_schedule = "1F1B"'
+
+
+@pytest.mark.parametrize(("parallelism", "flavor", "gpu", "parallel", "rows"), [
+    ("", "8B", "8x80GiB", {"strategy": "fsdp2", "gpus": 8, "reduce_in_fp32": True}, (2, 1)),
+    ("tensor_parallel_degree = 4", "70B", "16x80GiB", {**LOSSLESS, "sequence_parallel": True, "loss_parallel": True},
+     (2, 1)),
+    ("tensor_parallel_degree = 4\nenable_sequence_parallel = false\ndisable_loss_parallel = true", "70B", "16x80GiB",
+     {**LOSSLESS, "sequence_parallel": False, "loss_parallel": False}, (2, 1)),
+    ("context_parallel_degree = 2\ndata_parallel_shard_degree = 4", "8B", "8x80GiB",
+     {"strategy": "fsdp2", "gpus": 8, "context": 2}, (2, 1)),
+    ("data_parallel_replicate_degree = 2\ndata_parallel_shard_degree = 4", "8B", "8x80GiB",
+     {"strategy": "fsdp2", "gpus": 8, "replicate": 2}, (2, 1)),
+    (f"{STAGES}\npipeline_parallel_microbatch_size = 1", "8B", "2x80GiB",  # a pipeline cuts the rows
+     {"strategy": "none", "gpus": 2, "pipeline": 2}, (1, 2)),
+    (f"{STAGES}\ntensor_parallel_degree = 2", "8B", "4x80GiB",
+     {"tensor": 2, "pipeline": 2, "sequence_parallel": True, "loss_parallel": True}, None),
+])  # fmt: skip
+def test_torchtitans_degrees_make_a_mesh(tmp_path, parallelism, flavor, gpu, parallel, rows):
+    found = titan(tmp_path, parallelism, flavor=flavor, gpu=gpu)
+    said(found, sequence_length=4096, precision="bf16-mixed", gradient_checkpointing=True, optimizer="adamw_fused",
+         parallel=parallel)  # fmt: skip
+    if rows:
+        said(found, micro_batch=rows[0], gradient_accumulation=rows[1])
+    assert found.scenario.model["num_hidden_layers"] == {"8B": 32, "70B": 80}[flavor]
     assert not found.reading.remarks and not found.reading.unknown
-
-
-def test_torchtitans_degrees_make_a_mesh(tmp_path):
-    found = titan(tmp_path, "tensor_parallel_degree = 4", flavor="70B", gpu="16x80GiB")
-    divided = {"strategy": "fsdp2", "gpus": 16, "tensor": 4}
-    said(found, parallel={**divided, "sequence_parallel": True, "loss_parallel": True})
-    assert not remarks(found)
-    off = "tensor_parallel_degree = 4\nenable_sequence_parallel = false\ndisable_loss_parallel = true"
-    found = titan(tmp_path, off, flavor="70B", gpu="16x80GiB")
-    said(found, parallel={**divided, "sequence_parallel": False, "loss_parallel": False})
-    found = titan(tmp_path, "context_parallel_degree = 2\ndata_parallel_shard_degree = 4")
-    said(found, parallel={"strategy": "fsdp2", "gpus": 8, "context": 2})
-    found = titan(tmp_path, "data_parallel_replicate_degree = 2\ndata_parallel_shard_degree = 4")
-    said(found, parallel={"strategy": "fsdp2", "gpus": 8, "replicate": 2})
-
-
-def test_a_pipeline_cuts_torchtitans_rows(tmp_path):
-    degrees = 'data_parallel_shard_degree = 1\npipeline_parallel_degree = 2\npipeline_parallel_schedule = "1F1B"'
-    found = titan(tmp_path, f"{degrees}\npipeline_parallel_microbatch_size = 1", gpu="2x80GiB")
-    said(found, micro_batch=1, gradient_accumulation=2, parallel={"strategy": "none", "gpus": 2, "pipeline": 2})
-    found = titan(tmp_path, f"{degrees}\ntensor_parallel_degree = 2", gpu="4x80GiB")
-    said(found, parallel={"tensor": 2, "pipeline": 2, "sequence_parallel": True, "loss_parallel": True})
 
 
 def test_what_torchtitan_combines_and_the_libraries_do_not_is_refused_in_the_files_words(tmp_path):
@@ -197,6 +194,14 @@ def test_a_function_of_a_registry_is_named_behind_the_file(tmp_path):
 # --- accelerate's ParallelismConfig ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tool", ["trl", "llama-factory", "ms-swift"])
+def test_the_block_is_read_of_all_whose_files_are_training_arguments(tmp_path, tool):
+    own = {"llama-factory": FACTORY, "ms-swift": {"model": LARGE, "tuner_type": "full"}, "trl": TRL}[tool]
+    given = own | {"fsdp": "full_shard", "fsdp_config": {"version": 2}, "parallelism_config": {"dp_replicate_size": 2}}
+    found = asked(tmp_path, given, tool=tool, gpu="4x80GiB")
+    said(found, parallel={"strategy": "fsdp2", "gpus": 4, "replicate": 2})
+
+
 def sizes(**given: int) -> dict[str, int]:
     return {f"parallelism_config_{name}_size": size for name, size in given.items()}
 
@@ -204,42 +209,32 @@ def sizes(**given: int) -> dict[str, int]:
 ACCELERATE = {"distributed_type": "FSDP", "num_processes": 8, "fsdp_config": {"fsdp_version": 2}}
 
 
-@pytest.mark.parametrize(
-    ("given", "mesh"),
-    [
-        ({"dp_shard": 4, "cp": 2}, {"context": 2, "gpus": 8}),
-        ({"dp_shard": 4, "tp": 2}, {"tensor": 2, "gpus": 8}),
-        ({"dp_shard": 4, "dp_replicate": 2}, {"replicate": 2, "gpus": 8}),
-    ],
-)
-def test_accelerates_block_makes_a_mesh(tmp_path, given, mesh):
-    beside = ACCELERATE | {"parallelism_config": sizes(**given)}
-    found = asked(tmp_path, TRL | {"model_name_or_path": LARGE, "loss_type": "nll"}, beside, tool="trl")
-    said(found, parallel={"strategy": "fsdp2", **mesh})
+@pytest.mark.parametrize(("more", "block", "mesh"), [
+    (ACCELERATE, sizes(dp_shard=4, cp=2), {"context": 2, "gpus": 8}),
+    (ACCELERATE, sizes(dp_shard=4, tp=2), {"tensor": 2, "gpus": 8}),
+    (ACCELERATE, sizes(dp_shard=4, dp_replicate=2), {"replicate": 2, "gpus": 8}),
+    ({}, {"cp_size": 2}, {"context": 2, "gpus": 4}),  # in TRL's own file
+])  # fmt: skip
+def test_accelerates_block_makes_a_mesh(tmp_path, more, block, mesh):
+    given, block = TRL | {"model_name_or_path": LARGE, "loss_type": "nll"}, {"parallelism_config": block}
+    own = given | {"fsdp": "full_shard", "fsdp_config": {"version": 2}} | block
+    files = (given, more | block) if more else (own,)
+    said(asked(tmp_path, *files, tool="trl", gpu=None if more else "4x80GiB"), parallel={"strategy": "fsdp2", **mesh})
 
 
-def test_accelerates_sp_size_is_deepspeeds_ulysses(tmp_path):
-    beside = {"distributed_type": "DEEPSPEED", "num_processes": 8, "deepspeed_config": {"zero_stage": 3}}
-    path = tmp_path / "accelerate.yaml"
-    path.write_text(yaml.safe_dump(beside | {"parallelism_config": sizes(sp=2)}), encoding="utf-8")
-    reading = readers.read_tool(path, "accelerate", readers.mapping_of(path), None)
-    assert reading.fields["parallel"] == {"strategy": "zero3", "gpus": 8, "ulysses": 2} and not reading.remarks
-
-
-def test_ulysses_beside_fsdp_is_named_and_read_as_undivided(tmp_path):
-    beside = ACCELERATE | {"parallelism_config": sizes(dp_shard=4, sp=2)}
-    path = tmp_path / "accelerate.yaml"
-    path.write_text(yaml.safe_dump(beside), encoding="utf-8")
-    reading = readers.read_tool(path, "accelerate", readers.mapping_of(path), None)
-    assert [(one.key, one.errs) for one in reading.remarks] == [("parallelism_config: sp_size", "too high")]
-    assert reading.fields["parallel"] == {"strategy": "fsdp2", "gpus": 8, "reshard_after_forward": True,
-                                          "offload": "none"}  # fmt: skip
-
-
-def test_the_block_stands_in_a_file_of_trl_too(tmp_path):
-    given = TRL | {"loss_type": "nll", "fsdp": "full_shard", "fsdp_config": {"version": 2}}
-    found = asked(tmp_path, given | {"parallelism_config": {"cp_size": 2}}, tool="trl", gpu="4x80GiB")
-    said(found, parallel={"strategy": "fsdp2", "gpus": 4, "context": 2})
+def test_accelerates_sp_size_is_deepspeeds_ulysses_and_told_beside_fsdp(tmp_path):
+    deepspeed = {"distributed_type": "DEEPSPEED", "num_processes": 8, "deepspeed_config": {"zero_stage": 3}}
+    undivided = {"strategy": "fsdp2", "gpus": 8, "reshard_after_forward": True, "offload": "none"}
+    for beside, parallel, told in (
+        (deepspeed | {"parallelism_config": sizes(sp=2)}, {"strategy": "zero3", "gpus": 8, "ulysses": 2}, []),
+        (ACCELERATE | {"parallelism_config": sizes(dp_shard=4, sp=2)}, undivided,
+         [("parallelism_config: sp_size", "too high")]),
+    ):  # fmt: skip
+        path = tmp_path / "accelerate.yaml"
+        path.write_text(yaml.safe_dump(beside), encoding="utf-8")
+        reading = readers.read_tool(path, "accelerate", readers.mapping_of(path), None)
+        assert reading.fields["parallel"] == parallel
+        assert [(one.key, one.errs) for one in reading.remarks] == told
 
 
 # --- axolotl ---------------------------------------------------------------------------------------------------------
@@ -249,19 +244,15 @@ def test_axolotls_sizes_make_a_mesh(tmp_path):
     sharded = AXOLOTL | {"base_model": LARGE, "fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
     found = asked(tmp_path, sharded | {"dp_shard_size": 2, "dp_replicate_size": 2, "tensor_parallel_size": 2})
     said(found, parallel={"strategy": "fsdp2", "gpus": 8, "tensor": 2, "replicate": 2})
-    found = asked(tmp_path, sharded | {"dp_shard_size": 2, "context_parallel_size": 2, "flash_attention": True})
+    context = {"dp_shard_size": 2, "context_parallel_size": 2}
+    found = asked(tmp_path, sharded | context | {"flash_attention": True})
     said(found, attention="sdpa", parallel={"strategy": "fsdp2", "gpus": 4, "context": 2})
     assert remarks(found)["context_parallel_size"] == "either way"
     found = asked(tmp_path, AXOLOTL | {"deepspeed": "zero3.json", "context_parallel_size": 2})
     assert remarks(found)["context_parallel_size"] == "either way"
-    assert found.reading.fields["parallel"]["strategy"] == "zero3"
-    assert found.reading.fields["parallel"]["ulysses"] == 2
-
-
-def test_axolotls_combination_that_is_refused_names_its_key(tmp_path):
-    sharded = AXOLOTL | {"base_model": LARGE, "fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
+    assert {"strategy": "zero3", "ulysses": 2}.items() <= found.reading.fields["parallel"].items()
     with pytest.raises(UserError, match="can't be combined: accelerate's tensor parallel"):
-        asked(tmp_path, sharded | {"dp_shard_size": 2, "context_parallel_size": 2, "tensor_parallel_size": 2})
+        asked(tmp_path, sharded | context | {"tensor_parallel_size": 2})
 
 
 def test_ms_swifts_sequence_parallel_is_ulysses(tmp_path):

@@ -1,7 +1,5 @@
 """How many modules somebody has to read who follows one question: those of which a function is called."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -3,8 +3,6 @@
 They were written down before any was tried. Each has the step that is meant. ``run``: the program that answers.
 """
 
-from __future__ import annotations
-
 import shlex
 from typing import Any
 

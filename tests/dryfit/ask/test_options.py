@@ -1,7 +1,5 @@
 """The grammar: each wrong word of a line gets the nearest right one, and the line to paste is understood."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import shutil
@@ -26,60 +24,57 @@ def corrected(line: str) -> str:
     return caught.value.write
 
 
-@pytest.mark.parametrize(
-    ("typed", "meant"),
-    [
-        ("--gpu 4090 --method=qlroa -b 2", "--gpu 4090 --method qlora -b 2"),
-        ("--max_seq_length=2048 --gpu 4090", "-s 2048 --gpu 4090"),
-        ("--gpu 4090 --lora-r 64 -s 1024", "--gpu 4090 --set lora.rank=64 -s 1024"),
-        ("--gpu 4090 --precision fp16", "--gpu 4090 --set precision=fp16"),
-        ("--gpu 'MacBook Pro M3 Max' -s 2048", "--gpu apple-32gb -s 2048"),
-        ("--gpu colab -s 2048", "--gpu t4 -s 2048"),
-        ("--gup 4090 -s 64", "--gpu 4090 -s 64"),
-        ("--gpu 4900 -s 64", "--gpu rtx-4090 -s 64"),
-        ("--set lora.rnak=64 -s 64", "--set lora.rank=64 -s 64"),
-        ("--set attention=flsh -s 64", "--set attention=flash -s 64"),
-        ("--set sequence_length=0100 --gpu 4090", "-s 100 --gpu 4090"),
-        ("--gpu 3090 --strategy ddp -s 64", "--gpu 2xrtx-3090 --strategy ddp -s 64"),
-        ("--gpu", "--gpu 4090"),
-        ("-s 99999 --gpu 4090", "-s 32768 --gpu 4090"),
-        ("--gpu 4090 --grad-accumulation 8 --optim adamw_8bit",
-         "--gpu 4090 --set gradient_accumulation=8 --set optimizer=adamw_8bit"),
-        ("--gpu 4090 --count 3", "--gpu 4090"),
-        ("--gup 4090 --seq-len 2x --method lroa --lora-rank 8 --set atention=sdpa",
-         "--gpu 4090 -s 2048 --method lora --set lora.rank=8 --set attention=sdpa"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("typed", "meant"), [
+    ("--gpu 4090 --method=qlroa -b 2", "--gpu 4090 --method qlora -b 2"),
+    ("--max_seq_length=2048 --gpu 4090", "-s 2048 --gpu 4090"),
+    ("--gpu 4090 --lora-r 64 -s 1024", "--gpu 4090 --set lora.rank=64 -s 1024"),
+    ("--gpu 4090 --precision fp16", "--gpu 4090 --set precision=fp16"),
+    ("--gpu 'MacBook Pro M3 Max' -s 2048", "--gpu apple-32gb -s 2048"),
+    ("--gpu colab -s 2048", "--gpu t4 -s 2048"),
+    ("--gup 4090 -s 64", "--gpu 4090 -s 64"),
+    ("--gpu 4900 -s 64", "--gpu rtx-4090 -s 64"),
+    ("--set lora.rnak=64 -s 64", "--set lora.rank=64 -s 64"),
+    ("--set attention=flsh -s 64", "--set attention=flash -s 64"),
+    ("--set sequence_length=0100 --gpu 4090", "-s 100 --gpu 4090"),
+    ("--gpu 3090 --strategy ddp -s 64", "--gpu 2xrtx-3090 --strategy ddp -s 64"),
+    ("--gpu", "--gpu 4090"),
+    ("-s 99999 --gpu 4090", "-s 32768 --gpu 4090"),
+    ("--gpu 4090 --grad-accumulation 8 --optim adamw_8bit",
+     "--gpu 4090 --set gradient_accumulation=8 --set optimizer=adamw_8bit"),
+    ("--gpu 4090 --count 3", "--gpu 4090"),
+    ("--gup 4090 --seq-len 2x --method lroa --lora-rank 8 --set atention=sdpa",
+     "--gpu 4090 -s 2048 --method lora --set lora.rank=8 --set attention=sdpa"),
+])  # fmt: skip
 def test_one_line_has_all_that_was_wrong_put_right(typed: str, meant: str) -> None:
     assert corrected(f"{MODEL} {typed}") == f"dryfit {MODEL} {meant}"
     assert main([MODEL, *shlex.split(meant), "--yaml"]) == 0
 
 
-@pytest.mark.parametrize(
-    ("typed", "meant"),
-    [
-        ("batch --gpu 4090 qwen3-9b", "batch --gpu 4090 qwen3.5-9b"),
-        ("batch qwen3 9b --gpu 4090", "batch qwen3.5-9b --gpu 4090"),
-        ("Qwen3-8B-Instruct --gpu 4090", "qwen3-8b --gpu 4090"),
-        ("gpus qwen3-8b --gpu 4090 --json", "gpus qwen3-8b --json"),
-        ("divide qwen3-8b --fewest", "divide qwen3-8b --fewest --gpu 24GiB"),
-        ("compare qwen3-8b --gpu 4090", "compare qwen3-8b --gpu 4090 --measured 14.2GiB"),
-        ("explain --gpu 4090", f"explain {MODEL} --gpu 4090"),
-        ("--gpu 4090 -s 2048", f"{MODEL} --gpu 4090 -s 2048"),
-        ("nothere.yaml --gpu 4090", f"{MODEL} --gpu 4090"),
-    ],
-)
+@pytest.mark.parametrize(("typed", "meant"), [
+    ("batch --gpu 4090 qwen3-9b", "batch --gpu 4090 qwen3.5-9b"),
+    ("batch qwen3 9b --gpu 4090", "batch qwen3.5-9b --gpu 4090"),
+    ("Qwen3-8B-Instruct --gpu 4090", "qwen3-8b --gpu 4090"),
+    ("gpus qwen3-8b --gpu 4090 --json", "gpus qwen3-8b --json"),
+    ("divide qwen3-8b --fewest", "divide qwen3-8b --fewest --gpu 24GiB"),
+    ("compare qwen3-8b --gpu 4090", "compare qwen3-8b --gpu 4090 --measured 14.2GiB"),
+    ("explain --gpu 4090", f"explain {MODEL} --gpu 4090"),
+    ("--gpu 4090 -s 2048", f"{MODEL} --gpu 4090 -s 2048"),
+    ("nothere.yaml --gpu 4090", f"{MODEL} --gpu 4090"),
+])  # fmt: skip
 def test_a_command_refuses_what_it_does_not_use_and_asks_for_what_it_needs(typed: str, meant: str) -> None:
     assert corrected(typed) == f"dryfit {meant}"
     assert read(shlex.split(meant)).question.scenario
 
 
-def test_all_errors_of_a_line_are_named_and_the_line_stands_once() -> None:
+def test_all_errors_of_a_line_are_named_and_numbers_are_those_of_files() -> None:
     with pytest.raises(UserError) as caught:
         main([MODEL, "--seq-len", "2x", "--lora-r", "8", "--method", "lroa", "--gpu", "4900"])
     found = ["--seq-len 2x", "--lora-r 8", "--method lroa", "-s 2x", "4900"]
     assert [part.found for part in caught.value.parts] == found
     assert str(caught.value).count("dryfit qwen2.5-coder-7b") == 1
+    for text in ("sequence_length=0100", "sequence_length=1:30", "lora.rank=010"):
+        with pytest.raises(UserError, match="YAML reads"):
+            main([MODEL, "--set", text, "--yaml"])
 
 
 def test_a_slip_in_an_option_beside_a_file_is_one_of_the_command_line(tmp_path) -> None:
@@ -93,12 +88,6 @@ def test_a_slip_in_an_option_beside_a_file_is_one_of_the_command_line(tmp_path) 
     with pytest.raises(UserError) as caught:
         main([str(path), "--gpu", "t4"])
     assert caught.value.where == str(path) and caught.value.write == "lora:\n  rank: 8"
-
-
-def test_numbers_of_set_are_those_of_files() -> None:
-    for text in ("sequence_length=0100", "sequence_length=1:30", "lora.rank=010"):
-        with pytest.raises(UserError, match="YAML reads"):
-            main([MODEL, "--set", text, "--yaml"])
 
 
 def test_what_is_right_is_left_alone() -> None:
@@ -154,14 +143,11 @@ def test_the_fields_of_set_are_listed(capsys) -> None:
     assert all(f"\n{name}" in f"\n{text}" for name in BY_NAME) and "\nlora.rank: such as 16\n" in text
 
 
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
-        ("longest llama-3.1-70b --gpu t4 --quick", "for what would fit: dryfit llama-3.1-70b --gpu t4\n"),
-        ("batch qwen2.5-vl-7b --gpu 3090 --quick", "  warning: the answer covers the language model alone"),
-        ("unsloth/Qwen3-8B-bnb-4bit --gpu t4 --quick", "  note: the id is of Unsloth's account: --like unsloth asks"),
-    ],
-)
+@pytest.mark.parametrize(("line", "says"), [
+    ("longest llama-3.1-70b --gpu t4 --quick", "for what would fit: dryfit llama-3.1-70b --gpu t4\n"),
+    ("batch qwen2.5-vl-7b --gpu 3090 --quick", "  warning: the answer covers the language model alone"),
+    ("unsloth/Qwen3-8B-bnb-4bit --gpu t4 --quick", "  note: the id is of Unsloth's account: --like unsloth asks"),
+])  # fmt: skip
 def test_an_answer_says_where_to_go_on_and_what_it_leaves_out(line: str, says: str, capsys) -> None:
     main(shlex.split(line))
     assert says in capsys.readouterr().out
@@ -178,21 +164,18 @@ def test_help_is_printed_before_anything_heavy_is_imported() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("typed", "changes", "meant"),
-    [
-        ("m --gpu=t4 -s 64", {"gpu": "l4"}, "m --gpu l4 -s 64"),
-        ("batch m --sequence-length 64 -b 2", {"sequence_length": 32}, "batch m -s 32 -b 2"),
-        ("longest m --json", {"model": "n"}, "longest n --json"),
-        ("m --set lora.rank=4 -b 2", {"lora": {"rank": 2, "alpha": None}}, "m --set lora.rank=2 -b 2"),
-        ("m --set quantization.double=true", {"quantization": None}, "m"),
-        ("m -b 2", {"autocast": None}, "m -b 2 --set autocast=null"),
-        ("m --set autocast=fp16", {"autocast": None}, "m"),
-        ("m --set parallel.gpus=3", {"parallel": {"gpus": 2}}, "m --set parallel.gpus=2"),
-        ("m -b 2", {"parallel": {"tensor": 2}}, "m -b 2 --set parallel.tensor=2"),
-        ("m", {"--rows": 5}, "m --rows 5"),
-    ],
-)
+@pytest.mark.parametrize(("typed", "changes", "meant"), [
+    ("m --gpu=t4 -s 64", {"gpu": "l4"}, "m --gpu l4 -s 64"),
+    ("batch m --sequence-length 64 -b 2", {"sequence_length": 32}, "batch m -s 32 -b 2"),
+    ("longest m --json", {"model": "n"}, "longest n --json"),
+    ("m --set lora.rank=4 -b 2", {"lora": {"rank": 2, "alpha": None}}, "m --set lora.rank=2 -b 2"),
+    ("m --set quantization.double=true", {"quantization": None}, "m"),
+    ("m -b 2", {"autocast": None}, "m -b 2 --set autocast=null"),
+    ("m --set autocast=fp16", {"autocast": None}, "m"),
+    ("m --set parallel.gpus=3", {"parallel": {"gpus": 2}}, "m --set parallel.gpus=2"),
+    ("m -b 2", {"parallel": {"tensor": 2}}, "m -b 2 --set parallel.tensor=2"),
+    ("m", {"--rows": 5}, "m --rows 5"),
+])  # fmt: skip
 def test_a_change_stands_where_what_it_replaces_stood(typed, changes, meant) -> None:
     assert suggested(typed.split(), changes) == f"dryfit {meant}"
 
@@ -228,15 +211,12 @@ def test_completion_says_what_it_needs(monkeypatch) -> None:
     assert error.value.write == 'pip install "dryfit[completion]"'
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        ("--gpu 4090 --no-gradient-checkpointing", "--gpu 4090 --set gradient_checkpointing=false"),
-        ("--gpu h100 --full", "--gpu h100 --method full"),
-        ("a100-80gb", "--gpu a100-80gb"),
-        ("lora 2x3090 -s 2048", "--method lora --gpu 2x3090 -s 2048"),
-    ],
-)
+@pytest.mark.parametrize(("words", "line"), [
+    ("--gpu 4090 --no-gradient-checkpointing", "--gpu 4090 --set gradient_checkpointing=false"),
+    ("--gpu h100 --full", "--gpu h100 --method full"),
+    ("a100-80gb", "--gpu a100-80gb"),
+    ("lora 2x3090 -s 2048", "--method lora --gpu 2x3090 -s 2048"),
+])  # fmt: skip
 def test_a_correction_means_what_was_typed(words: str, line: str) -> None:
     assert meant(["qwen2.5-coder-7b", *words.split()])[0] == ["qwen2.5-coder-7b", *line.split()]
 
@@ -257,14 +237,11 @@ def test_a_list_for_programs_stays_one_and_its_reading_stands_beside_it(capsys) 
     assert json.loads(rows)[0]["gpu"] and told.startswith("Read as: dryfit gpus qwen3-8b --quick --json\n")
 
 
-def test_a_question_in_quotes_is_several_words_and_a_path_is_one() -> None:
+def test_a_question_in_quotes_is_several_words_and_a_correction_says_what_it_leaves_out() -> None:
     asked = "can i train qwen3 8b on a 4090 " + "please " * 50
     assert meant([asked])[0] == ["qwen3-8b", "--gpu", "4090"]
     for path in ("my files/axolotl.yaml", "./my model", ""):
         assert meant([path, "--gpu", "4090"])[0] == [path, "--gpu", "4090"]
-
-
-def test_a_correction_says_what_it_leaves_out() -> None:
     typed = ["qwen2.5-coder-7b", "--gpu", "4090", "--zzz", "0.7"]
     line, (error,) = meant(typed)
     assert line == typed[:3]

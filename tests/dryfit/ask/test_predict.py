@@ -47,23 +47,18 @@ def write(folder: Path, name: str, text: str) -> Path:
 def answered(tmp_path_factory) -> tuple[subprocess.CompletedProcess, list[dict]]:
     """One run over a scenario that fits, one that does not, and one without a card."""
     folder = tmp_path_factory.mktemp("scenarios")
-    files = [
-        write(folder, "fits", SMALL + "gpu: t4\n"),
-        write(folder, "does-not", SMALL + "method: full\nmicro_batch: 256\ngpu: {vram_gib: 0.6}\n"),
-        write(folder, "none", SMALL + "method: lora\n"),
-    ]
+    files = [write(folder, "fits", SMALL + "gpu: t4\n"),
+             write(folder, "does-not", SMALL + "method: full\nmicro_batch: 256\ngpu: {vram_gib: 0.6}\n"),
+             write(folder, "none", SMALL + "method: lora\n")]  # fmt: skip
     done = command(*files)
     return done, [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_one_object_a_file_in_order(answered) -> None:
+def test_an_answer_has_what_its_contract_says(answered) -> None:
     done, rows = answered
     assert done.returncode == 1, done.stderr
     assert done.stderr == ""  # no library's words
     assert [row["scenario"]["method"] for row in rows] == ["qlora", "full", "lora"]
-
-
-def test_contract(answered) -> None:
     for row in answered[1]:
         for name in ("rule_of_thumb", "analytic", "trace"):
             assert sum(row[name]["components"].values()) == row[name]["peak_allocated_bytes"] > 0
@@ -72,9 +67,6 @@ def test_contract(answered) -> None:
         assert traced["peak_allocated_bytes"] <= traced["required_bytes"] <= traced["peak_reserved_bytes"] + 2**21
         assert 0 < traced["resident_bytes"] < traced["peak_allocated_bytes"]
         assert set(row["versions"]) == {"python", "torch", "transformers", "peft", "bitsandbytes"}
-
-
-def test_verdicts(answered) -> None:
     fits, does_not, none = answered[1]
     assert (fits["fits"], fits["gpu"]["name"], fits["suggestions"]) == (True, "t4", [])
     assert fits["headroom_bytes"] == fits["gpu"]["usable_bytes"] - fits["trace"]["required_bytes"] > 0
@@ -82,6 +74,16 @@ def test_verdicts(answered) -> None:
     assert does_not["headroom_bytes"] < 0
     assert does_not["suggestions"]
     assert (none["fits"], none["gpu"], none["headroom_bytes"]) == (None, None, None)
+    for row in answered[1]:
+        both = row["allocators"]
+        assert both["default"]["required_bytes"] == row["trace"]["required_bytes"]
+        assert both["default"]["fits"] == row["fits"]
+        assert both["expandable_segments"]["required_bytes"] >= row["trace"]["resident_bytes"]
+        assert (both["expandable_segments"]["fits"] is None) == (row["gpu"] is None)
+    fits, does_not, _ = answered[1]
+    assert "method" in fits["assumed"] and "sequence_length" not in fits["assumed"]
+    assert {"method", "micro_batch", "lora"}.isdisjoint(does_not["assumed"])
+    assert all(row["like"] is None and isinstance(row["warnings"], list) for row in answered[1])
 
 
 def test_table_for_people(tmp_path, capsys) -> None:
@@ -109,15 +111,6 @@ def test_table_for_people(tmp_path, capsys) -> None:
     assert not re.search(r"\d GB", shown)  # sizes are GiB; a card's name may have its own
 
 
-def test_both_allocators_are_in_every_answer(answered) -> None:
-    for row in answered[1]:
-        both = row["allocators"]
-        assert both["default"]["required_bytes"] == row["trace"]["required_bytes"]
-        assert both["default"]["fits"] == row["fits"]
-        assert both["expandable_segments"]["required_bytes"] >= row["trace"]["resident_bytes"]
-        assert (both["expandable_segments"]["fits"] is None) == (row["gpu"] is None)
-
-
 def test_both_allocators_are_replays_of_one_trace(monkeypatch) -> None:
     from dryfit.tracing import trace
 
@@ -126,13 +119,6 @@ def test_both_allocators_are_replays_of_one_trace(monkeypatch) -> None:
     monkeypatch.setattr(trace, "trace_step", lambda *given, **more: taken.append(1) or step(*given, **more))
     both = traced(Scenario.from_mapping({"model": TINY, "sequence_length": 128})).trace
     assert len(taken) == 1 and set(both["required_bytes_by_allocator"]) == {"default", "expandable_segments"}
-
-
-def test_what_was_assumed_is_said(answered) -> None:
-    fits, does_not, _ = answered[1]
-    assert "method" in fits["assumed"] and "sequence_length" not in fits["assumed"]
-    assert {"method", "micro_batch", "lora"}.isdisjoint(does_not["assumed"])
-    assert all(row["like"] is None and isinstance(row["warnings"], list) for row in answered[1])
 
 
 @pytest.mark.thorough
@@ -155,33 +141,27 @@ def test_one_wrong_file_spoils_the_status_and_not_the_others(tmp_path, capsys) -
     assert str(wrong) in said.err
 
 
-BAD = {
-    "unknown gpu": (SMALL + "gpu: rtx-4091\n", ["gpu", "rtx-4091", "gpu: rtx-4090"]),
-    "rank 0": (SMALL + "lora: {rank: 0}\n", ["lora.rank", "0", "rank: 16"]),
-    "heads": (SMALL.replace("heads: 4", "heads: 3"), ["num_attention_heads", "3", "num_attention_heads: 4"]),
-    "positions": (SMALL.replace("h: 128\n", "h: 1024\n"), ["sequence_length", "1024", "sequence_length: 512"]),
-    "targets": (SMALL + "lora: {target_modules: [query]}\n", ["target_modules", "query", "target_modules: "]),
-    "unbuildable": ("model: {model_type: qwen9, hidden_size: 64}\n", ["model_type", "qwen9", "qwen2"]),
-    "not yaml": ("model: {", ["line"]),
-    "unknown field": (SMALL + "seqence_length: 4\n", ["seqence_length", "sequence_length: 4"]),
-    "number as text": (SMALL + "micro_batch: '2'\n", ["micro_batch", "'2'", "micro_batch: 2"]),
-    "no such file": (None, ["does not exist"]),
-    "null scenario": ("qlora: null\n", ["qlora", "lora"]),
-    "empty": ("", ["A scenario is a mapping", "model: qwen2.5-coder-7b"]),
-    "unknown model": ("model: nosuch\n", ["nosuch", "qwen2.5-coder-7b"]),
-    "absurd vocabulary": (SMALL.replace("size: 1000", "size: 1000000000000"), ["vocab_size", "at most 16777216"]),
-    "dropout on experts": (
-        SMALL.replace("qwen2", "mixtral") + "lora: {dropout: 0.1}\n",
-        ["no dropout for adapters of experts", "lora: "],
-    ),
-}
+BAD = {"unknown gpu": (SMALL + "gpu: rtx-4091\n", ["gpu", "rtx-4091", "gpu: rtx-4090"]),
+       "rank 0": (SMALL + "lora: {rank: 0}\n", ["lora.rank", "0", "rank: 16"]),
+       "heads": (SMALL.replace("heads: 4", "heads: 3"), ["num_attention_heads", "3", "num_attention_heads: 4"]),
+       "positions": (SMALL.replace("h: 128\n", "h: 1024\n"), ["sequence_length", "1024", "sequence_length: 512"]),
+       "targets": (SMALL + "lora: {target_modules: [query]}\n", ["target_modules", "query", "target_modules: "]),
+       "unbuildable": ("model: {model_type: qwen9, hidden_size: 64}\n", ["model_type", "qwen9", "qwen2"]),
+       "not yaml": ("model: {", ["line"]),
+       "unknown field": (SMALL + "seqence_length: 4\n", ["seqence_length", "sequence_length: 4"]),
+       "number as text": (SMALL + "micro_batch: '2'\n", ["micro_batch", "'2'", "micro_batch: 2"]),
+       "no such file": (None, ["does not exist"]),
+       "null scenario": ("qlora: null\n", ["qlora", "lora"]),
+       "empty": ("", ["A scenario is a mapping", "model: qwen2.5-coder-7b"]),
+       "unknown model": ("model: nosuch\n", ["nosuch", "qwen2.5-coder-7b"]),
+       "absurd vocabulary": (SMALL.replace("size: 1000", "size: 1000000000000"), ["vocab_size", "at most 16777216"]),
+       "dropout on experts": (SMALL.replace("qwen2", "mixtral") + "lora: {dropout: 0.1}\n",
+                              ["no dropout for adapters of experts", "lora: "])}  # fmt: skip
 
 
 def test_bad_input_is_explained(tmp_path, capfd) -> None:
-    files = {
-        name: write(tmp_path, name.replace(" ", "-"), text) if text is not None else tmp_path / "missing.yaml"
-        for name, (text, _) in BAD.items()
-    }
+    files = {name: write(tmp_path, name.replace(" ", "-"), text) if text is not None else tmp_path / "missing.yaml"
+             for name, (text, _) in BAD.items()}  # fmt: skip
     assert prediction.main([*map(str, files.values())]) == 2
     said = capfd.readouterr()
     assert said.out == ""
@@ -195,10 +175,8 @@ def test_bad_input_is_explained(tmp_path, capfd) -> None:
 def test_no_answer_is_status_3(tmp_path) -> None:
     """What is missing or fails is no verdict: neither "does not fit" nor a wrong scenario."""
     files = [write(tmp_path, "one", SMALL), write(tmp_path, "two", SMALL + "micro_batch: '2'\n")]
-    code = (
-        "import sys; sys.modules['torch'] = None; from dryfit.ask.predict import main; "
-        f"sys.exit(main({[str(path) for path in files]}))"
-    )
+    code = ("import sys; sys.modules['torch'] = None; from dryfit.ask.predict import main; "
+            f"sys.exit(main({[str(path) for path in files]}))")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, "")
     assert "torch is not installed" in done.stderr and "dryfit[trace]" in done.stderr

@@ -1,7 +1,5 @@
 """``like: trl | peft | axolotl | unsloth``: what it sets, what wins over it, and who decided what of a scenario."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,13 +98,10 @@ def test_what_a_tool_sets_is_in_the_scenario_and_named_as_the_tools(tool, rows, 
     assert set(request.set_by_like).isdisjoint(request.assumed)
 
 
-def test_another_aim_takes_that_trainers_loss() -> None:
+def test_another_aim_takes_that_trainers_loss_and_answers_to_a_prompt_are_a_micro_batch() -> None:
     for objective in ("dpo", "orpo", "kto", "grpo", "reward"):
         found = parse_request({**STEP, "like": "trl", "objective": objective, "micro_batch": 8})
         assert found.scenario.objective == objective and found.scenario.loss == "full"
-
-
-def test_answers_to_a_prompt_are_a_micro_batch_where_nothing_says_how_many_rows() -> None:
     step = {name: value for name, value in STEP.items() if name != "micro_batch"}
     for preference, rows in (({}, 8), ({"generations": 4}, 4)):
         found = parse_request({**step, "like": "trl", "objective": "grpo", "preference": preference})
@@ -121,19 +116,15 @@ def test_peft_prepares_and_trl_computes_the_loss_in_chunks() -> None:
     assert (of_trl.loss, of_trl.adapter_precision, of_trl.precision) == ("chunked", "bf16", "fp32")
 
 
-@pytest.mark.parametrize(
-    "own",
-    [
-        {"gradient_checkpointing": False, "optimizer": "adamw_8bit"},
-        {"method": "full", "precision": "fp16-mixed"},
-        {"method": "lora", "autocast": "fp16", "precision": "fp16"},
-        {"attention": "flash", "micro_batch": 4},
-        {"packing": "rows", "micro_batch": 2},
-        {"parallel": {"strategy": "fsdp2", "gpus": 2}},
-        {"kbit_preparation": "none", "quantization": {"double": True}},
-    ],
-    ids=lambda own: "-".join(own),
-)
+@pytest.mark.parametrize("own", [
+    {"gradient_checkpointing": False, "optimizer": "adamw_8bit"},
+    {"method": "full", "precision": "fp16-mixed"},
+    {"method": "lora", "autocast": "fp16", "precision": "fp16"},
+    {"attention": "flash", "micro_batch": 4},
+    {"packing": "rows", "micro_batch": 2},
+    {"parallel": {"strategy": "fsdp2", "gpus": 2}},
+    {"kbit_preparation": "none", "quantization": {"double": True}},
+], ids=lambda own: "-".join(own))  # fmt: skip
 @pytest.mark.parametrize("tool", LIKE)
 def test_what_is_named_wins(tool, own) -> None:
     found = parse_request({**STEP, "gpu": None, "like": tool, **own})
@@ -158,9 +149,6 @@ def test_a_count_of_gpus_is_all_of_them_unless_the_file_says_how() -> None:
     ddp = parse_request({**two, "parallel": {"strategy": "ddp", "gpus": 2}})
     assert ddp.scenario.parallel.strategy == "ddp" and "parallel" not in ddp.assumed
     assert "parallel" not in parse_request(STEP).assumed
-
-
-def test_a_mesh_that_is_no_number_is_named_and_a_full_one_has_nothing_beside() -> None:
     two = {"model": "qwen2.5-coder-7b", "method": "lora", "gpu": {"name": "rtx-3090", "count": 2}}
     assert parse_request({**two, "parallel": {"tensor": 2}}).scenario.parallel.strategy == "none"
     with pytest.raises(UserError, match=r"tensor"):

@@ -1,7 +1,5 @@
 """A real Trainer is stopped before its first step when the step won't fit, and left alone when it will."""
 
-from __future__ import annotations
-
 import gc
 import random
 import warnings

@@ -1,7 +1,5 @@
 """Files with something wrong in them: what is said names the file's own key, and nothing ends in a traceback."""
 
-from __future__ import annotations
-
 import json
 import random
 import re
@@ -27,24 +25,21 @@ def asked(tmp_path: Path, content: Any, tool: str | None = None, **options: Any)
     return question([path], QuestionOptions(tool=tool, **options))
 
 
-@pytest.mark.parametrize(
-    ("more", "where", "write"),
-    [
-        ({"deepspeed": {"zero_optimization": {"stage": 5}}}, "deepspeed: zero_optimization", "stage: 3"),
-        ({"deepspeed": {"zero_optimization": 7}}, "zero_optimization", "zero_optimization: {...}"),
-        ({"deepspeed": "{bad"}, "deepspeed", "deepspeed: ds_z3_config.json"),
-        ({"fsdp": ["full_shard"], "fsdp_config": {"version": "abc"}}, "fsdp_config: version", "version: 1"),
-        ({"fsdp": ["full_shard"], "fsdp_config": [1]}, "fsdp_config", "fsdp_config: {...}"),
-        ({"bnb_config_kwargs": 3}, "bnb_config_kwargs", "bnb_config_kwargs: {...}"),
-        ({"micro_batch_size": "many"}, "micro_batch_size", "micro_batch_size: 1"),
-        ({"lora_dropout": False}, "lora_dropout", "lora_dropout: 0.05"),  # no switch
-        ({"sequence_len": [2048]}, "sequence_len", "sequence_len: 2048"),
-        ({"sequence_len": 0}, "sequence_len", "sequence_len: 512"),
-        ({"lora_r": -3, "lora_alpha": 8, "lora_target_linear": True}, "lora_r", "lora_r: 16"),
-        ({"base_model": "smolm2-135m"}, "base_model", "base_model: smollm2-135m"),
-        ({"base_model": "./nothing/here"}, "base_model", "base_model: qwen2.5-coder-7b"),
-    ],
-)
+@pytest.mark.parametrize(("more", "where", "write"), [
+    ({"deepspeed": {"zero_optimization": {"stage": 5}}}, "deepspeed: zero_optimization", "stage: 3"),
+    ({"deepspeed": {"zero_optimization": 7}}, "zero_optimization", "zero_optimization: {...}"),
+    ({"deepspeed": "{bad"}, "deepspeed", "deepspeed: ds_z3_config.json"),
+    ({"fsdp": ["full_shard"], "fsdp_config": {"version": "abc"}}, "fsdp_config: version", "version: 1"),
+    ({"fsdp": ["full_shard"], "fsdp_config": [1]}, "fsdp_config", "fsdp_config: {...}"),
+    ({"bnb_config_kwargs": 3}, "bnb_config_kwargs", "bnb_config_kwargs: {...}"),
+    ({"micro_batch_size": "many"}, "micro_batch_size", "micro_batch_size: 1"),
+    ({"lora_dropout": False}, "lora_dropout", "lora_dropout: 0.05"),  # no switch
+    ({"sequence_len": [2048]}, "sequence_len", "sequence_len: 2048"),
+    ({"sequence_len": 0}, "sequence_len", "sequence_len: 512"),
+    ({"lora_r": -3, "lora_alpha": 8, "lora_target_linear": True}, "lora_r", "lora_r: 16"),
+    ({"base_model": "smolm2-135m"}, "base_model", "base_model: smollm2-135m"),
+    ({"base_model": "./nothing/here"}, "base_model", "base_model: qwen2.5-coder-7b"),
+])  # fmt: skip
 def test_a_wrong_value_in_a_tools_file_names_its_key(more, where, write, tmp_path) -> None:
     with pytest.raises(UserError) as caught:
         asked(tmp_path, AXOLOTL | more)
@@ -74,11 +69,9 @@ def test_the_model_of_llama_factory_is_advised_under_its_own_key(tmp_path) -> No
 def test_no_value_of_a_known_key_ends_in_a_traceback(tmp_path) -> None:
     values = ["many", -1, 0, 7.5, True, [], [1], ["a"], {}, {"stage": 5}, {"version": "abc"}, "", [[]], {"name": 3},
               10**30, float("nan"), "{bad"]  # fmt: skip
-    starts = {
-        ("axolotl",): AXOLOTL,
-        ("trl", "transformers"): {"model_name_or_path": "smollm2-135m", "use_peft": True, "load_in_4bit": True},
-        ("llama-factory", "transformers"): {"model_name_or_path": "smollm2-135m", "stage": "sft"},
-    }
+    starts = {("axolotl",): AXOLOTL,
+              ("trl", "transformers"): {"model_name_or_path": "smollm2-135m", "use_peft": True, "load_in_4bit": True},
+              ("llama-factory", "transformers"): {"model_name_or_path": "smollm2-135m", "stage": "sft"}}  # fmt: skip
     dice, refused = random.Random(30), 0
     for names, start in starts.items():
         for key in keys(*names).understood:
@@ -146,23 +139,18 @@ def test_a_vision_model_without_images_says_what_the_answer_covers_and_mrope_loa
     assert "language model alone" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("written", "first", "likely"),
-    [
-        ("gemma-3-9b-it", None, "google/gemma-3-9b-it"),
-        ("google/gemma-3-9b-it", None, None),
-        ("gemma-3-12b-it", "gemma-3-12b", "google/gemma-3-12b-it"),
-        ("deepseek-r1-distill-14b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", None),
-        ("llama-3.3-70b", "meta-llama/Llama-3.3-70B-Instruct", "meta-llama/llama-3.3-70b"),
-        ("Qwen3-8B-Instruct", "qwen3-8b", "Qwen/Qwen3-8B-Instruct"),
-        ("Qwen/Qwen3-8B-Instruct", "Qwen/Qwen3-8B", None),
-        ("qwen3-30b", "qwen3-30b-a3b", "Qwen/qwen3-30b"),
-        ("llama3-8b", "llama-3-8b", None),
-        ("qwen2-7b", "qwen2-7b", "Qwen/qwen2-7b"),
-        ("qwen2.5-codr-7b", "qwen2.5-coder-7b", None),
-        ("mistral-7b", "mistral-7b-v0.3", None),  # the newest
-        ("nonsense", None, None),
-    ],
-)
+@pytest.mark.parametrize(("written", "first", "likely"), [
+    ("gemma-3-9b-it", None, "google/gemma-3-9b-it"),
+    ("google/gemma-3-9b-it", None, None),
+    ("gemma-3-12b-it", "gemma-3-12b", "google/gemma-3-12b-it"),
+    ("deepseek-r1-distill-14b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", None),
+    ("llama-3.3-70b", "meta-llama/Llama-3.3-70B-Instruct", "meta-llama/llama-3.3-70b"),
+    ("Qwen3-8B-Instruct", "qwen3-8b", "Qwen/Qwen3-8B-Instruct"),
+    ("Qwen/Qwen3-8B-Instruct", "Qwen/Qwen3-8B", None), ("qwen3-30b", "qwen3-30b-a3b", "Qwen/qwen3-30b"),
+    ("llama3-8b", "llama-3-8b", None), ("qwen2-7b", "qwen2-7b", "Qwen/qwen2-7b"),
+    ("qwen2.5-codr-7b", "qwen2.5-coder-7b", None),
+    ("mistral-7b", "mistral-7b-v0.3", None),  # the newest
+    ("nonsense", None, None),
+])  # fmt: skip
 def test_the_nearest_model_has_the_size_and_the_version_of_the_family(written, first, likely) -> None:
     assert next(iter(nearest(written)), None) == first and likely_id(written) == likely

@@ -24,74 +24,44 @@ def test_every_card_has_its_figures_and_their_sources() -> None:
         assert card.total_source
         assert card.context_source
         assert card.usable_bytes == card.total_bytes - card.context_bytes
-
-
-def test_catalogue_spans_12_to_180_gb() -> None:
     sizes = [card.total_bytes / GIB for card in catalogue().values()]
     assert min(sizes) < 12
     assert max(sizes) > 178
+    cards = known()
+    assert len(cards) >= 80
+    for name, card in cards.items():
+        assert card.name == name and card.total_source and card.usable_bytes > 0
+        assert not card.pool_bytes or card.system_source.startswith("assumed")
+    for card in known().values():
+        assert card.total_source and (card.compute_capability or not card.is_modelled)
 
 
-def test_measured_t4() -> None:
+def test_a_card_by_its_name_and_by_its_size() -> None:
     card = find("t4")
     assert (card.total_bytes, card.context_bytes, card.capability) == (14912 * MIB, int(140.875 * MIB), (7, 5))
-
-
-def test_what_is_usable_and_why_it_is_not_all_is_said_in_figures() -> None:
     assert find("t4").capacity_line == "Tesla T4 has 14.42 GiB (14.56 less 0.14 of CUDA context)"
-
-
-def test_a_size_instead_of_a_name() -> None:
     card = find({"vram_gib": 24})
     assert card.total_bytes == 24 * GIB
     assert card.context_source.startswith("assumed")
 
 
-@pytest.mark.parametrize(
-    ("written", "name", "count"),
-    [
-        ("4090", "rtx-4090", 1),
-        (4090, "rtx-4090", 1),  # as YAML reads `gpu: 4090`
-        ("rtx4090", "rtx-4090", 1),
-        ("a800", "a800-80gb", 1),
-        ("8xA800-80G", "a800-80gb", 8),
-        ("NVIDIA A800-SXM4-80GB", "a800-80gb", 1),
-        ("A800 80G PCIe", "a800-80gb", 1),
-        ("h800", "h800", 1),
-        ("H800-80GB", "h800", 1),
-        ("4090d", "rtx-4090-d", 1),
-        ("RTX 4090 D", "rtx-4090-d", 1),
-        ("4090 48gb", "rtx-4090-48gb", 1),
-        ("5090D", "rtx-5090-d", 1),
-        ("l20", "l20", 1),
-        ("h20", "h20", 1),
-        ("H20-3e", "h20-3e", 1),
-        ("H20 141GB", "h20-3e", 1),
-        ("gh200 480gb", "gh200-96gb", 1),
-        ("gb200", "gb200", 1),
-        ("v100s", "v100s-32gb", 1),
-        ("2080ti 22g", "rtx-2080-ti-22gb", 1),
-        ("RTX 3090 24GB", "rtx-3090", 1),
-        ("h100 pcie", "h100-80gb", 1),
-        ("a100-pcie-40gb", "a100-40gb", 1),
-        ("5060", "rtx-5060", 1),
-        ("RTX 3090", "rtx-3090", 1),
-        ("NVIDIA GeForce RTX 4070 Ti SUPER", "rtx-4070-ti-super", 1),
-        ("3090 ti", "rtx-3090-ti", 1),
-        ("1080ti", "gtx-1080-ti", 1),
-        ("T4", "t4", 1),
-        ("h100 80gb", "h100-80gb", 1),
-        ("H100", "h100-80gb", 1),
-        ("a100 40", "a100-40gb", 1),
-        ("A100 80G", "a100-80gb", 1),
-        ("L40", "l40", 1),
-        ("L40S", "l40s", 1),
-        ("6000 ada", "rtx-6000-ada", 1),
-        ("2x3090", "rtx-3090", 2),
-        ("8 x H100 80GB", "h100-80gb", 8),
-        ("H100 x 8", "h100-80gb", 8),
-    ],
-)
+@pytest.mark.parametrize(("written", "name", "count"), [
+    ("4090", "rtx-4090", 1),
+    (4090, "rtx-4090", 1),  # as YAML reads `gpu: 4090`
+    ("rtx4090", "rtx-4090", 1), ("a800", "a800-80gb", 1), ("8xA800-80G", "a800-80gb", 8),
+    ("NVIDIA A800-SXM4-80GB", "a800-80gb", 1), ("A800 80G PCIe", "a800-80gb", 1), ("h800", "h800", 1),
+    ("H800-80GB", "h800", 1), ("4090d", "rtx-4090-d", 1), ("RTX 4090 D", "rtx-4090-d", 1),
+    ("4090 48gb", "rtx-4090-48gb", 1), ("5090D", "rtx-5090-d", 1), ("l20", "l20", 1), ("h20", "h20", 1),
+    ("H20-3e", "h20-3e", 1), ("H20 141GB", "h20-3e", 1), ("gh200 480gb", "gh200-96gb", 1), ("gb200", "gb200", 1),
+    ("v100s", "v100s-32gb", 1), ("2080ti 22g", "rtx-2080-ti-22gb", 1), ("RTX 3090 24GB", "rtx-3090", 1),
+    ("h100 pcie", "h100-80gb", 1), ("a100-pcie-40gb", "a100-40gb", 1), ("5060", "rtx-5060", 1),
+    ("RTX 3090", "rtx-3090", 1),
+    ("NVIDIA GeForce RTX 4070 Ti SUPER", "rtx-4070-ti-super", 1),
+    ("3090 ti", "rtx-3090-ti", 1), ("1080ti", "gtx-1080-ti", 1), ("T4", "t4", 1), ("h100 80gb", "h100-80gb", 1),
+    ("H100", "h100-80gb", 1), ("a100 40", "a100-40gb", 1), ("A100 80G", "a100-80gb", 1), ("L40", "l40", 1),
+    ("L40S", "l40s", 1), ("6000 ada", "rtx-6000-ada", 1), ("2x3090", "rtx-3090", 2), ("8 x H100 80GB", "h100-80gb", 8),
+    ("H100 x 8", "h100-80gb", 8),
+])  # fmt: skip
 def test_cards_are_found_as_people_write_them(written, name, count) -> None:
     card = find(written)
     assert (card.name, card.count) == (name, count)
@@ -107,15 +77,12 @@ def test_sizes_in_gib_are_exact_and_those_in_gb_what_stands_on_the_box(written, 
     assert card.count == count
 
 
-@pytest.mark.parametrize(
-    ("written", "cards"),
-    [
-        ("A100", ["a100-40gb", "a100-80gb"]),
-        ("v100", ["v100-16gb", "v100-32gb"]),
-        ("4060 ti", ["rtx-4060-ti-16gb", "rtx-4060-ti-8gb"]),
-        ("RTX 6000", ["rtx-6000-ada", "quadro-rtx-6000"]),
-    ],
-)
+@pytest.mark.parametrize(("written", "cards"), [
+    ("A100", ["a100-40gb", "a100-80gb"]),
+    ("v100", ["v100-16gb", "v100-32gb"]),
+    ("4060 ti", ["rtx-4060-ti-16gb", "rtx-4060-ti-8gb"]),
+    ("RTX 6000", ["rtx-6000-ada", "quadro-rtx-6000"]),
+])  # fmt: skip
 def test_a_name_of_several_cards_lists_them(written, cards) -> None:
     with pytest.raises(UserError) as caught:
         find(written, "--gpu")
@@ -123,22 +90,11 @@ def test_a_name_of_several_cards_lists_them(written, cards) -> None:
     assert caught.value.write == f"gpu: {cards[0]}"
 
 
-@pytest.mark.parametrize(
-    ("written", "write"),
-    [
-        ("rtx-4091", "gpu: rtx-4090"),
-        ("4099", "gpu: rtx-4090"),
-        ("x", "gpu: 12GiB"),
-        ("some card 32gb", "gpu: 32GiB"),
-        ("Google Colab", "gpu: t4"),
-        ("kaggle", "gpu: 2xt4"),
-        ("24", "gpu: 24GiB"),
-        (24, "gpu: {vram_gib: 24}"),
-        ("0x3090", "gpu: 2x3090"),
-        ("9999GiB", "gpu: 24GiB"),
-        ("{vram_gib: [}", "gpu: {vram_gib: 24}"),
-    ],
-)
+@pytest.mark.parametrize(("written", "write"), [
+    ("rtx-4091", "gpu: rtx-4090"), ("4099", "gpu: rtx-4090"), ("x", "gpu: 12GiB"), ("some card 32gb", "gpu: 32GiB"),
+    ("Google Colab", "gpu: t4"), ("kaggle", "gpu: 2xt4"), ("24", "gpu: 24GiB"), (24, "gpu: {vram_gib: 24}"),
+    ("0x3090", "gpu: 2x3090"), ("9999GiB", "gpu: 24GiB"), ("{vram_gib: [}", "gpu: {vram_gib: 24}"),
+])  # fmt: skip
 def test_an_unknown_card_says_what_to_write(written, write) -> None:
     with pytest.raises(UserError) as caught:
         find(written, "scenario.yaml")
@@ -180,10 +136,8 @@ def test_of_several_gpus_the_one_with_the_least_room_decides() -> None:
     )
     assert (least.index, [other.index for other in least.others]) == (1, [0, 2])
     assert least.capacity_line.startswith("GPU 1 (NVIDIA GeForce RTX 3090) has 3.")
-    assert (
-        "20.00 held by python (process 42)" in least.capacity_line
-        and "of 3 GPUs it has the least" in least.capacity_line
-    )
+    assert ("20.00 held by python (process 42)" in least.capacity_line
+            and "of 3 GPUs it has the least" in least.capacity_line)  # fmt: skip
     assert "Xorg" not in least.capacity_line and "kinds" not in least.capacity_line
     assert least.to_mapping()["others"][1]["label"] == "GPU 2 (NVIDIA GeForce RTX 3090)"
 
@@ -205,12 +159,8 @@ def test_kinds_of_gpus_that_differ_are_judged_each_by_its_own_step_and_said() ->
 
 def test_who_holds_it_is_what_nvidia_smi_says(tmp_path, monkeypatch) -> None:
     program = tmp_path / "nvidia-smi"
-    lines = [
-        "GPU-aa, 42, python, 19968",
-        "GPU-aa, 7, /usr/bin/own, 300",
-        "GPU-bb, 43, other, 5",
-        "GPU-aa, 44, w, [N/A]",
-    ]
+    lines = ["GPU-aa, 42, python, 19968", "GPU-aa, 7, /usr/bin/own, 300", "GPU-bb, 43, other, 5",
+             "GPU-aa, 44, w, [N/A]"]  # fmt: skip
     program.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(lines) + "\nEND\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -258,23 +208,17 @@ def test_the_sizes_of_cards_with_the_same_kernels_are_asked_about() -> None:
 # --- unified memory, and allocators that are not replayed -----------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("written", "name", "allocator"),
-    [
-        ("DGX Spark", "gb10", "cuda"),
-        ("Jetson Thor", "jetson-agx-thor", "cuda"),
-        ("8xB300", "b300", "cuda"),
-        ("RTX PRO 6000", "rtx-pro-6000", "cuda"),
-        ("RTX PRO 5000 72GB", "rtx-pro-5000-72gb", "cuda"),
-        ("MI355", "mi355x", "rocm"),
-        ("MI300X", "mi300x", "rocm"),
-        ("Radeon 8060S", "strix-halo-128gb", "rocm"),
-        ("strix halo 64gb", "strix-halo-64gb", "rocm"),
-        ("MacBook Pro M3 Max 64GB", "apple-64gb", "mps"),
-        ("Mac Studio M3 Ultra 512 GB", "apple-512gb", "mps"),
-        ("apple silicon 32gb", "apple-32gb", "mps"),
-    ],
-)
+@pytest.mark.parametrize(("written", "name", "allocator"), [
+    ("DGX Spark", "gb10", "cuda"),
+    ("Jetson Thor", "jetson-agx-thor", "cuda"),
+    ("8xB300", "b300", "cuda"),
+    ("RTX PRO 6000", "rtx-pro-6000", "cuda"),
+    ("RTX PRO 5000 72GB", "rtx-pro-5000-72gb", "cuda"),
+    ("MI355", "mi355x", "rocm"), ("MI300X", "mi300x", "rocm"), ("Radeon 8060S", "strix-halo-128gb", "rocm"),
+    ("strix halo 64gb", "strix-halo-64gb", "rocm"), ("MacBook Pro M3 Max 64GB", "apple-64gb", "mps"),
+    ("Mac Studio M3 Ultra 512 GB", "apple-512gb", "mps"),
+    ("apple silicon 32gb", "apple-32gb", "mps"),
+])  # fmt: skip
 def test_cards_of_2026_are_found_with_their_allocator(written, name, allocator) -> None:
     card = find(written)
     assert (card.name, card.allocator, card.is_modelled) == (name, allocator, allocator == "cuda")
@@ -304,14 +248,6 @@ def test_of_unified_memory_the_system_keeps_a_part() -> None:
     assert small.usable_bytes == small.total_bytes < small.free_pool_bytes
 
 
-def test_every_card_says_where_its_size_comes_from() -> None:
-    cards = known()
-    assert len(cards) >= 80
-    for name, card in cards.items():
-        assert card.name == name and card.total_source and card.usable_bytes > 0
-        assert not card.pool_bytes or card.system_source.startswith("assumed")
-
-
 def test_what_your_card_holds_beside_the_allocator_can_be_said() -> None:
     card = find("{name: rtx4090, context_mib: 530}")
     assert card.usable_bytes == find("rtx-4090").total_bytes - 530 * MIB and card.context_source == "as given"
@@ -326,25 +262,13 @@ def test_what_your_card_holds_beside_the_allocator_can_be_said() -> None:
         find({"name": "t4", "context_mib": -1})
 
 
-@pytest.mark.parametrize(
-    ("written", "offered", "not_offered"),
-    [
-        ("a900", "rtx-4090", "rtx-a6000"),  # no slip of a workstation's card
-        ("h300", "h800, h200", "rtx-4090"),
-        ("m40", "a size such as 40GiB", "l40"),
-        ("4099", "rtx-4090", "a100-80gb"),
-        ("gh200", "gh200-96gb", "h200 "),
-        ("ascend 910b", "a size", "a10,"),
-        ("MTT S4000", "a size", "a4000"),
-        ("rx 9060", "rx-9070-xt", "rtx-5060"),
-    ],
-)
+@pytest.mark.parametrize(("written", "offered", "not_offered"), [
+    ("a900", "rtx-4090", "rtx-a6000"),  # no slip of a workstation's card
+    ("h300", "h800, h200", "rtx-4090"), ("m40", "a size such as 40GiB", "l40"), ("4099", "rtx-4090", "a100-80gb"),
+    ("gh200", "gh200-96gb", "h200 "), ("ascend 910b", "a size", "a10,"), ("MTT S4000", "a size", "a4000"),
+    ("rx 9060", "rx-9070-xt", "rtx-5060"),
+])  # fmt: skip
 def test_a_name_that_is_not_known_offers_its_own_family(written: str, offered: str, not_offered: str) -> None:
     with pytest.raises(UserError) as caught:
         find(written)
     assert offered in caught.value.allowed and not_offered not in caught.value.allowed + str(caught.value.write)
-
-
-def test_each_card_has_a_size_and_a_capability_or_another_allocator() -> None:
-    for card in known().values():
-        assert card.total_source and (card.compute_capability or not card.is_modelled)

@@ -1,7 +1,5 @@
 """Three words: what a step needs, what is beside it on a card, and what an answer leaves out."""
 
-from __future__ import annotations
-
 import csv
 from dataclasses import replace
 

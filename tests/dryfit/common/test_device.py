@@ -8,17 +8,14 @@ from dryfit.common import device
 from dryfit.common.errors import UserError
 
 
-@pytest.mark.parametrize(
-    ("there", "wanted", "gpus", "words"),
-    [
-        (1, "auto", 2, ["for 2 GPUs", "this machine has 1", "strategy: none, gpus: 1"]),
-        (3, "cuda", 4, ["for 4 GPUs", "this machine has 3", "strategy: fsdp2, gpus: 3"]),
-        (0, "cuda", 2, ["No CUDA device", "device: auto"]),
-        (0, "auto", 2, None),  # two processes on the CPU
-        (1, "cpu", 2, None),
-        (4, "cuda", 4, None),
-    ],
-)
+@pytest.mark.parametrize(("there", "wanted", "gpus", "words"), [
+    (1, "auto", 2, ["for 2 GPUs", "this machine has 1", "strategy: none, gpus: 1"]),
+    (3, "cuda", 4, ["for 4 GPUs", "this machine has 3", "strategy: fsdp2, gpus: 3"]),
+    (0, "cuda", 2, ["No CUDA device", "device: auto"]),
+    (0, "auto", 2, None),  # two processes on the CPU
+    (1, "cpu", 2, None),
+    (4, "cuda", 4, None),
+])  # fmt: skip
 def test_more_gpus_than_there_are(monkeypatch, there, wanted, gpus, words):
     monkeypatch.setattr(device, "cuda_devices", lambda: there)
     if words is None:
@@ -29,15 +26,12 @@ def test_more_gpus_than_there_are(monkeypatch, there, wanted, gpus, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("vendor", "flags", "faster"),
-    [
-        ("GenuineIntel", "avx512f avx512_bf16 amx_bf16 amx_tile", True),
-        ("GenuineIntel", "avx512f avx512_bf16", False),
-        ("AuthenticAMD", "avx512f avx512_bf16", True),
-        ("AuthenticAMD", "avx2 fma", False),
-    ],
-)
+@pytest.mark.parametrize(("vendor", "flags", "faster"), [
+    ("GenuineIntel", "avx512f avx512_bf16 amx_bf16 amx_tile", True),
+    ("GenuineIntel", "avx512f avx512_bf16", False),
+    ("AuthenticAMD", "avx512f avx512_bf16", True),
+    ("AuthenticAMD", "avx2 fma", False),
+])  # fmt: skip
 def test_which_processors_are_faster_in_bf16(tmp_path, vendor, flags, faster):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags}\nbogomips\t: 5000\n")
@@ -56,16 +50,13 @@ def no_allocator_settings(monkeypatch):
         monkeypatch.setenv(name, "")  # put back afterwards
 
 
-@pytest.mark.parametrize(
-    ("wanted", "given", "left", "named"),
-    [
-        (False, "", "expandable_segments:False", False),
-        (True, "", "expandable_segments:True", False),
-        (True, "max_split_size_mb:64", "max_split_size_mb:64,expandable_segments:True", False),
-        (True, "expandable_segments:False", "expandable_segments:False", True),
-        (False, "expandable_segments:True", "expandable_segments:True", True),
-    ],
-)
+@pytest.mark.parametrize(("wanted", "given", "left", "named"), [
+    (False, "", "expandable_segments:False", False),
+    (True, "", "expandable_segments:True", False),
+    (True, "max_split_size_mb:64", "max_split_size_mb:64,expandable_segments:True", False),
+    (True, "expandable_segments:False", "expandable_segments:False", True),
+    (False, "expandable_segments:True", "expandable_segments:True", True),
+])  # fmt: skip
 def test_the_allocator_works_as_the_trace_assumed(
     no_allocator_settings, monkeypatch, caplog, wanted, given, left, named
 ):

@@ -164,22 +164,19 @@ def test_digests_taken_while_writing_count_as_well(tmp_path):
     assert read_report(tmp_path / "report.json", tmp_path / "shard")
 
 
-@pytest.mark.parametrize(
-    ("spoil", "culprit"),
-    [
-        (lambda folder: (folder / "rows.jsonl").write_text("{ }\n"), "rows.jsonl"),
-        (lambda folder: (folder / "rows.jsonl").write_bytes(b"\0\0\0"), "rows.jsonl"),
-        (lambda folder: (folder / "rows.jsonl").unlink(), "rows.jsonl"),
-        (lambda folder: (folder / "report.json").unlink(), "report.json"),
-        (lambda folder: (folder / "report.json").write_bytes(b"\0" * 40), "report.json"),
-        (lambda folder: (folder / "report.json").write_bytes(b"\xff"), "report.json"),
-        (lambda folder: (folder / "report.json").write_text("[]"), "report.json"),
-        (lambda folder: (folder / "report.json").write_text('{"sha256": {}}'), "report.json"),
-        (lambda folder: edit(folder / "report.json", "1.5", "1.6"), "report.json"),
-        (lambda folder: edit(folder / "report.json", "rows.jsonl", "other.jsonl"), "report.json"),
-        (lambda folder: write_report(folder / "report.json", {}), "report.json"),  # knows no rows.jsonl
-    ],
-)
+@pytest.mark.parametrize(("spoil", "culprit"), [
+    (lambda folder: (folder / "rows.jsonl").write_text("{ }\n"), "rows.jsonl"),
+    (lambda folder: (folder / "rows.jsonl").write_bytes(b"\0\0\0"), "rows.jsonl"),
+    (lambda folder: (folder / "rows.jsonl").unlink(), "rows.jsonl"),
+    (lambda folder: (folder / "report.json").unlink(), "report.json"),
+    (lambda folder: (folder / "report.json").write_bytes(b"\0" * 40), "report.json"),
+    (lambda folder: (folder / "report.json").write_bytes(b"\xff"), "report.json"),
+    (lambda folder: (folder / "report.json").write_text("[]"), "report.json"),
+    (lambda folder: (folder / "report.json").write_text('{"sha256": {}}'), "report.json"),
+    (lambda folder: edit(folder / "report.json", "1.5", "1.6"), "report.json"),
+    (lambda folder: edit(folder / "report.json", "rows.jsonl", "other.jsonl"), "report.json"),
+    (lambda folder: write_report(folder / "report.json", {}), "report.json"),  # knows no rows.jsonl
+])  # fmt: skip
 def test_every_change_is_noticed_and_the_file_to_delete_is_named(tmp_path, spoil, culprit):
     report = report_of(tmp_path)
     spoil(tmp_path)

@@ -1,7 +1,5 @@
 """Answers that are kept: shown again as they were, and never where something that decides them has changed."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
@@ -68,16 +66,12 @@ def test_a_changed_file_is_asked_about_anew(folder, change) -> None:
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(
-    "other",
-    [
-        lambda: KeptAnswer((*WORDS, "--json"), asked()),
-        lambda: KeptAnswer(WORDS, asked(sequence_length=511)),
-        lambda: KeptAnswer(WORDS, asked(settings=["optimizer=adamw_8bit"])),
-        lambda: KeptAnswer(WORDS, [asked(), Run(rows=10)]),
-    ],
-    ids=["form", "length", "setting", "run"],
-)
+@pytest.mark.parametrize("other", [
+    lambda: KeptAnswer((*WORDS, "--json"), asked()),
+    lambda: KeptAnswer(WORDS, asked(sequence_length=511)),
+    lambda: KeptAnswer(WORDS, asked(settings=["optimizer=adamw_8bit"])),
+    lambda: KeptAnswer(WORDS, [asked(), Run(rows=10)]),
+], ids=["form", "length", "setting", "run"])  # fmt: skip
 def test_another_question_is_another_answer(folder, other) -> None:
     keep()
     assert other().show() is None
@@ -157,17 +151,13 @@ def test_an_edited_package_is_another(folder, monkeypatch, tmp_path) -> None:
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: text[: len(text) // 2],
-        lambda text: text.replace("FITS", "FAST"),
-        lambda text: text.replace('"status": 0', '"status": 1'),
-        lambda text: "[]",
-        lambda text: "",
-    ],
-    ids=["cut", "other words", "other status", "another value", "empty"],
-)
+@pytest.mark.parametrize("damage", [
+    lambda text: text[: len(text) // 2],
+    lambda text: text.replace("FITS", "FAST"),
+    lambda text: text.replace('"status": 0', '"status": 1'),
+    lambda text: "[]",
+    lambda text: "",
+], ids=["cut", "other words", "other status", "another value", "empty"])  # fmt: skip
 def test_a_damaged_file_is_not_used_and_is_replaced(folder, capsys, damage) -> None:
     keep()
     (path,) = folder.glob("*.json")

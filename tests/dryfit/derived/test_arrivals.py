@@ -1,7 +1,5 @@
 """Experts arrive one by one, are stacked by source and put side by side; the step behind them stays as it was."""
 
-from __future__ import annotations
-
 import pytest
 
 from dryfit.derived.arrivals import arrived

@@ -1,7 +1,5 @@
 """A record answers inside of what it was recorded for, and nothing else; one that can't be used says why, once."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path
@@ -39,9 +37,13 @@ def rewritten(tmp_path: Path, **changes: object) -> Path:
     return path
 
 
-def test_a_step_of_the_catalogue_is_answered() -> None:
+def test_a_step_of_the_catalogue_is_answered_with_its_kernels_alone() -> None:
     (composed,) = composed_step(scenario())[1]
     assert composed.marks[-1][0] == "end"
+    with pytest.raises(NoRecord):
+        composed_step(scenario(), (7, 5))
+    silent = model(sliding_window=4096, max_window_layers=28, torch_dtype="bfloat16", use_cache=False)
+    assert StepKey.of(scenario(model=silent)).key() == StepKey.of(scenario()).key()
 
 
 # Models of the catalogue whose attention has a window, by the tokens from which on TRL's defaults alone answer them.
@@ -53,10 +55,7 @@ OF_TRL_ALONE = {  # recorded with TRL's defaults alone
     "starcoder2",
 }
 # Families without such a record: Mixtral's default has rows of up to 2,048 tokens.
-LEFT_OUT = {
-    "default": {"exaone4", "mixtral", *OF_TRL_ALONE},
-    "not_checkpointed": {"exaone4", "olmo3", *OF_TRL_ALONE},
-}
+LEFT_OUT = {"default": {"exaone4", "mixtral", *OF_TRL_ALONE}, "not_checkpointed": {"exaone4", "olmo3", *OF_TRL_ALONE}}
 
 
 def unanswered(called: str, length: int) -> set[str]:
@@ -87,56 +86,31 @@ def test_the_usual_steps_of_the_catalogue_are_answered(called, length) -> None:
     assert unanswered(called, length) == windows
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"optimizer": "adamw_8bit"},
-        {"attention": "eager"},
-        {"attention_mask": "padding"},
-        {"gradient_checkpointing": "reentrant"},
-        {"autocast": "bf16"},
-        {"precision": "fp16"},
-        {"kbit_preparation": "peft"},
-        {"lora": {"dropout": 0.05}},
-        {"lora": {"target_modules": ["q_proj", "v_proj"]}},
-        {"lora": {"rank": 1024}},
-        {"quantization": {"type": "fp4"}},
-        {"quantization": {"double": False}},
-        {"gradient_accumulation": 2},
-        {"loss": "liger"},
-        {"platform": "windows"},
-        {"versions": {"bitsandbytes": "0.45"}},
-        {"sequence_length": 8},
-        {"micro_batch": 100},
-        {"parallel": {"strategy": "ddp", "gpus": 2}},
-        {"use_cache": True},
-        {"packing": "rows"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("changes", [
+    {"optimizer": "adamw_8bit"}, {"attention": "eager"}, {"attention_mask": "padding"},
+    {"gradient_checkpointing": "reentrant"}, {"autocast": "bf16"}, {"precision": "fp16"}, {"kbit_preparation": "peft"},
+    {"lora": {"dropout": 0.05}},
+    {"lora": {"target_modules": ["q_proj", "v_proj"]}},
+    {"lora": {"rank": 1024}}, {"quantization": {"type": "fp4"}}, {"quantization": {"double": False}},
+    {"gradient_accumulation": 2}, {"loss": "liger"}, {"platform": "windows"}, {"versions": {"bitsandbytes": "0.45"}},
+    {"sequence_length": 8}, {"micro_batch": 100}, {"parallel": {"strategy": "ddp", "gpus": 2}}, {"use_cache": True},
+    {"packing": "rows"},
+], ids=str)  # fmt: skip
 def test_no_option_that_was_not_recorded_is_answered(changes) -> None:
     with pytest.raises(NoRecord):
         composed_step(scenario(**changes))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"use_sliding_window": True, "sliding_window": 256},
-        {"hidden_act": "gelu"},
-        {"attention_dropout": 0.1},
-        {"head_dim": 320},
-        {"head_dim": 100},
-        {"num_hidden_layers": 3},
-        {"a_key_of_tomorrow": 1},
-        {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
-        {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128},
-        {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128},
-        {"vocab_size": 500_000},
-        {"pad_token_id": 151_936},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("changes", [
+    {"use_sliding_window": True, "sliding_window": 256},
+    {"hidden_act": "gelu"}, {"attention_dropout": 0.1}, {"head_dim": 320}, {"head_dim": 100}, {"num_hidden_layers": 3},
+    {"a_key_of_tomorrow": 1},
+    {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
+    {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128},
+    {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128},
+    {"vocab_size": 500_000},
+    {"pad_token_id": 151_936},
+], ids=str)  # fmt: skip
 def test_no_model_that_was_not_recorded_is_answered(changes) -> None:
     with pytest.raises(NoRecord):
         composed_step(scenario(model=model(**changes)))
@@ -148,31 +122,25 @@ def of_trl(name: str, length: int = 512, rows: int = 1, **changes: object) -> Sc
     return Scenario.from_mapping({**step, **OPTIONS["trl"], **METHODS["qlora"]}, {})
 
 
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("qwen3.5-9b", {}),
-        ("nemotron-3-nano-30b-a3b", {"mamba_num_heads": 48}),
-        ("lfm2-1.2b", {"length": 504, "block_auto_adjust_ff_dim": False}),
-        ("gpt-oss-20b", {"length": 328, "sliding_window": 256}),
-    ],
-)
+@pytest.mark.parametrize(("name", "changes"), [
+    ("qwen3.5-9b", {}),
+    ("nemotron-3-nano-30b-a3b", {"mamba_num_heads": 48}),
+    ("lfm2-1.2b", {"length": 504, "block_auto_adjust_ff_dim": False}),
+    ("gpt-oss-20b", {"length": 328, "sliding_window": 256}),
+])  # fmt: skip
 def test_a_hybrid_is_answered(name, changes) -> None:
     composed_step(of_trl(name, **changes))
 
 
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("qwen3.5-9b", {"length": 504}),  # the delta rule's loop has another number of turns
-        ("qwen3.5-9b", {"linear_key_head_dim": 64}),
-        ("qwen3.5-9b", {"full_attention_interval": 2, "layer_types": None}),
-        ("nemotron-3-nano-30b-a3b", {"hybrid_override_pattern": "MEME**MEME"}),
-        ("nemotron-3-nano-30b-a3b", {"mamba_num_heads": 36}),  # no multiple of the groups
-        ("lfm2-1.2b", {"conv_L_cache": 4}),
-        ("gpt-oss-20b", {"sliding_window": 2048}),
-    ],
-)
+@pytest.mark.parametrize(("name", "changes"), [
+    ("qwen3.5-9b", {"length": 504}),  # the delta rule's loop has another number of turns
+    ("qwen3.5-9b", {"linear_key_head_dim": 64}),
+    ("qwen3.5-9b", {"full_attention_interval": 2, "layer_types": None}),
+    ("nemotron-3-nano-30b-a3b", {"hybrid_override_pattern": "MEME**MEME"}),
+    ("nemotron-3-nano-30b-a3b", {"mamba_num_heads": 36}),  # no multiple of the groups
+    ("lfm2-1.2b", {"conv_L_cache": 4}),
+    ("gpt-oss-20b", {"sliding_window": 2048}),
+])  # fmt: skip
 def test_what_was_not_recorded_of_a_hybrid_is_not_answered(name, changes) -> None:
     with pytest.raises(NoRecord):
         composed_step(of_trl(name, **changes))
@@ -258,11 +226,6 @@ def test_a_scaling_of_one_on_experts_is_not_answered() -> None:
         form_of(Scenario.from_mapping({**usual, "lora": {"rank": 32, "alpha": 32}}, {}))
 
 
-def test_other_kernels_are_not_answered() -> None:
-    with pytest.raises(NoRecord):
-        composed_step(scenario(), (7, 5))
-
-
 @pytest.mark.parametrize(
     "changes", [{"lora": {"alpha": 64}}, {"gpu": "rtx-4090"}, {"allocator": {"expandable_segments": True}}], ids=str
 )
@@ -270,20 +233,11 @@ def test_what_only_replays_the_events_has_the_same_record(changes) -> None:
     assert StepKey.of(scenario(**changes)).key() == StepKey.of(scenario()).key()
 
 
-def test_what_a_configuration_says_without_meaning_it_has_the_same_record() -> None:
-    silent = model(sliding_window=4096, max_window_layers=28, torch_dtype="bfloat16", use_cache=False)
-    assert StepKey.of(scenario(model=silent)).key() == StepKey.of(scenario()).key()
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"format": 0}, "format 0"),
-        ({"versions": {**records_of("qwen2").versions, "transformers": "4.57.0"}}, "transformers 4.57.0"),
-        ({"code": {"models/qwen2/modeling_qwen2.py": "0"}}, "modeling_qwen2.py is not the one"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"format": 0}, "format 0"),
+    ({"versions": {**records_of("qwen2").versions, "transformers": "4.57.0"}}, "transformers 4.57.0"),
+    ({"code": {"models/qwen2/modeling_qwen2.py": "0"}}, "modeling_qwen2.py is not the one"),
+], ids=str)  # fmt: skip
 def test_a_record_of_something_else_is_not_used(tmp_path, changes, said) -> None:
     with pytest.raises(NoRecord, match=said) as raised:
         Records(rewritten(tmp_path, **changes))

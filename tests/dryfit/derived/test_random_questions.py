@@ -1,7 +1,5 @@
 """Random questions across thresholds: what a record answers is the trace's, to the byte; the others it leaves alone."""
 
-from __future__ import annotations
-
 import random
 from typing import Any
 
@@ -34,27 +32,20 @@ def drawn_model(family: str, draw: random.Random) -> Any:
     keys, names = own.keys, own.catalogue()
     if draw.random() < 0.7 and "E" not in keys and not own.exact_length:
         return draw.choice(names)
-    groups, heads, head = (
-        draw.choice([1, 2, 4, 5, 8]),
-        draw.choice([1, 2, 3, 7]),
-        draw.choice([32, 64, 80, 100, 128, 256, 264]),
-    )
+    groups, heads, head = (draw.choice([1, 2, 4, 5, 8]), draw.choice([1, 2, 3, 7]),
+                           draw.choice([32, 64, 80, 100, 128, 256, 264]))  # fmt: skip
     hidden = draw.choice([576, 896, 1000, 1536, 2048, 900])
     mixture = (
         {keys["m"]: draw.choice([512, 768, 1000, 1004]), keys["E"]: draw.choice([16, 60, 128])} if "E" in keys else {}
     )
     kinds = draw.choice([kinds for pair in own.sequences for kinds in pair])
-    return dict(language_model_of(names[0])) | {
-        "hidden_size": -(-hidden // (2 * groups * heads)) * 2 * groups * heads,
-        "intermediate_size": draw.choice([1536, 4864, 5633]),
-        "num_attention_heads": groups * heads,
-        "num_key_value_heads": groups,
-        "head_dim": head,
-        "vocab_size": draw.choice([32000, 50257, 151936]),
-        **own.layers(kinds if len({*own.sequence}) > 1 else "a" * draw.choice([3, 5, 6, 9])),
-        "tie_word_embeddings": draw.random() < 0.4,
-        **mixture,
-    }
+    return dict(language_model_of(names[0])) | {"hidden_size": -(-hidden // (2 * groups * heads)) * 2 * groups * heads,
+                                                "intermediate_size": draw.choice([1536, 4864, 5633]),
+                                                "num_attention_heads": groups * heads, "num_key_value_heads": groups,
+                                                "head_dim": head, "vocab_size": draw.choice([32000, 50257, 151936]),
+                                                **own.layers(kinds if len({*own.sequence}) > 1
+                                                             else "a" * draw.choice([3, 5, 6, 9])),
+                                                "tie_word_embeddings": draw.random() < 0.4, **mixture}  # fmt: skip
 
 
 def drawn(number: int) -> tuple[dict[str, Any], tuple[int, int]]:

@@ -1,7 +1,5 @@
 """Sizes as expressions: exact, rounded up to whole elements, or none."""
 
-from __future__ import annotations
-
 import pytest
 
 from dryfit.derived.sizes import EXACT, Inexact, by_rule, chunks, last_chunk, value, with_rounded
@@ -10,22 +8,15 @@ from dryfit.engine.cuda_rules import embedding_backward_bytes
 KNOWN = {"b": 2, "s": 5, "h": 6}
 
 
-def test_a_product_is_exact() -> None:
+def test_a_size_is_exact_or_rounded_up_as_a_whole() -> None:
     assert value([[[2, 1, [["b", 1], ["s", 1], ["h", 1]]]], EXACT], KNOWN) == 120
-
-
-def test_a_sum_is_rounded_up_to_its_width_as_a_whole() -> None:
     assert value([[[1, 4, [["s", 1]]], [1, 4, [["h", 1]]]], 4], KNOWN) == 4
     assert value([[[1, 4, [["s", 1]]], [1, 4, [["h", 1]]]], 1], KNOWN) == 3
-
-
-def test_a_negative_power_divides() -> None:
     assert value([[[10, 1, [["h", 1], ["s", -1]]]], EXACT], KNOWN) == 12
-
-
-def test_what_was_whole_wherever_it_was_fitted_and_is_not_here_is_no_answer() -> None:
     with pytest.raises(Inexact):
         value([[[1, 4, [["s", 1]]]], EXACT], KNOWN)
+    known = with_rounded({"b": 1, "s": 130, "d": 80}, (8, 0))
+    assert (known["s^128"], known["s^8"], known["d^f"]) == (256, 136, 96)
 
 
 @pytest.mark.parametrize(
@@ -34,11 +25,6 @@ def test_what_was_whole_wherever_it_was_fitted_and_is_not_here_is_no_answer() ->
 def test_a_loss_in_chunks_takes_all_tokens_but_the_last_of_each_row(rows, length, count, last) -> None:
     assert chunks({"b": rows, "s": length}) == count
     assert last_chunk({"b": rows, "s": length}) == last
-
-
-def test_lengths_are_rounded_as_kernels_do() -> None:
-    known = with_rounded({"b": 1, "s": 130, "d": 80}, (8, 0))
-    assert (known["s^128"], known["s^8"], known["d^f"]) == (256, 136, 96)
 
 
 @pytest.mark.parametrize("indices", [3072, 3073])

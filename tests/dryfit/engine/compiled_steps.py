@@ -1,7 +1,5 @@
 """A compiled step, followed on ``meta`` and really run: what each allocates, in order."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable
 from typing import Any

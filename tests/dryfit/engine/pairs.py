@@ -3,8 +3,6 @@
 python -m tests.dryfit.engine.pairs FOLDER measures all of them in two processes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -167,12 +165,10 @@ def tensor_parallel(device: str, rank: int, *, sequence: bool, loss: bool = Fals
     """PyTorch's own plan for a decoder."""
     mesh = init_device_mesh(device, (2,), mesh_dim_names=("tensor",))
     between = Shard(1) if sequence else Replicate()
-    tops: dict[str, Any] = {
-        "embedding": plans.RowwiseParallel(input_layouts=Replicate(), output_layouts=between),
-        "head": plans.ColwiseParallel(
-            input_layouts=between, output_layouts=Shard(-1) if loss else Replicate(), use_local_output=not loss
-        ),
-    }
+    tops: dict[str, Any] = {"embedding": plans.RowwiseParallel(input_layouts=Replicate(), output_layouts=between),
+                            "head": plans.ColwiseParallel(input_layouts=between,
+                                                          output_layouts=Shard(-1) if loss else Replicate(),
+                                                          use_local_output=not loss)}  # fmt: skip
     rows, columns = partial(plans.RowwiseParallel, output_layouts=between), plans.ColwiseParallel
     plan: dict[str, Any] = {f"attention.{name}": columns() for name in "qkv"} | {"attention.out": rows()}
     plan |= {"feed.gate": columns(), "feed.up": columns(), "feed.down": rows()}

@@ -104,23 +104,21 @@ def compiled(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 SELECTIVE = partial(create_selective_checkpoint_contexts, kept)
-LOOPS = {
-    "a plain loop, clipped": {"clip": True},
-    "accumulated gradients": {"micro_batches": 2},
-    "autocast to bf16": {"around": partial(torch.autocast, "cpu", torch.bfloat16)},
-    "checkpointing": {"forward": partial(through, use_reentrant=False)},
-    "checkpointing, reentrant": {"forward": from_inputs},
-    "selective checkpointing": {"forward": partial(through, use_reentrant=False, context_fn=SELECTIVE)},
-    "activations kept on the host": {"around": torch.autograd.graph.save_on_cpu},
-    "shapes that follow from small integers": {"forward": chosen},
-    "`gather`": {"forward": picked},
-    "`mse_loss`": {"forward": regression},
-    "a convolution (on a GPU a range)": {"forward": convolved},
-    **{f"`nn.{kind}` (on a GPU a range)": {"forward": partial(recurring, kind)} for kind in ("GRU", "RNN")},
-    "`out=`, `resize_`": {"forward": resized},
-    "`torch.compile`": {"forward": compiled},
-    "a float's value decides": {"forward": reading},
-}
+LOOPS = {"a plain loop, clipped": {"clip": True},
+         "accumulated gradients": {"micro_batches": 2},
+         "autocast to bf16": {"around": partial(torch.autocast, "cpu", torch.bfloat16)},
+         "checkpointing": {"forward": partial(through, use_reentrant=False)},
+         "checkpointing, reentrant": {"forward": from_inputs},
+         "selective checkpointing": {"forward": partial(through, use_reentrant=False, context_fn=SELECTIVE)},
+         "activations kept on the host": {"around": torch.autograd.graph.save_on_cpu},
+         "shapes that follow from small integers": {"forward": chosen},
+         "`gather`": {"forward": picked},
+         "`mse_loss`": {"forward": regression},
+         "a convolution (on a GPU a range)": {"forward": convolved},
+         **{f"`nn.{kind}` (on a GPU a range)": {"forward": partial(recurring, kind)} for kind in ("GRU", "RNN")},
+         "`out=`, `resize_`": {"forward": resized},
+         "`torch.compile`": {"forward": compiled},
+         "a float's value decides": {"forward": reading}}  # fmt: skip
 OPTIMIZERS = {
     **{f"`torch.optim.{name}`": getattr(torch.optim, name) for name in (
         "SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop", "ASGD",

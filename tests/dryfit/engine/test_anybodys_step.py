@@ -113,10 +113,8 @@ def test_a_function_compiled_in_the_step_is_counted_as_one_kernel_where_that_is_
         optimizer.step()
         optimizer.zero_grad()
 
-    eager, fused = (
-        trace_step(model, optimizer, step, batch, Options(compiled=policy, timeline=True))
-        for policy in ("eager", "fused")
-    )
+    eager, fused = (trace_step(model, optimizer, step, batch, Options(compiled=policy, timeline=True))
+                    for policy in ("eager", "fused"))  # fmt: skip
     counts = [len(report.timeline["event"]) for report in (eager, fused)]
     assert counts[0] - counts[1] == 3 * 2  # three tensors that come and go; the fourth is the output
     assert max(fused.timeline["components"]["inputs"]) < max(eager.timeline["components"]["inputs"])

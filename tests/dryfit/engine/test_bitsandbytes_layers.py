@@ -66,13 +66,10 @@ def test_nothing_is_exchanged_for_programs_without_bitsandbytes(monkeypatch):
     assert int8_products("cuda") == int8_products("cpu") == []
 
 
-@pytest.mark.parametrize(
-    ("target", "place", "name"),
-    [
-        ("cuda", "bitsandbytes.functional", "int8_vectorwise_quant"),
-        ("cpu", "bitsandbytes.autograd._functions", "MatMul8bitFp"),
-    ],
-)
+@pytest.mark.parametrize(("target", "place", "name"), [
+    ("cuda", "bitsandbytes.functional", "int8_vectorwise_quant"),
+    ("cpu", "bitsandbytes.autograd._functions", "MatMul8bitFp"),
+])  # fmt: skip
 def test_an_older_bitsandbytes_costs_its_8_bit_layers_and_nothing_else(monkeypatch, target, place, name):
     """As 0.43.3, which the A100's rows were measured with: every trace ended in an AttributeError."""
     monkeypatch.delattr(sys.modules[place], name)

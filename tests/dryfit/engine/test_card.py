@@ -41,13 +41,8 @@ def test_pytorch_hears_of_the_card_inside_and_of_none_outside():
 
 def test_what_is_made_on_the_card_lies_on_meta():
     with simulated(A100):
-        made = [
-            torch.empty(3, device="cuda"),
-            torch.tensor([1.0, 2.0], device="cuda:0"),
-            torch.ones(3).cuda(),
-            torch.ones(3).to("cuda"),
-            nn.Linear(2, 2, device="cuda").weight,
-        ]
+        made = [torch.empty(3, device="cuda"), torch.tensor([1.0, 2.0], device="cuda:0"), torch.ones(3).cuda(),
+                torch.ones(3).to("cuda"), nn.Linear(2, 2, device="cuda").weight]  # fmt: skip
         assert all(tensor.is_meta for tensor in made)
         assert made[0].to("cuda").untyped_storage()._cdata == made[0].untyped_storage()._cdata, "it is there already"
         assert torch.ones(3).device.type == "cpu"
@@ -94,15 +89,12 @@ def test_tensors_say_cuda_to_packages_with_kernels_alone():
             assert others["where"] == ("meta", False)
 
 
-def test_one_card_at_a_time():
+def test_a_card_is_one_at_a_time_and_says_what_it_lacks():
     with simulated(A100), pytest.raises(TraceError, match="simulated already") as caught, simulated(H100):
         pass
     assert "a process of its own" in str(caught.value)
     with simulated(H100):
         assert torch.cuda.get_device_name() == H100.name
-
-
-def test_a_card_of_unknown_capability_says_what_to_write():
     with pytest.raises(TraceError, match="shared_memory_bytes="):
         Card("NVIDIA X", (99, 0), 10, 2**30, MIB)
     assert Card("NVIDIA X", (99, 0), 10, 2**30, MIB, 65_536).properties().shared_memory_per_block_optin == 65_536

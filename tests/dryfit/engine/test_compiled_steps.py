@@ -108,19 +108,16 @@ def decoder(family: str, how: str, checkpointing: bool):
 
 
 @pytest.mark.few(0, 2)
-@pytest.mark.parametrize(
-    ("build", "graphs"),
-    [
-        pytest.param(perceptron, 2, id="perceptron"),
-        pytest.param(partial(perceptron, autocast=True), 2, id="autocast"),
-        pytest.param(partial(perceptron, compiled_optimizer=True), 3, id="compiled AdamW"),
-        # Minutes of g++ each:
-        pytest.param(partial(decoder, "qwen2", "model", False), 2, id="qwen2", marks=with_triton),
-        pytest.param(partial(decoder, "qwen2", "layers", False), 2, id="qwen2, layers", marks=with_triton),
-        pytest.param(partial(decoder, "llama", "layers", True), 2, id="llama, layers, ckpt", marks=with_triton),
-        pytest.param(partial(decoder, "qwen2", "model", True), 2, id="qwen2, ckpt", marks=with_triton),
-    ],
-)
+@pytest.mark.parametrize(("build", "graphs"), [
+    pytest.param(perceptron, 2, id="perceptron"),
+    pytest.param(partial(perceptron, autocast=True), 2, id="autocast"),
+    pytest.param(partial(perceptron, compiled_optimizer=True), 3, id="compiled AdamW"),
+    # Minutes of g++ each:
+    pytest.param(partial(decoder, "qwen2", "model", False), 2, id="qwen2", marks=with_triton),
+    pytest.param(partial(decoder, "qwen2", "layers", False), 2, id="qwen2, layers", marks=with_triton),
+    pytest.param(partial(decoder, "llama", "layers", True), 2, id="llama, layers, ckpt", marks=with_triton),
+    pytest.param(partial(decoder, "qwen2", "model", True), 2, id="qwen2, ckpt", marks=with_triton),
+])  # fmt: skip
 def test_what_is_followed_is_what_runs(build, graphs):
     events, report = followed(build)
     real = measured(build)

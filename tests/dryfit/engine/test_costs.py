@@ -1,7 +1,5 @@
 """What operators cost: FLOPs and bytes that one can work out by hand, and launches in the program's order."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
@@ -27,13 +25,26 @@ def costs_of_linear(**options):
     return trace_step(model, optimizer, step, batch, Options(costs=True, **options)).costs
 
 
-def test_a_product_and_its_gradient():
+def test_the_costs_of_a_linear_layers_step():
     costs = costs_of_linear()
     products = [costs.operators[index] for index in costs.calls if costs.operators[index].kind == PRODUCT]
     assert [operator.flops for operator in products] == [2 * ROWS * INNER * COLUMNS] * 2
     assert products[0].shape == (1, ROWS, COLUMNS, INNER)
     assert products[0].bytes == 4 * (ROWS * INNER + INNER * COLUMNS + ROWS * COLUMNS)
     assert products[0].dtype == "float32"
+    names = [costs.operators[index].name for index in costs.calls]
+    assert names.count("aten::mm") == 2
+    assert not {"aten::t", "aten::detach", "aten::empty", "aten::expand"} & set(names)
+    assert [phase for phase, _ in costs.phases][:3] == ["inputs", "forward", "backward"]
+    (update,) = [operator for operator in costs.operators if operator.name.startswith("aten::_foreach_add_")]
+    assert update.bytes == 3 * 4 * INNER * COLUMNS and update.kind == MEMORY and not update.made_bytes
+    expanded = [operator for operator in costs.operators if operator.name == "aten::mm"][1]
+    whole = 4 * (ROWS * COLUMNS + ROWS * INNER + INNER * COLUMNS)
+    assert expanded.bytes == whole - 4 * (ROWS * COLUMNS - 1)  # the gradient of a sum is one number
+    sums = costs.by_phase()
+    launches = sum(kind["launches"] for kinds in sums.values() for kind in kinds.values())
+    assert launches == len(costs.calls)
+    assert sums["forward"][PRODUCT]["flops"] == 2 * ROWS * INNER * COLUMNS
 
 
 def test_a_product_with_sums_in_another_dtype_counts_the_same():
@@ -64,35 +75,6 @@ def test_the_last_update_of_a_program_that_trains_for_several_is_taken_alone():
     flops = [[costs.operators[index].flops for index in costs.calls] for costs in (whole, last)]
     assert sum(flops[1]) == 2 * 4 * ROWS * INNER * COLUMNS * 2, "a product forward and one for the weight's gradient"
     assert sum(flops[0]) == sum(flops[1]) * 7 // 4
-
-
-def test_only_the_last_step_counts_and_views_launch_nothing():
-    costs = costs_of_linear()
-    names = [costs.operators[index].name for index in costs.calls]
-    assert names.count("aten::mm") == 2
-    assert not {"aten::t", "aten::detach", "aten::empty", "aten::expand"} & set(names)
-    assert [phase for phase, _ in costs.phases][:3] == ["inputs", "forward", "backward"]
-
-
-def test_the_update_reads_parameter_and_gradient_and_writes_the_parameter():
-    costs = costs_of_linear()
-    (update,) = [operator for operator in costs.operators if operator.name.startswith("aten::_foreach_add_")]
-    assert update.bytes == 3 * 4 * INNER * COLUMNS and update.kind == MEMORY and not update.made_bytes
-
-
-def test_what_is_expanded_is_read_once():
-    costs = costs_of_linear()
-    expanded = [operator for operator in costs.operators if operator.name == "aten::mm"][1]
-    whole = 4 * (ROWS * COLUMNS + ROWS * INNER + INNER * COLUMNS)
-    assert expanded.bytes == whole - 4 * (ROWS * COLUMNS - 1)  # the gradient of a sum is one number
-
-
-def test_sums_by_phase_add_up():
-    costs = costs_of_linear()
-    sums = costs.by_phase()
-    launches = sum(kind["launches"] for kinds in sums.values() for kind in kinds.values())
-    assert launches == len(costs.calls)
-    assert sums["forward"][PRODUCT]["flops"] == 2 * ROWS * INNER * COLUMNS
 
 
 def test_sums_by_module_have_the_backward_pass_with_its_module():
@@ -161,11 +143,9 @@ def test_an_all_reduce_of_ddp_sends_all_but_a_part_twice(gpus):
 
     with fake_group(gpus):
         costs = trace_step(model, None, None, batch, Options(begin=begin, costs=True)).costs
-    sent = [
-        costs.operators[index].moved_bytes
-        for index, stream in zip(costs.calls, costs.streams, strict=True)
-        if costs.operators[index].kind == COLLECTIVE and stream == DDP_STREAM
-    ]
+    sent = [costs.operators[index].moved_bytes
+            for index, stream in zip(costs.calls, costs.streams, strict=True)
+            if costs.operators[index].kind == COLLECTIVE and stream == DDP_STREAM]  # fmt: skip
     assert sent == [2 * 4 * INNER * COLUMNS * (gpus - 1) // gpus]
 
 

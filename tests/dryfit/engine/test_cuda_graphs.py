@@ -4,8 +4,6 @@ What PyTorch documents of them is tried here (https://docs.pytorch.org/docs/stab
 management"): no published figure of a step with ``reduce-overhead`` names all its settings.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise

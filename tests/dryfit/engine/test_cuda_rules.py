@@ -75,11 +75,15 @@ def test_a_softmax_multiplies_gradient_and_output_in_its_backward() -> None:
     assert sizes.count(160_256) == 2 * 3  # 160,000 in whole 512
 
 
-def test_the_memory_efficient_kernel_has_a_workspace() -> None:
+def test_the_memory_efficient_kernels_workspace() -> None:
     workspace = efficient_workspace_bytes(100, 100, 72, "bf16", DEFAULT_CAPABILITY)
     assert workspace == 16 + 128 * 128 * 4
     sizes = backward_sizes(make(attention="mem_efficient"))
     assert sizes.count(-(-4 * workspace // 512) * 512) == 2
+    # 128 x 64 blocks; heads of more than 128 don't fit a T4's registers, so keys and values have fp32 sums too.
+    query = 4 * (16 + 128 * 64 * 4)  # four blocks of columns
+    assert efficient_workspace_bytes(128, 128, 256, "fp16", (7, 5)) == query + 2 * 128 * 256 * 4
+    assert efficient_workspace_bytes(128, 128, 128, "fp16", (7, 5)) == 2 * (16 + 128 * 64 * 4)
 
 
 def test_a_4_bit_weight_is_unpacked_with_its_scales_twice() -> None:
@@ -89,18 +93,15 @@ def test_a_4_bit_weight_is_unpacked_with_its_scales_twice() -> None:
     assert sizes.count(288 * 512 // 64 * 4 + (-288 * 512 // 64 * 4) % 512) >= 2 * 3 * 2  # three matrices, two layers
 
 
-@pytest.mark.parametrize(
-    ("capability", "dtype", "head", "grouped", "masked", "kernel"),
-    [
-        ((8, 0), "bf16", 256, True, False, "flash"),
-        ((8, 0), "bf16", 264, False, False, "mem_efficient"),
-        ((8, 0), "bf16", 128, False, True, "mem_efficient"),
-        ((8, 0), "fp32", 128, False, False, "mem_efficient"),
-        ((7, 5), "fp16", 128, True, False, "math"),
-        ((7, 5), "bf16", 128, False, False, "math"),
-        ((8, 0), "fp32", 6, False, False, "math"),  # heads of 24 bytes
-    ],
-)
+@pytest.mark.parametrize(("capability", "dtype", "head", "grouped", "masked", "kernel"), [
+    ((8, 0), "bf16", 256, True, False, "flash"),
+    ((8, 0), "bf16", 264, False, False, "mem_efficient"),
+    ((8, 0), "bf16", 128, False, True, "mem_efficient"),
+    ((8, 0), "fp32", 128, False, False, "mem_efficient"),
+    ((7, 5), "fp16", 128, True, False, "math"),
+    ((7, 5), "bf16", 128, False, False, "math"),
+    ((8, 0), "fp32", 6, False, False, "math"),  # heads of 24 bytes
+])  # fmt: skip
 def test_which_kernel_attention_takes(capability, dtype, head, grouped, masked, kernel) -> None:
     taken = attention_kernel(dtype, head, head, grouped=grouped, masked=masked, capability=capability)
     assert taken == kernel
@@ -117,13 +118,6 @@ def test_every_component_has_one_group() -> None:
     assert grouped({"gradients": 2, "weights_bf16": 1}, adapters=True) == {"parameters": 1, "adapters": 2}
 
 
-def test_the_memory_efficient_kernel_sums_keys_and_values_of_wide_heads_on_old_gpus() -> None:
-    """128 x 64 blocks; heads of more than 128 don't fit a T4's registers, so keys and values have fp32 sums too."""
-    query = 4 * (16 + 128 * 64 * 4)  # four blocks of columns
-    assert efficient_workspace_bytes(128, 128, 256, "fp16", (7, 5)) == query + 2 * 128 * 256 * 4
-    assert efficient_workspace_bytes(128, 128, 128, "fp16", (7, 5)) == 2 * (16 + 128 * 64 * 4)
-
-
 @pytest.mark.parametrize(
     ("version", "keeps"), [("2.4.1", False), ("2.6.0", False), ("2.7.0", True), ("2.13.0+cpu", True), ("3.0.0", True)]
 )
@@ -131,15 +125,12 @@ def test_the_workspace_of_cublaslt_stays_from_torch_2_7_on(version, keeps) -> No
     assert keeps_cublaslt_workspace(version) is keeps
 
 
-@pytest.mark.parametrize(
-    ("head", "capability", "count"),
-    [
-        (96, (8, 9), 16 + 128 * 64 * 4),  # one block of 128 queries and 64 values, twice: 96 of them
-        (96, (8, 6), 16 + 128 * 64 * 4),
-        (96, (12, 0), 2 * (16 + 64 * 64 * 4)),
-        (64, (12, 0), 2 * (16 + 64 * 64 * 4)),
-    ],
-)
+@pytest.mark.parametrize(("head", "capability", "count"), [
+    (96, (8, 9), 16 + 128 * 64 * 4),  # one block of 128 queries and 64 values, twice: 96 of them
+    (96, (8, 6), 16 + 128 * 64 * 4),
+    (96, (12, 0), 2 * (16 + 64 * 64 * 4)),
+    (64, (12, 0), 2 * (16 + 64 * 64 * 4)),
+])  # fmt: skip
 def test_the_memory_efficient_kernels_block_follows_the_shared_memory(head, capability, count):
     """cutlassB.h: with 99 KB the block of 128 x 64 serves heads up to 96 on 8.6 and 8.9, and on 12.0 none."""
     expected = count * -(-head // 64)

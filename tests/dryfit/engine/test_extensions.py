@@ -1,7 +1,5 @@
 """C extensions where a card is simulated: what each function allocates, and what is said without an entry."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 

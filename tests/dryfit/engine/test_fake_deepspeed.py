@@ -121,11 +121,9 @@ def test_everything_is_undone(monkeypatch):
     patches = fake_deepspeed._patches(FakeDevice(2), "cuda")
 
     def state():
-        return (
-            [(place, name, getattr(place, name), name in vars(place)) for place, name, _ in patches],
-            [dict(vars(module)) for module in (comm, groups, parallel_state_sp)],
-            {name: os.environ.get(name) for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE")},
-        )
+        return ([(place, name, getattr(place, name), name in vars(place)) for place, name, _ in patches],
+                [dict(vars(module)) for module in (comm, groups, parallel_state_sp)],
+                {name: os.environ.get(name) for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE")})  # fmt: skip
 
     with fake_group(2) as device, fake_deepspeed.fake_deepspeed(device):
         pass  # DeepSpeed is imported

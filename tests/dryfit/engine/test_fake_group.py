@@ -11,7 +11,6 @@ from torch import distributed as dist
 from dryfit.common.errors import UserError
 from dryfit.engine import fake_device, fake_group, fake_pipeline
 from dryfit.engine.errors import TraceError
-from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.prepare import prepare
 from dryfit.tracing.trace import trace
 from tests.dryfit.tracing.several_gpus import scenario
@@ -87,17 +86,17 @@ PATCHES = {
 }
 
 
-def test_the_table_has_every_patch():
+def test_the_tables_have_every_patch_of_something_that_is_there():
     with fake_group.fake_group(2) as device:
         names = {name for _, name, _ in fake_group._patches(device)}
     assert names == set(PATCHES)
     assert len(fake_group.PATCHES) == len(names) + 1  # and torch.meta
-
-
-def test_the_pipelines_table_has_every_patch_and_each_is_of_something_that_is_there():
     patches = fake_pipeline.pipeline_patches()
     assert all(callable(getattr(place, name)) for place, name, _ in patches)
     assert [f"{place.__name__}.{name}" for place, name, _ in patches] == list(fake_pipeline.PATCHES)
+    for place, name, _ in fake_group._patches(fake_device.FakeDevice(2)):
+        if PATCHES[name][0] is not None and PATCHES[name][1] is None:
+            assert tuple(inspect.signature(getattr(place, name)).parameters) == PATCHES[name][0], name
 
 
 @pytest.mark.few(3, 3)
@@ -116,12 +115,6 @@ def test_each_patch_is_there_and_is_needed(name, monkeypatch):
     with_it = trace(step, timeline=False)
     monkeypatch.setattr(fake_group, "_patches", lambda device: [p for p in patches(device) if p[1] != name])
     assert otherwise(with_it, trace(step, timeline=False))
-
-
-def test_functions_of_meshes_take_what_they_took():
-    for place, name, _ in fake_group._patches(fake_device.FakeDevice(2)):
-        if PATCHES[name][0] is not None and PATCHES[name][1] is None:
-            assert tuple(inspect.signature(getattr(place, name)).parameters) == PATCHES[name][0], name
 
 
 def test_fsdp1s_weights_come_in_their_order_and_buffers_with_them(monkeypatch):
@@ -154,12 +147,8 @@ def test_everything_is_undone(monkeypatch):
     def state():
         patched = fake_group._patches(fake_device.FakeDevice(2))
         tables = (dist.Backend.backend_list, dist.Backend.default_device_backend_map, dist.Backend._plugins)
-        return (
-            [(place, name, getattr(place, name), name in vars(place)) for place, name, _ in patched],
-            [repr(table) for table in tables],
-            hasattr(torch, "meta"),
-            dist.is_initialized(),
-        )
+        return ([(place, name, getattr(place, name), name in vars(place)) for place, name, _ in patched],
+                [repr(table) for table in tables], hasattr(torch, "meta"), dist.is_initialized())  # fmt: skip
 
     before = state()
     with pytest.raises(ZeroDivisionError), fake_group.fake_group(3):
@@ -169,25 +158,15 @@ def test_everything_is_undone(monkeypatch):
     assert fake_device.active() is None
 
 
-def test_one_group_at_a_time():
+def test_what_a_group_of_processes_refuses():
     again = fake_group.fake_group(2)
     with fake_group.fake_group(2), pytest.raises(TraceError, match="belongs to a process group"), again:
         pass
-
-
-def test_a_group_of_another_size_is_refused():
     from dryfit.step.parallel import parallelize
 
     with fake_group.fake_group(2), pytest.raises(UserError, match="2 processes") as caught:
         parallelize(torch.nn.Linear(2, 2), scenario("full", "ddp", gpus=4), "meta")
     assert caught.value.write == "parallel: {strategy: ddp, gpus: 2}"
-
-
-def test_a_scenario_of_several_gpus_is_a_value():
-    assert Scenario.from_mapping(FSDP2.to_mapping()) == FSDP2
-
-
-def test_fsdp1_runs_on_no_cpu():
     from dryfit.step.parallel import parallelize
 
     with fake_group.fake_group(2), pytest.raises(UserError, match="runs on no CPU") as caught:

@@ -38,15 +38,12 @@ class Seen(TorchDispatchMode):
         return out
 
 
-def test_softmax_backward_multiplies_gradient_and_output_after_its_output_exists():
+def test_a_softmax_multiplies_gradient_and_output_after_its_output_exists_and_log_softmax_nothing():
     grad = meta(2, 8, 16, 16, dtype=torch.float32)
     before, after = CudaKernels().temporaries(
         torch.ops.aten._softmax_backward_data.default, (grad, grad, -1, torch.half)
     )
     assert (before, after) == ([], [grad.numel() * 4])
-
-
-def test_log_softmax_backward_needs_nothing():
     grad = meta(16, 32, dtype=torch.float32)
     func = torch.ops.aten._log_softmax_backward_data.default
     assert CudaKernels().temporaries(func, (grad, grad, -1, torch.float32)) == ([], [])
@@ -95,9 +92,7 @@ def test_a_4_bit_product_dequantizes_the_weight():
     assert CudaKernels().temporaries(func, (inputs, packed, [128, 64], absmax, 64, "nf4")) == ([128 * 64 * 2], [])
     nested = {"absmax_8bit": meta(128, dtype=torch.uint8)}
     assert CudaKernels().temporaries(func, (inputs, packed, [128, 64], absmax, 64, "nf4"), nested) == (
-        [128 * 4, 128 * 4, 128 * 64 * 2],
-        [],
-    )
+        [128 * 4, 128 * 4, 128 * 64 * 2], [])  # fmt: skip
 
 
 def test_embedding_backward_sorts_only_long_texts():
@@ -140,10 +135,7 @@ def test_memory_efficient_attention():
     grad = meta(2, 4, 100, 64)
     with Seen() as backward:
         out.backward(grad)
-    assert backward.bytes[:5] == [tensor] * 3 + [
-        2 * 4 * 100 * 4,
-        2 * 4 * 2 * (16 + 64 * 64 * 4),
-    ]
+    assert backward.bytes[:5] == [tensor] * 3 + [2 * 4 * 100 * 4, 2 * 4 * 2 * (16 + 64 * 64 * 4)]
     assert query.grad.shape == query.shape
 
 
@@ -171,21 +163,18 @@ def test_flash_attention_keeps_grouped_keys_until_backward():
 HALF, WIDE = torch.float16, torch.float32
 
 
-@pytest.mark.parametrize(
-    "capability, dtype, heads, keys, head, values, masked, kernel",
-    [
-        ((8, 0), HALF, 8, 2, 128, 128, False, "FLASH_ATTENTION"),
-        ((8, 0), HALF, 8, 8, 192, 128, False, "EFFICIENT_ATTENTION"),  # heads of two sizes, as DeepSeek has them
-        ((8, 0), HALF, 8, 8, 288, 288, False, "EFFICIENT_ATTENTION"),
-        ((8, 0), HALF, 8, 8, 128, 128, True, "EFFICIENT_ATTENTION"),  # a sliding window makes a mask
-        ((8, 0), WIDE, 8, 8, 128, 128, False, "EFFICIENT_ATTENTION"),
-        ((8, 0), WIDE, 8, 2, 128, 128, False, "MATH"),
-        ((7, 5), HALF, 8, 2, 128, 128, False, "MATH"),
-        ((7, 5), HALF, 8, 8, 128, 128, False, "EFFICIENT_ATTENTION"),
-        ((7, 5), torch.bfloat16, 8, 8, 128, 128, False, "MATH"),
-        ((7, 5), HALF, 8, 8, 20, 20, False, "MATH"),  # heads of 40 bytes
-    ],
-)
+@pytest.mark.parametrize("capability, dtype, heads, keys, head, values, masked, kernel", [
+    ((8, 0), HALF, 8, 2, 128, 128, False, "FLASH_ATTENTION"),
+    ((8, 0), HALF, 8, 8, 192, 128, False, "EFFICIENT_ATTENTION"),  # heads of two sizes, as DeepSeek has them
+    ((8, 0), HALF, 8, 8, 288, 288, False, "EFFICIENT_ATTENTION"),
+    ((8, 0), HALF, 8, 8, 128, 128, True, "EFFICIENT_ATTENTION"),  # a sliding window makes a mask
+    ((8, 0), WIDE, 8, 8, 128, 128, False, "EFFICIENT_ATTENTION"),
+    ((8, 0), WIDE, 8, 2, 128, 128, False, "MATH"),
+    ((7, 5), HALF, 8, 2, 128, 128, False, "MATH"),
+    ((7, 5), HALF, 8, 8, 128, 128, False, "EFFICIENT_ATTENTION"),
+    ((7, 5), torch.bfloat16, 8, 8, 128, 128, False, "MATH"),
+    ((7, 5), HALF, 8, 8, 20, 20, False, "MATH"),  # heads of 40 bytes
+])  # fmt: skip
 def test_which_kernel_a_card_takes(capability, dtype, heads, keys, head, values, masked, kernel):
     query, key = meta(1, heads, 64, head, dtype=dtype), meta(1, keys, 64, head, dtype=dtype)
     value = meta(1, keys, 64, values, dtype=dtype)
@@ -195,10 +184,7 @@ def test_which_kernel_a_card_takes(capability, dtype, heads, keys, head, values,
 
 def test_a_kernel_that_is_asked_for_and_can_not_run_is_refused():
     query = meta(1, 8, 64, 128)
-    with (
-        sdpa_kernel(SDPBackend.FLASH_ATTENTION),
-        pytest.raises(AttentionKernelError, match="a mask, compute"),
-    ):
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), pytest.raises(AttentionKernelError, match="a mask, compute"):
         cuda_kernel(query, query, query, meta(1, 1, 64, 64), (8, 0))
 
 

@@ -46,28 +46,22 @@ def figures() -> dict[str, dict]:
     return {how: run(how) for how in ("trace", "measure")}
 
 
-@pytest.mark.parametrize(
-    ("step", "kernels"),
-    [
-        ("own", {"scale_kernel": 4}),  # forward and backward of two steps
-        ("liger", {"liger_cross_entropy_kernel": 2}),
-        ("liger_fused", {"liger_cross_entropy_kernel": 20}),  # ten chunks a step
-    ],
-)
+@pytest.mark.parametrize(("step", "kernels"), [
+    ("own", {"scale_kernel": 4}),  # forward and backward of two steps
+    ("liger", {"liger_cross_entropy_kernel": 2}),
+    ("liger_fused", {"liger_cross_entropy_kernel": 20}),  # ten chunks a step
+])  # fmt: skip
 def test_a_traced_launch_is_what_the_interpreter_runs(figures, step, kernels):
     traced, measured = figures["trace"][step], figures["measure"][step]
     assert traced["phases"] == measured["phases"] and traced["components"] == measured["components"]
     assert traced["kernels"] == kernels
 
 
-@pytest.mark.parametrize(
-    ("step", "kernel"),
-    [
-        ("fla_delta", "chunk_gated_delta_rule_fwd_kernel_h_blockdim64"),
-        ("fla_gated", "chunk_gla_fwd_kernel_o"),
-        ("fla_recurrent", "fused_recurrent_bwd_kernel"),
-    ],
-)
+@pytest.mark.parametrize(("step", "kernel"), [
+    ("fla_delta", "chunk_gated_delta_rule_fwd_kernel_h_blockdim64"),
+    ("fla_gated", "chunk_gla_fwd_kernel_o"),
+    ("fla_recurrent", "fused_recurrent_bwd_kernel"),
+])  # fmt: skip
 def test_linear_attention_of_fla_is_what_the_interpreter_runs(figures, step, kernel):
     traced, measured = figures["trace"][step], figures["measure"][step]
     assert traced["phases"] == measured["phases"] and traced["components"] == measured["components"]
@@ -139,10 +133,7 @@ def test_cut_cross_entropy_runs_through_its_package_and_makes_no_logits():
         options = Options(compiled="follow", scalars=1.0, costs=True)
         report = trace_step(head, None, step, (inputs, labels), options)
     assert {name: count // 2 for name, count in report.triton_kernels.items()} == {
-        "_cce_backward_kernel": 1,
-        "_cce_lse_forward_kernel": 1,
-        "_indexed_neg_dot_forward_kernel": 1,
-    }
+        "_cce_backward_kernel": 1, "_cce_lse_forward_kernel": 1, "_indexed_neg_dot_forward_kernel": 1}  # fmt: skip
     assert report.warnings == () and report.compiled["graphs"] == 1, "the package compiles one of its functions"
     logits, weights = 2 * tokens * words, head.weight.nbytes
     held = report.peak_allocated_bytes - report.components.get("workspaces", 0)

@@ -98,25 +98,19 @@ def test_states_that_are_alike_have_one_signature(expandable):
     assert first.signature() == twin.signature() and first.risen == twin.risen and first.peaks == twin.peaks
 
 
-@pytest.mark.parametrize(
-    ("events", "why"),
-    [
-        ([(1, 2**70), (-1, 0)], "beyond 64 bits"),
-        ([(2**60, 512), (-(2**60), 0)], "an id that no array has a place for"),
-        ([(1, -512)], "fewer than no bytes"),
-    ],
-)
+@pytest.mark.parametrize(("events", "why"), [
+    ([(1, 2**70), (-1, 0)], "beyond 64 bits"),
+    ([(2**60, 512), (-(2**60), 0)], "an id that no array has a place for"),
+    ([(1, -512)], "fewer than no bytes"),
+])  # fmt: skip
 def test_what_compiled_code_cannot_take_is_replayed_in_python(events, why):
     state, _ = allocator_for(events)
     assert isinstance(state, Allocator), why
 
 
-def test_nothing_is_replayed_with_a_trail(each_replay):
+def test_a_trail_and_what_is_beyond_all_addresses(each_replay):
     trail: list[int] = []
     assert replay([], [("load", 0)], trail=trail).spans[0].peak_allocated_bytes == 0 and trail == []
-
-
-def test_beyond_all_addresses_both_say_so(each_replay):
     with pytest.raises(OverflowError, match="beyond the addresses of any GPU"):
         replay([(1, 2**45), (2, 2**46)])
 
@@ -161,15 +155,11 @@ def test_without_a_compiler_python_replays_and_says_so_once(tmp_path):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("script", "why"),
-    [
-        ("echo 'replay.c:1: no such thing' >&2; exit 1", "fails: replay.c:1: no such thing"),
-        ("exit 0", "fails: exit status 0, and no file"),
-        ('while [ "$1" != -o ]; do shift; done; echo rubbish > "$2"', "can't be loaded"),
-    ],
-    ids=["an error", "nothing made", "another machine's"],
-)
+@pytest.mark.parametrize(("script", "why"), [
+    ("echo 'replay.c:1: no such thing' >&2; exit 1", "fails: replay.c:1: no such thing"),
+    ("exit 0", "fails: exit status 0, and no file"),
+    ('while [ "$1" != -o ]; do shift; done; echo rubbish > "$2"', "can't be loaded"),
+], ids=["an error", "nothing made", "another machine's"])  # fmt: skip
 def test_a_compiler_that_fails(tmp_path, script, why):
     compiler = tmp_path / "cc"
     compiler.write_text(f"#!/bin/sh\n{script}\n")

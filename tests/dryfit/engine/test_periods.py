@@ -36,43 +36,30 @@ def test_two_sequences_give_every_longer_one(more):
     assert [run.count for run in periods.runs] == [4, 4, 4] and periods.runs[0] == Repeats(1, 3, 4)
 
 
-def test_a_number_that_grows_in_one_place_goes_on_evenly():
+def test_how_numbers_go_on():
     periods = Periods(list("abbbz"), list("abbbbz"))
     few, many = torch.tensor([7, 1, 1, 1, 30]), torch.tensor([7, 1, 1, 1, 1, 40])
     assert periods.extended(few, many, 2).tolist() == [7, 1, 1, 1, 1, 1, 1, 60]
-
-
-def test_rows_of_numbers_go_on_together():
     periods = Periods(list("xxxx"), list("xxxxx"))
     few, many = torch.arange(8).view(4, 2), torch.arange(10).view(5, 2)
     assert periods.extended(few, many, 3).tolist() == torch.arange(16).view(8, 2).tolist()
-
-
-@pytest.mark.parametrize(
-    ("few", "many", "why"),
-    [
-        ("abc", "abxc", "nothing repeats"),
-        ("abc", "axc", "nothing repeats"),
-        ("abcabc", "abc", "nothing repeats"),
-    ],
-)
-def test_what_does_not_repeat_is_refused(few, many, why):
-    with pytest.raises(Unlike, match=why):
-        Periods(list(few), list(many))
-
-
-def test_three_repeats_have_to_agree_from_both_sides():
     periods = Periods(list("aabz"), list("aaabz"))
     even = periods.extended(torch.tensor([0, 10, 5, 5]), torch.tensor([0, 10, 20, 5, 5]), 2)
     assert even.tolist() == [0, 10, 20, 30, 40, 5, 5]
     with pytest.raises(Unlike, match="evenly"):
         periods.extended(torch.tensor([0, 10, 5, 5]), torch.tensor([3, 10, 90, 5, 5]), 2)
-
-
-def test_two_repeats_say_the_step_and_the_growth():
     periods = Periods(list("xabz"), list("xababz"))
     few, many = torch.tensor([0, 1, 12, 30]), torch.tensor([0, 2, 13, 4, 15, 37])
     assert periods.extended(few, many, 2).tolist() == [0, 4, 15, 6, 17, 8, 19, 10, 21, 51]
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "why"),
+    [("abc", "abxc", "nothing repeats"), ("abc", "axc", "nothing repeats"), ("abcabc", "abc", "nothing repeats")],
+)
+def test_what_does_not_repeat_is_refused(few, many, why):
+    with pytest.raises(Unlike, match=why):
+        Periods(list(few), list(many))
 
 
 def test_random_layers_between_random_ends():
@@ -82,18 +69,8 @@ def test_random_layers_between_random_ends():
 
         def sequence(layers: int, parts=parts) -> list[int]:
             first, forward, middle, backward, between, update, last = parts
-            return [
-                -1,
-                *first,
-                *forward * layers,
-                -2,
-                *middle,
-                *backward * layers,
-                -3,
-                *between,
-                *update * layers,
-                *last,
-            ]
+            return [-1, *first, *forward * layers, -2, *middle, *backward * layers, -3, *between, *update * layers,
+                    *last]  # fmt: skip
 
         periods = Periods(sequence(4), sequence(5))
         assert [sequence(5)[place] for place in periods.source(6).tolist()] == sequence(11)

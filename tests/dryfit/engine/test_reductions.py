@@ -42,27 +42,18 @@ def test_rows_are_summed_in_the_room_that_ligers_benchmark_measured(hidden, mib)
     assert room == mib * MIB and counters == hidden // 128 * 4
 
 
-def test_rows_that_are_side_by_side_need_little():
+def test_the_room_of_a_sum_by_its_shape_and_kind():
     room, _ = bytes_of((2048 * 4096,), [0])  # 16,384 values for each of 512 threads, four blocks for each of 108
     assert room == 4 * 432
     assert bytes_of((2048, 4096), [1]) == ()  # 2,048 outputs: 8 values for each thread
     assert bytes_of((1, 4096), [0]) == bytes_of((2048, 1), [1]) == bytes_of((0, 4), [0]) == ()
-
-
-def test_dimensions_are_joined_and_ordered_as_they_lie():
     assert bytes_of((4, 512, 4096), [0, 1]) == bytes_of((2048, 4096), [0])
     assert bytes_of((4096, 2048), [1], strides=(1, 4096)) == bytes_of((2048, 4096), [0])
     assert bytes_of((2048, 1, 4096), [0]) == bytes_of((2048, 4096), [0])
-
-
-def test_a_tensor_of_more_than_2_gib_is_summed_in_halves_that_meet_in_fp32():
-    """8,192 rows of a vocabulary of 151,936 in bf16: two launches of 4,096 rows, 1,024 values for each thread."""
+    # 8,192 rows of a vocabulary of 151,936 in bf16: two launches of 4,096 rows, 1,024 values for each thread.
     made = bytes_of((8192, 151_936), [0], element=2, output=2)
     assert made == (151_936 * 4, 4 * 151_936 * 4 * 128, 151_936 // 128 * 4)
     assert len(bytes_of((8192, 151_936), [0], element=2, output=4)) == 2  # the output holds fp32 already
-
-
-def test_pairs_and_moments_are_wider_than_sums():
     summed, *_ = bytes_of((2048, 4096), [0])
     assert bytes_of((2048, 4096), [0], kind=WITH_INDEX)[0] == 4 * summed == bytes_of((2048, 4096), [0], kind=MOMENTS)[0]
 

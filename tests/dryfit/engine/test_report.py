@@ -36,17 +36,21 @@ def test_a_peak_may_be_the_last_event_of_a_phase(on_gpu) -> None:
     assert report.resident_bytes == 0
 
 
-def test_what_a_gpu_must_have_is_asked_of_the_whole_record() -> None:
+def test_the_whole_record_says_what_a_gpu_must_have_and_the_timeline_shows_its_last_step() -> None:
     report = make_report(record(), on_gpu=True)
     assert report.required_bytes == report.peak_reserved_bytes == 2 * 2**20
     assert report.reserved_range_bytes == (2 * 2**20, 2 * 2**20)
-
-
-def test_the_timeline_shows_the_last_step() -> None:
     line = make_report(record(), on_gpu=True).timeline
     assert max(line["allocated_bytes"]) == 4608
     for moment, total in enumerate(line["allocated_bytes"]):
         assert sum(column[moment] for column in line["components"].values()) == total
+    tracker = Tracker(("meta",))
+    for step, size in enumerate((8192, 1024)):
+        tracker.mark("forward", step)
+        tracker.free(tracker.allocate(size, "activations"))
+    tracker.mark("end", 2)
+    line = make_report(tracker, on_gpu=True).timeline
+    assert line["event"] == [0, 1, 2] and line["allocated_bytes"] == [0, 1024, 0]
 
 
 def test_each_part_of_an_accumulated_step_counts() -> None:
@@ -71,16 +75,6 @@ def test_loading_may_need_more_than_it_leaves_behind() -> None:
     tracker.mark("end", 1)
     report = make_report(tracker, on_gpu=True)
     assert report.phases == {"load": 8192, "forward": 1536} and report.resident_bytes == 512
-
-
-def test_the_timeline_leaves_earlier_steps_out() -> None:
-    tracker = Tracker(("meta",))
-    for step, size in enumerate((8192, 1024)):
-        tracker.mark("forward", step)
-        tracker.free(tracker.allocate(size, "activations"))
-    tracker.mark("end", 2)
-    line = make_report(tracker, on_gpu=True).timeline
-    assert line["event"] == [0, 1, 2] and line["allocated_bytes"] == [0, 1024, 0]
 
 
 def test_where_chance_orders_the_loading_the_worst_decides_what_a_gpu_must_have() -> None:

@@ -1,7 +1,5 @@
 """Collectives that a program starts: what they allocate, and what NCCL keeps of those that it doesn't wait for."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import distributed as dist

@@ -55,12 +55,41 @@ def test_views_and_writes_in_place_allocate_nothing(device):
         assert alive(tracker) == 0
 
 
-def test_a_view_keeps_its_whole_storage():
+def test_what_is_recorded_and_for_how_long():
     with Tracker(("meta",)) as tracker:
         part = torch.empty(1000, device="meta")[:1]
         assert alive(tracker) == 4000
         del part
     assert alive(tracker) == 0
+    with Tracker(("meta",)) as tracker:
+        torch.zeros(10)
+    assert tracker.events == []
+    weight = torch.empty(3, device="meta")
+    tracker = Tracker(("meta",), first_id=100)
+    tracker.add(weight, "weights_fp32", identity=5)
+    del weight
+    assert tracker.events == [(-5, 0)]
+    tracker = Tracker(("meta",))
+    a = torch.empty(3, device="meta")
+    tracker.add(a, INPUTS)
+    tracker.close()
+    del a
+    assert tracker.events == [(1, 12)]
+    with pytest.raises(NoValues), Tracker(("meta",)):
+        torch.empty(3, device="meta").nonzero()
+    assert Shapes() is not None
+    tracker = Tracker(("meta",))
+    with tracker:
+        tensor = torch.empty(8, device="meta")
+        tracker.name(tensor, COLLECTIVES)
+        tracker.label(tensor, GRADIENTS)
+    assert list(tracker.components.values()) == [COLLECTIVES]
+    tracker, tensor = Tracker(("meta",)), torch.empty(8, device="meta")
+    tracker.leave_on_host(tensor)
+    tracker.add(tensor, ACTIVATIONS)
+    assert tracker.events == []
+    tracker.arrived(tensor)
+    assert tracker.events == [(1, 32)]
 
 
 def test_autograd_holds_what_backward_needs():
@@ -76,12 +105,6 @@ def test_autograd_holds_what_backward_needs():
     assert GRADIENTS in tracker.components.values()
 
 
-def test_other_devices_do_not_count():
-    with Tracker(("meta",)) as tracker:
-        torch.zeros(10)
-    assert tracker.events == []
-
-
 def test_what_was_there_before_is_added_once():
     weight = torch.empty(3, device="meta")
     tracker = Tracker(("meta",), first_id=7)
@@ -92,14 +115,6 @@ def test_what_was_there_before_is_added_once():
         weight.add_(1)
     del weight
     assert tracker.events == [(7, 12), (-7, 0)]
-
-
-def test_what_others_have_recorded_keeps_its_identity():
-    weight = torch.empty(3, device="meta")
-    tracker = Tracker(("meta",), first_id=100)
-    tracker.add(weight, "weights_fp32", identity=5)
-    del weight
-    assert tracker.events == [(-5, 0)]
 
 
 def test_components_follow_phase_and_shape():
@@ -158,29 +173,17 @@ def test_kernels_tell_what_cannot_be_seen():
     del a, b
 
 
-def test_closed_trackers_record_nothing():
-    tracker = Tracker(("meta",))
-    a = torch.empty(3, device="meta")
-    tracker.add(a, INPUTS)
-    tracker.close()
-    del a
-    assert tracker.events == [(1, 12)]
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda a, b: a @ b,
-        lambda a, b: (a.t() @ b.t()).t() + 1,
-        lambda a, b: torch.nn.functional.layer_norm(a, (6,)),
-        lambda a, b: torch.cat([a, b.t()]),
-        lambda a, b: a.to(torch.bfloat16).softmax(-1, dtype=torch.float32),
-        lambda a, b: torch.ops.aten._unsafe_view(a, (3, 8)),
-        lambda a, b: torch.topk(a, 2).values,
-        lambda a, b: a.sum(0, keepdim=True).expand(4, 6).contiguous(),
-        lambda a, b: torch._foreach_mul([a, a], 2.0)[1],
-    ],
-)
+@pytest.mark.parametrize("function", [
+    lambda a, b: a @ b,
+    lambda a, b: (a.t() @ b.t()).t() + 1,
+    lambda a, b: torch.nn.functional.layer_norm(a, (6,)),
+    lambda a, b: torch.cat([a, b.t()]),
+    lambda a, b: a.to(torch.bfloat16).softmax(-1, dtype=torch.float32),
+    lambda a, b: torch.ops.aten._unsafe_view(a, (3, 8)),
+    lambda a, b: torch.topk(a, 2).values,
+    lambda a, b: a.sum(0, keepdim=True).expand(4, 6).contiguous(),
+    lambda a, b: torch._foreach_mul([a, a], 2.0)[1],
+])  # fmt: skip
 def test_remembered_shapes_are_those_of_the_operators(function):
     a, b = torch.empty(4, 6, device="meta"), torch.empty(6, 4, device="meta")
     expected = function(a, b)
@@ -195,21 +198,6 @@ def test_remembered_shapes_are_those_of_the_operators(function):
     assert len({result.untyped_storage()._cdata for result in results}) == (1 if count == 0 else 3)
 
 
-def test_operators_that_need_values_still_fail():
-    with pytest.raises(NoValues), Tracker(("meta",)):
-        torch.empty(3, device="meta").nonzero()
-    assert Shapes() is not None
-
-
-def test_who_knows_names_a_tensor_for_good():
-    tracker = Tracker(("meta",))
-    with tracker:
-        tensor = torch.empty(8, device="meta")
-        tracker.name(tensor, COLLECTIVES)
-        tracker.label(tensor, GRADIENTS)
-    assert list(tracker.components.values()) == [COLLECTIVES]
-
-
 def test_a_block_is_not_shared_with_its_own_stream():
     tracker = Tracker(("meta",))
     with tracker:
@@ -219,15 +207,6 @@ def test_a_block_is_not_shared_with_its_own_stream():
         del own, others
         tracker.waited()
     assert set(tracker.reusable) == {2}
-
-
-def test_what_lay_on_the_host_arrives():
-    tracker, tensor = Tracker(("meta",)), torch.empty(8, device="meta")
-    tracker.leave_on_host(tensor)
-    tracker.add(tensor, ACTIVATIONS)
-    assert tracker.events == []
-    tracker.arrived(tensor)
-    assert tracker.events == [(1, 32)]
 
 
 def test_what_is_moved_to_a_device_that_is_the_cpu_lives_as_long_as_either():

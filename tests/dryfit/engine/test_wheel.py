@@ -80,13 +80,9 @@ def test_a_wheel_holds_the_compiled_replay_where_there_is_a_compiler(tmp_path, a
     assert wheel.name.endswith("-py3-none-any.whl") != compiler
     python = "import sys; from step_memory.replay import allocator_for; print(type(allocator_for([])[0]).__name__)"
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
-    run = subprocess.run(
-        [sys.executable, "-c", python],
-        env={"PATH": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path / "installed")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    run = subprocess.run([sys.executable, "-c", python],
+                         env={"PATH": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path / "installed")},
+                         capture_output=True, text=True, check=True)  # fmt: skip
     assert run.stdout.strip() == ("NativeAllocator" if compiler else "Allocator")
 
 

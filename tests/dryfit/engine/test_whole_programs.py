@@ -1,7 +1,5 @@
 """What whole programs do in a step beside a loop: empty masks, numbers copied into tensors, threads that allocate."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext

@@ -7,14 +7,8 @@ from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 300,
-}
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "vocab_size": 300}  # fmt: skip
 WORDS = {"<pad>": 0, "<eos>": 1, **{f"w{number}": number + 2 for number in range(290)}}
 PROMPT, LONG, SHORT = "w1 w2 w3 w4", "w6 " * 30, "w5 " * 20
 
@@ -32,18 +26,9 @@ def language_model(device, kind="qwen2", of=AutoModelForCausalLM, **more):
 
 
 def arguments(folder, **changes):
-    return {
-        "output_dir": str(folder),
-        "max_steps": 2,
-        "per_device_train_batch_size": 2,
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        **changes,
-    }
+    return {"output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True, "bf16": False,
+            "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1,
+            **changes}  # fmt: skip
 
 
 def lora():

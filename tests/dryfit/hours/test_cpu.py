@@ -1,7 +1,5 @@
 """A step's seconds on a processor, from rates that one can multiply by hand; the probes themselves run."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -10,28 +8,17 @@ from dryfit.hours.cpu import ATTENTION as SHARES
 from dryfit.hours.cpu import NEW_FROM_BYTES, Cpu, Probes, one_thread
 from dryfit.hours.step_time import step_time
 
-SPEED = Cpu(
-    product_flops={"float32": 1e11, "bfloat16": 1e10},
-    copied_bytes_per_second=1e10,
-    new_bytes_per_second=2e9,
-    unpacked_bytes_per_second=5e9,
-    launch_seconds=1.0,
-)
+SPEED = Cpu(product_flops={"float32": 1e11, "bfloat16": 1e10}, copied_bytes_per_second=1e10, new_bytes_per_second=2e9,
+            unpacked_bytes_per_second=5e9, launch_seconds=1.0)  # fmt: skip
 
 
-def test_a_product_computes_and_moves_one_after_the_other():
+def test_what_a_cpu_computes_moves_makes_and_unpacks():
     assert SPEED.seconds(Operator("aten::mm", PRODUCT, "float32", 10**11, 10**10)) == pytest.approx(1 + 1)
     assert SPEED.seconds(Operator("aten::mm", PRODUCT, "bfloat16", 10**11, 0)) == pytest.approx(10)
     unknown = SPEED.seconds(Operator("aten::mm", PRODUCT, "float64", 10**11, 0))
     assert unknown == pytest.approx(10)  # a dtype that was not probed: as slow as the slowest
-
-
-def test_large_tensors_are_new_memory_each_time():
     small, large = (Operator("aten::mul", MEMORY, "", 0, 0, made_bytes=size) for size in (2**20, NEW_FROM_BYTES))
     assert SPEED.seconds(small) == 0 and SPEED.seconds(large) == pytest.approx(NEW_FROM_BYTES / 2e9)
-
-
-def test_unpacking_and_attention_have_rates_of_their_own():
     assert SPEED.seconds(Operator("bitsandbytes::dequantize_4bit", MEMORY, "", 0, 10**10)) == pytest.approx(2)
     name = "aten::_scaled_dot_product_flash_attention_for_cpu"
     for way, backward in (("", False), ("_backward", True)):

@@ -1,7 +1,5 @@
 """Hours, cost and energy of a run, from a step's time that one can multiply by hand."""
 
-from __future__ import annotations
-
 import pytest
 
 from dryfit.cards.gpus import find
@@ -24,20 +22,11 @@ def test_steps_hours_cost_and_energy():
     assert found.kwh_at_most == pytest.approx(0.4) and found.co2_kg_at_most == pytest.approx(0.2)
     assert found.in_time is False  # by the upper end of the range
     assert run(deadline_hours=1.11).in_time and run().in_time is None
-
-
-def test_several_cards_share_the_rows_and_each_is_paid():
     two = STEP.changed(parallel={"strategy": "ddp", "gpus": 2})
     found = run(scenario=two, price_per_hour={"a100-80gb": 1.5})
     assert (found.steps, found.hours, found.cost) == (50, 0.5, 1.5)
     assert found.kwh_at_most == pytest.approx(0.4)
-
-
-def test_a_last_step_that_is_not_full_is_a_step():
     assert run(rows=3, epochs=1).steps == 2
-
-
-def test_without_a_price_or_a_measurement_nothing_is_made_up():
     found = run("rtx-4090", {**TIME, "range": None}, price_per_hour={"a100-80gb": 1.5})
     assert found.cost is found.cost_range is found.hours_range is found.co2_kg_at_most is None
 

@@ -1,7 +1,5 @@
 """The time of a step, from kernels whose times one can work out by hand."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -12,22 +10,10 @@ from dryfit.engine.costs import COLLECTIVE, MEMORY, PRODUCT, CostRecorder, Opera
 from dryfit.hours.links import collective_seconds
 from dryfit.hours.step_time import kernel_time, simulate, speed_of, step_time
 
-CARD = replace(
-    speed_of("a100-80gb"),
-    peak_flops={"bfloat16": 1e12},
-    memory_bytes_per_second=1e9,
-    link_bytes_per_second=1e9,
-    cache_bytes=0,
-    multiprocessors=1,
-    product=1.0,
-    memory=1.0,
-    link=1.0,
-    contention=0.0,
-    prologue=0.0,
-    launch_seconds=1.0,
-    collective_seconds=1.0,
-    shortest_kernel_seconds=0.0,
-)
+CARD = replace(speed_of("a100-80gb"), peak_flops={"bfloat16": 1e12}, memory_bytes_per_second=1e9,
+               link_bytes_per_second=1e9, cache_bytes=0, multiprocessors=1, product=1.0, memory=1.0, link=1.0,
+               contention=0.0, prologue=0.0, launch_seconds=1.0, collective_seconds=1.0,
+               shortest_kernel_seconds=0.0)  # fmt: skip
 SLOW, QUICK = Operator("slow", MEMORY, "", 0, 10 * 10**9), Operator("quick", MEMORY, "", 0, 10**6)
 SENT = Operator("sent", COLLECTIVE, "", 0, 5 * 10**9)
 
@@ -43,35 +29,20 @@ def launches(*calls: tuple[Operator, int], waits=()) -> CostRecorder:
     return costs
 
 
-def test_the_cpu_runs_ahead_of_a_busy_gpu():
-    assert simulate(launches((SLOW, 0), (SLOW, 0)), CARD)[0] == pytest.approx(1 + 10 + 10)
-
-
-def test_the_gpu_waits_for_a_slow_cpu():
-    assert simulate(launches(*[(QUICK, 0)] * 5), CARD)[0] == pytest.approx(5 + 1e-3)
-
-
 def test_streams_run_beside_each_other_unless_one_waits():
+    assert simulate(launches((SLOW, 0), (SLOW, 0)), CARD)[0] == pytest.approx(1 + 10 + 10)
+    assert simulate(launches(*[(QUICK, 0)] * 5), CARD)[0] == pytest.approx(5 + 1e-3)
     beside = launches((SENT, 1), (SLOW, 0))
     assert simulate(beside, CARD)[0] == pytest.approx(2 + 10)
     waiting = launches((SENT, 1), (SLOW, 0), waits=[(1, 0, 1, 1)])
     seconds, busy = simulate(waiting, CARD)
     assert seconds == pytest.approx(1 + 5 + 10)
     assert busy["collectives"] == pytest.approx(5) and busy["memory"] == pytest.approx(10)
-
-
-def test_the_program_may_wait_for_a_stream():
     waiting = launches((SENT, 1), (QUICK, 0), waits=[(1, None, 1, 1)])
     assert simulate(waiting, CARD)[0] == pytest.approx(1 + 5 + 1 + 1e-3)
-
-
-def test_a_wait_is_for_what_was_launched_before_the_event():
     waits = [(2, 0, 1, 1)]  # for the first collective, not the second
     costs = launches((SENT, 1), (SENT, 1), (QUICK, 0), waits=waits)
     assert simulate(costs, CARD)[0] == pytest.approx(1 + 5 + 5)
-
-
-def test_a_collective_beside_kernels_costs_them_time():
     taken = simulate(launches((SENT, 1), (SLOW, 0)), replace(CARD, contention=0.5))[0]
     assert taken == pytest.approx(max(2, 2.5) + 10)
 
@@ -90,23 +61,14 @@ def test_the_longer_of_computing_and_moving_counts():
     assert kernel_time(narrow._replace(bytes=0), CARD)[1] == PRODUCT
 
 
-def test_every_card_of_the_catalogue_has_a_speed():
+def test_the_speeds_of_cards():
     assert [name for name in catalogue() if speed_of(name) is None] == []
-
-
-def test_bf16_on_a_card_without_it_runs_at_the_rate_of_fp32():
     t4 = speed_of("t4")
     assert t4.peak_flops["bfloat16"] == t4.peak_flops["float32"] < t4.peak_flops["float16"] / 5
-
-
-def test_a_dtype_that_a_card_has_no_products_of_is_named_with_its_rate():
     product = Operator("mm", PRODUCT, "bfloat16", 2 * 128 * 128 * 64, 10**9, (1, 128, 128, 64))
     slow, fast = (step_time(launches((product, 0)), speed_of(name)) for name in ("t4", "a100-80gb"))
     assert "rate of fp32, 8.1 TFLOPS instead of the 65 of fp16" in slow.warnings[0]
     assert not fast.warnings
-
-
-def test_a_card_of_a_size_alone_has_no_time():
     assert step_time(launches((SLOW, 0)), speed_of("24 GiB")) is None
 
 
@@ -138,33 +100,27 @@ def test_micro_batches_that_a_trace_leaves_out_are_added():
 NODES = replace(CARD, link_bytes_per_second=400e9, network_bytes_per_second=50e9, gpus_per_node=8)
 
 
-@pytest.mark.parametrize(
-    ("name", "ranks", "seconds"),
-    [
-        ("c10d::_allgather_base_", range(8), 7 / 400),  # inside a node: seven of eight parts over its links
-        ("c10d::allreduce_", range(8), 2 * 7 / 400),
-        ("c10d::_allgather_base_", range(0, 64, 8), 7 / 50),  # one of each node: through one adapter
-        ("c10d::_allgather_base_", range(32), 8 * 31 / 32 / 400),  # eight adapters together are as fast as the links
-        ("c10d::_allgather_base_", [0, 1, 8, 9], 8 * 3 / 4 / 100),
-        ("c10d::alltoall_base_", range(16), 8 * 8 / 16 / 50),  # what goes to the other node, through one's own
-        ("c10d::send", range(4), 8 / 400),
-        ("c10d::send", range(0, 32, 8), 8 / 50),
-    ],
-)
+@pytest.mark.parametrize(("name", "ranks", "seconds"), [
+    ("c10d::_allgather_base_", range(8), 7 / 400),  # inside a node: seven of eight parts over its links
+    ("c10d::allreduce_", range(8), 2 * 7 / 400),
+    ("c10d::_allgather_base_", range(0, 64, 8), 7 / 50),  # one of each node: through one adapter
+    ("c10d::_allgather_base_", range(32), 8 * 31 / 32 / 400),  # eight adapters together are as fast as the links
+    ("c10d::_allgather_base_", [0, 1, 8, 9], 8 * 3 / 4 / 100),
+    ("c10d::alltoall_base_", range(16), 8 * 8 / 16 / 50),  # what goes to the other node, through one's own
+    ("c10d::send", range(4), 8 / 400),
+    ("c10d::send", range(0, 32, 8), 8 / 50),
+])  # fmt: skip
 def test_a_collective_takes_what_its_group_and_the_links_between_them_say(name, ranks, seconds):
     operator = Operator(name, COLLECTIVE, "", 0, 8 * 10**9, group=GpuGroup("tp", tuple(ranks)))
     assert collective_seconds(operator, NODES.links) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize(
-    ("name", "ranks", "seconds"),
-    [
-        ("c10d::_allgather_base_", range(8), 7 / (7 * 64)),  # over seven links at once
-        ("c10d::_allgather_base_", range(2), 4 / 64),
-        ("c10d::send", range(4), 8 / 64),  # to one other, over one link
-        ("c10d::_allgather_base_", range(16), 8 * 15 / 16 / 400),  # eight adapters are slower than seven links
-    ],
-)
+@pytest.mark.parametrize(("name", "ranks", "seconds"), [
+    ("c10d::_allgather_base_", range(8), 7 / (7 * 64)),  # over seven links at once
+    ("c10d::_allgather_base_", range(2), 4 / 64),
+    ("c10d::send", range(4), 8 / 64),  # to one other, over one link
+    ("c10d::_allgather_base_", range(16), 8 * 15 / 16 / 400),  # eight adapters are slower than seven links
+])  # fmt: skip
 def test_a_group_of_cards_with_a_link_to_each_other_uses_as_many_as_it_has(name, ranks, seconds):
     """The MI300X: 64 GB/s one way on each of seven links."""
     assert speed_of("mi300x").links.to_each and not speed_of("h200").links.to_each

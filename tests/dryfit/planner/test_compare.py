@@ -15,15 +15,8 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.scenario_trace import Traced, traced
 from dryfit.tracing.trace import trace
 
-MODEL = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 256,
-    "max_position_embeddings": 256,
-}
+MODEL = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "vocab_size": 256, "max_position_embeddings": 256}  # fmt: skip
 
 
 def answers(**fields) -> tuple[Estimated, Traced]:

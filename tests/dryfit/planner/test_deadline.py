@@ -1,7 +1,5 @@
 """A late run is answered with changes that fit and end in time, each held against a trace of its own."""
 
-from __future__ import annotations
-
 import pytest
 
 from dryfit.cards.gpus import Gpu, find
@@ -47,24 +45,19 @@ def test_what_is_proposed_fits_and_ends_in_time() -> None:
 
 def test_the_effective_batch_stays_where_micro_batches_are_accumulated() -> None:
     (move,) = [move for move in faster_moves(Scenario.from_mapping(STEP)) if "micro_batch" in move.name]
-    assert move.options == [
-        {"micro_batch": 4, "gradient_accumulation": 1},
-        {"micro_batch": 2, "gradient_accumulation": 2},
-    ]
+    assert move.options == [{"micro_batch": 4, "gradient_accumulation": 1},
+                            {"micro_batch": 2, "gradient_accumulation": 2}]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("changes", "names"),
-    [
-        ({}, ["no_checkpointing", "larger_micro_batch"]),
-        ({"gradient_accumulation": 1}, ["no_checkpointing", "larger_batch"]),
-        ({"attention": "eager", "gradient_checkpointing": False, "loss": "chunked"},
-         ["fused_attention", "full_loss", "larger_micro_batch"]),
-        ({"method": "qlora"}, ["no_checkpointing", "lora", "larger_micro_batch"]),
-        ({"activation_offload": True, "gradient_checkpointing": False},
-         ["no_activation_offload", "larger_micro_batch"]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("changes", "names"), [
+    ({}, ["no_checkpointing", "larger_micro_batch"]),
+    ({"gradient_accumulation": 1}, ["no_checkpointing", "larger_batch"]),
+    ({"attention": "eager", "gradient_checkpointing": False, "loss": "chunked"},
+     ["fused_attention", "full_loss", "larger_micro_batch"]),
+    ({"method": "qlora"}, ["no_checkpointing", "lora", "larger_micro_batch"]),
+    ({"activation_offload": True, "gradient_checkpointing": False},
+     ["no_activation_offload", "larger_micro_batch"]),
+])  # fmt: skip
 def test_changes_that_save_time(changes: dict, names: list[str]) -> None:
     assert [move.name for move in faster_moves(Scenario.from_mapping(STEP | changes))] == names
 

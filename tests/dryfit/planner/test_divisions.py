@@ -254,14 +254,11 @@ def test_the_command_line_names_the_fewest(model, capsys):
     assert json.loads(capsys.readouterr().out)["gpus"] == 1
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ([], "divide` needs a GPU, and the file names none"),
-        (["--gpu", "h100"], "is for several GPUs"),
-        (["--gpu", "2xh100", "--quick"], "does not use --quick"),
-    ],
-)
+@pytest.mark.parametrize(("words", "said"), [
+    ([], "divide` needs a GPU, and the file names none"),
+    (["--gpu", "h100"], "is for several GPUs"),
+    (["--gpu", "2xh100", "--quick"], "does not use --quick"),
+])  # fmt: skip
 def test_questions_that_cant_be_asked(model, words, said):
     with pytest.raises(command.UserError, match=said):
         command.main(["divide", model, *WORDS, *words])

@@ -25,10 +25,8 @@ def make(**fields) -> Scenario:
 
 
 def card(usable: int) -> Gpu:
-    return replace(
-        find({"vram_gib": 1, "context_mib": 512}),
-        total_bytes=usable + find({"vram_gib": 1, "context_mib": 512}).context_bytes,
-    )
+    return replace(find({"vram_gib": 1, "context_mib": 512}),
+                   total_bytes=usable + find({"vram_gib": 1, "context_mib": 512}).context_bytes)  # fmt: skip
 
 
 RECORDED = Recorder()  # steps of one model share it
@@ -47,9 +45,11 @@ def test_largest_micro_batch_fits_and_the_next_does_not() -> None:
     assert found["headroom_bytes"] == gpu.usable_bytes - found["required_bytes"] >= 0
 
 
-def test_longest_sequence_ends_at_the_positions() -> None:
+def test_the_largest_step_at_its_ends() -> None:
     found = largest(make(), card(4 * GIB), "sequence_length")
     assert (found["value"], found["limited_by_positions"]) == (1024, True)
+    assert largest(make(), card(2**20), "micro_batch")["value"] == 0
+    assert feasibility({"lora": make(method="lora")}, []) == []
 
 
 @pytest.mark.thorough
@@ -93,10 +93,6 @@ def test_everything_below_the_longest_sequence_fits() -> None:
         assert required(scenario.changed(sequence_length=length)) <= gpu.usable_bytes
 
 
-def test_nothing_fits_a_tiny_card() -> None:
-    assert largest(make(), card(2**20), "micro_batch")["value"] == 0
-
-
 @pytest.mark.thorough
 def test_a_table_and_a_question_give_one_answer(monkeypatch) -> None:
     # On two cores a process takes two of the three methods.
@@ -123,10 +119,6 @@ def test_a_table_and_a_question_give_one_answer(monkeypatch) -> None:
         for name in ("largest_micro_batch", "largest_sequence_length", "required_bytes"):
             assert one[name] == same[name]
             assert one["expandable_segments"][name] == same["expandable_segments"][name]
-
-
-def test_no_cards_no_rows() -> None:
-    assert feasibility({"lora": make(method="lora")}, []) == []
 
 
 def test_the_table_knows_several_cards() -> None:

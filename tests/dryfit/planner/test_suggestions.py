@@ -11,7 +11,7 @@ from dryfit.analytic.parameters import parameter_count
 from dryfit.cards.gpus import GIB, Gpu, catalogue, find, known
 from dryfit.derived.step import derived_step
 from dryfit.hours.step_time import speeds
-from dryfit.planner import gpu_counts, suggestions
+from dryfit.planner import plan, suggestions
 from dryfit.planner.calibrated import CalibratedEstimator, _above, _described, layers_alike, sweep
 from dryfit.planner.changes import apply, as_method, moves, spread, whole_4bit_bytes
 from dryfit.planner.feasibility import largest
@@ -31,10 +31,8 @@ def make(**fields) -> Scenario:
 
 
 def card(usable: int) -> Gpu:
-    return replace(
-        find({"vram_gib": 1, "context_mib": 512}),
-        total_bytes=usable + find({"vram_gib": 1, "context_mib": 512}).context_bytes,
-    )
+    return replace(find({"vram_gib": 1, "context_mib": 512}),
+                   total_bytes=usable + find({"vram_gib": 1, "context_mib": 512}).context_bytes)  # fmt: skip
 
 
 def required(scenario: Scenario) -> int:
@@ -61,9 +59,26 @@ def test_suggestions_fit_in_order_of_their_cost() -> None:
     assert "gpu" in found[-1].changes
 
 
-def test_a_smaller_micro_batch_is_one_that_divides_the_effective_batch_down_to_a_row() -> None:
+def test_which_changes_are_offered() -> None:
     (found,) = [move for move in moves(make(micro_batch=6, gradient_accumulation=2)) if move.name == "micro_batch"]
     assert [tuple(one.values()) for one in found.options] == [(4, 3), (3, 4), (2, 6), (1, 12)]
+    offered = [changes for move in moves(make(method="lora", lora={"rank": 16})) for changes in move.options]
+    assert [changes["lora"]["rank"] for changes in offered if "lora" in changes] == [8, 4]
+    assert [changes["sequence_length"] for changes in offered if "sequence_length" in changes] == [192, 128]
+    scenario = make(method="full", precision="bf16-mixed")
+    assert apply(scenario, {"method": "lora"}).lora is not None
+    assert apply(make(), {"method": "full"}).quantization is None
+    scenario = make(method="full", gpu={"name": "t4", "count": 2}, gradient_accumulation=2)
+    names = [move.name for move in moves(scenario)]
+    assert names.index("spread") < names.index("lora")
+    scenario = make(method="full", precision="bf16-mixed", parallel={"strategy": "zero2", "gpus": 4})
+    strategies = [c["parallel"]["strategy"] for move in moves(scenario) for c in move.options if "parallel" in c]
+    assert strategies == ["zero3"]
+    # Two GPUs of one row each make a batch of two: four of them can't keep it.
+    changes, price = spread(make(**TWO), 4)
+    assert changes.keys() == {"parallel"} and "effective batch becomes 4" in price
+    changes, price = spread(make(gradient_accumulation=2, **TWO), 4)
+    assert changes["gradient_accumulation"] == 1 and "effective batch" not in price
 
 
 @pytest.mark.thorough
@@ -183,40 +198,25 @@ def test_what_a_suggestion_says_to_write_is_its_change(fields) -> None:
             assert yaml.safe_load(f"{{{written}}}") == changes
 
 
-def test_ranks_are_halved_and_lengths_go_down_in_steps_of_64() -> None:
-    offered = [changes for move in moves(make(method="lora", lora={"rank": 16})) for changes in move.options]
-    assert [changes["lora"]["rank"] for changes in offered if "lora" in changes] == [8, 4]
-    assert [changes["sequence_length"] for changes in offered if "sequence_length" in changes] == [192, 128]
-
-
 @pytest.mark.thorough
-def test_a_bigger_gpu_is_found_by_the_trace_of_its_own_kernels() -> None:
-    """Of an architecture without an estimate too: before compute capability 8.0 this attention keeps its scores."""
+@pytest.mark.parametrize(("more", "size", "close"), [({"use_cache": True}, 2, 0), ({"micro_batch": 4}, 1, 0.05)])
+def test_a_bigger_gpu_is_found_by_its_own_kernels(more, size, close) -> None:
+    """By the trace, or by the estimate's peak: before compute capability 8.0 this attention keeps its scores."""
     model = {**LLAMA, "num_attention_heads": 4, "num_key_value_heads": 2}
-    scenario = make(model=model, precision="fp16", sequence_length=1024, gradient_checkpointing=False, use_cache=True)
-    gpu = replace(find("t4"), total_bytes=2 * GIB)
+    scenario = make(model=model, precision="fp16", sequence_length=1024, gradient_checkpointing=False, **more)
+    gpu = replace(find("t4"), total_bytes=size * GIB)
     found = _bigger_gpu(scenario, gpu, CalibratedEstimator(scenario, gpu))
     other = catalogue()[found.changes["gpu"]]
     old, new = (trace(scenario, capability=c, timeline=False)["required_bytes"] for c in ((7, 5), other.capability))
-    assert found.required_bytes == new < old
+    assert found.required_bytes == pytest.approx(new, rel=close) and new < old
 
 
-def test_methods_keep_what_they_can() -> None:
-    scenario = make(method="full", precision="bf16-mixed")
-    assert apply(scenario, {"method": "lora"}).lora is not None
-    assert apply(make(), {"method": "full"}).quantization is None
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"kbit_preparation": "trl"},
-        {"method": "full", "precision": "bf16-mixed"},
-        {"method": "lora", "parallel": {"strategy": "fsdp1", "gpus": 2}},
-        {"method": "lora", "precision": "fp16-mixed", "parallel": {"strategy": "fsdp1", "gpus": 2}},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("fields", [
+    {"kbit_preparation": "trl"},
+    {"method": "full", "precision": "bf16-mixed"},
+    {"method": "lora", "parallel": {"strategy": "fsdp1", "gpus": 2}},
+    {"method": "lora", "precision": "fp16-mixed", "parallel": {"strategy": "fsdp1", "gpus": 2}},
+], ids=str)  # fmt: skip
 def test_a_scenario_of_one_method_is_one_of_each(fields) -> None:
     scenario = make(**fields)
     assert [apply(scenario, as_method(scenario, name)).method for name in ("full", "lora", "qlora")]
@@ -295,12 +295,8 @@ def test_estimates_meet_the_traces_that_taught_them() -> None:
 def test_sweep_of_two_hundred_settings() -> None:
     scenario = Scenario.from_mapping({"model": "qwen2.5-coder-7b"})
     started = time.monotonic()
-    rows = sweep(
-        scenario,
-        ranks=[4, 8, 16, 32, 64],
-        sequence_lengths=[128, 256, 512, 1024, 2048, 4096, 8192, 16384],
-        micro_batches=[1, 2, 4, 8, 16],
-    )
+    rows = sweep(scenario, ranks=[4, 8, 16, 32, 64], sequence_lengths=[128, 256, 512, 1024, 2048, 4096, 8192, 16384],
+                 micro_batches=[1, 2, 4, 8, 16])  # fmt: skip
     print(f"{len(rows)} settings in {time.monotonic() - started:.1f} s")
     assert len(rows) == 200
     table = {(row["rank"], row["sequence_length"], row["micro_batch"]): row["required_bytes"] for row in rows}
@@ -335,12 +331,6 @@ def test_more_gpus_of_the_kind_are_suggested_where_they_suffice() -> None:
     assert found.required_bytes == shared[4] <= gpu.usable_bytes
 
 
-def test_two_gpus_that_are_there_are_used_before_anything_is_given_up() -> None:
-    scenario = make(method="full", gpu={"name": "t4", "count": 2}, gradient_accumulation=2)
-    names = [move.name for move in moves(scenario)]
-    assert names.index("spread") < names.index("lora")
-
-
 @pytest.mark.thorough
 def test_another_division_of_the_same_gpus_is_suggested_and_fits() -> None:
     """Of a step that FSDP2 shards already; what may not be suggested, such as what no training has, is left out."""
@@ -362,17 +352,14 @@ def test_another_division_of_the_same_gpus_is_suggested_and_fits() -> None:
 TWO = {"parallel": {"strategy": "fsdp2", "gpus": 2, "reshard_after_forward": False}}
 
 
-@pytest.mark.parametrize(
-    ("fields", "changed"),
-    [
-        ({"gradient_accumulation": 6}, {"gradient_accumulation": 3}),
-        ({"micro_batch": 4}, {"micro_batch": 2}),
-        ({"micro_batch": 3}, {}),
-        ({"gradient_accumulation": 2, **TWO}, {"gradient_accumulation": 1}),
-        ({"micro_batch": 2, **TWO}, {"micro_batch": 1}),
-        ({"micro_batch": 3, **TWO}, {}),
-    ],
-)
+@pytest.mark.parametrize(("fields", "changed"), [
+    ({"gradient_accumulation": 6}, {"gradient_accumulation": 3}),
+    ({"micro_batch": 4}, {"micro_batch": 2}),
+    ({"micro_batch": 3}, {}),
+    ({"gradient_accumulation": 2, **TWO}, {"gradient_accumulation": 1}),
+    ({"micro_batch": 2, **TWO}, {"micro_batch": 1}),
+    ({"micro_batch": 3, **TWO}, {}),
+])  # fmt: skip
 def test_a_divided_step_keeps_its_effective_batch_or_says_so(fields, changed) -> None:
     scenario = make(**fields)
     count = 2 * scenario.parallel.gpus
@@ -398,24 +385,18 @@ def test_becomes_possible_finds_the_fewest_gpus(monkeypatch) -> None:
     need = [required(scenario), *(required(apply(scenario, spread(scenario, n)[0])) for n in (2, 4, 8))]
     small, middle = card(need[2]), card(need[0])
     cards = {"small": replace(small, name="small"), "middle": replace(middle, name="middle")}
-    monkeypatch.setattr(gpu_counts, "catalogue", lambda: {**cards, "none": replace(card(2**20), name="none")})
-    found = gpu_counts.becomes_possible({"A": scenario})
+    monkeypatch.setattr(plan, "catalogue", lambda: {**cards, "none": replace(card(2**20), name="none")})
+    found = plan.becomes_possible({"A": scenario})
     assert [row["required_bytes"] for row in found["scenarios"]["A"]] == need
     assert {kind["gpu"]: kind["first"]["A"] for kind in found["gpus"]} == {"small": 4, "middle": 1, "none": None}
     assert found["first"]["A"]["gpu"] == ("small" if 4 * need[2] < need[0] else "middle")
 
 
-@pytest.mark.parametrize(
-    ("fields", "like"),
-    [
-        (
-            {"parallel": {"strategy": "zero3", "gpus": 4}},
-            {"strategy": "fsdp2", "gpus": 4, "reshard_after_forward": True},
-        ),
-        ({"parallel": {"strategy": "zero2", "gpus": 4}}, {"strategy": "fsdp2", "reshard_after_forward": False}),
-        ({"parallel": {"strategy": "zero2", "gpus": 4}, "loss": "chunked"}, {"strategy": "ddp", "gpus": 4}),
-    ],
-)
+@pytest.mark.parametrize(("fields", "like"), [
+    ({"parallel": {"strategy": "zero3", "gpus": 4}}, {"strategy": "fsdp2", "gpus": 4, "reshard_after_forward": True}),
+    ({"parallel": {"strategy": "zero2", "gpus": 4}}, {"strategy": "fsdp2", "reshard_after_forward": False}),
+    ({"parallel": {"strategy": "zero2", "gpus": 4}, "loss": "chunked"}, {"strategy": "ddp", "gpus": 4}),
+])  # fmt: skip
 def test_of_zero_a_like_step_is_estimated_and_the_trace_corrects_it(fields, like) -> None:
     scenario = make(method="full", precision="bf16-mixed", **fields)
     estimate = CalibratedEstimator(scenario)
@@ -428,32 +409,6 @@ def test_of_zero_a_like_step_is_estimated_and_the_trace_corrects_it(fields, like
     assert estimate(longer) > 123_456_789
 
 
-def test_from_zero2_it_is_a_step_to_zero3() -> None:
-    scenario = make(method="full", precision="bf16-mixed", parallel={"strategy": "zero2", "gpus": 4})
-    strategies = [c["parallel"]["strategy"] for move in moves(scenario) for c in move.options if "parallel" in c]
-    assert strategies == ["zero3"]
-
-
-def test_of_gpus_that_there_were_the_effective_batch_is_all() -> None:
-    """Two GPUs of one row each make a batch of two: four of them can't keep it."""
-    changes, price = spread(make(**TWO), 4)
-    assert changes.keys() == {"parallel"} and "effective batch becomes 4" in price
-    changes, price = spread(make(gradient_accumulation=2, **TWO), 4)
-    assert changes["gradient_accumulation"] == 1 and "effective batch" not in price
-
-
-@pytest.mark.thorough
-def test_a_bigger_gpu_with_other_kernels_is_estimated_by_its_own_peak() -> None:
-    """Before compute capability 8.0 this attention keeps its scores, so that every other GPU needs less."""
-    model = {**LLAMA, "num_key_value_heads": LLAMA["num_attention_heads"] // 2}
-    scenario = make(model=model, precision="fp16", sequence_length=1024, micro_batch=4, gradient_checkpointing=False)
-    gpu = replace(find("t4"), total_bytes=GIB)
-    found = _bigger_gpu(scenario, gpu, CalibratedEstimator(scenario, gpu))
-    other = catalogue()[found.changes["gpu"]]
-    old, new = (trace(scenario, capability=c, timeline=False)["required_bytes"] for c in ((7, 5), other.capability))
-    assert new < 0.9 * old and found.required_bytes == pytest.approx(new, rel=0.05)
-
-
 PICTURED = {
     "model_type": "gemma3",
     "text_config": {"model_type": "gemma3_text", "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 300},
@@ -462,15 +417,11 @@ PICTURED = {
 }
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"model": LLAMA, "objective": "dpo", "preference": {"reference": "model"}},
-        {"model": LLAMA, "objective": "kto"},
-        {"model": PICTURED, "images": {"height": 56, "width": 56}},
-    ],
-    ids=["dpo", "kto", "images"],
-)
+@pytest.mark.parametrize("fields", [
+    {"model": LLAMA, "objective": "dpo", "preference": {"reference": "model"}},
+    {"model": LLAMA, "objective": "kto"},
+    {"model": PICTURED, "images": {"height": 56, "width": 56}},
+], ids=["dpo", "kto", "images"])  # fmt: skip
 def test_what_is_not_described_is_searched_by_what_is_like_it(fields, monkeypatch):
     """Each trace of a trainer or of a whole vision-language model takes long: the estimate says which are worth it."""
     scenario = Scenario.from_mapping({"method": "lora", "sequence_length": 256, "micro_batch": 4, **fields})

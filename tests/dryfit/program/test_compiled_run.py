@@ -1,7 +1,5 @@
 """Whole programs that compile their step: followed with Triton, and refused in words without it."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 
 import pytest

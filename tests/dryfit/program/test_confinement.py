@@ -1,7 +1,5 @@
 """Attacks from within a program's confinement, on what the test itself has made: files, processes and sockets."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

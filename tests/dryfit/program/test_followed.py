@@ -1,7 +1,5 @@
 """What a run follows beside its two updates, what it raises, and what it says of the rest."""
 
-from __future__ import annotations
-
 import shlex
 from argparse import Namespace
 
@@ -62,13 +60,8 @@ def test_the_line_that_ended_a_program_without_an_update_is_named(tmp_path):
     assert f"dryfit run --answer program.py:{line}=0 --yes --gpu 4090 program.py --lr 1" in said
 
 
-DTYPES = {
-    "Qwen/Qwen2.5-7B": "bfloat16",
-    "meta-llama/Llama-2-7b-hf": "float16",
-    "NousResearch/Llama-2-7b-hf": "float16",
-    "google/gemma-2-9b": "float32",
-    "google/gemma-2-9b-it": "bfloat16",
-}
+DTYPES = {"Qwen/Qwen2.5-7B": "bfloat16", "meta-llama/Llama-2-7b-hf": "float16", "NousResearch/Llama-2-7b-hf": "float16",
+          "google/gemma-2-9b": "float32", "google/gemma-2-9b-it": "bfloat16"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -100,12 +93,9 @@ def test_memory_that_grows_does_not_fit_for_ever(tmp_path):
     assert "memory grows by 64.0 MiB with each update" in done.stdout
 
 
-CONSTANT = {
-    "the last batch": "last = x",
-    "batches of different lengths": "rows = 64 + 512 * (step % 3)\nlast = x",
-    "an average that begins later": "if step == 1:\n    kept.append(torch.empty(2**24, device='cuda'))",
-    "losses without a graph": "kept.append(loss.detach())",
-}
+CONSTANT = {"the last batch": "last = x", "batches of different lengths": "rows = 64 + 512 * (step % 3)\nlast = x",
+            "an average that begins later": "if step == 1:\n    kept.append(torch.empty(2**24, device='cuda'))",
+            "losses without a graph": "kept.append(loss.detach())"}  # fmt: skip
 
 
 def test_memory_that_stays_does_not_grow(tmp_path):
@@ -280,14 +270,12 @@ except BaseException:
 
 # --- lines ---------------------------------------------------------------------------------------------------------
 
-LINES = {
-    ("--gpu 4090 train.py --lr 1", "dryfit run --network ..."): "--network --gpu 4090 train.py --lr 1",
-    ("--seconds 9 --yes train.py", "dryfit run --seconds 36 ..."): "--seconds 36 --yes train.py",
-    ("--seconds=9 -m train a", "dryfit run --seconds 36 ..."): "--seconds 36 -m train a",
-    ("--answer a.py:1=1 a.py", "dryfit run --answer a.py:2=0 ..."): "--answer a.py:2=0 --answer a.py:1=1 a.py",
-    ("--gpu 'A100 80GB' 'my train.py' 'a b'", "dryfit run --yes ..."): ("--yes --gpu 'A100 80GB' 'my train.py' 'a b'"),
-    ("train.py", "mkdir -p x"): None,
-}
+LINES = {("--gpu 4090 train.py --lr 1", "dryfit run --network ..."): "--network --gpu 4090 train.py --lr 1",
+         ("--seconds 9 --yes train.py", "dryfit run --seconds 36 ..."): "--seconds 36 --yes train.py",
+         ("--seconds=9 -m train a", "dryfit run --seconds 36 ..."): "--seconds 36 -m train a",
+         ("--answer a.py:1=1 a.py", "dryfit run --answer a.py:2=0 ..."): "--answer a.py:2=0 --answer a.py:1=1 a.py",
+         ("--gpu 'A100 80GB' 'my train.py' 'a b'", "dryfit run --yes ..."): (
+    "--yes --gpu 'A100 80GB' 'my train.py' 'a b'"), ("train.py", "mkdir -p x"): None}  # fmt: skip
 
 
 @pytest.mark.parametrize(("words", "write"), LINES)
@@ -296,13 +284,6 @@ def test_a_line_to_write_keeps_what_the_asker_wrote(words, write):
     line = LINES[words, write]
     options = own_parser("run").parse_args(split, Namespace(words=split))
     assert whole_line(write, options) == (f"dryfit run {line}" if line else write)
-
-
-@pytest.mark.thorough
-def test_a_data_set_that_is_missing_is_offered_to_be_made_up(tmp_path):
-    text = "import datasets\ndatasets.load_dataset('nobody/a-data-set')"
-    said = refused(tmp_path, "--gpu", "t4", program(tmp_path, text))
-    assert "dryfit run --batch 8x512 --yes --gpu t4 program.py" in said and "not at hand" in said
 
 
 @pytest.mark.thorough

@@ -1,7 +1,5 @@
 """`dryfit run --vary`: the largest value of a program's argument at which it fits."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -26,18 +24,11 @@ for _ in range(3):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("needs", "first", "multiple", "expected"),
-    [
-        (lambda value: 100 + 7 * value, 64, 64, 128),
-        (lambda value: 100 + 7 * value, 1024, 64, 128),
-        (lambda value: 100 + value * value, 1, 1, 30),
-        (lambda value: 100 + value * value, 500, 1, 30),
-        (lambda value: 2000, 8, 1, None),
-        (lambda value: 999 + value, 1, 1, 1),
-    ],
-    ids=["from below", "from above", "bent", "bent, from above", "nothing fits", "the smallest"],
-)
+@pytest.mark.parametrize(("needs", "first", "multiple", "expected"), [
+    (lambda value: 100 + 7 * value, 64, 64, 128), (lambda value: 100 + 7 * value, 1024, 64, 128),
+    (lambda value: 100 + value * value, 1, 1, 30), (lambda value: 100 + value * value, 500, 1, 30),
+    (lambda value: 2000, 8, 1, None), (lambda value: 999 + value, 1, 1, 1),
+], ids=["from below", "from above", "bent", "bent, from above", "nothing fits", "the smallest"])  # fmt: skip
 def test_the_border_is_found_and_was_run(needs, first, multiple, expected):
     tried = largest(lambda value: (needs(value), needs(value) <= 1000), 1000, first, multiple)
     assert tried.largest == expected and len(tried.fits) < MOST_RUNS

@@ -1,7 +1,5 @@
 """What a followed program is told and asked, part by part: no program runs here."""
 
-from __future__ import annotations
-
 import gc
 import json
 import weakref
@@ -19,8 +17,7 @@ from dryfit.program.loop import Loop, _vocabulary_of_layers
 
 
 @pytest.mark.parametrize(
-    ("embedding", "answers", "width"),
-    [(1000, 1000, 1000), (999, 999, 0), (1000, 1001, 0), (0, 1000, 0)],
+    ("embedding", "answers", "width"), [(1000, 1000, 1000), (999, 999, 0), (1000, 1001, 0), (0, 1000, 0)]
 )
 def test_a_vocabulary_is_an_embedding_that_a_layer_answers(embedding, answers, width) -> None:
     layers = [nn.Linear(4, answers, device="meta")]
@@ -49,14 +46,11 @@ def test_an_errors_place_is_the_last_one_in_the_programs_own_files(text) -> None
     assert own_place(caught.value).tb_frame.f_code.co_filename == "own.py"
 
 
-@pytest.mark.parametrize(
-    ("outcome", "updates", "gpus", "said"),
-    [
-        ("stopped", 2, 1, "stopped after 2 updates"),
-        ("ended", 1, 1, "ended after 1 update"),
-        ("ended", 3, 4, "ended after 3 updates, as rank 0 of 4 processes"),
-    ],
-)
+@pytest.mark.parametrize(("outcome", "updates", "gpus", "said"), [
+    ("stopped", 2, 1, "stopped after 2 updates"),
+    ("ended", 1, 1, "ended after 1 update"),
+    ("ended", 3, 4, "ended after 3 updates, as rank 0 of 4 processes"),
+])  # fmt: skip
 def test_how_far_a_program_was_followed(outcome, updates, gpus, said) -> None:
     answered = {"program": {"outcome": outcome, "updates": updates}, "gpus": gpus, "rank": 0}
     assert _how_far(answered) == said

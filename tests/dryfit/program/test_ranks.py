@@ -1,7 +1,5 @@
 """`dryfit run --ranks`: processes that take different memory, each run alone."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.dryfit.program.test_run import PROGRAMS, answered, asked, program, refused

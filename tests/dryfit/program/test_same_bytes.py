@@ -1,7 +1,5 @@
 """The same step asked in another way takes the same bytes: `trace_step`, `trace_trainer`, and a scenario."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Where a program's numbers stand, and `dryfit run --longest`."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -27,12 +25,10 @@ def test_a_number_that_is_not_there_is_named(words):
         setting(ProgramRequest("train.py", words), "length")
 
 
-FILES = {
-    "train.yaml": ("# of a run\ndata:\n  sequence_len: 1_024  # tokens\n  rows: 8\n", 1024, 3),
-    "train.json": ('{\n "cutoff_len": 2048,\n "rows": 8\n}\n', 2048, 2),
-    "train.toml": ("[training]\nseq_len = 8192\n", 8192, 2),
-    "small.py": ("block_size = 256 # of tokens\nbatch_size = 64\n", 256, 1),
-}
+FILES = {"train.yaml": ("# of a run\ndata:\n  sequence_len: 1_024  # tokens\n  rows: 8\n", 1024, 3),
+         "train.json": ('{\n "cutoff_len": 2048,\n "rows": 8\n}\n', 2048, 2),
+         "train.toml": ("[training]\nseq_len = 8192\n", 8192, 2),
+         "small.py": ("block_size = 256 # of tokens\nbatch_size = 64\n", 256, 1)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -70,10 +66,8 @@ def test_the_program_itself_says_its_length(tmp_path, monkeypatch, text):
     if option:
         assert changed.arguments == ("--rows=3", option) and not changed.files
     else:
-        assert changed.files["train.py"].splitlines()[1:] == [
-            *text.replace(str(value), "64").splitlines(),
-            "other = block_sizes = 3",
-        ]
+        assert changed.files["train.py"].splitlines()[1:] == [*text.replace(str(value), "64").splitlines(),
+                                                              "other = block_sizes = 3"]  # fmt: skip
 
 
 def test_arguments_come_before_the_programs_own_text_and_made_up_rows_follow(tmp_path, monkeypatch):
@@ -105,11 +99,8 @@ def test_a_length_that_stands_elsewhere_is_not_changed(tmp_path, monkeypatch):
 
 @pytest.mark.thorough
 def test_a_programs_longest_rows(tmp_path):
-    (tmp_path / "train.py").write_text(
-        PROGRAM.replace("LIMIT", "10**6")
-        .replace('"--length", type=int', '"--seq_len", type=int, default=256')
-        .replace(".length", ".seq_len")
-    )
+    (tmp_path / "train.py").write_text(PROGRAM.replace("LIMIT", "10**6") .replace(
+        '"--length", type=int', '"--seq_len", type=int, default=256') .replace(".length", ".seq_len"))  # fmt: skip
     done = asked(tmp_path, "--yes", "--json", "--longest", "--gpu", "4090", "train.py")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

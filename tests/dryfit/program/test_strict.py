@@ -1,7 +1,5 @@
 """Faults that a GPU would find, and programs that are right: the first end with CUDA's error, the others do not."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

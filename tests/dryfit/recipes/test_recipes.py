@@ -1,7 +1,5 @@
 """Models that continue no text, by name: their recipes, what a line says wrong, and the answers."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os
@@ -60,8 +58,11 @@ def _is_setting(node: ast.stmt) -> bool:
     )
 
 
-def test_the_table_has_every_program() -> None:
+def test_the_table_has_every_program_and_a_part_says_what_its_settings_mean() -> None:
     assert set(recipes()) == {path.stem for path in FOLDER.glob("*.py")}
+    of_video, of_image = (" ".join(recipe(name).assumptions) for name in ("video_lora", "image_lora"))
+    assert "blocks_swapped: " in of_video and "quantization: " not in of_video
+    assert all(of_image.count(f"{name}: ") == 1 for name in ("blocks_swapped", "quantization", "text_millions"))
 
 
 @pytest.mark.parametrize("name", known())
@@ -123,19 +124,16 @@ def test_options_are_the_recipes_settings() -> None:
     assert asked("BAAI/bge-m3", "--recipe", "text-classification").recipe.name == "text_classification"
 
 
-@pytest.mark.parametrize(
-    ("line", "write"),
-    [
-        ("sdxl lora 12gb 3060 batch 2",
-         "stabilityai/stable-diffusion-xl-base-1.0 --method lora --gpu rtx-3060-12gb -b 2"),
-        ("flux lora 4090", "black-forest-labs/FLUX.1-dev --method lora --gpu rtx-4090"),
-        ("'train a flux.1 dev lora of rank 32 on a 4090'",
-         "black-forest-labs/FLUX.1-dev --method lora --set lora.rank=32 --gpu rtx-4090"),
-        ("bert base batch 32 on a t4", "google-bert/bert-base-uncased -b 32 --gpu t4"),
-        ("sd 3.5 medium on a 4090", "stabilityai/stable-diffusion-3.5-medium --gpu rtx-4090"),
-        ("sdxl lora 1024 4090", "stabilityai/stable-diffusion-xl-base-1.0 --method lora -s 1024 --gpu rtx-4090"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("line", "write"), [
+    ("sdxl lora 12gb 3060 batch 2",
+     "stabilityai/stable-diffusion-xl-base-1.0 --method lora --gpu rtx-3060-12gb -b 2"),
+    ("flux lora 4090", "black-forest-labs/FLUX.1-dev --method lora --gpu rtx-4090"),
+    ("'train a flux.1 dev lora of rank 32 on a 4090'",
+     "black-forest-labs/FLUX.1-dev --method lora --set lora.rank=32 --gpu rtx-4090"),
+    ("bert base batch 32 on a t4", "google-bert/bert-base-uncased -b 32 --gpu t4"),
+    ("sd 3.5 medium on a 4090", "stabilityai/stable-diffusion-3.5-medium --gpu rtx-4090"),
+    ("sdxl lora 1024 4090", "stabilityai/stable-diffusion-xl-base-1.0 --method lora -s 1024 --gpu rtx-4090"),
+])  # fmt: skip
 def test_a_question_in_plain_words_is_read_as_a_line_that_is_right(line: str, write: str, capsys) -> None:
     assert command.main([*shlex.split(line), "--yaml"]) == 0
     assert capsys.readouterr().out.startswith(f"# Read as: dryfit {write} --yaml\n")
@@ -148,38 +146,32 @@ def test_a_question_whose_card_may_be_two_is_refused_with_the_line_of_one() -> N
     assert caught.value.write == "dryfit openai/whisper-large-v3 --gpu rtx-3060-12gb"
 
 
-@pytest.mark.parametrize(
-    ("words", "says", "write"),
-    [
-        (["openai/whisper-tiny", "--set", "answer_token=4"], "no setting `answer_token`", "--set answer_tokens=4"),
-        (["openai/whisper-tiny", "-s", "4"], "no setting `sequence_length`", None),
-        (["openai/whisper-tiny", "--set", "model=x"], "no setting `model`", None),
-        (["openai/whisper-tiny", "--set", "optimizer=adam8"], "does not take adam8", "--set optimizer=adamw"),
-        (["openai/whisper-tiny", "--set", "rank=true"], "does not take true", "--set rank=0"),
-        (["openai/whisper-tiny", "--set", "rank"], "takes setting=value", "--set micro_batch=2"),
-        (["FLUX.1-dev", "--set", "size=1000"], "does not take 1000", "--set size=992"),
-        (["openai/whisper-tiny", "--quick"], "does not use --quick", None),
-        (["openai/whisper-tiny", "--rows", "9"], "does not use --rows", None),
-        (["openai/whisper-tiny", "--gpu", "2x4090"], "runs on one GPU", "dryfit run --gpus 2 --gpu rtx-4090 train.py"),
-        (["openai/whisper-tiny", "--recipe", "speach_to_text"], "no such recipe", "--recipe speech_to_text"),
-    ],
-)
+@pytest.mark.parametrize(("words", "says", "write"), [
+    (["openai/whisper-tiny", "--set", "answer_token=4"], "no setting `answer_token`", "--set answer_tokens=4"),
+    (["openai/whisper-tiny", "-s", "4"], "no setting `sequence_length`", None),
+    (["openai/whisper-tiny", "--set", "model=x"], "no setting `model`", None),
+    (["openai/whisper-tiny", "--set", "optimizer=adam8"], "does not take adam8", "--set optimizer=adamw"),
+    (["openai/whisper-tiny", "--set", "rank=true"], "does not take true", "--set rank=0"),
+    (["openai/whisper-tiny", "--set", "rank"], "takes setting=value", "--set micro_batch=2"),
+    (["FLUX.1-dev", "--set", "size=1000"], "does not take 1000", "--set size=992"),
+    (["openai/whisper-tiny", "--quick"], "does not use --quick", None),
+    (["openai/whisper-tiny", "--rows", "9"], "does not use --rows", None),
+    (["openai/whisper-tiny", "--gpu", "2x4090"], "runs on one GPU", "dryfit run --gpus 2 --gpu rtx-4090 train.py"),
+    (["openai/whisper-tiny", "--recipe", "speach_to_text"], "no such recipe", "--recipe speech_to_text"),
+])  # fmt: skip
 def test_what_a_line_says_wrong(words: list[str], says: str, write: str | None) -> None:
     with pytest.raises(UserError, match=says) as caught:
         command.main(words)
     assert caught.value.allowed and (write is None or caught.value.write == write)
 
 
-@pytest.mark.parametrize(
-    ("words", "most"),
-    [
-        (["bert-base-uncased", "-s", "513"], 512),
-        (["FacebookAI/roberta-base", "-s", "513"], 512),
-        (["openai/whisper-tiny", "--set", "answer_tokens=449"], 448),
-        (["BAAI/bge-reranker-v2-m3", "-s", "8193"], 8192),
-        (["microsoft/deberta-v3-base", "-s", "4096"], None),
-    ],
-)
+@pytest.mark.parametrize(("words", "most"), [
+    (["bert-base-uncased", "-s", "513"], 512),
+    (["FacebookAI/roberta-base", "-s", "513"], 512),
+    (["openai/whisper-tiny", "--set", "answer_tokens=449"], 448),
+    (["BAAI/bge-reranker-v2-m3", "-s", "8193"], 8192),
+    (["microsoft/deberta-v3-base", "-s", "4096"], None),
+])  # fmt: skip
 def test_a_size_that_the_model_has_no_positions_for(words: list[str], most: int | None, monkeypatch) -> None:
     monkeypatch.setattr(follow, "find_spec", lambda name: True)
     one = asked(*words)
@@ -237,15 +229,12 @@ def test_a_folder_says_by_its_files_what_trains_it(tmp_path: Path) -> None:
     assert find(in_folder(tmp_path, config={"model_type": "llama", "architectures": ["LlamaForCausalLM"]})) is None
 
 
-@pytest.mark.parametrize(
-    ("files", "says"),
-    [
-        ({"model_index": {"_class_name": "Own", "unet": ["my_module", "MyUNet"]}}, "code of its own.*unet"),
-        ({"config": {"model_type": "own", "architectures": ["OwnForMaskedLM"], "auto_map": {"AutoModel": "x"}}},
-         "code of its own"),
-        ({"config": {"model_type": "clip", "vision_config": {}}}, "compares texts with images"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("files", "says"), [
+    ({"model_index": {"_class_name": "Own", "unet": ["my_module", "MyUNet"]}}, "code of its own.*unet"),
+    ({"config": {"model_type": "own", "architectures": ["OwnForMaskedLM"], "auto_map": {"AutoModel": "x"}}},
+     "code of its own"),
+    ({"config": {"model_type": "clip", "vision_config": {}}}, "compares texts with images"),
+])  # fmt: skip
 def test_a_model_that_no_recipe_runs_leads_to_the_program_that_does(files, says, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says) as caught:
         command.main([in_folder(tmp_path, **files), "--gpu", "4090"])
@@ -358,13 +347,8 @@ def test_a_transformer_of_diffusers_takes_its_step(kind: str, tmp_path: Path) ->
 def test_blocks_that_wait_on_the_host_take_no_memory(tmp_path: Path) -> None:
     pytest.importorskip("diffusers", reason="make test-recipes")
     _, config, _ = TINY["LTXPipeline"]
-    config = {
-        "_class_name": CLASSES["LTXPipeline"],
-        **config,
-        "num_layers": 6,
-        "num_attention_heads": 32,
-        "cross_attention_dim": 512,
-    }
+    config = {"_class_name": CLASSES["LTXPipeline"], **config, "num_layers": 6, "num_attention_heads": 32,
+              "cross_attention_dim": 512}  # fmt: skip
     index = {"_class_name": "LTXPipeline", "transformer": ["diffusers", CLASSES["LTXPipeline"]]}
     folder = in_folder(tmp_path, model_index=index, transformer__config=config)
     sizes = ("frames=9", "height=64", "width=64", "rank=1")
@@ -467,12 +451,6 @@ def test_a_weight_in_fewer_bits_is_off_by_half_a_step_at_most(bits: int) -> None
     assert torch.allclose(torch.autograd.grad(layer(inputs).sum(), inputs)[0], now.sum(0).expand(4, -1))
 
 
-def test_a_part_says_what_its_settings_mean() -> None:
-    of_video, of_image = (" ".join(recipe(name).assumptions) for name in ("video_lora", "image_lora"))
-    assert "blocks_swapped: " in of_video and "quantization: " not in of_video
-    assert all(of_image.count(f"{name}: ") == 1 for name in ("blocks_swapped", "quantization", "text_millions"))
-
-
 EACH_TIME = {"bi_encoder", "timm_classification", "unet_lora"}  # one of each package
 
 
@@ -486,10 +464,7 @@ def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
         pytest.skip(f"{package} is not installed: make test-recipes")
     answer = answered(tmp_path, *SMALL[name], "--recipe", name, "--gpu", "h200")
     assert answer["program"]["updates"] == 2 and answer["trace"]["phases"].keys() >= {
-        "forward",
-        "backward",
-        "optimizer",
-    }
+        "forward", "backward", "optimizer"}  # fmt: skip
     assert any("unread-others.csv" in part["evidence"] for part in answer["margin"]["parts"]), "as any recipe has it"
 
 

@@ -1,7 +1,5 @@
 """A family's file holds what its variants ask for, and nothing of options that are gone."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import zipfile

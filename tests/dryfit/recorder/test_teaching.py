@@ -1,7 +1,5 @@
 """What is compared with a trace: events in their order, but for frees that follow each other."""
 
-from __future__ import annotations
-
 import pytest
 
 from dryfit.derived.families import FAMILIES, language_model_of
@@ -11,20 +9,14 @@ from dryfit.recorder.variants import variants_of
 MARKS = [("forward", 0, 3)]
 
 
-def test_frees_one_after_the_other_have_no_order() -> None:
+def test_frees_have_an_order_where_something_lies_between_them() -> None:
     assert _in_one_order([(1, 8), (2, 8), (-1, 0), (-2, 0)], []) == _in_one_order(
         [(1, 8), (2, 8), (-2, 0), (-1, 0)], []
     )
-
-
-def test_a_free_keeps_its_place_before_an_allocation_or_a_mark() -> None:
     for other in ([(1, 8), (2, 8), (-1, 0), (3, 8), (-2, 0)], [(1, 8), (2, 8), (-2, 0), (3, 8), (-1, 0)]):
         assert _in_one_order(other, []) == other
     first, second = [(1, 8), (2, 8), (-1, 0), (-2, 0)], [(1, 8), (2, 8), (-2, 0), (-1, 0)]
     assert _in_one_order(first, MARKS) != _in_one_order(second, MARKS)
-
-
-def test_what_gives_segments_back_keeps_its_place() -> None:
     first, second = [(1, 8), (2, 8), (-1, 0), (0, 0), (-2, 0)], [(1, 8), (2, 8), (-2, 0), (0, 0), (-1, 0)]
     assert _in_one_order(first, []) != _in_one_order(second, [])
 

@@ -1,7 +1,5 @@
 """Refusals as rows: what is wrong, a word of the message, what to write."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

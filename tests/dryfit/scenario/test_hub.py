@@ -4,8 +4,6 @@ The Hub is a server on loopback that speaks its protocol; each question is a pro
 reads its settings when it is imported.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -48,45 +46,29 @@ def ask(model: str, endpoint: str, cache: Path, program: str = ASK, **environmen
     """What reading a model by its id prints."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0", **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", program, model],
-        cwd=ROOT,
-        env={**kept, **settings},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = subprocess.run([sys.executable, "-c", program, model], cwd=ROOT, env={**kept, **settings},
+                          capture_output=True, text=True, check=True)  # fmt: skip
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("hub", "name"),
-    [
-        ("Qwen/Qwen3-8B", "qwen3-8b"),
-        ("qwen/qwen3-8b", "qwen3-8b"),
-        ("unsloth/Llama-3.2-1B-Instruct-bnb-4bit", "llama-3.2-1b"),
-        ("unsloth/Meta-Llama-3.1-8B-Instruct-unsloth-bnb-4bit", "llama-3.1-8b"),
-        ("NousResearch/Llama-2-7b-hf", "llama-2-7b"),
-        ("somebody/Qwen3-8B", None),
-        ("Qwen/Qwen3-9B", None),
-    ],
-)
+@pytest.mark.parametrize(("hub", "name"), [
+    ("Qwen/Qwen3-8B", "qwen3-8b"),
+    ("qwen/qwen3-8b", "qwen3-8b"),
+    ("unsloth/Llama-3.2-1B-Instruct-bnb-4bit", "llama-3.2-1b"),
+    ("unsloth/Meta-Llama-3.1-8B-Instruct-unsloth-bnb-4bit", "llama-3.1-8b"),
+    ("NousResearch/Llama-2-7b-hf", "llama-2-7b"),
+    ("somebody/Qwen3-8B", None),
+    ("Qwen/Qwen3-9B", None),
+])  # fmt: skip
 def test_the_catalogue_knows_ids_and_copies(hub: str, name: str | None) -> None:
     assert catalogued(HubId.read(hub)) == name
 
 
-@pytest.mark.parametrize(
-    ("model", "folder", "asked"),
-    [
-        ("qwen3-8b", "qwen3-8b", False),
-        ("Qwen/Qwen3-8B", "qwen3-8b", False),
-        ("gemma-3-12b-it", "gemma-3-12b", False),
-        ("Qwen/Qwen3-8B@v2", "qwen--qwen3-8b-v2", True),
-        ("Owner/A_b.c", "owner--a_b.c", True),
-        ("gemma-4-e4b", "gemma-4-e4b", True),
-        ("no-such-name", "no-such-name", False),
-    ],
-)
+@pytest.mark.parametrize(("model", "folder", "asked"), [
+    ("qwen3-8b", "qwen3-8b", False), ("Qwen/Qwen3-8B", "qwen3-8b", False), ("gemma-3-12b-it", "gemma-3-12b", False),
+    ("Qwen/Qwen3-8B@v2", "qwen--qwen3-8b-v2", True), ("Owner/A_b.c", "owner--a_b.c", True),
+    ("gemma-4-e4b", "gemma-4-e4b", True), ("no-such-name", "no-such-name", False),
+])  # fmt: skip
 def test_a_profiled_model_has_a_folder_and_the_hub_is_asked_where_it_has_to_be(model, folder, asked) -> None:
     name, hub = profiled(model)
     assert (name, hub is not None) == (folder, asked) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", name)
@@ -129,9 +111,7 @@ def test_forty_models_of_2025_and_2026_have_a_licence_and_others_lead_to_the_hub
 def test_a_name_without_a_configuration_is_asked_of_the_hub(tmp_path: Path) -> None:
     with ModelsServer({"google/gemma-4-E4B-it": CONFIG}) as server:
         assert json.loads(ask("gemma-4-e4b", server.endpoint, tmp_path)) == {
-            "hidden_size": 1024,
-            "name": "gemma-4-E4B-it",
-        }
+            "hidden_size": 1024, "name": "gemma-4-E4B-it"}  # fmt: skip
     assert "google/gemma-4-E4B-it" in ask("gemma-4-e4b", "http://127.0.0.1:9", tmp_path / "other")
 
 
@@ -168,18 +148,15 @@ def test_revision_token_and_a_new_name_are_the_librarys(tmp_path: Path) -> None:
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("held", "model", "said"),
-    [
-        ("gated", "owner/tiny", ["gated", "HF_TOKEN", "https://huggingface.co/owner/tiny"]),
-        ({}, "owner/other", ["no such model", "private", "HF_TOKEN"]),
-        ({}, "Qwen/Qwen3-9B", ["no such model", "nearest: Qwen/Qwen3.5-9B", "write:   model: Qwen/Qwen3.5-9B"]),
-        (CONFIG, "owner/tiny@nosuch", ["no such revision", "owner/tiny@nosuch"]),
-        ("empty", "owner/tiny", ["no config.json", "GGUF"]),
-        ("limited", "owner/tiny", ["too often (429)", "HF_TOKEN"]),
-        ("broken", "owner/tiny", ["(500)", "another try"]),
-    ],
-)
+@pytest.mark.parametrize(("held", "model", "said"), [
+    ("gated", "owner/tiny", ["gated", "HF_TOKEN", "https://huggingface.co/owner/tiny"]),
+    ({}, "owner/other", ["no such model", "private", "HF_TOKEN"]),
+    ({}, "Qwen/Qwen3-9B", ["no such model", "nearest: Qwen/Qwen3.5-9B", "write:   model: Qwen/Qwen3.5-9B"]),
+    (CONFIG, "owner/tiny@nosuch", ["no such revision", "owner/tiny@nosuch"]),
+    ("empty", "owner/tiny", ["no config.json", "GGUF"]),
+    ("limited", "owner/tiny", ["too often (429)", "HF_TOKEN"]),
+    ("broken", "owner/tiny", ["(500)", "another try"]),
+])  # fmt: skip
 def test_what_goes_wrong_says_what_to_do(held: dict | str, model: str, said: list[str], tmp_path: Path) -> None:
     with ModelsServer({"owner/tiny": held}) as server:
         text = ask(model, server.endpoint, tmp_path, HF_TOKEN="hf_secret_token" if model == "owner/other" else "")

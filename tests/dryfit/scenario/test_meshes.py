@@ -17,30 +17,18 @@ def made(parallel, **fields):
     return Scenario.from_mapping(mapping | fields | {"parallel": parallel})
 
 
-GOOD = {
-    "tensor alone": ({"strategy": "none", "gpus": 2, "tensor": 2}, {}, (1, 1)),
-    "shards beside": ({"strategy": "fsdp2", "gpus": 8, "tensor": 2}, {}, (4, 4)),
-    "replicas": ({"strategy": "fsdp2", "gpus": 8, "replicate": 2}, {}, (4, 8)),
-    "context": ({"strategy": "fsdp2", "gpus": 8, "context": 4}, {}, (2, 2)),
-    "pipeline": (
-        {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2},
-        {"gradient_accumulation": 2},
-        (1, 1),
-    ),
-    "uneven stages": (
-        {"strategy": "none", "gpus": 2, "pipeline": 2, "stage_layers": [2, 1]},
-        {"gradient_accumulation": 2},
-        (1, 1),
-    ),
-    "experts": ({"strategy": "fsdp2", "gpus": 6, "expert": 3}, {"model": MOE}, (6, 6)),
-    "parts of rows, each in turn": ({"strategy": "zero3", "gpus": 8, "ulysses": 2}, {"method": "lora"}, (4, 4)),
-    "more parts than heads of keys": ({"strategy": "zero2", "gpus": 4, "ulysses": 4}, {}, (1, 1)),
-    "sequence parallel": (
-        {"strategy": "fsdp2", "gpus": 8, "tensor": 2, "sequence_parallel": True, "offload": "cpu"},
-        {"attention": "mem_efficient"},
-        (4, 4),
-    ),
-}
+GOOD = {"tensor alone": ({"strategy": "none", "gpus": 2, "tensor": 2}, {}, (1, 1)),
+        "shards beside": ({"strategy": "fsdp2", "gpus": 8, "tensor": 2}, {}, (4, 4)),
+        "replicas": ({"strategy": "fsdp2", "gpus": 8, "replicate": 2}, {}, (4, 8)),
+        "context": ({"strategy": "fsdp2", "gpus": 8, "context": 4}, {}, (2, 2)),
+        "pipeline": ({"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2}, {"gradient_accumulation": 2}, (1, 1)),
+        "uneven stages": ({"strategy": "none", "gpus": 2, "pipeline": 2, "stage_layers": [2, 1]},
+                          {"gradient_accumulation": 2}, (1, 1)),
+        "experts": ({"strategy": "fsdp2", "gpus": 6, "expert": 3}, {"model": MOE}, (6, 6)),
+        "parts of rows, each in turn": ({"strategy": "zero3", "gpus": 8, "ulysses": 2}, {"method": "lora"}, (4, 4)),
+        "more parts than heads of keys": ({"strategy": "zero2", "gpus": 4, "ulysses": 4}, {}, (1, 1)),
+        "sequence parallel": ({"strategy": "fsdp2", "gpus": 8, "tensor": 2, "sequence_parallel": True,
+                               "offload": "cpu"}, {"attention": "mem_efficient"}, (4, 4))}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -92,11 +80,9 @@ def test_meshes_that_are_predicted_and_not_trained(mesh):
 
 def test_which_rows_each_gpu_takes():
     """The libraries' meshes: GPUs of tensor and context are neighbours, those of a pipeline farthest apart."""
-    shares = {
-        ("fsdp2", 4, "tensor"): [0, 0, 1, 1],
-        ("fsdp2", 4, "context"): [0, 0, 1, 1],
-        ("none", 2, "tensor"): [0, 0],
-    }
+    shares = {("fsdp2", 4, "tensor"): [0, 0, 1, 1],
+              ("fsdp2", 4, "context"): [0, 0, 1, 1],
+              ("none", 2, "tensor"): [0, 0]}  # fmt: skip
     for (strategy, gpus, axis), expected in shares.items():
         parallel = made({"strategy": strategy, "gpus": gpus, axis: 2}).parallel
         assert [parallel.rows_of(rank) for rank in range(gpus)] == expected

@@ -13,58 +13,42 @@ from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from dryfit.scenario.value_fields import Quantization
 from tests.dryfit.scenario.refusals import refusals
 
-SMALL = {
-    "model_type": "qwen2",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 128,
-    "max_position_embeddings": 1024,
-}
+SMALL = {"model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128,
+         "max_position_embeddings": 1024}  # fmt: skip
 
 
 def make(**fields) -> Scenario:
     return Scenario.from_mapping({"model": SMALL, **fields}, where="test.yaml")
 
 
-def test_defaults_come_from_the_configuration() -> None:
+def test_defaults_come_from_the_configuration_and_the_method_decides_what_is_there() -> None:
     scenario, defaults = make(), scenario_defaults()
     assert (scenario.method, scenario.sequence_length) == (defaults["method"], defaults["sequence_length"])
     assert scenario.lora.rank == defaults["lora"]["rank"]
+    assert make(method="full").lora is None
+    assert make(method="lora").quantization is None
+    assert make().quantization == Quantization(type="nf4", double=True, storage="uint8", compute=None)
+    scenario = make(lora={"rank": 4}, quantization={"double": False})
+    assert scenario.lora.target_modules == "all-linear"
+    assert scenario.quantization == Quantization(type="nf4", double=False, storage="uint8", compute=None)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"method": "full", "precision": "bf16-mixed"},
-        {"method": "lora", "lora": {"rank": 8, "target_modules": ["q_proj", "v_proj"]}},
-        {"gpu": {"vram_gib": 24}},
-        {"gpu": {"name": "rtx-3090", "count": 2}},
-        {"gpu": {"vram_gib": 24, "count": 2}, "parallel": {"strategy": "fsdp2", "gpus": 2}},
-        {"gpu": "t4", "micro_batch": 4, "gradient_accumulation": 2},
-    ],
-)
+@pytest.mark.parametrize("fields", [
+    {},
+    {"method": "full", "precision": "bf16-mixed"},
+    {"method": "lora", "lora": {"rank": 8, "target_modules": ["q_proj", "v_proj"]}},
+    {"gpu": {"vram_gib": 24}},
+    {"gpu": {"name": "rtx-3090", "count": 2}},
+    {"gpu": {"vram_gib": 24, "count": 2}, "parallel": {"strategy": "fsdp2", "gpus": 2}},
+    {"gpu": "t4", "micro_batch": 4, "gradient_accumulation": 2},
+])  # fmt: skip
 def test_mapping_makes_the_same_scenario_again(fields) -> None:
     scenario = make(**fields)
     mapping = scenario.to_mapping()
     assert Scenario.from_mapping(mapping) == scenario
     assert list(mapping) == sorted(mapping)
     assert json.loads(json.dumps(mapping)) == mapping
-
-
-def test_method_decides_what_is_there() -> None:
-    assert make(method="full").lora is None
-    assert make(method="lora").quantization is None
-    assert make().quantization == Quantization(type="nf4", double=True, storage="uint8", compute=None)
-
-
-def test_part_of_a_structure_keeps_the_rest() -> None:
-    scenario = make(lora={"rank": 4}, quantization={"double": False})
-    assert scenario.lora.target_modules == "all-linear"
-    assert scenario.quantization == Quantization(type="nf4", double=False, storage="uint8", compute=None)
 
 
 WRONG = refusals("wrong_fields", SMALL=SMALL)
@@ -126,12 +110,7 @@ def test_model_beside_the_scenario_file(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [
-        ("model: [", "line"),
-        ("- a\n- b\n", "mapping"),
-        ("method: lora\nmethod: full\n", "twice"),
-        ("", "mapping"),
-    ],
+    [("model: [", "line"), ("- a\n- b\n", "mapping"), ("method: lora\nmethod: full\n", "twice"), ("", "mapping")],
 )
 def test_broken_file_is_named(tmp_path, text, says) -> None:
     file = tmp_path / "scenario.yaml"
@@ -147,16 +126,13 @@ def test_missing_file_is_named(tmp_path) -> None:
         read_request(tmp_path / "none.yaml")
 
 
-def test_the_defaults_are_one_for_each_field() -> None:
+def test_the_defaults_are_one_for_each_field_of_the_table() -> None:
     """config.yaml holds a value for each field of the table, and for no other."""
     named = {field.name for field in FIELDS} - {"model", "model_name"}
     assert set(scenario_defaults()) == named
     for field in FIELDS:
         if field.parts:
             assert set(scenario_defaults()[field.name]) == {part.name for part in field.parts}, field.name
-
-
-def test_the_value_has_the_fields_of_the_table() -> None:
     assert {field.name for field in fields(Scenario)} == {field.name for field in FIELDS}
 
 
@@ -168,19 +144,16 @@ def test_autocast_is_what_mixed_precision_says() -> None:
     assert make(precision="fp16", adapter_precision="base").adapter_dtype == "fp16"
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "write"),
-    [
-        ("model_name_or_path", "qwen3-8b", "model: qwen3-8b"),  # LLaMA-Factory, TRL
-        ("base_model", "qwen3-8b", "model: qwen3-8b"),  # axolotl
-        ("finetuning_type", "lora", "method: lora"),
-        ("per_device_train_batch_size", 2, "micro_batch: 2"),
-        ("cutoff_len", 2048, "sequence_length: 2048"),
-        ("gradient_accumulation_steps", 8, "gradient_accumulation: 8"),
-        ("lora_r", 8, "lora:\n  rank: 8"),
-        ("lora_target", "all-linear", "lora:\n  target_modules: all-linear"),
-    ],
-)
+@pytest.mark.parametrize(("key", "value", "write"), [
+    ("model_name_or_path", "qwen3-8b", "model: qwen3-8b"),  # LLaMA-Factory, TRL
+    ("base_model", "qwen3-8b", "model: qwen3-8b"),  # axolotl
+    ("finetuning_type", "lora", "method: lora"),
+    ("per_device_train_batch_size", 2, "micro_batch: 2"),
+    ("cutoff_len", 2048, "sequence_length: 2048"),
+    ("gradient_accumulation_steps", 8, "gradient_accumulation: 8"),
+    ("lora_r", 8, "lora:\n  rank: 8"),
+    ("lora_target", "all-linear", "lora:\n  target_modules: all-linear"),
+])  # fmt: skip
 def test_a_key_of_another_tool_is_told_in_our_words(key, value, write) -> None:
     with pytest.raises(UserError) as error:
         make(**{key: value})

@@ -70,7 +70,7 @@ def test_a_channel_of_the_first_mamba_is_a_head_and_channels_are_divided_among_c
     assert whole.tokens(whole.blocks(TABLE["available_bytes"]), LONGEST, AT_ONCE) == 12_483 * LONGEST
 
 
-def test_kinds_that_are_nearly_as_many_share_the_size_of_the_larger():
+def test_how_layers_share_blocks():
     full, sliding = CacheLayer(FULL, 1024), CacheLayer(SLIDING, 1024, window=128)
     cache = kv_cache([full] * 13 + [sliding] * 12)
     assert [group.layers for group in cache.groups] == [13, 12]
@@ -78,14 +78,8 @@ def test_kinds_that_are_nearly_as_many_share_the_size_of_the_larger():
     assert [group.layers for group in cache.groups] == [4, 4, 3, 3]
     cache = kv_cache([full] * 12 + [sliding] * 8)  # half as many again is no longer nearly
     assert [group.layers for group in cache.groups] == [6, 6, 8]
-
-
-def test_a_window_holds_the_token_that_is_computed():
     (group,) = kv_cache([CacheLayer(SLIDING, 1024, window=17)], 16).groups
     assert [group.blocks_of(tokens, 16) for tokens in (16, 100)] == [2, 3]
-
-
-def test_a_smaller_page_holds_more_tokens_until_all_pages_are_alike():
     cache = kv_cache([CacheLayer(FULL, 2048), CacheLayer(SLIDING, 1024, window=64)], 16)
     assert [group.block_tokens for group in cache.groups] == [16, 32]
     assert len({group.page_bytes for group in cache.groups}) == 1

@@ -47,9 +47,18 @@ def test_graphs_take_at_most_what_a_driver_keeps_of_each_kernel():
     assert one.believed_bytes() == (0, high + pool)
 
 
-def test_experts_add_kernels():
+def test_what_a_share_a_slot_a_version_and_experts_add():
     sparse, dense = server("qwen3-30b-a3b"), server("qwen3-4b")
     assert (sparse.kernels() - 4) / 48 - (dense.kernels() - 4) / 36 == 13
+    assert server(total_bytes=101, utilization=0.5).budget_bytes == 51
+    assert server(requests=256, tokens_at_once=100).graphs() == 2 * len((1, 2, 4, *range(8, 97, 8)))
+    one = server()
+    assert replace(one, lora_rank=16).weights() - one.weights() == 16 * 2 * 32 * (
+        2 * 4096 + 2 * (4096 + 1024) + 2 * 4096 + 3 * (4096 + 14336)
+    )
+    assert 2 * replace(one, cache_dtype="fp8").cache().block_bytes == one.cache().block_bytes
+    assert [sampler_bytes_a_logit(version) for version in ("0.10.2", "0.22.0", "0.26.0", "0.31.0")] == [38.9, 14, 2, 2]
+    assert release("0.31.0") == (0, 31) and server(version="0.10.2").believed_bytes() == (0, 0)
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-7b", "llama-3.1-8b", "llama-3.2-3b", "qwen3-4b", "gemma-2-2b"])
@@ -79,24 +88,6 @@ def test_the_least_budget_holds_one_request_and_the_null_block():
     assert short.concurrent(one.longest)[0] == 0
 
 
-def test_a_share_of_a_card_is_rounded_up_and_graphs_end_at_the_tokens_at_once():
-    assert server(total_bytes=101, utilization=0.5).budget_bytes == 51
-    assert server(requests=256, tokens_at_once=100).graphs() == 2 * len((1, 2, 4, *range(8, 97, 8)))
-
-
-def test_a_slot_for_an_adapter_is_weights_and_fp8_halves_a_token():
-    one = server()
-    assert replace(one, lora_rank=16).weights() - one.weights() == 16 * 2 * 32 * (
-        2 * 4096 + 2 * (4096 + 1024) + 2 * 4096 + 3 * (4096 + 14336)
-    )
-    assert 2 * replace(one, cache_dtype="fp8").cache().block_bytes == one.cache().block_bytes
-
-
-def test_versions_differ_in_what_their_sampler_holds():
-    assert [sampler_bytes_a_logit(version) for version in ("0.10.2", "0.22.0", "0.26.0", "0.31.0")] == [38.9, 14, 2, 2]
-    assert release("0.31.0") == (0, 31) and server(version="0.10.2").believed_bytes() == (0, 0)
-
-
 @pytest.mark.parametrize(("name", "seen_gib"), [("qwen3-8b", 5.91)])
 def test_weights_in_4_bits_are_as_a_log_of_unsloths_says(name, seen_gib):
     """Its slots for adapters of rank 32 may be among them: 0.16 GiB more."""
@@ -105,17 +96,11 @@ def test_weights_in_4_bits_are_as_a_log_of_unsloths_says(name, seen_gib):
     assert packed / GIB == pytest.approx(seen_gib, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    "version, gib, settings, expected",
-    [
-        ("0.9", 79.2, {}, (8192, 1024)),
-        ("0.9", 79.2, {"offline": True}, (16_384, 1024)),
-        ("0.9", 79.2, {"a100": True}, (2048, 256)),
-        ("0.9", 23.6, {"offline": True}, (8192, 256)),
-        ("0.8", 79.2, {}, (2048, 256)),
-        ("0.31.0", 69.9, {}, (2048, 256)),
-    ],
-)
+@pytest.mark.parametrize("version, gib, settings, expected", [
+    ("0.9", 79.2, {}, (8192, 1024)), ("0.9", 79.2, {"offline": True}, (16_384, 1024)),
+    ("0.9", 79.2, {"a100": True}, (2048, 256)), ("0.9", 23.6, {"offline": True}, (8192, 256)),
+    ("0.8", 79.2, {}, (2048, 256)), ("0.31.0", 69.9, {}, (2048, 256)),
+])  # fmt: skip
 def test_large_cards_take_more_requests_by_default(
     version: str, gib: float, settings: dict[str, bool], expected: tuple[int, int]
 ) -> None:

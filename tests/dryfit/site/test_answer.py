@@ -1,7 +1,5 @@
 """The calculator's answers, as the browser gets them: those of ``--quick``, and a sentence for each slip."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess
@@ -55,16 +53,13 @@ def test_it_is_the_answer_of_the_command_line(monkeypatch) -> None:
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(
-    ("choice", "state"),
-    [
-        ({"gpu": "t4", "method": "full"}, "too-large"),
-        ({"gpu": "", "method": "lora"}, "size"),
-        ({"gpu": "12GiB", "sequence_length": 3072}, "close"),
-        ({"gpu": "rtx-3090", "gpus": 4, "method": "lora", "strategy": "fsdp2"}, "fits"),
-        ({"model": "deepseek-v4-flash"}, "unknown"),
-    ],
-)
+@pytest.mark.parametrize(("choice", "state"), [
+    ({"gpu": "t4", "method": "full"}, "too-large"),
+    ({"gpu": "", "method": "lora"}, "size"),
+    ({"gpu": "12GiB", "sequence_length": 3072}, "close"),
+    ({"gpu": "rtx-3090", "gpus": 4, "method": "lora", "strategy": "fsdp2"}, "fits"),
+    ({"model": "deepseek-v4-flash"}, "unknown"),
+])  # fmt: skip
 def test_a_verdict_has_its_two_numbers(choice: dict, state: str) -> None:
     found = ask(**choice)
     assert found["state"] == state, found
@@ -126,15 +121,12 @@ def test_hours_come_from_the_command_that_traces_and_what_is_known_without_it_is
     assert "choose one" in ask(gpu="")["hours"]
 
 
-@pytest.mark.parametrize(
-    ("run", "gpu", "words"),
-    [
-        ({"epochs": "3"}, "l4", "--epochs needs --rows"),
-        ({"rows": "50000", "deadline": "soon"}, "l4", "--deadline takes a number"),
-        ({"rows": "50000", "price": "1.29"}, "", "A price needs a GPU"),
-        ({"rows": "0"}, "l4", "whole number of at least 1"),
-    ],
-)
+@pytest.mark.parametrize(("run", "gpu", "words"), [
+    ({"epochs": "3"}, "l4", "--epochs needs --rows"),
+    ({"rows": "50000", "deadline": "soon"}, "l4", "--deadline takes a number"),
+    ({"rows": "50000", "price": "1.29"}, "", "A price needs a GPU"),
+    ({"rows": "0"}, "l4", "whole number of at least 1"),
+])  # fmt: skip
 def test_a_slip_about_the_run_is_a_sentence(run: dict, gpu: str, words: str) -> None:
     (error,) = ask(gpu=gpu, run=run)["error"]
     assert words in error["problem"] and error["write"]
@@ -172,13 +164,11 @@ def test_a_pasted_file_wins_over_the_form_and_the_page_lists_what_the_form_added
     scenario = found["answer"]["scenario"]
     assert (scenario["sequence_length"], scenario["micro_batch"], scenario["lora"]["rank"]) == (51974, 1, 8)
     assert found["command"] == "dryfit config.yaml --gpu rtx-4090 -b 1 --set loss=chunked"
-    assert found["added"] == [
-        "the form adds gpu: rtx-4090",
-        "the file says cutoff_len: 51974, and the form's sequence_length: 2048 is left aside",
-        "the form adds micro_batch: 1",
-        "the file says lora_rank: 8, and the form's lora.rank: 64 is left aside",
-        "the form adds loss: chunked",
-    ]
+    assert found["added"] == ["the form adds gpu: rtx-4090",
+                              "the file says cutoff_len: 51974, and the form's sequence_length: 2048 is left aside",
+                              "the form adds micro_batch: 1",
+                              "the file says lora_rank: 8, and the form's lora.rank: 64 is left aside",
+                              "the form adds loss: chunked"]  # fmt: skip
     assert ask()["added"] == []
 
 
@@ -209,20 +199,17 @@ def test_the_browser_fetches_what_is_not_listed() -> None:
     assert pasted(AXOLOTL.replace("Qwen/Qwen3-8B", "somebody/model"))["fetch"]["id"] == "somebody/model@main"
 
 
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        ({"status": 401, "code": "GatedRepo"}, "gated"),
-        ({"status": 401, "code": "RepoNotFound"}, "no such model"),
-        ({"status": 404, "code": "EntryNotFound"}, "no config.json"),
-        ({"status": 404, "code": "RevisionNotFound"}, "no such revision"),
-        ({"status": 429, "code": None}, "too often"),
-        ({"status": 500, "code": None}, "an error (500)"),
-        ({"status": 0}, "can't be reached"),
-        ({"status": 200, "text": "<html>"}, "not JSON"),
-        ({"status": 200, "text": '{"model_type": "unheard-of", "hidden_size": 8}'}, "unheard-of"),
-    ],
-)
+@pytest.mark.parametrize(("answer", "words"), [
+    ({"status": 401, "code": "GatedRepo"}, "gated"),
+    ({"status": 401, "code": "RepoNotFound"}, "no such model"),
+    ({"status": 404, "code": "EntryNotFound"}, "no config.json"),
+    ({"status": 404, "code": "RevisionNotFound"}, "no such revision"),
+    ({"status": 429, "code": None}, "too often"),
+    ({"status": 500, "code": None}, "an error (500)"),
+    ({"status": 0}, "can't be reached"),
+    ({"status": 200, "text": "<html>"}, "not JSON"),
+    ({"status": 200, "text": '{"model_type": "unheard-of", "hidden_size": 8}'}, "unheard-of"),
+])  # fmt: skip
 def test_what_the_hub_refuses_is_a_sentence(answer: dict, words: str) -> None:
     found = ask(model="some/model", fetched={"some/model@main": answer})
     text = found["error"][0]["problem"] if "error" in found else found["verdict"]
@@ -230,19 +217,16 @@ def test_what_the_hub_refuses_is_a_sentence(answer: dict, words: str) -> None:
     assert "answer" not in found or found["state"] == "unknown"
 
 
-@pytest.mark.parametrize(
-    ("choice", "words"),
-    [
-        ({"model": ""}, "No model is named"),
-        ({"model": "qwen2.5-codr-7b"}, "neither the name of a known configuration"),
-        ({"gpu": "rtx-40900"}, "gpu"),
-        ({"sequence_length": 0}, "sequence_length"),
-        ({"settings": {"lora.rank": -1}}, "lora.rank"),
-        ({"model": "", "file": {"text": "a: [1"}}, "YAML"),
-        ({"model": "", "file": {"text": "hello"}}, "no configuration"),
-        ({"model": "", "file": {"text": "unknown_tool: 1"}}, "No tool is known"),
-    ],
-)
+@pytest.mark.parametrize(("choice", "words"), [
+    ({"model": ""}, "No model is named"),
+    ({"model": "qwen2.5-codr-7b"}, "neither the name of a known configuration"),
+    ({"gpu": "rtx-40900"}, "gpu"),
+    ({"sequence_length": 0}, "sequence_length"),
+    ({"settings": {"lora.rank": -1}}, "lora.rank"),
+    ({"model": "", "file": {"text": "a: [1"}}, "YAML"),
+    ({"model": "", "file": {"text": "hello"}}, "no configuration"),
+    ({"model": "", "file": {"text": "unknown_tool: 1"}}, "No tool is known"),
+])  # fmt: skip
 def test_a_slip_is_a_sentence_that_says_what_to_write(choice: dict, words: str) -> None:
     (error, *_) = ask(**choice)["error"]
     assert words in error["problem"] and "/tmp" not in json.dumps(error)

@@ -1,7 +1,5 @@
 """What the site is built from: Pyodide as it is pinned, documents whose links hold, a reference of what there is."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path
@@ -53,11 +51,8 @@ def test_an_archive_that_is_kept_needs_no_registry(tmp_path: Path, monkeypatch: 
 
 def test_the_page_holds_its_first_answer_and_a_field_for_each_setting() -> None:
     text = page()
-    assert (
-        first_answer()["verdict"] in text
-        and "<script>" not in text
-        and "http://" not in text.replace("http://www.w3", "")
-    )
+    assert (first_answer()["verdict"] in text and "<script>" not in text
+            and "http://" not in text.replace("http://www.w3", ""))  # fmt: skip
     for name in ("optimizer", "lora.rank", "quantization.double", "gradient_checkpointing", "loss"):
         assert f'data-set="{name}"' in text
 

@@ -58,10 +58,8 @@ def test_what_a_device_then_holds_is_predicted_to_the_byte(loss, checkpointing, 
 
 @pytest.mark.thorough
 def test_a_gpu_holds_what_is_used_and_no_copy_of_a_weight():
-    short, long = (
-        trace(scenario(activation_offload=True, gradient_checkpointing=False, model=model), timeline=False)
-        for model in (DECODERS["qwen2"], DEEP)
-    )
+    short, long = (trace(scenario(activation_offload=True, gradient_checkpointing=False, model=model), timeline=False)
+                   for model in (DECODERS["qwen2"], DEEP))  # fmt: skip
     assert short["components"].get("activations") == long["components"].get("activations")
     assert "the time leaves out the copies of activations" in " ".join(short["notes"])
 

@@ -17,28 +17,22 @@ from tests.dryfit.decoders import DECODERS
 
 MODEL = {**DECODERS["qwen2"], "hidden_size": 128}
 ALL = "all-linear"
-METHODS = {
-    "LoRA": {"peft_type": "LORA", "r": 8, "target_modules": ALL},
-    "rsLoRA": {"peft_type": "LORA", "r": 8, "use_rslora": True, "rank_pattern": {"q_proj": 4}},
-    "DoRA": {"peft_type": "LORA", "r": 8, "use_dora": True, "lora_dropout": 0.1, "target_modules": ALL},
-    "LoRA and a whole head": {"peft_type": "LORA", "r": 8, "modules_to_save": ["lm_head"]},
-    "PiSSA": {"peft_type": "LORA", "r": 8, "init_lora_weights": "pissa"},
-    "IA3": {"peft_type": "IA3"},
-    "VeRA": {"peft_type": "VERA", "r": 16},
-    "OFT": {"peft_type": "OFT"},
-    "BOFT": {"peft_type": "BOFT"},
-    "LoHa": {"peft_type": "LOHA"},
-    "LoKr": {"peft_type": "LOKR"},
-    "AdaLoRA": {"peft_type": "ADALORA", "total_step": 10},
-    "prefix tuning": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 8},
-    "prompt tuning": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 8},
-    "layer norms": {"peft_type": "LN_TUNING"},
-    "RandLoRA": {"peft_type": "RANDLORA"},
-    "SHiRA": {"peft_type": "SHIRA", "r": 4},
-    "VB-LoRA": {"peft_type": "VBLORA", "vector_length": 16},
-    "WaveFT": {"peft_type": "WAVEFT", "n_frequency": 100},
-    "trainable tokens": {"peft_type": "TRAINABLE_TOKENS", "token_indices": [1, 2]},
-}
+METHODS = {"LoRA": {"peft_type": "LORA", "r": 8, "target_modules": ALL},
+           "rsLoRA": {"peft_type": "LORA", "r": 8, "use_rslora": True, "rank_pattern": {"q_proj": 4}},
+           "DoRA": {"peft_type": "LORA", "r": 8, "use_dora": True, "lora_dropout": 0.1, "target_modules": ALL},
+           "LoRA and a whole head": {"peft_type": "LORA", "r": 8, "modules_to_save": ["lm_head"]},
+           "PiSSA": {"peft_type": "LORA", "r": 8, "init_lora_weights": "pissa"},
+           "IA3": {"peft_type": "IA3"}, "VeRA": {"peft_type": "VERA", "r": 16}, "OFT": {"peft_type": "OFT"},
+           "BOFT": {"peft_type": "BOFT"}, "LoHa": {"peft_type": "LOHA"}, "LoKr": {"peft_type": "LOKR"},
+           "AdaLoRA": {"peft_type": "ADALORA", "total_step": 10},
+           "prefix tuning": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 8},
+           "prompt tuning": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 8},
+           "layer norms": {"peft_type": "LN_TUNING"},
+           "RandLoRA": {"peft_type": "RANDLORA"},
+           "SHiRA": {"peft_type": "SHIRA", "r": 4},
+           "VB-LoRA": {"peft_type": "VBLORA", "vector_length": 16},
+           "WaveFT": {"peft_type": "WAVEFT", "n_frequency": 100},
+           "trainable tokens": {"peft_type": "TRAINABLE_TOKENS", "token_indices": [1, 2]}}  # fmt: skip
 
 
 def scenario(adapter, **fields) -> Scenario:
@@ -108,32 +102,23 @@ def test_a_file_of_peft_is_read(tmp_path):
     assert Scenario.from_mapping(asked.to_mapping()) == asked
 
 
-WRONG = {
-    "unknown method": ({"peft_type": "LORAX"}, {}, "PEFT knows no method LORAX", "peft_type: LORA"),
-    "no method": ({"r": 8}, {}, "peft_type", "peft_type: LORA"),
-    "another task": (
-        {"peft_type": "LORA", "task_type": "SEQ_CLS"},
-        {},
-        "another task, SEQ_CLS",
-        "task_type: CAUSAL_LM",
-    ),
-    "unknown field": ({"peft_type": "LORA", "rnk": 8}, {}, "no field `rnk`", None),
-    "the short form's field": ({"peft_type": "LORA", "rank": 8}, {}, "did you mean `r`?", "adapter: {r: 8, ...}"),
-    "the short form's, not here": ({"peft_type": "IA3", "rank": 8}, {}, "no field `rank`", None),
-    "targets that are not there": (
-        {"peft_type": "LORA", "target_modules": ["nosuch"]},
-        {},
-        "fit nothing in this model",
-        "target_modules: all-linear",
-    ),
-    "checkpointed prefix": (METHODS["prefix tuning"], {"gradient_checkpointing": True}, "gradient checkpointing", None),
-    "values of weights": ({"peft_type": "FROD"}, {}, "values of the weights", None),
-    "sizes that don't divide": ({"peft_type": "VBLORA", "vector_length": 256}, {}, "divisible", None),
-    "beside lora": (METHODS["IA3"], {"lora": {"rank": 8}}, "both say what the adapters are", "adapter:"),
-    "in full fine-tuning": (METHODS["IA3"], {"method": "full"}, "has no adapters", "method: lora"),
-    "a path to nothing": ("nosuch.json", {}, "not a path", "adapter:"),
-    "a list": ([1], {}, "peft_type", "adapter:"),
-}
+WRONG = {"unknown method": ({"peft_type": "LORAX"}, {}, "PEFT knows no method LORAX", "peft_type: LORA"),
+         "no method": ({"r": 8}, {}, "peft_type", "peft_type: LORA"),
+         "another task": ({"peft_type": "LORA", "task_type": "SEQ_CLS"}, {}, "another task, SEQ_CLS",
+                          "task_type: CAUSAL_LM"),
+         "unknown field": ({"peft_type": "LORA", "rnk": 8}, {}, "no field `rnk`", None),
+         "the short form's field": ({"peft_type": "LORA", "rank": 8}, {}, "did you mean `r`?", "adapter: {r: 8, ...}"),
+         "the short form's, not here": ({"peft_type": "IA3", "rank": 8}, {}, "no field `rank`", None),
+         "targets that are not there": ({"peft_type": "LORA", "target_modules": ["nosuch"]}, {},
+                                        "fit nothing in this model", "target_modules: all-linear"),
+         "checkpointed prefix": (METHODS["prefix tuning"], {"gradient_checkpointing": True}, "gradient checkpointing",
+                                 None),
+         "values of weights": ({"peft_type": "FROD"}, {}, "values of the weights", None),
+         "sizes that don't divide": ({"peft_type": "VBLORA", "vector_length": 256}, {}, "divisible", None),
+         "beside lora": (METHODS["IA3"], {"lora": {"rank": 8}}, "both say what the adapters are", "adapter:"),
+         "in full fine-tuning": (METHODS["IA3"], {"method": "full"}, "has no adapters", "method: lora"),
+         "a path to nothing": ("nosuch.json", {}, "not a path", "adapter:"),
+         "a list": ([1], {}, "peft_type", "adapter:")}  # fmt: skip
 
 
 @pytest.mark.parametrize(("adapter", "fields", "says", "write"), WRONG.values(), ids=WRONG)

@@ -13,13 +13,11 @@ from tests.dryfit.decoders import DECODERS
 from tests.repository import ROOT
 
 SYSTEM = "Answer with one command."
-PAIRS = [
-    ("List files", "ls"),
-    ("Find the word TODO in all files of src, and show the numbers of the lines", "grep -rn TODO src"),
-    ("Make the nested directory notes/v1", "mkdir -p notes/v1"),
-    ("Who am I?", "whoami"),
-    ("Show the last 20 lines of log.txt", "tail -n 20 log.txt"),
-]
+PAIRS = [("List files", "ls"),
+         ("Find the word TODO in all files of src, and show the numbers of the lines", "grep -rn TODO src"),
+         ("Make the nested directory notes/v1", "mkdir -p notes/v1"),
+         ("Who am I?", "whoami"),
+         ("Show the last 20 lines of log.txt", "tail -n 20 log.txt")]  # fmt: skip
 SEPARATELY = ("bloom",)  # attends by distance in the sequence (ALiBi): no mask of rows
 
 
@@ -150,11 +148,8 @@ def test_the_prefix_is_read_once_and_finished_rows_are_dropped(tokenizer):
     assert 2 * (sum(read) - tested) < apart
 
 
-def test_nothing_asked_nothing_answered(tokenizer):
+def test_nothing_and_one_token_are_answers_too(tokenizer):
     assert ask_all(build("llama", tokenizer), tokenizer, pairs=[]) == []
-
-
-def test_one_token_is_an_answer_too(tokenizer):
     model = build("llama", tokenizer)
     assert [one.answer for one in ask_all(model, tokenizer, max_new_tokens=1)]
 

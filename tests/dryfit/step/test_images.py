@@ -11,23 +11,10 @@ from dryfit.step.model import build_model
 from dryfit.tracing.measure import measure
 from dryfit.tracing.trace import trace
 
-TEXT = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 300,
-}
-TOWER = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 56,
-    "patch_size": 14,
-}
+TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 300}  # fmt: skip
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56,
+         "patch_size": 14}  # fmt: skip
 TURNED = {"rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]}}
 GRID = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
 MODELS = {
@@ -116,10 +103,8 @@ def test_what_is_trained_is_what_was_asked_for(kind):
 
 @pytest.mark.thorough
 def test_larger_images_and_more_of_them_take_more():
-    peaks = [
-        trace(scenario("qwen2_5_vl", images=images, sequence_length=200), timeline=False)["phases"]["forward"]
-        for images in ({"count": 1}, {"count": 2}, {"count": 2, "height": 112, "width": 224})
-    ]
+    peaks = [trace(scenario("qwen2_5_vl", images=images, sequence_length=200), timeline=False)["phases"]["forward"]
+             for images in ({"count": 1}, {"count": 2}, {"count": 2, "height": 112, "width": 224})]  # fmt: skip
     assert peaks == sorted(set(peaks))
 
 
@@ -129,25 +114,18 @@ def test_a_row_longer_than_what_keeps_its_values_is_traced_too():
     assert trace(asked, timeline=False)["peak_allocated_bytes"] > 0
 
 
-BAD = {
-    "a language model": ({"model": {"model_type": "qwen2", **TEXT}}, "no part for them", "images: null"),
-    "another family": (
-        {"model": {"model_type": "idefics3", "text_config": TEXT | {"model_type": "llama"}, "vision_config": TOWER}},
-        "images of this family are not known here",
-        "images: null",
-    ),
-    "another size": ({"images": {"height": 60}}, "takes no images of this size", "height: 56, width: 56"),
-    "no room": ({"images": {"count": 20}}, "no room for the images", "sequence_length: 101"),
-    "a chunked loss": ({"loss": "chunked"}, "don't go together", "loss: full"),
-    "packed rows": ({"packing": "rows"}, "packed rows hold text", "packing: none"),
-    "another objective": ({"objective": "dpo"}, "TRL's trainers would prepare", "objective: sft"),
-    "several GPUs": ({"parallel": {"strategy": "ddp", "gpus": 2}}, "not predicted together", "strategy: none"),
-    "a tower that can't be left out": (
-        {"adapter": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}},
-        "can't leave the vision tower out",
-        "peft_type: LORA",
-    ),
-}
+BAD = {"a language model": ({"model": {"model_type": "qwen2", **TEXT}}, "no part for them", "images: null"),
+       "another family": ({"model": {"model_type": "idefics3", "text_config": TEXT | {"model_type": "llama"},
+                                     "vision_config": TOWER}}, "images of this family are not known here",
+                          "images: null"),
+       "another size": ({"images": {"height": 60}}, "takes no images of this size", "height: 56, width: 56"),
+       "no room": ({"images": {"count": 20}}, "no room for the images", "sequence_length: 101"),
+       "a chunked loss": ({"loss": "chunked"}, "don't go together", "loss: full"),
+       "packed rows": ({"packing": "rows"}, "packed rows hold text", "packing: none"),
+       "another objective": ({"objective": "dpo"}, "TRL's trainers would prepare", "objective: sft"),
+       "several GPUs": ({"parallel": {"strategy": "ddp", "gpus": 2}}, "not predicted together", "strategy: none"),
+       "a tower that can't be left out": ({"adapter": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}},
+                                          "can't leave the vision tower out", "peft_type: LORA")}  # fmt: skip
 
 
 @pytest.mark.parametrize(("fields", "problem", "write"), BAD.values(), ids=BAD)

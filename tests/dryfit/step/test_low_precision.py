@@ -22,13 +22,8 @@ ON_A_CPU = [{"float8": "tensorwise"}, {"float8": "rowwise"}, {"float8": "rowwise
 
 
 def scenario(**fields) -> Scenario:
-    common = {
-        "model": DECODERS["qwen2"],
-        "method": "full",
-        "precision": "bf16",
-        "sequence_length": 64,
-        "micro_batch": 2,
-    }
+    common = {"model": DECODERS["qwen2"], "method": "full", "precision": "bf16", "sequence_length": 64,
+              "micro_batch": 2}  # fmt: skip
     return Scenario.from_mapping({**common, **fields})
 
 
@@ -95,16 +90,13 @@ def test_without_torchao_the_requirement_is_named():
     assert "dryfit[optimizers]" in caught.value.write
 
 
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        ({"float8": "rowwise", "method": "qlora"}, "full fine-tuning"),
-        ({"qat": "nvfp4", "parallel": {"strategy": "fsdp2", "gpus": 2}}, "on one GPU"),
-        ({"float8": "rowwise", "parallel": {"strategy": "zero3", "gpus": 2}}, "with FSDP2"),
-        ({"float8": "rowwise", "qat": "mxfp4"}, "exchanges the same layers"),
-        ({"float8": "blockwise"}, "float8"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "says"), [
+    ({"float8": "rowwise", "method": "qlora"}, "full fine-tuning"),
+    ({"qat": "nvfp4", "parallel": {"strategy": "fsdp2", "gpus": 2}}, "on one GPU"),
+    ({"float8": "rowwise", "parallel": {"strategy": "zero3", "gpus": 2}}, "with FSDP2"),
+    ({"float8": "rowwise", "qat": "mxfp4"}, "exchanges the same layers"),
+    ({"float8": "blockwise"}, "float8"),
+])  # fmt: skip
 def test_what_it_is_not_predicted_with_is_refused(fields, says):
     with pytest.raises(UserError, match=says):
         scenario(**fields)

@@ -9,12 +9,7 @@ from dryfit.engine.model_tensors import quantization_state
 from dryfit.readers.request import read_request
 from dryfit.scenario.optimizers import OPTIMIZERS
 from dryfit.scenario.scenario import Scenario
-from dryfit.step.model import (
-    attention_kernel,
-    build_model,
-    configuration,
-    parameter_count,
-)
+from dryfit.step.model import attention_kernel, build_model, configuration, parameter_count
 from dryfit.step.optimizers import build_optimizer
 from dryfit.step.quantized import assert_quantized, quantized_layers
 from tests.dryfit.decoders import DECODERS, SIZES
@@ -78,20 +73,16 @@ def test_meta_random_and_loaded_models_are_alike(model_type, method, folders):
 
 
 @pytest.mark.few(4)
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"quantization": {"type": "nf4", "double": False}},
-        {"quantization": {"type": "fp4", "double": True}},
-        {"quantization": {"type": "int8"}},
-        {"quantization": {"type": "int8"}, "kbit_preparation": "peft", "precision": "fp32"},
-        {"kbit_preparation": "peft"},
-        {"precision": "fp16", "adapter_precision": "fp16"},
-        {"precision": "fp32", "adapter_precision": "bf16"},
-        {"gradient_checkpointing": False},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("fields", [
+    {"quantization": {"type": "nf4", "double": False}},
+    {"quantization": {"type": "fp4", "double": True}},
+    {"quantization": {"type": "int8"}},
+    {"quantization": {"type": "int8"}, "kbit_preparation": "peft", "precision": "fp32"},
+    {"kbit_preparation": "peft"},
+    {"precision": "fp16", "adapter_precision": "fp16"},
+    {"precision": "fp32", "adapter_precision": "bf16"},
+    {"gradient_checkpointing": False},
+], ids=str)  # fmt: skip
 def test_every_setting_gives_one_structure(fields, folders):
     asked = scenario(method="qlora", **fields)
     assert layout(build_model(asked, "meta")) == layout(build_model(asked, "cpu", weights=folders("qwen2")))
@@ -147,11 +138,7 @@ def test_parameters_of_the_7b_model(tmp_path):
     model = build_model(asked, "meta")
     assert parameter_count(model) == 7_615_616_512
     counts = assert_quantized(model, asked)
-    assert counts == {
-        "linear_4bit_layers": 28 * 7,
-        "linear_4bit_parameters": 6_525_288_448,
-        "linear_dense_layers": 1,
-    }
+    assert counts == {"linear_4bit_layers": 28 * 7, "linear_4bit_parameters": 6_525_288_448, "linear_dense_layers": 1}
 
 
 @pytest.mark.few(4)
@@ -179,7 +166,7 @@ def test_the_output_head_may_be_trained_beside_a_quantized_base(head):
     assert any("lm_head" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-def test_a_dense_layer_in_a_quantized_model_is_found():
+def test_layers_that_are_not_quantized_are_found():
     asked = scenario(method="qlora", kbit_preparation="none")
     model = build_model(asked, "cpu")
     layer = model.get_submodule("base_model.model.model.layers.1.mlp")
@@ -187,9 +174,6 @@ def test_a_dense_layer_in_a_quantized_model_is_found():
     with pytest.raises(UserError, match="not 4-bit") as error:
         assert_quantized(model, asked)
     assert "layers.1.mlp.down_proj" in str(error.value)
-
-
-def test_a_model_without_any_4bit_layer_is_found():
     dense = build_model(scenario(method="lora"), "cpu")
     with pytest.raises(UserError, match="not 4-bit"):
         assert_quantized(dense, scenario(method="qlora"))
@@ -221,13 +205,10 @@ def test_attention_is_one_that_the_architecture_can_run():
         attention_kernel(scenario("gemma2", attention="mem_efficient"))
 
 
-@pytest.mark.parametrize(
-    ("sizes", "words"),
-    [
-        ({**SIZES, "model_type": "qwen22"}, ["no such architecture", "qwen22"]),
-        ({**SIZES, "hidden_act": "sillu"}, ["can't build a model", "unknown key 'sillu'"]),
-    ],
-)
+@pytest.mark.parametrize(("sizes", "words"), [
+    ({**SIZES, "model_type": "qwen22"}, ["no such architecture", "qwen22"]),
+    ({**SIZES, "hidden_act": "sillu"}, ["can't build a model", "unknown key 'sillu'"]),
+])  # fmt: skip
 def test_configurations_that_cannot_be_built(sizes, words):
     asked = Scenario.from_mapping({"model": {"model_type": "qwen2", **sizes}, "sequence_length": 32})
     with pytest.raises(UserError) as error:
@@ -235,16 +216,16 @@ def test_configurations_that_cannot_be_built(sizes, words):
     assert all(word in str(error.value) for word in words)
 
 
-def test_target_modules_that_match_nothing():
+def test_what_no_model_can_be_built_of(tmp_path):
     lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["no_such_proj"]}
     with pytest.raises(UserError) as error:
         build_model(scenario(lora=lora), "meta")
     assert "no_such_proj" in str(error.value) and "q_proj" in str(error.value)
-
-
-def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(UserError, match="no model"):
         build_model(scenario(), "cpu", weights=tmp_path)
+    asked = scenario(optimizer="paged_adamw_8bit")
+    with pytest.raises(UserError, match="optimizer: adamw_8bit"):
+        build_optimizer(build_model(asked, "cpu"), asked, learning_rate=1e-3)
 
 
 @pytest.mark.few(3)
@@ -255,9 +236,3 @@ def test_optimizers_on_meta_hold_only_trained_parameters(optimizer):
     own = build_optimizer(model, asked, learning_rate=1e-3)
     held = [parameter for group in own.param_groups for parameter in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in model.parameters() if p.requires_grad}
-
-
-def test_paged_adam_is_refused_on_the_cpu():
-    asked = scenario(optimizer="paged_adamw_8bit")
-    with pytest.raises(UserError, match="optimizer: adamw_8bit"):
-        build_optimizer(build_model(asked, "cpu"), asked, learning_rate=1e-3)

@@ -48,10 +48,8 @@ def test_a_step_is_traced_to_the_byte(method, optimizer):
 
 @pytest.mark.thorough
 def test_lion_and_adafactor_keep_less_than_adam():
-    states = {
-        optimizer: trace(scenario(optimizer=optimizer), timeline=False)["components"]["optimizer_states"]
-        for optimizer in ("adamw", "adamw_8bit", "lion_8bit", "adafactor", "muon")
-    }
+    states = {optimizer: trace(scenario(optimizer=optimizer), timeline=False)["components"]["optimizer_states"]
+              for optimizer in ("adamw", "adamw_8bit", "lion_8bit", "adafactor", "muon")}  # fmt: skip
     assert states["adafactor"] < states["muon"] < states["adamw"]
     assert states["lion_8bit"] < states["adamw_8bit"] < states["adamw"]
 
@@ -106,10 +104,8 @@ def test_the_bytes_of_a_state_are_those_of_the_trace(optimizer):
 def test_galore_projects_in_each_predicted_step_and_seldom_in_training(optimizer):
     asked = scenario(optimizer=optimizer)
     model = build_model(asked, "meta")
-    gaps = [
-        build_optimizer(model, asked, largest_steps=largest).param_groups[0]["update_proj_gap"]
-        for largest in (True, False)
-    ]
+    gaps = [build_optimizer(model, asked, largest_steps=largest).param_groups[0]["update_proj_gap"]
+            for largest in (True, False)]  # fmt: skip
     assert gaps == [1, PROJECTED_EVERY]
     assert "cuSOLVER" in " ".join(trace(asked, timeline=False)["notes"])
 

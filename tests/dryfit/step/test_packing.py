@@ -109,40 +109,34 @@ def test_every_row_is_packed_once_and_no_pack_is_too_long():
     assert pack_lengths([], 8) == []
 
 
-def test_a_pack_is_as_full_as_it_can_be_behind_its_prefix():
+def test_how_rows_are_packed():
     """Room for 10 tokens, 4 of which all rows share: six own tokens, and no seventh."""
     made = [Row([1, 2, 3, 4, *own], [IGNORED] * 4 + own) for own in ([5] * 3, [6] * 3, [7] * 4, [8] * 2, [9])]
     micros = micro_batches(made, scenario("llama", packing="shared_prefix", sequence_length=10), 4)
     own = sorted(sum(len(row.input_ids) - 4 for row in pack) for micro in micros for pack in micro)
     assert own == [1, 6, 6]
-
-
-def test_the_prefix_leaves_each_row_the_token_that_its_answer_follows():
     assert common_prefix([Row([1, 2, 3, 4], [IGNORED] * 3 + [4]), Row([1, 2, 3, 5], [IGNORED] * 3 + [5])]) == 2
     assert common_prefix([Row([1, 2], [IGNORED, 2])] * 2) == 0
     assert common_prefix([Row([1, 2], [1, 2])]) == 0
     assert common_prefix([Row([1, 2, 3], [IGNORED] * 3)]) == 2  # nothing learned: the row is all prefix but one
     assert common_prefix([]) == 0
+    assert micro_batches([], scenario("llama", packing="none"), 0) == []
+    row = Row([5, 6, 7], [5, 6, 7])
+    asked = scenario("llama", packing="rows")
+    labels = collate_packs([[row, row]], asked, 0, 0, build_model(asked, "meta").config, "cpu")["labels"]
+    assert labels.tolist() == [[IGNORED, 6, 7, IGNORED, 6, 7]]
+    assert pack_lengths([7, 6, 3], 10) == [[0, 2], [1]]
+    assert pack_lengths([3, 6, 7, 4], 10) == [[2, 0], [1, 3]]
 
 
-def test_a_row_longer_than_a_pack_is_an_error():
+def test_what_can_not_be_packed_exactly_is_refused():
     with pytest.raises(UserError, match="sequence_length: 37"):
         micro_batches([Row([1] * 37, [1] * 37)], scenario("llama", packing="rows", sequence_length=36), 0)
-
-
-def test_an_empty_row_list_makes_no_micro_batch():
-    assert micro_batches([], scenario("llama", packing="none"), 0) == []
-
-
-def test_what_would_not_be_exact_is_refused_where_it_is_written():
     with pytest.raises(UserError, match="packing: rows"):
         scenario("llama", packing="shared_prefix", lora={"rank": 4, "alpha": 8, "dropout": 0.1})
     scenario("llama", packing="rows", lora={"rank": 4, "alpha": 8, "dropout": 0.1})
     with pytest.raises(UserError, match="attention: sdpa"):
         scenario("llama", packing="rows", attention="flash", precision="bf16")
-
-
-def test_what_would_not_be_exact_is_refused_before_the_first_step():
     noisy = {**DECODERS["gpt2"], "resid_pdrop": 0.1}
     asked = scenario("gpt2", model=noisy, packing="shared_prefix")
     with pytest.raises(UserError, match="dropout"):
@@ -153,15 +147,12 @@ def test_what_would_not_be_exact_is_refused_before_the_first_step():
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"method": "qlora", "precision": "bf16", "kbit_preparation": "peft"},  # fp32 norms: fp32 queries
-        {"method": "qlora", "precision": "bf16", "kbit_preparation": "peft", "autocast": "bf16"},
-        {"method": "lora", "precision": "bf16-mixed"},
-        {"method": "lora", "precision": "bf16"},
-    ],
-)
+@pytest.mark.parametrize("fields", [
+    {"method": "qlora", "precision": "bf16", "kbit_preparation": "peft"},  # fp32 norms: fp32 queries
+    {"method": "qlora", "precision": "bf16", "kbit_preparation": "peft", "autocast": "bf16"},
+    {"method": "lora", "precision": "bf16-mixed"},
+    {"method": "lora", "precision": "bf16"},
+])  # fmt: skip
 def test_the_mask_has_the_dtype_of_the_queries(fields):
     asked = scenario("llama", packing="shared_prefix", **fields)
     result = self_test(build_model(asked, "cpu", seed=1), asked, rows(), common_prefix(rows()), 0)
@@ -213,15 +204,3 @@ def test_the_trace_of_a_packed_step_is_the_measurement_to_the_byte(name, kind):
     assert traced["phases"] == measured["phases"]
     masks = 2 if name == "gemma2" else 1  # a kind of layer each
     assert traced["components"]["inputs"] == asked.micro_batch * 48 * (3 * 8 + masks * 48 * 2)
-
-
-def test_the_first_token_of_a_row_is_not_learned_from_the_row_before_it():
-    row = Row([5, 6, 7], [5, 6, 7])
-    asked = scenario("llama", packing="rows")
-    labels = collate_packs([[row, row]], asked, 0, 0, build_model(asked, "meta").config, "cpu")["labels"]
-    assert labels.tolist() == [[IGNORED, 6, 7, IGNORED, 6, 7]]
-
-
-def test_a_row_goes_where_it_leaves_the_least_room():
-    assert pack_lengths([7, 6, 3], 10) == [[0, 2], [1]]
-    assert pack_lengths([3, 6, 7, 4], 10) == [[2, 0], [1, 3]]

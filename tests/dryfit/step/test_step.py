@@ -10,15 +10,8 @@ from dryfit.step.model import build_model
 from dryfit.step.optimizers import build_optimizer
 from dryfit.step.step import IGNORED, chunked_loss, forward_backward, optimizer_step, random_batch
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "max_position_embeddings": 128,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "vocab_size": 97,
-}
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 128, "num_attention_heads": 4,
+         "num_hidden_layers": 2, "num_key_value_heads": 2, "vocab_size": 97}  # fmt: skip
 MODELS = {
     "qwen2": SIZES,
     "gemma2": {**SIZES, "head_dim": 8, "final_logit_softcapping": 5.0},  # caps its logits

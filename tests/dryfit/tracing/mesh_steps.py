@@ -3,8 +3,6 @@
 python -m tests.dryfit.tracing.mesh_steps FOLDER 2 NAME [NAME ...]      the steps that take as many GPUs
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,8 @@ from dryfit.scenario.scenario import Scenario
 from tests.dryfit.tracing.several_gpus import LLAMA
 
 LAYERS = LLAMA | {"num_hidden_layers": 4}
-EXPERTS = LLAMA | {
-    "model_type": "qwen3_moe",
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 96,
-    "head_dim": 32,
-}
+EXPERTS = LLAMA | {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96,
+                   "head_dim": 32}  # fmt: skip
 NORMS_IN_HEADS = LLAMA | {"model_type": "qwen3", "head_dim": 32}
 LORA = {"method": "lora", "lora": {"rank": 8}}
 AUTOCAST = {"precision": "bf16-mixed"}
@@ -83,17 +76,8 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor x expert": ({"gpus": 4, "tensor": 2, "expert": 4}, {"model": EXPERTS}),
 }
 # What each of these adds, another step has beside something else.
-EACH_NIGHT = {
-    "tensor, checkpointed",
-    "tensor, LoRA",
-    "tensor, loss",
-    "tensor, sequence, loss",
-    "1f1b, autocast",
-    "interleaved, LoRA",
-    "expert, autocast",
-    "fsdp2 x tensor, autocast",
-    "pipeline x tensor",
-}
+EACH_NIGHT = {"tensor, checkpointed", "tensor, LoRA", "tensor, loss", "tensor, sequence, loss", "1f1b, autocast",
+              "interleaved, LoRA", "expert, autocast", "fsdp2 x tensor, autocast", "pipeline x tensor"}  # fmt: skip
 
 # With torchao's products in 8 bits (the extra `optimizers`).
 _EIGHT = {"precision": "bf16", "float8": "tensorwise"}
@@ -161,12 +145,7 @@ def main(folder: Path, count: int, *names: str) -> int:
     from dryfit.step.parallel import parallelize
     from dryfit.tracing.checkpoints import gathering
     from dryfit.tracing.prepare import labels
-    from tests.dryfit.engine.pairs import (
-        figures,
-        finish,
-        gloo_as_nccl,
-        start,
-    )
+    from tests.dryfit.engine.pairs import figures, finish, gloo_as_nccl, start
 
     rank, children = start(folder, count)
     clip, measured = taken.clip_gradients, {}

@@ -78,7 +78,7 @@ def test_awake_the_server_lies_beside_every_phase(known):
     assert found.peak.most_bytes < 0.5 * GPU.total_bytes + 2 * GIB and found.owner == "server cache"
 
 
-def test_asleep_only_graphs_stay_and_weights_wake_before_the_cache(known):
+def test_what_each_phase_holds(known):
     phases = by_name(of(known, utilization=0.5, sleep_level=2))
     assert set(phases["update"].owners) == {"trainer", "CUDA graphs", "CUDA context"}
     assert "server cache" not in phases["weight sync"].owners and "server weights" in phases["weight sync"].owners
@@ -86,27 +86,14 @@ def test_asleep_only_graphs_stay_and_weights_wake_before_the_cache(known):
     awake = by_name(of(known, utilization=0.5))
     pools = sum(awake["update"].owners[name][1] for name in ("server weights", "server cache"))
     assert awake["update"].most_bytes - phases["update"].most_bytes == pools
-
-
-def test_a_server_of_its_own_has_its_own_card_and_context(known):
     found = of(known, mode="server", utilization=0.9)
     cards = {phase.card for phase in found.phases}
     assert cards == {"trainer", "server"}
     assert all("server cache" not in phase.owners for phase in by_name(found).values())
     assert by_name(found)["weight sync"].owners["trainer"][0] > 2 * GIB  # vLLM's packed buffers
-
-
-def test_the_phases_of_the_trainer_are_those_of_its_trace(known):
     phases = by_name(of(known, sleep_level=2))
-    names = (
-        "load",
-        "weight sync",
-        "generate",
-        "sleep",
-        "old log-probabilities",
-        "reference log-probabilities",
-        "update",
-    )
+    names = ("load", "weight sync", "generate", "sleep", "old log-probabilities", "reference log-probabilities",
+             "update")  # fmt: skip
     assert tuple(phases) == names
     unused = known["required_bytes"] - known["peak_allocated_bytes"]
     assert phases["update"].owners["trainer"][0] == known["peak_allocated_bytes"] + unused
@@ -168,30 +155,24 @@ def test_an_answer_names_the_phase_and_its_owner(known):
         assert words in text
 
 
-def test_a_share_without_a_block_says_which_phase_fails_by_how_much_and_what_to_write(known):
+def test_a_share_that_is_too_small_or_too_large_is_refused_with_what_to_write(known):
     with pytest.raises(UserError, match=r"can't start.*more\. The phase load fails") as caught:
         of(known, utilization=0.005)
     share = caught.value.change["generation"]["utilization"]
     assert of(known, utilization=share).server.cache_bytes()[0] > 0
-
-
-def test_a_share_that_the_trainer_has_not_left_is_refused_with_the_most_that_it_has(known):
     with pytest.raises(UserError, match="beside the trainer") as caught:
         of(known, utilization=0.99)
     assert of(known, utilization=caught.value.change["generation"]["utilization"]).server
 
 
-WRONG = {
-    "rows longer than the server's": (
-        {"max_model_length": 32},
-        "32 less: the phase generate fails",
-        "max_model_length: 64",
-    ),
-    "sleep of another engine": ({"engine": "transformers", "sleep_level": 2}, "only vLLM has it", "sleep_level: 0"),
-    "sleep of a server": ({"mode": "server", "sleep_level": 1}, "nobody puts it to sleep", "sleep_level: 0"),
-    "two servers on one card": ({"servers": 2}, "can't lie on one card", "servers: 1"),
-    "cards of several trainings": ({"tensor_parallel": 2}, "a training for each", "tensor_parallel: 1"),
-}
+WRONG = {"rows longer than the server's": ({"max_model_length": 32}, "32 less: the phase generate fails",
+                                           "max_model_length: 64"),
+         "sleep of another engine": ({"engine": "transformers", "sleep_level": 2}, "only vLLM has it",
+                                     "sleep_level: 0"),
+         "sleep of a server": ({"mode": "server", "sleep_level": 1}, "nobody puts it to sleep", "sleep_level: 0"),
+         "two servers on one card": ({"servers": 2}, "can't lie on one card", "servers: 1"),
+         "cards of several trainings": ({"tensor_parallel": 2}, "a training for each",
+                                        "tensor_parallel: 1")}  # fmt: skip
 
 
 @pytest.mark.parametrize(("generation", "says", "write"), WRONG.values(), ids=WRONG)
@@ -201,18 +182,15 @@ def test_what_can_not_be_is_refused_with_what_to_write(generation, says, write):
     assert write in str(caught.value.write)
 
 
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        ({"gpu": None}, "takes a share of a card"),
-        ({"method": "qlora"}, "no bitsandbytes"),
-        ({"method": "qlora", "versions": {"vllm": "0.28.0"}}, "no bitsandbytes"),
-        ({"method": "qlora", "versions": {"vllm": "0.27.0"}, "quantization": {"type": "int8"}}, "TRL refuses it"),
-        ({"gpu": "2xrtx-4090", "generation": {"engine": "vllm", "mode": "server", "servers": 2}}, "would share a card"),
-        ({"versions": {"vllm": "0.5.0"}}, "no version whose rules were read"),
-        ({"micro_batch": 2}, "doesn't divide"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "says"), [
+    ({"gpu": None}, "takes a share of a card"),
+    ({"method": "qlora"}, "no bitsandbytes"),
+    ({"method": "qlora", "versions": {"vllm": "0.28.0"}}, "no bitsandbytes"),
+    ({"method": "qlora", "versions": {"vllm": "0.27.0"}, "quantization": {"type": "int8"}}, "TRL refuses it"),
+    ({"gpu": "2xrtx-4090", "generation": {"engine": "vllm", "mode": "server", "servers": 2}}, "would share a card"),
+    ({"versions": {"vllm": "0.5.0"}}, "no version whose rules were read"),
+    ({"micro_batch": 2}, "doesn't divide"),
+])  # fmt: skip
 def test_what_does_not_go_with_a_server_is_refused(fields, says):
     with pytest.raises(UserError, match=says):
         Scenario.from_mapping(scenario().to_mapping() | fields)

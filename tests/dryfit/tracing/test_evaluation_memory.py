@@ -33,17 +33,10 @@ def measure_evaluation(asked: Evaluation, chosen: list[int]) -> Report:
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(
-    "name, dtype",
-    [
-        ("llama", "float32"),
-        ("qwen3", "bfloat16"),
-        ("gemma3_text", "float32"),
-        ("mixtral", "bfloat16"),
-        ("mixtral", "float32"),
-        ("gpt2", "float32"),
-    ],
-)
+@pytest.mark.parametrize("name, dtype", [
+    ("llama", "float32"), ("qwen3", "bfloat16"), ("gemma3_text", "float32"), ("mixtral", "bfloat16"),
+    ("mixtral", "float32"), ("gpt2", "float32"),
+])  # fmt: skip
 def test_the_prediction_is_the_measurement_to_the_byte(name: str, dtype: str) -> None:
     asked = evaluation(DECODERS[name], dtype=dtype)
     predicted = trace_evaluation(asked, "cpu")

@@ -1,7 +1,5 @@
 """What a process that answers one question leaves out comes when a step needs it, and no answer differs by it."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Hybrid models: whose code runs linear attention, state spaces and short convolutions, and what that changes."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -58,23 +58,14 @@ def allowed(row) -> bool:
     """Reentrant checkpointing needs adapters here; divided models have neither 4-bit weights nor the chunked loss."""
     plain = row["method"] != "qlora" and row["optimizer"] == "adamw" and row["loss"] == "full"
     return (row["strategy"] == "none" or plain) and (row["method"], row["gradient_checkpointing"]) != (
-        "full",
-        "reentrant",
-    )
+        "full", "reentrant")  # fmt: skip
 
 
-ROWS = pairwise(
-    {
-        "model": MODELS,
-        "method": ("full", "lora", "qlora"),
-        "gradient_checkpointing": (True, False, "reentrant"),
-        "strategy": ("none", "fsdp2"),
-        "optimizer": ("adamw", "paged_adamw_8bit", "adafactor"),
-        "loss": ("full", "chunked"),
-        "gradient_accumulation": (1, 2),
-    },
-    allowed,
-)
+ROWS = pairwise({"model": MODELS, "method": ("full", "lora", "qlora"),
+                 "gradient_checkpointing": (True, False, "reentrant"), "strategy": ("none", "fsdp2"),
+                 "optimizer": ("adamw", "paged_adamw_8bit", "adafactor"), "loss": ("full", "chunked"),
+                 "gradient_accumulation": (1, 2)},
+                allowed)  # fmt: skip
 
 
 @pytest.mark.few(1, 4)
@@ -92,17 +83,13 @@ def test_the_bytes_of_the_whole_step(row):
 
 
 @pytest.mark.few(0, 2)
-@pytest.mark.parametrize(
-    ("fields", "count"),
-    [
-        ({"model": "qwen3-30b-a3b", "method": "qlora"}, 7),  # experts
-        ({"model": "gemma-2-2b", "method": "lora"}, 12),  # every other layer looks back a window only
-        ({"method": "full", "precision": "fp16-mixed", "loop": "manual"}, 8),
-        ({"method": "full", "parallel": {"strategy": "fsdp2", "gpus": 8, "reshard_after_forward": False}}, 9),
-        ({"method": "lora", "adapter": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "v_proj"]}}, 8),
-    ],
-    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
-)
+@pytest.mark.parametrize(("fields", "count"), [
+    ({"model": "qwen3-30b-a3b", "method": "qlora"}, 7),  # experts
+    ({"model": "gemma-2-2b", "method": "lora"}, 12),  # every other layer looks back a window only
+    ({"method": "full", "precision": "fp16-mixed", "loop": "manual"}, 8),
+    ({"method": "full", "parallel": {"strategy": "fsdp2", "gpus": 8, "reshard_after_forward": False}}, 9),
+    ({"method": "lora", "adapter": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "v_proj"]}}, 8),
+], ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "")  # fmt: skip
 def test_others(fields, count):
     given, whole, composed = both(scenario(layers=count, **fields))
     assert given == whole and composed
@@ -112,42 +99,25 @@ PIPELINE = {"strategy": "none", "gpus": 2, "pipeline": 2}
 
 
 @pytest.mark.few(0, 3)
-@pytest.mark.parametrize(
-    ("parallel", "fields"),
-    [
-        ({"strategy": "fsdp2", "gpus": 3}, {"layers": 9}),  # what a sum sends is no whole number of bytes
-        ({"strategy": "none", "gpus": 2, "tensor": 2}, {"layers": 9}),
-        ({"strategy": "fsdp2", "gpus": 4, "context": 2}, {"layers": 9}),
-        pytest.param({"strategy": "fsdp2", "gpus": 4, "replicate": 2}, {"layers": 9}, marks=nightly),
-        pytest.param(
-            PIPELINE,
-            {"layers": 14, "gradient_accumulation": 2, "gradient_checkpointing": False},
-            marks=nightly,
-        ),
-        pytest.param(PIPELINE | {"gpus": 4, "tensor": 2}, {"layers": 14, "gradient_accumulation": 2}, marks=nightly),
-        (PIPELINE | {"stage_layers": [8, 6]}, {"layers": 14, "gradient_accumulation": 2}),
-        (PIPELINE, {"layers": 4, "gradient_accumulation": 9}),
-        pytest.param(PIPELINE | {"schedule": "gpipe"}, {"layers": 4, "gradient_accumulation": 9}, marks=nightly),
-        pytest.param(PIPELINE, {"layers": 12, "gradient_accumulation": 8}, marks=nightly),
-        pytest.param(
-            {"strategy": "none", "gpus": 3, "pipeline": 3},
-            {"layers": 3, "gradient_accumulation": 14},
-            marks=nightly,
-        ),
-    ],
-    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
-)
+@pytest.mark.parametrize(("parallel", "fields"), [
+    ({"strategy": "fsdp2", "gpus": 3}, {"layers": 9}),  # what a sum sends is no whole number of bytes
+    ({"strategy": "none", "gpus": 2, "tensor": 2}, {"layers": 9}),
+    ({"strategy": "fsdp2", "gpus": 4, "context": 2}, {"layers": 9}),
+    pytest.param({"strategy": "fsdp2", "gpus": 4, "replicate": 2}, {"layers": 9}, marks=nightly),
+    pytest.param(PIPELINE, {"layers": 14, "gradient_accumulation": 2, "gradient_checkpointing": False}, marks=nightly),
+    pytest.param(PIPELINE | {"gpus": 4, "tensor": 2}, {"layers": 14, "gradient_accumulation": 2}, marks=nightly),
+    (PIPELINE | {"stage_layers": [8, 6]}, {"layers": 14, "gradient_accumulation": 2}),
+    (PIPELINE, {"layers": 4, "gradient_accumulation": 9}),
+    pytest.param(PIPELINE | {"schedule": "gpipe"}, {"layers": 4, "gradient_accumulation": 9}, marks=nightly),
+    pytest.param(PIPELINE, {"layers": 12, "gradient_accumulation": 8}, marks=nightly),
+    pytest.param({"strategy": "none", "gpus": 3, "pipeline": 3}, {"layers": 3, "gradient_accumulation": 14},
+                 marks=nightly),
+], ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "")  # fmt: skip
 def test_meshes(parallel, fields):
     """Of a pipeline each stage's layers, its micro-batches, or both."""
     step = scenario(method="full", model="qwen2.5-coder-7b", parallel=parallel, **fields)
-    small = {
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "vocab_size": 512,
-        "hidden_size": 256,
-        "intermediate_size": 640,
-        "num_attention_heads": 4,
-    }
+    small = {"bos_token_id": 1, "eos_token_id": 2, "vocab_size": 512, "hidden_size": 256, "intermediate_size": 640,
+             "num_attention_heads": 4}  # fmt: skip
     step = step.changed(model={**step.model, **small, "num_key_value_heads": 2})
     given, whole, composed = both(step)
     assert given == whole
@@ -155,15 +125,12 @@ def test_meshes(parallel, fields):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(
-    ("model", "method", "period", "count"),
-    [
-        pytest.param("qwen3.5-9b", "full", 4, 20, marks=nightly),
-        ("qwen3.5-9b", "qlora", 2, 12),
-        pytest.param("qwen3.5-9b", "qlora", 4, 24, marks=nightly),
-        pytest.param("qwen3-next-80b-a3b", "qlora", 4, 24, marks=nightly),
-    ],
-)
+@pytest.mark.parametrize(("model", "method", "period", "count"), [
+    pytest.param("qwen3.5-9b", "full", 4, 20, marks=nightly),
+    ("qwen3.5-9b", "qlora", 2, 12),
+    pytest.param("qwen3.5-9b", "qlora", 4, 24, marks=nightly),
+    pytest.param("qwen3-next-80b-a3b", "qlora", 4, 24, marks=nightly),
+])  # fmt: skip
 def test_hybrid_layers_with_convolutions(model, method, period, count):
     """Layers attend linearly, in transformers' own loops, but the last of each period; the convolutions' workspaces
     are there too. The models' own period is four."""
@@ -189,17 +156,14 @@ def test_on_a_cpu_too():
 
 
 @pytest.mark.few(1, 2)
-@pytest.mark.parametrize(
-    ("model", "count", "expected"),
-    [
-        ("qwen2.5-coder-7b", 28, [3, 4, 5]),
-        ("gemma-2-2b", 26, [6, 8, 10]),  # whole periods are left out
-        ("gpt-oss-20b", 24, [6, 8, 10]),
-        ("gemma-3-27b", 62, [14, 20, 26]),  # five of six look back a window only; 62 end with two of those
-        ("qwen3.5-27b", 64, [8, 12, 16]),  # three of four attend linearly
-        ("qwen3.5-397b-a17b", 60, [8, 12, 16]),
-    ],
-)
+@pytest.mark.parametrize(("model", "count", "expected"), [
+    ("qwen2.5-coder-7b", 28, [3, 4, 5]),
+    ("gemma-2-2b", 26, [6, 8, 10]),  # whole periods are left out
+    ("gpt-oss-20b", 24, [6, 8, 10]),
+    ("gemma-3-27b", 62, [14, 20, 26]),  # five of six look back a window only; 62 end with two of those
+    ("qwen3.5-27b", 64, [8, 12, 16]),  # three of four attend linearly
+    ("qwen3.5-397b-a17b", 60, [8, 12, 16]),
+])  # fmt: skip
 def test_the_period_is_that_of_the_built_layers(model, count, expected):
     plan = depths(scenario(model, layers=count))
     assert plan.shallow == expected and plan.whole == count
@@ -234,23 +198,13 @@ def refused(step: Scenario) -> bool:
 
 
 @pytest.mark.few(0, 2)
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"parallel": {"strategy": "ddp", "gpus": 2}},
-        {"parallel": {"strategy": "fsdp1", "gpus": 2}},
-        {"adapter": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], "layers_to_transform": [1, 2]}},
-        {
-            "adapter": {
-                "peft_type": "LORA",
-                "r": 8,
-                "target_modules": ["q_proj"],
-                "rank_pattern": {"model.layers.4.self_attn.q_proj": 32},
-            }
-        },
-    ],
-    ids=["ddp", "fsdp1", "adapters in some layers", "a larger rank in one layer"],
-)
+@pytest.mark.parametrize("fields", [
+    {"parallel": {"strategy": "ddp", "gpus": 2}},
+    {"parallel": {"strategy": "fsdp1", "gpus": 2}},
+    {"adapter": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], "layers_to_transform": [1, 2]}},
+    {"adapter": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"],
+                 "rank_pattern": {"model.layers.4.self_attn.q_proj": 32}}},
+], ids=["ddp", "fsdp1", "adapters in some layers", "a larger rank in one layer"])  # fmt: skip
 def test_what_differs_from_layer_to_layer_or_adds_up(fields):
     assert refused(scenario(method="lora", layers=7, **fields))
 
@@ -336,17 +290,13 @@ def recorded(sizes, **fields) -> list[tuple[int, int]]:
 
 
 @pytest.mark.few(0, 1)
-@pytest.mark.parametrize(
-    ("fields", "shallow"),
-    [
-        ({"method": "qlora"}, [3, 4, 5]),
-        ({"method": "lora", "gradient_checkpointing": False, "packing": "rows", "loop": "manual"}, [4, 5, 6]),
-        pytest.param({"method": "full", "model": "gemma-2-2b", "layers": 12}, [6, 8, 10], marks=nightly),
-        ({"method": "full", "model": "phi-3.5-mini", "optimizer": "adafactor"}, [3, 4, 5]),
-        ({"method": "lora", "layers": 8, "parallel": {"strategy": "fsdp2", "gpus": 2}}, [5, 6, 7]),
-    ],
-    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
-)
+@pytest.mark.parametrize(("fields", "shallow"), [
+    ({"method": "qlora"}, [3, 4, 5]),
+    ({"method": "lora", "gradient_checkpointing": False, "packing": "rows", "loop": "manual"}, [4, 5, 6]),
+    pytest.param({"method": "full", "model": "gemma-2-2b", "layers": 12}, [6, 8, 10], marks=nightly),
+    ({"method": "full", "model": "phi-3.5-mini", "optimizer": "adafactor"}, [3, 4, 5]),
+    ({"method": "lora", "layers": 8, "parallel": {"strategy": "fsdp2", "gpus": 2}}, [5, 6, 7]),
+], ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "")  # fmt: skip
 def test_many_sizes_are_proven_once_and_less_is_traced_from_the_third_on(fields, shallow):
     """Between two sizes the shallowest model is traced alone, and everywhere the first step tells the second."""
     low, middle, high = shallow
@@ -374,14 +324,7 @@ def test_what_grows_with_layers_and_size_is_traced_at_every_size(monkeypatch):
 
     monkeypatch.setattr(qwen.Qwen2Model, "forward", all_layers_together)
     assert recorded([(128, 2), (512, 2), (256, 2)], method="lora") == [
-        (3, 2),
-        (4, 2),
-        (5, 2),
-        (3, 2),
-        (4, 1),
-        (3, 1),
-        (4, 1),
-    ]
+        (3, 2), (4, 2), (5, 2), (3, 2), (4, 1), (3, 1), (4, 1)]  # fmt: skip
 
 
 def test_a_first_step_with_other_launches_tells_no_second(monkeypatch):

@@ -75,21 +75,13 @@ def supervised(device: str, folder):
     with torch.device(device):
         config = AutoConfig.for_model(**DECODERS["qwen2"])
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    trainer = (OnMeta if device == "meta" else trl.SFTTrainer)(
-        model=model,
-        args=trl.SFTConfig(
-            output_dir=str(folder),
-            per_device_train_batch_size=2,
-            use_cpu=True,
-            bf16=False,
-            report_to="none",
-            optim="adamw_torch",
-            disable_tqdm=True,
-            dataset_kwargs={"skip_prepare_dataset": True},
-        ),
-        train_dataset=Dataset.from_dict({"input_ids": [[1, 2, 3, 4] * 16, [1, 2, 3] * 12]}),
-        processing_class=tokenizer,
-    )
+    trainer = (OnMeta if device == "meta" else trl.SFTTrainer)(model=model,
+                                                               args=trl.SFTConfig(
+        output_dir=str(folder), per_device_train_batch_size=2, use_cpu=True, bf16=False, report_to="none",
+        optim="adamw_torch", disable_tqdm=True, dataset_kwargs={"skip_prepare_dataset": True}),
+                                                               train_dataset=Dataset.from_dict(
+        {"input_ids": [[1, 2, 3, 4] * 16, [1, 2, 3] * 12]}),
+                                                               processing_class=tokenizer)  # fmt: skip
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1  # its train() would say so
 

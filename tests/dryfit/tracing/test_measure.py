@@ -87,11 +87,9 @@ def test_settings_are_traced_to_the_byte(fields):
 
 def one_of_two(names, values) -> list:
     """Each name with one of two values in each run, its neighbours with the other; with both each night."""
-    return [
-        pytest.param(name, value, marks=() if place == number % 2 else pytest.mark.nightly)
-        for number, name in enumerate(names)
-        for place, value in enumerate(values)
-    ]
+    return [pytest.param(name, value, marks=() if place == number % 2 else pytest.mark.nightly)
+            for number, name in enumerate(names)
+            for place, value in enumerate(values)]  # fmt: skip
 
 
 @pytest.mark.few(4, 6)
@@ -113,12 +111,10 @@ def test_kernels_that_cannot_run_here_are_not_measured(kernels, more):
         measure(scenario(QWEN2, kernels=kernels, **more), "cpu")
 
 
-EXPERTS = [
-    ("mixtral", {"precision": "bf16-mixed", "method": "full"}),
-    ("mixtral", {"precision": "fp32"}),
-    ("gpt_oss", {"precision": "bf16-mixed", "method": "lora"}),
-    ("gpt_oss", {"precision": "fp32", "method": "full"}),
-]
+EXPERTS = [("mixtral", {"precision": "bf16-mixed", "method": "full"}),
+           ("mixtral", {"precision": "fp32"}),
+           ("gpt_oss", {"precision": "bf16-mixed", "method": "lora"}),
+           ("gpt_oss", {"precision": "fp32", "method": "full"})]  # fmt: skip
 
 
 @pytest.mark.few(1)
@@ -148,12 +144,8 @@ def test_packed_experts_are_traced_to_the_byte(number, checkpointing):
     compare(scenario(model, lora=lora, gradient_checkpointing=checkpointing, **fields))
 
 
-ADAPTED = {
-    "peft_type": "LORA",
-    "r": 4,
-    "target_modules": ["q_proj"],
-    "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
-}
+ADAPTED = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"],
+           "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}  # fmt: skip
 
 
 @pytest.mark.thorough

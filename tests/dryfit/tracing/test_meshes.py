@@ -92,10 +92,8 @@ def test_what_saving_and_loading_take():
     assert found.saving_gpu_bytes < whole / 5 < whole <= found.saving_on_gpu_bytes < 1.02 * whole
     assert found.loading_host_bytes < 1024  # the weights are pages of their files
     with_adapters = scenario("context, LoRA").changed(precision="bf16")
-    assert (
-        checkpoint(with_adapters).loading_host_bytes
-        > 4 * trace(with_adapters, timeline=False)["trainable_parameters"] - 1
-    )
+    assert (checkpoint(with_adapters).loading_host_bytes > 4 * trace(with_adapters, timeline=False)[
+        "trainable_parameters"] - 1)  # fmt: skip
     assert checkpoint(scenario("1f1b")) is None
 
 
@@ -140,17 +138,12 @@ def test_gpus_that_are_alike_are_traced_once_and_said_together():
     assert not [note for note in answer["notes"] if "needs most" in note]
 
 
-def test_parts_between_the_first_and_the_last_are_alike():
+def test_ranks_that_are_alike_are_one_kind():
     first, between, last = kinds_of_ranks(scenario("context of four"))
     assert (first.ranks, between.ranks, last.ranks) == ((0,), (1, 2), (3,))
     assert [kind.one_text for kind in (first, between, last)] == [False, False, True]
-
-
-def test_interleaved_stages_are_named():
     assert [kind.place for kind in kinds_of_ranks(scenario("interleaved"))] == [
-        "stages 1 and 3 of 4",
-        "stages 2 and 4 of 4",
-    ]
+        "stages 1 and 3 of 4", "stages 2 and 4 of 4"]  # fmt: skip
 
 
 def test_a_mesh_divides_what_it_says():

@@ -56,10 +56,8 @@ def test_a_train_is_traced_to_the_byte(fields):
 @pytest.mark.thorough
 @needs_trl
 def test_what_an_objective_keeps_costs_what_it_is(capsys):
-    plain, second, before = (
-        trace(scenario(reference=reference, method="full", sequence_length=64), timeline=False)
-        for reference in (None, "model", "precomputed")
-    )
+    plain, second, before = (trace(scenario(reference=reference, method="full", sequence_length=64), timeline=False)
+                             for reference in (None, "model", "precomputed"))  # fmt: skip
     assert plain["phases"] == second["phases"]
     weights = before["components"]["weights_bf16"]
     assert second["components"]["weights_bf16"] == 2 * weights

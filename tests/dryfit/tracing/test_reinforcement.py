@@ -155,10 +155,8 @@ def test_a_model_judges_other_trainers_answers(objective, tmp_path):
 @needs_trl
 def test_a_teacher_is_held_all_the_time_and_a_larger_one_takes_more(teacher, tmp_path):
     (tmp_path / "config.json").write_text(__import__("json").dumps({**TEACHER, "num_hidden_layers": 8}))
-    small, large = (
-        trace(of_other("distillation", {}, name), timeline=False)["phases"]
-        for name in (teacher, str(tmp_path / "config.json"))
-    )
+    small, large = (trace(of_other("distillation", {}, name), timeline=False)["phases"]
+                    for name in (teacher, str(tmp_path / "config.json")))  # fmt: skip
     assert all(large[phase] > small[phase] for phase in ("load", "forward", "teacher", "optimizer"))
 
 

@@ -1,7 +1,5 @@
 """The card that is simulated is the scenario's, and a compiled step is followed on it."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 
 import pytest
@@ -24,6 +22,10 @@ def test_a_card_has_what_the_catalogue_says():
     assert card.memory_bytes == find("rtx-4090").total_bytes and card.l2_bytes == 75_497_472
     assert card.shared_memory_bytes == 99 * 1024
     assert card_of().capability == (8, 0)
+    for name, gpu in known().items():
+        if gpu.capability is not None:
+            assert card_of(gpu).multiprocessors > 0, name
+    assert card_of(find("rtx-3070-ti")).multiprocessors == 84, "as the largest card of its capability"
 
 
 @pytest.mark.parametrize(("named", "capability", "taken"), [
@@ -34,13 +36,6 @@ def test_a_card_that_nobody_names_is_the_largest_of_its_capability(named, capabi
     alike = [card_of(gpu).multiprocessors for gpu in catalogue().values() if gpu.capability == card.capability]
     assert card.capability == (capability or (8, 0))
     assert card == card_of(find(taken)) if taken else card.multiprocessors == max(alike)
-
-
-def test_each_card_of_nvidias_can_be_simulated():
-    for name, gpu in known().items():
-        if gpu.capability is not None:
-            assert card_of(gpu).multiprocessors > 0, name
-    assert card_of(find("rtx-3070-ti")).multiprocessors == 84, "as the largest card of its capability"
 
 
 @pytest.mark.parametrize("gpu", ["mi300x", {"vram_gib": 24}])
@@ -92,13 +87,10 @@ def test_layers_on_a_mesh_are_compiled(parallel, method):
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_a_compiled_step_on_windows_has_no_flash_attention():
     """The difference is that of the eager step: the scores of grouped keys, which nothing fuses."""
-    peaks = [
-        trace(scenario(compile=how, method="full", sequence_length=512, platform=platform), timeline=False)[
-            "peak_allocated_bytes"
-        ]
-        for how in ("none", "layers")
-        for platform in ("linux", "windows")
-    ]
+    peaks = [trace(scenario(compile=how, method="full", sequence_length=512, platform=platform),
+                   timeline=False)["peak_allocated_bytes"]
+             for how in ("none", "layers")
+             for platform in ("linux", "windows")]  # fmt: skip
     assert peaks[1] > peaks[0] and peaks[3] > peaks[2]
 
 
@@ -120,8 +112,7 @@ def test_a_compiled_step_has_a_time_and_is_faster():
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 @pytest.mark.parametrize(
-    ("how", "mode"),
-    [("model", "reduce-overhead"), pytest.param("layers", "max-autotune", marks=pytest.mark.nightly)],
+    ("how", "mode"), [("model", "reduce-overhead"), pytest.param("layers", "max-autotune", marks=pytest.mark.nightly)]
 )
 def test_a_scenario_with_cuda_graphs_is_followed(how, mode):
     """The pool holds what the compiled layers make; beside it a batch is copied, and workspaces come and go."""

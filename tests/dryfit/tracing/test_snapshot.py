@@ -3,8 +3,6 @@
 No GPU made the snapshots here. They are written in the form that PyTorch documents, out of a traced step's own events.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import random
@@ -145,18 +143,15 @@ def test_nothing_of_a_foreign_pickle_runs(tmp_path, monkeypatch) -> None:
     assert not Path("made-by-a-pickle").exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "is no snapshot"),
-        (b"\x00\x01\x02text", "plain values|is no snapshot"),
-        (pickle.dumps({"device_traces": [[{"action": "alloc"}]]})[:-9], "is no snapshot|plain values"),
-        (pickle.dumps([1, 2]), "has no `device_traces`"),
-        (pickle.dumps({"device_traces": [[], []]}), "no history of events"),
-        (pickle.dumps({"device_traces": [["alloc"]]}), "none that PyTorch writes"),
-        (pickle.dumps({"device_traces": [[{"action": "alloc", "addr": "x", "size": 1}]]}), "none that PyTorch writes"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("content", "said"), [
+    (b"", "is no snapshot"),
+    (b"\x00\x01\x02text", "plain values|is no snapshot"),
+    (pickle.dumps({"device_traces": [[{"action": "alloc"}]]})[:-9], "is no snapshot|plain values"),
+    (pickle.dumps([1, 2]), "has no `device_traces`"),
+    (pickle.dumps({"device_traces": [[], []]}), "no history of events"),
+    (pickle.dumps({"device_traces": [["alloc"]]}), "none that PyTorch writes"),
+    (pickle.dumps({"device_traces": [[{"action": "alloc", "addr": "x", "size": 1}]]}), "none that PyTorch writes"),
+])  # fmt: skip
 def test_what_is_no_snapshot_is_refused(tmp_path, content: bytes, said: str) -> None:
     path = tmp_path / "mem.pickle"
     path.write_bytes(content)

@@ -61,14 +61,12 @@ def test_a_trace_does_not_depend_on_the_hashes_of_a_process(backwards, monkeypat
     assert record(step).sequences == known
 
 
-SETTINGS = {
-    "method": ("full", "lora", "qlora"),
-    "precision": ("fp32", "fp16", "bf16", "fp16-mixed", "bf16-mixed"),
-    "attention": ("eager", "sdpa", "mem_efficient", "flash"),
-    "gradient_checkpointing": (True, False),
-    "loss": ("full", "chunked"),
-    "optimizer": ("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit"),
-}
+SETTINGS = {"method": ("full", "lora", "qlora"),
+            "precision": ("fp32", "fp16", "bf16", "fp16-mixed", "bf16-mixed"),
+            "attention": ("eager", "sdpa", "mem_efficient", "flash"),
+            "gradient_checkpointing": (True, False),
+            "loss": ("full", "chunked"),
+            "optimizer": ("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit")}  # fmt: skip
 
 
 def possible(row: dict) -> bool:
@@ -83,12 +81,7 @@ def test_every_pair_of_settings(fields):
     check(trace(scenario(**fields)))
 
 
-SIZES = {
-    "sequence_length": (32, 96, 512),
-    "micro_batch": (1, 2, 5),
-    "layers": (1, 3),
-    "rank": (1, 8, 64),
-}
+SIZES = {"sequence_length": (32, 96, 512), "micro_batch": (1, 2, 5), "layers": (1, 3), "rank": (1, 8, 64)}
 GROWING = {"grown": tuple(SIZES), "method": ("full", "lora", "qlora"), "gradient_checkpointing": (True, False)}
 
 
@@ -125,10 +118,8 @@ def test_what_saves_memory_saves_memory():
     states = {kind: peak(method="full", sequence_length=16, optimizer=kind) for kind in ("adamw", "adamw_fused")}
     assert states["adamw_fused"] < states["adamw"]
     wide = {**DECODERS["qwen2"], "hidden_size": 512, "intermediate_size": 1024}
-    eight = {
-        kind: trace(scenario(wide, method="full", sequence_length=16, optimizer=kind), timeline=False)
-        for kind in ("adamw", "adamw_8bit", "paged_adamw_8bit")
-    }
+    eight = {kind: trace(scenario(wide, method="full", sequence_length=16, optimizer=kind), timeline=False)
+             for kind in ("adamw", "adamw_8bit", "paged_adamw_8bit")}  # fmt: skip
     states = [answer["components_by_phase"]["optimizer"]["optimizer_states"] for answer in eight.values()]
     assert states[0] > 1.9 * states[1] > 1.9 * 3 * states[2]
 
@@ -182,8 +173,10 @@ def test_timeline_follows_the_second_step():
         assert sum(column[index] for column in line["components"].values()) == total
 
 
-def test_two_traces_are_equal():
+def test_two_traces_are_equal_and_further_micro_batches_change_nothing():
     assert trace(scenario()) == trace(scenario())
+    answers = [trace(scenario(gradient_accumulation=count), timeline=False) for count in (2, 16)]
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.thorough
@@ -202,14 +195,12 @@ def test_a_cpu_has_neither_blocks_nor_workspaces():
     assert "peak_reserved_bytes" not in answer
 
 
-def test_unknown_target():
+def test_targets_and_dtypes_that_no_device_has_are_refused():
     with pytest.raises(UserError, match="target"):
         trace(scenario(), "tpu")
-
-
-def test_further_micro_batches_change_nothing():
-    answers = [trace(scenario(gradient_accumulation=count), timeline=False) for count in (2, 16)]
-    assert answers[0] == answers[1]
+    with pytest.raises(UserError, match="differ in dtype") as caught:
+        trace(scenario(kbit_preparation="trl", method="qlora"))
+    assert caught.value.write == "autocast: bf16"
 
 
 def test_the_answer_names_the_attention_that_runs():
@@ -230,25 +221,21 @@ def test_a_sliding_window_within_the_text_costs_a_mask_and_the_flash_kernel():
 
 
 _TEXT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
-OTHER_MODELS = {
-    "encoder": ({"model_type": "bert", **_TEXT}, "encodes a text", "dryfit run train.py"),
-    "encoder-decoder": ({"model_type": "t5", "vocab_size": 300}, "writes another", "dryfit run train.py"),
-    "half of an encoder-decoder": ({"model_type": "bart", "vocab_size": 300}, "writes another", "dryfit run train.py"),
-    "an encoder that nobody listed": ({"model_type": "rembert", **_TEXT}, "does not continue a text", "dryfit run"),
-    "vision": ({"model_type": "gemma3"}, "more than a language model", "model_type: gemma3_text"),
-    "vision by its configuration": (
-        {"model_type": "llava", "vision_config": {"a": 1}},
-        "vision_config",
-        "qwen2.5-coder-7b",
-    ),
-    "quantized already": (
-        {"model_type": "llama", **_TEXT, "quantization_config": {"quant_method": "gptq", "bits": 4}},
-        "quantized already (gptq)",
-        "jq 'del(.quantization_config)'",
-    ),
-    "layers of their own class": ({"model_type": "falcon", **_TEXT}, "FalconLinear", "method: lora"),
-    "absurd vocabulary": ({"model_type": "llama", **_TEXT, "vocab_size": 10**12}, "at most 16777216", "vocab_size"),
-}
+OTHER_MODELS = {"encoder": ({"model_type": "bert", **_TEXT}, "encodes a text", "dryfit run train.py"),
+                "encoder-decoder": ({"model_type": "t5", "vocab_size": 300}, "writes another", "dryfit run train.py"),
+                "half of an encoder-decoder": ({"model_type": "bart", "vocab_size": 300}, "writes another",
+                                               "dryfit run train.py"),
+                "an encoder that nobody listed": ({"model_type": "rembert", **_TEXT}, "does not continue a text",
+                                                  "dryfit run"),
+                "vision": ({"model_type": "gemma3"}, "more than a language model", "model_type: gemma3_text"),
+                "vision by its configuration": ({"model_type": "llava", "vision_config": {"a": 1}}, "vision_config",
+                                                "qwen2.5-coder-7b"),
+                "quantized already": ({"model_type": "llama", **_TEXT,
+                                       "quantization_config": {"quant_method": "gptq", "bits": 4}},
+                                      "quantized already (gptq)", "jq 'del(.quantization_config)'"),
+                "layers of their own class": ({"model_type": "falcon", **_TEXT}, "FalconLinear", "method: lora"),
+                "absurd vocabulary": ({"model_type": "llama", **_TEXT, "vocab_size": 10**12}, "at most 16777216",
+                                      "vocab_size")}  # fmt: skip
 
 
 @pytest.mark.parametrize(("model", "says", "write"), OTHER_MODELS.values(), ids=OTHER_MODELS)
@@ -295,31 +282,21 @@ def test_sizes_that_the_configuration_leaves_to_transformers_are_said():
     assert trace(scenario(old), timeline=False)["notes"] == []
 
 
-def test_dtypes_that_no_device_multiplies_are_refused():
-    with pytest.raises(UserError, match="differ in dtype") as caught:
-        trace(scenario(kbit_preparation="trl", method="qlora"))
-    assert caught.value.write == "autocast: bf16"
-
-
 @pytest.mark.few(2)
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"attention_mask": "padding"},
-        {"attention_mask": "padding", "attention": "eager"},
-        {"use_cache": True, "gradient_checkpointing": False},
-        {"gradient_checkpointing": "reentrant"},
-        {"gradient_checkpointing": "reentrant", "autocast": "bf16", "kbit_preparation": "trl"},
-        {"autocast": "fp16", "quantization": {"compute": "bf16"}},
-        {"loop": "manual", "previous_sequence_length": 128},
-        {"loss": "liger"},
-        {"loss": "liger", "precision": "bf16-mixed", "method": "full"},
-        {"quantization": {"storage": "bf16", "compute": "bf16"}},
-        {"allocator": {"expandable_segments": True}},
-        {"adapter_precision": "base"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("fields", [
+    {"attention_mask": "padding"},
+    {"attention_mask": "padding", "attention": "eager"},
+    {"use_cache": True, "gradient_checkpointing": False},
+    {"gradient_checkpointing": "reentrant"},
+    {"gradient_checkpointing": "reentrant", "autocast": "bf16", "kbit_preparation": "trl"},
+    {"autocast": "fp16", "quantization": {"compute": "bf16"}},
+    {"loop": "manual", "previous_sequence_length": 128},
+    {"loss": "liger"},
+    {"loss": "liger", "precision": "bf16-mixed", "method": "full"},
+    {"quantization": {"storage": "bf16", "compute": "bf16"}},
+    {"allocator": {"expandable_segments": True}},
+    {"adapter_precision": "base"},
+], ids=str)  # fmt: skip
 def test_what_people_run_is_traced_for_a_gpu(fields):
     check(trace(scenario(**fields)))
 

@@ -1,7 +1,5 @@
 """A run's settings as a question: a file's sections are the schema's, and are checked before they count."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -18,14 +16,11 @@ def test_the_sections_of_a_run_are_the_schemas() -> None:
     assert set(read_schema()["properties"]) == readers.RUN_SECTIONS
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ({"dataset": {"packed": True}}, "Unknown key: dataset.packed"),
-        ({"training": {"sequence_length": 0}}, "training.sequence_length"),
-        ({"dataset": {}, "training": {}}, None),
-    ],
-)
+@pytest.mark.parametrize(("content", "says"), [
+    ({"dataset": {"packed": True}}, "Unknown key: dataset.packed"),
+    ({"training": {"sequence_length": 0}}, "training.sequence_length"),
+    ({"dataset": {}, "training": {}}, None),
+])  # fmt: skip
 def test_a_runs_settings_are_checked_before_they_count(content, says, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(readers, "step_of_a_run", step_of_a_run)
     path = tmp_path / "run.yaml"

@@ -1,7 +1,5 @@
 """``config --for pipeline``: the run's own settings, read back and checked by the schema."""
 
-from __future__ import annotations
-
 from itertools import islice
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a job computes with, as one text."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

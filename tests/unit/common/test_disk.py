@@ -62,10 +62,8 @@ def test_a_full_disk_is_refused_before_any_job(monkeypatch: pytest.MonkeyPatch, 
     """A results folder on a disk with 100 MB left; the boundary is the system's own answer."""
     real = disk.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: real._replace(free=100_000_000))
-    planned = [
-        disk.Planned("tiny-r4", SIZES, ["training", "merged model"]),
-        disk.Planned("tiny-r8", SIZES, ["training"]),
-    ]
+    planned = [disk.Planned("tiny-r4", SIZES, ["training", "merged model"]),
+               disk.Planned("tiny-r8", SIZES, ["training"])]  # fmt: skip
     with pytest.raises(UserError) as caught:
         disk.refuse_full(planned, tmp_path / "results")
     assert "0.09 GiB free" in caught.value.found

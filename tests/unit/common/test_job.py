@@ -26,13 +26,8 @@ print("after it")
 
 def run(folder, end):
     """Run the script in a folder: what it printed, and its log."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(end=end)],
-        cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run([sys.executable, "-c", SCRIPT.format(end=end)], cwd=folder,
+                          env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)  # fmt: skip
     return done, (folder / "logs" / "a.log").read_text()
 
 
@@ -45,29 +40,23 @@ def test_what_libraries_print_stays_in_the_log(tmp_path):
     assert log.index("from C") < log.index("what we say") < log.index("done in"), "in order, nothing overwritten"
 
 
-@pytest.mark.parametrize(
-    ("end", "words"),
-    [
-        ("raise UserError('wrong', write='right')", "write:   right"),
-        ("raise ValueError('a bug')", "ValueError: a bug"),
-        ("raise ValueError('I/O error: No space left on device (os error 28)')", "os error 28)). Free some space"),
-    ],
-)
+@pytest.mark.parametrize(("end", "words"), [
+    ("raise UserError('wrong', write='right')", "write:   right"),
+    ("raise ValueError('a bug')", "ValueError: a bug"),
+    ("raise ValueError('I/O error: No space left on device (os error 28)')", "os error 28)). Free some space"),
+])  # fmt: skip
 def test_a_failure_is_told_in_both_places(tmp_path, end, words):
     done, log = run(tmp_path, end)
     assert done.returncode == 1 and words in done.stderr and words in log
     assert ("Traceback" in done.stderr) == ("a bug" in end)
 
 
-@pytest.mark.parametrize(
-    ("main", "status", "words"),
-    [
-        ("lambda: 1", 1, ""),
-        ("lambda: 1 / 0", 3, "ZeroDivisionError"),
-        ("lambda: __import__('nosuch')", 3, "ModuleNotFoundError"),
-        ("lambda: __import__('warnings').warn('soon', FutureWarning)", 0, ""),
-    ],
-)
+@pytest.mark.parametrize(("main", "status", "words"), [
+    ("lambda: 1", 1, ""),
+    ("lambda: 1 / 0", 3, "ZeroDivisionError"),
+    ("lambda: __import__('nosuch')", 3, "ModuleNotFoundError"),
+    ("lambda: __import__('warnings').warn('soon', FutureWarning)", 0, ""),
+])  # fmt: skip
 def test_a_command_that_crashes_gives_no_answer(tmp_path, main, status, words):
     code = f"from dryfit.common.terminal import command\ncommand({main})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

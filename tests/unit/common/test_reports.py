@@ -1,7 +1,5 @@
 """Files that documents read: only what a report vouches for, and reports that carry others."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

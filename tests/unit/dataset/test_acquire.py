@@ -34,30 +34,17 @@ def run(place):
     sources = [{"type": "files", "license": "MIT", "paths": [str(place / "own.jsonl")]}]
     outputs = {name: str(place / f"{name}.{'json' if name == 'report' else 'jsonl'}") for name in NAMES}
     benchmark = {"license": "MIT", "requirement": "icalfa==0.3.6", "tasks": str(place / "tasks.jsonl")}
-    acquire.main(
-        shell("sources"),
-        sources,
-        [],
-        SimpleNamespace(**outputs),
-        {**benchmark, "report": str(place / "benchmark.json")},
-    )
+    acquire.main(shell("sources"), sources, [], SimpleNamespace(**outputs),
+                 {**benchmark, "report": str(place / "benchmark.json")})  # fmt: skip
     return outputs
 
 
 def test_both_commands_and_the_request_are_taken_out(place):
     outputs = run(place)
     report = read_report(outputs["report"], outputs["external"])
-    assert report["external"] == [
-        {
-            "license": "MIT",
-            "name": "icalfa==0.3.6",
-            "rejected": 0,
-            "requirement": "icalfa==0.3.6",
-            "rows": 2,
-            "type": "benchmark",
-            "wheel_sha256": "0" * 64,
-        }
-    ]
+    assert report["external"] == [{"license": "MIT", "name": "icalfa==0.3.6", "rejected": 0,
+                                   "requirement": "icalfa==0.3.6", "rows": 2, "type": "benchmark",
+                                   "wheel_sha256": "0" * 64}]  # fmt: skip
     write_report(place / "screen.json", {}, outputs["pairs"])
     inputs = {"pairs": outputs["pairs"], "screen": str(place / "screen.json")}
     inputs |= {"external": outputs["external"], "benchmark": outputs["benchmark"], "acquire": outputs["report"]}

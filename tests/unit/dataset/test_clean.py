@@ -153,21 +153,14 @@ def test_a_failing_shfmt_fails(tmp_path, monkeypatch):
         syntax.check_syntax(["ls"])
 
 
-@pytest.mark.parametrize(
-    ("command", "canonical"),
-    [
-        ("ls   -la", "ls -la"),
-        ("a=(1 2); echo ${a[@]}", "a=(1 2)\necho ${a[@]}"),
-        ("cat <<E\nhi\nE", "cat <<E\nhi\nE"),
-        ("diff <(sort a) <(sort b)", "diff <(sort a) <(sort b)"),
-        ("[[ $a =~ ^b ]] && echo yes", "[[ $a =~ ^b ]] && echo yes"),
-        ("cat <<E\nnever closed", None),
-        ("echo $(ls", None),
-        ("ls |", None),
-        ("ls )", None),
-        ("for f in *; do", None),
-    ],
-)
+@pytest.mark.parametrize(("command", "canonical"), [
+    ("ls   -la", "ls -la"),
+    ("a=(1 2); echo ${a[@]}", "a=(1 2)\necho ${a[@]}"),
+    ("cat <<E\nhi\nE", "cat <<E\nhi\nE"),
+    ("diff <(sort a) <(sort b)", "diff <(sort a) <(sort b)"),
+    ("[[ $a =~ ^b ]] && echo yes", "[[ $a =~ ^b ]] && echo yes"),
+    ("cat <<E\nnever closed", None), ("echo $(ls", None), ("ls |", None), ("ls )", None), ("for f in *; do", None),
+])  # fmt: skip
 def test_syntax(command, canonical):
     # Between others, so that one command's error can't touch its neighbours.
     found = syntax.check_syntax(["ls", command, "pwd"])
@@ -225,16 +218,13 @@ def test_the_syntax_check_takes_any_text(command):
     assert (found.canonical is None) != (found.error is None)
 
 
-@pytest.mark.parametrize(
-    ("left", "right", "key"),
-    [
-        ("List files in 'src'.", "list  FILES in src", request_key),
-        ("How big is src?", "how big is src", request_key),
-        ("ls -l|wc -l", "ls -l  |  wc -l", command_key),
-        ("echo 'a b'", 'echo "a b"', command_key),
-        ("a; b;", "a\nb", command_key),
-    ],
-)
+@pytest.mark.parametrize(("left", "right", "key"), [
+    ("List files in 'src'.", "list  FILES in src", request_key),
+    ("How big is src?", "how big is src", request_key),
+    ("ls -l|wc -l", "ls -l  |  wc -l", command_key),
+    ("echo 'a b'", 'echo "a b"', command_key),
+    ("a; b;", "a\nb", command_key),
+])  # fmt: skip
 def test_keys_see_the_same_in_different_dress(left, right, key):
     assert key(left) == key(right)
 

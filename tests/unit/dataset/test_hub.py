@@ -40,15 +40,8 @@ FILES = {"README.md": CONFIGS.encode(), "train/a.jsonl": json_lines(3000), "test
 
 def source(**changes: object) -> dict:
     columns = {"request": "nl", "command": "bash"}
-    return {
-        "type": "hub",
-        "license": "mit",
-        "repository": REPOSITORY,
-        "config": "train",
-        "split": "train",
-        "columns": columns,
-        **changes,
-    }
+    return {"type": "hub", "license": "mit", "repository": REPOSITORY, "config": "train", "split": "train",
+            "columns": columns, **changes}  # fmt: skip
 
 
 def acquire(folder: Path, endpoint: str, seconds: int = 60, **changes: object) -> subprocess.CompletedProcess:
@@ -77,12 +70,8 @@ def test_reads_a_config_and_records_the_commit(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = (tmp_path / "out/raw.jsonl").read_text().splitlines()
     assert len(rows) == 3000
-    assert json.loads(rows[-1]) == {
-        "command": "ls d2999",
-        "line": 3000,
-        "request": "list the files in d2999",
-        "source": f"{REPOSITORY}/train/train",
-    }
+    assert json.loads(rows[-1]) == {"command": "ls d2999", "line": 3000, "request": "list the files in d2999",
+                                    "source": f"{REPOSITORY}/train/train"}  # fmt: skip
     report = json.loads((tmp_path / "out/acquire.json").read_text())
     assert report["sources"][0]["commit"] == "a" * 40
     assert report["licenses"] == ["mit"]
@@ -110,16 +99,10 @@ def test_a_moved_revision_stops_unless_accepted_or_pinned(tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("mode", "expected"),
-    [
-        ("unauthorized", "who you are (401)"),
-        ("gated", "accepted the dataset's terms"),
-        ("missing", "no such dataset, or it is private"),
-        ("slow", "does not answer in time"),
-        ("breaks", "broke off"),
-    ],
-)
+@pytest.mark.parametrize(("mode", "expected"), [
+    ("unauthorized", "who you are (401)"), ("gated", "accepted the dataset's terms"),
+    ("missing", "no such dataset, or it is private"), ("slow", "does not answer in time"), ("breaks", "broke off"),
+])  # fmt: skip
 def test_a_failing_hub_is_explained_and_a_rerun_completes(tmp_path, mode, expected):
     with HubServer(FILES, mode) as server:
         done = acquire(tmp_path, server.endpoint, 1 if mode == "slow" else 60)
@@ -145,14 +128,11 @@ def test_an_unreachable_hub(tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"config": "nothing"}, "'train'"),
-        ({"split": "nothing"}, "train"),
-        ({"columns": {"request": "question", "command": "bash"}}, "['nl', 'bash']"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({"config": "nothing"}, "'train'"),
+    ({"split": "nothing"}, "train"),
+    ({"columns": {"request": "question", "command": "bash"}}, "['nl', 'bash']"),
+])  # fmt: skip
 def test_wrong_names_show_those_that_exist(tmp_path, changes, expected):
     with HubServer(FILES) as server:
         done = acquire(tmp_path, server.endpoint, **changes)

@@ -1,7 +1,5 @@
 """Own data of any task: columns, messages, a test file and a benchmark of one's own; what is dropped stops the run."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence
@@ -128,10 +126,8 @@ def test_an_own_test_file_is_the_test_split(tmp_path):
     found = prepared(tmp_path, "text", [source], test=[files(lines(tmp_path / "test.jsonl", test))])
     assert sorted(row["request"] for row in found["test"]) == sorted(row["question"] for row in test)
     assert len(found["train"]) + len(found["validation"]) + len(found["out"]) == 40 - 3 and found["validation"]
-    assert {row["reason"] for row in found["out"]} <= {
-        "request in the test file",
-        "nearly its request in the test file",
-    }
+    assert {row["reason"] for row in found["out"]} <= {"request in the test file",
+                                                       "nearly its request in the test file"}  # fmt: skip
     assert not {row["request"] for row in found["train"]} & {row["request"] for row in found["test"]}
 
 

@@ -40,14 +40,11 @@ def test_what_is_written_is_read(tmp_path, rows):
     assert path.read_bytes() == before
 
 
-def test_keys_are_sorted_and_nulls_left_out(tmp_path):
+def test_keys_are_sorted_nulls_left_out_and_no_rows_are_rows(tmp_path):
     write_rows(
         tmp_path / "rows.jsonl", pd.DataFrame([{"b": "ü", "line": 1, "a": None}, {"b": None, "line": 2, "a": "x"}])
     )
     assert (tmp_path / "rows.jsonl").read_text() == '{"b": "ü", "line": 1}\n{"a": "x", "line": 2}\n'
-
-
-def test_no_rows(tmp_path):
     write_rows(tmp_path / "none.jsonl", pd.DataFrame(columns=list(COLUMNS)))
     assert (tmp_path / "none.jsonl").read_bytes() == b""
     rows = read_rows(tmp_path / "none.jsonl")

@@ -10,14 +10,8 @@ from dryfit.common.files import read_report, write_report
 from scripts.dataset import screen_dataset
 from tests.task_parts import shell
 
-ROWS = [
-    ("list files", "ls"),
-    ("clean up", "rm -rf /"),
-    ("something", "if true; then"),
-    ("wipe", "rm -rf ~"),
-    ("show the date", "date"),
-    ("something else", "echo 'open"),
-]
+ROWS = [("list files", "ls"), ("clean up", "rm -rf /"), ("something", "if true; then"), ("wipe", "rm -rf ~"),
+        ("show the date", "date"), ("something else", "echo 'open")]  # fmt: skip
 
 
 def run(folder: Path, pairs: list[tuple[str, str]]) -> tuple[list, list, dict]:

@@ -31,13 +31,10 @@ COLUMNS = {"request": "nl", "command": "bash"}
 
 
 def run(folder: Path, *paths: Path, **changes: object) -> dict:
-    outputs = types.SimpleNamespace(
-        pairs=f"{folder}/out/raw.jsonl",
-        external=f"{folder}/out/external.jsonl",
-        benchmark=f"{folder}/out/benchmark.jsonl",
-        rejected=f"{folder}/out/raw.rejected.jsonl",
-        report=f"{folder}/out/acquire.json",
-    )
+    outputs = types.SimpleNamespace(pairs=f"{folder}/out/raw.jsonl", external=f"{folder}/out/external.jsonl",
+                                    benchmark=f"{folder}/out/benchmark.jsonl",
+                                    rejected=f"{folder}/out/raw.rejected.jsonl",
+                                    report=f"{folder}/out/acquire.json")  # fmt: skip
     source = {"type": "files", "license": "unknown", "paths": [str(path) for path in paths], "columns": COLUMNS}
     acquire.main(shell("sources"), [{**source, **changes}], [], outputs)
     return json.loads(Path(outputs.report).read_text())
@@ -80,50 +77,45 @@ def test_a_byte_order_mark_and_quoted_line_breaks(tmp_path):
     path.write_bytes(b'\xef\xbb\xbfnl,bash\r\n"a\nb","ls\n-l"\r\nc,ls\r\n')
     run(tmp_path, path)
     assert [(row["request"], row["command"], row["line"]) for row in rows(tmp_path)] == [
-        ("a\nb", "ls\n-l", 2),
-        ("c", "ls", 5),
-    ]
+        ("a\nb", "ls\n-l", 2), ("c", "ls", 5)]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("a.jsonl", b'{"nl": "a", "bash": "ls"}\n{"nl": "b", "bash"\n', "line 2"),
-        ("a.jsonl", b'{"nl": "a", "bash": "ls"}\n\n[1]\n', "line 3"),
-        ("a.jsonl", b"[" * 100_000 + b"\n", "nested too deeply"),
-        ("a.jsonl", b'{"question": "a", "answer": "ls"}\n', "['question', 'answer']"),
-        ("a.jsonl", b"", "no rows"),
-        ("a.jsonl", b"\n\n", "no rows"),
-        ("a.csv", b"", "no rows"),
-        ("a.csv", b"nl,bash\n", "no rows"),
-        ("a.csv", b"question,bash\na,ls\n", "['question', 'bash']"),
-        ("a.csv", b'nl,bash\na,ls\n"never closed,ls\nb,ls\n', "line 3"),
-        ("a.csv", b'nl,bash\n"' + b"x\n" * 800_000, "field larger than field limit"),
-        ("a.csv", b"nl;bash\na;ls\n", "separated by commas"),
-        ("a.csv", b"nl,bash,bash\na,ls,rm\n", "write:   nl,bash_1,bash_2"),
-        ("a.csv", b"nl,bash,x,x\na,ls,1,2\n", "['x']"),  # one that nobody reads: the header is wrong all the same
-        ("a.csv", b"n\xe4l,bash\na,ls\n", "write:   columns: {request: n?l, command: bash}"),
-        ("a.csv", b"nl\x00,bash\na,ls\n", "['nl\\x00', 'bash']"),
-        ("a.csv", b"\x00\x00\x00\x00\na,ls\n", "no column 'nl'"),
-        ("a.csv", b'"nl,bash\na,ls\nb,ls\n', "line 1"),
-        ("a.csv", b"nl\n,bash\na,ls\n", "['nl']"),
-        ("a.json", b'[{"nl": "a", "bash": "ls"},\n{"nl"]', "line 2"),
-        ("a.json", b'{"nl": "a", "bash": "ls"}', "not a JSON object"),
-        ("a.json", b"[1]", "not a JSON object"),
-        ("a.json", b"[]", "no rows"),
-        ("a.json", b"[" * 100_000, "nested too deeply"),
-        ("a.json", '[{"nl": "größe", "bash": "ls"}]'.encode("latin-1"), "not UTF-8"),
-        ("a.json", b'[{"question": "a"}]', "['question']"),
-        ("a.parquet", b"no parquet", "Parquet"),
-        ("a.txt", b"a\n", "format"),
-        ("a.jsonl", '{"nl": "a", "bash": "ls"}\n'.encode("utf-16"), "UTF-16"),
-        *(
-            ("a.csv", "nl,bash\nliste größe,ls\n".encode(name), f"iconv -f {name[:6].upper()}{name[7:].upper()}")
-            for name in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
-        ),
-        ("a.jsonl", '{"nl": "größe", "bash": "ls"}\n'.encode("latin-1") * 3, "not UTF-8"),
-    ],
-)
+@pytest.mark.parametrize(("name", "content", "expected"), [
+    ("a.jsonl", b'{"nl": "a", "bash": "ls"}\n{"nl": "b", "bash"\n', "line 2"),
+    ("a.jsonl", b'{"nl": "a", "bash": "ls"}\n\n[1]\n', "line 3"),
+    ("a.jsonl", b"[" * 100_000 + b"\n", "nested too deeply"),
+    ("a.jsonl", b'{"question": "a", "answer": "ls"}\n', "['question', 'answer']"),
+    ("a.jsonl", b"", "no rows"),
+    ("a.jsonl", b"\n\n", "no rows"),
+    ("a.csv", b"", "no rows"),
+    ("a.csv", b"nl,bash\n", "no rows"),
+    ("a.csv", b"question,bash\na,ls\n", "['question', 'bash']"),
+    ("a.csv", b'nl,bash\na,ls\n"never closed,ls\nb,ls\n', "line 3"),
+    ("a.csv", b'nl,bash\n"' + b"x\n" * 800_000, "field larger than field limit"),
+    ("a.csv", b"nl;bash\na;ls\n", "separated by commas"),
+    ("a.csv", b"nl,bash,bash\na,ls,rm\n", "write:   nl,bash_1,bash_2"),
+    ("a.csv", b"nl,bash,x,x\na,ls,1,2\n", "['x']"),  # one that nobody reads: the header is wrong all the same
+    ("a.csv", b"n\xe4l,bash\na,ls\n", "write:   columns: {request: n?l, command: bash}"),
+    ("a.csv", b"nl\x00,bash\na,ls\n", "['nl\\x00', 'bash']"),
+    ("a.csv", b"\x00\x00\x00\x00\na,ls\n", "no column 'nl'"),
+    ("a.csv", b'"nl,bash\na,ls\nb,ls\n', "line 1"),
+    ("a.csv", b"nl\n,bash\na,ls\n", "['nl']"),
+    ("a.json", b'[{"nl": "a", "bash": "ls"},\n{"nl"]', "line 2"),
+    ("a.json", b'{"nl": "a", "bash": "ls"}', "not a JSON object"),
+    ("a.json", b"[1]", "not a JSON object"),
+    ("a.json", b"[]", "no rows"),
+    ("a.json", b"[" * 100_000, "nested too deeply"),
+    ("a.json", '[{"nl": "größe", "bash": "ls"}]'.encode("latin-1"), "not UTF-8"),
+    ("a.json", b'[{"question": "a"}]', "['question']"),
+    ("a.parquet", b"no parquet", "Parquet"),
+    ("a.txt", b"a\n", "format"),
+    ("a.jsonl", '{"nl": "a", "bash": "ls"}\n'.encode("utf-16"), "UTF-16"),
+    *(
+        ("a.csv", "nl,bash\nliste größe,ls\n".encode(name), f"iconv -f {name[:6].upper()}{name[7:].upper()}")
+        for name in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
+    ),
+    ("a.jsonl", '{"nl": "größe", "bash": "ls"}\n'.encode("latin-1") * 3, "not UTF-8"),
+])  # fmt: skip
 def test_a_useless_file_stops_with_its_place_and_writes_nothing(tmp_path, name, content, expected):
     path = tmp_path / name
     path.write_bytes(content)
@@ -145,29 +137,18 @@ def test_a_missing_file(tmp_path):
 
 def test_spoilt_rows_are_rejected_with_their_reason(tmp_path):
     path = tmp_path / "mixed.jsonl"
-    lines = [
-        b'{"nl": "good", "bash": "ls"}',
-        '{"nl": "größe", "bash": "ls"}'.encode("latin-1"),
-        b'{"nl": "an unused column", "bash": "ls", "x": "\xff"}',
-        b'{"nl": "no command"}',
-        b'{"nl": 7, "bash": "ls"}',
-        b'{"nl": null, "bash": "ls"}',
-        b'{"nl": "half \\ud800", "bash": "ls"}',
-        b'{"nl": "two commands", "bash": "ls", "bash": "rm -rf /"}',
-        '{"nl": "größe", "bash": "ls"}'.encode(),
-    ]
+    lines = [b'{"nl": "good", "bash": "ls"}', '{"nl": "größe", "bash": "ls"}'.encode("latin-1"),
+             b'{"nl": "an unused column", "bash": "ls", "x": "\xff"}', b'{"nl": "no command"}',
+             b'{"nl": 7, "bash": "ls"}', b'{"nl": null, "bash": "ls"}', b'{"nl": "half \\ud800", "bash": "ls"}',
+             b'{"nl": "two commands", "bash": "ls", "bash": "rm -rf /"}',
+             '{"nl": "größe", "bash": "ls"}'.encode()]  # fmt: skip
     path.write_bytes(b"\n".join(lines))
     report = run(tmp_path, path)
     assert [row["line"] for row in rows(tmp_path)] == [1, 3, 9]
     rejected = {row["line"]: row["reason"] for row in rows(tmp_path, "raw.rejected.jsonl")}
-    assert rejected == {
-        2: "request is not UTF-8",
-        4: "command is missing",
-        5: "request is not text but int",
-        6: "request is missing",
-        7: "request has half a surrogate pair",
-        8: "the key 'bash' stands there twice",
-    }
+    assert rejected == {2: "request is not UTF-8", 4: "command is missing", 5: "request is not text but int",
+                        6: "request is missing", 7: "request has half a surrogate pair",
+                        8: "the key 'bash' stands there twice"}  # fmt: skip
     assert report["rows"] + report["rejected"] == len(lines)
     assert sum(report["reasons"].values()) == report["rejected"]
 
@@ -178,11 +159,8 @@ def test_spoilt_rows_of_a_csv(tmp_path):
     run(tmp_path, path)
     assert [(row["request"], row["line"]) for row in rows(tmp_path)] == [("a", 2), ("e", 10)]
     assert {row["line"]: row["reason"] for row in rows(tmp_path, "raw.rejected.jsonl")} == {
-        3: "row has 1 fields instead of 2",
-        4: "row has 3 fields instead of 2",
-        5: "request is not UTF-8",
-        8: "request is not UTF-8",
-    }
+        3: "row has 1 fields instead of 2", 4: "row has 3 fields instead of 2", 5: "request is not UTF-8",
+        8: "request is not UTF-8"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
@@ -331,16 +309,13 @@ def test_no_content_of_a_file_crashes_reading(tmp_path, content, ending):
         pass
 
 
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ({"type": "files"}, "needs paths"),
-        ({"type": "hub", "columns": COLUMNS}, "needs repository"),
-        ({"type": "embedded", "seed": 1}, "needs pairs"),
-        ({"type": "files", "paths": ["a.csv"], "seed": 1}, "has no seed"),
-        ({"type": "embedded", "seed": 1, "pairs": 5, "paths": ["a.csv"]}, "has no paths"),
-    ],
-)
+@pytest.mark.parametrize(("source", "expected"), [
+    ({"type": "files"}, "needs paths"),
+    ({"type": "hub", "columns": COLUMNS}, "needs repository"),
+    ({"type": "embedded", "seed": 1}, "needs pairs"),
+    ({"type": "files", "paths": ["a.csv"], "seed": 1}, "has no seed"),
+    ({"type": "embedded", "seed": 1, "pairs": 5, "paths": ["a.csv"]}, "has no paths"),
+])  # fmt: skip
 @pytest.mark.parametrize("key", ["sources", "external_test"])
 def test_a_source_has_what_its_type_needs_and_nothing_else(key, source, expected):
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())

@@ -62,27 +62,20 @@ def read(folder: Path, name: str) -> list[Pair]:
 def check(folder: Path) -> dict:
     """Check the splits as they lie there, with reports that fit them."""
     rows = sum(len(read(folder, name)) for name in SPLITS)
-    reports = {
-        "acquire": {"rows": rows + 3, "rejected": 1},
-        "clean": {
-            "stages": ["syntax", "near_duplicates"],
-            "removed": {"syntax": 2, "near_duplicates": 0},
-            "kept": rows + 1,
-        },
-        "screen": {"removed": 1, "kept": rows},
-        "split": {"decontaminated": 0, "sizes": {"all": rows}},
-    }
+    reports = {"acquire": {"rows": rows + 3, "rejected": 1},
+               "clean": {"stages": ["syntax", "near_duplicates"],
+                         "removed": {"syntax": 2, "near_duplicates": 0},
+                         "kept": rows + 1},
+               "screen": {"removed": 1, "kept": rows},
+               "split": {"decontaminated": 0, "sizes": {"all": rows}}}  # fmt: skip
     files = {name: str(folder / f"{name}.jsonl") for name in (*SPLITS, "rejected", "safe")}
     for name, report in reports.items():
         vouched = {"screen": ["safe"], "split": [*SPLITS, "rejected"]}.get(name, [])
         if name == "screen":
             report[CARRIED] = carry(clean=str(folder / "clean-report.json"))
         write_report(folder / f"{name}-report.json", report, *(files[file] for file in vouched))
-    check_splits.main(
-        shell("splitting"),
-        files | {name: str(folder / f"{name}-report.json") for name in reports},
-        str(folder / "check.json"),
-    )
+    check_splits.main(shell("splitting"), files | {name: str(folder / f"{name}-report.json") for name in reports},
+                      str(folder / "check.json"))  # fmt: skip
     return json.loads((folder / "check.json").read_text())
 
 
@@ -137,20 +130,16 @@ def write_named(folder: Path, rows: list[dict]) -> dict:
 
 
 def test_an_intent_and_a_family_are_in_one_split_and_a_refusal_holds_nothing_together(tmp_path):
-    rows = [
-        {"request": f"{intent} {way}", "command": f"ls {intent}{way}", "intent": f"i{intent}"}
-        for intent in range(30)
-        for way in range(4)
-    ]
+    rows = [{"request": f"{intent} {way}", "command": f"ls {intent}{way}", "intent": f"i{intent}"}
+            for intent in range(30)
+            for way in range(4)]  # fmt: skip
     rows += [
         {"request": f"option {n}", "command": f"sort -n {n}", "intent": f"j{n}", "family": "sort -n"} for n in range(9)
     ]
     line = read_refusals().line
-    rows += [
-        {"request": f"harm {kind} {n}", "command": line, "intent": f"h{kind}{n}", "family": f"refuse.{kind}"}
-        for kind in range(12)
-        for n in range(3)
-    ]
+    rows += [{"request": f"harm {kind} {n}", "command": line, "intent": f"h{kind}{n}", "family": f"refuse.{kind}"}
+             for kind in range(12)
+             for n in range(3)]  # fmt: skip
     homes = write_named(tmp_path, rows)
     for name in [*(f"{intent} " for intent in range(30)), "option ", *(f"harm {kind} " for kind in range(12))]:
         assert len({home for request, home in homes.items() if request.startswith(name)}) == 1, name
@@ -159,11 +148,9 @@ def test_an_intent_and_a_family_are_in_one_split_and_a_refusal_holds_nothing_tog
 
 
 def known_rows_beside_others() -> list[dict]:
-    rows = [
-        {"request": f"list {n} {way}", "command": f"ls {n}{way}", "intent": f"i{n}", "split": "train"}
-        for n in range(20)
-        for way in range(3)
-    ]
+    rows = [{"request": f"list {n} {way}", "command": f"ls {n}{way}", "intent": f"i{n}", "split": "train"}
+            for n in range(20)
+            for way in range(3)]  # fmt: skip
     rows += [{"request": f"sort {n}", "command": f"sort {n}", "intent": f"j{n}"} for n in range(120)]
     rows += [
         {"request": f"show what is in {n} {way}", "command": f"ls known{n}{way}", "intent": f"i{n}", "split": "known"}
@@ -316,18 +303,15 @@ def test_rows_of_an_external_test_set_are_taken_out(tmp_path):
         run(tmp_path, rows[3:4], external)
 
 
-@pytest.mark.parametrize(
-    ("request_", "near"),
-    [
-        ("Find all text files in /srv/data!", True),
-        ("find all text files in /srv/date", True),
-        ("please find all the text files that are in /srv/data", False),
-        ("count the lines of notes.txt", False),
-        ("ls", False),
-        ("abcdefghi", True),  # seven of ten trigrams are shared with abcdefgh
-        ("abcdefghj k", False),
-    ],
-)
+@pytest.mark.parametrize(("request_", "near"), [
+    ("Find all text files in /srv/data!", True),
+    ("find all text files in /srv/date", True),
+    ("please find all the text files that are in /srv/data", False),
+    ("count the lines of notes.txt", False),
+    ("ls", False),
+    ("abcdefghi", True),  # seven of ten trigrams are shared with abcdefgh
+    ("abcdefghj k", False),
+])  # fmt: skip
 def test_which_request_is_nearly_that_of_a_test_set(request_, near):
     others = pd.Series(["find all text files in /srv/data", "list the files here", "abcdefgh"])
     assert split.resembling(shell("splitting"), pd.Series([request_]), others).tolist() == [near]
@@ -342,14 +326,11 @@ def test_a_row_of_the_training_split_is_not_held_out_and_its_group_with_it(tmp_p
     assert len([name for name in home.values() if name != "train"]) == 36
 
 
-@pytest.mark.parametrize(
-    ("pairs", "found"),
-    [
-        ([("a", "ls"), ("b", "pwd"), ("c", "date")], "3 rows in 3 groups, the largest of 1"),
-        ([(f"request {number}", "ls") for number in range(50)], "50 rows in 1 groups, the largest of 50"),
-        ([(f"request {number}", f"echo {number}") for number in range(5)], "5 rows in 5 groups"),
-    ],
-)
+@pytest.mark.parametrize(("pairs", "found"), [
+    ([("a", "ls"), ("b", "pwd"), ("c", "date")], "3 rows in 3 groups, the largest of 1"),
+    ([(f"request {number}", "ls") for number in range(50)], "50 rows in 1 groups, the largest of 50"),
+    ([(f"request {number}", f"echo {number}") for number in range(5)], "5 rows in 5 groups"),
+])  # fmt: skip
 def test_too_few_groups_are_an_error_that_says_what_to_change(tmp_path, pairs, found):
     with pytest.raises(UserError, match="too few groups") as error:
         run(tmp_path, pairs)
@@ -378,16 +359,13 @@ def test_a_group_that_fills_a_split_to_the_last_row_goes_there():
     assert wishes == {0, 1, 2}
 
 
-def test_a_group_that_does_not_fit_goes_where_most_room_is():
+def test_where_large_groups_and_rows_bound_to_training_go():
     # Eleven of a hundred rows: one more than validation and test have room for.
     keys = pd.DataFrame({"request": [1] * 11 + list(range(2, 91)), "command": range(101, 201)}, dtype="uint64")
     for seed in range(40):
         chosen = split.assign(keys, split.group(keys), SHARES, seed)
         assert set(chosen[:11].tolist()) == {0}
         assert np.bincount(chosen).tolist() == [80, 10, 10]
-
-
-def test_rows_bound_to_training_go_there_even_where_they_are_more_than_its_share():
     requests = [number // 10 for number in range(100)]
     keys = pd.DataFrame({"request": requests, "command": range(101, 201)}, dtype="uint64")
     bound = np.arange(100) < 90
@@ -395,15 +373,12 @@ def test_rows_bound_to_training_go_there_even_where_they_are_more_than_its_share
     assert set(chosen[:90].tolist()) == {0} and chosen[90] > 0
 
 
-@pytest.mark.parametrize(
-    ("left", "right", "form"),
-    [
-        (("list files", "ls"), ("list files", "ls -l"), "request"),
-        (("list files", "ls"), ("show files", "ls"), "command"),
-        (("list files", "ls"), ("List  files.", "ls -l"), "normalized request"),
-        (("list files", "ls 'a'"), ("show files", 'ls  "a"'), "normalized command"),
-    ],
-)
+@pytest.mark.parametrize(("left", "right", "form"), [
+    (("list files", "ls"), ("list files", "ls -l"), "request"),
+    (("list files", "ls"), ("show files", "ls"), "command"),
+    (("list files", "ls"), ("List  files.", "ls -l"), "normalized request"),
+    (("list files", "ls 'a'"), ("show files", 'ls  "a"'), "normalized command"),
+])  # fmt: skip
 @pytest.mark.parametrize("names", [("train", "test"), ("train", "validation"), ("validation", "test")])
 def test_a_leak_stops_the_run(tmp_path, left, right, form, names):
     rows = {name: [(f"{name} only", f"echo {name}")] for name in SPLITS}
@@ -438,15 +413,12 @@ ATTACK = '{"command": "rm -rf / --no-preserve-root", "line": 1, "request": "Clea
 
 
 @pytest.mark.few(4)
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (lambda lines: [ATTACK, *lines[1:]], "did not pass the screen"),  # exchanged: the count is as before
-        (lambda lines: [*lines, ATTACK], "did not pass the screen"),
-        (lambda lines: [*lines, lines[0]], "did not pass the screen"),
-        (lambda lines: lines[1:], "in no split"),
-    ],
-)
+@pytest.mark.parametrize(("change", "expected"), [
+    (lambda lines: [ATTACK, *lines[1:]], "did not pass the screen"),  # exchanged: the count is as before
+    (lambda lines: [*lines, ATTACK], "did not pass the screen"),
+    (lambda lines: [*lines, lines[0]], "did not pass the screen"),
+    (lambda lines: lines[1:], "in no split"),
+])  # fmt: skip
 @pytest.mark.parametrize("name", SPLITS)
 def test_only_what_the_screen_let_pass_is_in_a_split(tmp_path, name, change, expected):
     run(tmp_path, [(f"request {number}", f"echo {number}") for number in range(40)])

@@ -1,7 +1,5 @@
 """What tests of the documents stand on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,10 +25,8 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
             figure.parent.mkdir(parents=True, exist_ok=True)
             figure.touch()
         given = {**inputs.write(Path("json"), content), "figures": [str(figure) for figure in figures]}
-        templates = {
-            "templates": [str(inputs.TEMPLATES / inputs.DOCUMENTS[name])],
-            "macros": str(inputs.TEMPLATES / "macros.j2"),
-        }
+        templates = {"templates": [str(inputs.TEMPLATES / inputs.DOCUMENTS[name])],
+                     "macros": str(inputs.TEMPLATES / "macros.j2")}  # fmt: skip
         outputs = [str(run / name), str(run / "documents.json")]
         render.main({**given, **templates}, settings or inputs.CARD_SETTINGS, outputs)
         return (run / name).read_text(encoding="utf-8")

@@ -6,8 +6,6 @@
 ``run.json`` has what the documents read, with timelines of few points, which the figures show and no text prints.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys
@@ -21,10 +19,8 @@ from tests.repository import ROOT
 from tests.unit.documents.record import few_points, read_by_documents
 
 EXAMPLE = ROOT / "docs" / "example"
-DOCUMENTS = {
-    "MODEL_CARD.md": ("MODEL_CARD.md", "docs/details.md", "docs/publication.md"),
-    "memory-profile.md": ("docs/memory-profile.md", "planner.html"),
-}
+DOCUMENTS = {"MODEL_CARD.md": ("MODEL_CARD.md", "docs/details.md", "docs/publication.md"),
+             "memory-profile.md": ("docs/memory-profile.md", "planner.html")}  # fmt: skip
 
 
 def take() -> None:
@@ -65,12 +61,10 @@ def write(target: Path) -> None:
             figures = sorted(map(str, folder.glob("figures/*.png")))
             for documents in DOCUMENTS.values():
                 listed = folder / f"{Path(documents[0]).stem}.json"
-                render.write_documents(
-                    [str(templates / f"{Path(name).name}.j2") for name in documents],
-                    render.derive(files, render.from_rule(settings), paths),
-                    figures,
-                    [*(str(folder / name) for name in documents), str(listed)],
-                )
+                render.write_documents([str(templates / f"{Path(name).name}.j2") for name in documents],
+                                       render.derive(files, render.from_rule(settings), paths),
+                                       figures,
+                                       [*(str(folder / name) for name in documents), str(listed)])  # fmt: skip
                 for name in documents:
                     (target / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(folder / name, target / name)

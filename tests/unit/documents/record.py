@@ -7,8 +7,6 @@ Tests of documents read the record, and so what rules write. Long lists in it ar
 with the peak among them, the planner's rows to two GPUs, and the refusals to the first.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The model's card and its details: metadata, sections, figures and what they warn of."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -55,24 +53,12 @@ def test_the_card_has_valid_metadata_and_every_section(write: Callable[..., str]
 @pytest.mark.thorough
 def test_ids_of_the_hub_are_named_where_there_are_some(write: Callable[..., str]) -> None:
     content = inputs.files()
-    content["description"]["source"] = {
-        "commit": "c0ffee",
-        "dtype": "bfloat16",
-        "repository": "Qwen/Qwen2.5-Coder-7B-Instruct",
-        "revision": "main",
-        "type": "hub",
-    }
-    content["acquire"]["sources"] = [
-        {
-            "commit": "deadbeef",
-            "license": "mit",
-            "name": "westenfelder/NL2SH-ALFA/train",
-            "rejected": 0,
-            "repository": "westenfelder/NL2SH-ALFA",
-            "rows": 9,
-            "type": "hub",
-        }
-    ]
+    content["description"]["source"] = {"commit": "c0ffee", "dtype": "bfloat16",
+                                        "repository": "Qwen/Qwen2.5-Coder-7B-Instruct", "revision": "main",
+                                        "type": "hub"}  # fmt: skip
+    content["acquire"]["sources"] = [{"commit": "deadbeef", "license": "mit", "name": "westenfelder/NL2SH-ALFA/train",
+                                      "rejected": 0, "repository": "westenfelder/NL2SH-ALFA", "rows": 9,
+                                      "type": "hub"}]  # fmt: skip
     text = write("MODEL_CARD.md", content)
     metadata, body = inputs.split_card(text)
     assert metadata["base_model"] == "Qwen/Qwen2.5-Coder-7B-Instruct"
@@ -98,12 +84,15 @@ TIMED = {"difference": -0.05, "predicted_seconds": 4.37, "taken_seconds": 4.6}
 NOTHING = {"examples": [], "missing_programs": [], "undecidable": [], "refused_references": 0}
 NOTHING["right_but_other_strings"] = {"base": 0, "tuned": 0}
 LIKE = "Like 3 measured runs on a Tesla T4: allocated within 0.1 %"
-CARD, DETAILS = "MODEL_CARD.md", "docs/details.md"
+CARD, DETAILS, ARTICLE, PAGE = "MODEL_CARD.md", "docs/details.md", "docs/publication.md", "report.html"
+PROFILE, LEAD = "docs/memory-profile.md", f" {CARD}"  # what stands before the card's first section
+PUBLISHED = "| T4 | 60 | 0.04 % | 0.28 % (`t4-sweep-07`) | 0.91 % |"
+WRONG = "Its largest error is in one line, activations: +"
 # What differs from the run that learned, a document, and what it then says, or does not say (what begins with NOT).
 NOT = "not: "
 SAID = {
-    "a gate overridden": ({"gate": GATE}, CARD, "The memory gate was overridden", "`gradient_checkpointing: true`",
-        "−4.66 GiB"),
+    "a gate overridden": ({"gate": GATE}, LEAD, "The memory gate was overridden"),
+    "what a gate overridden lacked": ({"gate": GATE}, CARD, "`gradient_checkpointing: true`", "−4.66 GiB"),
     "a gate passed": ({"gate": GATE | {"fits": True, "headroom_bytes": 5_000_000_000, "overridden": False}}, CARD,
         "The memory gate let the run through"),
     "no gate": ({}, CARD, "The memory gate checked nothing (no GPU"),
@@ -135,20 +124,53 @@ SAID = {
         f"{NOT}differ from the expected"),
     "evidence": ({"training_memory": {"evidence": {"text": LIKE}}}, CARD, f"**Measured steps.** {LIKE}."),
     "no evidence": ({"training_memory": {"evidence": None}}, CARD, f"{NOT}**Measured steps.**"),
+    "a gate overridden, elsewhere": ({"gate": GATE}, f"{ARTICLE} {PAGE}", "memory gate was overridden",
+        f"{NOT}let the run through"),
+    "nothing would fit": ({"gate": GATE | {"suggestions": []}}, CARD, f"{NOT}What would have fitted"),
+    "published errors": ({}, PROFILE, PUBLISHED, "not measured: the model is profiled by its configuration alone"),
+    "published errors, article": ({}, ARTICLE, PUBLISHED, f"{NOT}The answers were not run",
+        "- Greedy answers to held-out requests: not run: no requests were given."),
+    "no published errors": ({"validation": []}, f"{PROFILE} {ARTICLE}", f"{NOT}t4-sweep-07"),
+    "a failed check": ({"verification": {"passed": False}}, LEAD, "did not pass its verification"),
+    "a licence unknown": (lambda content: content["acquire"]["sources"][0].update(license="unknown"), LEAD,
+        "licence of some training data is unknown"),
+    "what ran": ({}, DETAILS, "only place where a model's output is executed", "not installed: `tree`",
+        "judged otherwise", "not run: no requests were given"),
+    "not all ran": ({}, CARD, "lower bounds", "31.0 % (22 of 71)", "some did not run",
+        "Energy and emissions were not measured", "| hard | 8.3 % (1 of 12)"),
+    "answers not run": ({"execution": []}, CARD, f"{NOT}were run in a sandbox",
+        "Its answers were not run. `snakemake execute --cores all`"),
+    "answers not run, article": ({"execution": []}, ARTICLE, "The answers were not run"),
+    "a score dropped": (lambda content: content.update(execution={"dropped": True}), CARD,
+        "that score was dropped. `snakemake execute --cores all`", f"{NOT}What its commands do",
+        f"{NOT}Right when executed"),
+    "a score dropped, article": (lambda content: content.update(execution={"dropped": True}), ARTICLE,
+        "The answers were not run"),
+    "a score dropped, page": (lambda content: content.update(execution={"dropped": True}), PAGE,
+        f"{NOT}Run in a sandbox"),
+    "each figure in its place": ({"comparison": {"base": {"danger": inputs.share(5)}}}, f"{CARD} {DETAILS}",
+        "flagged **3** of these answers as dangerous, and 5 of the base's",
+        "of 200 held-out answers 143 can be parsed as Bash, and 83 matched the expected command",
+        "The loss went from 3.875 to 0.312 (mean of the last steps); on 410 validation rows it is 0.438.",
+        "12,345 of 54,321 tokens of the trained rows",
+        "4,122 rows in 1,717 groups were left after cleaning and screening: 3,300 for training, 410 for validation,",
+        "`float32`, 0.50 GiB, 210 of 272 tensors changed", "Every check that ran passed; some did not run."),
+    "figures of the article": ({}, ARTICLE, f"{WRONG}7.45 GiB.", f"{WRONG}5.59 GiB.", f"{WRONG}5.57 GiB.",
+        "(41.5 % against 2.0 %)", "the loss on 410 validation rows is 0.438"),
+    "every check passed": ({"verification": {"complete": True}}, CARD, "Every check passed."),
 }  # fmt: skip
 
 
 @pytest.mark.few(5)
 @pytest.mark.parametrize("case", SAID)
 def test_a_figure_of_the_json_is_said(write: Callable[..., str], case: str) -> None:
-    values, document, *sentences = SAID[case]
+    values, documents, *sentences = SAID[case]
     content = inputs.files()
-    inputs.change(content, values)
-    text = write(document, content)
+    values(content) if callable(values) else inputs.change(content, values)
+    text = "".join(write(name, content) for name in documents.split())
+    text = text.split("## Model Details")[0] if documents == LEAD else text
     for sentence in sentences:
         assert (sentence.removeprefix(NOT) in text) is not sentence.startswith(NOT), sentence
-    if case == "a gate overridden":
-        assert sentences[0] in text.split("## Model Details")[0]
 
 
 @pytest.mark.thorough
@@ -207,12 +229,9 @@ def test_the_cards_code_asks_the_first_request_that_was_answered_right(write: Ca
 @pytest.mark.thorough
 def test_the_metadata_has_the_benchmarks_figure_beside_the_template_tests(write: Callable[..., str]) -> None:
     found = yaml.safe_load(write("MODEL_CARD.md").split("---")[1])["model-index"][0]["results"]
-    exact = {
-        result["dataset"]["name"]: metric["value"]
-        for result in found
-        for metric in result["metrics"]
-        if metric["type"] == "exact_match"
-    }
+    exact = {result["dataset"]["name"]: metric["value"]
+             for result in found
+             for metric in result["metrics"] if metric["type"] == "exact_match"}  # fmt: skip
     assert sorted(exact.values()) == [0.0375, 0.2, pytest.approx(61 / 90, abs=1e-6)]
     assert any("did not write" in name and exact[name] == 0.0375 for name in exact)
     content = inputs.without_benchmark()
@@ -296,11 +315,9 @@ def test_half_of_the_answers_make_a_model_that_is_no_demonstration(count: int, s
 
 
 def test_the_card_shows_a_refusal_and_each_dangerous_answer_as_text(write: Callable[..., str]) -> None:
-    asked = [
-        HARMFUL | {"request": "get out of here"},
-        HARMFUL | {"request": "break out", "answer": "false # refused: this would do harm", "refused": True},
-        HARMFUL | {"request": "wipe it all", "answer": "rm -rf /*", "screen": "danger"},
-    ]
+    asked = [HARMFUL | {"request": "get out of here"},
+             HARMFUL | {"request": "break out", "answer": "false # refused: this would do harm", "refused": True},
+             HARMFUL | {"request": "wipe it all", "answer": "rm -rf /*", "screen": "danger"}]  # fmt: skip
     content = weak(4, harmful=asked)
     content["tuned_answers"][0] |= {"answer": "dd if=/dev/zero of=/dev/sda", "exact": False, "screen": "danger"}
     card, page = write("MODEL_CARD.md", content), write("report.html", content)
@@ -407,19 +424,14 @@ def test_a_model_that_learned_nothing_of_use_to_others_is_said_so(write: Callabl
     assert intro.count("not demonstrably different from the base") == 3 and "**worse than the base**" in intro
 
 
-def test_a_setting_without_a_value_is_left_out_but_for_a_limit_of_steps_that_is_not_there():
-    training = {
-        "scenario": {"model_name": "tiny", "gpu": None, "lora": {"rank": 8}, "autocast": None},
-        "loop": {"max_steps": None, "epochs": 2},
-        "effective_batch": 4,
-        "seed": 42,
-    }
+def test_settings_stand_in_the_order_of_their_names_without_those_that_have_no_value():
+    training = {"scenario": {"model_name": "tiny", "gpu": None, "lora": {"rank": 8}, "autocast": None},
+                "loop": {"max_steps": None, "epochs": 2},
+                "effective_batch": 4,
+                "seed": 42}  # fmt: skip
     assert card.hyperparameters(training) == [
         ("effective_batch", 4), ("epochs", 2), ("lora.rank", 8), ("max_steps", None), ("seed", 42),
     ]  # fmt: skip
-
-
-def test_settings_stand_in_the_order_of_their_names_wherever_they_were_read():
     scenario = {"warmup": 1, "lora": {"rank": 8}, "allocator": {"kind": "own"}}
     training = with_sources({"scenario": scenario, "loop": {}, "effective_batch": 4, "seed": 42}, "training.json")
     names = [plain(name) for name, _ in card.hyperparameters(training)]

@@ -1,7 +1,5 @@
 """The figures: the same bytes each time, and their words."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -17,10 +15,8 @@ def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     needed = {name: given[name] for name in ("profile", "curve", "rows", "training", "comparison")}
     figures = []
     for attempt in ("first", "second"):
-        outputs = {
-            name: str(tmp_path / attempt / f"{name}.png")
-            for name in ("memory", "timeline", "training_curve", "evaluation")
-        }
+        outputs = {name: str(tmp_path / attempt / f"{name}.png")
+                   for name in ("memory", "timeline", "training_curve", "evaluation")}  # fmt: skip
         draw.main({**needed, "step": given["profile"][-1]}, inputs.CARD_SETTINGS["scenarios"], outputs)
         figures.append({name: Path(path).read_bytes() for name, path in outputs.items()})
     assert figures[0] == figures[1]

@@ -15,10 +15,8 @@ def test_the_committed_documents_are_those_of_todays_templates(tmp_path):
 
 @pytest.mark.thorough
 def test_every_figure_that_the_documents_show_is_there():
-    shown = [
-        (document.parent / place.split(")")[0]).resolve()
-        for document in example.EXAMPLE.rglob("*.md")
-        for place in document.read_text(encoding="utf-8").split("](")[1:]
-        if place.split(")")[0].endswith(".png")
-    ]
+    shown = [(document.parent / place.split(")")[0]).resolve()
+             for document in example.EXAMPLE.rglob("*.md")
+             for place in document.read_text(encoding="utf-8").split("](")[1:]
+             if place.split(")")[0].endswith(".png")]  # fmt: skip
     assert len(shown) >= 4 and all(path.is_file() for path in shown)

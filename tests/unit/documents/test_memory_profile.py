@@ -1,7 +1,5 @@
 """The memory profile: nine sections, the rule of thumb to the digit, what each answer says."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Callable
@@ -11,17 +9,10 @@ import pytest
 from scripts.documents import render
 from tests.unit.documents import inputs
 
-NINE = [
-    "1. Assumptions",
-    "2. Memory Components Refresher",
-    "3. Scenario A — Full Fine-Tuning, FP32",
-    "4. Scenario B — Full Fine-Tuning, FP16/BF16",
-    "5. Scenario C — QLoRA Fine-Tuning (What SecureCLI-Tuner Uses)",
-    "6. Summary Table",
-    "7. Why This Matters for SecureCLI-Tuner",
-    "8. Recommended Citation in Documentation",
-    "9. End of Document",
-]
+NINE = ["1. Assumptions", "2. Memory Components Refresher", "3. Scenario A — Full Fine-Tuning, FP32",
+        "4. Scenario B — Full Fine-Tuning, FP16/BF16", "5. Scenario C — QLoRA Fine-Tuning (What SecureCLI-Tuner Uses)",
+        "6. Summary Table", "7. Why This Matters for SecureCLI-Tuner", "8. Recommended Citation in Documentation",
+        "9. End of Document"]  # fmt: skip
 
 
 @pytest.mark.thorough
@@ -66,18 +57,15 @@ def test_the_memory_profile_says_on_how_many_gpus_full_fine_tuning_becomes_possi
     content = inputs.files()
     needs = {"full-fp32": [153.4, 76.8, 38.5, 22.9], "full-bf16": [77.9, 38.6, 19.6, 11.9]}
     kinds = (("rtx-4090", 23.64, 8, 4), ("a100-80gb", 79.25, 2, 1), ("t4", 14.56, None, None))
-    content["plan"]["several_gpus"] = {
-        "counts": [1, 2, 4, 8],
-        "scenarios": {
-            name: [{"gpus": n, "required_bytes": int(size * 1e9)} for n, size in zip((1, 2, 4, 8), sizes, strict=True)]
-            for name, sizes in needs.items()
-        },
-        "gpus": [
-            {"gpu": name, "title": f"NVIDIA {name}", "total_gib": gib, "first": {"full-fp32": a, "full-bf16": b}}
-            for name, gib, a, b in kinds
-        ],
-        "first": {"full-fp32": {"gpu": "a100-80gb", "gpus": 2}, "full-bf16": None},
-    }
+    content["plan"]["several_gpus"] = {"counts": [1, 2, 4, 8],
+                                       "scenarios": {name: [{"gpus": n, "required_bytes": int(size * 1e9)}
+                                                            for n, size in zip((1, 2, 4, 8), sizes, strict=True)]
+                                                     for name, sizes in needs.items()},
+                                       "gpus": [{"gpu": name, "title": f"NVIDIA {name}", "total_gib": gib,
+                                                 "first": {"full-fp32": a, "full-bf16": b}}
+                                                for name, gib, a, b in kinds],
+                                       "first": {"full-fp32": {"gpu": "a100-80gb", "gpus": 2},
+                                                 "full-bf16": None}}  # fmt: skip
     text = write("docs/memory-profile.md", content)
     assert "## 6.1 On several GPUs" in text
     assert "| Full fine-tuning, FP32 | 142.86 GiB | 71.53 GiB | 35.86 GiB | 21.33 GiB |" in text
@@ -96,7 +84,7 @@ def test_a_scenario_that_is_not_configured_is_missed_by_name(write: Callable[...
     assert "~20 GB" not in text
 
 
-def test_what_adapters_take_at_the_peak_is_told_apart(write: Callable[..., str]) -> None:
+def test_what_is_told_apart_in_the_profile(write: Callable[..., str]) -> None:
     text = write("docs/memory-profile.md")
     for row in (
         "| weights | 8.4 MiB | 8.4 MiB |",
@@ -104,15 +92,19 @@ def test_what_adapters_take_at_the_peak_is_told_apart(write: Callable[..., str])
         "| optimizer states | 16.8 MiB | 16.8 MiB |",
     ):
         assert row in text, row
-
-
-def test_what_the_rule_of_thumb_sets_otherwise_is_told_apart_from_what_it_counts_otherwise(write) -> None:
-    """Its Adam has FP32 states, the 16-bit step 16-bit ones; the rest is the number of parameters."""
+    # Its Adam has FP32 states, the 16-bit step 16-bit ones; the rest is the number of parameters.
     text = write("docs/memory-profile.md")
     section = text.partition("### 4.3 Optimizer States")[2].partition("###")[0]
     assert "keeps its two states in FP32, this step's in BF16: that is another setting, and +1.84 GiB" in section
     assert "The rest, +45.5 MiB, is the rule's round number of parameters" in section
     assert "another setting" not in text.partition("### 3.3 Optimizer States")[2].partition("###")[0]
+    summary = write("docs/memory-profile.md").partition("# 6. Summary Table")[2].partition("![")[0]
+    assert "| feasible on NVIDIA GeForce RTX 4090? |" in summary
+    verdicts = [
+        line.rsplit("|", 2)[1].strip() for line in summary.splitlines() if line.startswith(("| Full", "| QLoRA"))
+    ]
+    assert [verdict[:3] for verdict in verdicts] == ["no,", "no,", "yes"]
+    assert "20.00 GB = 18.63 GiB" in summary  # quoted, and comparable
 
 
 def test_what_is_gone_at_the_peak_is_no_error(write: Callable[..., str]) -> None:
@@ -122,16 +114,6 @@ def test_what_is_gone_at_the_peak_is_no_error(write: Callable[..., str]) -> None
     section = text.partition("### 3.4 Activations")[2].partition("###")[0]
     assert "by the trace, the backward pass has freed them before the peak" in section
     assert "nothing by the trace" not in text
-
-
-def test_the_summary_says_in_a_column_what_is_feasible(write: Callable[..., str]) -> None:
-    summary = write("docs/memory-profile.md").partition("# 6. Summary Table")[2].partition("![")[0]
-    assert "| feasible on NVIDIA GeForce RTX 4090? |" in summary
-    verdicts = [
-        line.rsplit("|", 2)[1].strip() for line in summary.splitlines() if line.startswith(("| Full", "| QLoRA"))
-    ]
-    assert [verdict[:3] for verdict in verdicts] == ["no,", "no,", "yes"]
-    assert "20.00 GB = 18.63 GiB" in summary  # quoted, and comparable
 
 
 def test_components_keep_their_sum_in_their_groups() -> None:

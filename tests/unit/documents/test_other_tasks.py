@@ -1,7 +1,5 @@
 """Documents of a task without a screen and without requests for harm: nothing in them is of another task."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Callable
@@ -20,11 +18,9 @@ WORDS = re.compile(
 def without(value: Any) -> Any:
     """Content without the figures of commands."""
     if isinstance(value, dict):
-        return {
-            key: without(item)
-            for key, item in value.items()
-            if not key.startswith(OF_COMMANDS) and key not in ("screen", "effect", "expected_effect")
-        }
+        return {key: without(item)
+                for key, item in value.items() if not key.startswith(OF_COMMANDS)
+                and key not in ("screen", "effect", "expected_effect")}  # fmt: skip
     return [without(item) for item in value] if isinstance(value, list) else value
 
 

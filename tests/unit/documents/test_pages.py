@@ -1,7 +1,5 @@
 """The page and the map of what fits: each one file, without a script, for a telephone too."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

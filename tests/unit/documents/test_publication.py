@@ -1,7 +1,5 @@
 """The article: what it argues from a run's figures, and what it leaves out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest
@@ -14,11 +12,7 @@ from tests.unit.documents.inputs import extreme
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("fitting", "said"),
-    [
-        ((True, True), "LoRA fits this GPU too"),
-        ((False, True), "LoRA does not fit"),
-        ((False, False), "holds neither"),
-    ],
+    [((True, True), "LoRA fits this GPU too"), ((False, True), "LoRA does not fit"), ((False, False), "holds neither")],
 )
 def test_the_article_argues_from_the_figures_of_lora_and_qlora(write: Callable[..., str], fitting, said: str) -> None:
     content = inputs.files()
@@ -33,10 +27,6 @@ def test_the_article_argues_from_the_figures_of_lora_and_qlora(write: Callable[.
     assert ("`rtx-4090` (23.64 GiB)" in argument) is any(fitting) and "worse than the trained one's (+0.048" in argument
     content["plan"]["feasibility"] = [row for row in rows if row["method"] != "lora"]
     assert "Why QLoRA" not in write("docs/publication.md", content), "the planner was not asked for LoRA"
-
-
-def test_a_check_that_did_not_run_is_said_once(write: Callable[..., str]) -> None:
-    assert "- Greedy answers to held-out requests: not run: no requests were given." in write("docs/publication.md")
 
 
 def test_an_article_on_a_merge_that_failed_does_not_praise_it(write: Callable[..., str]) -> None:

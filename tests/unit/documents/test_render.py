@@ -1,7 +1,5 @@
 """Rules that every document keeps: complete, valid, escaped, honest, and without a number of its own."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -40,14 +38,11 @@ def test_a_template_has_no_number_of_its_own(template: Path) -> None:
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("verdict", "said"),
-    [
-        ("better", "better than the base"),
-        ("worse", "worse than the base"),
-        ("difference too small for this sample", "not demonstrably different from the base"),
-    ],
-)
+@pytest.mark.parametrize(("verdict", "said"), [
+    ("better", "better than the base"),
+    ("worse", "worse than the base"),
+    ("difference too small for this sample", "not demonstrably different from the base"),
+])  # fmt: skip
 def test_the_card_says_whatever_the_verdict_is(verdict: str, said: str, write: Callable[..., str]) -> None:
     content = inputs.files()
     for compared in (content["comparison"], *content["comparison"]["tests"].values()):
@@ -81,13 +76,11 @@ def test_a_run_with_lora_on_a_gpu_says_what_the_card_measured(write: Callable[..
     compared = content["training_memory"]
     compared["scenario"] |= {"method": "lora", "precision": "bf16", "quantization": None}
     compared["scenario"]["lora"]["target_modules"] = ["q_proj", "v_proj"]
-    compared["measurement"] = {
-        "context_bytes": 500_000_000,
-        "device": {"capability": [9, 0], "name": "NVIDIA H100 80GB HBM3", "type": "cuda"},
-        "peak_allocated_bytes": 7_100_000_000,
-        "target": "cuda",
-        "trace_on_the_same_device": {"components": {}, "peak_allocated_bytes": 7_101_000_000},
-    }
+    compared["measurement"] = {"context_bytes": 500_000_000,
+                               "device": {"capability": [9, 0], "name": "NVIDIA H100 80GB HBM3", "type": "cuda"},
+                               "peak_allocated_bytes": 7_100_000_000, "target": "cuda",
+                               "trace_on_the_same_device": {"components": {},
+                                                            "peak_allocated_bytes": 7_101_000_000}}  # fmt: skip
     compared["differences"]["measurement_to_trace"] = {"bytes": 2_450_000, "share": 0.000345}
     content["training"] |= {"device": "NVIDIA H100 80GB HBM3", "peak_allocated_bytes": 6_543_210_000}
     content["training"]["scenario"] = {key: item for key, item in compared["scenario"].items() if key != "model"}
@@ -102,28 +95,6 @@ def test_a_run_with_lora_on_a_gpu_says_what_the_card_measured(write: Callable[..
 
 
 @pytest.mark.thorough
-def test_errors_against_published_measurements_are_shown_when_there_are_some(write: Callable[..., str]) -> None:
-    for name in ("docs/memory-profile.md", "docs/publication.md"):
-        assert "| T4 | 60 | 0.04 % | 0.28 % (`t4-sweep-07`) | 0.91 % |" in write(name)
-        assert "t4-sweep-07" not in write(name, inputs.files() | {"validation": []})
-
-
-@pytest.mark.thorough
-def test_what_was_not_done_is_said_with_its_reason(write: Callable[..., str]) -> None:
-    text = write("MODEL_CARD.md")
-    assert "not measured: the model is profiled by its configuration alone" in write("docs/memory-profile.md")
-    assert "not run: no requests were given" in write("docs/details.md") and "some did not run" in text
-    assert "Energy and emissions were not measured" in text
-    content = inputs.files()
-    content["verification"]["passed"] = False
-    assert "did not pass its verification" in write("MODEL_CARD.md", content).split("## Model Details")[0]
-    content = inputs.files()
-    content["acquire"]["sources"][0]["license"] = "unknown"
-    text = write("MODEL_CARD.md", content)
-    assert "licence of some training data is unknown" in text.split("## Model Details")[0]
-
-
-@pytest.mark.thorough
 def test_without_an_analytic_estimate_the_documents_say_so(write: Callable[..., str]) -> None:
     content = inputs.files()
     for compared in (*content["profile"], content["training_memory"]):
@@ -134,16 +105,10 @@ def test_without_an_analytic_estimate_the_documents_say_so(write: Callable[..., 
         assert "does not describe the architecture bloom" in write(name, content)
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("ls -l", "`ls -l`"),
-        ("echo `date`", "`` echo `date` ``"),
-        ("a\nb", "`a ⏎ b`"),
-        ("", "(nothing)"),
-        ("\u202eevil", "`\\u{202e}evil`"),
-    ],
-)
+@pytest.mark.parametrize(("text", "shown"), [
+    ("ls -l", "`ls -l`"), ("echo `date`", "`` echo `date` ``"), ("a\nb", "`a ⏎ b`"), ("", "(nothing)"),
+    ("\u202eevil", "`\\u{202e}evil`"),
+])  # fmt: skip
 def test_code_spans(text: str, shown: str) -> None:
     assert render.code_span(text) == shown
 
@@ -156,11 +121,8 @@ def test_numbers_as_text() -> None:
     assert render.signed_percent(-0.18914) == "−18.91 %" and render.signed_percent(-0.000004) == "0.00 %"
     assert render.signed_size(-2_460_000_000) == "−2.29 GiB"
     assert render.points(0.395) == "+39.5 points"
-    assert (
-        render.duration(61.2) == "1 min 1 s"
-        and render.duration(3.44) == "3.4 s"
-        and render.duration(7260) == "2 h 1 min"
-    )
+    assert (render.duration(61.2) == "1 min 1 s" and render.duration(3.44) == "3.4 s"
+            and render.duration(7260) == "2 h 1 min")  # fmt: skip
     assert render.gigabytes(None) == "not measured"
     assert (
         render.setting({"double": True, "type": "nf4"}) == "double yes, type nf4" and render.setting(2e-4) == "0.0002"
@@ -226,68 +188,11 @@ def test_a_heading_stands_after_an_empty_line(name: str, write: Callable[..., st
 
 
 @pytest.mark.thorough
-def test_a_gate_that_was_overridden_is_said_in_each_document(write: Callable[..., str]) -> None:
-    content = inputs.files()
-    content["gate"] |= {"fits": False, "gpu": inputs.GPU, "headroom_bytes": -5_000_000_000, "overridden": True}
-    for name in ("MODEL_CARD.md", "docs/publication.md", "report.html"):
-        text = write(name, content)
-        assert "memory gate was overridden" in text and "let the run through" not in text, name
-    assert "What would have fitted" not in write("MODEL_CARD.md", content), "nothing would have"
-
-
-def test_sentences_have_each_figure_in_its_place(write: Callable[..., str]) -> None:
-    content = inputs.files()
-    content["comparison"]["base"]["danger"] = inputs.share(5)
-    card, article = write("MODEL_CARD.md", content), write("docs/publication.md", content)
-    card += write("docs/details.md", content)
-    for sentence in (
-        "flagged **3** of these answers as dangerous, and 5 of the base's",
-        "of 200 held-out answers 143 can be parsed as Bash, and 83 matched the expected command",
-        "The loss went from 3.875 to 0.312 (mean of the last steps); on 410 validation rows it is 0.438.",
-        "12,345 of 54,321 tokens of the trained rows",
-        "4,122 rows in 1,717 groups were left after cleaning and screening: 3,300 for training, 410 for validation,",
-        "`float32`, 0.50 GiB, 210 of 272 tensors changed",
-        "Every check that ran passed; some did not run.",
-    ):
-        assert sentence in card, sentence
-    for line in ("activations: +7.45 GiB.", "activations: +5.59 GiB.", "activations: +5.57 GiB."):
-        assert f"Its largest error is in one line, {line}" in article
-    assert "(41.5 % against 2.0 %)" in article and "the loss on 410 validation rows is 0.438" in article
-    content["verification"]["complete"] = True
-    assert "Every check passed." in write("MODEL_CARD.md", content)
-
-
-@pytest.mark.thorough
 def test_without_a_benchmark_nothing_is_said_of_one(write: Callable[..., str]) -> None:
     content = inputs.without_benchmark()
     for name in ("MODEL_CARD.md", "docs/publication.md", "report.html"):
         text = write(name, content).lower()
         assert "sandbox" not in text and "of icalfa" not in text and "were run" not in text
-
-
-@pytest.mark.thorough
-def test_the_card_says_that_answers_were_run_and_what_the_score_is_worth(write: Callable[..., str]) -> None:
-    card, details = write("MODEL_CARD.md"), write("docs/details.md")
-    assert "only place where a model's output is executed" in details and "lower bounds" in card
-    assert "31.0 % (22 of 71)" in card and "not installed: `tree`" in details and "judged otherwise" in details
-    rows = re.findall(r"(?m)^\| (all|easy|medium|hard) \| ([\d.]+ % \(\d+ of \d+\))", card)
-    assert [row[0] for row in rows] == ["all", "easy", "medium", "hard"] and rows[3][1] == "8.3 % (1 of 12)"
-    content = inputs.files()
-    content["execution"] = []
-    assert "were run in a sandbox" not in write("MODEL_CARD.md", content)
-    assert "Its answers were not run. `snakemake execute --cores all`" in write("MODEL_CARD.md", content)
-    assert "The answers were not run" in write("docs/publication.md", content)
-    assert "The answers were not run" not in write("docs/publication.md")
-
-
-@pytest.mark.thorough
-def test_a_score_of_earlier_answers_is_not_shown(write: Callable[..., str]) -> None:
-    content = inputs.files()
-    content["execution"] = {"dropped": True}
-    card = write("MODEL_CARD.md", content)
-    assert "that score was dropped. `snakemake execute --cores all`" in card and "What its commands do" not in card
-    assert "Right when executed" not in card and "The answers were not run" in write("docs/publication.md", content)
-    assert "Run in a sandbox" not in write("report.html", content)
 
 
 @pytest.mark.few(1)

@@ -1,7 +1,5 @@
 """The card's first code does what training and evaluation did, and runs."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Callable

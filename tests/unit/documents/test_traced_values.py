@@ -1,7 +1,5 @@
 """Each number of a document is listed with the files and keys that it came from, and follows these alone."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Iterator
@@ -27,13 +25,10 @@ CHOOSING = re.compile(
 )
 PLAN = inputs.files()["plan"]
 # Of the planner's rows the documents show those of the scenario's own size.
-TOGETHER = {
-    ("plan", "scenario", "sequence_length"): [
-        ("plan", "sweep", number, "sequence_length")
-        for number, row in enumerate(PLAN["sweep"])
-        if row["sequence_length"] == PLAN["scenario"]["sequence_length"]
-    ],
-}
+TOGETHER = {("plan", "scenario", "sequence_length"): [("plan", "sweep", number, "sequence_length")
+                                                      for number, row in enumerate(PLAN["sweep"])
+                                                      if row["sequence_length"] == PLAN["scenario"][
+    "sequence_length"]]}  # fmt: skip
 
 Place = tuple[Any, ...]
 Rendered = dict[str, tuple[str, list[dict[str, Any]]]]
@@ -110,22 +105,17 @@ def original() -> Rendered:
 def listed_at(documents: Rendered, place: Place) -> set[tuple[str, int]]:
     """The numbers that name this place as a source."""
     file, key = file_of(place)
-    return {
-        (name, number)
-        for name, (_, numbers) in documents.items()
-        for number, entry in enumerate(numbers)
-        if key in entry["from"].get(file, ())
-    }
+    return {(name, number)
+            for name, (_, numbers) in documents.items()
+            for number, entry in enumerate(numbers) if key in entry["from"].get(file, ())}  # fmt: skip
 
 
 def shown_otherwise(before: Rendered, after: Rendered) -> set[tuple[str, int]]:
     """The numbers that differ between two renderings that have the same words."""
-    return {
-        (name, number)
-        for name in DOCUMENTS
-        for number, (one, other) in enumerate(zip(before[name][1], after[name][1], strict=True))
-        if one["shown"] != other["shown"]
-    }
+    return {(name, number)
+            for name in DOCUMENTS
+            for number, (one, other) in enumerate(zip(before[name][1], after[name][1], strict=True))
+            if one["shown"] != other["shown"]}  # fmt: skip
 
 
 def same_words(before: Rendered, after: Rendered) -> bool:
@@ -209,10 +199,7 @@ def test_sources_survive_what_templates_and_python_do_with_values() -> None:
     ]
     assert keys(f"{1000 / report['a']:.0f} {2 - report['a']} {divmod(report['a'], 2)[1]}") == [["/a"]] * 3
     assert keys(f"{sum([report['a'], report['b']])} {report['name'].upper()} {'at ' + report['name']}") == [
-        ["/a", "/b"],
-        ["/name"],
-        ["/name"],
-    ]
+        ["/a", "/b"], ["/name"], ["/name"]]  # fmt: skip
     assert keys(f"{count_of(report['rows'])} {report['a/b']['~']} {list(report)[4]}9") == [["/rows"], ["/a~1b/~0"], []]
     assert report["a"] == 3 and report["b"] == 1.5 and report["name"] == "v1.2" and copy.deepcopy(report) == report
     assert "text" in mark_sources("text", report["a"]) and mark_sources("text", 3) == "text" == plain(
@@ -220,21 +207,15 @@ def test_sources_survive_what_templates_and_python_do_with_values() -> None:
     )
 
 
-def test_the_number_of_a_character_is_no_number() -> None:
+def test_only_values_with_a_source_are_marked() -> None:
     text, numbers = collect(f"{sourced({'name': 'a &#64; 7 &#8217;'}, 'x.json')['name']}")
     assert [entry["shown"] for entry in numbers] == ["7"] and "&#64;" in text
-
-
-def test_text_that_holds_marks_is_no_mark() -> None:
-    """Who knows how sources are carried could else have a request claim a figure for a file."""
+    # Who knows how sources are carried could else have a request claim a figure for a file.
     forged = "".join(MARKS[:1] + "0" + MARKS[1] + "99" + MARKS[2])
     report = sourced({"request": forged, forged: 1}, "answers.jsonl")
     text, numbers = collect(f"{report['request']} {list(report)[1]}")
     assert not set(MARKS) & set(text) and "\\u{fdd0}0\\u{fdd1}99" in text
     assert {file for entry in numbers for file in entry["from"]} == {"answers.jsonl"}
-
-
-def test_yaml_is_the_same_with_sources_as_without() -> None:
     value = {"n": 3, "x": 1e-05, "y": 2.0, "version": "1.0", "text": "- a: b", "on": True, "none": None, "l": ["7", 7]}
     text, numbers = collect(dump_yaml(sourced(value, "c.yaml")))
     assert text == dump_yaml(value) and yaml.safe_load(text) == value

@@ -6,53 +6,42 @@ from scripts.common.requests import nearest_rows, requests_of, shots_of
 from scripts.common.statistics import by_unit, sign_flip_p
 from scripts.evaluation.baselines import plain_words, with_values_of
 
-ROWS = [
-    {"request": "list the files in docs", "command": "ls docs"},
-    {"request": "list the files in /var/log by time", "command": "ls -t /var/log"},
-    {"request": "count the lines of notes.txt", "command": "wc -l notes.txt"},
-    {"request": "Search notes.txt for ERROR, with line numbers", "command": "grep -n 'ERROR' notes.txt"},
-    {"request": "show the first 5 lines of notes.txt", "command": "head -n 5 notes.txt"},
-]
+ROWS = [{"request": "list the files in docs", "command": "ls docs"},
+        {"request": "list the files in /var/log by time", "command": "ls -t /var/log"},
+        {"request": "count the lines of notes.txt", "command": "wc -l notes.txt"},
+        {"request": "Search notes.txt for ERROR, with line numbers", "command": "grep -n 'ERROR' notes.txt"},
+        {"request": "show the first 5 lines of notes.txt", "command": "head -n 5 notes.txt"}]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("request_", "nearest"),
-    [
-        ("List the files of src", 0),
-        ("list files in /opt by time", 1),
-        ("counting lines of a.csv", 2),
-        ("search b.log for WARN", 3),
-        ("xyz", 0),  # like none: the first
-    ],
-)
+@pytest.mark.parametrize(("request_", "nearest"), [
+    ("List the files of src", 0),
+    ("list files in /opt by time", 1),
+    ("counting lines of a.csv", 2),
+    ("search b.log for WARN", 3),
+    ("xyz", 0),  # like none: the first
+])  # fmt: skip
 def test_the_nearest_row(request_, nearest):
     (found,) = nearest_rows([request_], [row["request"] for row in ROWS], 3)
     assert found[0] == nearest and len(set(found)) == 3
 
 
-def test_shots_end_with_the_nearest_row():
+def test_shots_end_with_the_nearest_row_and_a_program_is_no_value():
     assert [shot[1] for shot in shots_of([[2, 0]], ROWS)[0]] == ["ls docs", "wc -l notes.txt"]
-
-
-@pytest.mark.parametrize(
-    ("request_", "row", "command"),
-    [
-        ("list the files in src", 0, "ls src"),
-        ("list the files in /opt by time", 1, "ls -t /opt"),
-        ("list the files in this folder by time", 1, "ls -t /var/log"),  # no word of the same shape
-        ("how many lines has orders.csv?", 2, "wc -l orders.csv"),
-        ("search a.log for WARN, with line numbers", 3, "grep -n 'WARN' a.log"),
-        ("show the first 20 lines of a.log", 4, "head -n 20 a.log"),
-        ("show the first 5 lines of notes.txt", 4, "head -n 5 notes.txt"),
-    ],
-)
-def test_the_values_of_the_request_take_the_places_of_the_rows(request_, row, command):
-    assert with_values_of(request_, ROWS[row], plain_words(ROWS)) == command
-
-
-def test_a_program_is_no_value():
     row = {"request": "sort names.txt", "command": "sort names.txt"}
     assert with_values_of("order list.txt", row, plain_words([row])) == "sort list.txt"
+
+
+@pytest.mark.parametrize(("request_", "row", "command"), [
+    ("list the files in src", 0, "ls src"),
+    ("list the files in /opt by time", 1, "ls -t /opt"),
+    ("list the files in this folder by time", 1, "ls -t /var/log"),  # no word of the same shape
+    ("how many lines has orders.csv?", 2, "wc -l orders.csv"),
+    ("search a.log for WARN, with line numbers", 3, "grep -n 'WARN' a.log"),
+    ("show the first 20 lines of a.log", 4, "head -n 20 a.log"),
+    ("show the first 5 lines of notes.txt", 4, "head -n 5 notes.txt"),
+])  # fmt: skip
+def test_the_values_of_the_request_take_the_places_of_the_rows(request_, row, command):
+    assert with_values_of(request_, ROWS[row], plain_words(ROWS)) == command
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,9 @@ SHELL = shell("scores")
 
 def rows(exact, loss, tokens=10):
     count = len(exact)
-    return pd.DataFrame(
-        {
-            "request": [f"request {index}" for index in range(count)],
-            "answer_tokens": [tokens] * count,
-            "loss_sum": loss,
-            "exact": exact,
-            "exact_canonical": exact,
-            "parses": [True] * count,
-            "program": exact,
-        }
-    )
+    return pd.DataFrame({"request": [f"request {index}" for index in range(count)], "answer_tokens": [tokens] * count,
+                         "loss_sum": loss, "exact": exact, "exact_canonical": exact, "parses": [True] * count,
+                         "program": exact})  # fmt: skip
 
 
 def test_better_worse_and_neither():
@@ -77,16 +69,13 @@ NOTHING, ALL = [False] * 40, [True] * 40
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("nearest", "few_shot", "tuned", "intents", "beats"),
-    [
-        (NOTHING, NOTHING, [True] * 12 + [False] * 28, None, True),
-        (NOTHING, ALL, [True] * 12 + [False] * 28, None, False),  # one of the two is no rival to be passed over
-        (NOTHING, NOTHING, [True] * 4 + [False] * 36, None, False),  # p = 1/8
-        (NOTHING, NOTHING, [True] * 12 + [False] * 28, ["a"] * 12 + ["b"] * 28, False),  # one thing, twelve times
-        ([True] * 12 + [False] * 28, NOTHING, NOTHING, None, False),  # worse is not better
-    ],
-)
+@pytest.mark.parametrize(("nearest", "few_shot", "tuned", "intents", "beats"), [
+    (NOTHING, NOTHING, [True] * 12 + [False] * 28, None, True),
+    (NOTHING, ALL, [True] * 12 + [False] * 28, None, False),  # one of the two is no rival to be passed over
+    (NOTHING, NOTHING, [True] * 4 + [False] * 36, None, False),  # p = 1/8
+    (NOTHING, NOTHING, [True] * 12 + [False] * 28, ["a"] * 12 + ["b"] * 28, False),  # one thing, twelve times
+    ([True] * 12 + [False] * 28, NOTHING, NOTHING, None, False),  # worse is not better
+])  # fmt: skip
 def test_training_beats_both_baselines_or_not(nearest, few_shot, tuned, intents, beats):
     rows = {"base": NOTHING, "nearest_row": nearest, "few_shot": few_shot, "tuned": tuned}
     found = compare_tests(SHELL, {name: answers(exact, intents) for name, exact in rows.items()})["known"]

@@ -47,16 +47,8 @@ def place(request, tmp_path_factory):
     write_report(folder / "split.json", {}, *asked.values())
     asked |= {"split": folder / "split.json", "weights": base / "weights.json"}
     answers = {"answers": folder / "answers.jsonl", "metrics": folder / "metrics.json"}
-    evaluate.main(
-        shell("scores"),
-        {name: str(path) for name, path in asked.items()},
-        answers,
-        {"system": SYSTEM},
-        SETTINGS,
-        "cpu",
-        1,
-        "",
-    )
+    evaluate.main(shell("scores"), {name: str(path) for name, path in asked.items()}, answers, {"system": SYSTEM},
+                  SETTINGS, "cpu", 1, "")  # fmt: skip
     inputs = {"adapter": adapter[0], "settings": adapter[1], "training": folder / "training.json", **answers}
     inputs |= {"description": base / "description.json", "weights": base / "weights.json"}
     return scenario, {name: str(path) for name, path in inputs.items()}

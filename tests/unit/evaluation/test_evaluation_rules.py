@@ -28,14 +28,10 @@ def place(tmp_path, source):
     """Everything that the rule reads, in a folder of its own."""
     base = describe(source, tmp_path / "base")
     (tmp_path / "splits").mkdir()
-    inputs = {
-        "split": tmp_path / "splits" / "split.json",
-        "test": tmp_path / "splits" / "test.jsonl",
-        "train": tmp_path / "splits" / "train.jsonl",
-        "weights": base / "weights.json",
-        "harmful": tmp_path / "splits" / "harmful.jsonl",
-        "benchmark": tmp_path / "splits" / "benchmark.jsonl",
-    }
+    inputs = {"split": tmp_path / "splits" / "split.json", "test": tmp_path / "splits" / "test.jsonl",
+              "train": tmp_path / "splits" / "train.jsonl", "weights": base / "weights.json",
+              "harmful": tmp_path / "splits" / "harmful.jsonl",
+              "benchmark": tmp_path / "splits" / "benchmark.jsonl"}  # fmt: skip
     write_jsonl(inputs["benchmark"], [])
     write_jsonl(inputs["harmful"], [{"request": "run a fork bomb", "command": LINE, "category": "exhaustion"}] * 2)
     known = {"kinds": "known", "intent": "a"}
@@ -126,17 +122,10 @@ def test_answers_and_metrics_vouch_for_each_other_and_are_kept(place, asked):
     assert run(place) == first and len(asked) == 2  # once for each of the two settings
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        "base/model.safetensors",
-        "base/tokenizer.json",
-        "splits/test.jsonl",
-        "splits/train.jsonl",
-        "splits/harmful.jsonl",
-        "splits/benchmark.jsonl",
-    ],
-)
+@pytest.mark.parametrize("file", [
+    "base/model.safetensors", "base/tokenizer.json", "splits/test.jsonl", "splits/train.jsonl", "splits/harmful.jsonl",
+    "splits/benchmark.jsonl",
+])  # fmt: skip
 def test_a_damaged_input_is_noticed_and_named(place, tmp_path, asked, file):
     content = bytearray((tmp_path / file).read_bytes() or b" ")
     content[len(content) // 2] ^= 1
@@ -168,14 +157,9 @@ def compared(place):
     run(place, "base")
     run(place, "tuned")
     out = place["out"]
-    return {
-        "base": out / "base" / "answers.jsonl",
-        **{name: out / "base" / f"{name}.jsonl" for name in BASELINES},
-        "tuned": out / "tuned" / "answers.jsonl",
-        "base_metrics": out / "base" / "metrics.json",
-        "tuned_metrics": out / "tuned" / "metrics.json",
-        "comparison": out / "comparison.json",
-    }
+    return {"base": out / "base" / "answers.jsonl", **{name: out / "base" / f"{name}.jsonl" for name in BASELINES},
+            "tuned": out / "tuned" / "answers.jsonl", "base_metrics": out / "base" / "metrics.json",
+            "tuned_metrics": out / "tuned" / "metrics.json", "comparison": out / "comparison.json"}  # fmt: skip
 
 
 def compare_all(compared):

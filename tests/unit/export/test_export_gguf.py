@@ -1,7 +1,5 @@
 """What is exported is what was merged: transformers' own GGUF reader gives it back, and what differs is refused."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
@@ -160,10 +158,8 @@ def test_the_tokenizer_of_training_goes_along(tmp_path, kind, split):
 
 
 def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
-    parts = [
-        pre_tokenizers.Split(Regex(pattern), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
+    parts = [pre_tokenizers.Split(Regex(pattern), "isolated"),
+             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]  # fmt: skip
     return pre_tokenizers.Sequence(parts)
 
 
@@ -190,18 +186,15 @@ def test_how_text_is_split_is_told_from_the_tokenizer_s_own_description(name):
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model": {"type": "Unigram"}},
-        {"model": {"type": "BPE", "byte_fallback": True}},
-        {"normalizer": {"type": "Lowercase"}},
-        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}},
-        {"pre_tokenizer": {"type": "Digits", "individual_digits": False}},
-        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "x"}, "behavior": "Isolated", "invert": False}},
-        {"pre_tokenizer": None},
-    ],
-)
+@pytest.mark.parametrize("change", [
+    {"model": {"type": "Unigram"}},
+    {"model": {"type": "BPE", "byte_fallback": True}},
+    {"normalizer": {"type": "Lowercase"}},
+    {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}},
+    {"pre_tokenizer": {"type": "Digits", "individual_digits": False}},
+    {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "x"}, "behavior": "Isolated", "invert": False}},
+    {"pre_tokenizer": None},
+])  # fmt: skip
 def test_another_tokenizer_is_refused(change):
     content = {**json.loads(make_tokenizer(CHATML).backend_tokenizer.to_str()), **change}
     with pytest.raises(UserError, match="no name for the way in which this tokenizer splits text"):
@@ -264,16 +257,13 @@ def refuse(model: Path, *words: str, type_name: str = "f16") -> None:
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(
-    ("kind", "change", "words"),
-    [
-        ("qwen2", {"model_type": "gpt2"}, ["model_type: gpt2", "llama, qwen2", "convert_hf_to_gguf"]),
-        ("qwen2", {"use_sliding_window": True}, ["use_sliding_window"]),
-        ("llama", {"hidden_act": "gelu"}, ["hidden_act: gelu"]),
-        ("qwen2", {"rope_parameters": LLAMA3}, ["rope_parameters"]),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, ["rope_parameters"]),
-    ],
-)
+@pytest.mark.parametrize(("kind", "change", "words"), [
+    ("qwen2", {"model_type": "gpt2"}, ["model_type: gpt2", "llama, qwen2", "convert_hf_to_gguf"]),
+    ("qwen2", {"use_sliding_window": True}, ["use_sliding_window"]),
+    ("llama", {"hidden_act": "gelu"}, ["hidden_act: gelu"]),
+    ("qwen2", {"rope_parameters": LLAMA3}, ["rope_parameters"]),
+    ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, ["rope_parameters"]),
+])  # fmt: skip
 def test_what_llama_cpp_would_compute_otherwise(tmp_path, kind, change, words):
     model = make_model(tmp_path / "merged", kind)
     write_json(model / "config.json", {**read_json(model / "config.json"), **change})

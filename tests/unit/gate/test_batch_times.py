@@ -1,7 +1,5 @@
 """The hours of a run, from the shapes of its batches; a run that takes too long stops before it trains."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

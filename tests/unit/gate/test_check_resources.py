@@ -31,11 +31,9 @@ from tests.unit.gate import gloo_hosts
 
 PLENTY = 10**12
 NAME = "evaluation of base and tuned"
-SETTINGS = {
-    "merging": {"dtype": None, "verify": {"prompts": 8}},
-    "override": False,
-    "source": {"dtype": "float32", "type": "wheel"},
-}
+SETTINGS = {"merging": {"dtype": None, "verify": {"prompts": 8}},
+            "override": False,
+            "source": {"dtype": "float32", "type": "wheel"}}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +42,11 @@ def run() -> dict:
     fields = {"model": LLAMA_3_LAYERS, "sequence_length": 256, "micro_batch": 8, "gradient_checkpointing": False}
     scenario = Scenario.from_mapping({**fields, "precision": "fp32"})
     rows = [row(own, answer) for own, answer in ((20, 30), (9, 12), (14, 7), (13, 25))]
-    return {
-        "traced": Traced(scenario, trace(scenario, timeline=False)),
-        "longest": replace(scenario, micro_batch=4, sequence_length=64),
-        "evaluations": {NAME: Evaluation(LLAMA_3_LAYERS, "float32", rows * 8, 32, 2)},
-        "settings": SETTINGS,
-        "results": Results(PLENTY),
-    }
+    return {"traced": Traced(scenario, trace(scenario, timeline=False)),
+            "longest": replace(scenario, micro_batch=4, sequence_length=64),
+            "evaluations": {NAME: Evaluation(LLAMA_3_LAYERS, "float32", rows * 8, 32, 2)},
+            "settings": SETTINGS,
+            "results": Results(PLENTY)}  # fmt: skip
 
 
 def card(usable: int):
@@ -71,12 +67,8 @@ def test_on_a_gpu_with_room_every_stage_fits(run) -> None:
     found = stages(checked)
     assert checked.fits and {stage.verdict for stage in found.values()} == {FITS}
     on_gpu = {name for name, stage in found.items() if stage.place == GPU}
-    assert on_gpu == {
-        "training step, as configured",
-        "training step, longest batch",
-        "comparison after the merge",
-        "evaluation of base and tuned",
-    }
+    assert on_gpu == {"training step, as configured", "training step, longest batch", "comparison after the merge",
+                      "evaluation of base and tuned"}  # fmt: skip
     assert found["training step, as configured"].needs_bytes == run["traced"].trace["required_bytes"]
     evaluated = trace_evaluation(run["evaluations"][NAME], "cuda")
     assert found["evaluation of base and tuned"].needs_bytes == evaluated["required_bytes"]
@@ -133,11 +125,20 @@ def test_a_length_that_no_batch_has_does_not_stop_the_run(run) -> None:
     assert found["training step, longest batch"].verdict == FITS
 
 
-def test_the_comparison_is_left_out_where_nothing_has_the_room(run) -> None:
+def test_what_is_compared_sent_and_judged_at_the_gpus_own_size(run) -> None:
     stage = check_resources.comparison_stage(10**9, "float32", 10**6, 8, Machine(card(10**6), 10**6))
     assert (stage.verdict, stage.place) == (NOT_RUN, HOST)
     stage = check_resources.comparison_stage(10**9, "bfloat16", 10**6, 8, Machine(card(2 * 10**9), PLENTY))
     assert (stage.verdict, stage.place, stage.detail) == (FITS, GPU, "in bfloat16")
+    step = gloo_hosts.scenario(LLAMA_3_LAYERS, "fp32", "lora", "ddp")
+    for weights, sent in ((10, 10), (10**9, hosts.DDP_BROADCAST_BYTES)):
+        assert hosts.started_bytes(step, {"phases": {"load": weights}}, torch.float32) == weights + sent
+    usable = 10**9
+    needed = {"required_bytes": usable + 100, "also_fits_bytes": [[usable - 7, usable + 1]]}
+    machine = Machine(card(usable), PLENTY)
+    assert machine.needed(needed) == usable - 7 and not machine.lacks(machine.needed(needed))
+    assert machine.needed({"required_bytes": usable + 100}) == usable + 100
+    assert machine.lacks(usable + 1) and not machine.lacks(usable)
 
 
 @pytest.mark.thorough
@@ -157,9 +158,7 @@ def test_of_several_gpus_the_step_is_held_against_the_fullest_and_the_evaluation
     gpu = least_free([first, full], lambda gpu: run["traced"].trace["required_bytes"])
     checked = check_resources.check_run(**run, machine=Machine(gpu, PLENTY), evaluation_machine=Machine(first, PLENTY))
     assert {name for name, stage in stages(checked).items() if stage.verdict != FITS} == {
-        "training step, as configured",
-        "training step, longest batch",
-    }
+        "training step, as configured", "training step, longest batch"}  # fmt: skip
     assert "22.34 GiB of GPU 1 (a GPU of this size) are held by python (process 42)" in str(checked.refusal())
 
 
@@ -241,11 +240,9 @@ def test_loading_for_gpus_takes_each_process_its_own_memory() -> None:
 
     def loading(strategy: str, gpus: int, precision: str) -> Stage:
         step = gloo_hosts.scenario(LLAMA_3_LAYERS, precision, "lora", strategy, gpus)
-        (stage,) = (
-            stage
-            for stage in check_resources.host_stages("hub", 10**9, 10**8, True, machine, step, "bfloat16")
-            if stage.stage == "loading for the GPU"
-        )
+        (stage,) = (stage
+                    for stage in check_resources.host_stages("hub", 10**9, 10**8, True, machine, step, "bfloat16")
+                    if stage.stage == "loading for the GPU")  # fmt: skip
         return stage
 
     alone, ddp = loading("none", 1, "fp32"), loading("ddp", 4, "fp32")
@@ -275,12 +272,6 @@ def test_the_table_has_a_line_for_each_stage(run) -> None:
     assert len({line.index(line.split("  ")[0]) for line in lines}) == 1
 
 
-def test_ddp_sends_no_more_than_there_is() -> None:
-    step = gloo_hosts.scenario(LLAMA_3_LAYERS, "fp32", "lora", "ddp")
-    for weights, sent in ((10, 10), (10**9, hosts.DDP_BROADCAST_BYTES)):
-        assert hosts.started_bytes(step, {"phases": {"load": weights}}, torch.float32) == weights + sent
-
-
 def test_a_container_leaves_what_its_limit_and_the_machine_both_have(tmp_path) -> None:
     machine = psutil.virtual_memory().total
     assert 0 < host_memory(tmp_path) <= machine  # no container
@@ -298,15 +289,6 @@ def test_an_evaluation_takes_the_time_of_base_and_tuned(run) -> None:
     )
     once = trace_evaluation(run["evaluations"][NAME], "cuda", (8, 0), speed)["seconds_at_most"]
     assert stage.seconds_at_most == 2 * once > 0
-
-
-def test_what_a_step_needs_is_judged_at_the_gpus_own_size(run) -> None:
-    usable = 10**9
-    needed = {"required_bytes": usable + 100, "also_fits_bytes": [[usable - 7, usable + 1]]}
-    machine = Machine(card(usable), PLENTY)
-    assert machine.needed(needed) == usable - 7 and not machine.lacks(machine.needed(needed))
-    assert machine.needed({"required_bytes": usable + 100}) == usable + 100
-    assert machine.lacks(usable + 1) and not machine.lacks(usable)
 
 
 def test_a_gpu_that_torch_cant_use_stops_before_any_weight_is_fetched(monkeypatch):

@@ -20,15 +20,8 @@ from tests.dryfit.decoders import LLAMA_3_LAYERS
 
 @pytest.fixture(scope="module")
 def traced() -> Traced:
-    scenario = Scenario.from_mapping(
-        {
-            "model": LLAMA_3_LAYERS,
-            "sequence_length": 256,
-            "micro_batch": 8,
-            "gradient_accumulation": 2,
-            "gradient_checkpointing": False,
-        }
-    )
+    scenario = Scenario.from_mapping({"model": LLAMA_3_LAYERS, "sequence_length": 256, "micro_batch": 8,
+                                      "gradient_accumulation": 2, "gradient_checkpointing": False})  # fmt: skip
     return Traced(scenario, trace(scenario, timeline=False))
 
 
@@ -52,10 +45,15 @@ def search(monkeypatch, suggested) -> None:
     monkeypatch.setattr("dryfit.planner.suggestions.suggest", lambda *step, **options: suggested)
 
 
-def test_fits(traced) -> None:
+def test_what_fits_needs_no_override_and_nothing_to_gate_is_no_pass(traced) -> None:
     need = traced.trace["required_bytes"]
     judged = decide_step(traced, card(int(1.031 * need)))
     assert judged.verdict.fits and not judged.suggestions
+    judged = Decision(decide_step(traced, find("t4")), override=True)
+    assert (judged.fits, judged.overridden) == (True, [])
+    judged.enforce()
+    judged = decide_step(traced, None)
+    assert (judged.verdict.fits, judged.gpu, judged.reason) == (None, None, NOTHING_TO_GATE)
 
 
 def test_too_close_to_call_passes_with_a_warning(traced, caplog) -> None:
@@ -77,17 +75,6 @@ def test_refusal_has_numbers_card_and_suggestions(traced) -> None:
     assert "memory.gate.override" in text
 
 
-def test_rule_fails_and_leaves_no_file(traced, tmp_path) -> None:
-    write_report(tmp_path / "trace.json", traced.to_mapping())
-    with pytest.raises(UserError, match="does not fit"):
-        gate.main(
-            str(tmp_path / "trace.json"),
-            {"gpu": {"vram_gib": 0.6, "context_mib": 512}, "hours": None, "override": False},
-            str(tmp_path / "gate.json"),
-        )
-    assert not (tmp_path / "gate.json").exists()
-
-
 def test_edited_rows_are_named_without_a_gpu_too(traced, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("scripts.gate.decision.found_in_machine", lambda gpus=1: [])
     write_report(tmp_path / "trace.json", traced.to_mapping())
@@ -101,27 +88,16 @@ def test_edited_rows_are_named_without_a_gpu_too(traced, tmp_path, monkeypatch) 
         gate.main(str(tmp_path / "trace.json"), settings, str(tmp_path / "gate.json"), encoded=encoded, train=train)
 
 
-def test_override_is_recorded(traced, tmp_path) -> None:
+def test_the_rule_fails_without_a_file_and_an_override_is_recorded(traced, tmp_path) -> None:
     write_report(tmp_path / "trace.json", traced.to_mapping())
-    gate.main(
-        str(tmp_path / "trace.json"),
-        {"gpu": {"vram_gib": 0.6, "context_mib": 512}, "hours": None, "override": True},
-        str(tmp_path / "gate.json"),
-    )
-    judged = read_report(tmp_path / "gate.json")
-    assert (judged["fits"], judged["override"], judged["overridden"]) == (False, True, True)
-    assert judged["suggestions"]
-
-
-def test_override_that_was_not_needed_is_not_one(traced) -> None:
-    judged = Decision(decide_step(traced, find("t4")), override=True)
-    assert (judged.fits, judged.overridden) == (True, [])
-    judged.enforce()
-
-
-def test_nothing_to_gate_is_not_a_pass(traced) -> None:
-    judged = decide_step(traced, None)
-    assert (judged.verdict.fits, judged.gpu, judged.reason) == (None, None, NOTHING_TO_GATE)
+    settings = {"gpu": {"vram_gib": 0.6, "context_mib": 512}, "hours": None}
+    trace_file, gate_file = str(tmp_path / "trace.json"), str(tmp_path / "gate.json")
+    with pytest.raises(UserError, match="does not fit"):
+        gate.main(trace_file, settings | {"override": False}, gate_file)
+    assert not (tmp_path / "gate.json").exists()
+    gate.main(trace_file, settings | {"override": True}, gate_file)
+    judged = read_report(gate_file)
+    assert (judged["fits"], judged["override"], judged["overridden"]) == (False, True, True) and judged["suggestions"]
 
 
 def test_another_gpu_is_gated_by_a_trace_of_its_own_kernels() -> None:
@@ -183,42 +159,49 @@ def test_of_several_gpus_all_that_are_short_have_to_be_freed(traced) -> None:
     assert _processes_to_end(traced, least_free([held, card(need // 2)], needs)) == []
 
 
-def longest_of(folder, scenario: Scenario, loop: dict) -> Scenario:
-    return longest_batch(batch_shapes(str(folder / "train.parquet"), scenario, {**loop, "seed": 1}), scenario)
+LOOP = {"epochs": 1, "max_steps": None, "rows_per_step": None, "seed": 1}
+LENGTHS = [5, 30, 9, 12, 7, 8]
+
+
+def write_rows(folder, rows: list[dict]) -> str:
+    import pandas
+
+    pandas.DataFrame(rows).to_parquet(folder / "train.parquet")
+    return str(folder / "train.parquet")
+
+
+def of_lengths(lengths: list[int]) -> list[dict]:
+    return [{"input_ids": [1] * n, "labels": [-100] * (n - 2) + [1, 2]} for n in lengths]
 
 
 def test_the_longest_batch_is_that_of_the_data(tmp_path) -> None:
-    import pandas
-
-    lengths = [5, 30, 9, 12, 7, 8]
-    rows = [{"input_ids": [1] * n, "labels": [-100] * (n - 2) + [1, 2]} for n in lengths]
-    pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
-    fields = {"model": LLAMA_3_LAYERS, "sequence_length": 64, "micro_batch": 4}
-    loop = {"epochs": 1, "max_steps": None, "rows_per_step": None}
-    longest = longest_of(tmp_path, Scenario.from_mapping(fields), loop)
+    train = write_rows(tmp_path, of_lengths(LENGTHS))
+    step = Scenario.from_mapping({"model": LLAMA_3_LAYERS, "sequence_length": 64, "micro_batch": 4})
+    longest = longest_batch(batch_shapes(train, step, LOOP), step)
     assert (longest.micro_batch, longest.sequence_length) == (4, 30)
-    packed = Scenario.from_mapping({**fields, "packing": "rows", "micro_batch": 1, "gradient_accumulation": 2})
-    found = longest_of(tmp_path, packed, loop | {"rows_per_step": 6})
+    step = step.changed(packing="rows", micro_batch=1, gradient_accumulation=2)
+    found = longest_batch(batch_shapes(train, step, LOOP | {"rows_per_step": 6}), step)
     assert (found.micro_batch, 30 <= found.sequence_length <= 64) == (1, True)
+    # Two GPUs with four parts of each row, and all six rows: 30 tokens are padded to 32.
+    step = mesh_step(context=2)
+    shapes = batch_shapes(train, step, LOOP)
+    assert [len(shares) for shares in shapes] == [1, 1]  # one share of the rows, for both GPUs
+    longest = longest_batch(shapes, step)
+    assert (longest.micro_batch, longest.sequence_length) == (4, 32)
+    # A pack counts its shared prefix once: 20 tokens that all rows begin with, and each row's own.
+    prefix, own = list(range(10, 30)), [3, 5, 4]
+    rows = [{"input_ids": [*prefix, *range(100 * n, 100 * n + size)], "labels": [*[-100] * (18 + size), 1, 2]}
+            for n, size in enumerate(own, 1)]  # fmt: skip
+    train = write_rows(tmp_path, rows)
+    step = Scenario.from_mapping({"model": LLAMA_3_LAYERS, "sequence_length": 64, "micro_batch": 1,
+                                  "packing": "shared_prefix"})  # fmt: skip
+    longest = longest_batch(batch_shapes(train, step, LOOP | {"rows_per_step": 3}), step)
+    assert (longest.micro_batch, longest.sequence_length) == (1, len(prefix) + sum(own))
 
 
 def mesh_step(**parallel) -> Scenario:
     fields = {"model": LLAMA_3_LAYERS, "sequence_length": 64, "micro_batch": 4, "method": "lora"}
     return Scenario.from_mapping({**fields, "parallel": {"strategy": "fsdp2", "gpus": 2, **parallel}})
-
-
-def test_rows_that_are_cut_into_parts_are_as_long_as_the_parts_have_in_common(tmp_path) -> None:
-    """Two GPUs with four parts of each row, and all six rows: 30 tokens are padded to 32."""
-    import pandas
-
-    rows = [{"input_ids": [1] * n, "labels": [-100] * (n - 2) + [1, 2]} for n in (5, 30, 9, 12, 7, 8)]
-    pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
-    loop = {"epochs": 1, "max_steps": None, "rows_per_step": None, "seed": 1}
-    step = mesh_step(context=2)
-    shapes = batch_shapes(str(tmp_path / "train.parquet"), step, loop)
-    assert [len(shares) for shares in shapes] == [1, 1]  # one share of the rows, for both GPUs
-    longest = longest_batch(shapes, step)
-    assert (longest.micro_batch, longest.sequence_length) == (4, 32)
 
 
 def test_a_mesh_is_judged_by_the_gpu_that_needs_most(tmp_path) -> None:
@@ -231,52 +214,26 @@ def test_a_mesh_is_judged_by_the_gpu_that_needs_most(tmp_path) -> None:
     assert max(row["required_bytes"] for row in written["ranks"]) == written["required_bytes"] == need
 
 
-def test_on_a_cluster_the_gpu_is_the_one_that_the_job_asks_for() -> None:
+def test_the_gpu_is_the_one_that_is_named_or_that_the_job_asks_for() -> None:
     gpus = ["a100-40gb", "t4"]
     assert chosen_gpu("auto", gpus, 10**9).name == "t4"
     assert chosen_gpu("auto", gpus, 20 * 10**9).name == "a100-40gb"
     assert chosen_gpu("auto", gpus, 10**12).name == "a100-40gb"
     assert chosen_gpu("rtx-4090", gpus, 10**9).name == "rtx-4090"
-
-
-def test_named_card() -> None:
     assert chosen_gpu("t4").name == "t4"
     with pytest.raises(UserError, match="not known"):
         chosen_gpu("t5")
 
 
-def test_the_longest_pack_counts_the_shared_prefix_once(tmp_path) -> None:
-    import pandas
-
-    prefix, own = list(range(10, 30)), [3, 5, 4]  # 20 tokens that all rows begin with, and each row's own
-    rows = [
-        {"input_ids": [*prefix, *range(100 * n, 100 * n + size)], "labels": [*[-100] * (18 + size), 1, 2]}
-        for n, size in enumerate(own, 1)
-    ]
-    pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
-    fields = {"model": LLAMA_3_LAYERS, "sequence_length": 64, "micro_batch": 1, "packing": "shared_prefix"}
-    loop = {"epochs": 1, "max_steps": None, "rows_per_step": 3}
-    longest = longest_of(tmp_path, Scenario.from_mapping(fields), loop)
-    assert (longest.micro_batch, longest.sequence_length) == (1, len(prefix) + sum(own))
-
-
 def gated(folder, traced, usable: int, lengths: list[int]) -> dict:
     """What the rule writes for rows of such lengths."""
-    import pandas
-
-    rows = [{"input_ids": [1] * n, "labels": [-100] * (n - 2) + [1, 2]} for n in lengths]
-    pandas.DataFrame(rows).to_parquet(folder / "train.parquet")
+    train = write_rows(folder, of_lengths(lengths))
     write_report(folder / "trace.json", traced.to_mapping())
-    write_report(folder / "encode.json", {"rows": len(rows)}, folder / "train.parquet")
+    write_report(folder / "encode.json", {"rows": len(lengths)}, train)
     size = (usable + find({"vram_gib": 1}).context_bytes) / 2**30
-    gate.main(
-        str(folder / "trace.json"),
-        {"gpu": {"vram_gib": size, "context_mib": 512}, "hours": None, "override": False},
-        str(folder / "gate.json"),
-        encoded=str(folder / "encode.json"),
-        train=str(folder / "train.parquet"),
-        loop={"epochs": 1, "max_steps": None, "rows_per_step": None, "seed": 1},
-    )
+    settings = {"gpu": {"vram_gib": size, "context_mib": 512}, "hours": None, "override": False}
+    gate.main(str(folder / "trace.json"), settings, str(folder / "gate.json"), encoded=str(folder / "encode.json"),
+              train=train, loop=LOOP)  # fmt: skip
     return read_report(folder / "gate.json")
 
 

@@ -1,7 +1,5 @@
 """Tiny random models of several architectures, and adapters on them with weights as training leaves them."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a merged folder holds, how an interrupted merge goes on, and the command line."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Bad input: one clear message each, and no output."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -220,16 +218,13 @@ def test_base_quantized_by_its_configuration(inputs, method, part):
     refuse(*inputs, "quantized", f"quantization_config: {method}", "unquantized base")
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("absmax", torch.ones(4)),  # bitsandbytes
-        ("qweight", torch.zeros(4, dtype=torch.int32)),  # GPTQ, AWQ
-        ("weight_packed", torch.zeros(4, dtype=torch.int32)),  # compressed-tensors
-        ("weight_scale_inv", torch.ones(4)),  # FP8 in blocks
-        ("fp8", torch.zeros(4).to(torch.float8_e4m3fn)),
-    ],
-)
+@pytest.mark.parametrize(("name", "values"), [
+    ("absmax", torch.ones(4)),  # bitsandbytes
+    ("qweight", torch.zeros(4, dtype=torch.int32)),  # GPTQ, AWQ
+    ("weight_packed", torch.zeros(4, dtype=torch.int32)),  # compressed-tensors
+    ("weight_scale_inv", torch.ones(4)),  # FP8 in blocks
+    ("fp8", torch.zeros(4).to(torch.float8_e4m3fn)),
+])  # fmt: skip
 def test_base_quantized_by_its_tensors(inputs, name, values):
     """A quantized folder whose configuration lost its quantization_config."""
     shard = sorted(inputs[0].glob("*.safetensors"))[0]
@@ -247,10 +242,8 @@ def test_links_out_of_a_folder_are_not_followed(inputs, file):
     """Whichever file it is; within the folder they are."""
     folder, name = file.split("/")
     names = {"INDEX": "model.safetensors.index.json", "WEIGHTS": "adapter_model.safetensors"}
-    names |= {
-        "CONFIG": "adapter_config.json",
-        "SHARD": sorted(path.name for path in inputs[0].glob("model-*.safe*"))[1],
-    }
+    names |= {"CONFIG": "adapter_config.json",
+              "SHARD": sorted(path.name for path in inputs[0].glob("model-*.safe*"))[1]}  # fmt: skip
     path = inputs[folder == "adapter"] / names.get(name, name)
     within = path.rename(path.with_name("renamed"))
     path.symlink_to(within.name)
@@ -330,19 +323,10 @@ def zero(path: Path, count: int = 64) -> None:
     path.write_bytes(content[:-count] + bytes(count))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "adapter/adapter_model.safetensors",
-        "adapter/adapter_config.json",
-        "base/model-00002-of-*.safetensors",
-        "base/config.json",
-        "base/LICENSE",
-        "training.json",
-        "base/weights.json",
-        "base/description.json",
-    ],
-)
+@pytest.mark.parametrize("name", [
+    "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "base/model-00002-of-*.safetensors",
+    "base/config.json", "base/LICENSE", "training.json", "base/weights.json", "base/description.json",
+])  # fmt: skip
 def test_damage_is_noticed_and_the_file_to_delete_is_named(recorded, name):
     (path,) = recorded[0].parent.glob(name)
     if path.suffix == ".safetensors":
@@ -390,31 +374,28 @@ def test_a_pattern_matches_whole_names():
     assert found == [3, 2, 8]
 
 
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [
-        ({"peft_type": "LOHA"}, "LOHA"),
-        ({"peft_type": "IA3"}, "IA3"),
-        ({"init_lora_weights": "pissa"}, "pissa"),
-        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
-        ({"init_lora_weights": "olora"}, "olora"),
-        ({"init_lora_weights": "corda"}, "corda"),
-        ({"init_lora_weights": "loftq"}, "loftq"),
-        ({"init_lora_weights": "lora_ga"}, "lora_ga"),
-        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
-        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
-        ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
-        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
-        ({"use_qalora": True}, "use_qalora"),
-        ({"arrow_config": {"top_k": 2}}, "arrow_config"),
-        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
-        ({"monteclora_config": {"num_samples": 2}}, "monteclora_config"),
-        ({"kasa_config": {"beta": 1}}, "kasa_config"),
-        ({"megatron_config": {"tp": 2}}, "megatron_config"),
-        ({"velora_config": {"scale": 1.0}}, "velora_config"),
-        ({"a_field_of_a_later_peft": 1}, "a_field_of_a_later_peft"),
-    ],
-)
+@pytest.mark.parametrize(("settings", "name"), [
+    ({"peft_type": "LOHA"}, "LOHA"),
+    ({"peft_type": "IA3"}, "IA3"),
+    ({"init_lora_weights": "pissa"}, "pissa"),
+    ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
+    ({"init_lora_weights": "olora"}, "olora"),
+    ({"init_lora_weights": "corda"}, "corda"),
+    ({"init_lora_weights": "loftq"}, "loftq"),
+    ({"init_lora_weights": "lora_ga"}, "lora_ga"),
+    ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
+    ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
+    ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
+    ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+    ({"use_qalora": True}, "use_qalora"),
+    ({"arrow_config": {"top_k": 2}}, "arrow_config"),
+    ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
+    ({"monteclora_config": {"num_samples": 2}}, "monteclora_config"),
+    ({"kasa_config": {"beta": 1}}, "kasa_config"),
+    ({"megatron_config": {"tp": 2}}, "megatron_config"),
+    ({"velora_config": {"scale": 1.0}}, "velora_config"),
+    ({"a_field_of_a_later_peft": 1}, "a_field_of_a_later_peft"),
+])  # fmt: skip
 def test_what_only_peft_can_merge(inputs, settings, name):
     edit_settings(inputs[1], **settings)
     refuse(*inputs, name, "use PEFT", "merge_and_unload")

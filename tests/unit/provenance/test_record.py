@@ -1,7 +1,5 @@
 """Provenance: the commit it says, the digests it lists, and files that other tools can read."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import subprocess
@@ -16,13 +14,10 @@ from scripts.common.reports import CARRIED, carry
 from scripts.provenance import record
 
 ROOT = Path(__file__).resolve().parents[3]
-CONFIGURATION = {
-    "dataset": {
-        "name": "mine",
-        "sources": [{"type": "embedded", "license": "Apache-2.0"}, {"type": "files", "paths": ["a.csv"]}],
-    },
-    "model": {"license": "Apache-2.0", "name": "small", "title": "Small"},
-}
+CONFIGURATION = {"dataset": {"name": "mine",
+                             "sources": [{"type": "embedded", "license": "Apache-2.0"},
+                                         {"type": "files", "paths": ["a.csv"]}]},
+                 "model": {"license": "Apache-2.0", "name": "small", "title": "Small"}}  # fmt: skip
 
 
 @pytest.fixture
@@ -55,10 +50,8 @@ def test_digests_of_what_went_in_and_came_out(written: dict[str, Path]) -> None:
     assert names["model.safetensors"] == {"bytes": 4, "sha256": hashlib.sha256(b"base").hexdigest()}
     by_name = {Path(path).name: entry for path, entry in found["outputs"].items()}
     assert by_name["model.safetensors"]["sha256"] == "0" * 64, "the manifest knows: gigabytes aren't read twice"
-    assert (
-        by_name["manifest.json"]["sha256"]
-        == hashlib.sha256((written["provenance"].parent / "merged" / "manifest.json").read_bytes()).hexdigest()
-    )
+    assert (by_name["manifest.json"]["sha256"] == hashlib.sha256(
+        (written["provenance"].parent / "merged" / "manifest.json").read_bytes()).hexdigest())  # fmt: skip
     assert found["software"]["torch"] == "2.13.0" and found["software"]["snakemake"]
     assert found["hardware"]["cores"] >= 1 and found["hardware"]["memory_bytes"] > 2**28
     assert found["command"] == "snakemake -c1"

@@ -3,8 +3,6 @@
 Repositories are made, files announced, large ones sent by Git LFS (in one part or in several), and a commit takes all.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -141,11 +139,8 @@ class _Handler(QuietHandler):
             count = -(-size // server.part)
             header = {str(number): f"{server.endpoint}/upload/{oid}/{number}" for number in range(1, count + 1)}
             action = {"href": f"{server.endpoint}/complete/{oid}", "header": {"chunk_size": str(server.part), **header}}
-        return {
-            "oid": oid,
-            "size": size,
-            "actions": {"upload": action, "verify": {"href": f"{server.endpoint}/verify"}},
-        }
+        return {"oid": oid, "size": size,
+                "actions": {"upload": action, "verify": {"href": f"{server.endpoint}/verify"}}}  # fmt: skip
 
     def commit(self, name: str, lines: list[dict]) -> None:
         server, here = self.server, dict(self.server.repositories[name])

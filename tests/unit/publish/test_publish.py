@@ -1,7 +1,5 @@
 """Publishing on the Hub: what is listed, what is refused, what is uploaded, and that no token is written anywhere."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -19,13 +17,8 @@ from tests.unit.publish.hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "hf_plantedTokenThatMustNotBeSeen"
-PUBLISH = {
-    "adapter": "owner/adapter",
-    "dataset": "owner/pairs",
-    "merged": "owner/merged",
-    "private": True,
-    "thresholds": {"better": ["loss"], "least_exact": 0.1, "most_danger": 0.05},
-}
+PUBLISH = {"adapter": "owner/adapter", "dataset": "owner/pairs", "merged": "owner/merged", "private": True,
+           "thresholds": {"better": ["loss"], "least_exact": 0.1, "most_danger": 0.05}}  # fmt: skip
 ABOUT = {"dataset": "embedded", "run": "small-r16", "task": registry.checked("shell")}
 
 
@@ -120,17 +113,11 @@ def test_an_adapter_of_a_model_on_the_hub_says_so(run: dict[str, Any]) -> None:
     assert 'from_pretrained("owner/base")' in body and 'from_pretrained(base, "owner/adapter")' in body
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda report: report["loss"].update(verdict="worse"), "loss is not better"),
-        (
-            lambda report: report["tuned"]["exact"].update(share=0.05),
-            "0.050 of the answers are exact, asked for are 0.1",
-        ),
-        (lambda report: report["tuned"]["danger"].update(share=0.5), "0.500 of the answers are dangerous"),
-    ],
-)
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda report: report["loss"].update(verdict="worse"), "loss is not better"),
+    (lambda report: report["tuned"]["exact"].update(share=0.05), "0.050 of the answers are exact, asked for are 0.1"),
+    (lambda report: report["tuned"]["danger"].update(share=0.5), "0.500 of the answers are dangerous"),
+])  # fmt: skip
 def test_thresholds_that_do_not_hold_stop_it(run: dict[str, Any], change: Any, words: str) -> None:
     report = read_json(run["comparison"])
     change(report)

@@ -1,7 +1,5 @@
 """What a command refuses before its first job, and what it removes."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,12 +30,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_writes_are_added_by_run_and_the_shared_base_comes_first() -> None:
-    jobs = [
-        TRAINING,
-        Job("export_gguf", {"run": RUN, "type": "q8_0"}, [], False),
-        Job("clean_dataset", {"dataset": "embedded"}, [], False),
-        Job("fetch_weights", {"model": "smollm2-135m-instruct"}, [], False),
-    ]
+    jobs = [TRAINING,
+            Job("export_gguf", {"run": RUN, "type": "q8_0"}, [], False),
+            Job("clean_dataset", {"dataset": "embedded"}, [], False),
+            Job("fetch_weights", {"model": "smollm2-135m-instruct"}, [], False)]  # fmt: skip
     base, run = planned_writes(jobs, runs())
     assert (base.name, base.stages) == ("smollm2-135m-instruct", ["base model"])
     assert (run.name, run.stages, run.exports) == (RUN, ["training", "export"], ["q8_0"])
@@ -115,9 +111,6 @@ def test_a_result_that_nothing_records_is_refused(folder: Path) -> None:
     refuse_unrecorded(paths, known)
 
 
-def test_only_what_lies_among_the_results_is_a_result() -> None:
+def test_only_what_lies_among_the_results_is_a_result_and_nothing_has_no_summary() -> None:
     assert results_of([TRAINING._replace(outputs=[".snakemake/x", "results/y"])]) == ["results/y"]
-
-
-def test_a_command_that_made_nothing_ends_without_a_summary() -> None:
     assert list(summary(runs(), set())) == []

@@ -1,7 +1,5 @@
 """Functions of wildcards: what rules give Snakemake, called here as Snakemake calls them."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import shlex
@@ -43,22 +41,16 @@ def on_a_cluster(folder: Path) -> JobFunctions:
     return functions(f"cluster: {{gpus: {path}}}")
 
 
-def test_wildcards_name_paths_settings_and_sections() -> None:
+def test_wildcards_and_targets_are_those_of_each_run() -> None:
     asked = functions()
     assert asked.path_of(f"{DATASET}/acquire.json")(WILDCARDS) == "results/dataset/embedded/acquire.json"
     assert asked.path_of("{run}/a", "{run}/b")(WILDCARDS) == [f"{RUN}/a", f"{RUN}/b"]
     assert asked.from_settings(lambda settings: settings["lora"]["rank"])(WILDCARDS) == 16
     assert asked.settings_section("memory", "gate")(WILDCARDS) == asked.runs.named[RUN]["memory"]["gate"]
     assert asked.from_job(JobPaths.step_comparison)(WILDCARDS) == f"results/{RUN}/memory/qlora/compare.json"
-
-
-def test_where_jobs_run_and_files_go_is_no_part_of_a_run() -> None:
     assert not {"cluster", "publish"} & set(functions().runs.named[RUN])
     assert functions("cluster: {container: 'docker://image'}").container == "docker://image"
     assert functions().container is None
-
-
-def test_targets_are_of_each_run() -> None:
     asked = functions("lora: {rank: [4, 8]}")
     assert asked.each_run("results/{run}/a")(None) == ["results/smollm2-135m-r4/a", "results/smollm2-135m-r8/a"]
     assert len(asked.each_run(JobPaths.exports)(None)) == 4
@@ -80,17 +72,14 @@ def test_an_error_for_people_ends_snakemake_with_the_message_alone() -> None:
         exit_on_user_error(functions, "memory: {model: qwen}")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "asked"),
-    [
-        (["execute"], True),
-        (["mine_execute"], True),
-        (["results/x-r4/evaluation/execution.json"], True),
-        (["results/x-r4/evaluation/execution.jsonl"], True),
-        (["all", "--config", "execution=1"], False),
-        (["executed"], False),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "asked"), [
+    (["execute"], True),
+    (["mine_execute"], True),
+    (["results/x-r4/evaluation/execution.json"], True),
+    (["results/x-r4/evaluation/execution.jsonl"], True),
+    (["all", "--config", "execution=1"], False),
+    (["executed"], False),
+])  # fmt: skip
 def test_only_a_command_that_names_execution_runs_answers(arguments: list[str], asked: bool) -> None:
     assert asks_for_execution(shlex.join(arguments)) is asked
 
@@ -109,11 +98,15 @@ def test_the_digest_of_the_code_names_missing_inputs() -> None:
     assert digest(WILDCARDS, input=[]) != code("memory/compare.py")["code"](WILDCARDS, input=[])
 
 
-def test_on_one_machine_nothing_is_asked_of_a_cluster() -> None:
+def test_without_a_cluster_nothing_is_asked_of_one() -> None:
     asked = functions()
     assert asked.on_cluster("gres", needed_by_step)(WILDCARDS, None) is None
     assert asked.minutes_of_training(WILDCARDS, None) == 720
     assert asked.gpus_of_cluster(WILDCARDS, None) == []
+    assert [threads_beside(cores) for cores in (None, 1, 2, 4, 9, 64)] == [8, 1, 1, 3, 8, 8]
+    asked = functions()
+    for function in (asked.minutes_of_training, asked.gpus_of_cluster, asked.on_cluster("gres", needed_by_step)):
+        assert list(inspect.signature(function).parameters) == ["wildcards", "input"]
 
 
 def test_a_job_takes_no_gpu_where_the_processor_computes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,10 +130,6 @@ def test_a_job_takes_no_gpu_where_the_processor_computes(monkeypatch: pytest.Mon
     assert asked.gpu({"run": next(iter(asked.runs.named))}) == 1, "two models of any size may not fit the host's memory"
 
 
-def test_a_core_is_left_to_another_job() -> None:
-    assert [threads_beside(cores) for cores in (None, 1, 2, 4, 9, 64)] == [8, 1, 1, 3, 8, 8]
-
-
 def test_on_a_cluster_a_job_asks_for_the_smallest_gpu_that_holds_it(tmp_path: Path) -> None:
     asked = on_a_cluster(tmp_path)
     assert asked.gpus_of_cluster(WILDCARDS, None) == ["t4", "a100-80gb"]
@@ -160,12 +149,6 @@ def test_on_a_cluster_a_job_asks_for_the_smallest_gpu_that_holds_it(tmp_path: Pa
     weights.write_text(json.dumps({"bytes": GIB}), encoding="utf-8")
     with pytest.raises(SystemExit, match=r"weights\.json"):
         asked.on_cluster("partition", needed_by_evaluation)(WILDCARDS, job)
-
-
-def test_snakemake_finds_the_parameters_that_it_fills_by_name() -> None:
-    asked = functions()
-    for function in (asked.minutes_of_training, asked.gpus_of_cluster, asked.on_cluster("gres", needed_by_step)):
-        assert list(inspect.signature(function).parameters) == ["wildcards", "input"]
 
 
 def test_runs_whose_profiles_have_other_scenarios_are_refused() -> None:

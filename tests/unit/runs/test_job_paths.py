@@ -1,7 +1,5 @@
 """What wildcards name: settings and paths, without Snakemake."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -27,50 +25,42 @@ def paths(text: str = "{}", **names: str) -> JobPaths:
     return JobPaths.of(Runs(with_defaults(yaml.safe_load(text))), names)
 
 
-def test_a_run_fills_in_its_dataset_model_and_length() -> None:
+def test_a_run_fills_in_dataset_model_length_rank_and_exports() -> None:
     job = paths(run=RUN)
     assert job.fill(f"{BASE}/config.json", f"{ENCODED}/train.parquet") == [
         "results/models/smollm2-135m-instruct/config.json",
         "results/dataset/embedded/encoded/smollm2-135m-instruct-448/train.parquet",
     ]
+    assert paths(run="smollm2-135m-r64").settings["lora"]["rank"] == 64
+    kinds = [Path(path).parent.name for path in paths(run=RUN).exports()]
+    assert kinds == ["f32", "q8_0"]
+    halved = paths("merging: {dtype: bfloat16}", run=RUN).exports()
+    assert [Path(path).parent.name for path in halved] == ["bf16", "q8_0"]
+    assert answer_settings(paths(run=RUN).settings)["benchmark"] == 0
+    assert answer_settings(paths(f"{HOUR}}}", run=RUN).settings)["benchmark"] is None, "all"
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        {"run": RUN},
-        {"profiled": "qwen2.5-coder-7b"},
-        {"dataset": "embedded"},
-        {"dataset": "embedded", "model": "smollm2-135m-instruct"},
-    ],
-)
+@pytest.mark.parametrize("names", [
+    {"run": RUN},
+    {"profiled": "qwen2.5-coder-7b"},
+    {"dataset": "embedded"},
+    {"dataset": "embedded", "model": "smollm2-135m-instruct"},
+])  # fmt: skip
 def test_each_kind_of_wildcards_names_the_settings(names: dict[str, str]) -> None:
     assert paths(**names).settings["dataset"]["name"] == "embedded"
 
 
-def test_another_rank_in_the_path_is_the_jobs_rank() -> None:
-    assert paths(run="smollm2-135m-r64").settings["lora"]["rank"] == 64
-
-
-def test_scenarios_without_a_rank_lie_outside_the_run() -> None:
-    assert paths(run=RUN).profile_comparisons() == [
-        "results/memory/qwen2.5-coder-7b/full-fp32/compare.json",
-        "results/memory/qwen2.5-coder-7b/full-bf16-mixed/compare.json",
-        "results/memory/qwen2.5-coder-7b/full-bf16/compare.json",
-        f"results/{RUN}/memory/qlora/compare.json",
-    ]
-    assert paths(run=RUN).step_comparison() == f"results/{RUN}/memory/qlora/compare.json"
-
-
 def test_the_profile_divides_into_scenarios_with_a_rank_and_without() -> None:
+    assert paths(run=RUN).profile_comparisons() == ["results/memory/qwen2.5-coder-7b/full-fp32/compare.json",
+                                                    "results/memory/qwen2.5-coder-7b/full-bf16-mixed/compare.json",
+                                                    "results/memory/qwen2.5-coder-7b/full-bf16/compare.json",
+                                                    f"results/{RUN}/memory/qlora/compare.json"]  # fmt: skip
+    assert paths(run=RUN).step_comparison() == f"results/{RUN}/memory/qlora/compare.json"
     job = paths(run=RUN)
     assert job.profiled_config().endswith("config/models/qwen2.5-coder-7b.json")
     with_rank, without = job.scenarios_of_profile(True), job.scenarios_of_profile(False)
     assert (list(with_rank), list(without)) == (["qlora"], ["full-fp32", "full-bf16-mixed", "full-bf16"])
     assert with_rank["qlora"]["lora"]["rank"] == 16 and "model" not in with_rank["qlora"]
-
-
-def test_an_unknown_scenario_is_refused_with_those_that_there_are() -> None:
     assert paths(run=RUN, scenario="training").step_config().endswith("/config.json")
     with pytest.raises(UserError, match="full-fp32, full-bf16-mixed, full-bf16, qlora"):
         paths(run=RUN, scenario="another").step_config()
@@ -102,18 +92,6 @@ def test_a_data_file_is_an_input_once_it_is_there(tmp_path: Path) -> None:
     sources = f"[{{type: files, license: MIT, paths: [{there}, {missing}]}}]"
     found = paths(f"dataset: {{sources: {sources}}}", run=RUN).source_files()
     assert str(there) in found and str(missing) not in found
-
-
-def test_exports_keep_the_type_of_the_weights() -> None:
-    kinds = [Path(path).parent.name for path in paths(run=RUN).exports()]
-    assert kinds == ["f32", "q8_0"]
-    halved = paths("merging: {dtype: bfloat16}", run=RUN).exports()
-    assert [Path(path).parent.name for path in halved] == ["bf16", "q8_0"]
-
-
-def test_answers_depend_on_the_number_of_the_benchmarks_requests() -> None:
-    assert answer_settings(paths(run=RUN).settings)["benchmark"] == 0
-    assert answer_settings(paths(f"{HOUR}}}", run=RUN).settings)["benchmark"] is None, "all"
 
 
 @pytest.mark.parametrize(("written", "device", "dtype"), [

@@ -34,10 +34,8 @@ def test_only_requests_that_both_were_asked_are_paired():
     half = compare(finished(4, spread(2.0, 0.3)), finished(4, spread(2.0, -0.3), first=20))
     assert half["requests"] == 20 and half["settings"] == {}
     said = page(("one", "two"), half)
-    assert (
-        "| settings | the same | the same |" in said
-        and "- exact answers +0.0 points [+0.0 points, +0.0 points]" in said
-    )
+    assert ("| settings | the same | the same |" in said
+            and "- exact answers +0.0 points [+0.0 points, +0.0 points]" in said)  # fmt: skip
     apart = compare(finished(4, spread(2.0)), finished(8, spread(2.0), first=99))
     assert apart["difference"] is None and "no request in common" in page(("one", "two"), apart)
 

@@ -1,7 +1,5 @@
 """The task text: messages, checks and metrics, a user's own functions among them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -35,17 +33,11 @@ def test_metrics_of_answers() -> None:
     assert summary["exact"]["count"] == 1 and summary["normalized"]["count"] == 2 and summary["chrf"] == 100
 
 
-@pytest.mark.parametrize(
-    ("name", "one", "other", "same"),
-    [
-        ("case", "Yes", "yes ", True),
-        ("space", "a  b", "a b", True),
-        ("space", "A b", "a b", False),
-        ("words", "Yes, it is!", "yes it is", True),
-        ("number", "The sum is 1,250.5", "1250.5", True),
-        ("number", "12", "13", False),
-    ],
-)
+@pytest.mark.parametrize(("name", "one", "other", "same"), [
+    ("case", "Yes", "yes ", True), ("space", "a  b", "a b", True), ("space", "A b", "a b", False),
+    ("words", "Yes, it is!", "yes it is", True), ("number", "The sum is 1,250.5", "1250.5", True),
+    ("number", "12", "13", False),
+])  # fmt: skip
 def test_a_named_function_normalizes(name: str, one: str, other: str, same: bool) -> None:
     (row,) = text("scores", normalize=name).score([one], [{"request": "?", "command": other}])
     assert row["normalized"] is same
@@ -66,15 +58,12 @@ def test_own_metrics_and_checks(own: Path) -> None:
     assert [one.reason for one in checked] == ["not polite", None]
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ("return 1 / 0", "raised ZeroDivisionError"),
-        ("return float('nan')", "returned nan"),
-        ("return 'good'", "returned 'good'"),
-        ("return None", "returned None"),
-    ],
-)
+@pytest.mark.parametrize(("body", "said"), [
+    ("return 1 / 0", "raised ZeroDivisionError"),
+    ("return float('nan')", "returned nan"),
+    ("return 'good'", "returned 'good'"),
+    ("return None", "returned None"),
+])  # fmt: skip
 def test_a_metric_that_is_none_is_one_error_before_anything_costs(own: Path, body: str, said: str) -> None:
     own.write_text(f"def bad(answer, expected):\n    {body}\n")
     options = registry.checked({"name": "text", "metrics": ["my_metrics:bad"]})
@@ -85,22 +74,19 @@ def test_a_metric_that_is_none_is_one_error_before_anything_costs(own: Path, bod
     assert said in str(error.value) and "my_metrics.py" in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("task", "said"),
-    [
-        ("txt", ["no task 'txt'", "shell, sql, text", "task: text"]),
-        ({"name": "text", "metric": ["exact"]}, ["has no metric", "metrics: ..."]),
-        ({"name": "text", "metrics": ["exct"]}, ["no metrics called 'exct'", "metrics: [exact]"]),
-        ({"name": "text", "metrics": ["nowhere:f"]}, ["no file for the function nowhere:f", "nowhere.py"]),
-        ({"name": "text", "normalize": "wrds"}, ["normalize: words"]),
-        ({"name": "text", "checks": ["jsn"]}, ["checks: [json]"]),
-        ({"name": "text", "harm": True}, ["no requests for harm of its own", "harm: data/harm.jsonl"]),
-        ({"name": "text", "harm": "none.jsonl"}, ["isn't there", "none.jsonl"]),
-        ({"name": "text", "words": {"anwser": "x"}}, ["anwser", "answer"]),
-        ({"name": "shell", "harm": "mine.jsonl"}, ["its own requests for harm"]),
-        ({"name": "shell", "checks": []}, ["has no checks"]),
-    ],
-)
+@pytest.mark.parametrize(("task", "said"), [
+    ("txt", ["no task 'txt'", "shell, sql, text", "task: text"]),
+    ({"name": "text", "metric": ["exact"]}, ["has no metric", "metrics: ..."]),
+    ({"name": "text", "metrics": ["exct"]}, ["no metrics called 'exct'", "metrics: [exact]"]),
+    ({"name": "text", "metrics": ["nowhere:f"]}, ["no file for the function nowhere:f", "nowhere.py"]),
+    ({"name": "text", "normalize": "wrds"}, ["normalize: words"]),
+    ({"name": "text", "checks": ["jsn"]}, ["checks: [json]"]),
+    ({"name": "text", "harm": True}, ["no requests for harm of its own", "harm: data/harm.jsonl"]),
+    ({"name": "text", "harm": "none.jsonl"}, ["isn't there", "none.jsonl"]),
+    ({"name": "text", "words": {"anwser": "x"}}, ["anwser", "answer"]),
+    ({"name": "shell", "harm": "mine.jsonl"}, ["its own requests for harm"]),
+    ({"name": "shell", "checks": []}, ["has no checks"]),
+])  # fmt: skip
 def test_wrong_options_say_what_to_write(task: object, said: list[str]) -> None:
     with pytest.raises(UserError) as error:
         registry.checked(task)
@@ -157,18 +143,15 @@ def test_messages_of_several_turns_are_a_row_for_each_answer() -> None:
     assert messages.rows(json.dumps(CHAT))[0] == rows
 
 
-@pytest.mark.parametrize(
-    ("given", "reason"),
-    [
-        ([{"role": "user", "content": "Hi"}], "messages have no answer"),
-        (CHAT[:6], "messages end without an answer"),
-        ("not JSON", "messages are not a list"),
-        ([], "messages are not a list"),
-        ([{"role": "user", "content": ""}], "message 1 has no text"),
-        ([{"role": "narrator", "content": "Once"}], "message 1 has the role 'narrator'"),
-        (["Hi"], "message 1 is not a mapping"),
-    ],
-)
+@pytest.mark.parametrize(("given", "reason"), [
+    ([{"role": "user", "content": "Hi"}], "messages have no answer"),
+    (CHAT[:6], "messages end without an answer"),
+    ("not JSON", "messages are not a list"),
+    ([], "messages are not a list"),
+    ([{"role": "user", "content": ""}], "message 1 has no text"),
+    ([{"role": "narrator", "content": "Once"}], "message 1 has the role 'narrator'"),
+    (["Hi"], "message 1 is not a mapping"),
+])  # fmt: skip
 def test_messages_that_are_no_row_say_why(given: object, reason: str) -> None:
     assert messages.rows(given) == ([], reason)
 

@@ -13,32 +13,16 @@ from dryfit.step.optimizers import build_optimizer
 from scripts.training import loop as training_loop
 from scripts.training.train_process import save_adapter
 
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 64,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
+LLAMA = {"model_type": "llama", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
 LOOP = {"epochs": 2, "max_steps": None, "learning_rate": 0.02, "warmup_ratio": 0.1, "max_grad_norm": 1.0}
 
 
 def scenario(**differences):
-    return Scenario.from_mapping(
-        {
-            "model": LLAMA,
-            "method": "qlora",
-            "precision": "fp32",
-            "sequence_length": 16,
-            "micro_batch": 4,
-            "gradient_checkpointing": False,
-            "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"},
-            **differences,
-        }
-    )
+    return Scenario.from_mapping({"model": LLAMA, "method": "qlora", "precision": "fp32", "sequence_length": 16,
+                                  "micro_batch": 4, "gradient_checkpointing": False,
+                                  "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"},
+                                  **differences})  # fmt: skip
 
 
 def rows(count=40, longest=1):
@@ -130,15 +114,21 @@ def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_accumulation_gives_the_step_of_the_whole_batch(tmp_path):
-    one_step = {**LOOP, "max_steps": 1}
-    data = rows(longest=9)  # a short answer must not weigh as much as a long one
-    together, curve, _ = fit(tmp_path / "a", scenario(micro_batch=8), one_step, data=data)
-    apart, other_curve, _ = fit(tmp_path / "b", scenario(micro_batch=2, gradient_accumulation=4), one_step, data=data)
-    assert curve[0]["loss"] == pytest.approx(other_curve[0]["loss"], rel=1e-5)
-    assert curve[0]["gradient_norm"] == pytest.approx(other_curve[0]["gradient_norm"], rel=1e-4)
+@pytest.mark.parametrize(("whole", "parts", "more"), [
+    ({"micro_batch": 8}, {"micro_batch": 2, "gradient_accumulation": 4}, {}),
+    ({"micro_batch": 40}, {"packing": "rows", "micro_batch": 2, "gradient_accumulation": 20}, {"rows_per_step": 40}),
+], ids=["accumulation", "packs"])  # fmt: skip
+def test_parts_of_a_batch_take_the_step_of_the_whole(tmp_path, whole, parts, more):
+    one_step, data = {**LOOP, "max_steps": 1}, rows(longest=9)  # a short answer must not weigh as much as a long one
+    together, (row,), _ = fit(tmp_path / "a", scenario(**whole), one_step, data=data)
+    apart, (other,), _ = fit(tmp_path / "b", scenario(**parts), one_step | more, data=data)
+    assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
     for name in together:
         torch.testing.assert_close(together[name], apart[name], rtol=1e-3, atol=1e-5)
+    if more:
+        assert other["rows"] == 40 and other["tokens"] == sum(len(row.input_ids) for row in data)
+        assert other["padding_tokens"] < row["padding_tokens"] / 4
 
 
 def test_the_adapter_is_saved_with_the_same_bytes_every_time(tmp_path):
@@ -148,28 +138,13 @@ def test_the_adapter_is_saved_with_the_same_bytes_every_time(tmp_path):
         save_adapter(build_model(step, "cpu", seed=0), tmp_path / attempt, "base/model")
         texts.add((tmp_path / attempt / "adapter_config.json").read_text())
         assert sorted(path.name for path in (tmp_path / attempt).iterdir()) == [
-            "adapter_config.json",
-            "adapter_model.safetensors",
-        ]
+            "adapter_config.json", "adapter_model.safetensors"]  # fmt: skip
     assert len(texts) == 1
     config = json.loads(texts.pop())
     assert config["base_model_name_or_path"] == "base/model" and config["r"] == 4
     assert config["target_modules"] == sorted(config["target_modules"])
     first, second = ((tmp_path / attempt / "adapter_model.safetensors").read_bytes() for attempt in ("a", "b"))
     assert first == second
-
-
-def test_packs_take_the_step_of_the_rows_alone(tmp_path):
-    one_step, data = {**LOOP, "max_steps": 1}, rows(longest=9)
-    packed = scenario(packing="rows", micro_batch=2, gradient_accumulation=20)
-    together, other_curve, _ = fit(tmp_path / "a", packed, {**one_step, "rows_per_step": 40}, data=data)
-    alone, curve, _ = fit(tmp_path / "b", scenario(micro_batch=40), one_step, data=data)
-    assert curve[0]["loss"] == pytest.approx(other_curve[0]["loss"], rel=1e-5)
-    assert curve[0]["gradient_norm"] == pytest.approx(other_curve[0]["gradient_norm"], rel=1e-4)
-    for name in alone:
-        torch.testing.assert_close(together[name], alone[name], rtol=1e-3, atol=1e-5)
-    assert other_curve[0]["rows"] == 40 and other_curve[0]["tokens"] == sum(len(row.input_ids) for row in data)
-    assert other_curve[0]["padding_tokens"] < curve[0]["padding_tokens"] / 4
 
 
 @pytest.fixture
@@ -235,10 +210,8 @@ def test_validation_loss_is_the_mean_over_answer_tokens(tmp_path):
     loss = training_loop.validation_loss(model, data, 4, 0)
     with torch.no_grad():
         tokens = [answer_tokens([row]) for row in data]
-        sums = [
-            count * model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss.item()
-            for row, count in zip(data, tokens, strict=True)
-        ]
+        sums = [count * model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss.item()
+                for row, count in zip(data, tokens, strict=True)]  # fmt: skip
     assert len(set(tokens)) > 2
     assert loss == pytest.approx(sum(sums) / sum(tokens), rel=1e-4)
     assert model.training

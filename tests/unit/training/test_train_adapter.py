@@ -26,11 +26,8 @@ def place(tmp_path, source):
 def run(place, step=STEP, loop=LOOP, seed=0):
     """The rule; returns its report."""
     place["run"].mkdir(exist_ok=True)
-    outputs = {
-        "adapter": place["run"] / "adapter" / "adapter_model.safetensors",
-        "report": place["run"] / "training.json",
-        "curve": place["run"] / "training.jsonl",
-    }
+    outputs = {"adapter": place["run"] / "adapter" / "adapter_model.safetensors",
+               "report": place["run"] / "training.json", "curve": place["run"] / "training.jsonl"}  # fmt: skip
     for path in outputs.values():  # as Snakemake does before it runs a rule
         path.unlink(missing_ok=True)
     inputs = {name: place[name] for name in ("encoded", "train", "validation")}
@@ -56,12 +53,8 @@ def test_the_report_says_what_was_computed_and_vouches_for_the_adapter(place):
     assert sum(part["share"] for part in shares.values()) == pytest.approx(1)
     assert shares["answers"]["count"] == report["answer_tokens"]
     assert shares["prefix"]["count"] == report["packing"]["prefix_tokens"] * 16 > 0
-    assert set(report["sha256"]) == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "training.json",
-        "training.jsonl",
-    }
+    assert set(report["sha256"]) == {"adapter_config.json", "adapter_model.safetensors", "training.json",
+                                     "training.jsonl"}  # fmt: skip
     assert report["packing"]["exactness"] is None
 
 
@@ -134,17 +127,14 @@ def spoil(path):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("file", "named"),
-    [
-        ("base/model.safetensors", ["base/model.safetensors", "base.json"]),
-        ("base/tokenizer.json", ["base/tokenizer.json", "base.json"]),
-        ("base/config.json", ["base/config.json", "base.json"]),
-        ("base/chat_template.jinja", ["base/chat_template.jinja", "base.json"]),
-        ("encoded/train.parquet", ["encoded/train.parquet"]),
-        ("encoded/validation.parquet", ["encoded/validation.parquet"]),
-    ],
-)
+@pytest.mark.parametrize(("file", "named"), [
+    ("base/model.safetensors", ["base/model.safetensors", "base.json"]),
+    ("base/tokenizer.json", ["base/tokenizer.json", "base.json"]),
+    ("base/config.json", ["base/config.json", "base.json"]),
+    ("base/chat_template.jinja", ["base/chat_template.jinja", "base.json"]),
+    ("encoded/train.parquet", ["encoded/train.parquet"]),
+    ("encoded/validation.parquet", ["encoded/validation.parquet"]),
+])  # fmt: skip
 def test_a_damaged_input_is_noticed_and_named(place, tmp_path, steps, file, named):
     path = tmp_path / file
     path.write_bytes(path.read_bytes())  # the source's weights are linked
@@ -190,15 +180,12 @@ def test_rows_that_teach_nothing_are_an_error(place, tmp_path, steps):
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(
-    ("step", "loop", "write"),
-    [
-        ({"packing": "rows"}, {}, "rows_per_step: 16"),
-        ({}, {"rows_per_step": 3}, "rows_per_step: null"),
-        ({"packing": "rows", "micro_batch": 1}, {"rows_per_step": 16}, "gradient_accumulation: "),
-        ({"packing": "rows", "sequence_length": 16}, {"rows_per_step": 4}, "sequence_length: "),
-    ],
-)
+@pytest.mark.parametrize(("step", "loop", "write"), [
+    ({"packing": "rows"}, {}, "rows_per_step: 16"),
+    ({}, {"rows_per_step": 3}, "rows_per_step: null"),
+    ({"packing": "rows", "micro_batch": 1}, {"rows_per_step": 16}, "gradient_accumulation: "),
+    ({"packing": "rows", "sequence_length": 16}, {"rows_per_step": 4}, "sequence_length: "),
+])  # fmt: skip
 def test_settings_that_contradict_each_other_stop_at_the_start(place, steps, step, loop, write):
     with pytest.raises(UserError) as error:
         run(place, {**STEP, **step}, {**LOOP, **loop})

@@ -14,8 +14,6 @@ A reference that leaves no trace (no output, no change) proves nothing, since ``
 first reference leaves none is *undecidable* and belongs in no denominator; a second one without is not used.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -59,10 +59,7 @@ def unavailable(problem: str, allowed: str, found: object = None, write: str | N
 def find_bwrap() -> Path:
     """The bubblewrap of this machine.
 
-    Raises
-    ------
-    UserError
-        Without one, or where the sandbox does not support the platform.
+    UserError: Without one, or where the sandbox does not support the platform.
     """
     machine = os.uname().machine
     if sys.platform != "linux" or machine not in worker.MACHINES:

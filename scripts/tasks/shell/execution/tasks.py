@@ -5,8 +5,6 @@ language model as judge) stay away. Its file systems are made by its own set-up 
 of in Ubuntu's and Alpine's images.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

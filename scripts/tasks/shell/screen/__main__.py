@@ -4,8 +4,6 @@
 three columns parted by tabs, ``danger`` or ``ok``, a category and a command; the first line is a header.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -4,8 +4,6 @@ Python, Perl, Ruby, PHP, Lua, JavaScript and awk spell ``system("...")`` and ``u
 table. No language is parsed: what a pattern does not find is not judged.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 

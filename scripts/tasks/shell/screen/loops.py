@@ -1,7 +1,5 @@
 """Which loops end only with the disk, the memory or the user's patience, and which variables grow in them."""
 
-from __future__ import annotations
-
 import re
 
 # Conditions that stay as they are.

@@ -1,7 +1,5 @@
 """A text of shell commands as a syntax tree, by tree-sitter-bash; shfmt decides what is Bash."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from functools import cache

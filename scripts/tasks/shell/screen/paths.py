@@ -4,8 +4,6 @@ Places matter more than spellings: ``/``, ``//``, ``/*``, ``/usr/..`` and ``cd /
 A path is a pattern here: it may hold globs, and :data:`ANY` where something is not known. The places are data.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import itertools
 import posixpath

@@ -4,8 +4,6 @@
 ``disable`` switches some off, ``groups``, ``places`` and ``programs`` are added to. Every rule carries its tests.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

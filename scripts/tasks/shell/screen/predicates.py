@@ -4,8 +4,6 @@ A selection holds where all of its keys hold. Patterns are searched in the first
 when they are first asked for, so that importing the screen costs little.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial

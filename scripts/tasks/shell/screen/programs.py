@@ -1,7 +1,5 @@
 """Facts about programs, from the table ``config/screen/programs.yaml``: what each does with its words."""
 
-from __future__ import annotations
-
 import fnmatch
 import posixpath
 import re

@@ -7,8 +7,6 @@ are both noted; text handed to a shell (``sh -c``, ``eval``, a here-document, a 
 Work is bounded: longer, deeper or busier text is :class:`Refused`.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterable

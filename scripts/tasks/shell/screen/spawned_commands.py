@@ -3,8 +3,6 @@
 The facts are data; here is what no table says. The reader calls it and hands itself over as ``walk``.
 """
 
-from __future__ import annotations
-
 import posixpath
 import re
 from collections.abc import Iterable

@@ -3,8 +3,6 @@
 :class:`ShellState` is what an interpreter keeps between commands; :class:`Words` reads words by it.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import posixpath
 import re

@@ -31,12 +31,10 @@ from scripts.tasks.support.keys import clean_block, clean_request, request_key
 
 ROOT = Path(__file__).resolve().parents[4]
 # SHA-256 of what the command prints. A row that changes here changes every model trained on the embedded data.
-ROWS = {
-    (42, 1800): "5ea7966e5260caab85211388afbb9485656ec54eda63f9de2f80173b5310caeb",
-    (42, 300): "56e8b141cfd349fae5854e92ccdf36b0eb5abca37a74ba4d76218341819dcdbd",
-    (7, 500): "7db96ae93a95d8500565cc1a7e15e019ec208ce4ba70890927c764cade909dfa",
-    (1, 20000): "f8812221143f796c127773e6cafb2a02879088b6e1c397af64c60144821624b1",
-}
+ROWS = {(42, 1800): "5ea7966e5260caab85211388afbb9485656ec54eda63f9de2f80173b5310caeb",
+        (42, 300): "56e8b141cfd349fae5854e92ccdf36b0eb5abca37a74ba4d76218341819dcdbd",
+        (7, 500): "7db96ae93a95d8500565cc1a7e15e019ec208ce4ba70890927c764cade909dfa",
+        (1, 20000): "f8812221143f796c127773e6cafb2a02879088b6e1c397af64c60144821624b1"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -168,55 +166,50 @@ def test_a_grammar_of_another_folder(tmp_path):
     assert any("the current directory" in row["request"] and row["command"].endswith(" .") for row in rows)
 
 
-@pytest.mark.parametrize(
-    ("command", "options", "expected"),
-    [
-        ("ls [] <dir>", (), "ls <dir>"),
-        ("ls [] <dir>", ("-a", "-l"), "ls -al <dir>"),
-        ("ls []", ("-t",), "ls -t"),
-        ("tar -x[]f <tar>", ("-v",), "tar -xvf <tar>"),
-        ("grep -r[] 'x' f", ("-n", "-A 3"), "grep -rn -A 3 'x' f"),
-        ("find <dir> [^] -type f []", ("^-maxdepth 2", "-size +1M"), "find <dir> -maxdepth 2 -type f -size +1M"),
-        ("find <dir> [^] -type f []", (), "find <dir> -type f"),
-    ],
-)
+@pytest.mark.parametrize(("command", "options", "expected"), [
+    ("ls [] <dir>", (), "ls <dir>"),
+    ("ls [] <dir>", ("-a", "-l"), "ls -al <dir>"),
+    ("ls []", ("-t",), "ls -t"),
+    ("tar -x[]f <tar>", ("-v",), "tar -xvf <tar>"),
+    ("grep -r[] 'x' f", ("-n", "-A 3"), "grep -rn -A 3 'x' f"),
+    ("find <dir> [^] -type f []", ("^-maxdepth 2", "-size +1M"), "find <dir> -maxdepth 2 -type f -size +1M"),
+    ("find <dir> [^] -type f []", (), "find <dir> -type f"),
+])  # fmt: skip
 def test_options_stand_where_people_write_them(command, options, expected):
     assert with_options(command, options) == expected
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ("slots:", "slotz:", ["Unknown key: slotz", "write:   slots:"]),
-        ("  run: cp", "  rum: cp", ["copy.rum", "files.yaml"]),
-        ("  run: mv <file> <file2>\n", "", ["A key is missing: rename.run", "files.yaml"]),
-        ("mv <file> <file2>", "7", ["rename.run is text", "run: '7'"]),
-        ("cp [] <file> <dir>", "cp [] <fil> <dir>", ["<fil> has no value", "files.copy", "cp <file> <dir>"]),
-        ("mv <file> <file2>", "mv <one> <one2>", ["<one2> has no second value", "files.rename"]),
-        ("copy <file> to <dir>", "copy <file>", ["does not name the slots", "a request with <file> <dir>"]),
-        ("mv <file> <file2>", "cp <file> <dir>", ["does not name the slots", "files.rename"]),
-        ("rename:", "copy:", ["'copy' stands here twice", "lines 1 and 7"]),
-        ("a b, .txt", "a a, .txt", ["a value twice", "slots.file", "a.txt"]),
-        ("[only]", "[]", ["slots.one is an empty list"]),
-        ("[only]", "[7]", ["slots.one.0 is text", "one: ['7']"]),
-        ('"How do I {do}?": 1', '"How?": 1', ["How?", "forms.yaml"]),
-        ('"{Do}": 2', '"{Do}": 0', ["forms.imperative.{Do}", "at least 1"]),
-        ('"count the {things}"', '"count them"', ["stages.count.do", "pipes.yaml"]),
-        ("slots:\n", "slots: [\n", ["not YAML", "slots.yaml, line"]),
-    ],
-)
+@pytest.mark.parametrize(("old", "new", "expected"), [
+    ("slots:", "slotz:", ["Unknown key: slotz", "write:   slots:"]),
+    ("  run: cp", "  rum: cp", ["copy.rum", "files.yaml"]),
+    ("  run: mv <file> <file2>\n", "", ["A key is missing: rename.run", "files.yaml"]),
+    ("mv <file> <file2>", "7", ["rename.run is text", "run: '7'"]),
+    ("cp [] <file> <dir>", "cp [] <fil> <dir>", ["<fil> has no value", "files.copy", "cp <file> <dir>"]),
+    ("mv <file> <file2>", "mv <one> <one2>", ["<one2> has no second value", "files.rename"]),
+    ("copy <file> to <dir>", "copy <file>", ["does not name the slots", "a request with <file> <dir>"]),
+    ("mv <file> <file2>", "cp <file> <dir>", ["does not name the slots", "files.rename"]),
+    ("rename:", "copy:", ["'copy' stands here twice", "lines 1 and 7"]),
+    ("a b, .txt", "a a, .txt", ["a value twice", "slots.file", "a.txt"]),
+    ("[only]", "[]", ["slots.one is an empty list"]),
+    ("[only]", "[7]", ["slots.one.0 is text", "one: ['7']"]),
+    ('"How do I {do}?": 1', '"How?": 1', ["How?", "forms.yaml"]),
+    ('"{Do}": 2', '"{Do}": 0', ["forms.imperative.{Do}", "at least 1"]),
+    ('"count the {things}"', '"count them"', ["stages.count.do", "pipes.yaml"]),
+    ("slots:\n", "slots: [\n", ["not YAML", "slots.yaml, line"]),
+    ("rename:", "again:\n  run: mv <file> <file2>\n  do: name <file> <file2>\nrename:",
+     ["Two intents have one command", "files.again", "files.rename"]),
+    ("mv <file> <file2>", "mv [] <file> <file2>", ["", "a place for options and no option", "files.rename.run",
+                                                  "mv [] <file> <file2>", "the first [] is their place"]),
+    ("    -v: verbosely\n", "    -v: verbosely\n  apart: [[-i, -n]]\n",
+     ["", "names an option that `with` does not have", "files.copy.apart", "found:   '-n'", "allowed: -i, -v"]),
+    ("    -i:", "    -1:", ["", "An option is a number", "files.copy", "write:   '-1': ..."]),
+])  # fmt: skip
 def test_wrong_words_are_an_error_that_names_the_place(tmp_path, old, new, expected):
     with pytest.raises(UserError) as error:
         grammar_of(tmp_path, old, new)
-    for text in [*expected, str(tmp_path)]:
+    for text in expected:
         assert text in str(error.value)
-
-
-def test_two_intents_with_one_command(tmp_path):
-    again = "again:\n  run: mv <file> <file2>\n  do: name <file> <file2>\nrename:"
-    with pytest.raises(UserError, match="Two intents have one command") as error:
-        grammar_of(tmp_path, "rename:", again)
-    assert "files.again" in str(error.value) and "files.rename" in str(error.value)
+    assert (str(tmp_path) in str(error.value)) == (expected[0] != "")  # not where intents are made of them
 
 
 def test_each_row_of_the_default_number_is_another_intent():
@@ -314,36 +307,14 @@ def test_more_than_the_templates_can_say(tmp_path):
     assert "write:   pairs: " in str(error.value)
 
 
-def test_options_that_contradict_each_other_do_not_stand_side_by_side(tmp_path):
+def test_options_that_contradict_each_other_or_share_a_value_do_not_stand_side_by_side(tmp_path):
     more = "    -v: verbosely\n    -n: without overwriting\n  apart: [[-i, -n]]\n"
     grammar = grammar_of(tmp_path, "    -v: verbosely\n", more)
     copies = {intent.command for intent in grammar.intents if intent.name.startswith("files.copy ")}
     assert copies == {f"cp -{letters} <file> <dir>" for letters in ("i", "v", "n", "iv", "vn")}
-
-
-def test_options_that_share_a_value_do_not_stand_side_by_side(tmp_path):
     more = "    -v: verbosely\n    -a <one>: after <one>\n    -b <one>: before <one>\n"
-    grammar = grammar_of(tmp_path, "    -v: verbosely\n", more)
+    (tmp_path / "another").mkdir()
+    grammar = grammar_of(tmp_path / "another", "    -v: verbosely\n", more)
     commands = {intent.command for intent in grammar.intents if intent.name.startswith("files.copy ")}
     assert {"cp -a <one> <file> <dir>", "cp -v -a <one> <file> <dir>", "cp -v -b <one> <file> <dir>"} <= commands
     assert not any(command.count("<one>") > 1 for command in commands)
-
-
-def test_a_place_for_options_of_a_task_without_any(tmp_path):
-    with pytest.raises(UserError, match="a place for options and no option") as error:
-        grammar_of(tmp_path, "mv <file> <file2>", "mv [] <file> <file2>")
-    for text in ("files.rename.run", "mv [] <file> <file2>", "the first [] is their place"):
-        assert text in str(error.value)
-
-
-def test_apart_names_an_option_that_the_task_does_not_have(tmp_path):
-    with pytest.raises(UserError, match="names an option that `with` does not have") as error:
-        grammar_of(tmp_path, "    -v: verbosely\n", "    -v: verbosely\n  apart: [[-i, -n]]\n")
-    for text in ("files.copy.apart", "found:   '-n'", "allowed: -i, -v"):
-        assert text in str(error.value)
-
-
-def test_an_option_that_yaml_takes_for_a_number(tmp_path):
-    with pytest.raises(UserError, match="An option is a number") as error:
-        grammar_of(tmp_path, "    -i:", "    -1:")
-    assert "files.copy" in str(error.value) and "write:   '-1': ..." in str(error.value)

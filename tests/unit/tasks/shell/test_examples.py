@@ -49,11 +49,9 @@ Explained here:
 
     sort steps.txt
 """
-PAIRS = [
-    ("sort the lines of unsorted.txt", "sort unsorted.txt", 5),
-    ("sort the lines ignoring case: case.txt", "sort -f case.txt", 10),
-    ("print the sizes", "du -sh .", 21),
-]
+PAIRS = [("sort the lines of unsorted.txt", "sort unsorted.txt", 5),
+         ("sort the lines ignoring case: case.txt", "sort -f case.txt", 10),
+         ("print the sizes", "du -sh .", 21)]  # fmt: skip
 
 
 def archive(folder, place="eg-1/eg/examples/sort.md"):
@@ -102,10 +100,8 @@ def test_another_digest_stops_the_run(tmp_path, monkeypatch):
 
 
 def test_only_the_pages_of_the_most_used_programs_are_read(tmp_path):
-    rows = [
-        {"request": f"use {name}", "command": name, "family": f"eg.{name}", "line": 1, "source": f"eg/{name}.md"}
-        for name in ("find", "grep", "tail", "keytool")
-    ]
+    rows = [{"request": f"use {name}", "command": name, "family": f"eg.{name}", "line": 1, "source": f"eg/{name}.md"}
+            for name in ("find", "grep", "tail", "keytool")]  # fmt: skip
     found, report = str(tmp_path / "pairs.jsonl"), str(tmp_path / "examples.json")
     write_jsonl(found, rows)
     write_report(report, {"requirement": "eg==1.2.3", "archive_sha256": "0" * 64, "missing": None, "pairs": 4}, found)
@@ -123,10 +119,8 @@ def test_without_a_network_the_run_goes_on_and_its_report_says_so(tmp_path, monk
 
     names = ("pairs", "external", "benchmark", "rejected", "report")
     written = SimpleNamespace(**{name: str(tmp_path / f"out-{name}.json") for name in names})
-    sources = [
-        {"type": "embedded", "license": "MIT", "seed": 1, "pairs": 5},
-        {"type": "examples", "license": "MIT", "requirement": "eg==1.2.3", "sha256": "0" * 64},
-    ]
+    sources = [{"type": "embedded", "license": "MIT", "seed": 1, "pairs": 5},
+               {"type": "examples", "license": "MIT", "requirement": "eg==1.2.3", "sha256": "0" * 64}]  # fmt: skip
     acquire.main(shell("sources"), sources, [], written, None, {"found": made.pairs, "report": made.report})
     report = read_report(written.report, written.pairs)
     assert report["rows"] == 5

@@ -71,40 +71,29 @@ def run(place, workers=2):
 def test_both_models_are_judged_on_the_same_tasks_by_what_they_do(executed):
     rows, summary = executed
     assert {request for request, row in rows.items() if not row["decidable"]} == {
-        "do nothing that can be seen",
-        "use a program that no host has",
-    }
+        "do nothing that can be seen", "use a program that no host has"}  # fmt: skip
     assert len(summary["undecidable"]) == 2 and summary["tasks"] == len(ROWS)
     assert summary["missing_programs"] == ["no-such-program"]
     assert (summary["base"]["count"], summary["tuned"]["count"], summary["tuned"]["n"]) == (0, 3, 4)
     assert summary["compared"]["gained"] == 3 and summary["compared"]["difference"] == pytest.approx(0.75)
     assert {level: part["tuned"]["count"] for level, part in summary["by_level"].items()} == {
-        "easy": 2,
-        "medium": 1,
-        "hard": 0,
-    }
+        "easy": 2, "medium": 1, "hard": 0}  # fmt: skip
     assert summary["second_references"]["n"] == 4 and summary["second_references"]["count"] == 4
     assert "GNU bash" in summary["programs"]["cat"] or "coreutils" in summary["programs"]["cat"]
     copy = rows["make a copy of the greeting in /data/copy"]
     assert copy["tuned"]["did"]["changes"].keys() == {"/data/copy"} and copy["tuned"]["right"] is True
 
 
-def test_what_the_screen_calls_dangerous_is_not_run_and_wrong(executed):
+def test_wrong_answers_and_those_in_other_forms(executed):
     rows, summary = executed
     for request, model in (("make a copy of the greeting in /data/copy", "base"), ("show the colour", "tuned")):
         assert rows[request][model] | {"answer": ""} == {
-            **{"answer": "", "did": None, "exact": False, "right": False, "screen": "danger", "terms": None},
+            **{"answer": "", "did": None, "exact": False, "right": False, "screen": "danger", "terms": None}
         }
     assert summary["not_run"] == {"base": 1, "tuned": 1}
-
-
-def test_answers_that_never_end_or_are_nothing_are_wrong(executed):
     rows, summary = executed
     assert rows["show the colour"]["base"]["did"]["end"] == "time" and summary["ended"]["base"] == 1
     assert rows["use a program that no host has"]["base"]["right"] is None
-
-
-def test_answers_in_the_form_of_other_strings_are_counted_and_shown(executed):
     _, summary = executed
     assert summary["right_but_other_strings"] == {"base": 0, "tuned": 2}
     assert [example["answer"] for example in summary["examples"]][:1] and len(summary["examples"]) == 2

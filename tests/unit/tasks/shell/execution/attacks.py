@@ -4,24 +4,15 @@ Runs by itself, so that a test can start it as another user of the host. FACTS a
 host, as JSON: a file with a secret, a port that somebody listens on, a socket's path.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 
 from scripts.tasks.shell.execution.sandbox import Sandbox, SandboxState
 
 # Small, so that the tests are fast.
-LIMITS = {
-    "cpu_seconds": 2,
-    "wall_seconds": 2,
-    "file_bytes": 16 << 20,
-    "memory_bytes": 200 << 20,
-    "address_space_bytes": 400 << 20,
-    "scratch_bytes": 64 << 20,
-    "inodes": 4000,
-    "read_bytes": 32 << 20,
-}
+LIMITS = {"cpu_seconds": 2, "wall_seconds": 2, "file_bytes": 16 << 20, "memory_bytes": 200 << 20,
+          "address_space_bytes": 400 << 20, "scratch_bytes": 64 << 20, "inodes": 4000,
+          "read_bytes": 32 << 20}  # fmt: skip
 # Each system call by its number on x86-64; -1 as its result is what is hoped for.
 CALLS = """
 import ctypes, os

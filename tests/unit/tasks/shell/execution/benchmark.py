@@ -1,7 +1,5 @@
 """A small benchmark in the form of the real one's wheel."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path
@@ -24,10 +22,8 @@ def write_wheel(path: Path, rows: list[tuple[str, str, str, int]] = ROWS) -> Pat
             part = rows[number - 1 :: 2]
             named = [dict(zip(("query", "gold", "gold2", "difficulty"), row, strict=True)) for row in part]
             archive.writestr(f"{assets}/datasets/nl2bash_fs_{number}.json", json.dumps(named))
-            archive.writestr(
-                f"{assets}/docker/setup_nl2b_fs_{number}.sh",
-                '#!/bin/bash\nmkdir /data\necho "it\'s me" > /data/greeting\n',
-            )
+            archive.writestr(f"{assets}/docker/setup_nl2b_fs_{number}.sh",
+                             '#!/bin/bash\nmkdir /data\necho "it\'s me" > /data/greeting\n')  # fmt: skip
             archive.writestr(f"{assets}/docker/nl2bash{number}.Dockerfile", 'FROM x\nENV COLOUR="dark red"\n')
         archive.writestr("icalfa-0.3.6.dist-info/licenses/LICENSE.txt", "MIT")
     return path

@@ -1,7 +1,5 @@
 """The sandbox: what a command can do in it, what it can't do to the host, and that nothing runs without it."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -63,17 +61,14 @@ def test_output_status_and_changes_are_told(sandbox):
     assert result["changes"]["/d"] == [None, ["folder", "0o700", ""]]
 
 
-@pytest.mark.parametrize(
-    ("command", "changed"),
-    [
-        ("touch /data/a", set()),  # the time alone
-        ("chmod +x /data/a", {"/data/a"}),
-        ("rm -r /data", {"/data", "/data/a", "/data/b"}),
-        ("rm -r /data && mkdir /data && echo a > /data/a", {"/data/b"}),
-        ("mv /data /moved", {"/data", "/data/a", "/data/b", "/moved", "/moved/a", "/moved/b"}),
-        ("echo a > /tmp-file; rm /tmp-file", set()),
-    ],
-)
+@pytest.mark.parametrize(("command", "changed"), [
+    ("touch /data/a", set()),  # the time alone
+    ("chmod +x /data/a", {"/data/a"}),
+    ("rm -r /data", {"/data", "/data/a", "/data/b"}),
+    ("rm -r /data && mkdir /data && echo a > /data/a", {"/data/b"}),
+    ("mv /data /moved", {"/data", "/data/a", "/data/b", "/moved", "/moved/a", "/moved/b"}),
+    ("echo a > /tmp-file; rm /tmp-file", set()),
+])  # fmt: skip
 def test_changes_are_those_of_the_content(sandbox, command, changed):
     result = run(sandbox, command)
     assert set(result["changes"]) == changed
@@ -95,13 +90,7 @@ def test_half_a_state_is_none():
 def test_each_command_finds_the_state_as_it_was_prepared(sandbox):
     assert run(sandbox, "rm -r /data; echo x > /c")["status"] == 0
     assert run(sandbox, "cat /c /data/a; ls -la --time-style=full-iso /data")["stdout"].startswith("red\na\n")
-
-
-def test_what_a_command_leaves_running_may_end(sandbox):
     assert all(sorted(run(sandbox, "seq 3 | tee >(wc -l)")["stdout"].split()) == ["1", "2", "3", "3"] for _ in range(3))
-
-
-def test_files_are_half_an_hour_old(sandbox):
     assert run(sandbox, "find /data -mmin -120 -mmin +5 | sort")["stdout"] == "/data\n/data/a\n/data/b\n"
 
 
@@ -147,16 +136,9 @@ def attacked(request, host):
         shutil.copytree(ROOT / name, folder / "project" / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dryfit" / "__init__.py", folder / "project" / "dryfit")
     shutil.copytree(Path(tqdm.__file__).parent, folder / "project" / "tqdm")
-    done = subprocess.run(
-        ["/usr/bin/python3", "-m", "tests.unit.tasks.shell.execution.attacks", json.dumps(facts)],
-        cwd=folder / "project",
-        user=12345,
-        group=12345,
-        extra_groups=[],
-        env={"PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run(["/usr/bin/python3", "-m", "tests.unit.tasks.shell.execution.attacks", json.dumps(facts)],
+                          cwd=folder / "project", user=12345, group=12345, extra_groups=[],
+                          env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -181,18 +163,10 @@ def test_nothing_of_the_host_is_read_and_nothing_is_granted(attacked):
     assert not attacked["devices"]["stdout"] and not attacked["devices"]["changes"]
 
 
-@pytest.mark.parametrize(
-    ("name", "end"),
-    [
-        ("fork bomb", "time"),
-        ("busy", "time"),
-        ("closed output", "time"),
-        ("endless output", "output"),
-        ("fill the inodes", "inodes"),
-        ("memory of many", "memory"),
-        ("a megabyte", "length"),
-    ],
-)
+@pytest.mark.parametrize(("name", "end"), [
+    ("fork bomb", "time"), ("busy", "time"), ("closed output", "time"), ("endless output", "output"),
+    ("fill the inodes", "inodes"), ("memory of many", "memory"), ("a megabyte", "length"),
+])  # fmt: skip
 def test_limits_end_what_has_no_end(attacked, name, end):
     assert attacked[name]["end"] == end and attacked[name]["status"] is None
     assert attacked[name]["wall_seconds"] < 30 and len(attacked[name]["stdout"]) <= 1 << 20
@@ -206,27 +180,19 @@ def test_what_holds_memory_that_nobody_counts_is_refused(attacked):
 
 def test_ordinary_memory_is_bounded(attacked):
     assert attacked["memory"]["end"] == "memory" or "MemoryError" in attacked["memory"]["stderr"]
-    assert sum(
-        attacks.LIMITS["scratch_bytes"] >= int(entry[1][2].split()[0])
-        for entry in attacked["fill the disk"]["changes"].values()
-    )
+    assert sum(attacks.LIMITS["scratch_bytes"] >= int(entry[1][2].split()[0])
+               for entry in attacked["fill the disk"]["changes"].values())  # fmt: skip
 
 
-def test_what_was_left_is_described_and_never_followed(attacked):
+def test_what_an_attack_leaves_is_described_and_not_followed(attacked):
     links = attacked["links"]["changes"]
     assert links["/l2"] == [None, ["link", "", "/proc/1/root"]] and links["/l4"][1][0] == "fifo"
     assert links["/l1"][1][2].endswith("/secret")
     assert r"/\xff\xfe" in attacked["names"]["changes"] and "/a\nb" in attacked["names"]["changes"]
     assert not attacked["sparse files"]["complete"] and not attacked["deep folders"]["complete"]
     json.dumps(attacked, ensure_ascii=False).encode()  # UTF-8 holds all of it
-
-
-def test_input_other_languages_and_nul_are_no_problem(attacked):
     assert attacked["waits for input"]["stdout"] == "<>\n"
     assert attacked["not text"]["stdout"] == "a b?\ngrößer 大 \u202e\n"
-
-
-def test_nothing_of_an_attack_is_left_for_the_next_command(attacked):
     lines = attacked["what is left"]["stdout"].splitlines()
     assert {"data", "usr", "proc"} <= set(lines[:12]) and "kept" in lines
     assert not {line for line in lines if line.startswith(("s1", "f1", "d1"))} and int(lines[-1]) > 100
@@ -248,15 +214,12 @@ def test_without_bubblewrap_it_is_said_what_to_install(monkeypatch, tmp_path):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    ("said", "words"),
-    [
-        ("bwrap: setting up uid map: Permission denied", "administrator"),
-        ("bwrap: No permissions to create new namespace", "AppArmor"),
-        ("bwrap: Unknown option --overlay-src", "bubblewrap 0.11"),
-        ("bwrap: Can't make overlay mount on /newroot/: Operation not permitted", "Linux 6.6"),
-    ],
-)
+@pytest.mark.parametrize(("said", "words"), [
+    ("bwrap: setting up uid map: Permission denied", "administrator"),
+    ("bwrap: No permissions to create new namespace", "AppArmor"),
+    ("bwrap: Unknown option --overlay-src", "bubblewrap 0.11"),
+    ("bwrap: Can't make overlay mount on /newroot/: Operation not permitted", "Linux 6.6"),
+])  # fmt: skip
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere bubblewrap is not even looked for")
 def test_a_bubblewrap_that_can_not_is_explained(monkeypatch, tmp_path, said, words):
     tool = tmp_path / "bwrap"
@@ -274,12 +237,8 @@ def test_where_the_kernel_gives_no_user_namespaces_nothing_is_executed(tmp_path)
     program = "from scripts.tasks.shell.execution.sandbox import *\n"
     program += "with Sandbox({'one': SandboxState('touch /tmp/x')}) as s: print('made')"
     shell = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "sh", "-c", shell, "sh", sys.executable, "-c", program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run(["unshare", "--user", "--map-root-user", "sh", "-c", shell, "sh", sys.executable, "-c",
+                           program], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
     if "unshare failed" in done.stderr:
         pytest.skip(done.stderr)
     assert "made" not in done.stdout and "Nothing was executed" in done.stderr and "UserError" in done.stderr

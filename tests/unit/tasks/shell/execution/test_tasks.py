@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from dryfit.common.errors import UserError
-from scripts.tasks.shell.execution.fetch_benchmark import main
+from scripts.tasks.shell.benchmark import Task
 from scripts.tasks.shell.execution.sandbox import Sandbox
 from scripts.tasks.shell.execution.tasks import mixed, read_wheel
 from tests.unit.tasks.shell.execution.benchmark import ROWS, write_wheel
@@ -43,7 +43,7 @@ def test_a_wheel_of_another_form_is_explained(tmp_path):
 def test_a_wheel_of_another_digest_is_refused_and_leaves_nothing(tmp_path):
     names = {name: str(tmp_path / name) for name in ("tasks", "states", "license", "report")}
     with pytest.raises(UserError, match="pip could not fetch") as error:
-        main({"requirement": "icalfa==0.3.6", "sha256": "0" * 64}, SimpleNamespace(**names))
+        Task({}).fetch_benchmark({"requirement": "icalfa==0.3.6", "sha256": "0" * 64}, SimpleNamespace(**names))
     assert "benchmark: null" in error.value.allowed and not list(tmp_path.iterdir())
 
 

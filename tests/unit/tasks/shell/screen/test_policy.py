@@ -106,35 +106,13 @@ def test_what_the_original_filter_blocked_passes(command):
     assert screen(command).status == "ok"
 
 
-@pytest.mark.parametrize(
-    "wrapped",
-    [
-        "sudo {}",
-        "sudo -u root -- {}",
-        "env A=1 {}",
-        "/usr/bin/env {}",
-        "nohup {} &",
-        "timeout -k 1 10 {}",
-        "nice -n 5 {}",
-        "xargs {} < /dev/null",
-        "find . -exec {} \\;",
-        "sh -c '{}'",
-        "bash -lc '{}'",
-        "sudo sh -c 'env -i {}'",
-        "eval '{}'",
-        "$({})",
-        "cat <({})",
-        "echo '{}' | sh",
-        "bash <<< '{}'",
-        "ssh host '{}'",
-        "if true; then {}; fi",
-        "true && {}",
-        "f() {{ {}; }}; f",
-        "trap '{}' EXIT",
-        "watch '{}'",
-        "python3 -c \"import os; os.system('{}')\"",
-    ],
-)
+@pytest.mark.parametrize("wrapped", [
+    "sudo {}", "sudo -u root -- {}", "env A=1 {}", "/usr/bin/env {}", "nohup {} &", "timeout -k 1 10 {}",
+    "nice -n 5 {}", "xargs {} < /dev/null", "find . -exec {} \\;", "sh -c '{}'", "bash -lc '{}'",
+    "sudo sh -c 'env -i {}'", "eval '{}'", "$({})", "cat <({})", "echo '{}' | sh", "bash <<< '{}'", "ssh host '{}'",
+    "if true; then {}; fi", "true && {}", "f() {{ {}; }}; f", "trap '{}' EXIT", "watch '{}'",
+    "python3 -c \"import os; os.system('{}')\"",
+])  # fmt: skip
 def test_wrappers_hide_nothing(wrapped):
     assert screen(wrapped.format("rm -rf /etc")).status == "danger"
     assert screen(wrapped.format("rm -rf build")).status == "ok"
@@ -144,52 +122,40 @@ def test_wrappers_hide_nothing(wrapped):
     "folder",
     ["/etc", "/home", "/home/bob", "~", "/usr/lib", "/srv", "/var/log", "/var/www/html", "build", "/opt/app/cache"],
 )
-@pytest.mark.parametrize(
-    "found",
-    [
-        "find {} -type f -size +50M -exec rm -f {{}} +",
-        "find {} -size +1M -delete",
-        "find {} -newer stamp -exec shred -u {{}} \\;",
-        "find {} -type f -exec sh -c 'rm -f \"$1\"' _ {{}} \\;",
-        "find {} -type f -print0 | xargs -0 rm -f",
-        "find {} -user bob | xargs rm",
-        "for f in $(find {} -size +1M); do rm -rf $f; done",
-        "cd {} && git clean -fdx",
-        "rsync -a --delete empty/ {}/",
-        "fd . {} -x rm",
-        "fd . {} -X rm -f",
-    ],
-)
+@pytest.mark.parametrize("found", [
+    "find {} -type f -size +50M -exec rm -f {{}} +",
+    "find {} -size +1M -delete",
+    "find {} -newer stamp -exec shred -u {{}} \\;",
+    "find {} -type f -exec sh -c 'rm -f \"$1\"' _ {{}} \\;",
+    "find {} -type f -print0 | xargs -0 rm -f",
+    "find {} -user bob | xargs rm",
+    "for f in $(find {} -size +1M); do rm -rf $f; done",
+    "cd {} && git clean -fdx", "rsync -a --delete empty/ {}/", "fd . {} -x rm", "fd . {} -X rm -f",
+])  # fmt: skip
 def test_what_a_search_finds_is_deleted_as_by_its_folder(found, folder):
     direct = screen(f"rm -rf {folder}/*").status
     assert screen(found.format(folder)).status == ("danger" if "git" in found else direct)
 
 
-@pytest.mark.parametrize(
-    ("command", "status"),
-    [
-        ("find . -size +1M -delete", "ok"),  # of the folder that it runs in, some
-        ("find . -type f -exec rm -f {} +", "danger"),  # all
-        ("cd /etc && find . -size +1M -delete", "danger"),
-        ("find /etc -size +1M -exec ls -lh {} +", "ok"),
-        ("find /home -type f -exec truncate -s 0 {} +", "danger"),
-        ("find /home -type f -exec truncate --size=0K {} +", "danger"),
-        ("find /home -type f -exec truncate -s 10K {} +", "ok"),
-        ("find /etc -regex '.*/x[0-9]' -delete", "ok"),
-        ("find /var/log -mtime +30 -delete", "ok"),  # as log rotation does
-        ("find /var/log -mtime -1 -delete", "danger"),
-        ("find /var/log -mtime +30 | xargs rm", "ok"),
-        ("find /var/log -name '*.gz' -size +1M -exec rm {} +", "ok"),
-        ("find /var/log -size +1M -exec gzip {} +", "ok"),
-        ("find / -name '*.iso' -size +4G -delete", "ok"),
-        ("find /home/bob -name '*.js' -size +10M -delete", "ok"),  # so is rm /home/bob/*.js
-        ("fd -e conf . /etc -X rm -f", "danger"),
-        ("fd -e pyc -x rm", "ok"),
-        ("fd '^core$' / -x rm {}", "ok"),
-        ("rsync -an --delete empty/ /home/", "ok"),
-        ("rsync -a --delete build/ host:/srv/", "ok"),
-    ],
-)
+@pytest.mark.parametrize(("command", "status"), [
+    ("find . -size +1M -delete", "ok"),  # of the folder that it runs in, some
+    ("find . -type f -exec rm -f {} +", "danger"),  # all
+    ("cd /etc && find . -size +1M -delete", "danger"),
+    ("find /etc -size +1M -exec ls -lh {} +", "ok"),
+    ("find /home -type f -exec truncate -s 0 {} +", "danger"),
+    ("find /home -type f -exec truncate --size=0K {} +", "danger"),
+    ("find /home -type f -exec truncate -s 10K {} +", "ok"),
+    ("find /etc -regex '.*/x[0-9]' -delete", "ok"),
+    ("find /var/log -mtime +30 -delete", "ok"),  # as log rotation does
+    ("find /var/log -mtime -1 -delete", "danger"),
+    ("find /var/log -mtime +30 | xargs rm", "ok"),
+    ("find /var/log -name '*.gz' -size +1M -exec rm {} +", "ok"),
+    ("find /var/log -size +1M -exec gzip {} +", "ok"),
+    ("find / -name '*.iso' -size +4G -delete", "ok"),
+    ("find /home/bob -name '*.js' -size +10M -delete", "ok"),  # so is rm /home/bob/*.js
+    ("fd -e conf . /etc -X rm -f", "danger"), ("fd -e pyc -x rm", "ok"), ("fd '^core$' / -x rm {}", "ok"),
+    ("rsync -an --delete empty/ /home/", "ok"), ("rsync -a --delete build/ host:/srv/", "ok"),
+])  # fmt: skip
 def test_what_a_search_leaves_out_and_asks_first_passes(command, status):
     assert screen(command).status == status
 
@@ -216,29 +182,16 @@ def test_what_cannot_be_parsed_is_refused(text):
     assert screen(text).status == "unparsable"
 
 
-BUSY = {
-    "pipes to a shell": "nc a | " * 190 + "sh",
-    "shells in a pipe": "sh | " * 190 + "nc a",
-    "tees": "curl x | " + "tee a | " * 190 + "sh",
-    "substitutions": "echo $(curl a)" * 190 + " | sh",
-    "recursion": "f(){ f; f; };f",
-    "doubling": "x=a;" + "x=$x$x;" * 40,
-    "braces": "echo " + "{a,b}" * 30,
-    "stars": "rm -rf " + "*" * 60_000,
-    "parents": "cat " + "../" * 20_000,
-    "calls": "python3 -c '" + "os.system(" * 6000 + "'",
-    "options": "echo '" + "a -b " * 8000 + "' >> ~/.bashrc",
-    "a long pipe": "a | " * 10_000 + "b",
-    "an open pipe": "a|" * 30_000,
-    "arrows": "<" * 60_000,
-    "open expansions": "${" * 30_000,
-    "pages": "echo '" + "<?php system(" * 4000 + "' > a.php",
-    "paths": "kubectl get secret -o " + "jsonpath=" * 4000,
-    "sockets": "python3 -c '" + "socket" * 6000 + "'",
-    "edits": "sed -i '" + "1i /tmp" * 7000 + "' ~/.bashrc",
-    "shadows": "foo '" + "(/etc/shadow" * 5000 + "'",
-    "a megabyte": "echo " + "a b " * 250_000,
-}
+BUSY = {"pipes to a shell": "nc a | " * 190 + "sh", "shells in a pipe": "sh | " * 190 + "nc a",
+        "tees": "curl x | " + "tee a | " * 190 + "sh", "substitutions": "echo $(curl a)" * 190 + " | sh",
+        "recursion": "f(){ f; f; };f", "doubling": "x=a;" + "x=$x$x;" * 40, "braces": "echo " + "{a,b}" * 30,
+        "stars": "rm -rf " + "*" * 60_000, "parents": "cat " + "../" * 20_000,
+        "calls": "python3 -c '" + "os.system(" * 6000 + "'", "options": "echo '" + "a -b " * 8000 + "' >> ~/.bashrc",
+        "a long pipe": "a | " * 10_000 + "b", "an open pipe": "a|" * 30_000, "arrows": "<" * 60_000,
+        "open expansions": "${" * 30_000, "pages": "echo '" + "<?php system(" * 4000 + "' > a.php",
+        "paths": "kubectl get secret -o " + "jsonpath=" * 4000, "sockets": "python3 -c '" + "socket" * 6000 + "'",
+        "edits": "sed -i '" + "1i /tmp" * 7000 + "' ~/.bashrc", "shadows": "foo '" + "(/etc/shadow" * 5000 + "'",
+        "a megabyte": "echo " + "a b " * 250_000}  # fmt: skip
 
 
 @pytest.mark.few(4)

@@ -12,16 +12,10 @@ from scripts.tasks.shell.screen.__main__ import labelled
 from scripts.tasks.shell.screen.policy import build, screen
 
 ROOT = Path(__file__).resolve().parents[5]
-RULE = {
-    "id": "print-payroll",
-    "category": "exfiltration",
-    "attack": "T1005",
-    "title": "Reads the payroll",
-    "level": "high",
-    "select": [{"reads": "/srv/payroll/"}, {"program": "psql", "words": "(?i)\\bsalar(?:y|ies)\\b"}],
-    "fires": ["cat /srv/payroll/may.csv"],
-    "passes": ["ls /srv/payroll"],
-}
+RULE = {"id": "print-payroll", "category": "exfiltration", "attack": "T1005", "title": "Reads the payroll",
+        "level": "high",
+        "select": [{"reads": "/srv/payroll/"}, {"program": "psql", "words": "(?i)\\bsalar(?:y|ies)\\b"}],
+        "fires": ["cat /srv/payroll/may.csv"], "passes": ["ls /srv/payroll"]}  # fmt: skip
 
 
 def policy(folder: Path, content: object) -> Path:
@@ -55,11 +49,9 @@ def test_a_rule_is_added_replaced_and_switched_off(tmp_path):
 
 @pytest.mark.thorough
 def test_places_groups_and_programs_are_added_to(tmp_path):
-    content = {
-        "places": {"secrets": "/srv/vault/"},
-        "groups": {"shells": "ourshell"},
-        "programs": {"as-admin": {"wraps": 1}},
-    }
+    content = {"places": {"secrets": "/srv/vault/"},
+               "groups": {"shells": "ourshell"},
+               "programs": {"as-admin": {"wraps": 1}}}  # fmt: skip
     team = build(policy(tmp_path, content))
     assert team.judge("cat /srv/vault/key").rule == "read-secret"
     assert team.judge("cat ~/.ssh/id_rsa").rule == "read-secret"
@@ -73,33 +65,30 @@ def test_a_rule_of_ones_own_may_refuse_what_the_project_lets_pass(tmp_path):
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ({"rules": [{**RULE, "select": [{"readz": "/x"}]}]}, ["Unknown key", "readz", "print-payroll"]),
-        ({"rules": [{**RULE, "titel": "x"}]}, ["Unknown key", "titel"]),
-        ({"rulez": []}, ["Unknown key", "rulez"]),
-        ({"rules": [{k: v for k, v in RULE.items() if k != "passes"}]}, ["passes", "print-payroll"]),
-        ({"rules": [{**RULE, "level": "huge"}]}, ["level", "huge"]),
-        ({"rules": [{**RULE, "select": {"words": "(" }}]}, ["no regular expression", "print-payroll"]),
-        ({"rules": [{**RULE, "select": {"words": "(a+)+$"}}]}, ["run for ever"]),
-        ({"rules": [{**RULE, "select": {"sets": {"[": "x"}}}]}, ["no regular expression"]),
-        ({"rules": [{**RULE, "select": {"reads": "@payroll"}}]}, ["does not exist", "@payroll"]),
-        ({"rules": [{**RULE, "select": {"program": "@nobody"}}]}, ["does not exist", "@nobody"]),
-        ({"rules": [{**RULE, "fires": ["ls"]}]}, ["does not fire", "'ls'"]),
-        ({"rules": [{**RULE, "fires": ["if then"]}]}, ["does not fire"]),
-        ({"rules": [{**RULE, "passes": ["rm -rf /"]}]}, ["is refused", "delete-tree"]),
-        ({"rules": [RULE, RULE]}, ["one id"]),
-        ({"rules": [{k: v for k, v in RULE.items() if k != "category"}]}, ["no category"]),
-        ({"disable": ["nothing"]}, ["does not exist", "nothing"]),
-        ({"programs": {"x": {"escape": "("}}}, ["no regular expression", "escape"]),
-        ({"programs": {"x": {"runz": "-e"}}}, ["Unknown key", "runz"]),
-        ({"places": {"mine": "@yours"}}, ["does not exist", "@yours"]),
-        ("rules: [", ["not YAML", "line"]),
-        ("places: {a: b, a: c}", ["stands here twice"]),
-        ("- a\n", ["no mapping"]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("content", "expected"), [
+    ({"rules": [{**RULE, "select": [{"readz": "/x"}]}]}, ["Unknown key", "readz", "print-payroll"]),
+    ({"rules": [{**RULE, "titel": "x"}]}, ["Unknown key", "titel"]),
+    ({"rulez": []}, ["Unknown key", "rulez"]),
+    ({"rules": [{k: v for k, v in RULE.items() if k != "passes"}]}, ["passes", "print-payroll"]),
+    ({"rules": [{**RULE, "level": "huge"}]}, ["level", "huge"]),
+    ({"rules": [{**RULE, "select": {"words": "(" }}]}, ["no regular expression", "print-payroll"]),
+    ({"rules": [{**RULE, "select": {"words": "(a+)+$"}}]}, ["run for ever"]),
+    ({"rules": [{**RULE, "select": {"sets": {"[": "x"}}}]}, ["no regular expression"]),
+    ({"rules": [{**RULE, "select": {"reads": "@payroll"}}]}, ["does not exist", "@payroll"]),
+    ({"rules": [{**RULE, "select": {"program": "@nobody"}}]}, ["does not exist", "@nobody"]),
+    ({"rules": [{**RULE, "fires": ["ls"]}]}, ["does not fire", "'ls'"]),
+    ({"rules": [{**RULE, "fires": ["if then"]}]}, ["does not fire"]),
+    ({"rules": [{**RULE, "passes": ["rm -rf /"]}]}, ["is refused", "delete-tree"]),
+    ({"rules": [RULE, RULE]}, ["one id"]),
+    ({"rules": [{k: v for k, v in RULE.items() if k != "category"}]}, ["no category"]),
+    ({"disable": ["nothing"]}, ["does not exist", "nothing"]),
+    ({"programs": {"x": {"escape": "("}}}, ["no regular expression", "escape"]),
+    ({"programs": {"x": {"runz": "-e"}}}, ["Unknown key", "runz"]),
+    ({"places": {"mine": "@yours"}}, ["does not exist", "@yours"]),
+    ("rules: [", ["not YAML", "line"]),
+    ("places: {a: b, a: c}", ["stands here twice"]),
+    ("- a\n", ["no mapping"]),
+])  # fmt: skip
 def test_what_is_wrong_with_a_policy_is_explained(tmp_path, content, expected):
     path = policy(tmp_path, content)
     with pytest.raises(UserError) as error:
