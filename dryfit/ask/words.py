@@ -79,8 +79,8 @@ def items(words: Sequence[str]) -> list[Item]:
         start, word = at, words[at]
         at += 1
         if not _is_option(word):
-            parts = [word] if _is_one(word) else [part.rstrip(",;?!") for part in word.split()]
-            found += [Item("", part, (part,)) for part in (_URL.sub(r"\1", part) for part in parts) if part]
+            parts = [word] if _is_one(word) else [part for said in word.split() if (part := said.rstrip(",;?!"))]
+            found += [Item("", part, (part,)) for part in (_URL.sub(r"\1", part) for part in parts)]
             continue
         name, equals, value = word.partition("=")
         if short := re.fullmatch(r"(-[a-z])(\d.*)", word):
