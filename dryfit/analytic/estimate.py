@@ -32,6 +32,7 @@ from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, WIDTH, Capability
 from dryfit.scenario import strategies
 from dryfit.scenario.nested_fields import Parallel
 from dryfit.scenario.scenario import Scenario
+from dryfit.scenario.value_fields import Experts
 
 
 def analytic_estimate(
@@ -191,12 +192,15 @@ class Estimated:
         architecture or a setting; the rule, too, where not even the parameters are known.
     reason
         Why the estimate is None, else None.
+    least_bytes
+        Where the estimate is None: what the weights alone take on the GPU for certain; 0: not known.
     """
 
     scenario: Scenario
     analytic: Mapping[str, Any] | None
     rule_of_thumb: Mapping[str, Any] | None
     reason: str | None = None
+    least_bytes: int = 0
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -211,9 +215,12 @@ def _by_parameters(scenario: Scenario, reason: str) -> Estimated:
         count = parameter_count(scenario.model)
     except NotDescribed:
         return Estimated(scenario, None, None, reason)
-    size = weights_bytes(scenario, count) / 2**30
-    known = f"the weights of its {count / 1e9:.2f} billion parameters alone take {size:.1f} GiB"
-    return Estimated(scenario, None, rule_of_thumb(scenario, count), f"{reason}; {known}")
+    size = weights_bytes(scenario, count)
+    known = f"the weights of its {count / 1e9:.2f} billion parameters alone take {size / 2**30:.1f} GiB"
+    # Several GPUs may share them, experts may be packed or on the host, and a reward model has another head.
+    certain = scenario.parallel.gpus == 1 and scenario.experts == Experts() and not scenario.aim.scores
+    least = size if certain else 0
+    return Estimated(scenario, None, rule_of_thumb(scenario, count), f"{reason}; {known}", least)
 
 
 def weights_bytes(scenario: Scenario, count: int) -> int:

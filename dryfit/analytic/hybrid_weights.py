@@ -432,6 +432,28 @@ def _glm(c: Sizes) -> Hybrid:
     return _after_dense_layers(c, [mixer] * c.num_hidden_layers)
 
 
+def _mimo(c: Sizes) -> Hybrid:
+    """MiMo-V2-Flash: wide queries and narrow values; with a window twice as many keys, and sinks."""
+    count, hidden, bias, layers = c.num_attention_heads, c.hidden_size, c.get("attention_bias", False), []
+    for index in range(c.num_hidden_layers):
+        sliding = index > 0 and (index + 1) % 6 > 0
+        if listed := c.get("layer_types", None):
+            sliding = listed[index] == "sliding_attention"
+        kinds, groups = c.get("mlp_layer_types", None), c.groups * (2 if sliding else 1)
+        is_dense = kinds[index] == "dense" if kinds else index == 0
+        layers.append((
+            _linear("q_proj", count * c.head, hidden, bias=bias),
+            _linear("k_proj", groups * c.head, hidden, bias=bias),
+            _linear("v_proj", groups * c.v_head_dim, hidden, bias=bias),
+            _linear("o_proj", hidden, count * c.v_head_dim),
+            *(_vectors(count, "sinks") if sliding else ()),
+            *(_mlp(c, c.intermediate_size) if is_dense else ()),
+            *(() if is_dense else _experts(c, c.n_routed_experts, c.moe_intermediate_size, FP32)),
+            *_both_norms(c),
+        ))  # fmt: skip
+    return _decoder(c, layers)
+
+
 def _after_dense_layers(c: Sizes, mixers: Sequence[Layer]) -> Hybrid:
     """Experts, after a few layers without; PEFT adapts experts and no dense MLP. ``mixers``: each layer's."""
     dense, width = _mlp(c, c.get("intermediate_size", None) or 0, adapted=False), c.moe_intermediate_size
@@ -630,6 +652,7 @@ _FAMILIES: dict[str, Callable[[Sizes], Hybrid]] = {
     "gpt_oss": _gpt_oss,
     "granitemoehybrid": _granite,
     "jamba": _jamba,
+    "mimo_v2_flash": _mimo,
     "kimi_linear": _kimi,
     "lfm3": _lfm3,
     "llama4_text": _llama4,

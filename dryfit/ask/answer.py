@@ -176,7 +176,8 @@ def traced(
 
 def quick(asked: Question, *, others: bool = True, recorded: bool = True) -> dict[str, Any]:
     """The same object from the analytic estimate alone. Its ``verdict`` is clear where the estimate can
-    tell, else too close to call; the trace's where the estimate is derived from a record.
+    tell, else too close to call; the trace's where the estimate is derived from a record. Where there is no estimate,
+    it is that the step does not fit, if the weights alone are too large, else None.
 
     ``analytic`` has ``required_bytes`` too, where that is near what the GPU has, and without a GPU ``enough_bytes``,
     what the smallest GPU known has that surely suffices (None: none does).
@@ -205,6 +206,9 @@ def quick(asked: Question, *, others: bool = True, recorded: bool = True) -> dic
         if gpu.is_modelled and needs.roughly(gpu.usable_bytes) is None:
             analytic = {**analytic, "required_bytes": needs.required_bytes(gpu.usable_bytes)}
         judged = judged.leaving_out(omissions(asked.readings, asked.scenario, {"analytic": analytic}))
+    left_out = omissions(asked.readings, asked.scenario, {}) if gpu and analytic is None else ()
+    if gpu and gpu.usable_bytes < estimated.least_bytes and all(one.too_high_bytes == 0 for one in left_out):
+        judged = Verdict(gpu.usable_bytes - estimated.least_bytes, estimated.least_bytes, is_lower_bound=True)
     reasons = {"trace": NOT_TRACED, "measurement": NOT_MEASURED, "analytic": estimated.reason}
     answer = asked.asked.origin_fields() | {
         "rule_of_thumb": estimated.rule_of_thumb,

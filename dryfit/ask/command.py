@@ -357,7 +357,7 @@ def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str])
         return _print_as_it_comes(asked, options, words)
     if options.quick:
         answered = answer.quick(asked)
-        if answered["analytic"] is None:
+        if answered["analytic"] is None and answered["verdict"] is None:
             print(printable("\n".join([answered["sentence"], *text.reading_lines(asked, answered)])), file=sys.stderr)
             return 3
     else:
@@ -383,7 +383,7 @@ def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[
 
     if sys.stderr.isatty():
         first = answer.quick(replace(asked, run=None), others=False)
-        line = first["sentence"] if first["analytic"] else "No estimate of this step"
+        line = first["sentence"] if first["analytic"] or first["verdict"] else "No estimate of this step"
         print(f"{printable(line)}\nTracing the step itself, which takes some seconds ...", file=sys.stderr, flush=True)
     progress, verdict, stopped = _Progress(), {}, False
 

@@ -97,6 +97,9 @@ def of_step(answer: Mapping[str, Any]) -> str:
 
 def _of_estimate(answer: Mapping[str, Any]) -> str:
     analytic, gpu = answer["analytic"], answer["gpu"]
+    if analytic is None and answer["verdict"]:
+        least = gpu["usable_bytes"] - answer["headroom_bytes"]
+        return sentence(of_mapping(answer), f"the weights alone take {gib(least)}", has_usable(gpu))
     if analytic is None:
         how = "ask without --quick" if can_trace() else f"to trace it: {INSTALL_TRACE}"
         return f"NO ANSWER without the trace: {answer['reasons']['analytic']} ({how})"

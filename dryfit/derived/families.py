@@ -83,6 +83,8 @@ class ModelFamily:
         A configuration in the form that is recorded, where a class computes sizes from what a file says.
     exact_length
         Rows are cut into chunks, in a loop or padded: a record is for one length, and one number of the loss's chunks.
+    chooses
+        The key that says how many tokens an indexer chooses for each one. Attention has a mask of them.
     with_experts
         The models of this code whose layers have experts; those without are another family.
     """
@@ -114,6 +116,7 @@ class ModelFamily:
     unused: str = ""
     plain: Callable[[Model], Model] = dict
     exact_length: bool = False
+    chooses: str = ""
     with_experts: bool = False
 
     @property
@@ -189,7 +192,8 @@ class ModelFamily:
         active = (model.get("hidden_act") or self.activations[0]) in self.activations
         padding = model.get("pad_token_id")
         beyond = isinstance(padding, int) and padding >= model["vocab_size"]  # transformers doesn't build it
-        if heads[0] % heads[1] or not told or not active or beyond or model.get("attention_dropout"):
+        beyond |= (model.get("attention_dropout") or 0.0) != self.fixed.get("attention_dropout", 0.0)
+        if heads[0] % heads[1] or not told or not active or beyond:
             return None
         numbers = {*self.keys.values(), "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers"}
         numbers |= {*self.unused.split(), self.kinds_key, *(self.every or ())[:1]}
@@ -221,8 +225,12 @@ class ModelFamily:
             found["sorted_in_place"] = True  # the experts of all tokens
         if self.others:
             found["layers"] = self._sequence(model)
+        if self.chooses and numbers["s"] > (model.get(self.chooses) or 0):
+            found["chosen"] = True
         if window and numbers["s"] >= window:
-            found |= {"windowed": True, "aligned": numbers["s"] % 8 == 0}  # a mask's rows are padded to that
+            found["windowed"] = True
+        if self.chooses or "windowed" in found:
+            found["aligned"] = numbers["s"] % 8 == 0  # a mask's rows are padded to that
         return found
 
     @property
@@ -342,7 +350,10 @@ _DELTA_SIZES = {
     "nk": ("linear_num_key_heads", (4, 8, 2), (3, 5, 6), (2, 32)),
     "nv": ("linear_num_value_heads", (16, 32, 48), (9, 20, 18), (8, 128)),
 }
-_SHARED = {"S": ("shared_expert_intermediate_size", (1536, 1792, 1280), (1000, 712), (128, 16384))}
+_SHARED = {
+    "S": ("shared_expert_intermediate_size", (1536, 1792, 1280), (1000, 712), (128, 16384)),
+    "E": ("num_experts", (16, 24, 12, 40), (), (16, 512)),  # at least as many as a token takes
+}
 _QWEN3_5 = {
     "fixed": {"rope_parameters": _DELTA_ROPE, "attn_output_gate": True},
     "silent": {"attention_bias": False, "partial_rotary_factor": 0.25, "mlp_only_layers": []},
@@ -386,6 +397,56 @@ def _dense_first(model: Model) -> Kinds:
     if listed and [*listed[:count]] != [_DENSE_FIRST[kind] for kind in kinds]:
         raise KeyError("mlp_layer_types")
     return kinds
+
+
+def _sparse_attention(model: Model) -> Kinds:
+    """As :func:`_dense_first`; t: layers with experts that take over which tokens an indexer before them chose."""
+    count, own = model["num_hidden_layers"], {"index_topk_freq": 1, "index_skip_topk_offset": 2, **model}
+    if model.get("index_topk_pattern"):
+        raise KeyError("index_topk_pattern")
+    indexers = model.get("indexer_types") or [
+        "shared" if max(layer - own["index_skip_topk_offset"] + 1, 0) % own["index_topk_freq"] else "full"
+        for layer in range(count)
+    ]
+    rest = {key: value for key, value in model.items() if key not in ("indexer_types", "index_topk_freq")}
+    pairs = [*zip(_dense_first(rest), indexers[:count], strict=True)]
+    if ("d", "shared") in pairs:
+        raise KeyError("indexer_types")
+    return ["t" if indexer == "shared" else kind for kind, indexer in pairs]
+
+
+def _sparse_layers(kinds: Kinds) -> Model:
+    return {
+        "first_k_dense_replace": kinds.count("d"),
+        "mlp_layer_types": ["dense" if kind == "d" else "sparse" for kind in kinds],
+        "indexer_types": ["shared" if kind == "t" else "full" for kind in kinds],
+    }
+
+
+def _mimo(model: Model) -> Model:
+    """A configuration with the window that the class makes of a file's."""
+    size = model.get("sliding_window_size")
+    rest = {key: value for key, value in model.items() if key != "sliding_window_size"}
+    return rest if size is None else rest | {"sliding_window": size + 1}
+
+
+_MIMO = {"D": ("full_attention", "dense"), "f": ("full_attention", "sparse"), "s": ("sliding_attention", "sparse")}
+
+
+def _mimo_kinds(model: Model) -> Kinds:
+    """D: full attention and one MLP; f and s: full attention or a window, and experts."""
+    layers = range(model["num_hidden_layers"])
+    windows = model.get("layer_types") or [
+        "sliding_attention" if layer and (layer + 1) % 6 else "full_attention" for layer in layers
+    ]
+    mixtures = model.get("mlp_layer_types") or ["sparse" if layer else "dense" for layer in layers]
+    letters = {told: kind for kind, told in _MIMO.items()}
+    return [letters[windows[layer], mixtures[layer]] for layer in layers]
+
+
+def _mimo_layers(kinds: Kinds) -> Model:
+    windows, mixtures = zip(*(_MIMO[kind] for kind in kinds), strict=True)
+    return {"layer_types": [*windows], "mlp_layer_types": [*mixtures]}
 
 
 def _one_dense(model: Model) -> Kinds:
@@ -564,6 +625,13 @@ FAMILIES = {
             },
         ),
         ModelFamily(
+            model_type="qwen3_next",
+            fixed={"decoder_sparse_step": 1, "mlp_only_layers": []},
+            silent={"attention_bias": False, "use_sliding_window": False},
+            unused="intermediate_size",
+            **{**_experts("moe_intermediate_size", "num_experts", 10, 8, 6, 12, **_DELTA_SIZES, **_SHARED), **_DELTA},
+        ),
+        ModelFamily(
             model_type="nemotron_h",
             silent={"attention_bias": False, "mlp_bias": False, "use_bias": False, "mamba_proj_bias": False},
             implied=frozenset(),
@@ -584,6 +652,7 @@ FAMILIES = {
                     S=("moe_shared_expert_intermediate_size", *_SHARED["S"][1:]),
                     E=("n_routed_experts", (32, 48, 24, 40), (), (24, 512)),
                     N=("mamba_num_heads", (32, 64, 16), (24, 40, 56), (16, 256)),
+                    g=("", _POINTS["g"], (), (2, 32)),
                 ),
                 "sequence": "MEMEM*EM*EM*EME",
                 "order": "MEMEMEM*EM*EM*EMEM*EMEME",
@@ -654,6 +723,54 @@ FAMILIES = {
             **{**_latent("dsss", "dsssss", d=256, e=4), "kinds_of": _one_dense},
         ),
         ModelFamily(
+            model_type="deepseek_v32",
+            multiples={"E": 8},
+            alike=({"rope_scaling": _DEEPSEEK_YARN},),
+            chooses="index_topk",
+            **_latent("dddsss", "dddsssss"),
+        ),
+        ModelFamily(
+            model_type="glm_moe_dsa",
+            chooses="index_topk",
+            **{
+                **_latent("dddsss", "dddsssss", ("dddtttsttsttstt", "dddtttstttstttstttsttt"), d=256),
+                "kinds_of": _sparse_attention,
+                "layers_of": _sparse_layers,
+                "unused": (
+                    "first_k_dense_replace mlp_layer_types moe_router_dtype routed_scaling_factor scoring_func "
+                    "topk_method index_share_for_mtp_iteration index_skip_topk_offset index_topk_freq indexer_types"
+                ),
+            },
+        ),
+        ModelFamily(
+            model_type="mimo_v2_flash",
+            implied=frozenset(),
+            silent={"attention_bias": False},
+            window=129,
+            plain=_mimo,
+            unused=(
+                "add_full_attention_sink_bias add_swa_attention_sink_bias attention_chunk_size hybrid_layer_pattern "
+                "layer_types layernorm_epsilon mlp_layer_types moe_layer_freq routed_scaling_factor scoring_func "
+                "swa_head_dim swa_num_attention_heads swa_num_key_value_heads swa_rope_theta swa_v_head_dim topk_method"
+            ),
+            multiples={"g": 2},
+            kinds_of=_mimo_kinds,
+            layers_of=_mimo_layers,
+            **{
+                **_experts(
+                    "moe_intermediate_size",
+                    "n_routed_experts",
+                    8,
+                    i=("intermediate_size", _POINTS["i"], _ODD["i"], _ENDS["i"]),
+                    d=("", (192,), (192,), (192, 192)),  # of which a part of 0.334 is rotated, rounded down
+                    g=("", (4, 6, 8, 12), (), (4, 16)),  # layers with a window have half as many
+                    E=("n_routed_experts", (16, 24, 32, 40), (), (16, 512)),
+                ),
+                "sequence": "Dsssfsssfsssf",
+                "order": "Dssssfsssssfsssssf",
+            },
+        ),
+        ModelFamily(
             fixed={**_GEMMA4_FIXED, "enable_moe_block": False},
             **{**_sizes(**_GEMMA4_SIZES), **_GEMMA4},
         ),
@@ -675,6 +792,20 @@ FAMILIES = {
         ModelFamily(
             model_type="gemma",
             **_whole(**_GEMMA),
+        ),
+        ModelFamily(
+            model_type="starcoder2",
+            fixed={
+                "sliding_window": 2**20,
+                "use_bias": True,
+                "attention_dropout": 0.1,
+                "embedding_dropout": 0.1,
+                "residual_dropout": 0.1,
+            },
+            unused="norm_epsilon",
+            window=4096,
+            activations=_GELU,
+            tied=True,
         ),
         ModelFamily(
             model_type="ministral3",

@@ -104,6 +104,8 @@ def teaching_points(family: ModelFamily, variant: Variant) -> tuple[list[str], l
             values["s"] = [_aligned(variant, length) for length in SHORT]
         elif limit >= min(values["s"]) and not variant.flags.get("sorted_in_place"):
             values["s"] = [length + limit for length in values["s"]]
+        if (chosen := _chosen_from(family, variant)) and chosen >= min(values["s"]):
+            values["s"] = [length + chosen for length in values["s"]]
     draw = random.Random(1)
     base = {symbol: own[0] for symbol, own in values.items()}
     names = [symbol for symbol, own in values.items() if len(own) > 1]
@@ -120,7 +122,7 @@ def chunk_counts(family: ModelFamily, variant: Variant) -> Sequence[int]:
     """In how many chunks the loss is taken where a variant is taught: the most first. 0: its length is one, or any."""
     if not variant.flags.get("in_chunks"):
         return (0 if "length" in variant.flags else variant.flags.get("chunks", 0),)
-    limit = _sorted_up_to(pinned(variant, family.points)) // CHUNK_TOKENS
+    limit = max(_sorted_up_to(pinned(variant, family.points)), _chosen_from(family, variant)) // CHUNK_TOKENS
     if variant.flags.get("sorted_in_place"):
         return sorted({count for count in (limit, 5, 3, 2) if count <= min(limit, 5)}, reverse=True)
     return [max(5, limit + 1), *(count for count in (3, 2) if count > limit)]
@@ -138,7 +140,12 @@ def fewer_chunks(variant: Variant, count: int, points: Sequence[Numbers]) -> lis
 
 
 def _aligned(variant: Variant, length: int) -> int:
-    return up(length, 8) if variant.flags.get("windowed") else length
+    return up(length, 8) if variant.flags.get("aligned") else length
+
+
+def _chosen_from(family: ModelFamily, variant: Variant) -> int:
+    """The longest row all of whose tokens an indexer chooses, where rows of a variant are longer; else 0."""
+    return variant.particular[family.chooses] if variant.flags.get("chosen") else 0
 
 
 def _sorted_up_to(values: Mapping[str, Sequence[int]]) -> int:
@@ -158,7 +165,11 @@ def checking_points(family: ModelFamily, variant: Variant) -> list[Numbers]:
     elif "chunks" in flags and "length" not in flags:
         ends["s"] = tuple(CHUNK_TOKENS * (flags["chunks"] - 1) + rest for rest in (3, CHUNK_TOKENS + 1))
     if len(ends["s"]) > 1:
-        low, high = _aligned(variant, ends["s"][0]), ends["s"][1] // 8 * 8 if flags.get("windowed") else ends["s"][1]
+        low, high = _aligned(variant, ends["s"][0]), ends["s"][1] // 8 * 8 if flags.get("aligned") else ends["s"][1]
+        if chosen := _chosen_from(family, variant):
+            low = max(low, chosen + 3)
+        elif family.chooses:
+            high = min(high, variant.particular[family.chooses])
         if limit := _sorted_up_to(ends):
             beyond = limit + 1
             if flags.get("in_chunks"):  # with so many chunks as are taught, the last one of several tokens
@@ -175,7 +186,7 @@ def checking_points(family: ModelFamily, variant: Variant) -> list[Numbers]:
         if flags.get("in_chunks"):  # a trace takes as long as there are chunks: the largest have many
             shorter = max(min(point["s"], FEW_CHUNKS), low["s"])
             point |= {"b": min(point["b"], 8), "s": _aligned(variant, shorter)}
-        for symbol in {"d", "h", "m", "S", *("s" * bool(flags.get("windowed")))} & {*point}:
+        for symbol in {"d", "h", "m", "S", *("s" * bool(flags.get("aligned")))} & {*point}:
             point[symbol] = up(point[symbol], 8)
     between = [{**between[0], "b": count, "s": length} for count, length in more] + between
     return [family.possible(point) for point in (low, high, *between)]

@@ -26,7 +26,6 @@ METHODS: dict[str, Mapping[str, Any]] = {
 
 ALIKE = ("rope", "sliding")  # of what a model is beside numbers: the family's other models with the same events
 LENGTHS = (512, 1024, 2048, 4096)
-CHUNKED = LENGTHS[:3]  # with a loss in chunks, of families with a record for each number of them
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,6 @@ def variants_of(family: ModelFamily) -> Iterator[Variant]:
     for rows, (called, options), method, length, name in product((1, 2), all_options, METHODS, LENGTHS, models):
         settings = {"method": method, **options, **(METHODS[method] if "loss" in options else {})}
         if rows > 1 and ("e" in family.keys or family.exact_length):
-            continue
-        if family.exact_length and settings.get("loss") == "chunked" and (rows > 1 or length not in CHUNKED):
             continue
         step = {"model": name, "sequence_length": length, "micro_batch": rows, **settings}
         try:

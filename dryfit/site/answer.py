@@ -181,7 +181,7 @@ def _answer(asked: Question, words: list[str], run_options: list[str]) -> dict[s
         "answer": estimated,
         "state": _state(estimated),
         "tight": bool(shown["gpu"]) and shown["fits"] is not True,
-        "verdict": _near_sentence(shown, instead) if instead else _sentence(estimated),
+        "verdict": _near_sentence(shown, instead) if instead and not estimated["verdict"] else _sentence(estimated),
         "step": step_line(estimated["scenario"]),
         "exactness": EXACTNESS,
         "evidence": _evidence(shown),
@@ -240,7 +240,7 @@ def _nearest(asked: Question) -> tuple[Question, list[str]]:
 
 
 def _state(answer: Mapping[str, Any]) -> str:
-    if answer["analytic"] is None:
+    if answer["analytic"] is None and answer["verdict"] is None:
         return "unknown"
     if answer["gpu"] is None:
         return "size"
@@ -248,6 +248,8 @@ def _state(answer: Mapping[str, Any]) -> str:
 
 
 def _sentence(answer: Mapping[str, Any]) -> str:
+    if answer["verdict"]:
+        return f"{answer['sentence']}."
     if answer["analytic"] is None:
         return f"No estimate: {answer['reasons']['analytic']}. The command below traces the step instead."
     analytic, gpu = answer["analytic"], answer["gpu"]

@@ -45,7 +45,7 @@ def test_measured_steps() -> None:
 def test_families() -> None:
     core = page("docs/memory-core.md")
     assert f"{len(FAMILIES)} families of 2025 and 2026 by transformers' own code" in core
-    assert f"the parameters of {len(set(FAMILIES) - UNKNOWN)} of these families, and of the catalogue but" in core
+    assert f"the parameters of {len(set(FAMILIES) - UNKNOWN)} of these families, and of the whole catalogue" in core
     packages = r"(?:[\w-]+(?:, )?)+"
     text = (ROOT / "validation/data/families.md").read_text(encoding="utf-8")
     rows = re.findall(rf"^\| (\w+) \| [\d,]+ \| {packages} \|", text, re.MULTILINE)

@@ -4,11 +4,14 @@ import pytest
 
 from dryfit.analytic.certainty import Needs
 from dryfit.analytic.decoder import NotDescribed
-from dryfit.analytic.estimate import analytic_estimate, estimate
+from dryfit.analytic.estimate import analytic_estimate, estimate, weights_bytes
 from dryfit.analytic.hybrid_weights import _FAMILIES
+from dryfit.analytic.parameters import parameter_count
 from dryfit.analytic.setting import describe
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_json
+from dryfit.derived.step import derived_step
+from dryfit.recorder.variants import METHODS, OPTIONS
 from dryfit.scenario.model import MODELS
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.model import build_model
@@ -66,6 +69,16 @@ def test_a_recorded_step_is_answered_and_names_its_parameters() -> None:
     found = estimate(asked)
     assert found.analytic["recorded_with"] and found.reason is None
     assert found.analytic["parameters"] == describe(asked.model).parameter_counts()
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "qwen3-30b-a3b", "gpt-oss-20b", "nemotron-3-nano-30b-a3b"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_weights_alone_are_never_more_than_a_record_has(name, method) -> None:
+    step = {"model": name, "method": method, "sequence_length": 1024, **OPTIONS["trl"], **METHODS[method]}
+    asked = Scenario.from_mapping(step, {})
+    parts = derived_step(asked).components
+    kept = sum(size for part, size in parts.items() if part.startswith("weights"))
+    assert 0.97 * kept < weights_bytes(asked, parameter_count(asked.model)) <= kept
 
 
 def test_what_is_refused_of_layers_that_differ() -> None:

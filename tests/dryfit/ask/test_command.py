@@ -219,6 +219,30 @@ def test_quick_says_where_it_can_not_decide(gpu, word, status, capsys) -> None:
     assert text.startswith(word) and found == status
 
 
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--gpu", "h100-80gb"], 1),
+        (["--gpu", "b300"], 3),  # which holds the weights
+        (["--gpu", "2xh100-80gb"], 3),
+        (["--gpu", "h100-80gb", "--set", "experts.offload=host"], 3),
+        (["--gpu", "h100-80gb", "--set", "experts.quantized=bitsandbytes"], 3),
+        (["--gpu", "h100-80gb", "--method", "lora", "--set", "objective=reward"], 3),
+    ],
+    ids=str,
+)
+def test_a_step_that_is_not_described_does_not_fit_where_its_weights_alone_do_not(words, status, capsys) -> None:
+    assert main(["deepseek-v4-flash", *words, "--quick", "--json"]) == status
+    out, error = capsys.readouterr()
+    assert "the weights of its 284.33 billion parameters alone take" in (out if status == 1 else error)
+    if status == 1:
+        found = json.loads(out)
+        assert found["analytic"] is None and found["verdict"] == "does_not_fit" and found["headroom_bytes"] < 0
+        assert found["sentence"].startswith("DOES NOT FIT: the weights alone take 132.40 GiB")
+    else:
+        assert error.startswith("NO ANSWER")
+
+
 @pytest.mark.thorough
 def test_the_longest_sequence_is_one_that_fits(model, capsys) -> None:
     status, text = run(capsys, "longest", model, "--gpu", SMALL, "--method", "full", "--json")

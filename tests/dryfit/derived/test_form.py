@@ -37,26 +37,29 @@ def rewritten(tmp_path: Path, **changes: object) -> Path:
     return path
 
 
-def test_a_step_of_the_catalogue_is_answered_with_its_kernels_alone() -> None:
+def test_which_steps_of_the_catalogue_are_answered() -> None:
     (composed,) = composed_step(scenario())[1]
     assert composed.marks[-1][0] == "end"
     with pytest.raises(NoRecord):
         composed_step(scenario(), (7, 5))
     silent = model(sliding_window=4096, max_window_layers=28, torch_dtype="bfloat16", use_cache=False)
     assert StepKey.of(scenario(model=silent)).key() == StepKey.of(scenario()).key()
+    usual = {**BASE, "model": "qwen3-30b-a3b", **OPTIONS["trl"], **METHODS["qlora"]}
+    form_of(Scenario.from_mapping({**usual, "lora": {"rank": 16, "alpha": 32}}, {}))
+    with pytest.raises(NoRecord):
+        form_of(Scenario.from_mapping({**usual, "lora": {"rank": 32, "alpha": 32}}, {}))
 
 
 # Models of the catalogue whose attention has a window, by the tokens from which on TRL's defaults alone answer them.
 WINDOWS = {"phi-3-mini-4k": 2047, "mistral-7b-v0.1": 4096, "gemma-2-2b": 4096, "gemma-2-9b": 4096, "gemma-2-27b": 4096}
 RECORDED = sorted(path.stem for path in data_path("records").glob("*.zip"))
 OF_TRL_ALONE = {  # recorded with TRL's defaults alone
-    *("deepseek_v3", "gemma4_text", "gemma4_text_experts", "glm4_moe_lite", "gpt_oss", "lfm2", "llama4_text"),
-    *("nemotron_h", "phi", "qwen3_5_moe_text", "qwen3_5_text"),
+    *("deepseek_v3", "deepseek_v32", "gemma4_text", "gemma4_text_experts", "glm4_moe_lite", "glm_moe_dsa", "gpt_oss"),
+    *("lfm2", "llama4_text", "mimo_v2_flash", "nemotron_h", "phi", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"),
+    "starcoder2",
 }
 # Families without such a record: Mixtral's default has rows of up to 2,048 tokens.
 LEFT_OUT = {"default": {"exaone4", "mixtral", *OF_TRL_ALONE}, "not_checkpointed": {"exaone4", "olmo3", *OF_TRL_ALONE}}
-# Without records, or not at each length or with each method.
-UNRECORDED = {"nemotron-3-super-120b-a12b", "nemotron-3-ultra-550b-a55b", "qwen3.5-397b-a17b"}
 
 
 def unanswered(called: str, length: int) -> set[str]:
@@ -64,7 +67,7 @@ def unanswered(called: str, length: int) -> set[str]:
     found = set()
     left_out = LEFT_OUT.get(called, ())
     if called == "trl" and length > 2048:
-        left_out = {family for family in RECORDED if FAMILIES[family].exact_length}
+        left_out = {"nemotron_h", "qwen3_5_moe_text", "qwen3_next"}
     families = [family for family in RECORDED if family not in left_out]
     for name in (name for family in families for name in FAMILIES[family].catalogue()):
         for method, of_trl in METHODS.items():
@@ -84,7 +87,7 @@ def unanswered(called: str, length: int) -> set[str]:
 )
 def test_the_usual_steps_of_the_catalogue_are_answered(called, length) -> None:
     windows = {name for name, window in WINDOWS.items() if length >= window and called != "trl"}
-    assert unanswered(called, length) - UNRECORDED == windows
+    assert unanswered(called, length) == windows
 
 
 @pytest.mark.parametrize("changes", [
@@ -158,7 +161,10 @@ def test_a_loss_in_any_number_of_chunks_is_answered(name, rows, length) -> None:
 @pytest.mark.parametrize("length", [264, 1032, 1096, 4096, 16384])
 @pytest.mark.parametrize(
     "name",
-    ["mistral-7b-v0.1", "gemma-2-2b", "gemma-3-4b", "phi-3-mini-4k", "qwen3-30b-a3b", "mixtral-8x7b", "gpt-oss-20b"],
+    [
+        *("mistral-7b-v0.1", "gemma-2-2b", "gemma-3-4b", "phi-3-mini-4k", "qwen3-30b-a3b", "mixtral-8x7b"),
+        *("gpt-oss-20b", "glm-5", "glm-5.2", "deepseek-v3.2", "mimo-v2-flash"),
+    ],
 )
 def test_one_row_of_any_length_is_answered(name, length) -> None:
     positions = language_model_of(name)["max_position_embeddings"]
@@ -172,6 +178,34 @@ def test_one_row_of_any_length_is_answered(name, length) -> None:
 def test_chunks_that_were_not_recorded_are_not_answered(rows, length) -> None:
     with pytest.raises(NoRecord):
         composed_step(of_trl("qwen2.5-7b", length, rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("glm-5", {"index_topk": 1024}),
+        ("glm-5", {"index_topk": None}),
+        ("glm-5", {"length": 1028}),  # attention copies a mask whose rows are no multiple of 8
+        ("glm-5.2", {"indexer_types": ["full"] * 2 + ["shared"] * 76}),  # one of a layer with one MLP
+        ("glm-5.2", {"index_topk_pattern": "FFFS"}),
+        ("deepseek-v3.2", {"n_group": 4}),
+        ("deepseek-v3.2", {"n_routed_experts": 252}),
+        ("mimo-v2-flash", {"v_head_dim": 192}),
+        ("mimo-v2-flash", {"num_key_value_heads": 32}),  # with a window as many keys as queries
+        ("mimo-v2-flash", {"layer_types": ["sliding_attention"] * 48}),
+        ("starcoder2-7b", {"attention_dropout": 0.0}),
+        ("starcoder2-7b", {"residual_dropout": 0.2}),
+    ],
+)
+def test_what_was_not_recorded_of_these_is_not_answered(name, changes) -> None:
+    with pytest.raises(NoRecord):
+        composed_step(of_trl(name, **{"length": 1032, **changes}))
+
+
+@pytest.mark.parametrize("size", [4, 127, 128, None])
+def test_the_window_of_mimo_is_what_its_class_makes_of_a_file(size) -> None:
+    asked = StepKey.of(of_trl("mimo-v2-flash", 128, sliding_window_size=size, sliding_window=128))
+    assert bool(asked.flags.get("windowed")) == (size != 128)
 
 
 @pytest.mark.parametrize("capability", [(8, 6), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1), (7, 5), (7, 0)])
@@ -189,11 +223,6 @@ def test_models_of_one_code_with_experts_and_without_are_two_families(name, fami
 
 
 # An adapter of experts whose scaling is 1: PyTorch leaves its factor out, and so a temporary of the backward pass.
-def test_a_scaling_of_one_on_experts_is_not_answered() -> None:
-    usual = {**BASE, "model": "qwen3-30b-a3b", **OPTIONS["trl"], **METHODS["qlora"]}
-    form_of(Scenario.from_mapping({**usual, "lora": {"rank": 16, "alpha": 32}}, {}))
-    with pytest.raises(NoRecord):
-        form_of(Scenario.from_mapping({**usual, "lora": {"rank": 32, "alpha": 32}}, {}))
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,11 @@ def test_what_is_not_described_is_counted_as_what_comes_nearest_and_says_so() ->
     assert ask(settings={"loop": "manual", "attention_mask": "padding"}, model="mimo-v2-flash")["peak_bytes"] is None
 
 
+def test_weights_that_are_too_large_alone_are_a_verdict() -> None:
+    found = ask(model="deepseek-v4-flash", gpu="h100-80gb")
+    assert found["state"] == "too-large" and found["verdict"].startswith("DOES NOT FIT: the weights alone take 132.40")
+
+
 @pytest.mark.thorough
 def test_hours_come_from_the_command_that_traces_and_what_is_known_without_it_is_told() -> None:
     assert "Fill in the rows of your data" in ask()["hours"]
