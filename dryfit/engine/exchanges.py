@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,9 +19,6 @@ from .components import COLLECTIVES
 from .known_values import Values
 from .model_tensors import those_on_meta
 from .stashes import Stashes
-
-if TYPE_CHECKING:
-    from .tracker import Tracker
 
 _functional, _aten = torch.ops._c10d_functional, torch.ops.aten
 _COPY, _TO_COPY, _SCALAR = _aten.copy_.default, _aten._to_copy.default, _aten._local_scalar_dense.default
@@ -44,7 +41,7 @@ _SENDING = frozenset(
 class Exchanges:
     """The exchanges of one GPU of a group, as its tracker meets them."""
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, tracker: Any) -> None:  # a `Tracker`, whose module imports this one
         self._tracker = tracker
         # What functional collectives have sent, by the storage that arrives, until it is waited for or gone.
         self._sent: dict[int, Any] = {}

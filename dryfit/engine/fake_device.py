@@ -10,12 +10,9 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from .tracker import Tracker
 
 
 class DeviceStream:
@@ -74,7 +71,7 @@ class FakeDevice(types.ModuleType):
         self.gpus, self._streams = gpus, 0
         # What an allocation is for, where the library that allocates says so; None: its tracker finds out.
         self.component: str | None = None
-        self.listener: Tracker | None = None  # the tracker of the running trace
+        self.listener: Any = None  # the `Tracker` of the running trace, whose module imports this one; None: none runs
         self.Stream: Callable[..., DeviceStream] = lambda *_, **__: DeviceStream(self)
         self.Event: Callable[..., FakeEvent] = lambda *_, **__: FakeEvent(self)
         # The stream that models compute on, and the one that is current.
