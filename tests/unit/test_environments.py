@@ -101,10 +101,15 @@ def test_environment_file_repeats_the_pins(path: Path) -> None:
     assert conda == {"python", "pip"}, "what conda installs itself has no pin in pyproject.toml"
 
 
-def test_torch_is_a_range_and_all_else_is_pinned() -> None:
+def test_versions_are_pinned_and_extras_are_there() -> None:
     for name, line in requirements("dev").items():
         operators = sorted(specifier.operator for specifier in Requirement(line).specifier)
         assert operators == (["<", ">="] if name == "torch" else ["=="]), line
+    files = [*(ROOT / "dryfit").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    named = {name for text in texts for name in re.findall(r"dryfit\[(\w+)\]|the extra `(\w+)`", text)}
+    assert {"run", "trl"} < (found := {one or other for one, other in named})
+    assert all(direct_lines(name, is_extra=True) for name in found)
 
 
 def test_every_rule_with_a_script_is_seen() -> None:
@@ -168,11 +173,3 @@ def test_the_snakefile_needs_nothing_beside_snakemake() -> None:
 def test_an_extra_brings_each_optional_package(package: str) -> None:
     name = canonicalize_name(PACKAGES.get(package, package))
     assert name in pins(direct_lines(OPTIONAL[package], is_extra=True)) and name not in requirements()
-
-
-def test_each_extra_that_a_text_names_is_there() -> None:
-    files = [*(ROOT / "dryfit").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
-    texts = [path.read_text(encoding="utf-8") for path in files]
-    named = {name for text in texts for name in re.findall(r"dryfit\[(\w+)\]|the extra `(\w+)`", text)}
-    assert {"run", "trl"} < (found := {one or other for one, other in named})
-    assert all(direct_lines(name, is_extra=True) for name in found)

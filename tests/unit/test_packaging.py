@@ -206,12 +206,9 @@ def test_the_image_of_the_library_copies_what_the_wheel_needs() -> None:
     assert re.search(r'^ENTRYPOINT \["dryfit"\]$', text, re.MULTILINE) and re.search(r"^USER ", text, re.MULTILINE)
 
 
-def test_what_llms_txt_names_is_there() -> None:
+def test_what_is_named_for_others_is_there() -> None:
     text = (ROOT / "llms.txt").read_text(encoding="utf-8")
     assert text.startswith("# ") and "\n> " in text
     assert all((ROOT / link).is_file() for link in re.findall(r"\]\(([^)]+)\)", text))
-
-
-def test_make_puts_the_command_on_the_path() -> None:
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(r'-P -m scripts\.ask "\$\$@"\\n', recipe) and "chmod +x $(BIN)/dryfit" in recipe

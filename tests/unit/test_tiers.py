@@ -29,14 +29,11 @@ def left_out(count: int, skipped: tuple[int, ...] = (), few: tuple[int, ...] = (
     return [number for number, case in enumerate(cases) if case.get_closest_marker(of)]
 
 
-def test_few_cases_are_the_same_ones_each_time_and_run() -> None:
+def test_few_cases_are_the_same_and_the_nights_are_left_out() -> None:
     assert len(left_out(7)) == 5 and left_out(7) == left_out(7)
     assert left_out(2) == [] and left_out(3, skipped=(0,)) == [0]
     assert left_out(7, of="nightly") == [] and left_out(7, few=(2, 0)) == left_out(7) == left_out(7, few=(2, 3))
     assert len(left_out(7, few=(2, 3), of="nightly")) == 2 and left_out(4, few=(2, 3), of="nightly") == []
-
-
-def test_what_the_night_runs_is_left_out_by_both() -> None:
     case = Case(nodeid="test.py::test_it[0]", marks=[pytest.mark.few(2).mark, pytest.mark.nightly.mark])
     tiers.mark([case])
     assert case.get_closest_marker("thorough")

@@ -82,15 +82,11 @@ def test_methods_of_peft_reserve_what_was_measured(identity):
 
 
 @pytest.mark.thorough
-def test_a_loop_under_windows_reserves_what_was_measured():
+def test_what_windows_reserves_and_threads_leave():
     """Its outputs live on, and it has no FlashAttention; with the installed versions."""
     (result,) = measurements.validate([ROWS["canifinetune-00"]])
     assert abs(result["error_percent"]["allocated"]) < 0.1 and abs(result["error_percent"]["reserved"]) < 1
     assert ROWS["canifinetune-04"].scenario.use_cache and ROWS["canifinetune-00"].scenario.holds_outputs
-
-
-@pytest.mark.thorough
-def test_threads_that_load_leave_a_median_and_a_range():
     (result,) = measurements.validate([ROWS["t4-sweep-10"]], orders=3)
     assert result["orders"] == 3
     low, high = result["range_bytes"]["reserved"]

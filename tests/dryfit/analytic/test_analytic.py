@@ -47,11 +47,18 @@ def requested(scenario: Scenario) -> int:
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
-def test_target_model_to_the_parameter() -> None:
+def test_sizes_of_a_model_and_of_its_step() -> None:
     counts = describe(json.loads((MODELS / "qwen2.5-coder-7b.json").read_text())).parameter_counts()
     assert counts["total"] == 7_615_616_512
     assert counts["linear"] == 6_525_288_448
     assert counts["embeddings"] == counts["output_head"] == 152_064 * 3_584
+    step = make(sequence_length=1030)
+    symbols = Setting(describe(step.model), step, (8, 0)).symbols()
+    assert [symbols[name] for name in ("s", "s8", "s32", "s128")] == [1030, 1032, 1056, 1152]
+    # So that nobody has to think of the closed form to be answered rightly by it.
+    new = Field("fused", "", words=(True, False), default=False)
+    assert new.in_closed_form(False) and not new.in_closed_form(True)
+    assert all(field.in_closed_form(field.default) for field in SCENARIO_FIELDS if not field.parts)
 
 
 VARIATIONS = {"defaults": {"num_hidden_layers": 1},
@@ -135,16 +142,17 @@ def test_a_setting_that_is_not_described_is_named(field) -> None:
         analytic_estimate(make(**fields))
 
 
-def test_on_windows_grouped_keys_take_the_formula() -> None:
+def test_what_windows_masks_and_segments_cost() -> None:
     plain, windows = (peak(make(platform=platform, sequence_length=2048)) for platform in ("linux", "windows"))
     assert windows > plain
-
-
-def test_a_new_field_with_words_is_described_at_its_default_alone() -> None:
-    """So that nobody has to think of the closed form to be answered rightly by it."""
-    new = Field("fused", "", words=(True, False), default=False)
-    assert new.in_closed_form(False) and not new.in_closed_form(True)
-    assert all(field.in_closed_form(field.default) for field in SCENARIO_FIELDS if not field.parts)
+    lora = {"rank": 8, "target_modules": "all-linear"}
+    without = peak(make(lora=lora, gradient_checkpointing=False))
+    assert peak(make(lora={**lora, "dropout": 0.1}, gradient_checkpointing=False)) > without
+    step = make(sequence_length=1000)
+    grown = step.changed(allocator={"expandable_segments": True})
+    assert peak(grown) < peak(step)
+    rough = analytic_estimate(grown, blocks=False)["peak_allocated_bytes"]
+    assert rough == pytest.approx(peak(grown), rel=0.01)
 
 
 @pytest.mark.parametrize("names", [["q_proj", "lm_head"], ["model.embed_tokens"]])
@@ -152,12 +160,6 @@ def test_adapters_outside_of_the_layers_are_not_described(names) -> None:
     """They were counted as nothing once: the trace of a 7B model with rank 512 has 15 % more."""
     with pytest.raises(NotDescribed, match=names[-1].rsplit(".", 1)[-1]):
         analytic_estimate(Scenario.from_mapping({"model": "qwen2.5-coder-7b", "lora": {"target_modules": names}}))
-
-
-def test_lengths_are_rounded_up_as_kernels_do() -> None:
-    step = make(sequence_length=1030)
-    symbols = Setting(describe(step.model), step, (8, 0)).symbols()
-    assert [symbols[name] for name in ("s", "s8", "s32", "s128")] == [1030, 1032, 1056, 1152]
 
 
 @pytest.mark.thorough
@@ -224,12 +226,6 @@ def test_accumulation_keeps_gradients_through_the_forward_pass() -> None:
     once, often = (analytic_estimate(make(method="full", gradient_accumulation=n), blocks=False) for n in (1, 4))
     weights = once["parameters"]["total"] * 2
     assert often["phases"]["forward"] - once["phases"]["forward"] == pytest.approx(weights, rel=0.05)
-
-
-def test_adapter_dropout_keeps_a_mask() -> None:
-    lora = {"rank": 8, "target_modules": "all-linear"}
-    without = peak(make(lora=lora, gradient_checkpointing=False))
-    assert peak(make(lora={**lora, "dropout": 0.1}, gradient_checkpointing=False)) > without
 
 
 # --- against the trace ------------------------------------------------------------------------------------------------
@@ -305,14 +301,6 @@ def test_trace_within_three_per_cent(kind, fields) -> None:
 
     scenario = make(kind, **fields)
     assert peak(scenario) == pytest.approx(trace(scenario, timeline=False)["peak_allocated_bytes"], rel=0.03)
-
-
-def test_expandable_segments_leave_no_rests_in_blocks() -> None:
-    step = make(sequence_length=1000)
-    grown = step.changed(allocator={"expandable_segments": True})
-    assert peak(grown) < peak(step)
-    rough = analytic_estimate(grown, blocks=False)["peak_allocated_bytes"]
-    assert rough == pytest.approx(peak(grown), rel=0.01)
 
 
 @pytest.mark.thorough

@@ -160,15 +160,12 @@ def test_variations_differ_in_tensors_that_live_briefly() -> None:
     assert list(variations(events)) == [first, *others]
 
 
-def test_autocast_over_weights_of_another_16_bit_dtype_is_not_described() -> None:
+def test_autocast_and_windows_are_described_or_refused() -> None:
     """Each product casts both operands there; the form, which counts widths, saw none of the copies."""
     with pytest.raises(NotDescribed, match="autocast to bf16 over weights in fp16"):
         analytic_estimate(scenario(method="lora", precision="fp16", autocast="bf16"))
     analytic_estimate(scenario(method="lora", precision="fp32", autocast="bf16"))
-
-
-def test_a_window_of_null_is_none() -> None:
-    """Mistral's class has a window of 4,096; its newer models say null, and attention looks back over everything."""
+    # Mistral's class has a window of 4,096; its newer models say null, and attention looks back over everything.
     mistral = {**LLAMA, "model_type": "mistral"}
     far = {"sequence_length": 4200, "micro_batch": 1, "precision": "fp32"}
     whole = analytic_estimate(scenario(model={**mistral, "sliding_window": None}, **far))["peak_allocated_bytes"]

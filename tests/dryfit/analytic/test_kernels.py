@@ -22,11 +22,8 @@ def test_where_kernels_are_the_same_estimates_are(fields) -> None:
     assert len(by_kernels) > 1
 
 
-def test_cards_that_differ_run_other_kernels() -> None:
+def test_cards_that_differ_run_other_kernels_and_what_is_not_described_says_so() -> None:
     scenario = Scenario.from_mapping({"model": "mistral-7b-v0.1", "precision": "fp16"})
     assert len({kernels_of(scenario, gpu.capability) for gpu in catalogue().values()}) > 2
-
-
-def test_what_is_not_described_says_so() -> None:
     with pytest.raises(NotDescribed, match="bloom"):
         kernels_of(Scenario.from_mapping({"model": {"model_type": "bloom", "hidden_size": 64}}), None)

@@ -42,7 +42,7 @@ def test_the_estimate_is_near_the_trace(fields) -> None:
     assert all(found["phases"][phase] == pytest.approx(traced["phases"][phase], rel=0.06) for phase in phases)
 
 
-def test_a_tied_embedding_brings_no_layer_in_again() -> None:
+def test_embeddings_of_a_divided_model() -> None:
     """Its gradients wait for each other when all layers are done: the peak, with one buffer on its way and not two."""
     model = {**WIDE, "tie_word_embeddings": True, "vocab_size": 32768}
     step = make(method="full", precision="fp32", parallel={**FSDP2, "gpus": 4}, model=model, micro_batch=1)
@@ -52,9 +52,6 @@ def test_a_tied_embedding_brings_no_layer_in_again() -> None:
         traced["components"]["collective_buffers"], rel=0.001
     )
     assert found["peak_allocated_bytes"] == pytest.approx(traced["peak_allocated_bytes"], rel=0.02)
-
-
-def test_an_embedding_of_its_own_is_gathered_when_the_output_head_is_gone() -> None:
     model = {**WIDE, "vocab_size": 32768}
     step = make(method="full", parallel={**FSDP2, "gpus": 8}, model=model, micro_batch=1, sequence_length=32)
     found, traced = analytic_estimate(step), trace(step, timeline=False)

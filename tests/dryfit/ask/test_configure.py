@@ -37,8 +37,11 @@ def read_back(text: str, tool: str, folder: Path, gpu: str) -> Scenario:
     return question([path], QuestionOptions(gpu=gpu)).scenario
 
 
-def test_the_tools_of_the_command_are_those_that_have_a_writer() -> None:
+def test_tools_have_a_writer_and_a_model_without_a_builder_gets_another() -> None:
     assert tuple(writers()) == FILES
+    with pytest.raises(UserError, match="no builder for this model") as error:
+        main(["config", "smollm2-135m", "--gpu", "4090", "--for", "torchtune"])
+    assert error.value.write.endswith("--for axolotl")
 
 
 @pytest.mark.few(1, 1)
@@ -161,12 +164,6 @@ def test_what_is_set_is_kept_or_the_next_best_is_said(model: str, capsys) -> Non
     text = json.loads(capsys.readouterr().out)["text"]
     assert "torchtune's file can't say attention=flash here; chosen from its own way" in text
     assert "can't say optimizer=lion_8bit here; chosen from adamw_fused, adamw_8bit" in text
-
-
-def test_a_model_without_a_builder_of_torchtunes_gets_another_tool() -> None:
-    with pytest.raises(UserError, match="no builder for this model") as error:
-        main(["config", "smollm2-135m", "--gpu", "4090", "--for", "torchtune"])
-    assert error.value.write.endswith("--for axolotl")
 
 
 def test_without_a_trace_the_estimate_ranks_and_the_file_says_so(model: str, capsys) -> None:

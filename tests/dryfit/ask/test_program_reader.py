@@ -166,11 +166,16 @@ def test_a_step_that_can_not_be_followed_has_no_answer(program, says, tmp_path: 
     assert says in str(caught.value)
 
 
-def test_what_is_open_is_answered_with_an_option(tmp_path: Path) -> None:
+def test_what_is_open_is_answered_with_an_option_and_other_trainings_are_named(tmp_path: Path) -> None:
     program = LOAD.replace("=2048", "=longest()") + TRAINER.replace("size=2", "size=rows()") + TRAIN
     said(book(tmp_path, program, sequence_length=128, micro_batch=3), sequence_length=128, micro_batch=3)
     images = "trainer = SFTTrainer(model, data_collator=UnslothVisionDataCollator(model, tokenizer))\n"
     said(book(tmp_path, LOAD + images + TRAIN, settings=["images=null"]), images=None, sequence_length=2048)
+    found = book(tmp_path, LOAD, ADAPT, TRAINER, TRAIN, GRPO.replace(LOAD + ADAPT, ""), more="")
+    assert found.reading.fields["micro_batch"] == 4
+    assert any(
+        "trains several times (SFTTrainer" in note and "about GRPOTrainer" in note for note in found.reading.notes
+    )
 
 
 @pytest.mark.parametrize(("program", "key", "errs"), [
@@ -189,22 +194,11 @@ def test_what_is_left_out_is_said(program, key, errs, tmp_path: Path) -> None:
     assert {remark.key: remark.errs for remark in found.reading.remarks}.get(key) == errs
 
 
-def test_of_several_trainings_the_one_that_generates_is_answered_and_the_others_named(tmp_path: Path) -> None:
-    found = book(tmp_path, LOAD, ADAPT, TRAINER, TRAIN, GRPO.replace(LOAD + ADAPT, ""), more="")
-    assert found.reading.fields["micro_batch"] == 4
-    assert any(
-        "trains several times (SFTTrainer" in note and "about GRPOTrainer" in note for note in found.reading.notes
-    )
-
-
-def test_a_broken_cell_after_the_training_is_not_reached(tmp_path: Path) -> None:
+def test_cells_keep_their_places_and_those_after_the_training_are_not_reached(tmp_path: Path) -> None:
     said(book(tmp_path, *WHOLE, "def broken(:"), method="qlora")
     with pytest.raises(UserError, match="not Python") as caught:
         book(tmp_path, LOAD, "def broken(:", *WHOLE[1:])
     assert "cell 2 of code, line 1" in str(caught.value.where)
-
-
-def test_lines_of_a_cell_keep_their_places(tmp_path: Path) -> None:
     path = tmp_path / "x.ipynb"
     cell = ["if x:\n", "    !pip install \\\n", "        y\n", "z = 1"]
     path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": cell}]}))

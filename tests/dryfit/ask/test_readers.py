@@ -70,14 +70,11 @@ def test_what_is_understood_names_fields_of_the_scenario(path: Path) -> None:
             assert name.partition(".")[0] in {*BY_NAME, *later}, f"{key}: {sets}"
 
 
-def test_each_key_is_one_of_four() -> None:
+def test_each_key_is_one_of_four_and_code_asks_only_for_what_is_understood() -> None:
     table = keys("axolotl")
     kinds = {key: table.kind(key)
              for key in ("sequence_len", "tiled_mlp", "wandb_project", "dsv4_bf16_all", "sequence_length")}  # fmt: skip
     assert list(kinds.values()) == ["understood", "not described", "harmless", "not described", "unknown"]
-
-
-def test_a_readers_code_asks_only_for_what_its_table_calls_understood() -> None:
     get, _ = readers.reading.begin(AXOLOTL, keys("axolotl"), Path("x"))
     with pytest.raises(LookupError, match="wandb_project"):
         get("wandb_project")
@@ -604,11 +601,15 @@ def test_what_is_left_open_counts_by_its_bytes(content, fields, what, low, trace
     assert low is not None or what not in told(found)
 
 
-def test_gradients_that_go_at_once_are_known_in_bytes(tmp_path: Path) -> None:
+def test_gradients_that_go_and_columns_that_stay_are_known_in_bytes(tmp_path: Path) -> None:
     assert keys("torchtune").remark("optimizer_in_bwd")[2] == "gradients"
     found = asked(tmp_path, FACTORY | {"optim": "apollo_adamw_layerwise"})
     (gone,) = [one for one in omissions(found.readings, found.scenario, {"trace": TRACED}) if one.too_high_bytes == 7]
     assert gone.what == "optim"
+    found = asked(tmp_path, FACTORY | {"quantization_bit": 8, "per_device_train_batch_size": 1})
+    (kept,) = omissions([], found.scenario, {})
+    assert kept.too_low_bytes == 16 * (5 * 2048 + 2048 + 8192) * 2048 * 2 // 100
+    assert list(omissions([], asked(tmp_path, FACTORY).scenario, {})) == []
 
 
 @pytest.mark.parametrize(("more", "decides"), [
@@ -622,13 +623,6 @@ def test_nothing_fits_beside_images_that_the_answer_leaves_out(tmp_path, more: d
     for model, expected in (("Qwen/Qwen2.5-VL-7B-Instruct", decides), ("Qwen/Qwen2.5-7B-Instruct", [])):
         found = asked(tmp_path, FACTORY | {"model_name_or_path": model, "finetuning_type": "lora"} | more)
         assert [one.what for one in omissions(found.readings, found.scenario, {}) if one.decides] == expected
-
-
-def test_columns_that_int8_keeps_count(tmp_path: Path) -> None:
-    found = asked(tmp_path, FACTORY | {"quantization_bit": 8, "per_device_train_batch_size": 1})
-    (kept,) = omissions([], found.scenario, {})
-    assert kept.too_low_bytes == 16 * (5 * 2048 + 2048 + 8192) * 2048 * 2 // 100
-    assert list(omissions([], asked(tmp_path, FACTORY).scenario, {})) == []
 
 
 def test_a_model_made_of_a_configuration_is_named_by_it(tmp_path: Path) -> None:

@@ -110,10 +110,19 @@ def test_another_aim_takes_that_trainers_loss_and_answers_to_a_prompt_are_a_micr
         parse_request({**step, "objective": "grpo", "gradient_accumulation": 4})
 
 
-def test_peft_prepares_and_trl_computes_the_loss_in_chunks() -> None:
+def test_what_tools_set_and_what_a_line_says_of_them() -> None:
     peft, of_trl = (parse_request({**STEP, "like": tool}).scenario for tool in ("peft", "trl"))
     assert (peft.kbit_preparation, peft.autocast, peft.adapter_precision, peft.loss) == ("peft", "bf16", "fp32", "full")
     assert (of_trl.loss, of_trl.adapter_precision, of_trl.precision) == ("chunked", "bf16", "fp32")
+    tools = _tools(trl=(2**30, None, None), peft=(2**31, None, None), axolotl=(None, None, None))
+    line = "With each tool's defaults, estimated: TRL 1.00, PEFT 2.00 GiB at the peak (--like peft)"
+    assert list(tool_lines({"tools": tools}, "--like ")) == [line]
+    assert list(tool_lines({"tools": _tools(trl=(None, None, None))}, "like: ")) == []
+    request = parse_request({"model": "qwen2.5-coder-7b", "gpu": "rtx-4080", "sequence_length": 2048, "like": "trl"})
+    rows = {row["tool"]: row for row in by_tool(replace(request, like_is_default=True), verdict="fits")}
+    assert [rows[tool]["verdict"] for tool in ("trl", "axolotl")] == ["fits", "does_not_fit"]
+    assert (rows["trl"]["decides"], rows["axolotl"]["decides"]) == (None, "no checkpointing")
+    assert by_tool(request) == []  # the asker chose the tool
 
 
 @pytest.mark.parametrize("own", [
@@ -169,13 +178,6 @@ def _tools(**peaks: Any) -> list[dict[str, Any]]:
             for tool, (peak, word, why) in peaks.items()]  # fmt: skip
 
 
-def test_a_line_names_what_each_tool_takes() -> None:
-    tools = _tools(trl=(2**30, None, None), peft=(2**31, None, None), axolotl=(None, None, None))
-    line = "With each tool's defaults, estimated: TRL 1.00, PEFT 2.00 GiB at the peak (--like peft)"
-    assert list(tool_lines({"tools": tools}, "--like ")) == [line]
-    assert list(tool_lines({"tools": _tools(trl=(None, None, None))}, "like: ")) == []
-
-
 @pytest.mark.parametrize(("verdict", "trl", "axolotl", "end"), [
     ("fits", "fits", "fits", ""),
     ("fits", "fits", "does_not_fit", "; so with TRL's defaults, but not with axolotl's (20.50 GiB: no checkpointing)"),
@@ -188,11 +190,3 @@ def test_a_line_names_what_each_tool_takes() -> None:
 def test_the_first_line_says_where_tools_differ(verdict: str, trl: str, axolotl: str, end: str) -> None:
     tools = _tools(trl=(10 * 2**30, trl, None), axolotl=(int(20.5 * 2**30), axolotl, "no checkpointing"))
     assert other_verdicts({"verdict": verdict, "tools": tools, "like": {"tool": "trl"}}) == end
-
-
-def test_what_decides_between_tools_is_found() -> None:
-    request = parse_request({"model": "qwen2.5-coder-7b", "gpu": "rtx-4080", "sequence_length": 2048, "like": "trl"})
-    rows = {row["tool"]: row for row in by_tool(replace(request, like_is_default=True), verdict="fits")}
-    assert [rows[tool]["verdict"] for tool in ("trl", "axolotl")] == ["fits", "does_not_fit"]
-    assert (rows["trl"]["decides"], rows["axolotl"]["decides"]) == (None, "no checkpointing")
-    assert by_tool(request) == []  # the asker chose the tool

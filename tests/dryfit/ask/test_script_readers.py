@@ -119,17 +119,18 @@ def test_a_supervised_command_of_ms_swift(more: str, fields: dict, tmp_path: Pat
     assert told(found).get("tuner_backend") == ("too high" if "unsloth" in more else None)
 
 
-def test_rows_that_ms_swift_divides_without_deepspeed(tmp_path: Path) -> None:
+def test_what_a_command_of_ms_swift_divides_and_leaves_frozen(tmp_path: Path) -> None:
     line = f"NPROC_PER_NODE=4 swift sft --model {MODEL} --max_length 2046 --sequence_parallel_size 4"
     found = asked(tmp_path, line, name="x.sh", gpu="80GiB")
     said(found, sequence_length=512, parallel={"strategy": "ddp", "gpus": 4, "ulysses": 1})
     assert "4 GPUs share a row of 2,046 tokens" in found.reading.notes[-1] and not found.reading.remarks
-
-
-def test_layers_that_lisa_leaves_frozen_are_bounded(tmp_path: Path) -> None:
     line = f"swift sft --model {MODEL} --max_length 512 --tuner_type full --lisa_activated_layers 2"
     (lisa,) = asked(tmp_path, line, name="x.sh").reading.remarks
     assert (lisa.key, lisa.errs, lisa.bound) == ("lisa_activated_layers", "too high", "frozen")
+    line = f"swift sft --model {MODEL} --max_length 512 --tuner_type full --use_galore true"
+    for more, spared in (("", None), (" --galore_optim_per_parameter true", 7)):
+        gone = left_out(asked(tmp_path, line + more, name="run.sh", gpu="80GiB")).get("galore_optim_per_parameter")
+        assert (gone and gone.too_high_bytes) == spared
 
 
 def test_names_of_ms_swift_before_version_3_are_read(tmp_path: Path) -> None:
@@ -238,13 +239,6 @@ def test_ms_swift_cuts_rows_at_the_models_length_where_nobody_says(more: str, ti
     said(found, sequence_length=2048)
     longer = left_out(found).get("max_length")
     assert (longer and (longer.too_low_bytes, longer.too_high_bytes)) == (times and (times * 3 * GIB, 0))
-
-
-def test_galore_per_parameter_keeps_no_gradients_in_ms_swift(tmp_path: Path) -> None:
-    line = f"swift sft --model {MODEL} --max_length 512 --tuner_type full --use_galore true"
-    for more, spared in (("", None), (" --galore_optim_per_parameter true", 7)):
-        gone = left_out(asked(tmp_path, line + more, name="run.sh", gpu="80GiB")).get("galore_optim_per_parameter")
-        assert (gone and gone.too_high_bytes) == spared
 
 
 OPENRLHF = f"""ray job submit --address=http://127.0.0.1:8265 -- python3 -m openrlhf.cli.train_ppo_ray \\

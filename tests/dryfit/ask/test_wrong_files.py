@@ -47,22 +47,19 @@ def test_a_wrong_value_in_a_tools_file_names_its_key(more, where, write, tmp_pat
     assert str(error.where) == f"{tmp_path / 'train.yaml'}: {where}" and error.write == write
 
 
-def test_a_deepspeed_file_of_text_is_refused(tmp_path) -> None:
+def test_a_deepspeed_file_of_text_and_a_model_of_llama_factory(tmp_path) -> None:
     (tmp_path / "ds.json").write_text("just text", encoding="utf-8")
     with pytest.raises(UserError, match="takes keys below it"):
         asked(tmp_path, AXOLOTL | {"deepspeed": "ds.json"})
+    with pytest.raises(UserError) as caught:
+        asked(tmp_path, {"model_name_or_path": "smolm2-135m", "stage": "sft", "finetuning_type": "lora"})
+    assert caught.value.write == "model_name_or_path: smollm2-135m"
 
 
 def test_what_the_advice_says_to_write_is_read(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(VISION), encoding="utf-8")
     found = asked(tmp_path, AXOLOTL | {"base_model": "config.json"})
     assert found.scenario.size("hidden_size") == 256
-
-
-def test_the_model_of_llama_factory_is_advised_under_its_own_key(tmp_path) -> None:
-    with pytest.raises(UserError) as caught:
-        asked(tmp_path, {"model_name_or_path": "smolm2-135m", "stage": "sft", "finetuning_type": "lora"})
-    assert caught.value.write == "model_name_or_path: smollm2-135m"
 
 
 @pytest.mark.thorough

@@ -111,7 +111,7 @@ def test_a_device_is_what_it_says_with_the_catalogues_context() -> None:
     assert unknown.name == "NVIDIA Something" and "assumed" in unknown.context_source
 
 
-def test_what_others_hold_of_a_gpu_is_not_usable() -> None:
+def test_what_others_hold_of_a_gpu_decides() -> None:
     """Another process holds 20 of 24 GB."""
     free = 4 * GIB
     held = from_device("NVIDIA GeForce RTX 4090", 24 * GIB, (8, 9), free, ("python (process 42) (19.50 GiB)",))
@@ -121,16 +121,7 @@ def test_what_others_hold_of_a_gpu_is_not_usable() -> None:
     alone = from_device("NVIDIA GeForce RTX 4090", 24 * GIB, (8, 9), 24 * GIB - 300 * MIB, ())
     assert (alone.held_bytes, alone.context_bytes, alone.holders) == (0, 300 * MIB, ())
     assert "held" not in alone.capacity_line
-
-
-def rtx_3090(held_gib: float = 0, *by: str):
-    """A GPU of 24 GB as torch describes it, with what others hold of it."""
-    free = 24 * GIB - find("rtx-3090").context_bytes - int(held_gib * GIB)
-    return from_device("NVIDIA GeForce RTX 3090", 24 * GIB, (8, 6), free, by)
-
-
-def test_of_several_gpus_the_one_with_the_least_room_decides() -> None:
-    """The first is free; another process holds 20 of the second's 24 GB."""
+    # The first is free; another process holds 20 of the second's 24 GB.
     least = least_free(
         [rtx_3090(), rtx_3090(20, "python (process 42)"), rtx_3090(1, "Xorg (process 7)")], lambda gpu: 0
     )
@@ -140,6 +131,12 @@ def test_of_several_gpus_the_one_with_the_least_room_decides() -> None:
             and "of 3 GPUs it has the least" in least.capacity_line)  # fmt: skip
     assert "Xorg" not in least.capacity_line and "kinds" not in least.capacity_line
     assert least.to_mapping()["others"][1]["label"] == "GPU 2 (NVIDIA GeForce RTX 3090)"
+
+
+def rtx_3090(held_gib: float = 0, *by: str):
+    """A GPU of 24 GB as torch describes it, with what others hold of it."""
+    free = 24 * GIB - find("rtx-3090").context_bytes - int(held_gib * GIB)
+    return from_device("NVIDIA GeForce RTX 3090", 24 * GIB, (8, 6), free, by)
 
 
 def test_kinds_of_gpus_that_differ_are_judged_each_by_its_own_step_and_said() -> None:
@@ -169,7 +166,7 @@ def test_who_holds_it_is_what_nvidia_smi_says(tmp_path, monkeypatch) -> None:
     assert processes_on("aa", own=7) == ()
 
 
-def test_several_of_a_kind_are_that_gpu_with_a_count() -> None:
+def test_several_of_a_kind_are_that_gpu_with_a_count_and_several_kinds_are_listed() -> None:
     two = find({"name": "rtx-3090", "count": 2})
     assert (two.count, two.usable_bytes, two.name) == (2, find("rtx-3090").usable_bytes, "rtx-3090")
     assert two.to_mapping()["count"] == 2 and find("rtx-3090").count == 1
@@ -177,6 +174,8 @@ def test_several_of_a_kind_are_that_gpu_with_a_count() -> None:
     assert find({"name": "rtx3090", "count": 2}) == two
     with pytest.raises(UserError, match=r"gpu\.count"):
         find({"name": "rtx-3090", "count": 0}, "memory.gate.gpu")
+    with pytest.raises(UserError, match="may mean 3 GPUs"):
+        find("Ryzen AI Max+ 395")
 
 
 @pytest.mark.parametrize(("capability", "mib"), [(None, 512), (7.5, 320), (8.0, 512), (8.6, 512), (9.0, 512)])
@@ -189,7 +188,7 @@ def test_a_context_that_nobody_measured_is_assumed_by_the_compute_capability(cap
     assert from_device("NVIDIA Something", 10**10, (major, minor)).context_bytes == mib * MIB
 
 
-def test_a_size_was_asked_about_or_needs_no_asking() -> None:
+def test_a_size_was_asked_about_or_is_that_of_a_card_with_the_same_kernels() -> None:
     card = find({"vram_gib": 1})
     usable = card.usable_bytes
     trace = {"reserved_range_bytes": [1, usable + 1], "resident_bytes": usable, "asked_bytes": [5]}
@@ -197,9 +196,6 @@ def test_a_size_was_asked_about_or_needs_no_asking() -> None:
     assert was_asked({**trace, "asked_bytes": [5, usable]}, card)
     assert was_asked({**trace, "reserved_range_bytes": [1, usable]}, card)  # it never runs short
     assert was_asked({**trace, "resident_bytes": usable + 1}, card)
-
-
-def test_the_sizes_of_cards_with_the_same_kernels_are_asked_about() -> None:
     assert find("rtx-4090").usable_bytes in usable_sizes((8, 9))
     assert find("rtx-4090").usable_bytes not in usable_sizes((8, 0))
     assert usable_sizes(None) == usable_sizes((8, 0)) and find("a100-80gb").usable_bytes in usable_sizes(None)
@@ -231,11 +227,6 @@ def test_a_mac_without_its_memory_is_asked_for_it_and_is_no_cuda_card(written) -
     with pytest.raises(UserError) as caught:
         find(written, "--gpu")
     assert "apple-64gb" in caught.value.allowed and caught.value.write.startswith("gpu: apple-")
-
-
-def test_a_name_of_a_few_cards_lists_them_all() -> None:
-    with pytest.raises(UserError, match="may mean 3 GPUs"):
-        find("Ryzen AI Max+ 395")
 
 
 def test_of_unified_memory_the_system_keeps_a_part() -> None:

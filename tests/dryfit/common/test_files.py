@@ -92,14 +92,11 @@ def test_scratch_goes_and_so_does_what_killed_processes_left(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_equal_values_are_equal_bytes(tmp_path):
+def test_equal_values_are_equal_bytes_and_what_nobody_reads_has_no_blanks(tmp_path):
     write_json(tmp_path / "a.json", {"b": 1, "a": [1.5, None, "ä"]})
     write_json(tmp_path / "b.json", {"a": [1.5, None, "ä"], "b": 1})
     assert sha256_file(tmp_path / "a.json") == sha256_file(tmp_path / "b.json")
     assert read_json(tmp_path / "a.json") == {"a": [1.5, None, "ä"], "b": 1}
-
-
-def test_what_nobody_reads_is_written_without_blanks(tmp_path):
     write_report(tmp_path / "report.json", {"b": [1, 2], "a": "x"}, indent=None)
     assert (tmp_path / "report.json").read_text().startswith('{"a":"x","b":[1,2],"sha256":{')
     assert read_report(tmp_path / "report.json")["b"] == [1, 2]

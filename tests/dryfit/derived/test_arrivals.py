@@ -19,11 +19,13 @@ MERGED = [
 REST = [(10, 6), (11, 7), (-11, 0), (-9, 0)]
 
 
-def test_one_thread_merges_experts_in_their_place() -> None:
+def test_the_order_of_arrivals_is_that_of_one_thread() -> None:
     composed = arrived(WHOLE, {2: 2}, experts=2, workers=1, seed=0)
     assert composed.events == [(1, 90), (-1, 0), (2, 10), *MERGED, *REST]
     assert composed.marks == [("forward", 0, 17)]
     assert [composed.about[identity - 1] for identity in (2, 9, 10, 11)] == WHOLE.about[1:]
+    with pytest.raises(UnknownOrder):
+        arrived(WHOLE, {0: 0, **GATE_AND_UP}, experts=2, workers=4, seed=0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -36,8 +38,3 @@ def test_several_threads_leave_the_same_tensors(seed) -> None:
         held.pop(-identity, None)
     assert sorted(held.values()) == [6, 10, 80]
     assert len(composed.events) - begin == 3
-
-
-def test_what_lies_between_arrivals_of_several_threads_is_no_known_order() -> None:
-    with pytest.raises(UnknownOrder):
-        arrived(WHOLE, {0: 0, **GATE_AND_UP}, experts=2, workers=4, seed=0)

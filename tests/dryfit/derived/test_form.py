@@ -37,13 +37,17 @@ def rewritten(tmp_path: Path, **changes: object) -> Path:
     return path
 
 
-def test_a_step_of_the_catalogue_is_answered_with_its_kernels_alone() -> None:
+def test_which_steps_of_the_catalogue_are_answered() -> None:
     (composed,) = composed_step(scenario())[1]
     assert composed.marks[-1][0] == "end"
     with pytest.raises(NoRecord):
         composed_step(scenario(), (7, 5))
     silent = model(sliding_window=4096, max_window_layers=28, torch_dtype="bfloat16", use_cache=False)
     assert StepKey.of(scenario(model=silent)).key() == StepKey.of(scenario()).key()
+    usual = {**BASE, "model": "qwen3-30b-a3b", **OPTIONS["trl"], **METHODS["qlora"]}
+    form_of(Scenario.from_mapping({**usual, "lora": {"rank": 16, "alpha": 32}}, {}))
+    with pytest.raises(NoRecord):
+        form_of(Scenario.from_mapping({**usual, "lora": {"rank": 32, "alpha": 32}}, {}))
 
 
 # Models of the catalogue whose attention has a window, by the tokens from which on TRL's defaults alone answer them.
@@ -219,11 +223,6 @@ def test_models_of_one_code_with_experts_and_without_are_two_families(name, fami
 
 
 # An adapter of experts whose scaling is 1: PyTorch leaves its factor out, and so a temporary of the backward pass.
-def test_a_scaling_of_one_on_experts_is_not_answered() -> None:
-    usual = {**BASE, "model": "qwen3-30b-a3b", **OPTIONS["trl"], **METHODS["qlora"]}
-    form_of(Scenario.from_mapping({**usual, "lora": {"rank": 16, "alpha": 32}}, {}))
-    with pytest.raises(NoRecord):
-        form_of(Scenario.from_mapping({**usual, "lora": {"rank": 32, "alpha": 32}}, {}))
 
 
 @pytest.mark.parametrize(

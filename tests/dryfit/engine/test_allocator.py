@@ -151,12 +151,9 @@ def test_required_at_its_edge(size, required):
         replay([(1, size)], capacity_bytes=(required - 2) * MIB)
 
 
-def test_required_takes_what_is_known_of_a_run_with_plenty():
+def test_a_trail_and_what_is_known_of_a_run_with_plenty():
     events = random_events(300, 11)
     assert required_bytes(events) == capacities(list(events)).required_bytes
-
-
-def test_a_trail_has_the_blocks_in_use_before_each_event():
     trail: list[int] = []
     replay([(1, 512), (2, 1024), (-1, 0), (3, 1)], [("second", 1)], trail=trail)
     assert trail == [0, 512, 1536, 1024]

@@ -276,12 +276,17 @@ def test_values_that_nobody_knows_any_more_are_not_used():
         trace_step(model, None, lambda ids: ids.nonzero(), torch.arange(LIMIT + 1))
 
 
-def test_the_users_batch_is_not_written_into():
+def test_the_users_batch_is_not_written_into_and_a_foreign_parameter_is_named():
     with torch.device("meta"):
         model = nn.Linear(4, 4)
     ids = torch.arange(8)
     trace_step(model, None, lambda batch: batch.add_(1).sum().item(), ids)
     assert ids.tolist() == list(range(8))
+    with torch.device("meta"):
+        model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(nn.Linear(4, 4).parameters())
+    with pytest.raises(TraceError, match="A parameter of the optimizer lies on the device cpu"):
+        trace_step(model, optimizer, lambda: None)
 
 
 def test_a_library_can_be_answered():
@@ -339,14 +344,6 @@ def test_offloaded_activations_are_traced_to_the_byte():
 def test_a_wrong_option_is_named(options):
     with pytest.raises(TraceError, match=next(iter(options))):
         Options(**options)
-
-
-def test_an_optimizer_over_another_models_parameters_is_named():
-    with torch.device("meta"):
-        model = nn.Linear(4, 4)
-    optimizer = torch.optim.SGD(nn.Linear(4, 4).parameters())
-    with pytest.raises(TraceError, match="A parameter of the optimizer lies on the device cpu"):
-        trace_step(model, optimizer, lambda: None)
 
 
 def attending(policy, capability, target="cuda", device="meta"):

@@ -112,13 +112,18 @@ def test_of_large_steps_the_border_and_the_sizes_asked_about_are_exact(seed):
         assert fits or high - low <= coarse
 
 
-def test_what_a_gpu_lacks_a_smaller_one_may_have():
+def test_capacities_at_their_borders():
     """With 40 MiB the first segment of 20 is given back, and 10 MiB get one of their own. With 44 they lie in it."""
     events = [(1, 6 * MIB), (-1, 0), (2, 24 * MIB), (3, 10 * MIB), (-2, 0), (4, 30 * MIB)]
     served = [size for size in range(30, 60, 2) if is_served(events, size * MIB, expandable=False)]
     assert served == [40, 42, 50, 52, 54, 56, 58]
     assert capacities(events) == Capacities(50 * MIB)
     assert capacities(events, sizes=[41 * MIB, 46 * MIB]) == Capacities(50 * MIB, ((40 * MIB, 44 * MIB),))
+    assert capacities([]) == Capacities(0)
+    assert capacities([(1, 0), (-1, 0)]).fits(0)
+    # Of 2 GiB a step is 4 MiB: 2,080 MiB is one, and 2,078 suffice, where the small segment is given back.
+    events = [(1, 2048 * MIB), (2, 512), (-2, 0), (3, 30 * MIB)]
+    assert capacities(events) == Capacities(2078 * MIB)
 
 
 @pytest.mark.parametrize("expandable", [False, True])
@@ -145,17 +150,6 @@ def test_of_several_orders_all_have_to_be_served():
     assert both.fits(size) and not both.fits(size - 512)
     low, high, fits = both.served_at(size)
     assert fits and low == size < high
-
-
-def test_nothing_takes_nothing():
-    assert capacities([]) == Capacities(0)
-    assert capacities([(1, 0), (-1, 0)]).fits(0)
-
-
-def test_between_two_steps_of_the_search_the_border_is_found_to_the_segment():
-    """Of 2 GiB a step is 4 MiB: 2,080 MiB is one, and 2,078 suffice, where the small segment is given back."""
-    events = [(1, 2048 * MIB), (2, 512), (-2, 0), (3, 30 * MIB)]
-    assert capacities(events) == Capacities(2078 * MIB)
 
 
 def test_a_size_that_is_asked_about_counts_between_two_steps_of_the_search():

@@ -150,7 +150,7 @@ def test_a_loop_that_empties_the_cache_starts_the_next_step_without_free_segment
     assert kept.peak_reserved_bytes > 1.1 * emptied.peak_reserved_bytes
 
 
-def test_where_the_tensors_at_the_peak_come_from():
+def test_gradients_and_peaks_are_traced_back_to_their_modules():
     with torch.device("meta"):
         model = perceptron()
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
@@ -161,9 +161,6 @@ def test_where_the_tensors_at_the_peak_come_from():
     assert {(row["module"], row["operator"]) for row in weights} >= {("0", "weight"), ("4", "bias")}
     lines = {row["line"].split(" in ")[1] for row in report.tensors if row["line"]}
     assert "step" in lines
-
-
-def test_gradients_are_traced_back_to_the_module_that_needed_them():
     with torch.device("meta"):
         model = perceptron()
     report = trace_step(model, None, lambda batch: model(batch[0]).sum().backward(), batch(), Options(origins=True))
@@ -284,16 +281,13 @@ def test_a_step_on_another_device_is_named(act, problem):
     assert "batch.device" in caught.value.hint
 
 
-def test_a_step_that_fails_is_named():
+def test_a_step_that_fails_and_what_can_not_be_traced_are_named():
     with torch.device("meta"):
         model = perceptron()
     with pytest.raises(StepError, match="same reduction dim") as caught:
         trace_step(model, None, lambda batch: model(batch[0].T), batch())
     assert Path(__file__).name in caught.value.line
     assert not isinstance(caught.value, ValuesNeeded)
-
-
-def test_a_model_with_values_and_an_unknown_target_are_refused():
     with pytest.raises(TraceError, match="lies on the device cpu, not on meta"):
         trace_step(perceptron(), None, lambda: None)
     with torch.device("meta"), pytest.raises(TraceError, match="Unknown target of the trace: 'tpu'"):

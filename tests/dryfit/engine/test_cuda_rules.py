@@ -63,16 +63,17 @@ def test_an_embedding_sorts_its_indices_from_3073_on() -> None:
     assert size not in short and long.count(size) == 1
 
 
-def test_flash_attention_sums_queries_over_padded_lengths_and_heads() -> None:
+def test_what_backward_passes_allocate_beside_their_results() -> None:
     assert [flash_padding(n, d) for n, d in ((128, 64), (129, 65), (1, 129))] == [(128, 64), (256, 96), (128, 192)]
     sizes = backward_sizes(make())
     assert sizes.count(4 * 128 * 4) == 2 and sizes.count(4 * 128 * 96 * 4) == 2  # once a layer
-
-
-def test_a_softmax_multiplies_gradient_and_output_in_its_backward() -> None:
     sizes = backward_sizes(make(attention="eager"))
     # Of a layer's scores in fp32: the gradient of the result, of the input, and their product.
     assert sizes.count(160_256) == 2 * 3  # 160,000 in whole 512
+    assert dequantization_bytes(128, 2, 2) == [8, 8, 256]
+    assert dequantization_bytes(128, 2, 0) == [256]
+    sizes = backward_sizes(make(method="qlora", lora={"rank": 4}))
+    assert sizes.count(288 * 512 // 64 * 4 + (-288 * 512 // 64 * 4) % 512) >= 2 * 3 * 2  # three matrices, two layers
 
 
 def test_the_memory_efficient_kernels_workspace() -> None:
@@ -84,13 +85,6 @@ def test_the_memory_efficient_kernels_workspace() -> None:
     query = 4 * (16 + 128 * 64 * 4)  # four blocks of columns
     assert efficient_workspace_bytes(128, 128, 256, "fp16", (7, 5)) == query + 2 * 128 * 256 * 4
     assert efficient_workspace_bytes(128, 128, 128, "fp16", (7, 5)) == 2 * (16 + 128 * 64 * 4)
-
-
-def test_a_4_bit_weight_is_unpacked_with_its_scales_twice() -> None:
-    assert dequantization_bytes(128, 2, 2) == [8, 8, 256]
-    assert dequantization_bytes(128, 2, 0) == [256]
-    sizes = backward_sizes(make(method="qlora", lora={"rank": 4}))
-    assert sizes.count(288 * 512 // 64 * 4 + (-288 * 512 // 64 * 4) % 512) >= 2 * 3 * 2  # three matrices, two layers
 
 
 @pytest.mark.parametrize(("capability", "dtype", "head", "grouped", "masked", "kernel"), [

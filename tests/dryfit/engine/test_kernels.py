@@ -78,24 +78,18 @@ def test_the_autograd_thread_has_its_own_workspace_and_a_bias_needs_cublaslt():
     assert found == [8_519_680]
 
 
-def test_older_kernels_take_a_workspace_of_cublaslt_for_each_product():
+def test_products_and_embeddings_take_scratch():
     kernels = CudaKernels((8, 0), "2.4.1")
     bias = (torch.ops.aten.addmm.default, (meta(4), meta(4, 4), meta(4, 4)))
     assert [*kernels.persistent(*bias)] == [8_519_680]
     assert kernels.temporaries(*bias) == ([], [MIB]) == kernels.temporaries(*bias)
     assert CudaKernels((8, 0), "2.13.0+cpu").temporaries(*bias) == ([], [])
-
-
-def test_a_4_bit_product_dequantizes_the_weight():
     func = torch.ops.bitsandbytes.gemm_4bit.default
     inputs, packed, absmax = meta(2048, 64), meta(64, 1, dtype=torch.uint8), meta(4, dtype=torch.float32)
     assert CudaKernels().temporaries(func, (inputs, packed, [128, 64], absmax, 64, "nf4")) == ([128 * 64 * 2], [])
     nested = {"absmax_8bit": meta(128, dtype=torch.uint8)}
     assert CudaKernels().temporaries(func, (inputs, packed, [128, 64], absmax, 64, "nf4"), nested) == (
         [128 * 4, 128 * 4, 128 * 64 * 2], [])  # fmt: skip
-
-
-def test_embedding_backward_sorts_only_long_texts():
     func = torch.ops.aten.embedding_dense_backward.default
     for count, some in ((3072, False), (3073, True)):
         grad, indices = meta(count, 8), meta(count, dtype=torch.int64)
@@ -103,7 +97,7 @@ def test_embedding_backward_sorts_only_long_texts():
         assert bool(before) is some and after == []
 
 
-def test_softmax_of_half_in_fp32_is_one_operator():
+def test_masks_and_softmax_in_another_dtype():
     scores = meta(4, 4)
     with dispatch("cuda"), Seen() as seen:
         out = torch.nn.functional.softmax(scores, dim=-1, dtype=torch.float32)
@@ -112,9 +106,6 @@ def test_softmax_of_half_in_fp32_is_one_operator():
         torch.nn.functional.softmax(scores.bfloat16(), dim=-1, dtype=torch.float32)
     assert seen.names == ["aten::_to_copy", "aten::_to_copy", "aten::_softmax"]
     assert torch.nn.functional.softmax.__module__ == "torch.nn.functional"  # put back
-
-
-def test_dropout_keeps_a_mask_of_one_byte_an_element():
     hidden = meta(4, 8, dtype=torch.float32, grad=True)
     with dispatch("cuda"), Seen() as seen:
         out = torch.nn.Dropout(0.1)(hidden)
@@ -182,13 +173,10 @@ def test_which_kernel_a_card_takes(capability, dtype, heads, keys, head, values,
     assert cuda_kernel(query, key, value, mask, capability).name == kernel
 
 
-def test_a_kernel_that_is_asked_for_and_can_not_run_is_refused():
+def test_what_a_kernel_refuses_and_a_cpu_takes():
     query = meta(1, 8, 64, 128)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION), pytest.raises(AttentionKernelError, match="a mask, compute"):
         cuda_kernel(query, query, query, meta(1, 1, 64, 64), (8, 0))
-
-
-def test_which_kernel_a_cpu_takes():
     query, value = meta(1, 8, 64, 128), meta(1, 8, 64, 64)
     assert cpu_kernel(query, query, query, None, 0.0) == SDPBackend.FLASH_ATTENTION
     assert cpu_kernel(query, query, query, None, 0.1) == SDPBackend.MATH

@@ -31,15 +31,12 @@ def peak(grouped: bool, **options) -> int:
     return trace_step(model, None, step, options=Options(capability=(8, 9), **options)).peak_allocated_bytes
 
 
-def test_on_windows_grouped_keys_take_the_plain_formula():
+def test_windows_has_no_flash_attention_and_other_platforms_are_refused():
     """PyTorch for Windows has no FlashAttention, and its memory-efficient kernel takes no grouped keys."""
     scores = HEADS * TOKENS * TOKENS * 2
     assert peak(grouped=True, platform="windows") > peak(grouped=True) + scores
     assert peak(grouped=True, platform="linux") == peak(grouped=True)
     assert abs(peak(grouped=False, platform="windows") - peak(grouped=False)) < scores / 2
-
-
-def test_an_unknown_platform_is_refused_with_those_that_are_known():
     with pytest.raises(TraceError, match="platform") as error:
         Options(platform="beos")
     assert "platform='linux' or platform='windows'" in str(error.value)
@@ -56,12 +53,17 @@ def of_probabilities(**options):
     return trace_step(model, None, step, batch, Options(**options))
 
 
-def test_softmax_before_1_11_kept_its_input():
+def test_an_older_torch_is_followed_with_a_warning():
     peaks = {}
     for version in ("1.10", "1.11"):
         report = of_probabilities(torch_version=version)
         peaks[version] = report.phases["forward"]
     assert peaks["1.10"] == peaks["1.11"] + 4 * MIB  # of the logits
+    (warning,) = of_probabilities(torch_version="1.10").warnings
+    assert "read in PyTorch 2.4 to 2.14; 1.10 is older" in warning
+    for version in ("2.4.1", torch.__version__):
+        assert of_probabilities(torch_version=version).warnings == ()
+    assert of_probabilities(target="cpu", torch_version="1.10").warnings == ()
 
 
 def test_a_loss_kept_its_logits_too_and_an_evaluation_keeps_nothing():
@@ -86,14 +88,6 @@ def test_a_loss_kept_its_logits_too_and_an_evaluation_keeps_nothing():
             peaks.append(report.phases["backward" if under is torch.enable_grad else "forward"])
         grown.append(peaks[0] - peaks[1])
     assert grown == [4 * MIB, 0]
-
-
-def test_a_torch_older_than_the_rules_is_a_warning():
-    (warning,) = of_probabilities(torch_version="1.10").warnings
-    assert "read in PyTorch 2.4 to 2.14; 1.10 is older" in warning
-    for version in ("2.4.1", torch.__version__):
-        assert of_probabilities(torch_version=version).warnings == ()
-    assert of_probabilities(target="cpu", torch_version="1.10").warnings == ()
 
 
 def fourier(target: str = "cuda", **options):

@@ -25,12 +25,9 @@ def test_frees_in_a_row_come_in_the_order_of_their_allocations(events, marks, or
     assert WrittenRecord(columns).events == [(one, 512 if one > 0 else 0) for one in ordered]
 
 
-def test_no_free_passes_the_moment_at_which_another_stream_is_done():
+def test_frees_stay_behind_other_streams_and_their_allocations():
     other = record(1, 2, 3, -3, -2, -1)
     other.reusable = {2: 5}
     assert Columns.of(other).in_order(()).targets.tolist() == [-1, -1, -1, 1, 2, 0]
-
-
-def test_nothing_is_freed_that_nobody_allocated():
     with pytest.raises(Unlike, match="nobody allocated"):
         Columns.of(record(1, -2))

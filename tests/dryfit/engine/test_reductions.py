@@ -71,16 +71,13 @@ def test_the_gradient_of_a_bias_takes_it_while_it_is_summed():
     assert report.peak_allocated_bytes - cublas_workspace_bytes((8, 0)) - held - 64 * MIB in range(2048, 2**21)
 
 
-def test_what_is_summed_in_another_dtype_is_copied_first():
+def test_sums_in_another_dtype_and_on_another_card():
     labels = torch.empty(16_384, dtype=torch.bool, device="meta")
     assert CudaKernels().temporaries(aten.sum.default, (labels,)) == ([], [8 * 16_384])
     narrow = torch.empty(16, 16, dtype=torch.bfloat16, device="meta")
     assert CudaKernels().temporaries(aten.sum.default, (narrow,), {"dtype": torch.float32}) == ([], [])
     assert CudaKernels().temporaries(aten.sum.default, (narrow,), {"dtype": torch.float64}) == ([], [2048])
     assert CudaKernels().temporaries(aten.max.default, (labels,)) == ([], [])
-
-
-def test_a_simulated_card_says_how_many_multiprocessors_it_has():
     tall = torch.empty(2048, 16384, device="meta")
     with simulated(A100):
         assert CudaKernels((8, 0)).temporaries(aten.sum.dim_IntList, (tall, [0]))[1][0] == 112 * MIB

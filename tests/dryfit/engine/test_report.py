@@ -53,7 +53,7 @@ def test_the_whole_record_says_what_a_gpu_must_have_and_the_timeline_shows_its_l
     assert line["event"] == [0, 1, 2] and line["allocated_bytes"] == [0, 1024, 0]
 
 
-def test_each_part_of_an_accumulated_step_counts() -> None:
+def test_loading_and_each_part_of_an_accumulated_step_count() -> None:
     """Two micro-batches, the second one larger: the phase's peak is the second's."""
     tracker = Tracker(("meta",))
     for size in (512, 2048):
@@ -64,9 +64,6 @@ def test_each_part_of_an_accumulated_step_counts() -> None:
     tracker.mark("end", 1)
     report = make_report(tracker, on_gpu=False)
     assert report.phases == {"load": 0, "forward": 2048, "backward": 2048}
-
-
-def test_loading_may_need_more_than_it_leaves_behind() -> None:
     tracker = Tracker(("meta",))
     tracker.free(tracker.allocate(8192, "weights_bf16"))
     tracker.allocate(512, "weights_bf16")

@@ -41,7 +41,7 @@ def test_what_a_program_has_waited_for_is_free(how):
     assert report.peak_allocated_range_bytes is None and not report.warnings
 
 
-def test_what_a_program_has_not_waited_for_is_held():
+def test_what_is_waited_for_is_free_and_what_is_not_is_held():
     """Two earlier rounds hold the tensor of all parts that NCCL gathers into, when the third is at its peak."""
     report = traced("its future")
     lowest, highest = report.peak_allocated_range_bytes
@@ -49,10 +49,7 @@ def test_what_a_program_has_not_waited_for_is_held():
     assert highest - lowest == (ROUNDS - 1) * GPUS * MIB
     (said,) = report.warnings
     assert "Call work.wait()" in said and f"up to {(ROUNDS - 1) * GPUS} MiB more" in said
-
-
-def test_the_gpu_catches_up():
-    """A call lets go of what was started so many launches before it."""
+    # A call lets go of what was started so many launches before it.
     stashes = Stashes()
     events = [(1, 10), (-1, 0), (2, 10), (-2, 0), (3, 10), (-3, 0)]
     for moment, launches, kept in ((1, 0, [1]), (3, 600, [2]), (5, 1200, [3])):
@@ -61,6 +58,14 @@ def test_the_gpu_catches_up():
     assert stashes.delayed(events, lead=1000) == [(1, 10), (2, 10), (3, 10), (-1, 0)]
     stashes.waited(4)
     assert stashes.delayed(events, lead=1000) == [(1, 10), (2, 10), (-1, 0), (3, 10)]
+    stashes = Stashes()
+    stashes.start(1, 0, [1])
+    stashes.start(2, 0, ())
+    stashes.waited(2)
+    assert stashes.delayed([(1, 10), (-1, 0), (2, 5)]) == [(1, 10), (2, 5)]
+    stashes.waited(3)
+    assert stashes.delayed([(1, 10), (-1, 0), (2, 5), (3, 1)]) == [(1, 10), (2, 5), (-1, 0), (3, 1)]
+    assert Stashes().delayed([(1, 10)]) is None
 
 
 def test_the_upper_end_holds_what_two_short_steps_leave_while_nccls_thread_sleeps():
@@ -79,14 +84,3 @@ def test_the_upper_end_holds_what_two_short_steps_leave_while_nccls_thread_sleep
     assert peak_of(stashes.delayed(events)) == 20
     assert stashes.range_of(10, events, peak_of, told.append, 4) == {"peak_allocated_range_bytes": (10, 40)}
     assert "where a step takes 50 ms" in told[0]
-
-
-def test_a_call_that_waits_itself_is_not_another_ones_wait():
-    stashes = Stashes()
-    stashes.start(1, 0, [1])
-    stashes.start(2, 0, ())
-    stashes.waited(2)
-    assert stashes.delayed([(1, 10), (-1, 0), (2, 5)]) == [(1, 10), (2, 5)]
-    stashes.waited(3)
-    assert stashes.delayed([(1, 10), (-1, 0), (2, 5), (3, 1)]) == [(1, 10), (2, 5), (-1, 0), (3, 1)]
-    assert Stashes().delayed([(1, 10)]) is None

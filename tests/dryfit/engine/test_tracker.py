@@ -209,7 +209,7 @@ def test_a_block_is_not_shared_with_its_own_stream():
     assert set(tracker.reusable) == {2}
 
 
-def test_what_is_moved_to_a_device_that_is_the_cpu_lives_as_long_as_either():
+def test_what_stands_for_a_tensor_of_the_cpu_lives_as_it_does():
     with Tracker(("meta", "cpu")) as tracker:
         tensor = torch.ones(8)
         moved = tensor.to("meta")
@@ -222,9 +222,6 @@ def test_what_is_moved_to_a_device_that_is_the_cpu_lives_as_long_as_either():
         moved = tensor.to("meta")
         del moved
         assert alive(tracker) == 32
-
-
-def test_what_stands_for_a_tensor_of_the_cpu_leaves_alone():
     with Tracker(("meta", "cpu")) as tracker:
         tensor = torch.ones(8)
         moved = tensor.to("meta")

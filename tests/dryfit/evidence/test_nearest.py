@@ -74,18 +74,21 @@ def test_steps_on_the_same_card_are_named_alone_and_time_is_the_cards_own() -> N
     assert other.errors("allocated").worst_size == 0.5
 
 
-def test_what_is_not_known_counts_for_nothing_and_another_vendor_is_another_kind() -> None:
+def test_kinds_of_steps_and_cards() -> None:
     assert nearest(KINDS._replace(capability=""), None, [STEP]).rows
     amd = evidence(Scenario.from_mapping({"model": "qwen2.5-coder-7b"}), asked("qwen2.5-coder-7b --gpu mi300x").gpu)
     assert "not CUDA" in amd.text() and not amd.rows
-
-
-def test_hybrid_layers_experts_and_images_are_kinds() -> None:
     from dryfit.evidence.measured import layers_of
 
     assert layers_of({"model_type": "qwen3_5"}) == layers_of({"mamba_d_state": 16}) == "hybrid kinds"
     assert layers_of({"model_type": "mixtral", "num_local_experts": 8}) == "attention and experts"
     assert layers_of({"model_type": "llama"}) == "attention"
+    step = {"model": "qwen2.5-coder-0.5b", "method": "lora"}
+    assert time_shares("rtx-4090", Scenario.from_mapping(step)) is None
+    assert time_shares("rtx-4080", Scenario.from_mapping(step)) is None  # measured under Windows
+    assert time_shares("v100-16gb", None) is None  # an encoder was
+    assert time_shares("a100-80gb", Scenario.from_mapping(step | {"compile": "layers"})) is None
+    assert time_shares("a100-40gb", None) == time_shares("a100-80gb", None)
 
 
 def test_a_mesh_is_a_kind_of_its_own() -> None:
@@ -137,15 +140,6 @@ def test_a_range_of_time_holds_nineteen_of_twenty_rows_of_its_kind() -> None:
         outside = [row for row in rows if not found.low <= 1 / (1 + row.time_error) <= found.high]
         assert len(rows) >= 12 and len(outside) <= 0.08 * len(rows), [row.id for row in outside]
         assert found.low <= 0.9 and found.high >= 1.1
-
-
-def test_a_card_or_a_kind_without_measured_times_has_no_range() -> None:
-    step = {"model": "qwen2.5-coder-0.5b", "method": "lora"}
-    assert time_shares("rtx-4090", Scenario.from_mapping(step)) is None
-    assert time_shares("rtx-4080", Scenario.from_mapping(step)) is None  # measured under Windows
-    assert time_shares("v100-16gb", None) is None  # an encoder was
-    assert time_shares("a100-80gb", Scenario.from_mapping(step | {"compile": "layers"})) is None
-    assert time_shares("a100-40gb", None) == time_shares("a100-80gb", None)
 
 
 @pytest.mark.parametrize(("gpus", "compiled", "card", "said"), [

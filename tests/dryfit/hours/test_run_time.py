@@ -41,13 +41,16 @@ def test_what_fits_and_ends_in_time_comes_first_and_the_cheapest_of_it():
     assert cheapest([slow, free, fast]) is fast and cheapest([slow, free]) is None
 
 
-def test_a_mean_length_counts_instead_of_the_longest():
+def test_mean_lengths_and_prices_by_any_name():
     known = Run(100, tokens_per_row=16)
     assert known.typical_step(STEP).sequence_length == 16 and known.steps(STEP) == 50
     assert Run(100).typical_step(STEP) is STEP
     packed = STEP.changed(packing="rows")  # four rows of 16 fill a sequence of 64
     assert known.typical_step(packed) is packed and known.steps(packed) == 13 and Run(100).steps(packed) == 50
     assert run(tokens_per_row=16).longest is False and run().tokens_per_row == 64
+    assert Run(1, price_per_hour={"A100 80GB": 2}).price_per_hour == {"a100-80gb": 2}
+    with pytest.raises(UserError):
+        Run(1, price_per_hour={"b100": 2})
 
 
 @pytest.mark.parametrize(
@@ -56,9 +59,3 @@ def test_a_mean_length_counts_instead_of_the_longest():
 def test_a_run_of_nothing_is_refused(wrong):
     with pytest.raises(UserError, match="above 0"):
         Run(**{"rows": 1, **wrong})
-
-
-def test_prices_are_those_of_cards_by_any_of_their_names():
-    assert Run(1, price_per_hour={"A100 80GB": 2}).price_per_hour == {"a100-80gb": 2}
-    with pytest.raises(UserError):
-        Run(1, price_per_hour={"b100": 2})

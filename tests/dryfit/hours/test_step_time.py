@@ -47,15 +47,12 @@ def test_streams_run_beside_each_other_unless_one_waits():
     assert taken == pytest.approx(max(2, 2.5) + 10)
 
 
-def test_tiles_that_do_not_fill_the_card_cost_a_whole_wave():
+def test_tiles_and_the_longer_of_computing_and_moving_count():
     card = replace(CARD, multiprocessors=100)
     full = Operator("mm", PRODUCT, "bfloat16", 2 * 2560 * 1280 * 64, 0, (1, 2560, 1280, 64))
     over = full._replace(flops=2 * 2560 * 1290 * 64, shape=(1, 2560, 1290, 64))
     assert kernel_time(full, card)[0] == pytest.approx(full.flops / 1e12)  # 100 tiles of 256 x 128
     assert kernel_time(over, card)[0] > 1.05 * kernel_time(full, card)[0]  # ten columns more, another wave
-
-
-def test_the_longer_of_computing_and_moving_counts():
     narrow = Operator("mm", PRODUCT, "bfloat16", 2 * 128 * 128 * 64, 10**9, (1, 128, 128, 64))
     assert kernel_time(narrow, CARD) == (1.0, "memory")
     assert kernel_time(narrow._replace(bytes=0), CARD)[1] == PRODUCT

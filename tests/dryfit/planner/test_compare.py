@@ -24,7 +24,7 @@ def answers(**fields) -> tuple[Estimated, Traced]:
     return estimate(scenario), Traced(scenario, trace(scenario, timeline=False))
 
 
-def test_differences_are_signed() -> None:
+def test_differences_are_signed_and_measured_where_the_device_is() -> None:
     estimated, traced = answers()
     compared = compare(estimated, traced)
     rule = estimated.rule_of_thumb["peak_allocated_bytes"]
@@ -33,9 +33,6 @@ def test_differences_are_signed() -> None:
     assert compared.differences["analytic_to_trace"]["share"] == pytest.approx(0, abs=0.03)
     assert compared.answers["measurement"] is None
     assert compared.reasons == {"measurement": NOT_MEASURED, "time": NO_GPU}
-
-
-def test_measurement_is_compared_with_the_trace_for_its_device() -> None:
     estimated, traced = answers()
     own = {"peak_allocated_bytes": 1000}
     compared = compare(estimated, traced, {"peak_allocated_bytes": 1001, "trace_on_the_same_device": own})

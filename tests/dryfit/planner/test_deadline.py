@@ -43,10 +43,13 @@ def test_what_is_proposed_fits_and_ends_in_time() -> None:
         assert item.run.in_time and item.run.hours_range[1] <= deadline
 
 
-def test_the_effective_batch_stays_where_micro_batches_are_accumulated() -> None:
+def test_what_a_deadline_may_change() -> None:
     (move,) = [move for move in faster_moves(Scenario.from_mapping(STEP)) if "micro_batch" in move.name]
     assert move.options == [{"micro_batch": 4, "gradient_accumulation": 1},
                             {"micro_batch": 2, "gradient_accumulation": 2}]  # fmt: skip
+    step = Scenario.from_mapping(STEP)
+    assert next(faster_moves(step, find("t4").capability)).options[0] == {"precision": "fp16"}
+    assert "fp16" not in [move.name for move in faster_moves(step, CARD.capability)]
 
 
 @pytest.mark.parametrize(("changes", "names"), [
@@ -62,21 +65,11 @@ def test_changes_that_save_time(changes: dict, names: list[str]) -> None:
     assert [move.name for move in faster_moves(Scenario.from_mapping(STEP | changes))] == names
 
 
-def test_a_card_without_bf16_products_is_offered_fp16() -> None:
-    step = Scenario.from_mapping(STEP)
-    assert next(faster_moves(step, find("t4").capability)).options[0] == {"precision": "fp16"}
-    assert "fp16" not in [move.name for move in faster_moves(step, CARD.capability)]
-
-
 @pytest.mark.thorough
-def test_where_nothing_ends_in_time_the_soonest_is_named() -> None:
+def test_the_soonest_is_named_and_the_time_is_that_of_mean_rows() -> None:
     (item,) = answered(STEP, Run(10_000_000, deadline_hours=0.001))
     assert item.run.in_time is False and item.move == "no_checkpointing+larger_micro_batch"
     assert item.run.hours < hours(STEP, 10_000_000)
-
-
-@pytest.mark.thorough
-def test_the_time_is_that_of_mean_rows_and_the_memory_that_of_the_longest() -> None:
     run = Run(10_000, deadline_hours=1e-6, tokens_per_row=16)
     (item,) = answered(STEP, run)
     candidate = apply(Scenario.from_mapping(STEP), item.changes)

@@ -41,11 +41,19 @@ def test_every_way_is_a_step_and_the_others_are_left_out():
     assert not [way for way in packed if "tensor" in way or "pipeline" in way]
 
 
-def test_as_many_rows_make_an_update():
+def test_ways_keep_the_update_and_have_an_order():
     """Four GPUs with a micro-batch each: two, where two of them share their rows, take two after each other."""
     for step in ways(small(), 4):
         rows = step.micro_batch * step.gradient_accumulation * step.parallel.rows_at_once
         assert rows == 2 * 4, step.parallel
+    order = Order(small(), find("h100-80gb"))
+    sizes = {divisions.say_way(vars(step.parallel)): order.required_bytes(step) for step in ways(small(), 4)}
+    assert sizes["ddp"] > sizes["fsdp2 x replicate 2"] > sizes["fsdp2"]
+    assert sizes["fsdp2 x tensor 2"] > sizes["fsdp2 x tensor 2 x sequence x loss"]
+    seconds = {divisions.say_way(vars(step.parallel)): order.seconds_per_token(step) for step in ways(small(), 4)}
+    assert seconds["fsdp2 x tensor 2"] > seconds["fsdp2 x tensor 2 x sequence x loss"] > seconds["ddp"] > 0
+    step = small().changed(parallel={"strategy": "none", "gpus": 1}, optimizer="adamw_8bit")
+    assert "whole tensors" in divisions._not_sharded(step)
 
 
 def test_what_is_written_is_what_was_traced():
@@ -58,15 +66,6 @@ def test_what_is_written_is_what_was_traced():
     assert wide == {"strategy": "fsdp2", "gpus": 4, "context": 2, **own}
     assert list(wide)[:3] == ["strategy", "gpus", "context"]
     assert divisions.written({"parallel": vars(found["ddp"])}) == {"strategy": "ddp", "gpus": 4}
-
-
-def test_the_order_knows_what_divides_what():
-    order = Order(small(), find("h100-80gb"))
-    sizes = {divisions.say_way(vars(step.parallel)): order.required_bytes(step) for step in ways(small(), 4)}
-    assert sizes["ddp"] > sizes["fsdp2 x replicate 2"] > sizes["fsdp2"]
-    assert sizes["fsdp2 x tensor 2"] > sizes["fsdp2 x tensor 2 x sequence x loss"]
-    seconds = {divisions.say_way(vars(step.parallel)): order.seconds_per_token(step) for step in ways(small(), 4)}
-    assert seconds["fsdp2 x tensor 2"] > seconds["fsdp2 x tensor 2 x sequence x loss"] > seconds["ddp"] > 0
 
 
 @pytest.mark.thorough
@@ -214,11 +213,6 @@ def test_fsdp_takes_a_whole_loss_where_one_gpu_takes_it_in_chunks(monkeypatch):
     found = fewest(step, find({"vram_gib": 0.64, "context_mib": 512}))
     assert found["gpus"] == 2 and found["division"]["loss"] == "full" and not found["not_sharded"]
     assert spread(step, 4)[0]["loss"] == "full"
-
-
-def test_an_optimizer_that_fsdp_refuses_is_named():
-    step = small().changed(parallel={"strategy": "none", "gpus": 1}, optimizer="adamw_8bit")
-    assert "whole tensors" in divisions._not_sharded(step)
 
 
 @pytest.fixture

@@ -163,22 +163,37 @@ def test_where_the_events_change_is_looked_for_by_halves() -> None:
     assert len(asked) <= 3 + 10
 
 
-def test_records_that_always_have_other_events_give_nothing_between() -> None:
+def test_steps_of_a_search_and_records_of_other_events() -> None:
     scaled, asked = scaled_by(lambda value: [(1 + number, 2**20) for number in range(value)])
     for value in (10, 40, 90, 70):
         scaled.record(value)
     assert scaled.at(60).traced and len(scaled.at(60).sequences[0]) == 60
     assert asked == [10, 40, 90, 70, 60]
+    values = steps("sequence_length", 32768)
+    assert values[:3] == [64, 128, 192] and values[-1] == 32768 and 8192 in values and 16384 in values
+    assert all(later / value - 1 <= 1 / 64 for value, later in pairwise(values) if value >= 4096)
+    assert capacities([(1, 2**20)]).required_bytes == 2 * 2**20
 
 
 @pytest.mark.thorough
-def test_gpus_that_differ_in_workspaces_alone_share_traces() -> None:
+def test_kernels_of_a_card_share_traces() -> None:
     scenario = make()
     ours, theirs = record(scenario, (8, 0)), record(scenario, (9, 0))
     assert ours.sequences != theirs.sequences
     assert ours.with_workspaces(cublas_workspace_bytes((9, 0))).sequences == theirs.sequences
     (group,) = by_kernels(scenario, [find("h100-80gb"), find("a100-40gb")])
     assert [gpu.name for gpu in group] == ["a100-40gb", "h100-80gb"]
+    # Liger's norm takes a row of sums for each of the card's processors: 128 of an RTX 4090, 108 of an A100.
+    scenario = make(method="full", kernels="liger", loss="liger", gpu="rtx-4090", sequence_length=64)
+    capability, width = find("rtx-4090").capability, scenario.size("hidden_size")
+    recording = Borders(scenario, "sequence_length", capability, [2**30]).scaled.record(64)
+    sizes = {size for _, size in recording.sequences[0]}
+    assert 128 * width * 4 in sizes and 108 * width * 4 not in sizes
+    assert recording.required_bytes() == record(scenario, capability).required_bytes()
+    scenario, gpu = make(gradient_checkpointing="reentrant", autocast="bf16"), card(200 * 2**20)
+    borders = Borders(scenario, "micro_batch", gpu.capability, [gpu.usable_bytes])
+    found = borders.largest_traced(gpu.usable_bytes)
+    assert max(borders.scaled.recordings) <= 2 * found.value
 
 
 @pytest.mark.thorough
@@ -191,17 +206,6 @@ def test_a_recorder_takes_the_model_that_it_has_built(method) -> None:
         assert again(step, (8, 0)).sequences == record(step, (8, 0)).sequences
 
 
-@pytest.mark.thorough
-def test_kernels_hear_of_the_card_that_the_border_is_for() -> None:
-    """Liger's norm takes a row of sums for each of the card's processors: 128 of an RTX 4090, 108 of an A100."""
-    scenario = make(method="full", kernels="liger", loss="liger", gpu="rtx-4090", sequence_length=64)
-    capability, width = find("rtx-4090").capability, scenario.size("hidden_size")
-    recording = Borders(scenario, "sequence_length", capability, [2**30]).scaled.record(64)
-    sizes = {size for _, size in recording.sequences[0]}
-    assert 128 * width * 4 in sizes and 108 * width * 4 not in sizes
-    assert recording.required_bytes() == record(scenario, capability).required_bytes()
-
-
 def test_a_fit_by_luck_is_above_the_border(monkeypatch) -> None:
     """What fits above the first value that does not is not the border."""
     borders = Borders(make(), "micro_batch", None, [10])
@@ -209,13 +213,6 @@ def test_a_fit_by_luck_is_above_the_border(monkeypatch) -> None:
     monkeypatch.setattr(borders, "fits", lambda value, capacity, *, expandable: value in (*range(1, 10), 11, 12))
     monkeypatch.setattr(borders, "_surely_too_large", lambda *_: False)
     assert borders.largest(10).value == 9
-
-
-def test_steps_are_no_finer_than_needed() -> None:
-    values = steps("sequence_length", 32768)
-    assert values[:3] == [64, 128, 192] and values[-1] == 32768 and 8192 in values and 16384 in values
-    assert all(later / value - 1 <= 1 / 64 for value, later in pairwise(values) if value >= 4096)
-    assert capacities([(1, 2**20)]).required_bytes == 2 * 2**20
 
 
 @pytest.mark.few(1)
@@ -227,11 +224,3 @@ def test_the_border_and_the_first_value_above_it_are_traced_themselves(packing) 
     above = borders.values[borders.values.index(value) + 1]
     assert borders.scaled.at(value).traced and borders.scaled.at(above).traced
     assert borders.scaled.at(value).fits(capacity) and not borders.scaled.at(above).fits(capacity)
-
-
-@pytest.mark.thorough
-def test_a_search_for_rows_of_reentrant_checkpointing_starts_near_the_answer() -> None:
-    scenario, gpu = make(gradient_checkpointing="reentrant", autocast="bf16"), card(200 * 2**20)
-    borders = Borders(scenario, "micro_batch", gpu.capability, [gpu.usable_bytes])
-    found = borders.largest_traced(gpu.usable_bytes)
-    assert max(borders.scaled.recordings) <= 2 * found.value

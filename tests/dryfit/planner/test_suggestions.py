@@ -289,6 +289,9 @@ def test_estimates_meet_the_traces_that_taught_them() -> None:
         assert estimate(scenario.changed(micro_batch=batch)) == traced["required_bytes"]
     between = scenario.changed(micro_batch=8)
     assert estimate(between) == pytest.approx(required(between), rel=0.15)  # segments are coarse here
+    points = [(100, 10), (200, 30)]
+    assert [_above(peak, points) for peak in (50, 100, 150, 200, 400)] == [5, 10, 20, 30, 60]
+    assert _above(100, []) == 0
 
 
 @pytest.mark.nightly
@@ -303,18 +306,19 @@ def test_sweep_of_two_hundred_settings() -> None:
     assert table[8, 512, 1] < table[64, 512, 1] < table[64, 4096, 1] < table[64, 4096, 16]
 
 
-def test_what_lies_above_the_peak_is_interpolated_between_traces() -> None:
-    points = [(100, 10), (200, 30)]
-    assert [_above(peak, points) for peak in (50, 100, 150, 200, 400)] == [5, 10, 20, 30, 60]
-    assert _above(100, []) == 0
-
-
 @pytest.mark.thorough
-def test_of_several_strengths_the_mildest_that_fits_is_suggested() -> None:
+def test_the_mildest_change_that_fits_is_suggested_and_whole_weights_are_named() -> None:
     scenario = make(micro_batch=8, loss="chunked", optimizer="paged_adamw_8bit")
     gpu = card(required(scenario.changed(micro_batch=4, gradient_accumulation=2)))
     found = [item.changes for item in suggest(scenario, gpu) if "micro_batch" in item.changes]
     assert found == [{"micro_batch": 4, "gradient_accumulation": 2}]
+    scenario = make(parallel={"strategy": "fsdp2", "gpus": 4})
+    saved = whole_4bit_bytes(scenario)
+    _, price, (changes,) = next(move for move in moves(scenario) if move.name == "divide_4bit_weights")
+    divided_too = apply(scenario, changes)
+    resident = [trace(step, timeline=False)["resident_bytes"] for step in (scenario, divided_too)]
+    assert resident[0] - resident[1] == pytest.approx(saved, rel=0.05) and f"{saved / 2**30:.2f} GiB" in price
+    assert whole_4bit_bytes(divided_too) == whole_4bit_bytes(make()) == 0
 
 
 @pytest.mark.thorough
@@ -367,17 +371,6 @@ def test_a_divided_step_keeps_its_effective_batch_or_says_so(fields, changed) ->
     assert {key: value for key, value in changes.items() if key != "parallel"} == changed
     assert apply(scenario, changes).parallel == replace(scenario.parallel, strategy="fsdp2", gpus=count)
     assert (f"effective batch becomes {3 * count}" in price) == (not changed)
-
-
-@pytest.mark.thorough
-def test_4bit_weights_that_fsdp_leaves_whole_are_named_with_what_dividing_them_saves() -> None:
-    scenario = make(parallel={"strategy": "fsdp2", "gpus": 4})
-    saved = whole_4bit_bytes(scenario)
-    _, price, (changes,) = next(move for move in moves(scenario) if move.name == "divide_4bit_weights")
-    divided_too = apply(scenario, changes)
-    resident = [trace(step, timeline=False)["resident_bytes"] for step in (scenario, divided_too)]
-    assert resident[0] - resident[1] == pytest.approx(saved, rel=0.05) and f"{saved / 2**30:.2f} GiB" in price
-    assert whole_4bit_bytes(divided_too) == whole_4bit_bytes(make()) == 0
 
 
 def test_becomes_possible_finds_the_fewest_gpus(monkeypatch) -> None:

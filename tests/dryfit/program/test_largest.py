@@ -36,13 +36,9 @@ def test_the_border_is_found_and_was_run(needs, first, multiple, expected):
 
 
 @pytest.mark.thorough
-def test_a_search_ends_where_nothing_is_too_large():
+def test_a_search_ends_where_nothing_is_too_large_or_a_setting_decides_nothing():
     tried = largest(lambda value: (value, True), 1000, 8, 1)
     assert len(tried.fits) == MOST_RUNS and tried.too_large is None and tried.largest == max(tried.fits)
-
-
-@pytest.mark.thorough
-def test_a_search_ends_where_a_setting_decides_nothing():
     tried = largest(lambda value: (10, True), 1000, 8, 1)
     assert tried.is_flat and len(tried.fits) == 2
 

@@ -86,16 +86,13 @@ def test_a_script_of_sd_scripts_says_its_settings(tmp_path: Path) -> None:
     assert noted(found) == {"images", "blob", "~/sd_xl_base_1.0.safetensors"}
 
 
-def test_a_configuration_file_is_that_of_the_left_outthat_its_network_needs(tmp_path: Path) -> None:
+def test_configuration_files_and_examples_have_their_own_defaults(tmp_path: Path) -> None:
     found = read(file(tmp_path, FLUX, "flux.toml"))
     assert (found.program, found.model.name) == ("flux_train_network.py", "black-forest-labs/FLUX.1-dev")
     assert found.given["quantization"] == "fp8" and found.given["cached"] == "latents" and found.given["size"] == 512
     assert found.beside == ("adapters of the text encoders",), "--network_train_unet_only is not set"
     by_name = file(tmp_path, "accelerate launch flux_train_network.py --config_file flux --network_dim 4\n")
     assert read(by_name).given == found.given | {"rank": 4}
-
-
-def test_an_example_of_diffusers_has_its_own_defaults(tmp_path: Path) -> None:
     found = read(file(tmp_path, DREAM.format(more="--validation_prompt='a dog'")))
     assert found.given == {
         "rank": 16, "micro_batch": 1, "size": 768, "gradient_checkpointing": True, "optimizer": "adamw_8bit",
@@ -152,14 +149,11 @@ def test_what_no_recipe_has_of_ai_toolkit_is_refused_by_name(old: str, new: str,
         read(file(tmp_path, TOOLKIT.replace(old, new), "mine.yaml"))
 
 
-def test_a_recipe_in_bf16_takes_fp16_with_adapters_in_fp32_and_attention_by_its_layers_names(tmp_path: Path) -> None:
+def test_what_precision_and_accelerate_say_counts_too(tmp_path: Path) -> None:
     layers = "--lora_layers=attn.to_k,attn.to_q,attn.to_v,attn.to_out.0"
     found = read(file(tmp_path, DREAM.format(more=f"--mixed_precision=fp16 {layers}")))
     assert found.given["adapter_precision"] == "fp32" and "targets" not in found.given  # attention is the recipe's own
     assert any("fp16 is taken as bf16" in note for note in found.notes)
-
-
-def test_what_accelerate_is_told_counts_too(tmp_path: Path) -> None:
     program = "train_text_to_image_lora.py --use_8bit_adam --optimizer=AdamW\n"
     line = "accelerate launch --mixed_precision=fp16 {more} " + program
     found = read(file(tmp_path, line.format(more="")))
@@ -168,12 +162,15 @@ def test_what_accelerate_is_told_counts_too(tmp_path: Path) -> None:
     assert found.beside == ("what several GPUs exchange",)
 
 
-def test_a_damaged_dataset_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_file_and_one_that_names_no_program_are_said(tmp_path: Path) -> None:
     named = file(tmp_path, SDXL.format(more=""))
     (tmp_path / "data.toml").write_text("[[datasets]\n", encoding="utf-8")
     with pytest.raises(UserError, match="This is not TOML") as caught:
         read(named)
     assert caught.value.where == tmp_path / "data.toml"
+    with pytest.raises(UserError, match="which program") as caught:
+        read(file(tmp_path, 'pretrained_model_name_or_path = "mine.safetensors"\n', "own.toml"))
+    assert "--config_file own.toml" in caught.value.write
 
 
 def test_options_of_the_line_come_before_the_file(tmp_path: Path) -> None:
@@ -200,12 +197,6 @@ def test_what_no_recipe_has_is_refused_by_name(text: str, says: str, field: str 
     with pytest.raises(UserError, match=says) as caught:
         command.main([file(tmp_path, text), "--gpu", "4090"])
     assert caught.value.field == field and caught.value.allowed
-
-
-def test_a_configuration_that_does_not_say_its_left_outasks_for_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="which program") as caught:
-        read(file(tmp_path, 'pretrained_model_name_or_path = "mine.safetensors"\n', "own.toml"))
-    assert "--config_file own.toml" in caught.value.write
 
 
 def test_other_files_are_left_to_others(tmp_path: Path) -> None:

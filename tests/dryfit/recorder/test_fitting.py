@@ -33,10 +33,7 @@ def test_an_expression_holds_at_numbers_that_were_not_given(size) -> None:
     assert value(fitted(tuple(map(size, POINTS)), POINTS, list(BASE)), UNSEEN) == size(UNSEEN)
 
 
-def test_what_is_whole_everywhere_stays_exact() -> None:
+def test_what_is_whole_everywhere_stays_exact_and_sizes_without_an_expression_are_refused() -> None:
     assert fitted(tuple(map(SIZES["a product"], POINTS)), POINTS, list(BASE))[1] == EXACT
-
-
-def test_sizes_without_an_expression_are_refused() -> None:
     with pytest.raises(NotFitted):
         fitted(tuple(random.Random(1).sample(range(10**6, 10**7), len(POINTS))), POINTS, list(BASE))

@@ -79,8 +79,17 @@ def test_what_is_no_id_is_not_taken_for_one(text: str) -> None:
     assert HubId.read(text) is None
 
 
-def test_an_id_may_carry_a_revision() -> None:
+def test_ids_and_what_the_index_leads_to() -> None:
     assert HubId.read("owner/name@refs/pr/1") == HubId("owner/name", "refs/pr/1")
+    index = yaml.safe_load(INDEX.read_text(encoding="utf-8"))
+    assert sum("licence" in entry for entry in index["models"].values()) >= 40
+    assert len(index["fetched"]) >= 20 and not set(index["fetched"]) & set(index["models"])
+    known = {hub.lower() for entry in index["models"].values() for hub in entry["hub"]}
+    for name, entry in index["fetched"].items():
+        assert named_repository(name) == HubId(entry["hub"], None) and entry["hub"].lower() not in known
+    assert named_repository("Gemma-4-E4B") == HubId("google/gemma-4-E4B-it", None)
+    assert named_repository("qwen2.5-Coder-7B-instruct") == HubId("Qwen/Qwen2.5-Coder-7B-Instruct", None)
+    assert named_repository("no-such-name") is None
 
 
 def test_each_configuration_has_ids_and_two_sources() -> None:
@@ -93,18 +102,6 @@ def test_each_configuration_has_ids_and_two_sources() -> None:
         assert set(entry["sources"]) <= set(index["sources"]), name
     ids = [hub.lower() for entry in index["models"].values() for hub in entry["hub"]]
     assert len(ids) == len(set(ids))
-
-
-def test_forty_models_of_2025_and_2026_have_a_licence_and_others_lead_to_the_hub() -> None:
-    index = yaml.safe_load(INDEX.read_text(encoding="utf-8"))
-    assert sum("licence" in entry for entry in index["models"].values()) >= 40
-    assert len(index["fetched"]) >= 20 and not set(index["fetched"]) & set(index["models"])
-    known = {hub.lower() for entry in index["models"].values() for hub in entry["hub"]}
-    for name, entry in index["fetched"].items():
-        assert named_repository(name) == HubId(entry["hub"], None) and entry["hub"].lower() not in known
-    assert named_repository("Gemma-4-E4B") == HubId("google/gemma-4-E4B-it", None)
-    assert named_repository("qwen2.5-Coder-7B-instruct") == HubId("Qwen/Qwen2.5-Coder-7B-Instruct", None)
-    assert named_repository("no-such-name") is None
 
 
 @pytest.mark.thorough

@@ -51,7 +51,7 @@ def test_a_mesh_that_no_step_can_have(name):
     assert said in str(caught.value) and write in str(caught.value)
 
 
-def test_what_an_answer_says_of_a_mesh():
+def test_what_an_answer_says_of_a_mesh_and_which_rows_each_gpu_takes():
     step = made({"strategy": "fsdp2", "gpus": 8, "tensor": 2, "replicate": 2})
     assert say_parallel(step.to_mapping()["parallel"], {}) == "fsdp2 x replicate 2 x tensor 2 on 8 GPUs"
     step = made({"strategy": "none", "gpus": 2, "pipeline": 2, "schedule": "gpipe"}, gradient_accumulation=2)
@@ -59,6 +59,17 @@ def test_what_an_answer_says_of_a_mesh():
 
     step = made({"strategy": "fsdp2", "gpus": 4, "tensor": 2, "sequence_parallel": True, "loss_parallel": True})
     assert say_parallel(step.to_mapping()["parallel"], {}) == "fsdp2 x tensor 2 x sequence x loss on 4 GPUs"
+    # The libraries' meshes: GPUs of tensor and context are neighbours, those of a pipeline farthest apart.
+    shares = {("fsdp2", 4, "tensor"): [0, 0, 1, 1],
+              ("fsdp2", 4, "context"): [0, 0, 1, 1],
+              ("none", 2, "tensor"): [0, 0]}  # fmt: skip
+    for (strategy, gpus, axis), expected in shares.items():
+        parallel = made({"strategy": strategy, "gpus": gpus, axis: 2}).parallel
+        assert [parallel.rows_of(rank) for rank in range(gpus)] == expected
+        averaged = {"tensor": gpus // 2, "context": gpus}[axis]
+        assert parallel.averaged == averaged
+    staged = made({"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2}, gradient_accumulation=2).parallel
+    assert {staged.rows_of(rank) for rank in range(4)} == {0}
 
 
 TRAINED = {"tensor": 2}, {"context": 2}, {"replicate": 2, "gpus": 4}, {"tensor": 2, "gpus": 4}
@@ -76,17 +87,3 @@ def test_meshes_that_are_predicted_and_not_trained(mesh):
     step = made({"strategy": "fsdp2", "gpus": 2} | mesh, precision="bf16", gradient_accumulation=2)
     (problem,) = contradictions(step, "training", TRAINING, {"on_out_of_memory": "stop"})
     assert "can be predicted" in str(problem)
-
-
-def test_which_rows_each_gpu_takes():
-    """The libraries' meshes: GPUs of tensor and context are neighbours, those of a pipeline farthest apart."""
-    shares = {("fsdp2", 4, "tensor"): [0, 0, 1, 1],
-              ("fsdp2", 4, "context"): [0, 0, 1, 1],
-              ("none", 2, "tensor"): [0, 0]}  # fmt: skip
-    for (strategy, gpus, axis), expected in shares.items():
-        parallel = made({"strategy": strategy, "gpus": gpus, axis: 2}).parallel
-        assert [parallel.rows_of(rank) for rank in range(gpus)] == expected
-        averaged = {"tensor": gpus // 2, "context": gpus}[axis]
-        assert parallel.averaged == averaged
-    staged = made({"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2}, gradient_accumulation=2).parallel
-    assert {staged.rows_of(rank) for rank in range(4)} == {0}

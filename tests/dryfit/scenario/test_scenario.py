@@ -69,6 +69,16 @@ def test_a_diffusion_model_is_sent_to_the_program_that_trains_it(tmp_path, folde
     assert caught.value.write == "dryfit run train.py"
 
 
+def test_a_broken_file_of_json_is_named_with_its_line(tmp_path) -> None:
+    for name, field in {"config.json": "model", "adapter_config.json": "adapter", "model_index.json": "model"}.items():
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("{\n  no", encoding="utf-8")
+        with pytest.raises(UserError, match="This is not JSON") as caught:
+            make(**{field: str(folder)})
+        assert caught.value.where == f"{folder / name}, line 2"
+
+
 @pytest.mark.parametrize(("fields", "names", "write"), WRONG.values(), ids=WRONG)
 def test_wrong_field_is_named_with_the_corrected_line(fields, names, write) -> None:
     with pytest.raises(UserError) as caught:
@@ -136,14 +146,6 @@ def test_the_defaults_are_one_for_each_field_of_the_table() -> None:
     assert {field.name for field in fields(Scenario)} == {field.name for field in FIELDS}
 
 
-def test_autocast_is_what_mixed_precision_says() -> None:
-    mixed, said = make(method="full", precision="bf16-mixed"), make(method="full", precision="fp32", autocast="bf16")
-    for name in ("weight_precision", "autocast_precision", "compute_precision"):
-        assert getattr(mixed, name) == getattr(said, name), name
-    assert make(precision="fp16", autocast="bf16").compute_precision == "bf16"
-    assert make(precision="fp16", adapter_precision="base").adapter_dtype == "fp16"
-
-
 @pytest.mark.parametrize(("key", "value", "write"), [
     ("model_name_or_path", "qwen3-8b", "model: qwen3-8b"),  # LLaMA-Factory, TRL
     ("base_model", "qwen3-8b", "model: qwen3-8b"),  # axolotl
@@ -204,20 +206,22 @@ def test_the_rows_of_a_step_are_those_of_all_gpus() -> None:
         rows_in_a_step(step, {"rows_per_step": 6})
 
 
-def test_a_size_for_each_layer_is_taken_where_a_family_lists_them() -> None:
+def test_sizes_of_layers_and_dtypes_of_weights() -> None:
     """As Gemma 3n's configuration has its MLPs; a list of no family is still refused."""
     listed = {**SMALL, "model_type": "gemma3n_text", "intermediate_size": [64] * SMALL["num_hidden_layers"]}
     assert make(model=listed).model["intermediate_size"] == [64] * SMALL["num_hidden_layers"]
     with pytest.raises(UserError, match="hidden_size"):
         make(model={**SMALL, "hidden_size": [64, 64]})
-
-
-def test_zero3_loads_packed_weights_as_they_are_packed() -> None:
-    """All others in fp32 where nothing casts them, which is refused."""
+    # All others in fp32 where nothing casts them, which is refused.
     fields = {"model": "qwen2.5-coder-0.5b", "precision": "bf16", "parallel": {"strategy": "zero3", "gpus": 2}}
     assert Scenario.from_mapping({**fields, "method": "qlora"}).precision == "bf16"
     with pytest.raises(UserError, match="loads the weights in fp32"):
         Scenario.from_mapping({**fields, "method": "lora"})
+    mixed, said = make(method="full", precision="bf16-mixed"), make(method="full", precision="fp32", autocast="bf16")
+    for name in ("weight_precision", "autocast_precision", "compute_precision"):
+        assert getattr(mixed, name) == getattr(said, name), name
+    assert make(precision="fp16", autocast="bf16").compute_precision == "bf16"
+    assert make(precision="fp16", adapter_precision="base").adapter_dtype == "fp16"
 
 
 @pytest.mark.parametrize(("kind", "words"), [("phi3", 32000), ("smollm3", 128004)])

@@ -60,16 +60,6 @@ def test_states_of_mamba_and_short_convolutions_are_their_last_inputs_and_a_matr
     assert kv_cache(lfm2).groups[0].block_tokens == 16  # states smaller than a block's keys and values are padded
 
 
-def test_a_channel_of_the_first_mamba_is_a_head_and_channels_are_divided_among_cards():
-    falcon, jamba = (TABLE["rows"][name]["config"] for name in ("FalconMambaConfig", "JambaConfig"))
-    assert layers_of(falcon)[0].state_bytes == 1536 * (2 * 3 + 4 * 16)
-    assert 2 * layers_of(jamba, tensor_parallel=2)[0].state_bytes == layers_of(jamba)[0].state_bytes
-    kinds = [layer.kind for layer in layers_of(jamba)]
-    assert [number for number, kind in enumerate(kinds) if kind == FULL] == [4, 12, 20, 28]
-    whole = kv_cache(layers_of(falcon))  # on a GPU: without attention one block holds a request
-    assert whole.tokens(whole.blocks(TABLE["available_bytes"]), LONGEST, AT_ONCE) == 12_483 * LONGEST
-
-
 def test_how_layers_share_blocks():
     full, sliding = CacheLayer(FULL, 1024), CacheLayer(SLIDING, 1024, window=128)
     cache = kv_cache([full] * 13 + [sliding] * 12)
@@ -87,9 +77,16 @@ def test_how_layers_share_blocks():
         kv_cache([CacheLayer(FULL, 2048), CacheLayer(SLIDING, 1536, window=64)])
 
 
-def test_heads_are_divided_among_cards_and_a_latent_vector_is_not():
+def test_heads_and_channels_are_divided_among_cards():
     model = {"num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 512}
     sizes = [layers_of(model, tensor_parallel=cards)[0].token_bytes for cards in (1, 2, 4)]
     assert sizes == [2 * 2 * 64 * 2, 2 * 64 * 2, 2 * 64 * 2]  # one head at least
     latent = model | {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
     assert {layers_of(latent, tensor_parallel=cards)[0].token_bytes for cards in (1, 2)} == {576 * 2}
+    falcon, jamba = (TABLE["rows"][name]["config"] for name in ("FalconMambaConfig", "JambaConfig"))
+    assert layers_of(falcon)[0].state_bytes == 1536 * (2 * 3 + 4 * 16)
+    assert 2 * layers_of(jamba, tensor_parallel=2)[0].state_bytes == layers_of(jamba)[0].state_bytes
+    kinds = [layer.kind for layer in layers_of(jamba)]
+    assert [number for number, kind in enumerate(kinds) if kind == FULL] == [4, 12, 20, 28]
+    whole = kv_cache(layers_of(falcon))  # on a GPU: without attention one block holds a request
+    assert whole.tokens(whole.blocks(TABLE["available_bytes"]), LONGEST, AT_ONCE) == 12_483 * LONGEST

@@ -30,9 +30,17 @@ def test_few_rows_wait_for_the_weights_and_many_for_products():
     assert not slow.reads_memory and many.tokens / many.seconds > few.tokens / few.seconds
 
 
-def test_a_prompt_that_answers_share_is_read_once():
+def test_what_a_prompt_graphs_and_experts_cost():
     assert made(server(), prompts=1).prefill_seconds < made(server(), prompts=8).prefill_seconds / 4
     assert made(server(), prompts=1).decode_seconds == made(server(), prompts=8).decode_seconds
+    small = server("qwen2.5-0.5b")
+    eager = made(replace(small, cuda_graphs=False), rows=1)
+    assert eager.decode_seconds == pytest.approx(256 * 24 * 10 * 28e-6)
+    assert not eager.reads_memory and eager.decode_seconds > made(small, rows=1).decode_seconds
+    mixed = server("qwen3-30b-a3b")
+    one, many = made(mixed, rows=1), made(mixed, rows=256)
+    assert one.decode_seconds / 256 < 0.2 * mixed.weights() / 2e12 + 48 * SMALL_KERNELS_SECONDS
+    assert many.decode_seconds / 256 > 0.9 * mixed.weights() / 2e12
 
 
 def test_where_the_cache_holds_fewer_rows_answers_wait_for_each_other():
@@ -44,26 +52,12 @@ def test_where_the_cache_holds_fewer_rows_answers_wait_for_each_other():
     assert found.decode_seconds > made(server(), rows=200).decode_seconds
 
 
-def test_without_graphs_a_small_model_waits_for_the_host():
-    small = server("qwen2.5-0.5b")
-    eager = made(replace(small, cuda_graphs=False), rows=1)
-    assert eager.decode_seconds == pytest.approx(256 * 24 * 10 * 28e-6)
-    assert not eager.reads_memory and eager.decode_seconds > made(small, rows=1).decode_seconds
-
-
 def test_cards_that_share_a_model_read_less_each_and_send_sums():
     one, two = server(), server(tensor_parallel=2)
     halved = made(two, rows=1).decode_seconds
     assert 0.5 < halved / made(one, rows=1).decode_seconds < 0.75
     slow_link = generating(two, replace(RATES, link_bytes=1e6), rows=1, prompts=1, prompt=512, answer=256)
     assert slow_link.decode_seconds - halved == pytest.approx(256 * 2 * 32 * 4096 * 2 / 1e6, rel=1e-2)
-
-
-def test_experts_that_no_row_chooses_are_not_read():
-    mixed = server("qwen3-30b-a3b")
-    one, many = made(mixed, rows=1), made(mixed, rows=256)
-    assert one.decode_seconds / 256 < 0.2 * mixed.weights() / 2e12 + 48 * SMALL_KERNELS_SECONDS
-    assert many.decode_seconds / 256 > 0.9 * mixed.weights() / 2e12
 
 
 @pytest.mark.parametrize("name", ["gemma-3-4b", "DeepseekV2Config", "Qwen3NextConfig"])

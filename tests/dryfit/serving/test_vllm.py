@@ -71,16 +71,13 @@ def test_a_profile_run_takes_what_vllms_forward_pass_does(tokens, seen):
     assert server(tokens_at_once=tokens, requests=1).activations() / GIB == pytest.approx(seen, abs=0.005)
 
 
-def test_a_budget_is_shared_out():
+def test_a_budget_is_shared_out_and_the_least_holds_one_request():
     one = server()
     low, high = one.cache_bytes()
     known = one.budget_bytes - one.weights() - one.activations() - NON_TORCH_BYTES
     assert high <= known < high + one.cache().block_bytes
     assert known - low == pytest.approx(one.believed_bytes()[1], abs=one.cache().block_bytes)
     assert replace(one, cuda_graphs=False).cache_bytes() == (high, high)
-
-
-def test_the_least_budget_holds_one_request_and_the_null_block():
     one = server(utilization=1.0)
     least = replace(one, total_bytes=one.least_budget_bytes())
     assert least.concurrent(one.longest)[0] == 1

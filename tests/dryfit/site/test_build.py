@@ -97,12 +97,9 @@ def test_a_finished_run_is_the_example(tmp_path: Path) -> None:
     assert "[details](docs/details.md)" in card
 
 
-def test_every_document_has_a_place() -> None:
+def test_every_document_and_field_has_a_place() -> None:
     found = sections({"index.md": "Start", "new.md": "A new one"})
     assert found["Start"] == {"index.md": "Start"} and found[MORE] == {"new.md": "A new one"}
-
-
-def test_the_reference_names_every_field_option_and_public_name() -> None:
     scenario = reference.scenario()
     assert all(f"| `{field.name}` |" in scenario for field in FIELDS) and "`lora.rank`" in scenario
     assert "--sequence-length" in reference.command_line()

@@ -70,12 +70,9 @@ def test_ligers_kernels_compute_what_the_models_own_compute(family):
     torch.testing.assert_close(*grads, atol=1e-6, rtol=1e-3)
 
 
-def test_a_patch_that_is_not_written_out_names_what_is():
+def test_what_liger_does_not_write_out_or_know_is_refused():
     with pytest.raises(UserError, match="need its package") as caught:
         build_model(scenario(loss="liger", kernels="liger", model=DECODERS["gemma2"]), "cpu")
     assert "smollm3" in caught.value.allowed and "dryfit[run]" in caught.value.write
-
-
-def test_a_model_that_liger_does_not_know_is_refused():
     with pytest.raises(UserError, match="loss: chunked"):
         build_model(scenario(loss="liger", model=DECODERS["gpt2"]), "meta")

@@ -96,21 +96,23 @@ def test_random_models_have_the_buffers_of_a_new_model(model_type):
         assert torch.equal(own[name], expected), name
 
 
-def test_weights_are_those_of_the_folder(folders):
+def test_weights_are_those_of_the_folder_and_the_head_stays_dense(folders):
     model = build_model(scenario(method="full"), "cpu", weights=folders("qwen2"))
     expected = AutoModelForCausalLM.from_pretrained(folders("qwen2"), dtype=torch.bfloat16).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    model = build_model(scenario(method="qlora"), "cpu", weights=folders("qwen2"))
+    assert type(model.get_output_embeddings()) is torch.nn.Linear
+    assert model.get_output_embeddings().weight.dtype == torch.bfloat16
+    assert len(quantized_layers(model)) == 14
 
 
-def test_seed_decides_weights_and_adapters():
+def test_seed_and_folder_decide_weights_and_adapters(folders):
     def weights(seed):
         return torch.cat([p.flatten().float() for p in build_model(scenario(), "cpu", seed=seed).parameters()])
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
 
-
-def test_a_folder_decides_the_weights_but_the_seed_the_adapters(folders):
     def adapter(seed):
         model = build_model(scenario(), "cpu", weights=folders("qwen2"), seed=seed)
         return torch.cat([p.flatten() for n, p in model.named_parameters() if "lora_A" in n])
@@ -148,13 +150,6 @@ def test_parameter_count_is_that_of_the_built_model(model_type, method):
     asked = scenario(model_type, method=method)
     dense = AutoModelForCausalLM.from_config(configuration(asked))
     assert parameter_count(build_model(asked, "meta")) == sum(p.numel() for p in dense.parameters())
-
-
-def test_the_output_head_stays_dense_and_biases_stay(folders):
-    model = build_model(scenario(method="qlora"), "cpu", weights=folders("qwen2"))
-    assert type(model.get_output_embeddings()) is torch.nn.Linear
-    assert model.get_output_embeddings().weight.dtype == torch.bfloat16
-    assert len(quantized_layers(model)) == 14
 
 
 @pytest.mark.parametrize("head", [{"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}], ids=str)

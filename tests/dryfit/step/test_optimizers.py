@@ -27,8 +27,10 @@ def known(optimizer):
 ON_A_CPU = [known(name) for name in BY_NAME["optimizer"].words if not name.startswith("paged")]
 
 
-def test_each_optimizer_has_a_row_and_a_builder():
+def test_each_optimizer_has_a_builder_and_apollo_is_refused():
     assert list(BUILDERS) == list(OPTIMIZERS)
+    with pytest.raises(UserError, match="optimizer"):
+        scenario(optimizer="apollo")
 
 
 def scenario(**fields) -> Scenario:
@@ -119,8 +121,3 @@ def test_without_its_package_an_optimizer_says_what_to_install(optimizer, monkey
         ) as caught:
             answer(scenario(optimizer=optimizer))
         assert caught.value.write == 'pip install "dryfit[optimizers]"'
-
-
-def test_apollo_is_refused():
-    with pytest.raises(UserError, match="optimizer"):
-        scenario(optimizer="apollo")

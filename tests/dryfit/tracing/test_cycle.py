@@ -71,11 +71,20 @@ def test_the_trainers_phases_beside_vllm_are_measured_to_the_byte():
 
 
 @pytest.mark.thorough
-def test_awake_the_server_lies_beside_every_phase(known):
+def test_the_server_awake_and_its_trainer(known):
     found = of(known, utilization=0.5)
     for phase in found.phases:
         assert {"trainer", "server weights", "server cache", "CUDA graphs", "CUDA context"} <= set(phase.owners)
     assert found.peak.most_bytes < 0.5 * GPU.total_bytes + 2 * GIB and found.owner == "server cache"
+    fields = {"method": "qlora", "versions": {"vllm": "0.27.0"}}
+    asked = Scenario.from_mapping(scenario().to_mapping() | fields)
+    own = trace(asked, capability=GPU.capability, timeline=False)
+    found = cycle(asked, own, GPU)
+    model = DECODERS["qwen2"]
+    tables = model["vocab_size"] * model["hidden_size"] * (1 if model.get("tie_word_embeddings") else 2)
+    packed = own["parameters"] - tables
+    assert by_name(found)["generate"].owners["server weights"][0] == packed // 2 + packed // 64 * 4 + 2 * tables
+    assert found.server.weights() < of(known).server.weights()
 
 
 def test_what_each_phase_holds(known):
@@ -100,7 +109,7 @@ def test_what_each_phase_holds(known):
     assert phases["old log-probabilities"].owners["trainer"][0] == known["phases"]["old_log_probabilities"] + unused
 
 
-def test_what_to_turn_is_what_it_saves(known):
+def test_what_to_turn_and_how_far(known):
     found = of(known, utilization=0.8)
     turned = {next(iter(knob.changes["generation"])): knob for knob in knobs(found, known)}
     assert {"mode", "utilization"} <= set(turned)
@@ -108,18 +117,12 @@ def test_what_to_turn_is_what_it_saves(known):
         parts = knob.changes["generation"]
         assert of(known, **{"utilization": 0.8, **parts}).peak.most_bytes == knob.required_bytes
         assert knob.saves_bytes == found.peak.most_bytes - knob.required_bytes > 0
-
-
-def test_the_largest_utilization_fits_and_the_next_does_not(known):
     largest = largest_utilization(of(known), known)
     assert of(known, utilization=largest).fits is True
     try:
         assert of(known, utilization=round(largest + 0.01, 2)).fits is not True
     except UserError as error:
         assert "can't start" in str(error)
-
-
-def test_the_cache_holds_so_many_rows_and_rows_so_long(known):
     found = of(known, utilization=0.3)
     answers, server, cache = server_answers(found, known), found.server, found.server.cache()
     blocks = cache.blocks(server.cache_bytes()[0]) - 1
@@ -129,10 +132,17 @@ def test_the_cache_holds_so_many_rows_and_rows_so_long(known):
     assert longest == server.longest or server.requests * cache.blocks_of_request(longest + 1, 4096) > blocks
 
 
-def test_the_longest_answer_is_traced():
+def test_answers_and_servers_of_other_sizes():
     tight = Scenario.from_mapping(scenario(utilization=0.3).to_mapping() | {"sequence_length": 300})
     assert longest_completion(tight, GPU, 512) == 512
     assert longest_completion(tight, find({"vram_gib": 1.0}), 512) is None
+    from dryfit.readers.request import parse_request
+
+    asked = parse_request(scenario(mode="server").to_mapping() | {"gpu": "2xrtx-4090", "parallel": None}).scenario
+    assert asked.parallel.gpus == 1 and asked.generation.mode == "server"
+    with pytest.raises(UserError, match="beyond the 4096 positions") as caught:
+        Scenario.from_mapping(scenario().to_mapping() | {"sequence_length": 100_000})
+    assert "sequence_length: 4096" in str(caught.value)
 
 
 @pytest.mark.parametrize(("holds", "longest"), [(1000, 768), (768, 768), (255, None), (5000, 2048)])
@@ -236,19 +246,6 @@ def test_a_version_that_misjudges_its_weights_asleep_is_a_warning(version, level
     assert bool(cycle(asked, known, GPU).warnings) is warned
 
 
-@pytest.mark.thorough
-def test_a_4_bit_model_is_packed_for_vllm_too_before_it_lost_bitsandbytes(known):
-    fields = {"method": "qlora", "versions": {"vllm": "0.27.0"}}
-    asked = Scenario.from_mapping(scenario().to_mapping() | fields)
-    own = trace(asked, capability=GPU.capability, timeline=False)
-    found = cycle(asked, own, GPU)
-    model = DECODERS["qwen2"]
-    tables = model["vocab_size"] * model["hidden_size"] * (1 if model.get("tie_word_embeddings") else 2)
-    packed = own["parameters"] - tables
-    assert by_name(found)["generate"].owners["server weights"][0] == packed // 2 + packed // 64 * 4 + 2 * tables
-    assert found.server.weights() < of(known).server.weights()
-
-
 def test_a_model_divided_among_trainings_takes_a_part_of_each_card_and_all_their_answers(known):
     fields = {"gpu": "2xrtx-4090", "generation": {"engine": "vllm", "tensor_parallel": 2}}
     found = cycle(Scenario.from_mapping(scenario().to_mapping() | fields), known, GPU)
@@ -257,16 +254,3 @@ def test_a_model_divided_among_trainings_takes_a_part_of_each_card_and_all_their
     assert found.server.requests == 2 * alone.server.requests
     assert "each of the 2 cards trains a copy" in found.warnings[0] and not alone.warnings
     assert {phase.card for phase in found.phases} == {"trainer"}
-
-
-def test_a_server_may_have_the_second_of_two_cards_that_are_named():
-    from dryfit.readers.request import parse_request
-
-    asked = parse_request(scenario(mode="server").to_mapping() | {"gpu": "2xrtx-4090", "parallel": None}).scenario
-    assert asked.parallel.gpus == 1 and asked.generation.mode == "server"
-
-
-def test_rows_longer_than_the_model_has_positions_are_refused():
-    with pytest.raises(UserError, match="beyond the 4096 positions") as caught:
-        Scenario.from_mapping(scenario().to_mapping() | {"sequence_length": 100_000})
-    assert "sequence_length: 4096" in str(caught.value)

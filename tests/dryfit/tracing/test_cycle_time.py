@@ -39,10 +39,17 @@ def test_each_phase_of_a_cycle_has_its_seconds(known):
     assert "sleep" not in time_of(known, scenario(sleep_level=2)).seconds  # level 2 copies nothing
 
 
-def test_answers_that_are_used_twice_take_two_updates(known):
+def test_answers_that_are_used_twice_or_come_from_elsewhere(known):
     twice = scenario(iterations=2)
     once, update = time_of(known, scenario()).seconds["update"], time_of(traced(twice).trace, twice).seconds["update"]
     assert update == pytest.approx(2 * once, rel=0.1)
+    asked = changed(generation={"engine": "none"})
+    assert "generate" not in time_of(traced(asked).trace, asked).seconds
+    found = {next(iter(knob.changes["generation"])): knob for knob in knobs(cycle(scenario(), known, GPU), known)}
+    assert found["cuda_graphs"].more_seconds > 0
+    assert found["mode"].more_seconds == pytest.approx(
+        time_of(known, scenario(**found["mode"].changes["generation"])).whole - time_of(known, scenario()).whole
+    )
 
 
 @pytest.mark.thorough
@@ -72,25 +79,12 @@ def test_what_transformers_generates_is_timed_token_by_token():
     assert seconds(128) - seconds(64) == pytest.approx(seconds(64) - 2 * seconds(64) / 64, rel=0.25)
 
 
-def test_answers_from_elsewhere_take_no_time_of_the_cycle():
-    asked = changed(generation={"engine": "none"})
-    assert "generate" not in time_of(traced(asked).trace, asked).seconds
-
-
 def test_a_server_of_its_own_gets_its_weights_by_the_link_and_several_share_the_answers(known):
     beside, apart = time_of(known, scenario()), time_of(known, scenario(mode="server", utilization=0.9))
     assert apart.seconds["weight sync"] != beside.seconds["weight sync"]
     many = changed(gpu="3xrtx-4090", generation={"engine": "vllm", "mode": "server", "servers": 2, "utilization": 0.9})
     shared = cycle(many, known, GPU).time
     assert shared.seconds["generate"] <= apart.seconds["generate"]
-
-
-def test_a_knob_says_what_it_costs_in_time(known):
-    found = {next(iter(knob.changes["generation"])): knob for knob in knobs(cycle(scenario(), known, GPU), known)}
-    assert found["cuda_graphs"].more_seconds > 0
-    assert found["mode"].more_seconds == pytest.approx(
-        time_of(known, scenario(**found["mode"].changes["generation"])).whole - time_of(known, scenario()).whole
-    )
 
 
 @pytest.mark.thorough

@@ -47,7 +47,7 @@ def test_the_prediction_is_the_measurement_to_the_byte(name: str, dtype: str) ->
     assert predicted["exact"]
 
 
-def test_no_batch_needs_more_than_the_widest() -> None:
+def test_no_batch_needs_more_than_the_widest_with_or_without_a_prefix() -> None:
     from dryfit.step.generation import batches, halves
 
     asked = evaluation(DECODERS["llama"])
@@ -55,6 +55,9 @@ def test_no_batch_needs_more_than_the_widest() -> None:
     peaks = [measure_evaluation(asked, chosen).peak_allocated_bytes for chosen in everyone]
     assert trace_evaluation(asked, "cpu")["peak_allocated_bytes"] == max(peaks)
     assert len(widest_batches(asked)) < len(everyone)
+    predicted = trace_evaluation(evaluation(DECODERS["bloom"]), "cuda")
+    assert not predicted["exact"]
+    assert predicted["required_bytes"] > predicted["weights_bytes"]
 
 
 @pytest.mark.thorough
@@ -64,9 +67,3 @@ def test_longer_answers_larger_batches_and_wider_weights_need_more() -> None:
 
     assert needed(dtype="bfloat16") < needed() < needed(batch_size=7)
     assert needed(max_new_tokens=50) > needed()
-
-
-def test_an_architecture_that_takes_no_shared_prefix_is_estimated() -> None:
-    predicted = trace_evaluation(evaluation(DECODERS["bloom"]), "cuda")
-    assert not predicted["exact"]
-    assert predicted["required_bytes"] > predicted["weights_bytes"]

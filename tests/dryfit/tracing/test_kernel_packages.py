@@ -78,6 +78,10 @@ def test_without_packages_the_loop_runs_and_the_answer_says_so():
     (note,) = [text for text in found["notes"] if "own loops run" in text]
     assert "causal-conv1d and fla" in note and "chunk_gated_delta_rule" in note and "recurrent" not in note
     assert "packages" not in traced("qwen2", packages=[])
+    found = traced("qwen2", kernels="packages")
+    assert any("asks for no package" in text for text in found["warnings"])
+    named = {(each.package, each.kernel) for each in functions_of(scenario("bamba"))}
+    assert ("mamba-ssm", "mamba_split_conv1d_scan_combined") in named and ("causal-conv1d", "causal_conv1d_fn") in named
 
 
 @pytest.mark.thorough
@@ -111,11 +115,6 @@ def test_packages_that_cannot_be_meant_are_refused(fields, write):
     with pytest.raises(UserError) as caught:
         scenario("qwen2", **fields)
     assert caught.value.write == write
-
-
-def test_kernels_packages_on_a_model_that_asks_for_none_says_so():
-    found = traced("qwen2", kernels="packages")
-    assert any("asks for no package" in text for text in found["warnings"])
 
 
 # --- the packages themselves ------------------------------------------------------------------------------------
@@ -180,8 +179,3 @@ def test_a_version_without_the_function_is_named_and_the_loop_runs_as_it_would(c
     (warning,) = [text for text in found["warnings"] if problem in text]
     assert "fla" in warning and "lower bound" in warning
     assert found["bounds"]["lowest_bytes"] < found["peak_allocated_bytes"] == found["bounds"]["highest_bytes"]
-
-
-def test_functions_are_named_as_their_packages_name_them():
-    named = {(each.package, each.kernel) for each in functions_of(scenario("bamba"))}
-    assert ("mamba-ssm", "mamba_split_conv1d_scan_combined") in named and ("causal-conv1d", "causal_conv1d_fn") in named

@@ -149,26 +149,14 @@ ADAPTED = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"],
 
 
 @pytest.mark.thorough
-def test_adapters_of_experts_are_traced_to_the_byte():
+def test_experts_and_layers_of_llm_int8_keep_what_they_should():
     """PEFT's `target_parameters`, which axolotl calls `lora_target_parameters`."""
     asked = scenario(DECODERS["mixtral"], adapter=ADAPTED)
     compare(asked)
     attention = scenario(DECODERS["mixtral"], lora={"rank": 4, "target_modules": ["q_proj"]})
     trained = [trace(one, "cpu", timeline=False)["trainable_parameters"] for one in (asked, attention)]
     assert trained[0] > 2 * trained[1]
-
-
-def test_adapters_of_packed_experts_are_refused_by_name_where_peft_fails():
-    """PEFT 0.21.2 runs the first forward pass and fails in the second, without a tracer too."""
-    asked = scenario(DECODERS["mixtral"], adapter=ADAPTED, experts={"quantized": "bitsandbytes"})
-    with pytest.raises(UserError, match="can't train adapters of packed experts") as caught:
-        trace(asked, "cpu", timeline=False)
-    assert "PEFT 0.19" in caught.value.allowed
-
-
-@pytest.mark.thorough
-def test_layers_of_llm_int8_keep_what_checkpointing_lets_go_of_unless_it_is_reentrant():
-    """bitsandbytes' function holds its inputs itself, outside of what autograd saves: on the CPU measured so."""
+    # bitsandbytes' function holds its inputs itself, outside of what autograd saves: on the CPU measured so.
     kept = {}
     for kind in ("nf4", "int8"):
         for checkpointing in (True, "reentrant"):
@@ -177,13 +165,18 @@ def test_layers_of_llm_int8_keep_what_checkpointing_lets_go_of_unless_it_is_reen
     assert kept["nf4", True] < kept["nf4", "reentrant"] and kept["int8", True] > kept["int8", "reentrant"]
 
 
-def test_measurement_says_where_and_with_what():
+def test_a_measurement_says_where_and_refuses_what_it_can_not():
     measured = measure(scenario(QWEN2), "cpu")
     assert measured["device"]["type"] == "cpu"
     assert measured["peak_resident_set_bytes"] > measured["peak_allocated_bytes"]
     assert sum(measured["components"].values()) == measured["peak_allocated_bytes"]
     assert max(measured["timeline"]["allocated_bytes"]) == measured["peak_allocated_bytes"]
     assert set(measured["versions"]) == {"bitsandbytes", "peft", "python", "torch", "transformers"}
+    # PEFT 0.21.2 runs the first forward pass and fails in the second, without a tracer too.
+    asked = scenario(DECODERS["mixtral"], adapter=ADAPTED, experts={"quantized": "bitsandbytes"})
+    with pytest.raises(UserError, match="can't train adapters of packed experts") as caught:
+        trace(asked, "cpu", timeline=False)
+    assert "PEFT 0.19" in caught.value.allowed
 
 
 def test_cuda_without_a_card_is_refused():

@@ -98,7 +98,7 @@ def test_what_saving_and_loading_take():
 
 
 @pytest.mark.thorough
-def test_an_answer_says_what_a_host_takes():
+def test_an_answer_says_what_a_host_takes_and_who_is_traced_once():
     step = scenario("fsdp2 x context").changed(precision="bf16", gpu={"name": "h100-80gb", "count": 4})
     traced = scenario_trace.traced(step).trace
     host, beside = traced["host"], traced["checkpoint"]
@@ -106,6 +106,18 @@ def test_an_answer_says_what_a_host_takes():
     assert host["loading_bytes"] >= beside["loading_host_bytes"]
     (line,) = host_lines(host)
     assert line.startswith("host memory: 4 processes on a host") and "at most, while" in line
+    answer = trace(scenario("fsdp2 x tensor"), timeline=False)
+    (row,) = answer["ranks"]
+    assert row["ranks"] == [0, 1, 2, 3] and row["place"] == ""
+    assert not [note for note in answer["notes"] if "needs most" in note]
+    note = [note for note in trace(scenario("expert"), timeline=False)["notes"] if "experts" in note]
+    assert len(note) == 1 and "as many tokens" in note[0]
+    speeds = {"h100-80gb": speed_of("h100-80gb")}
+    steps = {count: scenario("1f1b").changed(gradient_accumulation=count) for count in (2, 8)}
+    found = {count: trace(step, timeline=False, timed_on=speeds)["times"]["h100-80gb"] for count, step in steps.items()}
+    assert "pipeline's wait" in found[2]["basis"]
+    each = {count: time["seconds_per_step"] / count for count, time in found.items()}
+    assert each[2] > each[8]
 
 
 @pytest.mark.thorough
@@ -130,20 +142,17 @@ def test_the_answer_is_that_of_the_gpu_that_needs_most():
     assert min(peaks) < 0.95 * max(peaks)
 
 
-@pytest.mark.thorough
-def test_gpus_that_are_alike_are_traced_once_and_said_together():
-    answer = trace(scenario("fsdp2 x tensor"), timeline=False)
-    (row,) = answer["ranks"]
-    assert row["ranks"] == [0, 1, 2, 3] and row["place"] == ""
-    assert not [note for note in answer["notes"] if "needs most" in note]
-
-
-def test_ranks_that_are_alike_are_one_kind():
+def test_ranks_that_are_alike_are_one_kind_and_what_no_plan_divides_is_refused():
     first, between, last = kinds_of_ranks(scenario("context of four"))
     assert (first.ranks, between.ranks, last.ranks) == ((0,), (1, 2), (3,))
     assert [kind.one_text for kind in (first, between, last)] == [False, False, True]
     assert [kind.place for kind in kinds_of_ranks(scenario("interleaved"))] == [
         "stages 1 and 3 of 4", "stages 2 and 4 of 4"]  # fmt: skip
+    model = {"model_type": "gpt_neo", "num_layers": 2, "hidden_size": 64, "num_heads": 4, "vocab_size": 128}
+    model["attention_types"] = [[["global"], 2]]
+    with pytest.raises(UserError, match="transformers can't divide this architecture") as caught:
+        trace(scenario("tensor").changed(model=model), timeline=False)
+    assert caught.value.write == "parallel: {strategy: fsdp2, gpus: 2}"
 
 
 def test_a_mesh_divides_what_it_says():
@@ -159,14 +168,6 @@ def test_a_mesh_divides_what_it_says():
     assert pipeline == pytest.approx(whole * 2, rel=0.01)
 
 
-def test_an_architecture_without_a_plan_is_refused():
-    model = {"model_type": "gpt_neo", "num_layers": 2, "hidden_size": 64, "num_heads": 4, "vocab_size": 128}
-    model["attention_types"] = [[["global"], 2]]
-    with pytest.raises(UserError, match="transformers can't divide this architecture") as caught:
-        trace(scenario("tensor").changed(model=model), timeline=False)
-    assert caught.value.write == "parallel: {strategy: fsdp2, gpus: 2}"
-
-
 PHI = LLAMA | {"model_type": "phi3", "pad_token_id": None}
 
 
@@ -175,22 +176,6 @@ def test_a_layer_that_the_plan_for_sequence_parallel_does_not_know_is_refused(mo
     with pytest.raises(UserError, match="does not know this architecture's layers") as caught:
         trace(scenario("tensor, sequence").changed(model=model), timeline=False)
     assert part in str(caught.value) and "sequence_parallel: false" in str(caught.value)
-
-
-@pytest.mark.thorough
-def test_a_note_says_that_experts_are_taken_to_be_chosen_evenly():
-    note = [note for note in trace(scenario("expert"), timeline=False)["notes"] if "experts" in note]
-    assert len(note) == 1 and "as many tokens" in note[0]
-
-
-@pytest.mark.thorough
-def test_a_pipelines_time_has_its_wait():
-    speeds = {"h100-80gb": speed_of("h100-80gb")}
-    steps = {count: scenario("1f1b").changed(gradient_accumulation=count) for count in (2, 8)}
-    found = {count: trace(step, timeline=False, timed_on=speeds)["times"]["h100-80gb"] for count, step in steps.items()}
-    assert "pipeline's wait" in found[2]["basis"]
-    each = {count: time["seconds_per_step"] / count for count, time in found.items()}
-    assert each[2] > each[8]
 
 
 @pytest.mark.few(0, 1)

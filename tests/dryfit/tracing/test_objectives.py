@@ -140,7 +140,7 @@ def test_a_search_over_pairs_records_the_step_that_is_traced():
     assert len(step_record(asked).events) == len(step_record(as_rows(asked)).events) + 1
 
 
-def test_adapters_and_known_numbers_need_no_second_model():
+def test_a_second_model_is_kept_where_numbers_are_not_known():
     parallel = {"strategy": "zero2", "gpus": 2}
     assert not reference_beside(scenario(parallel=parallel))
     assert not reference_beside(scenario(method="full", reference="precomputed", parallel=parallel))
@@ -148,9 +148,6 @@ def test_adapters_and_known_numbers_need_no_second_model():
     on_host = {"zero": {"offload_param": "cpu", "offload_optimizer": "cpu"}, "precision": "bf16-mixed"}
     parallel = {"strategy": "zero3", "gpus": 2}
     assert not reference_beside(scenario(method="full", parallel=parallel, **on_host))
-
-
-def test_orpos_copies_of_its_logits_count_against_the_card():
     asked = scenario("orpo", method="full", parallel={"strategy": "zero3", "gpus": 2}, autocast="bf16")
     logits = 2 * asked.tokens * asked.model["vocab_size"]
     answer = {"trace": {"phases": {"backward": 10**9}, "peak_allocated_bytes": 10**9}}

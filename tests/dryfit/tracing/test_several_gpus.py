@@ -141,15 +141,11 @@ def test_packed_bytes_are_not_divided_and_a_note_says_so():
 
 
 @pytest.mark.thorough
-def test_fsdp1_takes_adapters_and_leaves_a_range():
+def test_fsdp1_leaves_a_range_and_gradients_go_once_a_step_or_each_time():
     report = trace(scenario("qlora", "fsdp1", precision="bf16", quantization={"storage": "bf16"}), timeline=False)
     assert report["components"]["unsharded_parameters"] > 0
     low, high = trace(scenario("full", "fsdp1"), timeline=False)["reserved_range_bytes"]
     assert low < high
-
-
-@pytest.mark.thorough
-def test_gradients_are_exchanged_once_a_step_or_with_each_micro_batch():
     for strategy in ("ddp", "fsdp2"):
         once = trace(scenario("full", strategy), "cpu", timeline=False)
         twice = trace(scenario("full", strategy, gradient_accumulation=4), "cpu", timeline=False)

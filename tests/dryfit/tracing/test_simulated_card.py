@@ -164,10 +164,13 @@ def test_unsloths_step_is_a_range(method):
     assert any("Unsloth's kernels can't be followed" in text for text in unsloth["warnings"])
 
 
-def test_how_little_unsloth_keeps_is_not_known_of_every_family():
+def test_what_is_not_known_of_unsloth_and_not_measured():
     step = trace(scenario(kernels="unsloth", model=DECODERS["gemma2"]), timeline=False)
     assert step["bounds"]["lowest_bytes"] == step["resident_bytes"]
     assert "is not known" in step["bounds"]["missing"]
+    with pytest.raises(UserError, match="isn't measured here") as caught:
+        measure(scenario(compile="layers", method="full"), "cpu")
+    assert caught.value.write == "compile: none"
 
 
 @pytest.mark.thorough
@@ -224,9 +227,3 @@ def test_without_triton_a_compiled_scenario_says_what_to_install():
     with pytest.raises(UserError, match="needs the package triton") as caught:
         trace(scenario(compile="layers", method="full"))
     assert caught.value.write == 'pip install "dryfit[run]"'
-
-
-def test_a_compiled_step_is_not_measured():
-    with pytest.raises(UserError, match="isn't measured here") as caught:
-        measure(scenario(compile="layers", method="full"), "cpu")
-    assert caught.value.write == "compile: none"

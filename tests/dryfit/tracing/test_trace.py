@@ -124,16 +124,13 @@ def test_what_saves_memory_saves_memory():
     assert states[0] > 1.9 * states[1] > 1.9 * 3 * states[2]
 
 
-def test_gradients_are_alive_in_the_second_micro_batch():
+def test_gradients_and_casts_are_alive_where_they_should():
     one = trace(scenario(method="full"), timeline=False)
     two = trace(scenario(method="full", gradient_accumulation=2), timeline=False)
     assert "gradients" not in one["components_by_phase"]["forward"]
     gradients = two["components_by_phase"]["forward"]["gradients"]
     assert gradients == 2 * two["parameters"]
     assert two["phases"]["forward"] > one["phases"]["forward"] + gradients
-
-
-def test_autocast_keeps_casts_of_the_weights():
     answer = trace(scenario(method="full", precision="bf16-mixed", gradient_checkpointing=False), timeline=False)
     linear = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 64 * 96 * 3 + 64 + 32 + 32) + 64 * 300
     assert answer["components_by_phase"]["forward"]["weight_casts"] == 2 * linear
@@ -212,12 +209,17 @@ def test_the_answer_names_the_attention_that_runs():
 
 
 @pytest.mark.thorough
-def test_a_sliding_window_within_the_text_costs_a_mask_and_the_flash_kernel():
+def test_where_a_window_is_a_mask_and_adapters_have_no_place():
     windows = (None, 513, 512)
     peaks = [peak({**DECODERS["mistral"], "sliding_window": window}, sequence_length=512) for window in windows]
     assert peaks[0] == peaks[1] < peaks[2]
     with pytest.raises(UserError, match="attention: sdpa"):
         peak({**DECODERS["mistral"], "sliding_window": 32}, attention="flash", sequence_length=512)
+    model = {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 300}
+    assert "out_proj" in trace(scenario(model, method="lora"), timeline=False)["notes"][0]
+    with pytest.raises(UserError, match="multiplies by the weights of a quantized layer itself") as caught:
+        trace(scenario(model))
+    assert caught.value.write == "method: lora" and not caught.value.change
 
 
 _TEXT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
@@ -247,15 +249,6 @@ def test_other_models_are_refused_in_words(model, says, write):
 
 
 @pytest.mark.thorough
-def test_a_state_space_model_takes_no_adapters_on_all_its_layers():
-    model = {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 300}
-    assert "out_proj" in trace(scenario(model, method="lora"), timeline=False)["notes"][0]
-    with pytest.raises(UserError, match="multiplies by the weights of a quantized layer itself") as caught:
-        trace(scenario(model))
-    assert caught.value.write == "method: lora" and not caught.value.change
-
-
-@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["recurrent_gemma", "rwkv"])
 def test_a_recurrence_without_a_package_is_traced_as_its_loop(kind):
     model = {"model_type": kind, **_TEXT, "num_hidden_layers": 3}
@@ -266,14 +259,10 @@ def test_a_recurrence_without_a_package_is_traced_as_its_loop(kind):
 
 
 @pytest.mark.thorough
-def test_experts_that_stay_dense_are_said():
+def test_what_stays_dense_and_what_transformers_decides_is_said():
     notes = trace(scenario(DECODERS["mixtral"]), timeline=False)["notes"]
     assert len(notes) == 1 and "parameters of experts stay in bf16" in notes[0]
     assert trace(scenario(), timeline=False)["notes"] == []
-
-
-@pytest.mark.thorough
-def test_sizes_that_the_configuration_leaves_to_transformers_are_said():
     model = {**DECODERS["qwen2"]}
     del model["num_hidden_layers"]
     (note,) = trace(scenario(model), timeline=False)["notes"]
@@ -311,10 +300,11 @@ def test_a_manual_loop_that_keeps_its_outputs_holds_the_logits_of_the_step_befor
     assert length == kept | {key: length[key] for key in ("scenario",) if key in length}
 
 
-def test_windows_has_no_flash_attention():
+def test_what_a_platform_and_a_mask_cost():
     fields = {"sequence_length": 512, "gradient_checkpointing": False}
     assert peak(**fields, platform="windows") > peak(**fields)
     assert peak(**fields, platform="windows", attention="mem_efficient") == peak(**fields, attention="mem_efficient")
+    assert peak(attention_mask="padding", sequence_length=512) > peak(sequence_length=512)
 
 
 def test_expandable_segments_reserve_less_and_keep_no_rests():
@@ -325,10 +315,6 @@ def test_expandable_segments_reserve_less_and_keep_no_rests():
     assert grown["peak_reserved_bytes"] <= plain["peak_reserved_bytes"]
     assert grown["components"]["allocator_rounding"] < plain["components"]["allocator_rounding"]
     assert grown["components"]["weights_bf16"] == plain["components"]["weights_bf16"]
-
-
-def test_a_padding_mask_costs_what_the_fused_kernel_needs():
-    assert peak(attention_mask="padding", sequence_length=512) > peak(sequence_length=512)
 
 
 @pytest.mark.thorough

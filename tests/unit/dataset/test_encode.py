@@ -95,7 +95,7 @@ def test_the_prompt_in_training_is_the_prompt_when_asked(chat):
     assert IGNORED not in labels[len(asked) :]
 
 
-def test_shots_stand_before_the_request_as_turns_of_their_own(chat):
+def test_many_at_once_are_as_one_by_one_with_shots_before_them(chat):
     tokenizer, end = chat
     ids, labels = encode_pairs(tokenizer, SYSTEM, [("now", "pwd")], [[(f"before {end}", "ls -l")]])[0]
     text = tokenizer.decode(ids)
@@ -104,22 +104,20 @@ def test_shots_stand_before_the_request_as_turns_of_their_own(chat):
     assert f"before {end}" not in text, "a request can't end its own turn"
     alone = encode_pairs(tokenizer, SYSTEM, [("now", "pwd")])[0]
     assert [one for one in labels if one != IGNORED] == [one for one in alone[1] if one != IGNORED]
-
-
-def test_many_at_once_are_as_one_by_one(chat):
     tokenizer, _ = chat
     pairs = [(row["request"], row["command"]) for row in generate(4, 50)]
     assert encode_pairs(tokenizer, SYSTEM, pairs) == [encode_one(tokenizer, SYSTEM, *pair) for pair in pairs]
     assert encode_pairs(tokenizer, SYSTEM, []) == []
 
 
-def test_whole_rows_are_the_templates_own(chatml):
+def test_control_tokens_are_found_and_rows_are_the_templates_own(chatml):
     messages = [("system", SYSTEM), ("user", "List files"), ("assistant", "ls")]
     whole = chatml.apply_chat_template([{"role": role, "content": text} for role, text in messages], tokenize=True)
     whole = whole["input_ids"] if hasattr(whole, "keys") else whole
     ids, _ = encode_one(chatml, SYSTEM, "List files", "ls")
     assert whole[: len(ids)] == ids
     assert chatml.decode(whole[len(ids) :]) == "\n"  # the line break that ends a turn in ChatML
+    assert {"<|im_start|>", "<|im_end|>", "</s>", "[INST]"} <= set(control_tokens(chatml))
 
 
 def test_a_request_cannot_end_its_own_turn(chatml):
@@ -145,10 +143,6 @@ def test_no_control_token_is_left_in_data(text):
     cleaned = as_data(text, controls)
     assert not any(token in cleaned for token in controls)
     assert cleaned.replace(" ", "") == text.replace(" ", "")
-
-
-def test_control_tokens_are_found(chatml):
-    assert {"<|im_start|>", "<|im_end|>", "</s>", "[INST]"} <= set(control_tokens(chatml))
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused():

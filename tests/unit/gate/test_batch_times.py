@@ -62,11 +62,16 @@ def test_rows_of_a_step_that_need_more_batches_than_were_traced_are_refused_befo
     assert [len(share) for shares in enough for share in shares] == [3, 3]
 
 
-def test_each_step_takes_as_long_as_its_batch_and_the_fullest_gpu_decides() -> None:
+def test_steps_and_evaluations_are_added_up() -> None:
     short, long = seconds_of(2, 8), seconds_of(2, 64)
     assert short < long
     steps = [[[(2, 8)]], [[(2, 8)]], [[(2, 8)], [(2, 64)]]]  # at last a GPU with little to do waits for the other
     assert training_seconds(steps, STEP, NO_CPU, capability=(7, 5)) == pytest.approx(2 * short + long)
+    known = [judged(f"evaluation {name}", "GPU", 1, 2, "traced", seconds_at_most=seconds) for name, seconds in
+             (("of base and tuned", 40.0), ("on the benchmark", 2.0))]  # fmt: skip
+    written = judged("evaluation and documents", "disk", 1, 2, "computed")
+    assert evaluation_seconds([*known, written]) == 42.0
+    assert evaluation_seconds([*known, judged("evaluation elsewhere", "GPU", 1, 2, "traced")]) is None
 
 
 def test_hours_range_and_energy() -> None:
@@ -79,14 +84,6 @@ def test_hours_range_and_energy() -> None:
     unknown = RunHours.of(10, 3000.0, None, replace(T4, measured=None), gpus=1)
     assert unknown.hours_range is None and "not counted: evaluation, fetching" in unknown.line
     assert "don't plan by it" in unknown.line
-
-
-def test_evaluations_are_added_up_and_one_that_is_not_known_makes_all_unknown() -> None:
-    known = [judged(f"evaluation {name}", "GPU", 1, 2, "traced", seconds_at_most=seconds) for name, seconds in
-             (("of base and tuned", 40.0), ("on the benchmark", 2.0))]  # fmt: skip
-    written = judged("evaluation and documents", "disk", 1, 2, "computed")
-    assert evaluation_seconds([*known, written]) == 42.0
-    assert evaluation_seconds([*known, judged("evaluation elsewhere", "GPU", 1, 2, "traced")]) is None
 
 
 def gate(train: str, **settings) -> dict:

@@ -264,12 +264,18 @@ def test_a_small_disk_stops_the_run_but_for_an_override(run) -> None:
         raise checked.refusal()
 
 
-def test_the_table_has_a_line_for_each_stage(run) -> None:
+def test_each_stage_has_a_line_and_an_evaluation_its_time(run) -> None:
     lines = table(check_resources.check_run(**run, machine=Machine(card(PLENTY), None)).stages)
     assert lines[0].split() == ["stage", "where", "needs", "has", "verdict"]
     assert any(line.startswith("evaluation of base and tuned  GPU") and line.endswith("fits") for line in lines)
     assert any("merging" in line and line.endswith("not checked") for line in lines)
     assert len({line.index(line.split("  ")[0]) for line in lines}) == 1
+    speed = speed_of("a100-80gb")
+    (stage,) = check_resources.evaluation_stages(
+        NAME, run["evaluations"][NAME], Machine(find("a100-80gb"), PLENTY, speed)
+    )
+    once = trace_evaluation(run["evaluations"][NAME], "cuda", (8, 0), speed)["seconds_at_most"]
+    assert stage.seconds_at_most == 2 * once > 0
 
 
 def test_a_container_leaves_what_its_limit_and_the_machine_both_have(tmp_path) -> None:
@@ -280,15 +286,6 @@ def test_a_container_leaves_what_its_limit_and_the_machine_both_have(tmp_path) -
         (tmp_path / "memory.max").write_text(limit)
         assert 0 < host_memory(tmp_path) <= most
     assert host_memory(tmp_path) == 7000
-
-
-def test_an_evaluation_takes_the_time_of_base_and_tuned(run) -> None:
-    speed = speed_of("a100-80gb")
-    (stage,) = check_resources.evaluation_stages(
-        NAME, run["evaluations"][NAME], Machine(find("a100-80gb"), PLENTY, speed)
-    )
-    once = trace_evaluation(run["evaluations"][NAME], "cuda", (8, 0), speed)["seconds_at_most"]
-    assert stage.seconds_at_most == 2 * once > 0
 
 
 def test_a_gpu_that_torch_cant_use_stops_before_any_weight_is_fetched(monkeypatch):

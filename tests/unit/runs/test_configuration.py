@@ -142,13 +142,11 @@ def test_keys_of_another_source_rerun_nothing(config):
     assert set(settings.model_source(settings.check(config))) == {"type", "dtype", "repository", "revision"}
 
 
-def test_the_reference_is_up_to_date():
+def test_the_reference_is_up_to_date_and_every_key_has_a_description():
     assert settings.REFERENCE.read_text(encoding="utf-8") == settings.reference(), (
         "config/README.md is stale: python -m scripts.runs.configuration --write-reference"
     )
 
-
-def test_every_key_has_a_description():
     def walk(schema, path):
         for name, inner in schema.get("properties", {}).items():
             assert inner.get("description"), f"{path}{name} has no description"

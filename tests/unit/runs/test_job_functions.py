@@ -84,11 +84,15 @@ def test_only_a_command_that_names_execution_runs_answers(arguments: list[str], 
     assert asks_for_execution(shlex.join(arguments)) is asked
 
 
-def test_the_configuration_may_ask_for_execution_itself() -> None:
+def test_execution_and_paths_follow_the_settings() -> None:
     assert not functions().executes()
     benchmark = f"{{requirement: icalfa==0.3.6, sha256: {'a' * 64}, license: MIT, requests: 4}}"
     asked = functions(f"{{evaluation: {{execution: bubblewrap}}, dataset: {{benchmark: {benchmark}}}}}")
     assert asked.executes()
+    measured = functions().paths_where(lambda settings: settings["training"]["parallel"]["gpus"] == 1)
+    one, two = measured("results/{run}/a.json"), measured("results/{run}/a.json", "results/{run}/b.json")
+    assert one(WILDCARDS).endswith("/a.json") and len(two(WILDCARDS)) == 2
+    assert functions().paths_where(lambda settings: None)("results/{run}/a.json")(WILDCARDS) == []
 
 
 @pytest.mark.thorough
@@ -159,10 +163,3 @@ def test_runs_whose_profiles_have_other_scenarios_are_refused() -> None:
     with pytest.raises(UserError, match="differ in the scenarios of their memory profile") as caught:
         asked.names_in_profile()
     assert "full-bf16" in caught.value.found and "--configfile" in caught.value.write
-
-
-def test_paths_are_inputs_only_where_the_settings_ask_for_them() -> None:
-    measured = functions().paths_where(lambda settings: settings["training"]["parallel"]["gpus"] == 1)
-    one, two = measured("results/{run}/a.json"), measured("results/{run}/a.json", "results/{run}/b.json")
-    assert one(WILDCARDS).endswith("/a.json") and len(two(WILDCARDS)) == 2
-    assert functions().paths_where(lambda settings: None)("results/{run}/a.json")(WILDCARDS) == []

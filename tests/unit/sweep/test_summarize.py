@@ -63,14 +63,11 @@ def test_which_run_is_recommended():
     assert summary["recommendation"]["cheapest"] == summary["recommendation"]["run"] == "r8"
 
 
-def test_a_run_is_beaten_by_one_that_is_nowhere_worse_and_somewhere_better():
+def test_runs_are_beaten_or_not_compared():
     summary = swept(r4=run(spread(2.0), 100, right=5), r8=run(spread(1.0), 200, right=9),
                     r16=run(spread(1.0), 300, right=9), r32=run(spread(1.0), 400, right=10))  # fmt: skip
     assert {point["run"]: point["beaten_by"] for point in summary["points"]} == {
         "r4": [], "r8": [], "r16": ["r8"], "r32": []}  # fmt: skip
-
-
-def test_runs_that_answered_other_requests_are_not_compared():
     with pytest.raises(UserError, match="did not answer the same requests"):
         swept(r4=run(spread(1.0, n=4), 100), r8=run(spread(1.0, n=5), 100))
 

@@ -14,7 +14,7 @@ def make_rows(count):
     return [Row(list(range(3 + index % 7)), [IGNORED, *range(2 + index % 7)]) for index in range(count)]
 
 
-def test_an_epoch_has_every_row_once_and_the_seed_decides_the_order():
+def test_epochs_and_batches_have_an_order_by_seed_and_length():
     rows = make_rows(103)
     batches = epoch_batches(rows, 8, seed=1, epoch=0)
     assert sorted(map(id, (row for batch in batches for row in batch))) == sorted(map(id, rows))
@@ -22,28 +22,26 @@ def test_an_epoch_has_every_row_once_and_the_seed_decides_the_order():
     assert batches == epoch_batches(rows, 8, seed=1, epoch=0)
     assert batches != epoch_batches(rows, 8, seed=1, epoch=1)
     assert batches != epoch_batches(rows, 8, seed=2, epoch=0)
-
-
-def test_grouping_by_length_leaves_little_padding():
     rows = make_rows(512)
     used = sum(len(row.input_ids) for row in rows)
     padded = sum(len(batch) * max(len(row.input_ids) for row in batch) for batch in epoch_batches(rows, 8, 0, 0))
     assert padded <= 1.1 * used
+    # Batches of rows of neighbouring lengths, but not the same ones in every epoch.
+    rows = [Row([1] * length, [1] * length) for length in range(1, 401)]
+    together = [
+        {frozenset(len(row.input_ids) for row in batch) for batch in epoch_batches(rows, 2, seed=0, epoch=epoch)}
+        for epoch in (0, 1)
+    ]
+    assert len(together[0] & together[1]) < 100
 
 
-def test_collate_pads_to_the_longest_row_of_the_batch():
+def test_batches_pad_to_their_longest_row_with_a_mask_where_one_was_predicted():
     batch = collate([Row([1, 2, 3], [IGNORED, 2, 3]), Row([4], [IGNORED])], pad_token_id=9, device="cpu")
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
     assert batch["labels"].tolist() == [[IGNORED, 2, 3], [IGNORED] * 3]
     assert batch["input_ids"].dtype == torch.long
-
-
-def test_a_mask_hides_the_padding_where_the_step_was_predicted_with_one():
     batch = collate([Row([1, 2, 3], [IGNORED, 2, 3]), Row([4], [IGNORED])], pad_token_id=9, device="cpu", mask=True)
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-
-
-def test_the_first_position_teaches_nothing():
     assert answer_tokens([Row([1, 2], [1, 2]), Row([1, 2], [IGNORED, 2])]) == 2
 
 
@@ -61,16 +59,6 @@ def test_the_learning_rate_rises_then_falls_to_zero():
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 <= rates[-1] < 1e-5
     assert learning_rate_at(0, 1, 1e-3, 0.0) == 1e-3
-
-
-def test_batches_are_sorted_by_length_within_a_window_alone():
-    """Batches of rows of neighbouring lengths, but not the same ones in every epoch."""
-    rows = [Row([1] * length, [1] * length) for length in range(1, 401)]
-    together = [
-        {frozenset(len(row.input_ids) for row in batch) for batch in epoch_batches(rows, 2, seed=0, epoch=epoch)}
-        for epoch in (0, 1)
-    ]
-    assert len(together[0] & together[1]) < 100
 
 
 @pytest.mark.parametrize(

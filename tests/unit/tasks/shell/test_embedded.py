@@ -212,13 +212,10 @@ def test_wrong_words_are_an_error_that_names_the_place(tmp_path, old, new, expec
     assert (str(tmp_path) in str(error.value)) == (expected[0] != "")  # not where intents are made of them
 
 
-def test_each_row_of_the_default_number_is_another_intent():
+def test_rows_differ_and_only_requests_for_harm_are_families():
     rows = list(generate(seed=42, pairs=1800))
     assert len({row["intent"] for row in rows}) == 1800
     assert len({row["request"] for row in rows}) == 1800
-
-
-def test_only_requests_for_harm_are_families():
     families = {intent.family for intent in read_grammar().intents if intent.family}
     assert families == {f"refuse.{category}" for category in read_refusals().taught}
 
@@ -244,11 +241,14 @@ def test_requests_for_harm_are_held_out_by_category():
     assert check_syntax([refusals.line])[0].error is None and screen(refusals.line).status == "ok"
 
 
-def test_a_typo_leaves_slots_and_short_words_alone():
+def test_a_typo_leaves_slots_alone_and_more_than_can_be_said_is_refused(tmp_path):
     for seed in range(50):
         typed = misspell("copy <folder> to the <dir>", random.Random(seed))
         assert typed != "copy <folder> to the <dir>"
         assert typed.endswith("<folder> to the <dir>")
+    with pytest.raises(UserError, match="cannot make that many") as error:
+        list(generate(1, 10**6, grammar_of(tmp_path)))
+    assert "write:   pairs: " in str(error.value)
 
 
 @pytest.mark.thorough
@@ -275,14 +275,12 @@ def test_the_screen_lets_every_command_pass(pairs):
     assert {command: verdict for command, verdict in verdicts.items() if verdict.status != "ok"} == {}
 
 
-def test_requests_are_phrased_in_many_ways(pairs):
+def test_requests_are_phrased_in_many_ways_and_the_seed_decides(pairs):
     starts = Counter(row["request"].split()[0] for row in pairs)
     assert len(starts) > 150
     assert sum(row["request"].endswith("?") for row in pairs) > 2_000
     assert sum(row["request"][0].islower() for row in pairs) > 2_000
 
-
-def test_the_seed_decides_and_a_smaller_number_is_a_beginning(pairs):
     def asked(rows):  # without what may be held out, which depends on all rows
         return [(row["request"], row["command"]) for row in rows]
 
@@ -299,12 +297,6 @@ def test_equal_bytes_in_two_processes():
     first = run("1")
     assert first == run("2")
     assert [json.loads(line) for line in first.splitlines()] == list(generate(seed=7, pairs=500))
-
-
-def test_more_than_the_templates_can_say(tmp_path):
-    with pytest.raises(UserError, match="cannot make that many") as error:
-        list(generate(1, 10**6, grammar_of(tmp_path)))
-    assert "write:   pairs: " in str(error.value)
 
 
 def test_options_that_contradict_each_other_or_share_a_value_do_not_stand_side_by_side(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_jsonl, read_report, write_jsonl, write_report
-from scripts.tasks.shell.execution import execute, fetch_benchmark
+from scripts.tasks.shell import benchmark
+from scripts.tasks.shell.execution import execute
 from scripts.tasks.shell.scores import score
 from tests.unit.tasks.shell.execution.benchmark import ROWS, write_wheel
 
@@ -30,8 +31,8 @@ def prepare(tmp_path):
     made = {"tasks": paths["tasks"], "states": paths["states"], "report": paths["benchmark"]}
     source = {"requirement": "icalfa==0.3.6", "sha256": "0" * 64}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(fetch_benchmark, "download_wheel", lambda *_, **__: wheel)
-        fetch_benchmark.main(source, SimpleNamespace(**made, license=str(tmp_path / "LICENSE")))
+        patched.setattr(benchmark, "download_wheel", lambda *_, **__: wheel)
+        benchmark.Task({}).fetch_benchmark(source, SimpleNamespace(**made, license=str(tmp_path / "LICENSE")))
     tasks = list(read_jsonl(paths["tasks"]))
     for number, model in enumerate(execute.MODELS):
         said = [ANSWERS[task["request"]][number] for task in tasks]
