@@ -314,10 +314,10 @@ def test_of_layers_without_an_estimate_records_answer_and_say_where_they_end(cap
     assert status == 0 and text.startswith("FITS 23 of 26 GPUs: ")
     assert "no record of" in rows["t4"] and "ask without --quick" in rows["t4"] and "fits" in rows["l4"]
     status, text = run(capsys, "longest", "qwen3.5-9b", "--gpu", "4090", "--quick")
-    assert status == 0 and text.startswith("2,048 tokens fit the NVIDIA GeForce RTX 4090 by a record of its trace")
+    assert status == 0 and text.startswith("4,096 tokens fit the NVIDIA GeForce RTX 4090 by a record of its trace")
     assert "more tokens have no record; ask without --quick for them" in text
     status, found = run(capsys, "longest", "qwen3.5-9b", "--gpu", "4090", "--quick", "--json")
-    assert (found := json.loads(found))["recorded_to"] == found["value"] == 2048 and not found["limited_by_positions"]
+    assert (found := json.loads(found))["recorded_to"] == found["value"] == 4096 and not found["limited_by_positions"]
 
 
 @pytest.mark.parametrize("words", [[], ["gpus"], ["longest"], ["batch"]], ids=str)

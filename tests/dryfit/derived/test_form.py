@@ -67,7 +67,7 @@ def unanswered(called: str, length: int) -> set[str]:
     found = set()
     left_out = LEFT_OUT.get(called, ())
     if called == "trl" and length > 2048:
-        left_out = {"nemotron_h", "qwen3_5_moe_text", "qwen3_next"}
+        left_out = {"nemotron_h", "qwen3_next"}
     families = [family for family in RECORDED if family not in left_out]
     for name in (name for family in families for name in FAMILIES[family].catalogue()):
         for method, of_trl in METHODS.items():
