@@ -223,8 +223,8 @@ class ModelFamily:
             found["no_repeats"] = numbers["nv"] == numbers["nk"]
         if "e" in numbers and numbers["b"] * numbers["s"] * numbers["e"] <= SORTED_IN_PLACE:
             found["sorted_in_place"] = True  # the experts of all tokens
-        if self.others:
-            found["layers"] = self._sequence(model)
+        if self.others and (number := self._sequence(model)):
+            found["layers"] = number
         if self.chooses and numbers["s"] > (model.get(self.chooses) or 0):
             found["chosen"] = True
         if window and numbers["s"] >= window:
@@ -827,6 +827,7 @@ FAMILIES = {
             every=("sliding_window_pattern", 6),
             sequence="sssfsfsfss",
             order="sssssfsssssfsssssfssss",
+            others=(("sssfsfsssf", "sssssfsssssfsssssf"),),
             radius=1,
             ends={**_ENDS, "V": (1000, 262208)},  # a multiple of 64 above Gemma 2's
             **_whole(
