@@ -225,6 +225,10 @@ class ModelFamily:
             found["sorted_in_place"] = True  # the experts of all tokens
         if self.others and (number := self._sequence(model)):
             found["layers"] = number
+        heads = numbers["K"] * numbers["g"] * numbers["d"]
+        widths = {heads, *(times * numbers[symbol] for symbol in "him" if symbol in numbers for times in (1, 2))}
+        if numbers["V"] in widths:
+            found["vocabulary_as_wide"] = True  # the trace counts what is as wide as the vocabulary to the logits
         if self.chooses and numbers["s"] > (model.get(self.chooses) or 0):
             found["chosen"] = True
         if window and numbers["s"] >= window:
