@@ -58,7 +58,7 @@ def test_it_is_the_answer_of_the_command_line(monkeypatch) -> None:
     ({"gpu": "", "method": "lora"}, "size"),
     ({"gpu": "12GiB", "sequence_length": 3072}, "close"),
     ({"gpu": "rtx-3090", "gpus": 4, "method": "lora", "strategy": "fsdp2"}, "fits"),
-    ({"model": "deepseek-v4-flash"}, "unknown"),
+    ({"model": "qwen3.5-9b", "micro_batch": 2}, "unknown"),
 ])  # fmt: skip
 def test_a_verdict_has_its_two_numbers(choice: dict, state: str) -> None:
     found = ask(**choice)
