@@ -138,6 +138,13 @@ class Form:
         within = all(name in ranges and ranges[name][0] <= count <= ranges[name][1] for name, count in numbers.items())
         return within and list(capability) in self.content["capabilities"]
 
+    def check_order(self, kinds: Kinds) -> None:
+        """UnknownOrder: if the layers come in an order that was not recorded."""
+        for item in self.content["program"]:
+            if item[0] == "pass":
+                for layer in range(len(kinds)):
+                    self._layers.choose(item[1], kinds, layer)
+
     def compose(self, kinds: Kinds, numbers: Mapping[str, int], capability: Capability) -> list[Composition]:
         """The events of a step, loading included: in each order that is tried, where chance decides about that.
 
@@ -288,6 +295,10 @@ def form_of(scenario: Scenario, capability: Capability | None = None) -> tuple[F
     form = records_of(asked.family.name).form(asked.key())
     if not form.covers(asked.numbers, capability or DEFAULT_CAPABILITY):
         raise NoRecord("numbers or a GPU beyond what was checked")
+    try:
+        form.check_order(asked.kinds)
+    except UnknownOrder as error:
+        raise NoRecord(str(error)) from error
     return form, asked
 
 
@@ -299,5 +310,5 @@ def composed_step(scenario: Scenario, capability: Capability | None = None) -> t
     form, asked = form_of(scenario, capability)
     try:
         return form, form.compose(asked.kinds, asked.numbers, capability or DEFAULT_CAPABILITY)
-    except (Inexact, UnknownOrder) as error:
+    except Inexact as error:
         raise NoRecord(str(error)) from error

@@ -2,6 +2,8 @@
 
 import json
 import zipfile
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from dryfit.derived.form import NoRecord, Records, StepKey, composed_step, form_
 from dryfit.recorder.variants import METHODS, OPTIONS
 from dryfit.scenario.scenario import Scenario
 
+ROOT = Path(__file__).parents[3]
 BASE = {"model": "qwen2.5-3b", "method": "qlora", "sequence_length": 512}
 
 
@@ -92,6 +95,32 @@ def test_the_usual_steps_of_the_catalogue_are_answered(called, length) -> None:
     assert unanswered(called, length) == windows | others | as_wide
 
 
+STEPS = {  # of the table in docs/memory-core.md: the set of options, rows, and the compute capability
+    "a scenario's defaults": ("default", 1, None), "the same without checkpointing": ("not_checkpointed", 1, None),
+    "TRL's defaults": ("trl", 1, None), "the same with 2 rows": ("trl", 2, None),
+    "the same with 8 rows": ("trl", 8, None), "TRL's defaults on a T4 or V100": ("trl", 1, (7, 5)),
+}  # fmt: skip
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("told", STEPS)
+def test_the_documents_count_what_is_answered(told: str) -> None:
+    called, rows, capability = STEPS[told]
+    page = (ROOT / "docs" / "memory-core.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| {told} |")]
+    counts = []
+    for length in (512, 1024, 2048, 4096):
+        count = 0
+        for path, method in product(data_path("models").glob("*.json"), METHODS):
+            step = {"model": path.stem, "method": method, "sequence_length": length, "micro_batch": rows}
+            with suppress(NoRecord, UserError):
+                of_trl = METHODS[method] if called == "trl" else {}
+                form_of(Scenario.from_mapping(step | OPTIONS[called] | of_trl, {}), capability)
+                count += 1
+        counts.append(count)
+    assert counts == [int(cell) for cell in line.split("|")[2:6]]
+
+
 @pytest.mark.parametrize("changes", [
     {"optimizer": "adamw_8bit"}, {"attention": "eager"}, {"attention_mask": "padding"},
     {"gradient_checkpointing": "reentrant"}, {"autocast": "bf16"}, {"precision": "fp16"}, {"kbit_preparation": "peft"},
@@ -121,6 +150,11 @@ def test_no_option_that_was_not_recorded_is_answered(changes) -> None:
 def test_no_model_that_was_not_recorded_is_answered(changes) -> None:
     with pytest.raises(NoRecord):
         composed_step(scenario(model=model(**changes)))
+
+
+def test_an_order_of_layers_that_was_not_recorded_is_not_answered() -> None:
+    with pytest.raises(NoRecord, match="order"):
+        form_of(of_trl("gpt-oss-20b", layer_types=["full_attention"] * 24))
 
 
 def of_trl(name: str, length: int = 512, rows: int = 1, **changes: object) -> Scenario:
